@@ -1,0 +1,38 @@
+# `make train` and `make test` do everything on a machine with Python 3.11+, git and make; `make help` lists the rest.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint lock
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
+
+setup: $(STAMP)  ## create .venv and install the locked dependencies and this package into it
+
+# The stamp makes a second `make` cost nothing; it is older than the lock file when the lock changed.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: say which with PYTHON=python3.12" % v[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "Installing the locked dependencies into $(VENV) (about 6 GB with torch's CUDA libraries) ..."
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes --requirements requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+train: setup  ## train: make train ARGS="model=alexnet trainer=ddp"
+	@$(BIN)/python train.py $(ARGS)
+
+test: setup  ## run the whole test suite; ARGS="-k name" narrows it
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## run what pre-commit runs: ruff, mypy, YAML, large files, secrets
+	@$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no addresses)
+	@$(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --all-extras --no-emit-index-url --no-annotate \
+		--quiet pyproject.toml --output-file requirements.lock

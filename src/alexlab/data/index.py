@@ -1,0 +1,170 @@
+"""An ImageNet-style folder -> arrays: which files there are, and the class of each.
+
+`root/train/<class>/*.jpg`, `root/val/<class>/*.jpg` and, where there is one, `root/test/<class>/*.jpg`; or one folder
+of class folders, split by stated fractions (stratified, by seed).
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from alexlab.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images of one split, held in arrays: a Python list of a million (path, class) tuples would be copied into
+    every worker as its reference counts change.
+
+    Attributes:
+        root: the folder that the names are relative to.
+        names: all names joined, as bytes of the file system's encoding.
+        ends: int64 (N,): where in `names` the name of image i ends.
+        targets: int64 (N,): its class, 0 to len(classes) - 1.
+        classes: the class folders' names, sorted.
+    """
+
+    root: Path
+    names: bytes
+    ends: np.ndarray
+    targets: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def path(self, i: int) -> str:
+        start = int(self.ends[i - 1]) if i else 0
+        return os.path.join(self.root, os.fsdecode(self.names[start : int(self.ends[i])]))
+
+    def subset(self, keep: np.ndarray) -> "ImageIndex":
+        """The images at the positions `keep` (int64), in that order."""
+        starts = np.concatenate([[0], self.ends[:-1]])
+        parts = [self.names[starts[i] : self.ends[i]] for i in keep]
+        return _pack(self.root, parts, self.targets[keep], self.classes)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the names, targets and classes (not the pixels): two folders that differ in a file's name,
+        a class or the number of images differ here."""
+        digest = hashlib.sha256(self.names)
+        digest.update(self.ends.tobytes())
+        digest.update(self.targets.tobytes())
+        digest.update("\0".join(self.classes).encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+
+def _pack(root: Path, names: list[bytes], targets: np.ndarray, classes: tuple[str, ...]) -> ImageIndex:
+    ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+    return ImageIndex(root, b"".join(names), ends, np.asarray(targets, dtype=np.int64), classes)
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The sorted names of the class folders in `folder`; hidden ones are left out."""
+    try:
+        with os.scandir(folder) as entries:
+            return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+    except FileNotFoundError:
+        raise UserError(f"{folder} does not exist: give the folder of the images with data.root=PATH.") from None
+    except NotADirectoryError:
+        raise UserError(f"{folder} is a file, and a folder of images is needed: data.root=PATH.") from None
+    except PermissionError:
+        raise UserError(f"{folder} may not be read: ask for read permission, or copy the images.") from None
+
+
+def scan(folder: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
+    """Read the names of all images below `folder/<class>/`, at any depth, sorted within their class.
+
+    Args:
+        folder: holds one folder a class.
+        classes: the classes of the training split: others here are refused, and so are missing ones in training.
+
+    Raises:
+        UserError: no class folders, an empty class, or a class that `classes` does not hold.
+    """
+    here = class_folders(folder)
+    if not here:
+        raise UserError(
+            f"{folder} holds no class folders: it must hold one folder of images a class, as in "
+            f"{folder.name}/cat/1.jpg and {folder.name}/dog/2.jpg."
+        )
+    unknown = [name for name in here if classes is not None and name not in classes]
+    if classes is not None and unknown:
+        raise UserError(
+            f"{folder} holds classes that the training images do not: {_some(unknown)}. "
+            f"Training has {len(classes)} classes: {_some(classes)}. Rename or remove those folders."
+        )
+    labels = classes if classes is not None else here
+    names: list[bytes] = []
+    targets: list[int] = []
+    for target, label in enumerate(labels):
+        found = sorted(_images(folder, label)) if label in here else []
+        if not found and classes is None:
+            raise UserError(
+                f"{folder / label} is a class without images: put images there ({', '.join(EXTENSIONS[:4])}, ...) "
+                "or remove the folder."
+            )
+        names += found
+        targets += [target] * len(found)
+    if not names:
+        raise UserError(f"{folder} holds class folders but no image ({', '.join(EXTENSIONS[:4])}, ...).")
+    return _pack(folder, names, np.asarray(targets), labels)
+
+
+def _images(folder: Path, label: str) -> list[bytes]:
+    """The names of all images of a class, relative to `folder`, as bytes."""
+    found = []
+    waiting = [label]
+    while waiting:
+        here = waiting.pop()
+        try:
+            with os.scandir(folder / here) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    name = f"{here}/{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(name)
+                    elif entry.name.lower().endswith(EXTENSIONS):
+                        found.append(os.fsencode(name))
+        except PermissionError:
+            raise UserError(
+                f"{folder / here} may not be read: ask for read permission, or remove the folder."
+            ) from None
+    return found
+
+
+def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str, ImageIndex]:
+    """Split one folder at random by (seed, class), each class in the same proportions.
+
+    Args:
+        fractions: of the images that each split but `train` takes, e.g. {"val": 0.1, "test": 0.1}, each in 0..1.
+
+    Raises:
+        UserError: a class with too few images for every split to get one.
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("train", *fractions)}
+    for target, label in enumerate(index.classes):
+        members = np.flatnonzero(index.targets == target)
+        np.random.Generator(np.random.PCG64([seed, target])).shuffle(members)
+        taken = 0
+        for name, fraction in fractions.items():
+            size = max(1, round(len(members) * fraction)) if fraction > 0 else 0
+            parts[name].append(np.sort(members[taken : taken + size]))
+            taken += size
+        if taken >= len(members):
+            raise UserError(
+                f"{index.root / label} holds {len(members)} images, and at least {taken + 1} are needed for each of "
+                f"train, {', '.join(fractions)} to get one: add images, or lower data.val_fraction and "
+                "data.test_fraction."
+            )
+        parts["train"].append(np.sort(members[taken:]))
+    return {name: index.subset(np.concatenate(members)) for name, members in parts.items() if len(members)}
+
+
+def _some(names: "tuple[str, ...] | list[str]", limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f", ... ({len(names) - limit} more)" if len(names) > limit else "")

@@ -1,0 +1,63 @@
+"""Which images form which batch: a function of (seed, epoch), and of nothing else.
+
+The samplers yield (position in the index, epoch) pairs, so that a worker can derive an image's augmentation from
+(seed, epoch, index): the batches do not depend on the number of workers, and a resume needs nothing but the step.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+Batch = list[tuple[int, int]]  # (index of the image, epoch)
+
+
+class TrainBatches(Sampler[Batch]):
+    """Batches of one rank: each global batch of a fresh permutation is dealt out over the ranks.
+
+    The last images of the permutation that do not fill a global batch are left out (other ones each epoch).
+
+    Args:
+        size: number of training images.
+        global_batch: images a step over all ranks; must divide by world_size.
+        epoch: the epoch of the next pass; `set_epoch` changes it.
+    """
+
+    def __init__(self, size: int, global_batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        assert global_batch % world_size == 0
+        assert global_batch <= size
+        self.size, self.global_batch, self.seed = size, global_batch, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // self.global_batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = np.random.Generator(np.random.PCG64([self.seed, self.epoch])).permutation(self.size)
+        share = self.global_batch // self.world_size
+        for b in range(len(self)):
+            start = b * self.global_batch + self.rank * share
+            yield [(int(i), self.epoch) for i in order[start : start + share]]
+
+
+class EvalBatches(Sampler[Batch]):
+    """Every image once over all ranks, without padding.
+
+    All ranks yield the same number of batches, the last of which may be short or empty: a rank without a batch would
+    skip the hooks in which the others wait for it.
+    """
+
+    def __init__(self, size: int, batch: int, rank: int = 0, world_size: int = 1) -> None:
+        self.size, self.batch, self.rank, self.world_size = size, batch, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.size // (self.batch * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        mine = range(self.rank, self.size, self.world_size)
+        for b in range(len(self)):
+            yield [(i, 0) for i in mine[b * self.batch : (b + 1) * self.batch]]
