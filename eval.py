@@ -1,0 +1,14 @@
+"""Evaluate a run: python eval.py run=<run dir>|latest ckpt=best|last|PATH [data.root=PATH]."""
+
+from alexlab.cli import hydra_command
+
+
+@hydra_command("eval")
+def main(config):  # type: ignore[no-untyped-def]
+    from alexlab.evaluate import evaluate
+
+    return evaluate(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Checkpoints that a kill cannot break, and that load without running anything."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import nn
+
+from alexlab.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, fsyncs and renames: a kill at any moment leaves the previous file whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, with weights_only=True.
+
+    Raises:
+        UserError: it is missing, or is not a checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/best.ckpt.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}): "
+            "it is damaged or of another kind; choose another with ckpt=PATH."
+        ) from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} holds no state_dict: it is not a checkpoint of this project.")
+    return checkpoint
+
+
+def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into `net`.
+
+    Raises:
+        UserError: they are another network's; says which keys or shapes differ.
+    """
+    state = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
+    own = net.state_dict()
+    differ = [f"{k} is missing" for k in own if k not in state]
+    differ += [f"{k} is not in this network" for k in state if k not in own]
+    differ += [
+        f"{k} has shape {tuple(state[k].shape)}, and {tuple(v.shape)} is needed"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if differ:
+        shown = "\n  ".join(differ[:5]) + (f"\n  ... ({len(differ) - 5} more)" if len(differ) > 5 else "")
+        raise UserError(
+            f"{path} holds the weights of another network:\n  {shown}\n"
+            "Choose the model it was trained with (its run's config.yaml), or another checkpoint."
+        )
+    net.load_state_dict(state)

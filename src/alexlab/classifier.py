@@ -1,0 +1,198 @@
+"""The LightningModule: wraps any net that turns images into logits; loss, metrics, optimizer wiring."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from alexlab import optim
+from alexlab.augment import BatchAugment
+from alexlab.data.dataset import mix
+
+Batch = tuple[Tensor, Tensor, list[str]]
+
+
+class Sums:
+    """Sums over images, kept on the device so that no step waits for it: loss, top-1 and top-5 hits, images."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """loss: mean of the batch; logits (B, C); targets int64 (B,), or (B, C) where images were mixed."""
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        hits = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        found = hits.any(1).sum() if logits.shape[1] >= 5 else torch.full((), len(labels), device=hits.device)
+        count = torch.full_like(found, len(labels))
+        self.values += torch.stack([loss.detach() * len(labels), hits[:, 0].sum(), found, count])
+
+    def merged(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The means over all ranks' images, after a `reduce` that sums a tensor over the ranks."""
+        loss, acc1, acc5, count = reduce(self.values.clone()).tolist()
+        return {"loss": loss / count, "acc1": acc1 / count, "acc5": acc5 / count} if count else {}
+
+
+class ImageClassifier(pl.LightningModule):
+    """Trains `net` with cross-entropy.
+
+    Args:
+        net: float (B, C, H, W) -> logits (B, num_classes).
+        augment: uint8 batches -> float batches, on the device.
+        optimizer, scheduler: plain settings; see `optim.py`.
+        label_smoothing: 0 to 1, in training only.
+        batch_size: global, for the scaled learning rate.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        augment: BatchAugment,
+        class_names: list[str],
+        optimizer: dict[str, Any],
+        scheduler: dict[str, Any],
+        seed: int,
+        batch_size: int,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.augment = augment
+        self.class_names = class_names
+        self.optimizer_settings, self.scheduler_settings = optimizer, scheduler
+        self.seed, self.batch_size = seed, batch_size
+        self.label_smoothing = label_smoothing
+        self.channels_last = channels_last
+        self.skipped: dict[str, None] = {}  # an ordered set of the broken images' paths
+        self.best: dict[str, float] = {}
+        self.watchers: list[Callable[[Tensor, Tensor], None]] = []  # called with the logits and targets of a test batch
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> logits (B, num_classes)."""
+        return self.net(self._layout(self.augment.normalize(images)))
+
+    def _layout(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=layout)
+
+    # -- training
+
+    def on_train_epoch_start(self) -> None:
+        self.epoch_sums, self.window_sums = Sums(self.device), Sums(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        images, targets, skipped = batch
+        self.skipped.update(dict.fromkeys(skipped))
+        if not len(targets):  # every image of the batch was broken; the ranks still meet in the backward pass
+            return sum(p.sum() for p in self.net.parameters()) * 0.0  # type: ignore[return-value]
+        step = mix(self.seed, self.current_epoch, batch_idx)
+        reseed(mix(step, self.global_rank), self.device)  # dropout and mixing need no state to resume
+        images, targets = self.augment(images, targets, step, self.global_rank, self.trainer.world_size)
+        logits = self.net(self._layout(images))
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        self.window_sums.add(loss, logits, targets)
+        if self._logs_now(batch_idx):
+            self._log_window()
+        return loss
+
+    def _logs_now(self, batch_idx: int) -> bool:
+        """The steps at which Lightning passes logged values on to the loggers."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        last_of_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        return last_of_step and (self.global_step + 1) % every == 0
+
+    def _log_window(self) -> None:
+        means = self.window_sums.merged(lambda values: values)  # this rank's
+        self.log("train/loss_step", means["loss"], prog_bar=True)
+        self.log("train/acc1_step", means["acc1"], prog_bar=True)
+        self.epoch_sums.values += self.window_sums.values
+        self.window_sums = Sums(self.device)
+
+    def on_train_epoch_end(self) -> None:
+        self.epoch_sums.values += self.window_sums.values
+        self.window_sums = Sums(self.device)
+        self._log_means("train", self.epoch_sums, prog_bar=False)
+
+    # -- validation and test: each image once, over any number of ranks
+
+    def on_validation_epoch_start(self) -> None:
+        self.eval_sums = Sums(self.device)
+        self.share_buffers()
+
+    def share_buffers(self) -> None:
+        """Average BatchNorm's statistics over the ranks, once a validation instead of at each step."""
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._eval_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        means = self._log_means("val", self.eval_sums, prog_bar=True)
+        if self.trainer.sanity_checking or not means:
+            return
+        for name, better in (("loss", min), ("acc1", max), ("acc5", max)):
+            key = f"val/{name}"
+            self.best[key] = better(self.best.get(key, means[name]), means[name])
+            self.log(f"{key}_best", self.best[key])
+
+    def on_test_epoch_start(self) -> None:
+        self.eval_sums = Sums(self.device)
+        self.confusion = MulticlassConfusionMatrix(len(self.class_names), validate_args=False).to(self.device)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        result = self._eval_step(batch)
+        if result is not None:
+            logits, targets = result
+            self.confusion.update(logits, targets)
+            for watch in self.watchers:
+                watch(logits, targets)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test", self.eval_sums, prog_bar=False)
+        self.confusion_matrix = self.confusion.compute().cpu()  # sums over the ranks
+
+    def _eval_step(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        images, targets, skipped = batch
+        self.skipped.update(dict.fromkeys(skipped))
+        if not len(targets):
+            return None
+        logits = self(images).float()
+        self.eval_sums.add(F.cross_entropy(logits, targets), logits, targets)
+        return logits, targets
+
+    def _log_means(self, stage: str, sums: Sums, prog_bar: bool) -> dict[str, float]:
+        means = sums.merged(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))  # type: ignore[arg-type, return-value]
+        for name, value in means.items():
+            self.log(f"{stage}/{name}", value, prog_bar=prog_bar and name != "acc5")
+        return means
+
+    # -- optimizer and checkpoint
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else None
+        batch = self.batch_size * self.trainer.accumulate_grad_batches
+        optimizer = optim.build_optimizer(self.net, self.optimizer_settings, batch)
+        return [optimizer], optim.build_schedulers(optimizer, self.scheduler_settings, steps, epochs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["best"] = dict(self.best)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best = dict(checkpoint.get("best", {}))
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed the generators that dropout and mixing draw from, without torch.manual_seed's 131 microseconds."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)

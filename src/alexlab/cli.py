@@ -1,0 +1,157 @@
+"""The one Hydra wrapper of train.py and its sister scripts: composes the config, agrees on the run's directory, and
+turns a user's mistake into one screen and exit code 2. Light: nothing heavy is imported before the task runs."""
+
+import difflib
+import errno
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from alexlab.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+
+
+class StopSweep(BaseException):
+    """Ends a multirun at its first failed job; Hydra would go on and tell at the end. Not an Exception, as Hydra keeps
+    those for later."""
+
+
+def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorate a task(config) as a command: `conf/<config_name>.yaml` composed with the command line's overrides."""
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        return lambda: _main(config_name, task)
+
+    return decorate
+
+
+def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
+    stamp = _stamp()
+    OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
+    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
+        sys.argv.append("hydra.output_subdir=null")  # rank 0 writes it
+    failed: list[str] = []
+
+    def job(config: DictConfig) -> Any:
+        hydra_config = hydra.core.hydra_config.HydraConfig.get()
+        OmegaConf.set_struct(config, False)
+        config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
+        config.overrides = list(hydra_config.overrides.task)
+        sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
+        try:
+            return task(config)
+        except Exception as error:
+            if not sweeping:
+                raise
+            if not config.get("sweep", {}).get("keep_going", False):
+                raise StopSweep(
+                    f"Job {hydra_config.job.num} failed: {error}\nThe sweep ends here; sweep.keep_going=true goes on."
+                ) from error
+            failed.append(f"job {hydra_config.job.num} ({', '.join(config.overrides)}): {error}")
+            print(f"FAILED {failed[-1]}", file=sys.stderr, flush=True)
+            return None
+
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)
+    try:
+        main()
+    except StopSweep as error:
+        _leave(str(error), 2 if isinstance(error.__cause__, UserError) else 1)
+    except UserError as error:
+        _leave(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave(_short(error, config_name), 2)
+    except OSError as error:
+        known = {
+            errno.ENOSPC: "no space is left there: free some, or write elsewhere with paths.logs=PATH.",
+            errno.EDQUOT: "the disk quota is used up: free some, or write elsewhere with paths.logs=PATH.",
+            errno.EACCES: "no permission to write or read there: choose another place with paths.logs=PATH or data.root=PATH.",
+            errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
+            errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
+        }
+        if error.errno not in known:
+            raise
+        _leave(f"{error.filename}: {known[error.errno]}", 2)
+    if failed:
+        _leave(f"{len(failed)} job(s) of the sweep failed:\n  " + "\n  ".join(failed), 1)
+
+
+def _leave(text: str, code: int) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _stamp() -> str:
+    """The name of the run's directory: the same on all ranks of a run."""
+    given = os.environ.get("ALEXLAB_STAMP")
+    if given:
+        return given
+    if "SLURM_JOB_ID" in os.environ and "SLURM_PROCID" in os.environ:
+        return f"slurm-{os.environ['SLURM_JOB_ID']}"
+    now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from datetime import timedelta
+
+        from torch.distributed import TCPStore
+
+        # torchrun's agent serves this store; rank 0 tells the others its time
+        store = TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=60)
+        )
+        key = f"alexlab/stamp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        if int(os.environ["RANK"]) == 0:
+            store.set(key, now)
+        return store.get(key).decode()
+    return now
+
+
+def _short(error: Exception, config_name: str) -> str:
+    """Hydra's answer on one screen, with the nearest key or option."""
+    text = str(error)
+    wrong = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    option = re.search(r"Could not find '([^']+)'", text)
+    if option:
+        group, _, name = option.group(1).rpartition("/")
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        near = difflib.get_close_matches(name, options, n=1)
+        hint = f" Did you mean {group}={near[0]}?" if near else ""
+        return f"{group}={name}: there is no such option.{hint} There are: {', '.join(options)}."
+    if wrong:
+        key = wrong.group(1)
+        keys = _all_keys(config_name)
+        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+        leaf = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
+        best = (leaf[:1] if "." not in key else []) or near or leaf[:1]
+        hint = f" Did you mean {best[0]}?" if best else ""
+        return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists them all; +{key}=... adds one."
+    return "\n".join(text.splitlines()[:12])
+
+
+def _all_keys(config_name: str) -> list[str]:
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            keys.append(prefix + str(key))
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+
+    walk(config, "")
+    return keys

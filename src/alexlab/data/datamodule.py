@@ -1,0 +1,179 @@
+"""The LightningDataModule: image folders -> batches for this rank."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from alexlab.data import demo
+from alexlab.data import index as folder_index
+from alexlab.data.dataset import ImageDataset, collate
+from alexlab.data.index import ImageIndex
+from alexlab.data.sampler import EvalBatches, TrainBatches
+from alexlab.data.transforms import SampleTransform
+from alexlab.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageFolders(pl.LightningDataModule):
+    """An ImageNet-style folder. `read()` finds the images; batches are (images uint8 (B, 3, H, W), targets int64 (B,),
+    skipped paths).
+
+    Args:
+        root: holds train/, val/ and perhaps test/, each with a folder a class; or, with val_fraction, class folders.
+        batch_size: global: images a step over all devices; must divide by their number.
+        image_size: side of the net's input in pixels.
+        num_workers: loader processes a device; None takes the cores at hand, shared among this machine's devices.
+        val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
+        num_classes: None, or the number that the folder must hold.
+        on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
+        demo_seed: write the built-in shapes into `root` first, from this seed.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int,
+        image_size: int,
+        seed: int,
+        train_transform: SampleTransform,
+        eval_transform: SampleTransform,
+        num_workers: int | None = None,
+        val_fraction: float | None = None,
+        test_fraction: float = 0.0,
+        num_classes: int | None = None,
+        on_error: str = "raise",
+        demo_seed: int | None = None,
+        class_names: dict[str, str] | None = None,
+        world_size: int = 1,
+        local_world_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.batch_size, self.image_size, self.seed = batch_size, image_size, seed
+        self.transforms = {"train": train_transform, "val": eval_transform, "test": eval_transform}
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.expected_classes, self.on_error, self.demo_seed = num_classes, on_error, demo_seed
+        self.class_names = class_names or {}
+        self.world_size = world_size
+        if num_workers is None:
+            num_workers = max(1, len(os.sched_getaffinity(0)) // local_world_size)
+        self.num_workers = num_workers
+        self.splits: dict[str, ImageIndex] = {}
+
+    def read(self) -> "ImageFolders":
+        """Find the images of all splits.
+
+        Raises:
+            UserError: a folder that is missing, empty, or does not fit the others or the batch.
+        """
+        if self.splits:
+            return self
+        if self.demo_seed is not None:
+            demo.write_demo(self.root, seed=self.demo_seed)
+        self.splits = self._read_splits() if (self.root / "train").is_dir() else self._read_one_folder()
+        train = self.splits["train"]
+        if self.expected_classes is not None and self.expected_classes != len(train.classes):
+            raise UserError(
+                f"data.num_classes={self.expected_classes}, but {train.root} holds {len(train.classes)} classes: "
+                "leave data.num_classes out (it is counted), or point data.root elsewhere."
+            )
+        if len(train) < self.batch_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is larger than the {len(train)} training images of {train.root}: "
+                f"choose data.batch_size={max(self.world_size, len(train) // self.world_size * self.world_size)} "
+                "or less."
+            )
+        return self
+
+    def _read_splits(self) -> dict[str, ImageIndex]:
+        train = folder_index.scan(self.root / "train")
+        splits = {"train": train}
+        for name in ("val", "test"):
+            if (self.root / name).is_dir():
+                splits[name] = folder_index.scan(self.root / name, train.classes)
+        if "val" not in splits:
+            raise UserError(
+                f"{self.root} has train/ but no val/: add {self.root / 'val'}, or point data.root at "
+                f"{self.root / 'train'} and split it with data.val_fraction=0.1."
+            )
+        return splits
+
+    def _read_one_folder(self) -> dict[str, ImageIndex]:
+        if self.val_fraction is None:
+            folder_index.class_folders(self.root)  # a missing folder is told as such
+            raise UserError(
+                f"{self.root} holds no train/ folder: it must hold train/ and val/ with a folder of images a class in "
+                "each, or class folders alone, to be split with data.val_fraction=0.1."
+            )
+        fractions = {"val": self.val_fraction, "test": self.test_fraction}
+        return folder_index.split(
+            folder_index.scan(self.root), {name: part for name, part in fractions.items() if part > 0}, self.seed
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class folders' names, in the order of the targets."""
+        return self.splits["train"].classes
+
+    @property
+    def readable_classes(self) -> list[str]:
+        """The classes' names for people, where the data's config has them ("n01440764": "tench")."""
+        return [self.class_names.get(name, name) for name in self.classes]
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the data: root, classes, sizes and fingerprint of each split."""
+        return {
+            "root": str(self.root),
+            "num_classes": len(self.classes),
+            "images": {name: len(index) for name, index in self.splits.items()},
+            "fingerprint": {name: index.fingerprint() for name, index in self.splits.items()},
+        }
+
+    def setup(self, stage: str) -> None:
+        self.read()
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = TrainBatches(len(self.splits["train"]), self.batch_size, self.seed, self._rank, self.world_size)
+        return self._loader("train", sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader(self.test_split)
+
+    @property
+    def test_split(self) -> str:
+        """ "test", or "val" where there are no test images."""
+        return "test" if "test" in self.splits else "val"
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        share = self.batch_size // self.world_size
+        return self._loader(split, EvalBatches(len(self.splits[split]), share, self._rank, self.world_size))
+
+    def _loader(self, split: str, batches: "TrainBatches | EvalBatches") -> DataLoader:
+        trainer = self.trainer
+        return DataLoader(
+            ImageDataset(self.splits[split], self.transforms[split], self.seed, self.on_error),
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            persistent_workers=self.num_workers > 0 and split != "test",
+            worker_init_fn=one_thread,
+        )
+
+
+def one_thread(worker: int) -> None:
+    """As many workers as cores: threads inside each would fight over them."""
+    import torch
+
+    torch.set_num_threads(1)
