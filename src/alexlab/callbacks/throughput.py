@@ -1,0 +1,39 @@
+"""Images a second and the share of a step spent waiting for data."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+
+class Throughput(Callback):
+    """Logs perf/images_per_second (all devices) and perf/data_wait (0 to 1, this rank's), each time Lightning logs.
+
+    Host clocks alone, without a device sync: over a window of steps they agree with the device's.
+    """
+
+    def __init__(self, global_batch: int) -> None:
+        self.global_batch = global_batch
+        self.total_images, self.total_seconds = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ended = time.perf_counter()
+        self.window_start, self.waited, self.steps = self.ended, 0.0, 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.ended
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.steps += 1
+        self.ended = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        seconds = max(self.ended - self.window_start, 1e-9)
+        images = self.steps * self.global_batch
+        self.total_images += images
+        self.total_seconds += seconds
+        pl_module.log("perf/images_per_second", images / seconds)
+        pl_module.log("perf/data_wait", min(1.0, self.waited / seconds))

@@ -1,0 +1,173 @@
+"""The Lightning Trainer of a run: devices, precision, callbacks, loggers."""
+
+import inspect
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import (
+    Callback,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    RichProgressBar,
+)
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
+
+from alexlab import launch
+from alexlab.callbacks.agreement import SameConfig
+from alexlab.callbacks.progress import PlainProgress
+from alexlab.callbacks.provenance import Provenance
+from alexlab.callbacks.throughput import Throughput
+from alexlab.checkpoint import AtomicCheckpointIO
+from alexlab.errors import UserError
+
+OWN_KEYS = ("strategy", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port", "precision")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a run uses: kind ("cuda", "mps" or "cpu"), devices on this machine, machines."""
+
+    kind: str
+    local: int
+    nodes: int
+
+    @property
+    def world_size(self) -> int:
+        return self.local * self.nodes
+
+
+def find_devices(config: DictConfig) -> Devices:
+    """What `trainer.accelerator`, `devices` and `num_nodes` mean on this machine.
+
+    Raises:
+        UserError: they ask for what is not here.
+    """
+    asked, wanted = config.trainer.accelerator, config.trainer.devices
+    gpus = torch.cuda.device_count()
+    mps = torch.backends.mps.is_available()
+    if asked == "auto":
+        kind = "cuda" if gpus else "mps" if mps and config.trainer.strategy == "auto" else "cpu"
+    else:
+        kind = {"gpu": "cuda" if gpus or not mps else "mps"}.get(asked, asked)
+    if kind == "cuda" and not gpus:
+        raise UserError(
+            f"trainer.accelerator={asked} needs a GPU, and torch {torch.__version__} sees none here: check nvidia-smi, "
+            "or train on the CPU with trainer=cpu."
+        )
+    if kind == "mps" and not mps:
+        raise UserError("trainer.accelerator=mps needs Apple's GPU, and there is none here: trainer=cpu.")
+    if config.trainer.strategy == "fsdp" and kind != "cuda":
+        raise UserError("trainer.strategy=fsdp needs GPUs, and there are none here: trainer=ddp_cpu, or trainer=cpu.")
+    available = {"cuda": gpus, "mps": 1}.get(kind)
+    if wanted == "auto":
+        local = available or 1
+    else:
+        local = wanted if isinstance(wanted, int) else len(wanted)
+    if available is not None and local > available:
+        raise UserError(f"trainer.devices={wanted}: this machine has {available}. Choose {available} or less, or auto.")
+    return Devices(kind, local, config.trainer.num_nodes)
+
+
+def choose_precision(wanted: Any, kind: str) -> Any:
+    """`trainer.precision`, or for auto what is fast there: bf16 from compute capability 8 on and on CPUs with bf16
+    dot products, 16-mixed with loss scaling on older GPUs, else 32."""
+    if wanted != "auto":
+        return wanted
+    if kind == "cuda":
+        return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"
+    if kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def build_trainer(config: DictConfig, devices: Devices, loggers: list[Logger], provenance: dict[str, Any]) -> pl.Trainer:
+    """`provenance` goes into each checkpoint: plain config, class names, data fingerprint."""
+    run_dir = Path(config.run_dir)
+    settings: dict[str, Any] = {key: value for key, value in dict(config.trainer).items() if key not in OWN_KEYS}
+    settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
+    if isinstance(config.trainer.devices, int) or config.trainer.devices == "auto":
+        settings["devices"] = devices.local
+    unknown = sorted(set(settings) - set(inspect.signature(pl.Trainer.__init__).parameters))
+    if unknown:
+        raise UserError(f"trainer.{unknown[0]} is not a setting of Lightning's Trainer: remove it, or see its name there.")
+    if devices.kind == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.trainer.tf32
+    spawned = devices.world_size > 1 and not ({"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ))
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if spawned:
+        plugins.append(LightningEnvironment())  # reads what launch.spawn put there
+    return pl.Trainer(
+        **settings,
+        precision=choose_precision(config.trainer.precision, devices.kind),
+        strategy=_strategy(config, devices),
+        plugins=plugins,
+        benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
+        callbacks=_callbacks(config, run_dir, provenance),
+        logger=loggers,
+        default_root_dir=str(run_dir),
+        enable_model_summary=False,
+        enable_progress_bar=_progress_kind(config) == "rich",
+        use_distributed_sampler=False,
+    )
+
+
+def _strategy(config: DictConfig, devices: Devices) -> "Strategy | str":
+    timeout = timedelta(minutes=config.trainer.timeout)
+    if config.trainer.strategy == "fsdp":
+        return FSDPStrategy(timeout=timeout, state_dict_type="full")
+    if devices.world_size == 1:
+        return "auto"
+    return DDPStrategy(
+        process_group_backend="nccl" if devices.kind == "cuda" else "gloo",
+        timeout=timeout,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # the classifier averages BatchNorm's statistics before each validation
+    )
+
+
+def _callbacks(config: DictConfig, run_dir: Path, provenance: dict[str, Any]) -> list[Callback]:
+    wanted = config.callbacks
+    folder = run_dir / "checkpoints"
+    callbacks: list[Callback] = [
+        SameConfig(config),
+        Provenance(provenance),
+        ModelCheckpoint(
+            folder, "best", monitor=config.monitor, mode=config.mode, save_weights_only=True, enable_version_counter=False
+        ),
+        ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=False),
+    ]
+    if wanted.lr_monitor:
+        callbacks.append(LearningRateMonitor("step"))
+    if wanted.model_summary:
+        callbacks.append(ModelSummary(wanted.model_summary))
+    if wanted.device_stats:
+        callbacks.append(DeviceStatsMonitor())
+    if wanted.early_stopping is not None:
+        callbacks.append(EarlyStopping(config.monitor, patience=wanted.early_stopping, mode=config.mode))
+    if config.ema.decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.ema.decay))
+    kind = _progress_kind(config)
+    if kind == "rich":
+        callbacks.append(RichProgressBar(leave=True))
+    elif kind == "plain":
+        callbacks.append(PlainProgress())
+    callbacks.append(Throughput(config.data.batch_size))  # last: the others' time is not waiting for data
+    return callbacks
+
+
+def _progress_kind(config: DictConfig) -> str:
+    kind = config.callbacks.progress
+    return kind if kind != "auto" else "rich" if sys.stdout.isatty() and launch.rank() == 0 else "plain"
