@@ -107,7 +107,9 @@ def check(config: DictConfig) -> None:
     if data.get("root") in (None, "???"):
         wrong.append("data.root is missing: give the folder of the images with data.root=PATH.")
     if wrong:
-        raise UserError(wrong[0] if len(wrong) == 1 else f"{len(wrong)} values of the config are wrong:\n  " + "\n  ".join(wrong))
+        raise UserError(
+            wrong[0] if len(wrong) == 1 else f"{len(wrong)} values of the config are wrong:\n  " + "\n  ".join(wrong)
+        )
 
 
 _ABSENT = object()

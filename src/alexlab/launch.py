@@ -61,9 +61,7 @@ def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> int
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     command = [sys.executable, "-m", "alexlab.rank", str(run_dir)]
-    ranks = [
-        subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(world_size)
-    ]
+    ranks = [subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(world_size)]
 
     def forward(number: int, frame: FrameType | None) -> None:
         for process in ranks:

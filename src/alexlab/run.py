@@ -217,7 +217,9 @@ def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> di
     folder = run_dir / "checkpoints"
     return {
         "best": dict(model.best),
-        "last": {k: v for k, v in last.items() if k.startswith(("train/", "val/")) and not k.endswith(("_best", "_step"))},
+        "last": {
+            k: v for k, v in last.items() if k.startswith(("train/", "val/")) and not k.endswith(("_best", "_step"))
+        },
         "checkpoints": {n: f"checkpoints/{n}.ckpt" for n in ("best", "last") if (folder / f"{n}.ckpt").is_file()},
         "images_per_second": round(rate.total_images / rate.total_seconds, 1) if rate.total_seconds else None,
     }
@@ -294,7 +296,11 @@ def show_end(summary: dict[str, Any], run_dir: Path) -> None:
     for column in ("metric", "best", "last", "test"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name in ("loss", "acc1", "acc5"):
-        cells = [summary["best"].get(f"val/{name}"), summary["last"].get(f"val/{name}"), summary["test"].get(f"test/{name}")]
+        cells = [
+            summary["best"].get(f"val/{name}"),
+            summary["last"].get(f"val/{name}"),
+            summary["test"].get(f"test/{name}"),
+        ]
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)
     print(f"look at it:  cat {run_dir}/summary.json\nevaluate it: python eval.py run={run_dir}", flush=True)

@@ -93,7 +93,9 @@ def choose_precision(wanted: Any, kind: str) -> Any:
     return "32-true"
 
 
-def build_trainer(config: DictConfig, devices: Devices, loggers: list[Logger], provenance: dict[str, Any]) -> pl.Trainer:
+def build_trainer(
+    config: DictConfig, devices: Devices, loggers: list[Logger], provenance: dict[str, Any]
+) -> pl.Trainer:
     """`provenance` goes into each checkpoint: plain config, class names, data fingerprint."""
     run_dir = Path(config.run_dir)
     settings: dict[str, Any] = {key: value for key, value in dict(config.trainer).items() if key not in OWN_KEYS}
@@ -102,7 +104,9 @@ def build_trainer(config: DictConfig, devices: Devices, loggers: list[Logger], p
         settings["devices"] = devices.local
     unknown = sorted(set(settings) - set(inspect.signature(pl.Trainer.__init__).parameters))
     if unknown:
-        raise UserError(f"trainer.{unknown[0]} is not a setting of Lightning's Trainer: remove it, or see its name there.")
+        raise UserError(
+            f"trainer.{unknown[0]} is not a setting of Lightning's Trainer: remove it, or see its name there."
+        )
     if devices.kind == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.trainer.tf32
     spawned = devices.world_size > 1 and not ({"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ))
@@ -145,7 +149,12 @@ def _callbacks(config: DictConfig, run_dir: Path, provenance: dict[str, Any]) ->
         SameConfig(config),
         Provenance(provenance),
         ModelCheckpoint(
-            folder, "best", monitor=config.monitor, mode=config.mode, save_weights_only=True, enable_version_counter=False
+            folder,
+            "best",
+            monitor=config.monitor,
+            mode=config.mode,
+            save_weights_only=True,
+            enable_version_counter=False,
         ),
         ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=False),
     ]

@@ -12,5 +12,7 @@ class Provenance(Callback):
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["alexlab"] = self.values

@@ -21,7 +21,9 @@ class Throughput(Callback):
         self.ended = time.perf_counter()
         self.window_start, self.waited, self.steps = self.ended, 0.0, 0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.waited += time.perf_counter() - self.ended
 
     def on_train_batch_end(

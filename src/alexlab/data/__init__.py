@@ -1,0 +1,1 @@
+"""Image folders -> batches of uint8."""

@@ -1,0 +1,1 @@
+"""Networks: plain nn.Modules, torch alone (and torchvision, timm in zoo.py)."""

@@ -1,0 +1,79 @@
+"""Networks of torchvision and timm by name, with a head for the classes at hand."""
+
+import difflib
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+
+def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """torchvision's network `name`; with `pretrained` all weights but those of a head of another size.
+
+    Raises:
+        ValueError: no such network, or weights that cannot be had.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise ValueError(_unknown("torchvision", name, names))
+    if name in ("googlenet", "inception_v3"):
+        kwargs.setdefault("aux_logits", False)
+        kwargs.setdefault("init_weights", True)
+    net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        try:
+            state = weights.get_state_dict(check_hash=True, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"pretrained=true: the weights of {name} cannot be had ({error}). Connect to the network once, put "
+                f"{weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or set model.pretrained=false."
+            ) from error
+        load_but_head(net, state)
+    return net
+
+
+def load_but_head(net: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load `state`, leaving out the last layer where its number of classes differs, and nothing else."""
+    own = net.state_dict()
+    heads = [key for key in state if key in own and state[key].shape != own[key].shape]
+    kept = {key: value for key, value in state.items() if key in own and key not in heads}
+    missing = sorted(set(own) - set(kept) - set(heads))
+    if len(heads) > 2 or missing:
+        raise ValueError(f"the weights are another network's: {', '.join((heads + missing)[:6])} do not fit.")
+    net.load_state_dict(kept, strict=False)
+
+
+def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5) -> nn.Module:
+    """torchvision's AlexNet ("one weird trick", Krizhevsky 2014): 64-192-384-256-256, no normalization."""
+    return torchvision_net("alexnet", num_classes, pretrained, dropout=dropout)
+
+
+def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's network `name`.
+
+    Raises:
+        ValueError: timm is not installed, no such network, or weights that cannot be had.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise ValueError("model=timm needs the extra: pip install 'alexlab[timm]'.") from None
+    if name.partition(".")[0] not in timm.list_models():
+        raise ValueError(_unknown("timm", name, timm.list_models()))
+    if not pretrained:
+        return timm.create_model(name, num_classes=num_classes, **kwargs)
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=num_classes, **kwargs)
+    except Exception as error:  # whatever the hub's client raises
+        raise ValueError(
+            f"pretrained=true: the weights of {name} cannot be had ({str(error).splitlines()[0]}). Connect to the "
+            "network once, or set model.pretrained=false."
+        ) from error
+
+
+def _unknown(where: str, name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    return f"model.name={name}: {where} has no such network.{hint}"
