@@ -69,7 +69,6 @@ class ImageClassifier(pl.LightningModule):
         self.channels_last = channels_last
         self.skipped: dict[str, None] = {}  # an ordered set of the broken images' paths
         self.best: dict[str, float] = {}
-        self.watchers: list[Callable[[Tensor, Tensor], None]] = []  # called with the logits and targets of a test batch
         if channels_last:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -148,13 +147,12 @@ class ImageClassifier(pl.LightningModule):
         self.eval_sums = Sums(self.device)
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), validate_args=False).to(self.device)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         result = self._eval_step(batch)
-        if result is not None:
-            logits, targets = result
-            self.confusion.update(logits, targets)
-            for watch in self.watchers:
-                watch(logits, targets)
+        if result is None:
+            return None
+        self.confusion.update(*result)
+        return {"logits": result[0]}
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test", self.eval_sums, prog_bar=False)

@@ -77,7 +77,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         known = {
             errno.ENOSPC: "no space is left there: free some, or write elsewhere with paths.logs=PATH.",
             errno.EDQUOT: "the disk quota is used up: free some, or write elsewhere with paths.logs=PATH.",
-            errno.EACCES: "no permission to write or read there: choose another place with paths.logs=PATH or data.root=PATH.",
+            errno.EACCES: "no permission there: choose another place with paths.logs=PATH or data.root=PATH.",
             errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
             errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
         }
@@ -135,7 +135,7 @@ def _short(error: Exception, config_name: str) -> str:
         leaf = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
         best = (leaf[:1] if "." not in key else []) or near or leaf[:1]
         hint = f" Did you mean {best[0]}?" if best else ""
-        return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists them all; +{key}=... adds one."
+        return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all; +{key}=... adds it."
     return "\n".join(text.splitlines()[:12])
 
 

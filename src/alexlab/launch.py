@@ -40,7 +40,7 @@ def free_port(wanted: int | None) -> int:
             probe.bind(("127.0.0.1", wanted or 0))
         except OSError as error:
             raise UserError(
-                f"trainer.master_port={wanted} cannot be used ({error.strerror}): choose another, or null for a free one."
+                f"trainer.master_port={wanted} cannot be used ({error.strerror}): choose another, or null."
             ) from None
         return int(probe.getsockname()[1])
 

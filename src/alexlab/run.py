@@ -121,6 +121,9 @@ def fit_rank(config: DictConfig) -> float | None:
             write_json(run_dir / "summary.json", summary)
         for logger in loggers:
             if hasattr(logger, "finish"):
+                if status == "finished":
+                    logger.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": result["best"], **facts})
+                logger.log_summary({"status": status, "images_per_second": result["images_per_second"]})
                 logger.finish(status)
         if torch.distributed.is_initialized() and status == "finished":
             torch.distributed.destroy_process_group()
@@ -322,7 +325,7 @@ def dry_run(config: DictConfig, devices: Devices) -> None:
         "images an optimizer step": effective_batch(config),
         "learning rate": effective_lr(configs.plain(config.optimizer), effective_batch(config)),
         "steps": f"{steps} an epoch, {steps * epochs if epochs and epochs > 0 else config.trainer.max_steps} in all",
-        "left out an epoch": f"{len(data.splits['train']) - batches * config.data.batch_size} images (other ones each time)",
+        "left out an epoch": f"{len(data.splits['train']) - batches * config.data.batch_size} images, others each time",
         "checkpoint": f"about {parameters * 8 / 1e6:.0f} MB (last), {parameters * 4 / 1e6:.0f} MB (best)",
     }
     table = Table(title="dry run", show_header=False)

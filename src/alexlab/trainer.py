@@ -119,7 +119,7 @@ def build_trainer(
         strategy=_strategy(config, devices),
         plugins=plugins,
         benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
-        callbacks=_callbacks(config, run_dir, provenance),
+        callbacks=_callbacks(config, run_dir, provenance, loggers),
         logger=loggers,
         default_root_dir=str(run_dir),
         enable_model_summary=False,
@@ -142,7 +142,7 @@ def _strategy(config: DictConfig, devices: Devices) -> "Strategy | str":
     )
 
 
-def _callbacks(config: DictConfig, run_dir: Path, provenance: dict[str, Any]) -> list[Callback]:
+def _callbacks(config: DictConfig, run_dir: Path, provenance: dict[str, Any], loggers: list[Logger]) -> list[Callback]:
     wanted = config.callbacks
     folder = run_dir / "checkpoints"
     callbacks: list[Callback] = [
@@ -173,6 +173,11 @@ def _callbacks(config: DictConfig, run_dir: Path, provenance: dict[str, Any]) ->
         callbacks.append(RichProgressBar(leave=True))
     elif kind == "plain":
         callbacks.append(PlainProgress())
+    for logger in loggers:
+        if isinstance(logger, pl.loggers.WandbLogger):
+            from alexlab.callbacks.media import Media
+
+            callbacks.append(Media(logger))  # type: ignore[arg-type]
     callbacks.append(Throughput(config.data.batch_size))  # last: the others' time is not waiting for data
     return callbacks
 

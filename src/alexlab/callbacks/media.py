@@ -1,0 +1,72 @@
+"""What W&B shows beside curves: training images as the net sees them, confusion matrix, most confident mistakes."""
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import wandb
+from pytorch_lightning.callbacks import Callback
+from torchvision.utils import make_grid
+
+from alexlab.classifier import ImageClassifier
+from alexlab.loggers.wandb import WandbLogger
+
+GRID = 16  # training images shown
+MISTAKES = 16  # shown; the most confident ones of rank 0's share
+MOST_CLASSES = 50  # drawn in the confusion matrix: those confused most
+
+
+class Media(Callback):
+    """Logs pictures, once each and bounded in number."""
+
+    def __init__(self, logger: WandbLogger) -> None:
+        self.logger = logger
+        self.mistakes: list[tuple[float, torch.Tensor, int, int]] = []  # confidence, uint8 image, truth, prediction
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):
+            return
+        model: ImageClassifier = pl_module
+        seen, _ = model.augment(batch[0][:GRID], batch[1][:GRID], seed=0)
+        pixels = ((seen - model.augment.shift) / model.augment.scale).clamp(0, 255).byte().cpu()
+        grid = make_grid(pixels, nrow=4).permute(1, 2, 0).numpy()
+        self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the net sees them")})
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if outputs is None or not trainer.is_global_zero:
+            return
+        confidence, predicted = outputs["logits"].softmax(1).max(1)
+        wrong = (predicted != batch[1]).nonzero().flatten()
+        for i in wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist():
+            self.mistakes.append((float(confidence[i]), batch[0][i].cpu(), int(batch[1][i]), int(predicted[i])))
+        self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake[0])[:MISTAKES]
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        names, run = pl_module.class_names, self.logger.experiment
+        table = wandb.Table(columns=["image", "truth", "prediction", "confidence"])
+        for confidence, image, truth, predicted in self.mistakes:
+            picture = wandb.Image(image.permute(1, 2, 0).numpy())
+            table.add_data(picture, names[truth], names[predicted], round(confidence, 4))
+        matrix = pl_module.confusion_matrix.numpy()
+        rows = most_confused(matrix, MOST_CLASSES)
+        counts = [
+            [names[a], names[p], int(matrix[a, p])] for a in rows for p in rows
+        ]  # the columns that wandb.plot.confusion_matrix draws from
+        drawn = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=counts),
+            {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
+            {"title": "confusion matrix"},
+        )
+        run.log({"test/mistakes": table, "test/confusion_matrix": drawn})
+
+
+def most_confused(matrix: np.ndarray, most: int) -> list[int]:
+    """The classes with the most mistakes in their row and column, at most `most`, in their own order."""
+    wrong = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
+    return sorted(np.argsort(-wrong, kind="stable")[:most].tolist())

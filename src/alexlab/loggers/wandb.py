@@ -1,0 +1,121 @@
+"""Weights & Biases: online with a key, offline without; its state tells how the run really ended."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning.loggers
+import wandb
+from pytorch_lightning.utilities import rank_zero_only
+
+from alexlab.errors import UserError
+
+log = logging.getLogger("alexlab")
+
+Status = Literal["finished", "failed", "preempted"]
+
+
+class WandbLogger(pytorch_lightning.loggers.WandbLogger):
+    """A run in `save_dir`, W&B's own files included.
+
+    Args:
+        save_dir: the run directory.
+        mode: "auto" (online where a key is at hand, else offline), "online", "offline" or "disabled".
+        log_model: upload the best checkpoint when the run ends.
+        init_timeout: seconds that the server gets to answer before the run goes on offline.
+
+    Raises:
+        UserError: online without a key.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        mode: str = "auto",
+        project: str = "alexlab",
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: "list[str] | tuple[str, ...]" = (),
+        notes: str | None = None,
+        log_model: bool = False,
+        init_timeout: float = 8,
+    ) -> None:
+        if mode not in ("auto", "online", "offline", "disabled"):
+            raise UserError(f"logger.wandb.mode={mode}: must be auto, online, offline or disabled.")
+        has_key = bool(wandb.api.api_key)
+        reason = "as asked"
+        if mode == "auto":
+            asked = os.environ.get("WANDB_MODE")
+            mode = asked or ("online" if has_key else "offline")
+            reason = f"WANDB_MODE={asked}" if asked else ("an API key is there" if has_key else "no API key")
+        if mode == "online" and not has_key:
+            raise UserError(
+                "logger.wandb.mode=online needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
+                "logger.wandb.mode=offline (upload later with `wandb sync`)."
+            )
+        self.upload_best = log_model
+        settings: dict[str, Any] = {
+            "entity": entity,
+            "group": group,
+            "tags": list(tags),
+            "notes": notes,
+            # not `offline=True`: after an earlier run in the process that went online
+            "mode": mode,
+        }
+        quiet = wandb.Settings(init_timeout=init_timeout, silent=True, console="off", x_disable_stats=False)
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
+        super().__init__(name=name, save_dir=save_dir, project=project, settings=quiet, **settings)
+        self._reason = reason
+        self._finished = False
+
+    def start(self) -> None:
+        """Open the run, offline where the server does not answer."""
+        if rank_zero_only.rank != 0:
+            return
+        mode = self._wandb_init["mode"]
+        try:
+            run = self.experiment
+        except (wandb.errors.Error, OSError, TimeoutError) as error:
+            log.warning("W&B: the server did not answer (%s): the run goes on offline.", str(error).splitlines()[0])
+            mode, self._reason = "offline", "no answer"
+            self._wandb_init["mode"] = mode
+            self._experiment = None
+            run = self.experiment
+        where = f" upload later with `wandb sync {Path(run.dir).parent}`" if mode == "offline" else f" {run.url}"
+        log.info("W&B: %s (%s).%s", mode, self._reason, where if mode != "disabled" else "")
+        for pattern in ("train/*", "val/*", "test/*", "perf/*", "lr-*"):
+            run.define_metric(pattern, step_metric="trainer/global_step", step_sync=True)
+        for name, summary in (("val/acc1", "max"), ("val/loss", "min")):
+            run.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
+
+    def log_config(self, config: dict[str, Any]) -> None:
+        """The resolved config, once, nested as it is."""
+        if rank_zero_only.rank == 0:
+            self.start()
+            self.experiment.config.update(config)
+
+    def log_summary(self, values: dict[str, Any]) -> None:
+        if rank_zero_only.rank == 0:
+            self.experiment.summary.update(values)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `log_config` has logged the config already."""
+
+    def finish(self, status: Status) -> None:
+        """Close the run so that W&B shows how it ended; a second call does nothing."""
+        if rank_zero_only.rank != 0 or self._finished or self._experiment is None:
+            return
+        self._finished = True
+        if status == "preempted":
+            self.experiment.mark_preempting()
+        self.experiment.finish(exit_code=0 if status == "finished" else 1)
+        self._experiment = None
+
+    def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
+        """Upload a checkpoint as the run's artifact `model-<id>:best`, where `log_model` asks for it."""
+        if rank_zero_only.rank == 0 and self.upload_best and path.is_file():
+            artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=metadata)
+            artifact.add_file(str(path))
+            self.experiment.log_artifact(artifact, aliases=["best", "latest"])
