@@ -70,7 +70,7 @@ class ImageClassifier(pl.LightningModule):
         self.skipped: dict[str, None] = {}  # an ordered set of the broken images' paths
         self.best: dict[str, float] = {}
         if channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> logits (B, num_classes)."""
@@ -168,7 +168,7 @@ class ImageClassifier(pl.LightningModule):
         return logits, targets
 
     def _log_means(self, stage: str, sums: Sums, prog_bar: bool) -> dict[str, float]:
-        means = sums.merged(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))  # type: ignore[arg-type, return-value]
+        means = sums.merged(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))
         for name, value in means.items():
             self.log(f"{stage}/{name}", value, prog_bar=prog_bar and name != "acc5")
         return means

@@ -47,7 +47,8 @@ def fit(config: DictConfig) -> float | None:
             "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
         )
     if config.dry_run:
-        return dry_run(config, devices)
+        dry_run(config, devices)
+        return None
     if launch.rank() == 0:
         print(f"run directory: {run_dir}", flush=True)
         claim(config)
@@ -87,7 +88,7 @@ def fit_rank(config: DictConfig) -> float | None:
         "effective_lr": effective_lr(configs.plain(config.optimizer), effective_batch(config)),
     }
     for logger in loggers:
-        if hasattr(logger, "log_config"):
+        if isinstance(logger, pl.loggers.WandbLogger):
             logger.log_config(configs.plain(config))
             logger.log_summary(facts)
     result: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
@@ -120,7 +121,7 @@ def fit_rank(config: DictConfig) -> float | None:
         if launch.rank() == 0:
             write_json(run_dir / "summary.json", summary)
         for logger in loggers:
-            if hasattr(logger, "finish"):
+            if isinstance(logger, pl.loggers.WandbLogger):
                 if status == "finished":
                     logger.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": result["best"], **facts})
                 logger.log_summary({"status": status, "images_per_second": result["images_per_second"]})

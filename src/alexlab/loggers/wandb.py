@@ -13,6 +13,11 @@ from alexlab.errors import UserError
 
 log = logging.getLogger("alexlab")
 
+
+def _rank() -> int:
+    return getattr(rank_zero_only, "rank", 0)
+
+
 Status = Literal["finished", "failed", "preempted"]
 
 
@@ -72,7 +77,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def start(self) -> None:
         """Open the run, offline where the server does not answer."""
-        if rank_zero_only.rank != 0:
+        if _rank() != 0:
             return
         mode = self._wandb_init["mode"]
         try:
@@ -92,12 +97,12 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def log_config(self, config: dict[str, Any]) -> None:
         """The resolved config, once, nested as it is."""
-        if rank_zero_only.rank == 0:
+        if _rank() == 0:
             self.start()
             self.experiment.config.update(config)
 
     def log_summary(self, values: dict[str, Any]) -> None:
-        if rank_zero_only.rank == 0:
+        if _rank() == 0:
             self.experiment.summary.update(values)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -105,7 +110,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def finish(self, status: Status) -> None:
         """Close the run so that W&B shows how it ended; a second call does nothing."""
-        if rank_zero_only.rank != 0 or self._finished or self._experiment is None:
+        if _rank() != 0 or self._finished or self._experiment is None:
             return
         self._finished = True
         if status == "preempted":
@@ -115,7 +120,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
         """Upload a checkpoint as the run's artifact `model-<id>:best`, where `log_model` asks for it."""
-        if rank_zero_only.rank == 0 and self.upload_best and path.is_file():
+        if _rank() == 0 and self.upload_best and path.is_file():
             artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=metadata)
             artifact.add_file(str(path))
             self.experiment.log_artifact(artifact, aliases=["best", "latest"])

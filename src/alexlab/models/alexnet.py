@@ -1,10 +1,15 @@
 """AlexNet (Krizhevsky, Sutskever, Hinton 2012), and its variant with BatchNorm."""
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexlab.models.lrn import LocalResponseNorm
 
+# 1 / sqrt(1/2 - 1/(2 pi)): one over the standard deviation of a rectified unit Gaussian
+RELU_GAIN = (0.5 - 0.5 / math.pi) ** -0.5
 MIN_SIZE = 64  # pixels: below, the last maps are smaller than a pooling window
 
 
@@ -17,7 +22,8 @@ class AlexNet(nn.Module):
         norm: "lrn" (the paper's), "bn" (BatchNorm after each ReLU of the convolutions) or "none".
         dropout: probability, on the outputs of both hidden layers.
         init: "paper" (weights N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden layers), which belongs to
-            inputs of 0-255 minus the mean; or "kaiming" (He et al. 2015), which belongs to inputs of deviation 1.
+            inputs of 0-255 minus the mean; or "centered" (each unit's weights sum to zero, and its output has
+            deviation 1), which belongs to inputs of deviation 1 and learns from the first step.
     """
 
     def __init__(
@@ -26,13 +32,13 @@ class AlexNet(nn.Module):
         in_channels: int = 3,
         norm: str = "lrn",
         dropout: float = 0.5,
-        init: str = "kaiming",
+        init: str = "centered",
     ) -> None:
         super().__init__()
         if norm not in ("lrn", "bn", "none"):
             raise ValueError(f"norm={norm}: must be lrn, bn or none.")
-        if init not in ("paper", "kaiming"):
-            raise ValueError(f"init={init}: must be paper or kaiming.")
+        if init not in ("paper", "centered"):
+            raise ValueError(f"init={init}: must be paper or centered.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must be from 0 to below 1.")
         self.conv1 = nn.Conv2d(in_channels, 96, 11, stride=4)
@@ -41,13 +47,15 @@ class AlexNet(nn.Module):
         self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
         self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
         maps = (96, 256, 384, 384, 256)
+        norms = []
         for i, count in enumerate(maps, 1):
             layer: nn.Module = nn.Identity()
             if norm == "bn":
                 layer = nn.BatchNorm2d(count)
             elif norm == "lrn" and i <= 2:
                 layer = LocalResponseNorm()
-            setattr(self, f"norm{i}", layer)
+            norms.append(layer)
+        self.norm1, self.norm2, self.norm3, self.norm4, self.norm5 = norms
         self.pool = nn.MaxPool2d(3, stride=2)
         self.fc6 = nn.Linear(256 * 6 * 6, 4096)
         self.fc7 = nn.Linear(4096, 4096)
@@ -85,11 +93,14 @@ class AlexNet(nn.Module):
             if not isinstance(layer, (nn.Conv2d, nn.Linear)):
                 continue
             assert layer.bias is not None
-            if how == "kaiming":
-                if name == "fc8":
-                    nn.init.normal_(layer.weight, std=0.01)
-                else:
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if how == "centered":
+                nn.init.normal_(layer.weight)
+                with torch.no_grad():
+                    # All pictures share the positive mean of the ReLUs below; weights that sum to zero do not pass it
+                    # on, and without it eight layers deep the pictures look alike and nothing is learned at first.
+                    layer.weight -= layer.weight.flatten(1).mean(1).view(-1, *[1] * (layer.weight.ndim - 1))
+                    gain = 1.0 if name in ("conv1", "fc8") else RELU_GAIN
+                    layer.weight *= gain / layer.weight[0].numel() ** 0.5
                 nn.init.zeros_(layer.bias)
             else:
                 nn.init.normal_(layer.weight, std=0.01)

@@ -28,7 +28,7 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"pretrained=true: the weights of {name} cannot be had ({error}). Connect once, put "
-                f"{weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or set model.pretrained=false."
+                f"{weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or model.pretrained=false."
             ) from error
         load_but_head(net, state)
     return net

@@ -1,0 +1,52 @@
+"""Small folders of real JPEG files, and the commands as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexlab.data.demo import write_demo
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = ["model=alexnet_bn", "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes of shapes: 40 training, 21 val and 10 test images (21 leaves a rank short)."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_demo(root, per_class={"train": 4, "val": 2, "test": 1})
+    (root / ".demo.json").unlink()
+    first = root / "val" / "arrow" / "0000.jpg"
+    (first.parent / "extra.jpg").write_bytes(first.read_bytes())
+    return root
+
+
+def photo(path: Path, size: tuple[int, int] = (80, 70), seed: int = 0, **save: object) -> Path:
+    """A smooth random picture, (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, **save)  # type: ignore[arg-type]
+    return path
+
+
+def command(*words: str, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Run `python <words>` in the project's root, without a key of W&B."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
+    clean |= {"NETRC": "/nonexistent", "WANDB_MODE": "offline"} | (env or {})
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def tiny_train(shapes: Path, run_dir: Path, *words: str, **more: object) -> subprocess.CompletedProcess:
+    """train.py with a small job on the shapes; later words win."""
+    return command(
+        "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2", f"hydra.run.dir={run_dir}", *words, **more,  # type: ignore[arg-type]
+    )  # fmt: skip

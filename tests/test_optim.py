@@ -1,0 +1,81 @@
+"""Learning rates against their formulas; which parameters decay."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from alexlab import optim
+
+SGD = {
+    "_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "decay_norm_and_bias": False,
+    "lr_reference_batch": None,
+}  # fmt: skip
+
+
+def rates(steps: int, epochs: int, **settings: Any) -> list[float]:
+    net = nn.Linear(2, 2)
+    optimizer = optim.build_optimizer(net, SGD, 64)
+    (entry,) = optim.build_schedulers(optimizer, {"unit": "epoch", "warmup": 0, **settings}, steps, epochs)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        entry["scheduler"].step()
+    return found
+
+
+def test_cosine_with_warmup() -> None:
+    found = rates(100, 10, name="cosine", warmup=1, min_factor=0.0)
+    assert found[:10] == pytest.approx([0.1 * (i + 1) / 11 for i in range(10)])
+    assert found[10:] == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 90)) for i in range(90)])
+
+
+def test_linear_ends_at_its_floor() -> None:
+    found = rates(100, 10, name="linear", min_factor=0.1)
+    assert found[50] == pytest.approx(0.1 * (0.1 + 0.9 * 0.5))
+
+
+def test_step_and_multistep_in_epochs_and_steps() -> None:
+    assert rates(90, 90, name="step", step_size=30, gamma=0.1)[::30] == pytest.approx([0.1, 0.01, 0.001])
+    found = rates(100, 10, name="multistep", milestones=[25, 50], gamma=0.5, unit="step")
+    assert (found[24], found[25], found[50]) == pytest.approx((0.1, 0.05, 0.025))
+    assert set(rates(20, 2, name="constant")) == {0.1}
+
+
+def test_plateau_composes_with_warmup() -> None:
+    optimizer = optim.build_optimizer(nn.Linear(2, 2), SGD, 64)
+    settings = {
+        "name": "plateau", "unit": "step", "warmup": 4, "factor": 0.1, "patience": 0, "min_lr": 0, "mode": "max",
+        "monitor": "val/acc1",
+    }  # fmt: skip
+    plateau, ramp = (entry["scheduler"] for entry in optim.build_schedulers(optimizer, settings, 10, None))
+    seen = []
+    for _ in range(6):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        ramp.step()
+    assert seen == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
+    plateau.step(0.5)
+    plateau.step(0.4)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_epochs_are_needed_for_lengths_in_epochs() -> None:
+    with pytest.raises(ValueError, match="scheduler.unit=epoch needs trainer.max_epochs"):
+        optim.unit_steps({"unit": "epoch"}, 10, None)
+
+
+def test_rate_scales_with_the_batch_only_when_asked() -> None:
+    assert optim.effective_lr(SGD, 1024) == 0.1
+    assert optim.effective_lr({**SGD, "lr_reference_batch": 256}, 1024) == pytest.approx(0.4)
+
+
+def test_decay_goes_by_module_type() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    decayed, plain = optim.decay_groups(net, 5e-4, decay_norm_and_bias=False)
+    assert [p.shape for p in decayed["params"]] == [torch.Size([4, 3, 3, 3]), torch.Size([2, 4])]
+    assert (decayed["weight_decay"], plain["weight_decay"], len(plain["params"])) == (5e-4, 0.0, 4)
+    assert len(optim.decay_groups(net, 5e-4, decay_norm_and_bias=True)) == 1
