@@ -24,6 +24,7 @@ def compose(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(composed)
+    OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     return composed
 

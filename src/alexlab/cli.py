@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -46,7 +47,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     failed: list[str] = []
 
     def job(config: DictConfig) -> Any:
-        hydra_config = hydra.core.hydra_config.HydraConfig.get()
+        hydra_config = HydraConfig.get()
         OmegaConf.set_struct(config, False)
         config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
         config.overrides = list(hydra_config.overrides.task)

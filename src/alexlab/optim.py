@@ -34,7 +34,8 @@ def build_optimizer(net: nn.Module, settings: dict[str, Any], batch: int) -> tor
 def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
     """Parameter groups: weights of convolutions, linear layers and embeddings decay; biases, and all parameters of
     other modules (normalization, scales), only with `decay_norm_and_bias`."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     seen: set[int] = set()
     weighted = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
     for module in net.modules():

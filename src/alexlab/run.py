@@ -9,7 +9,7 @@ import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -30,6 +30,9 @@ from alexlab.errors import UserError
 from alexlab.instantiate import build
 from alexlab.optim import effective_lr
 from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
+
+if TYPE_CHECKING:
+    from alexlab.loggers.wandb import WandbLogger
 
 log = logging.getLogger("alexlab")
 
@@ -76,7 +79,7 @@ def fit_rank(config: DictConfig) -> float | None:
     model = build_model(config, data)
     if config.compile:
         model.net.compile()  # in place: the state dict's keys stay clean
-    loggers = build_loggers(config)
+    loggers, board = build_loggers(config)
     status, error_text = "failed", None
     facts: dict[str, Any] = {
         "world_size": devices.world_size,
@@ -87,10 +90,9 @@ def fit_rank(config: DictConfig) -> float | None:
         "precision": str(choose_precision(config.trainer.precision, devices.kind)),
         "effective_lr": effective_lr(configs.plain(config.optimizer), effective_batch(config)),
     }
-    for logger in loggers:
-        if isinstance(logger, pl.loggers.WandbLogger):
-            logger.log_config(configs.plain(config))
-            logger.log_summary(facts)
+    if board is not None:
+        board.log_config(configs.plain(config))
+        board.log_summary(facts)
     result: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
     try:
         trainer = build_trainer(config, devices, loggers, provenance(config, data))
@@ -120,12 +122,11 @@ def fit_rank(config: DictConfig) -> float | None:
             log.warning("%d broken images were left out: %s", len(model.skipped), ", ".join(list(model.skipped)[:5]))
         if launch.rank() == 0:
             write_json(run_dir / "summary.json", summary)
-        for logger in loggers:
-            if isinstance(logger, pl.loggers.WandbLogger):
-                if status == "finished":
-                    logger.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": result["best"], **facts})
-                logger.log_summary({"status": status, "images_per_second": result["images_per_second"]})
-                logger.finish(status)
+        if board is not None:
+            if status == "finished":
+                board.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": result["best"], **facts})
+            board.log_summary({"status": status, "images_per_second": result["images_per_second"]})
+            board.finish(status)
         if torch.distributed.is_initialized() and status == "finished":
             torch.distributed.destroy_process_group()
     if launch.rank() == 0:
@@ -166,24 +167,26 @@ def build_model(config: DictConfig, data: ImageFolders) -> ImageClassifier:
     )
 
 
-def build_loggers(config: DictConfig) -> list[Logger]:
-    """metrics.csv always; the others as `config.logger` says, on rank 0."""
+def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None]":
+    """metrics.csv always; the others as `config.logger` says, on rank 0. W&B's is given by itself too."""
     run_dir = Path(config.run_dir)
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # Hydra's and ours lie there already
     loggers: list[Logger] = [CSVLogger(str(run_dir), name="", version="", flush_logs_every_n_steps=1)]
+    board = None
     if launch.rank() > 0:
-        return loggers
+        return loggers, board
     if "wandb" in config.logger:
         from alexlab.loggers.wandb import WandbLogger
 
         settings = configs.plain(config.logger.wandb)
         settings["name"] = settings["name"] or run_dir.name
-        loggers.append(WandbLogger(save_dir=str(run_dir), **settings))
+        board = WandbLogger(save_dir=str(run_dir), **settings)
+        loggers.append(board)
     if "tensorboard" in config.logger:
         from pytorch_lightning.loggers import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(str(run_dir), name="", version="tensorboard"))
-    return loggers
+    return loggers, board
 
 
 def check_batch(config: DictConfig, devices: Devices) -> None:

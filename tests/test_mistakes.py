@@ -1,0 +1,105 @@
+"""A user's mistakes: one screen, exit code 2, no traceback, and the value, the rule and the fix."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command, photo, tiny_train
+
+
+def refused(done: subprocess.CompletedProcess, *parts: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 24
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["optimizer.lrr=1"], ["optimizer.lrr: there is no such key. Did you mean optimizer.lr?"]),
+        (["model=alexnt"], ["model=alexnt: there is no such option. Did you mean model=alexnet?"]),
+        (["data=folder"], ["data.root is missing: give the folder"]),
+        (["data=folder", "data.root=/nowhere"], ["/nowhere does not exist: give the folder of the images"]),
+        (["trainer=gpu"], ["trainer.accelerator=gpu needs a GPU"]),
+        (["trainer=mps"], ["trainer.accelerator=mps needs Apple's GPU"]),
+        (["trainer=fsdp"], ["needs GPU"]),
+        (["trainer=ddp_cpu", "data.batch_size=9"], ["data.batch_size=9", "does not divide by 2", "8 or 10"]),
+        (["trainer.num_nodes=2", "data.batch_size=8"], ["trainer.num_nodes=2 needs torchrun or srun"]),
+        (["optimizer.lr=fast", "seed=-1"], ["2 values of the config are wrong", "optimizer.lr=fast", "seed=-1"]),
+        (["model=torchvision", "model.name=resnet19"], ["resnet19", "Did you mean"]),
+        (["+trainer.turbo=1"], ["trainer.turbo is not a setting of Lightning's Trainer"]),
+        (["model.net._target_=os.system"], ["_target_=os.system is not allowed"]),
+        (["data.num_classes=7"], ["data.num_classes=7, but", "holds 10 classes"]),
+        (["data.batch_size=1000"], ["data.batch_size=1000 is larger than the 40 training images"]),
+        (["data.image_size=32"], ["at least 64 pixels", "data.image_size=64"]),
+        (["ckpt_path=/none.ckpt"], ["/none.ckpt is not a file: give a checkpoint"]),
+        (["logger=wandb", "logger.wandb.mode=online"], ["needs an API key", "wandb login"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] and " " not in value[0] else "",
+)
+def test_mistake(words: list[str], parts: list[str], shapes: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available() and any(w in ("trainer=gpu", "trainer=fsdp") for w in words):
+        pytest.skip("this machine has a GPU")
+    own_data = any(word.startswith("data=") for word in words)
+    base = ["model=alexnet", "data.num_workers=0", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}", "debug=fast"]
+    if not own_data:
+        base += ["data=folder", f"data.root={shapes}", "data.batch_size=8", "data.image_size=64"]
+    refused(command("train.py", *base, *words, env={"HOME": str(tmp_path), "WANDB_MODE": ""}), *parts)
+
+
+def test_a_port_in_use(shapes: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = tiny_train(shapes, tmp_path / "run", "trainer=ddp_cpu", f"trainer.master_port={port}")
+    refused(done, f"trainer.master_port={port} cannot be used (Address already in use)")
+
+
+def test_a_directory_that_holds_a_run(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    refused(tiny_train(shapes, tmp_path), "holds a run already: choose another hydra.run.dir")
+
+
+def test_no_space_and_no_permission(shapes: Path) -> None:
+    refused(tiny_train(shapes, Path("/proc/none")), "/proc/none")
+    refused(tiny_train(shapes, Path("/dev/full/run")), "/dev/full")
+
+
+def test_eval_without_a_run(tmp_path: Path) -> None:
+    refused(command("eval.py", "run=latest", f"paths.logs={tmp_path}"), "run=latest: there is no run below")
+    refused(command("eval.py", "run=/none", f"paths.logs={tmp_path}"), "run=/none is not a run's directory")
+
+
+def test_checkpoint_of_another_network_and_other_classes(shapes: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert tiny_train(shapes, run_dir, "model=torchvision", "test=false").returncode == 0
+    done = tiny_train(shapes, tmp_path / "other", f"ckpt_path={run_dir}/checkpoints/best.ckpt")
+    refused(done, "holds the weights of another network", "conv1.bias is missing")
+    for split in ("train", "val"):
+        for label in ("arrow", "zebra"):
+            photo(tmp_path / "data" / split / label / "1.jpg")
+    done = command(
+        "eval.py", f"run={run_dir}", f"data.root={tmp_path}/data", f"paths.logs={tmp_path}", "data.num_workers=0"
+    )
+    refused(done, "has other classes than the run", "new ['zebra']", "'bar'")
+    (run_dir / "checkpoints/best.ckpt").write_bytes(b"x" * 100)
+    refused(command("eval.py", f"run={run_dir}", f"paths.logs={tmp_path}"), "cannot be read as a checkpoint")
+
+
+def test_help_is_light() -> None:
+    """Nothing heavy is imported before the task runs."""
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', '--cfg', 'job']\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+        "heavy = {'torch', 'torchvision', 'pytorch_lightning', 'torchmetrics', 'wandb', 'numpy', 'optuna', 'PIL'}\n"
+        "sys.exit(f'heavy: {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
