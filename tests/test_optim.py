@@ -64,7 +64,7 @@ def test_plateau_composes_with_warmup() -> None:
 
 
 def test_epochs_are_needed_for_lengths_in_epochs() -> None:
-    with pytest.raises(ValueError, match="scheduler.unit=epoch needs trainer.max_epochs"):
+    with pytest.raises(ValueError, match=r"scheduler.unit=epoch needs trainer.max_epochs"):
         optim.unit_steps({"unit": "epoch"}, 10, None)
 
 

@@ -144,8 +144,8 @@ def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Pa
 
 def test_optuna_drives_ddp_jobs(shapes: Path, tmp_path: Path) -> None:
     done = command(
-        "train.py", "-m", "sweep=optuna", "model=alexnet_bn", "data=folder", f"data.root={shapes}", "data.image_size=64",
-        "test=false", "data.batch_size=8", "data.num_workers=0", "logger=csv", "trainer=ddp_cpu", "debug=fast",
+        "train.py", "-m", "sweep=optuna", "model=alexnet_bn", "data=folder", f"data.root={shapes}",
+        "data.image_size=64",        "test=false", "data.batch_size=8", "data.num_workers=0", "logger=csv", "trainer=ddp_cpu", "debug=fast",
         "hydra.sweeper.n_trials=2", f"paths.logs={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -181,8 +181,7 @@ def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Pat
 
 
 def test_works_from_any_directory(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--cfg", "job", "--resolve"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )  # fmt: skip
+    words = [sys.executable, str(ROOT / "train.py"), "--cfg", "job", "--resolve"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"root: {ROOT}/data/demo" in done.stdout
     assert list(tmp_path.iterdir()) == []

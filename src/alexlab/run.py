@@ -32,7 +32,7 @@ from alexlab.optim import effective_lr
 from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
 
 if TYPE_CHECKING:
-    from alexlab.loggers.wandb import WandbLogger
+    from alexlab.loggers.wandb import Status, WandbLogger
 
 log = logging.getLogger("alexlab")
 
@@ -80,7 +80,8 @@ def fit_rank(config: DictConfig) -> float | None:
     if config.compile:
         model.net.compile()  # in place: the state dict's keys stay clean
     loggers, board = build_loggers(config)
-    status, error_text = "failed", None
+    status: Status = "failed"
+    error_text = None
     facts: dict[str, Any] = {
         "world_size": devices.world_size,
         "parameters": sum(p.numel() for p in model.net.parameters()),
