@@ -26,7 +26,7 @@ def refused(done: subprocess.CompletedProcess, *parts: str) -> None:
         (["data=folder", "data.root=/nowhere"], ["/nowhere does not exist: give the folder of the images"]),
         (["trainer=gpu"], ["trainer.accelerator=gpu needs a GPU"]),
         (["trainer=mps"], ["trainer.accelerator=mps needs Apple's GPU"]),
-        (["trainer=fsdp"], ["needs GPU"]),
+        (["trainer=fsdp"], ["trainer.accelerator=gpu needs a GPU"]),
         (["trainer=ddp_cpu", "data.batch_size=9"], ["data.batch_size=9", "does not divide by 2", "8 or 10"]),
         (["trainer.num_nodes=2", "data.batch_size=8"], ["trainer.num_nodes=2 needs torchrun or srun"]),
         (["optimizer.lr=fast", "seed=-1"], ["2 values of the config are wrong", "optimizer.lr=fast", "seed=-1"]),

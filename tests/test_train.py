@@ -145,7 +145,8 @@ def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Pa
 def test_optuna_drives_ddp_jobs(shapes: Path, tmp_path: Path) -> None:
     done = command(
         "train.py", "-m", "sweep=optuna", "model=alexnet_bn", "data=folder", f"data.root={shapes}",
-        "data.image_size=64",        "test=false", "data.batch_size=8", "data.num_workers=0", "logger=csv", "trainer=ddp_cpu", "debug=fast",
+        "data.image_size=64", "test=false",
+        "data.batch_size=8", "data.num_workers=0", "logger=csv", "trainer=ddp_cpu", "debug=fast",
         "hydra.sweeper.n_trials=2", f"paths.logs={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -45,6 +45,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
         sys.argv.append("hydra.output_subdir=null")  # rank 0 writes it
     failed: list[str] = []
+    mistakes: list[Exception] = []
 
     def job(config: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
@@ -55,6 +56,9 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         try:
             return task(config)
         except Exception as error:
+            if not sweeping and isinstance(error, (UserError, OSError)):
+                mistakes.append(error)  # Hydra would print all overrides first
+                return None
             if not sweeping:
                 raise
             if not config.get("sweep", {}).get("keep_going", False):
@@ -68,6 +72,8 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)
     try:
         main()
+        if mistakes:
+            raise mistakes[0]
     except StopSweep as error:
         _leave(str(error), 2 if isinstance(error.__cause__, UserError) else 1)
     except UserError as error:

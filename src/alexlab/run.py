@@ -154,9 +154,11 @@ def build_model(config: DictConfig, data: ImageFolders) -> ImageClassifier:
     a, m = config.augment, config.model
     num_classes = len(data.classes)
     config.data.num_classes = num_classes
-    layout = config.trainer.channels_last if "trainer" in config else False
+    layout = config.trainer.channels_last
+    net = build(m.net, num_classes=num_classes)
+    try_net(net, config.data.image_size)
     return ImageClassifier(
-        net=build(m.net, num_classes=num_classes),
+        net=net,
         augment=BatchAugment(list(m.mean), list(m.std), num_classes, a.pca, a.erase, a.mixup, a.cutmix),
         class_names=data.readable_classes,
         optimizer=configs.plain(config.optimizer),
@@ -166,6 +168,19 @@ def build_model(config: DictConfig, data: ImageFolders) -> ImageClassifier:
         label_smoothing=config.label_smoothing,
         channels_last=torch.cuda.is_available() if layout == "auto" else bool(layout),
     )
+
+
+def try_net(net: torch.nn.Module, image_size: int) -> None:
+    """One black image through the net, so that a size it cannot take is told before training."""
+    training = net.training
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"data.image_size={image_size} does not fit the network: {str(error).splitlines()[0]}"
+        ) from error
+    net.train(training)
 
 
 def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None]":
