@@ -39,6 +39,7 @@ def command(*words: str, env: dict[str, str] | None = None, timeout: float = 240
     """Run `python <words>` in the project's root, without a key of W&B."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
     clean |= {"NETRC": "/nonexistent", "WANDB_MODE": "offline"} | (env or {})
+    clean = {k: v for k, v in clean.items() if v}  # an empty value takes the variable away
     return subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -67,9 +67,22 @@ def test_a_directory_that_holds_a_run(shapes: Path, tmp_path: Path) -> None:
     refused(tiny_train(shapes, tmp_path), "holds a run already: choose another hydra.run.dir")
 
 
-def test_no_space_and_no_permission(shapes: Path) -> None:
-    refused(tiny_train(shapes, Path("/proc/none")), "/proc/none")
-    refused(tiny_train(shapes, Path("/dev/full/run")), "/dev/full")
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("open('/dev/full', 'w', buffering=1).write('full\\n')", "no space is left there"),
+        ("raise PermissionError(13, 'Permission denied', '/locked')", "/locked: no permission there"),
+        ("raise OSError(30, 'Read-only file system', '/cdrom')", "/cdrom: that file system is read-only"),
+    ],
+)
+def test_no_space_and_no_permission(fault: str, words: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from alexlab.cli import hydra_command\n"
+        f"sys.argv = ['x', 'hydra.run.dir={tmp_path}']\n"
+        f"def task(config):\n    {fault}\n"
+        "hydra_command('train')(task)()"
+    )
+    refused(command("-c", code), words)
 
 
 def test_eval_without_a_run(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         }
         if error.errno not in known:
             raise
-        _leave(f"{error.filename}: {known[error.errno]}", 2)
+        _leave(f"{error.filename or 'a file'}: {known[error.errno]}", 2)
     if failed:
         _leave(f"{len(failed)} job(s) of the sweep failed:\n  " + "\n  ".join(failed), 1)
 

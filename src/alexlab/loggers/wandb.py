@@ -1,9 +1,11 @@
 """Weights & Biases: online with a key, offline without; its state tells how the run really ended."""
 
 import logging
+import netrc
 import os
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import pytorch_lightning.loggers
 import wandb
@@ -12,6 +14,22 @@ from pytorch_lightning.utilities import rank_zero_only
 from alexlab.errors import UserError
 
 log = logging.getLogger("alexlab")
+
+
+def _key_at_hand() -> bool:
+    """An API key in the environment or in the netrc file, where `wandb login` puts it; asks nobody."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        file = Path(path).expanduser() if path else None
+        if file is not None and file.is_file():
+            try:
+                return netrc.netrc(str(file)).authenticators(host) is not None
+            except netrc.NetrcParseError as error:
+                log.warning("W&B: %s cannot be read as a netrc file (%s): no key is taken from it.", file, error)
+                return False
+    return False
 
 
 def _rank() -> int:
@@ -49,7 +67,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     ) -> None:
         if mode not in ("auto", "online", "offline", "disabled"):
             raise UserError(f"logger.wandb.mode={mode}: must be auto, online, offline or disabled.")
-        has_key = bool(wandb.api.api_key)
+        has_key = _key_at_hand()
         reason = "as asked"
         if mode == "auto":
             asked = os.environ.get("WANDB_MODE")
