@@ -43,8 +43,8 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}): "
             "it is damaged or of another kind; choose another with ckpt=PATH."
         ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} holds no state_dict: it is not a checkpoint of this project.")
+    if not isinstance(checkpoint, dict) or not {"state_dict", "alexlab"} <= set(checkpoint):
+        raise UserError(f"{path} is not a checkpoint of this project: give one of a run's checkpoints/.")
     return checkpoint
 
 

@@ -45,6 +45,7 @@ class ImageClassifier(pl.LightningModule):
         optimizer, scheduler: plain settings; see `optim.py`.
         label_smoothing: 0 to 1, in training only.
         batch_size: global, for the scaled learning rate.
+        provenance: plain values for each checkpoint: config, class names, data fingerprint.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ImageClassifier(pl.LightningModule):
         batch_size: int,
         label_smoothing: float = 0.0,
         channels_last: bool = False,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -67,6 +69,7 @@ class ImageClassifier(pl.LightningModule):
         self.seed, self.batch_size = seed, batch_size
         self.label_smoothing = label_smoothing
         self.channels_last = channels_last
+        self.provenance = provenance or {}
         self.skipped: dict[str, None] = {}  # an ordered set of the broken images' paths
         self.best: dict[str, float] = {}
         if channels_last:
@@ -184,6 +187,7 @@ class ImageClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["best"] = dict(self.best)
+        checkpoint["alexlab"] = self.provenance
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.best = dict(checkpoint.get("best", {}))

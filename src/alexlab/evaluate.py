@@ -48,8 +48,8 @@ def evaluate(config: DictConfig) -> float:
     its.model.pretrained = False
     if "pretrained" in its.model.net:
         its.model.net.pretrained = False  # the checkpoint holds the weights
-    data = run.build_data(its, devices).read()
-    trained = found.get("alexlab", {}).get("classes", list(data.classes))
+    data = run.build_data(its, devices).read(for_training=False)
+    trained = found["alexlab"]["classes"]
     if list(data.classes) != trained:
         raise UserError(
             f"{data.root} has other classes than the run: missing {sorted(set(trained) - set(data.classes))[:8]}, "

@@ -96,7 +96,7 @@ def fit_rank(config: DictConfig) -> float | None:
         board.log_summary(facts)
     result: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
     try:
-        trainer = build_trainer(config, devices, loggers, provenance(config, data))
+        trainer = build_trainer(config, devices, loggers)
         trainer.fit(model, datamodule=data, ckpt_path=checked_ckpt(config, model), weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
@@ -166,6 +166,7 @@ def build_model(config: DictConfig, data: ImageFolders) -> ImageClassifier:
         seed=config.seed,
         batch_size=config.data.batch_size,
         label_smoothing=config.label_smoothing,
+        provenance=provenance(config, data),
         channels_last=torch.cuda.is_available() if layout == "auto" else bool(layout),
     )
 

@@ -28,7 +28,6 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 from alexlab import launch
 from alexlab.callbacks.agreement import SameConfig
 from alexlab.callbacks.progress import PlainProgress
-from alexlab.callbacks.provenance import Provenance
 from alexlab.callbacks.throughput import Throughput
 from alexlab.checkpoint import AtomicCheckpointIO
 from alexlab.errors import UserError
@@ -93,10 +92,8 @@ def choose_precision(wanted: Any, kind: str) -> Any:
     return "32-true"
 
 
-def build_trainer(
-    config: DictConfig, devices: Devices, loggers: list[Logger], provenance: dict[str, Any]
-) -> pl.Trainer:
-    """`provenance` goes into each checkpoint: plain config, class names, data fingerprint."""
+def build_trainer(config: DictConfig, devices: Devices, loggers: list[Logger]) -> pl.Trainer:
+    """Lightning's Trainer for `config`; a setting that it does not know is refused."""
     run_dir = Path(config.run_dir)
     settings: dict[str, Any] = {key: value for key, value in dict(config.trainer).items() if key not in OWN_KEYS}
     settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
@@ -119,7 +116,7 @@ def build_trainer(
         strategy=_strategy(config, devices),
         plugins=plugins,
         benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
-        callbacks=_callbacks(config, run_dir, provenance, loggers),
+        callbacks=_callbacks(config, run_dir, loggers),
         logger=loggers,
         default_root_dir=str(run_dir),
         enable_model_summary=False,
@@ -142,12 +139,11 @@ def _strategy(config: DictConfig, devices: Devices) -> "Strategy | str":
     )
 
 
-def _callbacks(config: DictConfig, run_dir: Path, provenance: dict[str, Any], loggers: list[Logger]) -> list[Callback]:
+def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list[Callback]:
     wanted = config.callbacks
     folder = run_dir / "checkpoints"
     callbacks: list[Callback] = [
         SameConfig(config),
-        Provenance(provenance),
         ModelCheckpoint(
             folder,
             "best",

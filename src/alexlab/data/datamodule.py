@@ -64,8 +64,8 @@ class ImageFolders(pl.LightningDataModule):
         self.num_workers = num_workers
         self.splits: dict[str, ImageIndex] = {}
 
-    def read(self) -> "ImageFolders":
-        """Find the images of all splits.
+    def read(self, for_training: bool = True) -> "ImageFolders":
+        """Find the images of all splits; `for_training` they must fill a batch.
 
         Raises:
             UserError: a folder that is missing, empty, or does not fit the others or the batch.
@@ -81,7 +81,7 @@ class ImageFolders(pl.LightningDataModule):
                 f"data.num_classes={self.expected_classes}, but {train.root} holds {len(train.classes)} classes: "
                 "leave data.num_classes out (it is counted), or point data.root elsewhere."
             )
-        if len(train) < self.batch_size:
+        if for_training and len(train) < self.batch_size:
             raise UserError(
                 f"data.batch_size={self.batch_size} is larger than the {len(train)} training images of {train.root}: "
                 f"choose data.batch_size={max(self.world_size, len(train) // self.world_size * self.world_size)} "
