@@ -152,7 +152,7 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
             save_weights_only=True,
             enable_version_counter=False,
         ),
-        ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=False),
+        ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
     ]
     if wanted.lr_monitor:
         callbacks.append(LearningRateMonitor("step"))
