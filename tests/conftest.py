@@ -35,13 +35,17 @@ def photo(path: Path, size: tuple[int, int] = (80, 70), seed: int = 0, **save: o
     return path
 
 
+def clean_env(more: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment without W&B's settings; an empty value in `more` takes a variable away."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
+    clean |= {"NETRC": "/nonexistent", "WANDB_MODE": "offline"} | (more or {})
+    return {k: v for k, v in clean.items() if v}
+
+
 def command(*words: str, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
-    clean |= {"NETRC": "/nonexistent", "WANDB_MODE": "offline"} | (env or {})
-    clean = {k: v for k, v in clean.items() if v}  # an empty value takes the variable away
     return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *words], cwd=ROOT, env=clean_env(env), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

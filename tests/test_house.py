@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 SOURCES = sorted((ROOT / "src/alexlab").rglob("*.py"))
-SCRIPTS = [ROOT / "train.py", ROOT / "eval.py"]
+SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py"]
 
 # what a room may not import, by the first match of its path
 FORBIDDEN = {

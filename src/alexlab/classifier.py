@@ -182,7 +182,9 @@ class ImageClassifier(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else None
         batch = self.batch_size * self.trainer.accumulate_grad_batches
-        optimizer = optim.build_optimizer(self.net, self.optimizer_settings, batch)
+        # a fused optimizer undoes the loss scaling inside its step, which is too late for clipping
+        clips_scaled = self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
+        optimizer = optim.build_optimizer(self.net, self.optimizer_settings, batch, may_fuse=not clips_scaled)
         return [optimizer], optim.build_schedulers(optimizer, self.scheduler_settings, steps, epochs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
-OWN_KEYS = ("lr", "weight_decay", "decay_norm_and_bias", "lr_reference_batch", "_target_")
+OWN_KEYS = ("lr", "weight_decay", "decay_norm_and_bias", "lr_reference_batch", "fused", "_target_")
 
 
 def effective_lr(settings: dict[str, Any], batch: int) -> float:
@@ -22,12 +22,20 @@ def effective_lr(settings: dict[str, Any], batch: int) -> float:
     return settings["lr"] * (batch / reference if reference else 1.0)
 
 
-def build_optimizer(net: nn.Module, settings: dict[str, Any], batch: int) -> torch.optim.Optimizer:
-    """`settings` is conf/optimizer/*.yaml: `_target_` names the class, what is not ours goes to it as it is."""
+def build_optimizer(
+    net: nn.Module, settings: dict[str, Any], batch: int, may_fuse: bool = True
+) -> torch.optim.Optimizer:
+    """`settings` is conf/optimizer/*.yaml: `_target_` names the class, what is not ours goes to it as it is.
+
+    Args:
+        may_fuse: what `fused: auto` means here.
+    """
     module, _, name = settings["_target_"].rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     groups = decay_groups(net, settings["weight_decay"], settings["decay_norm_and_bias"])
     extra = {key: value for key, value in settings.items() if key not in OWN_KEYS}
+    if "fused" in settings:
+        extra["fused"] = may_fuse if settings["fused"] == "auto" else settings["fused"]
     return cls(groups, lr=effective_lr(settings, batch), **extra)
 
 

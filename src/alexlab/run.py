@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
@@ -60,6 +62,8 @@ def fit(config: DictConfig) -> float | None:
     build_data(config, devices).read()  # mistakes in the data are told once, here
     threads = max(1, len(os.sched_getaffinity(0)) // devices.local)
     code = launch.spawn(run_dir, devices.world_size, threads, config.trainer.master_port)
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        sys.exit(code)
     if code:
         mark_failed(run_dir, f"a rank left with exit code {code}")
         if launch.external() or code == 2:
@@ -98,8 +102,6 @@ def fit_rank(config: DictConfig) -> float | None:
     try:
         trainer = build_trainer(config, devices, loggers)
         trainer.fit(model, datamodule=data, ckpt_path=checked_ckpt(config, model), weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         result |= metrics_of(trainer, model, run_dir)
         if config.test:
             if (run_dir / "checkpoints/best.ckpt").is_file():
@@ -108,10 +110,12 @@ def fit_rank(config: DictConfig) -> float | None:
             tested = trainer.test(model, datamodule=data, verbose=False)
             result["test"] = {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}
         status = "finished"
-    except KeyboardInterrupt:
-        status = "preempted"
-        raise SystemExit(130) from None
     except BaseException as error:
+        number = interruption(error)
+        if number is not None:
+            status = "preempted"
+            error_text = f"ended by {signal.Signals(number).name}"
+            raise SystemExit(128 + number) from None
         error_text = f"{type(error).__name__}: {error}"
         raise
     finally:
@@ -131,8 +135,18 @@ def fit_rank(config: DictConfig) -> float | None:
         if torch.distributed.is_initialized() and status == "finished":
             torch.distributed.destroy_process_group()
     if launch.rank() == 0:
-        show_end(summary, run_dir)
+        show_end(summary, run_dir, board.where if board is not None else None)
     return result["best"].get(config.monitor)
+
+
+def interruption(error: BaseException) -> int | None:
+    """The signal behind an exception of Lightning's loops, or None: SIGTERM has its own exception there, and Ctrl-C
+    becomes an exit with code 1."""
+    if isinstance(error, SIGTERMException):
+        return signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return signal.SIGINT
+    return None
 
 
 # -- the parts of a run
@@ -146,7 +160,7 @@ def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
         root=d.root, batch_size=d.batch_size, image_size=size, seed=config.seed, train_transform=train,
         eval_transform=SampleTransform(size, "center", crop_ratio=a.crop_ratio), num_workers=d.num_workers,
         val_fraction=d.val_fraction, test_fraction=d.test_fraction, num_classes=d.num_classes, on_error=d.on_error,
-        demo_seed=d.demo_seed, world_size=devices.world_size, local_world_size=devices.local,
+        demo_seed=d.demo_seed, class_names=d.class_names, world_size=devices.world_size, local_world_size=devices.local,
     )  # fmt: skip
 
 
@@ -315,7 +329,7 @@ def mark_failed(run_dir: Path, why: str) -> None:
 # -- what is shown
 
 
-def show_end(summary: dict[str, Any], run_dir: Path) -> None:
+def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
     table = Table(title=f"{summary['status']} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s")
     for column in ("metric", "best", "last", "test"):
         table.add_column(column, justify="left" if column == "metric" else "right")
@@ -327,8 +341,9 @@ def show_end(summary: dict[str, Any], run_dir: Path) -> None:
         ]
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)
-    print(f"look at it:  cat {run_dir}/summary.json\nevaluate it: python eval.py run={run_dir}", flush=True)
-    print(f"compare:     wandb leet {run_dir}/wandb  or, online, your W&B project", flush=True)
+    print(f"look at it:  {where or f'python compare.py runs={run_dir}'}")
+    print(f"evaluate it: python eval.py run={run_dir}")
+    print("compare:     python compare.py", flush=True)
 
 
 def dry_run(config: DictConfig, devices: Devices) -> None:

@@ -19,7 +19,6 @@ from pytorch_lightning.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
-    RichProgressBar,
 )
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -27,7 +26,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 
 from alexlab import launch
 from alexlab.callbacks.agreement import SameConfig
-from alexlab.callbacks.progress import PlainProgress
+from alexlab.callbacks.progress import Bar, PlainProgress
 from alexlab.callbacks.throughput import Throughput
 from alexlab.checkpoint import AtomicCheckpointIO
 from alexlab.errors import UserError
@@ -166,7 +165,7 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
         callbacks.append(EMAWeightAveraging(decay=config.ema.decay))
     kind = _progress_kind(config)
     if kind == "rich":
-        callbacks.append(RichProgressBar(leave=True))
+        callbacks.append(Bar(leave=True))
     elif kind == "plain":
         callbacks.append(PlainProgress())
     for logger in loggers:

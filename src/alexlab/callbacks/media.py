@@ -1,5 +1,6 @@
 """What W&B shows beside curves: training images as the net sees them, confusion matrix, most confident mistakes."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torchvision.utils import make_grid
 
 from alexlab.classifier import ImageClassifier
 from alexlab.loggers.wandb import WandbLogger
+
+log = logging.getLogger("alexlab")
 
 GRID = 16  # training images shown
 MISTAKES = 16  # shown; the most confident ones of rank 0's share
@@ -45,8 +48,13 @@ class Media(Callback):
         self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake[0])[:MISTAKES]
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            try:
+                self._log_end(pl_module)
+            except Exception as error:  # whatever W&B's client raises; the run itself is well
+                log.warning("W&B did not take the confusion matrix and the mistakes: %s", str(error)[:200])
+
+    def _log_end(self, pl_module: Any) -> None:
         names, run = pl_module.class_names, self.logger.experiment
         table = wandb.Table(columns=["image", "truth", "prediction", "confidence"])
         for confidence, image, truth, predicted in self.mistakes:

@@ -1,9 +1,21 @@
-"""Progress where there is no terminal: a line an epoch."""
+"""Progress: a bar with loss, accuracy and images a second on a terminal, a line an epoch elsewhere."""
 
 import time
+from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+SHORT = {"train/loss_step": "loss", "train/acc1_step": "acc1", "perf/images_per_second_step": "images/s"}
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar, with short names."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        found = super().get_metrics(trainer, pl_module)
+        found.pop("v_num", None)
+        return {SHORT.get(name, name): value for name, value in found.items()}
 
 
 class PlainProgress(Callback):

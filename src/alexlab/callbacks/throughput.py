@@ -8,7 +8,8 @@ from pytorch_lightning.callbacks import Callback
 
 
 class Throughput(Callback):
-    """Logs perf/images_per_second (all devices) and perf/data_wait (0 to 1, this rank's), each time Lightning logs.
+    """Logs perf/images_per_second (all devices) and perf/data_wait (0 to 1, this rank's) of each epoch, and
+    perf/images_per_second_step of the last `log_every_n_steps` optimizer steps.
 
     Host clocks alone, without a device sync: over a window of steps they agree with the device's.
     """
@@ -19,7 +20,8 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended = time.perf_counter()
-        self.window_start, self.waited, self.steps = self.ended, 0.0, 0
+        self.epoch_start, self.waited, self.steps = self.ended, 0.0, 0
+        self.window_start, self.window_steps, self.logged_at = self.ended, 0, trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -30,10 +32,16 @@ class Throughput(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.steps += 1
+        self.window_steps += 1
         self.ended = time.perf_counter()
+        done, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if done > self.logged_at and done % every == 0:
+            rate = self.window_steps * self.global_batch / (self.ended - self.window_start)
+            pl_module.log("perf/images_per_second_step", rate, prog_bar=True)
+            self.window_start, self.window_steps, self.logged_at = self.ended, 0, done
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        seconds = max(self.ended - self.window_start, 1e-9)
+        seconds = max(self.ended - self.epoch_start, 1e-9)
         images = self.steps * self.global_batch
         self.total_images += images
         self.total_seconds += seconds

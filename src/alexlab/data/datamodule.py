@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from alexlab.data import demo
+from alexlab.data import demo, names
 from alexlab.data import index as folder_index
 from alexlab.data.dataset import ImageDataset, collate
 from alexlab.data.index import ImageIndex
@@ -30,6 +30,7 @@ class ImageFolders(pl.LightningDataModule):
         val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
         num_classes: None, or the number that the folder must hold.
         on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
+        class_names: None, "imagenet" (its 1,000 synsets), or a file with lines of a folder, a tab and its readable name.
         demo_seed: write the built-in shapes into `root` first, from this seed.
     """
 
@@ -47,7 +48,7 @@ class ImageFolders(pl.LightningDataModule):
         num_classes: int | None = None,
         on_error: str = "raise",
         demo_seed: int | None = None,
-        class_names: dict[str, str] | None = None,
+        class_names: str | None = None,
         world_size: int = 1,
         local_world_size: int = 1,
     ) -> None:
@@ -57,7 +58,7 @@ class ImageFolders(pl.LightningDataModule):
         self.transforms = {"train": train_transform, "val": eval_transform, "test": eval_transform}
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.expected_classes, self.on_error, self.demo_seed = num_classes, on_error, demo_seed
-        self.class_names = class_names or {}
+        self.class_names = names.read(class_names) if class_names is not None else {}
         self.world_size = world_size
         if num_workers is None:
             num_workers = max(1, len(os.sched_getaffinity(0)) // local_world_size)

@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw
 
 from alexlab.errors import UserError
 
-FORMAT = 1
-SPLITS = {"train": 300, "val": 50, "test": 50}  # images a class
+FORMAT = 2
+SPLITS = {"train": 350, "val": 50, "test": 50}  # images a class
+TURN = 0.4  # radians (23 degrees) that a figure is rotated at most; a turned square is another class's look-alike
 MARKER = ".demo.json"
 
 Points = list[tuple[float, float]]
@@ -127,9 +128,9 @@ def draw(label: str, size: int, rng: np.random.Generator) -> Image.Image:
 
 def _mask(label: str, size: int, rng: np.random.Generator) -> Image.Image:
     over = 4  # drawn larger and scaled down, for smooth edges
-    radius = size * rng.uniform(0.24, 0.42)
+    radius = size * rng.uniform(0.28, 0.44)
     middle = size / 2 + rng.uniform(-1, 1, 2) * (size / 2 - radius) * 0.8
-    angle = rng.uniform(0, 2 * math.pi)
+    angle = rng.uniform(-TURN, TURN)
     cos, sin = math.cos(angle), math.sin(angle)
     image = Image.new("L", (size * over, size * over))
     pen = ImageDraw.Draw(image)
@@ -164,5 +165,5 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
 def _far_colour(from_colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     while True:
         colour = rng.uniform(0, 255, 3)
-        if np.abs(colour - from_colour).sum() > 170:
+        if np.abs(colour - from_colour).sum() > 200:
             return colour

@@ -92,6 +92,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         super().__init__(name=name, save_dir=save_dir, project=project, settings=quiet, **settings)
         self._reason = reason
         self._finished = False
+        self.where: str | None = None  # what shows the run: an address, or a command
 
     def start(self) -> None:
         """Open the run, offline where the server does not answer."""
@@ -107,6 +108,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self._experiment = None
             run = self.experiment
         where = f" upload later with `wandb sync {Path(run.dir).parent}`" if mode == "offline" else f" {run.url}"
+        if mode != "disabled":
+            self.where = run.url if mode == "online" else f"wandb leet {Path(run.dir).parents[1]}"
         log.info("W&B: %s (%s).%s", mode, self._reason, where if mode != "disabled" else "")
         for pattern in ("train/*", "val/*", "test/*", "perf/*", "lr-*"):
             run.define_metric(pattern, step_metric="trainer/global_step", step_sync=True)

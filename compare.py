@@ -1,0 +1,14 @@
+"""Compare runs: python compare.py [runs=FOLDER|GLOB|[A,B]] [sort=val/acc1]."""
+
+from alexlab.cli import hydra_command
+
+
+@hydra_command("compare")
+def main(config):  # type: ignore[no-untyped-def]
+    from alexlab.compare import compare
+
+    compare(config)
+
+
+if __name__ == "__main__":
+    main()

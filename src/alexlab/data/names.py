@@ -1,0 +1,27 @@
+"""Readable names of classes: "n01440764" is a tench."""
+
+from pathlib import Path
+
+from alexlab.errors import UserError
+
+IMAGENET = Path(__file__).with_name("imagenet_classes.tsv")  # ILSVRC-2012's synsets with torchvision's names
+
+
+def read(source: str) -> dict[str, str]:
+    """Folder -> name, from "imagenet" or a file with lines of a folder, a tab and a name.
+
+    Raises:
+        UserError: no such file, or a line of another form.
+    """
+    path = IMAGENET if source == "imagenet" else Path(source).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.class_names={source} is not a file: give one, or imagenet for its 1,000 synsets, or null.")
+    found: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        folder, tab, name = line.partition("\t")
+        if not tab or not folder.strip() or not name.strip():
+            raise UserError(f"{path}, line {number}: {line[:80]!r} must be a folder, a tab and its name.")
+        found[folder.strip()] = name.strip()
+    return found

@@ -1,0 +1,117 @@
+"""W&B for real: online against a small server on loopback, and offline where no server answers."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, clean_env, command, tiny_train
+from wandb_server import WandbServer, wandb_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[WandbServer]:
+    with wandb_server() as running:
+        yield running
+
+
+def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(
+        shapes, tmp_path / "told", "logger=wandb", "logger.wandb.log_model=true", "logger.wandb.tags=[a,b]",
+        "trainer.max_epochs=2", "trainer.log_every_n_steps=1", env=server.env(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"W&B: online (an API key is there). {server.url}/tester/alexlab/runs/" in done.stdout
+    assert re.search(rf"look at it: +{server.url}/tester", done.stdout)
+    (run,) = (run for run in server.runs.values() if run.fields["displayName"] == "told")
+    assert (run.complete, run.exit_code, run.preempting) == (True, 0, False)
+    config = json.loads(run.fields["config"])
+    assert config["optimizer"]["value"]["lr"] == 0.005
+    assert config["data"]["value"]["num_classes"] == 10
+    summary = json.loads((tmp_path / "told/summary.json").read_text())
+    assert run.summary["val/acc1_best"] == pytest.approx(summary["best"]["val/acc1"])
+    assert run.summary["test/acc1"] == pytest.approx(summary["test"]["test/acc1"])
+    assert run.summary["git"]["commit"] == summary["git"]["commit"]
+    assert run.summary["dataset"]["fingerprint"] == summary["dataset"]["fingerprint"]
+    assert run.summary["parameters"] == summary["parameters"]
+    logged = {key for row in run.history for key in row}
+    assert logged >= {
+        "train/loss", "val/loss", "val/acc1", "val/acc5", "perf/images_per_second", "perf/data_wait", "lr-SGD/pg1",
+        "images/train", "test/mistakes", "trainer/global_step",
+    }  # fmt: skip
+    assert [row["val/acc1"] for row in run.history if "val/acc1" in row][-1] == pytest.approx(
+        summary["last"]["val/acc1"]
+    )
+    assert any(name.startswith("media/images/images/train") for name in server.files)
+    assert "best.ckpt" in {name.rpartition("/")[2] for name in server.files if name.startswith("artifact/")}
+    assert (tmp_path / "told/checkpoints/best.ckpt").read_bytes() == next(
+        raw for name, raw in server.files.items() if name.endswith("best.ckpt")
+    )
+
+
+def test_a_sweep_has_a_run_a_job_and_a_failed_one_shows_as_failed(
+    server: WandbServer, shapes: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(shapes, broken)
+    for path in (broken / "val").glob("*/*.jpg"):
+        path.write_bytes(b"broken")
+    done = command(
+        "train.py", "-m", *TINY, "data=folder", f"data.root={broken},{shapes}", "data.batch_size=8", "debug=fast",
+        "logger=wandb", "logger.wandb.group=pair", "sweep.keep_going=true", f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        env=server.env(),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot be read as an image" in done.stderr
+    runs = [run for run in server.runs.values() if run.fields.get("groupName") == "pair"]
+    roots = [json.loads(run.fields["config"])["data"]["value"]["root"] for run in runs]
+    assert roots == [str(broken), str(shapes)]
+    assert [run.exit_code for run in runs] == [1, 0]
+    statuses = [json.loads((tmp_path / f"sweep/{job}/summary.json").read_text())["status"] for job in (0, 1)]
+    assert statuses == ["failed", "finished"]
+
+
+@pytest.mark.parametrize(("number", "devices"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_run_that_is_ended_shows_as_preempted(
+    number: signal.Signals, devices: int, server: WandbServer, shapes: Path, tmp_path: Path
+) -> None:
+    name = f"ended-{number.name}-{devices}"
+    words = [
+        "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=500",
+        "trainer.limit_train_batches=1", "logger=wandb", f"hydra.run.dir={tmp_path / name}", f"trainer.devices={devices}",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=clean_env(server.env()), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / name / "summary.json").read_text())["status"] == "preempted"
+    (run,) = (run for run in server.runs.values() if run.fields["displayName"] == name)
+    assert run.preempting
+    assert run.exit_code != 0
+
+
+def test_a_server_that_hangs_or_refuses_leaves_the_run_offline(shapes: Path, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # takes connections and never answers
+        hangs = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {"WANDB_BASE_URL": hangs, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": ""}
+        done = tiny_train(shapes, tmp_path / "hangs", "logger=wandb", "logger.wandb.init_timeout=2", "test=false", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "the server did not answer" in done.stdout
+    assert "W&B: offline (no answer). upload later with `wandb sync" in done.stdout
+    assert list((tmp_path / "hangs").glob("wandb/offline-run-*/run-*.wandb"))

@@ -1,0 +1,173 @@
+"""A small W&B server on loopback: it speaks the few calls that a run makes, and keeps what it is sent."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "0123456789" * 4
+
+
+@dataclass
+class Run:
+    """What the server has been told about one run."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)  # of UpsertBucket: displayName, config, groupName, tags ...
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None
+    complete: bool = False
+    preempting: bool = False
+
+
+class WandbServer(ThreadingHTTPServer):
+    """`runs` by name; `calls` are the GraphQL operations in order; `files` the paths put."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.runs: dict[str, Run] = {}
+        self.calls: list[str] = []
+        self.unknown: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.artifacts: list[dict[str, Any]] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def env(self) -> dict[str, str]:
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_MODE": ""}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet: clients leave their connections open when they end."""
+
+    def answer(self, operation: str, v: dict[str, Any], query: str) -> dict[str, Any]:
+        if operation == "Viewer":
+            return {"viewer": {"id": "u", "entity": "tester", "username": "tester", "email": "", "admin": False,
+                               "flags": "{}", "teams": {"edges": []}, "capabilities": []}}  # fmt: skip
+        if operation == "UpsertBucket":
+            run = self.runs.setdefault(v["name"], Run(v["name"]))
+            run.fields.update({key: value for key, value in v.items() if value is not None})
+            project = {"id": "p", "name": v.get("project") or "alexlab", "entity": {"id": "e", "name": "tester"}}
+            bucket = {"id": f"id-{v['name']}", "name": v["name"], "displayName": run.fields.get("displayName", v["name"]),
+                      "description": "", "config": "{}", "sweepName": None, "historyLineCount": 0, "project": project}  # fmt: skip
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if operation == "RunResumeStatus":
+            return {"model": {"id": "p", "name": v.get("project"), "entity": {"id": "e", "name": "tester"}, "bucket": None}}
+        if operation == "CreateRunFiles":
+            files = [{"name": name, "uploadUrl": f"{self.url}/put/{name}"} for name in v["files"]]
+            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if operation == "CreateArtifact":
+            self.artifacts.append(v)
+            return {"createArtifact": {"artifact": {"id": "art", "digest": v.get("digest"), "state": "PENDING",
+                    "aliases": [], "artifactSequence": {"id": "s", "name": "n", "latestArtifact": None}, "versionIndex": 0}}}  # fmt: skip
+        if operation == "CreateArtifactManifest":
+            upload = {"uploadUrl": f"{self.url}/put/manifest", "uploadHeaders": []}
+            file = {"id": "f", "name": v.get("name"), "displayName": v.get("name"), **upload}
+            return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+        if operation in ("UpdateArtifactManifest",):
+            file = {"id": "f", "name": "m", "uploadUrl": f"{self.url}/put/manifest", "uploadHeaders": []}
+            return {"updateArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+        if operation == "CreateArtifactFiles":
+            edges = [
+                {"node": {"id": str(i), "name": spec["name"], "displayName": spec["name"], "storagePath": f"x/{i}",
+                          "uploadUrl": f"{self.url}/put/artifact/{spec['name']}", "uploadHeaders": [],
+                          "uploadMultipartUrls": None, "artifact": {"id": "art"}}}
+                for i, spec in enumerate(v["artifactFiles"])
+            ]  # fmt: skip
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        if operation == "CommitArtifact":
+            return {"commitArtifact": {"artifact": {"id": "art", "digest": "d"}}}
+        if operation == "ArtifactType":
+            return {"project": {"artifact": None}}
+        if operation == "OrganizationCoreWeaveOrganizationID":
+            return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+        self.unknown.append(f"{operation}: {query[:300]}")
+        if operation == "ServerInfo":
+            return {"serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []}}
+        if operation == "ServerFeaturesQuery":
+            return {"serverInfo": {"features": []}}
+        return {}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: WandbServer
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if self.path.endswith("/graphql"):
+            asked = json.loads(body)
+            query = asked["query"]
+            found = re.search(r"(?:query|mutation)\s+(\w+)", query)
+            operation = asked.get("operationName") or (found.group(1) if found else "?")
+            with self.server.lock:
+                self.server.calls.append(operation)
+                data = self.server.answer(operation, asked.get("variables") or {}, query)
+            self._reply({"data": data})
+        elif self.path.endswith("/file_stream"):
+            with self.server.lock:
+                self._stream(self.path.split("/")[-2], json.loads(body))
+            self._reply({})
+        else:
+            self._reply({}, 404)
+
+    def do_PUT(self) -> None:
+        self.server.files[self.path.removeprefix("/put/")] = self._body()
+        self._reply({})
+
+    def do_GET(self) -> None:
+        self._reply({})
+
+    def _stream(self, name: str, told: dict[str, Any]) -> None:
+        run = self.server.runs.setdefault(name, Run(name))
+        for file, chunk in (told.get("files") or {}).items():
+            lines = [json.loads(line) for line in chunk["content"]] if file.endswith((".jsonl", ".json")) else []
+            if file == "wandb-history.jsonl":
+                run.history += lines
+            elif file == "wandb-summary.json":
+                for line in lines:
+                    run.summary = line
+        run.preempting |= bool(told.get("preempting"))
+        if told.get("complete"):
+            run.complete, run.exit_code = True, told["exitcode"]
+
+    def _body(self) -> bytes:
+        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Content-Encoding") == "gzip":
+            import gzip
+
+            raw = gzip.decompress(raw)
+        return raw
+
+    def _reply(self, value: Any, code: int = 200) -> None:
+        raw = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *words: Any) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def wandb_server() -> Iterator[WandbServer]:
+    server = WandbServer()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
