@@ -45,7 +45,13 @@ def clean_env(more: dict[str, str] | None = None) -> dict[str, str]:
 def command(*words: str, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B."""
     return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=clean_env(env), capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=clean_env(env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -84,7 +84,8 @@ def test_a_run_that_is_ended_shows_as_preempted(
     name = f"ended-{number.name}-{devices}"
     words = [
         "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=500",
-        "trainer.limit_train_batches=1", "logger=wandb", f"hydra.run.dir={tmp_path / name}", f"trainer.devices={devices}",
+        "trainer.limit_train_batches=1", "logger=wandb", f"hydra.run.dir={tmp_path / name}",
+        f"trainer.devices={devices}",
     ]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, env=clean_env(server.env()), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -110,7 +111,9 @@ def test_a_server_that_hangs_or_refuses_leaves_the_run_offline(shapes: Path, tmp
         silent.listen()  # takes connections and never answers
         hangs = f"http://127.0.0.1:{silent.getsockname()[1]}"
         env = {"WANDB_BASE_URL": hangs, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": ""}
-        done = tiny_train(shapes, tmp_path / "hangs", "logger=wandb", "logger.wandb.init_timeout=2", "test=false", env=env)
+        done = tiny_train(
+            shapes, tmp_path / "hangs", "logger=wandb", "logger.wandb.init_timeout=2", "test=false", env=env
+        )
     assert done.returncode == 0, done.stderr
     assert "the server did not answer" in done.stdout
     assert "W&B: offline (no answer). upload later with `wandb sync" in done.stdout

@@ -6,6 +6,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -182,10 +184,21 @@ class ImageClassifier(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else None
         batch = self.batch_size * self.trainer.accumulate_grad_batches
-        # a fused optimizer undoes the loss scaling inside its step, which is too late for clipping
+        # a fused optimizer undoes 16-mixed's loss scaling inside its step, which is too late for clipping
         clips_scaled = self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
         optimizer = optim.build_optimizer(self.net, self.optimizer_settings, batch, may_fuse=not clips_scaled)
         return [optimizer], optim.build_schedulers(optimizer, self.scheduler_settings, steps, epochs)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """As Lightning does, but for bf16 with a fused optimizer too, which it refuses although bf16 scales no loss."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["best"] = dict(self.best)

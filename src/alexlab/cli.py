@@ -1,6 +1,7 @@
 """The one Hydra wrapper of train.py and its sister scripts: composes the config, agrees on the run's directory, and
 turns a user's mistake into one screen and exit code 2. Light: nothing heavy is imported before the task runs."""
 
+import contextlib
 import difflib
 import errno
 import os
@@ -42,8 +43,6 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     stamp = _stamp()
     OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
-        sys.argv.append("hydra.output_subdir=null")  # rank 0 writes it
     failed: list[str] = []
     mistakes: list[Exception] = []
 
@@ -68,6 +67,10 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             failed.append(f"job {hydra_config.job.num} ({', '.join(config.overrides)}): {error}")
             print(f"FAILED {failed[-1]}", file=sys.stderr, flush=True)
             return None
+        finally:
+            if Path(config.run_dir) != Path.cwd():
+                with contextlib.suppress(OSError):  # it holds something
+                    Path(config.run_dir).rmdir()
 
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)
     try:

@@ -48,7 +48,7 @@ def find(named: list[str]) -> list[Path]:
     for name in named:
         for match in sorted(glob.glob(str(Path(name).expanduser()))):  # noqa: PTH207 (absolute patterns)
             for path in sorted(Path(match).glob("**/config.yaml")):
-                if "wandb" not in path.parts and ".hydra" not in path.parts:
+                if "wandb" not in path.parts:
                     found[path.parent.resolve()] = None
     return list(found)
 
@@ -90,7 +90,9 @@ def differing(runs: list[Run]) -> list[str]:
     """The keys whose values are not the same in all runs."""
     keys = dict.fromkeys(key for run in runs for key in run["config"])
     absent = object()
-    return [key for key in keys if any(run["config"].get(key, absent) != runs[0]["config"].get(key, absent) for run in runs)]
+    return [
+        key for key in keys if any(run["config"].get(key, absent) != runs[0]["config"].get(key, absent) for run in runs)
+    ]
 
 
 def table(runs: list[Run], keys: list[str]) -> Table:

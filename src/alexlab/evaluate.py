@@ -21,7 +21,8 @@ def find_run(named: str, logs: Path) -> Path:
         UserError: there is none.
     """
     if named == "latest":
-        found = sorted((logs / "train").glob("*runs/**/config.yaml"), key=lambda path: path.stat().st_mtime)
+        paths = [path for path in (logs / "train").glob("*runs/**/config.yaml") if "wandb" not in path.parts]
+        found = sorted(paths, key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(f"run=latest: there is no run below {logs / 'train'} yet: train one with python train.py.")
         return found[-1].parent

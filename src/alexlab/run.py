@@ -40,8 +40,7 @@ log = logging.getLogger("alexlab")
 
 
 def fit(config: DictConfig) -> float | None:
-    """Train; the task of train.py. Returns the best value of `config.monitor`, for a sweep to optimize."""
-    configs.check(config)
+    """Train; the task of train.py, after `config.check`. Returns the best `config.monitor`, for a sweep to optimize."""
     config = configs.resolved(config)
     devices = find_devices(config)
     check_batch(config, devices)
@@ -98,6 +97,11 @@ def fit_rank(config: DictConfig) -> float | None:
     if board is not None:
         board.log_config(configs.plain(config))
         board.log_summary(facts)
+    if config.optimizer.get("lr_reference_batch"):
+        log.info(
+            "effective learning rate %g: optimizer.lr=%g for %d images a step, here %d",
+            facts["effective_lr"], config.optimizer.lr, config.optimizer.lr_reference_batch, effective_batch(config),
+        )  # fmt: skip
     result: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
     try:
         trainer = build_trainer(config, devices, loggers)
@@ -109,6 +113,10 @@ def fit_rank(config: DictConfig) -> float | None:
                 checkpoint.load_net(model.net, checkpoint.load(path), path)
             tested = trainer.test(model, datamodule=data, verbose=False)
             result["test"] = {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}
+        if trainer.world_size > 1:
+            gathered: list[list[str]] = [[]] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, list(model.skipped))
+            model.skipped = dict.fromkeys(path for paths in gathered for path in paths)
         status = "finished"
     except BaseException as error:
         number = interruption(error)

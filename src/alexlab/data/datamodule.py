@@ -30,7 +30,7 @@ class ImageFolders(pl.LightningDataModule):
         val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
         num_classes: None, or the number that the folder must hold.
         on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
-        class_names: None, "imagenet" (its 1,000 synsets), or a file with lines of a folder, a tab and its readable name.
+        class_names: None, "imagenet" (its 1,000 synsets), or a file with lines of a folder, a tab and its name.
         demo_seed: write the built-in shapes into `root` first, from this seed.
     """
 

@@ -15,7 +15,9 @@ def read(source: str) -> dict[str, str]:
     """
     path = IMAGENET if source == "imagenet" else Path(source).expanduser()
     if not path.is_file():
-        raise UserError(f"data.class_names={source} is not a file: give one, or imagenet for its 1,000 synsets, or null.")
+        raise UserError(
+            f"data.class_names={source} is not a file: give one, or imagenet for its 1,000 synsets, or null."
+        )
     found: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():

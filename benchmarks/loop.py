@@ -1,0 +1,161 @@
+"""What Lightning's loop with our classifier, callbacks and loggers costs over a bare PyTorch loop on the same batches.
+
+python benchmarks/loop.py [--rounds 5]      CPU; nothing else should run. Prints a table and JSON.
+
+Both loops train the same network on the same in-memory uint8 batches with the same optimizer, in turn, round by round,
+in one process. The first step of each round is not counted. `host ms` is the difference a step of the medians.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+
+from alexlab import config as configs
+from alexlab import optim, run
+from alexlab.augment import BatchAugment
+from alexlab.classifier import ImageClassifier
+from alexlab.models.alexnet import AlexNet
+from alexlab.trainer import Devices, build_trainer
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Batches:
+    """`count` passes over a few uint8 batches (images, targets, skipped)."""
+
+    def __init__(self, count: int, batch: int, size: int) -> None:
+        self.count = count
+        self.held: list[Any] = [
+            (torch.randint(0, 255, (batch, 3, size, size), dtype=torch.uint8), torch.randint(0, 10, (batch,)), [])
+            for _ in range(4)
+        ]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.held[i % len(self.held)] for i in range(self.count))
+
+
+class Clock(Callback):
+    """Time from the end of the first step to the end of the last."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
+        now = time.perf_counter()
+        if trainer.global_step == 1:
+            self.start = now
+        self.end = now
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+
+
+def bare(net: nn.Module, batches: Batches, settings: dict[str, Any], bf16: bool) -> float:
+    """Seconds a step of the plain loop."""
+    augment = BatchAugment(MEAN, STD, 10)
+    optimizer = optim.build_optimizer(net, settings, 64)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    start = 0.0
+    for step, (images, targets, _) in enumerate(batches):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(net(augment.normalize(images)), targets)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step == 0:
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / (len(batches) - 1)
+
+
+def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> float:
+    """Seconds a step of the Trainer that train.py builds, with its default callbacks, metrics.csv and W&B offline."""
+    config = OmegaConf.create(OmegaConf.to_container(config))
+    config.run_dir = str(folder)
+    folder.mkdir(parents=True)
+    model = ImageClassifier(
+        net, BatchAugment(MEAN, STD, 10), [str(i) for i in range(10)], configs.plain(config.optimizer),
+        configs.plain(config.scheduler), 0, config.data.batch_size,
+    )  # fmt: skip
+    loggers, board = run.build_loggers(config)
+    if board is not None:
+        board.start()
+    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers)
+    trainer.callbacks = [c for c in trainer.callbacks if type(c).__name__ not in ("ModelCheckpoint", "Media")]  # type: ignore[attr-defined]
+    clock = Clock()
+    trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+    trainer.fit(model, train_dataloaders=batches)
+    if board is not None:
+        board.finish("finished")
+    return (clock.end - clock.start) / (len(batches) - 1)
+
+
+def measure(name: str, make: Any, size: int, batch: int, steps: int, rounds: int, folder: Path) -> dict[str, Any]:
+    conf = Path(__file__).resolve().parents[1] / "conf"
+    OmegaConf.register_new_resolver("stamp", lambda: "now", replace=True)
+    OmegaConf.register_new_resolver("root", lambda: str(conf.parent), replace=True)
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        config = hydra.compose(
+            "train",
+            ["trainer=cpu", "scheduler=constant", f"data.batch_size={batch}", "trainer.max_epochs=1",
+             "logger.wandb.mode=offline", "callbacks.model_summary=0", "callbacks.progress=none"],
+        )  # fmt: skip
+    config = configs.resolved(config)
+    batches = Batches(steps, batch, size)
+    settings = configs.plain(config.optimizer)
+    bf16 = str(run.choose_precision("auto", "cpu")) == "bf16-mixed"
+    times: dict[str, list[float]] = {"bare": [], "lightning": []}
+    for number in range(rounds + 1):  # the first round warms up
+        torch.manual_seed(0)
+        first = bare(make(), batches, settings, bf16)
+        torch.manual_seed(0)
+        second = lightning(make(), batches, config, folder / f"{name}-{number}")
+        if number:
+            times["bare"].append(first)
+            times["lightning"].append(second)
+    middle = {key: statistics.median(values) for key, values in times.items()}
+    ratios = [b / a for a, b in zip(times["bare"], times["lightning"], strict=True)]
+    return {
+        "net": name, "steps": steps, "rounds": rounds, "bare_ms": round(middle["bare"] * 1e3, 3),
+        "lightning_ms": round(middle["lightning"] * 1e3, 3), "ratio": round(statistics.median(ratios), 4),
+        "host_ms": round((middle["lightning"] - middle["bare"]) * 1e3, 3),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        results = [
+            measure("tiny", tiny, 8, 8, 1000, rounds, Path(folder)),
+            measure("alexnet", lambda: AlexNet(10), 64, 64, 25, rounds, Path(folder)),
+        ]
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    for result in results:
+        print("{net:8} bare {bare_ms} ms, Lightning {lightning_ms} ms: {host_ms} ms a step, x{ratio}".format(**result))
+    about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+             "pytorch_lightning": pl.__version__, "commit": git.strip()}  # fmt: skip
+    print(json.dumps({"results": results, **about}))
+
+
+if __name__ == "__main__":
+    main()

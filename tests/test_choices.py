@@ -1,0 +1,96 @@
+"""Every choice of every group makes its objects."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_configs import compose
+
+from alexlab import config as configs
+from alexlab import optim, run
+from alexlab.errors import UserError
+from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", choices("model"))
+def test_model(name: str, shapes: Path) -> None:
+    composed = configs.resolved(compose(f"model={name}", "data=folder", f"data.root={shapes}", "data.image_size=64"))
+    data = run.build_data(composed, Devices("cpu", 1, 1)).read(for_training=False)
+    model = run.build_model(composed, data)
+    assert model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", choices("augment"))
+@pytest.mark.parametrize("data", choices("data"))
+def test_data_and_augment(name: str, data: str, shapes: Path) -> None:
+    words = [f"data={data}", f"augment={name}", f"data.root={shapes}", "data.num_classes=10", "data.demo_seed=null"]
+    composed = configs.resolved(compose(*words, "data.batch_size=8", "data.image_size=64", "data.num_workers=0"))
+    made = run.build_data(composed, Devices("cpu", 1, 1)).read()
+    images, targets, skipped = next(iter(made.train_dataloader()))
+    assert (images.shape, images.dtype, targets.dtype, skipped) == ((8, 3, 64, 64), torch.uint8, torch.int64, [])
+
+
+@pytest.mark.parametrize("scheduler", choices("scheduler"))
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+def test_optimizer_and_scheduler(optimizer: str, scheduler: str) -> None:
+    composed = compose(f"optimizer={optimizer}", f"scheduler={scheduler}")
+    settings = configs.plain(composed.optimizer)
+    made = optim.build_optimizer(torch.nn.Linear(2, 2), settings, 64)
+    assert made.defaults["fused"] is True
+    assert optim.build_optimizer(torch.nn.Linear(2, 2), settings, 64, may_fuse=False).defaults["fused"] is False
+    built = optim.build_schedulers(made, configs.plain(composed.scheduler), 100, 10)
+    for entry in built:
+        made.step()
+        entry["scheduler"].step(*([1.0] if scheduler == "plateau" and entry["interval"] == "epoch" else []))
+    assert 0 < made.param_groups[0]["lr"] <= settings["lr"]
+
+
+@pytest.mark.parametrize("name", choices("trainer"))
+def test_trainer(name: str, tmp_path: Path) -> None:
+    composed = configs.resolved(compose(f"trainer={name}", "callbacks.early_stopping=3", "callbacks.device_stats=true"))
+    composed.run_dir = str(tmp_path)
+    try:
+        devices = find_devices(composed)
+    except UserError as error:
+        assert name in ("gpu", "fsdp", "mps"), error  # noqa: PT017
+        return
+    trainer = build_trainer(composed, devices, [])
+    assert trainer.max_epochs == 12
+    assert devices.world_size == (2 if name == "ddp_cpu" else max(1, torch.cuda.device_count() if name != "cpu" else 1))
+
+
+@pytest.mark.parametrize("name", choices("logger"))
+def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    composed = configs.resolved(compose(f"logger={name}"))
+    composed.run_dir = str(tmp_path)
+    loggers, board = run.build_loggers(composed)
+    kinds = {type(logger).__name__ for logger in loggers}
+    wanted = {
+        "wandb": {"WandbLogger"},
+        "tensorboard": {"TensorBoardLogger"},
+        "all": {"WandbLogger", "TensorBoardLogger"},
+    }
+    assert kinds == {"CSVLogger"} | wanted.get(name, set())
+    assert (board is not None) == (name in ("wandb", "all"))
+
+
+@pytest.mark.parametrize("name", [*choices("experiment"), *choices("debug"), *choices("callbacks")])
+def test_recipe_breaks_no_rule(name: str) -> None:
+    group = next(g for g in ("experiment", "debug", "callbacks") if name in choices(g))
+    configs.check(compose(f"{group}={name}", "data.root=/somewhere"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((7, 5), "16-mixed"), ((8, 0), "bf16-mixed"), ((9, 0), "bf16-mixed")]
+)
+def test_precision_that_is_fast(capability: tuple[int, int], wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert choose_precision("auto", "cuda") == wanted
+    assert choose_precision("32-true", "cuda") == "32-true"
+    assert choose_precision("auto", "mps") == "32-true"

@@ -1,0 +1,60 @@
+"""The table of runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import command
+from omegaconf import OmegaConf
+
+from alexlab import compare
+from alexlab.errors import UserError
+
+
+def make_run(folder: Path, lr: float, acc1: float | None, **more: object) -> None:
+    folder.mkdir(parents=True)
+    config = {"model": {"name": "alexnet"}, "optimizer": {"lr": lr}, "run_dir": str(folder), **more}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    if acc1 is not None:
+        summary = {"status": "finished", "best": {"val/acc1": acc1, "val/loss": 1.5}, "last": {"val/acc1": acc1 / 2},
+                   "test": {"test/acc1": 0.25}, "images_per_second": 123.4, "seconds": 5.5}  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def test_best_first_with_the_keys_that_differ(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", 0.1, 0.5)
+    make_run(tmp_path / "runs/b", 0.2, 0.75)
+    make_run(tmp_path / "runs/c", 0.2, None)
+    (tmp_path / "runs/d").mkdir()
+    (tmp_path / "runs/d/config.yaml").write_text("{broken")
+    done = command("compare.py", f"runs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if "│" in line]
+    assert [row.split("│")[1].strip() for row in rows] == ["b", "a", "c"]
+    assert "0.7500" in rows[0]
+    assert "0.3750" in rows[0]
+    assert "running or killed" in rows[2]
+    head = next(line for line in done.stdout.splitlines() if "┃" in line)
+    assert "optimizer.lr" in head
+    assert "model.name" not in head
+    assert f"left out: {tmp_path}/runs/d (" in done.stdout
+
+
+def test_one_run_globs_and_lists(tmp_path: Path) -> None:
+    make_run(tmp_path / "multiruns/x/0", 0.1, 0.5)
+    make_run(tmp_path / "multiruns/x/1", 0.1, 0.5, seed=1)
+    found = compare.find([str(tmp_path / "multiruns/*/0"), str(tmp_path / "multiruns/x/0")])
+    assert found == [tmp_path / "multiruns/x/0"]
+    runs, left_out = compare.read(compare.find([str(tmp_path)]))
+    assert ([run["name"] for run in runs], left_out) == (["x/0", "x/1"], [])
+    assert compare.differing(runs) == ["seed"]
+
+
+def test_no_runs_and_no_such_metric(tmp_path: Path) -> None:
+    ask = OmegaConf.create({"runs": str(tmp_path), "sort": "val/acc1", "most": 5})
+    with pytest.raises(UserError, match="no run is there"):
+        compare.compare(ask)
+    make_run(tmp_path / "runs/a", 0.1, 0.5)
+    with pytest.raises(UserError, match="sort=val/f1: must be one of test/acc1, val/acc1, val/loss"):
+        compare.compare(OmegaConf.merge(ask, {"sort": "val/f1"}))  # type: ignore[arg-type]

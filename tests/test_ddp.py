@@ -1,0 +1,101 @@
+"""Two processes: the same weights as one, exact evaluation, one directory, and the same config on all."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import command, tiny_train
+
+EXACT = [
+    "augment=none", "model.net.dropout=0", "model.net.norm=lrn", "trainer.precision=32-true", "test=false",
+    "trainer.limit_train_batches=1.0", "trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=1",
+]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_two_processes_end_with_the_weights_of_one(shapes: Path, tmp_path: Path) -> None:
+    """The same global batch, accumulated over two; validation of 21 images leaves one rank short."""
+    one = tiny_train(shapes, tmp_path / "one", *EXACT)
+    two = tiny_train(shapes, tmp_path / "two", *EXACT, "trainer=ddp", "trainer.devices=2")
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        torch.testing.assert_close(b[key], value, rtol=0, atol=1e-5)
+    first, second = summary_of(tmp_path / "one"), summary_of(tmp_path / "two")
+    assert (first["world_size"], second["world_size"]) == (1, 2)
+    assert second["last"]["val/acc1"] == pytest.approx(first["last"]["val/acc1"], abs=1e-9)
+    assert second["last"]["val/loss"] == pytest.approx(first["last"]["val/loss"], abs=1e-4)
+    assert len(list(tmp_path.glob("two/checkpoints/*.ckpt"))) == 2
+    assert len(list(tmp_path.glob("two/*.log"))) == 1
+
+
+def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: Path) -> None:
+    """One val image for two ranks, with BatchNorm; broken training images are left out, and listed from all ranks."""
+    root = tmp_path / "data"
+    shutil.copytree(shapes / "train", root / "train")
+    (root / "val/ring").mkdir(parents=True)
+    shutil.copy(shapes / "val/ring/0000.jpg", root / "val/ring")
+    broken = sorted((root / "train").glob("*/0003.jpg"))[:6]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:200])
+    done = tiny_train(
+        root, tmp_path / "run", *TWO, "data.on_error=skip", "trainer.precision=32-true",
+        "trainer.limit_train_batches=1.0", "data.num_workers=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(tmp_path / "run")
+    assert sorted(summary["skipped_images"]) == [str(path) for path in broken]
+    assert "6 broken images were left out" in done.stdout
+    alone = command("eval.py", f"run={tmp_path / 'run'}", "ckpt=last", f"paths.logs={tmp_path}")
+    assert alone.returncode == 0, alone.stderr
+    found = json.loads((tmp_path / "run/eval.json").read_text())
+    assert found["images"] == 1
+    assert found["loss"] == pytest.approx(summary["last"]["val/loss"], rel=1e-4)
+
+
+def test_torchrun_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    done = command(
+        *TORCHRUN, "train.py", "model=alexnet_bn", "data=folder", f"data.root={shapes}", "data.image_size=64",
+        "data.batch_size=8", "data.num_workers=0", "logger=csv", *TWO, "debug=fast", f"paths.logs={logs}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = (logs / "train" / "runs").iterdir()
+    assert summary_of(folder)["world_size"] == 2
+
+
+def test_ranks_with_different_configs_are_stopped(shapes: Path, tmp_path: Path) -> None:
+    job = (
+        f"exec {sys.executable} train.py model=alexnet_bn data=folder data.root={shapes} data.image_size=64 data.batch_size=8 "
+        f"data.num_workers=0 logger=csv {' '.join(TWO)} debug=fast paths.logs={tmp_path} optimizer.lr=0.0$((RANK+1))"
+    )
+    done = command(*TORCHRUN, "--no-python", "bash", "-c", job)
+    assert done.returncode != 0
+    assert "The ranks were started with different configs: 1 differ from rank 0" in done.stderr
+    (summary,) = tmp_path.glob("train/runs/*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "failed"
+
+
+def test_a_rank_that_fails_ends_the_run_as_failed(shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes, tmp_path / "data")
+    (tmp_path / "data/train/arrow/0000.jpg").write_bytes(b"broken")
+    done = tiny_train(
+        tmp_path / "data", tmp_path / "run", "trainer=ddp_cpu", "trainer.limit_train_batches=1.0", "augment=none"
+    )
+    assert done.returncode == 2
+    assert "0000.jpg cannot be read as an image" in done.stderr
+    assert "the run has ended on all ranks" in done.stderr
+    assert summary_of(tmp_path / "run")["status"] == "failed"
