@@ -13,7 +13,8 @@ from alexlab.data.demo import write_demo
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TINY = ["model=alexnet_bn", "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu"]
+SMALL_NET = ["model=torchvision", "model.name=shufflenet_v2_x0_5"]  # with BatchNorm, and 2 MB to write
+TINY = [*SMALL_NET, "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def test_trainer(name: str, tmp_path: Path) -> None:
         assert name in ("gpu", "fsdp", "mps"), error  # noqa: PT017
         return
     trainer = build_trainer(composed, devices, [])
-    assert trainer.max_epochs == 12
+    assert trainer.max_epochs == 10
     assert devices.world_size == (2 if name == "ddp_cpu" else max(1, torch.cuda.device_count() if name != "cpu" else 1))
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, tiny_train
+from conftest import SMALL_NET, command, tiny_train
 
 EXACT = [
-    "augment=none", "model.net.dropout=0", "model.net.norm=lrn", "trainer.precision=32-true", "test=false",
+    "model=alexnet", "model.name=alexnet", "augment=none", "model.net.dropout=0", "trainer.precision=32-true", "test=false",
     "trainer.limit_train_batches=1.0", "trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -69,7 +69,7 @@ def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: P
 def test_torchrun_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     done = command(
-        *TORCHRUN, "train.py", "model=alexnet_bn", "data=folder", f"data.root={shapes}", "data.image_size=64",
+        *TORCHRUN, "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64",
         "data.batch_size=8", "data.num_workers=0", "logger=csv", *TWO, "debug=fast", f"paths.logs={logs}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -79,7 +79,7 @@ def test_torchrun_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
 
 def test_ranks_with_different_configs_are_stopped(shapes: Path, tmp_path: Path) -> None:
     job = (
-        f"exec {sys.executable} train.py model=alexnet_bn data=folder data.root={shapes} data.image_size=64 data.batch_size=8 "
+        f"exec {sys.executable} train.py {' '.join(SMALL_NET)} data=folder data.root={shapes} data.image_size=64 data.batch_size=8 "
         f"data.num_workers=0 logger=csv {' '.join(TWO)} debug=fast paths.logs={tmp_path} optimizer.lr=0.0$((RANK+1))"
     )
     done = command(*TORCHRUN, "--no-python", "bash", "-c", job)

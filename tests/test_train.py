@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, command, tiny_train
+from conftest import ROOT, SMALL_NET, command, tiny_train
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Path) -> None:
     done = command(
-        "train.py", "-m", "model=alexnet_bn", "data=folder", f"data.root={shapes}", "data.image_size=64", "test=false",
+        "train.py", "-m", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "test=false",
         "data.batch_size=8", "data.num_workers=0", "logger=csv", "trainer=ddp", "trainer.accelerator=cpu",
         "trainer.devices=2,1", "debug=fast", "optimizer.lr=0.5,-1", "sweep.keep_going=true",
         f"hydra.sweep.dir={tmp_path / 'sweep'}",
@@ -110,7 +110,7 @@ def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Pa
 
 def test_optuna_drives_ddp_jobs(shapes: Path, tmp_path: Path) -> None:
     done = command(
-        "train.py", "-m", "sweep=optuna", "model=alexnet_bn", "data=folder", f"data.root={shapes}",
+        "train.py", "-m", "sweep=optuna", *SMALL_NET, "data=folder", f"data.root={shapes}",
         "data.image_size=64", "test=false",
         "data.batch_size=8", "data.num_workers=0", "logger=csv", "trainer=ddp_cpu", "debug=fast",
         "hydra.sweeper.n_trials=2", f"paths.logs={tmp_path}",
@@ -139,7 +139,7 @@ def test_average_of_the_weights_is_what_is_kept_and_evaluated(shapes: Path, tmp_
     assert summary["effective_lr"] == 0.0025
     held = torch.load(tmp_path / "ema/checkpoints/last.ckpt", weights_only=True)
     averaged, current = held["state_dict"], held["current_model_state"]
-    assert not torch.equal(averaged["net.fc8.weight"], current["net.fc8.weight"])
+    assert not torch.equal(averaged["net.fc.weight"], current["net.fc.weight"])
     assert command("eval.py", f"run={tmp_path / 'ema'}", "ckpt=last", f"paths.logs={tmp_path}").returncode == 0
     found = json.loads((tmp_path / "ema/eval.json").read_text())
     assert found["acc1"] == pytest.approx(summary["test"]["test/acc1"])
@@ -148,7 +148,7 @@ def test_average_of_the_weights_is_what_is_kept_and_evaluated(shapes: Path, tmp_
 def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Path) -> None:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
-    words = ["model.net.norm=none", "trainer.limit_train_batches=1", "test=false"]
+    words = ["model=alexnet", "model.net.norm=none", "model.name=alexnet", "trainer.limit_train_batches=1", "test=false"]
     done = tiny_train(shapes, tmp_path / "c", "compile=true", *words)
     assert done.returncode == 0, done.stderr
     assert not any("_orig_mod" in key for key in weights(tmp_path / "c"))
@@ -162,9 +162,9 @@ def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Pat
 
 def test_overfitting_three_batches_works(shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(
-        shapes, tmp_path / "o", "model=alexnet", "debug=overfit", "trainer.max_epochs=20", "test=false",
+        shapes, tmp_path / "o", "model=alexnet", "model.name=alexnet", "debug=overfit", "trainer.max_epochs=12", "test=false",
         "trainer.limit_train_batches=1.0", "data.batch_size=4", "model.net.dropout=0",
-        "trainer.check_val_every_n_epoch=10",
+        "trainer.check_val_every_n_epoch=12",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     losses = [

@@ -97,6 +97,18 @@ def fit_rank(config: DictConfig) -> float | None:
     if board is not None:
         board.log_config(configs.plain(config))
         board.log_summary(facts)
+    images = ", ".join(f"{name} {count:,}" for name, count in facts["dataset"]["images"].items())
+    log.info(
+        "%s: %s parameters | images: %s | %d classes",
+        config.model.name,
+        f"{facts['parameters']:,}",
+        images,
+        len(data.classes),
+    )
+    log.info(
+        "%d x %s, %s | global batch %d | learning rate %g",
+        devices.world_size, devices.kind, facts["precision"], config.data.batch_size, facts["effective_lr"],
+    )  # fmt: skip
     if config.optimizer.get("lr_reference_batch"):
         log.info(
             "effective learning rate %g: optimizer.lr=%g for %d images a step, here %d",

@@ -90,6 +90,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         quiet = wandb.Settings(init_timeout=init_timeout, silent=True, console="off", x_disable_stats=False)
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         super().__init__(name=name, save_dir=save_dir, project=project, settings=quiet, **settings)
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it even where it is None
         self._reason = reason
         self._finished = False
         self.where: str | None = None  # what shows the run: an address, or a command
