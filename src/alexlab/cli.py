@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alexlab import help
 from alexlab.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,9 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], C
 
 def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
-    stamp = _stamp()
+    # with other flags, such as --config-dir, Hydra answers
+    wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
+    stamp = "" if wants_help else _stamp()
     OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     failed: list[str] = []
@@ -74,6 +77,9 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)
     try:
+        if wants_help:
+            print(help.text(CONF, config_name, _composed(config_name, sys.argv[1:])))
+            return
         main()
         if mistakes:
             raise mistakes[0]
@@ -134,7 +140,7 @@ def _short(error: Exception, config_name: str) -> str:
     option = re.search(r"Could not find '([^']+)'", text)
     if option:
         group, _, name = option.group(1).rpartition("/")
-        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        options = help.options(CONF / group)
         near = difflib.get_close_matches(name, options, n=1)
         hint = f" Did you mean {group}={near[0]}?" if near else ""
         return f"{group}={name}: there is no such option.{hint} There are: {', '.join(options)}."
@@ -149,12 +155,16 @@ def _short(error: Exception, config_name: str) -> str:
     return "\n".join(text.splitlines()[:12])
 
 
-def _all_keys(config_name: str) -> list[str]:
+def _composed(config_name: str, overrides: list[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
+        return hydra.compose(config_name, [word for word in overrides if not word.startswith("-")])
+
+
+def _all_keys(config_name: str) -> list[str]:
+    config = OmegaConf.to_container(_composed(config_name, []), resolve=False)
     keys: list[str] = []
 
     def walk(node: Any, prefix: str) -> None:
