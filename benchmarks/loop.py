@@ -98,7 +98,8 @@ def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> fl
     if board is not None:
         board.start()
     trainer = build_trainer(config, Devices("cpu", 1, 1), loggers)
-    trainer.callbacks = [c for c in trainer.callbacks if type(c).__name__ not in ("ModelCheckpoint", "Media")]  # type: ignore[attr-defined]
+    # all but best.ckpt's, which needs a validation; it has nothing to do in a step
+    trainer.callbacks = [c for c in trainer.callbacks if getattr(c, "monitor", None) is None]  # type: ignore[attr-defined]
     clock = Clock()
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     trainer.fit(model, train_dataloaders=batches)

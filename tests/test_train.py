@@ -148,7 +148,13 @@ def test_average_of_the_weights_is_what_is_kept_and_evaluated(shapes: Path, tmp_
 def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Path) -> None:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
-    words = ["model=alexnet", "model.net.norm=none", "model.name=alexnet", "trainer.limit_train_batches=1", "test=false"]
+    words = [
+        "model=alexnet",
+        "model.net.norm=none",
+        "model.name=alexnet",
+        "trainer.limit_train_batches=1",
+        "test=false",
+    ]
     done = tiny_train(shapes, tmp_path / "c", "compile=true", *words)
     assert done.returncode == 0, done.stderr
     assert not any("_orig_mod" in key for key in weights(tmp_path / "c"))

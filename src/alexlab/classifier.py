@@ -22,19 +22,24 @@ class Sums:
     """Sums over images, kept on the device so that no step waits for it: loss, top-1 and top-5 hits, images."""
 
     def __init__(self, device: torch.device) -> None:
-        self.values = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self.values = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self.images = 0
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """loss: mean of the batch; logits (B, C); targets int64 (B,), or (B, C) where images were mixed."""
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        hits = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        found = hits.any(1).sum() if logits.shape[1] >= 5 else torch.full((), len(labels), device=hits.device)
-        count = torch.full_like(found, len(labels))
-        self.values += torch.stack([loss.detach() * len(labels), hits[:, 0].sum(), found, count])
+        hits = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # at most one a row
+        self.values += torch.stack([loss.detach() * len(labels), hits[:, 0].sum(), hits.sum()])
+        self.images += len(labels)
+
+    def take(self, other: "Sums") -> None:
+        self.values += other.values
+        self.images += other.images
 
     def merged(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The means over all ranks' images, after a `reduce` that sums a tensor over the ranks."""
-        loss, acc1, acc5, count = reduce(self.values.clone()).tolist()
+        together = torch.cat([self.values, self.values.new_tensor([self.images])])
+        loss, acc1, acc5, count = reduce(together).tolist()
         return {"loss": loss / count, "acc1": acc1 / count, "acc5": acc5 / count} if count else {}
 
 
@@ -77,6 +82,18 @@ class ImageClassifier(pl.LightningModule):
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the running hook here some forty times a step, and nn.Module's own way takes 4 microseconds."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The two tensors; Lightning's own walk through any nested batch takes 0.2 ms."""
+        images, targets, skipped = batch
+        return images.to(device, non_blocking=True), targets.to(device, non_blocking=True), skipped
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> logits (B, num_classes)."""
         return self.net(self._layout(self.augment.normalize(images)))
@@ -115,11 +132,11 @@ class ImageClassifier(pl.LightningModule):
         means = self.window_sums.merged(lambda values: values)  # this rank's
         self.log("train/loss_step", means["loss"], prog_bar=True)
         self.log("train/acc1_step", means["acc1"], prog_bar=True)
-        self.epoch_sums.values += self.window_sums.values
+        self.epoch_sums.take(self.window_sums)
         self.window_sums = Sums(self.device)
 
     def on_train_epoch_end(self) -> None:
-        self.epoch_sums.values += self.window_sums.values
+        self.epoch_sums.take(self.window_sums)
         self.window_sums = Sums(self.device)
         self._log_means("train", self.epoch_sums, prog_bar=False)
 
