@@ -10,7 +10,8 @@ import torch
 from conftest import SMALL_NET, command, tiny_train
 
 EXACT = [
-    "model=alexnet", "model.name=alexnet", "augment=none", "model.net.dropout=0", "trainer.precision=32-true", "test=false",
+    "model=alexnet", "model.name=alexnet", "augment=none", "model.net.dropout=0", "trainer.precision=32-true",
+    "test=false",
     "trainer.limit_train_batches=1.0", "trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -79,8 +80,8 @@ def test_torchrun_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
 
 def test_ranks_with_different_configs_are_stopped(shapes: Path, tmp_path: Path) -> None:
     job = (
-        f"exec {sys.executable} train.py {' '.join(SMALL_NET)} data=folder data.root={shapes} data.image_size=64 data.batch_size=8 "
-        f"data.num_workers=0 logger=csv {' '.join(TWO)} debug=fast paths.logs={tmp_path} optimizer.lr=0.0$((RANK+1))"
+        f"exec {sys.executable} train.py {' '.join(SMALL_NET)} data=folder data.root={shapes} data.image_size=64 "
+        f"data.batch_size=8 data.num_workers=0 logger=csv {' '.join(TWO)} debug=fast paths.logs={tmp_path} optimizer.lr=0.0$((RANK+1))"
     )
     done = command(*TORCHRUN, "--no-python", "bash", "-c", job)
     assert done.returncode != 0

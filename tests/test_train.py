@@ -168,8 +168,8 @@ def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Pat
 
 def test_overfitting_three_batches_works(shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(
-        shapes, tmp_path / "o", "model=alexnet", "model.name=alexnet", "debug=overfit", "trainer.max_epochs=12", "test=false",
-        "trainer.limit_train_batches=1.0", "data.batch_size=4", "model.net.dropout=0",
+        shapes, tmp_path / "o", "model=alexnet", "model.name=alexnet", "debug=overfit", "trainer.max_epochs=12",
+        "test=false", "trainer.limit_train_batches=1.0", "data.batch_size=4", "model.net.dropout=0",
         "trainer.check_val_every_n_epoch=12",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

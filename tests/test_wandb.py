@@ -89,7 +89,8 @@ def test_a_run_that_is_ended_shows_as_preempted(
     ]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, env=clean_env(server.env()), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" would leave it ignored
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's "&" would leave ignored
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:

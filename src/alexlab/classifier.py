@@ -83,7 +83,7 @@ class ImageClassifier(pl.LightningModule):
             self.net.to(memory_format=torch.channels_last)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the running hook here some forty times a step, and nn.Module's own way takes 4 microseconds."""
+        """Lightning notes the running hook here forty times a step, and nn.Module's own way takes 4 microseconds."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:

@@ -16,8 +16,8 @@ FLAGS = """\
 def text(conf: Path, name: str, config: DictConfig) -> str:
     """The help of the command `name`, whose config `conf/<name>.yaml` was composed to `config`."""
     first = (conf / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
-    named = OmegaConf.to_container(OmegaConf.load(conf / f"{name}.yaml").defaults)
-    used = sorted({key.removeprefix("optional ") for entry in named if isinstance(entry, dict) for key in entry})
+    defaults = OmegaConf.load(conf / f"{name}.yaml").defaults
+    used = sorted(str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry)
     groups = [f"  {group:11} {', '.join(options(conf / group))}" for group in used if group not in ("hydra", "paths")]
     parts = [first]
     if groups:
