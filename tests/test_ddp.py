@@ -81,7 +81,8 @@ def test_torchrun_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
 def test_ranks_with_different_configs_are_stopped(shapes: Path, tmp_path: Path) -> None:
     job = (
         f"exec {sys.executable} train.py {' '.join(SMALL_NET)} data=folder data.root={shapes} data.image_size=64 "
-        f"data.batch_size=8 data.num_workers=0 logger=csv {' '.join(TWO)} debug=fast paths.logs={tmp_path} optimizer.lr=0.0$((RANK+1))"
+        f"data.batch_size=8 data.num_workers=0 logger=csv {' '.join(TWO)} debug=fast "
+        f"paths.logs={tmp_path} optimizer.lr=0.0$((RANK+1))"
     )
     done = command(*TORCHRUN, "--no-python", "bash", "-c", job)
     assert done.returncode != 0

@@ -26,7 +26,7 @@ from alexlab.augment import BatchAugment
 from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
 from alexlab.cli import ROOT
-from alexlab.data.datamodule import ImageFolders
+from alexlab.data.datamodule import ImageFolders, cores
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 from alexlab.instantiate import build
@@ -59,7 +59,7 @@ def fit(config: DictConfig) -> float | None:
     if devices.world_size == 1 or launch.external():
         return fit_rank(config)
     build_data(config, devices).read()  # mistakes in the data are told once, here
-    threads = max(1, len(os.sched_getaffinity(0)) // devices.local)
+    threads = max(1, cores() // devices.local)
     code = launch.spawn(run_dir, devices.world_size, threads, config.trainer.master_port)
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         sys.exit(code)

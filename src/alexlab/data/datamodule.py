@@ -60,9 +60,7 @@ class ImageFolders(pl.LightningDataModule):
         self.expected_classes, self.on_error, self.demo_seed = num_classes, on_error, demo_seed
         self.class_names = names.read(class_names) if class_names is not None else {}
         self.world_size = world_size
-        if num_workers is None:
-            num_workers = max(1, len(os.sched_getaffinity(0)) // local_world_size)
-        self.num_workers = num_workers
+        self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
         self.splits: dict[str, ImageIndex] = {}
 
     def read(self, for_training: bool = True) -> "ImageFolders":
@@ -171,6 +169,13 @@ class ImageFolders(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0 and split != "test",
             worker_init_fn=one_thread,
         )
+
+
+def cores() -> int:
+    """The cores that this process may use: a job of a scheduler often has fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinities
 
 
 def one_thread(worker: int) -> None:
