@@ -5,6 +5,9 @@ from alexlab.cli import hydra_command
 
 @hydra_command("compare")
 def main(config):  # type: ignore[no-untyped-def]
+    from alexlab.rules import COMPARE_RULES, check
+
+    check(config, COMPARE_RULES)
     from alexlab.compare import compare
 
     compare(config)

@@ -5,6 +5,9 @@ from alexlab.cli import hydra_command
 
 @hydra_command("eval")
 def main(config):  # type: ignore[no-untyped-def]
+    from alexlab.rules import EVAL_RULES, check
+
+    check(config, EVAL_RULES)
     from alexlab.evaluate import evaluate
 
     return evaluate(config)

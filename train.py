@@ -5,7 +5,7 @@ from alexlab.cli import hydra_command
 
 @hydra_command("train")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.config import check
+    from alexlab.rules import check
 
     check(config)  # before the seconds that the heavy imports take
     from alexlab.run import fit

@@ -91,8 +91,8 @@ def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> fl
     config.run_dir = str(folder)
     folder.mkdir(parents=True)
     model = ImageClassifier(
-        net, BatchAugment(MEAN, STD, 10), [str(i) for i in range(10)], configs.plain(config.optimizer),
-        configs.plain(config.scheduler), 0, config.data.batch_size,
+        net, BatchAugment(MEAN, STD, 10), [str(i) for i in range(10)], 0, configs.plain(config.optimizer),
+        configs.plain(config.scheduler), config.data.batch_size, len(batches), len(batches),
     )  # fmt: skip
     loggers, board = run.build_loggers(config)
     if board is not None:

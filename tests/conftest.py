@@ -1,8 +1,13 @@
 """Small folders of real JPEG files, and the commands as a user runs them."""
 
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +48,60 @@ def clean_env(more: dict[str, str] | None = None) -> dict[str, str]:
     return {k: v for k, v in clean.items() if v}
 
 
+class Zygote:
+    """See zygote.py."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+
+    def run(self, words: list[str], env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
+        if self.process is None:
+            script = str(Path(__file__).with_name("zygote.py"))
+            self.process = subprocess.Popen(
+                [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean_env(), cwd=ROOT
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            request = {"words": words, "env": env, "cwd": str(ROOT), "stdout": str(out), "stderr": str(err)}
+            assert self.process.stdin is not None
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+            pid = self._answer(60)["pid"]
+            try:
+                code = self._answer(timeout)["code"]
+            except TimeoutError:
+                os.kill(pid, signal.SIGKILL)
+                self._answer(60)
+                raise subprocess.TimeoutExpired(words, timeout, out.read_bytes(), err.read_bytes()) from None
+            return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+
+    def _answer(self, timeout: float) -> dict[str, int]:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            raise TimeoutError
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        if self.process is not None:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process.wait(30)
+
+
+_zygote = Zygote()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _close_zygote() -> Iterator[None]:
+    yield
+    _zygote.close()
+
+
 def command(*words: str, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B."""
+    if words[0].endswith(".py") and not (env or {}).get("PYTHONPATH"):
+        return _zygote.run(list(words), clean_env(env), timeout)
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
@@ -62,3 +119,7 @@ def tiny_train(shapes: Path, run_dir: Path, *words: str, **more: object) -> subp
         "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=1",
         "trainer.limit_train_batches=2", f"hydra.run.dir={run_dir}", *words, **more,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())

@@ -8,7 +8,7 @@ from conftest import ROOT
 from test_configs import compose
 
 from alexlab import config as configs
-from alexlab import optim, run
+from alexlab import optim, rules, run
 from alexlab.errors import UserError
 from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
 
@@ -20,7 +20,7 @@ def choices(group: str) -> list[str]:
 @pytest.mark.parametrize("name", choices("model"))
 def test_model(name: str, shapes: Path) -> None:
     composed = configs.resolved(compose(f"model={name}", "data=folder", f"data.root={shapes}", "data.image_size=64"))
-    data = run.build_data(composed, Devices("cpu", 1, 1)).read(for_training=False)
+    data = run.build_data(composed, Devices("cpu", 1, 1)).read()
     model = run.build_model(composed, data)
     assert model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 10)
 
@@ -83,7 +83,7 @@ def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("name", [*choices("experiment"), *choices("debug"), *choices("callbacks")])
 def test_recipe_breaks_no_rule(name: str) -> None:
     group = next(g for g in ("experiment", "debug", "callbacks") if name in choices(g))
-    configs.check(compose(f"{group}={name}", "data.root=/somewhere"))
+    rules.check(compose(f"{group}={name}", "data.root=/somewhere"))
 
 
 @pytest.mark.parametrize(

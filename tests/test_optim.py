@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from alexlab import optim
+from alexlab.errors import UserError
 
 SGD = {
     "_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "decay_norm_and_bias": False,
@@ -18,7 +19,7 @@ SGD = {
 def rates(steps: int, epochs: int, **settings: Any) -> list[float]:
     net = nn.Linear(2, 2)
     optimizer = optim.build_optimizer(net, SGD, 64)
-    (entry,) = optim.build_schedulers(optimizer, {"unit": "epoch", "warmup": 0, **settings}, steps, epochs)
+    (entry,) = optim.build_schedulers(optimizer, {"unit": "epoch", "warmup": 0, **settings}, steps, steps // epochs)
     found = []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -39,7 +40,7 @@ def test_linear_ends_at_its_floor() -> None:
 
 
 def test_step_and_multistep_in_epochs_and_steps() -> None:
-    assert rates(90, 90, name="step", step_size=30, gamma=0.1)[::30] == pytest.approx([0.1, 0.01, 0.001])
+    assert rates(90, 9, name="step", step_size=3, gamma=0.1)[::30] == pytest.approx([0.1, 0.01, 0.001])
     found = rates(100, 10, name="multistep", milestones=[25, 50], gamma=0.5, unit="step")
     assert (found[24], found[25], found[50]) == pytest.approx((0.1, 0.05, 0.025))
     assert set(rates(20, 2, name="constant")) == {0.1}
@@ -48,10 +49,10 @@ def test_step_and_multistep_in_epochs_and_steps() -> None:
 def test_plateau_composes_with_warmup() -> None:
     optimizer = optim.build_optimizer(nn.Linear(2, 2), SGD, 64)
     settings = {
-        "name": "plateau", "unit": "step", "warmup": 4, "factor": 0.1, "patience": 0, "min_lr": 0, "mode": "max",
+        "name": "plateau", "unit": "step", "warmup": 4, "factor": 0.1, "patience": 0, "min_lr": 0,
         "monitor": "val/acc1",
     }  # fmt: skip
-    plateau, ramp = (entry["scheduler"] for entry in optim.build_schedulers(optimizer, settings, 10, None))
+    plateau, ramp = (entry["scheduler"] for entry in optim.build_schedulers(optimizer, settings, 10, 5))
     seen = []
     for _ in range(6):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -63,9 +64,39 @@ def test_plateau_composes_with_warmup() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
-def test_epochs_are_needed_for_lengths_in_epochs() -> None:
-    with pytest.raises(ValueError, match=r"scheduler.unit=epoch needs trainer.max_epochs"):
-        optim.unit_steps({"unit": "epoch"}, 10, None)
+def test_plateau_of_a_loss_waits_for_a_smaller_one() -> None:
+    optimizer = optim.build_optimizer(nn.Linear(2, 2), SGD, 64)
+    settings = {
+        "name": "plateau", "unit": "epoch", "warmup": 0, "factor": 0.1, "patience": 0, "min_lr": 0,
+        "monitor": "val/loss",
+    }  # fmt: skip
+    (entry,) = optim.build_schedulers(optimizer, settings, 10, 5)
+    for loss in (0.5, 0.4, 0.3):
+        entry["scheduler"].step(loss)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_an_epoch_of_warmup_is_an_epoch_also_where_the_run_ends_early() -> None:
+    """max_steps=15 of 10 epochs of 10 steps: the warm-up is still 10 steps."""
+    optimizer = optim.build_optimizer(nn.Linear(2, 2), SGD, 64)
+    settings = {"name": "linear", "unit": "epoch", "warmup": 1}
+    (entry,) = optim.build_schedulers(optimizer, settings, steps=15, steps_per_epoch=10)
+    factor = entry["scheduler"].lr_lambdas[0]
+    assert [factor(step) for step in (0, 9, 10, 15)] == pytest.approx([1 / 11, 10 / 11, 1, 0])
+
+
+def test_settings_that_the_optimizer_refuses() -> None:
+    with pytest.raises(UserError, match=r"torch.optim.SGD does not take these settings .*optimizer.turbo=1.*turbo"):
+        optim.build_optimizer(nn.Linear(2, 2), {**SGD, "turbo": 1}, 64)
+    with pytest.raises(UserError, match=r"_target_=os.system is not allowed"):
+        optim.build_optimizer(nn.Linear(2, 2), {**SGD, "_target_": "os.system"}, 64)
+
+
+def test_tensors_that_an_optimizer_keeps() -> None:
+    adamw = {"_target_": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.0, "decay_norm_and_bias": False}
+    assert optim.state_tensors(SGD) == 1
+    assert optim.state_tensors({**SGD, "momentum": 0.0}) == 0
+    assert optim.state_tensors(adamw) == 2
 
 
 def test_rate_scales_with_the_batch_only_when_asked() -> None:

@@ -42,7 +42,7 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert run.summary["parameters"] == summary["parameters"]
     logged = {key for row in run.history for key in row}
     assert logged >= {
-        "train/loss", "val/loss", "val/acc1", "val/acc5", "perf/images_per_second", "perf/data_wait", "lr-SGD/pg1",
+        "train/loss", "val/loss", "val/acc1", "val/acc5", "perf/images_per_second", "perf/data_wait", "lr/decay",
         "images/train", "test/mistakes", "trainer/global_step",
     }  # fmt: skip
     assert [row["val/acc1"] for row in run.history if "val/acc1" in row][-1] == pytest.approx(

@@ -49,9 +49,11 @@ class ImageClassifier(pl.LightningModule):
     Args:
         net: float (B, C, H, W) -> logits (B, num_classes).
         augment: uint8 batches -> float batches, on the device.
-        optimizer, scheduler: plain settings; see `optim.py`.
+        optimizer, scheduler: plain settings, see `optim.py`; None for evaluation alone.
+        step_images: images an optimizer step over all devices, for the scaled learning rate.
+        steps, steps_per_epoch: optimizer steps, for the schedule. Lightning's own estimate would make the first
+            training batches before a checkpoint's epoch is restored.
         label_smoothing: 0 to 1, in training only.
-        batch_size: global, for the scaled learning rate.
         provenance: plain values for each checkpoint: config, class names, data fingerprint.
     """
 
@@ -60,10 +62,12 @@ class ImageClassifier(pl.LightningModule):
         net: nn.Module,
         augment: BatchAugment,
         class_names: list[str],
-        optimizer: dict[str, Any],
-        scheduler: dict[str, Any],
         seed: int,
-        batch_size: int,
+        optimizer: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        step_images: int = 1,
+        steps: int = 1,
+        steps_per_epoch: int = 1,
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         provenance: dict[str, Any] | None = None,
@@ -73,7 +77,8 @@ class ImageClassifier(pl.LightningModule):
         self.augment = augment
         self.class_names = class_names
         self.optimizer_settings, self.scheduler_settings = optimizer, scheduler
-        self.seed, self.batch_size = seed, batch_size
+        self.seed = seed
+        self.step_images, self.steps, self.steps_per_epoch = step_images, steps, steps_per_epoch
         self.label_smoothing = label_smoothing
         self.channels_last = channels_last
         self.provenance = provenance or {}
@@ -198,13 +203,14 @@ class ImageClassifier(pl.LightningModule):
     # -- optimizer and checkpoint
 
     def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else None
-        batch = self.batch_size * self.trainer.accumulate_grad_batches
+        assert self.optimizer_settings is not None
+        assert self.scheduler_settings is not None
         # a fused optimizer undoes 16-mixed's loss scaling inside its step, which is too late for clipping
         clips_scaled = self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
-        optimizer = optim.build_optimizer(self.net, self.optimizer_settings, batch, may_fuse=not clips_scaled)
-        return [optimizer], optim.build_schedulers(optimizer, self.scheduler_settings, steps, epochs)
+        optimizer = optim.build_optimizer(
+            self.net, self.optimizer_settings, self.step_images, may_fuse=not clips_scaled
+        )
+        return [optimizer], optim.build_schedulers(optimizer, self.scheduler_settings, self.steps, self.steps_per_epoch)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -230,3 +236,5 @@ def reseed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

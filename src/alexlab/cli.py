@@ -4,10 +4,12 @@ turns a user's mistake into one screen and exit code 2. Light: nothing heavy is 
 import contextlib
 import difflib
 import errno
+import json
 import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexlab import help
-from alexlab.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+from alexlab.config import CONF, ROOT
+from alexlab.errors import RunFailedError, UserError
+from alexlab.rules import mode_of
 
 
 class StopSweep(BaseException):
@@ -44,8 +45,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
     stamp = "" if wants_help else _stamp()
-    OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
-    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+    register_resolvers(stamp)
     failed: list[str] = []
     mistakes: list[Exception] = []
 
@@ -58,11 +58,14 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         try:
             return task(config)
         except Exception as error:
-            if not sweeping and isinstance(error, (UserError, OSError)):
+            if not sweeping and isinstance(error, (UserError, RunFailedError, OSError)):
                 mistakes.append(error)  # Hydra would print all overrides first
                 return None
             if not sweeping:
                 raise
+            _record_failure(config, error)
+            if not isinstance(error, (UserError, RunFailedError)):
+                traceback.print_exc()
             if not config.get("sweep", {}).get("keep_going", False):
                 raise StopSweep(
                     f"Job {hydra_config.job.num} failed: {error}\nThe sweep ends here; sweep.keep_going=true goes on."
@@ -83,10 +86,14 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         main()
         if mistakes:
             raise mistakes[0]
+    except KeyboardInterrupt:
+        _leave("interrupted.", 130)
     except StopSweep as error:
         _leave(str(error), 2 if isinstance(error.__cause__, UserError) else 1)
     except UserError as error:
         _leave(str(error), 2)
+    except RunFailedError as error:
+        _leave(str(error), error.code)
     except (HydraException, OmegaConfBaseException) as error:
         _leave(_short(error, config_name), 2)
     except OSError as error:
@@ -102,6 +109,25 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         _leave(f"{error.filename or 'a file'}: {known[error.errno]}", 2)
     if failed:
         _leave(f"{len(failed)} job(s) of the sweep failed:\n  " + "\n  ".join(failed), 1)
+
+
+def register_resolvers(stamp: str) -> None:
+    """What conf/ refers to: ${stamp:}, ${root:} and ${direction:METRIC} (Optuna's "minimize" or "maximize")."""
+    OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
+    OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("direction", lambda metric: f"{mode_of(metric)}imize", replace=True)
+
+
+def _record_failure(config: DictConfig, error: Exception) -> None:
+    """A job of a sweep that failed before it could say so itself is a run that failed, too."""
+    run_dir = Path(config.run_dir)
+    with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (run_dir / "config.yaml").exists():
+            (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        if not (run_dir / "summary.json").exists():
+            told = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            (run_dir / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
 def _leave(text: str, code: int) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alexlab.errors import UserError
+from alexlab.rundir import name_of
 
 IGNORED = ("run_dir", "overrides", "paths", "task", "dry_run", "ckpt_path")  # differ without making a difference
 NESTED = (("best", "val/acc1"), ("last", "val/acc1"), ("best", "val/loss"), ("test", "test/acc1"))
@@ -67,8 +68,8 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
         if not isinstance(config, dict) or "model" not in config:
             left_out.append(f"{folder} (its config.yaml is not a run's)")
             continue
-        name = folder.name if folder.parent.name == "runs" else f"{folder.parent.name}/{folder.name}"
-        runs.append({"name": name, "status": summary.get("status", "running or killed"), "config": flat(config),
+        runs.append({"name": name_of(folder),
+                     "status": summary.get("status", "running or killed"), "config": flat(config),
                      "summary": summary})  # fmt: skip
     return runs, left_out
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from alexlab import checkpoint, run
+from alexlab import checkpoint, run, rundir
 from alexlab import config as configs
 from alexlab.errors import UserError
 from alexlab.trainer import find_devices
@@ -41,15 +41,17 @@ def evaluate(config: DictConfig) -> float:
         its.data.demo_seed = None
     if config.data.num_workers is not None:
         its.data.num_workers = config.data.num_workers
+    its.trainer.accelerator = config.trainer.accelerator or its.trainer.accelerator
+    its.trainer.precision = config.trainer.precision or its.trainer.precision
+    its.trainer.devices, its.trainer.num_nodes, its.trainer.strategy = 1, 1, "auto"
+    its.data.num_classes = None
     path = run_dir / "checkpoints" / f"{config.ckpt}.ckpt" if config.ckpt in ("best", "last") else Path(config.ckpt)
     found = checkpoint.load(path)
-    one = find_devices(its)
-    devices = type(one)(one.kind, 1, 1)
-    its.trainer.devices, its.trainer.strategy, its.data.num_classes = 1, "auto", None
+    devices = find_devices(its)
     its.model.pretrained = False
     if "pretrained" in its.model.net:
         its.model.net.pretrained = False  # the checkpoint holds the weights
-    data = run.build_data(its, devices).read(for_training=False)
+    data = run.build_data(its, devices).read()
     trained = found["alexlab"]["classes"]
     if list(data.classes) != trained:
         raise UserError(
@@ -76,7 +78,7 @@ def evaluate(config: DictConfig) -> float:
         **{key.removeprefix("test/"): float(value) for key, value in tested.items()},
         "per_class_acc1": dict(zip(data.readable_classes, share, strict=True)),
     }
-    run.write_json(run_dir / "eval.json", result)
+    rundir.write_json(run_dir / "eval.json", result)
     table = Table(title=f"{result['images']} images of {data.test_split}, {path.name} of {run_dir.name}")
     table.add_column("metric")
     table.add_column("value", justify="right")

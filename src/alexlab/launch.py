@@ -5,18 +5,65 @@ next job of a sweep starts clean, whatever its number of devices. Under torchrun
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from alexlab.errors import UserError
 
-GRACE = 8.0  # seconds that the other ranks get to leave by themselves after one has failed
+GRACE = 8.0  # seconds that the other ranks get to leave by themselves after one has failed,
+GRACE_AFTER_SIGNAL = 60.0  # or after a signal: rank 0 has loggers to close
+FORWARDED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+TELL = "ALEXLAB_TELL"  # the variable that holds the number of a rank's pipe to its parent
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run on several devices ended: 0, or the exit code that it leaves with, and why."""
+
+    code: int
+    why: str
+    by_signal: bool = False  # that was sent to the run
+
+
+class Rank:
+    """A process of the run, and what it has told: {"mistake": text} or {"failure": text, "traceback": text}.
+
+    It has a process group of its own: Ctrl-C reaches it once, from `spawn`, and not from the terminal as well.
+    """
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self.reading, writing = os.pipe()
+        os.set_blocking(self.reading, False)
+        self.raw = b""
+        self.process = subprocess.Popen(command, env={**env, TELL: str(writing)}, pass_fds=[writing], process_group=0)
+        os.close(writing)
+
+    def poll(self) -> int | None:
+        code = self.process.poll()
+        with contextlib.suppress(BlockingIOError):  # nothing more is there
+            while chunk := os.read(self.reading, 65536):
+                self.raw += chunk
+        return code
+
+    @property
+    def told(self) -> dict[str, str]:
+        try:
+            return json.loads(self.raw or b"{}")
+        except ValueError:  # killed while it wrote
+            return {}
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
 
 def external() -> bool:
@@ -45,12 +92,14 @@ def free_port(wanted: int | None) -> int:
         return int(probe.getsockname()[1])
 
 
-def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> int:
-    """Train `run_dir/config.yaml` on `world_size` processes.
+def tell_parent(**what: str) -> None:
+    """Tell `spawn` why this rank ends: it prints the same message of several ranks once."""
+    with os.fdopen(int(os.environ[TELL]), "w") as pipe:
+        json.dump(what, pipe)
 
-    Returns:
-        0, or the exit code of the rank that failed first; the others are ended then.
-    """
+
+def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> Ended:
+    """Train `run_dir/config.yaml` on `world_size` processes; when one fails, the others are ended."""
     shared = {
         **os.environ,
         "ALEXLAB_RANKS": str(world_size),
@@ -61,42 +110,54 @@ def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> int
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     command = [sys.executable, "-m", "alexlab.rank", str(run_dir)]
-    ranks = [subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(world_size)]
+    ranks: list[Rank] = []
+    signals: list[int] = []  # that have come
 
     def forward(number: int, frame: FrameType | None) -> None:
-        for process in ranks:
+        signals.append(number)
+        for rank in ranks:
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+                rank.process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        return _watch(ranks)
+        for r in range(world_size):
+            ranks.append(Rank(command, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}))
+        return _watch(ranks, signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for process in ranks:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        for rank in ranks:
+            rank.end()
+            os.close(rank.reading)
 
 
-def _watch(ranks: list[subprocess.Popen]) -> int:
+def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
     while True:
-        codes = [process.poll() for process in ranks]
+        codes = [rank.poll() for rank in ranks]
         if all(code == 0 for code in codes):
-            return 0
-        bad = [(r, code) for r, code in enumerate(codes) if code]
-        if bad:
+            return Ended(0, "")
+        first = next(((r, code) for r, code in enumerate(codes) if code), None)
+        if first is not None:
             break
         time.sleep(0.1)
-    first, code = bad[0]
-    end = time.monotonic() + GRACE
-    while time.monotonic() < end and any(process.poll() is None for process in ranks):
+    end = time.monotonic() + (GRACE_AFTER_SIGNAL if signals else GRACE)
+    while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
         time.sleep(0.1)
-    still = [r for r, process in enumerate(ranks) if process.poll() is None]
-    for r in still:
-        ranks[r].kill()
-        ranks[r].wait()
+    for rank in ranks:
+        rank.end()
+        rank.poll()
+    told = [rank.told for rank in ranks]
+    mistakes = list(dict.fromkeys(what["mistake"] for what in told if "mistake" in what))
+    if mistakes:  # whatever the other ranks said of the one that left them
+        return Ended(2, "\n".join(mistakes))
+    number, code = first
+    if signals and code in (128 + signals[0], -signals[0]):
+        return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True)
+    for r, what in enumerate(told):
+        if "traceback" in what:
+            print(f"rank {r}:\n{what['traceback']}", file=sys.stderr)
     how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
-    print(f"rank {first} of {len(ranks)} {how}; the run has ended on all ranks.", file=sys.stderr, flush=True)
-    return code if code > 0 else 128 - code
+    why = f"rank {number} of {len(ranks)} {how}; the run has ended on all ranks."
+    failures = list(dict.fromkeys(what["failure"] for what in told if "failure" in what))
+    return Ended(code if code > 0 else 128 - code, "\n".join([why, *failures]))

@@ -1,6 +1,5 @@
 """Optimizer with weight decay by module type, and learning rate schedules by step."""
 
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+
+from alexlab.errors import UserError
+from alexlab.rules import mode_of
+from alexlab.targets import locate
 
 OWN_KEYS = ("lr", "weight_decay", "decay_norm_and_bias", "lr_reference_batch", "fused", "_target_")
 
@@ -29,14 +32,20 @@ def build_optimizer(
 
     Args:
         may_fuse: what `fused: auto` means here.
+
+    Raises:
+        UserError: a class from elsewhere than `targets.ALLOWED`, or one that refuses a setting.
     """
-    module, _, name = settings["_target_"].rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
+    cls = locate(settings["_target_"])
     groups = decay_groups(net, settings["weight_decay"], settings["decay_norm_and_bias"])
     extra = {key: value for key, value in settings.items() if key not in OWN_KEYS}
     if "fused" in settings:
         extra["fused"] = may_fuse if settings["fused"] == "auto" else settings["fused"]
-    return cls(groups, lr=effective_lr(settings, batch), **extra)
+    try:
+        return cls(groups, lr=effective_lr(settings, batch), **extra)
+    except (TypeError, ValueError) as error:
+        shown = ", ".join(f"optimizer.{key}={value}" for key, value in extra.items())
+        raise UserError(f"{settings['_target_']} does not take these settings ({shown}): {error}") from error
 
 
 def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
@@ -53,49 +62,42 @@ def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool)
             seen.add(id(parameter))
             decays = decay_norm_and_bias or (isinstance(module, weighted) and not name.endswith("bias"))
             (decayed if decays else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "name": "decay"},
+        {"params": plain, "weight_decay": 0.0, "name": "no_decay"},
+    ]
     return [group for group in groups if group["params"]]
 
 
 def build_schedulers(
-    optimizer: torch.optim.Optimizer, settings: dict[str, Any], steps: int, epochs: int | None
+    optimizer: torch.optim.Optimizer, settings: dict[str, Any], steps: int, steps_per_epoch: int
 ) -> list[dict[str, Any]]:
-    """Lightning's list of schedulers for conf/scheduler/*.yaml.
+    """Lightning's list of schedulers for conf/scheduler/*.yaml; the rate is logged under "lr".
 
     Args:
         steps: optimizer steps of the whole run.
-        epochs: of the whole run; None where the run ends by steps, and lengths must then be in steps.
+        steps_per_epoch: optimizer steps in a whole epoch, also where the run ends before one.
     """
     name = settings["name"]
-    a_unit = unit_steps(settings, steps, epochs)
-    warmup = round(settings["warmup"] * a_unit)
+    unit = steps_per_epoch if settings["unit"] == "epoch" else 1
+    warmup = round(settings["warmup"] * unit)
     if name == "plateau":
         plateau = ReduceLROnPlateau(
-            optimizer, mode=settings["mode"], factor=settings["factor"], patience=settings["patience"],
+            optimizer, mode=mode_of(settings["monitor"]), factor=settings["factor"], patience=settings["patience"],
             min_lr=settings["min_lr"],
         )  # fmt: skip
-        schedulers: list[dict[str, Any]] = [{"scheduler": plateau, "interval": "epoch", "monitor": settings["monitor"]}]
+        schedulers: list[dict[str, Any]] = [
+            {"scheduler": plateau, "interval": "epoch", "monitor": settings["monitor"], "name": "lr"}
+        ]
         if warmup:  # both multiply the current rate, so they compose
             ramp = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-            schedulers.append({"scheduler": ramp, "interval": "step"})
+            schedulers.append({"scheduler": ramp, "interval": "step", "name": "lr-warmup"})
         return schedulers
-    factor = factor_of(settings, steps, a_unit, warmup)
-    return [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+    factor = factor_of(settings, steps, unit, warmup)
+    return [{"scheduler": LambdaLR(optimizer, factor), "interval": "step", "name": "lr"}]
 
 
-def unit_steps(settings: dict[str, Any], steps: int, epochs: int | None) -> float:
-    """Optimizer steps in one `scheduler.unit`: 1 for "step", those of an epoch for "epoch"."""
-    if settings["unit"] == "step":
-        return 1.0
-    if epochs is None:
-        raise ValueError(
-            "scheduler.unit=epoch needs trainer.max_epochs, and the run ends by trainer.max_steps: "
-            "set trainer.max_epochs, or give lengths in steps with scheduler.unit=step."
-        )
-    return steps / epochs
-
-
-def factor_of(settings: dict[str, Any], steps: int, unit: float, warmup: int) -> Callable[[int], float]:
+def factor_of(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> Callable[[int], float]:
     """step -> factor on the rate; step 0 is the first. Warm-up rises linearly from 1 / (warmup + 1)."""
     name, floor = settings["name"], settings.get("min_factor", 0.0)
     span = max(1, steps - warmup)
@@ -119,3 +121,13 @@ def factor_of(settings: dict[str, Any], steps: int, unit: float, warmup: int) ->
         return 1.0
 
     return factor
+
+
+def state_tensors(settings: dict[str, Any]) -> int:
+    """Tensors of a parameter's size that the optimizer keeps for each: 1 for SGD with momentum, 2 for AdamW."""
+    net = nn.Linear(2, 3, bias=False)
+    optimizer = build_optimizer(net, settings, 1, may_fuse=False)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = optimizer.state[net.weight]
+    return sum(isinstance(value, torch.Tensor) and value.shape == net.weight.shape for value in state.values())

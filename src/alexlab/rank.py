@@ -1,18 +1,31 @@
 """One rank of a run on several devices: `python -m alexlab.rank RUN_DIR`, started by `launch.spawn`."""
 
+import ctypes
+import signal
 import sys
+import traceback
 from pathlib import Path
 
-from alexlab import config, run
+from alexlab import config, launch, run
 from alexlab.errors import UserError
 
 
+def end_with_parent() -> None:
+    """Get SIGTERM when the parent dies, even by kill -9: no rank trains on unseen. Linux alone can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def main() -> None:
+    end_with_parent()
     try:
         run.fit_rank(config.load(Path(sys.argv[1]) / "config.yaml"))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        launch.tell_parent(mistake=str(error))
         sys.exit(2)
+    except Exception as error:
+        launch.tell_parent(failure=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from alexlab.callbacks.progress import Bar, PlainProgress
 from alexlab.callbacks.throughput import Throughput
 from alexlab.checkpoint import AtomicCheckpointIO
 from alexlab.errors import UserError
+from alexlab.rules import mode_of
 
 OWN_KEYS = ("strategy", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port", "precision")
 
@@ -63,10 +65,10 @@ def find_devices(config: DictConfig) -> Devices:
     if kind == "cuda" and not gpus:
         raise UserError(
             f"trainer.accelerator={asked} needs a GPU, and torch {torch.__version__} sees none here: check nvidia-smi, "
-            "or train on the CPU with trainer=cpu."
+            "or take the CPU with trainer.accelerator=cpu."
         )
     if kind == "mps" and not mps:
-        raise UserError("trainer.accelerator=mps needs Apple's GPU, and there is none here: trainer=cpu.")
+        raise UserError("trainer.accelerator=mps needs Apple's GPU, and there is none here: trainer.accelerator=cpu.")
     if config.trainer.strategy == "fsdp" and kind != "cuda":
         raise UserError("trainer.strategy=fsdp needs GPUs, and there are none here: trainer=ddp_cpu, or trainer=cpu.")
     available = {"cuda": gpus, "mps": 1}.get(kind)
@@ -91,8 +93,14 @@ def choose_precision(wanted: Any, kind: str) -> Any:
     return "32-true"
 
 
-def build_trainer(config: DictConfig, devices: Devices, loggers: list[Logger]) -> pl.Trainer:
-    """Lightning's Trainer for `config`; a setting that it does not know is refused."""
+def build_trainer(
+    config: DictConfig, devices: Devices, loggers: list[Logger], more: Sequence[Callback] = ()
+) -> pl.Trainer:
+    """Lightning's Trainer for `config`, with `more` callbacks.
+
+    Raises:
+        UserError: a setting that Lightning does not know.
+    """
     run_dir = Path(config.run_dir)
     settings: dict[str, Any] = {key: value for key, value in dict(config.trainer).items() if key not in OWN_KEYS}
     settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
@@ -115,7 +123,7 @@ def build_trainer(config: DictConfig, devices: Devices, loggers: list[Logger]) -
         strategy=_strategy(config, devices),
         plugins=plugins,
         benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
-        callbacks=_callbacks(config, run_dir, loggers),
+        callbacks=[*more, *_callbacks(config, run_dir, loggers)],
         logger=loggers,
         default_root_dir=str(run_dir),
         enable_model_summary=False,
@@ -147,7 +155,7 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
             folder,
             "best",
             monitor=config.monitor,
-            mode=config.mode,
+            mode=mode_of(config.monitor),
             save_weights_only=True,
             enable_version_counter=False,
         ),
@@ -160,7 +168,7 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
     if wanted.device_stats:
         callbacks.append(DeviceStatsMonitor())
     if wanted.early_stopping is not None:
-        callbacks.append(EarlyStopping(config.monitor, patience=wanted.early_stopping, mode=config.mode))
+        callbacks.append(EarlyStopping(config.monitor, patience=wanted.early_stopping, mode=mode_of(config.monitor)))
     if config.ema.decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.ema.decay))
     kind = _progress_kind(config)

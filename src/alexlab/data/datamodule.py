@@ -1,10 +1,12 @@
 """The LightningDataModule: image folders -> batches for this rank."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from alexlab.data import demo, names
@@ -63,11 +65,11 @@ class ImageFolders(pl.LightningDataModule):
         self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
         self.splits: dict[str, ImageIndex] = {}
 
-    def read(self, for_training: bool = True) -> "ImageFolders":
-        """Find the images of all splits; `for_training` they must fill a batch.
+    def read(self) -> "ImageFolders":
+        """Find the images of all splits.
 
         Raises:
-            UserError: a folder that is missing, empty, or does not fit the others or the batch.
+            UserError: a folder that is missing, empty, or does not fit the others.
         """
         if self.splits:
             return self
@@ -79,12 +81,6 @@ class ImageFolders(pl.LightningDataModule):
             raise UserError(
                 f"data.num_classes={self.expected_classes}, but {train.root} holds {len(train.classes)} classes: "
                 "leave data.num_classes out (it is counted), or point data.root elsewhere."
-            )
-        if for_training and len(train) < self.batch_size:
-            raise UserError(
-                f"data.batch_size={self.batch_size} is larger than the {len(train)} training images of {train.root}: "
-                f"choose data.batch_size={max(self.world_size, len(train) // self.world_size * self.world_size)} "
-                "or less."
             )
         return self
 
@@ -123,12 +119,17 @@ class ImageFolders(pl.LightningDataModule):
         """The classes' names for people, where the data's config has them ("n01440764": "tench")."""
         return [self.class_names.get(name, name) for name in self.classes]
 
+    @property
+    def images(self) -> dict[str, int]:
+        """The number of images of each split."""
+        return {name: len(index) for name, index in self.splits.items()}
+
     def describe(self) -> dict[str, Any]:
         """What identifies the data: root, classes, sizes and fingerprint of each split."""
         return {
             "root": str(self.root),
             "num_classes": len(self.classes),
-            "images": {name: len(index) for name, index in self.splits.items()},
+            "images": self.images,
             "fingerprint": {name: index.fingerprint() for name, index in self.splits.items()},
         }
 
@@ -137,6 +138,11 @@ class ImageFolders(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         sampler = TrainBatches(len(self.splits["train"]), self.batch_size, self.seed, self._rank, self.world_size)
+        if self.trainer is not None:
+            # Lightning's first iter() comes before its own set_epoch(), which reads this very number; after a resume
+            # `current_epoch` is still that of the epoch before
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            sampler.repeats = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader:
@@ -167,7 +173,7 @@ class ImageFolders(pl.LightningDataModule):
             collate_fn=collate,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0 and split != "test",
-            worker_init_fn=one_thread,
+            worker_init_fn=start_worker,
         )
 
 
@@ -178,8 +184,10 @@ def cores() -> int:
     return os.cpu_count() or 1  # macOS has no affinities
 
 
-def one_thread(worker: int) -> None:
-    """As many workers as cores: threads inside each would fight over them."""
-    import torch
-
+def start_worker(worker: int) -> None:
+    """One thread: there are as many workers as cores. Signals that end a run are the rank's to answer: a terminal or
+    a scheduler sends them to the workers as well, and the rank would report a worker that died."""
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -21,6 +21,7 @@ class TrainBatches(Sampler[Batch]):
         size: number of training images.
         global_batch: images a step over all ranks; must divide by world_size.
         epoch: the epoch of the next pass; `set_epoch` changes it.
+        repeats: whether all passes are that of epoch 0, to overfit a few batches.
     """
 
     def __init__(self, size: int, global_batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -29,6 +30,12 @@ class TrainBatches(Sampler[Batch]):
         self.size, self.global_batch, self.seed = size, global_batch, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self.repeats = False
+
+    @property
+    def sampler(self) -> "TrainBatches":
+        """Lightning calls `set_epoch` on the sampler of a loader's batch sampler, and not on the batch sampler."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -37,11 +44,14 @@ class TrainBatches(Sampler[Batch]):
         return self.size // self.global_batch
 
     def __iter__(self) -> Iterator[Batch]:
-        order = np.random.Generator(np.random.PCG64([self.seed, self.epoch])).permutation(self.size)
+        epoch = (
+            0 if self.repeats else self.epoch
+        )  # of the whole pass, whatever `set_epoch` is told while workers fetch ahead
+        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
         share = self.global_batch // self.world_size
         for b in range(len(self)):
             start = b * self.global_batch + self.rank * share
-            yield [(int(i), self.epoch) for i in order[start : start + share]]
+            yield [(int(i), epoch) for i in order[start : start + share]]
 
 
 class EvalBatches(Sampler[Batch]):

@@ -4,6 +4,7 @@ torchvision v2 draws the crops and does the policies; `decode.crop_resize` cuts 
 can be done batch-wise (float, normalization, colour noise, erasing, mixup) are in `augment.py`, on the device.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,8 @@ class SampleTransform:
         ratio: least and largest aspect (width / height) that "random_resized" draws.
         crop_ratio: image_size / short side for "random" and "center"; 0.875 = 224 / 256.
         flip: probability of mirroring left to right.
-        policy: "none", "trivial" (TrivialAugmentWide) or "rand" (RandAugment, 2 operations of magnitude 9).
+        policy: "none", "trivial" (TrivialAugmentWide) or "rand" (RandAugment).
+        policy_ops, policy_magnitude: of RandAugment: operations an image, and their strength (0 to 30).
     """
 
     image_size: int
@@ -35,12 +37,14 @@ class SampleTransform:
     crop_ratio: float = 0.875
     flip: float = 0.0
     policy: str = "none"
+    policy_ops: int = 2
+    policy_magnitude: int = 9
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         flip = self.flip > 0 and bool(torch.rand(()) < self.flip)
         pixels = decode.crop_resize(image, self.box(*decode.size_of(image)), (self.image_size, self.image_size), flip)
         if self.policy != "none":
-            pixels = _POLICIES[self.policy](pixels)
+            pixels = _policy(self.policy, self.policy_ops, self.policy_magnitude)(pixels)
         return pixels
 
     def box(self, width: int, height: int) -> decode.Box:
@@ -58,4 +62,6 @@ class SampleTransform:
         return (left, top, left + side, top + side)
 
 
-_POLICIES = {"trivial": v2.TrivialAugmentWide(), "rand": v2.RandAugment()}
+@functools.cache
+def _policy(name: str, ops: int, magnitude: int) -> v2.Transform:
+    return v2.TrivialAugmentWide() if name == "trivial" else v2.RandAugment(ops, magnitude)

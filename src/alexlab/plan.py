@@ -1,0 +1,131 @@
+"""What a run will do, worked out before it starts: batches, steps, rates. `dry_run=true` prints it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from alexlab import config as configs
+from alexlab import optim
+from alexlab.errors import UserError
+from alexlab.trainer import Devices, choose_precision
+
+Images = dict[str, int]  # of each split
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of a run.
+
+    Attributes:
+        global_batch: images a batch over all devices.
+        device_batch: images a batch on one device.
+        step_images: images an optimizer step: global batch times accumulated batches.
+        batches: training batches an epoch.
+        steps_per_epoch: optimizer steps an epoch.
+        steps: optimizer steps of the whole run.
+        left_out: training images that an epoch does not see, other ones each time.
+        lr: the rate at its full height, scaled with the batch if that was asked for.
+    """
+
+    global_batch: int
+    device_batch: int
+    step_images: int
+    batches: int
+    steps_per_epoch: int
+    steps: int
+    left_out: int
+    lr: float
+
+
+def make_plan(config: DictConfig, world_size: int, images: Images) -> Plan:
+    """The counts of `config` on `world_size` devices.
+
+    Raises:
+        UserError: a batch that does not divide or is larger than the training images, or limits that leave no batch.
+    """
+    t, batch = config.trainer, config.data.batch_size
+    if batch % world_size:
+        below, above = max(world_size, batch // world_size * world_size), -(-batch // world_size) * world_size
+        raise UserError(
+            f"data.batch_size={batch} is the global batch and does not divide by {world_size} devices: choose "
+            f"data.batch_size={below} or {above}."
+        )
+    if images["train"] < batch:
+        most = max(world_size, images["train"] // world_size * world_size)
+        raise UserError(
+            f"data.batch_size={batch} is larger than the {images['train']} training images: choose "
+            f"data.batch_size={most} or less."
+        )
+    overfit = t.overfit_batches or None  # stands in for the three limits, as in Lightning
+    batches = _limited(images["train"] // batch, "limit_train_batches", overfit or t.limit_train_batches)
+    for split, key in (("val", "limit_val_batches"), ("test", "limit_test_batches")):
+        if split in images:
+            _limited(-(-images[split] // batch), key, overfit or t[key])
+    steps_per_epoch = -(-batches // t.accumulate_grad_batches)
+    ends = [end for end in (steps_per_epoch * (t.max_epochs or 0), t.max_steps) if end > 0]
+    step_images = batch * t.accumulate_grad_batches
+    return Plan(
+        global_batch=batch,
+        device_batch=batch // world_size,
+        step_images=step_images,
+        batches=batches,
+        steps_per_epoch=steps_per_epoch,
+        steps=min(ends),
+        left_out=images["train"] - batches * batch,
+        lr=optim.effective_lr(configs.plain(config.optimizer), step_images),
+    )
+
+
+def _limited(batches: int, key: str, limit: "int | float | None") -> int:
+    """`batches` within Lightning's limit: a number of them, or a share."""
+    if limit is None:
+        return batches
+    if isinstance(limit, int):
+        return min(batches, limit)
+    if limit > 0 and int(batches * limit) == 0:
+        raise UserError(
+            f"trainer.{key}={limit} of {batches} batches is less than one: give a number of batches "
+            f"(trainer.{key}=1), or a share of at least {1 / batches:.3g}."
+        )
+    return int(batches * limit)
+
+
+def checkpoint_bytes(net: nn.Module, config: DictConfig, states: int) -> dict[str, int]:
+    """About how large the two checkpoints become.
+
+    Args:
+        states: tensors of a parameter's size that the optimizer keeps for it.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
+    averages = weights if config.ema.decay is not None else 0
+    trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
+    return {"best": weights + averages, "last": weights + averages + states * trained}
+
+
+def show(plan: Plan, config: DictConfig, devices: Devices, images: Images, net: nn.Module, classes: int) -> None:
+    """Print the essentials: the task of dry_run=true."""
+    settings = configs.plain(config.optimizer)
+    parameters = sum(p.numel() for p in net.parameters())
+    size = checkpoint_bytes(net, config, optim.state_tensors(settings))
+    reference = settings.get("lr_reference_batch")
+    scaled = f" (optimizer.lr={settings['lr']:g} for {reference} images a step)" if reference else ""
+    rows: dict[str, Any] = {
+        "network": f"{config.model.name}, {parameters:,} parameters, {classes} classes",
+        "images": ", ".join(f"{name} {count:,}" for name, count in images.items()),
+        "devices": f"{devices.world_size} x {devices.kind}, {choose_precision(config.trainer.precision, devices.kind)}",
+        "global batch": f"{plan.global_batch} ({plan.device_batch} a device)",
+        "images an optimizer step": plan.step_images,
+        "learning rate": f"{plan.lr:g}{scaled}",
+        "steps": f"{plan.steps_per_epoch} an epoch, {plan.steps} in all",
+        "left out an epoch": f"{plan.left_out} images, others each time",
+        "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last), {size['best'] / 1e6:.0f} MB (best)",
+        "run directory": f"{config.run_dir} (not made)",
+    }
+    table = Table(title="dry run", show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, str(value))
+    Console().print(table)

@@ -1,0 +1,237 @@
+"""The rules that a composed config must keep, checked together and told together. Light: no heavy import."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from alexlab.errors import UserError
+
+Rule = tuple[str, Callable[[Any], bool]]  # in words, and as a test
+Plain = dict[str, Any]
+
+
+def _shown(value: Any) -> str:
+    """As it stands in a yaml or on the command line."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(words: str, test: Callable[[float], bool]) -> Rule:
+    return words, lambda v: _is_number(v) and test(v)
+
+
+def _whole(words: str, least: int, most: float = float("inf")) -> Rule:
+    return words, lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= most
+
+
+def _or_null(rule: Rule) -> Rule:
+    return f"{rule[0]}, or null", lambda v: v is None or rule[1](v)
+
+
+def _one_of(*options: Any) -> Rule:
+    return f"one of {', '.join(map(_shown, options))}", lambda v: any(v == o and type(v) is type(o) for o in options)
+
+
+def _numbers(words: str, count: int | None, test: Callable[[list[float]], bool]) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and count in (None, len(value)) and all(map(_is_number, value)) and test(value)
+
+    return words, holds
+
+
+SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
+TEXT: Rule = ("a text", lambda v: isinstance(v, str) and v != "")
+SHARE = _number("a number from 0 to 1", lambda v: 0 <= v <= 1)
+BELOW_1 = _number("a number from 0 to below 1", lambda v: 0 <= v < 1)
+INSIDE_0_1 = _number("a number above 0 and below 1", lambda v: 0 < v < 1)
+ABOVE_0 = _number("a number above 0", lambda v: 0 < v < float("inf"))
+FROM_0 = _number("a number, at least 0", lambda v: 0 <= v < float("inf"))
+COUNT = _whole("a whole number, at least 1", 1)
+FROM_0_WHOLE = _whole("a whole number, at least 0", 0)
+METRIC = _one_of("val/loss", "val/acc1", "val/acc5")
+PRECISIONS = ("auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", 32, 64, 16)
+LIMIT: Rule = (
+    "a share from 0.0 to 1.0, or a whole number of batches, or null",
+    lambda v: v is None or (_is_number(v) and v >= 0 and (isinstance(v, int) or v <= 1)),
+)
+TRAIN_LIMIT: Rule = (
+    "a share above 0.0 up to 1.0, or a whole number of batches above 0, or null",
+    lambda v: v is None or (_is_number(v) and v > 0 and (isinstance(v, int) or v <= 1)),
+)
+DEVICES: Rule = (
+    "auto, a whole number above 0, or a list of different GPU numbers",
+    lambda v: (
+        len(v) > 0 and all(FROM_0_WHOLE[1](n) for n in v) and len(set(v)) == len(v)
+        if isinstance(v, list)
+        else v == "auto" or COUNT[1](v)
+    ),
+)  # fmt: skip
+
+RULES: dict[str, Rule] = {
+    "seed": _whole("a whole number from 0 to 4294967295", 0, 2**32 - 1),
+    "label_smoothing": BELOW_1,
+    "compile": SWITCH,
+    "test": SWITCH,
+    "dry_run": SWITCH,
+    "monitor": METRIC,
+    "ckpt_path": _or_null(TEXT),
+    "ema.decay": _or_null(INSIDE_0_1),
+    "sweep.keep_going": SWITCH,
+    "model.mean": _numbers("three numbers, one for each of red, green and blue", 3, lambda v: True),
+    "model.std": _numbers("three numbers above 0, one for each of red, green and blue", 3, lambda v: min(v) > 0),
+    "model.pretrained": SWITCH,
+    "model.net._target_": TEXT,
+    "data.root": ("the folder of the images (data.root=PATH)", lambda v: isinstance(v, str) and v not in ("", "???")),
+    "data.demo_seed": _or_null(FROM_0_WHOLE),
+    "data.batch_size": COUNT,
+    "data.image_size": _whole("a whole number of pixels, at least 8", 8),
+    "data.num_workers": _or_null(FROM_0_WHOLE),
+    "data.num_classes": _or_null(_whole("a whole number, at least 2", 2)),
+    "data.val_fraction": _or_null(INSIDE_0_1),
+    "data.test_fraction": BELOW_1,
+    "data.on_error": _one_of("raise", "skip"),
+    "data.class_names": _or_null(TEXT),
+    "callbacks.progress": _one_of("auto", "rich", "plain", "none"),
+    "callbacks.lr_monitor": SWITCH,
+    "callbacks.model_summary": _whole("a depth: a whole number, at least 0", 0),
+    "callbacks.device_stats": SWITCH,
+    "callbacks.early_stopping": _or_null(_whole("a whole number of epochs, at least 1", 1)),
+    "augment.crop": _one_of("random_resized", "random", "center"),
+    "augment.scale": _numbers(
+        "two shares of the area, least and largest, above 0 and at most 1", 2, lambda v: 0 < v[0] <= v[1] <= 1
+    ),
+    "augment.ratio": _numbers("two aspects, least and largest, above 0", 2, lambda v: 0 < v[0] <= v[1]),
+    "augment.crop_ratio": _number("a number above 0, at most 1", lambda v: 0 < v <= 1),
+    "augment.flip": SHARE,
+    "augment.policy": _one_of("none", "trivial", "rand"),
+    "augment.policy_ops": COUNT,
+    "augment.policy_magnitude": _whole("a whole number from 0 to 30", 0, 30),
+    "augment.pca": FROM_0,
+    "augment.erase": SHARE,
+    "augment.mixup": FROM_0,
+    "augment.cutmix": FROM_0,
+    "optimizer._target_": TEXT,
+    "optimizer.lr": ABOVE_0,
+    "optimizer.weight_decay": FROM_0,
+    "optimizer.momentum": BELOW_1,
+    "optimizer.nesterov": SWITCH,
+    "optimizer.betas": _numbers("two numbers from 0 to below 1", 2, lambda v: all(0 <= b < 1 for b in v)),
+    "optimizer.decay_norm_and_bias": SWITCH,
+    "optimizer.fused": _one_of("auto", True, False),
+    "optimizer.lr_reference_batch": _or_null(COUNT),
+    "scheduler.name": _one_of("constant", "cosine", "linear", "multistep", "plateau", "step"),
+    "scheduler.warmup": FROM_0,
+    "scheduler.unit": _one_of("epoch", "step"),
+    "scheduler.step_size": ABOVE_0,
+    "scheduler.milestones": _numbers(
+        "growing numbers above 0", None, lambda v: v == sorted(v) and min(v, default=1) > 0
+    ),
+    "scheduler.gamma": _number("a number above 0, at most 1", lambda v: 0 < v <= 1),
+    "scheduler.factor": INSIDE_0_1,
+    "scheduler.patience": FROM_0_WHOLE,
+    "scheduler.min_lr": FROM_0,
+    "scheduler.min_factor": SHARE,
+    "scheduler.monitor": METRIC,
+    "logger.wandb.mode": _one_of("auto", "online", "offline", "disabled"),
+    "logger.wandb.project": TEXT,
+    "logger.wandb.entity": _or_null(TEXT),
+    "logger.wandb.name": _or_null(TEXT),
+    "logger.wandb.group": _or_null(TEXT),
+    "logger.wandb.notes": _or_null(TEXT),
+    "logger.wandb.tags": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(tag, str) for tag in v)),
+    "logger.wandb.log_model": SWITCH,
+    "logger.wandb.init_timeout": ABOVE_0,
+    "trainer.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.devices": DEVICES,
+    "trainer.num_nodes": COUNT,
+    "trainer.strategy": _one_of("auto", "ddp", "fsdp"),
+    "trainer.precision": _one_of(*PRECISIONS),
+    "trainer.max_epochs": _or_null(COUNT),
+    "trainer.max_steps": ("a whole number above 0, or -1 for no limit", lambda v: v == -1 or COUNT[1](v)),
+    "trainer.accumulate_grad_batches": COUNT,
+    "trainer.gradient_clip_val": _or_null(ABOVE_0),
+    "trainer.limit_train_batches": TRAIN_LIMIT,
+    "trainer.limit_val_batches": LIMIT,
+    "trainer.limit_test_batches": LIMIT,
+    "trainer.overfit_batches": LIMIT,
+    "trainer.log_every_n_steps": COUNT,
+    "trainer.check_val_every_n_epoch": COUNT,
+    "trainer.num_sanity_val_steps": _whole("a whole number, at least -1", -1),
+    "trainer.detect_anomaly": SWITCH,
+    "trainer.profiler": _one_of(None, "simple", "advanced", "pytorch"),
+    "trainer.deterministic": _one_of(True, False, "warn"),
+    "trainer.channels_last": _one_of("auto", True, False),
+    "trainer.tf32": SWITCH,
+    "trainer.cudnn_benchmark": SWITCH,
+    "trainer.timeout": ABOVE_0,
+    "trainer.master_port": _or_null(_whole("a port from 1 to 65535", 1, 65535)),
+}
+
+EVAL_RULES: dict[str, Rule] = {
+    "run": ("a run's directory, or latest (run=PATH)", lambda v: isinstance(v, str) and v not in ("", "???")),
+    "ckpt": TEXT,
+    "data.root": _or_null(TEXT),
+    "data.num_workers": RULES["data.num_workers"],
+    "trainer.accelerator": _or_null(RULES["trainer.accelerator"]),
+    "trainer.precision": _or_null(RULES["trainer.precision"]),
+}
+COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
+
+_ABSENT = object()
+
+
+def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
+    """Raises UserError with every value that breaks one of `rules`, one a line."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    wrong = []
+    for key, (words, test) in rules.items():
+        value = _at(plain, key)
+        if value is _ABSENT:
+            continue
+        if rules is RULES and key == "data.root" and value in (None, "???"):
+            wrong.append("data.root is missing: give the folder of the images with data.root=PATH.")
+        elif not test(value):
+            wrong.append(f"{key}={_shown(value)}: must be {words}.")
+    if rules is RULES and not wrong:  # rules on several values, which must each be right by itself
+        wrong = _together(plain)
+    if wrong:
+        raise UserError(
+            wrong[0] if len(wrong) == 1 else f"{len(wrong)} values of the config are wrong:\n  " + "\n  ".join(wrong)
+        )
+
+
+def _together(plain: Plain) -> list[str]:
+    wrong = []
+    t = plain["trainer"]
+    if t["max_epochs"] is None and t["max_steps"] == -1:
+        wrong.append("trainer.max_epochs=null and trainer.max_steps=-1: the run would never end; set one of them.")
+    if t["strategy"] == "fsdp" and plain["ema"]["decay"] is not None:
+        wrong.append(
+            f"ema.decay={plain['ema']['decay']} cannot average sharded weights: trainer=ddp, or ema.decay=null."
+        )
+    waits = {
+        "callbacks.early_stopping": plain["callbacks"]["early_stopping"] is not None,
+        "scheduler=plateau": plain["scheduler"]["name"] == "plateau",
+    }
+    for key, needs in waits.items():
+        if needs and t["limit_val_batches"] in (0, 0.0) and t["limit_val_batches"] is not None:
+            wrong.append(f"{key} needs validation, and trainer.limit_val_batches=0 switches it off.")
+    if plain["optimizer"].get("nesterov") and not plain["optimizer"].get("momentum"):
+        wrong.append("optimizer.nesterov=true needs optimizer.momentum above 0.")
+    return wrong
+
+
+def _at(plain: Plain, key: str) -> Any:
+    value: Any = plain
+    for part in key.split("."):
+        value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+    return value
+
+
+def mode_of(metric: str) -> Literal["min", "max"]:
+    """ "min" for a loss, "max" for an accuracy."""
+    return "min" if metric.endswith("loss") else "max"

@@ -1,0 +1,94 @@
+"""The directory of a run: claimed once, written by rank 0 alone, its summary telling how the run ended."""
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from alexlab import config as configs
+from alexlab import launch
+from alexlab.config import ROOT
+from alexlab.errors import UserError
+
+
+def name_of(run_dir: Path) -> str:
+    """A run's name for people: its directory's; a sweep's jobs are called 0, 1, ... and get the sweep's before it."""
+    return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.isdigit() else run_dir.name
+
+
+def claim(config: DictConfig) -> None:
+    """Write config.yaml into the run's directory, which must be a new one.
+
+    Raises:
+        UserError: it holds a run.
+    """
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir} holds a run already: choose another hydra.run.dir, or remove it.")
+    configs.save(config, run_dir / "config.yaml")
+
+
+def set_up_logging(run_dir: Path) -> None:
+    """train.log on rank 0, its notes on the console too; warnings of libraries go where notes go."""
+    logger = logging.getLogger("alexlab")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logging.captureWarnings(True)
+    for noisy in ("pytorch_lightning", "lightning_fabric"):  # devices found, ranks started: told by ourselves
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        "Experiment logs directory",  # our own files lie there already
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for handler in list(logger.handlers):  # of the job before, in a sweep
+        logger.removeHandler(handler)
+        handler.close()
+    if launch.rank() > 0:
+        return
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    file = logging.FileHandler(run_dir / "train.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(console)
+    logger.addHandler(file)
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether files differ from it; null outside a repository."""
+
+    def git(*words: str) -> str | None:
+        try:
+            return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    return {"commit": commit, "dirty": bool(changes) if changes is not None else None}
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    beside = path.with_suffix(".json.tmp")
+    beside.write_text(json.dumps(values, indent=2) + "\n")
+    beside.replace(path)
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """summary.json, or {} before the run has ended."""
+    path = run_dir / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def mark(run_dir: Path, status: str, why: str) -> None:
+    """Say in summary.json how the run ended, where no rank could say so itself."""
+    summary = read_summary(run_dir)
+    if summary.get("status") in (None, "finished"):
+        write_json(run_dir / "summary.json", {**summary, "status": status, "error": why})

@@ -1,0 +1,99 @@
+"""The launcher: what the ranks tell, and that none stays behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alexlab import launch
+from alexlab.errors import UserError
+
+PEER = "import time; time.sleep(600)"
+
+
+def ranks_of(*codes: str) -> list[launch.Rank]:
+    prefix = "import os, sys, json\nfrom alexlab.launch import tell_parent\n"
+    return [launch.Rank([sys.executable, "-c", prefix + code], {"PATH": ""}) for code in codes]
+
+
+def watch(ranks: list[launch.Rank]) -> launch.Ended:
+    try:
+        return launch._watch(ranks, [])
+    finally:
+        for rank in ranks:
+            rank.end()
+
+
+def test_all_is_well() -> None:
+    assert watch(ranks_of("pass", "pass")) == launch.Ended(0, "")
+
+
+def test_the_same_mistake_of_all_ranks_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    mistake = "tell_parent(mistake='lr=-1: must be above 0'); sys.exit(2)"
+    assert watch(ranks_of(mistake, mistake)) == launch.Ended(2, "lr=-1: must be above 0")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_mistake_outweighs_the_failures_that_it_causes(capfd: pytest.CaptureFixture[str]) -> None:
+    failure = "tell_parent(failure='RuntimeError: peer is gone', traceback='Traceback ...'); sys.exit(1)"
+    ended = watch(ranks_of(failure, "tell_parent(mistake='x.jpg is broken'); sys.exit(2)"))
+    assert ended == launch.Ended(2, "x.jpg is broken")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_rank_that_is_killed_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "GRACE", 0.3)
+    ranks = ranks_of("os.kill(os.getpid(), 9)", PEER)
+    ended = watch(ranks)
+    assert ended.code == 128 + 9
+    assert ended.why.startswith("rank 0 of 2 was ended by signal SIGKILL; the run has ended on all ranks.")
+    assert all(rank.process.poll() is not None for rank in ranks)
+
+
+def test_tracebacks_are_shown_with_their_rank(capfd: pytest.CaptureFixture[str]) -> None:
+    ended = watch(ranks_of("tell_parent(failure='ValueError: x', traceback='T' * 100000); sys.exit(1)", "pass"))
+    assert ended == launch.Ended(1, "rank 0 of 2 left with exit code 1; the run has ended on all ranks.\nValueError: x")
+    assert capfd.readouterr().err == "rank 0:\n" + "T" * 100_000 + "\n"
+
+
+def test_ports() -> None:
+    assert launch.free_port(None) > 0
+    with pytest.raises(UserError, match=r"trainer.master_port=1 cannot be used \(.*\): choose another, or null"):
+        raise_for_port_1()
+
+
+def raise_for_port_1() -> None:
+    """Port 1 may be free to root: take it first, where that is so."""
+    import socket
+
+    with socket.socket() as holder:
+        try:
+            holder.bind(("127.0.0.1", 1))
+            holder.listen()
+        except OSError:
+            pass
+        launch.free_port(1)
+
+
+def test_ranks_of_other_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID", "ALEXLAB_RANKS", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (launch.external(), launch.rank()) == (False, 0)
+    monkeypatch.setenv("RANK", "3")  # left behind by something else
+    assert launch.rank() == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert (launch.external(), launch.rank()) == (True, 3)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert not launch.external(), "one task of SLURM is a single process"
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert (launch.external(), launch.rank()) == (True, 1)
+
+
+def test_importing_the_launcher_is_light(tmp_path: Path) -> None:
+    code = "import sys, alexlab.launch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0

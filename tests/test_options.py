@@ -1,0 +1,85 @@
+"""Options of training that change what a run does."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import command, summary_of, tiny_train
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_average_of_the_weights_is_what_is_kept_and_evaluated(shapes: Path, tmp_path: Path) -> None:
+    """Also: labels smoothed, gradients clipped, a scaled rate, and the bar of a terminal."""
+    done = tiny_train(
+        shapes, tmp_path / "ema", "ema.decay=0.5", "label_smoothing=0.1", "trainer.gradient_clip_val=1",
+        "optimizer.lr_reference_batch=16", "callbacks.progress=rich", "trainer.log_every_n_steps=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "images/s" in done.stdout
+    assert "effective learning rate 0.0025" in done.stdout
+    summary = summary_of(tmp_path / "ema")
+    assert summary["effective_lr"] == 0.0025
+    held = torch.load(tmp_path / "ema/checkpoints/last.ckpt", weights_only=True)
+    averaged, current = held["state_dict"], held["current_model_state"]
+    assert not torch.equal(averaged["net.fc.weight"], current["net.fc.weight"])
+    assert command("eval.py", f"run={tmp_path / 'ema'}", "ckpt=last", f"paths.logs={tmp_path}").returncode == 0
+    found = json.loads((tmp_path / "ema/eval.json").read_text())
+    assert found["acc1"] == pytest.approx(summary["test"]["test/acc1"])
+
+
+def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    words = [
+        "model=alexnet",
+        "model.net.norm=none",
+        "model.name=alexnet",
+        "trainer.limit_train_batches=1",
+        "test=false",
+    ]
+    done = tiny_train(shapes, tmp_path / "c", "compile=true", *words)
+    assert done.returncode == 0, done.stderr
+    assert not any("_orig_mod" in key for key in weights(tmp_path / "c"))
+    last = tmp_path / "c/checkpoints/last.ckpt"
+    done = tiny_train(shapes, tmp_path / "p", f"ckpt_path={last}", "trainer.max_epochs=2", *words)
+    assert done.returncode == 0, done.stderr
+    last = tmp_path / "p/checkpoints/last.ckpt"
+    done = tiny_train(shapes, tmp_path / "c2", "compile=true", f"ckpt_path={last}", "trainer.max_epochs=3", *words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_overfitting_three_batches_works(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(
+        shapes, tmp_path / "o", "model=alexnet", "model.name=alexnet", "debug=overfit", "trainer.max_epochs=12",
+        "test=false", "trainer.limit_train_batches=1.0", "data.batch_size=4", "model.net.dropout=0",
+        "trainer.check_val_every_n_epoch=12",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = [
+        float(row["train/loss"]) for row in csv.DictReader((tmp_path / "o/metrics.csv").open()) if row["train/loss"]
+    ]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_readable_names_and_broken_images_left_out(shapes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(shapes, root)
+    broken = root / "train/ring/0000.jpg"
+    broken.write_bytes(b"broken")
+    (tmp_path / "names.tsv").write_text("ring\tgolden ring\n")
+    done = tiny_train(
+        root, tmp_path / "run", "data.on_error=skip", f"data.class_names={tmp_path}/names.tsv",
+        "trainer.limit_train_batches=1.0", "data.num_workers=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert summary_of(tmp_path / "run")["skipped_images"] == [str(broken)]
+    assert command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}").returncode == 0
+    names = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
+    assert "golden ring" in names
+    assert "ring" not in names

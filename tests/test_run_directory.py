@@ -1,0 +1,80 @@
+"""The contract of a run's directory, and evaluation from it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import command, summary_of, tiny_train
+
+
+@pytest.fixture(scope="module")
+def run_dir(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    done = tiny_train(shapes, folder, "logger=wandb", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"run directory: {folder}")
+    assert "W&B: offline (WANDB_MODE=offline)" in done.stdout
+    assert f"python eval.py run={folder}" in done.stdout
+    return folder
+
+
+def test_run_directory_keeps_the_contract(run_dir: Path) -> None:
+    summary = summary_of(run_dir)
+    assert summary["status"] == "finished"
+    assert set(summary) >= {
+        "status", "best", "last", "test", "checkpoints", "images_per_second", "seconds", "world_size", "parameters",
+        "git", "versions", "dataset",
+    }  # fmt: skip
+    assert summary["checkpoints"] == {"best": "checkpoints/best.ckpt", "last": "checkpoints/last.ckpt"}
+    assert summary["dataset"]["images"] == {"train": 40, "val": 21, "test": 10}
+    assert set(summary["test"]) == {"test/loss", "test/acc1", "test/acc5"}
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["data"]["batch_size"] == 8
+    rows = list(csv.DictReader((run_dir / "metrics.csv").open()))
+    assert {"train/loss", "val/loss", "val/acc1", "val/acc5", "perf/images_per_second", "perf/data_wait"} <= set(
+        rows[0]
+    )
+    assert max(float(row["val/acc1"]) for row in rows if row["val/acc1"]) == pytest.approx(summary["best"]["val/acc1"])
+    assert (run_dir / "train.log").read_text()
+
+
+def test_checkpoint_is_plain_and_whole(run_dir: Path) -> None:
+    for name in ("best", "last"):
+        held = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert held["alexlab"]["classes"][0] == "arrow"
+        assert held["alexlab"]["config"]["seed"] == 0
+        assert not any("_orig_mod" in key for key in held["state_dict"])
+    assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+def test_eval_gives_the_same_numbers_as_training(run_dir: Path) -> None:
+    done = command("eval.py", f"run={run_dir}", f"paths.logs={run_dir}/eval")
+    assert done.returncode == 0, done.stderr
+    found, trained = json.loads((run_dir / "eval.json").read_text()), summary_of(run_dir)["test"]
+    assert {f"test/{k}": found[k] for k in ("loss", "acc1", "acc5")} == trained
+    assert found["images"] == 10
+    assert len(found["per_class_acc1"]) == 10
+
+
+def test_offline_run_reads_back_with_wandbs_own_tool(run_dir: Path) -> None:
+    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    tool = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)]
+    shown = subprocess.run(
+        tool, capture_output=True, text=True, check=True, env={**os.environ, "WANDB_MODE": "offline"}
+    )
+    for part in ("val/acc1_best", "parameters", "test/acc1", "perf/data_wait"):
+        assert part in shown.stdout
+
+
+def test_goes_on_from_a_checkpoint(run_dir: Path, shapes: Path, tmp_path: Path) -> None:
+    last = run_dir / "checkpoints/last.ckpt"
+    done = tiny_train(shapes, tmp_path / "more", f"ckpt_path={last}", "trainer.max_epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 3/3" in done.stdout
+    assert "epoch 2/3" not in done.stdout
+    assert summary_of(tmp_path / "more")["best"]["val/acc1"] >= summary_of(run_dir)["best"]["val/acc1"]

@@ -1,0 +1,44 @@
+"""Sweeps: each job on all its ranks with its own values."""
+
+import json
+from pathlib import Path
+
+import yaml
+from conftest import SMALL_NET, command, summary_of
+
+
+def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Path) -> None:
+    done = command(
+        "train.py", "-m", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "test=false",
+        "data.batch_size=8", "data.num_workers=0", "logger=csv", "trainer=ddp", "trainer.accelerator=cpu",
+        "trainer.devices=2,1", "debug=fast", "optimizer.lr=0.5,-1", "sweep.keep_going=true",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "2 job(s) of the sweep failed" in done.stderr
+    assert "optimizer.lr=-1: must be a number above 0" in done.stderr
+    jobs = {job: summary_of(tmp_path / "sweep" / job) for job in ("0", "2")}
+    assert {job: found["world_size"] for job, found in jobs.items()} == {"0": 2, "2": 1}
+    assert all(found["effective_lr"] == 0.5 for found in jobs.values())
+    stopped = command("train.py", "-m", "optimizer.lr=-1,-2", f"hydra.sweep.dir={tmp_path / 'stopped'}", "logger=csv")
+    assert stopped.returncode == 2
+    assert "Job 0 failed" in stopped.stderr
+    assert not (tmp_path / "stopped" / "1").exists()
+
+
+def test_optuna_drives_ddp_jobs(shapes: Path, tmp_path: Path) -> None:
+    done = command(
+        "train.py", "-m", "sweep=optuna", *SMALL_NET, "data=folder", f"data.root={shapes}",
+        "data.image_size=64", "test=false",
+        "data.batch_size=8", "data.num_workers=0", "logger=csv", "trainer=ddp_cpu", "debug=fast",
+        "hydra.sweeper.n_trials=2", f"paths.logs={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    jobs = sorted(tmp_path.glob("train/multiruns/*/*/summary.json"))
+    found = [json.loads(path.read_text()) for path in jobs]
+    assert [f["world_size"] for f in found] == [2, 2]
+    for path, summary in zip(jobs, found, strict=True):
+        config = yaml.safe_load((path.parent / "config.yaml").read_text())
+        assert summary["effective_lr"] == config["optimizer"]["lr"]
+    assert len({f["effective_lr"] for f in found}) == 2
+    assert (tmp_path / "optuna.db").is_file()
