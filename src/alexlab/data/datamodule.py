@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,16 @@ def start_worker(worker: int) -> None:
     """One thread: there are as many workers as cores. Signals that end a run are the rank's to answer: a terminal or
     a scheduler sends them to the workers as well, and the rank would report a worker that died."""
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGINT, getattr(signal, "SIGUSR1", None)):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_the_rank, daemon=True).start()
+
+
+def _end_for_the_rank() -> None:
+    """End at a SIGTERM from the rank itself, with which it stops its workers at its own end; ignore all others."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

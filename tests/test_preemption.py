@@ -1,0 +1,71 @@
+"""Signals: a note, looked at by all ranks at the same batch; workers leave the answer to their rank."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+from conftest import ROOT, TINY, clean_env, summary_of
+
+from alexlab.callbacks.preemption import Notes, Preempted, Preemption
+
+
+def test_a_signal_before_training_ends_at_once_and_later_ones_are_noted() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Notes().taken() as notes:
+        with pytest.raises(Preempted, match="ended by SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        notes.looked_at, notes.number = True, 0
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert notes.number == signal.SIGUSR1, "the first one tells why"
+        with pytest.raises(Preempted, match="ended by SIGINT"):  # a second Ctrl-C does not wait
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_is_taken_out_of_lightning_is_still_there() -> None:
+    """Both are Lightning's own affairs, and may move with a new version."""
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert callable(trainer._signal_connector.register_signal_handlers)
+    assert callable(trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor)
+    Preemption(Notes()).install(trainer)
+    before = signal.getsignal(signal.SIGTERM)
+    trainer._signal_connector.register_signal_handlers()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("number", "devices", "whom"),
+    [(signal.SIGTERM, 1, "all"), (signal.SIGINT, 1, "all"), (signal.SIGUSR1, 2, "rank 1"), (signal.SIGINT, 2, "all")],
+)
+def test_a_run_with_workers_ends_quietly(
+    number: signal.Signals, devices: int, whom: str, shapes: Path, tmp_path: Path
+) -> None:
+    """To the whole process group, as a terminal or a scheduler sends it; or to one rank of two."""
+    words = [
+        "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=5000",
+        "data.num_workers=1", f"hydra.run.dir={tmp_path / 'run'}", f"trainer.devices={devices}",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    if whom == "all":
+        os.killpg(process.pid, number)
+    else:
+        shown = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+        pairs = [tuple(map(int, row.split())) for row in shown.splitlines()[1:]]
+        os.kill(max(pid for pid, parent in pairs if parent == process.pid), number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    assert summary_of(tmp_path / "run")["status"] == "preempted"
+    assert summary_of(tmp_path / "run")["error"] == f"ended by {number.name}"
