@@ -51,3 +51,11 @@ def test_weights_of_another_network_are_told() -> None:
         UserError, match=r"(?s)another network.*bias is missing.*extra is not in.*\(3, 3\), and \(2, 3\)"
     ):
         checkpoint.load_net(nn.Linear(3, 2), state, Path("x.ckpt"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_told_as_such() -> None:
+    """torch's archive says "unexpected pos" instead."""
+    with Path("/dev/full").open("wb") as file, pytest.raises(OSError, match="No space left on device") as told:
+        checkpoint._save({"state_dict": {"a": torch.zeros(1_000_000)}}, file)
+    assert told.value.filename == "/dev/full"

@@ -91,7 +91,12 @@ def test_a_rank_that_fails_ends_the_run_as_failed(shapes: Path, tmp_path: Path) 
     shutil.copytree(shapes, tmp_path / "data")
     (tmp_path / "data/train/arrow/0000.jpg").write_bytes(b"broken")
     done = tiny_train(
-        tmp_path / "data", tmp_path / "run", "trainer=ddp_cpu", "trainer.limit_train_batches=1.0", "augment=none"
+        tmp_path / "data",
+        tmp_path / "run",
+        "trainer=ddp_cpu",
+        "trainer.limit_train_batches=1.0",
+        "augment=none",
+        "data.num_workers=1",
     )
     assert done.returncode == 2
     assert "0000.jpg cannot be read as an image" in done.stderr

@@ -3,7 +3,6 @@ turns a user's mistake into one screen and exit code 2. Light: nothing heavy is 
 
 import contextlib
 import difflib
-import errno
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alexlab import help
 from alexlab.config import CONF, ROOT
-from alexlab.errors import RunFailedError, UserError
+from alexlab.errors import RunFailedError, UserError, mistake
 from alexlab.rules import mode_of
 
 
@@ -58,19 +57,21 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         try:
             return task(config)
         except Exception as error:
-            if not sweeping and isinstance(error, (UserError, RunFailedError, OSError)):
-                mistakes.append(error)  # Hydra would print all overrides first
-                return None
+            told = mistake(error)
             if not sweeping:
-                raise
+                if told is None and not isinstance(error, RunFailedError):
+                    raise
+                mistakes.append(UserError(told) if told else error)  # Hydra would print all overrides first
+                return None
             _record_failure(config, error)
-            if not isinstance(error, (UserError, RunFailedError)):
+            if told is None and not isinstance(error, RunFailedError):
                 traceback.print_exc()
+            told = told or f"{type(error).__name__}: {error}"
             if not config.get("sweep", {}).get("keep_going", False):
                 raise StopSweep(
-                    f"Job {hydra_config.job.num} failed: {error}\nThe sweep ends here; sweep.keep_going=true goes on."
+                    f"Job {hydra_config.job.num} failed: {told}\nThe sweep ends here; sweep.keep_going=true goes on."
                 ) from error
-            failed.append(f"job {hydra_config.job.num} ({', '.join(config.overrides)}): {error}")
+            failed.append(f"job {hydra_config.job.num} ({', '.join(config.overrides)}): {told}")
             print(f"FAILED {failed[-1]}", file=sys.stderr, flush=True)
             return None
         finally:
@@ -89,24 +90,16 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     except KeyboardInterrupt:
         _leave("interrupted.", 130)
     except StopSweep as error:
-        _leave(str(error), 2 if isinstance(error.__cause__, UserError) else 1)
-    except UserError as error:
-        _leave(str(error), 2)
+        _leave(str(error), 2 if error.__cause__ is not None and mistake(error.__cause__) else 1)
     except RunFailedError as error:
         _leave(str(error), error.code)
     except (HydraException, OmegaConfBaseException) as error:
         _leave(_short(error, config_name), 2)
-    except OSError as error:
-        known = {
-            errno.ENOSPC: "no space is left there: free some, or write elsewhere with paths.logs=PATH.",
-            errno.EDQUOT: "the disk quota is used up: free some, or write elsewhere with paths.logs=PATH.",
-            errno.EACCES: "no permission there: choose another place with paths.logs=PATH or data.root=PATH.",
-            errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
-            errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
-        }
-        if error.errno not in known:
+    except (UserError, OSError) as error:
+        told = mistake(error)
+        if told is None:
             raise
-        _leave(f"{error.filename or 'a file'}: {known[error.errno]}", 2)
+        _leave(told, 2)
     if failed:
         _leave(f"{len(failed)} job(s) of the sweep failed:\n  " + "\n  ".join(failed), 1)
 

@@ -1,5 +1,7 @@
 """The exceptions that a command shows on one screen, without a traceback."""
 
+import errno
+
 
 class UserError(ValueError):
     """A user's mistake, exit code 2. Its text names the value, the rule and the fix."""
@@ -15,3 +17,21 @@ class RunFailedError(RuntimeError):
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
         self.code = code
+
+
+SYSTEM = {
+    errno.ENOSPC: "no space is left there: free some, or write elsewhere with paths.logs=PATH.",
+    errno.EDQUOT: "the disk quota is used up: free some, or write elsewhere with paths.logs=PATH.",
+    errno.EACCES: "no permission there: choose another place with paths.logs=PATH or data.root=PATH.",
+    errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
+    errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
+}
+
+
+def mistake(error: BaseException) -> str | None:
+    """What to tell the user of `error`, or None where it is no mistake of theirs and the traceback is needed."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return f"{error.filename or 'a file'}: {SYSTEM[error.errno]}"
+    return None

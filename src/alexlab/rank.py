@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from alexlab import config, launch, run
-from alexlab.errors import UserError
+from alexlab.errors import mistake
 
 
 def end_with_parent() -> None:
@@ -20,10 +20,11 @@ def main() -> None:
     end_with_parent()
     try:
         run.fit_rank(config.load(Path(sys.argv[1]) / "config.yaml"))
-    except UserError as error:
-        launch.tell_parent(mistake=str(error))
-        sys.exit(2)
     except Exception as error:
+        told = mistake(error)
+        if told is not None:
+            launch.tell_parent(mistake=told)
+            sys.exit(2)
         launch.tell_parent(failure=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
         sys.exit(1)
 

@@ -87,6 +87,8 @@ def _fit_rank(config: DictConfig, data: ImageFolders | None, notes: Notes) -> fl
         data = data or build_data(config, devices).read()
         plan = plans.make_plan(config, devices.world_size, data.images)
         model = build_model(config, data, plan)
+        states = optim.state_tensors(configs.plain(config.optimizer))
+        rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
         resumed = checked_ckpt(config, model)
         if config.compile:
             model.net.compile()  # in place: the state dict's keys stay clean

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import warnings
@@ -32,6 +33,16 @@ def claim(config: DictConfig) -> None:
     if (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir} holds a run already: choose another hydra.run.dir, or remove it.")
     configs.save(config, run_dir / "config.yaml")
+
+
+def check_space(run_dir: Path, sizes: dict[str, int]) -> None:
+    """Raises UserError where the checkpoints of these sizes (bytes) will not fit, the last written beside the old."""
+    needed, free = sum(sizes.values()) + max(sizes.values()), shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise UserError(
+            f"{run_dir} has {free / 1e6:.0f} MB of free space, and the run's checkpoints need about "
+            f"{needed / 1e6:.0f} MB: free some, or write elsewhere with paths.logs=PATH."
+        )
 
 
 def set_up_logging(run_dir: Path) -> None:

@@ -17,6 +17,10 @@ ORIENTATION = 0x0112  # the EXIF tag
 class BrokenImageError(UserError):
     """A file that is not a whole image; its path is in the text."""
 
+    def __init__(self, text: str) -> None:
+        # a loader's worker sends the whole traceback as the text, of which the user needs the last line
+        super().__init__(text.rpartition(f"{type(self).__name__}: ")[2].strip())
+
 
 def open_image(path: str) -> Image.Image:
     """Open `path` (its header alone is read).

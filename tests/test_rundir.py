@@ -1,0 +1,56 @@
+"""The run's directory: claimed once, its summary the truth."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from alexlab import rundir
+from alexlab.errors import UserError
+
+
+def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
+    config = OmegaConf.create({"run_dir": str(tmp_path / "run"), "seed": 3})
+    rundir.claim(config)
+    assert OmegaConf.load(tmp_path / "run/config.yaml").seed == 3
+    with pytest.raises(UserError, match=r"run holds a run already: choose another hydra.run.dir, or remove it"):
+        rundir.claim(config)
+
+
+def test_checkpoints_must_fit_before_training_starts(tmp_path: Path) -> None:
+    rundir.check_space(tmp_path, {"best": 10, "last": 20})
+    with pytest.raises(
+        UserError, match=r"of free space, and the run's checkpoints need about 5000000000 MB: free some"
+    ):
+        rundir.check_space(tmp_path, {"best": 10**15, "last": 2 * 10**15})
+
+
+def test_marks_tell_the_end_but_do_not_overrule_what_a_rank_said(tmp_path: Path) -> None:
+    rundir.mark(tmp_path, "failed", "rank 1 was killed")
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"status": "failed", "error": "rank 1 was killed"}
+    rundir.write_json(tmp_path / "summary.json", {"status": "preempted"})
+    rundir.mark(tmp_path, "failed", "later")
+    assert rundir.read_summary(tmp_path) == {"status": "preempted"}
+    rundir.write_json(tmp_path / "summary.json", {"status": "finished", "seconds": 3})
+    rundir.mark(tmp_path, "failed", "another rank did not finish")
+    assert rundir.read_summary(tmp_path)["status"] == "failed"
+
+
+def test_names_of_runs() -> None:
+    assert rundir.name_of(Path("logs/train/runs/2026-11-24_10-00-00_000")) == "2026-11-24_10-00-00_000"
+    assert rundir.name_of(Path("logs/train/multiruns/sweep/3")) == "sweep/3"
+
+
+def test_only_rank_0_writes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALEXLAB_RANKS", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        rundir.set_up_logging(tmp_path)
+        logging.getLogger("alexlab").info("from rank %s", rank)
+    assert "from rank 0" in (tmp_path / "train.log").read_text()
+    assert "from rank 1" not in (tmp_path / "train.log").read_text()
+    for handler in list(logging.getLogger("alexlab").handlers):
+        logging.getLogger("alexlab").removeHandler(handler)
+        handler.close()
