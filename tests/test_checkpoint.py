@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, plain, and refused where they do not fit."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def test_weights_of_another_network_are_told() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_is_told_as_such() -> None:
     """torch's archive says "unexpected pos" instead."""
-    with Path("/dev/full").open("wb") as file, pytest.raises(OSError, match="No space left on device") as told:
-        checkpoint._save({"state_dict": {"a": torch.zeros(1_000_000)}}, file)
+    file = Path("/dev/full").open("wb")  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left on device") as told:
+        checkpoint._write({"state_dict": {"a": torch.zeros(1_000_000)}}, file)
     assert told.value.filename == "/dev/full"
+    with contextlib.suppress(OSError):
+        file.close()

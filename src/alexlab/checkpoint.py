@@ -20,19 +20,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with beside.open("wb") as file:
-                _save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+                _write(checkpoint, file)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
 
 
-def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(checkpoint, file)
-    except RuntimeError as error:  # torch's archive hides why a file could not be written
-        cause = error.__cause__ or error.__context__
+        file.flush()
+        os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's archive hides why a file could not be written
+        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
         if isinstance(cause, OSError):
             raise OSError(cause.errno, cause.strerror, file.name) from error
         raise
