@@ -117,15 +117,19 @@ class ImageClassifier(pl.LightningModule):
         self.skipped.update(dict.fromkeys(skipped))
         if not len(targets):  # every image of the batch was broken; the ranks still meet in the backward pass
             return sum(p.sum() for p in self.net.parameters()) * 0.0  # type: ignore[return-value]
-        step = mix(self.seed, self.current_epoch, batch_idx)
-        reseed(mix(step, self.global_rank), self.device)  # dropout and mixing need no state to resume
-        images, targets = self.augment(images, targets, step, self.global_rank, self.trainer.world_size)
+        images, targets = self.augmented(images, targets, batch_idx)
         logits = self.net(self._layout(images))
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         self.window_sums.add(loss, logits, targets)
         if self._logs_now(batch_idx):
             self._log_window()
         return loss
+
+    def augmented(self, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """What the net sees of batch `batch_idx` of this epoch, whenever it is asked; see `BatchAugment`."""
+        step = mix(self.seed, self.current_epoch, batch_idx)
+        reseed(mix(step, self.global_rank), self.device)  # mixing, and dropout after it, need no state to resume
+        return self.augment(images, targets, step, self.global_rank, self.trainer.world_size)
 
     def _logs_now(self, batch_idx: int) -> bool:
         """The steps at which Lightning passes logged values on to the loggers."""

@@ -176,11 +176,11 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
         callbacks.append(Bar(leave=True))
     elif kind == "plain":
         callbacks.append(PlainProgress())
-    for logger in loggers:
-        if isinstance(logger, pl.loggers.WandbLogger):
-            from alexlab.callbacks.media import Media
+    if "wandb" in config.logger:
+        from alexlab.callbacks.media import Media
 
-            callbacks.append(Media(logger))  # type: ignore[arg-type]
+        board = next((logger for logger in loggers if isinstance(logger, pl.loggers.WandbLogger)), None)
+        callbacks.append(Media(board))  # type: ignore[arg-type]
     callbacks.append(Throughput(config.data.batch_size))  # last: the others' time is not waiting for data
     return callbacks
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import wandb
 from pytorch_lightning.callbacks import Callback
 from torchvision.utils import make_grid
@@ -16,22 +17,30 @@ from alexlab.loggers.wandb import WandbLogger
 log = logging.getLogger("alexlab")
 
 GRID = 16  # training images shown
-MISTAKES = 16  # shown; the most confident ones of rank 0's share
+MISTAKES = 16  # shown: the most confident ones of all ranks
 MOST_CLASSES = 50  # drawn in the confusion matrix: those confused most
 
 
-class Media(Callback):
-    """Logs pictures, once each and bounded in number."""
+Mistake = tuple[float, torch.Tensor, int, int]  # confidence, uint8 image (3, H, W), truth, prediction
 
-    def __init__(self, logger: WandbLogger) -> None:
+
+class Media(Callback):
+    """Logs pictures, once each and bounded in number.
+
+    Args:
+        logger: rank 0's; None on the others, which take part with their share of the images.
+    """
+
+    def __init__(self, logger: WandbLogger | None) -> None:
         self.logger = logger
-        self.mistakes: list[tuple[float, torch.Tensor, int, int]] = []  # confidence, uint8 image, truth, prediction
+        self.mistakes: list[Mistake] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):
             return
+        assert self.logger is not None
         model: ImageClassifier = pl_module
-        seen, _ = model.augment(batch[0][:GRID], batch[1][:GRID], seed=0)
+        seen = model.augmented(batch[0], batch[1], batch_idx)[0][:GRID]
         pixels = ((seen - model.augment.shift) / model.augment.scale).clamp(0, 255).byte().cpu()
         grid = make_grid(pixels, nrow=4).permute(1, 2, 0).numpy()
         self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the net sees them")})
@@ -39,13 +48,19 @@ class Media(Callback):
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if outputs is None or not trainer.is_global_zero:
+        if outputs is None:  # an empty share
             return
         confidence, predicted = outputs["logits"].softmax(1).max(1)
         wrong = (predicted != batch[1]).nonzero().flatten()
         for i in wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist():
             self.mistakes.append((float(confidence[i]), batch[0][i].cpu(), int(batch[1][i]), int(predicted[i])))
-        self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake[0])[:MISTAKES]
+        self.mistakes = most_confident(self.mistakes)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.world_size > 1:
+            gathered: list[list[Mistake]] = [[]] * trainer.world_size
+            dist.all_gather_object(gathered, self.mistakes)
+            self.mistakes = most_confident([mistake for share in gathered for mistake in share])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -55,6 +70,7 @@ class Media(Callback):
                 log.warning("W&B did not take the confusion matrix and the mistakes: %s", str(error)[:200])
 
     def _log_end(self, pl_module: Any) -> None:
+        assert self.logger is not None
         names, run = pl_module.class_names, self.logger.experiment
         table = wandb.Table(columns=["image", "truth", "prediction", "confidence"])
         for confidence, image, truth, predicted in self.mistakes:
@@ -72,6 +88,10 @@ class Media(Callback):
             {"title": "confusion matrix"},
         )
         run.log({"test/mistakes": table, "test/confusion_matrix": drawn})
+
+
+def most_confident(mistakes: list[Mistake]) -> list[Mistake]:
+    return sorted(mistakes, key=lambda mistake: -mistake[0])[:MISTAKES]
 
 
 def most_confused(matrix: np.ndarray, most: int) -> list[int]:

@@ -1,0 +1,55 @@
+"""The pictures that W&B shows: which are chosen, and that they are what the net sees."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from alexlab.augment import BatchAugment
+from alexlab.callbacks.media import MISTAKES, Media, most_confident, most_confused
+from alexlab.classifier import ImageClassifier
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def test_the_most_confident_mistakes_of_a_test_are_kept() -> None:
+    media, trainer = Media(None), SimpleNamespace(world_size=1)
+    # three classes; of 40 images every second one is wrong, each a little more confident than the one before
+    logits, targets = torch.zeros(40, 3), torch.zeros(40, dtype=torch.int64)
+    logits[torch.arange(40), torch.arange(40) % 2] = torch.arange(1, 41) / 4
+    images = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 3, 2, 2)
+    for part in (slice(0, 25), slice(25, 40)):
+        media.on_test_batch_end(trainer, None, {"logits": logits[part]}, (images[part], targets[part], []), 0)  # type: ignore[arg-type]
+    media.on_test_batch_end(trainer, None, None, None, 1)  # type: ignore[arg-type]
+    assert [int(image[0, 0, 0]) for _, image, _, _ in media.mistakes] == list(range(39, 39 - 2 * MISTAKES, -2))
+    assert {(truth, predicted) for _, _, truth, predicted in media.mistakes} == {(0, 1)}
+    shares = [media.mistakes[::2], media.mistakes[1::2]]
+    assert most_confident([mistake for share in shares for mistake in share]) == media.mistakes
+
+
+def test_the_confusion_matrix_shows_the_classes_confused_most() -> None:
+    matrix = np.diag([50, 50, 50, 50])
+    matrix[0, 3] = 5
+    matrix[2, 1] = 1
+    assert most_confused(matrix, 2) == [0, 3]
+    assert most_confused(matrix, 9) == [0, 1, 2, 3]
+
+
+def test_the_grid_holds_the_pictures_of_the_first_step() -> None:
+    logged: dict = {}
+    logger = SimpleNamespace(experiment=SimpleNamespace(log=logged.update))
+    model = ImageClassifier(nn.Identity(), BatchAugment(MEAN, STD, 3, pca=0.1, erase=0.5), ["a", "b", "c"], seed=4)
+    model._trainer = trainer = SimpleNamespace(  # type: ignore[assignment]
+        current_epoch=0, global_rank=0, world_size=1, global_step=0, is_global_zero=True
+    )
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
+    batch = (images, torch.zeros(20, dtype=torch.int64), [])
+    Media(logger).on_train_batch_start(trainer, model, batch, 0)  # type: ignore[arg-type]
+    with Image.open(logged["images/train"]._path) as opened:
+        drawn = np.asarray(opened)
+    seen, _ = model.augmented(images, batch[1], 0)
+    first = ((seen[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255).clamp(0, 255)
+    tile = drawn[2:10, 2:10].transpose(2, 0, 1)  # torchvision's grid pads by 2
+    assert np.abs(tile.astype(float) - first.numpy()).max() <= 1
