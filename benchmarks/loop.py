@@ -29,7 +29,9 @@ from torch import nn
 from alexlab import config as configs
 from alexlab import optim, run
 from alexlab.augment import BatchAugment
+from alexlab.callbacks.preemption import Notes, Preemption
 from alexlab.classifier import ImageClassifier
+from alexlab.memory import keep_memory
 from alexlab.models.alexnet import AlexNet
 from alexlab.trainer import Devices, build_trainer
 
@@ -97,7 +99,9 @@ def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> fl
     loggers, board = run.build_loggers(config)
     if board is not None:
         board.start()
-    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers)
+    preemption = Preemption(Notes())
+    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [preemption])
+    preemption.install(trainer)
     # all but best.ckpt's, which needs a validation; it has nothing to do in a step
     trainer.callbacks = [c for c in trainer.callbacks if getattr(c, "monitor", None) is None]  # type: ignore[attr-defined]
     clock = Clock()
@@ -145,6 +149,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     warnings.filterwarnings("ignore")
+    keep_memory()  # as a run does
     with tempfile.TemporaryDirectory() as folder:
         results = [
             measure("tiny", tiny, 8, 8, 1000, rounds, Path(folder)),

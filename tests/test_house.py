@@ -14,8 +14,8 @@ SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py"]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "rules", "targets", "config", "help", "launch", "data", "models", "optim", "augment", "checkpoint",
-    "instantiate", "classifier", "loggers", "callbacks", "trainer", "plan", "rundir", "run", "rank", "evaluate",
+    "errors", "rules", "targets", "config", "help", "launch", "memory", "data", "models", "optim", "augment",
+    "checkpoint", "instantiate", "classifier", "loggers", "callbacks", "trainer", "plan", "rundir", "run", "rank", "evaluate",
     "compare", "cli",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
@@ -30,7 +30,7 @@ ONLY = {
     "wandb": {"loggers", "callbacks"},
     "timm": {"models"},
 }  # fmt: skip
-LIGHT = ("errors", "rules", "targets", "config", "help", "launch", "cli")  # before a task runs
+LIGHT = ("errors", "rules", "targets", "config", "help", "launch", "memory", "cli")  # before a task runs
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "wandb", "numpy", "PIL", "torchmetrics")
 
 

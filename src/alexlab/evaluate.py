@@ -11,6 +11,7 @@ from rich.table import Table
 from alexlab import checkpoint, run, rundir
 from alexlab import config as configs
 from alexlab.errors import UserError
+from alexlab.memory import keep_memory
 from alexlab.trainer import find_devices
 
 
@@ -48,6 +49,8 @@ def evaluate(config: DictConfig) -> float:
     path = run_dir / "checkpoints" / f"{config.ckpt}.ckpt" if config.ckpt in ("best", "last") else Path(config.ckpt)
     found = checkpoint.load(path)
     devices = find_devices(its)
+    if devices.kind == "cpu":
+        keep_memory()
     its.model.pretrained = False
     if "pretrained" in its.model.net:
         its.model.net.pretrained = False  # the checkpoint holds the weights

@@ -25,6 +25,7 @@ from alexlab.data.datamodule import ImageFolders, cores
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import RunFailedError, UserError
 from alexlab.instantiate import build
+from alexlab.memory import keep_memory
 from alexlab.plan import Plan
 from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
 
@@ -78,6 +79,8 @@ def _fit_rank(config: DictConfig, data: ImageFolders | None, notes: Notes) -> fl
     run_dir = Path(config.run_dir)
     devices = find_devices(config)
     rundir.set_up_logging(run_dir)
+    if devices.kind == "cpu":
+        keep_memory()
     board: WandbLogger | None = None
     model: ImageClassifier | None = None
     status: Status = "failed"

@@ -1,0 +1,73 @@
+"""What keeping freed memory saves a CPU's training step: AlexNet's steps with `keep_memory()` and without, in turn.
+
+python benchmarks/memory.py [--rounds 5] [--image-size 64] [--batch 64]
+
+Each candidate is a process of its own, as the setting cannot be taken back. The first steps are not counted.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+
+def child(keep: bool, image_size: int, batch: int) -> None:
+    import torch
+    import torch.nn.functional as F
+
+    from alexlab.memory import keep_memory
+    from alexlab.models.alexnet import AlexNet
+    from alexlab.trainer import choose_precision
+
+    if keep and not keep_memory():
+        sys.exit("keep_memory() does nothing here: not glibc, or its settings are in the environment")
+    torch.manual_seed(0)
+    net = AlexNet(10)
+    optimizer = torch.optim.SGD(net.parameters(), 0.005, momentum=0.9, fused=True)
+    images, targets = torch.randn(batch, 3, image_size, image_size), torch.randint(0, 10, (batch,))
+    bf16 = choose_precision("auto", "cpu") == "bf16-mixed"
+    seconds = []
+    for _ in range(24):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(net(images), targets)
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(json.dumps({"seconds": statistics.median(seconds[4:]), "peak_mb": peak, "loss": float(loss)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--child", choices=("keep", "plain"))
+    words = parser.parse_args()
+    if words.child:
+        child(words.child == "keep", words.image_size, words.batch)
+        return
+    found: dict[str, list[dict[str, float]]] = {"plain": [], "keep": []}
+    for _ in range(words.rounds):
+        for name, results in found.items():
+            command = [sys.executable, __file__, "--child", name]
+            command += ["--image-size", str(words.image_size), "--batch", str(words.batch)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+    assert len({result["loss"] for results in found.values() for result in results}) == 1, "the numbers must not change"
+    middle = {name: statistics.median(r["seconds"] for r in results) for name, results in found.items()}
+    ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(*found.values(), strict=True))
+    for name, results in found.items():
+        peak = statistics.median(r["peak_mb"] for r in results)
+        rate = words.batch / middle[name]
+        print(f"{name:6} {middle[name] * 1e3:.1f} ms a step, {rate:.0f} images/s, peak {peak:.0f} MB")
+    print(f"plain / keep: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
