@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+import pytest
+from conftest import ROOT, command
 
 
 def test_works_from_any_directory(tmp_path: Path) -> None:
@@ -12,3 +13,39 @@ def test_works_from_any_directory(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"root: {ROOT}/data/demo" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_each_group_with_its_options_and_each_key() -> None:
+    done = command("train.py", "--help")
+    assert done.returncode == 0
+    for folder in (path for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name not in ("hydra", "paths")):
+        options = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        assert f"  {folder.name:11} {options}\n" in done.stdout, folder.name
+    for key in ("max_epochs:", "batch_size:", "lr:", "seed: 0", "--multirun"):
+        assert key in done.stdout
+    assert "crop_ratio: 0.875" in command("train.py", "--help", "augment=paper").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train.py", "optimizer.lrr=1"], "optimizer.lrr: there is no such key. Did you mean optimizer.lr?"),
+        (["train.py", "batch_size=1"], "batch_size: there is no such key. Did you mean data.batch_size?"),
+        (["train.py", "modle=alexnet"], "modle: there is no such key. Did you mean model?"),
+        (["train.py", "trainer=dpp"], "trainer=dpp: there is no such option. Did you mean trainer=ddp?"),
+        (["eval.py", "run=x", "checkpoint=best"], "checkpoint: there is no such key."),
+        (["compare.py", "srot=val/loss"], "srot: there is no such key. Did you mean sort?"),
+        (["train.py", "optimizer.lr=0.1="], "optimizer.lr=0.1="),
+        (["train.py", "optimizer.lr=[1"], "optimizer.lr=[1: cannot be read as key=value (no viable alternative"),
+        (["eval.py"], "run is missing: give a run's directory with run=PATH, or run=latest."),
+        (["eval.py", "run=latest", "data.num_workers=-1"], "data.num_workers=-1: must be a whole number, at least 0"),
+        (["compare.py", "most=0"], "most=0: must be a whole number, at least 1."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_that_are_not_understood(words: list[str], told: str) -> None:
+    done = command(*words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 14

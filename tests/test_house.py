@@ -14,9 +14,9 @@ SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py"]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "rules", "targets", "config", "help", "launch", "memory", "data", "models", "optim", "augment",
-    "checkpoint", "instantiate", "classifier", "loggers", "callbacks", "trainer", "plan", "rundir", "run", "rank", "evaluate",
-    "compare", "cli",
+    "errors", "rules", "targets", "config", "help", "launch", "memory", "rundir", "data", "models", "optim",
+    "augment", "checkpoint", "instantiate", "classifier", "loggers", "callbacks", "trainer", "plan", "run", "rank",
+    "evaluate", "compare", "cli",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 

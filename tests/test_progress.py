@@ -24,7 +24,7 @@ def test_an_epoch_is_told_once_all_its_metrics_are_there(capsys: pytest.CaptureF
     plain.on_train_epoch_start(trainer_at(1, **{"train/loss": 2.5, "val/acc1": 0.25}), None)  # type: ignore[arg-type]
     shown = capsys.readouterr().out
     assert shown.startswith("epoch 1/3 | ")
-    assert shown.endswith(" s | train/loss 2.5 | val/acc1 0.25\n")
+    assert shown.endswith(" s | train/loss 2.5000 | val/acc1 0.2500\n")
 
 
 def test_a_long_epoch_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,9 @@ def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Pa
     assert done.returncode == 1, done.stderr
     assert "2 job(s) of the sweep failed" in done.stderr
     assert "optimizer.lr=-1: must be a number above 0" in done.stderr
+    for job in ("1", "3"):  # failed before a rank could say so
+        assert summary_of(tmp_path / "sweep" / job)["status"] == "failed"
+        assert (tmp_path / "sweep" / job / "config.yaml").is_file()
     jobs = {job: summary_of(tmp_path / "sweep" / job) for job in ("0", "2")}
     assert {job: found["world_size"] for job, found in jobs.items()} == {"0": 2, "2": 1}
     assert all(found["effective_lr"] == 0.5 for found in jobs.values())

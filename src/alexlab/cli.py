@@ -15,7 +15,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -171,6 +171,11 @@ def _short(error: Exception, config_name: str) -> str:
         best = (leaf[:1] if "." not in key else []) or near or leaf[:1]
         hint = f" Did you mean {best[0]}?" if best else ""
         return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all; +{key}=... adds it."
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read as key=value ({text.splitlines()[0]}). Write lists as key=[1,2], and quote "
+            "words with spaces or brackets for the shell: 'key=\"a b\"'."
+        )
     return "\n".join(text.splitlines()[:12])
 
 

@@ -85,7 +85,7 @@ RULES: dict[str, Rule] = {
     "model.std": _numbers("three numbers above 0, one for each of red, green and blue", 3, lambda v: min(v) > 0),
     "model.pretrained": SWITCH,
     "model.net._target_": TEXT,
-    "data.root": ("the folder of the images (data.root=PATH)", lambda v: isinstance(v, str) and v not in ("", "???")),
+    "data.root": ("the folder of the images with data.root=PATH", lambda v: isinstance(v, str) and v != ""),
     "data.demo_seed": _or_null(FROM_0_WHOLE),
     "data.batch_size": COUNT,
     "data.image_size": _whole("a whole number of pixels, at least 8", 8),
@@ -172,7 +172,7 @@ RULES: dict[str, Rule] = {
 }
 
 EVAL_RULES: dict[str, Rule] = {
-    "run": ("a run's directory, or latest (run=PATH)", lambda v: isinstance(v, str) and v not in ("", "???")),
+    "run": ("a run's directory with run=PATH, or run=latest", lambda v: isinstance(v, str) and v != ""),
     "ckpt": TEXT,
     "data.root": _or_null(TEXT),
     "data.num_workers": RULES["data.num_workers"],
@@ -192,8 +192,8 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
         value = _at(plain, key)
         if value is _ABSENT:
             continue
-        if rules is RULES and key == "data.root" and value in (None, "???"):
-            wrong.append("data.root is missing: give the folder of the images with data.root=PATH.")
+        if value == "???" or (value is None and rules is RULES and key == "data.root"):
+            wrong.append(f"{key} is missing: give {words}.")
         elif not test(value):
             wrong.append(f"{key}={_shown(value)}: must be {words}.")
     if rules is RULES and not wrong:  # rules on several values, which must each be right by itself

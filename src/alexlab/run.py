@@ -53,7 +53,7 @@ def fit(config: DictConfig) -> float | None:
         return None
     run_dir = Path(config.run_dir)
     if launch.rank() == 0:
-        print(f"run directory: {run_dir}", flush=True)
+        print(f"run directory: {rundir.shown(run_dir)}", flush=True)
         rundir.claim(config)
     if devices.world_size == 1 or launch.external():
         return fit_rank(config, data)
@@ -324,6 +324,7 @@ def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
         ]
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)
-    print(f"look at it:  {where or f'python compare.py runs={run_dir}'}")
-    print(f"evaluate it: python eval.py run={run_dir}")
+    here = rundir.shown(run_dir)
+    print(f"look at it:  {where or f'python compare.py runs={here}'}")
+    print(f"evaluate it: python eval.py run={here}")
     print("compare:     python compare.py", flush=True)

@@ -22,6 +22,11 @@ def name_of(run_dir: Path) -> str:
     return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.isdigit() else run_dir.name
 
 
+def shown(path: Path) -> str:
+    """`path` as it is printed: from the working directory, where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def claim(config: DictConfig) -> None:
     """Write config.yaml into the run's directory, which must be a new one.
 

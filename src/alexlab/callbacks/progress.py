@@ -13,6 +13,15 @@ SHOWN = {
     "perf/images_per_second_step": ("images/s", "{:.0f}"),
     "val/acc1": ("val", "{:.3f}"),
 }
+# what a line an epoch tells
+TOLD = {
+    "train/loss": "{:.4f}",
+    "train/acc1": "{:.4f}",
+    "val/loss": "{:.4f}",
+    "val/acc1": "{:.4f}",
+    "perf/images_per_second": "{:.0f}",
+    "perf/data_wait": "{:.3f}",
+}
 QUIET = 60.0  # seconds after which a long epoch says how far it is, where there is no bar
 
 
@@ -64,9 +73,8 @@ class PlainProgress(Callback):
         """Called once an epoch's metrics are all there, which on_train_epoch_end is too early for."""
         if self.start is None or not trainer.is_global_zero:
             return
-        shown = ("train/loss", "train/acc1", "val/loss", "val/acc1", "perf/images_per_second", "perf/data_wait")
         values = trainer.callback_metrics
-        parts = [f"{key} {float(values[key]):.4g}" for key in shown if key in values]
+        parts = [f"{key} {how.format(float(values[key]))}" for key, how in TOLD.items() if key in values]
         seconds = time.monotonic() - self.start
         print(f"{self._where(trainer)} | {seconds:.1f} s | {' | '.join(parts)}", flush=True)
 

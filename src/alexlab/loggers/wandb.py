@@ -12,6 +12,7 @@ import wandb
 from pytorch_lightning.utilities import rank_zero_only
 
 from alexlab.errors import UserError
+from alexlab.rundir import shown
 
 log = logging.getLogger("alexlab")
 
@@ -108,9 +109,10 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self._wandb_init["mode"] = mode
             self._experiment = None
             run = self.experiment
-        where = f" upload later with `wandb sync {Path(run.dir).parent}`" if mode == "offline" else f" {run.url}"
+        folder = shown(Path(run.dir).parent)
+        where = f" upload later with `wandb sync {folder}`" if mode == "offline" else f" {run.url}"
         if mode != "disabled":
-            self.where = run.url if mode == "online" else f"wandb leet {Path(run.dir).parents[1]}"
+            self.where = run.url if mode == "online" else f"wandb leet {Path(folder).parent}"
         log.info("W&B: %s (%s).%s", mode, self._reason, where if mode != "disabled" else "")
         for pattern in ("train/*", "val/*", "test/*", "perf/*", "lr-*"):
             run.define_metric(pattern, step_metric="trainer/global_step", step_sync=True)

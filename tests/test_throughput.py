@@ -1,0 +1,30 @@
+"""Images a second and the share of waiting, by a clock that the test turns."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alexlab.callbacks import throughput
+
+
+def test_rates_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    logged: dict[str, float] = {}
+    module: Any = SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}))
+    trainer: Any = SimpleNamespace(global_step=0, log_every_n_steps=2)
+    watch = throughput.Throughput(global_batch=100)
+    watch.on_train_epoch_start(trainer, module)
+    for step in range(1, 5):  # each 1 s of waiting and 3 s of work
+        clock[0] += 1
+        watch.on_train_batch_start(trainer, module, None, step - 1)
+        clock[0] += 3
+        trainer.global_step = step
+        watch.on_train_batch_end(trainer, module, None, None, step - 1)
+    assert logged == {"perf/images_per_second_step": 25.0}
+    clock[0] += 50  # validation and checkpoints are no training
+    watch.on_train_epoch_end(trainer, module)
+    assert logged["perf/images_per_second"] == 25.0
+    assert logged["perf/data_wait"] == 0.25
+    assert (watch.total_images, watch.total_seconds) == (400, 16.0)
