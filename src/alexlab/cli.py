@@ -173,8 +173,8 @@ def _short(error: Exception, config_name: str) -> str:
         return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all; +{key}=... adds it."
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override}: cannot be read as key=value ({text.splitlines()[0]}). Write lists as key=[1,2], and quote "
-            "words with spaces or brackets for the shell: 'key=\"a b\"'."
+            f"{error.override}: cannot be read as key=value ({text.splitlines()[0]}). Write lists as key=[1,2], and "
+            "quote words with spaces or brackets for the shell: 'key=\"a b\"'."
         )
     return "\n".join(text.splitlines()[:12])
 
