@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL_NET, command, summary_of, tiny_train
+from conftest import ROOT, SMALL_NET, clean_env, command, summary_of, tiny_train
+
+from alexlab.launch import free_port
 
 EXACT = [
     "model=alexnet", "model.name=alexnet", "augment=none", "model.net.dropout=0", "trainer.precision=32-true",
@@ -72,6 +75,59 @@ def test_torchrun_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (folder,) = (logs / "train" / "runs").iterdir()
     assert summary_of(folder)["world_size"] == 2
+
+
+def together(commands: list[tuple[list[str], dict[str, str]]]) -> list[str]:
+    """Run commands at the same time; returns what each printed."""
+    running = [
+        subprocess.Popen([sys.executable, *words], cwd=ROOT, env=clean_env(env), stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True)
+        for words, env in commands
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=200)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0] * len(running), "\n".join(printed)
+    return printed
+
+
+def small_job(shapes: Path, logs: Path) -> list[str]:
+    return [
+        "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8",
+        "data.num_workers=0", "logger=csv", *TWO, "debug=fast", f"paths.logs={logs}",
+    ]  # fmt: skip
+
+
+def test_two_machines_of_torchrun_share_one_directory(shapes: Path, tmp_path: Path) -> None:
+    """Two agents on loopback, as on two machines."""
+    port = free_port(None)
+    agents: list[tuple[list[str], dict[str, str]]] = [
+        (["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1",
+          "--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr",
+          "127.0.0.1", *small_job(shapes, tmp_path), "trainer.devices=1", "trainer.num_nodes=2"], {})
+        for node in range(2)
+    ]  # fmt: skip
+    together(agents)
+    (folder,) = (tmp_path / "train" / "runs").iterdir()
+    assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
+
+
+def test_ranks_of_slurm_share_one_directory(shapes: Path, tmp_path: Path) -> None:
+    """As srun starts them: each knows its number, and no one else."""
+    shared = {
+        "SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1", "SLURM_JOB_NUM_NODES": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(None)),
+    }  # fmt: skip
+    job = small_job(shapes, tmp_path)
+    first, second = together([(job, {**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"])
+    assert "run directory: " in first
+    assert second.strip() == "", "rank 0 alone speaks"
+    (folder,) = (tmp_path / "train" / "runs").iterdir()
+    assert folder.name == "slurm-77"
+    assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
 
 
 def test_ranks_with_different_configs_are_stopped(shapes: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_directory_that_holds_a_run(shapes: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("open('/dev/full', 'w', buffering=1).write('full\\n')", "no space is left there"),
+        ("open('/dev/full', 'wb', buffering=0).write(b'full')", "no space is left there"),
         ("raise PermissionError(13, 'Permission denied', '/locked')", "/locked: no permission there"),
         ("raise OSError(30, 'Read-only file system', '/cdrom')", "/cdrom: that file system is read-only"),
     ],
