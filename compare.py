@@ -1,6 +1,12 @@
 """Compare runs: python compare.py [runs=FOLDER|GLOB|[A,B]] [sort=val/acc1]."""
 
-from alexlab.cli import hydra_command
+import sys
+
+try:
+    from alexlab.cli import hydra_command
+except ModuleNotFoundError as error:
+    print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
+    sys.exit(2)
 
 
 @hydra_command("compare")

@@ -1,6 +1,12 @@
 """Evaluate a run: python eval.py run=<run dir>|latest ckpt=best|last|PATH [data.root=PATH]."""
 
-from alexlab.cli import hydra_command
+import sys
+
+try:
+    from alexlab.cli import hydra_command
+except ModuleNotFoundError as error:
+    print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
+    sys.exit(2)
 
 
 @hydra_command("eval")

@@ -1,6 +1,12 @@
 """Train a network: python train.py model=alexnet data=folder data.root=PATH trainer=ddp  (--help lists the groups)."""
 
-from alexlab.cli import hydra_command
+import sys
+
+try:
+    from alexlab.cli import hydra_command
+except ModuleNotFoundError as error:
+    print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
+    sys.exit(2)
 
 
 @hydra_command("train")

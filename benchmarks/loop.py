@@ -33,7 +33,7 @@ from alexlab.callbacks.preemption import Notes, Preemption
 from alexlab.classifier import ImageClassifier
 from alexlab.memory import keep_memory
 from alexlab.models.alexnet import AlexNet
-from alexlab.trainer import Devices, build_trainer
+from alexlab.trainer import Devices, build_trainer, choose_precision
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -125,7 +125,7 @@ def measure(name: str, make: Any, size: int, batch: int, steps: int, rounds: int
     config = configs.resolved(config)
     batches = Batches(steps, batch, size)
     settings = configs.plain(config.optimizer)
-    bf16 = str(run.choose_precision("auto", "cpu")) == "bf16-mixed"
+    bf16 = str(choose_precision("auto", "cpu")) == "bf16-mixed"
     times: dict[str, list[float]] = {"bare": [], "lightning": []}
     for number in range(rounds + 1):  # the first round warms up
         torch.manual_seed(0)

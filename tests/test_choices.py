@@ -83,7 +83,7 @@ def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("name", [*choices("experiment"), *choices("debug"), *choices("callbacks")])
 def test_recipe_breaks_no_rule(name: str) -> None:
     group = next(g for g in ("experiment", "debug", "callbacks") if name in choices(g))
-    rules.check(compose(f"{group}={name}", "data.root=/somewhere"))
+    rules.check(compose(f"{group}={name}", f"data.root={ROOT}"))
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,10 @@ def test_best_first_with_the_keys_that_differ(tmp_path: Path) -> None:
     assert "0.7500" in rows[0]
     assert "0.3750" in rows[0]
     assert "running or killed" in rows[2]
-    head = next(line for line in done.stdout.splitlines() if "┃" in line)
-    assert "optimizer.lr" in head
-    assert "model.name" not in head
+    assert "set apart by" in done.stdout
+    assert "optimizer.lr=0.2" in rows[0]
+    assert "optimizer.lr=0.1" in rows[1]
+    assert "model.name" not in done.stdout
     assert f"left out: {tmp_path}/runs/d (" in done.stdout
 
 
@@ -48,7 +49,21 @@ def test_one_run_globs_and_lists(tmp_path: Path) -> None:
     assert found == [tmp_path / "multiruns/x/0"]
     runs, left_out = compare.read(compare.find([str(tmp_path)]))
     assert ([run["name"] for run in runs], left_out) == (["x/0", "x/1"], [])
-    assert compare.differing(runs) == ["seed"]
+    assert compare.differing(runs) == [{}, {"seed": 1}]
+
+
+def test_a_groups_choice_tells_what_comes_with_it() -> None:
+    base = {"data.name": "demo", "data.root": "a", "optimizer.lr": 0.1}
+    runs = [
+        {"config": base},
+        {"config": {**base, "data.name": "folder", "data.root": "b"}},
+        {"config": {**base, "data.name": "folder", "data.root": "c"}},
+    ]
+    assert compare.differing(runs) == [
+        {"data.name": "demo"},
+        {"data.name": "folder", "data.root": "b"},
+        {"data.name": "folder", "data.root": "c"},
+    ]
 
 
 def test_no_runs_and_no_such_metric(tmp_path: Path) -> None:

@@ -10,23 +10,25 @@ import pytest
 from conftest import ROOT
 
 SOURCES = sorted((ROOT / "src/alexlab").rglob("*.py"))
+LATER = {"alexlab.rules.check", "alexlab.run.fit", "alexlab.rules.EVAL_RULES", "alexlab.evaluate.evaluate",
+         "alexlab.rules.COMPARE_RULES", "alexlab.compare.compare"}  # after composing  # fmt: skip
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py"]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "rules", "targets", "config", "help", "launch", "memory", "rundir", "data", "models", "optim",
-    "augment", "checkpoint", "instantiate", "classifier", "loggers", "callbacks", "trainer", "plan", "run", "rank",
-    "evaluate", "compare", "cli",
+    "augment", "checkpoint", "instantiate", "classifier", "loggers", "callbacks", "trainer", "plan", "report",
+    "resume", "run", "rank", "evaluate", "compare", "cli",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
 # who may import what, by room or file; all others may not
 ONLY = {
     "hydra": {"cli", "instantiate"},
-    "omegaconf": {"rules", "config", "help", "instantiate", "callbacks", "trainer", "plan", "rundir", "run", "evaluate",
-                  "compare", "cli"},
+    "omegaconf": {"rules", "config", "help", "instantiate", "callbacks", "trainer", "plan", "rundir", "report",
+                  "resume", "run", "evaluate", "compare", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer", "run",
-                          "evaluate"},
+                          "report", "evaluate"},
     "wandb": {"loggers", "callbacks"},
     "timm": {"models"},
 }  # fmt: skip
@@ -78,7 +80,7 @@ def test_the_rules_see_wrong_imports() -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_scripts_import_nothing_heavy_at_the_top(path: Path) -> None:
-    assert imports(path.read_text(), top_only=True) == {"alexlab.cli.hydra_command"}
+    assert imports(path.read_text()) - LATER == {"alexlab.cli.hydra_command", "sys"}
 
 
 def test_no_addresses_and_no_machines_paths() -> None:

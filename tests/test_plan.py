@@ -26,6 +26,15 @@ def test_counts_of_a_run() -> None:
     assert made.lr == pytest.approx(0.005 / 2)
 
 
+def test_a_last_step_of_fewer_batches_is_left_out() -> None:
+    made = plan.make_plan(
+        compose("data.batch_size=10", "trainer.accumulate_grad_batches=3"), 1, {"train": 85, "val": 7}
+    )
+    assert (made.batches, made.steps_per_epoch, made.left_out) == (6, 2, 25)
+    with pytest.raises(UserError, match=r"accumulate_grad_batches=9 is more than the 8 batches of an epoch: choose 8"):
+        plan.make_plan(compose("data.batch_size=10", "trainer.accumulate_grad_batches=9"), 1, {"train": 85, "val": 7})
+
+
 def test_the_first_end_counts() -> None:
     images = {"train": 640, "val": 64}  # 10 steps an epoch
     assert plan.make_plan(compose("trainer.max_steps=15"), 1, images).steps == 15
@@ -82,7 +91,7 @@ def test_dry_run_says_what_would_run_and_stops(shapes: Path, tmp_path: Path) -> 
         "2 x cpu",
         "0.00015 (optimizer.lr=0.0003",
         "images an optimizer step 16",
-        "3 an epoch, 3 in all",
+        "2 an epoch, 2 in all",
         "352,042 parameters, 10 classes",
         "about 4 MB (last), 1 MB (best)",
     ):

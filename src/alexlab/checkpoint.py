@@ -1,6 +1,7 @@
 """Checkpoints that a kill cannot break, and that load without running anything."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,3 +81,19 @@ def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
             "Choose the model it was trained with (its run's config.yaml), or another checkpoint."
         )
     net.load_state_dict(state)
+
+
+def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path) -> None:
+    """Raises UserError where the images' classes are not the checkpoint's, in its order."""
+    trained = list(checkpoint["alexlab"]["classes"])
+    if list(classes) != trained:
+        raise UserError(
+            f"{root} has other classes than the run: missing {_some(set(trained) - set(classes))}, "
+            f"new {_some(set(classes) - set(trained))}. Take a folder with the run's classes."
+        )
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:8]
+    more = f", ... ({len(names) - 8} more)" if len(names) > 8 else ""
+    return f"{', '.join(shown) or 'none'}{more}"

@@ -1,11 +1,13 @@
 """The LightningModule: wraps any net that turns images into logits; loss, metrics, optimizer wiring."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from alexlab import optim
 from alexlab.augment import BatchAugment
 from alexlab.data.dataset import mix
+from alexlab.errors import UserError
 
 Batch = tuple[Tensor, Tensor, list[str]]
 
@@ -84,8 +87,9 @@ class ImageClassifier(pl.LightningModule):
         self.provenance = provenance or {}
         self.skipped: dict[str, None] = {}  # an ordered set of the broken images' paths
         self.best: dict[str, float] = {}
+        self.validated_at = -1  # optimizer steps done by the last validation
         if channels_last:
-            self.net.to(memory_format=torch.channels_last)
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning notes the running hook here forty times a step, and nn.Module's own way takes 4 microseconds."""
@@ -105,7 +109,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _layout(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return images.contiguous(memory_format=layout)
+        return images.to(self.dtype).contiguous(memory_format=layout)  # float32, but for trainer.precision=...-true
 
     # -- training
 
@@ -118,7 +122,7 @@ class ImageClassifier(pl.LightningModule):
         if not len(targets):  # every image of the batch was broken; the ranks still meet in the backward pass
             return sum(p.sum() for p in self.net.parameters()) * 0.0  # type: ignore[return-value]
         images, targets = self.augmented(images, targets, batch_idx)
-        logits = self.net(self._layout(images))
+        logits = self.net(self._layout(images)).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         self.window_sums.add(loss, logits, targets)
         if self._logs_now(batch_idx):
@@ -139,6 +143,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_window(self) -> None:
         means = self.window_sums.merged(lambda values: values)  # this rank's
+        self._check_finite("train", means)
         self.log("train/loss_step", means["loss"], prog_bar=True)
         self.log("train/acc1_step", means["acc1"], prog_bar=True)
         self.epoch_sums.take(self.window_sums)
@@ -166,6 +171,7 @@ class ImageClassifier(pl.LightningModule):
         self._eval_step(batch)
 
     def on_validation_epoch_end(self) -> None:
+        self.validated_at = self.trainer.fit_loop.epoch_loop.global_step
         means = self._log_means("val", self.eval_sums, prog_bar=True)
         if self.trainer.sanity_checking or not means:
             return
@@ -200,9 +206,19 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_means(self, stage: str, sums: Sums, prog_bar: bool) -> dict[str, float]:
         means = sums.merged(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))
+        self._check_finite(stage, means)
         for name, value in means.items():
             self.log(f"{stage}/{name}", value, prog_bar=prog_bar and name != "acc5")
         return means
+
+    def _check_finite(self, stage: str, means: dict[str, float]) -> None:
+        """A loss that is no number spoils the weights for good, unless 16-mixed's scaling skips its step."""
+        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if means and not math.isfinite(means["loss"]) and not (scales and stage == "train"):
+            raise UserError(
+                f"{stage}/loss became {means['loss']} in epoch {self.current_epoch + 1}: lower optimizer.lr, clip with "
+                "trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
+            )
 
     # -- optimizer and checkpoint
 
@@ -214,7 +230,11 @@ class ImageClassifier(pl.LightningModule):
         optimizer = optim.build_optimizer(
             self.net, self.optimizer_settings, self.step_images, may_fuse=not clips_scaled
         )
-        return [optimizer], optim.build_schedulers(optimizer, self.scheduler_settings, self.steps, self.steps_per_epoch)
+        schedulers = optim.build_schedulers(optimizer, self.scheduler_settings, self.steps, self.steps_per_epoch)
+        for scheduler in schedulers:
+            if "monitor" in scheduler:  # is there after a validation only
+                scheduler["frequency"] = self.trainer.check_val_every_n_epoch
+        return [optimizer], schedulers
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -228,11 +248,14 @@ class ImageClassifier(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging) and "current_model_state" not in checkpoint:
+                # best.ckpt: Lightning asks no callback for weights alone, and would keep others than it validated
+                callback.on_save_checkpoint(self.trainer, self, checkpoint)
+                for key in ("current_model_state", "averaging_state"):
+                    checkpoint.pop(key, None)
         checkpoint["best"] = dict(self.best)
         checkpoint["alexlab"] = self.provenance
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best = dict(checkpoint.get("best", {}))
 
 
 def reseed(seed: int, device: torch.device) -> None:

@@ -54,6 +54,8 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
         config.overrides = list(hydra_config.overrides.task)
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
+        if sweeping:
+            print(f"job {hydra_config.job.num}: {', '.join(config.overrides)}", flush=True)
         try:
             return task(config)
         except Exception as error:
@@ -95,7 +97,9 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         _leave(str(error), error.code)
     except (HydraException, OmegaConfBaseException) as error:
         _leave(_short(error, config_name), 2)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ValueError) as error:
+        if str(error).startswith("Config group override must be"):
+            _leave(_wrong_choice(), 2)
         told = mistake(error)
         if told is None:
             raise
@@ -168,15 +172,28 @@ def _short(error: Exception, config_name: str) -> str:
         keys = _all_keys(config_name)
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
         leaf = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
+        if key in keys:
+            inside = ", ".join(k for k in keys if k.startswith(f"{key}."))
+            return f"{key} is no group of {config_name}.py: set one of its keys, {inside}."
         best = (leaf[:1] if "." not in key else []) or near or leaf[:1]
         hint = f" Did you mean {best[0]}?" if best else ""
-        return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all; +{key}=... adds it."
+        adds = "" if best else f"; +{key}=... adds it"
+        return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all{adds}."
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: cannot be read as key=value ({text.splitlines()[0]}). Write lists as key=[1,2], and "
             "quote words with spaces or brackets for the shell: 'key=\"a b\"'."
         )
     return "\n".join(text.splitlines()[:12])
+
+
+def _wrong_choice() -> str:
+    """The answer to logger=null or trainer=5, of which Hydra does not say which word it means."""
+    for word in sys.argv[1:]:
+        group, _, value = word.partition("=")
+        if (CONF / group).is_dir() and (value in ("null", "None", "") or value.isdigit()):
+            return f"{word}: choose an option by its name: {', '.join(help.options(CONF / group))}."
+    return "a group's option must be chosen by its name: see --help."
 
 
 def _composed(config_name: str, overrides: list[str]) -> DictConfig:

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from alexlab.config import flat
 from alexlab.errors import UserError
 from alexlab.rundir import name_of
 
@@ -36,7 +38,9 @@ def compare(config: DictConfig) -> None:
         raise UserError(f"sort={config.sort}: must be one of {', '.join(sorted(known))}.")
     sign = 1 if config.sort.endswith("loss") else -1
     runs.sort(key=lambda run: sign * run["summary"].get(stage, {}).get(config.sort, float("inf") * sign))
-    Console(width=None if Console().is_terminal else 200).print(table(runs[: config.most], differing(runs)))
+    apart = differing(runs)
+    narrow = Console().is_terminal or "COLUMNS" in os.environ
+    Console(width=None if narrow else 160).print(table(runs[: config.most], apart[: config.most], len(runs)))
     if len(runs) > config.most:
         print(f"{len(runs) - config.most} more: most={len(runs)} shows all.")
     for line in left_out:
@@ -69,46 +73,55 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
             left_out.append(f"{folder} (its config.yaml is not a run's)")
             continue
         runs.append({"name": name_of(folder),
-                     "status": summary.get("status", "running or killed"), "config": flat(config),
+                     "status": summary.get("status", "running or killed"), "config": settings_of(config),
                      "summary": summary})  # fmt: skip
     return runs, left_out
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as "optimizer.lr"."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in IGNORED:
-            continue
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat(config).items() if key.split(".")[0] not in IGNORED}
+
+
+def differing(runs: list[Run]) -> list[dict[str, Any]]:
+    """Of each run the settings that set it apart.
+
+    What a group's choice brings with it (data=folder another root, model=timm another net) is told by the choice: other
+    keys of the group count where runs with the same choice differ.
+    """
+    keys = list(dict.fromkeys(key for run in runs for key in run["config"]))
+    absent = object()
+    found: list[dict[str, Any]] = [{} for _ in runs]
+    for key in keys:
+        group = key.split(".")[0]
+        name = next((f"{group}.{part}" for part in ("name", "_target_") if f"{group}.{part}" in keys), None)
+        peers: dict[Any, list[int]] = {}
+        for number, run in enumerate(runs):
+            same = None if name in (key, None) else run["config"].get(name)
+            peers.setdefault(same, []).append(number)
+        for members in peers.values():
+            values = [runs[number]["config"].get(key, absent) for number in members]
+            if any(value != values[0] for value in values):
+                for number in members:
+                    if key in runs[number]["config"]:
+                        found[number][key] = runs[number]["config"][key]
     return found
 
 
-def differing(runs: list[Run]) -> list[str]:
-    """The keys whose values are not the same in all runs."""
-    keys = dict.fromkeys(key for run in runs for key in run["config"])
-    absent = object()
-    return [
-        key for key in keys if any(run["config"].get(key, absent) != runs[0]["config"].get(key, absent) for run in runs)
-    ]
-
-
-def table(runs: list[Run], keys: list[str]) -> Table:
-    shown = Table(title=f"{len(runs)} runs")
-    for name in ("run", "status", *keys):
-        shown.add_column(name, overflow="fold")
+def table(runs: list[Run], settings: list[dict[str, Any]], count: int) -> Table:
+    shown = Table(title=f"{count} run{'s' if count > 1 else ''}")
+    shown.add_column("run", overflow="fold", min_width=10)
+    shown.add_column("status")
     for stage, metric in NESTED:
-        shown.add_column(metric if stage == "test" else f"{stage} {metric}", justify="right")
-    shown.add_column("images/s", justify="right")
-    shown.add_column("seconds", justify="right")
-    for run in runs:
+        shown.add_column(
+            f"{'' if stage == 'test' else stage + ' '}{metric}".replace(" ", "\n"), justify="right", no_wrap=True
+        )
+    shown.add_column("images/s", justify="right", no_wrap=True)
+    shown.add_column("seconds", justify="right", no_wrap=True)
+    shown.add_column("set apart by", overflow="fold", min_width=20)
+    for run, apart in zip(runs, settings, strict=True):
         summary = run["summary"]
         values = [summary.get(stage, {}).get(metric) for stage, metric in NESTED]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
-        settings = [str(run["config"].get(key, "")) for key in keys]
-        rest = [str(summary.get(key) or "") for key in ("images_per_second", "seconds")]
-        shown.add_row(run["name"], run["status"], *settings, *cells, *rest)
+        rest = ["" if not summary.get(key) else f"{summary[key]:.0f}" for key in ("images_per_second", "seconds")]
+        shown.add_row(run["name"], run["status"], *cells, *rest, " ".join(f"{k}={v}" for k, v in apart.items()))
     return shown

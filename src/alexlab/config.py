@@ -21,6 +21,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as "optimizer.lr"."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 def save(config: DictConfig, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(config, resolve=True))
 

@@ -10,13 +10,14 @@ from rich.table import Table
 
 from alexlab import checkpoint, run, rundir
 from alexlab import config as configs
+from alexlab.data.datamodule import ImageFolders
 from alexlab.errors import UserError
 from alexlab.memory import keep_memory
-from alexlab.trainer import find_devices
+from alexlab.trainer import choose_precision, find_devices
 
 
-def find_run(named: str, logs: Path) -> Path:
-    """A run's directory, or the newest for "latest".
+def find_run(named: str, logs: Path, ckpt: str = "best") -> Path:
+    """A run's directory by its path or name, or for "latest" the newest that has the checkpoint.
 
     Raises:
         UserError: there is none.
@@ -26,16 +27,39 @@ def find_run(named: str, logs: Path) -> Path:
         found = sorted(paths, key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(f"run=latest: there is no run below {logs / 'train'} yet: train one with python train.py.")
-        return found[-1].parent
+        whole = [path for path in found if (path.parent / "checkpoints" / f"{ckpt}.ckpt").is_file()]
+        if not whole and ckpt in ("best", "last"):
+            error = rundir.read_summary(found[-1].parent).get("error", "it is running, or was killed")
+            raise UserError(f"run=latest: no run has a {ckpt}.ckpt yet. The newest, {found[-1].parent}: {error}")
+        return (whole or found)[-1].parent
+    if (logs / "train/runs" / named / "config.yaml").is_file():  # the name that compare.py shows
+        return logs / "train/runs" / named
     path = Path(named).expanduser().resolve()
     if not (path / "config.yaml").is_file():
         raise UserError(f"run={named} is not a run's directory (it holds no config.yaml): give one, or latest.")
     return path
 
 
+def check_images(found: dict[str, Any], data: ImageFolders, its: DictConfig) -> None:
+    """Tell where the run's own folder holds other images by now.
+
+    Raises:
+        UserError: its held-out images were drawn from it by fraction, and training's are among them now.
+    """
+    then, now = found["alexlab"]["dataset"]["fingerprint"], data.describe()["fingerprint"]
+    changed = [name for name in now if then.get(name) != now[name]]
+    if changed and its.data.val_fraction is not None:
+        raise UserError(
+            f"{data.root} holds other images than in training, so that its split by data.val_fraction is another, "
+            "with images of training among those held out: put the images back, or give others with data.root=PATH."
+        )
+    if changed:
+        print(f"note: the files of {', '.join(changed)} in {data.root} are not those of the training any more.")
+
+
 def evaluate(config: DictConfig) -> float:
     """Rebuild the run from its own config, test it, print and write the numbers. Returns top-1."""
-    run_dir = find_run(str(config.run), Path(config.paths.logs))
+    run_dir = find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
     its = configs.load(run_dir / "config.yaml")
     if config.data.root is not None:
         its.data.root = str(Path(config.data.root).expanduser().resolve())
@@ -54,25 +78,25 @@ def evaluate(config: DictConfig) -> float:
     its.model.pretrained = False
     if "pretrained" in its.model.net:
         its.model.net.pretrained = False  # the checkpoint holds the weights
-    data = run.build_data(its, devices).read()
-    trained = found["alexlab"]["classes"]
-    if list(data.classes) != trained:
-        raise UserError(
-            f"{data.root} has other classes than the run: missing {sorted(set(trained) - set(data.classes))[:8]}, "
-            f"new {sorted(set(data.classes) - set(trained))[:8]}. Evaluate on a folder with the run's classes."
-        )
+    rundir.quiet_libraries()
+    data = run.build_data(its, devices)
+    data = data.read() if config.data.root is None else data.read_to_evaluate()
+    checkpoint.check_classes(found, data.classes, data.root)
+    if config.data.root is None:
+        check_images(found, data, its)
     pl.seed_everything(its.seed, verbose=False)
     model = run.build_model(its, data)
     checkpoint.load_net(model.net, found, path)
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False,
-        precision=run.choose_precision(its.trainer.precision, devices.kind), enable_checkpointing=False,
+        precision=choose_precision(its.trainer.precision, devices.kind), enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_test_batches=its.trainer.limit_test_batches,
         use_distributed_sampler=False, inference_mode=True,
     )  # fmt: skip
     tested = trainer.test(model, datamodule=data, verbose=False)[0]
     matrix = model.confusion_matrix.double()
-    share = (matrix.diag() / matrix.sum(1).clamp(min=1)).tolist()
+    counts = matrix.sum(1)
+    share = [float(hits / count) if count else None for hits, count in zip(matrix.diag(), counts, strict=True)]
     result: dict[str, Any] = {
         "checkpoint": str(path),
         "split": data.test_split,
@@ -82,13 +106,15 @@ def evaluate(config: DictConfig) -> float:
         "per_class_acc1": dict(zip(data.readable_classes, share, strict=True)),
     }
     rundir.write_json(run_dir / "eval.json", result)
+    summary = rundir.read_summary(run_dir)
+    print(f"run: {rundir.shown(run_dir)} ({summary.get('status', 'running or killed')})")
     table = Table(title=f"{result['images']} images of {data.test_split}, {path.name} of {run_dir.name}")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key in ("loss", "acc1", "acc5"):
         table.add_row(key, f"{result[key]:.4f}")
     for name, value in list(result["per_class_acc1"].items())[:20]:
-        table.add_row(f"acc1 of {name}", f"{value:.4f}")
+        table.add_row(f"acc1 of {name}", "no image" if value is None else f"{value:.4f}")
     Console().print(table)
-    print(f"written to {run_dir / 'eval.json'}", flush=True)
+    print(f"written to {rundir.shown(run_dir / 'eval.json')}", flush=True)
     return float(result["acc1"])

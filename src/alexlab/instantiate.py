@@ -22,8 +22,11 @@ def build(settings: DictConfig, **more: Any) -> Any:
         return hydra.utils.instantiate(plain, _convert_="all", **more)
     except InstantiationException as error:
         cause = error.__cause__
-        told = cause if isinstance(cause, (ValueError, TypeError)) else str(error).splitlines()[0]
-        raise UserError(f"{plain['_target_']} cannot be made from its settings: {told}") from error
+        if isinstance(cause, ValueError):  # says what it does not take
+            raise UserError(f"{cause} ({plain['_target_']})") from error
+        told = cause if isinstance(cause, TypeError) else str(error).splitlines()[0]
+        hint = " (a network's constructor must take num_classes)" if "'num_classes'" in str(told) else ""
+        raise UserError(f"{plain['_target_']} cannot be made from its settings: {told}{hint}") from error
 
 
 def _check_all(node: Any) -> None:

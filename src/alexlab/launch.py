@@ -72,6 +72,16 @@ def external() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or slurm or "ALEXLAB_RANKS" in os.environ
 
 
+def world_of_launcher() -> tuple[int, int] | None:
+    """(ranks in all, ranks on this machine) that torchrun or srun has started, or None where neither has."""
+    if not external() or "ALEXLAB_RANKS" in os.environ:
+        return None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    ranks = int(os.environ["SLURM_NTASKS"])
+    return ranks, ranks // int(os.environ.get("SLURM_NNODES", os.environ.get("SLURM_JOB_NUM_NODES", "1")))
+
+
 def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if external() else 0
 

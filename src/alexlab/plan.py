@@ -65,7 +65,13 @@ def make_plan(config: DictConfig, world_size: int, images: Images) -> Plan:
     for split, key in (("val", "limit_val_batches"), ("test", "limit_test_batches")):
         if split in images:
             _limited(-(-images[split] // batch), key, overfit or t[key])
-    steps_per_epoch = -(-batches // t.accumulate_grad_batches)
+    steps_per_epoch = batches // t.accumulate_grad_batches
+    if not steps_per_epoch:
+        raise UserError(
+            f"trainer.accumulate_grad_batches={t.accumulate_grad_batches} is more than the {batches} batches of an "
+            f"epoch: choose {batches} or less."
+        )
+    batches = steps_per_epoch * t.accumulate_grad_batches  # a last step of fewer batches would be a smaller one
     ends = [end for end in (steps_per_epoch * (t.max_epochs or 0), t.max_steps) if end > 0]
     step_images = batch * t.accumulate_grad_batches
     return Plan(

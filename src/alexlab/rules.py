@@ -1,5 +1,6 @@
 """The rules that a composed config must keep, checked together and told together. Light: no heavy import."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -33,7 +34,9 @@ def _or_null(rule: Rule) -> Rule:
 
 
 def _one_of(*options: Any) -> Rule:
-    return f"one of {', '.join(map(_shown, options))}", lambda v: any(v == o and type(v) is type(o) for o in options)
+    return f"one of {', '.join(dict.fromkeys(map(_shown, options)))}", lambda v: any(
+        v == o and type(v) is type(o) for o in options
+    )
 
 
 def _numbers(words: str, count: int | None, test: Callable[[list[float]], bool]) -> Rule:
@@ -220,6 +223,9 @@ def _together(plain: Plain) -> list[str]:
     for key, needs in waits.items():
         if needs and t["limit_val_batches"] in (0, 0.0) and t["limit_val_batches"] is not None:
             wrong.append(f"{key} needs validation, and trainer.limit_val_batches=0 switches it off.")
+    root = os.path.expanduser(plain["data"]["root"])  # noqa: PTH111
+    if plain["data"]["demo_seed"] is None and not os.path.exists(root):  # noqa: PTH110
+        wrong.append(f"{root} does not exist: give the folder of the images with data.root=PATH.")
     if plain["optimizer"].get("nesterov") and not plain["optimizer"].get("momentum"):
         wrong.append("optimizer.nesterov=true needs optimizer.momentum above 0.")
     return wrong

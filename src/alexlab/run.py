@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from importlib.metadata import version
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,12 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger, Logger
-from rich.console import Console
-from rich.table import Table
 
-from alexlab import checkpoint, launch, optim, rundir
+from alexlab import checkpoint, launch, optim, report, resume, rundir
 from alexlab import config as configs
 from alexlab import plan as plans
 from alexlab.augment import BatchAugment
 from alexlab.callbacks.preemption import Notes, Preempted, Preemption
-from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders, cores
 from alexlab.data.transforms import SampleTransform
@@ -27,7 +24,7 @@ from alexlab.errors import RunFailedError, UserError
 from alexlab.instantiate import build
 from alexlab.memory import keep_memory
 from alexlab.plan import Plan
-from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
+from alexlab.trainer import Devices, build_trainer, find_devices
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb import Status, WandbLogger
@@ -36,7 +33,10 @@ log = logging.getLogger("alexlab")
 
 
 def fit(config: DictConfig) -> float | None:
-    """Train; the task of train.py, after `rules.check`. Returns the best `config.monitor`, for a sweep to optimize."""
+    """Train; the task of train.py, after `rules.check`. Returns the best `config.monitor`, for a sweep to optimize.
+
+    Whatever can be found wrong is found before the run's directory is made.
+    """
     config = configs.resolved(config)
     devices = find_devices(config)
     if devices.nodes > 1 and not launch.external():
@@ -46,17 +46,20 @@ def fit(config: DictConfig) -> float | None:
         )
     data = build_data(config, devices).read()
     plan = plans.make_plan(config, devices.world_size, data.images)
+    model = prepare_model(config, data, plan)
     if config.dry_run:
-        net = build_model(config, data, plan).net
         if launch.rank() == 0:
-            plans.show(plan, config, devices, data.images, net, len(data.classes))
+            plans.show(plan, config, devices, data.images, model.net, len(data.classes))
         return None
     run_dir = Path(config.run_dir)
     if launch.rank() == 0:
-        print(f"run directory: {rundir.shown(run_dir)}", flush=True)
+        states = optim.state_tensors(configs.plain(config.optimizer))
+        rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
         rundir.claim(config)
+        print(f"run directory: {rundir.shown(run_dir)}", flush=True)
     if devices.world_size == 1 or launch.external():
-        return fit_rank(config, data)
+        return fit_rank(config, data, model)
+    del model
     threads = max(1, cores() // devices.local)
     ended = launch.spawn(run_dir, devices.world_size, threads, config.trainer.master_port)
     if ended.by_signal:
@@ -68,72 +71,81 @@ def fit(config: DictConfig) -> float | None:
     return rundir.read_summary(run_dir)["best"].get(config.monitor)
 
 
-def fit_rank(config: DictConfig, data: ImageFolders | None = None) -> float | None:
+def fit_rank(
+    config: DictConfig, data: ImageFolders | None = None, model: ImageClassifier | None = None
+) -> float | None:
     """Train as one rank, or alone; leaves summary.json and a closed W&B run behind, however it ends."""
+    run_dir = Path(config.run_dir)
+    rundir.set_up_logging(run_dir)
     with Notes().taken() as notes:
-        return _fit_rank(config, data, notes)
+        summary, where = _fit_rank(config, data, model, notes)
+    if launch.rank() == 0:
+        report.show_end(summary, run_dir, where)
+    return summary["best"].get(config.monitor)
 
 
-def _fit_rank(config: DictConfig, data: ImageFolders | None, notes: Notes) -> float | None:
+def _fit_rank(
+    config: DictConfig, data: ImageFolders | None, model: ImageClassifier | None, notes: Notes
+) -> tuple[dict[str, Any], str | None]:
+    """Returns the summary, and what shows the run in W&B."""
     start = time.monotonic()
     run_dir = Path(config.run_dir)
     devices = find_devices(config)
-    rundir.set_up_logging(run_dir)
     if devices.kind == "cpu":
         keep_memory()
     board: WandbLogger | None = None
-    model: ImageClassifier | None = None
+    trainer: pl.Trainer | None = None
+    facts: dict[str, Any] = {}
+    result: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
     status: Status = "failed"
-    summary: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
     try:
-        pl.seed_everything(config.seed, verbose=False)
         data = data or build_data(config, devices).read()
         plan = plans.make_plan(config, devices.world_size, data.images)
-        model = build_model(config, data, plan)
-        states = optim.state_tensors(configs.plain(config.optimizer))
-        rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
-        resumed = checked_ckpt(config, model)
+        model = model or prepare_model(config, data, plan)
         if config.compile:
             model.net.compile()  # in place: the state dict's keys stay clean
-        summary |= facts_of(config, devices, data, plan, model)
+        facts = report.facts_of(config, devices, data, plan, model)
         loggers, board = build_loggers(config)
         if board is not None:
             board.log_config(configs.plain(config))
-            board.log_summary(summary)
-        tell_start(config, devices, data, plan, summary)
+            board.log_summary(facts)
+        report.tell_start(config, devices, data, plan, facts)
         preemption = Preemption(notes)
-        trainer = build_trainer(config, devices, loggers, [*build_callbacks(config), preemption])
+        trainer = build_trainer(config, devices, loggers, [*build_callbacks(config), preemption], plan.batches)
         preemption.install(trainer)
-        trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
-        summary |= metrics_of(trainer, model, run_dir)
-        if config.test:
-            summary["test"] = test_best(trainer, model, data, run_dir)
+        trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+        validate_end(trainer, model, data, run_dir)
+        result |= report.metrics_of(trainer, model, run_dir)
+        if config.test and config.trainer.limit_test_batches not in (0, 0.0):
+            result["test"] = test_best(trainer, model, data, run_dir)
         gather_skipped(trainer, model)
         status = "finished"
     except Preempted as error:
         status = "preempted"
-        summary["error"] = str(error)
+        result["error"] = str(error)
+        log.warning("%s %s", error, report.how_to_go_on(config, run_dir))
         raise SystemExit(128 + error.number) from None
     except BaseException as error:
-        summary["error"] = f"{type(error).__name__}: {error}"
+        result["error"] = f"{type(error).__name__}: {error}"
+        log.error("failed: %s", result["error"], extra={"file_only": True})
         raise
     finally:
-        summary = {"status": status, "seconds": round(time.monotonic() - start, 2), **summary}
+        if trainer is not None and model is not None and status != "finished":
+            result = report.metrics_of(trainer, model, run_dir) | {k: v for k, v in result.items() if v}
         if model is not None and model.skipped:
-            summary["skipped_images"] = list(model.skipped)
+            result["skipped_images"] = list(model.skipped)
             log.warning("%d broken images were left out: %s", len(model.skipped), ", ".join(list(model.skipped)[:5]))
+        summary = {"status": status, "seconds": round(time.monotonic() - start, 2), "test": {}, **result, **facts}
         if launch.rank() == 0:
             rundir.write_json(run_dir / "summary.json", summary)
         if board is not None:
             if status == "finished":
                 board.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": summary["best"]})
-            board.log_summary({key: summary[key] for key in ("status", "images_per_second", "seconds")})
+            board.log_summary({key: value for key, value in summary.items() if key not in facts})
             board.finish(status)
         if torch.distributed.is_initialized() and status == "finished":
             torch.distributed.destroy_process_group()
-    if launch.rank() == 0:
-        show_end(summary, run_dir, board.where if board is not None else None)
-    return summary["best"].get(config.monitor)
+    return summary, board.where if board is not None else None
 
 
 # -- the parts of a run
@@ -193,9 +205,12 @@ def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"data.image_size={image_size} does not fit the network: {str(error).splitlines()[0]}"
+            f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
+            f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). "
+            f"Is data.image_size={image_size} right for it?"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         gives = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
@@ -232,16 +247,27 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     return [build(node) for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
 
 
-def checked_ckpt(config: DictConfig, model: ImageClassifier) -> str | None:
-    """`ckpt_path`, after a look whether it fits the network."""
-    if config.ckpt_path is None:
-        return None
-    path = Path(config.ckpt_path).expanduser()
-    found = checkpoint.load(path)
-    checkpoint.load_net(model.net, found, path)
-    if "optimizer_states" not in found:
-        raise UserError(f"ckpt_path={path} holds weights alone, and training cannot go on from it: give last.ckpt.")
-    return str(path)
+def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageClassifier:
+    """The classifier from its seed, after a look whether `ckpt_path` fits."""
+    pl.seed_everything(config.seed, verbose=False)
+    model = build_model(config, data, plan)
+    if config.ckpt_path is not None:
+        config.ckpt_path = str(Path(config.ckpt_path).expanduser().resolve())
+        resume.check_ckpt(config, data, model)
+    return model
+
+
+def validate_end(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, run_dir: Path) -> None:
+    """Validate the last weights where the run ended between two validations, as trainer.max_steps lets it."""
+    if model.validated_at == trainer.global_step or trainer.limit_val_batches == 0 or not trainer.global_step:
+        return
+    before = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
+    best = dict(model.best)
+    trainer.validate(model, datamodule=data, verbose=False)
+    trainer.callback_metrics.update(before)
+    monitor = model.provenance["config"]["monitor"]
+    if model.best.get(monitor) != best.get(monitor):
+        trainer.save_checkpoint(run_dir / "checkpoints/best.ckpt", weights_only=True)
 
 
 def test_best(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, run_dir: Path) -> dict[str, float]:
@@ -261,70 +287,3 @@ def gather_skipped(trainer: pl.Trainer, model: ImageClassifier) -> None:
         gathered: list[list[str]] = [[]] * trainer.world_size
         torch.distributed.all_gather_object(gathered, list(model.skipped))
         model.skipped = dict.fromkeys(path for paths in gathered for path in paths)
-
-
-# -- what is told
-
-
-def facts_of(
-    config: DictConfig, devices: Devices, data: ImageFolders, plan: Plan, model: ImageClassifier
-) -> dict[str, Any]:
-    return {
-        "world_size": devices.world_size,
-        "parameters": sum(p.numel() for p in model.net.parameters()),
-        "git": rundir.git_state(),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "alexlab")},
-        "dataset": data.describe(),
-        "precision": str(choose_precision(config.trainer.precision, devices.kind)),
-        "effective_lr": plan.lr,
-    }
-
-
-def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> dict[str, Any]:
-    rate = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-    last = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    folder = run_dir / "checkpoints"
-    return {
-        "best": dict(model.best),
-        "last": {
-            k: v for k, v in last.items() if k.startswith(("train/", "val/")) and not k.endswith(("_best", "_step"))
-        },
-        "checkpoints": {n: f"checkpoints/{n}.ckpt" for n in ("best", "last") if (folder / f"{n}.ckpt").is_file()},
-        "images_per_second": round(rate.total_images / rate.total_seconds, 1) if rate.total_seconds else None,
-    }
-
-
-def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: Plan, facts: dict[str, Any]) -> None:
-    images = ", ".join(f"{name} {count:,}" for name, count in data.images.items())
-    log.info(
-        "%s: %s parameters | images: %s | %d classes",
-        config.model.name, f"{facts['parameters']:,}", images, len(data.classes),
-    )  # fmt: skip
-    log.info(
-        "%d x %s, %s | global batch %d | %d steps an epoch, %d in all | learning rate %g",
-        devices.world_size, devices.kind, facts["precision"], plan.global_batch,
-        plan.steps_per_epoch, plan.steps, plan.lr,
-    )  # fmt: skip
-    if config.optimizer.get("lr_reference_batch"):
-        log.info(
-            "effective learning rate %g: optimizer.lr=%g for %d images a step, here %d",
-            plan.lr, config.optimizer.lr, config.optimizer.lr_reference_batch, plan.step_images,
-        )  # fmt: skip
-
-
-def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
-    table = Table(title=f"{summary['status']} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s")
-    for column in ("metric", "best", "last", "test"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    for name in ("loss", "acc1", "acc5"):
-        cells = [
-            summary["best"].get(f"val/{name}"),
-            summary["last"].get(f"val/{name}"),
-            summary["test"].get(f"test/{name}"),
-        ]
-        table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
-    Console().print(table)
-    here = rundir.shown(run_dir)
-    print(f"look at it:  {where or f'python compare.py runs={here}'}")
-    print(f"evaluate it: python eval.py run={here}")
-    print("compare:     python compare.py", flush=True)

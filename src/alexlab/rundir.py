@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def claim(config: DictConfig) -> None:
 
 def check_space(run_dir: Path, sizes: dict[str, int]) -> None:
     """Raises UserError where the checkpoints of these sizes (bytes) will not fit, the last written beside the old."""
-    needed, free = sum(sizes.values()) + max(sizes.values()), shutil.disk_usage(run_dir).free
+    there = next(path for path in (run_dir, *run_dir.parents) if path.exists())
+    needed, free = sum(sizes.values()) + max(sizes.values()), shutil.disk_usage(there).free
     if free < needed:
         raise UserError(
             f"{run_dir} has {free / 1e6:.0f} MB of free space, and the run's checkpoints need about "
@@ -50,28 +52,38 @@ def check_space(run_dir: Path, sizes: dict[str, int]) -> None:
         )
 
 
-def set_up_logging(run_dir: Path) -> None:
-    """train.log on rank 0, its notes on the console too; warnings of libraries go where notes go."""
-    logger = logging.getLogger("alexlab")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+def quiet_libraries() -> None:
+    """What Lightning tells of devices, ranks and its own affairs is told by ourselves, or is nobody's concern."""
     logging.captureWarnings(True)
-    for noisy in ("pytorch_lightning", "lightning_fabric"):  # devices found, ranks started: told by ourselves
+    for noisy in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*but have passed in a Trainer configured with.*",
+        ".*overridden `.*transfer_batch_to_device.*",
+        ".*isinstance.treespec, LeafSpec.*",
         "Experiment logs directory",  # our own files lie there already
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def set_up_logging(run_dir: Path) -> None:
+    """train.log on rank 0; its notes go to the console too, but those marked `file_only`."""
+    quiet_libraries()
+    logger = logging.getLogger("alexlab")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     for handler in list(logger.handlers):  # of the job before, in a sweep
         logger.removeHandler(handler)
         handler.close()
     if launch.rank() > 0:
+        logger.addHandler(logging.NullHandler())  # else Python prints warnings by itself
         return
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(lambda record: not getattr(record, "file_only", False))
     file = logging.FileHandler(run_dir / "train.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(console)
@@ -93,8 +105,15 @@ def git_state() -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     beside = path.with_suffix(".json.tmp")
-    beside.write_text(json.dumps(values, indent=2) + "\n")
+    beside.write_text(json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
     beside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:

@@ -72,13 +72,26 @@ def find_devices(config: DictConfig) -> Devices:
     if config.trainer.strategy == "fsdp" and kind != "cuda":
         raise UserError("trainer.strategy=fsdp needs GPUs, and there are none here: trainer=ddp_cpu, or trainer=cpu.")
     available = {"cuda": gpus, "mps": 1}.get(kind)
+    started = launch.world_of_launcher()
+    if not isinstance(wanted, (int, str)) and kind != "cuda":
+        raise UserError(
+            f"trainer.devices={list(wanted)} names GPUs, and this run is on {kind}: give a number of devices."
+        )
     if wanted == "auto":
-        local = available or 1
+        local = started[1] if started else available or 1
     else:
         local = wanted if isinstance(wanted, int) else len(wanted)
     if available is not None and local > available:
         raise UserError(f"trainer.devices={wanted}: this machine has {available}. Choose {available} or less, or auto.")
-    return Devices(kind, local, config.trainer.num_nodes)
+    nodes = config.trainer.num_nodes
+    if started:
+        nodes = started[0] // started[1] if nodes == 1 else nodes
+        if local * nodes != started[0]:
+            raise UserError(
+                f"{started[0]} ranks were started, {started[1]} on this machine, and trainer.devices={wanted} with "
+                f"trainer.num_nodes={config.trainer.num_nodes} makes {local * nodes}: leave both out, or start as many."
+            )
+    return Devices(kind, local, nodes)
 
 
 def choose_precision(wanted: Any, kind: str) -> Any:
@@ -94,9 +107,16 @@ def choose_precision(wanted: Any, kind: str) -> Any:
 
 
 def build_trainer(
-    config: DictConfig, devices: Devices, loggers: list[Logger], more: Sequence[Callback] = ()
+    config: DictConfig,
+    devices: Devices,
+    loggers: list[Logger],
+    more: Sequence[Callback] = (),
+    batches: int | None = None,
 ) -> pl.Trainer:
     """Lightning's Trainer for `config`, with `more` callbacks.
+
+    Args:
+        batches: training batches an epoch, where they are worked out already.
 
     Raises:
         UserError: a setting that Lightning does not know.
@@ -106,6 +126,9 @@ def build_trainer(
     settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
     if isinstance(config.trainer.devices, int) or config.trainer.devices == "auto":
         settings["devices"] = devices.local
+    settings["num_nodes"] = devices.nodes
+    if batches is not None and not settings["overfit_batches"]:
+        settings["limit_train_batches"] = batches
     unknown = sorted(set(settings) - set(inspect.signature(pl.Trainer.__init__).parameters))
     if unknown:
         raise UserError(
@@ -174,8 +197,7 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
     kind = _progress_kind(config)
     if kind == "rich":
         callbacks.append(Bar(leave=True))
-    elif kind == "plain":
-        callbacks.append(PlainProgress())
+    callbacks.append(PlainProgress(console=kind == "plain"))
     if "wandb" in config.logger:
         from alexlab.callbacks.media import Media
 

@@ -1,10 +1,13 @@
 """Progress: a bar with loss, accuracy and images a second on a terminal, a line an epoch elsewhere."""
 
+import logging
 import time
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+log = logging.getLogger("alexlab")
 
 # what the bar shows: its name there, and how the number is written
 SHOWN = {
@@ -43,9 +46,14 @@ class Bar(RichProgressBar):
 
 
 class PlainProgress(Callback):
-    """Prints `epoch 3/10 | 12 s | train/loss 1.234 ...` on rank 0, and in long epochs a line a minute."""
+    """Tells `epoch 3/10 | 12 s | train/loss 1.234 ...` on rank 0, and in long epochs a line a minute.
 
-    def __init__(self) -> None:
+    Args:
+        console: on the console too, not in train.log alone.
+    """
+
+    def __init__(self, console: bool = True) -> None:
+        self.console = console
         self.start: float | None = None
         self.epoch = 0
         self.told = 0.0
@@ -63,8 +71,7 @@ class PlainProgress(Callback):
         self.told = time.monotonic()
         values = trainer.progress_bar_metrics
         parts = [f"{name} {how.format(float(values[key]))}" for key, (name, how) in SHOWN.items() if key in values]
-        print(f"{self._where(trainer)}, batch {batch_idx + 1}/{trainer.num_training_batches} | {' | '.join(parts)}",
-              flush=True)  # fmt: skip
+        self._say(f"{self._where(trainer)}, batch {batch_idx + 1}/{trainer.num_training_batches} | {' | '.join(parts)}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._tell(trainer)
@@ -76,7 +83,10 @@ class PlainProgress(Callback):
         values = trainer.callback_metrics
         parts = [f"{key} {how.format(float(values[key]))}" for key, how in TOLD.items() if key in values]
         seconds = time.monotonic() - self.start
-        print(f"{self._where(trainer)} | {seconds:.1f} s | {' | '.join(parts)}", flush=True)
+        self._say(f"{self._where(trainer)} | {seconds:.1f} s | {' | '.join(parts)}")
+
+    def _say(self, text: str) -> None:
+        log.info(text, extra={"file_only": not self.console})
 
     def _where(self, trainer: pl.Trainer) -> str:
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ class ImageFolders(pl.LightningDataModule):
         return self
 
     def _read_splits(self) -> dict[str, ImageIndex]:
+        if self.val_fraction is not None or self.test_fraction > 0:
+            raise UserError(
+                f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: they split class "
+                f"folders, and {self.root} has train/ already: leave them out, or give data.root={self.root / 'train'}."
+            )
         train = folder_index.scan(self.root / "train")
         splits = {"train": train}
         for name in ("val", "test"):
@@ -97,6 +103,16 @@ class ImageFolders(pl.LightningDataModule):
                 f"{self.root / 'train'} and split it with data.val_fraction=0.1."
             )
         return splits
+
+    def read_to_evaluate(self) -> "ImageFolders":
+        """Find the images of a folder that need hold no training images: test/, else val/, else its class folders.
+
+        Raises:
+            UserError: as `read`.
+        """
+        name = next((name for name in ("test", "val") if (self.root / name).is_dir()), None)
+        self.splits = {name or "test": folder_index.scan(self.root / name if name else self.root)}
+        return self
 
     def _read_one_folder(self) -> dict[str, ImageIndex]:
         if self.val_fraction is None:
@@ -113,12 +129,16 @@ class ImageFolders(pl.LightningDataModule):
     @property
     def classes(self) -> tuple[str, ...]:
         """The class folders' names, in the order of the targets."""
-        return self.splits["train"].classes
+        return next(iter(self.splits.values())).classes
 
     @property
     def readable_classes(self) -> list[str]:
         """The classes' names for people, where the data's config has them ("n01440764": "tench")."""
-        return [self.class_names.get(name, name) for name in self.classes]
+        names = [self.class_names.get(name, name) for name in self.classes]
+        times = Counter(names)
+        return [
+            name if times[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, self.classes, strict=True)
+        ]
 
     @property
     def images(self) -> dict[str, int]:
@@ -163,7 +183,15 @@ class ImageFolders(pl.LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         share = self.batch_size // self.world_size
-        return self._loader(split, EvalBatches(len(self.splits[split]), share, self._rank, self.world_size))
+        seed = self.seed if self._limited() else None  # a part must not be the first classes alone
+        return self._loader(split, EvalBatches(len(self.splits[split]), share, self._rank, self.world_size, seed))
+
+    def _limited(self) -> bool:
+        trainer: Any = self.trainer
+        if trainer is None:
+            return False
+        limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
+        return not (isinstance(limit, float) and limit == 1.0)
 
     def _loader(self, split: str, batches: "TrainBatches | EvalBatches") -> DataLoader:
         trainer = self.trainer

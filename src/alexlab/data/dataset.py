@@ -1,6 +1,9 @@
 """One image of the index -> its uint8 pixels, cropped by (seed, epoch, index)."""
 
+import struct
+
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from alexlab.data import decode
@@ -45,7 +48,8 @@ class ImageDataset(Dataset[Sample | str]):
             with decode.open_image(path) as image:
                 try:
                     return self.transform(image), int(self.index.targets[i])
-                except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for broken files
+                # what Pillow raises for broken files
+                except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
                     raise decode.broken(path, error) from None
         except decode.BrokenImageError:
             if self.on_error == "raise":

@@ -30,7 +30,7 @@ def open_image(path: str) -> Image.Image:
     """
     try:
         return Image.open(path)
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise broken(path, error) from None
 
 

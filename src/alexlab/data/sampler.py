@@ -5,6 +5,7 @@ The samplers yield (position in the index, epoch) pairs, so that a worker can de
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -59,15 +60,22 @@ class EvalBatches(Sampler[Batch]):
 
     All ranks yield the same number of batches, the last of which may be short or empty: a rank without a batch would
     skip the hooks in which the others wait for it.
+
+    Args:
+        seed: of a fixed order that mixes the classes, for where only the first batches are looked at; None is the
+            folder's order.
     """
 
-    def __init__(self, size: int, batch: int, rank: int = 0, world_size: int = 1) -> None:
-        self.size, self.batch, self.rank, self.world_size = size, batch, rank, world_size
+    def __init__(self, size: int, batch: int, rank: int = 0, world_size: int = 1, seed: int | None = None) -> None:
+        self.size, self.batch, self.rank, self.world_size, self.seed = size, batch, rank, world_size, seed
 
     def __len__(self) -> int:
         return -(-self.size // (self.batch * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        mine = range(self.rank, self.size, self.world_size)
+        order: Any = range(self.size)
+        if self.seed is not None:
+            order = np.random.Generator(np.random.PCG64([self.seed, self.size])).permutation(self.size)
+        mine = order[self.rank :: self.world_size]
         for b in range(len(self)):
-            yield [(i, 0) for i in mine[b * self.batch : (b + 1) * self.batch]]
+            yield [(int(i), 0) for i in mine[b * self.batch : (b + 1) * self.batch]]

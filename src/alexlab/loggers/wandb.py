@@ -114,7 +114,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         if mode != "disabled":
             self.where = run.url if mode == "online" else f"wandb leet {Path(folder).parent}"
         log.info("W&B: %s (%s).%s", mode, self._reason, where if mode != "disabled" else "")
-        for pattern in ("train/*", "val/*", "test/*", "perf/*", "lr-*"):
+        for pattern in ("train/*", "val/*", "test/*", "perf/*", "lr*"):
             run.define_metric(pattern, step_metric="trainer/global_step", step_sync=True)
         for name, summary in (("val/acc1", "max"), ("val/loss", "min")):
             run.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)

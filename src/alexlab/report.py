@@ -1,0 +1,98 @@
+"""What a run tells: of itself at its start and end, and how to go on."""
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from alexlab import rundir
+from alexlab.callbacks.throughput import Throughput
+from alexlab.classifier import ImageClassifier
+from alexlab.data.datamodule import ImageFolders
+from alexlab.plan import Plan
+from alexlab.trainer import Devices, choose_precision
+
+log = logging.getLogger("alexlab")
+
+
+def facts_of(
+    config: DictConfig, devices: Devices, data: ImageFolders, plan: Plan, model: ImageClassifier
+) -> dict[str, Any]:
+    return {
+        "world_size": devices.world_size,
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+        "git": rundir.git_state(),
+        "versions": {name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "alexlab")},
+        "dataset": data.describe(),
+        "precision": str(choose_precision(config.trainer.precision, devices.kind)),
+        "effective_lr": plan.lr,
+    }
+
+
+def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> dict[str, Any]:
+    rate = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+    last = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    folder = run_dir / "checkpoints"
+    return {
+        "best": dict(model.best),
+        "last": {
+            k: v for k, v in last.items() if k.startswith(("train/", "val/")) and not k.endswith(("_best", "_step"))
+        },
+        "checkpoints": {n: f"checkpoints/{n}.ckpt" for n in ("best", "last") if (folder / f"{n}.ckpt").is_file()},
+        "images_per_second": round(rate.total_images / rate.total_seconds, 1) if rate.total_seconds else None,
+    }
+
+
+def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: Plan, facts: dict[str, Any]) -> None:
+    images = ", ".join(f"{name} {count:,}" for name, count in data.images.items())
+    log.info(
+        "%s: %s parameters | images: %s | %d classes",
+        config.model.name, f"{facts['parameters']:,}", images, len(data.classes),
+    )  # fmt: skip
+    log.info(
+        "%d x %s, %s | global batch %d | %d steps an epoch, %d in all | learning rate %g",
+        devices.world_size, devices.kind, facts["precision"], plan.global_batch,
+        plan.steps_per_epoch, plan.steps, plan.lr,
+    )  # fmt: skip
+    if config.optimizer.get("lr_reference_batch"):
+        log.info(
+            "effective learning rate %g: optimizer.lr=%g for %d images a step, here %d",
+            plan.lr, config.optimizer.lr, config.optimizer.lr_reference_batch, plan.step_images,
+        )  # fmt: skip
+
+
+def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
+    last = run_dir / "checkpoints/last.ckpt"
+    if not last.is_file():
+        return "before its first epoch was done."
+    words = " ".join(word for word in config.overrides if not word.startswith(("ckpt_path", "hydra.")))
+    return f"Go on from its last whole epoch: python train.py {words} ckpt_path={rundir.shown(last)}".replace("  ", " ")
+
+
+def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
+    title = f"{summary['status']} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
+    tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
+    table = Table(title=title)
+    for column in ("metric", "best", "last", tested):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name in ("loss", "acc1", "acc5"):
+        cells = [
+            summary["best"].get(f"val/{name}"),
+            summary["last"].get(f"val/{name}"),
+            summary["test"].get(f"test/{name}"),
+        ]
+        table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
+    Console().print(table)
+    log.info("%s; best %s; test %s", title, summary["best"], summary["test"], extra={"file_only": True})
+    here = rundir.shown(run_dir)
+    if where is None:
+        board = run_dir / "tensorboard"
+        where = f"tensorboard --logdir {rundir.shown(board)}" if board.is_dir() else f"python compare.py runs={here}"
+    print(f"look at it:  {where}")
+    print(f"evaluate it: python eval.py run={here}{'' if 'best' in summary['checkpoints'] else ' ckpt=last'}")
+    print("compare:     python compare.py", flush=True)
