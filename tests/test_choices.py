@@ -94,3 +94,18 @@ def test_precision_that_is_fast(capability: tuple[int, int], wanted: str, monkey
     assert choose_precision("auto", "cuda") == wanted
     assert choose_precision("32-true", "cuda") == "32-true"
     assert choose_precision("auto", "mps") == "32-true"
+
+
+def test_devices_are_those_that_another_launcher_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("ALEXLAB_RANKS", raising=False)
+    assert find_devices(compose("trainer.accelerator=cpu")) == Devices("cpu", 3, 2)
+    assert find_devices(compose("trainer.accelerator=cpu", "trainer.devices=3", "trainer.num_nodes=2")).world_size == 6
+    with pytest.raises(UserError, match=r"6 ranks were started, 3 on this machine, and trainer.devices=2 .* makes 4"):
+        find_devices(compose("trainer.accelerator=cpu", "trainer.devices=2"))
+
+
+def test_gpu_numbers_on_a_cpu() -> None:
+    with pytest.raises(UserError, match=r"trainer.devices=\[0, 1\] names GPUs, and this run is on cpu"):
+        find_devices(compose("trainer.accelerator=cpu", "trainer.devices=[0,1]"))

@@ -35,6 +35,11 @@ def test_help_lists_each_group_with_its_options_and_each_key() -> None:
         (["train.py", "trainer=dpp"], "trainer=dpp: there is no such option. Did you mean trainer=ddp?"),
         (["eval.py", "run=x", "checkpoint=best"], "checkpoint: there is no such key."),
         (["compare.py", "srot=val/loss"], "srot: there is no such key. Did you mean sort?"),
+        (["train.py", "logger=null"], "logger=null: choose an option by its name: all, csv, none, tensorboard, wandb."),
+        (
+            ["eval.py", "run=x", "trainer=cpu"],
+            "trainer is no group of eval.py: set one of its keys, ",
+        ),
         (["train.py", "optimizer.lr=0.1="], "optimizer.lr=0.1="),
         (["train.py", "optimizer.lr=[1"], "optimizer.lr=[1: cannot be read as key=value (no viable alternative"),
         (["eval.py"], "run is missing: give a run's directory with run=PATH, or run=latest."),

@@ -66,15 +66,14 @@ def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: P
     assert found["loss"] == pytest.approx(summary["last"]["val/loss"], rel=1e-4)
 
 
-def test_torchrun_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
-    logs = tmp_path / "logs"
-    done = command(
-        *TORCHRUN, "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64",
-        "data.batch_size=8", "data.num_workers=0", "logger=csv", *TWO, "debug=fast", f"paths.logs={logs}",
-    )  # fmt: skip
+def test_torchrun_trains_together_and_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
+    """Without a word of how many devices: torchrun knows."""
+    words = [word for word in small_job(shapes, tmp_path) if word not in TWO]
+    done = command(*TORCHRUN, *words, "trainer.accelerator=cpu")
     assert done.returncode == 0, done.stderr
-    (folder,) = (logs / "train" / "runs").iterdir()
+    (folder,) = (tmp_path / "train" / "runs").iterdir()
     assert summary_of(folder)["world_size"] == 2
+    assert done.stdout.count("epoch 1/1") == 1
 
 
 def together(commands: list[tuple[list[str], dict[str, str]]]) -> list[str]:

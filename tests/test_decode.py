@@ -60,3 +60,10 @@ def test_other_colour_modes(tmp_path: Path, mode: str) -> None:
     with decode.open_image(str(tmp_path / f"x{suffix}")) as image:
         ours = decode.crop_resize(image, (0, 0, *image.size), (image.size[1], image.size[0]))
     assert np.abs(ours.permute(1, 2, 0).numpy().astype(float) - expected).mean() < 1
+
+
+def test_a_picture_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = photo(tmp_path / "bomb.png", (80, 70))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(decode.BrokenImageError, match=r"bomb.png cannot be read as an image .*exceeds limit"):
+        decode.open_image(str(path))

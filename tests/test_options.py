@@ -83,3 +83,72 @@ def test_readable_names_and_broken_images_left_out(shapes: Path, tmp_path: Path)
     names = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
     assert "golden ring" in names
     assert "ring" not in names
+
+
+def without_test(shapes: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "no-test"
+    for split in ("train", "val"):
+        shutil.copytree(shapes / split, root / split)
+    return root
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_best_holds_the_averaged_weights_that_were_validated(devices: int, shapes: Path, tmp_path: Path) -> None:
+    """Its test on val gives the numbers of validation."""
+    done = tiny_train(
+        without_test(shapes, tmp_path), tmp_path / "ema", "ema.decay=0.9", "optimizer.lr=0.05", "trainer.max_epochs=2",
+        "trainer.precision=32-true", f"trainer.devices={devices}", "monitor=val/loss",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(tmp_path / "ema")
+    assert summary["test"]["test/loss"] == pytest.approx(summary["best"]["val/loss"], rel=1e-6)
+    best = torch.load(tmp_path / "ema/checkpoints/best.ckpt", weights_only=True)
+    assert "current_model_state" not in best
+    assert "val, best.ckpt" in done.stdout
+
+
+def test_a_loss_that_is_no_number_fails_the_run(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "nan", "optimizer.lr=1e8", "trainer.max_epochs=3")
+    assert done.returncode == 2
+    assert "lower optimizer.lr, clip with trainer.gradient_clip_val=1" in done.stderr
+    summary = summary_of(tmp_path / "nan")
+    assert summary["status"] == "failed"
+    assert "NaN" not in (tmp_path / "nan/summary.json").read_text()
+    assert "lower optimizer.lr" in (tmp_path / "nan/train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer.max_epochs=null", "trainer.max_steps=1"],
+        ["trainer.max_epochs=2", "trainer.max_steps=3"],
+        ["trainer.check_val_every_n_epoch=2"],
+    ],
+)
+def test_the_end_of_a_run_is_validated(words: list[str], shapes: Path, tmp_path: Path) -> None:
+    root = without_test(shapes, tmp_path)
+    done = tiny_train(root, tmp_path / "end", *words, "trainer.precision=32-true")
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(tmp_path / "end")
+    assert summary["checkpoints"] == {"best": "checkpoints/best.ckpt", "last": "checkpoints/last.ckpt"}
+    assert {"train/loss", "val/loss"} <= set(summary["last"])
+    assert summary["test"]["test/acc1"] == pytest.approx(summary["best"]["val/acc1"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer.precision=bf16-true"],
+        ["trainer.precision=64-true", "augment=strong"],
+        ["trainer.limit_test_batches=0"],
+        ["scheduler=plateau", "scheduler.warmup=1", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
+        ["optimizer=adamw", "trainer.gradient_clip_val=0.1", "augment=paper", "logger=none", "test=false"],
+        ["callbacks.early_stopping=1", "callbacks.device_stats=true", "callbacks.model_summary=1"],
+        ["+callbacks.timer={_target_: pytorch_lightning.callbacks.Timer, duration: '00:01:00:00'}"],
+    ],
+    ids=lambda words: words[0].split("=")[0] + "=" + words[0].split("=")[1][:12],
+)
+def test_legal_combinations_run(words: list[str], shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", *words)
+    assert done.returncode == 0, done.stderr
+    assert summary_of(tmp_path / "run")["status"] == "finished"

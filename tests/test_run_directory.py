@@ -69,12 +69,3 @@ def test_offline_run_reads_back_with_wandbs_own_tool(run_dir: Path) -> None:
     )
     for part in ("val/acc1_best", "parameters", "test/acc1", "perf/data_wait"):
         assert part in shown.stdout
-
-
-def test_goes_on_from_a_checkpoint(run_dir: Path, shapes: Path, tmp_path: Path) -> None:
-    last = run_dir / "checkpoints/last.ckpt"
-    done = tiny_train(shapes, tmp_path / "more", f"ckpt_path={last}", "trainer.max_epochs=3")
-    assert done.returncode == 0, done.stderr
-    assert "epoch 3/3" in done.stdout
-    assert "epoch 2/3" not in done.stdout
-    assert summary_of(tmp_path / "more")["best"]["val/acc1"] >= summary_of(run_dir)["best"]["val/acc1"]

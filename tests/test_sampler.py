@@ -30,8 +30,15 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16, 17, 31])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_evaluation_counts_each_image_once(size: int, world_size: int) -> None:
-    ranks = [EvalBatches(size, 4, rank, world_size) for rank in range(world_size)]
+@pytest.mark.parametrize("seed", [None, 3])
+def test_evaluation_counts_each_image_once(size: int, world_size: int, seed: int | None) -> None:
+    ranks = [EvalBatches(size, 4, rank, world_size, seed) for rank in range(world_size)]
     assert len({len(list(rank)) for rank in ranks}) == 1, "a rank with fewer batches would leave the others waiting"
     assert sorted(i for rank in ranks for batch in rank for i, _ in batch) == list(range(size))
     assert all(len(list(rank)) == len(rank) for rank in ranks)
+
+
+def test_a_part_of_an_evaluation_is_not_the_first_images_alone() -> None:
+    first = next(iter(EvalBatches(1000, 64, seed=0)))
+    assert max(i for i, _ in first) > 500
+    assert first == next(iter(EvalBatches(1000, 64, seed=0)))

@@ -27,10 +27,9 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier) -
     if "optimizer_states" not in found:
         raise UserError(f"ckpt_path={path} holds weights alone, and training cannot go on from it: give last.ckpt.")
     checkpoint.check_classes(found, data.classes, data.root)
-    epoch = found["loops"]["fit_loop"]["epoch_progress"]["current"]
-    if epoch["started"] != epoch["processed"]:
+    if not found["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]:
         raise UserError(
-            f"ckpt_path={path} was saved in the middle of epoch {epoch['started']}, and training goes on from whole "
+            f"ckpt_path={path} was saved in the middle of epoch {found['epoch'] + 1}, and training goes on from whole "
             "epochs alone: give a checkpoint of trainer.max_epochs instead of trainer.max_steps, or start anew."
         )
     here, there = configs.flat(configs.plain(config)), configs.flat(found["alexlab"]["config"])

@@ -1,0 +1,92 @@
+"""Evaluation of a run: its own numbers, other folders, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import command, summary_of, tiny_train
+
+
+@pytest.fixture(scope="module")
+def data(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(shapes, tmp_path_factory.mktemp("evaluate") / "data"))
+
+
+@pytest.fixture(scope="module")
+def run_dir(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs") / "train/runs/one"
+    assert tiny_train(data, folder).returncode == 0
+    return folder
+
+
+def evaluated(run_dir: Path, *words: str):  # type: ignore[no-untyped-def]
+    return command("eval.py", f"paths.logs={run_dir.parents[2]}", *words)
+
+
+def test_by_path_by_name_and_the_latest(run_dir: Path) -> None:
+    for named in (str(run_dir), "one", "latest"):
+        done = evaluated(run_dir, f"run={named}")
+        assert done.returncode == 0, done.stderr
+        assert "one (finished)" in done.stdout
+        assert done.stderr == ""
+        found = json.loads((run_dir / "eval.json").read_text())
+        assert {f"test/{key}": found[key] for key in ("loss", "acc1", "acc5")} == summary_of(run_dir)["test"]
+
+
+def test_the_latest_is_the_newest_with_that_checkpoint(run_dir: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    shutil.copytree(run_dir.parents[1], logs / "train")
+    failed = logs / "train/runs/two"
+    failed.mkdir()
+    shutil.copy(run_dir / "config.yaml", failed)
+    (failed / "summary.json").write_text(json.dumps({"status": "failed", "error": "ValueError: x"}))
+    done = command("eval.py", "run=latest", f"paths.logs={logs}")
+    assert "one (finished)" in done.stdout
+    shutil.rmtree(logs / "train/runs/one")
+    done = command("eval.py", "run=latest", f"paths.logs={logs}")
+    assert done.returncode == 2
+    assert "no run has a best.ckpt yet" in done.stderr
+    assert "two: ValueError: x" in done.stderr
+
+
+def test_a_folder_of_images_alone(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    done = evaluated(run_dir, f"run={run_dir}", f"data.root={data / 'val'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_dir / "eval.json").read_text())["images"] == 21
+    shutil.copytree(data / "val", tmp_path / "part/test")
+    shutil.rmtree(tmp_path / "part/test/ring")
+    done = evaluated(run_dir, f"run={run_dir}", f"data.root={tmp_path / 'part'}")
+    assert done.returncode == 2
+    assert "has other classes than the run: missing ring, new none." in done.stderr
+
+
+def test_images_that_have_changed_are_told(run_dir: Path, data: Path) -> None:
+    extra = data / "test/ring/more.jpg"
+    shutil.copy(data / "test/ring/0000.jpg", extra)
+    try:
+        done = evaluated(run_dir, f"run={run_dir}")
+    finally:
+        extra.unlink()
+    assert done.returncode == 0
+    assert "note: the files of test in" in done.stdout
+    assert "are not those of the training any more" in done.stdout
+
+
+def test_a_split_by_fraction_that_has_changed_is_refused(shapes: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(shapes / "train", tmp_path / "all"))
+    done = tiny_train(root, tmp_path / "run", "data.val_fraction=0.25")
+    assert done.returncode == 0, done.stderr
+    shutil.copy(root / "ring/0000.jpg", root / "ring/more.jpg")
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
+    assert done.returncode == 2
+    assert "with images of training among those held out" in done.stderr
+
+
+def test_classes_without_an_image_have_no_accuracy(data: Path, tmp_path: Path) -> None:
+    done = tiny_train(data, tmp_path / "run", "trainer.limit_test_batches=1", "data.batch_size=4")
+    assert done.returncode == 0, done.stderr
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
+    assert "no image" in done.stdout
+    shares = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
+    assert sum(share is not None for share in shares.values()) == 4, "a part of the test images mixes the classes"
