@@ -40,6 +40,9 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert run.summary["git"]["commit"] == summary["git"]["commit"]
     assert run.summary["dataset"]["fingerprint"] == summary["dataset"]["fingerprint"]
     assert run.summary["parameters"] == summary["parameters"]
+    assert run.summary["best"] == pytest.approx(summary["best"])
+    assert run.summary["checkpoints"] == summary["checkpoints"]
+    assert run.summary["status"] == "finished"
     logged = {key for row in run.history for key in row}
     assert logged >= {
         "train/loss", "val/loss", "val/acc1", "val/acc5", "perf/images_per_second", "perf/data_wait", "lr/decay",
@@ -100,7 +103,10 @@ def test_a_run_that_is_ended_shows_as_preempted(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
-    assert json.loads((tmp_path / name / "summary.json").read_text())["status"] == "preempted"
+    summary = json.loads((tmp_path / name / "summary.json").read_text())
+    assert summary["status"] == "preempted"
+    assert "val/acc1" in summary["best"], "what the run had reached is kept"
+    assert "last" in summary["checkpoints"]
     (run,) = (run for run in server.runs.values() if run.fields["displayName"] == name)
     assert run.preempting
     assert run.exit_code != 0

@@ -1,6 +1,7 @@
 """What a run tells: of itself at its start and end, and how to go on."""
 
 import logging
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
     last = run_dir / "checkpoints/last.ckpt"
     if not last.is_file():
         return "before its first epoch was done."
-    words = " ".join(word for word in config.overrides if not word.startswith(("ckpt_path", "hydra.")))
+    words = shlex.join(word for word in config.overrides if not word.startswith(("ckpt_path", "hydra.")))
     return f"Go on from its last whole epoch: python train.py {words} ckpt_path={rundir.shown(last)}".replace("  ", " ")
 
 
