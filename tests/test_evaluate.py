@@ -90,3 +90,14 @@ def test_classes_without_an_image_have_no_accuracy(data: Path, tmp_path: Path) -
     assert "no image" in done.stdout
     shares = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
     assert sum(share is not None for share in shares.values()) == 4, "a part of the test images mixes the classes"
+
+
+def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Path) -> None:
+    """In the same batches, so that the same numbers come out bit for bit."""
+    done = tiny_train(data, tmp_path / "run", "trainer.devices=2", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run/eval.json").read_text())
+    assert found["images"] == 10
+    assert {f"test/{key}": found[key] for key in ("loss", "acc1", "acc5")} == summary_of(tmp_path / "run")["test"]

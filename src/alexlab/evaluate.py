@@ -82,6 +82,8 @@ def evaluate(config: DictConfig) -> float:
     data = run.build_data(its, devices)
     data = data.read() if config.data.root is None else data.read_to_evaluate()
     checkpoint.check_classes(found, data.classes, data.root)
+    if its.trainer.limit_test_batches is None:  # the very batches of training's own test, whose sums round alike
+        data.world_size = rundir.read_summary(run_dir).get("world_size", 1)
     if config.data.root is None:
         check_images(found, data, its)
     pl.seed_everything(its.seed, verbose=False)

@@ -15,7 +15,7 @@ from alexlab.data import demo, names
 from alexlab.data import index as folder_index
 from alexlab.data.dataset import ImageDataset, collate
 from alexlab.data.index import ImageIndex
-from alexlab.data.sampler import EvalBatches, TrainBatches
+from alexlab.data.sampler import EvalBatches, InTurn, TrainBatches
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 
@@ -35,6 +35,7 @@ class ImageFolders(pl.LightningDataModule):
         num_classes: None, or the number that the folder must hold.
         on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
         class_names: None, "imagenet" (its 1,000 synsets), or a file with lines of a folder, a tab and its name.
+        world_size: ranks of the run; one process alone gives all their batches in turn when it evaluates.
         demo_seed: write the built-in shapes into `root` first, from this seed.
     """
 
@@ -184,7 +185,10 @@ class ImageFolders(pl.LightningDataModule):
     def _eval_loader(self, split: str) -> DataLoader:
         share = self.batch_size // self.world_size
         seed = self.seed if self._limited() else None  # a part must not be the first classes alone
-        return self._loader(split, EvalBatches(len(self.splits[split]), share, self._rank, self.world_size, seed))
+        alone = self.trainer is None or self.trainer.world_size < self.world_size
+        ranks = range(self.world_size) if alone else [self._rank]
+        shares = [EvalBatches(len(self.splits[split]), share, rank, self.world_size, seed) for rank in ranks]
+        return self._loader(split, InTurn(shares) if len(shares) > 1 else shares[0])
 
     def _limited(self) -> bool:
         trainer: Any = self.trainer
@@ -193,7 +197,7 @@ class ImageFolders(pl.LightningDataModule):
         limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
         return not (isinstance(limit, float) and limit == 1.0)
 
-    def _loader(self, split: str, batches: "TrainBatches | EvalBatches") -> DataLoader:
+    def _loader(self, split: str, batches: "TrainBatches | EvalBatches | InTurn") -> DataLoader:
         trainer = self.trainer
         return DataLoader(
             ImageDataset(self.splits[split], self.transforms[split], self.seed, self.on_error),

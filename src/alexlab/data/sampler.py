@@ -4,6 +4,7 @@ The samplers yield (position in the index, epoch) pairs, so that a worker can de
 (seed, epoch, index): the batches do not depend on the number of workers, and a resume needs nothing but the step.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,19 @@ class TrainBatches(Sampler[Batch]):
         for b in range(len(self)):
             start = b * self.global_batch + self.rank * share
             yield [(int(i), epoch) for i in order[start : start + share]]
+
+
+class InTurn(Sampler[Batch]):
+    """The batches of several ranks one after the other, for one process that does the work of all."""
+
+    def __init__(self, ranks: "list[EvalBatches]") -> None:
+        self.ranks = ranks
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ranks))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.chain(*self.ranks)
 
 
 class EvalBatches(Sampler[Batch]):
