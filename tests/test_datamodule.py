@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_of(folder: Path, workers: int = 0, **more: object) -> ImageFolders:
     transform = SampleTransform(32, "random_resized", flip=0.5)
-    settings = {"batch_size": BATCH, "image_size": 32, "seed": 5, "num_workers": workers} | more
+    settings = {"batch_size": BATCH, "seed": 5, "num_workers": workers} | more
     return ImageFolders(str(folder), train_transform=transform, eval_transform=SampleTransform(32), **settings)  # type: ignore[arg-type]
 
 

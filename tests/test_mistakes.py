@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, command, photo, tiny_train
 
 
-def refused(done: subprocess.CompletedProcess, *parts: str) -> None:
+def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 24
@@ -50,7 +50,7 @@ def test_mistake(words: list[str], parts: list[str], shapes: Path, tmp_path: Pat
     base = ["model=alexnet", "data.num_workers=0", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}", "debug=fast"]
     if not own_data:
         base += ["data=folder", f"data.root={shapes}", "data.batch_size=8", "data.image_size=64"]
-    refused(command("train.py", *base, *words, env={"HOME": str(tmp_path), "WANDB_MODE": ""}), *parts)
+    assert_refused(command("train.py", *base, *words, env={"HOME": str(tmp_path), "WANDB_MODE": ""}), *parts)
 
 
 def test_a_port_in_use(shapes: Path, tmp_path: Path) -> None:
@@ -59,12 +59,12 @@ def test_a_port_in_use(shapes: Path, tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = tiny_train(shapes, tmp_path / "run", "trainer=ddp_cpu", f"trainer.master_port={port}")
-    refused(done, f"trainer.master_port={port} cannot be used (Address already in use)")
+    assert_refused(done, f"trainer.master_port={port} cannot be used (Address already in use)")
 
 
 def test_a_directory_that_holds_a_run(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    refused(tiny_train(shapes, tmp_path), "holds a run already: choose another hydra.run.dir")
+    assert_refused(tiny_train(shapes, tmp_path), "holds a run already: choose another hydra.run.dir")
 
 
 @pytest.mark.parametrize(
@@ -82,28 +82,28 @@ def test_no_space_and_no_permission(fault: str, words: str, tmp_path: Path) -> N
         f"def task(config):\n    {fault}\n"
         "hydra_command('train')(task)()"
     )
-    refused(command("-c", code), words)
+    assert_refused(command("-c", code), words)
 
 
 def test_eval_without_a_run(tmp_path: Path) -> None:
-    refused(command("eval.py", "run=latest", f"paths.logs={tmp_path}"), "run=latest: there is no run below")
-    refused(command("eval.py", "run=/none", f"paths.logs={tmp_path}"), "run=/none is not a run's directory")
+    assert_refused(command("eval.py", "run=latest", f"paths.logs={tmp_path}"), "run=latest: there is no run below")
+    assert_refused(command("eval.py", "run=/none", f"paths.logs={tmp_path}"), "run=/none is not a run's directory")
 
 
 def test_checkpoint_of_another_network_and_other_classes(shapes: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert tiny_train(shapes, run_dir, "model.name=mobilenet_v3_small", "test=false").returncode == 0
     done = tiny_train(shapes, tmp_path / "other", f"ckpt_path={run_dir}/checkpoints/best.ckpt")
-    refused(done, "holds the weights of another network", "conv1.0.weight is missing")
+    assert_refused(done, "holds the weights of another network", "conv1.0.weight is missing")
     for split in ("train", "val"):
         for label in ("arrow", "zebra"):
             photo(tmp_path / "data" / split / label / "1.jpg")
     done = command(
         "eval.py", f"run={run_dir}", f"data.root={tmp_path}/data", f"paths.logs={tmp_path}", "data.num_workers=0"
     )
-    refused(done, "has other classes than the run", "new zebra", "missing bar, circle")
+    assert_refused(done, "has other classes than the run", "new zebra", "missing bar, circle")
     (run_dir / "checkpoints/best.ckpt").write_bytes(b"x" * 100)
-    refused(command("eval.py", f"run={run_dir}", f"paths.logs={tmp_path}"), "cannot be read as a checkpoint")
+    assert_refused(command("eval.py", f"run={run_dir}", f"paths.logs={tmp_path}"), "cannot be read as a checkpoint")
 
 
 def test_help_is_light() -> None:

@@ -254,7 +254,6 @@ class ImageClassifier(pl.LightningModule):
                 callback.on_save_checkpoint(self.trainer, self, checkpoint)
                 for key in ("current_model_state", "averaging_state"):
                     checkpoint.pop(key, None)
-        checkpoint["best"] = dict(self.best)
         checkpoint["alexlab"] = self.provenance
 
 

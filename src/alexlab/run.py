@@ -117,7 +117,7 @@ def _fit_rank(
         validate_end(trainer, model, data, run_dir)
         result |= report.metrics_of(trainer, model, run_dir)
         if config.test and config.trainer.limit_test_batches not in (0, 0.0):
-            result["test"] = test_best(trainer, model, data, run_dir)
+            result["test"] = score_best(trainer, model, data, run_dir)
         gather_skipped(trainer, model)
         status = "finished"
     except Preempted as error:
@@ -158,7 +158,7 @@ def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
         size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, a.policy, a.policy_ops, a.policy_magnitude
     )
     return ImageFolders(
-        root=d.root, batch_size=d.batch_size, image_size=size, seed=config.seed, train_transform=train,
+        root=d.root, batch_size=d.batch_size, seed=config.seed, train_transform=train,
         eval_transform=SampleTransform(size, "center", crop_ratio=a.crop_ratio), num_workers=d.num_workers,
         val_fraction=d.val_fraction, test_fraction=d.test_fraction, num_classes=d.num_classes, on_error=d.on_error,
         demo_seed=d.demo_seed, class_names=d.class_names, world_size=devices.world_size, local_world_size=devices.local,
@@ -270,7 +270,7 @@ def validate_end(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders
         trainer.save_checkpoint(run_dir / "checkpoints/best.ckpt", weights_only=True)
 
 
-def test_best(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, run_dir: Path) -> dict[str, float]:
+def score_best(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, run_dir: Path) -> dict[str, float]:
     """The test metrics of best.ckpt, or of the last weights where nothing was validated."""
     path = run_dir / "checkpoints/best.ckpt"
     sharded = isinstance(trainer.strategy, pl.strategies.FSDPStrategy)  # whose weights Lightning must lay out itself

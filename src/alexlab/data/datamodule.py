@@ -29,7 +29,6 @@ class ImageFolders(pl.LightningDataModule):
     Args:
         root: holds train/, val/ and perhaps test/, each with a folder a class; or, with val_fraction, class folders.
         batch_size: global: images a step over all devices; must divide by their number.
-        image_size: side of the net's input in pixels.
         num_workers: loader processes a device; None takes the cores at hand, shared among this machine's devices.
         val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
         num_classes: None, or the number that the folder must hold.
@@ -43,7 +42,6 @@ class ImageFolders(pl.LightningDataModule):
         self,
         root: str,
         batch_size: int,
-        image_size: int,
         seed: int,
         train_transform: SampleTransform,
         eval_transform: SampleTransform,
@@ -59,7 +57,7 @@ class ImageFolders(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.root = Path(root)
-        self.batch_size, self.image_size, self.seed = batch_size, image_size, seed
+        self.batch_size, self.seed = batch_size, seed
         self.transforms = {"train": train_transform, "val": eval_transform, "test": eval_transform}
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.expected_classes, self.on_error, self.demo_seed = num_classes, on_error, demo_seed
