@@ -1,5 +1,6 @@
 """Small folders of real JPEG files, and the commands as a user runs them."""
 
+import contextlib
 import json
 import os
 import select
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -44,8 +46,18 @@ def photo(path: Path, size: tuple[int, int] = (80, 70), seed: int = 0, **save: o
 def clean_env(more: dict[str, str] | None = None) -> dict[str, str]:
     """The environment without W&B's settings; an empty value in `more` takes a variable away."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
-    clean |= {"NETRC": "/nonexistent", "WANDB_MODE": "offline"} | (more or {})
+    clean |= {"NETRC": "/nonexistent", "WANDB_MODE": "offline", "PYTHONFAULTHANDLER": "1"} | (more or {})
     return {k: v for k, v in clean.items() if v}
+
+
+def stacks_of(pid: int) -> None:
+    """Let a hanging process and all below it print where each thread is (clean_env turns that on), which ends them."""
+    process = psutil.Process(pid)
+    hanging = [*reversed(process.children(recursive=True)), process]
+    for each in hanging:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.send_signal(signal.SIGABRT)
+    psutil.wait_procs(hanging, timeout=10)
 
 
 class Zygote:
@@ -70,9 +82,13 @@ class Zygote:
             try:
                 code = self._answer(timeout)["code"]
             except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
+                stacks_of(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
                 self._answer(60)
-                raise subprocess.TimeoutExpired(words, timeout, out.read_bytes(), err.read_bytes()) from None
+                pytest.fail(
+                    f"{' '.join(words)} has not ended after {timeout} s\n{out.read_text()}\n{err.read_text()}", pytrace=False
+                )
             return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
 
     def _answer(self, timeout: float) -> dict[str, int]:

@@ -5,6 +5,7 @@ before a fork: threads of OpenMP would not survive it. Requests and answers are 
 """
 
 import atexit
+import faulthandler
 import gc
 import json
 import os
@@ -31,6 +32,7 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    faulthandler.enable(sys.stderr)
     sys.argv = request["words"]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))  # noqa: PTH120, PTH100
     code = 0
