@@ -86,9 +86,8 @@ class Zygote:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 self._answer(60)
-                pytest.fail(
-                    f"{' '.join(words)} has not ended after {timeout} s\n{out.read_text()}\n{err.read_text()}", pytrace=False
-                )
+                printed = f"{out.read_text()}\n{err.read_text()}"
+                pytest.fail(f"{' '.join(words)} has not ended after {timeout} s\n{printed}", pytrace=False)
             return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
 
     def _answer(self, timeout: float) -> dict[str, int]:
