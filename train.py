@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command
+    from alexlab.cli import hydra_command, importing
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)
@@ -14,7 +14,8 @@ def main(config):  # type: ignore[no-untyped-def]
     from alexlab.rules import check
 
     check(config)  # before the seconds that the heavy imports take
-    from alexlab.run import fit
+    with importing():
+        from alexlab.run import fit
 
     return fit(config)
 

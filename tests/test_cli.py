@@ -1,5 +1,7 @@
 """The commands' wrapper."""
 
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,33 @@ def test_help_lists_each_group_with_its_options_and_each_key() -> None:
     for key in ("max_epochs:", "batch_size:", "lr:", "seed: 0", "--multirun"):
         assert key in done.stdout
     assert "crop_ratio: 0.875" in command("train.py", "--help", "augment=paper").stdout
+    for sister in ("eval", "compare"):  # has no groups: its keys with what they mean
+        told = command(f"{sister}.py", "--help").stdout
+        assert re.search(r"^(ckpt|runs): .* # .+$", told, re.M)
+        assert not re.search("multirun|Groups|hydra:|filled in", told)
+
+
+def test_ctrl_c_ends_the_imports_at_once() -> None:
+    """torch's C code swallows KeyboardInterrupt where it imports numpy."""
+    code = """
+import os, signal
+from alexlab.cli import importing
+before = signal.getsignal(signal.SIGINT)
+with importing():
+    pass
+assert signal.getsignal(signal.SIGINT) is before
+with importing():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        print("swallowed")
+print("went on")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted.\n")
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,12 @@ def test_no_val_and_no_train(folder: Path, tmp_path: Path) -> None:
     photo(tmp_path / "a/train/cat/1.jpg")
     with pytest.raises(UserError, match=r"has train/ but no val/: add .*data.val_fraction=0.1"):
         data_of(tmp_path / "a").read()
-    with pytest.raises(UserError, match=r"holds no train/ folder: it must hold train/ and val/"):
-        data_of(tmp_path / "a/train").read()
+    for near in (tmp_path / "a/train", tmp_path):
+        with pytest.raises(UserError, match=rf"no train/ folder: .* Did you mean data.root={tmp_path}/a\?"):
+            data_of(near).read()
+    (tmp_path / "b/cat").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds no train/ folder: .* data.val_fraction=0.1\.$"):
+        data_of(tmp_path / "b").read()
     with pytest.raises(UserError, match=r"val_fraction=0.5, .*they split class folders, and .* has train/ already"):
         data_of(folder, val_fraction=0.5).read()
     with pytest.raises(UserError, match=r"data.num_classes=7, but .* holds 12 classes: leave data.num_classes out"):

@@ -43,8 +43,11 @@ def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Pat
         "trainer.limit_train_batches=1",
         "test=false",
     ]
-    done = tiny_train(shapes, tmp_path / "c", "compile=true", *words)
+    done = tiny_train(shapes, tmp_path / "c", "compile=true", *words, "test=true")
     assert done.returncode == 0, done.stderr
+    assert command("eval.py", f"run={tmp_path / 'c'}", f"paths.logs={tmp_path}").returncode == 0
+    found = json.loads((tmp_path / "c/eval.json").read_text())
+    assert found["loss"] == summary_of(tmp_path / "c")["test"]["test/loss"], "compiled as in training, bit for bit"
     assert not any("_orig_mod" in key for key in weights(tmp_path / "c"))
     last = tmp_path / "c/checkpoints/last.ckpt"
     done = tiny_train(shapes, tmp_path / "p", f"ckpt_path={last}", "trainer.max_epochs=2", *words)

@@ -1,6 +1,7 @@
 """Sweeps: each job on all its ranks with its own values."""
 
 import json
+import re
 from pathlib import Path
 
 import yaml
@@ -45,3 +46,8 @@ def test_optuna_drives_ddp_jobs(shapes: Path, tmp_path: Path) -> None:
         assert summary["effective_lr"] == config["optimizer"]["lr"]
     assert len({f["effective_lr"] for f in found}) == 2
     assert (tmp_path / "optuna.db").is_file()
+    hint = re.search(r"^compare its jobs: python (compare.py runs=.*)$", done.stdout, re.M)
+    assert hint is not None
+    table = command(*hint[1].split())
+    assert "2 runs" in table.stdout, table.stderr
+    assert jobs[0].parents[1].name in table.stdout

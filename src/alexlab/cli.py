@@ -6,10 +6,11 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,32 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], C
     return decorate
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Ctrl-C ends the process at once while heavy modules are imported: torch swallows it where it imports numpy, and
+    numpy would fail later."""
+
+    def end(number: int, frame: Any) -> None:
+        os.write(2, b"error: interrupted.\n")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+
+
 def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
     stamp = "" if wants_help else _stamp()
     register_resolvers(stamp)
+    sweeps: set[str] = set()
     failed: list[str] = []
     mistakes: list[Exception] = []
 
@@ -55,6 +76,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         config.overrides = list(hydra_config.overrides.task)
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
+            sweeps.add(hydra_config.sweep.dir)
             print(f"job {hydra_config.job.num}: {', '.join(config.overrides)}", flush=True)
         try:
             return task(config)
@@ -89,6 +111,8 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         main()
         if mistakes:
             raise mistakes[0]
+        for sweep in sweeps:
+            print(f"compare its jobs: python compare.py runs={sweep}", flush=True)
     except KeyboardInterrupt:
         _leave("interrupted.", 130)
     except StopSweep as error:

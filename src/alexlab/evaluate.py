@@ -89,6 +89,8 @@ def evaluate(config: DictConfig) -> float:
     pl.seed_everything(its.seed, verbose=False)
     model = run.build_model(its, data)
     checkpoint.load_net(model.net, found, path)
+    if its.compile if config.compile is None else config.compile:
+        model.net.compile()
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False,
         precision=choose_precision(its.trainer.precision, devices.kind), enable_checkpointing=False,

@@ -20,8 +20,11 @@ def text(conf: Path, name: str, config: DictConfig) -> str:
     used = sorted(str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry)
     groups = [f"  {group:11} {', '.join(options(conf / group))}" for group in used if group not in ("hydra", "paths")]
     parts = [first]
-    if groups:
-        parts.append("Groups: choose with group=option\n" + "\n".join(groups))
+    if not groups:
+        own = (conf / f"{name}.yaml").read_text().partition("\n\n")[2].partition("hydra:\n")[0].splitlines()
+        keys = [line for line in own if "# filled in" not in line and not line.startswith("task:")]
+        return f"{first}\n\nConfig: override anything with key=value\n\n" + "\n".join(keys)
+    parts.append("Groups: choose with group=option\n" + "\n".join(groups))
     parts.append("Flags\n" + FLAGS)
     parts.append(
         "Config: override anything with key=value, add with +key=value; conf/ explains each key\n\n"

@@ -6,7 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from alexlab import config, launch, run
+from alexlab import config, launch
 from alexlab.errors import mistake
 
 
@@ -18,7 +18,10 @@ def end_with_parent() -> None:
 
 def main() -> None:
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `fit_rank` takes it: no tracebacks of imports
     try:
+        from alexlab import run
+
         run.fit_rank(config.load(Path(sys.argv[1]) / "config.yaml"))
     except Exception as error:
         told = mistake(error)

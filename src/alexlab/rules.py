@@ -179,6 +179,7 @@ EVAL_RULES: dict[str, Rule] = {
     "ckpt": TEXT,
     "data.root": _or_null(TEXT),
     "data.num_workers": RULES["data.num_workers"],
+    "compile": _or_null(RULES["compile"]),
     "trainer.accelerator": _or_null(RULES["trainer.accelerator"]),
     "trainer.precision": _or_null(RULES["trainer.precision"]),
 }

@@ -115,10 +115,13 @@ class ImageFolders(pl.LightningDataModule):
 
     def _read_one_folder(self) -> dict[str, ImageIndex]:
         if self.val_fraction is None:
-            folder_index.class_folders(self.root)  # a missing folder is told as such
+            inside = folder_index.class_folders(self.root)  # a missing folder is told as such
+            beside = [self.root.parent, *(self.root / name for name in inside)]
+            near = next((path for path in beside if (path / "train").is_dir()), None)
             raise UserError(
                 f"{self.root} holds no train/ folder: it must hold train/ and val/ with a folder of images a class in "
                 "each, or class folders alone, to be split with data.val_fraction=0.1."
+                + (f" Did you mean data.root={near}?" if near else "")
             )
         fractions = {"val": self.val_fraction, "test": self.test_fraction}
         return folder_index.split(
