@@ -16,7 +16,7 @@ SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py"]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "rules", "targets", "config", "help", "launch", "memory", "rundir", "data", "models", "optim",
+    "errors", "rules", "targets", "config", "help", "launch", "memory", "rundir", "figures", "data", "models", "optim",
     "augment", "checkpoint", "instantiate", "classifier", "loggers", "callbacks", "trainer", "plan", "report",
     "resume", "run", "rank", "evaluate", "compare", "cli",
 ]  # fmt: skip
@@ -80,7 +80,8 @@ def test_the_rules_see_wrong_imports() -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_scripts_import_nothing_heavy_at_the_top(path: Path) -> None:
-    assert imports(path.read_text()) - LATER == {"alexlab.cli.hydra_command", "sys"}
+    light = {"alexlab.cli.hydra_command", "alexlab.cli.importing", "sys"}
+    assert imports(path.read_text()) - LATER <= light
 
 
 def test_no_addresses_and_no_machines_paths() -> None:

@@ -1,5 +1,6 @@
-"""The pictures that W&B shows: which are chosen, and that they are what the net sees."""
+"""The pictures of a run: which are chosen, and that they are what the net sees."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,13 @@ from torch import nn
 from alexlab.augment import BatchAugment
 from alexlab.callbacks.media import MISTAKES, Media, most_confident, most_confused
 from alexlab.classifier import ImageClassifier
+from alexlab.figures import GAP
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def test_the_most_confident_mistakes_of_a_test_are_kept() -> None:
-    media, trainer = Media(None), SimpleNamespace(world_size=1)
+    media, trainer = Media(Path()), SimpleNamespace(world_size=1)
     # three classes; of 40 images every second one is wrong, each a little more confident than the one before
     logits, targets = torch.zeros(40, 3), torch.zeros(40, dtype=torch.int64)
     logits[torch.arange(40), torch.arange(40) % 2] = torch.arange(1, 41) / 4
@@ -37,7 +39,7 @@ def test_the_confusion_matrix_shows_the_classes_confused_most() -> None:
     assert most_confused(matrix, 9) == [0, 1, 2, 3]
 
 
-def test_the_grid_holds_the_pictures_of_the_first_step() -> None:
+def test_the_grid_holds_the_pictures_of_the_first_step(tmp_path: Path) -> None:
     logged: dict = {}
     logger = SimpleNamespace(experiment=SimpleNamespace(log=logged.update))
     model = ImageClassifier(nn.Identity(), BatchAugment(MEAN, STD, 3, pca=0.1, erase=0.5), ["a", "b", "c"], seed=4)
@@ -46,10 +48,12 @@ def test_the_grid_holds_the_pictures_of_the_first_step() -> None:
     )
     images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
     batch = (images, torch.zeros(20, dtype=torch.int64), [])
-    Media(logger).on_train_batch_start(trainer, model, batch, 0)  # type: ignore[arg-type]
+    Media(tmp_path / "figures", logger).on_train_batch_start(trainer, model, batch, 0)  # type: ignore[arg-type]
     with Image.open(logged["images/train"]._path) as opened:
         drawn = np.asarray(opened)
+    with Image.open(tmp_path / "figures/train_images.png") as opened:
+        assert np.array_equal(np.asarray(opened), drawn)
     seen, _ = model.augmented(images, batch[1], 0)
     first = ((seen[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255).clamp(0, 255)
-    tile = drawn[2:10, 2:10].transpose(2, 0, 1)  # torchvision's grid pads by 2
+    tile = drawn[GAP : GAP + 144 : 18, GAP : GAP + 144 : 18].transpose(2, 0, 1)  # eight pixels, eighteen times enlarged
     assert np.abs(tile.astype(float) - first.numpy()).max() <= 1

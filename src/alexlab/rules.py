@@ -100,6 +100,7 @@ RULES: dict[str, Rule] = {
     "data.class_names": _or_null(TEXT),
     "callbacks.progress": _one_of("auto", "rich", "plain", "none"),
     "callbacks.lr_monitor": SWITCH,
+    "callbacks.figures": SWITCH,
     "callbacks.model_summary": _whole("a depth: a whole number, at least 0", 0),
     "callbacks.device_stats": SWITCH,
     "callbacks.early_stopping": _or_null(_whole("a whole number of epochs, at least 1", 1)),

@@ -27,6 +27,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 
 from alexlab import launch
 from alexlab.callbacks.agreement import SameConfig
+from alexlab.callbacks.media import Media
 from alexlab.callbacks.progress import Bar, PlainProgress
 from alexlab.callbacks.throughput import Throughput
 from alexlab.checkpoint import AtomicCheckpointIO
@@ -198,11 +199,9 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
     if kind == "rich":
         callbacks.append(Bar(leave=True))
     callbacks.append(PlainProgress(console=kind == "plain"))
-    if "wandb" in config.logger:
-        from alexlab.callbacks.media import Media
-
-        board = next((logger for logger in loggers if isinstance(logger, pl.loggers.WandbLogger)), None)
-        callbacks.append(Media(board))  # type: ignore[arg-type]
+    board = next((logger for logger in loggers if isinstance(logger, pl.loggers.WandbLogger)), None)
+    if wanted.figures:
+        callbacks.append(Media(run_dir / "figures", board))  # type: ignore[arg-type]
     callbacks.append(Throughput(config.data.batch_size))  # last: the others' time is not waiting for data
     return callbacks
 

@@ -1,18 +1,24 @@
-"""What W&B shows beside curves: training images as the net sees them, confusion matrix, most confident mistakes."""
+"""Beside curves: training images as the net sees them, confusion matrix, most confident mistakes.
+
+As pictures in the run's `figures/`, and in W&B where it logs.
+"""
 
 import logging
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-import wandb
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from torchvision.utils import make_grid
 
+from alexlab import figures
 from alexlab.classifier import ImageClassifier
-from alexlab.loggers.wandb import WandbLogger
+
+if TYPE_CHECKING:
+    from alexlab.loggers.wandb import WandbLogger
 
 log = logging.getLogger("alexlab")
 
@@ -25,25 +31,30 @@ Mistake = tuple[float, torch.Tensor, int, int]  # confidence, uint8 image (3, H,
 
 
 class Media(Callback):
-    """Logs pictures, once each and bounded in number.
+    """Makes pictures, once each and bounded in number.
 
     Args:
-        logger: rank 0's; None on the others, which take part with their share of the images.
+        folder: where they are written, by rank 0; the others take part with their share of the images.
+        logger: rank 0's, or None.
     """
 
-    def __init__(self, logger: WandbLogger | None) -> None:
+    def __init__(self, folder: Path, logger: "WandbLogger | None" = None) -> None:
+        self.folder = folder
         self.logger = logger
         self.mistakes: list[Mistake] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):
             return
-        assert self.logger is not None
         model: ImageClassifier = pl_module
         seen = model.augmented(batch[0], batch[1], batch_idx)[0][:GRID]
         pixels = ((seen - model.augment.shift) / model.augment.scale).clamp(0, 255).byte().cpu()
-        grid = make_grid(pixels, nrow=4).permute(1, 2, 0).numpy()
-        self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the net sees them")})
+        grid = figures.tiles(list(pixels.permute(0, 2, 3, 1).numpy()))
+        self._write("train_images", grid)
+        if self.logger is not None:
+            import wandb
+
+            self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the net sees them")})
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -63,21 +74,35 @@ class Media(Callback):
             self.mistakes = most_confident([mistake for share in gathered for mistake in share])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        names, matrix = pl_module.class_names, pl_module.confusion_matrix.numpy()
+        rows = most_confused(matrix, MOST_CLASSES)
+        self._write("confusion_matrix", figures.confusion(matrix[np.ix_(rows, rows)], [names[row] for row in rows]))
+        if self.mistakes:
+            images = [image.permute(1, 2, 0).numpy() for _, image, _, _ in self.mistakes]
+            captions = [
+                (f"{names[predicted]} {confidence:.0%}", f"is {names[truth]}")
+                for confidence, _, truth, predicted in self.mistakes
+            ]
+            self._write("mistakes", figures.tiles(images, captions))
+        if self.logger is not None:
             try:
-                self._log_end(pl_module)
+                self._log_end(self.logger.experiment, names, matrix, rows)
             except Exception as error:  # whatever W&B's client raises; the run itself is well
                 log.warning("W&B did not take the confusion matrix and the mistakes: %s", str(error)[:200])
 
-    def _log_end(self, pl_module: Any) -> None:
-        assert self.logger is not None
-        names, run = pl_module.class_names, self.logger.experiment
+    def _write(self, name: str, picture: Image.Image) -> None:
+        self.folder.mkdir(exist_ok=True)
+        picture.save(self.folder / f"{name}.png")
+
+    def _log_end(self, run: Any, names: list[str], matrix: np.ndarray, rows: list[int]) -> None:
+        import wandb
+
         table = wandb.Table(columns=["image", "truth", "prediction", "confidence"])
         for confidence, image, truth, predicted in self.mistakes:
             picture = wandb.Image(image.permute(1, 2, 0).numpy())
             table.add_data(picture, names[truth], names[predicted], round(confidence, 4))
-        matrix = pl_module.confusion_matrix.numpy()
-        rows = most_confused(matrix, MOST_CLASSES)
         counts = [
             [names[a], names[p], int(matrix[a, p])] for a in rows for p in rows
         ]  # the columns that wandb.plot.confusion_matrix draws from

@@ -1,0 +1,86 @@
+"""Pictures for the run's `figures/`: tiles of images with captions, and a confusion matrix. Drawn by Pillow alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 4  # pixels between tiles
+TEXT = 12  # pixels, the size of the type
+INK, PAPER, FULL = (20, 20, 20), (255, 255, 255), np.array([8, 69, 148])  # FULL: a cell that holds its whole row
+
+
+def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), columns: int = 4) -> Image.Image:
+    """Images side by side, each over its lines of caption.
+
+    Args:
+        images: uint8 (H, W, 3), all of one size; small ones are enlarged to whole multiples.
+        captions: lines for each image, all of one count; none for no captions.
+    """
+    height, width = images[0].shape[:2]
+    times = max(1, 144 // max(height, width))
+    height, width = height * times, width * times
+    lines = len(captions[0]) if captions else 0
+    step = height + GAP + lines * (TEXT + 3)
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (step + GAP) + GAP), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    for i, image in enumerate(images):
+        x, y = GAP + i % columns * (width + GAP), GAP + i // columns * (step + GAP)
+        sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        for n, line in enumerate(captions[i] if captions else ()):
+            draw.text((x, y + height + 2 + n * (TEXT + 3)), _fitting(line, width, font), INK, font)
+    return sheet
+
+
+def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """The matrix as squares, the darker the larger their share of the row.
+
+    Args:
+        counts: int (C, C), how many images of a row's class were taken for a column's.
+        names: of the C classes.
+    """
+    font = ImageFont.load_default(TEXT)
+    cell = max(16, min(44, 880 // len(names)))
+    margin = int(min(170, 12 + max(font.getlength(name) for name in names)))
+    left, top = margin + TEXT + 10, margin + TEXT + 10
+    side = cell * len(names)
+    sheet = Image.new("RGB", (left + side + 12, top + side + 12), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    for row, name in enumerate(names):
+        y = top + row * cell
+        label = _fitting(name, margin - 8, font)
+        draw.text((left - 6, y + cell / 2), label, INK, font, anchor="rm")
+        _upright(sheet, label, left + row * cell + cell // 2, top - 6, font)
+        for column in range(len(names)):
+            x = left + column * cell
+            colour = tuple(int(value) for value in 255 + (FULL - 255) * share[row, column] ** 0.6)
+            draw.rectangle((x, y, x + cell - 2, y + cell - 2), colour if counts[row, column] else (246, 246, 246))
+            if counts[row, column]:
+                ink = PAPER if share[row, column] > 0.4 else INK
+                number = str(counts[row, column])
+                if font.getlength(number) < cell - 2:
+                    draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
+    draw.text((left + side / 2, 4), "predicted", INK, font, anchor="mt")
+    _upright(sheet, "true", 4 + TEXT // 2, top + side // 2, font)
+    return sheet
+
+
+def _fitting(line: str, width: float, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
+    """`line`, or as much of its start as `width` pixels hold."""
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line}…"
+
+
+def _upright(
+    sheet: Image.Image, line: str, x: int, bottom: int, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont"
+) -> None:
+    """Write `line` from `bottom` upwards, centred on `x`."""
+    strip = Image.new("L", (int(font.getlength(line)) + 2, TEXT + 4), 0)
+    ImageDraw.Draw(strip).text((0, 0), line, 255, font)
+    turned = strip.rotate(90, expand=True)
+    sheet.paste(INK, (x - turned.width // 2, bottom - turned.height), turned)
