@@ -21,7 +21,8 @@ def choices(group: str) -> list[str]:
 def test_model(name: str, shapes: Path) -> None:
     composed = configs.resolved(compose(f"model={name}", "data=folder", f"data.root={shapes}", "data.image_size=64"))
     data = run.build_data(composed, Devices("cpu", 1, 1)).read()
-    model = run.build_model(composed, data)
+    model = run.build_model(composed, data, "cpu")
+    assert not model.channels_last
     assert model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 10)
 
 
@@ -109,3 +110,25 @@ def test_devices_are_those_that_another_launcher_has_started(monkeypatch: pytest
 def test_gpu_numbers_on_a_cpu() -> None:
     with pytest.raises(UserError, match=r"trainer.devices=\[0, 1\] names GPUs, and this run is on cpu"):
         find_devices(compose("trainer.accelerator=cpu", "trainer.devices=[0,1]"))
+
+
+def test_mixed_half_precision_on_a_cpu_is_refused() -> None:
+    for wanted in ("16-mixed", 16):
+        with pytest.raises(UserError, match=rf"trainer.precision={wanted} needs a GPU; on a CPU take bf16-mixed, 32"):
+            choose_precision(wanted, "cpu")
+    assert choose_precision("16-mixed", "cuda") == "16-mixed"
+
+
+def test_weights_come_with_their_own_mean_and_std(shapes: Path) -> None:
+    """As timm says of them: vit_tiny_patch16_224's were trained on -1 to 1."""
+    words = ["model=timm", "data=folder", f"data.root={shapes}", "data.image_size=224"]
+    for name, more, mean, std in (
+        ("vit_tiny_patch16_224", [], [0.5] * 3, [0.5] * 3),
+        ("vit_tiny_patch16_224", ["model.std=[1,1,1]"], [0.5] * 3, [1] * 3),
+        ("resnet18", [], [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ):
+        composed = configs.resolved(compose(*words, f"model.name={name}", *more))
+        rules.check(composed)
+        data = run.build_data(composed, Devices("cpu", 1, 1)).read()
+        run.build_model(composed, data, "cpu")
+        assert (list(composed.model.mean), list(composed.model.std)) == (mean, std), "told in the run's config"

@@ -116,7 +116,8 @@ def test_two_machines_of_torchrun_share_one_directory(shapes: Path, tmp_path: Pa
 def test_ranks_of_slurm_share_one_directory(shapes: Path, tmp_path: Path) -> None:
     """As srun starts them: each knows its number, and no one else."""
     shared = {
-        "SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0",
+        "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
         "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1", "SLURM_JOB_NUM_NODES": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(None)),
     }  # fmt: skip
@@ -125,7 +126,7 @@ def test_ranks_of_slurm_share_one_directory(shapes: Path, tmp_path: Path) -> Non
     assert "run directory: " in first
     assert second.strip() == "", "rank 0 alone speaks"
     (folder,) = (tmp_path / "train" / "runs").iterdir()
-    assert folder.name == "slurm-77"
+    assert folder.name == "slurm-77.3"
     assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
 
 
@@ -157,3 +158,81 @@ def test_a_rank_that_fails_ends_the_run_as_failed(shapes: Path, tmp_path: Path) 
     assert "0000.jpg cannot be read as an image" in done.stderr
     assert len(done.stderr.splitlines()) == 1, "told once, without a traceback"
     assert summary_of(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_job_of_slurm_with_one_task_starts_its_own_ranks(shapes: Path, tmp_path: Path) -> None:
+    """sbatch with one task and several devices; and a second run in the same job."""
+    one_task = {
+        "SLURM_JOB_ID": "78", "SLURM_NTASKS": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+        "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    }  # fmt: skip
+    for _ in range(2):
+        done = command(*small_job(shapes, tmp_path), env=one_task)
+        assert done.returncode == 0, done.stderr
+    folders = list((tmp_path / "train" / "runs").iterdir())
+    assert [summary_of(folder)["world_size"] for folder in folders] == [2, 2]
+
+
+def test_a_sweep_under_torchrun_is_refused(shapes: Path, tmp_path: Path) -> None:
+    done = command(*TORCHRUN, *small_job(shapes, tmp_path), "-m", "seed=0,1")
+    assert done.returncode != 0
+    assert "error: a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun." in done.stderr
+    assert not (tmp_path / "train").exists()
+
+
+FSDP_TWICE = """
+import torch, torch.distributed as dist
+from test_configs import compose
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from alexlab.trainer import Devices, _strategy
+
+made = FSDP.__init__
+FSDP.__init__ = lambda self, *a, device_id=None, **k: made(self, *a, device_id=torch.device("cpu"), **k)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x)).mean((2, 3)))
+
+dist.init_process_group("gloo")
+outer = nn.Module()
+outer.net = Net()
+outer.forward = lambda x: outer.net(x)
+strategy = _strategy(compose("trainer.strategy=fsdp", "trainer.precision=bf16-mixed"), Devices("cuda", 2, 1), Net)
+strategy.parallel_devices = [torch.device("cpu")] * 2
+for stage in range(3):  # fit, validation of the last weights, test: Lightning wraps anew for each
+    model = strategy._setup_model(outer)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.ones(2, 3, 8, 8)).sum().backward()
+    assert outer.net.bn.running_mean.dtype == torch.float32
+    if stage == 0:
+        norm = model.clip_grad_norm_(1e-6)
+        assert norm > 1e-6
+        assert sum(float(p.grad.square().sum()) for p in model.parameters() if p.numel()) ** 0.5 <= 1.001e-6
+print("whole", flush=True)
+"""
+
+
+def test_fsdp_finds_its_network_again_in_each_stage(tmp_path: Path) -> None:
+    """On CPUs, where Lightning refuses to run it; its wrapping is the real one."""
+    script = tmp_path / "twice.py"
+    script.write_text(FSDP_TWICE)
+    done = command(*TORCHRUN, str(script), env={"PYTHONPATH": str(ROOT / "tests")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("whole") == 2
+
+
+def test_averages_of_batchnorm_go_on_exactly(shapes: Path, tmp_path: Path) -> None:
+    """With ema.decay validation averages the other weights' statistics: last.ckpt must hold those of all ranks."""
+    words = [*TWO, "ema.decay=0.9", "scheduler=constant", "test=false", "trainer.precision=32-true",
+             "trainer.limit_train_batches=null"]  # fmt: skip
+    assert tiny_train(shapes, tmp_path / "four", *words, "trainer.max_epochs=3").returncode == 0
+    assert tiny_train(shapes, tmp_path / "two", *words, "trainer.max_epochs=2").returncode == 0
+    last = f"ckpt_path={tmp_path / 'two/checkpoints/last.ckpt'}"
+    done = tiny_train(shapes, tmp_path / "more", *words, "trainer.max_epochs=3", last)
+    assert done.returncode == 0, done.stderr
+    a, b = weights(tmp_path / "four"), weights(tmp_path / "more")
+    assert all(torch.equal(a[key], b[key]) for key in a)

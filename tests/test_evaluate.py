@@ -101,3 +101,40 @@ def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Pa
     found = json.loads((tmp_path / "run/eval.json").read_text())
     assert found["images"] == 10
     assert {f"test/{key}": found[key] for key in ("loss", "acc1", "acc5")} == summary_of(tmp_path / "run")["test"]
+
+
+def test_a_split_by_fraction_goes_with_its_folder(shapes: Path, tmp_path: Path) -> None:
+    """Moved as it was, its held-out images are scored; changed, all of it is, and that is said."""
+    root = Path(shutil.copytree(shapes / "train", tmp_path / "all"))
+    assert tiny_train(root, tmp_path / "run", "data.val_fraction=0.25").returncode == 0
+    wanted = ["eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}"]
+    assert command(*wanted).returncode == 0
+    here = json.loads((tmp_path / "run/eval.json").read_text())
+    moved = root.rename(tmp_path / "moved")
+    done = command(*wanted, f"data.root={moved}")
+    assert done.returncode == 0, done.stderr
+    there = json.loads((tmp_path / "run/eval.json").read_text())
+    assert there == {**here, "root": str(moved)}
+    assert here["images"] == 10
+    shutil.copy(moved / "ring/0000.jpg", moved / "ring/more.jpg")
+    done = command(*wanted, f"data.root={moved}")
+    assert done.returncode == 0, done.stderr
+    assert "all its images count, so none of them must be from training" in done.stdout
+    assert json.loads((tmp_path / "run/eval.json").read_text())["images"] == 41
+
+
+def test_a_run_without_a_test_is_tested_whole_and_a_sweeps_job_found_by_name(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "train/multiruns/sweep/0"
+    assert tiny_train(data, folder, "trainer.limit_test_batches=0").returncode == 0
+    done = command("eval.py", "run=sweep/0", f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "eval.json").read_text())["images"] == 10
+
+
+def test_a_run_in_half_precision_is_evaluated_on_a_cpu(run_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "train/runs/gpu"))
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("precision: auto", "precision: 16-mixed"))
+    done = command("eval.py", "run=gpu", f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "note: the run's trainer.precision=16-mixed needs a GPU; evaluated in 32-true." in done.stdout

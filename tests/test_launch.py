@@ -97,3 +97,12 @@ def test_ranks_of_other_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_the_launcher_is_light(tmp_path: Path) -> None:
     code = "import sys, alexlab.launch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+
+
+def test_ranks_that_stay_behind_the_first_are_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What rank 0 wrote stays true."""
+    monkeypatch.setattr(launch, "GRACE_AFTER_SIGNAL", 0.3)
+    assert watch(ranks_of("pass", PEER)) == launch.Ended(0, "")
+    assert "ranks that had not left a minute after rank 0 were ended" in capfd.readouterr().err

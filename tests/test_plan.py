@@ -1,5 +1,6 @@
 """What a run will do, worked out before it starts."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_a_last_step_of_fewer_batches_is_left_out() -> None:
     assert (made.batches, made.steps_per_epoch, made.left_out) == (6, 2, 25)
     with pytest.raises(UserError, match=r"accumulate_grad_batches=9 is more than the 8 batches of an epoch: choose 8"):
         plan.make_plan(compose("data.batch_size=10", "trainer.accumulate_grad_batches=9"), 1, {"train": 85, "val": 7})
+
+
+def test_lightning_takes_as_many_steps_as_were_planned(shapes: Path, tmp_path: Path) -> None:
+    """Also where a last step of fewer batches would be one more: with a linear rate, the last step's is not 0."""
+    done = tiny_train(
+        shapes, tmp_path / "run", "trainer.overfit_batches=3", "trainer.accumulate_grad_batches=2", "test=false",
+        "trainer.max_epochs=2", "scheduler=linear", "scheduler.warmup=0",
+        "trainer.log_every_n_steps=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rates = [float(row["lr/decay"]) for row in csv.DictReader(file) if row["lr/decay"]]
+    assert sorted(set(rates)) == pytest.approx([0.0025, 0.005])
+    assert "as long as the run" not in done.stdout
+
+
+def test_a_warm_up_as_long_as_the_run_is_told(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", "scheduler.warmup=1", "test=false")
+    assert "the warm-up of 2 steps is as long as the run: the rate never comes to 0.005" in done.stdout
 
 
 def test_the_first_end_counts() -> None:

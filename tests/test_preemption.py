@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 from conftest import ROOT, TINY, clean_env, summary_of
+from test_configs import compose
 
+from alexlab import run
 from alexlab.callbacks.preemption import Notes, Preempted, Preemption
+from alexlab.loggers.wandb import WandbLogger
 
 
 def test_a_signal_before_training_ends_at_once_and_later_ones_are_noted() -> None:
@@ -69,3 +72,38 @@ def test_a_run_with_workers_ends_quietly(
     assert "Traceback" not in errors
     assert summary_of(tmp_path / "run")["status"] == "preempted"
     assert summary_of(tmp_path / "run")["error"] == f"ended by {number.name}"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_while_the_run_is_closed_waits(
+    times: int, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How the run ended is settled by then; a second Ctrl-C ends it all the same."""
+
+    def interrupted(self: WandbLogger, status: str) -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+        finish(self, status)  # type: ignore[arg-type]
+
+    finish = WandbLogger.finish
+    monkeypatch.setattr(WandbLogger, "finish", interrupted)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = [word for word in TINY if word != "logger=csv"]
+    composed = compose(*words, "data=folder", f"data.root={shapes}", "data.batch_size=8", "debug=fast")
+    composed.run_dir = str(tmp_path / "run")
+    if times == 1:
+        run.fit(composed)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            run.fit(composed)
+        assert ended.value.code == 128 + signal.SIGINT
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+
+
+def test_ranks_agree_also_where_no_batch_follows() -> None:
+    notes = Notes()
+    preemption, trainer = Preemption(notes), pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    preemption.agree(trainer)
+    notes.number = signal.SIGTERM
+    with pytest.raises(Preempted, match="ended by SIGTERM"):
+        preemption.agree(trainer)

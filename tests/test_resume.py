@@ -1,10 +1,12 @@
 """Going on from a checkpoint: as if nothing had happened, or a refusal."""
 
+import csv
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import summary_of, tiny_train
+from conftest import ROOT, TINY, command, summary_of, tiny_train
 
 WORDS = ["scheduler=constant", "test=false", "trainer.limit_train_batches=null", "data.batch_size=8"]
 
@@ -80,4 +82,62 @@ def test_the_middle_of_an_epoch_is_refused(shapes: Path, tmp_path: Path) -> None
     last = tmp_path / "a/checkpoints/last.ckpt"
     done = tiny_train(shapes, tmp_path / "b", *words, "trainer.max_steps=8", f"ckpt_path={last}")
     assert done.returncode == 2
-    assert "was saved in the middle of epoch 1, and training goes on from whole epochs alone" in done.stderr
+    assert "was saved in the middle of epoch 1, where trainer.max_steps ended the run" in done.stderr
+
+
+def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(shapes: Path, tmp_path: Path) -> None:
+    """Step 5 of 15: the checkpoint's schedule had come to 0, and Lightning would take one more step with that."""
+    words = ["scheduler=linear", "scheduler.warmup=0", "test=false", "trainer.limit_train_batches=null",
+             "trainer.log_every_n_steps=1"]  # fmt: skip
+    assert tiny_train(shapes, tmp_path / "a", *words).returncode == 0
+    last = f"ckpt_path={tmp_path / 'a/checkpoints/last.ckpt'}"
+    done = tiny_train(shapes, tmp_path / "b", *words, "trainer.max_epochs=3", last)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "b/metrics.csv").open() as file:
+        rates = [float(row["lr/decay"]) for row in csv.DictReader(file) if row["lr/decay"]]
+    assert rates == pytest.approx([0.005 * (1 - step / 15) for step in range(5, 15)])
+
+
+def test_other_images_other_steps_and_nothing_left_are_refused(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    grown = Path(shutil.copytree(shapes, tmp_path / "data"))
+    shutil.copy(grown / "train/ring/0000.jpg", grown / "train/ring/more.jpg")
+    done = go_on(grown, tmp_path / "x", two_epochs)
+    assert done.returncode == 2
+    assert "was trained on other images than those of" in done.stderr
+    assert "train 41 (there 40), by the names of their files" in done.stderr
+    moved = shapes.rename(shapes.with_name("moved"))
+    try:
+        done = go_on(moved, tmp_path / "y", two_epochs)
+    finally:
+        moved.rename(shapes)
+    assert done.returncode == 0, "elsewhere is not other"
+    done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.limit_train_batches=2")
+    assert done.returncode == 2
+    assert "has done 10 steps in 2 epochs, and an epoch has 2 here, so that the schedule would not fit" in done.stderr
+    done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.max_epochs=2")
+    assert done.returncode == 2
+    assert (
+        "has done 2 epochs (10 steps), and this run would end after 10 steps: give a trainer.max_epochs" in done.stderr
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_time_limit_leaves_the_last_whole_epoch(shapes: Path, tmp_path: Path) -> None:
+    """Lightning's Timer, whose clock is a count of steps here, ends the run in the third epoch's second step."""
+    words = [*WORDS, "trainer.max_epochs=3"]
+    code = (
+        "import sys\nfrom pytorch_lightning.callbacks import Timer\n"
+        "Timer._check_time_remaining = lambda self, trainer: setattr("
+        "trainer, 'should_stop', trainer.should_stop or trainer.global_step >= 12)\n"
+        "sys.argv = sys.argv[1:]\nimport runpy\nrunpy.run_path('train.py', run_name='__main__')\n"
+    )
+    script = tmp_path / "timed.py"
+    script.write_text(code)
+    timed = "+callbacks.timer={_target_:pytorch_lightning.callbacks.Timer,duration:'00:12:00:00'}"
+    job = ["train.py", *TINY, "data=folder", f"data.root={shapes}", *words, timed, f"hydra.run.dir={tmp_path / 'a'}"]
+    done = command(str(script), *job, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "ended in the middle of epoch 3: last.ckpt stays as the epoch before it left it." in done.stdout
+    last = tmp_path / "a/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 10
+    assert tiny_train(shapes, tmp_path / "b", *words, f"ckpt_path={last}").returncode == 0

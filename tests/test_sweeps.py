@@ -1,7 +1,9 @@
 """Sweeps: each job on all its ranks with its own values."""
 
+import contextlib
 import json
 import re
+import sqlite3
 from pathlib import Path
 
 import yaml
@@ -24,7 +26,7 @@ def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Pa
     jobs = {job: summary_of(tmp_path / "sweep" / job) for job in ("0", "2")}
     assert {job: found["world_size"] for job, found in jobs.items()} == {"0": 2, "2": 1}
     assert all(found["effective_lr"] == 0.5 for found in jobs.values())
-    stopped = command("train.py", "-m", "optimizer.lr=-1,-2", f"hydra.sweep.dir={tmp_path / 'stopped'}", "logger=csv")
+    stopped = command("train.py", "optimizer.lr=-1,-2", "-m", f"hydra.sweep.dir={tmp_path / 'stopped'}", "logger=csv")
     assert stopped.returncode == 2
     assert "Job 0 failed" in stopped.stderr
     assert not (tmp_path / "stopped" / "1").exists()
@@ -51,3 +53,26 @@ def test_optuna_drives_ddp_jobs(shapes: Path, tmp_path: Path) -> None:
     table = command(*hint[1].split())
     assert "2 runs" in table.stdout, table.stderr
     assert jobs[0].parents[1].name in table.stdout
+
+
+def test_each_optuna_sweep_is_a_study_of_its_own(shapes: Path, tmp_path: Path) -> None:
+    """Also of another metric, in a folder of logs that is not there yet; unless one is named to go on with."""
+    logs = tmp_path / "new" / "logs"
+    words = [
+        "train.py", "-m", "sweep=optuna", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64",
+        "test=false", "data.batch_size=8", "data.num_workers=0", "logger=none", "trainer=cpu", "debug=fast",
+        "hydra.sweeper.n_trials=1", f"paths.logs={logs}",
+    ]  # fmt: skip
+    named = "hydra.sweeper.study_name=mine"
+    for more in ([named], ["monitor=val/loss"], [named]):
+        done = command(*words, *more)
+        assert done.returncode == 0, done.stderr
+    with contextlib.closing(sqlite3.connect(logs / "optuna.db")) as database:
+        counts = database.execute(
+            "select study_name, count(*) from studies join trials using (study_id) group by 1 order by 2"
+        ).fetchall()
+    assert [count for _, count in counts] == [1, 2]
+    assert counts[1][0] == "mine"
+    done = command(*words, "trainer.limit_val_batches=0")
+    assert done.returncode == 2
+    assert "nothing to optimize: the job has not measured val/acc1" in done.stderr

@@ -125,3 +125,28 @@ def test_a_server_that_hangs_or_refuses_leaves_the_run_offline(shapes: Path, tmp
     assert "the server did not answer" in done.stdout
     assert "W&B: offline (no answer). upload later with `wandb sync" in done.stdout
     assert list((tmp_path / "hangs").glob("wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["logger.wandb.mode=online"], "W&B refuses the API key ("),
+        (["logger.wandb.project=a/b"], "W&B does not take the settings of logger.wandb: "),
+    ],
+)
+def test_what_wandb_refuses_is_told(
+    words: list[str], told: str, server: WandbServer, shapes: Path, tmp_path: Path
+) -> None:
+    env = {**server.env(), **({"WANDB_API_KEY": "x"} if "online" in words[0] else {})}
+    done = tiny_train(shapes, tmp_path / "run", "logger=wandb", "test=false", *words, env=env)
+    assert done.returncode == 2, done.stdout
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_is_refused_leaves_a_run_offline_that_may_be(shapes: Path, tmp_path: Path) -> None:
+    env = {"WANDB_API_KEY": "x", "WANDB_MODE": ""}
+    done = tiny_train(shapes, tmp_path / "run", "logger=wandb", "test=false", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "W&B: W&B refuses the API key (" in done.stdout
+    assert list((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"))

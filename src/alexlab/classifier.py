@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.strategies import FSDPStrategy
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from alexlab import optim
@@ -113,6 +115,15 @@ class ImageClassifier(pl.LightningModule):
 
     # -- training
 
+    def on_train_start(self) -> None:
+        """A checkpoint holds the rate that its own schedule had come to; a longer run's is another at this step."""
+        for entry in self.trainer.lr_scheduler_configs:
+            schedule = entry.scheduler
+            if isinstance(schedule, LambdaLR):
+                each = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                for group, base, factor in each:
+                    group["lr"] = base * factor(schedule.last_epoch)
+
     def on_train_epoch_start(self) -> None:
         self.epoch_sums, self.window_sums = Sums(self.device), Sums(self.device)
 
@@ -150,6 +161,7 @@ class ImageClassifier(pl.LightningModule):
         self.window_sums = Sums(self.device)
 
     def on_train_epoch_end(self) -> None:
+        self.share_buffers()  # last.ckpt holds them, also where this epoch was not validated, or an average was
         self.epoch_sums.take(self.window_sums)
         self.window_sums = Sums(self.device)
         self._log_means("train", self.epoch_sums, prog_bar=False)
@@ -239,8 +251,14 @@ class ImageClassifier(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """As Lightning does, but for bf16 with a fused optimizer too, which it refuses although bf16 scales no loss."""
+        """As Lightning does, but also for bf16 with a fused optimizer, which it refuses although bf16 scales no loss,
+        and for FSDP."""
         plugin = self.trainer.precision_plugin
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            sharded: Any = self.trainer.strategy.model
+            if gradient_clip_val:  # the norm is that of all shards together
+                sharded.clip_grad_norm_(gradient_clip_val)
+            return
         if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from alexlab import help
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
+from alexlab.launch import external
 from alexlab.rules import mode_of
 
 
@@ -63,6 +64,11 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
+    sweeps_wanted = {"-m", "--multirun"} & set(sys.argv)
+    if sweeps_wanted:  # Hydra would want the flag before the words
+        sys.argv[1:] = ["-m", *(word for word in sys.argv[1:] if word not in sweeps_wanted)]
+    if sweeps_wanted and external():
+        _leave("a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.", 2)
     stamp = "" if wants_help else _stamp()
     register_resolvers(stamp)
     sweeps: set[str] = set()
@@ -79,7 +85,10 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             sweeps.add(hydra_config.sweep.dir)
             print(f"job {hydra_config.job.num}: {', '.join(config.overrides)}", flush=True)
         try:
-            return task(config)
+            found = task(config)
+            if found is None and sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower():
+                raise UserError(f"nothing to optimize: the job has not measured {config.monitor}.")
+            return found
         except Exception as error:
             told = mistake(error)
             if not sweeping:
@@ -133,7 +142,14 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
 
 def register_resolvers(stamp: str) -> None:
-    """What conf/ refers to: ${stamp:}, ${root:} and ${direction:METRIC} (Optuna's "minimize" or "maximize")."""
+    """What conf/ refers to: ${stamp:}, ${root:}, ${made:FOLDER} (made where it is missing) and ${direction:METRIC}
+    (Optuna's "minimize" or "maximize")."""
+
+    def made(folder: str) -> str:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return folder
+
+    OmegaConf.register_new_resolver("made", made, replace=True)
     OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("direction", lambda metric: f"{mode_of(metric)}imize", replace=True)
@@ -161,8 +177,8 @@ def _stamp() -> str:
     given = os.environ.get("ALEXLAB_STAMP")
     if given:
         return given
-    if "SLURM_JOB_ID" in os.environ and "SLURM_PROCID" in os.environ:
-        return f"slurm-{os.environ['SLURM_JOB_ID']}"
+    if "SLURM_JOB_ID" in os.environ and external():
+        return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from datetime import timedelta

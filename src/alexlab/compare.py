@@ -13,9 +13,15 @@ from rich.table import Table
 
 from alexlab.config import flat
 from alexlab.errors import UserError
+from alexlab.rules import shown as plainly
 from alexlab.rundir import name_of
 
-IGNORED = ("run_dir", "overrides", "paths", "task", "dry_run", "ckpt_path")  # differ without making a difference
+# differ without making a difference
+IGNORED = (
+    "run_dir", "overrides", "paths", "task", "dry_run", "ckpt_path", "test", "logger", "callbacks.progress",
+    "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary", "callbacks.device_stats",
+    "data.num_workers", "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port",
+)  # fmt: skip
 NESTED = (("best", "val/acc1"), ("last", "val/acc1"), ("best", "val/loss"), ("test", "test/acc1"))
 
 Run = dict[str, Any]  # name, status, config (flat), summary
@@ -79,7 +85,8 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat(config).items() if key.split(".")[0] not in IGNORED}
+    ignored = {*IGNORED}
+    return {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & ignored}
 
 
 def differing(runs: list[Run]) -> list[dict[str, Any]]:
@@ -107,6 +114,10 @@ def differing(runs: list[Run]) -> list[dict[str, Any]]:
     return found
 
 
+def told(settings: dict[str, Any]) -> str:
+    return " ".join(f"{key}={plainly(value)}" for key, value in settings.items())
+
+
 def table(runs: list[Run], settings: list[dict[str, Any]], count: int) -> Table:
     shown = Table(title=f"{count} run{'s' if count > 1 else ''}")
     shown.add_column("run", overflow="fold", min_width=10)
@@ -123,5 +134,5 @@ def table(runs: list[Run], settings: list[dict[str, Any]], count: int) -> Table:
         values = [summary.get(stage, {}).get(metric) for stage, metric in NESTED]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
         rest = ["" if not summary.get(key) else f"{summary[key]:.0f}" for key in ("images_per_second", "seconds")]
-        shown.add_row(run["name"], run["status"], *cells, *rest, " ".join(f"{k}={v}" for k, v in apart.items()))
+        shown.add_row(run["name"], run["status"], *cells, *rest, told(apart))
     return shown

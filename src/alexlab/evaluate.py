@@ -1,5 +1,6 @@
 """Evaluate a run on its own test images or another folder: the task of eval.py."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def find_run(named: str, logs: Path, ckpt: str = "best") -> Path:
         return (whole or found)[-1].parent
     if (logs / "train/runs" / named / "config.yaml").is_file():  # the name that compare.py shows
         return logs / "train/runs" / named
+    if (logs / "train/multiruns" / named / "config.yaml").is_file():
+        return logs / "train/multiruns" / named
     path = Path(named).expanduser().resolve()
     if not (path / "config.yaml").is_file():
         raise UserError(f"run={named} is not a run's directory (it holds no config.yaml): give one, or latest.")
@@ -57,6 +60,21 @@ def check_images(found: dict[str, Any], data: ImageFolders, its: DictConfig) -> 
         print(f"note: the files of {', '.join(changed)} in {data.root} are not those of the training any more.")
 
 
+def read_other(data: ImageFolders, then: dict[str, str]) -> None:
+    """Read the images of a folder given by hand: the run's own split of it, where its images have moved there as they
+    were; else all of its test/, val/ or class folders."""
+    if data.val_fraction is not None:
+        with contextlib.suppress(UserError):  # it holds other images, which may not be split so
+            if data.read().describe()["fingerprint"] == then:
+                return
+        data.splits = {}
+        print(
+            f"note: the run's images were drawn from one folder, and {data.root} is not as that was: all its images "
+            "count, so none of them must be from training."
+        )
+    data.read_to_evaluate()
+
+
 def evaluate(config: DictConfig) -> float:
     """Rebuild the run from its own config, test it, print and write the numbers. Returns top-1."""
     run_dir = find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
@@ -78,16 +96,24 @@ def evaluate(config: DictConfig) -> float:
     its.model.pretrained = False
     if "pretrained" in its.model.net:
         its.model.net.pretrained = False  # the checkpoint holds the weights
+    if config.trainer.precision is None and devices.kind == "cpu" and its.trainer.precision in ("16-mixed", 16):
+        print("note: the run's trainer.precision=16-mixed needs a GPU; evaluated in 32-true.")
+        its.trainer.precision = "32-true"
     rundir.quiet_libraries()
     data = run.build_data(its, devices)
-    data = data.read() if config.data.root is None else data.read_to_evaluate()
+    if config.data.root is None:
+        data.read()
+    else:
+        read_other(data, found["alexlab"]["dataset"]["fingerprint"])
     checkpoint.check_classes(found, data.classes, data.root)
+    if its.trainer.limit_test_batches in (0, 0.0):  # training was not to test; who runs eval.py wants to
+        its.trainer.limit_test_batches = None
     if its.trainer.limit_test_batches is None:  # the very batches of training's own test, whose sums round alike
         data.world_size = rundir.read_summary(run_dir).get("world_size", 1)
     if config.data.root is None:
         check_images(found, data, its)
     pl.seed_everything(its.seed, verbose=False)
-    model = run.build_model(its, data)
+    model = run.build_model(its, data, devices.kind)
     checkpoint.load_net(model.net, found, path)
     if its.compile if config.compile is None else config.compile:
         model.net.compile()

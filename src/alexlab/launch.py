@@ -143,6 +143,7 @@ def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> End
 
 
 def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
+    done: float | None = None  # when rank 0 had finished
     while True:
         codes = [rank.poll() for rank in ranks]
         if all(code == 0 for code in codes):
@@ -150,6 +151,11 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
         first = next(((r, code) for r, code in enumerate(codes) if code), None)
         if first is not None:
             break
+        if codes[0] == 0:
+            done = done or time.monotonic()
+            if time.monotonic() - done > GRACE_AFTER_SIGNAL:
+                print("ranks that had not left a minute after rank 0 were ended.", file=sys.stderr)
+                return Ended(0, "")
         time.sleep(0.1)
     end = time.monotonic() + (GRACE_AFTER_SIGNAL if signals else GRACE)
     while time.monotonic() < end and any(rank.poll() is None for rank in ranks):

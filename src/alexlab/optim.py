@@ -69,6 +69,11 @@ def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool)
     return [group for group in groups if group["params"]]
 
 
+def warmup_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
+    """Optimizer steps of the warm-up of conf/scheduler/*.yaml."""
+    return round(settings["warmup"] * (steps_per_epoch if settings["unit"] == "epoch" else 1))
+
+
 def build_schedulers(
     optimizer: torch.optim.Optimizer, settings: dict[str, Any], steps: int, steps_per_epoch: int
 ) -> list[dict[str, Any]]:
@@ -80,7 +85,7 @@ def build_schedulers(
     """
     name = settings["name"]
     unit = steps_per_epoch if settings["unit"] == "epoch" else 1
-    warmup = round(settings["warmup"] * unit)
+    warmup = warmup_steps(settings, steps_per_epoch)
     if name == "plateau":
         plateau = ReduceLROnPlateau(
             optimizer, mode=mode_of(settings["monitor"]), factor=settings["factor"], patience=settings["patience"],

@@ -27,6 +27,7 @@ class Plan:
         batches: training batches an epoch.
         steps_per_epoch: optimizer steps an epoch.
         steps: optimizer steps of the whole run.
+        warmup: of these, those of the warm-up.
         left_out: training images that an epoch does not see, other ones each time.
         lr: the rate at its full height, scaled with the batch if that was asked for.
     """
@@ -37,6 +38,7 @@ class Plan:
     batches: int
     steps_per_epoch: int
     steps: int
+    warmup: int
     left_out: int
     lr: float
 
@@ -81,6 +83,7 @@ def make_plan(config: DictConfig, world_size: int, images: Images) -> Plan:
         batches=batches,
         steps_per_epoch=steps_per_epoch,
         steps=min(ends),
+        warmup=optim.warmup_steps(configs.plain(config.scheduler), steps_per_epoch),
         left_out=images["train"] - batches * batch,
         lr=optim.effective_lr(configs.plain(config.optimizer), step_images),
     )
@@ -126,7 +129,7 @@ def show(plan: Plan, config: DictConfig, devices: Devices, images: Images, net: 
         "global batch": f"{plan.global_batch} ({plan.device_batch} a device)",
         "images an optimizer step": plan.step_images,
         "learning rate": f"{plan.lr:g}{scaled}",
-        "steps": f"{plan.steps_per_epoch} an epoch, {plan.steps} in all",
+        "steps": f"{plan.steps_per_epoch} an epoch, {plan.steps} in all, {plan.warmup} of warm-up",
         "left out an epoch": f"{plan.left_out} images, others each time",
         "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last), {size['best'] / 1e6:.0f} MB (best)",
         "run directory": f"{config.run_dir} (not made)",

@@ -60,6 +60,11 @@ def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: P
         devices.world_size, devices.kind, facts["precision"], plan.global_batch,
         plan.steps_per_epoch, plan.steps, plan.lr,
     )  # fmt: skip
+    if plan.warmup >= plan.steps:
+        log.warning(
+            "the warm-up of %d steps is as long as the run: the rate never comes to %g; scheduler.warmup=0 has none",
+            plan.warmup, plan.lr,
+        )  # fmt: skip
     if config.optimizer.get("lr_reference_batch"):
         log.info(
             "effective learning rate %g: optimizer.lr=%g for %d images a step, here %d",

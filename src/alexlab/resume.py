@@ -9,17 +9,21 @@ from alexlab import config as configs
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.errors import UserError
+from alexlab.plan import Plan
 
 # settings that a checkpoint's optimizer, schedule and order of images go on with, whatever the config says
-KEPT_ON_RESUME = ("optimizer.", "scheduler.", "seed", "data.batch_size", "trainer.accumulate_grad_batches", "ema.")
+KEPT_ON_RESUME = (
+    "optimizer.", "scheduler.", "seed", "data.batch_size", "data.val_fraction", "data.test_fraction", "ema.",
+    "trainer.accumulate_grad_batches", "model.mean", "model.std",
+)  # fmt: skip
 
 
-def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier) -> None:
+def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, plan: Plan) -> None:
     """Whether training can go on from `ckpt_path`.
 
     Raises:
-        UserError: another network, other classes, weights alone, the middle of an epoch, or settings that the
-            checkpoint's optimizer would not take over.
+        UserError: another network, other classes or images, weights alone, the middle of an epoch, nothing left to
+            train, or settings that the checkpoint's optimizer and schedule would not take over.
     """
     path = Path(config.ckpt_path)
     found = checkpoint.load(path)
@@ -29,8 +33,8 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier) -
     checkpoint.check_classes(found, data.classes, data.root)
     if not found["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]:
         raise UserError(
-            f"ckpt_path={path} was saved in the middle of epoch {found['epoch'] + 1}, and training goes on from whole "
-            "epochs alone: give a checkpoint of trainer.max_epochs instead of trainer.max_steps, or start anew."
+            f"ckpt_path={path} was saved in the middle of epoch {found['epoch'] + 1}, where trainer.max_steps ended "
+            "the run, and training goes on from whole epochs alone: end a run with trainer.max_epochs, or start anew."
         )
     here, there = configs.flat(configs.plain(config)), configs.flat(found["alexlab"]["config"])
     differ = [
@@ -42,4 +46,24 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier) -
         raise UserError(
             f"ckpt_path={path} goes on with its own settings, and these differ: {', '.join(differ)}. Give the same "
             "ones, or start anew without ckpt_path."
+        )
+    then, now = found["alexlab"]["dataset"], data.describe()
+    changed = [name for name in ("train", "val") if then["fingerprint"].get(name) != now["fingerprint"].get(name)]
+    if changed:
+        counts = ", ".join(f"{name} {now['images'].get(name)} (there {then['images'].get(name)})" for name in changed)
+        raise UserError(
+            f"ckpt_path={path} was trained on other images than those of {data.root}: {counts}, by the names of their "
+            "files. Give the same images, or start anew without ckpt_path."
+        )
+    epochs, steps = found["epoch"] + 1, found["global_step"]
+    if steps != epochs * plan.steps_per_epoch:
+        raise UserError(
+            f"ckpt_path={path} has done {steps} steps in {epochs} epochs, and an epoch has {plan.steps_per_epoch} "
+            "here, so that the schedule would not fit: give the same trainer.limit_train_batches and "
+            "trainer.overfit_batches."
+        )
+    if plan.steps <= steps:
+        raise UserError(
+            f"ckpt_path={path} has done {epochs} epochs ({steps} steps), and this run would end after {plan.steps} "
+            f"steps: give a trainer.max_epochs above {epochs}."
         )

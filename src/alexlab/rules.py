@@ -12,7 +12,7 @@ Rule = tuple[str, Callable[[Any], bool]]  # in words, and as a test
 Plain = dict[str, Any]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """As it stands in a yaml or on the command line."""
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
 
@@ -33,8 +33,12 @@ def _or_null(rule: Rule) -> Rule:
     return f"{rule[0]}, or null", lambda v: v is None or rule[1](v)
 
 
+def _or_auto(rule: Rule) -> Rule:
+    return f"{rule[0]}, or auto", lambda v: v == "auto" or rule[1](v)
+
+
 def _one_of(*options: Any) -> Rule:
-    return f"one of {', '.join(dict.fromkeys(map(_shown, options)))}", lambda v: any(
+    return f"one of {', '.join(dict.fromkeys(map(shown, options)))}", lambda v: any(
         v == o and type(v) is type(o) for o in options
     )
 
@@ -84,8 +88,10 @@ RULES: dict[str, Rule] = {
     "ckpt_path": _or_null(TEXT),
     "ema.decay": _or_null(INSIDE_0_1),
     "sweep.keep_going": SWITCH,
-    "model.mean": _numbers("three numbers, one for each of red, green and blue", 3, lambda v: True),
-    "model.std": _numbers("three numbers above 0, one for each of red, green and blue", 3, lambda v: min(v) > 0),
+    "model.mean": _or_auto(_numbers("three numbers, one for each of red, green and blue", 3, lambda v: True)),
+    "model.std": _or_auto(
+        _numbers("three numbers above 0, one for each of red, green and blue", 3, lambda v: min(v) > 0)
+    ),
     "model.pretrained": SWITCH,
     "model.net._target_": TEXT,
     "data.root": ("the folder of the images with data.root=PATH", lambda v: isinstance(v, str) and v != ""),
@@ -103,7 +109,7 @@ RULES: dict[str, Rule] = {
     "callbacks.figures": SWITCH,
     "callbacks.model_summary": _whole("a depth: a whole number, at least 0", 0),
     "callbacks.device_stats": SWITCH,
-    "callbacks.early_stopping": _or_null(_whole("a whole number of epochs, at least 1", 1)),
+    "callbacks.early_stopping": _or_null(_whole("a whole number of validations, at least 1", 1)),
     "augment.crop": _one_of("random_resized", "random", "center"),
     "augment.scale": _numbers(
         "two shares of the area, least and largest, above 0 and at most 1", 2, lambda v: 0 < v[0] <= v[1] <= 1
@@ -161,7 +167,7 @@ RULES: dict[str, Rule] = {
     "trainer.limit_train_batches": TRAIN_LIMIT,
     "trainer.limit_val_batches": LIMIT,
     "trainer.limit_test_batches": LIMIT,
-    "trainer.overfit_batches": LIMIT,
+    "trainer.overfit_batches": (LIMIT[0].removesuffix(", or null"), lambda v: v is not None and LIMIT[1](v)),
     "trainer.log_every_n_steps": COUNT,
     "trainer.check_val_every_n_epoch": COUNT,
     "trainer.num_sanity_val_steps": _whole("a whole number, at least -1", -1),
@@ -200,7 +206,7 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
         if value == "???" or (value is None and rules is RULES and key == "data.root"):
             wrong.append(f"{key} is missing: give {words}.")
         elif not test(value):
-            wrong.append(f"{key}={_shown(value)}: must be {words}.")
+            wrong.append(f"{key}={shown(value)}: must be {words}.")
     if rules is RULES and not wrong:  # rules on several values, which must each be right by itself
         wrong = _together(plain)
     if wrong:

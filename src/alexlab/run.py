@@ -1,9 +1,12 @@
 """A run, from its composed config to its summary: the table of contents, and the place that instantiates."""
 
+import faulthandler
 import logging
+import signal
 import sys
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +27,14 @@ from alexlab.errors import RunFailedError, UserError
 from alexlab.instantiate import build
 from alexlab.memory import keep_memory
 from alexlab.plan import Plan
-from alexlab.trainer import Devices, build_trainer, find_devices
+from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb import Status, WandbLogger
 
 log = logging.getLogger("alexlab")
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB on a 0-1 scale
 
 
 def fit(config: DictConfig) -> float | None:
@@ -44,6 +49,11 @@ def fit(config: DictConfig) -> float | None:
             f"trainer.num_nodes={devices.nodes} needs torchrun or srun to start the ranks on each machine: "
             "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
         )
+    if "wandb" in config.logger and config.logger.wandb.mode == "online":
+        from alexlab.loggers.wandb import require_key
+
+        require_key()
+    choose_precision(config.trainer.precision, devices.kind)  # told now where it cannot be
     data = build_data(config, devices).read()
     plan = plans.make_plan(config, devices.world_size, data.images)
     model = prepare_model(config, data, plan)
@@ -77,8 +87,13 @@ def fit_rank(
     """Train as one rank, or alone; leaves summary.json and a closed W&B run behind, however it ends."""
     run_dir = Path(config.run_dir)
     rundir.set_up_logging(run_dir)
+    if hasattr(signal, "SIGUSR2"):  # kill -USR2 shows where each thread of a rank is
+        faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
     with Notes().taken() as notes:
-        summary, where = _fit_rank(config, data, model, notes)
+        try:
+            summary, where = _fit_rank(config, data, model, notes)
+        except Preempted as error:  # a second Ctrl-C, while the run was being closed
+            raise SystemExit(128 + error.number) from None
     if launch.rank() == 0:
         report.show_end(summary, run_dir, where)
     return summary["best"].get(config.monitor)
@@ -110,15 +125,18 @@ def _fit_rank(
             board.log_config(configs.plain(config))
             board.log_summary(facts)
         report.tell_start(config, devices, data, plan, facts)
-        preemption = Preemption(notes)
-        trainer = build_trainer(config, devices, loggers, [*build_callbacks(config), preemption], plan.batches)
+        preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
+        callbacks = [*build_callbacks(config), preemption]
+        trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
         preemption.install(trainer)
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+        preemption.agree(trainer)
         validate_end(trainer, model, data, run_dir)
         result |= report.metrics_of(trainer, model, run_dir)
         if config.test and config.trainer.limit_test_batches not in (0, 0.0):
             result["test"] = score_best(trainer, model, data, run_dir)
         gather_skipped(trainer, model)
+        preemption.agree(trainer)
         status = "finished"
     except Preempted as error:
         status = "preempted"
@@ -130,6 +148,7 @@ def _fit_rank(
         log.error("failed: %s", result["error"], extra={"file_only": True})
         raise
     finally:
+        notes.looked_at = True  # how it ended is settled: signals wait until that is written and told to W&B
         if trainer is not None and model is not None and status != "finished":
             result = report.metrics_of(trainer, model, run_dir) | {k: v for k, v in result.items() if v}
         if model is not None and model.skipped:
@@ -161,20 +180,24 @@ def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
         root=d.root, batch_size=d.batch_size, seed=config.seed, train_transform=train,
         eval_transform=SampleTransform(size, "center", crop_ratio=a.crop_ratio), num_workers=d.num_workers,
         val_fraction=d.val_fraction, test_fraction=d.test_fraction, num_classes=d.num_classes, on_error=d.on_error,
-        demo_seed=d.demo_seed, class_names=d.class_names, world_size=devices.world_size, local_world_size=devices.local,
+        demo_seed=d.demo_seed, class_names=d.class_names, timeout=60 * config.trainer.timeout,
+        world_size=devices.world_size, local_world_size=devices.local,
     )  # fmt: skip
 
 
-def build_model(config: DictConfig, data: ImageFolders, plan: Plan | None = None) -> ImageClassifier:
-    """The classifier around `config.model.net`; without a plan for evaluation alone.
+def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | None = None) -> ImageClassifier:
+    """The classifier around `config.model.net`, for devices of `kind`; without a plan for evaluation alone.
 
-    The net and the optimizer are tried here, so that mistakes are told before training.
+    Writes what is worked out here into the config: the number of classes, and mean and std that were left to the
+    weights. The net and the optimizer are tried here, so that mistakes are told before training.
     """
     a, m = config.augment, config.model
     num_classes = len(data.classes)
     config.data.num_classes = num_classes
     layout = config.trainer.channels_last
     net = build(m.net, num_classes=num_classes)
+    mean, std = normalization(net)
+    m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
     try_net(net, config.data.image_size, num_classes)
     training: dict[str, Any] = {}
     if plan is not None:
@@ -190,7 +213,7 @@ def build_model(config: DictConfig, data: ImageFolders, plan: Plan | None = None
         class_names=data.readable_classes,
         seed=config.seed,
         provenance={"config": configs.plain(config), "classes": list(data.classes), "dataset": data.describe()},
-        channels_last=torch.cuda.is_available() if layout == "auto" else bool(layout),
+        channels_last=kind == "cuda" if layout == "auto" else bool(layout),
         **training,
     )
 
@@ -218,6 +241,12 @@ def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
             f"the network must turn images into logits (B, {num_classes}), and gives {gives} for one image."
         )
     net.train(training)
+
+
+def normalization(net: torch.nn.Module) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that the net's weights belong to, where it tells as timm's do; else ImageNet's."""
+    told = getattr(net, "pretrained_cfg", None) or {}
+    return list(told.get("mean", IMAGENET_MEAN)), list(told.get("std", IMAGENET_STD))
 
 
 def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None]":
@@ -250,10 +279,10 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
 def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageClassifier:
     """The classifier from its seed, after a look whether `ckpt_path` fits."""
     pl.seed_everything(config.seed, verbose=False)
-    model = build_model(config, data, plan)
+    model = build_model(config, data, find_devices(config).kind, plan)
     if config.ckpt_path is not None:
         config.ckpt_path = str(Path(config.ckpt_path).expanduser().resolve())
-        resume.check_ckpt(config, data, model)
+        resume.check_ckpt(config, data, model, plan)
     return model
 
 

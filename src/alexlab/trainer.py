@@ -24,9 +24,13 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import nn
+from torch.distributed.fsdp import MixedPrecision
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from alexlab import launch
 from alexlab.callbacks.agreement import SameConfig
+from alexlab.callbacks.last import LastCheckpoint
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.progress import Bar, PlainProgress
 from alexlab.callbacks.throughput import Throughput
@@ -97,7 +101,13 @@ def find_devices(config: DictConfig) -> Devices:
 
 def choose_precision(wanted: Any, kind: str) -> Any:
     """`trainer.precision`, or for auto what is fast there: bf16 from compute capability 8 on and on CPUs with bf16
-    dot products, 16-mixed with loss scaling on older GPUs, else 32."""
+    dot products, 16-mixed with loss scaling on older GPUs, else 32.
+
+    Raises:
+        UserError: 16-mixed on a CPU, where Lightning would take bf16-mixed unsaid.
+    """
+    if kind == "cpu" and wanted in ("16-mixed", 16):
+        raise UserError(f"trainer.precision={wanted} needs a GPU; on a CPU take bf16-mixed, 32-true or auto.")
     if wanted != "auto":
         return wanted
     if kind == "cuda":
@@ -113,11 +123,13 @@ def build_trainer(
     loggers: list[Logger],
     more: Sequence[Callback] = (),
     batches: int | None = None,
+    net_type: type[nn.Module] = nn.Module,
 ) -> pl.Trainer:
     """Lightning's Trainer for `config`, with `more` callbacks.
 
     Args:
         batches: training batches an epoch, where they are worked out already.
+        net_type: of the network, which FSDP shards as one unit.
 
     Raises:
         UserError: a setting that Lightning does not know.
@@ -128,8 +140,8 @@ def build_trainer(
     if isinstance(config.trainer.devices, int) or config.trainer.devices == "auto":
         settings["devices"] = devices.local
     settings["num_nodes"] = devices.nodes
-    if batches is not None and not settings["overfit_batches"]:
-        settings["limit_train_batches"] = batches
+    if batches is not None:
+        settings["overfit_batches" if settings["overfit_batches"] else "limit_train_batches"] = batches
     unknown = sorted(set(settings) - set(inspect.signature(pl.Trainer.__init__).parameters))
     if unknown:
         raise UserError(
@@ -137,14 +149,13 @@ def build_trainer(
         )
     if devices.kind == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.trainer.tf32
-    spawned = devices.world_size > 1 and not ({"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ))
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if spawned:
+    if "ALEXLAB_RANKS" in os.environ:
         plugins.append(LightningEnvironment())  # reads what launch.spawn put there
     return pl.Trainer(
         **settings,
         precision=choose_precision(config.trainer.precision, devices.kind),
-        strategy=_strategy(config, devices),
+        strategy=_strategy(config, devices, net_type),
         plugins=plugins,
         benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
         callbacks=[*more, *_callbacks(config, run_dir, loggers)],
@@ -156,10 +167,19 @@ def build_trainer(
     )
 
 
-def _strategy(config: DictConfig, devices: Devices) -> "Strategy | str":
+def _strategy(config: DictConfig, devices: Devices, net_type: type[nn.Module]) -> "Strategy | str":
     timeout = timedelta(minutes=config.trainer.timeout)
     if config.trainer.strategy == "fsdp":
-        return FSDPStrategy(timeout=timeout, state_dict_type="full")
+        mixed = "mixed" in str(choose_precision(config.trainer.precision, devices.kind))
+        whole = MixedPrecision(torch.float32, torch.float32, torch.float32)
+        return FSDPStrategy(
+            timeout=timeout,
+            state_dict_type="full",
+            # without a unit below the LightningModule, the test after the fit would find it wrapped twice
+            auto_wrap_policy=ModuleWrapPolicy({net_type}),
+            # autocast does the mixing, as under DDP; Lightning's choice keeps BatchNorm's averages in bf16
+            mixed_precision=whole if mixed else None,
+        )
     if devices.world_size == 1:
         return "auto"
     return DDPStrategy(
@@ -183,7 +203,7 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
             save_weights_only=True,
             enable_version_counter=False,
         ),
-        ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+        LastCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
     ]
     if wanted.lr_monitor:
         callbacks.append(LearningRateMonitor("step"))

@@ -9,6 +9,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -62,8 +63,8 @@ class Notes:
 class Preemption(Callback):
     """Raises Preempted on all ranks at the end of the same batch, after any of them has got a signal."""
 
-    def __init__(self, notes: Notes) -> None:
-        self.notes = notes
+    def __init__(self, notes: Notes, timeout: timedelta | None = None) -> None:
+        self.notes, self.timeout = notes, timeout
         self.group: Any = None
         self.asked: Any = None
         self.number = torch.zeros(1, dtype=torch.int64)
@@ -75,11 +76,14 @@ class Preemption(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1 and self.group is None:
-            self.group = dist.new_group(backend="gloo")
+            self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         self.notes.looked_at = True
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.notes.looked_at = False
+    def agree(self, trainer: pl.Trainer) -> None:
+        """Ask all ranks and wait for the answer, where no batch follows that would be asked at."""
+        self._look(trainer)
+        if self.asked is not None:
+            self._answer()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
         self._look(trainer)
@@ -97,9 +101,12 @@ class Preemption(Callback):
                 raise Preempted(self.notes.number)
             return
         if self.asked is not None:
-            self.asked.wait()
-            if number := int(self.number):
-                self.asked = None
-                raise Preempted(number)
+            self._answer()
         self.number.fill_(self.notes.number)
         self.asked = dist.all_reduce(self.number, dist.ReduceOp.MAX, group=self.group, async_op=True)
+
+    def _answer(self) -> None:
+        self.asked.wait()
+        self.asked = None
+        if number := int(self.number):
+            raise Preempted(number)

@@ -34,6 +34,7 @@ class ImageFolders(pl.LightningDataModule):
         num_classes: None, or the number that the folder must hold.
         on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
         class_names: None, "imagenet" (its 1,000 synsets), or a file with lines of a folder, a tab and its name.
+        timeout: seconds that a worker may take for a batch before the run fails.
         world_size: ranks of the run; one process alone gives all their batches in turn when it evaluates.
         demo_seed: write the built-in shapes into `root` first, from this seed.
     """
@@ -52,6 +53,7 @@ class ImageFolders(pl.LightningDataModule):
         on_error: str = "raise",
         demo_seed: int | None = None,
         class_names: str | None = None,
+        timeout: float = 0,
         world_size: int = 1,
         local_world_size: int = 1,
     ) -> None:
@@ -62,7 +64,7 @@ class ImageFolders(pl.LightningDataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.expected_classes, self.on_error, self.demo_seed = num_classes, on_error, demo_seed
         self.class_names = names.read(class_names) if class_names is not None else {}
-        self.world_size = world_size
+        self.world_size, self.timeout = world_size, timeout
         self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
         self.splits: dict[str, ImageIndex] = {}
 
@@ -208,6 +210,7 @@ class ImageFolders(pl.LightningDataModule):
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0 and split != "test",
             worker_init_fn=start_worker,
+            timeout=self.timeout if self.num_workers else 0,
         )
 
 

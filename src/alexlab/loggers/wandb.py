@@ -33,8 +33,21 @@ def _key_at_hand() -> bool:
     return False
 
 
+def require_key() -> None:
+    """Raises UserError where no API key is at hand."""
+    if not _key_at_hand():
+        raise UserError(
+            "logger.wandb.mode=online needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
+            "logger.wandb.mode=offline (upload later with `wandb sync`)."
+        )
+
+
 def _rank() -> int:
     return getattr(rank_zero_only, "rank", 0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 Status = Literal["finished", "failed", "preempted"]
@@ -50,7 +63,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         init_timeout: seconds that the server gets to answer before the run goes on offline.
 
     Raises:
-        UserError: online without a key.
+        UserError: online without a key, or, when it starts, with one that W&B refuses, or settings that it does.
     """
 
     def __init__(
@@ -68,17 +81,15 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     ) -> None:
         if mode not in ("auto", "online", "offline", "disabled"):
             raise UserError(f"logger.wandb.mode={mode}: must be auto, online, offline or disabled.")
-        has_key = _key_at_hand()
+        self._must_be_online = mode == "online"
         reason = "as asked"
         if mode == "auto":
             asked = os.environ.get("WANDB_MODE")
+            has_key = _key_at_hand()
             mode = asked or ("online" if has_key else "offline")
             reason = f"WANDB_MODE={asked}" if asked else ("an API key is there" if has_key else "no API key")
-        if mode == "online" and not has_key:
-            raise UserError(
-                "logger.wandb.mode=online needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
-                "logger.wandb.mode=offline (upload later with `wandb sync`)."
-            )
+        if mode == "online":
+            require_key()
         self.upload_best = log_model
         settings: dict[str, Any] = {
             "entity": entity,
@@ -103,8 +114,14 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         mode = self._wandb_init["mode"]
         try:
             run = self.experiment
+        except wandb.errors.UsageError as error:
+            raise UserError(f"W&B does not take the settings of logger.wandb: {_first_line(error)}") from error
         except (wandb.errors.Error, OSError, TimeoutError) as error:
-            log.warning("W&B: the server did not answer (%s): the run goes on offline.", str(error).splitlines()[0])
+            refused = isinstance(error, wandb.errors.AuthenticationError)
+            what = f"{'W&B refuses the API key' if refused else 'the server did not answer'} ({_first_line(error)})"
+            if refused and self._must_be_online:
+                raise UserError(f"{what}: run `wandb login` again, or take logger.wandb.mode=offline.") from error
+            log.warning("W&B: %s: the run goes on offline.", what)
             mode, self._reason = "offline", "no answer"
             self._wandb_init["mode"] = mode
             self._experiment = None
@@ -126,7 +143,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self.experiment.config.update(config)
 
     def log_summary(self, values: dict[str, Any]) -> None:
-        if _rank() == 0:
+        if _rank() == 0 and self._experiment is not None:  # it may not have started
             self.experiment.summary.update(values)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -20,6 +20,7 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
     if name in ("googlenet", "inception_v3"):
         kwargs.setdefault("aux_logits", False)
         kwargs.setdefault("init_weights", True)
+        kwargs.setdefault("transform_input", True)  # their weights were trained on -1 to 1; they take ImageNet's scale
     net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
     if pretrained:
         weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -60,7 +61,7 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: An
         import timm
     except ImportError:
         raise ValueError("model=timm needs the extra: pip install 'alexlab[timm]'.") from None
-    if name.partition(".")[0] not in timm.list_models():
+    if ":" not in name and name.partition(".")[0] not in timm.list_models():  # "hf-hub:..." is the hub's to know
         raise ValueError(_unknown("timm", name, timm.list_models()))
     if not pretrained:
         return timm.create_model(name, num_classes=num_classes, **kwargs)
