@@ -83,3 +83,15 @@ def test_words_that_are_not_understood(words: list[str], told: str) -> None:
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 14
+
+
+def test_a_pipe_that_is_closed_early() -> None:
+    """`| head -1`, of which Python would say that the pipe is broken."""
+    for script in ("train.py", "eval.py"):
+        process = subprocess.Popen(
+            [sys.executable, script, "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=60)
+        assert errors == b""

@@ -30,12 +30,13 @@ def test_best_first_with_the_keys_that_differ(tmp_path: Path) -> None:
     (tmp_path / "runs/d/config.yaml").write_text("{broken")
     done = command("compare.py", f"runs={tmp_path}")
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if "│" in line]
-    assert [row.split("│")[1].strip() for row in rows] == ["b", "a", "c"]
+    head, below, *rows = done.stdout.splitlines()
+    assert head.split() == ["best", "last", "best"]
+    assert below.split() == ["3", "runs", "val/acc1", "val/acc1", "val/loss", "test/acc1", "images/s", "seconds"]
+    assert [row.split()[0] for row in rows[:3]] == ["b", "a", "c"]
     assert "0.7500" in rows[0]
     assert "0.3750" in rows[0]
     assert "running or killed" in rows[2]
-    assert "set apart by" in done.stdout
     assert "optimizer.lr=0.2" in rows[0]
     assert "optimizer.lr=0.1" in rows[1]
     assert "model.name" not in done.stdout
@@ -45,9 +46,9 @@ def test_best_first_with_the_keys_that_differ(tmp_path: Path) -> None:
 def test_one_run_globs_and_lists(tmp_path: Path) -> None:
     make_run(tmp_path / "multiruns/x/0", 0.1, 0.5)
     make_run(tmp_path / "multiruns/x/1", 0.1, 0.5, seed=1)
-    found = compare.find([str(tmp_path / "multiruns/*/0"), str(tmp_path / "multiruns/x/0")])
+    found = compare.find([str(tmp_path / "multiruns/*/0"), str(tmp_path / "multiruns/x/0"), "x/0"], tmp_path)
     assert found == [tmp_path / "multiruns/x/0"]
-    runs, left_out = compare.read(compare.find([str(tmp_path)]))
+    runs, left_out = compare.read(compare.find([str(tmp_path)], tmp_path))
     assert ([run["name"] for run in runs], left_out) == (["x/0", "x/1"], [])
     assert compare.differing(runs) == [{}, {"seed": 1}]
 
@@ -66,8 +67,37 @@ def test_a_groups_choice_tells_what_comes_with_it() -> None:
     ]
 
 
+def test_an_option_tells_what_comes_with_it() -> None:
+    """augment=strong is one setting, and not its erasing, mixup and cutmix as well; what was changed by hand is."""
+    base = {"choices.augment": "basic", "augment.erase": 0.0, "augment.mixup": 0.0, "seed": 0}
+    strong = {**base, "choices.augment": "strong", "augment.erase": 0.25, "augment.mixup": 0.2}
+    runs = [{"config": base}, {"config": strong}, {"config": {**strong, "augment.mixup": 0.4}}]
+    assert compare.differing(runs) == [
+        {"augment": "basic"},
+        {"augment": "strong", "augment.mixup": 0.2},
+        {"augment": "strong", "augment.mixup": 0.4},
+    ]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_it_fits_the_terminal(columns: int, tmp_path: Path) -> None:
+    """Whole names, which can be given again; no line is cut or wider than the terminal."""
+    names = ["2026-11-25_02-54-50_274", "2026-11-25_03-22-46_497"]
+    for number, name in enumerate(names):
+        make_run(tmp_path / "train/runs" / name, 0.1 * (number + 1), 0.5, seed=number, label_smoothing=number / 10)
+    done = command("compare.py", f"paths.logs={tmp_path}", env={"COLUMNS": str(columns)})
+    assert done.returncode == 0, done.stderr
+    assert max(len(line) for line in done.stdout.splitlines()) <= columns
+    for name in names:
+        assert f"{name}  finished" in done.stdout
+    assert "0.5000" in done.stdout
+    assert "label_smoothing=0.1 optimizer.lr=0.2 seed=1" in " ".join(done.stdout.split())
+    done = command("compare.py", f"paths.logs={tmp_path}", f"runs=[{','.join(names)}]")
+    assert "2 runs" in done.stdout, "by the names that it shows"
+
+
 def test_no_runs_and_no_such_metric(tmp_path: Path) -> None:
-    ask = OmegaConf.create({"runs": str(tmp_path), "sort": "val/acc1", "most": 5})
+    ask = OmegaConf.create({"runs": str(tmp_path), "paths": {"logs": str(tmp_path)}, "sort": "val/acc1", "most": 5})
     with pytest.raises(UserError, match="no run is there"):
         compare.compare(ask)
     make_run(tmp_path / "runs/a", 0.1, 0.5)

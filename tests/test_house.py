@@ -16,9 +16,9 @@ SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py"]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "rules", "targets", "config", "help", "launch", "memory", "rundir", "figures", "data", "models", "optim",
-    "augment", "checkpoint", "instantiate", "classifier", "loggers", "callbacks", "trainer", "plan", "report",
-    "resume", "run", "rank", "evaluate", "compare", "cli",
+    "errors", "rules", "targets", "config", "help", "launch", "memory", "rundir", "figures", "data", "models",
+    "optimizers", "optim", "augment", "checkpoint", "instantiate", "classifier", "loggers", "callbacks", "trainer",
+    "plan", "report", "resume", "run", "rank", "evaluate", "compare", "cli",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 

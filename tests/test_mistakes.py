@@ -38,19 +38,40 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
         (["data.image_size=32"], ["at least 64 pixels", "data.image_size=64"]),
         (["ckpt_path=/none.ckpt"], ["/none.ckpt is not a file: give a checkpoint"]),
         (["logger=wandb", "logger.wandb.mode=online"], ["needs an API key", "wandb login"]),
+        (["model.name=resnet18"], ["stay what it is; for that network say model=torchvision model.name=resnet18"]),
+        (["model=resnet18"], ["no such option. Networks of torchvision and timm: model=torchvision model.name=resnet"]),
+        (["run_dir=/tmp/x"], ["run_dir is filled in; a run's directory is chosen with hydra.run.dir=PATH"]),
+        (["+foo=1", "+data.size=3"], ["+foo=1: nobody reads foo", "+data.size=3: nobody reads data.size"]),
+        (["ema=0.99"], ["ema=0.99: it holds keys, and one of them must be set, such as ema.decay"]),
+        (["model.net=resnet18"], ["model.net=resnet18: it holds keys", "such as model.net._target_"]),
+        (["logger=wandb", "logger.wandb=false"], ["logger.wandb=false: it holds keys", "logger=csv is without W&B"]),
+        (["sweep=seeds"], ["sweep=seeds is for many runs: say -m sweep=seeds"]),
+        (["+sweep=seeds"], ["that group has an option already; choose another as sweep=OPTION, without the +"]),
+        (["data.root=~/nothing"], ["nothing does not exist: give the folder of the images"]),
+        (["logs/train"], ["logs/train: settings are written key=value"]),
+        (["epochs=3"], ["epochs: there is no such key. Did you mean trainer.max_epochs?"]),
+        (["trainer.gpus=1"], ["trainer.gpus: there is no such key. Did you mean trainer.devices?"]),
+        (["--epochs", "3"], ["--epochs: settings are written key=value, as in trainer.max_epochs=..."]),
+        (["--momentum=0.8"], ["--momentum=0.8: settings are written key=value, as in optimizer.momentum=..."]),
+        (["trainer.overfit_batches=null"], ["trainer.overfit_batches=null: must be a share"]),
+        (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed needs a GPU"]),
+        (["optimizer._target_=torch.optim.Adam"], ["A key is taken out with ~optimizer.momentum"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] and " " not in value[0] else "",
 )
 def test_mistake(words: list[str], parts: list[str], shapes: Path, tmp_path: Path) -> None:
     import torch
 
-    if torch.cuda.is_available() and any(w in ("trainer=gpu", "trainer=fsdp") for w in words):
+    if torch.cuda.is_available() and any(
+        w in ("trainer=gpu", "trainer=fsdp", "trainer.precision=16-mixed") for w in words
+    ):
         pytest.skip("this machine has a GPU")
     own_data = any(word.startswith("data=") for word in words)
     base = ["model=alexnet", "data.num_workers=0", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}", "debug=fast"]
     if not own_data:
         base += ["data=folder", f"data.root={shapes}", "data.batch_size=8", "data.image_size=64"]
     assert_refused(command("train.py", *base, *words, env={"HOME": str(tmp_path), "WANDB_MODE": ""}), *parts)
+    assert not (tmp_path / "run").exists(), "found wrong before the directory is made"
 
 
 def test_a_port_in_use(shapes: Path, tmp_path: Path) -> None:

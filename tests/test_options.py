@@ -2,12 +2,15 @@
 
 import csv
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, summary_of, tiny_train
+from conftest import ROOT, TINY, clean_env, command, summary_of, tiny_train
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -155,3 +158,62 @@ def test_legal_combinations_run(words: list[str], shapes: Path, tmp_path: Path) 
     done = tiny_train(shapes, tmp_path / "run", *words)
     assert done.returncode == 0, done.stderr
     assert summary_of(tmp_path / "run")["status"] == "finished"
+
+
+def test_best_is_of_one_epoch_and_early_stopping_says_so(shapes: Path, tmp_path: Path) -> None:
+    """The row of best.ckpt: not the best loss of one epoch beside the best accuracy of another."""
+    done = tiny_train(
+        shapes, tmp_path / "run", "trainer.max_epochs=9", "callbacks.early_stopping=1", "optimizer.lr=0.2",
+        "trainer.precision=32-true", "data.batch_size=4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(tmp_path / "run")
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/acc1"]]
+    accuracies = [float(row["val/acc1"]) for row in rows]
+    best = accuracies.index(max(accuracies))
+    assert summary["best_epoch"] == best + 1
+    for key in ("val/loss", "val/acc1", "val/acc5"):
+        assert summary["best"][key] == pytest.approx(float(rows[best][key]))
+    assert f"best (epoch {best + 1})" in done.stdout
+    assert f"early stopping: no better val/acc1 in 1 validations, the last in epoch {len(rows)}." in done.stdout
+    command("eval.py", f"run={tmp_path / 'run'}", f"data.root={shapes / 'val'}", f"paths.logs={tmp_path}")
+    scored = json.loads((tmp_path / "run/eval.json").read_text())
+    assert scored["loss"] == pytest.approx(summary["best"]["val/loss"], rel=1e-5)
+
+
+def test_a_profile_and_a_summary_of_the_layers_are_shown(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", "debug=profiler", "callbacks.model_summary=1", "test=false")
+    assert done.returncode == 0, done.stderr
+    assert "run_training_epoch" in (tmp_path / "run/fit-profile.txt").read_text()
+    assert re.search(r"net .*ShuffleNet", done.stdout)
+
+
+OWN_OPTIMIZER = """
+import torch
+
+
+class Mine(torch.optim.SGD):
+    pass
+"""
+
+
+def test_an_optimizer_of_ones_own(shapes: Path, tmp_path: Path) -> None:
+    """One file in optimizers/ and one yaml with what it takes, and nothing else."""
+    for part in ("conf", "src"):
+        shutil.copytree(ROOT / part, tmp_path / "project" / part)
+    shutil.copy(ROOT / "train.py", tmp_path / "project")
+    package = tmp_path / "project/src/alexlab"
+    (package / "optimizers").mkdir()
+    (package / "optimizers/mine.py").write_text(OWN_OPTIMIZER)
+    (tmp_path / "project/conf/optimizer/mine.yaml").write_text(
+        "# Mine.\n_target_: alexlab.optimizers.mine.Mine\nlr: 0.1\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "debug=fast",
+         "optimizer=mine", "dry_run=true"],
+        cwd=tmp_path / "project", env=clean_env({"PYTHONPATH": str(package.parent)}), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Mine, cosine" in done.stdout

@@ -36,11 +36,27 @@ def test_three_epochs_are_two_and_one_more_bit_for_bit(shapes: Path, two_epochs:
     assert "epoch 2/3" not in done.stdout
     a, b = weights(tmp_path / "straight"), weights(tmp_path / "more")
     assert all(torch.equal(a[key], b[key]) for key in a)
-    # its directory holds the third epoch's best.ckpt alone, and says so
-    last = summary_of(tmp_path / "straight")["last"]
-    assert summary_of(tmp_path / "more")["best"] == pytest.approx(
-        {k: v for k, v in last.items() if k.startswith("val/")}
-    )
+    first, second = summary_of(tmp_path / "straight"), summary_of(tmp_path / "more")
+    assert (second["best"], second["best_epoch"]) == (first["best"], first["best_epoch"]), "of all three epochs"
+    best = [torch.load(tmp_path / run / "checkpoints/best.ckpt", weights_only=True) for run in ("straight", "more")]
+    assert all(torch.equal(best[0]["state_dict"][key], best[1]["state_dict"][key]) for key in best[0]["state_dict"])
+
+
+@pytest.mark.parametrize("beside", [None, "another run's"])
+def test_a_best_that_did_not_come_along_counts_anew(
+    beside: str | None, shapes: Path, two_epochs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    shutil.copy(two_epochs / "checkpoints/last.ckpt", folder)
+    if beside:
+        other = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)
+        other["alexlab"]["best"]["val/acc1"] = 0.99
+        torch.save(other, folder / "best.ckpt")
+    done = tiny_train(shapes, tmp_path / "run", *WORDS, f"ckpt_path={folder / 'last.ckpt'}", "trainer.max_epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert "note: no best.ckpt of its run lies beside" in done.stdout
+    assert summary_of(tmp_path / "run")["best_epoch"] == 3
 
 
 @pytest.mark.parametrize(
@@ -141,3 +157,17 @@ def test_a_time_limit_leaves_the_last_whole_epoch(shapes: Path, tmp_path: Path) 
     last = tmp_path / "a/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 10
     assert tiny_train(shapes, tmp_path / "b", *words, f"ckpt_path={last}").returncode == 0
+
+
+def test_a_run_is_named_by_its_directory_or_as_the_latest(shapes: Path, tmp_path: Path) -> None:
+    logs, words = f"paths.logs={tmp_path}", [*WORDS, "dry_run=true"]
+    done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=latest", logs)
+    assert done.returncode == 2
+    assert "run=latest: there is no run below" in done.stderr
+    folder = tmp_path / "train/runs/one"
+    assert tiny_train(shapes, folder, *WORDS).returncode == 0
+    for named in ("latest", str(folder), "one", str(folder / "checkpoints/last.ckpt")):
+        done = tiny_train(shapes, tmp_path / "x", *words, f"ckpt_path={named}", "trainer.max_epochs=2", logs)
+        assert done.returncode == 0, done.stderr
+    done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=two", logs)
+    assert "run=two is not a run's directory" in done.stderr

@@ -26,6 +26,9 @@ def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Pa
     jobs = {job: summary_of(tmp_path / "sweep" / job) for job in ("0", "2")}
     assert {job: found["world_size"] for job, found in jobs.items()} == {"0": 2, "2": 1}
     assert all(found["effective_lr"] == 0.5 for found in jobs.values())
+    config = yaml.safe_load((tmp_path / "sweep/0/config.yaml").read_text())
+    assert config["choices"]["trainer"] == "ddp"
+    assert "sweep" not in config["choices"]
     stopped = command("train.py", "optimizer.lr=-1,-2", "-m", f"hydra.sweep.dir={tmp_path / 'stopped'}", "logger=csv")
     assert stopped.returncode == 2
     assert "Job 0 failed" in stopped.stderr
@@ -73,6 +76,9 @@ def test_each_optuna_sweep_is_a_study_of_its_own(shapes: Path, tmp_path: Path) -
         ).fetchall()
     assert [count for _, count in counts] == [1, 2]
     assert counts[1][0] == "mine"
+    done = command(*words, "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "dry_run=true shows the first job alone" in done.stdout
     done = command(*words, "trainer.limit_val_batches=0")
     assert done.returncode == 2
     assert "nothing to optimize: the job has not measured val/acc1" in done.stderr

@@ -67,12 +67,12 @@ def test_a_sweep_has_a_run_a_job_and_a_failed_one_shows_as_failed(
         path.write_bytes(b"broken")
     done = command(
         "train.py", "-m", *TINY, "data=folder", f"data.root={broken},{shapes}", "data.batch_size=8", "debug=fast",
-        "logger=wandb", "logger.wandb.group=pair", "sweep.keep_going=true", f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        "logger=wandb", "sweep.keep_going=true", f"hydra.sweep.dir={tmp_path / 'sweep'}",
         "trainer=ddp_cpu", env=server.env(),
     )  # fmt: skip
     assert done.returncode == 1
     assert "cannot be read as an image" in done.stderr
-    runs = [run for run in server.runs.values() if run.fields.get("groupName") == "pair"]
+    runs = [run for run in server.runs.values() if run.fields.get("groupName") == "sweep"]  # the sweep's own
     roots = [json.loads(run.fields["config"])["data"]["value"]["root"] for run in runs]
     assert roots == [str(broken), str(shapes)]
     assert [run.exit_code for run in runs] == [1, 0]

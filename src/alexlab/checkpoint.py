@@ -46,7 +46,7 @@ def load(path: Path) -> dict[str, Any]:
         UserError: it is missing, or is not a checkpoint.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/best.ckpt.")
+        raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/last.ckpt.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -19,6 +19,7 @@ from alexlab import optim
 from alexlab.augment import BatchAugment
 from alexlab.data.dataset import mix
 from alexlab.errors import UserError
+from alexlab.rules import mode_of
 
 Batch = tuple[Tensor, Tensor, list[str]]
 
@@ -59,6 +60,7 @@ class ImageClassifier(pl.LightningModule):
         steps, steps_per_epoch: optimizer steps, for the schedule. Lightning's own estimate would make the first
             training batches before a checkpoint's epoch is restored.
         label_smoothing: 0 to 1, in training only.
+        monitor: the metric of a validation that says which weights are the best.
         provenance: plain values for each checkpoint: config, class names, data fingerprint.
     """
 
@@ -75,6 +77,7 @@ class ImageClassifier(pl.LightningModule):
         steps_per_epoch: int = 1,
         label_smoothing: float = 0.0,
         channels_last: bool = False,
+        monitor: str = "val/acc1",
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -88,7 +91,11 @@ class ImageClassifier(pl.LightningModule):
         self.channels_last = channels_last
         self.provenance = provenance or {}
         self.skipped: dict[str, None] = {}  # an ordered set of the broken images' paths
-        self.best: dict[str, float] = {}
+        self.monitor = monitor
+        self.best: dict[str, float] = {}  # all metrics of the epoch with the best `monitor`, which best.ckpt holds
+        self.best_epoch: int | None = None  # from 1
+        self.improved = False  # whether the last validation was that one
+        self.keeps_best = False  # whether `best` goes on from a checkpoint's, whose best.ckpt came along
         self.validated_at = -1  # optimizer steps done by the last validation
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
@@ -187,10 +194,13 @@ class ImageClassifier(pl.LightningModule):
         means = self._log_means("val", self.eval_sums, prog_bar=True)
         if self.trainer.sanity_checking or not means:
             return
-        for name, better in (("loss", min), ("acc1", max), ("acc5", max)):
-            key = f"val/{name}"
-            self.best[key] = better(self.best.get(key, means[name]), means[name])
-            self.log(f"{key}_best", self.best[key])
+        found = {f"val/{name}": value for name, value in means.items()}
+        sign = 1 if mode_of(self.monitor) == "max" else -1
+        self.improved = not self.best or sign * found[self.monitor] > sign * self.best[self.monitor]
+        if self.improved:
+            self.best, self.best_epoch = found, self.trainer.fit_loop.epoch_progress.current.ready
+        for key, value in self.best.items():
+            self.log(f"{key}_best", value)
 
     def on_test_epoch_start(self) -> None:
         self.eval_sums = Sums(self.device)
@@ -272,7 +282,11 @@ class ImageClassifier(pl.LightningModule):
                 callback.on_save_checkpoint(self.trainer, self, checkpoint)
                 for key in ("current_model_state", "averaging_state"):
                     checkpoint.pop(key, None)
-        checkpoint["alexlab"] = self.provenance
+        checkpoint["alexlab"] = {**self.provenance, "best": self.best, "best_epoch": self.best_epoch}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.keeps_best:
+            self.best, self.best_epoch = checkpoint["alexlab"]["best"], checkpoint["alexlab"]["best_epoch"]
 
 
 def reseed(seed: int, device: torch.device) -> None:

@@ -26,6 +26,19 @@ from alexlab.errors import RunFailedError, UserError, mistake
 from alexlab.launch import external
 from alexlab.rules import mode_of
 
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
+)  # fmt: skip
+# what other programs call our keys
+SYNONYMS = {
+    "epochs": "trainer.max_epochs", "epoch": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices", "num_gpus": "trainer.devices", "workers": "data.num_workers", "resume": "ckpt_path",
+    "checkpoint": "ckpt_path", "bs": "data.batch_size", "wd": "optimizer.weight_decay", "amp": "trainer.precision",
+    "img_size": "data.image_size", "input_size": "data.image_size", "arch": "model.name", "opt": "optimizer._target_",
+    "batch_size": "data.batch_size", "lr": "optimizer.lr", "data_dir": "data.root", "data_path": "data.root",
+}  # fmt: skip
+
 
 class StopSweep(BaseException):
     """Ends a multirun at its first failed job; Hydra would go on and tell at the end. Not an Exception, as Hydra keeps
@@ -64,6 +77,12 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
+    for number, word in enumerate(sys.argv[1:], 1):
+        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
+            near = word.lstrip("-").partition("=")[0]
+            _leave(f"{word}: settings are written key=value, as in {SYNONYMS.get(near, f'optimizer.{near}')}=...", 2)
+        # a shell expands ~ at a word's start alone, and Hydra takes it for a deletion
+        sys.argv[number] = re.sub(r"(=|[=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word)
     sweeps_wanted = {"-m", "--multirun"} & set(sys.argv)
     if sweeps_wanted:  # Hydra would want the flag before the words
         sys.argv[1:] = ["-m", *(word for word in sys.argv[1:] if word not in sweeps_wanted)]
@@ -80,13 +99,29 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         OmegaConf.set_struct(config, False)
         config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
         config.overrides = list(hydra_config.overrides.task)
+        chosen = {
+            group: name for group, name in hydra_config.runtime.choices.items() if (CONF / group).is_dir() and name
+        }
+        if "choices" in config:
+            config.choices = {
+                group: chosen[group] for group in sorted(chosen) if group not in ("hydra", "paths", "sweep")
+            }
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
             sweeps.add(hydra_config.sweep.dir)
+            board = OmegaConf.select(config, "logger.wandb")
+            if OmegaConf.is_dict(board) and board.get("group") is None:
+                board.group = Path(hydra_config.sweep.dir).name
             print(f"job {hydra_config.job.num}: {', '.join(config.overrides)}", flush=True)
         try:
+            if not sweeping and chosen.get("sweep", "none") != "none":
+                raise UserError(f"sweep={chosen['sweep']} is for many runs: say -m sweep={chosen['sweep']}.")
             found = task(config)
-            if found is None and sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower():
+            optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
+            if optimizes and config.get("dry_run"):
+                print("dry_run=true shows the first job alone: what it would measure picks the next.", flush=True)
+                sys.exit(0)
+            if optimizes and found is None:
                 raise UserError(f"nothing to optimize: the job has not measured {config.monitor}.")
             return found
         except Exception as error:
@@ -115,13 +150,17 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)
     try:
         if wants_help:
-            print(help.text(CONF, config_name, _composed(config_name, sys.argv[1:])))
+            print(help.text(CONF, config_name, _composed(config_name, sys.argv[1:])), flush=True)
             return
         main()
         if mistakes:
             raise mistakes[0]
         for sweep in sweeps:
             print(f"compare its jobs: python compare.py runs={sweep}", flush=True)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
     except KeyboardInterrupt:
         _leave("interrupted.", 130)
     except StopSweep as error:
@@ -206,6 +245,8 @@ def _short(error: Exception, config_name: str) -> str:
         options = help.options(CONF / group)
         near = difflib.get_close_matches(name, options, n=1)
         hint = f" Did you mean {group}={near[0]}?" if near else ""
+        if group == "model" and not near:
+            hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
         return f"{group}={name}: there is no such option.{hint} There are: {', '.join(options)}."
     if wrong:
         key = wrong.group(1)
@@ -215,10 +256,16 @@ def _short(error: Exception, config_name: str) -> str:
         if key in keys:
             inside = ", ".join(k for k in keys if k.startswith(f"{key}."))
             return f"{key} is no group of {config_name}.py: set one of its keys, {inside}."
-        best = (leaf[:1] if "." not in key else []) or near or leaf[:1]
+        meant = SYNONYMS.get(key.split(".")[-1])
+        best = ([meant] if meant in keys else []) or (leaf[:1] if "." not in key else []) or near or leaf[:1]
         hint = f" Did you mean {best[0]}?" if best else ""
         adds = "" if best else f"; +{key}=... adds it"
         return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all{adds}."
+    twice = re.search(r"Multiple values for (\w+)\.", text)
+    if twice:
+        return f"+{twice[1]}=...: that group has an option already; choose another as {twice[1]}=OPTION, without the +."
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: settings are written key=value; `python {config_name}.py --help` shows them."
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: cannot be read as key=value ({text.splitlines()[0]}). Write lists as key=[1,2], and "

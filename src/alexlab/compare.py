@@ -3,28 +3,35 @@
 import glob
 import json
 import os
+import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from alexlab.config import flat
 from alexlab.errors import UserError
 from alexlab.rules import shown as plainly
 from alexlab.rundir import name_of
 
-# differ without making a difference
+# differ without making a difference, or say again what another key says
 IGNORED = (
     "run_dir", "overrides", "paths", "task", "dry_run", "ckpt_path", "test", "logger", "callbacks.progress",
     "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary", "callbacks.device_stats",
-    "data.num_workers", "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port",
+    "data.num_workers", "data.num_classes", "model.net.name", "model.net.pretrained", "trainer.log_every_n_steps",
+    "trainer.profiler", "trainer.timeout", "trainer.master_port", "choices.logger", "choices.callbacks",
 )  # fmt: skip
 NESTED = (("best", "val/acc1"), ("last", "val/acc1"), ("best", "val/loss"), ("test", "test/acc1"))
 
 Run = dict[str, Any]  # name, status, config (flat), summary
+
+
+def _metric(stage: str, metric: str, run: Run) -> float | None:
+    return run["summary"].get(stage, {}).get(metric)
 
 
 def compare(config: DictConfig) -> None:
@@ -35,7 +42,7 @@ def compare(config: DictConfig) -> None:
     """
     named = OmegaConf.to_container(config.runs) if OmegaConf.is_list(config.runs) else [str(config.runs)]
     assert isinstance(named, list)
-    runs, left_out = read(find([str(name) for name in named]))
+    runs, left_out = read(find([str(name) for name in named], Path(config.paths.logs, "train")))
     if not runs:
         raise UserError(f"runs={config.runs}: no run is there (a folder with config.yaml): python train.py makes one.")
     stage = "test" if config.sort.startswith("test/") else "best"
@@ -45,19 +52,22 @@ def compare(config: DictConfig) -> None:
     sign = 1 if config.sort.endswith("loss") else -1
     runs.sort(key=lambda run: sign * run["summary"].get(stage, {}).get(config.sort, float("inf") * sign))
     apart = differing(runs)
-    narrow = Console().is_terminal or "COLUMNS" in os.environ
-    Console(width=None if narrow else 160).print(table(runs[: config.most], apart[: config.most], len(runs)))
+    known_width = Console().is_terminal or "COLUMNS" in os.environ
+    width = Console().width if known_width else 160
+    print("\n".join(table(runs[: config.most], apart[: config.most], len(runs), width)))
     if len(runs) > config.most:
         print(f"{len(runs) - config.most} more: most={len(runs)} shows all.")
     for line in left_out:
         print(f"left out: {line}")
 
 
-def find(named: list[str]) -> list[Path]:
-    """The run directories (those with a config.yaml) at or below folders or globs."""
+def find(named: list[str], logs: Path) -> list[Path]:
+    """The run directories (those with a config.yaml) at or below folders or globs, or of the table's names."""
     found: dict[Path, None] = {}
     for name in named:
-        for match in sorted(glob.glob(str(Path(name).expanduser()))):  # noqa: PTH207 (absolute patterns)
+        places = [Path(name).expanduser(), logs / "runs" / name, logs / "multiruns" / name]
+        place = next((place for place in places if glob.glob(str(place))), places[0])  # noqa: PTH207
+        for match in sorted(glob.glob(str(place))):  # noqa: PTH207 (absolute patterns)
             for path in sorted(Path(match).glob("**/config.yaml")):
                 if "wandb" not in path.parts:
                     found[path.parent.resolve()] = None
@@ -92,25 +102,25 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 def differing(runs: list[Run]) -> list[dict[str, Any]]:
     """Of each run the settings that set it apart.
 
-    What a group's choice brings with it (data=folder another root, model=timm another net) is told by the choice: other
-    keys of the group count where runs with the same choice differ.
+    What an option brings with it (augment=strong its erasing, model=timm another net) is told by the option: other
+    keys of a group count where runs with the same option and name differ.
     """
     keys = list(dict.fromkeys(key for run in runs for key in run["config"]))
     absent = object()
     found: list[dict[str, Any]] = [{} for _ in runs]
     for key in keys:
         group = key.split(".")[0]
-        name = next((f"{group}.{part}" for part in ("name", "_target_") if f"{group}.{part}" in keys), None)
+        names = [name for name in (f"choices.{group}", f"{group}.name", f"{group}._target_") if name in keys]
         peers: dict[Any, list[int]] = {}
         for number, run in enumerate(runs):
-            same = None if name in (key, None) else run["config"].get(name)
+            same = tuple(run["config"].get(name) for name in names[: names.index(key) if key in names else None])
             peers.setdefault(same, []).append(number)
         for members in peers.values():
             values = [runs[number]["config"].get(key, absent) for number in members]
             if any(value != values[0] for value in values):
                 for number in members:
                     if key in runs[number]["config"]:
-                        found[number][key] = runs[number]["config"][key]
+                        found[number][key.removeprefix("choices.")] = runs[number]["config"][key]
     return found
 
 
@@ -118,21 +128,40 @@ def told(settings: dict[str, Any]) -> str:
     return " ".join(f"{key}={plainly(value)}" for key, value in settings.items())
 
 
-def table(runs: list[Run], settings: list[dict[str, Any]], count: int) -> Table:
-    shown = Table(title=f"{count} run{'s' if count > 1 else ''}")
-    shown.add_column("run", overflow="fold", min_width=10)
-    shown.add_column("status")
-    for stage, metric in NESTED:
-        shown.add_column(
-            f"{'' if stage == 'test' else stage + ' '}{metric}".replace(" ", "\n"), justify="right", no_wrap=True
-        )
-    shown.add_column("images/s", justify="right", no_wrap=True)
-    shown.add_column("seconds", justify="right", no_wrap=True)
-    shown.add_column("set apart by", overflow="fold", min_width=20)
+# heading, width of its numbers, how they are written; the last ones go first where a terminal is narrow
+Column = tuple[str, Callable[[Run], Any], str]
+COLUMNS: list[Column] = [
+    *((f"{'' if stage == 'test' else stage + ' '}{metric}".replace(" ", "\n"), partial(_metric, stage, metric), ".4f")
+      for stage, metric in NESTED),
+    ("images/s", lambda run: run["summary"].get("images_per_second") or None, ".0f"),
+    ("seconds", lambda run: run["summary"].get("seconds") or None, ".0f"),
+]  # fmt: skip
+DROPPED = ("seconds", "images/s", "last\nval/acc1", "best\nval/loss")
+
+
+def table(runs: list[Run], settings: list[dict[str, Any]], count: int, width: int) -> list[str]:
+    """A line of numbers a run, and below it what sets it apart, where all of it does not fit beside them."""
+    columns = list(COLUMNS)
+    name = max(len(run["name"]) for run in runs)
+    status = max(len(run["status"]) for run in runs)
+    for dropped in DROPPED:
+        if name + 2 + status + sum(10 for _ in columns) <= width:
+            break
+        columns = [column for column in columns if column[0] != dropped]
+    used = name + 2 + status + sum(10 for _ in columns)
+    beside = max((len(told(apart)) for apart in settings), default=0) + 2 <= width - used
+    lines: list[str] = []
     for run, apart in zip(runs, settings, strict=True):
-        summary = run["summary"]
-        values = [summary.get(stage, {}).get(metric) for stage, metric in NESTED]
-        cells = ["" if value is None else f"{value:.4f}" for value in values]
-        rest = ["" if not summary.get(key) else f"{summary[key]:.0f}" for key in ("images_per_second", "seconds")]
-        shown.add_row(run["name"], run["status"], *cells, *rest, told(apart))
-    return shown
+        cells = [f"{run['name']:{name}}  {run['status']:{status}}"]
+        for _, value_of, how in columns:
+            value = value_of(run)
+            cells.append(f"{'' if value is None else format(value, how):>10}")
+        lines.append("".join(cells) + (f"  {told(apart)}" if beside else ""))
+        if not beside and apart:
+            lines += textwrap.wrap(told(apart), width, initial_indent="    ", subsequent_indent="    ")
+    heads = [" " * (name + 2 + status)] * 2
+    for heading, _, _ in columns:
+        above, _, below = heading.rpartition("\n")
+        heads = [heads[0] + f"{above:>10}", heads[1] + f"{below:>10}"]
+    heads[1] = f"{f'{count} run' + ('s' if count > 1 else ''):{name}}" + heads[1][name:]
+    return [line.rstrip() for line in (*heads, *lines)]

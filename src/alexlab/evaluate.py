@@ -17,32 +17,6 @@ from alexlab.memory import keep_memory
 from alexlab.trainer import choose_precision, find_devices
 
 
-def find_run(named: str, logs: Path, ckpt: str = "best") -> Path:
-    """A run's directory by its path or name, or for "latest" the newest that has the checkpoint.
-
-    Raises:
-        UserError: there is none.
-    """
-    if named == "latest":
-        paths = [path for path in (logs / "train").glob("*runs/**/config.yaml") if "wandb" not in path.parts]
-        found = sorted(paths, key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise UserError(f"run=latest: there is no run below {logs / 'train'} yet: train one with python train.py.")
-        whole = [path for path in found if (path.parent / "checkpoints" / f"{ckpt}.ckpt").is_file()]
-        if not whole and ckpt in ("best", "last"):
-            error = rundir.read_summary(found[-1].parent).get("error", "it is running, or was killed")
-            raise UserError(f"run=latest: no run has a {ckpt}.ckpt yet. The newest, {found[-1].parent}: {error}")
-        return (whole or found)[-1].parent
-    if (logs / "train/runs" / named / "config.yaml").is_file():  # the name that compare.py shows
-        return logs / "train/runs" / named
-    if (logs / "train/multiruns" / named / "config.yaml").is_file():
-        return logs / "train/multiruns" / named
-    path = Path(named).expanduser().resolve()
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"run={named} is not a run's directory (it holds no config.yaml): give one, or latest.")
-    return path
-
-
 def check_images(found: dict[str, Any], data: ImageFolders, its: DictConfig) -> None:
     """Tell where the run's own folder holds other images by now.
 
@@ -77,13 +51,14 @@ def read_other(data: ImageFolders, then: dict[str, str]) -> None:
 
 def evaluate(config: DictConfig) -> float:
     """Rebuild the run from its own config, test it, print and write the numbers. Returns top-1."""
-    run_dir = find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
+    run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
     its = configs.load(run_dir / "config.yaml")
     if config.data.root is not None:
         its.data.root = str(Path(config.data.root).expanduser().resolve())
         its.data.demo_seed = None
     if config.data.num_workers is not None:
         its.data.num_workers = config.data.num_workers
+    its.data.on_error = config.data.on_error or its.data.on_error
     its.trainer.accelerator = config.trainer.accelerator or its.trainer.accelerator
     its.trainer.precision = config.trainer.precision or its.trainer.precision
     its.trainer.devices, its.trainer.num_nodes, its.trainer.strategy = 1, 1, "auto"
@@ -132,6 +107,8 @@ def evaluate(config: DictConfig) -> float:
         "split": data.test_split,
         "images": int(matrix.sum()),
         "root": str(data.root),
+        "precision": str(choose_precision(its.trainer.precision, devices.kind)),
+        "skipped_images": list(model.skipped),
         **{key.removeprefix("test/"): float(value) for key, value in tested.items()},
         "per_class_acc1": dict(zip(data.readable_classes, share, strict=True)),
     }
@@ -146,5 +123,7 @@ def evaluate(config: DictConfig) -> float:
     for name, value in list(result["per_class_acc1"].items())[:20]:
         table.add_row(f"acc1 of {name}", "no image" if value is None else f"{value:.4f}")
     Console().print(table)
+    if model.skipped:
+        print(f"{len(model.skipped)} broken images were left out: {', '.join(list(model.skipped)[:5])}")
     print(f"written to {rundir.shown(run_dir / 'eval.json')}", flush=True)
     return float(result["acc1"])

@@ -115,6 +115,7 @@ def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> End
         "ALEXLAB_RANKS": str(world_size),
         "WORLD_SIZE": str(world_size),
         "NODE_RANK": "0",
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # no stacks of peers that are leaving
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port(port)),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),

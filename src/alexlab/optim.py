@@ -37,7 +37,7 @@ def build_optimizer(
         UserError: a class from elsewhere than `targets.ALLOWED`, or one that refuses a setting.
     """
     cls = locate(settings["_target_"])
-    groups = decay_groups(net, settings["weight_decay"], settings["decay_norm_and_bias"])
+    groups = decay_groups(net, settings.get("weight_decay", 0.0), settings.get("decay_norm_and_bias", False))
     extra = {key: value for key, value in settings.items() if key not in OWN_KEYS}
     if "fused" in settings:
         extra["fused"] = may_fuse if settings["fused"] == "auto" else settings["fused"]
@@ -45,7 +45,10 @@ def build_optimizer(
         return cls(groups, lr=effective_lr(settings, batch), **extra)
     except (TypeError, ValueError) as error:
         shown = ", ".join(f"optimizer.{key}={value}" for key, value in extra.items())
-        raise UserError(f"{settings['_target_']} does not take these settings ({shown}): {error}") from error
+        raise UserError(
+            f"{settings['_target_']} does not take these settings ({shown}): {error}. A key is taken out with "
+            f"~optimizer.{next(iter(extra), 'KEY')}."
+        ) from error
 
 
 def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What a run will do, worked out before it starts: batches, steps, rates. `dry_run=true` prints it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -9,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from alexlab import config as configs
-from alexlab import optim
+from alexlab import optim, rundir
 from alexlab.errors import UserError
 from alexlab.trainer import Devices, choose_precision
 
@@ -128,13 +129,17 @@ def show(plan: Plan, config: DictConfig, devices: Devices, images: Images, net: 
         "devices": f"{devices.world_size} x {devices.kind}, {choose_precision(config.trainer.precision, devices.kind)}",
         "global batch": f"{plan.global_batch} ({plan.device_batch} a device)",
         "images an optimizer step": plan.step_images,
+        "data": f"{config.data.root}, {config.data.image_size} pixels, augment={config.choices.get('augment')}",
         "learning rate": f"{plan.lr:g}{scaled}",
+        "schedule": f"{settings['_target_'].rpartition('.')[2]}, {config.scheduler.name}",
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.steps} in all, {plan.warmup} of warm-up",
         "left out an epoch": f"{plan.left_out} images, others each time",
         "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last), {size['best'] / 1e6:.0f} MB (best)",
-        "run directory": f"{config.run_dir} (not made)",
+        "run directory": f"{rundir.shown(Path(config.run_dir))} (not made)",
     }
     table = Table(title="dry run", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for key, value in rows.items():
         table.add_row(key, str(value))
     Console().print(table)

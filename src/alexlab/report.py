@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
@@ -37,10 +38,11 @@ def facts_of(
 
 def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> dict[str, Any]:
     rate = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-    last = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    last = {key: round(float(value), 7) for key, value in trainer.callback_metrics.items()}  # were float32
     folder = run_dir / "checkpoints"
     return {
         "best": dict(model.best),
+        "best_epoch": model.best_epoch,
         "last": {
             k: v for k, v in last.items() if k.startswith(("train/", "val/")) and not k.endswith(("_best", "_step"))
         },
@@ -72,19 +74,31 @@ def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: P
         )  # fmt: skip
 
 
+def tell_stop(trainer: pl.Trainer) -> None:
+    """Say why a run ended before its last epoch."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+            log.info("early stopping: no better %s in %d validations, the last in epoch %d.",
+                     callback.monitor, callback.wait_count, callback.stopped_epoch + 1)  # fmt: skip
+        if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
+            log.info("the time was up in epoch %d.", trainer.fit_loop.epoch_progress.current.ready)
+
+
 def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
     last = run_dir / "checkpoints/last.ckpt"
     if not last.is_file():
-        return "before its first epoch was done."
+        return "Its first epoch was not done: nothing was kept to go on from."
     words = shlex.join(word for word in config.overrides if not word.startswith(("ckpt_path", "hydra.")))
-    return f"Go on from its last whole epoch: python train.py {words} ckpt_path={rundir.shown(last)}".replace("  ", " ")
+    command = f"python train.py {words} ckpt_path={rundir.shown(run_dir)}".replace("  ", " ")
+    return f"Go on from its last whole epoch: {command}"
 
 
 def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
     title = f"{summary['status']} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
     table = Table(title=title)
-    for column in ("metric", "best", "last", tested):
+    epoch = summary.get("best_epoch")
+    for column in ("metric", f"best (epoch {epoch})" if epoch else "best", "last", tested):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name in ("loss", "acc1", "acc5"):
         cells = [

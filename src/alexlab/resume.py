@@ -1,10 +1,11 @@
 """Whether training can go on from a checkpoint."""
 
+import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from alexlab import checkpoint
+from alexlab import checkpoint, rundir
 from alexlab import config as configs
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
@@ -16,6 +17,37 @@ KEPT_ON_RESUME = (
     "optimizer.", "scheduler.", "seed", "data.batch_size", "data.val_fraction", "data.test_fraction", "ema.",
     "trainer.accumulate_grad_batches", "model.mean", "model.std",
 )  # fmt: skip
+
+
+def find_ckpt(named: str, logs: Path) -> Path:
+    """A file, or last.ckpt of a run given by its directory or name, or "latest"."""
+    path = Path(named).expanduser().resolve()
+    if path.is_file() or (named != "latest" and path.suffix):
+        return path
+    return rundir.find_run(named, logs, "last") / "checkpoints/last.ckpt"
+
+
+def best_beside(config: DictConfig) -> Path | None:
+    """The best.ckpt that lies beside `ckpt_path` and is of the same run, so that its score goes on."""
+    if config.ckpt_path is None:
+        return None
+    path = Path(config.ckpt_path).with_name("best.ckpt")
+    if not path.is_file():
+        return None
+    last, best = (checkpoint.load(each)["alexlab"] for each in (Path(config.ckpt_path), path))
+    return path if last["best"] and last["best"] == best["best"] else None
+
+
+def take_best_along(config: DictConfig) -> None:
+    """Copy the best weights before `ckpt_path` into the run's directory, or say that they are not known."""
+    path = best_beside(config)
+    if path is not None:
+        folder = Path(config.run_dir, "checkpoints")
+        folder.mkdir()
+        shutil.copyfile(path, folder / ".best.ckpt.tmp")
+        (folder / ".best.ckpt.tmp").replace(folder / "best.ckpt")
+    elif config.ckpt_path is not None:
+        print(f"note: no best.ckpt of its run lies beside {config.ckpt_path}: `best` counts from here on.", flush=True)
 
 
 def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """The rules that a composed config must keep, checked together and told together. Light: no heavy import."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -186,6 +187,7 @@ EVAL_RULES: dict[str, Rule] = {
     "ckpt": TEXT,
     "data.root": _or_null(TEXT),
     "data.num_workers": RULES["data.num_workers"],
+    "data.on_error": _or_null(RULES["data.on_error"]),
     "compile": _or_null(RULES["compile"]),
     "trainer.accelerator": _or_null(RULES["trainer.accelerator"]),
     "trainer.precision": _or_null(RULES["trainer.precision"]),
@@ -199,6 +201,13 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
     """Raises UserError with every value that breaks one of `rules`, one a line."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     wrong = []
+    groups = dict.fromkeys(key[: m.start()] for key in rules for m in re.finditer(r"\.", key))
+    for group in groups:
+        value = _at(plain, group)
+        if value is not _ABSENT and not isinstance(value, dict):
+            first = next(key for key in rules if key.startswith(f"{group}."))
+            off = "; logger=csv is without W&B" if group == "logger.wandb" else ""
+            wrong.append(f"{group}={shown(value)}: it holds keys, and one of them must be set, such as {first}{off}.")
     for key, (words, test) in rules.items():
         value = _at(plain, key)
         if value is _ABSENT:
@@ -208,7 +217,7 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
         elif not test(value):
             wrong.append(f"{key}={shown(value)}: must be {words}.")
     if rules is RULES and not wrong:  # rules on several values, which must each be right by itself
-        wrong = _together(plain)
+        wrong = _together(plain) + _words(plain)
     if wrong:
         raise UserError(
             wrong[0] if len(wrong) == 1 else f"{len(wrong)} values of the config are wrong:\n  " + "\n  ".join(wrong)
@@ -236,6 +245,28 @@ def _together(plain: Plain) -> list[str]:
         wrong.append(f"{root} does not exist: give the folder of the images with data.root=PATH.")
     if plain["optimizer"].get("nesterov") and not plain["optimizer"].get("momentum"):
         wrong.append("optimizer.nesterov=true needs optimizer.momentum above 0.")
+    return wrong
+
+
+# groups whose every key is read here; others pass unknown ones on, to the optimizer, Lightning or a network
+CLOSED = ("augment", "data", "ema", "scheduler", "sweep")
+
+
+def _words(plain: Plain) -> list[str]:
+    """What is wrong with the command line's words though the config that they make is in order."""
+    wrong = []
+    given = {word.lstrip("+").partition("=")[0]: word for word in plain.get("overrides") or []}  # the last one counts
+    for key, word in given.items():
+        value = word.partition("=")[2]
+        if key in ("run_dir", "overrides", "choices"):
+            wrong.append(f"{word}: {key} is filled in; a run's directory is chosen with hydra.run.dir=PATH.")
+        if word.startswith("+") and key not in RULES and (key.split(".")[0] in CLOSED or "." not in key):
+            wrong.append(f"{word}: nobody reads {key}; without the + the nearest key is told.")
+        if key == "model.name" and "name" not in plain["model"]["net"] and value != plain["choices"].get("model"):
+            wrong.append(
+                f"{word}: model={plain['choices'].get('model')} would be called so, and stay what it is; for that "
+                f"network say model=torchvision {word}, or model=timm {word}."
+            )
     return wrong
 
 

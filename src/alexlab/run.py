@@ -27,7 +27,7 @@ from alexlab.errors import RunFailedError, UserError
 from alexlab.instantiate import build
 from alexlab.memory import keep_memory
 from alexlab.plan import Plan
-from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
+from alexlab.trainer import Devices, build_trainer, check_settings, choose_precision, find_devices
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb import Status, WandbLogger
@@ -53,6 +53,7 @@ def fit(config: DictConfig) -> float | None:
         from alexlab.loggers.wandb import require_key
 
         require_key()
+    check_settings(config)
     choose_precision(config.trainer.precision, devices.kind)  # told now where it cannot be
     data = build_data(config, devices).read()
     plan = plans.make_plan(config, devices.world_size, data.images)
@@ -66,6 +67,7 @@ def fit(config: DictConfig) -> float | None:
         states = optim.state_tensors(configs.plain(config.optimizer))
         rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
         rundir.claim(config)
+        resume.take_best_along(config)
         print(f"run directory: {rundir.shown(run_dir)}", flush=True)
     if devices.world_size == 1 or launch.external():
         return fit_rank(config, data, model)
@@ -129,9 +131,11 @@ def _fit_rank(
         callbacks = [*build_callbacks(config), preemption]
         trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
         preemption.install(trainer)
+        model.keeps_best = resume.best_beside(config) is not None
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         preemption.agree(trainer)
-        validate_end(trainer, model, data, run_dir)
+        report.tell_stop(trainer)
+        validate_end(trainer, model, data)
         result |= report.metrics_of(trainer, model, run_dir)
         if config.test and config.trainer.limit_test_batches not in (0, 0.0):
             result["test"] = score_best(trainer, model, data, run_dir)
@@ -141,7 +145,7 @@ def _fit_rank(
     except Preempted as error:
         status = "preempted"
         result["error"] = str(error)
-        log.warning("%s %s", error, report.how_to_go_on(config, run_dir))
+        log.warning("%s. %s", error, report.how_to_go_on(config, run_dir))
         raise SystemExit(128 + error.number) from None
     except BaseException as error:
         result["error"] = f"{type(error).__name__}: {error}"
@@ -213,6 +217,7 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
         class_names=data.readable_classes,
         seed=config.seed,
         provenance={"config": configs.plain(config), "classes": list(data.classes), "dataset": data.describe()},
+        monitor=config.monitor,
         channels_last=kind == "cuda" if layout == "auto" else bool(layout),
         **training,
     )
@@ -281,22 +286,18 @@ def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageCl
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config, data, find_devices(config).kind, plan)
     if config.ckpt_path is not None:
-        config.ckpt_path = str(Path(config.ckpt_path).expanduser().resolve())
+        config.ckpt_path = str(resume.find_ckpt(config.ckpt_path, Path(config.paths.logs)))
         resume.check_ckpt(config, data, model, plan)
     return model
 
 
-def validate_end(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, run_dir: Path) -> None:
+def validate_end(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders) -> None:
     """Validate the last weights where the run ended between two validations, as trainer.max_steps lets it."""
     if model.validated_at == trainer.global_step or trainer.limit_val_batches == 0 or not trainer.global_step:
         return
     before = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
-    best = dict(model.best)
     trainer.validate(model, datamodule=data, verbose=False)
     trainer.callback_metrics.update(before)
-    monitor = model.provenance["config"]["monitor"]
-    if model.best.get(monitor) != best.get(monitor):
-        trainer.save_checkpoint(run_dir / "checkpoints/best.ckpt", weights_only=True)
 
 
 def score_best(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, run_dir: Path) -> dict[str, float]:

@@ -11,6 +11,7 @@ from alexlab.errors import UserError
 ALLOWED = (
     "alexlab.models",
     "alexlab.callbacks",
+    "alexlab.optimizers",
     "torch.nn",
     "torch.optim",
     "torchvision.models",

@@ -18,11 +18,11 @@ from pytorch_lightning.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     LearningRateMonitor,
-    ModelCheckpoint,
-    ModelSummary,
+    RichModelSummary,
 )
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecision
@@ -30,7 +30,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from alexlab import launch
 from alexlab.callbacks.agreement import SameConfig
-from alexlab.callbacks.last import LastCheckpoint
+from alexlab.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.progress import Bar, PlainProgress
 from alexlab.callbacks.throughput import Throughput
@@ -38,6 +38,7 @@ from alexlab.checkpoint import AtomicCheckpointIO
 from alexlab.errors import UserError
 from alexlab.rules import mode_of
 
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 OWN_KEYS = ("strategy", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port", "precision")
 
 
@@ -117,6 +118,16 @@ def choose_precision(wanted: Any, kind: str) -> Any:
     return "32-true"
 
 
+def check_settings(config: DictConfig) -> None:
+    """Raises UserError where a key of `trainer` is neither ours nor Lightning's."""
+    known = {*OWN_KEYS, *inspect.signature(pl.Trainer.__init__).parameters}
+    unknown = sorted(key for key in config.trainer if key not in known)
+    if unknown:
+        raise UserError(
+            f"trainer.{unknown[0]} is not a setting of Lightning's Trainer: remove it, or see its name there."
+        )
+
+
 def build_trainer(
     config: DictConfig,
     devices: Devices,
@@ -130,9 +141,6 @@ def build_trainer(
     Args:
         batches: training batches an epoch, where they are worked out already.
         net_type: of the network, which FSDP shards as one unit.
-
-    Raises:
-        UserError: a setting that Lightning does not know.
     """
     run_dir = Path(config.run_dir)
     settings: dict[str, Any] = {key: value for key, value in dict(config.trainer).items() if key not in OWN_KEYS}
@@ -140,15 +148,14 @@ def build_trainer(
     if isinstance(config.trainer.devices, int) or config.trainer.devices == "auto":
         settings["devices"] = devices.local
     settings["num_nodes"] = devices.nodes
-    if batches is not None:
+    if batches is not None:  # at least one line of numbers an epoch
+        steps = max(1, batches // settings["accumulate_grad_batches"])
+        settings["log_every_n_steps"] = min(settings["log_every_n_steps"], steps)
         settings["overfit_batches" if settings["overfit_batches"] else "limit_train_batches"] = batches
-    unknown = sorted(set(settings) - set(inspect.signature(pl.Trainer.__init__).parameters))
-    if unknown:
-        raise UserError(
-            f"trainer.{unknown[0]} is not a setting of Lightning's Trainer: remove it, or see its name there."
-        )
     if devices.kind == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.trainer.tf32
+    if settings["profiler"] is not None:
+        settings["profiler"] = PROFILERS[settings["profiler"]](dirpath=run_dir, filename="profile")
     plugins: list[Any] = [AtomicCheckpointIO()]
     if "ALEXLAB_RANKS" in os.environ:
         plugins.append(LightningEnvironment())  # reads what launch.spawn put there
@@ -195,20 +202,13 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
     folder = run_dir / "checkpoints"
     callbacks: list[Callback] = [
         SameConfig(config),
-        ModelCheckpoint(
-            folder,
-            "best",
-            monitor=config.monitor,
-            mode=mode_of(config.monitor),
-            save_weights_only=True,
-            enable_version_counter=False,
-        ),
+        BestCheckpoint(folder / "best.ckpt"),
         LastCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
     ]
     if wanted.lr_monitor:
         callbacks.append(LearningRateMonitor("step"))
     if wanted.model_summary:
-        callbacks.append(ModelSummary(wanted.model_summary))
+        callbacks.append(RichModelSummary(wanted.model_summary))
     if wanted.device_stats:
         callbacks.append(DeviceStatsMonitor())
     if wanted.early_stopping is not None:

@@ -18,12 +18,12 @@ SHOWN = {
 }
 # what a line an epoch tells
 TOLD = {
-    "train/loss": "{:.4f}",
-    "train/acc1": "{:.4f}",
-    "val/loss": "{:.4f}",
-    "val/acc1": "{:.4f}",
-    "perf/images_per_second": "{:.0f}",
-    "perf/data_wait": "{:.3f}",
+    "train/loss": "train/loss {:.4f}",
+    "train/acc1": "train/acc1 {:.4f}",
+    "val/loss": "val/loss {:.4f}",
+    "val/acc1": "val/acc1 {:.4f}",
+    "perf/images_per_second": "{:.0f} images/s",
+    "perf/data_wait": "waits {:.0%} for data",
 }
 QUIET = 60.0  # seconds after which a long epoch says how far it is, where there is no bar
 
@@ -81,7 +81,7 @@ class PlainProgress(Callback):
         if self.start is None or not trainer.is_global_zero:
             return
         values = trainer.callback_metrics
-        parts = [f"{key} {how.format(float(values[key]))}" for key, how in TOLD.items() if key in values]
+        parts = [how.format(float(values[key])) for key, how in TOLD.items() if key in values]
         seconds = time.monotonic() - self.start
         self._say(f"{self._where(trainer)} | {seconds:.1f} s | {' | '.join(parts)}")
 

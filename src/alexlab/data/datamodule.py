@@ -83,7 +83,7 @@ class ImageFolders(pl.LightningDataModule):
         if self.expected_classes is not None and self.expected_classes != len(train.classes):
             raise UserError(
                 f"data.num_classes={self.expected_classes}, but {train.root} holds {len(train.classes)} classes: "
-                "leave data.num_classes out (it is counted), or point data.root elsewhere."
+                "data.num_classes=null counts them; or point data.root elsewhere."
             )
         return self
 

@@ -1,13 +1,24 @@
-"""last.ckpt, after each epoch."""
+"""best.ckpt, after each validation that was better than all before, and last.ckpt, after each epoch."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 log = logging.getLogger("alexlab")
+
+
+class BestCheckpoint(Callback):
+    """Writes the weights where the classifier, which keeps the score, has found them better."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and pl_module.improved:
+            trainer.save_checkpoint(self.path, weights_only=True)
 
 
 class LastCheckpoint(ModelCheckpoint):
