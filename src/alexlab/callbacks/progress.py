@@ -23,7 +23,7 @@ TOLD = {
     "val/loss": "val/loss {:.4f}",
     "val/acc1": "val/acc1 {:.4f}",
     "perf/images_per_second": "{:.0f} images/s",
-    "perf/data_wait": "waits {:.0%} for data",
+    "perf/data_wait": "data wait {:.0%}",
 }
 QUIET = 60.0  # seconds after which a long epoch says how far it is, where there is no bar
 
