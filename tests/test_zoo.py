@@ -32,7 +32,7 @@ def test_unknown_names_and_weights_that_cannot_be_had(tmp_path, monkeypatch) -> 
     with pytest.raises(ValueError, match=r"model.name=resnet19x: timm has no such network"):
         timm_net("resnet19x", 3)
     assert timm_net("resnet18", 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"the weights of hf-hub:timm/x cannot be had"):  # the hub's to know
         timm_net("hf-hub:timm/x", 3, pretrained=True)
     assert torchvision_net("googlenet", 3).transform_input
