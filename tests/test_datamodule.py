@@ -118,7 +118,7 @@ def test_no_val_and_no_train(folder: Path, tmp_path: Path) -> None:
         data_of(tmp_path / "b").read()
     with pytest.raises(UserError, match=r"val_fraction=0.5, .*they split class folders, and .* has train/ already"):
         data_of(folder, val_fraction=0.5).read()
-    with pytest.raises(UserError, match=r"data.num_classes=7, but .* holds 12 classes: data.num_classes=null counts them"):
+    with pytest.raises(UserError, match=r"data.num_classes=7, but .* holds 12 classes: data.num_classes=null"):
         data_of(folder, num_classes=7).read()
 
 

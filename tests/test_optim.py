@@ -110,3 +110,20 @@ def test_decay_goes_by_module_type() -> None:
     assert [p.shape for p in decayed["params"]] == [torch.Size([4, 3, 3, 3]), torch.Size([2, 4])]
     assert (decayed["weight_decay"], plain["weight_decay"], len(plain["params"])) == (5e-4, 0.0, 4)
     assert len(optim.decay_groups(net, 5e-4, decay_norm_and_bias=True)) == 1
+
+
+def test_biases_at_twice_the_rate() -> None:
+    """As in Krizhevsky's code, through the whole schedule."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = optim.build_optimizer(net, {**SGD, "bias_lr_factor": 2.0}, 64)
+    (entry,) = optim.build_schedulers(optimizer, {"name": "linear", "unit": "step", "warmup": 0}, 10, 10)
+    biases = {id(parameter) for name, parameter in net.named_parameters() if name.endswith("bias")}
+    for step in range(10):
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert len(rates) == 6
+        for key, rate in rates.items():
+            assert rate == pytest.approx((0.2 if key in biases else 0.1) * (1 - step / 10))
+        optimizer.step()
+        entry["scheduler"].step()
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"decay": 5e-4, "no_decay": 0.0, "no_decay_bias": 0.0}

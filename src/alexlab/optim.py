@@ -12,7 +12,7 @@ from alexlab.errors import UserError
 from alexlab.rules import mode_of
 from alexlab.targets import locate
 
-OWN_KEYS = ("lr", "weight_decay", "decay_norm_and_bias", "lr_reference_batch", "fused", "_target_")
+OWN_KEYS = ("bias_lr_factor", "lr", "weight_decay", "decay_norm_and_bias", "lr_reference_batch", "fused", "_target_")
 
 
 def effective_lr(settings: dict[str, Any], batch: int) -> float:
@@ -37,12 +37,14 @@ def build_optimizer(
         UserError: a class from elsewhere than `targets.ALLOWED`, or one that refuses a setting.
     """
     cls = locate(settings["_target_"])
-    groups = decay_groups(net, settings.get("weight_decay", 0.0), settings.get("decay_norm_and_bias", False))
+    lr, factor = effective_lr(settings, batch), settings.get("bias_lr_factor", 1.0)
+    decay, everywhere = settings.get("weight_decay", 0.0), settings.get("decay_norm_and_bias", False)
+    groups = decay_groups(net, decay, everywhere, lr * factor if factor != 1 else None)
     extra = {key: value for key, value in settings.items() if key not in OWN_KEYS}
     if "fused" in settings:
         extra["fused"] = may_fuse if settings["fused"] == "auto" else settings["fused"]
     try:
-        return cls(groups, lr=effective_lr(settings, batch), **extra)
+        return cls(groups, lr=lr, **extra)
     except (TypeError, ValueError) as error:
         shown = ", ".join(f"optimizer.{key}={value}" for key, value in extra.items())
         raise UserError(
@@ -51,11 +53,16 @@ def build_optimizer(
         ) from error
 
 
-def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+def decay_groups(
+    net: nn.Module, weight_decay: float, decay_norm_and_bias: bool, bias_lr: float | None = None
+) -> list[dict[str, Any]]:
     """Parameter groups: weights of convolutions, linear layers and embeddings decay; biases, and all parameters of
-    other modules (normalization, scales), only with `decay_norm_and_bias`."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    other modules (normalization, scales), only with `decay_norm_and_bias`.
+
+    Args:
+        bias_lr: the rate of biases, where it is another than the others'.
+    """
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in ("decay", "no_decay", "decay_bias", "no_decay_bias")}
     seen: set[int] = set()
     weighted = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
     for module in net.modules():
@@ -63,13 +70,17 @@ def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool)
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            decays = decay_norm_and_bias or (isinstance(module, weighted) and not name.endswith("bias"))
-            (decayed if decays else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay, "name": "decay"},
-        {"params": plain, "weight_decay": 0.0, "name": "no_decay"},
-    ]
-    return [group for group in groups if group["params"]]
+            bias = name.endswith("bias")
+            decays = decay_norm_and_bias or (isinstance(module, weighted) and not bias)
+            group = ("decay" if decays else "no_decay") + ("_bias" if bias and bias_lr is not None else "")
+            groups[group].append(parameter)
+    found = []
+    for name, parameters in groups.items():
+        own_rate = {"lr": bias_lr} if name.endswith("_bias") else {}
+        decay = 0.0 if name.startswith("no_decay") else weight_decay
+        if parameters:
+            found.append({"params": parameters, "weight_decay": decay, "name": name, **own_rate})
+    return found
 
 
 def warmup_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:

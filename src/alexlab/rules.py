@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
         _numbers("three numbers above 0, one for each of red, green and blue", 3, lambda v: min(v) > 0)
     ),
     "model.pretrained": SWITCH,
+    "model.bias_lr_factor": ABOVE_0,
     "model.net._target_": TEXT,
     "data.root": ("the folder of the images with data.root=PATH", lambda v: isinstance(v, str) and v != ""),
     "data.demo_seed": _or_null(FROM_0_WHOLE),
@@ -132,6 +133,7 @@ RULES: dict[str, Rule] = {
     "optimizer.nesterov": SWITCH,
     "optimizer.betas": _numbers("two numbers from 0 to below 1", 2, lambda v: all(0 <= b < 1 for b in v)),
     "optimizer.decay_norm_and_bias": SWITCH,
+    "optimizer.bias_lr_factor": ABOVE_0,
     "optimizer.fused": _one_of("auto", True, False),
     "optimizer.lr_reference_batch": _or_null(COUNT),
     "scheduler.name": _one_of("constant", "cosine", "linear", "multistep", "plateau", "step"),

@@ -1,6 +1,8 @@
-"""AlexNet (Krizhevsky, Sutskever, Hinton 2012), and its variant with BatchNorm."""
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012), and the networks that go by its name."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,61 +12,92 @@ from alexlab.models.lrn import LocalResponseNorm
 
 # 1 / sqrt(1/2 - 1/(2 pi)): one over the standard deviation of a rectified unit Gaussian
 RELU_GAIN = (0.5 - 0.5 / math.pi) ** -0.5
-MIN_SIZE = 64  # pixels: below, the last maps are smaller than a pooling window
+MIN_SIZE = 64  # pixels: below, too little is left for the last maps
+
+# of each layer, five convolutions and three linear ones: standard deviation of its weights, and its bias
+INITS: dict[str, list[tuple[float, float]]] = {
+    "paper": [(0.01, bias) for bias in (0, 1, 0, 1, 1, 1, 1, 0)],
+    "released": list(zip([0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01], [0, 1, 0, 1, 1, 1, 1, 0], strict=True)),
+    # "1 gave flat loss", says Caffe's readme of the biases
+    "caffe": list(zip([0.01] * 5 + [0.005] * 2 + [0.01], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0], strict=True)),
+}
 
 
 class AlexNet(nn.Module):
-    """Five convolutions, two of 4,096 hidden units, one of classes.
+    """Five convolutions, two hidden layers, one of classes; laid out and named as torchvision's, whose weights fit
+    where the settings do.
 
     Args:
         num_classes: size of the logits.
         in_channels: 3 for RGB.
-        norm: "lrn" (the paper's), "bn" (BatchNorm after each ReLU of the convolutions) or "none".
-        dropout: probability, on the outputs of both hidden layers.
-        init: "paper" (weights N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden layers), which belongs to
-            inputs of 0-255 minus the mean; or "centered" (each unit's weights sum to zero, and its output has
-            deviation 1), which belongs to inputs of deviation 1 and learns from the first step.
+        maps: of the five convolutions.
+        groups: of the second, fourth and fifth convolution: 2 where they lay on two GPUs.
+        padding: of the first convolution: pixels on each side, or "right_bottom" for the released code's 3 on those.
+        conv_bias: whether the convolutions have biases.
+        ceil_mode: whether poolings keep what fills no whole window, as Caffe's do.
+        norm: "lrn", "bn" (BatchNorm) or "none", after the ReLU.
+        normed: the convolutions, from 1, that are followed by it.
+        lrn: settings of `LocalResponseNorm`; none are the paper's.
+        map_size: of the last maps, to which other ones are averaged: 6, but where the poolings leave 5.
+        hidden: units of the two hidden layers.
+        dropout: probability.
+        dropout_before: whether it is before the hidden layers, as torchvision has it, or after them.
+        init: "paper", "released" (Krizhevsky's code) or "caffe", which belong to inputs of 0-255 minus the mean;
+            "centered" (each unit's weights sum to zero, and its output has deviation 1), which belongs to inputs of
+            deviation 1 and learns from the first step; or "torch", torch's own.
     """
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int = 1000,
         in_channels: int = 3,
+        maps: Sequence[int] = (96, 256, 384, 384, 256),
+        groups: int = 2,
+        padding: int | str = "right_bottom",
+        conv_bias: bool = True,
+        ceil_mode: bool = False,
         norm: str = "lrn",
+        normed: Sequence[int] = (1, 2),
+        lrn: dict[str, Any] | None = None,
+        map_size: int = 6,
+        hidden: Sequence[int] = (4096, 4096),
         dropout: float = 0.5,
+        dropout_before: bool = False,
         init: str = "centered",
     ) -> None:
         super().__init__()
         if norm not in ("lrn", "bn", "none"):
             raise ValueError(f"norm={norm}: must be lrn, bn or none.")
-        if init not in ("paper", "centered"):
-            raise ValueError(f"init={init}: must be paper or centered.")
+        if init not in (*INITS, "centered", "torch"):
+            raise ValueError(f"init={init}: must be one of {', '.join((*INITS, 'centered', 'torch'))}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must be from 0 to below 1.")
-        self.conv1 = nn.Conv2d(in_channels, 96, 11, stride=4)
-        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
-        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
-        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
-        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
-        maps = (96, 256, 384, 384, 256)
-        norms = []
+        if padding != "right_bottom" and not (isinstance(padding, int) and padding >= 0):
+            raise ValueError(f"padding={padding}: must be right_bottom or a number of pixels, at least 0.")
+        self.map_size = map_size
+        layers: list[nn.Module] = [nn.ZeroPad2d((0, 3, 0, 3))] if padding == "right_bottom" else []
+        pads = (0 if padding == "right_bottom" else int(padding), 2, 1, 1, 1)
+        before = in_channels
         for i, count in enumerate(maps, 1):
-            layer: nn.Module = nn.Identity()
-            if norm == "bn":
-                layer = nn.BatchNorm2d(count)
-            elif norm == "lrn" and i <= 2:
-                layer = LocalResponseNorm()
-            norms.append(layer)
-        self.norm1, self.norm2, self.norm3, self.norm4, self.norm5 = norms
-        self.pool = nn.MaxPool2d(3, stride=2)
-        self.fc6 = nn.Linear(256 * 6 * 6, 4096)
-        self.fc7 = nn.Linear(4096, 4096)
-        self.fc8 = nn.Linear(4096, num_classes)
-        self.dropout = nn.Dropout(dropout)
+            kernel, stride = {1: (11, 4), 2: (5, 1)}.get(i, (3, 1))
+            parts = groups if i in (2, 4, 5) else 1
+            layers.append(nn.Conv2d(before, count, kernel, stride, pads[i - 1], groups=parts, bias=conv_bias))
+            layers.append(nn.ReLU(inplace=True))
+            if norm != "none" and i in normed:
+                layers.append(nn.BatchNorm2d(count) if norm == "bn" else LocalResponseNorm(**(lrn or {})))
+            if i in (1, 2, 5):
+                layers.append(Pool(3, stride=2, ceil_mode=ceil_mode))
+            before = count
+        self.features = nn.Sequential(*layers)
+        drop = [nn.Dropout(dropout)]
+        first = [nn.Linear(before * map_size**2, hidden[0]), nn.ReLU(inplace=True)]
+        second = [nn.Linear(hidden[0], hidden[1]), nn.ReLU(inplace=True)]
+        both = [*drop, *first, *drop, *second] if dropout_before else [*first, *drop, *second, *drop]
+        self.classifier = nn.Sequential(*both, nn.Linear(hidden[1], num_classes))
         self._init(init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float (B, in_channels, H, W) -> logits (B, num_classes). Shapes below are for 224 pixels.
+        """float (B, in_channels, H, W) -> logits (B, num_classes). The shapes are the paper's at 224 pixels.
 
         Raises:
             ValueError: images smaller than 64 pixels.
@@ -74,34 +107,43 @@ class AlexNet(nn.Module):
                 f"AlexNet needs images of at least {MIN_SIZE} pixels, and these have {x.shape[-2]} x {x.shape[-1]}: "
                 f"set data.image_size={MIN_SIZE} or more."
             )
-        x = F.pad(x, (0, 3, 0, 3))  # right and bottom, as the released code
-        x = self.pool(self.norm1(F.relu(self.conv1(x))))  # 96 x 55 x 55 -> 27 x 27
-        x = self.pool(self.norm2(F.relu(self.conv2(x))))  # 256 x 27 x 27 -> 13 x 13
-        x = self.norm3(F.relu(self.conv3(x)))  # 384 x 13 x 13
-        x = self.norm4(F.relu(self.conv4(x)))  # 384 x 13 x 13
-        x = self.norm5(F.relu(self.conv5(x)))  # 256 x 13 x 13
-        x = self.pool(x)  # 256 x 6 x 6
-        if x.shape[-2:] != (6, 6):
-            x = F.adaptive_avg_pool2d(x, 6)
-        x = x.flatten(1)
-        x = self.dropout(F.relu(self.fc6(x)))  # 4096
-        x = self.dropout(F.relu(self.fc7(x)))  # 4096
-        return self.fc8(x)
+        x = self.features(x)  # 96 x 55 x 55 -> 27 -> 256 x 27 x 27 -> 13 -> 384 -> 384 -> 256 x 13 x 13 -> 6
+        if x.shape[-2:] != (self.map_size, self.map_size):
+            x = F.adaptive_avg_pool2d(x, self.map_size)
+        return self.classifier(x.flatten(1))  # 9216 -> 4096 -> 4096 -> num_classes
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The five convolutions and three linear layers."""
+        return [layer for layer in self.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
 
     def _init(self, how: str) -> None:
-        for name, layer in self.named_children():
-            if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, (nn.Conv2d, nn.Linear))
+            if how == "torch":
                 continue
-            assert layer.bias is not None
             if how == "centered":
                 nn.init.normal_(layer.weight)
                 with torch.no_grad():
                     # All pictures share the positive mean of the ReLUs below; weights that sum to zero do not pass it
                     # on, and without it eight layers deep the pictures look alike and nothing is learned at first.
                     layer.weight -= layer.weight.flatten(1).mean(1).view(-1, *[1] * (layer.weight.ndim - 1))
-                    gain = 1.0 if name in ("conv1", "fc8") else RELU_GAIN
+                    gain = 1.0 if number in (0, 7) else RELU_GAIN
                     layer.weight *= gain / layer.weight[0].numel() ** 0.5
-                nn.init.zeros_(layer.bias)
+                bias = 0.0
             else:
-                nn.init.normal_(layer.weight, std=0.01)
-                nn.init.constant_(layer.bias, float(name in ("conv2", "conv4", "conv5", "fc6", "fc7")))
+                std, bias = INITS[how][number]
+                nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, bias)
+
+
+class Pool(nn.MaxPool2d):
+    """Max pooling that makes one of maps smaller than its window."""
+
+    kernel_size: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H', W')."""
+        small = min(x.shape[-2:]) < self.kernel_size
+        return F.max_pool2d(x, self.kernel_size, self.stride, ceil_mode=self.ceil_mode or small)

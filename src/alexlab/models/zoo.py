@@ -7,6 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
+from alexlab.models.alexnet import AlexNet
+
 
 def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """torchvision's network `name`; with `pretrained` all weights but those of a head of another size.
@@ -23,16 +25,24 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
         kwargs.setdefault("transform_input", True)  # their weights were trained on -1 to 1; they take ImageNet's scale
     net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
     if pretrained:
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        try:
-            state = weights.get_state_dict(check_hash=True, progress=False)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"pretrained=true: the weights of {name} cannot be had ({error}). Connect once, put "
-                f"{weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or model.pretrained=false."
-            ) from error
-        load_but_head(net, state)
+        load_but_head(net, torchvision_weights(name))
     return net
+
+
+def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
+    """torchvision's ImageNet weights of a network, their file's hash checked.
+
+    Raises:
+        ValueError: they cannot be had.
+    """
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        return weights.get_state_dict(check_hash=True, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"pretrained=true: the weights of {name} cannot be had ({error}). Connect once, put "
+            f"{weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or model.pretrained=false."
+        ) from error
 
 
 def load_but_head(net: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -46,9 +56,21 @@ def load_but_head(net: nn.Module, state: dict[str, torch.Tensor]) -> None:
     net.load_state_dict(kept, strict=False)
 
 
-def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5) -> nn.Module:
-    """torchvision's AlexNet ("one weird trick", Krizhevsky 2014): 64-192-384-256-256, no normalization."""
-    return torchvision_net("alexnet", num_classes, pretrained, dropout=dropout)
+def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5, in_channels: int = 3) -> AlexNet:
+    """torchvision's AlexNet ("one weird trick", Krizhevsky 2014): 64-192-384-256-256, no normalization.
+
+    Raises:
+        ValueError: weights that cannot be had, or are of three channels.
+    """
+    net = AlexNet(
+        num_classes, in_channels, maps=(64, 192, 384, 256, 256), groups=1, padding=2, norm="none", dropout=dropout,
+        dropout_before=True, init="torch",
+    )  # fmt: skip
+    if pretrained:
+        if in_channels != 3:
+            raise ValueError(f"pretrained=true: the weights are of RGB images, and in_channels={in_channels}.")
+        load_but_head(net, torchvision_weights("alexnet"))
+    return net
 
 
 def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
