@@ -194,6 +194,15 @@ EVAL_RULES: dict[str, Rule] = {
     "trainer.accelerator": _or_null(RULES["trainer.accelerator"]),
     "trainer.precision": _or_null(RULES["trainer.precision"]),
 }
+PREDICT_RULES: dict[str, Rule] = {
+    "run": EVAL_RULES["run"],
+    "images": ("an image, a folder or a glob with images=PATH", TEXT[1]),
+    "ckpt": TEXT,
+    "topk": COUNT,
+    "out": _or_null(TEXT),
+    "batch_size": COUNT,
+    "num_workers": RULES["data.num_workers"],
+}
 COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
 
 _ABSENT = object()

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ class ImageFolders(pl.LightningDataModule):
         self.transforms = {"train": train_transform, "val": eval_transform, "test": eval_transform}
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.expected_classes, self.on_error, self.demo_seed = num_classes, on_error, demo_seed
-        self.class_names = names.read(class_names) if class_names is not None else {}
+        self.class_names = class_names
         self.world_size, self.timeout = world_size, timeout
         self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
         self.splits: dict[str, ImageIndex] = {}
@@ -138,11 +137,7 @@ class ImageFolders(pl.LightningDataModule):
     @property
     def readable_classes(self) -> list[str]:
         """The classes' names for people, where the data's config has them ("n01440764": "tench")."""
-        names = [self.class_names.get(name, name) for name in self.classes]
-        times = Counter(names)
-        return [
-            name if times[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, self.classes, strict=True)
-        ]
+        return names.readable(self.classes, self.class_names)
 
     @property
     def images(self) -> dict[str, int]:

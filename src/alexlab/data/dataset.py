@@ -1,9 +1,6 @@
 """One image of the index -> its uint8 pixels, cropped by (seed, epoch, index)."""
 
-import struct
-
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from alexlab.data import decode
@@ -48,8 +45,7 @@ class ImageDataset(Dataset[Sample | str]):
             with decode.open_image(path) as image:
                 try:
                     return self.transform(image), int(self.index.targets[i])
-                # what Pillow raises for broken files
-                except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+                except decode.BROKEN as error:
                     raise decode.broken(path, error) from None
         except decode.BrokenImageError:
             if self.on_error == "raise":

@@ -1,5 +1,6 @@
 """File -> pixels: decoded, cropped and resized in as few passes as possible, uint8 all the way."""
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from alexlab.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
+# what Pillow raises for broken files
+BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # the EXIF tag
 
 

@@ -1,5 +1,7 @@
 """Readable names of classes: "n01440764" is a tench."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from alexlab.errors import UserError
@@ -27,3 +29,12 @@ def read(source: str) -> dict[str, str]:
             raise UserError(f"{path}, line {number}: {line[:80]!r} must be a folder, a tab and its name.")
         found[folder.strip()] = name.strip()
     return found
+
+
+def readable(folders: Sequence[str], source: str | None) -> list[str]:
+    """The names for people of class folders, where `source` (see `read`) has them; of several the same, each with its
+    folder."""
+    known = read(source) if source is not None else {}
+    told = [known.get(folder, folder) for folder in folders]
+    times = Counter(told)
+    return [name if times[name] == 1 else f"{name} ({folder})" for name, folder in zip(told, folders, strict=True)]

@@ -1,0 +1,24 @@
+"""What a run says of images: python predict.py run=<run dir>|latest images=<file|folder|glob>."""
+
+import sys
+
+try:
+    from alexlab.cli import hydra_command, importing
+except ModuleNotFoundError as error:
+    print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
+    sys.exit(2)
+
+
+@hydra_command("predict")
+def main(config):  # type: ignore[no-untyped-def]
+    from alexlab.rules import PREDICT_RULES, check
+
+    check(config, PREDICT_RULES)
+    with importing():
+        from alexlab.predict import predict
+
+    predict(config)
+
+
+if __name__ == "__main__":
+    main()

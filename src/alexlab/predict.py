@@ -1,0 +1,107 @@
+"""What a run's network says of images: the task of predict.py."""
+
+import csv
+import glob
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+from torch.utils.data import DataLoader, Dataset
+
+from alexlab import loading, rundir
+from alexlab.data.datamodule import cores, start_worker
+from alexlab.data.decode import BrokenImageError
+from alexlab.data.index import EXTENSIONS
+from alexlab.errors import RunFailedError, UserError
+
+SHOWN = 10  # images in the table on the screen; the file has all
+
+Item = tuple[int, torch.Tensor | str]  # position, and uint8 (3, S, S) or why there is none
+
+
+class Images(Dataset[Item]):
+    """Cropped images of a list of paths; a broken one gives its message."""
+
+    def __init__(self, paths: list[str], transform: loading.EvalTransform) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Item:
+        try:
+            return i, self.transform(self.paths[i])
+        except BrokenImageError as error:
+            return i, str(error)
+
+
+def find_images(named: str) -> list[str]:
+    """The image files that a file, a folder (at any depth) or a glob names, sorted.
+
+    Raises:
+        UserError: there are none.
+    """
+    place = Path(named).expanduser()
+    if place.is_file():
+        return [str(place)]
+    pattern = f"{glob.escape(str(place))}/**/*" if place.is_dir() else str(place)
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())  # noqa: PTH207
+    if place.is_dir():
+        found = [path for path in found if path.lower().endswith(EXTENSIONS)]
+    if not found:
+        raise UserError(f"images={named}: no image is there; give a file, a folder or a quoted glob ('photos/*.jpg').")
+    return found
+
+
+def predict(config: DictConfig) -> None:
+    """Write a line a class of the `config.topk` most probable ones of each image, and show the first images' best.
+
+    Raises:
+        UserError: no such run, or no images.
+        RunFailedError: some could not be read; the others are written.
+    """
+    logs = Path(config.paths.logs)
+    run_dir = rundir.find_run(str(config.run), logs, str(config.ckpt))
+    paths = find_images(str(config.images))
+    net, transform, classes = loading.load(run_dir, str(config.ckpt), logs)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net.to(device)
+    workers = cores() if config.num_workers is None else config.num_workers
+    loader = DataLoader(
+        Images(paths, transform), batch_size=config.batch_size, num_workers=min(workers, -(-len(paths) // 8)),
+        collate_fn=list, worker_init_fn=start_worker,
+    )  # fmt: skip
+    out = Path(config.out).expanduser() if config.out else run_dir / "predictions.csv"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    topk = min(config.topk, len(classes))
+    broken: list[str] = []
+    table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
+    console = Console()
+    beside = out.with_name(f".{out.name}.tmp")
+    with beside.open("w", newline="") as file, torch.inference_mode():
+        writer = csv.writer(file)
+        writer.writerow(["path", "rank", "class", "probability"])
+        for batch in track(loader, "predicting", console=console, disable=not console.is_terminal):
+            broken += [what for _, what in batch if isinstance(what, str)]
+            whole: Any = [(i, what) for i, what in batch if not isinstance(what, str)]
+            if not whole:
+                continue
+            logits = net(torch.stack([image for _, image in whole]).to(device))
+            best = logits.float().softmax(1).topk(topk)
+            for (i, _), values, indices in zip(whole, best.values.tolist(), best.indices.tolist(), strict=True):
+                for rank, (value, index) in enumerate(zip(values, indices, strict=True), 1):
+                    writer.writerow([paths[i], rank, classes[index], f"{value:.6f}"])
+                if table.row_count < SHOWN:
+                    table.add_row(rundir.shown(Path(paths[i])), classes[indices[0]], f"{values[0]:.4f}")
+    beside.replace(out)
+    if table.row_count:
+        console.print(table)
+    done = len(paths) - len(broken)
+    print(f"{done} image{'s' if done != 1 else ''}, {topk} classes each: {rundir.shown(out)}", flush=True)
+    if broken:
+        listed = "\n  ".join(broken[:SHOWN]) + (f"\n  ... ({len(broken) - SHOWN} more)" if len(broken) > SHOWN else "")
+        raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)
