@@ -5,7 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import command, summary_of, tiny_train
+from PIL import Image
+from torchvision.transforms import v2
+
+import alexlab
+from alexlab.data.transforms import SampleTransform
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +144,39 @@ def test_a_run_in_half_precision_is_evaluated_on_a_cpu(run_dir: Path, tmp_path: 
     done = command("eval.py", "run=gpu", f"paths.logs={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "note: the run's trainer.precision=16-mixed needs a GPU; evaluated in 32-true." in done.stdout
+
+
+def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
+    """Against torchvision's ten crops of the 73 pixel square, of which the net sees 64."""
+    done = evaluated(run_dir, "run=one", "crops=10")
+    assert done.returncode == 0, done.stderr
+    assert "10 images of test, best.ckpt, ten crops each" in done.stdout
+    found = json.loads((run_dir / "eval-10crops.json").read_text())
+    net, transform, classes = alexlab.load(run_dir)
+    square = SampleTransform(73, crop_ratio=1.0)
+    losses, hits = [], []
+    for path in sorted((data / "test").glob("*/*.jpg")):
+        with Image.open(path) as opened:
+            crops = v2.functional.ten_crop(square(opened), [64, 64])
+        with torch.no_grad():
+            mean = net(transform.normalize(torch.stack(crops))).softmax(1).mean(0)
+        target = classes.index(path.parent.name)
+        losses.append(-float(mean[target].log()))
+        hits.append(int(mean.argmax()) == target)
+    # the run is bf16 where that is fast
+    assert found["loss"] == pytest.approx(sum(losses) / 10, rel=2e-2)
+    assert found["acc1"] == pytest.approx(sum(hits) / 10, abs=0.11)
+    exact = evaluated(run_dir, "run=one", "crops=10", "trainer.precision=32-true")
+    assert exact.returncode == 0, exact.stderr
+    found = json.loads((run_dir / "eval-10crops.json").read_text())
+    assert (found["crops"], found["acc1"]) == (10, pytest.approx(sum(hits) / 10))
+    assert found["loss"] == pytest.approx(sum(losses) / 10, rel=1e-4)
+    assert evaluated(run_dir, "run=one", "crops=5").returncode == 2
+
+
+def test_ten_crops_need_something_around_the_middle(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "train/runs/whole"
+    assert tiny_train(data, folder, "augment.crop_ratio=1", "debug=fast").returncode == 0
+    done = evaluated(folder, "run=whole", "crops=10")
+    assert done.returncode == 2
+    assert "crops=10 needs images larger than what the net sees, and the run has augment.crop_ratio=1" in done.stderr

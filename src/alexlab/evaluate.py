@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from alexlab import checkpoint, run, rundir
 from alexlab import config as configs
+from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
+from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 from alexlab.memory import keep_memory
 from alexlab.trainer import choose_precision, find_devices
@@ -47,6 +51,36 @@ def read_other(data: ImageFolders, then: dict[str, str]) -> None:
             "count, so none of them must be from training."
         )
     data.read_to_evaluate()
+
+
+class TenCrops(torch.nn.Module):
+    """A net that sees the corners and the middle of larger images, and their mirror images."""
+
+    def __init__(self, net: torch.nn.Module, size: int) -> None:
+        super().__init__()
+        self.net, self.size = net, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float (B, 3, R, R), R above `size` -> (B, num_classes), the logarithm of the ten crops' mean probability."""
+        far = images.shape[-1] - self.size
+        middle = round(far / 2)
+        places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
+        crops = [images[..., y : y + self.size, x : x + self.size] for y, x in places]
+        crops += [crop.flip(-1) for crop in crops]
+        return torch.stack([self.net(crop.contiguous()).float().softmax(1) for crop in crops]).mean(0).log()
+
+
+def use_ten_crops(model: ImageClassifier, data: ImageFolders, size: int, crop_ratio: float) -> None:
+    """As Krizhevsky et al. 2012 tested: crops of `size` out of a square of size / crop_ratio pixels (224 of 256).
+
+    Raises:
+        UserError: there is nothing around the middle.
+    """
+    square = round(size / crop_ratio)
+    if square == size:
+        raise UserError("crops=10 needs images larger than what the net sees, and the run has augment.crop_ratio=1.")
+    data.transforms["val"] = data.transforms["test"] = SampleTransform(square, "center", crop_ratio=1.0)
+    model.net = TenCrops(model.net, size)
 
 
 def evaluate(config: DictConfig) -> float:
@@ -92,6 +126,8 @@ def evaluate(config: DictConfig) -> float:
     checkpoint.load_net(model.net, found, path)
     if its.compile if config.compile is None else config.compile:
         model.net.compile()
+    if config.crops == 10:
+        use_ten_crops(model, data, its.data.image_size, its.augment.crop_ratio)
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False,
         precision=choose_precision(its.trainer.precision, devices.kind), enable_checkpointing=False,
@@ -106,16 +142,20 @@ def evaluate(config: DictConfig) -> float:
         "checkpoint": str(path),
         "split": data.test_split,
         "images": int(matrix.sum()),
+        "crops": config.crops,
         "root": str(data.root),
         "precision": str(choose_precision(its.trainer.precision, devices.kind)),
         "skipped_images": list(model.skipped),
         **{key.removeprefix("test/"): float(value) for key, value in tested.items()},
         "per_class_acc1": dict(zip(data.readable_classes, share, strict=True)),
     }
-    rundir.write_json(run_dir / "eval.json", result)
+    out = run_dir / ("eval.json" if config.crops == 1 else f"eval-{config.crops}crops.json")
+    rundir.write_json(out, result)
     summary = rundir.read_summary(run_dir)
     print(f"run: {rundir.shown(run_dir)} ({summary.get('status', 'running or killed')})")
-    table = Table(title=f"{result['images']} images of {data.test_split}, {path.name} of {run_dir.name}")
+    crops = ", ten crops each" if config.crops == 10 else ""
+    print(f"{result['images']} images of {data.test_split}, {path.name}{crops}")
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key in ("loss", "acc1", "acc5"):
@@ -125,5 +165,5 @@ def evaluate(config: DictConfig) -> float:
     Console().print(table)
     if model.skipped:
         print(f"{len(model.skipped)} broken images were left out: {', '.join(list(model.skipped)[:5])}")
-    print(f"written to {rundir.shown(run_dir / 'eval.json')}", flush=True)
+    print(f"written to {rundir.shown(out)}", flush=True)
     return float(result["acc1"])

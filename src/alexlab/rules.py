@@ -187,6 +187,7 @@ RULES: dict[str, Rule] = {
 EVAL_RULES: dict[str, Rule] = {
     "run": ("a run's directory with run=PATH, or run=latest", lambda v: isinstance(v, str) and v != ""),
     "ckpt": TEXT,
+    "crops": _one_of(1, 10),
     "data.root": _or_null(TEXT),
     "data.num_workers": RULES["data.num_workers"],
     "data.on_error": _or_null(RULES["data.on_error"]),
