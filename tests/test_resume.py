@@ -171,3 +171,34 @@ def test_a_run_is_named_by_its_directory_or_as_the_latest(shapes: Path, tmp_path
         assert done.returncode == 0, done.stderr
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=two", logs)
     assert "run=two is not a run's directory" in done.stderr
+
+
+def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    """All of them where the classes are as many; else all but the head. The rate and the epochs are new."""
+    best = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    few = tmp_path / "few"
+    for split in ("train", "val"):
+        for name in ("ring", "star"):
+            shutil.copytree(shapes / split / name, few / split / name)
+    for root, heads in ((shapes, set()), (few, {"net.fc.weight", "net.fc.bias"})):
+        run_dir = tmp_path / root.name
+        done = tiny_train(
+            root, run_dir, f"init_from={two_epochs}", "optimizer.lr=1e-9", "optimizer.weight_decay=0", "test=false",
+            "trainer.max_epochs=1", "data.batch_size=4",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert summary_of(run_dir)["best_epoch"] == 1
+        now = weights(run_dir)
+        for key, value in best.items():
+            if "running" not in key and "batches" not in key:
+                same = now[key].shape == value.shape and torch.allclose(now[key], value, atol=1e-6)
+                assert same == (key not in heads), key
+    last = two_epochs / "checkpoints/last.ckpt"
+    for words, told in (
+        ([f"init_from={last}", "model.name=resnet18"], "the weights are another network's"),
+        (["init_from=/none.ckpt"], "/none.ckpt is not a file"),
+        ([f"init_from={last}", f"ckpt_path={last}"], "give one of them"),
+    ):
+        done = tiny_train(shapes, tmp_path / "x", *words)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert told in done.stderr

@@ -4,12 +4,14 @@ import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import nn
 
 from alexlab import checkpoint, rundir
 from alexlab import config as configs
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.errors import UserError
+from alexlab.models.zoo import load_but_head
 from alexlab.plan import Plan
 
 # settings that a checkpoint's optimizer, schedule and order of images go on with, whatever the config says
@@ -19,12 +21,27 @@ KEPT_ON_RESUME = (
 )  # fmt: skip
 
 
-def find_ckpt(named: str, logs: Path) -> Path:
-    """A file, or last.ckpt of a run given by its directory or name, or "latest"."""
+def find_ckpt(named: str, logs: Path, ckpt: str = "last") -> Path:
+    """A file, or the checkpoint of a run given by its directory or name, or "latest"."""
     path = Path(named).expanduser().resolve()
     if path.is_file() or (named != "latest" and path.suffix):
         return path
-    return rundir.find_run(named, logs, "last") / "checkpoints/last.ckpt"
+    return rundir.find_run(named, logs, ckpt) / f"checkpoints/{ckpt}.ckpt"
+
+
+def start_from(config: DictConfig, net: nn.Module) -> None:
+    """Give `net` the weights of `init_from`, but for a head of another number of classes.
+
+    Raises:
+        UserError: no such run or checkpoint, or another network's.
+    """
+    path = find_ckpt(config.init_from, Path(config.paths.logs), "best")
+    config.init_from = str(path)
+    state = checkpoint.load(path)["state_dict"]
+    try:
+        load_but_head(net, {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")})
+    except ValueError as error:
+        raise UserError(f"init_from={path}: {error}") from error
 
 
 def best_beside(config: DictConfig) -> Path | None:

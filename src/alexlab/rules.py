@@ -87,6 +87,7 @@ RULES: dict[str, Rule] = {
     "dry_run": SWITCH,
     "monitor": METRIC,
     "ckpt_path": _or_null(TEXT),
+    "init_from": _or_null(TEXT),
     "ema.decay": _or_null(INSIDE_0_1),
     "sweep.keep_going": SWITCH,
     "model.mean": _or_auto(_numbers("three numbers, one for each of red, green and blue", 3, lambda v: True)),
@@ -245,6 +246,8 @@ def _together(plain: Plain) -> list[str]:
         wrong.append(
             f"ema.decay={plain['ema']['decay']} cannot average sharded weights: trainer=ddp, or ema.decay=null."
         )
+    if plain["init_from"] is not None and plain["ckpt_path"] is not None:
+        wrong.append("init_from starts anew from a run's weights, and ckpt_path goes on with a run: give one of them.")
     waits = {
         "callbacks.early_stopping": plain["callbacks"]["early_stopping"] is not None,
         "scheduler=plateau": plain["scheduler"]["name"] == "plateau",
