@@ -55,10 +55,10 @@ def test_one_run_globs_and_lists(tmp_path: Path) -> None:
 
 def test_a_groups_choice_tells_what_comes_with_it() -> None:
     base = {"data.name": "demo", "data.root": "a", "optimizer.lr": 0.1}
-    runs = [
-        {"config": base},
-        {"config": {**base, "data.name": "folder", "data.root": "b"}},
-        {"config": {**base, "data.name": "folder", "data.root": "c"}},
+    runs: list[dict] = [
+        {"given": set(), "config": base},
+        {"given": set(), "config": {**base, "data.name": "folder", "data.root": "b"}},
+        {"given": set(), "config": {**base, "data.name": "folder", "data.root": "c"}},
     ]
     assert compare.differing(runs) == [
         {"data.name": "demo"},
@@ -71,12 +71,32 @@ def test_an_option_tells_what_comes_with_it() -> None:
     """augment=strong is one setting, and not its erasing, mixup and cutmix as well; what was changed by hand is."""
     base = {"choices.augment": "basic", "augment.erase": 0.0, "augment.mixup": 0.0, "seed": 0}
     strong = {**base, "choices.augment": "strong", "augment.erase": 0.25, "augment.mixup": 0.2}
-    runs = [{"config": base}, {"config": strong}, {"config": {**strong, "augment.mixup": 0.4}}]
+    runs: list[dict] = [{"config": base}, {"config": strong}, {"config": {**strong, "augment.mixup": 0.4}}]
+    for run in runs:
+        run["given"] = set()
     assert compare.differing(runs) == [
         {"augment": "basic"},
         {"augment": "strong", "augment.mixup": 0.2},
         {"augment": "strong", "augment.mixup": 0.4},
     ]
+
+
+def test_what_a_command_line_gave_is_told_beside_another_option() -> None:
+    runs = [
+        {"given": set(), "config": {"choices.trainer": "auto", "trainer.max_epochs": 10, "trainer.devices": 1}},
+        {"given": {"trainer.max_epochs"},
+         "config": {"choices.trainer": "ddp", "trainer.max_epochs": 50, "trainer.devices": 2}},
+    ]  # fmt: skip
+    assert compare.differing(runs) == [
+        {"trainer": "auto", "trainer.max_epochs": 10},
+        {"trainer": "ddp", "trainer.max_epochs": 50},
+    ]
+
+
+def test_runs_from_before_options_were_kept_are_compared_by_their_keys() -> None:
+    old = {"given": set(), "config": {"optimizer.lr": 0.1}}
+    new = {"given": set(), "config": {"optimizer.lr": 0.2, "choices.optimizer": "sgd"}}
+    assert compare.differing([old, new]) == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

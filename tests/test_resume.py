@@ -55,7 +55,7 @@ def test_a_best_that_did_not_come_along_counts_anew(
         torch.save(other, folder / "best.ckpt")
     done = tiny_train(shapes, tmp_path / "run", *WORDS, f"ckpt_path={folder / 'last.ckpt'}", "trainer.max_epochs=3")
     assert done.returncode == 0, done.stderr
-    assert "note: no best.ckpt of its run lies beside" in done.stdout
+    assert "note: no best.ckpt by val/acc1 of that very moment lies beside" in done.stdout
     assert summary_of(tmp_path / "run")["best_epoch"] == 3
 
 
@@ -164,9 +164,9 @@ def test_a_run_is_named_by_its_directory_or_as_the_latest(shapes: Path, tmp_path
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=latest", logs)
     assert done.returncode == 2
     assert "run=latest: there is no run below" in done.stderr
-    folder = tmp_path / "train/runs/one"
+    folder = tmp_path / "train/runs/slurm-12.0"
     assert tiny_train(shapes, folder, *WORDS).returncode == 0
-    for named in ("latest", str(folder), "one", str(folder / "checkpoints/last.ckpt")):
+    for named in ("latest", str(folder), "slurm-12.0", str(folder / "checkpoints/last.ckpt")):
         done = tiny_train(shapes, tmp_path / "x", *words, f"ckpt_path={named}", "trainer.max_epochs=2", logs)
         assert done.returncode == 0, done.stderr
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=two", logs)

@@ -27,7 +27,7 @@ IGNORED = (
 )  # fmt: skip
 NESTED = (("best", "val/acc1"), ("last", "val/acc1"), ("best", "val/loss"), ("test", "test/acc1"))
 
-Run = dict[str, Any]  # name, status, config (flat), summary
+Run = dict[str, Any]  # name, status, config (flat), given (keys of its command line), summary
 
 
 def _metric(stage: str, metric: str, run: Run) -> float | None:
@@ -90,8 +90,13 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
             continue
         runs.append({"name": name_of(folder),
                      "status": summary.get("status", "running or killed"), "config": settings_of(config),
-                     "summary": summary})  # fmt: skip
+                     "given": words_of(config), "summary": summary})  # fmt: skip
     return runs, left_out
+
+
+def words_of(config: dict[str, Any]) -> set[str]:
+    """The keys that the run's command line gave."""
+    return {str(word).lstrip("+~").partition("=")[0] for word in config.get("overrides") or []}
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -102,19 +107,23 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 def differing(runs: list[Run]) -> list[dict[str, Any]]:
     """Of each run the settings that set it apart.
 
-    What an option brings with it (augment=strong its erasing, model=timm another net) is told by the option: other
-    keys of a group count where runs with the same option and name differ.
+    What an option brings with it (augment=strong its erasing, model=timm another net) is told by the option: a group's
+    other keys count where runs with the same option and name differ, or where a run's command line gave them.
     """
     keys = list(dict.fromkeys(key for run in runs for key in run["config"]))
+    given = {key for run in runs for key in run["given"]}
     absent = object()
     found: list[dict[str, Any]] = [{} for _ in runs]
     for key in keys:
         group = key.split(".")[0]
         names = [name for name in (f"choices.{group}", f"{group}.name", f"{group}._target_") if name in keys]
+        names = [name for name in names if all(name in run["config"] for run in runs)]  # older runs lack `choices`
+        if group == "choices" and key not in names and not all(key in run["config"] for run in runs):
+            continue
         peers: dict[Any, list[int]] = {}
         for number, run in enumerate(runs):
-            same = tuple(run["config"].get(name) for name in names[: names.index(key) if key in names else None])
-            peers.setdefault(same, []).append(number)
+            told_by = [] if key in given else names[: names.index(key) if key in names else None]
+            peers.setdefault(tuple(run["config"].get(name) for name in told_by), []).append(number)
         for members in peers.values():
             values = [runs[number]["config"].get(key, absent) for number in members]
             if any(value != values[0] for value in values):

@@ -21,10 +21,14 @@ KEPT_ON_RESUME = (
 )  # fmt: skip
 
 
+# keys that older checkpoints lack, with what was done then
+CAME_LATER = {"optimizer.bias_lr_factor": 1.0}
+
+
 def find_ckpt(named: str, logs: Path, ckpt: str = "last") -> Path:
     """A file, or the checkpoint of a run given by its directory or name, or "latest"."""
     path = Path(named).expanduser().resolve()
-    if path.is_file() or (named != "latest" and path.suffix):
+    if path.is_file() or path.suffix == ".ckpt":
         return path
     return rundir.find_run(named, logs, ckpt) / f"checkpoints/{ckpt}.ckpt"
 
@@ -52,7 +56,8 @@ def best_beside(config: DictConfig) -> Path | None:
     if not path.is_file():
         return None
     last, best = (checkpoint.load(each)["alexlab"] for each in (Path(config.ckpt_path), path))
-    return path if last["best"] and last["best"] == best["best"] else None
+    same = last.get("best") and last["best"] == best.get("best") and last["config"]["monitor"] == config.monitor
+    return path if same else None
 
 
 def take_best_along(config: DictConfig) -> None:
@@ -64,7 +69,11 @@ def take_best_along(config: DictConfig) -> None:
         shutil.copyfile(path, folder / ".best.ckpt.tmp")
         (folder / ".best.ckpt.tmp").replace(folder / "best.ckpt")
     elif config.ckpt_path is not None:
-        print(f"note: no best.ckpt of its run lies beside {config.ckpt_path}: `best` counts from here on.", flush=True)
+        print(
+            f"note: no best.ckpt by {config.monitor} of that very moment lies beside {config.ckpt_path}: `best` counts "
+            "from here on.",
+            flush=True,
+        )
 
 
 def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, plan: Plan) -> None:
@@ -85,7 +94,7 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
             f"ckpt_path={path} was saved in the middle of epoch {found['epoch'] + 1}, where trainer.max_steps ended "
             "the run, and training goes on from whole epochs alone: end a run with trainer.max_epochs, or start anew."
         )
-    here, there = configs.flat(configs.plain(config)), configs.flat(found["alexlab"]["config"])
+    here, there = configs.flat(configs.plain(config)), {**CAME_LATER, **configs.flat(found["alexlab"]["config"])}
     differ = [
         f"{key}={here.get(key)} (there {there.get(key)})"
         for key in sorted({*here, *there})

@@ -248,6 +248,8 @@ def _together(plain: Plain) -> list[str]:
         )
     if plain["init_from"] is not None and plain["ckpt_path"] is not None:
         wrong.append("init_from starts anew from a run's weights, and ckpt_path goes on with a run: give one of them.")
+    if t["strategy"] == "fsdp" and t.get("gradient_clip_algorithm") == "value":
+        wrong.append("trainer.gradient_clip_algorithm=value: sharded gradients are clipped by their norm alone.")
     waits = {
         "callbacks.early_stopping": plain["callbacks"]["early_stopping"] is not None,
         "scheduler=plateau": plain["scheduler"]["name"] == "plateau",

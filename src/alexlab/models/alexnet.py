@@ -146,4 +146,4 @@ class Pool(nn.MaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
         small = min(x.shape[-2:]) < self.kernel_size
-        return F.max_pool2d(x, self.kernel_size, self.stride, ceil_mode=self.ceil_mode or small)
+        return F.max_pool2d(x, self.kernel_size, self.stride, ceil_mode=self.ceil_mode or bool(small))
