@@ -77,45 +77,23 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
-    for number, word in enumerate(sys.argv[1:], 1):
-        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
-            near = word.lstrip("-").partition("=")[0]
-            _leave(f"{word}: settings are written key=value, as in {SYNONYMS.get(near, f'optimizer.{near}')}=...", 2)
-        # a shell expands ~ at a word's start alone, and Hydra takes it for a deletion
-        sys.argv[number] = re.sub(r"(=|[=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word)
-    sweeps_wanted = {"-m", "--multirun"} & set(sys.argv)
-    if sweeps_wanted:  # Hydra would want the flag before the words
-        sys.argv[1:] = ["-m", *(word for word in sys.argv[1:] if word not in sweeps_wanted)]
-    if sweeps_wanted and external():
-        _leave("a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.", 2)
-    stamp = "" if wants_help else _stamp()
-    register_resolvers(stamp)
+    sys.argv[1:] = _tidied(sys.argv[1:])
+    register_resolvers("" if wants_help else _stamp())
     sweeps: set[str] = set()
     failed: list[str] = []
     mistakes: list[Exception] = []
 
     def job(config: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
-        OmegaConf.set_struct(config, False)
-        config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
-        config.overrides = list(hydra_config.overrides.task)
-        chosen = {
-            group: name for group, name in hydra_config.runtime.choices.items() if (CONF / group).is_dir() and name
-        }
-        if "choices" in config:
-            config.choices = {
-                group: chosen[group] for group in sorted(chosen) if group not in ("hydra", "paths", "sweep")
-            }
+        _fill_in(config, hydra_config)
+        sweep = hydra_config.runtime.choices.get("sweep", "none")
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
             sweeps.add(hydra_config.sweep.dir)
-            board = OmegaConf.select(config, "logger.wandb")
-            if OmegaConf.is_dict(board) and board.get("group") is None:
-                board.group = Path(hydra_config.sweep.dir).name
             print(f"job {hydra_config.job.num}: {', '.join(config.overrides)}", flush=True)
         try:
-            if not sweeping and chosen.get("sweep", "none") != "none":
-                raise UserError(f"sweep={chosen['sweep']} is for many runs: say -m sweep={chosen['sweep']}.")
+            if not sweeping and sweep != "none":
+                raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
             found = task(config)
             optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
             if optimizes and config.get("dry_run"):
@@ -178,6 +156,34 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         _leave(told, 2)
     if failed:
         _leave(f"{len(failed)} job(s) of the sweep failed:\n  " + "\n  ".join(failed), 1)
+
+
+def _tidied(words: list[str]) -> list[str]:
+    """The command line as Hydra wants it."""
+    for word in words:
+        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
+            near = word.lstrip("-").partition("=")[0]
+            _leave(f"{word}: settings are written key=value, as in {SYNONYMS.get(near, f'optimizer.{near}')}=...", 2)
+    # a shell expands ~ at a word's start alone, and Hydra takes it for a deletion
+    words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
+    flags = {"-m", "--multirun"} & set(words)
+    if flags and external():
+        _leave("a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.", 2)
+    return ["-m", *(word for word in words if word not in flags)] if flags else words  # it must come first
+
+
+def _fill_in(config: DictConfig, hydra_config: Any) -> None:
+    """What Hydra knows of the run: its directory, the command line's words, the groups' options, its sweep."""
+    OmegaConf.set_struct(config, False)
+    config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
+    config.overrides = list(hydra_config.overrides.task)
+    if "choices" in config:
+        chosen = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
+        config.choices = {k: name for k, name in chosen.items() if name and k not in ("hydra", "paths", "sweep")}
+    board = OmegaConf.select(config, "logger.wandb")
+    sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
+    if sweeping and OmegaConf.is_dict(board) and board.get("group") is None:
+        board.group = Path(hydra_config.sweep.dir).name
 
 
 def register_resolvers(stamp: str) -> None:

@@ -18,7 +18,7 @@ from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 from alexlab.memory import keep_memory
-from alexlab.trainer import choose_precision, find_devices
+from alexlab.trainer import Devices, choose_precision, find_devices
 
 
 def check_images(found: dict[str, Any], data: ImageFolders, its: DictConfig) -> None:
@@ -83,9 +83,8 @@ def use_ten_crops(model: ImageClassifier, data: ImageFolders, size: int, crop_ra
     model.net = TenCrops(model.net, size)
 
 
-def evaluate(config: DictConfig) -> float:
-    """Rebuild the run from its own config, test it, print and write the numbers. Returns top-1."""
-    run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
+def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
+    """The run's own config, with what eval.py was asked for, for one process and a network of known weights."""
     its = configs.load(run_dir / "config.yaml")
     if config.data.root is not None:
         its.data.root = str(Path(config.data.root).expanduser().resolve())
@@ -93,68 +92,40 @@ def evaluate(config: DictConfig) -> float:
     if config.data.num_workers is not None:
         its.data.num_workers = config.data.num_workers
     its.data.on_error = config.data.on_error or its.data.on_error
+    its.compile = its.compile if config.compile is None else config.compile
     its.trainer.accelerator = config.trainer.accelerator or its.trainer.accelerator
     its.trainer.precision = config.trainer.precision or its.trainer.precision
     its.trainer.devices, its.trainer.num_nodes, its.trainer.strategy = 1, 1, "auto"
     its.data.num_classes = None
-    path = run_dir / "checkpoints" / f"{config.ckpt}.ckpt" if config.ckpt in ("best", "last") else Path(config.ckpt)
-    found = checkpoint.load(path)
-    devices = find_devices(its)
-    if devices.kind == "cpu":
-        keep_memory()
     its.model.pretrained = False
     if "pretrained" in its.model.net:
         its.model.net.pretrained = False  # the checkpoint holds the weights
-    if config.trainer.precision is None and devices.kind == "cpu" and its.trainer.precision in ("16-mixed", 16):
-        print("note: the run's trainer.precision=16-mixed needs a GPU; evaluated in 32-true.")
-        its.trainer.precision = "32-true"
-    rundir.quiet_libraries()
+    if its.trainer.limit_test_batches in (0, 0.0):  # training was not to test; who runs eval.py wants to
+        its.trainer.limit_test_batches = None
+    return its
+
+
+def read_images(
+    config: DictConfig, its: DictConfig, found: dict[str, Any], devices: Devices, run_dir: Path
+) -> ImageFolders:
+    """The images to score, in the order and batches of training's own test where they are the run's own."""
     data = run.build_data(its, devices)
     if config.data.root is None:
         data.read()
     else:
         read_other(data, found["alexlab"]["dataset"]["fingerprint"])
     checkpoint.check_classes(found, data.classes, data.root)
-    if its.trainer.limit_test_batches in (0, 0.0):  # training was not to test; who runs eval.py wants to
-        its.trainer.limit_test_batches = None
     if its.trainer.limit_test_batches is None:  # the very batches of training's own test, whose sums round alike
         data.world_size = rundir.read_summary(run_dir).get("world_size", 1)
     if config.data.root is None:
         check_images(found, data, its)
-    pl.seed_everything(its.seed, verbose=False)
-    model = run.build_model(its, data, devices.kind)
-    checkpoint.load_net(model.net, found, path)
-    if its.compile if config.compile is None else config.compile:
-        model.net.compile()
-    if config.crops == 10:
-        use_ten_crops(model, data, its.data.image_size, its.augment.crop_ratio)
-    trainer = pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False,
-        precision=choose_precision(its.trainer.precision, devices.kind), enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_test_batches=its.trainer.limit_test_batches,
-        use_distributed_sampler=False, inference_mode=True,
-    )  # fmt: skip
-    tested = trainer.test(model, datamodule=data, verbose=False)[0]
-    matrix = model.confusion_matrix.double()
-    counts = matrix.sum(1)
-    share = [float(hits / count) if count else None for hits, count in zip(matrix.diag(), counts, strict=True)]
-    result: dict[str, Any] = {
-        "checkpoint": str(path),
-        "split": data.test_split,
-        "images": int(matrix.sum()),
-        "crops": config.crops,
-        "root": str(data.root),
-        "precision": str(choose_precision(its.trainer.precision, devices.kind)),
-        "skipped_images": list(model.skipped),
-        **{key.removeprefix("test/"): float(value) for key, value in tested.items()},
-        "per_class_acc1": dict(zip(data.readable_classes, share, strict=True)),
-    }
-    out = run_dir / ("eval.json" if config.crops == 1 else f"eval-{config.crops}crops.json")
-    rundir.write_json(out, result)
-    summary = rundir.read_summary(run_dir)
-    print(f"run: {rundir.shown(run_dir)} ({summary.get('status', 'running or killed')})")
-    crops = ", ten crops each" if config.crops == 10 else ""
-    print(f"{result['images']} images of {data.test_split}, {path.name}{crops}")
+    return data
+
+
+def show(result: dict[str, Any], run_dir: Path, out: Path) -> None:
+    print(f"run: {rundir.shown(run_dir)} ({rundir.read_summary(run_dir).get('status', 'running or killed')})")
+    crops = ", ten crops each" if result["crops"] == 10 else ""
+    print(f"{result['images']} images of {result['split']}, {Path(result['checkpoint']).name}{crops}")
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -163,7 +134,54 @@ def evaluate(config: DictConfig) -> float:
     for name, value in list(result["per_class_acc1"].items())[:20]:
         table.add_row(f"acc1 of {name}", "no image" if value is None else f"{value:.4f}")
     Console().print(table)
-    if model.skipped:
-        print(f"{len(model.skipped)} broken images were left out: {', '.join(list(model.skipped)[:5])}")
+    skipped = result["skipped_images"]
+    if skipped:
+        print(f"{len(skipped)} broken images were left out: {', '.join(skipped[:5])}")
     print(f"written to {rundir.shown(out)}", flush=True)
+
+
+def evaluate(config: DictConfig) -> float:
+    """Rebuild the run from its own config, test it, print and write the numbers. Returns top-1."""
+    run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
+    its = settings_of(config, run_dir)
+    path = run_dir / "checkpoints" / f"{config.ckpt}.ckpt" if config.ckpt in ("best", "last") else Path(config.ckpt)
+    found = checkpoint.load(path)
+    devices = find_devices(its)
+    if devices.kind == "cpu":
+        keep_memory()
+    if config.trainer.precision is None and devices.kind == "cpu" and its.trainer.precision in ("16-mixed", 16):
+        print("note: the run's trainer.precision=16-mixed needs a GPU; evaluated in 32-true.")
+        its.trainer.precision = "32-true"
+    precision = choose_precision(its.trainer.precision, devices.kind)
+    rundir.quiet_libraries()
+    data = read_images(config, its, found, devices, run_dir)
+    pl.seed_everything(its.seed, verbose=False)
+    model = run.build_model(its, data, devices.kind)
+    checkpoint.load_net(model.net, found, path)
+    if its.compile:
+        model.net.compile()
+    if config.crops == 10:
+        use_ten_crops(model, data, its.data.image_size, its.augment.crop_ratio)
+    trainer = pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False, precision=precision,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_test_batches=its.trainer.limit_test_batches, use_distributed_sampler=False, inference_mode=True,
+    )  # fmt: skip
+    tested = trainer.test(model, datamodule=data, verbose=False)[0]
+    matrix = model.confusion_matrix.double()
+    share = [float(hits / count) if count else None for hits, count in zip(matrix.diag(), matrix.sum(1), strict=True)]
+    result: dict[str, Any] = {
+        "checkpoint": str(path),
+        "split": data.test_split,
+        "images": int(matrix.sum()),
+        "crops": config.crops,
+        "root": str(data.root),
+        "precision": str(precision),
+        "skipped_images": list(model.skipped),
+        **{key.removeprefix("test/"): float(value) for key, value in tested.items()},
+        "per_class_acc1": dict(zip(data.readable_classes, share, strict=True)),
+    }
+    out = run_dir / ("eval.json" if config.crops == 1 else f"eval-{config.crops}crops.json")
+    rundir.write_json(out, result)
+    show(result, run_dir, out)
     return float(result["acc1"])
