@@ -26,8 +26,8 @@ STRANGERS = {"data": "models", "models": "data"}
 # who may import what, by room or file; all others may not
 ONLY = {
     "hydra": {"cli", "instantiate"},
-    "omegaconf": {"rules", "config", "help", "instantiate", "callbacks", "trainer", "plan", "rundir", "report",
-                  "resume", "run", "evaluate", "compare", "predict", "cli"},
+    "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
+                  "report", "resume", "run", "evaluate", "compare", "predict", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer", "run",
                           "report", "evaluate"},
     "wandb": {"loggers", "callbacks"},

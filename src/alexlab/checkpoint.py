@@ -48,7 +48,8 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/last.ckpt.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # mapped: who wants to know the classes alone does not read half a gigabyte; a newer file takes another's name
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}): "

@@ -73,28 +73,33 @@ def importing() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
-    # with other flags, such as --config-dir, Hydra answers
-    wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
-    sys.argv[1:] = _tidied(sys.argv[1:])
-    register_resolvers("" if wants_help else _stamp())
-    sweeps: set[str] = set()
-    failed: list[str] = []
-    mistakes: list[Exception] = []
+class Jobs:
+    """What became of the command's one job, or of a sweep's many.
 
-    def job(config: DictConfig) -> Any:
+    Attributes:
+        sweeps: the sweep's folder, where there is one.
+        failed: of jobs that failed and let the sweep go on: their number, words and why.
+        mistake: of the one job; Hydra would print all overrides before it.
+    """
+
+    def __init__(self, task: Callable[[DictConfig], Any]) -> None:
+        self.task = task
+        self.sweeps: set[str] = set()
+        self.failed: list[str] = []
+        self.mistake: Exception | None = None
+
+    def run(self, config: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
         _fill_in(config, hydra_config)
         sweep = hydra_config.runtime.choices.get("sweep", "none")
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
-            sweeps.add(hydra_config.sweep.dir)
+            self.sweeps.add(hydra_config.sweep.dir)
             print(f"job {hydra_config.job.num}: {', '.join(config.overrides)}", flush=True)
         try:
             if not sweeping and sweep != "none":
                 raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
-            found = task(config)
+            found = self.task(config)
             optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
             if optimizes and config.get("dry_run"):
                 print("dry_run=true shows the first job alone: what it would measure picks the next.", flush=True)
@@ -103,27 +108,44 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
                 raise UserError(f"nothing to optimize: the job has not measured {config.monitor}.")
             return found
         except Exception as error:
-            told = mistake(error)
-            if not sweeping:
-                if told is None and not isinstance(error, RunFailedError):
-                    raise
-                mistakes.append(UserError(told) if told else error)  # Hydra would print all overrides first
-                return None
-            _record_failure(config, error)
-            if told is None and not isinstance(error, RunFailedError):
-                traceback.print_exc()
-            told = told or f"{type(error).__name__}: {error}"
-            if not config.get("sweep", {}).get("keep_going", False):
-                raise StopSweep(
-                    f"Job {hydra_config.job.num} failed: {told}\nThe sweep ends here; sweep.keep_going=true goes on."
-                ) from error
-            failed.append(f"job {hydra_config.job.num} ({', '.join(config.overrides)}): {told}")
-            print(f"FAILED {failed[-1]}", file=sys.stderr, flush=True)
+            self._failed(config, error, hydra_config.job.num if sweeping else None)
             return None
         finally:
             if Path(config.run_dir) != Path.cwd():
                 with contextlib.suppress(OSError):  # it holds something
                     Path(config.run_dir).rmdir()
+
+    def _failed(self, config: DictConfig, error: Exception, number: int | None) -> None:
+        """Keep why for the end, or end the sweep, or raise what needs its traceback."""
+        told = mistake(error)
+        needs_traceback = told is None and not isinstance(error, RunFailedError)
+        if number is None:
+            if needs_traceback:
+                raise error
+            self.mistake = UserError(told) if told else error
+            return
+        _record_failure(config, error)
+        if needs_traceback:
+            traceback.print_exception(error)
+        told = told or f"{type(error).__name__}: {error}"
+        if not config.get("sweep", {}).get("keep_going", False):
+            raise StopSweep(
+                f"Job {number} failed: {told}\nThe sweep ends here; sweep.keep_going=true goes on."
+            ) from error
+        self.failed.append(f"job {number} ({', '.join(config.overrides)}): {told}")
+        print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
+
+
+def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
+    # with other flags, such as --config-dir, Hydra answers
+    wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
+    sys.argv[1:] = _tidied(sys.argv[1:])
+    register_resolvers("" if wants_help else _stamp())
+    jobs = Jobs(task)
+
+    def job(config: DictConfig) -> Any:
+        return jobs.run(config)
 
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)
     try:
@@ -131,9 +153,9 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             print(help.text(CONF, config_name, _composed(config_name, sys.argv[1:])), flush=True)
             return
         main()
-        if mistakes:
-            raise mistakes[0]
-        for sweep in sweeps:
+        if jobs.mistake is not None:
+            raise jobs.mistake
+        for sweep in jobs.sweeps:
             print(f"compare its jobs: python compare.py runs={sweep}", flush=True)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
@@ -154,8 +176,8 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if told is None:
             raise
         _leave(told, 2)
-    if failed:
-        _leave(f"{len(failed)} job(s) of the sweep failed:\n  " + "\n  ".join(failed), 1)
+    if jobs.failed:
+        _leave(f"{len(jobs.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(jobs.failed), 1)
 
 
 def _tidied(words: list[str]) -> list[str]:

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from alexlab import checkpoint, run, rundir
-from alexlab import config as configs
+from alexlab import checkpoint, loading, run, rundir
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
@@ -85,7 +84,7 @@ def use_ten_crops(model: ImageClassifier, data: ImageFolders, size: int, crop_ra
 
 def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
     """The run's own config, with what eval.py was asked for, for one process and a network of known weights."""
-    its = configs.load(run_dir / "config.yaml")
+    its = loading.config_of(run_dir)
     if config.data.root is not None:
         its.data.root = str(Path(config.data.root).expanduser().resolve())
         its.data.demo_seed = None
@@ -97,9 +96,6 @@ def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
     its.trainer.precision = config.trainer.precision or its.trainer.precision
     its.trainer.devices, its.trainer.num_nodes, its.trainer.strategy = 1, 1, "auto"
     its.data.num_classes = None
-    its.model.pretrained = False
-    if "pretrained" in its.model.net:
-        its.model.net.pretrained = False  # the checkpoint holds the weights
     if its.trainer.limit_test_batches in (0, 0.0):  # training was not to test; who runs eval.py wants to
         its.trainer.limit_test_batches = None
     return its
@@ -144,7 +140,7 @@ def evaluate(config: DictConfig) -> float:
     """Rebuild the run from its own config, test it, print and write the numbers. Returns top-1."""
     run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
     its = settings_of(config, run_dir)
-    path = run_dir / "checkpoints" / f"{config.ckpt}.ckpt" if config.ckpt in ("best", "last") else Path(config.ckpt)
+    path = rundir.ckpt_of(run_dir, str(config.ckpt))
     found = checkpoint.load(path)
     devices = find_devices(its)
     if devices.kind == "cpu":

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
 from alexlab import checkpoint, rundir
 from alexlab import config as configs
+from alexlab.augment import BatchAugment
 from alexlab.data import decode, names
 from alexlab.data.transforms import SampleTransform
 from alexlab.instantiate import build
@@ -19,24 +20,15 @@ class EvalTransform:
 
     def __init__(self, image_size: int, crop_ratio: float, mean: list[float], std: list[float]) -> None:
         self.crop = SampleTransform(image_size, "center", crop_ratio=crop_ratio)
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+        self.normalize = BatchAugment(mean, std, num_classes=1).normalize
 
     def __call__(self, image: "Image.Image | str | Path") -> Tensor:
         """
         Raises:
             BrokenImageError: the file cannot be read as an image.
         """
-        if isinstance(image, Image.Image):
-            return self.normalize(self.crop(image))
-        with decode.open_image(str(image)) as opened:
-            try:
-                return self.normalize(self.crop(opened))
-            except decode.BROKEN as error:
-                raise decode.broken(str(image), error) from None
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 (..., 3, H, W) -> float32, (pixel / 255 - mean) / std."""
-        return (pixels.float() / 255 - self.mean) / self.std
+        pixels = self.crop(image) if isinstance(image, Image.Image) else decode.read(str(image), self.crop)
+        return self.normalize(pixels[None])[0]
 
 
 class Trained(NamedTuple):
@@ -53,6 +45,15 @@ class Trained(NamedTuple):
     classes: list[str]
 
 
+def config_of(run_dir: Path) -> DictConfig:
+    """The run's own config; a checkpoint holds the weights, so that no pretrained ones are fetched."""
+    config = configs.load(run_dir / "config.yaml")
+    config.model.pretrained = False
+    if "pretrained" in config.model.net:
+        config.model.net.pretrained = False
+    return config
+
+
 def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = configs.ROOT / "logs") -> Trained:
     """The network of a run, rebuilt from the run's own config, on the CPU.
 
@@ -65,12 +66,10 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
         UserError: no such run or checkpoint, or one that does not fit the run's network.
     """
     run_dir = rundir.find_run(str(run), Path(logs), ckpt)
-    config = configs.load(run_dir / "config.yaml")
-    path = run_dir / "checkpoints" / f"{ckpt}.ckpt" if ckpt in ("best", "last") else Path(ckpt)
+    config = config_of(run_dir)
+    path = rundir.ckpt_of(run_dir, ckpt)
     found = checkpoint.load(path)
     folders = found["alexlab"]["classes"]
-    if "pretrained" in config.model.net:
-        config.model.net.pretrained = False  # the checkpoint holds the weights
     net = build(config.model.net, num_classes=len(folders))
     checkpoint.load_net(net, found, path)
     m = config.model

@@ -20,7 +20,6 @@ KEPT_ON_RESUME = (
     "trainer.accumulate_grad_batches", "model.mean", "model.std",
 )  # fmt: skip
 
-
 # keys that older checkpoints lack, with what was done then
 CAME_LATER = {"optimizer.bias_lr_factor": 1.0}
 
@@ -30,7 +29,7 @@ def find_ckpt(named: str, logs: Path, ckpt: str = "last") -> Path:
     path = Path(named).expanduser().resolve()
     if path.is_file() or path.suffix == ".ckpt":
         return path
-    return rundir.find_run(named, logs, ckpt) / f"checkpoints/{ckpt}.ckpt"
+    return rundir.ckpt_of(rundir.find_run(named, logs, ckpt), ckpt)
 
 
 def start_from(config: DictConfig, net: nn.Module) -> None:
@@ -65,7 +64,7 @@ def take_best_along(config: DictConfig) -> None:
     path = best_beside(config)
     if path is not None:
         folder = Path(config.run_dir, "checkpoints")
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / ".best.ckpt.tmp")
         (folder / ".best.ckpt.tmp").replace(folder / "best.ckpt")
     elif config.ckpt_path is not None:

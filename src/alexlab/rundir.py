@@ -49,6 +49,11 @@ def find_run(named: str, logs: Path, ckpt: str = "best") -> Path:
     return path
 
 
+def ckpt_of(run_dir: Path, ckpt: str) -> Path:
+    """The file that `ckpt` means: "best" or "last" of a run, or a file itself."""
+    return run_dir / "checkpoints" / f"{ckpt}.ckpt" if ckpt in ("best", "last") else Path(ckpt).expanduser()
+
+
 def shown(path: Path) -> str:
     """`path` as it is printed: from the working directory, where it lies below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

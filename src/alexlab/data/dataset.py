@@ -42,11 +42,7 @@ class ImageDataset(Dataset[Sample | str]):
         torch.default_generator.manual_seed(mix(self.seed, epoch, i))
         path = self.index.path(i)
         try:
-            with decode.open_image(path) as image:
-                try:
-                    return self.transform(image), int(self.index.targets[i])
-                except decode.BROKEN as error:
-                    raise decode.broken(path, error) from None
+            return decode.read(path, self.transform), int(self.index.targets[i])
         except decode.BrokenImageError:
             if self.on_error == "raise":
                 raise

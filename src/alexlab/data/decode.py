@@ -2,6 +2,7 @@
 
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,6 @@ from alexlab.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
-# what Pillow raises for broken files
-BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -35,6 +34,20 @@ def open_image(path: str) -> Image.Image:
         return Image.open(path)
     except (OSError, Image.DecompressionBombError) as error:
         raise broken(path, error) from None
+
+
+def read(path: str, transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
+    """What `transform` makes of the image at `path`.
+
+    Raises:
+        BrokenImageError: not an image, not a whole one, or not to be read.
+    """
+    with open_image(path) as image:
+        try:
+            return transform(image)
+        # what Pillow raises for broken files
+        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+            raise broken(path, error) from None
 
 
 def broken(path: str, error: Exception) -> BrokenImageError:
