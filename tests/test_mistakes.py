@@ -81,6 +81,7 @@ def test_a_port_in_use(shapes: Path, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         done = tiny_train(shapes, tmp_path / "run", "trainer=ddp_cpu", f"trainer.master_port={port}")
     assert_refused(done, f"trainer.master_port={port} cannot be used (Address already in use)")
+    assert not (tmp_path / "run").exists(), "found wrong before the directory is made"
 
 
 def test_a_directory_that_holds_a_run(shapes: Path, tmp_path: Path) -> None:

@@ -63,13 +63,16 @@ def fit(config: DictConfig) -> float | None:
             plans.show(plan, config, devices, data.images, model.net, len(data.classes))
         return None
     run_dir = Path(config.run_dir)
+    alone = devices.world_size == 1 or launch.external()  # no ranks are started here
+    if not alone:
+        launch.free_port(config.trainer.master_port)  # told now where it is in use
     if launch.rank() == 0:
         states = optim.state_tensors(configs.plain(config.optimizer))
         rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
         rundir.claim(config)
         resume.take_best_along(config)
         print(f"run directory: {rundir.shown(run_dir)}", flush=True)
-    if devices.world_size == 1 or launch.external():
+    if alone:
         return fit_rank(config, data, model)
     del model
     threads = max(1, cores() // devices.local)
