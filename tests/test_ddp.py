@@ -181,7 +181,7 @@ def test_a_sweep_under_torchrun_is_refused(shapes: Path, tmp_path: Path) -> None
 
 
 FSDP_TWICE = """
-import torch, torch.distributed as dist
+import os, torch, torch.distributed as dist
 from test_configs import compose
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
@@ -213,6 +213,7 @@ for stage in range(3):  # fit, validation of the last weights, test: Lightning w
         assert norm > 1e-6
         assert sum(float(p.grad.square().sum()) for p in model.parameters() if p.numel()) ** 0.5 <= 1.001e-6
 print("whole", flush=True)
+os._exit(0)  # gloo's threads may still free the last backward's works, which aborts a Python that is ending (torch 2.15)
 """
 
 

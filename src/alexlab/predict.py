@@ -13,9 +13,10 @@ from rich.table import Column, Table
 from torch.utils.data import DataLoader, Dataset
 
 from alexlab import loading, rundir
-from alexlab.data.datamodule import cores, start_worker
+from alexlab.data.datamodule import cores
 from alexlab.data.decode import BrokenImageError
 from alexlab.data.index import EXTENSIONS
+from alexlab.data.workers import start_worker
 from alexlab.errors import RunFailedError, UserError
 
 SHOWN = 10  # images in the table on the screen; the file has all

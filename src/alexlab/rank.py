@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from alexlab import config, launch
+from alexlab.data import workers
 from alexlab.errors import mistake
 
 
@@ -20,9 +21,13 @@ def main() -> None:
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `fit_rank` takes it: no tracebacks of imports
     try:
+        job = config.load(Path(sys.argv[1]) / "config.yaml")
+        if job.data.num_workers != 0 and sys.platform == "linux":
+            workers.start_server()
+
         from alexlab import run
 
-        run.fit_rank(config.load(Path(sys.argv[1]) / "config.yaml"))
+        run.fit_rank(job)
     except Exception as error:
         told = mistake(error)
         if told is not None:

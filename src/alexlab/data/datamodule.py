@@ -1,16 +1,13 @@
 """The LightningDataModule: image folders -> batches for this rank."""
 
 import os
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader
 
-from alexlab.data import demo, names
+from alexlab.data import demo, names, workers
 from alexlab.data import index as folder_index
 from alexlab.data.dataset import ImageDataset, collate
 from alexlab.data.index import ImageIndex
@@ -33,7 +30,6 @@ class ImageFolders(pl.LightningDataModule):
         num_classes: None, or the number that the folder must hold.
         on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
         class_names: None, "imagenet" (its 1,000 synsets), or a file with lines of a folder, a tab and its name.
-        timeout: seconds that a worker may take for a batch before the run fails.
         world_size: ranks of the run; one process alone gives all their batches in turn when it evaluates.
         demo_seed: write the built-in shapes into `root` first, from this seed.
     """
@@ -52,7 +48,6 @@ class ImageFolders(pl.LightningDataModule):
         on_error: str = "raise",
         demo_seed: int | None = None,
         class_names: str | None = None,
-        timeout: float = 0,
         world_size: int = 1,
         local_world_size: int = 1,
     ) -> None:
@@ -63,7 +58,7 @@ class ImageFolders(pl.LightningDataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.expected_classes, self.on_error, self.demo_seed = num_classes, on_error, demo_seed
         self.class_names = class_names
-        self.world_size, self.timeout = world_size, timeout
+        self.world_size = world_size
         self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
         self.splits: dict[str, ImageIndex] = {}
 
@@ -204,8 +199,8 @@ class ImageFolders(pl.LightningDataModule):
             collate_fn=collate,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0 and split != "test",
-            worker_init_fn=start_worker,
-            timeout=self.timeout if self.num_workers else 0,
+            worker_init_fn=workers.start_worker,
+            multiprocessing_context=workers.context(trainer.world_size) if trainer and self.num_workers else None,
         )
 
 
@@ -214,22 +209,3 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS has no affinities
-
-
-def start_worker(worker: int) -> None:
-    """One thread: there are as many workers as cores. Signals that end a run are the rank's to answer: a terminal or
-    a scheduler sends them to the workers as well, and the rank would report a worker that died."""
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, getattr(signal, "SIGUSR1", None)):
-        if number is not None:
-            signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for_the_rank, daemon=True).start()
-
-
-def _end_for_the_rank() -> None:
-    """End at a SIGTERM from the rank itself, with which it stops its workers at its own end; ignore all others."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
