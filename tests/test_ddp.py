@@ -213,7 +213,7 @@ for stage in range(3):  # fit, validation of the last weights, test: Lightning w
         assert norm > 1e-6
         assert sum(float(p.grad.square().sum()) for p in model.parameters() if p.numel()) ** 0.5 <= 1.001e-6
 print("whole", flush=True)
-os._exit(0)  # gloo's threads may still free the last backward's works, which aborts a Python that is ending (torch 2.15)
+os._exit(0)  # gloo's threads may still free the backward's works, which aborts a Python that is ending (torch 2.15)
 """
 
 
