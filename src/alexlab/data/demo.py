@@ -88,10 +88,16 @@ def write_demo(
         found = json.loads((root / MARKER).read_text()) if (root / MARKER).is_file() else None
         if found == wanted:
             return
-        what = f"demo images of other settings ({found})" if found else "files that are not the demo's"
+        if found is None:
+            raise UserError(
+                f"{root} holds files that are not the demo's, and data=demo would write its shapes there: "
+                "take your own images with data=folder data.root=PATH, or choose another data.root for the shapes."
+            )
+        other = ", ".join(
+            f"{key}={found.get(key)} instead of {wanted[key]}" for key in wanted if found.get(key) != wanted[key]
+        )
         raise UserError(
-            f"{root} holds {what}, and data=demo would write {wanted} there: remove that folder, or choose another "
-            "data.root. For your own images use data=folder data.root=PATH."
+            f"{root} holds demo images of other settings ({other}): remove that folder, or choose another data.root."
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))  # so that a kill leaves nothing half done
