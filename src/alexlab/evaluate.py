@@ -87,7 +87,7 @@ def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
     its = loading.config_of(run_dir)
     if config.data.root is not None:
         its.data.root = str(Path(config.data.root).expanduser().resolve())
-        its.data.demo_seed = None
+        its.data.demo_seed = its.data.idx = None
     if config.data.num_workers is not None:
         its.data.num_workers = config.data.num_workers
     its.data.on_error = config.data.on_error or its.data.on_error

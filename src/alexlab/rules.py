@@ -99,6 +99,7 @@ RULES: dict[str, Rule] = {
     "model.net._target_": TEXT,
     "data.root": ("the folder of the images with data.root=PATH", lambda v: isinstance(v, str) and v != ""),
     "data.demo_seed": _or_null(FROM_0_WHOLE),
+    "data.idx": _or_null(TEXT),
     "data.batch_size": COUNT,
     "data.image_size": _whole("a whole number of pixels, at least 8", 8),
     "data.num_workers": _or_null(FROM_0_WHOLE),
@@ -258,7 +259,8 @@ def _together(plain: Plain) -> list[str]:
         if needs and t["limit_val_batches"] in (0, 0.0) and t["limit_val_batches"] is not None:
             wrong.append(f"{key} needs validation, and trainer.limit_val_batches=0 switches it off.")
     root = os.path.expanduser(plain["data"]["root"])  # noqa: PTH111
-    if plain["data"]["demo_seed"] is None and not os.path.exists(root):  # noqa: PTH110
+    made = plain["data"]["demo_seed"] is not None or plain["data"].get("idx") is not None
+    if not made and not os.path.exists(root):  # noqa: PTH110
         wrong.append(f"{root} does not exist: give the folder of the images with data.root=PATH.")
     if plain["optimizer"].get("nesterov") and not plain["optimizer"].get("momentum"):
         wrong.append("optimizer.nesterov=true needs optimizer.momentum above 0.")

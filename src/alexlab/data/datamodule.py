@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from alexlab.data import demo, names, workers
+from alexlab.data import demo, fashion_mnist, names, workers
 from alexlab.data import index as folder_index
 from alexlab.data.dataset import ImageDataset, collate
 from alexlab.data.index import ImageIndex
@@ -29,9 +29,11 @@ class ImageFolders(pl.LightningDataModule):
         val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
         num_classes: None, or the number that the folder must hold.
         on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
-        class_names: None, "imagenet" (its 1,000 synsets), or a file with lines of a folder, a tab and its name.
+        class_names: None, "imagenet" (its 1,000 synsets), "fashion_mnist", or a file with lines of a folder, a tab and
+            its name.
         world_size: ranks of the run; one process alone gives all their batches in turn when it evaluates.
         demo_seed: write the built-in shapes into `root` first, from this seed.
+        idx: write Fashion-MNIST into `root` first: see `fashion_mnist`.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class ImageFolders(pl.LightningDataModule):
         num_classes: int | None = None,
         on_error: str = "raise",
         demo_seed: int | None = None,
+        idx: str | None = None,
         class_names: str | None = None,
         world_size: int = 1,
         local_world_size: int = 1,
@@ -56,7 +59,7 @@ class ImageFolders(pl.LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
         self.transforms = {"train": train_transform, "val": eval_transform, "test": eval_transform}
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.expected_classes, self.on_error, self.demo_seed = num_classes, on_error, demo_seed
+        self.expected_classes, self.on_error, self.demo_seed, self.idx = num_classes, on_error, demo_seed, idx
         self.class_names = class_names
         self.world_size = world_size
         self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
@@ -72,6 +75,8 @@ class ImageFolders(pl.LightningDataModule):
             return self
         if self.demo_seed is not None:
             demo.write_demo(self.root, seed=self.demo_seed)
+        if self.idx is not None:
+            fashion_mnist.write_fashion_mnist(self.root, self.idx)
         self.splits = self._read_splits() if (self.root / "train").is_dir() else self._read_one_folder()
         train = self.splits["train"]
         if self.expected_classes is not None and self.expected_classes != len(train.classes):

@@ -6,20 +6,19 @@ from pathlib import Path
 
 from alexlab.errors import UserError
 
-IMAGENET = Path(__file__).with_name("imagenet_classes.tsv")  # ILSVRC-2012's synsets with torchvision's names
+# ILSVRC-2012's synsets with torchvision's names, and Fashion-MNIST's
+SHIPPED = {name: Path(__file__).with_name(f"{name}_classes.tsv") for name in ("imagenet", "fashion_mnist")}
 
 
 def read(source: str) -> dict[str, str]:
-    """Folder -> name, from "imagenet" or a file with lines of a folder, a tab and a name.
+    """Folder -> name, from "imagenet", "fashion_mnist" or a file with lines of a folder, a tab and a name.
 
     Raises:
         UserError: no such file, or a line of another form.
     """
-    path = IMAGENET if source == "imagenet" else Path(source).expanduser()
+    path = SHIPPED.get(source, Path(source).expanduser())
     if not path.is_file():
-        raise UserError(
-            f"data.class_names={source} is not a file: give one, or imagenet for its 1,000 synsets, or null."
-        )
+        raise UserError(f"data.class_names={source} is not a file: give one, or imagenet, or fashion_mnist, or null.")
     found: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
