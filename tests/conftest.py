@@ -21,7 +21,10 @@ from alexlab.data.demo import write_demo
 ROOT = Path(__file__).resolve().parents[1]
 
 SMALL_NET = ["model=torchvision", "model.name=shufflenet_v2_x0_5"]  # with BatchNorm, and 2 MB to write
-TINY = [*SMALL_NET, "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu"]
+TINY = [
+    *SMALL_NET, "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu",
+    "callbacks.figures=false",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

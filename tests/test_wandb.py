@@ -24,7 +24,7 @@ def server() -> Iterator[WandbServer]:
 def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(
         shapes, tmp_path / "told", "logger=wandb", "logger.wandb.log_model=true", "logger.wandb.tags=[a,b]",
-        "trainer.max_epochs=2", "trainer.log_every_n_steps=1", env=server.env(),
+        "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.figures=true", env=server.env(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"W&B: online (an API key is there). {server.url}/tester/alexlab/runs/" in done.stdout
@@ -46,7 +46,8 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     logged = {key for row in run.history for key in row}
     assert logged >= {
         "train/loss", "val/loss", "val/acc1", "val/acc5", "perf/images_per_second", "perf/data_wait", "lr/decay",
-        "images/train", "test/mistakes", "trainer/global_step",
+        "images/train", "test/mistakes", "trainer/global_step", "figures/filters", "figures/curves", "figures/top5",
+        "figures/neighbours",
     }  # fmt: skip
     assert [row["val/acc1"] for row in run.history if "val/acc1" in row][-1] == pytest.approx(
         summary["last"]["val/acc1"]

@@ -18,7 +18,7 @@ from typing import Any
 # not W&B, nor timm, which imports it: its folder for temporary files would go with the first fork
 import torchmetrics.classification  # noqa: F401
 
-import alexlab.evaluate
+import alexlab.redraw
 import alexlab.run  # noqa: F401
 
 

@@ -1,8 +1,9 @@
 """Evaluate a run on its own test images or another folder: the task of eval.py."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -136,9 +137,19 @@ def show(result: dict[str, Any], run_dir: Path, out: Path) -> None:
     print(f"written to {rundir.shown(out)}", flush=True)
 
 
-def evaluate(config: DictConfig) -> float:
-    """Rebuild the run from its own config, test it, print and write the numbers. Returns top-1."""
-    run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
+class Tested(NamedTuple):
+    """A run, tested anew."""
+
+    config: DictConfig
+    data: ImageFolders
+    model: ImageClassifier
+    checkpoint: Path
+    precision: str
+    metrics: dict[str, float]
+
+
+def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = ()) -> Tested:
+    """Rebuild a run from its own config and test it as `config` (conf/eval.yaml) asks."""
     its = settings_of(config, run_dir)
     path = rundir.ckpt_of(run_dir, str(config.ckpt))
     found = checkpoint.load(path)
@@ -156,26 +167,34 @@ def evaluate(config: DictConfig) -> float:
     checkpoint.load_net(model.net, found, path)
     if its.compile:
         model.net.compile()
-    if config.crops == 10:
+    if config.get("crops") == 10:
         use_ten_crops(model, data, its.data.image_size, its.augment.crop_ratio)
     trainer = pl.Trainer(
         accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False, precision=precision,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
         limit_test_batches=its.trainer.limit_test_batches, use_distributed_sampler=False, inference_mode=True,
     )  # fmt: skip
     tested = trainer.test(model, datamodule=data, verbose=False)[0]
-    matrix = model.confusion_matrix.double()
+    metrics = {key.removeprefix("test/"): float(value) for key, value in tested.items()}
+    return Tested(its, data, model, path, str(precision), metrics)
+
+
+def evaluate(config: DictConfig) -> float:
+    """Test a run, print and write the numbers. Returns top-1."""
+    run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
+    tested = score(config, run_dir)
+    matrix = tested.model.confusion_matrix.double()
     share = [float(hits / count) if count else None for hits, count in zip(matrix.diag(), matrix.sum(1), strict=True)]
     result: dict[str, Any] = {
-        "checkpoint": str(path),
-        "split": data.test_split,
+        "checkpoint": str(tested.checkpoint),
+        "split": tested.data.test_split,
         "images": int(matrix.sum()),
         "crops": config.crops,
-        "root": str(data.root),
-        "precision": str(precision),
-        "skipped_images": list(model.skipped),
-        **{key.removeprefix("test/"): float(value) for key, value in tested.items()},
-        "per_class_acc1": dict(zip(data.readable_classes, share, strict=True)),
+        "root": str(tested.data.root),
+        "precision": tested.precision,
+        "skipped_images": list(tested.model.skipped),
+        **tested.metrics,
+        "per_class_acc1": dict(zip(tested.data.readable_classes, share, strict=True)),
     }
     out = run_dir / ("eval.json" if config.crops == 1 else f"eval-{config.crops}crops.json")
     rundir.write_json(out, result)

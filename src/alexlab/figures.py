@@ -1,4 +1,5 @@
-"""Pictures for the run's `figures/`: tiles of images with captions, and a confusion matrix. Drawn by Pillow alone."""
+"""Pictures for the run's `figures/`, pixel by pixel with Pillow: tiles of images with captions, filters, a confusion
+matrix. `plots.py` has the others."""
 
 from collections.abc import Sequence
 
@@ -64,6 +65,32 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
                     draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
     draw.text((left + side / 2, 4), "predicted", INK, font, anchor="mt")
     _upright(sheet, "true", 4 + TEXT // 2, top + side // 2, font)
+    return sheet
+
+
+def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
+    """The filters of a first convolution as tiles, zero as grey, each with the contrast of its largest weight.
+
+    Args:
+        weights: float (maps, channels, H, W); three channels are drawn as red, green and blue, others as their mean.
+        groups: of maps, drawn one below the other with a gap between.
+    """
+    if weights.shape[1] != 3:
+        weights = weights.mean(1, keepdims=True).repeat(3, 1)
+    largest = np.abs(weights).max((1, 2, 3), keepdims=True)
+    pixels = 127.5 + 127.5 * weights / np.where(largest > 0, largest, 1)
+    images = list(pixels.round().astype(np.uint8).transpose(0, 2, 3, 1))
+    of_group = -(-len(images) // groups)
+    columns = 16 if of_group >= 32 else 8
+    times = max(2, 48 // weights.shape[-1])
+    size = times * np.array(weights.shape[:1:-1])
+    rows = -(-of_group // columns)
+    height = rows * (size[1] + GAP) + 3 * GAP
+    sheet = Image.new("RGB", (columns * (size[0] + GAP) + GAP, groups * height - GAP), PAPER)
+    for i, image in enumerate(images):
+        group, place = divmod(i, of_group)
+        at = (GAP + place % columns * (size[0] + GAP), GAP + group * height + place // columns * (size[1] + GAP))
+        sheet.paste(Image.fromarray(image).resize(tuple(size), Image.Resampling.NEAREST), (int(at[0]), int(at[1])))
     return sheet
 
 

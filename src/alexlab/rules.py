@@ -206,6 +206,10 @@ PREDICT_RULES: dict[str, Rule] = {
     "batch_size": COUNT,
     "num_workers": RULES["data.num_workers"],
 }
+FIGURES_RULES: dict[str, Rule] = {
+    **{key: rule for key, rule in EVAL_RULES.items() if key != "crops"},
+    "among": FROM_0_WHOLE,
+}
 COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
 
 _ABSENT = object()

@@ -144,6 +144,8 @@ def _fit_rank(
             result["test"] = score_best(trainer, model, data, run_dir)
         gather_skipped(trainer, model)
         preemption.agree(trainer)
+        if config.callbacks.figures and launch.rank() == 0:
+            draw_figures(config, data, devices, board)
         status = "finished"
     except Preempted as error:
         status = "preempted"
@@ -314,6 +316,20 @@ def score_best(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, 
     ckpt_path = str(path) if path.is_file() and sharded else None
     tested = trainer.test(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
     return {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}
+
+
+def draw_figures(config: DictConfig, data: ImageFolders, devices: Devices, board: "WandbLogger | None") -> None:
+    """The figures of a trained run, on the first rank alone. What goes wrong with them is told; the run is well."""
+    from alexlab import gallery  # and with it Matplotlib
+
+    run_dir = Path(config.run_dir)
+    saved = [name for name in ("best", "last") if (run_dir / f"checkpoints/{name}.ckpt").is_file()]
+    try:
+        drawn = gallery.draw(run_dir, data, config.monitor, saved[0], device=devices.kind) if saved else []
+        if board is not None and drawn:
+            gallery.log_to(board, drawn)
+    except Exception as error:
+        log.warning("some figures could not be drawn (%s: %s)", type(error).__name__, str(error)[:200])
 
 
 def gather_skipped(trainer: pl.Trainer, model: ImageClassifier) -> None:

@@ -1,4 +1,4 @@
-"""Beside curves: training images as the net sees them, confusion matrix, most confident mistakes.
+"""Training images as the net sees them; of the test the confusion matrix, accuracy by class, most confident mistakes.
 
 As pictures in the run's `figures/`, and in W&B where it logs.
 """
@@ -42,6 +42,7 @@ class Media(Callback):
         self.folder = folder
         self.logger = logger
         self.mistakes: list[Mistake] = []
+        self.written: list[Path] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):
@@ -76,9 +77,15 @@ class Media(Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
+        from alexlab import plots  # Matplotlib takes half a second, which the start need not wait for
+
         names, matrix = pl_module.class_names, pl_module.confusion_matrix.numpy()
         rows = most_confused(matrix, MOST_CLASSES)
         self._write("confusion_matrix", figures.confusion(matrix[np.ix_(rows, rows)], [names[row] for row in rows]))
+        counts = matrix.sum(1)
+        shares = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
+        if counts.any():
+            self._write("per_class", plots.per_class(shares, names))
         if self.mistakes:
             images = [image.permute(1, 2, 0).numpy() for _, image, _, _ in self.mistakes]
             captions = [
@@ -94,7 +101,8 @@ class Media(Callback):
 
     def _write(self, name: str, picture: Image.Image) -> None:
         self.folder.mkdir(exist_ok=True)
-        picture.save(self.folder / f"{name}.png")
+        self.written.append(self.folder / f"{name}.png")
+        picture.save(self.written[-1])
 
     def _log_end(self, run: Any, names: list[str], matrix: np.ndarray, rows: list[int]) -> None:
         import wandb

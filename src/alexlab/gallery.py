@@ -1,0 +1,164 @@
+"""The figures of a trained run, for the end of training and for figures.py.
+
+Drawn from the run's directory and its images: first filters, top-5 bars, nearest neighbours, training curves. The test
+itself gives the confusion matrix, accuracy by class and the mistakes (`callbacks/media.py`).
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alexlab import figures, loading, plots
+from alexlab.data import decode
+from alexlab.data.datamodule import ImageFolders, cores
+from alexlab.data.index import ImageIndex
+from alexlab.models.parts import first_convolution, head_of
+
+SHOWN = 8  # validation images with their top-5 bars
+QUERIES, NEIGHBOURS = 5, 6
+BATCH = 64
+SIDE = 132  # pixels of an image among its neighbours
+
+
+class Looker:
+    """Reads images as a trained network sees them, and tells what it makes of them."""
+
+    def __init__(self, trained: loading.Trained, device: torch.device) -> None:
+        self.net, self.transform, self.classes = trained
+        self.net.to(device)
+        self.device = device
+        self.hidden: Tensor | None = None
+
+        def keep(head: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+            self.hidden = given[0].mean((2, 3)) if given[0].dim() == 4 else given[0]
+
+        head_of(self.net).register_forward_pre_hook(keep)
+
+    def read(self, index: ImageIndex, numbers: list[int]) -> tuple[list[int], Tensor]:
+        """The images that can be read: their numbers, and uint8 (N, 3, S, S)."""
+        with ThreadPoolExecutor(cores()) as threads:  # decoding lets other threads run
+            found = list(threads.map(lambda i: self._read(index.path(i)), numbers))
+        whole = [(i, pixels) for i, pixels in zip(numbers, found, strict=True) if pixels is not None]
+        size = self.transform.crop.image_size
+        return [i for i, _ in whole], torch.stack([p for _, p in whole]) if whole else torch.empty(0, 3, size, size)
+
+    def _read(self, path: str) -> Tensor | None:
+        try:
+            return decode.read(path, self.transform.crop)
+        except decode.BrokenImageError:
+            return None
+
+    @torch.inference_mode()
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, 3, S, S) -> probabilities (N, classes), last hidden layer (N, units), both float32 on the CPU."""
+        logits, hidden = [], []
+        for part in pixels.split(BATCH):
+            logits.append(self.net(self.transform.normalize(part.to(self.device))).float().softmax(1).cpu())
+            assert self.hidden is not None
+            hidden.append(self.hidden.float().cpu())
+        return torch.cat(logits), torch.cat(hidden)
+
+
+def spread(index: ImageIndex, count: int) -> list[int]:
+    """Up to `count` images at even distances, so of as many classes as there can be: they lie class by class."""
+    count = min(count, len(index))
+    return [int((i + 0.5) * len(index) / count) for i in range(count)]
+
+
+def nearest(queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(distances, places), both (Q, count): for each of `queries` (Q, D) its nearest rows of `among` (N, D), by the
+    Euclidean distance, as in the paper's figure 4."""
+    found = torch.cdist(queries.double(), among.double()).topk(min(count, len(among)), largest=False)
+    return found.values, found.indices
+
+
+def pictures(
+    run_dir: Path, trained: loading.Trained, data: ImageFolders, among: int, device: torch.device, monitor: str
+) -> Iterator[tuple[str, Image.Image]]:
+    """(name, picture) of each figure that the run has.
+
+    Args:
+        among: training images that the neighbours are looked for among, at even distances of all.
+        monitor: the metric whose best epoch is marked in the curves.
+    """
+    first = first_convolution(trained.net)
+    if first is not None:
+        yield "filters", figures.filters(first[0].weight.detach().float().cpu().numpy(), first[1])
+    if (run_dir / "metrics.csv").is_file():
+        drawn = plots.curves(run_dir / "metrics.csv", monitor)
+        if drawn is not None:
+            yield "curves", drawn
+    looker = Looker(trained, device)
+    held_out, train = data.splits[data.test_split if "val" not in data.splits else "val"], data.splits.get("train")
+    numbers, pixels = looker.read(held_out, spread(held_out, SHOWN))
+    if not numbers:
+        return
+    probabilities, hidden = looker.look(pixels)
+    best = probabilities.topk(min(5, probabilities.shape[1]), 1)
+    names = looker.classes
+    yield (
+        "top5",
+        plots.top5(
+            [_array(image) for image in pixels],
+            [names[held_out.targets[i]] for i in numbers],
+            [
+                [(names[k], p) for k, p in zip(places, shares, strict=True)]
+                for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ],
+        ),
+    )
+    if train is None or not among:
+        return
+    train_numbers, train_pixels = looker.read(train, spread(train, among))
+    if not train_numbers:
+        return
+    _, train_hidden = looker.look(train_pixels)
+    count = min(QUERIES, len(numbers))
+    queries = [round(i * (len(numbers) - 1) / max(1, count - 1)) for i in range(count)]
+    distances, places = nearest(hidden[queries], train_hidden, NEIGHBOURS)
+    images, captions = [], []
+    for query, far, near in zip(queries, distances.tolist(), places.tolist(), strict=True):
+        images.append(_small(pixels[query]))
+        captions.append((names[held_out.targets[numbers[query]]], "asked for"))
+        for distance, place in zip(far, near, strict=True):
+            images.append(_small(train_pixels[place]))
+            captions.append((names[train.targets[train_numbers[place]]], f"at {distance:.3g}"))
+    yield "neighbours", figures.tiles(images, captions, columns=1 + distances.shape[1])
+
+
+def _array(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+def _small(image: Tensor) -> np.ndarray:
+    drawn = Image.fromarray(_array(image).copy())
+    if drawn.width > SIDE:
+        drawn = drawn.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(drawn)
+
+
+def draw(
+    run_dir: Path, data: ImageFolders, monitor: str, ckpt: str = "best", among: int = 2000, device: str = "cpu"
+) -> list[Path]:
+    """Write the figures of a run into its `figures/`; returns their files."""
+    trained = loading.load(run_dir, ckpt)
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    written = []
+    for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor):
+        picture.save(folder / f"{name}.png")
+        written.append(folder / f"{name}.png")
+    return written
+
+
+def log_to(board: Any, paths: list[Path]) -> None:
+    """Give W&B the pictures as figures/<name>."""
+    import wandb
+
+    board.experiment.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})

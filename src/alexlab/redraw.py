@@ -1,0 +1,24 @@
+"""Test a run anew and draw all its figures: the task of figures.py."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from alexlab import evaluate, gallery, rundir
+from alexlab.callbacks.media import Media
+
+
+def redraw(config: DictConfig) -> None:
+    """Draw the figures of a run from one of its checkpoints, and print their files.
+
+    Raises:
+        UserError: no such run, checkpoint or images.
+    """
+    run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
+    media = Media(run_dir / "figures")
+    tested = evaluate.score(config, run_dir, [media])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    drawn = gallery.draw(run_dir, tested.data, tested.config.monitor, str(config.ckpt), config.among, device)
+    for path in [*media.written, *drawn]:
+        print(rundir.shown(path), flush=True)
