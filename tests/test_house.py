@@ -12,14 +12,15 @@ from conftest import ROOT
 SOURCES = sorted((ROOT / "src/alexlab").rglob("*.py"))
 LATER = {"alexlab.rules.check", "alexlab.run.fit", "alexlab.rules.EVAL_RULES", "alexlab.evaluate.evaluate",
          "alexlab.rules.COMPARE_RULES", "alexlab.compare.compare",
-         "alexlab.rules.PREDICT_RULES", "alexlab.predict.predict"}  # after composing  # fmt: skip
-SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py", ROOT / "predict.py"]
+         "alexlab.rules.PREDICT_RULES", "alexlab.predict.predict",
+         "alexlab.rules.EXPORT_RULES", "alexlab.export.export"}  # after composing  # fmt: skip
+SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py", ROOT / "predict.py", ROOT / "export.py"]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "rules", "targets", "config", "help", "launch", "memory", "rundir", "figures", "data", "models",
     "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "classifier", "loggers", "callbacks",
-    "trainer", "plan", "report", "resume", "run", "rank", "evaluate", "compare", "predict", "cli", "__init__",
+    "trainer", "plan", "report", "resume", "run", "rank", "evaluate", "compare", "predict", "export", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -27,11 +28,14 @@ STRANGERS = {"data": "models", "models": "data"}
 ONLY = {
     "hydra": {"cli", "instantiate"},
     "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "report", "resume", "run", "evaluate", "compare", "predict", "cli"},
+                  "report", "resume", "run", "evaluate", "compare", "predict", "export", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer", "run",
                           "report", "evaluate"},
     "wandb": {"loggers", "callbacks"},
     "timm": {"models"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "onnxscript": {"export"},
 }  # fmt: skip
 LIGHT = ("errors", "rules", "targets", "config", "help", "launch", "memory", "cli")  # before a task runs
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "wandb", "numpy", "PIL", "torchmetrics")

@@ -205,6 +205,14 @@ PREDICT_RULES: dict[str, Rule] = {
     "batch_size": COUNT,
     "num_workers": RULES["data.num_workers"],
 }
+EXPORT_RULES: dict[str, Rule] = {
+    "run": EVAL_RULES["run"],
+    "format": _one_of("onnx", "torch_export"),
+    "ckpt": TEXT,
+    "out": _or_null(TEXT),
+    "images": _or_null(TEXT),
+    "tolerance": ABOVE_0,
+}
 COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
 
 _ABSENT = object()
