@@ -26,7 +26,7 @@ def test_help_lists_each_group_with_its_options_and_each_key() -> None:
     for key in ("max_epochs:", "batch_size:", "lr:", "seed: 0", "--multirun"):
         assert key in done.stdout
     assert "crop_ratio: 0.875" in command("train.py", "--help", "augment=paper").stdout
-    for sister in ("eval", "compare"):  # has no groups: its keys with what they mean
+    for sister in ("eval", "compare", "predict", "export"):  # has no groups: its keys with what they mean
         told = command(f"{sister}.py", "--help").stdout
         assert re.search(r"^(ckpt|runs): .* # .+$", told, re.M)
         assert not re.search("multirun|Groups|hydra:|filled in", told)

@@ -13,15 +13,16 @@ SOURCES = sorted((ROOT / "src/alexlab").rglob("*.py"))
 LATER = {"alexlab.rules.check", "alexlab.run.fit", "alexlab.rules.EVAL_RULES", "alexlab.evaluate.evaluate",
          "alexlab.rules.COMPARE_RULES", "alexlab.compare.compare",
          "alexlab.rules.PREDICT_RULES", "alexlab.predict.predict",
-         "alexlab.rules.FIGURES_RULES", "alexlab.redraw.redraw"}  # after composing  # fmt: skip
-SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", ROOT / "compare.py", ROOT / "predict.py", ROOT / "figures.py"]
+         "alexlab.rules.FIGURES_RULES", "alexlab.redraw.redraw",
+         "alexlab.rules.EXPORT_RULES", "alexlab.export.export"}  # after composing  # fmt: skip
+SCRIPTS = [ROOT / f"{name}.py" for name in ("train", "eval", "compare", "predict", "figures", "export")]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "rules", "targets", "config", "help", "launch", "memory", "rundir", "figures", "plots", "data", "models",
     "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "classifier", "loggers", "callbacks",
-    "gallery", "trainer", "plan", "report", "resume", "run", "rank", "evaluate", "redraw", "compare", "predict", "cli",
-    "__init__",
+    "gallery", "trainer", "plan", "report", "resume", "run", "rank", "evaluate", "redraw", "compare", "predict",
+    "export", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -29,12 +30,15 @@ STRANGERS = {"data": "models", "models": "data"}
 ONLY = {
     "hydra": {"cli", "instantiate"},
     "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "report", "resume", "run", "evaluate", "redraw", "compare", "predict", "cli"},
+                  "report", "resume", "run", "evaluate", "redraw", "compare", "predict", "export", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer", "run",
                           "report", "evaluate"},
     "wandb": {"loggers", "callbacks", "gallery"},
     "matplotlib": {"plots"},
     "timm": {"models"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "onnxscript": {"export"},
 }  # fmt: skip
 LIGHT = ("errors", "rules", "targets", "config", "help", "launch", "memory", "cli")  # before a task runs
 HEAVY = ("matplotlib", "torch", "torchvision", "pytorch_lightning", "wandb", "numpy", "PIL", "torchmetrics")

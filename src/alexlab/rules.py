@@ -210,6 +210,14 @@ FIGURES_RULES: dict[str, Rule] = {
     **{key: rule for key, rule in EVAL_RULES.items() if key != "crops"},
     "among": FROM_0_WHOLE,
 }
+EXPORT_RULES: dict[str, Rule] = {
+    "run": EVAL_RULES["run"],
+    "format": _one_of("onnx", "torch_export"),
+    "ckpt": TEXT,
+    "out": _or_null(TEXT),
+    "images": _or_null(TEXT),
+    "tolerance": ABOVE_0,
+}
 COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
 
 _ABSENT = object()

@@ -1,0 +1,24 @@
+"""A run's network as one file: python export.py run=<run dir>|latest format=onnx|torch_export."""
+
+import sys
+
+try:
+    from alexlab.cli import hydra_command, importing
+except ModuleNotFoundError as error:
+    print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
+    sys.exit(2)
+
+
+@hydra_command("export")
+def main(config):  # type: ignore[no-untyped-def]
+    from alexlab.rules import EXPORT_RULES, check
+
+    check(config, EXPORT_RULES)
+    with importing():
+        from alexlab.export import export
+
+    export(config)
+
+
+if __name__ == "__main__":
+    main()
