@@ -26,12 +26,15 @@ def test_an_image_is_drawn_alike_on_any_number_of_ranks(settings: dict[str, floa
     assert not torch.equal(whole, augment(images, targets, seed=8)[0])
 
 
-def test_pca_noise_has_the_stated_covariance() -> None:
+@pytest.mark.parametrize(
+    ("pca_by", "lengths"), [("eigenvalues", PCA_EIGENVALUES), ("deviations", np.sqrt(PCA_EIGENVALUES))]
+)
+def test_pca_noise_has_the_stated_covariance(pca_by: str, lengths: tuple[float, ...]) -> None:
     count = 20_000
     gray = torch.full((count, 3, 1, 1), 128, dtype=torch.uint8)
-    augment = BatchAugment([0.0] * 3, [1.0] * 3, 5, pca=0.1)
+    augment = BatchAugment([0.0] * 3, [1.0] * 3, 5, pca=0.1, pca_by=pca_by)
     noise = (augment(gray, torch.zeros(count, dtype=torch.int64), seed=0)[0] - 128 / 255).view(count, 3).numpy()
-    axes = np.array(PCA_EIGENVECTORS) * np.array(PCA_EIGENVALUES) * 0.1
+    axes = np.array(PCA_EIGENVECTORS) * np.array(lengths) * 0.1
     np.testing.assert_allclose(np.cov(noise.T), axes @ axes.T, rtol=0.06)
 
 

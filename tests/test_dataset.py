@@ -50,3 +50,13 @@ def test_mix_spreads() -> None:
     seeds = {mix(s, e, i) for s in range(5) for e in range(20) for i in range(100)}
     assert len(seeds) == 10_000
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_images_grow_with_the_epochs(shapes: Path) -> None:
+    """The side follows from the epoch of the key alone, so that workers and resumed runs see the same."""
+    transform = SampleTransform(48, "random_resized", sizes=((1, 16), (3, 32), (4, 48)))
+    data = ImageDataset(scan(shapes / "train"), transform, seed=1)
+    assert [data[0, epoch][0].shape[1] for epoch in (5, 0, 1, 2, 3)] == [48, 16, 16, 32, 48]
+    fixed = ImageDataset(scan(shapes / "train"), SampleTransform(16, "random_resized"), seed=1)
+    assert torch.equal(data[7, 1][0], fixed[7, 1][0])
+    assert SampleTransform(48).at(9) == SampleTransform(48)

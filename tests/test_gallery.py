@@ -16,6 +16,7 @@ from torch import nn
 
 from alexlab import figures, gallery, plots, run
 from alexlab.data import index
+from alexlab.errors import UserError
 from alexlab.loading import EvalTransform, Trained
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.parts import first_convolution, head_of
@@ -37,7 +38,7 @@ def test_the_head_of_timms_networks_and_of_none() -> None:
     timm = pytest.importorskip("timm")
     net = timm.create_model("mobilenetv4_conv_small", num_classes=7)
     assert head_of(net) is net.get_classifier()
-    with pytest.raises(ValueError, match="Identity has neither linear nor convolutional layers, so no head is found"):
+    with pytest.raises(UserError, match="Identity has neither linear nor convolutional layers, so no head is found"):
         head_of(nn.Identity())
 
 

@@ -127,3 +127,20 @@ def test_biases_at_twice_the_rate() -> None:
         entry["scheduler"].step()
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     assert decays == {"decay": 5e-4, "no_decay": 0.0, "no_decay_bias": 0.0}
+
+
+def test_the_backbone_learns_at_its_own_rate() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    settings = {**SGD, "bias_lr_factor": 2.0, "backbone_lr_factor": 0.1}
+    rates = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optim.build_optimizer(net, settings, 64).param_groups
+        for p in group["params"]
+    }
+    expected = {
+        "0.weight": (0.01, 5e-4), "0.bias": (0.02, 0.0), "1.weight": (0.01, 0.0), "1.bias": (0.02, 0.0),
+        "3.weight": (0.1, 5e-4), "3.bias": (0.2, 0.0),
+    }  # fmt: skip
+    for name, parameter in net.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(expected[name])
+    assert len(rates) == 6

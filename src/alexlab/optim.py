@@ -9,10 +9,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from alexlab.errors import UserError
+from alexlab.models.parts import head_of
 from alexlab.rules import mode_of
 from alexlab.targets import locate
 
-OWN_KEYS = ("bias_lr_factor", "lr", "weight_decay", "decay_norm_and_bias", "lr_reference_batch", "fused", "_target_")
+OWN_KEYS = (
+    "bias_lr_factor", "backbone_lr_factor", "lr", "weight_decay", "decay_norm_and_bias", "lr_reference_batch", "fused",
+    "_target_",
+)  # fmt: skip
 
 
 def effective_lr(settings: dict[str, Any], batch: int) -> float:
@@ -37,9 +41,9 @@ def build_optimizer(
         UserError: a class from elsewhere than `targets.ALLOWED`, or one that refuses a setting.
     """
     cls = locate(settings["_target_"])
-    lr, factor = effective_lr(settings, batch), settings.get("bias_lr_factor", 1.0)
-    decay, everywhere = settings.get("weight_decay", 0.0), settings.get("decay_norm_and_bias", False)
-    groups = decay_groups(net, decay, everywhere, lr * factor if factor != 1 else None)
+    lr, decay = effective_lr(settings, batch), settings.get("weight_decay", 0.0)
+    groups = decay_groups(net, decay, settings.get("decay_norm_and_bias", False))
+    groups = split_rates(groups, net, lr, settings.get("bias_lr_factor", 1.0), settings.get("backbone_lr_factor", 1.0))
     extra = {key: value for key, value in settings.items() if key not in OWN_KEYS}
     if "fused" in settings:
         extra["fused"] = may_fuse if settings["fused"] == "auto" else settings["fused"]
@@ -53,16 +57,10 @@ def build_optimizer(
         ) from error
 
 
-def decay_groups(
-    net: nn.Module, weight_decay: float, decay_norm_and_bias: bool, bias_lr: float | None = None
-) -> list[dict[str, Any]]:
+def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
     """Parameter groups: weights of convolutions, linear layers and embeddings decay; biases, and all parameters of
-    other modules (normalization, scales), only with `decay_norm_and_bias`.
-
-    Args:
-        bias_lr: the rate of biases, where it is another than the others'.
-    """
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in ("decay", "no_decay", "decay_bias", "no_decay_bias")}
+    other modules (normalization, scales), only with `decay_norm_and_bias`."""
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
     seen: set[int] = set()
     weighted = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
     for module in net.modules():
@@ -70,17 +68,33 @@ def decay_groups(
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            bias = name.endswith("bias")
-            decays = decay_norm_and_bias or (isinstance(module, weighted) and not bias)
-            group = ("decay" if decays else "no_decay") + ("_bias" if bias and bias_lr is not None else "")
-            groups[group].append(parameter)
-    found = []
-    for name, parameters in groups.items():
-        own_rate = {"lr": bias_lr} if name.endswith("_bias") else {}
-        decay = 0.0 if name.startswith("no_decay") else weight_decay
-        if parameters:
-            found.append({"params": parameters, "weight_decay": decay, "name": name, **own_rate})
-    return found
+            decays = decay_norm_and_bias or (isinstance(module, weighted) and not name.endswith("bias"))
+            groups["decay" if decays else "no_decay"].append(parameter)
+    decays_by = {"decay": weight_decay, "no_decay": 0.0}
+    return [{"params": ps, "weight_decay": decays_by[name], "name": name} for name, ps in groups.items() if ps]
+
+
+def split_rates(
+    groups: list[dict[str, Any]], net: nn.Module, lr: float, bias_factor: float, backbone_factor: float
+) -> list[dict[str, Any]]:
+    """`groups` with rates of their own for biases, and for all that is not the head, where their factor is not 1."""
+    biases = {id(p) for name, p in net.named_parameters() if bias_factor != 1 and name.endswith("bias")}
+    head = {id(p) for p in head_of(net).parameters()} if backbone_factor != 1 else None
+    parts: list[dict[str, Any]] = []
+    for slow in (False, True):
+        for bias in (False, True):
+            for group in groups:
+                mine = [
+                    p
+                    for p in group["params"]
+                    if (id(p) in biases) == bias and (head is not None and id(p) not in head) == slow
+                ]
+                name = group["name"] + ("_bias" if bias else "") + ("_backbone" if slow else "")
+                rate = lr * (bias_factor if bias else 1) * (backbone_factor if slow else 1)
+                if mine:
+                    own = {"lr": rate} if rate != lr else {}
+                    parts.append({**group, "params": mine, "name": name, **own})
+    return parts
 
 
 def warmup_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:

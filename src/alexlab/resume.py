@@ -17,11 +17,13 @@ from alexlab.plan import Plan
 # settings that a checkpoint's optimizer, schedule and order of images go on with, whatever the config says
 KEPT_ON_RESUME = (
     "optimizer.", "scheduler.", "seed", "data.batch_size", "data.val_fraction", "data.test_fraction", "ema.",
-    "trainer.accumulate_grad_batches", "model.mean", "model.std",
+    "trainer.accumulate_grad_batches", "model.mean", "model.std", "finetune.",
 )  # fmt: skip
 
 # keys that older checkpoints lack, with what was done then
-CAME_LATER = {"optimizer.bias_lr_factor": 1.0}
+CAME_LATER = {
+    "optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0,
+}  # fmt: skip
 
 
 def find_ckpt(named: str, logs: Path, ckpt: str = "last") -> Path:

@@ -1,5 +1,6 @@
 """The rules that a composed config must keep, checked together and told together. Light: no heavy import."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -70,6 +71,14 @@ TRAIN_LIMIT: Rule = (
     "a share above 0.0 up to 1.0, or a whole number of batches above 0, or null",
     lambda v: v is None or (_is_number(v) and v > 0 and (isinstance(v, int) or v <= 1)),
 )
+SIZES: Rule = (
+    "pairs of the epoch from which on, growing from 1, and pixels, at least 8: [[1, 128], [31, 176]]",
+    lambda v: (
+        isinstance(v, list) and len(v) > 0
+        and all(isinstance(pair, list) and len(pair) == 2 and all(COUNT[1](n) for n in pair) for pair in v)
+        and v[0][0] == 1 and all(a[0] < b[0] for a, b in itertools.pairwise(v)) and min(n for _, n in v) >= 8
+    ),
+)  # fmt: skip
 DEVICES: Rule = (
     "auto, a whole number above 0, or a list of different GPU numbers",
     lambda v: (
@@ -97,6 +106,8 @@ RULES: dict[str, Rule] = {
     "model.pretrained": SWITCH,
     "model.bias_lr_factor": ABOVE_0,
     "model.net._target_": TEXT,
+    "finetune.freeze_epochs": FROM_0_WHOLE,
+    "finetune.backbone_lr_factor": ABOVE_0,
     "data.root": ("the folder of the images with data.root=PATH", lambda v: isinstance(v, str) and v != ""),
     "data.demo_seed": _or_null(FROM_0_WHOLE),
     "data.idx": _or_null(TEXT),
@@ -125,6 +136,8 @@ RULES: dict[str, Rule] = {
     "augment.policy_ops": COUNT,
     "augment.policy_magnitude": _whole("a whole number from 0 to 30", 0, 30),
     "augment.pca": FROM_0,
+    "augment.pca_by": _one_of("eigenvalues", "deviations"),
+    "augment.sizes": _or_null(SIZES),
     "augment.erase": SHARE,
     "augment.mixup": FROM_0,
     "augment.cutmix": FROM_0,
@@ -261,6 +274,8 @@ def _together(plain: Plain) -> list[str]:
         )
     if plain["init_from"] is not None and plain["ckpt_path"] is not None:
         wrong.append("init_from starts anew from a run's weights, and ckpt_path goes on with a run: give one of them.")
+    if t["strategy"] == "fsdp" and plain["finetune"]["freeze_epochs"]:
+        wrong.append("finetune.freeze_epochs: FSDP shards weights that learn and others alike: take trainer=ddp.")
     if t["strategy"] == "fsdp" and t.get("gradient_clip_algorithm") == "value":
         wrong.append("trainer.gradient_clip_algorithm=value: sharded gradients are clipped by their norm alone.")
     waits = {
@@ -280,7 +295,7 @@ def _together(plain: Plain) -> list[str]:
 
 
 # groups whose every key is read here; others pass unknown ones on, to the optimizer, Lightning or a network
-CLOSED = ("augment", "data", "ema", "scheduler", "sweep")
+CLOSED = ("augment", "data", "ema", "finetune", "scheduler", "sweep")
 
 
 def _words(plain: Plain) -> list[str]:

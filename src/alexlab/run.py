@@ -183,8 +183,9 @@ def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
     d, a = config.data, config.augment
     size = d.image_size
     train = SampleTransform(
-        size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, a.policy, a.policy_ops, a.policy_magnitude
-    )
+        size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, a.policy, a.policy_ops, a.policy_magnitude,
+        tuple((first, pixels) for first, pixels in a.get("sizes") or ()),
+    )  # fmt: skip
     return ImageFolders(
         root=d.root, batch_size=d.batch_size, seed=config.seed, train_transform=train,
         eval_transform=SampleTransform(size, "center", crop_ratio=a.crop_ratio), num_workers=d.num_workers,
@@ -207,10 +208,12 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
     net = build(m.net, num_classes=num_classes)
     mean, std = normalization(net)
     m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
-    try_net(net, config.data.image_size, num_classes)
+    for size in {config.data.image_size, *(pixels for _, pixels in a.get("sizes") or ())}:
+        try_net(net, size, num_classes)
     training: dict[str, Any] = {}
     if plan is not None:
         optimizer, scheduler = configs.plain(config.optimizer), configs.plain(config.scheduler)
+        optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
         optim.build_optimizer(net, optimizer, plan.step_images)
         training = {
             "optimizer": optimizer, "scheduler": scheduler, "step_images": plan.step_images, "steps": plan.steps,
@@ -218,7 +221,9 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
         }  # fmt: skip
     return ImageClassifier(
         net=net,
-        augment=BatchAugment(list(m.mean), list(m.std), num_classes, a.pca, a.erase, a.mixup, a.cutmix),
+        augment=BatchAugment(
+            list(m.mean), list(m.std), num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.get("pca_by") or "eigenvalues"
+        ),
         class_names=data.readable_classes,
         seed=config.seed,
         provenance={"config": configs.plain(config), "classes": list(data.classes), "dataset": data.describe()},

@@ -31,6 +31,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from alexlab import launch
 from alexlab.callbacks.agreement import SameConfig
 from alexlab.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from alexlab.callbacks.freezing import Freezing
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.progress import Bar, PlainProgress
 from alexlab.callbacks.throughput import Throughput
@@ -194,6 +195,7 @@ def _strategy(config: DictConfig, devices: Devices, net_type: type[nn.Module]) -
         timeout=timeout,
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # the classifier averages BatchNorm's statistics before each validation
+        find_unused_parameters=config.finetune.freeze_epochs > 0,  # those of frozen layers get no gradient
     )
 
 
@@ -215,6 +217,8 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
         callbacks.append(EarlyStopping(config.monitor, patience=wanted.early_stopping, mode=mode_of(config.monitor)))
     if config.ema.decay is not None:
         callbacks.append(EMAWeightAveraging(decay=config.ema.decay))
+    if config.finetune.freeze_epochs:
+        callbacks.append(Freezing(config.finetune.freeze_epochs))
     kind = _progress_kind(config)
     if kind == "rich":
         callbacks.append(Bar(leave=True))

@@ -42,7 +42,7 @@ class ImageDataset(Dataset[Sample | str]):
         torch.default_generator.manual_seed(mix(self.seed, epoch, i))
         path = self.index.path(i)
         try:
-            return decode.read(path, self.transform), int(self.index.targets[i])
+            return decode.read(path, self.transform.at(epoch)), int(self.index.targets[i])
         except decode.BrokenImageError:
             if self.on_error == "raise":
                 raise

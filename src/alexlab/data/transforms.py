@@ -5,7 +5,7 @@ can be done batch-wise (float, normalization, colour noise, erasing, mixup) are 
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -28,6 +28,7 @@ class SampleTransform:
         flip: probability of mirroring left to right.
         policy: "none", "trivial" (TrivialAugmentWide) or "rand" (RandAugment).
         policy_ops, policy_magnitude: of RandAugment: operations an image, and their strength (0 to 30).
+        sizes: (first epoch, counted from 1; pixels) of the sides that take the place of image_size, in growing order.
     """
 
     image_size: int
@@ -39,6 +40,11 @@ class SampleTransform:
     policy: str = "none"
     policy_ops: int = 2
     policy_magnitude: int = 9
+    sizes: tuple[tuple[int, int], ...] = ()
+
+    def at(self, epoch: int) -> "SampleTransform":
+        """What it is in an epoch, counted from 0."""
+        return _at(self, epoch) if self.sizes else self
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         flip = self.flip > 0 and bool(torch.rand(()) < self.flip)
@@ -60,6 +66,12 @@ class SampleTransform:
             x = y = 0.5
         left, top = x * (width - side), y * (height - side)
         return (left, top, left + side, top + side)
+
+
+@functools.lru_cache(maxsize=4)
+def _at(transform: SampleTransform, epoch: int) -> SampleTransform:
+    side = [pixels for first, pixels in transform.sizes if first <= epoch + 1][-1]
+    return replace(transform, image_size=side, sizes=())
 
 
 @functools.cache

@@ -4,19 +4,21 @@ from typing import Any
 
 from torch import nn
 
+from alexlab.errors import UserError
+
 
 def head_of(net: nn.Module) -> nn.Module:
     """The layer that gives the logits: what timm calls the classifier, else the last linear or convolutional layer.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     told: Any = getattr(net, "get_classifier", None)
     if told is not None and isinstance(told(), nn.Linear | nn.Conv2d):
         return told()
     layers = [module for module in net.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if not layers:
-        raise ValueError(f"{type(net).__name__} has neither linear nor convolutional layers, so no head is found.")
+        raise UserError(f"{type(net).__name__} has neither linear nor convolutional layers, so no head is found.")
     return layers[-1]
 
 

@@ -1,0 +1,36 @@
+"""The head alone learns in the first epochs; then all of the network does.
+
+Lightning's BackboneFinetuning freezes before DDP is set up, which then never sums the gradients of what was frozen:
+each rank would go its own way after the release, unsaid. It also adds groups to a running optimizer, which schedules by
+step do not take. Here DDP and the optimizer know all parameters from the start, and which are frozen follows from the
+epoch alone, so that a resume needs to know nothing.
+"""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from alexlab.models.parts import head_of
+
+
+class Freezing(Callback):
+    """No gradients and no new BatchNorm statistics outside of the head.
+
+    Args:
+        epochs: how many, from the first.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        net = pl_module.net
+        head = {id(parameter) for parameter in head_of(net).parameters()}
+        frozen = trainer.current_epoch < self.epochs
+        for parameter in net.parameters():
+            parameter.requires_grad_(id(parameter) in head or not frozen)
+        for module in net.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(not frozen)
