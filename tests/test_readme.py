@@ -48,6 +48,7 @@ def test_python_commands_run_in_order(shapes: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("train/*runs/**/eval.json"))
     assert list(tmp_path.glob("train/*runs/**/predictions.csv"))
     assert list(tmp_path.glob("train/*runs/**/model.onnx"))
+    assert list(tmp_path.glob("train/*runs/**/figures/neighbours.png"))
     (script,) = (block for kind, block in BLOCKS if kind == "python" and "alexlab.load" in block)
     script = script.replace('load("latest")', f'load("latest", logs={str(tmp_path)!r})')
     done = command("-c", script.replace("picture.jpg", str(next(shapes.glob("val/*/*.jpg")))))

@@ -123,14 +123,19 @@ def show(plan: Plan, config: DictConfig, devices: Devices, images: Images, net: 
     size = checkpoint_bytes(net, config, optim.state_tensors(settings))
     reference = settings.get("lr_reference_batch")
     scaled = f" (optimizer.lr={settings['lr']:g} for {reference} images a step)" if reference else ""
+    sizes, finetune = config.augment.get("sizes"), config.finetune
+    pixels = f"{config.data.image_size} pixels"
+    pixels += f" ({', '.join(f'{side} from epoch {first} on' for first, side in sizes)})" if sizes else ""
+    tuned = f"; x {finetune.backbone_lr_factor:g} but for the head" if finetune.backbone_lr_factor != 1 else ""
+    tuned += f"; the head alone for {finetune.freeze_epochs} epochs" if finetune.freeze_epochs else ""
     rows: dict[str, Any] = {
         "network": f"{config.model.name}, {parameters:,} parameters, {classes} classes",
         "images": ", ".join(f"{name} {count:,}" for name, count in images.items()),
         "devices": f"{devices.world_size} x {devices.kind}, {choose_precision(config.trainer.precision, devices.kind)}",
         "global batch": f"{plan.global_batch} ({plan.device_batch} a device)",
         "images an optimizer step": plan.step_images,
-        "data": f"{config.data.root}, {config.data.image_size} pixels, augment={config.choices.get('augment')}",
-        "learning rate": f"{plan.lr:g}{scaled}",
+        "data": f"{config.data.root}, {pixels}, augment={config.choices.get('augment')}",
+        "learning rate": f"{plan.lr:g}{scaled}{tuned}",
         "schedule": f"{settings['_target_'].rpartition('.')[2]}, {config.scheduler.name}",
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.steps} in all, {plan.warmup} of warm-up",
         "left out an epoch": f"{plan.left_out} images, others each time",
