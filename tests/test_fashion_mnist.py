@@ -64,9 +64,10 @@ def test_names_are_the_sets_own() -> None:
     assert tuple(sorted(CLASSES)) == CLASSES
 
 
-def test_a_folder_is_read_as_it_is(files: Path, tmp_path: Path) -> None:
+def test_a_folder_is_read_as_it_is(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine/train/a").mkdir(parents=True)
     write_fashion_mnist(tmp_path / "mine", "/none")
+    assert "mine has its images already, and data.idx=/none is not looked at" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["train"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
@@ -92,6 +93,11 @@ def test_wrong_files(files: Path, tmp_path: Path) -> None:
     packed = files / "train-images-idx3-ubyte.gz"
     packed.write_bytes(packed.read_bytes()[:100])
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz cannot be unpacked .*: fetch it again"):
+        write_fashion_mnist(tmp_path / "root", str(files))
+    labels.write_bytes(good)
+    whole = gzip.compress(bytes(4000))
+    packed.write_bytes(whole[:10] + b"\xff" * 8 + whole[18:])
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz cannot be unpacked"):
         write_fashion_mnist(tmp_path / "root", str(files))
     assert not (tmp_path / "root").exists()
 

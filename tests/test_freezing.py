@@ -27,6 +27,9 @@ def test_the_head_alone_learns_at_first(shapes: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     one, two, four = (weights(tmp_path / str(epochs)) for epochs in (1, 2, 4))
     assert changed(one, two) == {"net.fc.weight", "net.fc.bias"}
+    done = tiny_train(shapes, tmp_path / "lr", *FROZEN, "trainer.max_epochs=1", "optimizer.lr=0.05")
+    assert done.returncode == 0, done.stderr
+    assert changed(one, weights(tmp_path / "lr")) == {"net.fc.weight", "net.fc.bias"}, "already in the first epoch"
     released = changed(two, four)
     assert {key for key in one if "running" in key or "conv" in key or "fc" in key} <= released
     assert {key for key in one if key.endswith("num_batches_tracked")} <= released

@@ -38,6 +38,12 @@ def test_the_head_of_timms_networks_and_of_none() -> None:
     timm = pytest.importorskip("timm")
     net = timm.create_model("mobilenetv4_conv_small", num_classes=7)
     assert head_of(net) is net.get_classifier()
+    deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=7)
+    with pytest.raises(UserError, match=r"has no last layer alone that gives the 7 logits, so finetune\.\*"):
+        head_of(deit, 7)
+    with pytest.raises(UserError, match="gives the 7 logits"):
+        head_of(AlexNet(5), 7)
+    assert head_of(net, 7) is net.get_classifier()
     with pytest.raises(UserError, match="Identity has neither linear nor convolutional layers, so no head is found"):
         head_of(nn.Identity())
 
@@ -91,9 +97,10 @@ def test_what_the_net_makes_of_an_image(shapes: Path) -> None:
     with torch.no_grad():
         images = torch.stack([transform(val.path(i)) for i in numbers])
         assert probabilities == pytest.approx(net(images).softmax(1), abs=1e-6)
-        features = torch.flatten(net.avgpool(net.features(images)), 1) if hasattr(net, "avgpool") else None
-        if features is not None:
-            assert hidden == pytest.approx(net.classifier[:-1](features), abs=1e-5)
+        before_last: list[torch.Tensor] = []
+        net.classifier[-2].register_forward_hook(lambda _, given, out: before_last.append(out))
+        net(images)
+        assert hidden == pytest.approx(before_last[-1], abs=1e-5)
     assert hidden.shape == (2, 4096)
 
 
@@ -137,6 +144,8 @@ def test_curves_are_drawn_over_epochs(tmp_path: Path) -> None:
     sheet = plots.curves(path, "val/acc1")
     assert sheet is not None
     assert sheet.width == pytest.approx(3 * sheet.height * 4.4 / 3.5, rel=0.01), "three panels"
+    cut = write_metrics(tmp_path / "cut.csv", [*rows, {"epoch": 5, "step": 44, "val/loss": 1.0, "val/acc1": 0.3}])
+    assert plots.Curves(cut).line("val/acc1")[0].tolist() == [1, 2, 3, 4, 4.5], "ended within its fifth epoch"
     only_rate = write_metrics(tmp_path / "rate.csv", rows[:3])
     assert plots.Curves(only_rate).unit == "step"
     assert plots.curves(only_rate) is not None

@@ -47,7 +47,7 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert logged >= {
         "train/loss", "val/loss", "val/acc1", "val/acc5", "perf/images_per_second", "perf/data_wait", "lr/decay",
         "images/train", "test/mistakes", "trainer/global_step", "figures/filters", "figures/curves", "figures/top5",
-        "figures/neighbours",
+        "figures/neighbours", "figures/per_class", "figures/confusion_matrix", "figures/mistakes",
     }  # fmt: skip
     assert [row["val/acc1"] for row in run.history if "val/acc1" in row][-1] == pytest.approx(
         summary["last"]["val/acc1"]

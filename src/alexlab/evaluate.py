@@ -145,6 +145,7 @@ class Tested(NamedTuple):
     model: ImageClassifier
     checkpoint: Path
     precision: str
+    device: str
     metrics: dict[str, float]
 
 
@@ -176,7 +177,7 @@ def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = 
     )  # fmt: skip
     tested = trainer.test(model, datamodule=data, verbose=False)[0]
     metrics = {key.removeprefix("test/"): float(value) for key, value in tested.items()}
-    return Tested(its, data, model, path, str(precision), metrics)
+    return Tested(its, data, model, path, str(precision), devices.kind, metrics)
 
 
 def evaluate(config: DictConfig) -> float:

@@ -4,6 +4,7 @@ Drawn from the run's directory and its images: first filters, top-5 bars, neares
 itself gives the confusion matrix, accuracy by class and the mistakes (`callbacks/media.py`).
 """
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +19,13 @@ from alexlab import figures, loading, plots
 from alexlab.data import decode
 from alexlab.data.datamodule import ImageFolders, cores
 from alexlab.data.index import ImageIndex
+from alexlab.errors import UserError
 from alexlab.models.parts import first_convolution, head_of
 
 SHOWN = 8  # validation images with their top-5 bars
 QUERIES, NEIGHBOURS = 5, 6
 BATCH = 64
+NAMES = ("filters", "curves", "top5", "neighbours")
 SIDE = 132  # pixels of an image among its neighbours
 
 
@@ -38,7 +41,8 @@ class Looker:
         def keep(head: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
             self.hidden = given[0].mean((2, 3)) if given[0].dim() == 4 else given[0]
 
-        head_of(self.net).register_forward_pre_hook(keep)
+        with contextlib.suppress(UserError):  # without a head there are no neighbours
+            head_of(self.net).register_forward_pre_hook(keep)
 
     def read(self, index: ImageIndex, numbers: list[int]) -> tuple[list[int], Tensor]:
         """The images that can be read: their numbers, and uint8 (N, 3, S, S)."""
@@ -55,14 +59,15 @@ class Looker:
             return None
 
     @torch.inference_mode()
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (N, 3, S, S) -> probabilities (N, classes), last hidden layer (N, units), both float32 on the CPU."""
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 (N, 3, S, S) -> probabilities (N, classes), last hidden layer (N, units), both float32 on the CPU; None
+        where no head was found."""
         logits, hidden = [], []
         for part in pixels.split(BATCH):
             logits.append(self.net(self.transform.normalize(part.to(self.device))).float().softmax(1).cpu())
-            assert self.hidden is not None
-            hidden.append(self.hidden.float().cpu())
-        return torch.cat(logits), torch.cat(hidden)
+            if self.hidden is not None:
+                hidden.append(self.hidden.float().cpu())
+        return torch.cat(logits), torch.cat(hidden) if hidden else None
 
 
 def spread(index: ImageIndex, count: int) -> list[int]:
@@ -113,12 +118,13 @@ def pictures(
             ],
         ),
     )
-    if train is None or not among:
+    if train is None or not among or hidden is None:
         return
     train_numbers, train_pixels = looker.read(train, spread(train, among))
     if not train_numbers:
         return
     _, train_hidden = looker.look(train_pixels)
+    assert train_hidden is not None
     count = min(QUERIES, len(numbers))
     queries = [round(i * (len(numbers) - 1) / max(1, count - 1)) for i in range(count)]
     distances, places = nearest(hidden[queries], train_hidden, NEIGHBOURS)
@@ -150,6 +156,8 @@ def draw(
     trained = loading.load(run_dir, ckpt)
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
+    for name in NAMES:  # none of another checkpoint or other images stays among the new ones
+        (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor):
         picture.save(folder / f"{name}.png")

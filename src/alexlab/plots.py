@@ -142,7 +142,7 @@ class Curves:
             self.rows = list(csv.DictReader(file))
         self.keys = set(self.rows[0]) if self.rows else set()
         ends = [(int(row["step"]) + 1, int(row["epoch"]) + 1) for row in self.rows if row.get("val/loss")]
-        self.steps = ends[-1][0] / ends[-1][1] if ends else 1.0
+        self.steps = ends[0][0] / ends[0][1] if ends else 1.0  # the last one may end within an epoch
         self.unit = "epoch" if ends else "step"
 
     def line(self, key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from alexlab import evaluate, gallery, rundir
@@ -18,7 +17,6 @@ def redraw(config: DictConfig) -> None:
     run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
     media = Media(run_dir / "figures")
     tested = evaluate.score(config, run_dir, [media])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    drawn = gallery.draw(run_dir, tested.data, tested.config.monitor, str(config.ckpt), config.among, device)
+    drawn = gallery.draw(run_dir, tested.data, tested.config.monitor, str(config.ckpt), config.among, tested.device)
     for path in [*media.written, *drawn]:
         print(rundir.shown(path), flush=True)

@@ -26,6 +26,7 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.errors import RunFailedError, UserError
 from alexlab.instantiate import build
 from alexlab.memory import keep_memory
+from alexlab.models.parts import head_of
 from alexlab.plan import Plan
 from alexlab.trainer import Devices, build_trainer, check_settings, choose_precision, find_devices
 
@@ -144,8 +145,6 @@ def _fit_rank(
             result["test"] = score_best(trainer, model, data, run_dir)
         gather_skipped(trainer, model)
         preemption.agree(trainer)
-        if config.callbacks.figures and launch.rank() == 0:
-            draw_figures(config, data, devices, board)
         status = "finished"
     except Preempted as error:
         status = "preempted"
@@ -166,13 +165,15 @@ def _fit_rank(
         summary = {"status": status, "seconds": round(time.monotonic() - start, 2), "test": {}, **result, **facts}
         if launch.rank() == 0:
             rundir.write_json(run_dir / "summary.json", summary)
+        if torch.distributed.is_initialized() and status == "finished":
+            torch.distributed.destroy_process_group()
+        if status == "finished" and data is not None and config.callbacks.figures and launch.rank() == 0:
+            draw_figures(config, data, devices, board)
         if board is not None:
             if status == "finished":
                 board.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": summary["best"]})
             board.log_summary({key: value for key, value in summary.items() if key not in facts})
             board.finish(status)
-        if torch.distributed.is_initialized() and status == "finished":
-            torch.distributed.destroy_process_group()
     return summary, board.where if board is not None else None
 
 
@@ -212,6 +213,8 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
         try_net(net, size, num_classes)
     training: dict[str, Any] = {}
     if plan is not None:
+        if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
+            head_of(net, num_classes)
         optimizer, scheduler = configs.plain(config.optimizer), configs.plain(config.scheduler)
         optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
         optim.build_optimizer(net, optimizer, plan.step_images)
@@ -248,7 +251,7 @@ def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
         raise UserError(
             f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
             f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). "
-            f"Is data.image_size={image_size} right for it?"
+            f"Is {image_size}, of data.image_size or augment.sizes, right for it?"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         gives = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
@@ -330,10 +333,12 @@ def draw_figures(config: DictConfig, data: ImageFolders, devices: Devices, board
     run_dir = Path(config.run_dir)
     saved = [name for name in ("best", "last") if (run_dir / f"checkpoints/{name}.ckpt").is_file()]
     try:
-        drawn = gallery.draw(run_dir, data, config.monitor, saved[0], device=devices.kind) if saved else []
+        log.info("drawing figures ...")
+        drawn = gallery.draw(run_dir, data, config.monitor, saved[0], among=500, device=devices.kind) if saved else []
+        tested = [run_dir / f"figures/{name}.png" for name in ("confusion_matrix", "per_class", "mistakes")]
         if board is not None and drawn:
-            gallery.log_to(board, drawn)
-    except Exception as error:
+            gallery.log_to(board, [*drawn, *(path for path in tested if path.is_file())])
+    except (Exception, Preempted) as error:
         log.warning("some figures could not be drawn (%s: %s)", type(error).__name__, str(error)[:200])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from alexlab.models.parts import head_of
@@ -24,13 +25,18 @@ class Freezing(Callback):
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
+        self.parameters: list[nn.Parameter] = []  # outside of the head, that are to learn at all
+        self.norms: list[nn.Module] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            head = {id(parameter) for parameter in head_of(pl_module.net).parameters()}
+            self.parameters = [p for p in pl_module.net.parameters() if p.requires_grad and id(p) not in head]
+            self.norms = [m for m in pl_module.net.modules() if isinstance(m, _BatchNorm) and m.training]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        net = pl_module.net
-        head = {id(parameter) for parameter in head_of(net).parameters()}
         frozen = trainer.current_epoch < self.epochs
-        for parameter in net.parameters():
-            parameter.requires_grad_(id(parameter) in head or not frozen)
-        for module in net.modules():
-            if isinstance(module, _BatchNorm):
-                module.train(not frozen)
+        for parameter in self.parameters:
+            parameter.requires_grad_(not frozen)
+        for module in self.norms:
+            module.train(not frozen)

@@ -111,9 +111,9 @@ def write_demo(
                     rng = np.random.Generator(np.random.PCG64([seed, split_number, target, i]))
                     draw(label, image_size, rng).save(folder / f"{i:04d}.jpg", quality=quality)
         (beside / MARKER).write_text(json.dumps(wanted))
-        if root.is_dir():
-            root.rmdir()
         try:
+            if root.is_dir():
+                root.rmdir()
             os.rename(beside, root)  # noqa: PTH104
         except OSError:
             if not (root / MARKER).is_file():  # else another process was faster, and its bytes are the same

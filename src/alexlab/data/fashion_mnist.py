@@ -6,6 +6,7 @@
 import gzip
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
         UserError: no such files, or other ones.
     """
     if (root / "train").is_dir():
+        if idx != "auto":
+            print(f"note: {root} has its images already, and data.idx={idx} is not looked at.", flush=True)
         return
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} holds files, but no train/: choose another data.root for Fashion-MNIST's images.")
@@ -60,9 +63,9 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
                 for i in numbers:
                     pixels = images["test" if split == "test" else "train"][i]
                     Image.fromarray(pixels).save(to / f"{i:05d}.png", compress_level=1)
-        if root.is_dir():
-            root.rmdir()
         try:
+            if root.is_dir():
+                root.rmdir()
             beside.rename(root)
         except OSError:
             if not (root / "train").is_dir():  # else another process was faster, and its bytes are the same
@@ -102,7 +105,7 @@ def read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         raise UserError(f"{folder} holds no {name} or {name}.gz: data.idx must be the folder of Fashion-MNIST's files.")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be unpacked ({error}): fetch it again.") from None
     rank = 1 + len(shape)
     sizes = np.frombuffer(raw, ">u4", count=1 + rank) if len(raw) >= 4 + 4 * rank else np.zeros(1 + rank, ">u4")

@@ -7,12 +7,27 @@ from torch import nn
 from alexlab.errors import UserError
 
 
-def head_of(net: nn.Module) -> nn.Module:
+def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
     """The layer that gives the logits: what timm calls the classifier, else the last linear or convolutional layer.
 
+    Args:
+        num_classes: what it must give, where it matters that it is the head.
+
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it does not give `num_classes` numbers.
     """
+    head = _last_layer(net)
+    gives = head.out_features if isinstance(head, nn.Linear) else head.out_channels
+    several = isinstance(getattr(net, "get_classifier", lambda: None)(), tuple)
+    if num_classes is not None and (gives != num_classes or several):
+        raise UserError(
+            f"{type(net).__name__} has no last layer alone that gives the {num_classes} logits, so finetune.* does not "
+            "know its head: leave them at finetune.freeze_epochs=0 finetune.backbone_lr_factor=1."
+        )
+    return head
+
+
+def _last_layer(net: nn.Module) -> "nn.Linear | nn.Conv2d":
     told: Any = getattr(net, "get_classifier", None)
     if told is not None and isinstance(told(), nn.Linear | nn.Conv2d):
         return told()
