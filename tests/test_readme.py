@@ -12,7 +12,7 @@ from conftest import ROOT, command
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 COMMANDS = [line for kind, block in BLOCKS if kind in ("", "bash") for line in block.splitlines() if line.strip()]
-SMALL = ["data.num_workers=0", "debug=fast"]
+SMALL = ["data.num_workers=0", "debug=fast", "callbacks.figures=false"]
 
 
 def test_every_command_is_known() -> None:
