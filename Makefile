@@ -29,7 +29,7 @@ train: setup  ## train: make train ARGS="model=alexnet trainer=ddp"
 	@$(BIN)/python train.py $(ARGS)
 
 test: setup  ## run the whole test suite; ARGS="-k name" narrows it
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)
 
 lint: setup  ## run what pre-commit runs: ruff, mypy, YAML, large files, secrets
 	@$(BIN)/pre-commit run --all-files --show-diff-on-failure

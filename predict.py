@@ -3,7 +3,8 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command, importing
+    from alexlab.cli import hydra_command
+    from alexlab.imports import importing
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)

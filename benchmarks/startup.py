@@ -1,4 +1,5 @@
-"""How fast a command answers: --help and --cfg job of train.py beside a bare Hydra script, in turn.
+"""How fast a command answers: --help and --cfg job of train.py beside a bare Hydra script, and a training's imports as
+train.py does them beside plain ones, in turn.
 
 python benchmarks/startup.py [--rounds 15]
 """
@@ -19,10 +20,15 @@ BARE = """import hydra
 def main(config): pass
 main()
 """
+IMPORT = "from alexlab import run"
+PAUSED = f"""from alexlab.imports import importing
+with importing():
+    {IMPORT}
+"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
@@ -35,6 +41,8 @@ def main() -> None:
             "bare --cfg job": [str(script), "--cfg", "job"],
             "train --help": [train, "--help"],
             "train --cfg job": [train, "--cfg", "job"],
+            "bare imports": ["-c", IMPORT],
+            "train imports": ["-c", PAUSED],
         }
         times: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(rounds + 1):  # the first round fills caches
@@ -46,7 +54,9 @@ def main() -> None:
     middle = {name: round(statistics.median(values), 3) for name, values in times.items()}
     for name, seconds in middle.items():
         print(f"{name:16} {seconds:.3f} s")
-    ratios = {kind: round(middle[f"train {kind}"] / middle[f"bare {kind}"], 2) for kind in ("--help", "--cfg job")}
+    ratios = {
+        kind: round(middle[f"train {kind}"] / middle[f"bare {kind}"], 2) for kind in ("--help", "--cfg job", "imports")
+    }
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     about = {"hydra": version("hydra-core"), "python": sys.version.split()[0], "commit": git.stdout.strip()}
     print(json.dumps({"seconds": middle, "ratio": ratios, "rounds": rounds, **about}))

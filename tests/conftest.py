@@ -48,7 +48,8 @@ def photo(path: Path, size: tuple[int, int] = (80, 70), seed: int = 0, **save: o
 
 def clean_env(more: dict[str, str] | None = None) -> dict[str, str]:
     """The environment without W&B's settings; an empty value in `more` takes a variable away."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
+    ours = ("WANDB_", "HYDRA_", "COLUMNS")  # the last is set by pytest-xdist
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     clean |= {"NETRC": "/nonexistent", "WANDB_MODE": "offline", "PYTHONFAULTHANDLER": "1"} | (more or {})
     return {k: v for k, v in clean.items() if v}
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, TINY, clean_env, command, summary_of
 
 
 def test_works_from_any_directory(tmp_path: Path) -> None:
@@ -35,11 +35,13 @@ def test_help_lists_each_group_with_its_options_and_each_key() -> None:
 def test_ctrl_c_ends_the_imports_at_once() -> None:
     """torch's C code swallows KeyboardInterrupt where it imports numpy."""
     code = """
-import os, signal
-from alexlab.cli import importing
+import gc, os, signal
+from alexlab.imports import importing
 before = signal.getsignal(signal.SIGINT)
 with importing():
-    pass
+    assert not gc.isenabled()
+assert gc.isenabled()
+assert gc.get_freeze_count() > 0
 assert signal.getsignal(signal.SIGINT) is before
 with importing():
     try:
@@ -53,6 +55,54 @@ print("went on")
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted.\n")
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(shapes: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "train.py", *TINY, "data=folder", f"data.root={shapes}", "debug=fast"]
+    run = subprocess.Popen(
+        [*words, f"hydra.run.dir={tmp_path}/run"], cwd=ROOT, env=clean_env(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert run.stdout is not None
+    assert run.stderr is not None
+    assert run.stdout.readline().startswith("run directory: ")
+    run.stdout.close()
+    assert (run.stderr.read(), run.wait(240)) == ("", 0)
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+
+
+LEAVING = """import atexit, sys, threading
+if "torch" in sys.argv:
+    import torch
+from alexlab.imports import leave, nothing_follows
+atexit.register(lambda: print("at exit"))
+ending = threading.Event()
+threading.Thread(target=lambda: (ending.wait(), print("thread"))).start()
+def main():
+    if nothing_follows(sys._getframe(1)):
+        print("leaving")
+        ending.set()
+        leave(7)
+main()
+print("went on")
+ending.set()
+"""
+
+
+def test_a_script_leaves_torch_behind_where_nothing_follows(tmp_path: Path) -> None:
+    """Threads and what was registered for the end come first; a profiler gets its script back."""
+    script = tmp_path / "script.py"
+    script.write_text(LEAVING)
+
+    def said(*words: str) -> tuple[int, list[str]]:
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        assert done.stderr == ""
+        return done.returncode, done.stdout.splitlines()[:3]
+
+    assert said(str(script), "torch") == (7, ["leaving", "thread", "at exit"])
+    assert said(str(script)) == (0, ["went on", "thread", "at exit"])
+    assert said("-m", "cProfile", "-o", str(tmp_path / "profile"), str(script), "torch")[1][0] == "went on"
+    assert (tmp_path / "profile").is_file()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Pat
         "model=alexnet",
         "model.net.norm=none",
         "model.name=alexnet",
+        "+model.net.hidden=[64,48]",
         "trainer.limit_train_batches=1",
         "test=false",
     ]

@@ -12,6 +12,7 @@ from conftest import ROOT, command
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 COMMANDS = [line for kind, block in BLOCKS if kind in ("", "bash") for line in block.splitlines() if line.strip()]
+NARROW = "++model.net.hidden=[64,48]"  # AlexNet's fully connected layers: 244 MB of weights become 10
 SMALL = ["data.num_workers=0", "debug=fast", "callbacks.figures=false"]
 
 
@@ -38,6 +39,8 @@ def test_python_commands_run_in_order(shapes: Path, tmp_path: Path) -> None:
             more = [*SMALL, *logs, "data.batch_size=8", "data.image_size=64"]
             if not any(word.startswith("data=") for word in words):
                 more += ["data=folder", f"data.root={shapes}"]
+            if "model=torchvision" not in words:
+                more.append(NARROW)
             if "trainer=ddp" in words:
                 more += ["trainer.accelerator=cpu", "trainer.devices=2"]
         elif "--help" not in words:

@@ -6,11 +6,10 @@ import difflib
 import json
 import os
 import re
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from alexlab import help
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
+from alexlab.imports import leave, nothing_follows
 from alexlab.launch import external
 from alexlab.rules import mode_of
 
@@ -49,28 +49,22 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], C
     """Decorate a task(config) as a command: `conf/<config_name>.yaml` composed with the command line's overrides."""
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        return lambda: _main(config_name, task)
+        def command() -> None:
+            code = 0
+            try:
+                _main(config_name, task)
+            except SystemExit as error:
+                if not isinstance(error.code, int):
+                    raise
+                code = error.code
+            if nothing_follows(sys._getframe(1)):
+                leave(code)
+            if code:
+                sys.exit(code)
+
+        return command
 
     return decorate
-
-
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Ctrl-C ends the process at once while heavy modules are imported: torch swallows it where it imports numpy, and
-    numpy would fail later."""
-
-    def end(number: int, frame: Any) -> None:
-        os.write(2, b"error: interrupted.\n")
-        os._exit(130)
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, before)
 
 
 class Jobs:

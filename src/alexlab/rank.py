@@ -9,6 +9,7 @@ from pathlib import Path
 from alexlab import config, launch
 from alexlab.data import workers
 from alexlab.errors import mistake
+from alexlab.imports import importing, leave
 
 
 def end_with_parent() -> None:
@@ -17,7 +18,8 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def main() -> None:
+def main() -> int:
+    """Train; the process's exit code."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `fit_rank` takes it: no tracebacks of imports
     try:
@@ -25,17 +27,23 @@ def main() -> None:
         if job.data.num_workers != 0 and sys.platform == "linux":
             workers.start_server()
 
-        from alexlab import run
+        with importing():
+            from alexlab import run
 
         run.fit_rank(job)
+    except SystemExit as error:
+        if not isinstance(error.code, int):
+            raise
+        return error.code
     except Exception as error:
         told = mistake(error)
         if told is not None:
             launch.tell_parent(mistake=told)
-            sys.exit(2)
+            return 2
         launch.tell_parent(failure=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

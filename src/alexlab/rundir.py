@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,16 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+class Console(logging.StreamHandler):
+    """Standard output; nobody may read it any more: `train.py | head`, a terminal that has gone. The run goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        else:
+            super().handleError(record)
+
+
 def set_up_logging(run_dir: Path) -> None:
     """train.log on rank 0; its notes go to the console too, but those marked `file_only`."""
     quiet_libraries()
@@ -112,7 +123,7 @@ def set_up_logging(run_dir: Path) -> None:
     if launch.rank() > 0:
         logger.addHandler(logging.NullHandler())  # else Python prints warnings by itself
         return
-    console = logging.StreamHandler(sys.stdout)
+    console = Console(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
     file = logging.FileHandler(run_dir / "train.log")
