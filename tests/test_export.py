@@ -31,6 +31,8 @@ NETS = {
     "alexnet": ["net.hidden=[64,48]"],  # two groups, LRN, three pixels right and below
     "alexnet_krizhevsky2012": ["net.hidden=[64,48]"],  # LRN within each half, inputs of 0-255
     "alexnet_bn": ["net.hidden=[64,48]"],
+    "alexnet_wide": ["net.hidden=[64,48]"],
+    "alexnet_half": [],
     "alexnet_owt": [],
     "torchvision": ["name=resnet18", "net.name=resnet18"],
 }

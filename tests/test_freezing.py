@@ -42,6 +42,14 @@ def test_the_head_alone_learns_at_first(shapes: Path, tmp_path: Path) -> None:
     assert "finetune.freeze_epochs=0 (there 2)" in wrong.stderr
 
 
+def test_what_makes_little_sense_is_said(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", *FROZEN)
+    assert "finetune.freeze_epochs=2: the head alone learns in all 1 epochs" in done.stdout
+    assert "finetune.freeze_epochs=2 keeps random weights as they are: give init_from=RUN" in done.stdout
+    done = tiny_train(shapes, tmp_path / "from", *FROZEN, f"init_from={tmp_path / 'run'}", "trainer.max_epochs=3")
+    assert "finetune.freeze_epochs" not in done.stdout
+
+
 def test_two_ranks_learn_as_one(shapes: Path, tmp_path: Path) -> None:
     """Also after the release, where DDP must sum gradients that there were none of before."""
     # one image a rank and step: BatchNorm alone would see a difference, so none of it is in this network

@@ -1,8 +1,16 @@
 """Networks of torchvision and timm by name."""
 
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import timm
 import torch
 import torchvision
+from conftest import clean_env
+from safetensors.torch import save_file
 
 from alexlab.models.zoo import alexnet_owt, load_but_head, timm_net, torchvision_net
 
@@ -40,3 +48,46 @@ def test_unknown_names_and_weights_that_cannot_be_had(tmp_path, monkeypatch) -> 
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(ValueError, match=r"pretrained=true: the weights of alexnet cannot be had .*Connect once, put"):
         alexnet_owt(10, pretrained=True)
+
+
+def test_torchvisions_weights_are_those_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"others")
+    found = hashlib.sha256(b"others").hexdigest()[:8]
+    with pytest.raises(ValueError, match=f"not what was published: its SHA-256 begins with {found}, not with 7be5be79"):
+        alexnet_owt(10, pretrained=True)
+
+
+LOADED = """import sys
+from alexlab.models.zoo import timm_net
+try:
+    print(timm_net("mobilenetv3_small_050", 3, pretrained=True).conv_stem.weight[0, 0, 0, 0].item())
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_timms_weights_come_from_the_hubs_cache_and_are_those_published(tmp_path: Path) -> None:
+    net = timm.create_model("mobilenetv3_small_050")
+    repository = net.pretrained_cfg["hf_hub_id"].replace("/", "--")
+    cache = tmp_path / f"hub/models--{repository}"
+    for folder in ("blobs", "refs", "snapshots/c0ffee"):
+        (cache / folder).mkdir(parents=True)
+    (cache / "refs/main").write_text("c0ffee")
+    save_file(net.state_dict(), tmp_path / "weights")
+    blob = cache / "blobs" / hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest()
+    (tmp_path / "weights").rename(blob)
+    (cache / "snapshots/c0ffee/model.safetensors").symlink_to(blob)
+
+    def loaded() -> subprocess.CompletedProcess:
+        env = clean_env({"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+        return subprocess.run([sys.executable, "-c", LOADED], env=env, capture_output=True, text=True, check=False)
+
+    done = loaded()
+    assert done.stdout.split() == [str(net.conv_stem.weight[0, 0, 0, 0].item())], done.stderr
+    held = bytearray(blob.read_bytes())
+    held[-1] ^= 1
+    blob.write_bytes(held)
+    assert "is not what was published: its SHA-256 begins with" in loaded().stderr

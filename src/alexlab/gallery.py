@@ -69,6 +69,17 @@ class Looker:
                 hidden.append(self.hidden.float().cpu())
         return torch.cat(logits), torch.cat(hidden) if hidden else None
 
+    def look_at(self, index: ImageIndex, numbers: list[int]) -> tuple[list[int], Tensor]:
+        """The last hidden layer (N, units) of the images that can be read, and their numbers; a batch of pixels at a
+        time, so that any number of images fits. For networks with a head."""
+        read, hidden = [], []
+        for start in range(0, len(numbers), BATCH):
+            found, pixels = self.read(index, numbers[start : start + BATCH])
+            if found:
+                read += found
+                hidden.append(self.look(pixels)[1])
+        return read, torch.cat([part for part in hidden if part is not None]) if hidden else torch.empty(0, 0)
+
 
 def spread(index: ImageIndex, count: int) -> list[int]:
     """Up to `count` images at even distances, so of as many classes as there can be: they lie class by class."""
@@ -120,20 +131,20 @@ def pictures(
     )
     if train is None or not among or hidden is None:
         return
-    train_numbers, train_pixels = looker.read(train, spread(train, among))
+    train_numbers, train_hidden = looker.look_at(train, spread(train, among))
     if not train_numbers:
         return
-    _, train_hidden = looker.look(train_pixels)
-    assert train_hidden is not None
     count = min(QUERIES, len(numbers))
     queries = [round(i * (len(numbers) - 1) / max(1, count - 1)) for i in range(count)]
     distances, places = nearest(hidden[queries], train_hidden, NEIGHBOURS)
+    shown = sorted({train_numbers[place] for near in places.tolist() for place in near})
+    train_pixels = dict(zip(*looker.read(train, shown), strict=True))
     images, captions = [], []
     for query, far, near in zip(queries, distances.tolist(), places.tolist(), strict=True):
         images.append(_small(pixels[query]))
         captions.append((names[held_out.targets[numbers[query]]], "asked for"))
         for distance, place in zip(far, near, strict=True):
-            images.append(_small(train_pixels[place]))
+            images.append(_small(train_pixels[train_numbers[place]]))
             captions.append((names[train.targets[train_numbers[place]]], f"at {distance:.3g}"))
     yield "neighbours", figures.tiles(images, captions, columns=1 + distances.shape[1])
 

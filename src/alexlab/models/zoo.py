@@ -1,6 +1,9 @@
 """Networks of torchvision and timm by name, with a head for the classes at hand."""
 
 import difflib
+import hashlib
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,16 +36,31 @@ def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
     """torchvision's ImageNet weights of a network, their file's hash checked.
 
     Raises:
-        ValueError: they cannot be had.
+        ValueError: they cannot be had, or are not what was published.
     """
     weights = torchvision.models.get_model_weights(name).DEFAULT
+    file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    if file.is_file():  # torch checks the hash of what it downloads, and of nothing that lies there
+        check_hash(file, file.stem.rpartition("-")[2])
     try:
         return weights.get_state_dict(check_hash=True, progress=False)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"pretrained=true: the weights of {name} cannot be had ({error}). Connect once, put "
-            f"{weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or model.pretrained=false."
+            f"pretrained=true: the weights of {name} cannot be had ({error}). Connect once, put {file.name} into "
+            f"{file.parent}, or model.pretrained=false."
         ) from error
+
+
+def check_hash(file: Path, published: str) -> None:
+    """Raises ValueError where the file's SHA-256 does not begin with `published`, some or all of its digits."""
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not found.startswith(published):
+        digits = min(16, len(published))
+        raise ValueError(
+            f"pretrained=true: {file} is not what was published: its SHA-256 begins with {found[:digits]}, not with "
+            f"{published[:digits]}. Remove it, so that it is downloaded anew."
+        )
 
 
 def load_but_head(net: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -77,7 +95,7 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: An
     """timm's network `name`.
 
     Raises:
-        ValueError: timm is not installed, no such network, or weights that cannot be had.
+        ValueError: timm is not installed, no such network, or weights that cannot be had or are not what was published.
     """
     try:
         import timm
@@ -88,12 +106,25 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: An
     if not pretrained:
         return timm.create_model(name, num_classes=num_classes, **kwargs)
     try:
-        return timm.create_model(name, pretrained=True, num_classes=num_classes, **kwargs)
+        net = timm.create_model(name, pretrained=True, num_classes=num_classes, **kwargs)
     except Exception as error:  # whatever the hub's client raises
         raise ValueError(
             f"pretrained=true: the weights of {name} cannot be had ({str(error).splitlines()[0]}). Connect to the "
             "network once, or set model.pretrained=false."
         ) from error
+    _check_hub_files(getattr(net, "pretrained_cfg", {}).get("hf_hub_id"))
+    return net
+
+
+def _check_hub_files(repository: str | None) -> None:
+    """The hub's cache names large files by their SHA-256, which its client never checks; where the file system knows no
+    links, they lie under their own names and cannot be checked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        file = try_to_load_from_cache(repository, name) if repository else None
+        if isinstance(file, str) and re.fullmatch("[0-9a-f]{64}", Path(file).resolve().name):
+            check_hash(Path(file).resolve(), Path(file).resolve().name)
 
 
 def _unknown(where: str, name: str, names: list[str]) -> str:
