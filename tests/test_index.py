@@ -98,3 +98,17 @@ def test_fingerprint_sees_names_and_classes(tmp_path: Path) -> None:
     assert first.fingerprint() == scan(make(tmp_path / "y", a=2)).fingerprint()
     assert first.fingerprint() != scan(make(tmp_path / "z", a=3)).fingerprint()
     assert first.subset(np.array([1])).path(0).endswith("a/1.jpg")
+
+
+def test_links_are_followed_and_circles_refused(tmp_path: Path) -> None:
+    make(tmp_path / "real", more=2)
+    make(tmp_path / "data", cat=1)
+    (tmp_path / "data/dog").symlink_to(tmp_path / "real/more")
+    (tmp_path / "data/cat/linked").symlink_to(tmp_path / "real/more")
+    (tmp_path / "data/cat/one.JPG").symlink_to(tmp_path / "real/more/0.jpg")
+    index = scan(tmp_path / "data")
+    names = [index.path(i).removeprefix(f"{tmp_path}/data/") for i in range(len(index))]
+    assert names == ["cat/0.jpg", "cat/linked/0.jpg", "cat/linked/1.jpg", "cat/one.JPG", "dog/0.jpg", "dog/1.jpg"]
+    (tmp_path / "real/more/back").symlink_to(tmp_path / "data/cat")
+    with pytest.raises(UserError, match=r"cat/linked/back is a link to a folder that it lies in: remove it"):
+        scan(tmp_path / "data")

@@ -11,6 +11,7 @@ from alexlab.data import demo, fashion_mnist, names, workers
 from alexlab.data import index as folder_index
 from alexlab.data.dataset import ImageDataset, collate
 from alexlab.data.index import ImageIndex
+from alexlab.data.index_cache import scan_or_recall
 from alexlab.data.sampler import EvalBatches, InTurn, TrainBatches
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
@@ -34,6 +35,7 @@ class ImageFolders(pl.LightningDataModule):
         world_size: ranks of the run; one process alone gives all their batches in turn when it evaluates.
         demo_seed: write the built-in shapes into `root` first, from this seed.
         idx: write Fashion-MNIST into `root` first: see `fashion_mnist`.
+        kept: the folder for the indexes of large folders; None reads the names anew each time.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ImageFolders(pl.LightningDataModule):
         class_names: str | None = None,
         world_size: int = 1,
         local_world_size: int = 1,
+        kept: str | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root)
@@ -60,7 +63,7 @@ class ImageFolders(pl.LightningDataModule):
         self.transforms = {"train": train_transform, "val": eval_transform, "test": eval_transform}
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.expected_classes, self.on_error, self.demo_seed, self.idx = num_classes, on_error, demo_seed, idx
-        self.class_names = class_names
+        self.class_names, self.kept = class_names, kept
         self.world_size = world_size
         self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
         self.splits: dict[str, ImageIndex] = {}
@@ -92,11 +95,11 @@ class ImageFolders(pl.LightningDataModule):
                 f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: they split class "
                 f"folders, and {self.root} has train/ already: leave them out, or give data.root={self.root / 'train'}."
             )
-        train = folder_index.scan(self.root / "train")
+        train = self._scan(self.root / "train")
         splits = {"train": train}
         for name in ("val", "test"):
             if (self.root / name).is_dir():
-                splits[name] = folder_index.scan(self.root / name, train.classes)
+                splits[name] = self._scan(self.root / name, train.classes)
         if "val" not in splits:
             raise UserError(
                 f"{self.root} has train/ but no val/: add {self.root / 'val'}, or point data.root at "
@@ -111,7 +114,7 @@ class ImageFolders(pl.LightningDataModule):
             UserError: as `read`.
         """
         name = next((name for name in ("test", "val") if (self.root / name).is_dir()), None)
-        self.splits = {name or "test": folder_index.scan(self.root / name if name else self.root)}
+        self.splits = {name or "test": self._scan(self.root / name if name else self.root)}
         return self
 
     def _read_one_folder(self) -> dict[str, ImageIndex]:
@@ -126,8 +129,13 @@ class ImageFolders(pl.LightningDataModule):
             )
         fractions = {"val": self.val_fraction, "test": self.test_fraction}
         return folder_index.split(
-            folder_index.scan(self.root), {name: part for name, part in fractions.items() if part > 0}, self.seed
+            self._scan(self.root), {name: part for name, part in fractions.items() if part > 0}, self.seed
         )
+
+    def _scan(self, folder: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
+        if self.kept is None:
+            return folder_index.scan(folder, classes)
+        return scan_or_recall(folder, classes, Path(self.kept))
 
     @property
     def classes(self) -> tuple[str, ...]:

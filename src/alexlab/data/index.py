@@ -4,8 +4,11 @@
 of class folders, split by stated fractions (stratified, by seed).
 """
 
+import contextlib
 import hashlib
 import os
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import numpy as np
 from alexlab.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+KNOWN = frozenset(ext.encode() for ext in EXTENSIONS)
+TELL = 5.0  # seconds between what a long scan tells
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,25 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         raise UserError(f"{folder} may not be read: ask for read permission, or copy the images.") from None
 
 
-def scan(folder: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
+def changed(folder: bytes) -> int:
+    """When a name in `folder` was last added, removed or changed, in nanoseconds."""
+    return os.stat(folder).st_mtime_ns  # noqa: PTH116, a Path of each of thousands of folders takes longer
+
+
+def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[bytes, int] | None = None) -> ImageIndex:
     """Read the names of all images below `folder/<class>/`, at any depth, sorted within their class.
 
     Args:
         folder: holds one folder a class.
         classes: the classes of the training split: others here are refused, and so are missing ones in training.
+        visited: gets each folder that was read, with the time of its last change in nanoseconds.
 
     Raises:
-        UserError: no class folders, an empty class, or a class that `classes` does not hold.
+        UserError: no class folders, an empty class, a class that `classes` does not hold, or a link in a circle.
     """
+    visited = {} if visited is None else visited
+    with contextlib.suppress(OSError):  # told by `class_folders`
+        visited[os.fsencode(folder)] = changed(os.fsencode(folder))
     here = class_folders(folder)
     if not here:
         raise UserError(
@@ -99,41 +113,63 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
             f"Training has {len(classes)} classes: {_some(classes)}. Rename or remove those folders."
         )
     labels = classes if classes is not None else here
-    names: list[bytes] = []
-    targets: list[int] = []
+    joined, lengths, counts = bytearray(), [], np.zeros(len(labels), np.int64)
+    told, present = time.monotonic(), set(here)
     for target, label in enumerate(labels):
-        found = sorted(_images(folder, label)) if label in here else []
+        found = _images(folder, label, visited) if label in present else []
         if not found and classes is None:
             raise UserError(
                 f"{folder / label} is a class without images: put images there ({', '.join(EXTENSIONS[:4])}, ...) "
                 "or remove the folder."
             )
-        names += found
-        targets += [target] * len(found)
-    if not names:
+        found.sort()
+        counts[target] = len(found)
+        joined += b"".join(found)  # here and not at the end: a million names as objects would be 100 MB
+        lengths.append(np.fromiter(map(len, found), np.int64, len(found)))
+        if time.monotonic() - told > TELL:
+            told = time.monotonic()
+            print(
+                f"reading {folder}: {target + 1:,} of {len(labels):,} classes, {counts.sum():,} images ...",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+    if not joined:
         raise UserError(f"{folder} holds class folders but no image ({', '.join(EXTENSIONS[:4])}, ...).")
-    return _pack(folder, names, np.asarray(targets), labels)
+    targets = np.repeat(np.arange(len(labels)), counts)
+    return ImageIndex(folder, bytes(joined), np.cumsum(np.concatenate(lengths)), targets, labels)
 
 
-def _images(folder: Path, label: str) -> list[bytes]:
-    """The names of all images of a class, relative to `folder`, as bytes."""
-    found = []
-    waiting = [label]
+def _images(folder: Path, label: str, visited: dict[bytes, int]) -> list[bytes]:
+    """The names of all images of a class, relative to `folder`, as bytes; links to folders are followed.
+
+    Raises:
+        UserError: a folder that may not be read, or a link to one that it lies in.
+    """
+    found: list[bytes] = []
+    top = os.fsencode(folder) + b"/"
+    waiting: list[tuple[bytes, tuple[bytes, ...]]] = [(os.fsencode(label), ())]
     while waiting:
-        here = waiting.pop()
+        here, above = waiting.pop()
+        prefix = here + b"/"
         try:
-            with os.scandir(folder / here) as entries:
+            visited[top + here] = changed(top + here)
+            with os.scandir(top + here) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    name = entry.name
+                    if name[0] == 46:  # a dot: hidden
                         continue
-                    name = f"{here}/{entry.name}"
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(name)
-                    elif entry.name.lower().endswith(EXTENSIONS):
-                        found.append(os.fsencode(name))
+                    ending = name[name.rfind(b".") :]
+                    if (ending in KNOWN or ending.lower() in KNOWN) and not entry.is_dir(follow_symlinks=False):
+                        found.append(prefix + name)
+                    elif entry.is_dir():
+                        within = (*above, os.path.realpath(top + here))
+                        if os.path.realpath(top + prefix + name) in within:
+                            raise UserError(
+                                f"{os.fsdecode(top + prefix + name)} is a link to a folder that it lies in: remove it."
+                            )
+                        waiting.append((prefix + name, within))
         except PermissionError:
             raise UserError(
-                f"{folder / here} may not be read: ask for read permission, or remove the folder."
+                f"{os.fsdecode(top + here)} may not be read: ask for read permission, or remove the folder."
             ) from None
     return found
 

@@ -1,0 +1,91 @@
+"""The index of a large folder: read cold and recalled, beside a bare os.scandir walk and torchvision's ImageFolder.
+
+python benchmarks/index.py [--files 1281167] [--classes 1000] [--rounds 3] [--torchvision]
+
+Makes that many empty files under the folder for temporary files, which takes a minute, and removes them at the end.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from alexlab.data.index import scan
+from alexlab.data.index_cache import scan_or_recall
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make(root: Path, files: int, classes: int) -> None:
+    for c in range(classes):
+        folder = root / f"n{c:08d}"
+        folder.mkdir(parents=True)
+        for i in range(c, files, classes):
+            os.close(os.open(f"{folder}/n{c:08d}_{i}.JPEG", os.O_CREAT | os.O_WRONLY))
+
+
+def walk(root: Path) -> int:
+    """Each entry seen, and nothing done with it."""
+    count = 0
+    waiting = [str(root)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    count += 1
+    return count
+
+
+def timed(what: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds, MB by which the process has grown, and what came of it."""
+    memory, start = psutil.Process().memory_info().rss, time.perf_counter()
+    found = what()
+    return time.perf_counter() - start, (psutil.Process().memory_info().rss - memory) / 1e6, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--files", type=int, default=1_281_167)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--torchvision", action="store_true", help="ImageFolder too, once")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root, kept = Path(folder, "images"), Path(folder, "kept")
+        make(root, args.files, args.classes)
+        times: dict[str, list[float]] = {"walk": [], "scan": [], "recall": []}
+        assert walk(root) == args.files  # the system's cache of names is warm for all
+        time.sleep(2.5)  # an index of a folder that has just changed is not kept
+        scan_or_recall(root, None, kept)
+        for _ in range(args.rounds):
+            times["walk"].append(timed(lambda: walk(root))[0])
+            times["scan"].append(timed(lambda: scan(root))[0])
+            seconds, _, index = timed(lambda: scan_or_recall(root, None, kept))
+            times["recall"].append(seconds)
+            assert len(index) == args.files
+        held = len(index.names) + index.ends.nbytes + index.targets.nbytes
+        found: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in times.items()}
+        found |= {"scan / walk": round(found["scan"] / found["walk"], 2), "bytes an image": round(held / args.files, 1)}
+        if args.torchvision:
+            from torchvision.datasets import ImageFolder
+
+            seconds, grown, _ = timed(lambda: ImageFolder(str(root)))
+            found |= {"ImageFolder": round(seconds, 3), "ImageFolder's bytes an image": round(grown * 1e6 / args.files)}
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    about = {"files": args.files, "rounds": args.rounds, "python": sys.version.split()[0], "commit": git.stdout.strip()}
+    print(json.dumps(found | about))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The index of a large folder, kept beside the logs: a million names are read once, and by one process.
+
+A folder's time of last change moves with each file that is added, removed or renamed in it, so an index is right as
+long as all its folders have the times that they had when they were read.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from alexlab.data.index import ImageIndex, changed, scan
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: each process reads for itself
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger("alexlab")
+
+FROM = 10_000  # images; fewer are read faster than they are worth a file
+SETTLED = 2.0  # seconds: a folder that changed so shortly before it was read may change again within the same tick
+VERSION = 1
+
+
+def scan_or_recall(folder: Path, classes: tuple[str, ...] | None, kept: Path) -> ImageIndex:
+    """`index.scan`, or what it found last time, as long as no folder has changed since.
+
+    Args:
+        folder, classes: see `index.scan`.
+        kept: the folder of kept indexes; made when it is needed, and never inside of the images' folder.
+
+    Raises:
+        UserError: as `index.scan`.
+    """
+    whole = folder.absolute()
+    name = hashlib.sha256(b"\0".join([os.fsencode(whole), *(os.fsencode(c) for c in classes or ())])).hexdigest()[:24]
+    file = kept / f"{name}.npz"
+    index = _recall(file, folder)
+    if index is not None:
+        return index
+    with _one_at_a_time(kept / "lock") as waited:
+        index = _recall(file, folder) if waited else None  # another process has read it meanwhile
+        if index is None:
+            began, visited = time.time(), dict[bytes, int]()
+            index = scan(folder, classes, visited)
+            if len(index) >= FROM and max(visited.values()) / 1e9 < began - SETTLED:
+                _keep(file, index, visited)
+    return index
+
+
+def _recall(file: Path, folder: Path) -> ImageIndex | None:
+    """The kept index, if all its folders are as they were."""
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            if int(held["version"]) != VERSION:
+                return None
+            folders = held["folders"].tobytes().split(b"\0")
+            if any(changed(path) != time for path, time in zip(folders, held["times"].tolist(), strict=True)):
+                return None
+            classes = tuple(os.fsdecode(name) for name in held["classes"].tobytes().split(b"\0"))
+            return ImageIndex(folder, held["names"].tobytes(), held["ends"], held["targets"], classes)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or not whole: read anew
+        return None
+
+
+def _keep(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:
+    beside = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as opened:
+            np.savez(
+                opened, version=np.array(VERSION), names=np.frombuffer(index.names, np.uint8), ends=index.ends,
+                targets=index.targets, times=np.array(list(visited.values()), np.int64),
+                folders=np.frombuffer(b"\0".join(visited), np.uint8),
+                classes=np.frombuffer(b"\0".join(map(os.fsencode, index.classes)), np.uint8),
+            )  # fmt: skip
+        beside.replace(file)
+    except OSError as error:
+        log.warning("the names in %s are read anew next time: %s cannot be written (%s)", index.root, file, error)
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[bool]:
+    """Whether another process was waited for. Where nothing can be locked, each reads for itself."""
+    with contextlib.ExitStack() as stack:
+        waited = False
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            opened = stack.enter_context(lock.open("wb"))
+            if fcntl is not None:
+                try:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waited = True
+                    fcntl.flock(opened, fcntl.LOCK_EX)
+        except OSError:  # a folder that may not be written, a file system without locks
+            pass
+        yield waited
