@@ -62,6 +62,22 @@ def test_other_colour_modes(tmp_path: Path, mode: str) -> None:
     assert np.abs(ours.permute(1, 2, 0).numpy().astype(float) - expected).mean() < 1
 
 
+def test_a_name_of_another_format_progressive_and_the_first_of_moving_pictures(tmp_path: Path) -> None:
+    source = Image.open(photo(tmp_path / "source.png", (320, 240)))
+    other = source.transpose(Image.Transpose.ROTATE_180)
+    with (tmp_path / "png.JPEG").open("wb") as opened:  # as one file of ImageNet
+        source.save(opened, "PNG")
+    source.save(tmp_path / "progressive.jpg", progressive=True, quality=95)
+    source.save(tmp_path / "moving.gif", save_all=True, append_images=[other])
+    source.save(tmp_path / "moving.webp", save_all=True, append_images=[other], lossless=True)
+    for name in ("png.JPEG", "progressive.jpg", "moving.gif", "moving.webp"):
+        with decode.open_image(str(tmp_path / name)) as image:
+            ours = decode.crop_resize(image, (0, 0, 320, 240), (240, 320)).permute(1, 2, 0).numpy().astype(float)
+        assert np.array_equal(ours, np.asarray(Image.open(tmp_path / name).convert("RGB"))), name
+        assert np.abs(ours - np.asarray(source)).mean() < 10, f"{name}: a GIF has 256 colours"
+        assert np.abs(ours - np.asarray(other)).mean() > 20, name
+
+
 def test_a_picture_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = photo(tmp_path / "bomb.png", (80, 70))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
