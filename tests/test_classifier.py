@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from alexlab.augment import BatchAugment
 from alexlab.classifier import ImageClassifier, Sums, reseed
@@ -33,6 +33,18 @@ def test_means_are_torchmetrics_over_ranks_with_uneven_shares() -> None:
     for k in (1, 5):
         expected = multiclass_accuracy(logits, targets, 12, average="micro", top_k=k)
         assert whole[f"acc{k}"] == pytest.approx(float(expected))
+
+
+def test_of_equal_logits_the_first_counts_as_in_the_confusion_matrix() -> None:
+    """bf16 has three digits, so two classes are often the same."""
+    torch.manual_seed(0)
+    logits, targets = torch.randint(0, 3, (500, 20)).bfloat16(), torch.randint(0, 20, (500,))
+    matrix = multiclass_confusion_matrix(logits, targets, 20)
+    sums = Sums(CPU)
+    sums.add(torch.tensor(1.0), logits, targets)
+    means = sums.merged(lambda values: values)
+    assert means["acc1"] == matrix.diagonal().sum() / 500
+    assert means["acc5"] >= means["acc1"]
 
 
 def test_fewer_than_five_classes_and_mixed_targets() -> None:

@@ -67,7 +67,8 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(shapes: Path, tmp_path: Pa
     assert run.stderr is not None
     assert run.stdout.readline().startswith("run directory: ")
     run.stdout.close()
-    assert (run.stderr.read(), run.wait(240)) == ("", 0)
+    told = "note: nobody reads the output any more; the run goes on, see its train.log.\n"
+    assert (run.stderr.read(), run.wait(240)) == (told, 0)
     assert summary_of(tmp_path / "run")["status"] == "finished"
 
 

@@ -92,6 +92,10 @@ def test_every_key_has_a_rule_and_every_rule_a_key() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (
+            ["experiment=finetune", "model=alexnet_bn", "data.root=x"],
+            "model.pretrained=true: alexnet_bn has no published weights here",
+        ),
         (["monitor=val/acc"], "monitor=val/acc: must be one of val/loss, val/acc1, val/acc5."),
         (["trainer.max_epochs=null"], "the run would never end; set one of them"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be a whole number, at least 1, or null"),

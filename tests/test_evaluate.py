@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 import alexlab
 from alexlab.data.transforms import SampleTransform
+from alexlab.evaluate import TenCrops
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,17 @@ def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
     assert (found["crops"], found["acc1"]) == (10, pytest.approx(sum(hits) / 10))
     assert found["loss"] == pytest.approx(sum(losses) / 10, rel=1e-4)
     assert evaluated(run_dir, "run=one", "crops=5").returncode == 2
+
+
+class Sure(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[0.0, 300.0]]).expand(len(images), 2)
+
+
+def test_ten_crops_of_a_net_that_is_sure_and_wrong() -> None:
+    """A probability below what float32 holds is no infinite loss."""
+    told = TenCrops(Sure(), 4)(torch.zeros(3, 3, 6, 6))
+    torch.testing.assert_close(told, torch.tensor([[-300.0, 0.0]]).expand(3, 2))
 
 
 def test_ten_crops_need_something_around_the_middle(data: Path, tmp_path: Path) -> None:

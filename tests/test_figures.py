@@ -30,6 +30,17 @@ def test_captions_stay_below_their_tile() -> None:
     assert (below[:, GAP + 144 :] == 255).all(), "which end where the tile does"
 
 
+def test_a_part_of_a_matrix_is_coloured_by_the_whole_rows() -> None:
+    counts = np.array([[5, 5], [0, 10]])
+    part = np.asarray(confusion(counts, ["a", "b"], totals=np.array([10, 1000]), classes=60))
+    whole = np.asarray(confusion(counts, ["a", "b"]))
+    y, x = part.shape[0] - 12 - 88 + 3, part.shape[1] - 12 - 88 + 3
+    assert part[y, x].tolist() == whole[y, x].tolist()
+    assert whole[y + 44, x + 44].tolist() == FULL.tolist()
+    assert part[y + 44, x + 44].mean() > 200, "ten of a thousand is little"
+    assert (part[:16] < 100).sum() > (whole[:16] < 100).sum(), "it says of how many classes"
+
+
 def test_the_matrix_is_darkest_where_a_whole_row_lies() -> None:
     counts = np.array([[4, 0], [3, 1]])
     sheet = np.asarray(confusion(counts, ["cat", "a class with a name that is much too long for its margin"]))

@@ -20,12 +20,13 @@ def test_lrn_is_the_papers_formula(maps: int) -> None:
     np.testing.assert_allclose(LocalResponseNorm()(torch.from_numpy(a)).numpy(), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("size", [2, 4, 5])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_lrn_equals_torchs(layout: torch.memory_format) -> None:
+def test_lrn_equals_torchs(layout: torch.memory_format, size: int) -> None:
     torch.manual_seed(0)
     x = (torch.randn(2, 24, 9, 9) * 30).contiguous(memory_format=layout).requires_grad_()
     y = x.detach().clone().requires_grad_()
-    ours, torchs = LocalResponseNorm(alpha=1e-4, divide=True), nn.LocalResponseNorm(5, 1e-4, 0.75, 2)
+    ours, torchs = LocalResponseNorm(size, 1e-4, divide=True), nn.LocalResponseNorm(size, 1e-4, 0.75, 2)
     weights = torch.randn(2, 24, 9, 9)
     (ours(x) * weights).sum().backward()
     (torchs(y) * weights).sum().backward()

@@ -76,12 +76,20 @@ def test_broken_images_are_counted_and_listed(run_dir: Path, shapes: Path, tmp_p
     assert "broken.jpg cannot be read as an image" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(rows) == 10
+    assert "data.on_error" not in done.stderr
+    for i in range(12):
+        (tmp_path / f"images/many{i:02}.png").touch()
+    done, rows = predicted(run_dir, tmp_path / "images", "topk=1", f"out={tmp_path / 'all.csv'}")
+    assert "14 of 24 images could not be read:" in done.stderr
+    assert f"... (4 more, all in {tmp_path / 'all-broken.txt'})" in done.stderr
+    assert len((tmp_path / "all-broken.txt").read_text().splitlines()) == 14
 
 
 def test_mistakes(run_dir: Path, tmp_path: Path) -> None:
     logs = f"paths.logs={run_dir.parents[2]}"
     for words, told in (
         (["run=one"], "images is missing: give an image, a folder or a glob with images=PATH"),
+        (["run=one", f"images={ROOT}/docs", f"out={tmp_path}"], f"out={tmp_path} is a folder: give the file to write"),
         (["run=one", f"images={tmp_path}"], f"images={tmp_path}: no image is there; give a file, a folder or a"),
         (["run=two", "images=x"], "run=two is not a run's directory"),
         (["run=one", "images=x", "topk=0"], "topk=0: must be a whole number, at least 1"),

@@ -197,8 +197,40 @@ def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path
     for words, told in (
         ([f"init_from={last}", "model.name=resnet18"], "the weights are another network's"),
         (["init_from=/none.ckpt"], "/none.ckpt is not a file"),
-        ([f"init_from={last}", f"ckpt_path={last}"], "give one of them"),
+        ([f"init_from={last}", "model.std=[0.1,0.1,0.1]"], "used to other inputs: add model.std=[0.229,0.224,0.225]."),
     ):
         done = tiny_train(shapes, tmp_path / "x", *words)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert told in done.stderr
+    words = [f"init_from={two_epochs}", "test=false", "trainer.max_epochs=1"]
+    assert tiny_train(shapes, tmp_path / "one", *words).returncode == 0
+    done = tiny_train(shapes, tmp_path / "on", *words, "trainer.max_epochs=2", f"ckpt_path={tmp_path / 'one'}")
+    assert done.returncode == 0, done.stderr
+    assert "has the weights to go on with: init_from is not read" in done.stdout
+
+
+def test_a_head_of_other_classes_is_new(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    """Also where they are as many."""
+    for split in ("train", "val"):
+        for number, folder in enumerate(sorted((shapes / split).iterdir())):
+            shutil.copytree(folder, tmp_path / "data" / split / f"other{number}")
+    done = tiny_train(
+        tmp_path / "data", tmp_path / "run", f"init_from={two_epochs}", "optimizer.lr=1e-9", "test=false",
+        "optimizer.weight_decay=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the last layer is new, as the classes are not those of init_from's run" in done.stdout
+    before = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    now = weights(tmp_path / "run")
+    assert torch.allclose(now["net.conv1.0.weight"], before["net.conv1.0.weight"], atol=1e-6)
+    assert not torch.allclose(now["net.fc.weight"], before["net.fc.weight"], atol=1e-3)
+
+
+def test_layers_that_normalize_otherwise_are_refused(shapes: Path, tmp_path: Path) -> None:
+    """No weight's shape tells it."""
+    words = ["model=alexnet", "model.name=alexnet", "+model.net.hidden=[16,16]", "test=false"]
+    assert tiny_train(shapes, tmp_path / "run", *words).returncode == 0
+    other = [f"init_from={tmp_path / 'run'}", *words, "+model.net.lrn={k:1.0}"]
+    done = tiny_train(shapes, tmp_path / "other", *other)
+    assert done.returncode == 2
+    assert "its network normalizes between its layers in another way: take its model=alexnet" in done.stderr

@@ -12,6 +12,7 @@ import torchvision
 from conftest import clean_env
 from safetensors.torch import save_file
 
+from alexlab.models.alexnet import AlexNet
 from alexlab.models.zoo import alexnet_owt, load_but_head, timm_net, torchvision_net
 
 
@@ -30,6 +31,12 @@ def test_weights_load_but_for_a_head_of_other_size() -> None:
     load_but_head(net, source.state_dict())
     assert torch.equal(net.conv1.weight, source.conv1.weight)
     assert torch.equal(net.fc.weight, before)
+    with pytest.raises(ValueError, match=r"another network's: layer1.2.conv1.weight"):
+        load_but_head(net, torchvision_net("resnet34", 3).state_dict())
+    with pytest.raises(ValueError, match=r"another network's: classifier.0.weight do not fit"):  # fc6, not the head
+        load_but_head(AlexNet(3, hidden=(16, 16)), AlexNet(3, hidden=(16, 16), map_size=5).state_dict())
+    inception = torchvision_net("inception_v3", 3)
+    load_but_head(inception, torchvision.models.inception_v3(aux_logits=True, init_weights=False).state_dict())
     with pytest.raises(ValueError, match="another network's"):
         load_but_head(net, {k: v for k, v in source.state_dict().items() if "layer1" not in k})
 

@@ -34,8 +34,10 @@ class Sums:
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """loss: mean of the batch; logits (B, C); targets int64 (B,), or (B, C) where images were mixed."""
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        hits = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # at most one a row
-        self.values += torch.stack([loss.detach() * len(labels), hits[:, 0].sum(), hits.sum()])
+        # argmax, as the confusion matrix and the predictions: of equal logits, which bf16 has, topk puts any one first
+        first = logits.detach().argmax(1) == labels
+        among = (logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
+        self.values += torch.stack([loss.detach() * len(labels), first.sum(), (first | among).sum()])
         self.images += len(labels)
 
     def take(self, other: "Sums") -> None:

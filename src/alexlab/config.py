@@ -11,9 +11,13 @@ CONF = ROOT / "conf"
 
 
 def resolved(config: DictConfig) -> DictConfig:
-    """A copy without interpolations, its data root absolute (relative ones are seen from the working directory)."""
+    """A copy without interpolations, its data root and file of class names absolute: relative ones are seen from the
+    working directory."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain["data"]["root"] = os.path.abspath(os.path.expanduser(str(plain["data"]["root"])))  # noqa: PTH100, PTH111
+    names = plain["data"].get("class_names")
+    if names is not None and os.path.isfile(os.path.expanduser(names)):  # noqa: PTH113, PTH111
+        plain["data"]["class_names"] = os.path.abspath(os.path.expanduser(names))  # noqa: PTH100, PTH111
     return OmegaConf.create(plain)
 
 

@@ -1,6 +1,7 @@
 """Evaluate a run on its own test images or another folder: the task of eval.py."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +68,8 @@ class TenCrops(torch.nn.Module):
         places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
         crops = [images[..., y : y + self.size, x : x + self.size] for y, x in places]
         crops += [crop.flip(-1) for crop in crops]
-        return torch.stack([self.net(crop.contiguous()).float().softmax(1) for crop in crops]).mean(0).log()
+        told = torch.stack([self.net(crop.contiguous()).float().log_softmax(1) for crop in crops])
+        return told.logsumexp(0) - math.log(len(crops))  # the mean's own logarithm would be -inf where all are small
 
 
 def use_ten_crops(model: ImageClassifier, data: ImageFolders, size: int, crop_ratio: float) -> None:

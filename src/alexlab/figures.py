@@ -34,12 +34,16 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
     return sheet
 
 
-def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
+def confusion(
+    counts: np.ndarray, names: Sequence[str], totals: np.ndarray | None = None, classes: int | None = None
+) -> Image.Image:
     """The matrix as squares, the darker the larger their share of the row.
 
     Args:
         counts: int (C, C), how many images of a row's class were taken for a column's.
         names: of the C classes.
+        totals: int (C,), images of each class, where the matrix is a part of a larger one.
+        classes: of that, how many there are in all.
     """
     font = ImageFont.load_default(TEXT)
     cell = max(16, min(44, 880 // len(names)))
@@ -48,7 +52,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     side = cell * len(names)
     sheet = Image.new("RGB", (left + side + 12, top + side + 12), PAPER)
     draw = ImageDraw.Draw(sheet)
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    share = counts / np.maximum(counts.sum(1) if totals is None else totals, 1)[:, None]
     for row, name in enumerate(names):
         y = top + row * cell
         label = _fitting(name, margin - 8, font)
@@ -63,7 +67,8 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
                 number = str(counts[row, column])
                 if font.getlength(number) < cell - 2:
                     draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
-    draw.text((left + side / 2, 4), "predicted", INK, font, anchor="mt")
+    part = f" ({len(names)} of {classes:,} classes, those confused most)" if classes and classes > len(names) else ""
+    draw.text((left + side / 2, 4), f"predicted{part}", INK, font, anchor="mt")
     _upright(sheet, "true", 4 + TEXT // 2, top + side // 2, font)
     return sheet
 

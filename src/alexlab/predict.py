@@ -1,7 +1,9 @@
 """What a run's network says of images: the task of predict.py."""
 
+import contextlib
 import csv
 import glob
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ class Images(Dataset[Item]):
         try:
             return i, self.transform(self.paths[i])
         except BrokenImageError as error:
-            return i, str(error)
+            return i, f"{str(error).rpartition('): ')[0]})"  # without the advice, which is for trainings
 
 
 def find_images(named: str) -> list[str]:
@@ -56,6 +58,16 @@ def find_images(named: str) -> list[str]:
     if not found:
         raise UserError(f"images={named}: no image is there; give a file, a folder or a quoted glob ('photos/*.jpg').")
     return found
+
+
+@contextlib.contextmanager
+def discarded(beside: Path) -> Iterator[None]:
+    """No half a file stays behind where what writes it ends early."""
+    try:
+        yield
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def predict(config: DictConfig) -> None:
@@ -77,13 +89,15 @@ def predict(config: DictConfig) -> None:
         collate_fn=list, worker_init_fn=start_worker,
     )  # fmt: skip
     out = Path(config.out).expanduser() if config.out else run_dir / "predictions.csv"
+    if out.is_dir():
+        raise UserError(f"out={out} is a folder: give the file to write, as in out={out / 'predictions.csv'}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     topk = min(config.topk, len(classes))
     broken: list[str] = []
     table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
     console = Console()
     beside = out.with_name(f".{out.name}.tmp")
-    with beside.open("w", newline="") as file, torch.inference_mode():
+    with discarded(beside), beside.open("w", newline="") as file, torch.inference_mode():
         writer = csv.writer(file)
         writer.writerow(["path", "rank", "class", "probability"])
         for batch in track(loader, "predicting", console=console, disable=not console.is_terminal):
@@ -104,5 +118,9 @@ def predict(config: DictConfig) -> None:
     done = len(paths) - len(broken)
     print(f"{done} image{'s' if done != 1 else ''}, {topk} classes each: {rundir.shown(out)}", flush=True)
     if broken:
-        listed = "\n  ".join(broken[:SHOWN]) + (f"\n  ... ({len(broken) - SHOWN} more)" if len(broken) > SHOWN else "")
+        listed = "\n  ".join(broken[:SHOWN])
+        if len(broken) > SHOWN:
+            rest = out.with_name(f"{out.stem}-broken.txt")
+            rest.write_text("\n".join(broken) + "\n")
+            listed += f"\n  ... ({len(broken) - SHOWN} more, all in {rundir.shown(rest)})"
         raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)

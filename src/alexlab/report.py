@@ -70,7 +70,7 @@ def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: P
     frozen, epochs = config.finetune.freeze_epochs, config.trainer.max_epochs
     if frozen and 0 < (epochs or 0) <= frozen:  # null and -1 are without end
         log.warning("finetune.freeze_epochs=%d: the head alone learns in all %d epochs", frozen, epochs)
-    if frozen and not (config.model.get("pretrained") or config.init_from or config.ckpt_path):
+    if frozen and not (config.model.net.get("pretrained") or config.init_from or config.ckpt_path):
         log.warning("finetune.freeze_epochs=%d keeps random weights as they are: give init_from=RUN, or "
                     "model.pretrained=true where the network has weights", frozen)  # fmt: skip
     if config.optimizer.get("lr_reference_batch"):

@@ -1,6 +1,7 @@
 """Whether training can go on from a checkpoint."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -34,19 +35,35 @@ def find_ckpt(named: str, logs: Path, ckpt: str = "last") -> Path:
     return rundir.ckpt_of(rundir.find_run(named, logs, ckpt), ckpt)
 
 
-def start_from(config: DictConfig, net: nn.Module) -> None:
-    """Give `net` the weights of `init_from`, but for a head of another number of classes.
+def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> None:
+    """Give `net` the weights of `init_from`, but for the head where the classes are others.
 
     Raises:
-        UserError: no such run or checkpoint, or another network's.
+        UserError: no such run or checkpoint, another network's, or weights that know other inputs.
     """
+    if config.ckpt_path is not None:
+        print(f"note: ckpt_path={config.ckpt_path} has the weights to go on with: init_from is not read.", flush=True)
+        return
     path = find_ckpt(config.init_from, Path(config.paths.logs), "best")
     config.init_from = str(path)
-    state = checkpoint.load(path)["state_dict"]
+    found = checkpoint.load(path)
+    state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
+    same = list(found["alexlab"]["classes"]) == list(classes)
     try:
-        load_but_head(net, {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")})
+        load_but_head(net, state, keep_head=same)
     except ValueError as error:
-        raise UserError(f"init_from={path}: {error}") from error
+        its = found["alexlab"]["config"]["model"]["name"]
+        raise UserError(f"init_from={path}: {error} Its run had model.name={its}.") from error
+    # what no weight's shape tells
+    theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
+    if any(theirs["net"].get(key) != ours["net"].get(key) for key in ("norm", "lrn")):
+        raise UserError(f"init_from={path}: its network normalizes between its layers in another way: take its "
+                        f"model={theirs['name']}, or its model.net.norm and model.net.lrn.")  # fmt: skip
+    words = [f"model.{key}={theirs[key]}".replace(" ", "") for key in ("mean", "std") if theirs[key] != ours[key]]
+    if words:
+        raise UserError(f"init_from={path}: its weights are used to other inputs: add {' '.join(words)}.")
+    if not same:
+        print("note: the last layer is new, as the classes are not those of init_from's run.", flush=True)
 
 
 def best_beside(config: DictConfig) -> Path | None:

@@ -272,8 +272,12 @@ def _together(plain: Plain) -> list[str]:
         wrong.append(
             f"ema.decay={plain['ema']['decay']} cannot average sharded weights: trainer=ddp, or ema.decay=null."
         )
-    if plain["init_from"] is not None and plain["ckpt_path"] is not None:
-        wrong.append("init_from starts anew from a run's weights, and ckpt_path goes on with a run: give one of them.")
+    own = plain["model"].get("pretrained") and "pretrained" not in plain["model"]["net"]
+    if own and plain["init_from"] is None and plain["ckpt_path"] is None:
+        wrong.append(
+            f"model.pretrained=true: {plain['model']['name']} has no published weights here: take model=alexnet_owt, "
+            "torchvision or timm, or a run's weights with init_from=RUN."
+        )
     if t["strategy"] == "fsdp" and plain["finetune"]["freeze_epochs"]:
         wrong.append("finetune.freeze_epochs: FSDP shards weights that learn and others alike: take trainer=ddp.")
     if t["strategy"] == "fsdp" and t.get("gradient_clip_algorithm") == "value":

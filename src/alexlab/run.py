@@ -299,7 +299,7 @@ def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageCl
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config, data, find_devices(config).kind, plan)
     if config.init_from is not None:
-        resume.start_from(config, model.net)
+        resume.start_from(config, model.net, data.classes)
     if config.ckpt_path is not None:
         config.ckpt_path = str(resume.find_ckpt(config.ckpt_path, Path(config.paths.logs)))
         resume.check_ckpt(config, data, model, plan)

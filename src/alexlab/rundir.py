@@ -1,5 +1,6 @@
 """The directory of a run: claimed once, written by rank 0 alone, its summary telling how the run ended."""
 
+import contextlib
 import json
 import logging
 import math
@@ -69,7 +70,10 @@ def claim(config: DictConfig) -> None:
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if (run_dir / "config.yaml").exists():
-        raise UserError(f"{run_dir} holds a run already: choose another hydra.run.dir, or remove it.")
+        raise UserError(
+            f"{run_dir} holds a run already, and one that goes on gets a new directory too: leave hydra.run.dir out, "
+            "choose another, or remove it."
+        )
     configs.save(config, run_dir / "config.yaml")
 
 
@@ -107,6 +111,8 @@ class Console(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            with contextlib.suppress(OSError):
+                print("note: nobody reads the output any more; the run goes on, see its train.log.", file=sys.stderr)
         else:
             super().handleError(record)
 

@@ -81,8 +81,10 @@ class Media(Callback):
 
         names, matrix = pl_module.class_names, pl_module.confusion_matrix.numpy()
         rows = most_confused(matrix, MOST_CLASSES)
-        self._write("confusion_matrix", figures.confusion(matrix[np.ix_(rows, rows)], [names[row] for row in rows]))
         counts = matrix.sum(1)
+        part = matrix[np.ix_(rows, rows)]
+        self._write("confusion_matrix", figures.confusion(part, [names[row] for row in rows], counts[rows], len(names)))
+        (self.folder / "mistakes.png").unlink(missing_ok=True)  # of a test before
         shares = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
         if counts.any():
             self._write("per_class", plots.per_class(shares, names))

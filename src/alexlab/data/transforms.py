@@ -20,8 +20,8 @@ class SampleTransform:
 
     Attributes:
         image_size: side of the result in pixels.
-        crop: "random_resized" (area and aspect drawn, as in Inception), "random" (a random square of the image scaled
-            to a short side of image_size / crop_ratio, as in the AlexNet paper) or "center" (its middle).
+        crop: "random_resized" (area and aspect drawn, as in Inception), "random" (as in the AlexNet paper: a random
+            square of the middle square, which is scaled to a side of image_size / crop_ratio) or "center" (its middle).
         scale: least and largest share of the area that "random_resized" keeps.
         ratio: least and largest aspect (width / height) that "random_resized" draws.
         crop_ratio: image_size / short side for "random" and "center"; 0.875 = 224 / 256.
@@ -64,7 +64,8 @@ class SampleTransform:
             x, y = torch.rand(2).tolist()
         else:
             x = y = 0.5
-        left, top = x * (width - side), y * (height - side)
+        whole = min(width, height)
+        left, top = (width - whole) / 2 + x * (whole - side), (height - whole) / 2 + y * (whole - side)
         return (left, top, left + side, top + side)
 
 

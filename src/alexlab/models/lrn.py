@@ -44,7 +44,7 @@ class LocalResponseNorm(nn.Module):
 
     def _summed(self, squares: Tensor) -> Tensor:
         maps = squares.shape[1]
-        padded = F.pad(squares, (0, 0, 0, 0, (self.size - 1) // 2, self.size // 2))
+        padded = F.pad(squares, (0, 0, 0, 0, self.size // 2, (self.size - 1) // 2))
         return sum(padded[:, shift : shift + maps] for shift in range(self.size))  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
@@ -61,7 +61,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
-        scale = _sum_of_neighbours(a * a, (size - 1) // 2, size // 2, groups).mul_(alpha).add_(k)
+        scale = _sum_of_neighbours(a * a, size // 2, (size - 1) // 2, groups).mul_(alpha).add_(k)
         factor = _to_minus(scale, beta)
         ctx.save_for_backward(a, scale, factor)
         ctx.settings = (size, alpha, beta, groups)
@@ -74,7 +74,7 @@ class _Normalize(torch.autograd.Function):
         size, alpha, beta, groups = ctx.settings
         direct = grad * factor
         # a map is the neighbour of those that it has as neighbours, seen from the other side
-        through = _sum_of_neighbours((direct * a).div_(scale), size // 2, (size - 1) // 2, groups)
+        through = _sum_of_neighbours((direct * a).div_(scale), (size - 1) // 2, size // 2, groups)
         return direct.addcmul_(a, through, value=-2 * alpha * beta), None, None, None, None, None
 
 

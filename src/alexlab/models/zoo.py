@@ -11,6 +11,9 @@ import torchvision
 from torch import nn
 
 from alexlab.models.alexnet import AlexNet
+from alexlab.models.parts import head_of
+
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of googlenet and inception_v3 that train alone
 
 
 def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -63,15 +66,29 @@ def check_hash(file: Path, published: str) -> None:
         )
 
 
-def load_but_head(net: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load `state`, leaving out the last layer where its number of classes differs, and nothing else."""
+def load_but_head(net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True) -> None:
+    """Load `state`, leaving out the last layer where its number of classes differs, and nothing else.
+
+    Args:
+        keep_head: load the last layer too, where it fits.
+
+    Raises:
+        ValueError: the weights are another network's.
+    """
     own = net.state_dict()
-    heads = [key for key in state if key in own and state[key].shape != own[key].shape]
-    kept = {key: value for key, value in state.items() if key in own and key not in heads}
-    missing = sorted(set(own) - set(kept) - set(heads))
-    if len(heads) > 2 or missing:
-        raise ValueError(f"the weights are another network's: {', '.join((heads + missing)[:6])} do not fit.")
-    net.load_state_dict(kept, strict=False)
+    several = getattr(net, "get_classifier", lambda: None)()
+    layers = several if isinstance(several, tuple) else (head_of(net),)
+    heads = {
+        f"{name}.{key}" for name, part in net.named_modules() if part in layers for key, _ in part.named_parameters()
+    }
+    if keep_head and all(key in state and state[key].shape == own[key].shape for key in heads):
+        heads = set()
+    known = {key: value for key, value in state.items() if not key.startswith(AUXILIARY)}
+    wrong = [key for key in own if key not in heads and (key not in known or known[key].shape != own[key].shape)]
+    wrong += [key for key in known if key not in own]
+    if wrong:
+        raise ValueError(f"the weights are another network's: {', '.join(wrong[:6])} do not fit.")
+    net.load_state_dict({key: value for key, value in known.items() if key not in heads}, strict=False)
 
 
 def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5, in_channels: int = 3) -> AlexNet:
