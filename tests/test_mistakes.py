@@ -86,7 +86,7 @@ def test_a_port_in_use(shapes: Path, tmp_path: Path) -> None:
 
 def test_a_directory_that_holds_a_run(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    assert_refused(tiny_train(shapes, tmp_path), "holds a run already: choose another hydra.run.dir")
+    assert_refused(tiny_train(shapes, tmp_path), "gets a new directory too: leave hydra.run.dir out")
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,6 @@ def test_an_optimizer_of_ones_own(shapes: Path, tmp_path: Path) -> None:
         shutil.copytree(ROOT / part, tmp_path / "project" / part)
     shutil.copy(ROOT / "train.py", tmp_path / "project")
     package = tmp_path / "project/src/alexlab"
-    (package / "optimizers").mkdir()
     (package / "optimizers/mine.py").write_text(OWN_OPTIMIZER)
     (tmp_path / "project/conf/optimizer/mine.yaml").write_text(
         "# Mine.\n_target_: alexlab.optimizers.mine.Mine\nlr: 0.1\n"

@@ -45,8 +45,8 @@ def scan_or_recall(folder: Path, classes: tuple[str, ...] | None, kept: Path) ->
     index = _recall(file, folder)
     if index is not None:
         return index
-    with _one_at_a_time(kept / "lock") as waited:
-        index = _recall(file, folder) if waited else None  # another process has read it meanwhile
+    with _one_at_a_time(kept / "lock"):
+        index = _recall(file, folder)  # another process may have read it meanwhile
         if index is None:
             began, visited = time.time(), dict[bytes, int]()
             index = scan(folder, classes, visited)
@@ -88,19 +88,12 @@ def _keep(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[bool]:
-    """Whether another process was waited for. Where nothing can be locked, each reads for itself."""
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Where nothing can be locked (a folder that may not be written, a file system without locks), each reads alone."""
     with contextlib.ExitStack() as stack:
-        waited = False
-        try:
+        with contextlib.suppress(OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)
             opened = stack.enter_context(lock.open("wb"))
             if fcntl is not None:
-                try:
-                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    waited = True
-                    fcntl.flock(opened, fcntl.LOCK_EX)
-        except OSError:  # a folder that may not be written, a file system without locks
-            pass
-        yield waited
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
