@@ -128,5 +128,5 @@ def test_one_folder_is_split_by_fractions(tmp_path: Path) -> None:
             photo(tmp_path / label / f"{i}.jpg", seed=i)
     data = data_of(tmp_path, val_fraction=0.2, test_fraction=0.1).read()
     assert data.images == {"train": 14, "val": 4, "test": 2}
-    assert data.test_split == "test"
+    assert data.tested_split == "test"
     assert data.describe()["num_classes"] == 2

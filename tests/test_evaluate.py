@@ -1,6 +1,7 @@
 """Evaluation of a run: its own numbers, other folders, and what it refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -173,6 +174,17 @@ def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
     assert (found["crops"], found["acc1"]) == (10, pytest.approx(sum(hits) / 10))
     assert found["loss"] == pytest.approx(sum(losses) / 10, rel=1e-4)
     assert evaluated(run_dir, "run=one", "crops=5").returncode == 2
+
+
+def test_the_folder_of_logs_of_another_machine_is_not_made(run_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "logs/train/runs/copied"))
+    config = copy / "config.yaml"
+    there = tmp_path / "there"
+    config.write_text(re.sub(r"(?m)^  logs: .*$", f"  logs: {there}", config.read_text()))
+    assert str(there) in config.read_text()
+    done = command("eval.py", f"run={copy}", f"paths.logs={tmp_path / 'logs'}")
+    assert done.returncode == 0, done.stderr
+    assert not there.exists()
 
 
 class Sure(torch.nn.Module):

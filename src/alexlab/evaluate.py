@@ -88,6 +88,7 @@ def use_ten_crops(model: ImageClassifier, data: ImageFolders, size: int, crop_ra
 def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
     """The run's own config, with what eval.py was asked for, for one process and a network of known weights."""
     its = loading.config_of(run_dir)
+    its.paths.logs = config.paths.logs  # not those of the machine that trained it, where indexes would be kept
     if config.data.root is not None:
         its.data.root = str(Path(config.data.root).expanduser().resolve())
         its.data.demo_seed = its.data.idx = None
@@ -190,7 +191,7 @@ def evaluate(config: DictConfig) -> float:
     share = [float(hits / count) if count else None for hits, count in zip(matrix.diag(), matrix.sum(1), strict=True)]
     result: dict[str, Any] = {
         "checkpoint": str(tested.checkpoint),
-        "split": tested.data.test_split,
+        "split": tested.data.tested_split,
         "images": int(matrix.sum()),
         "crops": config.crops,
         "root": str(tested.data.root),

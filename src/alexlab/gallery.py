@@ -111,7 +111,7 @@ def pictures(
         if drawn is not None:
             yield "curves", drawn
     looker = Looker(trained, device)
-    held_out, train = data.splits[data.test_split if "val" not in data.splits else "val"], data.splits.get("train")
+    held_out, train = data.splits[data.tested_split if "val" not in data.splits else "val"], data.splits.get("train")
     numbers, pixels = looker.read(held_out, spread(held_out, SHOWN))
     if not numbers:
         return

@@ -177,10 +177,10 @@ class ImageFolders(pl.LightningDataModule):
         return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._eval_loader(self.test_split)
+        return self._eval_loader(self.tested_split)
 
     @property
-    def test_split(self) -> str:
+    def tested_split(self) -> str:
         """ "test", or "val" where there are no test images."""
         return "test" if "test" in self.splits else "val"
 
