@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexlab.data.index import ImageIndex, changed, scan
+from alexlab.data.index import ImageIndex, changed, class_folders, scan
 
 try:
     import fcntl
@@ -45,6 +45,8 @@ def scan_or_recall(folder: Path, classes: tuple[str, ...] | None, kept: Path) ->
     index = _recall(file, folder)
     if index is not None:
         return index
+    if not _is_large(folder):
+        return scan(folder, classes)
     with _one_at_a_time(kept / "lock"):
         index = _recall(file, folder)  # another process may have read it meanwhile
         if index is None:
@@ -53,6 +55,17 @@ def scan_or_recall(folder: Path, classes: tuple[str, ...] | None, kept: Path) ->
             if len(index) >= FROM and max(visited.values()) / 1e9 < began - SETTLED:
                 _keep(file, index, visited)
     return index
+
+
+def _is_large(folder: Path) -> bool:
+    """Whether at least `FROM` files are there; it looks no further, and leaves nothing behind."""
+    files = 0
+    for label in class_folders(folder):
+        for _, _, names in os.walk(folder / label):
+            files += len(names)
+            if files >= FROM:
+                return True
+    return False
 
 
 def _recall(file: Path, folder: Path) -> ImageIndex | None:
