@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_train
 from PIL import Image
 
-from alexlab.figures import FULL, GAP, confusion, tiles
+from alexlab.figures import FULL, GAP, TEXT, confusion, tiles
 
 
 def test_tiles_lie_row_by_row_each_whole() -> None:
@@ -39,6 +39,8 @@ def test_a_part_of_a_matrix_is_coloured_by_the_whole_rows() -> None:
     assert whole[y + 44, x + 44].tolist() == FULL.tolist()
     assert part[y + 44, x + 44].mean() > 200, "ten of a thousand is little"
     assert (part[:16] < 100).sum() > (whole[:16] < 100).sum(), "it says of how many classes"
+    named = np.asarray(confusion(counts, ["a", "b"], of="val, last.ckpt"))
+    assert (named[:16] < 100).sum() > (whole[:16] < 100).sum(), "and of which images and weights"
 
 
 def test_the_matrix_is_darkest_where_a_whole_row_lies() -> None:
@@ -65,6 +67,8 @@ def test_a_run_without_wandb_draws_them_or_not(devices: int, shapes: Path, tmp_p
     }  # fmt: skip
     with Image.open(tmp_path / "run/figures/train_images.png") as sheet:
         rows = -(-8 // devices // 4)  # of the first rank's share
-        assert sheet.size == (4 * (128 + GAP) + GAP, rows * (128 + 2 * GAP) + GAP)
+        assert sheet.size == (4 * (128 + GAP) + GAP, rows * (128 + 2 * GAP + TEXT + 3) + GAP), (
+            "with the class below each"
+        )
     assert tiny_train(shapes, tmp_path / "off", *words, "callbacks.figures=false").returncode == 0
     assert not (tmp_path / "off/figures").exists()

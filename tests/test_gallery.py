@@ -146,6 +146,9 @@ def test_curves_are_drawn_over_epochs(tmp_path: Path) -> None:
     assert sheet.width == pytest.approx(3 * sheet.height * 4.4 / 3.5, rel=0.01), "three panels"
     cut = write_metrics(tmp_path / "cut.csv", [*rows, {"epoch": 5, "step": 44, "val/loss": 1.0, "val/acc1": 0.3}])
     assert plots.Curves(cut).line("val/acc1")[0].tolist() == [1, 2, 3, 4, 4.5], "ended within its fifth epoch"
+    assert plots.Curves(cut, epoch_steps=10).unit == "epoch"
+    below = plots.Curves(path, epoch_steps=50)
+    assert (below.unit, below.line("val/acc1")[0].tolist()) == ("step", [10, 20, 30, 40]), "no epoch was finished"
     only_rate = write_metrics(tmp_path / "rate.csv", rows[:3])
     assert plots.Curves(only_rate).unit == "step"
     assert plots.curves(only_rate) is not None

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from alexlab.augment import BatchAugment
-from alexlab.callbacks.media import MISTAKES, Media, most_confident, most_confused
+from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused
 from alexlab.classifier import ImageClassifier
 from alexlab.figures import GAP
 
@@ -37,6 +37,13 @@ def test_the_confusion_matrix_shows_the_classes_confused_most() -> None:
     matrix[2, 1] = 1
     assert most_confused(matrix, 2) == [0, 3]
     assert most_confused(matrix, 9) == [0, 1, 2, 3]
+
+
+def test_an_image_is_captioned_with_its_class_or_its_mixture() -> None:
+    names = ["cat", "dog", "eel"]
+    assert captions_of(torch.tensor([2, 0]), names) == [("eel",), ("cat",)]
+    mixed = torch.tensor([[0.3, 0.0, 0.7], [0.0, 1.0, 0.0]])
+    assert captions_of(mixed, names) == [("70% eel", "30% cat"), ("100% dog", "")]
 
 
 def test_the_grid_holds_the_pictures_of_the_first_step(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY, clean_env, command, summary_of, tiny_train
 
+import alexlab
+
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -86,7 +88,9 @@ def test_readable_names_and_broken_images_left_out(shapes: Path, tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert summary_of(tmp_path / "run")["skipped_images"] == [str(broken)]
+    (tmp_path / "names.tsv").unlink()  # the checkpoint has them
     assert command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}").returncode == 0
+    assert "golden ring" in alexlab.load(tmp_path / "run").classes
     names = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
     assert "golden ring" in names
     assert "ring" not in names

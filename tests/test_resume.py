@@ -163,14 +163,16 @@ def test_a_run_is_named_by_its_directory_or_as_the_latest(shapes: Path, tmp_path
     logs, words = f"paths.logs={tmp_path}", [*WORDS, "dry_run=true"]
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=latest", logs)
     assert done.returncode == 2
-    assert "run=latest: there is no run below" in done.stderr
+    assert "ckpt_path=latest: there is no run below" in done.stderr
     folder = tmp_path / "train/runs/slurm-12.0"
     assert tiny_train(shapes, folder, *WORDS).returncode == 0
     for named in ("latest", str(folder), "slurm-12.0", str(folder / "checkpoints/last.ckpt")):
         done = tiny_train(shapes, tmp_path / "x", *words, f"ckpt_path={named}", "trainer.max_epochs=2", logs)
         assert done.returncode == 0, done.stderr
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=two", logs)
-    assert "run=two is not a run's directory" in done.stderr
+    assert "ckpt_path=two is not a run's directory" in done.stderr
+    done = tiny_train(shapes, tmp_path / "x", *words, "init_from=two", logs)
+    assert "init_from=two is not a run's directory" in done.stderr
 
 
 def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def read_images(
     else:
         read_other(data, found["alexlab"]["dataset"]["fingerprint"])
     checkpoint.check_classes(found, data.classes, data.root)
+    data.readable_classes = loading.readable_classes(found, its)
     if its.trainer.limit_test_batches is None:  # the very batches of training's own test, whose sums round alike
         data.world_size = rundir.read_summary(run_dir).get("world_size", 1)
     if config.data.root is None:

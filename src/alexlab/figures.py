@@ -35,7 +35,11 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
 
 
 def confusion(
-    counts: np.ndarray, names: Sequence[str], totals: np.ndarray | None = None, classes: int | None = None
+    counts: np.ndarray,
+    names: Sequence[str],
+    totals: np.ndarray | None = None,
+    classes: int | None = None,
+    of: str | None = None,
 ) -> Image.Image:
     """The matrix as squares, the darker the larger their share of the row.
 
@@ -44,6 +48,7 @@ def confusion(
         names: of the C classes.
         totals: int (C,), images of each class, where the matrix is a part of a larger one.
         classes: of that, how many there are in all.
+        of: which images and weights, such as "test, best.ckpt".
     """
     font = ImageFont.load_default(TEXT)
     cell = max(16, min(44, 880 // len(names)))
@@ -67,8 +72,11 @@ def confusion(
                 number = str(counts[row, column])
                 if font.getlength(number) < cell - 2:
                     draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
-    part = f" ({len(names)} of {classes:,} classes, those confused most)" if classes and classes > len(names) else ""
-    draw.text((left + side / 2, 4), f"predicted{part}", INK, font, anchor="mt")
+    words = [of] if of else []
+    if classes and classes > len(names):
+        words.append(f"{len(names)} of {classes:,} classes, those confused most")
+    title = f"predicted ({'; '.join(words)})" if words else "predicted"
+    draw.text((sheet.width / 2, 4), _fitting(title, sheet.width - 8, font), INK, font, anchor="mt")
     _upright(sheet, "true", 4 + TEXT // 2, top + side // 2, font)
     return sheet
 

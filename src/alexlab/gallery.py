@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alexlab import figures, loading, plots
+from alexlab import figures, loading, plots, rundir
 from alexlab.data import decode
 from alexlab.data.datamodule import ImageFolders, cores
 from alexlab.data.index import ImageIndex
@@ -107,7 +107,7 @@ def pictures(
     if first is not None:
         yield "filters", figures.filters(first[0].weight.detach().float().cpu().numpy(), first[1])
     if (run_dir / "metrics.csv").is_file():
-        drawn = plots.curves(run_dir / "metrics.csv", monitor)
+        drawn = plots.curves(run_dir / "metrics.csv", monitor, rundir.read_summary(run_dir).get("steps_per_epoch"))
         if drawn is not None:
             yield "curves", drawn
     looker = Looker(trained, device)

@@ -1,7 +1,7 @@
 """A trained network for use elsewhere: `net, transform, classes = alexlab.load(run)`."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from PIL import Image
@@ -69,9 +69,14 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
     config = config_of(run_dir)
     path = rundir.ckpt_of(run_dir, ckpt)
     found = checkpoint.load(path)
-    folders = found["alexlab"]["classes"]
-    net = build(config.model.net, num_classes=len(folders))
+    net = build(config.model.net, num_classes=len(found["alexlab"]["classes"]))
     checkpoint.load_net(net, found, path)
     m = config.model
     transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, list(m.mean), list(m.std))
-    return Trained(net.eval(), transform, names.readable(folders, config.data.class_names))
+    return Trained(net.eval(), transform, readable_classes(found, config))
+
+
+def readable_classes(found: dict[str, Any], config: DictConfig) -> list[str]:
+    """The classes' names for people that a checkpoint of a run with `config` holds."""
+    kept = found["alexlab"].get("readable_classes")  # which older checkpoints lack
+    return kept or names.readable(found["alexlab"]["classes"], config.data.class_names)

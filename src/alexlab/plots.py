@@ -49,11 +49,12 @@ def top5(
     return _image(figure)
 
 
-def per_class(shares: Sequence[float | None], names: Sequence[str], metric: str = "acc1") -> Image.Image:
+def per_class(shares: Sequence[float | None], names: Sequence[str], of: str | None = None) -> Image.Image:
     """A bar a class, the best above; of more than MOST_CLASSES the best and the worst.
 
     Args:
         shares: of each class's images that were right, from 0 to 1; None where it has no image.
+        of: which images and weights, such as "test, best.ckpt".
     """
     known = sorted(
         ((share, name) for share, name in zip(shares, names, strict=True) if share is not None), reverse=True
@@ -76,20 +77,21 @@ def per_class(shares: Sequence[float | None], names: Sequence[str], metric: str 
             white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over the line of the mean
             axes.text(share + 0.012, place, f"{share:.1%}", va="center", fontsize=7, bbox=white)
         axes.spines[["top", "right"]].set_visible(False)
-        title = f"{metric} by class, mean of classes {mean:.1%}"
+        title = f"acc1 by class{f' ({of})' if of else ''}, mean of classes {mean:.1%}"
         axes.set_title(f"{title}: the {half} {words} of {len(known)}" if many else title, fontsize=10)
     figure.tight_layout()
     return _image(figure)
 
 
-def curves(metrics_csv: Path, monitor: str | None = None) -> Image.Image | None:
+def curves(metrics_csv: Path, monitor: str | None = None, epoch_steps: int | None = None) -> Image.Image | None:
     """Loss, accuracy and learning rate over the epochs; None where nothing was measured.
 
     Args:
         metrics_csv: of a run.
         monitor: the metric whose best epoch is marked, such as "val/acc1".
+        epoch_steps: optimizer steps of an epoch; None takes the first validation for the end of one.
     """
-    read = Curves(metrics_csv)
+    read = Curves(metrics_csv, epoch_steps)
     wanted = {
         "loss": [("train/loss", OTHER), ("val/loss", RIGHT)],
         "accuracy": [("train/acc1", OTHER), ("val/acc1", RIGHT), ("val/acc5", SECOND)],
@@ -111,7 +113,7 @@ def curves(metrics_csv: Path, monitor: str | None = None) -> Image.Image | None:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(read.unit, fontsize=9)
         axes.tick_params(labelsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if title == "accuracy":
@@ -137,13 +139,15 @@ class Curves:
         unit: "epoch" or "step".
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, epoch_steps: int | None = None) -> None:
         with path.open(newline="", encoding="utf-8") as file:
             self.rows = list(csv.DictReader(file))
         self.keys = set(self.rows[0]) if self.rows else set()
         ends = [(int(row["step"]) + 1, int(row["epoch"]) + 1) for row in self.rows if row.get("val/loss")]
-        self.steps = ends[0][0] / ends[0][1] if ends else 1.0  # the last one may end within an epoch
-        self.unit = "epoch" if ends else "step"
+        if epoch_steps is None and ends:
+            epoch_steps = ends[0][0] // ends[0][1]  # the last one may end within an epoch
+        whole = epoch_steps is not None and any(step >= epoch_steps for step, _ in ends)
+        self.steps, self.unit = (epoch_steps or 1, "epoch") if whole else (1, "step")
 
     def line(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """(x, y) float64 (N,): where `key` was measured, and what."""

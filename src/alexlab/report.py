@@ -33,6 +33,7 @@ def facts_of(
         "dataset": data.describe(),
         "precision": str(choose_precision(config.trainer.precision, devices.kind)),
         "effective_lr": plan.lr,
+        "steps_per_epoch": plan.steps_per_epoch,
     }
 
 

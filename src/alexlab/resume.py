@@ -27,12 +27,12 @@ CAME_LATER = {
 }  # fmt: skip
 
 
-def find_ckpt(named: str, logs: Path, ckpt: str = "last") -> Path:
-    """A file, or the checkpoint of a run given by its directory or name, or "latest"."""
+def find_ckpt(key: str, named: str, logs: Path, ckpt: str = "last") -> Path:
+    """What `key`=`named` means: a file, or the checkpoint of a run given by its directory or name, or "latest"."""
     path = Path(named).expanduser().resolve()
     if path.is_file() or path.suffix == ".ckpt":
         return path
-    return rundir.ckpt_of(rundir.find_run(named, logs, ckpt), ckpt)
+    return rundir.ckpt_of(rundir.find_run(named, logs, ckpt, key), ckpt)
 
 
 def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> No
     if config.ckpt_path is not None:
         print(f"note: ckpt_path={config.ckpt_path} has the weights to go on with: init_from is not read.", flush=True)
         return
-    path = find_ckpt(config.init_from, Path(config.paths.logs), "best")
+    path = find_ckpt("init_from", config.init_from, Path(config.paths.logs), "best")
     config.init_from = str(path)
     found = checkpoint.load(path)
     state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}

@@ -229,7 +229,7 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
         ),
         class_names=data.readable_classes,
         seed=config.seed,
-        provenance={"config": configs.plain(config), "classes": list(data.classes), "dataset": data.describe()},
+        provenance={"config": configs.plain(config), **data.provenance()},
         monitor=config.monitor,
         channels_last=kind == "cuda" if layout == "auto" else bool(layout),
         **training,
@@ -301,7 +301,7 @@ def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageCl
     if config.init_from is not None:
         resume.start_from(config, model.net, data.classes)
     if config.ckpt_path is not None:
-        config.ckpt_path = str(resume.find_ckpt(config.ckpt_path, Path(config.paths.logs)))
+        config.ckpt_path = str(resume.find_ckpt("ckpt_path", config.ckpt_path, Path(config.paths.logs)))
         resume.check_ckpt(config, data, model, plan)
     return model
 

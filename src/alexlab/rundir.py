@@ -25,8 +25,11 @@ def name_of(run_dir: Path) -> str:
     return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.isdigit() else run_dir.name
 
 
-def find_run(named: str, logs: Path, ckpt: str = "best") -> Path:
+def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run") -> Path:
     """A run's directory by its path or name, or for "latest" the newest that has the checkpoint.
+
+    Args:
+        key: what a user gave `named` as.
 
     Raises:
         UserError: there is none.
@@ -35,11 +38,13 @@ def find_run(named: str, logs: Path, ckpt: str = "best") -> Path:
         paths = [path for path in (logs / "train").glob("*runs/**/config.yaml") if "wandb" not in path.parts]
         found = sorted(paths, key=lambda path: path.stat().st_mtime)
         if not found:
-            raise UserError(f"run=latest: there is no run below {logs / 'train'} yet: train one with python train.py.")
+            raise UserError(
+                f"{key}=latest: there is no run below {logs / 'train'} yet: train one with python train.py."
+            )
         whole = [path for path in found if (path.parent / "checkpoints" / f"{ckpt}.ckpt").is_file()]
         if not whole and ckpt in ("best", "last"):
             error = read_summary(found[-1].parent).get("error", "it is running, or was killed")
-            raise UserError(f"run=latest: no run has a {ckpt}.ckpt yet. The newest, {found[-1].parent}: {error}")
+            raise UserError(f"{key}=latest: no run has a {ckpt}.ckpt yet. The newest, {found[-1].parent}: {error}")
         return (whole or found)[-1].parent
     if (logs / "train/runs" / named / "config.yaml").is_file():  # the name that compare.py shows
         return logs / "train/runs" / named
@@ -47,7 +52,7 @@ def find_run(named: str, logs: Path, ckpt: str = "best") -> Path:
         return logs / "train/multiruns" / named
     path = Path(named).expanduser().resolve()
     if not (path / "config.yaml").is_file():
-        raise UserError(f"run={named} is not a run's directory (it holds no config.yaml): give one, or latest.")
+        raise UserError(f"{key}={named} is not a run's directory (it holds no config.yaml): give one, or latest.")
     return path
 
 

@@ -36,11 +36,13 @@ class Media(Callback):
     Args:
         folder: where they are written, by rank 0; the others take part with their share of the images.
         logger: rank 0's, or None.
+        weights: the name of the checkpoint that is tested; None is what training keeps as the best.
     """
 
-    def __init__(self, folder: Path, logger: "WandbLogger | None" = None) -> None:
+    def __init__(self, folder: Path, logger: "WandbLogger | None" = None, weights: str | None = None) -> None:
         self.folder = folder
         self.logger = logger
+        self.weights = weights
         self.mistakes: list[Mistake] = []
         self.written: list[Path] = []
 
@@ -48,9 +50,9 @@ class Media(Callback):
         if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):
             return
         model: ImageClassifier = pl_module
-        seen = model.augmented(batch[0], batch[1], batch_idx)[0][:GRID]
+        seen, targets = (part[:GRID] for part in model.augmented(batch[0], batch[1], batch_idx))
         pixels = ((seen - model.augment.shift) / model.augment.scale).clamp(0, 255).byte().cpu()
-        grid = figures.tiles(list(pixels.permute(0, 2, 3, 1).numpy()))
+        grid = figures.tiles(list(pixels.permute(0, 2, 3, 1).numpy()), captions_of(targets, model.class_names))
         self._write("train_images", grid)
         if self.logger is not None:
             import wandb
@@ -83,11 +85,14 @@ class Media(Callback):
         rows = most_confused(matrix, MOST_CLASSES)
         counts = matrix.sum(1)
         part = matrix[np.ix_(rows, rows)]
-        self._write("confusion_matrix", figures.confusion(part, [names[row] for row in rows], counts[rows], len(names)))
+        best = (self.folder.parent / "checkpoints/best.ckpt").is_file()
+        of = f"{trainer.datamodule.tested_split}, {self.weights or ('best.ckpt' if best else 'last weights')}"  # type: ignore[attr-defined]
+        shown = [names[row] for row in rows]
+        self._write("confusion_matrix", figures.confusion(part, shown, counts[rows], len(names), of))
         (self.folder / "mistakes.png").unlink(missing_ok=True)  # of a test before
         shares = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
         if counts.any():
-            self._write("per_class", plots.per_class(shares, names))
+            self._write("per_class", plots.per_class(shares, names, of))
         if self.mistakes:
             images = [image.permute(1, 2, 0).numpy() for _, image, _, _ in self.mistakes]
             captions = [
@@ -123,6 +128,17 @@ class Media(Callback):
             {"title": "confusion matrix"},
         )
         run.log({"test/mistakes": table, "test/confusion_matrix": drawn})
+
+
+def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]]:
+    """Of each image its class, or with mixed targets (B, C) its two classes and their shares in percent."""
+    if targets.ndim == 1:
+        return [(names[target],) for target in targets.tolist()]
+    shares, classes = targets.topk(2)
+    return [
+        tuple(f"{share:.0%} {names[k]}" if share else "" for k, share in zip(which, much, strict=True))
+        for which, much in zip(classes.tolist(), shares.tolist(), strict=True)
+    ]
 
 
 def most_confident(mistakes: list[Mistake]) -> list[Mistake]:

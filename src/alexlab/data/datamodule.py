@@ -67,6 +67,7 @@ class ImageFolders(pl.LightningDataModule):
         self.world_size = world_size
         self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
         self.splits: dict[str, ImageIndex] = {}
+        self._readable: list[str] | None = None
 
     def read(self) -> "ImageFolders":
         """Find the images of all splits.
@@ -145,7 +146,13 @@ class ImageFolders(pl.LightningDataModule):
     @property
     def readable_classes(self) -> list[str]:
         """The classes' names for people, where the data's config has them ("n01440764": "tench")."""
-        return names.readable(self.classes, self.class_names)
+        if self._readable is None:
+            self._readable = names.readable(self.classes, self.class_names)
+        return self._readable
+
+    @readable_classes.setter
+    def readable_classes(self, readable: list[str]) -> None:
+        self._readable = readable
 
     @property
     def images(self) -> dict[str, int]:
@@ -159,6 +166,14 @@ class ImageFolders(pl.LightningDataModule):
             "num_classes": len(self.classes),
             "images": self.images,
             "fingerprint": {name: index.fingerprint() for name, index in self.splits.items()},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data, as plain values."""
+        return {
+            "classes": list(self.classes),
+            "readable_classes": self.readable_classes,
+            "dataset": self.describe(),
         }
 
     def setup(self, stage: str) -> None:
