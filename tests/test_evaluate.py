@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import alexlab
+from alexlab.data.decode import Picture
 from alexlab.data.transforms import SampleTransform
 from alexlab.evaluate import TenCrops
 
@@ -159,7 +160,7 @@ def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
     losses, hits = [], []
     for path in sorted((data / "test").glob("*/*.jpg")):
         with Image.open(path) as opened:
-            crops = v2.functional.ten_crop(square(opened), [64, 64])
+            crops = v2.functional.ten_crop(square(Picture(opened)), [64, 64])
         with torch.no_grad():
             mean = net(transform.normalize(torch.stack(crops))).softmax(1).mean(0)
         target = classes.index(path.parent.name)

@@ -36,6 +36,7 @@ ONLY = {
     "wandb": {"loggers", "callbacks", "gallery"},
     "matplotlib": {"plots"},
     "timm": {"models"},
+    "simplejpeg": {"data"},
     "onnx": {"export"},
     "onnxruntime": {"export"},
     "onnxscript": {"export"},

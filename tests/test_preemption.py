@@ -1,4 +1,4 @@
-"""Signals: a note, looked at by all ranks at the same batch; workers leave the answer to their rank."""
+"""Signals: a note, looked at by all ranks at the same batch; threads of the loader do not hold it up."""
 
 import os
 import signal

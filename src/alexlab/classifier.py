@@ -17,11 +17,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from alexlab import optim
 from alexlab.augment import BatchAugment
-from alexlab.data.dataset import mix
+from alexlab.data.dataset import Batch
+from alexlab.data.draws import mix
 from alexlab.errors import UserError
 from alexlab.rules import mode_of
-
-Batch = tuple[Tensor, Tensor, list[str]]
 
 
 class Sums:
@@ -92,7 +91,7 @@ class ImageClassifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.channels_last = channels_last
         self.provenance = provenance or {}
-        self.skipped: dict[str, None] = {}  # an ordered set of the broken images' paths
+        self.skipped: dict[str, str] = {}  # the broken images' paths, and what is wrong with each
         self.monitor = monitor
         self.best: dict[str, float] = {}  # all metrics of the epoch with the best `monitor`, which best.ckpt holds
         self.best_epoch: int | None = None  # from 1
@@ -112,7 +111,7 @@ class ImageClassifier(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """The two tensors; Lightning's own walk through any nested batch takes 0.2 ms."""
         images, targets, skipped = batch
-        return images.to(device, non_blocking=True), targets.to(device, non_blocking=True), skipped
+        return Batch(images.to(device, non_blocking=True), targets.to(device, non_blocking=True), skipped)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> logits (B, num_classes)."""
@@ -138,7 +137,7 @@ class ImageClassifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, targets, skipped = batch
-        self.skipped.update(dict.fromkeys(skipped))
+        self.skipped.update(skipped)
         if not len(targets):  # every image of the batch was broken; the ranks still meet in the backward pass
             return sum(p.sum() for p in self.net.parameters()) * 0.0  # type: ignore[return-value]
         images, targets = self.augmented(images, targets, batch_idx)
@@ -221,7 +220,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _eval_step(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         images, targets, skipped = batch
-        self.skipped.update(dict.fromkeys(skipped))
+        self.skipped.update(skipped)
         if not len(targets):
             return None
         logits = self(images).float()

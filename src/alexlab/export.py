@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -32,16 +31,22 @@ import json, numpy, onnxruntime, PIL.Image, PIL.ImageOps
 
 net = onnxruntime.InferenceSession("model.onnx")
 about = json.loads(net.get_modelmeta().custom_metadata_map["alexlab"])
-image = PIL.ImageOps.fit(PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB"), **about["fit"])
-print(about["classes"][net.run(None, {"images": numpy.array(image).transpose(2, 0, 1)[None]})[0].argmax()])
+image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
+image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
+x, y = (round((side - about["image_size"]) / 2) for side in image.size)
+pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
+print(about["classes"][net.run(None, {"images": pixels})[0].argmax()])
 """,
     "torch_export": """\
 import json, numpy, torch, PIL.Image, PIL.ImageOps
 
 net = torch.export.load("model.pt2", extra_files=(files := {"alexlab.json": ""})).module()
 about = json.loads(files["alexlab.json"])
-image = PIL.ImageOps.fit(PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB"), **about["fit"])
-print(about["classes"][net(torch.tensor(numpy.array(image)).permute(2, 0, 1)[None]).argmax()])
+image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
+image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
+x, y = (round((side - about["image_size"]) / 2) for side in image.size)
+pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
+print(about["classes"][net(torch.tensor(pixels)).argmax()])
 """,
 }
 
@@ -144,7 +149,7 @@ def read_pixels(paths: list[str], transform: loading.EvalTransform) -> Tensor:
         try:
             pixels.append(decode.read(path, transform.crop))
         except decode.BrokenImageError as error:
-            print(f"note: {str(error).rpartition('): ')[0]}): left out of the check.")
+            print(f"note: {error.what}: left out of the check.")
     if not pixels:
         raise UserError("no image is left to check the file on: give whole ones with images=PATH.")
     return torch.stack(pixels).contiguous()
@@ -158,10 +163,10 @@ def describe(run_dir: Path, ckpt: str, its: DictConfig, classes: list[str]) -> d
         "class_folders": list(checkpoint.load(path)["alexlab"]["classes"]),
         "input": f"images: uint8 (B, 3, {size}, {size}) of 0 to 255, RGB, any B; mean and std are applied inside",
         "output": f"logits: float32 (B, {len(classes)}), in the order of classes; their softmax is the probabilities",
-        "preprocessing": "turned as EXIF says; the middle square of crop_ratio times the short side, scaled to "
-        "image_size x image_size pixels (or: scaled to short_side, and the middle image_size of that)",
-        "image_size": size, "crop_ratio": ratio, "short_side": size / ratio, "interpolation": "bilinear, antialiased",
-        "fit": {"size": [size, size], "method": int(Image.Resampling.BILINEAR), "bleed": (1 - ratio) / 2},
+        "preprocessing": "turned as EXIF says; scaled so that the short side has short_side pixels and the long one as "
+        "many, rounded down; the middle image_size x image_size of that (torchvision's Resize and CenterCrop)",
+        "image_size": size, "crop_ratio": ratio, "short_side": round(size / ratio),
+        "interpolation": "bilinear, antialiased",
         "mean": list(its.model.mean), "std": list(its.model.std),
         "model": its.model.name, "run": rundir.name_of(run_dir), "checkpoint": path.name,
         "alexlab": version("alexlab"), "torch": torch.__version__,

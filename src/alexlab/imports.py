@@ -17,7 +17,7 @@ def importing() -> Iterator[None]:
     """Around imports of torch, Lightning and what uses them.
 
     No garbage is collected meanwhile, which takes a fifth off their time: they make some million objects that stay, and
-    each collection walks them all. Those are left out of later collections too, so that forked workers share them.
+    each collection walks them all. Those are left out of later collections too, so that forked processes share them.
 
     Ctrl-C ends the process at once: torch swallows it where it imports numpy, and numpy would fail later.
     """

@@ -27,7 +27,10 @@ class EvalTransform:
         Raises:
             BrokenImageError: the file cannot be read as an image.
         """
-        pixels = self.crop(image) if isinstance(image, Image.Image) else decode.read(str(image), self.crop)
+        if isinstance(image, Image.Image):
+            pixels = self.crop(decode.Picture(image))
+        else:
+            pixels = decode.read(str(image), self.crop)
         return self.normalize(pixels[None])[0]
 
 

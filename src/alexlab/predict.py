@@ -3,43 +3,37 @@
 import contextlib
 import csv
 import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
-from torch.utils.data import DataLoader, Dataset
 
 from alexlab import loading, rundir
 from alexlab.data.datamodule import cores
-from alexlab.data.decode import BrokenImageError
+from alexlab.data.dataset import ImageDataset
 from alexlab.data.index import EXTENSIONS
-from alexlab.data.workers import start_worker
+from alexlab.data.loader import Loader
+from alexlab.data.sampler import EvalBatches
 from alexlab.errors import RunFailedError, UserError
 
 SHOWN = 10  # images in the table on the screen; the file has all
 
-Item = tuple[int, torch.Tensor | str]  # position, and uint8 (3, S, S) or why there is none
 
+class Listed:
+    """Images by their paths, whose classes are not known."""
 
-class Images(Dataset[Item]):
-    """Cropped images of a list of paths; a broken one gives its message."""
+    def __init__(self, paths: list[str]) -> None:
+        self.paths, self.targets = paths, np.zeros(len(paths), np.int64)
 
-    def __init__(self, paths: list[str], transform: loading.EvalTransform) -> None:
-        self.paths, self.transform = paths, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> Item:
-        try:
-            return i, self.transform(self.paths[i])
-        except BrokenImageError as error:
-            return i, f"{str(error).rpartition('): ')[0]})"  # without the advice, which is for trainings
+    def path(self, i: int) -> str:
+        return self.paths[i]
 
 
 def find_images(named: str) -> list[str]:
@@ -58,6 +52,11 @@ def find_images(named: str) -> list[str]:
     if not found:
         raise UserError(f"images={named}: no image is there; give a file, a folder or a quoted glob ('photos/*.jpg').")
     return found
+
+
+def shown(path: str) -> str:
+    """As `rundir.shown`; bytes that are no text, as names may hold, are shown as question marks."""
+    return os.fsencode(rundir.shown(Path(path))).decode(errors="replace")
 
 
 @contextlib.contextmanager
@@ -84,43 +83,49 @@ def predict(config: DictConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
     workers = cores() if config.num_workers is None else config.num_workers
-    loader = DataLoader(
-        Images(paths, transform), batch_size=config.batch_size, num_workers=min(workers, -(-len(paths) // 8)),
-        collate_fn=list, worker_init_fn=start_worker,
-    )  # fmt: skip
+    images = ImageDataset(Listed(paths), transform.crop, seed=0, on_error="skip")
+    loader = Loader(images, EvalBatches(len(paths), config.batch_size), min(workers, len(paths)))
     out = Path(config.out).expanduser() if config.out else run_dir / "predictions.csv"
     if out.is_dir():
         raise UserError(f"out={out} is a folder: give the file to write, as in out={out / 'predictions.csv'}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     topk = min(config.topk, len(classes))
-    broken: list[str] = []
+    broken: dict[str, str] = {}
     table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
     console = Console()
     beside = out.with_name(f".{out.name}.tmp")
-    with discarded(beside), beside.open("w", newline="") as file, torch.inference_mode():
+    with (
+        discarded(beside),
+        beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        torch.inference_mode(),
+    ):
         writer = csv.writer(file)
         writer.writerow(["path", "rank", "class", "probability"])
-        for batch in track(loader, "predicting", console=console, disable=not console.is_terminal):
-            broken += [what for _, what in batch if isinstance(what, str)]
-            whole: Any = [(i, what) for i, what in batch if not isinstance(what, str)]
-            if not whole:
+        for place, (pixels, _, skipped) in enumerate(
+            track(loader, "predicting", console=console, disable=not console.is_terminal)
+        ):
+            broken |= skipped
+            if not len(pixels):
                 continue
-            logits = net(torch.stack([image for _, image in whole]).to(device))
+            start = place * config.batch_size
+            whole = [path for path in paths[start : start + config.batch_size] if path not in skipped]
+            logits = net(transform.normalize(pixels.to(device)))
             best = logits.float().softmax(1).topk(topk)
-            for (i, _), values, indices in zip(whole, best.values.tolist(), best.indices.tolist(), strict=True):
+            for path, values, indices in zip(whole, best.values.tolist(), best.indices.tolist(), strict=True):
                 for rank, (value, index) in enumerate(zip(values, indices, strict=True), 1):
-                    writer.writerow([paths[i], rank, classes[index], f"{value:.6f}"])
+                    writer.writerow([path, rank, classes[index], f"{value:.6f}"])
                 if table.row_count < SHOWN:
-                    table.add_row(rundir.shown(Path(paths[i])), classes[indices[0]], f"{values[0]:.4f}")
+                    table.add_row(escape(shown(path)), escape(classes[indices[0]]), f"{values[0]:.4f}")
     beside.replace(out)
     if table.row_count:
         console.print(table)
     done = len(paths) - len(broken)
     print(f"{done} image{'s' if done != 1 else ''}, {topk} classes each: {rundir.shown(out)}", flush=True)
     if broken:
-        listed = "\n  ".join(broken[:SHOWN])
+        told = list(broken.values())
+        listed = "\n  ".join(shown(line) for line in told[:SHOWN])
         if len(broken) > SHOWN:
             rest = out.with_name(f"{out.stem}-broken.txt")
-            rest.write_text("\n".join(broken) + "\n")
+            rest.write_text("\n".join(told) + "\n", encoding="utf-8", errors="surrogateescape")
             listed += f"\n  ... ({len(broken) - SHOWN} more, all in {rundir.shown(rest)})"
         raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)

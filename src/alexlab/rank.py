@@ -7,7 +7,6 @@ import traceback
 from pathlib import Path
 
 from alexlab import config, launch
-from alexlab.data import workers
 from alexlab.errors import mistake
 from alexlab.imports import importing, leave
 
@@ -24,9 +23,6 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `fit_rank` takes it: no tracebacks of imports
     try:
         job = config.load(Path(sys.argv[1]) / "config.yaml")
-        if job.data.num_workers != 0 and sys.platform == "linux":
-            workers.start_server()
-
         with importing():
             from alexlab import run
 

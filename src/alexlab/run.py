@@ -345,6 +345,6 @@ def draw_figures(config: DictConfig, data: ImageFolders, devices: Devices, board
 def gather_skipped(trainer: pl.Trainer, model: ImageClassifier) -> None:
     """The broken images that any rank met."""
     if trainer.world_size > 1:
-        gathered: list[list[str]] = [[]] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, list(model.skipped))
-        model.skipped = dict.fromkeys(path for paths in gathered for path in paths)
+        gathered: list[dict[str, str]] = [{}] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, model.skipped)
+        model.skipped = {path: why for skipped in gathered for path, why in skipped.items()}

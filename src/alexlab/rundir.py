@@ -99,7 +99,6 @@ def quiet_libraries() -> None:
     for noisy in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*but have passed in a Trainer configured with.*",

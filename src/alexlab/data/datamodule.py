@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
 
-from alexlab.data import demo, fashion_mnist, names, workers
+from alexlab.data import demo, fashion_mnist, names
 from alexlab.data import index as folder_index
-from alexlab.data.dataset import ImageDataset, collate
+from alexlab.data.dataset import ImageDataset
 from alexlab.data.index import ImageIndex
 from alexlab.data.index_cache import scan_or_recall
+from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatches, InTurn, TrainBatches
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
@@ -26,7 +26,7 @@ class ImageFolders(pl.LightningDataModule):
     Args:
         root: holds train/, val/ and perhaps test/, each with a folder a class; or, with val_fraction, class folders.
         batch_size: global: images a step over all devices; must divide by their number.
-        num_workers: loader processes a device; None takes the cores at hand, shared among this machine's devices.
+        num_workers: threads a device that decode; None takes the cores at hand, shared among this machine's devices.
         val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
         num_classes: None, or the number that the folder must hold.
         on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
@@ -179,7 +179,7 @@ class ImageFolders(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         self.read()
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         sampler = TrainBatches(len(self.splits["train"]), self.batch_size, self.seed, self._rank, self.world_size)
         if self.trainer is not None:
             # Lightning's first iter() comes before its own set_epoch(), which reads this very number; after a resume
@@ -188,10 +188,10 @@ class ImageFolders(pl.LightningDataModule):
             sampler.repeats = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", sampler)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Loader:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> Loader:
         return self._eval_loader(self.tested_split)
 
     @property
@@ -203,7 +203,7 @@ class ImageFolders(pl.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
-    def _eval_loader(self, split: str) -> DataLoader:
+    def _eval_loader(self, split: str) -> Loader:
         share = self.batch_size // self.world_size
         seed = self.seed if self._limited() else None  # a part must not be the first classes alone
         alone = self.trainer is None or self.trainer.world_size < self.world_size
@@ -218,18 +218,10 @@ class ImageFolders(pl.LightningDataModule):
         limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
         return not (isinstance(limit, float) and limit == 1.0)
 
-    def _loader(self, split: str, batches: "TrainBatches | EvalBatches | InTurn") -> DataLoader:
-        trainer = self.trainer
-        return DataLoader(
-            ImageDataset(self.splits[split], self.transforms[split], self.seed, self.on_error),
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
-            persistent_workers=self.num_workers > 0 and split != "test",
-            worker_init_fn=workers.start_worker,
-            multiprocessing_context=workers.context(trainer.world_size) if trainer and self.num_workers else None,
-        )
+    def _loader(self, split: str, batches: "TrainBatches | EvalBatches | InTurn") -> Loader:
+        dataset = ImageDataset(self.splits[split], self.transforms[split], self.seed, self.on_error)
+        pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return Loader(dataset, batches, self.num_workers, pinned)
 
 
 def cores() -> int:

@@ -1,59 +1,93 @@
-"""One image of the index -> its uint8 pixels, cropped by (seed, epoch, index)."""
+"""Images of the index -> rows of a batch, uint8, each cropped by (seed, epoch, index)."""
 
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from alexlab.data import decode
-from alexlab.data.index import ImageIndex
+from alexlab.data.draws import Draws
 from alexlab.data.transforms import SampleTransform
+from alexlab.errors import UserError
 
-Sample = tuple[torch.Tensor, int]
-
-_MASK = (1 << 63) - 1
-
-
-def mix(*numbers: int) -> int:
-    """A 63-bit seed from several numbers (splitmix64's steps; https://prng.di.unimi.it/splitmix64.c)."""
-    state = 0
-    for number in numbers:
-        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state & _MASK
+Key = tuple[int, int]  # (index of the image, epoch), as the samplers yield them
 
 
-class ImageDataset(Dataset[Sample | str]):
-    """Items are (uint8 (3, H, W), class); keys are (index, epoch) pairs, as the samplers yield them.
-
-    Args:
-        on_error: "raise", or "skip": a broken image gives its path in place of a sample.
+class Batch(NamedTuple):
+    """
+    Attributes:
+        images: uint8 (B, 3, H, W) in channels-last memory.
+        targets: int64 (B,).
+        skipped: the paths of broken images, which are not among the others, and what is wrong with each.
     """
 
-    def __init__(self, index: ImageIndex, transform: SampleTransform, seed: int, on_error: str = "raise") -> None:
+    images: Tensor
+    targets: Tensor
+    skipped: dict[str, str]
+
+
+Broken = list[tuple[int, str]]  # rows, and what is wrong with the image
+
+
+class Files(Protocol):
+    """What an ImageIndex is, here."""
+
+    @property
+    def targets(self) -> np.ndarray: ...
+
+    def path(self, i: int) -> str: ...
+
+
+class ImageDataset:
+    """The images of an index, written where they are wanted.
+
+    Args:
+        on_error: of a broken image: "raise", or "skip".
+    """
+
+    def __init__(self, index: Files, transform: SampleTransform, seed: int, on_error: str = "raise") -> None:
         self.index, self.transform, self.seed, self.on_error = index, transform, seed, on_error
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.index.targets)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | str:
-        i, epoch = key
-        # 1 microsecond, where torch.manual_seed takes 131
-        torch.default_generator.manual_seed(mix(self.seed, epoch, i))
-        path = self.index.path(i)
-        try:
-            return decode.read(path, self.transform.at(epoch)), int(self.index.targets[i])
-        except decode.BrokenImageError:
-            if self.on_error == "raise":
-                raise
-            return path
+    def room(self, keys: Sequence[Key], pinned: bool = False) -> Tensor:
+        """Memory for the images of a batch: uint8 (B, 3, H, W), channels last."""
+        side = self.transform.at(keys[0][1]).image_size if keys else 1
+        return torch.empty((len(keys), side, side, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
+    def fill(self, keys: Sequence[Key], images: Tensor) -> Broken:
+        """Write each key's image into its row of `images`; returns those that are broken, whose rows hold anything.
 
-def collate(samples: list[Sample | str]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """A batch: images uint8 (B, 3, H, W) in channels-last memory, targets int64 (B,), paths of skipped images."""
-    whole = [sample for sample in samples if not isinstance(sample, str)]
-    skipped = [sample for sample in samples if isinstance(sample, str)]
-    if not whole:
-        return torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), skipped
-    images = torch.stack([image.permute(1, 2, 0) for image, _ in whole]).permute(0, 3, 1, 2)
-    return images, torch.tensor([target for _, target in whole]), skipped
+        Raises:
+            BrokenImageError: a broken image, unless such are skipped.
+            UserError: there was no memory for one.
+        """
+        broken: Broken = []
+        rows, mirrored = images.split(1), []
+        for row, (i, epoch) in enumerate(keys):
+            path = self.index.path(i)
+            try:
+                if decode.read(path, self.transform.at(epoch).write, Draws(self.seed, epoch, i), rows[row]):
+                    mirrored.append(row)
+            except decode.BrokenImageError as error:
+                if self.on_error == "raise":
+                    raise
+                broken.append((row, error.what))
+            except MemoryError:
+                raise UserError(f"{path} needs more memory to be decoded than there is: make it smaller.") from None
+        if mirrored:
+            images[mirrored] = images[mirrored].flip(-1)
+        return broken
+
+    def batch(self, keys: Sequence[Key], images: Tensor, broken: Broken) -> Batch:
+        """`images`, as `fill` left them, with their targets and without the rows that are `broken`."""
+        numbers = np.fromiter((i for i, _ in keys), np.int64, len(keys))
+        targets = torch.from_numpy(self.index.targets[numbers])
+        if not broken:
+            return Batch(images, targets, {})
+        skipped = dict(broken)
+        whole = [row for row in range(len(keys)) if row not in skipped]
+        return Batch(images[whole], targets[whole], {self.index.path(keys[row][0]): why for row, why in broken})

@@ -24,7 +24,7 @@ TELL = 5.0  # seconds between what a long scan tells
 @dataclass(frozen=True)
 class ImageIndex:
     """The images of one split, held in arrays: a Python list of a million (path, class) tuples would be copied into
-    every worker as its reference counts change.
+    every process as its reference counts change.
 
     Attributes:
         root: the folder that the names are relative to.

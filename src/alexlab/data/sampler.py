@@ -1,7 +1,7 @@
 """Which images form which batch: a function of (seed, epoch), and of nothing else.
 
-The samplers yield (position in the index, epoch) pairs, so that a worker can derive an image's augmentation from
-(seed, epoch, index): the batches do not depend on the number of workers, and a resume needs nothing but the step.
+The samplers yield (position in the index, epoch) pairs, so that a thread can derive an image's augmentation from
+(seed, epoch, index): the batches do not depend on the number of threads, and a resume needs nothing but the step.
 """
 
 import itertools
@@ -24,6 +24,7 @@ class TrainBatches(Sampler[Batch]):
         global_batch: images a step over all ranks; must divide by world_size.
         epoch: the epoch of the next pass; `set_epoch` changes it.
         repeats: whether all passes are that of epoch 0, to overfit a few batches.
+        skip: batches that the next pass leaves out at its start, for a run that goes on within an epoch.
     """
 
     def __init__(self, size: int, global_batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -33,6 +34,7 @@ class TrainBatches(Sampler[Batch]):
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.repeats = False
+        self.skip = 0
 
     @property
     def sampler(self) -> "TrainBatches":
@@ -46,12 +48,11 @@ class TrainBatches(Sampler[Batch]):
         return self.size // self.global_batch
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch = (
-            0 if self.repeats else self.epoch
-        )  # of the whole pass, whatever `set_epoch` is told while workers fetch ahead
+        # of the whole pass, whatever `set_epoch` is told while batches are begun ahead
+        epoch, first, self.skip = 0 if self.repeats else self.epoch, self.skip, 0
         order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
         share = self.global_batch // self.world_size
-        for b in range(len(self)):
+        for b in range(first, len(self)):
             start = b * self.global_batch + self.rank * share
             yield [(int(i), epoch) for i in order[start : start + share]]
 

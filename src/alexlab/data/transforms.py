@@ -1,22 +1,36 @@
 """What is done to each image on its own, on the CPU: which part is cut out, and policies that differ by image.
 
-torchvision v2 draws the crops and does the policies; `decode.crop_resize` cuts and resizes in one pass. Parts that
-can be done batch-wise (float, normalization, colour noise, erasing, mixup) are in `augment.py`, on the device.
+`decode.crop_resize` cuts and resizes in one pass, `policies.py` has TrivialAugment and RandAugment. Parts that can be
+done batch-wise (float, normalization, colour noise, erasing, mixup) are in `augment.py`, on the device.
 """
 
 import functools
+import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
-from torchvision.transforms import v2
+from torch import Tensor
 
-from alexlab.data import decode
+from alexlab.data import decode, policies
+from alexlab.data.draws import Draws
+
+TRIES = 10  # torchvision's, before a random resized crop takes the middle
+
+
+class Cut(NamedTuple):
+    """A box of the image in pixels (left, top, right, bottom), the (height, width) that it is resized to, and the (top,
+    left) in that of the square that is kept."""
+
+    box: decode.Box
+    size: tuple[int, int]
+    at: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class SampleTransform:
-    """Image -> uint8 (3, image_size, image_size).
+    """Picture -> uint8 (3, image_size, image_size).
 
     Attributes:
         image_size: side of the result in pixels.
@@ -46,35 +60,63 @@ class SampleTransform:
         """What it is in an epoch, counted from 0."""
         return _at(self, epoch) if self.sizes else self
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        flip = self.flip > 0 and bool(torch.rand(()) < self.flip)
-        pixels = decode.crop_resize(image, self.box(*decode.size_of(image)), (self.image_size, self.image_size), flip)
-        if self.policy != "none":
-            pixels = _policy(self.policy, self.policy_ops, self.policy_magnitude)(pixels)
-        return pixels
+    def __call__(self, picture: decode.Picture, draws: Draws | None = None) -> Tensor:
+        """
+        Args:
+            draws: of this image; None for transforms that draw nothing.
+        """
+        out = torch.empty((1, self.image_size, self.image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        mirrored = self.write(picture, draws or Draws(0), out)
+        return out[0].flip(-1) if mirrored else out[0]
 
-    def box(self, width: int, height: int) -> decode.Box:
-        """The part of a width x height image that is kept: (left, top, right, bottom) in pixels."""
+    def write(self, picture: decode.Picture, draws: Draws, out: Tensor) -> bool:
+        """Write the image into `out` (uint8 (1, 3, image_size, image_size) in channels-last memory); returns whether it
+        is to be mirrored, which takes less time for several at once."""
+        decode.crop_resize(picture, *self.cut(*picture.size, draws), out)
+        mirrored = self.flip > 0 and draws.uniform() < self.flip
+        if self.policy != "none":
+            pixels = out[0].permute(1, 2, 0).numpy()
+            np.copyto(pixels, policies.apply(pixels, self.policy, self.policy_ops, self.policy_magnitude, draws))
+        return mirrored
+
+    def cut(self, width: int, height: int, draws: Draws) -> Cut:
+        """The part of a width x height image that is kept."""
+        side = self.image_size
         if self.crop == "random_resized":
-            size_only = torch.empty(1, height, width, device="meta")  # get_params reads nothing but its size
-            top, left, rows, columns = v2.RandomResizedCrop.get_params(size_only, list(self.scale), list(self.ratio))
-            return (left, top, left + columns, top + rows)
-        side = min(width, height) * self.crop_ratio
+            return Cut(random_box(width, height, self.scale, self.ratio, draws), (side, side))
+        short = round(side / self.crop_ratio)
+        # torchvision's Resize(short), whose long side is rounded down, and the middle of its CenterCrop
+        size = (short, short * width // height) if height <= width else (short * height // width, short)
         if self.crop == "random":
-            x, y = torch.rand(2).tolist()
+            top, left = (round((edge - short) / 2) + draws.below(short - side + 1) for edge in size)
         else:
-            x = y = 0.5
-        whole = min(width, height)
-        left, top = (width - whole) / 2 + x * (whole - side), (height - whole) / 2 + y * (whole - side)
-        return (left, top, left + side, top + side)
+            top, left = (round((edge - side) / 2) for edge in size)
+        return Cut((0, 0, width, height), size, (top, left))
+
+
+def random_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> decode.Box:
+    """A box of torchvision's RandomResizedCrop: of an area between the shares `scale` of the whole, of an aspect
+    between the bounds `ratio` (evenly by its logarithm), anywhere."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(TRIES):
+        area = width * height * draws.uniform(*scale)
+        aspect = math.exp(draws.uniform(low, high))
+        columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < columns <= width and 0 < rows <= height:
+            top, left = draws.below(height - rows + 1), draws.below(width - columns + 1)
+            return (left, top, left + columns, top + rows)
+    columns, rows = width, height
+    if width / height < ratio[0]:
+        rows = min(height, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        columns = min(width, round(height * ratio[1]))
+    left, top = (width - columns) // 2, (height - rows) // 2
+    return (left, top, left + columns, top + rows)
 
 
 @functools.lru_cache(maxsize=4)
 def _at(transform: SampleTransform, epoch: int) -> SampleTransform:
     side = [pixels for first, pixels in transform.sizes if first <= epoch + 1][-1]
     return replace(transform, image_size=side, sizes=())
-
-
-@functools.cache
-def _policy(name: str, ops: int, magnitude: int) -> v2.Transform:
-    return v2.TrivialAugmentWide() if name == "trivial" else v2.RandAugment(ops, magnitude)

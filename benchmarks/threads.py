@@ -1,0 +1,63 @@
+"""How many images a second Python's lock lets one process decode, on more cores than this machine has.
+
+python benchmarks/threads.py [--milliseconds 0.9] [--seconds 3] [--threads 1 4 8 16 24]
+
+Decoding is replaced by a sleep of as long as a core takes for a photograph, which needs no core; all else is the real
+loader on tiny images, so that a second core is enough for it.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alexlab.data import decode
+from alexlab.data.dataset import ImageDataset
+from alexlab.data.index import scan
+from alexlab.data.loader import Loader
+from alexlab.data.sampler import TrainBatches
+from alexlab.data.transforms import SampleTransform
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--milliseconds", type=float, default=0.9)
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8, 16, 24])
+    a = parser.parse_args()
+    pixels = np.zeros((16, 16, 3), np.uint8)
+
+    class Sleeping:
+        @staticmethod
+        def decode_jpeg(*_: Any, **__: Any) -> np.ndarray:
+            time.sleep(a.milliseconds / 1000)
+            return pixels
+
+    decode.simplejpeg = Sleeping
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(50):
+            path = Path(folder, "class", f"{i}.jpg")
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        index = scan(Path(folder))
+        index = index.subset(np.tile(np.arange(50), 400))
+        data = ImageDataset(index, SampleTransform(16, "random_resized", flip=0.5), seed=0)
+        for threads in a.threads:
+            loader, done = Loader(data, TrainBatches(len(index), 256, seed=0), threads), 0
+            start = time.perf_counter()
+            while time.perf_counter() - start < a.seconds:
+                for images, _, _ in loader:
+                    done += len(images)
+                    if time.perf_counter() - start >= a.seconds:
+                        break
+            rate = done / (time.perf_counter() - start)
+            share = rate / threads * a.milliseconds / 1000
+            print(f"{threads:3d} threads: {rate:6.0f} images/s, each decoding {share:.0%} of the time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""TrivialAugment and RandAugment on one image, by Pillow: as torchvision's on a PIL image, with draws of one's own.
+
+torchvision draws from the generator that all threads share, and works on tensors three to ten times as long.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from alexlab.data.draws import Draws
+
+BINS = 31  # of magnitudes, as torchvision has for both
+
+
+def apply(pixels: np.ndarray, policy: str, ops: int, magnitude: int, draws: Draws) -> np.ndarray:
+    """uint8 (H, W, 3) -> the same shape.
+
+    Args:
+        policy: "trivial" (Mueller and Hutter 2021, the wide space: one operation of any strength) or "rand" (Cubuk et
+            al. 2020: `ops` operations of strength `magnitude`, 0 to 30).
+    """
+    image = Image.fromarray(pixels)
+    if policy == "trivial":
+        return np.asarray(operate(image, *trivial(draws)))
+    for _ in range(ops):
+        image = operate(image, *rand(magnitude, image.size, draws))
+    return np.asarray(image)
+
+
+def trivial(draws: Draws) -> tuple[str, float]:
+    """An operation and its amount."""
+    name = NAMES[draws.below(len(NAMES))]
+    strength = draws.below(BINS) / (BINS - 1)
+    if name in SIGNED:
+        most = {"translate": 32.0, "rotate": 135.0}.get(name.split("_")[0], 0.99)
+        return name, most * strength * (-1 if draws.below(2) else 1)
+    return name, _unsigned(name, strength, posterize=6)
+
+
+def rand(magnitude: int, size: tuple[int, int], draws: Draws) -> tuple[str, float]:
+    """An operation and its amount, for an image of (width, height) `size`."""
+    name = NAMES[draws.below(len(NAMES))]
+    strength = magnitude / (BINS - 1)
+    if name in SIGNED:
+        share = 150 / 331  # of 331 pixels, Cubuk's image size
+        most = {"translate_x": share * size[0], "translate_y": share * size[1], "rotate": 30.0, "shear_x": 0.3,
+                "shear_y": 0.3}.get(name, 0.9)  # fmt: skip
+        return name, most * strength * (-1 if draws.below(2) else 1)
+    return name, _unsigned(name, strength, posterize=4)
+
+
+def _unsigned(name: str, strength: float, posterize: int) -> float:
+    if name == "posterize":
+        return 8 - round(strength * posterize)
+    return 255 * (1 - strength) if name == "solarize" else 0.0
+
+
+def operate(image: Image.Image, name: str, amount: float) -> Image.Image:
+    return OPERATIONS[name](image, amount)
+
+
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+
+OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "identity": lambda image, _: image,
+    "shear_x": lambda image, amount: _affine(image, 1, amount, 0, 0, 1, 0),
+    "shear_y": lambda image, amount: _affine(image, 1, 0, 0, amount, 1, 0),
+    "translate_x": lambda image, amount: _affine(image, 1, 0, -int(amount), 0, 1, 0),
+    "translate_y": lambda image, amount: _affine(image, 1, 0, 0, 0, 1, -int(amount)),
+    "rotate": lambda image, amount: image.rotate(amount, Image.Resampling.NEAREST),
+    "brightness": lambda image, amount: ImageEnhance.Brightness(image).enhance(1 + amount),
+    "color": lambda image, amount: ImageEnhance.Color(image).enhance(1 + amount),
+    "contrast": lambda image, amount: ImageEnhance.Contrast(image).enhance(1 + amount),
+    "sharpness": lambda image, amount: ImageEnhance.Sharpness(image).enhance(1 + amount),
+    "posterize": lambda image, amount: ImageOps.posterize(image, int(amount)),
+    "solarize": lambda image, amount: ImageOps.solarize(image, amount),  # type: ignore[arg-type]
+    "autocontrast": lambda image, _: ImageOps.autocontrast(image),
+    "equalize": lambda image, _: ImageOps.equalize(image),
+}
+NAMES = tuple(OPERATIONS)
+SIGNED = frozenset(NAMES[1:10])
