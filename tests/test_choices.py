@@ -33,7 +33,7 @@ def test_data_and_augment(name: str, data: str, shapes: Path) -> None:
     composed = configs.resolved(compose(*words, "data.batch_size=8", "data.image_size=64", "data.num_workers=0"))
     made = run.build_data(composed, Devices("cpu", 1, 1)).read()
     images, targets, skipped = next(iter(made.train_dataloader()))
-    assert (images.shape, images.dtype, targets.dtype, skipped) == ((8, 3, 64, 64), torch.uint8, torch.int64, [])
+    assert (images.shape, images.dtype, targets.dtype, skipped) == ((8, 3, 64, 64), torch.uint8, torch.int64, {})
 
 
 @pytest.mark.parametrize("scheduler", choices("scheduler"))
@@ -60,7 +60,7 @@ def test_trainer(name: str, tmp_path: Path) -> None:
     except UserError as error:
         assert name in ("gpu", "fsdp", "mps"), error  # noqa: PT017
         return
-    trainer = build_trainer(composed, devices, [])
+    trainer = build_trainer(composed, devices, {})
     assert trainer.max_epochs == 10
     assert devices.world_size == (2 if name == "ddp_cpu" else max(1, torch.cuda.device_count() if name != "cpu" else 1))
 

@@ -30,6 +30,14 @@ def test_captions_stay_below_their_tile() -> None:
     assert (below[:, GAP + 144 :] == 255).all(), "which end where the tile does"
 
 
+def test_letters_of_other_languages_are_drawn() -> None:
+    """Not as the box that a face has for what it lacks."""
+    from alexlab.figures import _font
+
+    drawn = {letter: bytes(_font().getmask(letter)) for letter in "äéßжαł\uffff"}
+    assert len(set(drawn.values())) == len(drawn)
+
+
 def test_a_part_of_a_matrix_is_coloured_by_the_whole_rows() -> None:
     counts = np.array([[5, 5], [0, 10]])
     part = np.asarray(confusion(counts, ["a", "b"], totals=np.array([10, 1000]), classes=60))

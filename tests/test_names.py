@@ -48,3 +48,15 @@ def test_wrong_files(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("a\tb\n\nonly\n")
     with pytest.raises(UserError, match=r"x\.tsv, line 3: 'only' must be a folder, a tab and its name"):
         names.read(str(tmp_path / "x.tsv"))
+    (tmp_path / "latin.tsv").write_bytes("katze\tKätzchen\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"data\.class_names=.*latin.tsv is not text in UTF-8: save it as that"):
+        names.read(str(tmp_path / "latin.tsv"))
+    with pytest.raises(
+        UserError, match=r"data\.class_names=imagenet names none of the class folders \(cat, dog, ...\)"
+    ):
+        names.readable(["cat", "dog"], "imagenet")
+
+
+def test_a_mark_at_the_files_start_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_bytes(b"\xef\xbb\xbfcat\tthe Cat\n")
+    assert names.readable(["cat", "dog"], str(tmp_path / "x.tsv")) == ["the Cat", "dog"]

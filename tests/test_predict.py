@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -131,3 +132,18 @@ def test_load_gives_the_net_its_transform_and_its_classes(run_dir: Path, shapes:
         alexlab.lode  # noqa: B018
     quick = "import sys, alexlab; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", quick], cwd=ROOT, env=clean_env(), check=False).returncode == 0
+
+
+def test_names_of_any_bytes_and_with_brackets(run_dir: Path, tmp_path: Path) -> None:
+    """rich takes brackets for colours; a name need not be text."""
+    folder = tmp_path / "photos/[bold]"
+    for name in ("cat [final].jpg", "[/a].jpg", "ok.jpg"):
+        photo(folder / name.replace("/", "d"))
+    (folder / "ok.jpg").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg"))
+    done = command(
+        "predict.py", "run=one", f"images={folder.parent}", f"paths.logs={run_dir.parents[2]}", f"out={tmp_path}/x.csv"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cat [final].jpg" in done.stdout.replace("\n", "")
+    rows = list(csv.DictReader((tmp_path / "x.csv").read_bytes().decode(errors="surrogateescape").splitlines()))
+    assert os.fsencode(folder) + b"/caf\xe9.jpg" in {os.fsencode(row["path"]) for row in rows}

@@ -45,7 +45,7 @@ def test_what_is_taken_out_of_lightning_is_still_there() -> None:
     ("number", "devices", "whom"),
     [(signal.SIGTERM, 1, "all"), (signal.SIGINT, 1, "all"), (signal.SIGUSR1, 2, "rank 1"), (signal.SIGINT, 2, "all")],
 )
-def test_a_run_with_workers_ends_quietly(
+def test_a_run_with_threads_ends_quietly(
     number: signal.Signals, devices: int, whom: str, shapes: Path, tmp_path: Path
 ) -> None:
     """To the whole process group, as a terminal or a scheduler sends it; or to one rank of two."""

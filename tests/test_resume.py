@@ -1,6 +1,7 @@
 """Going on from a checkpoint: as if nothing had happened, or a refusal."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -221,18 +222,37 @@ def test_a_head_of_other_classes_is_new(shapes: Path, two_epochs: Path, tmp_path
         "optimizer.weight_decay=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "the last layer is new, as the classes are not those of init_from's run" in done.stdout
+    assert "best.ckpt; the last layer is new, as the classes are others" in done.stdout
     before = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     now = weights(tmp_path / "run")
     assert torch.allclose(now["net.conv1.0.weight"], before["net.conv1.0.weight"], atol=1e-6)
     assert not torch.allclose(now["net.fc.weight"], before["net.fc.weight"], atol=1e-3)
 
 
-def test_layers_that_normalize_otherwise_are_refused(shapes: Path, tmp_path: Path) -> None:
-    """No weight's shape tells it."""
+def test_layers_that_are_others_are_refused(shapes: Path, tmp_path: Path) -> None:
+    """No weight's shape tells it. What is written out is no other than what is meant by itself."""
     words = ["model=alexnet", "model.name=alexnet", "+model.net.hidden=[16,16]", "test=false"]
     assert tiny_train(shapes, tmp_path / "run", *words).returncode == 0
-    other = [f"init_from={tmp_path / 'run'}", *words, "+model.net.lrn={k:1.0}"]
-    done = tiny_train(shapes, tmp_path / "other", *other)
+    for key, epochs in (("init_from", 1), ("ckpt_path", 2)):
+        more = [*words, f"{key}={tmp_path / 'run'}", f"trainer.max_epochs={epochs}"]
+        done = tiny_train(shapes, tmp_path / f"other-{key}", *more, "+model.net.lrn={k:1.0}")
+        assert done.returncode == 2
+        told = rf"{key}=\S+: its network has LocalResponseNorm\(.*k=2.0.* where this one has LocalResponseNorm\(.*k=1.0"
+        assert re.search(told, done.stderr), done.stderr
+        assert "give its model=alexnet and its model.net.*" in done.stderr
+        done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}")
+        assert done.returncode == 0, done.stderr
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"ckpt={tmp_path / 'same-init_from/checkpoints/best.ckpt'}")
     assert done.returncode == 2
-    assert "its network normalizes between its layers in another way: take its model=alexnet" in done.stderr
+    assert "best.ckpt is of a run with another model.net: give that run with run=PATH, or a checkpoint" in done.stderr
+
+
+def test_all_jobs_of_a_sweep_start_from_the_same_run(shapes: Path, tmp_path: Path) -> None:
+    logs = f"paths.logs={tmp_path}"
+    assert tiny_train(shapes, tmp_path / "train/runs/one", *WORDS, logs).returncode == 0
+    done = command(
+        "train.py", "-m", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2", *WORDS, logs, "init_from=latest", "seed=1,2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"weights of {tmp_path / 'train/runs/one/checkpoints/best.ckpt'}\n") == 2

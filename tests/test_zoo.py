@@ -48,8 +48,19 @@ def test_unknown_names_and_weights_that_cannot_be_had(tmp_path, monkeypatch) -> 
         timm_net("resnet19x", 3)
     assert timm_net("resnet18", 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"the weights of hf-hub:timm/x cannot be had"):  # the hub's to know
-        timm_net("hf-hub:timm/x", 3, pretrained=True)
+    for pretrained in (True, False):
+        with pytest.raises(
+            ValueError, match=r"model.name=hf-hub:timm/x: what the hub has of it cannot be had \(.*take an"
+        ):
+            timm_net("hf-hub:timm/x", 3, pretrained=pretrained)
+    with pytest.raises(
+        ValueError, match=r"model.name=resnet18: what the hub has of it .*, or set model.pretrained=false"
+    ):
+        timm_net("resnet18", 3, pretrained=True)
+    with pytest.raises(ValueError, match=r"model.name=resnet18.nosuch: Invalid pretrained tag"):
+        timm_net("resnet18.nosuch", 3)
+    with pytest.raises(ValueError, match=r"model.name=resnet18: .*unexpected keyword argument 'foo'"):
+        timm_net("resnet18", 3, foo=1)
     assert torchvision_net("googlenet", 3).transform_input
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens there
@@ -89,7 +100,7 @@ def test_timms_weights_come_from_the_hubs_cache_and_are_those_published(tmp_path
     (cache / "snapshots/c0ffee/model.safetensors").symlink_to(blob)
 
     def loaded() -> subprocess.CompletedProcess:
-        env = clean_env({"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+        env = clean_env({"HF_HOME": str(tmp_path)})
         return subprocess.run([sys.executable, "-c", LOADED], env=env, capture_output=True, text=True, check=False)
 
     done = loaded()
@@ -98,3 +109,10 @@ def test_timms_weights_come_from_the_hubs_cache_and_are_those_published(tmp_path
     held[-1] ^= 1
     blob.write_bytes(held)
     assert "is not what was published: its SHA-256 begins with" in loaded().stderr
+
+
+def test_torchvisions_inputs_are_those_of_the_weights() -> None:
+    """All of its networks take ImageNet's scale, but for one."""
+    for name, mean in (("shufflenet_v2_x0_5", [0.485, 0.456, 0.406]), ("efficientnet_v2_l", [0.5, 0.5, 0.5])):
+        with torch.device("meta"):
+            assert torchvision_net(name, 3).pretrained_cfg["mean"] == mean

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -80,7 +81,10 @@ def use_ten_crops(model: ImageClassifier, data: ImageFolders, size: int, crop_ra
     """
     square = round(size / crop_ratio)
     if square == size:
-        raise UserError("crops=10 needs images larger than what the net sees, and the run has augment.crop_ratio=1.")
+        raise UserError(
+            f"crops=10 needs something around the {size} pixels that the net sees, and with the run's "
+            f"augment.crop_ratio={crop_ratio} there is nothing: crops=1."
+        )
     data.transforms["val"] = data.transforms["test"] = SampleTransform(square, "center", crop_ratio=1.0)
     model.net = TenCrops(model.net, size)
 
@@ -123,6 +127,11 @@ def read_images(
     return data
 
 
+def named(metric: str, crops: int) -> str:
+    """A metric's own name where it is of ten crops an image."""
+    return metric if crops == 1 else f"{metric}_{crops}crops"
+
+
 def show(result: dict[str, Any], run_dir: Path, out: Path) -> None:
     print(f"run: {rundir.shown(run_dir)} ({rundir.read_summary(run_dir).get('status', 'running or killed')})")
     crops = ", ten crops each" if result["crops"] == 10 else ""
@@ -131,9 +140,10 @@ def show(result: dict[str, Any], run_dir: Path, out: Path) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key in ("loss", "acc1", "acc5"):
-        table.add_row(key, f"{result[key]:.4f}")
+        name = named(key, result["crops"])
+        table.add_row(name, f"{result[name]:.4f}")
     for name, value in list(result["per_class_acc1"].items())[:20]:
-        table.add_row(f"acc1 of {name}", "no image" if value is None else f"{value:.4f}")
+        table.add_row(escape(f"acc1 of {name}"), "no image" if value is None else f"{value:.4f}")
     Console().print(table)
     skipped = result["skipped_images"]
     if skipped:
@@ -158,6 +168,7 @@ def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = 
     its = settings_of(config, run_dir)
     path = rundir.ckpt_of(run_dir, str(config.ckpt))
     found = checkpoint.load(path)
+    loading.check_own(found, its, path)
     devices = find_devices(its)
     if devices.kind == "cpu":
         keep_memory()
@@ -198,10 +209,10 @@ def evaluate(config: DictConfig) -> float:
         "root": str(tested.data.root),
         "precision": tested.precision,
         "skipped_images": list(tested.model.skipped),
-        **tested.metrics,
+        **{named(key, config.crops): value for key, value in tested.metrics.items()},
         "per_class_acc1": dict(zip(tested.data.readable_classes, share, strict=True)),
     }
     out = run_dir / ("eval.json" if config.crops == 1 else f"eval-{config.crops}crops.json")
     rundir.write_json(out, result)
     show(result, run_dir, out)
-    return float(result["acc1"])
+    return tested.metrics["acc1"]

@@ -1,7 +1,10 @@
 """Pictures for the run's `figures/`, pixel by pixel with Pillow: tiles of images with captions, filters, a confusion
 matrix. `plots.py` has the others."""
 
+import functools
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -25,7 +28,7 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
     step = height + GAP + lines * (TEXT + 3)
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (step + GAP) + GAP), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    draw, font = ImageDraw.Draw(sheet), _font()
     for i, image in enumerate(images):
         x, y = GAP + i % columns * (width + GAP), GAP + i // columns * (step + GAP)
         sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
@@ -50,7 +53,7 @@ def confusion(
         classes: of that, how many there are in all.
         of: which images and weights, such as "test, best.ckpt".
     """
-    font = ImageFont.load_default(TEXT)
+    font = _font()
     cell = max(16, min(44, 880 // len(names)))
     margin = int(min(170, 12 + max(font.getlength(name) for name in names)))
     left, top = margin + TEXT + 10, margin + TEXT + 10
@@ -107,7 +110,16 @@ def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
     return sheet
 
 
-def _fitting(line: str, width: float, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with Matplotlib: Pillow's own has no letters but a to z."""
+    found = importlib.util.find_spec("matplotlib")  # importing it would take half a second
+    assert found is not None
+    assert found.origin is not None
+    return ImageFont.truetype(str(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), TEXT)
+
+
+def _fitting(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
     """`line`, or as much of its start as `width` pixels hold."""
     if font.getlength(line) <= width:
         return line
@@ -116,9 +128,7 @@ def _fitting(line: str, width: float, font: "ImageFont.FreeTypeFont | ImageFont.
     return f"{line}…"
 
 
-def _upright(
-    sheet: Image.Image, line: str, x: int, bottom: int, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont"
-) -> None:
+def _upright(sheet: Image.Image, line: str, x: int, bottom: int, font: ImageFont.FreeTypeFont) -> None:
     """Write `line` from `bottom` upwards, centred on `x`."""
     strip = Image.new("L", (int(font.getlength(line)) + 2, TEXT + 4), 0)
     ImageDraw.Draw(strip).text((0, 0), line, 255, font)

@@ -86,6 +86,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if external() else 0
 
 
+def tells() -> bool:
+    """Whether what all ranks find out is this process's to print: the command's own, or the first of a launcher."""
+    return rank() == 0 and "ALEXLAB_RANKS" not in os.environ
+
+
 def free_port(wanted: int | None) -> int:
     """`wanted` if it is free, or any free port.
 

@@ -12,6 +12,7 @@ from alexlab import config as configs
 from alexlab.augment import BatchAugment
 from alexlab.data import decode, names
 from alexlab.data.transforms import SampleTransform
+from alexlab.errors import UserError
 from alexlab.instantiate import build
 
 
@@ -72,11 +73,25 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
     config = config_of(run_dir)
     path = rundir.ckpt_of(run_dir, ckpt)
     found = checkpoint.load(path)
+    check_own(found, config, path)
     net = build(config.model.net, num_classes=len(found["alexlab"]["classes"]))
     checkpoint.load_net(net, found, path)
     m = config.model
     transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, list(m.mean), list(m.std))
     return Trained(net.eval(), transform, readable_classes(found, config))
+
+
+def check_own(found: dict[str, Any], config: DictConfig, path: Path) -> None:
+    """Raises UserError where a checkpoint is of a network of other settings than those of a run with `config`."""
+    theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
+    ours["net"].pop("pretrained", None)
+    theirs = {**theirs, "net": {key: value for key, value in theirs["net"].items() if key != "pretrained"}}
+    differ = [f"model.{key}" for key in ("mean", "std", "net") if theirs[key] != ours[key]]
+    if differ:
+        raise UserError(
+            f"ckpt={path} is of a run with another {' and '.join(differ)}: give that run with run=PATH, or a "
+            "checkpoint of this one."
+        )
 
 
 def readable_classes(found: dict[str, Any], config: DictConfig) -> list[str]:

@@ -109,6 +109,8 @@ def curves(metrics_csv: Path, monitor: str | None = None, epoch_steps: int | Non
             x, y = read.line(key)
             label = "learning rate" if key.startswith("lr") else key
             axes.plot(x, y, color=colour, label=label, linewidth=1.5, marker="o" if len(x) < 3 else None, markersize=4)
+        if all(len(read.line(key)[0]) == 1 for key, _ in lines):  # else the axis would be of hundredths of an epoch
+            axes.set_xlim(0, 2 * read.line(lines[0][0])[0][0])
         _mark_best(axes, read, monitor, [key for key, _ in lines])
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(read.unit, fontsize=9)

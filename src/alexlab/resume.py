@@ -1,17 +1,23 @@
 """Whether training can go on from a checkpoint."""
 
+import contextlib
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from alexlab import checkpoint, rundir
+from alexlab import checkpoint, launch, rundir
 from alexlab import config as configs
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.errors import UserError
+from alexlab.instantiate import build
+from alexlab.models.parts import head_of
 from alexlab.models.zoo import load_but_head
 from alexlab.plan import Plan
 
@@ -27,12 +33,47 @@ CAME_LATER = {
 }  # fmt: skip
 
 
-def find_ckpt(key: str, named: str, logs: Path, ckpt: str = "last") -> Path:
-    """What `key`=`named` means: a file, or the checkpoint of a run given by its directory or name, or "latest"."""
+def find_ckpt(config: DictConfig, key: str, ckpt: str) -> Path:
+    """What `key` means: a file, or the checkpoint of a run given by its directory or name, or "latest", which is none
+    of the same sweep's: all its jobs start from the same one."""
+    named = config[key]
     path = Path(named).expanduser().resolve()
     if path.is_file() or path.suffix == ".ckpt":
         return path
-    return rundir.ckpt_of(rundir.find_run(named, logs, ckpt, key), ckpt)
+    sweep = Path(config.run_dir).parent
+    besides = sweep if sweep.parent.name == "multiruns" else None
+    return rundir.ckpt_of(rundir.find_run(named, Path(config.paths.logs), ckpt, key, besides), ckpt)
+
+
+def check_layers(key: str, found: dict[str, Any], net: nn.Module) -> None:
+    """Compare what no weight's shape tells: strides, paddings, how layers normalize; all but the head and dropout.
+
+    Raises:
+        UserError: the checkpoint's network has other layers.
+    """
+    its = found["alexlab"]["config"]["model"]
+    settings = OmegaConf.create({**its["net"], **({"pretrained": False} if "pretrained" in its["net"] else {})})
+    classes = len(found["alexlab"]["classes"])
+    try:
+        with torch.device("meta"):  # without memory for weights
+            theirs = build(settings, num_classes=classes)
+    except (UserError, RuntimeError, NotImplementedError):  # it works with numbers as it is made
+        theirs = build(settings, num_classes=classes)
+    pairs = itertools.zip_longest(_layers(theirs), _layers(net))
+    differ = next((pair for pair in pairs if pair[0] != pair[1]), None)
+    if differ is not None:
+        raise UserError(
+            f"{key}: its network has {differ[0]} where this one has {differ[1]}: give its model={its['name']} and its "
+            "model.net.*, which its run's config.yaml has."
+        )
+
+
+def _layers(net: nn.Module) -> list[str]:
+    head = None
+    with contextlib.suppress(UserError):
+        head = head_of(net)
+    parts = [part for part in net.modules() if not any(True for _ in part.children())]
+    return [repr(part) for part in parts if part is not head and not isinstance(part, nn.Dropout | nn.Identity)]
 
 
 def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> None:
@@ -42,28 +83,29 @@ def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> No
         UserError: no such run or checkpoint, another network's, or weights that know other inputs.
     """
     if config.ckpt_path is not None:
-        print(f"note: ckpt_path={config.ckpt_path} has the weights to go on with: init_from is not read.", flush=True)
+        if launch.tells():
+            print(
+                f"note: ckpt_path={config.ckpt_path} has the weights to go on with: init_from is not read.", flush=True
+            )
         return
-    path = find_ckpt("init_from", config.init_from, Path(config.paths.logs), "best")
+    path = find_ckpt(config, "init_from", "best")
     config.init_from = str(path)
     found = checkpoint.load(path)
     state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
     same = list(found["alexlab"]["classes"]) == list(classes)
     try:
-        load_but_head(net, state, keep_head=same)
+        load_but_head(net, state, keep_head=same, num_classes=len(classes))
     except ValueError as error:
         its = found["alexlab"]["config"]["model"]["name"]
         raise UserError(f"init_from={path}: {error} Its run had model.name={its}.") from error
-    # what no weight's shape tells
+    check_layers(f"init_from={path}", found, net)
     theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
-    if any(theirs["net"].get(key) != ours["net"].get(key) for key in ("norm", "lrn")):
-        raise UserError(f"init_from={path}: its network normalizes between its layers in another way: take its "
-                        f"model={theirs['name']}, or its model.net.norm and model.net.lrn.")  # fmt: skip
     words = [f"model.{key}={theirs[key]}".replace(" ", "") for key in ("mean", "std") if theirs[key] != ours[key]]
     if words:
         raise UserError(f"init_from={path}: its weights are used to other inputs: add {' '.join(words)}.")
-    if not same:
-        print("note: the last layer is new, as the classes are not those of init_from's run.", flush=True)
+    if launch.tells():
+        new = "" if same else "; the last layer is new, as the classes are others"
+        print(f"weights of {rundir.shown(path)}{new}", flush=True)
 
 
 def best_beside(config: DictConfig) -> Path | None:
@@ -104,6 +146,7 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
     path = Path(config.ckpt_path)
     found = checkpoint.load(path)
     checkpoint.load_net(model.net, found, path)
+    check_layers(f"ckpt_path={path}", found, model.net)
     if "optimizer_states" not in found:
         raise UserError(f"ckpt_path={path} holds weights alone, and training cannot go on from it: give last.ckpt.")
     checkpoint.check_classes(found, data.classes, data.root)

@@ -251,7 +251,7 @@ def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
         raise UserError(
             f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
             f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). "
-            f"Is {image_size}, of data.image_size or augment.sizes, right for it?"
+            f"Is {image_size}, of data.image_size or augment.sizes, right for it, and does it take three channels?"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         gives = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
@@ -301,7 +301,7 @@ def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageCl
     if config.init_from is not None:
         resume.start_from(config, model.net, data.classes)
     if config.ckpt_path is not None:
-        config.ckpt_path = str(resume.find_ckpt("ckpt_path", config.ckpt_path, Path(config.paths.logs)))
+        config.ckpt_path = str(resume.find_ckpt(config, "ckpt_path", "last"))
         resume.check_ckpt(config, data, model, plan)
     return model
 

@@ -25,17 +25,19 @@ def name_of(run_dir: Path) -> str:
     return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.isdigit() else run_dir.name
 
 
-def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run") -> Path:
+def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besides: Path | None = None) -> Path:
     """A run's directory by its path or name, or for "latest" the newest that has the checkpoint.
 
     Args:
         key: what a user gave `named` as.
+        besides: no run below this folder is the latest.
 
     Raises:
         UserError: there is none.
     """
     if named == "latest":
         paths = [path for path in (logs / "train").glob("*runs/**/config.yaml") if "wandb" not in path.parts]
+        paths = [path for path in paths if besides is None or not path.is_relative_to(besides)]
         found = sorted(paths, key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(

@@ -96,7 +96,7 @@ class Media(Callback):
         if self.mistakes:
             images = [image.permute(1, 2, 0).numpy() for _, image, _, _ in self.mistakes]
             captions = [
-                (f"{names[predicted]} {confidence:.0%}", f"is {names[truth]}")
+                (f"{confidence:.0%} {names[predicted]}", f"is {names[truth]}")
                 for confidence, _, truth, predicted in self.mistakes
             ]
             self._write("mistakes", figures.tiles(images, captions))

@@ -20,7 +20,11 @@ def read(source: str) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"data.class_names={source} is not a file: give one, or imagenet, or fashion_mnist, or null.")
     found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that some editors begin files with
+    except UnicodeDecodeError:
+        raise UserError(f"data.class_names={source} is not text in UTF-8: save it as that.") from None
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         folder, tab, name = line.partition("\t")
@@ -34,6 +38,11 @@ def readable(folders: Sequence[str], source: str | None) -> list[str]:
     """The names for people of class folders, where `source` (see `read`) has them; of several the same, each with its
     folder."""
     known = read(source) if source is not None else {}
+    if source is not None and not set(known) & set(folders):
+        raise UserError(
+            f"data.class_names={source} names none of the class folders ({', '.join(folders[:3])}, ...): give a file "
+            "that does, or null."
+        )
     told = [known.get(folder, folder) for folder in folders]
     times = Counter(told)
     return [name if times[name] == 1 else f"{name} ({folder})" for name, folder in zip(told, folders, strict=True)]

@@ -21,8 +21,9 @@ def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
     several = isinstance(getattr(net, "get_classifier", lambda: None)(), tuple)
     if num_classes is not None and (gives != num_classes or several):
         raise UserError(
-            f"{type(net).__name__} has no last layer alone that gives the {num_classes} logits, so finetune.* does not "
-            "know its head: leave them at finetune.freeze_epochs=0 finetune.backbone_lr_factor=1."
+            f"{type(net).__name__} has no last layer alone that gives the {num_classes} logits, so its head is not "
+            "known: leave finetune.freeze_epochs=0 finetune.backbone_lr_factor=1, and give init_from=RUN only where "
+            "the classes are that run's."
         )
     return head
 

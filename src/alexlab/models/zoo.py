@@ -1,8 +1,10 @@
 """Networks of torchvision and timm by name, with a head for the classes at hand."""
 
+import contextlib
 import difflib
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
         kwargs.setdefault("init_weights", True)
         kwargs.setdefault("transform_input", True)  # their weights were trained on -1 to 1; they take ImageNet's scale
     net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
+    inputs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    net.pretrained_cfg = {
+        "mean": inputs.mean,
+        "std": inputs.std,
+    }  # as timm's networks tell; efficientnet_v2_l's are 0.5
     if pretrained:
         load_but_head(net, torchvision_weights(name))
     return net
@@ -66,18 +73,22 @@ def check_hash(file: Path, published: str) -> None:
         )
 
 
-def load_but_head(net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True) -> None:
+def load_but_head(
+    net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True, num_classes: int | None = None
+) -> None:
     """Load `state`, leaving out the last layer where its number of classes differs, and nothing else.
 
     Args:
         keep_head: load the last layer too, where it fits.
+        num_classes: what the last layer must give, where the network may be anybody's.
 
     Raises:
         ValueError: the weights are another network's.
+        UserError: there is no such last layer.
     """
     own = net.state_dict()
     several = getattr(net, "get_classifier", lambda: None)()
-    layers = several if isinstance(several, tuple) else (head_of(net),)
+    layers = several if isinstance(several, tuple) else (head_of(net, num_classes),)
     heads = {
         f"{name}.{key}" for name, part in net.named_modules() if part in layers for key, _ in part.named_parameters()
     }
@@ -120,28 +131,70 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: An
         raise ValueError("model=timm needs the extra: pip install 'alexlab[timm]'.") from None
     if ":" not in name and name.partition(".")[0] not in timm.list_models():  # "hf-hub:..." is the hub's to know
         raise ValueError(_unknown("timm", name, timm.list_models()))
-    if not pretrained:
-        return timm.create_model(name, num_classes=num_classes, **kwargs)
+    overlay: dict[str, Any] = {}
+    if ":" in name:
+        repository = name.partition(":")[2]
+        known = _cached(repository, "config.json") is not None
+    else:
+        repository = (_timms_word(timm.get_pretrained_cfg, name) or timm.models.PretrainedCfg()).hf_hub_id or ""
+        file = _cached(repository, "model.safetensors") or _cached(repository, "pytorch_model.bin")
+        known = not pretrained or file is not None or not repository
+        if pretrained and file is not None:
+            if re.fullmatch("[0-9a-f]{64}", file.resolve().name):  # large files, where the file system knows links
+                check_hash(file.resolve(), file.resolve().name)
+            overlay = {"pretrained_cfg_overlay": {"file": str(file)}}
+    if not known:
+        _reach_hub(name, repository)
+    with _hub_left_alone() if known else contextlib.nullcontext():
+        return _timms_word(timm.create_model, name, pretrained=pretrained, num_classes=num_classes, **overlay, **kwargs)
+
+
+def _timms_word(asked: Callable[..., Any], name: str, **more: Any) -> Any:
+    """What timm answers; its refusal as a ValueError, which says whether the network could help."""
     try:
-        net = timm.create_model(name, pretrained=True, num_classes=num_classes, **kwargs)
+        return asked(name, **more)
+    except OSError as error:  # of the hub's client
+        raise _not_to_be_had(name, error) from error
+    except Exception as error:
+        raise ValueError(f"model.name={name}: {str(error).splitlines()[0]}") from error
+
+
+def _not_to_be_had(name: str, error: Exception) -> ValueError:
+    away = "take another network" if ":" in name else "set model.pretrained=false"
+    return ValueError(
+        f"model.name={name}: what the hub has of it cannot be had ({str(error).splitlines()[0]}). Connect to the "
+        f"network once, or {away}."
+    )
+
+
+def _reach_hub(name: str, repository: str) -> None:
+    """Raises ValueError at once where the hub does not answer: its client would try for a minute, in twenty lines."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(repository, timeout=10)
     except Exception as error:  # whatever the hub's client raises
-        raise ValueError(
-            f"pretrained=true: the weights of {name} cannot be had ({str(error).splitlines()[0]}). Connect to the "
-            "network once, or set model.pretrained=false."
-        ) from error
-    _check_hub_files(getattr(net, "pretrained_cfg", {}).get("hf_hub_id"))
-    return net
+        raise _not_to_be_had(name, error) from error
 
 
-def _check_hub_files(repository: str | None) -> None:
-    """The hub's cache names large files by their SHA-256, which its client never checks; where the file system knows no
-    links, they lie under their own names and cannot be checked."""
+@contextlib.contextmanager
+def _hub_left_alone() -> Iterator[None]:
+    """The hub is not asked whether what lies in its cache is still the newest, which would take as long."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _cached(repository: str, name: str) -> Path | None:
+    """A file of a model in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        file = try_to_load_from_cache(repository, name) if repository else None
-        if isinstance(file, str) and re.fullmatch("[0-9a-f]{64}", Path(file).resolve().name):
-            check_hash(Path(file).resolve(), Path(file).resolve().name)
+    file = try_to_load_from_cache(repository, name) if repository else None
+    return Path(file) if isinstance(file, str) else None
 
 
 def _unknown(where: str, name: str, names: list[str]) -> str:
