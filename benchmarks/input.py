@@ -15,24 +15,36 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 SIDE, TIMES = 224, 20
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def repeated(index: Any) -> Any:
-    import numpy as np
+class Repeated:
+    """An index whose images come TIMES times."""
 
-    return index.subset(np.tile(np.arange(len(index)), TIMES))
+    def __init__(self, index: Any) -> None:
+        import numpy as np
+
+        self.index, self.targets = index, np.tile(index.targets, TIMES)
+
+    def path(self, i: int) -> str:
+        return self.index.path(i % len(self.index))
+
+    def picture(self, i: int) -> Any:
+        return self.index.picture(i % len(self.index))
 
 
-def ours(root: Path, threads: int, batch: int, policy: str = "none") -> Iterator[int]:
+def ours(root: Path, threads: int, batch: int, policy: str = "none", prepared: bool = False) -> Iterator[int]:
     """The batches of a training, on the CPU, uint8."""
+    from alexlab.data import prepared as preparations
     from alexlab.data.dataset import ImageDataset
     from alexlab.data.index import scan
     from alexlab.data.loader import Loader
@@ -41,13 +53,18 @@ def ours(root: Path, threads: int, batch: int, policy: str = "none") -> Iterator
     from alexlab.memory import keep_memory
 
     keep_memory()  # as a training on a CPU does; on a GPU torch keeps pinned batches
-    index = repeated(scan(root))
+    index = Repeated(preparations.read(root)["train"] if prepared else scan(root))
     transform = SampleTransform(SIDE, "random_resized", flip=0.5, policy=policy)
-    batches = TrainBatches(len(index), min(batch, len(index)), seed=0)
+    batches = TrainBatches(len(index.targets), min(batch, len(index.targets)), seed=0)
     loader = Loader(ImageDataset(index, transform, seed=0), batches, threads)
     for epoch in itertools.count():
         batches.set_epoch(epoch)
         yield from (len(images) for images, _, _ in loader)
+
+
+def prepared(root: Path, threads: int, batch: int) -> Iterator[int]:
+    """The same from what prepare.py makes of the folder: JPEGs, or pixels, of a short side of 256."""
+    return ours(root, threads, batch, prepared=True)
 
 
 def ours_strong(root: Path, threads: int, batch: int) -> Iterator[int]:
@@ -116,20 +133,22 @@ def dali_cpu(root: Path, threads: int, batch: int) -> Iterator[int]:
         yield len(images)
 
 
-CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str]] = {
-    "torchvision_reference": (torchvision_reference, "torchvision"),
-    "dali_cpu": (dali_cpu, "nvidia.dali"),
-    "decode_only": (decode_only, "simplejpeg"),
-    "ours": (ours, "alexlab"),
-    "ours_strong": (ours_strong, "alexlab"),
+# what gives the numbers of images in its batches, the package that it needs, and how the images must be prepared
+CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str | None]] = {
+    "torchvision_reference": (torchvision_reference, "torchvision", None),
+    "dali_cpu": (dali_cpu, "nvidia.dali", None),
+    "decode_only": (decode_only, "simplejpeg", None),
+    "ours": (ours, "alexlab", None),
+    "ours_strong": (ours_strong, "alexlab", None),
+    "prepared_jpeg": (prepared, "alexlab", "jpeg"),
+    "prepared_raw": (prepared, "alexlab", "raw"),
 }
 
 
 def child(name: str, root: Path, threads: int, batch: int, seconds: float) -> None:
     counts = CANDIDATES[name][0](root, threads, batch)
-    images = sum(1 for path in root.rglob("*") if path.is_file())
     seen = 0
-    while seen < max(images, 6 * batch):  # what is slow the first time; more than is begun ahead
+    while seen < max(1000, 6 * batch):  # what is slow the first time; more than is begun ahead
         seen += next(counts)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -144,6 +163,13 @@ def installed(package: str) -> bool:
         return False
 
 
+def run(words: list[str]) -> str:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -154,24 +180,27 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--child", choices=CANDIDATES)
     a = parser.parse_args()
-    root = a.folder / "train" if (a.folder / "train").is_dir() else a.folder
     if a.child:
-        child(a.child, root, a.threads, a.batch, a.seconds)
+        child(a.child, a.folder, a.threads, a.batch, a.seconds)
         return
+    root = a.folder / "train" if (a.folder / "train").is_dir() else a.folder
     names = [name for name in a.only if installed(CANDIDATES[name][1])]
     for name in a.only:
         if name not in names:
             print(f"{name}: {CANDIDATES[name][1]} is not installed")
     rates: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(a.rounds):
-        for name in names:
-            words = ["--threads", a.threads, "--batch", a.batch, "--seconds", a.seconds, "--child", name]
-            done = subprocess.run(
-                [sys.executable, __file__, str(a.folder), *map(str, words)], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-            rates[name].append(float(done.stdout.splitlines()[-1]))
+    with tempfile.TemporaryDirectory() as folder:
+        roots: dict[str | None, Path] = {None: root}
+        for form in {CANDIDATES[name][2] for name in names} - {None}:
+            roots[form] = Path(folder, str(form))
+            split = [] if (a.folder / "val").is_dir() else ["data.val_fraction=0.1"]
+            words = [f"data.root={a.folder.resolve()}", f"out={roots[form]}", f"format={form}", *split]
+            run([str(ROOT / "prepare.py"), *words])
+        for _ in range(a.rounds):
+            for name in names:
+                words = ["--threads", str(a.threads), "--batch", str(a.batch), "--seconds", str(a.seconds)]
+                said = run([__file__, str(roots[CANDIDATES[name][2]]), *words, "--child", name])
+                rates[name].append(float(said.splitlines()[-1]))
     print(f"{root}: {a.threads} threads, batch {a.batch}, {a.rounds} rounds of {a.seconds:g} s")
     middle = {name: statistics.median(each) for name, each in rates.items()}
     for name, each in rates.items():

@@ -86,8 +86,8 @@ def test_a_pass_can_begin_at_any_step(index: ImageIndex, workers: int) -> None:
 def test_a_late_step_reads_nothing_before_it(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     late = loader(index, 0)
     expected = [index.path(i) for i in np.random.Generator(np.random.PCG64([3, 0])).permutation(COUNT)[49:56]]
-    read, opened = decode.read, []
-    monkeypatch.setattr(decode, "read", lambda path, *more: (opened.append(path), read(path, *more))[1])
+    read, opened = decode.open_picture, []
+    monkeypatch.setattr(decode, "open_picture", lambda path: (opened.append(path), read(path))[1])
     late.batch_sampler.skip = 7  # type: ignore[attr-defined]
     assert len(list(late)) == 1
     assert opened == expected

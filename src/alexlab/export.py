@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from alexlab import checkpoint, loading, rundir
-from alexlab.data import decode
+from alexlab.data import decode, prepared
+from alexlab.data.dataset import Files
 from alexlab.errors import RunFailedError, UserError
-from alexlab.predict import find_images
+from alexlab.predict import Listed, find_images
 
 NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 CHECKED = 16  # images at most that the file is checked on
@@ -87,7 +88,7 @@ def export(config: DictConfig) -> None:
         raise UserError(f"out={config.out}: its name must end in {Path(NAMES[format]).suffix} with format={format}.")
     net, transform, classes = loading.load(run_dir, ckpt, logs)
     its = loading.config_of(run_dir)
-    pixels = read_pixels(find_real(config, its), transform)
+    pixels = read_pixels(*find_real(config, its), transform)
     about = describe(run_dir, ckpt, its, classes)
     program = capture(FromPixels(net.requires_grad_(False), about["mean"], about["std"]), its.data.image_size)
     with torch.no_grad():
@@ -119,7 +120,7 @@ def need_extra(format: str) -> None:
         raise UserError(f"format=onnx needs the extra: pip install 'alexlab[export]' ({error}).") from None
 
 
-def find_real(config: DictConfig, its: DictConfig) -> list[str]:
+def find_real(config: DictConfig, its: DictConfig) -> tuple[Files, list[int]]:
     """At most `CHECKED` of the images given, or of the run's own test/, val/ or class folders, from all over them.
 
     Raises:
@@ -127,29 +128,35 @@ def find_real(config: DictConfig, its: DictConfig) -> list[str]:
     """
     root = Path(its.data.root)
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+    images: Files
     try:
-        paths = find_images(str(config.images or folder))
+        if not config.images and prepared.is_prepared(root):
+            splits = prepared.read(root)
+            images = splits.get("test") or splits["val"]
+        else:
+            images = Listed(find_images(str(config.images or folder)))
     except UserError:
         if config.images:
             raise
         fix = "the file is checked on real ones: give some with images=PATH (an image, a folder or a quoted glob)."
         raise UserError(f"{folder} holds no image any more, and {fix}") from None
-    count = min(CHECKED, len(paths))
-    return [paths[i * len(paths) // count] for i in range(count)]
+    found = len(images.targets)
+    count = min(CHECKED, found)
+    return images, [i * found // count for i in range(count)]
 
 
-def read_pixels(paths: list[str], transform: loading.EvalTransform) -> Tensor:
+def read_pixels(images: Files, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
     """uint8 (B, 3, S, S), cropped as in the run's evaluation; broken images are told and left out.
 
     Raises:
         UserError: all are broken.
     """
     pixels = []
-    for path in paths:
+    for i in numbers:
         try:
-            pixels.append(decode.read(path, transform.crop))
-        except decode.BrokenImageError as error:
-            print(f"note: {error.what}: left out of the check.")
+            pixels.append(transform.crop(images.picture(i)))
+        except OSError as error:
+            print(f"note: {decode.BrokenImageError(images.path(i), error).what}: left out of the check.")
     if not pixels:
         raise UserError("no image is left to check the file on: give whole ones with images=PATH.")
     return torch.stack(pixels).contiguous()

@@ -16,9 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from alexlab import figures, loading, plots, rundir
-from alexlab.data import decode
-from alexlab.data.datamodule import ImageFolders, cores
-from alexlab.data.index import ImageIndex
+from alexlab.data.datamodule import ImageFolders, Index, cores
 from alexlab.errors import UserError
 from alexlab.models.parts import first_convolution, head_of
 
@@ -44,18 +42,18 @@ class Looker:
         with contextlib.suppress(UserError):  # without a head there are no neighbours
             head_of(self.net).register_forward_pre_hook(keep)
 
-    def read(self, index: ImageIndex, numbers: list[int]) -> tuple[list[int], Tensor]:
+    def read(self, index: Index, numbers: list[int]) -> tuple[list[int], Tensor]:
         """The images that can be read: their numbers, and uint8 (N, 3, S, S)."""
         with ThreadPoolExecutor(cores()) as threads:  # decoding lets other threads run
-            found = list(threads.map(lambda i: self._read(index.path(i)), numbers))
+            found = list(threads.map(lambda i: self._read(index, i), numbers))
         whole = [(i, pixels) for i, pixels in zip(numbers, found, strict=True) if pixels is not None]
         size = self.transform.crop.image_size
         return [i for i, _ in whole], torch.stack([p for _, p in whole]) if whole else torch.empty(0, 3, size, size)
 
-    def _read(self, path: str) -> Tensor | None:
+    def _read(self, index: Index, i: int) -> Tensor | None:
         try:
-            return decode.read(path, self.transform.crop)
-        except decode.BrokenImageError:
+            return self.transform.crop(index.picture(i))
+        except OSError:
             return None
 
     @torch.inference_mode()
@@ -69,7 +67,7 @@ class Looker:
                 hidden.append(self.hidden.float().cpu())
         return torch.cat(logits), torch.cat(hidden) if hidden else None
 
-    def look_at(self, index: ImageIndex, numbers: list[int]) -> tuple[list[int], Tensor]:
+    def look_at(self, index: Index, numbers: list[int]) -> tuple[list[int], Tensor]:
         """The last hidden layer (N, units) of the images that can be read, and their numbers; a batch of pixels at a
         time, so that any number of images fits. For networks with a head."""
         read, hidden = [], []
@@ -81,7 +79,7 @@ class Looker:
         return read, torch.cat([part for part in hidden if part is not None]) if hidden else torch.empty(0, 0)
 
 
-def spread(index: ImageIndex, count: int) -> list[int]:
+def spread(index: Index, count: int) -> list[int]:
     """Up to `count` images at even distances, so of as many classes as there can be: they lie class by class."""
     count = min(count, len(index))
     return [int((i + 0.5) * len(index) / count) for i in range(count)]

@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from alexlab import loading, rundir
+from alexlab.data import decode
 from alexlab.data.datamodule import cores
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.index import EXTENSIONS
@@ -34,6 +35,9 @@ class Listed:
 
     def path(self, i: int) -> str:
         return self.paths[i]
+
+    def picture(self, i: int) -> decode.Picture:
+        return decode.open_picture(self.paths[i])
 
 
 def find_images(named: str) -> list[str]:

@@ -15,9 +15,12 @@ from rich.table import Table
 from alexlab import rundir
 from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
-from alexlab.data.datamodule import ImageFolders
+from alexlab.data.datamodule import ImageFolders, cores
+from alexlab.data.index import ImageIndex
 from alexlab.plan import Plan
 from alexlab.trainer import Devices, choose_precision
+
+MUCH = 0.15  # share of the time that a device may wait for images
 
 log = logging.getLogger("alexlab")
 
@@ -49,6 +52,7 @@ def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> di
         },
         "checkpoints": {n: f"checkpoints/{n}.ckpt" for n in ("best", "last") if (folder / f"{n}.ckpt").is_file()},
         "images_per_second": round(rate.total_images / rate.total_seconds, 1) if rate.total_seconds else None,
+        "data_wait": round(rate.total_waited / rate.total_seconds, 4) if rate.total_seconds else None,
     }
 
 
@@ -81,14 +85,41 @@ def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: P
         )  # fmt: skip
 
 
-def tell_stop(trainer: pl.Trainer) -> None:
-    """Say why a run ended before its last epoch."""
+def tell_stop(trainer: pl.Trainer, data: ImageFolders) -> None:
+    """Say why a run ended before its last epoch, and what it waited for."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             log.info("early stopping: no better %s in %d validations, the last in epoch %d.",
                      callback.monitor, callback.wait_count, callback.stopped_epoch + 1)  # fmt: skip
         if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
             log.info("the time was up in epoch %d.", trainer.fit_loop.epoch_progress.current.ready)
+
+    rate = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+    if rate.total_seconds:
+        log.info("%s", bound_by(round(rate.total_waited / rate.total_seconds, 4), data))
+
+
+def bound_by(wait: float, data: ImageFolders) -> str:
+    """Whether the input or the device held a training up, and what would help.
+
+    Args:
+        wait: share of the training's time in which the device waited for images.
+    """
+    if wait < MUCH:
+        return f"bound by the device: it waited for images {wait:.0%} of the time."
+    more = []
+    free = max(1, cores() // data.local_world_size)
+    if data.num_workers < free:
+        more.append(f"more threads (data.num_workers={free}, here {data.num_workers})")
+    train = data.splits["train"]
+    if isinstance(train, ImageIndex):
+        more.append(f"images prepared once (python prepare.py data.root={data.root} out=PATH)")
+    elif train.format == "jpeg":
+        more.append("images prepared as pixels (prepare.py with format=raw)")
+    if data.transforms["train"].policy != "none":
+        more.append("a lighter augment than its policy")
+    helps = f"; what would help: {', or '.join(more)}" if more else ""
+    return f"bound by the input: the device waited for images {wait:.0%} of the time{helps}."
 
 
 def how_to_go_on(config: DictConfig, run_dir: Path) -> str:

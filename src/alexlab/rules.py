@@ -231,6 +231,17 @@ EXPORT_RULES: dict[str, Rule] = {
     "images": _or_null(TEXT),
     "tolerance": ABOVE_0,
 }
+PREPARE_RULES: dict[str, Rule] = {
+    "seed": RULES["seed"],
+    **{f"data.{key}": RULES[f"data.{key}"] for key in ("root", "val_fraction", "test_fraction", "class_names")},
+    "out": ("a new folder with out=PATH", TEXT[1]),
+    "format": _one_of("jpeg", "raw"),
+    "short_side": _whole("a whole number of pixels, at least 8", 8),
+    "square": SWITCH,
+    "quality": _whole("a whole number from 1 to 100", 1, 100),
+    "shard_mb": ABOVE_0,
+    "num_workers": _or_null(COUNT),
+}
 COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
 
 _ABSENT = object()

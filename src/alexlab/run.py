@@ -138,7 +138,7 @@ def _fit_rank(
         model.keeps_best = resume.best_beside(config) is not None
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         preemption.agree(trainer)
-        report.tell_stop(trainer)
+        report.tell_stop(trainer, data)
         validate_end(trainer, model, data)
         result |= report.metrics_of(trainer, model, run_dir)
         if config.test and config.trainer.limit_test_batches not in (0, 0.0):

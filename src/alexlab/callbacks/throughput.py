@@ -16,7 +16,7 @@ class Throughput(Callback):
 
     def __init__(self, global_batch: int) -> None:
         self.global_batch = global_batch
-        self.total_images, self.total_seconds = 0, 0.0
+        self.total_images, self.total_seconds, self.total_waited = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended = time.perf_counter()
@@ -45,5 +45,6 @@ class Throughput(Callback):
         images = self.steps * self.global_batch
         self.total_images += images
         self.total_seconds += seconds
+        self.total_waited += min(self.waited, seconds)
         pl_module.log("perf/images_per_second", images / seconds)
         pl_module.log("perf/data_wait", min(1.0, self.waited / seconds))

@@ -6,17 +6,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from alexlab.data import demo, fashion_mnist, names
+from alexlab.data import demo, fashion_mnist, names, prepared
 from alexlab.data import index as folder_index
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.index import ImageIndex
 from alexlab.data.index_cache import scan_or_recall
 from alexlab.data.loader import Loader
+from alexlab.data.prepared import PreparedIndex
 from alexlab.data.sampler import EvalBatches, InTurn, TrainBatches
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 
 SPLITS = ("train", "val", "test")
+Index = ImageIndex | PreparedIndex
 
 
 class ImageFolders(pl.LightningDataModule):
@@ -24,7 +26,8 @@ class ImageFolders(pl.LightningDataModule):
     skipped paths).
 
     Args:
-        root: holds train/, val/ and perhaps test/, each with a folder a class; or, with val_fraction, class folders.
+        root: holds train/, val/ and perhaps test/, each with a folder a class; or, with val_fraction, class folders; or
+            what prepare.py made of them.
         batch_size: global: images a step over all devices; must divide by their number.
         num_workers: threads a device that decode; None takes the cores at hand, shared among this machine's devices.
         val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
@@ -64,9 +67,9 @@ class ImageFolders(pl.LightningDataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.expected_classes, self.on_error, self.demo_seed, self.idx = num_classes, on_error, demo_seed, idx
         self.class_names, self.kept = class_names, kept
-        self.world_size = world_size
+        self.world_size, self.local_world_size = world_size, local_world_size
         self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
-        self.splits: dict[str, ImageIndex] = {}
+        self.splits: dict[str, Index] = {}
         self._readable: list[str] | None = None
 
     def read(self) -> "ImageFolders":
@@ -81,7 +84,10 @@ class ImageFolders(pl.LightningDataModule):
             demo.write_demo(self.root, seed=self.demo_seed)
         if self.idx is not None:
             fashion_mnist.write_fashion_mnist(self.root, self.idx)
-        self.splits = self._read_splits() if (self.root / "train").is_dir() else self._read_one_folder()
+        if prepared.is_prepared(self.root):
+            self.splits = self._read_prepared()
+        else:
+            self.splits = {**(self._read_splits() if (self.root / "train").is_dir() else self._read_one_folder())}
         train = self.splits["train"]
         if self.expected_classes is not None and self.expected_classes != len(train.classes):
             raise UserError(
@@ -89,6 +95,16 @@ class ImageFolders(pl.LightningDataModule):
                 "data.num_classes=null counts them; or point data.root elsewhere."
             )
         return self
+
+    def _read_prepared(self) -> dict[str, Index]:
+        if self.val_fraction is not None or self.test_fraction > 0:
+            raise UserError(
+                f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: {self.root} was "
+                "split when it was prepared: leave them out here, and give them to prepare.py."
+            )
+        if self._readable is None and self.class_names is None:
+            self._readable = prepared.about(self.root)["readable_classes"]
+        return {**prepared.read(self.root)}
 
     def _read_splits(self) -> dict[str, ImageIndex]:
         if self.val_fraction is not None or self.test_fraction > 0:
@@ -114,6 +130,9 @@ class ImageFolders(pl.LightningDataModule):
         Raises:
             UserError: as `read`.
         """
+        if prepared.is_prepared(self.root):
+            self.splits = {**prepared.read(self.root)}
+            return self
         name = next((name for name in ("test", "val") if (self.root / name).is_dir()), None)
         self.splits = {name or "test": self._scan(self.root / name if name else self.root)}
         return self

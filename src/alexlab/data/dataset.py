@@ -39,6 +39,8 @@ class Files(Protocol):
 
     def path(self, i: int) -> str: ...
 
+    def picture(self, i: int) -> decode.Picture | decode.Pixels: ...
+
 
 class ImageDataset:
     """The images of an index, written where they are wanted.
@@ -66,20 +68,19 @@ class ImageDataset:
             UserError: there was no memory for one.
         """
         broken: Broken = []
-        rows, mirrored = images.split(1), []
+        rows = images.split(1)
         for row, (i, epoch) in enumerate(keys):
-            path = self.index.path(i)
             try:
-                if decode.read(path, self.transform.at(epoch).write, Draws(self.seed, epoch, i), rows[row]):
-                    mirrored.append(row)
-            except decode.BrokenImageError as error:
+                self.transform.at(epoch).write(self.index.picture(i), Draws(self.seed, epoch, i), rows[row])
+            except OSError as error:
+                found = decode.BrokenImageError(self.index.path(i), error)
                 if self.on_error == "raise":
-                    raise
-                broken.append((row, error.what))
+                    raise found from None
+                broken.append((row, found.what))
             except MemoryError:
-                raise UserError(f"{path} needs more memory to be decoded than there is: make it smaller.") from None
-        if mirrored:
-            images[mirrored] = images[mirrored].flip(-1)
+                raise UserError(
+                    f"{self.index.path(i)} needs more memory to be decoded than there is: make it smaller."
+                ) from None
         return broken
 
     def batch(self, keys: Sequence[Key], images: Tensor, broken: Broken) -> Batch:

@@ -10,7 +10,7 @@ import os
 import struct
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -117,6 +117,18 @@ class Picture:
         return b"".join((self.jpeg[:at], needed.to_bytes(2, "big"), self.jpeg[at + 2 :])), needed
 
 
+class Pixels:
+    """An image that was decoded before, with the same words as a `Picture`."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        """uint8 (height, width, 3)."""
+        self.array = pixels
+        self.size = (pixels.shape[1], pixels.shape[0])
+
+    def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]:
+        return self.array, 1
+
+
 @contextlib.contextmanager
 def pillow() -> Iterator[None]:
     """Whatever Pillow raises for a damaged file is an OSError."""
@@ -174,16 +186,24 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def read(path: str, transform: Callable[..., T], *more: Any) -> T:
-    """What `transform` makes of the picture at `path`, and of what `more` it takes.
+def read(path: str, transform: Callable[[Picture], T]) -> T:
+    """What `transform` makes of the picture at `path`.
 
     Raises:
         BrokenImageError: not an image, not a whole one, or not to be read.
     """
     try:
-        return transform(Picture(_content(path)), *more)
+        return transform(open_picture(path))
     except OSError as error:
         raise BrokenImageError(path, error) from None
+
+
+def open_picture(path: str) -> Picture:
+    """
+    Raises:
+        OSError: it cannot be read, or is not an image.
+    """
+    return Picture(_content(path))
 
 
 def _content(path: str) -> bytes:
@@ -201,7 +221,7 @@ def _content(path: str) -> bytes:
         os.close(file)
 
 
-def crop_resize(picture: Picture, box: Box, size: tuple[int, int], at: tuple[int, int], out: Tensor) -> None:
+def crop_resize(picture: "Picture | Pixels", box: Box, size: tuple[int, int], at: tuple[int, int], out: Tensor) -> None:
     """Cut `box` out of `picture`, resize it, antialiased, and write a part of that into `out`.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where the box stays at least as large as `size`; its edges then

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alexlab.data import decode
 from alexlab.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -43,9 +44,19 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def name(self, i: int) -> bytes:
+        """Of image i, relative to `root`."""
+        return self.names[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])]
+
     def path(self, i: int) -> str:
-        start = int(self.ends[i - 1]) if i else 0
-        return os.path.join(self.root, os.fsdecode(self.names[start : int(self.ends[i])]))
+        return os.path.join(self.root, os.fsdecode(self.name(i)))
+
+    def picture(self, i: int) -> decode.Picture:
+        """
+        Raises:
+            OSError: it cannot be read, or is not an image.
+        """
+        return decode.open_picture(self.path(i))
 
     def subset(self, keep: np.ndarray) -> "ImageIndex":
         """The images at the positions `keep` (int64), in that order."""

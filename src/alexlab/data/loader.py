@@ -75,14 +75,20 @@ class Loader:
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
-            threads = torch.get_num_threads()
-            ready = threading.Barrier(self.num_workers + 1)
-            self._threads = ThreadPoolExecutor(self.num_workers, "loader", _start_thread, (ready,))
-            for _ in range(self.num_workers):
-                self._threads.submit(int)
-            ready.wait()
-            torch.set_num_threads(threads)
+            self._threads = decoding_threads(self.num_workers)
         return self._threads
+
+
+def decoding_threads(count: int) -> ThreadPoolExecutor:
+    """Threads without threads of torch's own, which would multiply with them."""
+    before = torch.get_num_threads()
+    ready = threading.Barrier(count + 1)
+    pool = ThreadPoolExecutor(count, "loader", _start_thread, (ready,))
+    for _ in range(count):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(before)
+    return pool
 
 
 class _Begun:
@@ -112,8 +118,7 @@ def _done(broken: Broken) -> "Future[Broken]":
 
 
 def _start_thread(ready: threading.Barrier) -> None:
-    """torch's own threads would multiply with these. What is set here is this thread's, and also of threads that start
-    later, for which the caller puts it back."""
+    """What is set here is this thread's, and also of threads that start later, for which the caller puts it back."""
     torch.set_num_threads(1)
     torch.get_num_threads()  # without which the thread's first work would take the number that all have by then
     ready.wait()

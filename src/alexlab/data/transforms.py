@@ -60,24 +60,23 @@ class SampleTransform:
         """What it is in an epoch, counted from 0."""
         return _at(self, epoch) if self.sizes else self
 
-    def __call__(self, picture: decode.Picture, draws: Draws | None = None) -> Tensor:
+    def __call__(self, picture: "decode.Picture | decode.Pixels", draws: Draws | None = None) -> Tensor:
         """
         Args:
             draws: of this image; None for transforms that draw nothing.
         """
         out = torch.empty((1, self.image_size, self.image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        mirrored = self.write(picture, draws or Draws(0), out)
-        return out[0].flip(-1) if mirrored else out[0]
+        self.write(picture, draws or Draws(0), out)
+        return out[0]
 
-    def write(self, picture: decode.Picture, draws: Draws, out: Tensor) -> bool:
-        """Write the image into `out` (uint8 (1, 3, image_size, image_size) in channels-last memory); returns whether it
-        is to be mirrored, which takes less time for several at once."""
-        decode.crop_resize(picture, *self.cut(*picture.size, draws), out)
-        mirrored = self.flip > 0 and draws.uniform() < self.flip
+    def write(self, picture: "decode.Picture | decode.Pixels", draws: Draws, out: Tensor) -> None:
+        """Write the image into `out`: uint8 (1, 3, image_size, image_size) in channels-last memory."""
+        decode.crop_resize(picture, *self.cut(picture.size[0], picture.size[1], draws), out)
+        if self.flip > 0 and draws.uniform() < self.flip:
+            out.copy_(out.flip(-1))
         if self.policy != "none":
             pixels = out[0].permute(1, 2, 0).numpy()
             np.copyto(pixels, policies.apply(pixels, self.policy, self.policy_ops, self.policy_magnitude, draws))
-        return mirrored
 
     def cut(self, width: int, height: int, draws: Draws) -> Cut:
         """The part of a width x height image that is kept."""

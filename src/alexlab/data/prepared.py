@@ -1,0 +1,136 @@
+"""A folder that prepare.py has read once: images as JPEG or raw pixels, one after the other in a few large files.
+
+`prepared.json` is written last, so that its being there says that all is whole. Beside it lie a `SPLIT.npz` with arrays
+of where each image is, and the shards.
+"""
+
+import functools
+import hashlib
+import json
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexlab.data import decode
+from alexlab.errors import UserError
+
+VERSION = 1
+ABOUT = "prepared.json"
+ARRAYS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "ends")
+
+
+@dataclass(frozen=True)
+class PreparedIndex:
+    """The images of one split.
+
+    Attributes:
+        root: the prepared folder.
+        format: "jpeg" or "raw" (uint8 rows of RGB).
+        files: the shards.
+        classes: the class folders' names, sorted.
+        names: the source files' names, joined, as bytes; `arrays["ends"]` says where each ends.
+        arrays: (N,) each, see ARRAYS; `offsets` and `sizes` in bytes, heights and widths in pixels.
+        recipe: what the images were made with, for the fingerprint.
+    """
+
+    root: Path
+    format: str
+    files: tuple[Path, ...]
+    classes: tuple[str, ...]
+    names: bytes
+    arrays: dict[str, np.ndarray]
+    recipe: str
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self.arrays["targets"]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def path(self, i: int) -> str:
+        """Where image i is, for people: the source's name and the shard."""
+        ends = self.arrays["ends"]
+        name = os.fsdecode(self.names[int(ends[i - 1]) if i else 0 : int(ends[i])])
+        return f"{self.files[self.arrays['shards'][i]]}:{name}"
+
+    def picture(self, i: int) -> "decode.Picture | decode.Pixels":
+        """
+        Raises:
+            OSError: it cannot be read.
+        """
+        shard, offset, size = (int(self.arrays[key][i]) for key in ("shards", "offsets", "sizes"))
+        if self.format == "jpeg":
+            content = os.pread(self._files[shard], size, offset)
+            if len(content) < size:
+                raise OSError("its shard is shorter than it was")
+            return decode.Picture(content)
+        shape = (int(self.arrays["heights"][i]), int(self.arrays["widths"][i]), 3)
+        return decode.Pixels(np.frombuffer(self._maps[shard], np.uint8, size, offset).reshape(shape))
+
+    @functools.cached_property
+    def _files(self) -> list[int]:
+        return [os.open(path, os.O_RDONLY) for path in self.files]
+
+    @functools.cached_property
+    def _maps(self) -> list[mmap.mmap]:
+        # pages are read where they are used, in C, while other threads run; written to they would be this process's own
+        return [mmap.mmap(file, 0, access=mmap.ACCESS_COPY) for file in self._files]
+
+    def fingerprint(self) -> str:
+        """16 hex digits of names, targets, classes and how the images were made."""
+        digest = hashlib.sha256(self.names)
+        for key in ("ends", "targets", "heights", "widths"):
+            digest.update(self.arrays[key].tobytes())
+        digest.update("\0".join([*self.classes, self.recipe]).encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+
+def is_prepared(root: Path) -> bool:
+    return (root / ABOUT).is_file()
+
+
+def about(root: Path) -> dict[str, Any]:
+    """What prepare.py says of the folder.
+
+    Raises:
+        UserError: it was not prepared by this version.
+    """
+    try:
+        told = json.loads((root / ABOUT).read_text(encoding="utf-8"))
+        version = told["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{root / ABOUT} cannot be read ({error}): prepare the images anew with prepare.py.") from None
+    if version != VERSION:
+        raise UserError(f"{root} was prepared in form {version}, and this is for form {VERSION}: prepare it anew.")
+    return told
+
+
+def read(root: Path) -> dict[str, PreparedIndex]:
+    """The splits of a prepared folder.
+
+    Raises:
+        UserError: a part is missing, or shorter or longer than it was.
+    """
+    told = about(root)
+    splits = {}
+    for split, part in told["splits"].items():
+        files = []
+        for shard in part["shards"]:
+            path = root / shard["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                found = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
+                raise UserError(f"{path} {found}: copy it again, or remove {root / ABOUT} and run prepare.py again.")
+            files.append(path)
+        with np.load(root / f"{split}.npz", allow_pickle=False) as arrays:
+            held = {key: arrays[key] for key in ARRAYS}
+            names = arrays["names"].tobytes()
+        splits[split] = PreparedIndex(
+            root, told["format"], tuple(files), tuple(told["classes"]), names, held, json.dumps(told["recipe"])
+        )
+    return splits

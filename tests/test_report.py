@@ -1,0 +1,50 @@
+"""What a run tells of itself."""
+
+from pathlib import Path
+
+import pytest
+from conftest import TINY, command, summary_of
+
+from alexlab import report
+from alexlab.data.datamodule import ImageFolders
+from alexlab.data.transforms import SampleTransform
+
+
+def data_of(shapes: Path, workers: int, policy: str = "none") -> ImageFolders:
+    plain = SampleTransform(32)
+    return ImageFolders(str(shapes), 8, 0, SampleTransform(32, policy=policy), plain, num_workers=workers).read()
+
+
+def test_what_bounds_a_training_is_told_with_what_helps(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "cores", lambda: 8)
+    few = data_of(shapes, 2)
+    assert report.bound_by(0.1, few) == "bound by the device: it waited for images 10% of the time."
+    assert report.bound_by(0.43, few) == (
+        "bound by the input: the device waited for images 43% of the time; what would help: more threads "
+        f"(data.num_workers=8, here 2), or images prepared once (python prepare.py data.root={shapes} out=PATH)."
+    )
+    told = report.bound_by(0.43, data_of(shapes, 8, "trivial"))
+    assert "more threads" not in told
+    assert told.endswith("out=PATH), or a lighter augment than its policy.")
+
+
+def test_a_run_from_prepared_images_is_told_of_pixels(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for form, told in (
+        ("jpeg", "; what would help: images prepared as pixels (prepare.py with format=raw)."),
+        ("raw", "."),
+    ):
+        out = tmp_path / form
+        done = command("prepare.py", f"data.root={shapes}", f"out={out}", f"format={form}")
+        assert done.returncode == 0, done.stderr
+        assert report.bound_by(0.5, data_of(out, 99)).endswith(f"50% of the time{told}")
+
+
+def test_a_run_ends_with_it(shapes: Path, tmp_path: Path) -> None:
+    words = ["data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=1"]
+    done = command("train.py", *TINY, *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    wait = summary_of(tmp_path / "run")["data_wait"]
+    assert 0 < wait < 1
+    assert f"waited for images {wait:.0%} of the time" in done.stdout
