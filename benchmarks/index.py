@@ -76,7 +76,10 @@ def main() -> None:
             assert len(index) == args.files
         held = len(index.names) + index.ends.nbytes + index.targets.nbytes
         found: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in times.items()}
-        found |= {"scan / walk": round(found["scan"] / found["walk"], 2), "bytes an image": round(held / args.files, 1)}
+        found |= {
+            "scan / walk": round(found["scan"] / max(found["walk"], 1e-9), 2),
+            "bytes an image": round(held / args.files, 1),
+        }
         if args.torchvision:
             from torchvision.datasets import ImageFolder
 

@@ -74,6 +74,55 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, ending: str)
     assert np.array_equal(whole(path), expected)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("target", [16, 30, 60])
+def test_a_turned_picture_is_scaled_and_cropped_like_one_that_lies_so(
+    tmp_path: Path, orientation: int, target: int
+) -> None:
+    """Of sides that no scale divides: libjpeg rounds them up at the end, which turning makes the start."""
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = orientation
+    path = photo(tmp_path / "r.jpg", (505, 387), exif=exif, quality=95)
+    upright = ImageOps.exif_transpose(Image.open(path))
+    width, height = upright.size
+    ours = decode.read(str(path), SampleTransform(target, crop_ratio=1.0)).permute(1, 2, 0)
+    expected = v2.Compose([v2.Resize(target), v2.CenterCrop(target)])(upright)
+    assert difference(ours, expected) < 1.2, "a shift by a pixel makes 2"
+    left, top = 8, 16  # whole pixels of all scales, and a side of the stored picture
+    right, bottom = width if orientation in (1, 4, 5, 8) else width - 9, height - 8
+    out = torch.empty(1, target, target, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    picture = decode.Picture(path.read_bytes())
+    decode.crop_resize(picture, (left, top, right, bottom), (target, target), (0, 0), out)
+    box = (left, top, right, bottom)
+    expected = upright.resize((target, target), Image.Resampling.BILINEAR, box=box)
+    assert difference(out[0].permute(1, 2, 0), expected) < 2.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extent", [(1, 40), (40, 1), (1, 1)])
+def test_a_pixel_wide_and_turned(tmp_path: Path, orientation: int, extent: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = orientation
+    path = photo(tmp_path / "r.jpg", extent, exif=exif, quality=95)
+    assert np.array_equal(whole(path), np.asarray(ImageOps.exif_transpose(Image.open(path))))
+    assert decode.read(str(path), SampleTransform(8)).shape == (3, 8, 8)
+
+
+def test_exif_behind_the_frames_header(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = 6
+    raw = photo(tmp_path / "x.jpg", (64, 48), exif=exif).read_bytes()
+    start = raw.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(raw[start + 2 : start + 4], "big")
+    segment, without = raw[start:end], raw[:start] + raw[end:]
+    frame = without.index(b"\xff\xc0")
+    behind = frame + 2 + int.from_bytes(without[frame + 2 : frame + 4], "big")
+    (tmp_path / "x.jpg").write_bytes(without[:behind] + segment + without[behind:])
+    assert np.array_equal(
+        whole(tmp_path / "x.jpg"), np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.jpg")))
+    )
+
+
 def test_an_orientation_that_is_none_is_left_alone(tmp_path: Path) -> None:
     """As text, as some cameras write it, and out of range."""
     entries = [struct.pack("<HHI4s", 0x112, 2, 2, b"1\0\0\0"), struct.pack("<HHIHH", 0x112, 3, 1, 9, 0)]
@@ -221,10 +270,10 @@ def test_a_jpeg_is_held_once(tmp_path: Path) -> None:
     path = photo(tmp_path / "x.jpg", (1024, 1024), quality=90)
     out = torch.empty(1, 600, 600, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     transform = SampleTransform(600, crop_ratio=1.0)
-    decode.read(str(path), transform.write, Draws(0), out)
+    decode.read(str(path), lambda picture: transform.write(picture, Draws(0), out))
     tracemalloc.start()
     try:
-        decode.read(str(path), transform.write, Draws(0), out)
+        decode.read(str(path), lambda picture: transform.write(picture, Draws(0), out))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

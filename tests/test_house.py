@@ -15,15 +15,19 @@ LATER = {"alexlab.rules.check", "alexlab.run.fit", "alexlab.rules.EVAL_RULES", "
          "alexlab.rules.PREDICT_RULES", "alexlab.predict.predict",
          "alexlab.rules.FIGURES_RULES", "alexlab.redraw.redraw",
          "alexlab.rules.EXPORT_RULES", "alexlab.export.export",
-         "alexlab.rules.PREPARE_RULES", "alexlab.prepare.prepare"}  # after composing  # fmt: skip
-SCRIPTS = [ROOT / f"{name}.py" for name in ("train", "eval", "compare", "predict", "figures", "export", "prepare")]
+         "alexlab.rules.PREPARE_RULES", "alexlab.prepare.prepare",
+         "alexlab.rules.BENCHMARK_RULES", "alexlab.rules.RULES",
+         "alexlab.benchmark.benchmark"}  # after composing  # fmt: skip
+SCRIPTS = [
+    ROOT / f"{name}.py" for name in ("train", "eval", "compare", "predict", "figures", "export", "prepare", "benchmark")
+]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir", "figures", "plots", "data",
     "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "classifier", "loggers",
     "callbacks", "gallery", "trainer", "plan", "report", "resume", "run", "rank", "evaluate", "redraw", "compare",
-    "predict", "export", "prepare", "cli", "__init__",
+    "predict", "export", "prepare", "benchmark", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -31,9 +35,10 @@ STRANGERS = {"data": "models", "models": "data"}
 ONLY = {
     "hydra": {"cli", "instantiate"},
     "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "report", "resume", "run", "evaluate", "redraw", "compare", "predict", "export", "prepare", "cli"},
+                  "report", "resume", "run", "evaluate", "redraw", "compare", "predict", "export", "prepare",
+                  "benchmark", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer", "run",
-                          "report", "evaluate"},
+                          "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery"},
     "matplotlib": {"plots"},
     "timm": {"models"},

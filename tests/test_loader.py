@@ -19,6 +19,7 @@ from alexlab.data.index import ImageIndex, scan
 from alexlab.data.loader import AHEAD, PIECE, Loader
 from alexlab.data.sampler import EvalBatches, TrainBatches
 from alexlab.data.transforms import SampleTransform
+from alexlab.errors import UserError
 
 COUNT = 60
 
@@ -165,6 +166,24 @@ def test_a_broken_image_ends_the_pass_and_its_threads_go(tmp_path: Path) -> None
     gc.collect()  # the errors hold their frames
     for thread in threads:
         thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_threads_that_cannot_start_are_told(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those that could start do not wait for the others for ever."""
+    start, started = threading.Thread.start, []
+
+    def three(thread: threading.Thread) -> None:
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", three)
+    with pytest.raises(UserError, match=r"num_workers=5: the system starts no more threads \(can't start new thread\)"):
+        next(iter(loader(index, 5)))
+    for thread in started:
+        thread.join(30)
         assert not thread.is_alive()
 
 

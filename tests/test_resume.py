@@ -9,6 +9,10 @@ import pytest
 import torch
 from conftest import ROOT, TINY, command, summary_of, tiny_train
 
+from alexlab.errors import UserError
+from alexlab.models.zoo import alexnet_owt, load_but_head, timm_net, torchvision_net
+from alexlab.resume import check_function
+
 WORDS = ["scheduler=constant", "test=false", "trainer.limit_train_batches=null", "data.batch_size=8"]
 
 
@@ -237,14 +241,61 @@ def test_layers_that_are_others_are_refused(shapes: Path, tmp_path: Path) -> Non
         more = [*words, f"{key}={tmp_path / 'run'}", f"trainer.max_epochs={epochs}"]
         done = tiny_train(shapes, tmp_path / f"other-{key}", *more, "+model.net.lrn={k:1.0}")
         assert done.returncode == 2
-        told = rf"{key}=\S+: its network has LocalResponseNorm\(.*k=2.0.* where this one has LocalResponseNorm\(.*k=1.0"
+        told = rf"{key}=\S+: its network, model=alexnet, makes something else of an image with the same weights"
         assert re.search(told, done.stderr), done.stderr
-        assert "give its model=alexnet and its model.net.*" in done.stderr
-        done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}")
+        assert "give its model.net.*, which its run's config.yaml has." in done.stderr
+        done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}", "model.net.dropout=0.3")
         assert done.returncode == 0, done.stderr
+        assert command("eval.py", f"run={tmp_path / f'same-{key}'}", f"paths.logs={tmp_path}").returncode == 0
     done = command("eval.py", f"run={tmp_path / 'run'}", f"ckpt={tmp_path / 'same-init_from/checkpoints/best.ckpt'}")
     assert done.returncode == 2
     assert "best.ckpt is of a run with another model.net: give that run with run=PATH, or a checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "classes"),
+    [
+        ("test_convnext", {"drop_path_rate": 0.3}, 5),  # stochastic depth is no layer of its own when it evaluates
+        ("deit_tiny_distilled_patch16_224", {}, 2),  # two heads
+        ("test_vit", {"drop_rate": 0.5}, 2),
+    ],
+)
+def test_networks_that_are_the_same_but_for_what_may_differ(name: str, other: dict, classes: int) -> None:
+    source, net = timm_net(name, 5), timm_net(name, classes, **other)
+    state = source.state_dict()
+    load_but_head(net, state, keep_head=classes == 5, num_classes=classes)
+    size = source.pretrained_cfg["input_size"][-1]
+    check_function("init_from=x", found_of({"name": name}, state), net, size, same_classes=classes == 5)
+
+
+def test_heads_of_attention_are_in_no_weights_shape() -> None:
+    state = timm_net("test_vit", 5).state_dict()
+    for key in state:
+        if "qkv.weight" in key:  # as trained ones: at first attention is nearly even, however many heads there are
+            state[key] *= 20
+    net = timm_net("test_vit", 5, num_heads=4)
+    net.load_state_dict(state)
+    with pytest.raises(UserError, match="init_from=x: its network, model=test_vit, makes something else of an image"):
+        check_function("init_from=x", found_of({"name": "test_vit"}, state), net, 160, same_classes=True)
+
+
+def found_of(settings: dict, state: dict) -> dict:
+    """What a checkpoint of timm's network holds."""
+    model = {"name": settings["name"], "net": {"_target_": "alexlab.models.zoo.timm_net", **settings}}
+    return {
+        "alexlab": {"config": {"model": model}, "classes": ["a", "b", "c", "d", "e"]},
+        "state_dict": {f"net.{key}": value for key, value in state.items()},
+    }
+
+
+def test_torchvisions_alexnet_and_ours_take_each_others_weights() -> None:
+    source = torchvision_net("alexnet", 5)
+    ours = alexnet_owt(5)
+    ours.load_state_dict(source.state_dict())
+    model = {"name": "alexnet", "net": {"_target_": "alexlab.models.zoo.torchvision_net", "name": "alexnet"}}
+    found = found_of({"name": "x"}, source.state_dict())
+    found["alexlab"]["config"]["model"] = model
+    check_function("init_from=x", found, ours, 64, same_classes=True)
 
 
 def test_all_jobs_of_a_sweep_start_from_the_same_run(shapes: Path, tmp_path: Path) -> None:

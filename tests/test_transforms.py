@@ -57,3 +57,21 @@ def test_paper_crop_is_a_224_of_256() -> None:
 def test_center_crop_is_of_the_middle() -> None:
     assert SampleTransform(224).cut(256, 256, Draws(0)) == ((0, 0, 256, 256), (256, 256), (16, 16))
     assert SampleTransform(224).cut(300, 400, Draws(0)) == ((0, 0, 300, 400), (341, 256), (58, 16))
+
+
+@pytest.mark.parametrize("extent", [(40, 9000), (9001, 30), (4, 20_000), (100, 2000)])
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_a_strip_is_scaled_around_what_is_kept_alone(extent: tuple[int, int], crop: str) -> None:
+    for i in range(20):
+        cut = SampleTransform(224, crop).cut(*extent, Draws(1, i))
+        left, top, right, bottom = cut.box
+        assert 0 <= left < right <= extent[0]
+        assert 0 <= top < bottom <= extent[1]
+        assert max(cut.size) < 12 * 224, "and not 4,000 times"
+        assert all(0 <= at <= size - 224 for at, size in zip(cut.at, cut.size, strict=True))
+        long = 0 if extent[1] > extent[0] else 1
+        times = cut.size[long] / ((bottom - top), (right - left))[long]
+        assert times == pytest.approx(256 / min(extent), rel=0.02)
+        middle = (top, left)[long] + (cut.at[long] + 112) / times
+        slack = 0 if crop == "center" else 16 / times
+        assert abs(middle - max(extent) / 2) <= slack + 1 / times + 0.01 * 224 / times

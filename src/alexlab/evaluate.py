@@ -168,7 +168,7 @@ def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = 
     its = settings_of(config, run_dir)
     path = rundir.ckpt_of(run_dir, str(config.ckpt))
     found = checkpoint.load(path)
-    loading.check_own(found, its, path)
+    loading.check_own(found, its, path, run_dir)
     devices = find_devices(its)
     if devices.kind == "cpu":
         keep_memory()

@@ -15,6 +15,8 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 from alexlab.instantiate import build
 
+NO_MATTER = ("pretrained", "dropout", "init", "num_classes")  # keys of a network that its weights' use does not follow
+
 
 class EvalTransform:
     """An image, or the path of one -> float32 (3, S, S), cropped and normalized as in the run's own evaluation."""
@@ -73,7 +75,7 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
     config = config_of(run_dir)
     path = rundir.ckpt_of(run_dir, ckpt)
     found = checkpoint.load(path)
-    check_own(found, config, path)
+    check_own(found, config, path, run_dir)
     net = build(config.model.net, num_classes=len(found["alexlab"]["classes"]))
     checkpoint.load_net(net, found, path)
     m = config.model
@@ -81,12 +83,15 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
     return Trained(net.eval(), transform, readable_classes(found, config))
 
 
-def check_own(found: dict[str, Any], config: DictConfig, path: Path) -> None:
-    """Raises UserError where a checkpoint is of a network of other settings than those of a run with `config`."""
+def check_own(found: dict[str, Any], config: DictConfig, path: Path, run_dir: Path) -> None:
+    """Raises UserError where a checkpoint from elsewhere is of a network of other settings than those of the run."""
+    if path.resolve().parent == run_dir.resolve() / "checkpoints":
+        return
     theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
-    ours["net"].pop("pretrained", None)
-    theirs = {**theirs, "net": {key: value for key, value in theirs["net"].items() if key != "pretrained"}}
-    differ = [f"model.{key}" for key in ("mean", "std", "net") if theirs[key] != ours[key]]
+    differ = [f"model.{key}" for key in ("mean", "std") if theirs[key] != ours[key]]
+    nets = [{key: value for key, value in m["net"].items() if key not in NO_MATTER} for m in (theirs, ours)]
+    if nets[0] != nets[1]:
+        differ.append("model.net")
     if differ:
         raise UserError(
             f"ckpt={path} is of a run with another {' and '.join(differ)}: give that run with run=PATH, or a "

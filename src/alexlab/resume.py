@@ -1,7 +1,5 @@
 """Whether training can go on from a checkpoint."""
 
-import contextlib
-import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from alexlab import checkpoint, launch, rundir
 from alexlab import config as configs
@@ -17,7 +15,7 @@ from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.errors import UserError
 from alexlab.instantiate import build
-from alexlab.models.parts import head_of
+from alexlab.models.parts import heads_of
 from alexlab.models.zoo import load_but_head
 from alexlab.plan import Plan
 
@@ -45,35 +43,62 @@ def find_ckpt(config: DictConfig, key: str, ckpt: str) -> Path:
     return rundir.ckpt_of(rundir.find_run(named, Path(config.paths.logs), ckpt, key, besides), ckpt)
 
 
-def check_layers(key: str, found: dict[str, Any], net: nn.Module) -> None:
-    """Compare what no weight's shape tells: strides, paddings, how layers normalize; all but the head and dropout.
+def check_function(key: str, found: dict[str, Any], net: nn.Module, size: int, same_classes: bool) -> None:
+    """Compare what the checkpoint's network and `net`, which has its weights, make of an image: strides, paddings and
+    ways to normalize are in no weight's shape.
+
+    Args:
+        size: of the image in pixels.
+        same_classes: whether the logits must agree, or only what goes into the last layer.
 
     Raises:
-        UserError: the checkpoint's network has other layers.
+        UserError: they differ.
     """
     its = found["alexlab"]["config"]["model"]
-    settings = OmegaConf.create({**its["net"], **({"pretrained": False} if "pretrained" in its["net"] else {})})
-    classes = len(found["alexlab"]["classes"])
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.device("meta"):  # without memory for weights
-            theirs = build(settings, num_classes=classes)
-    except (UserError, RuntimeError, NotImplementedError):  # it works with numbers as it is made
-        theirs = build(settings, num_classes=classes)
-    pairs = itertools.zip_longest(_layers(theirs), _layers(net))
-    differ = next((pair for pair in pairs if pair[0] != pair[1]), None)
-    if differ is not None:
+        theirs = _told(_rebuilt(found, on="meta"), image, same_classes)
+    except Exception:  # it works with numbers as it is made, or keeps some that no checkpoint has
+        try:
+            theirs = _told(_rebuilt(found, on="cpu"), image, same_classes)
+        except Exception as error:
+            raise UserError(f"{key}: its network, model={its['name']}, cannot take {size} pixels ({error}).") from error
+    ours = _told(net, image, same_classes)
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
         raise UserError(
-            f"{key}: its network has {differ[0]} where this one has {differ[1]}: give its model={its['name']} and its "
-            "model.net.*, which its run's config.yaml has."
+            f"{key}: its network, model={its['name']}, makes something else of an image with the same weights (they do "
+            "not tell of strides, paddings or ways to normalize): give its model.net.*, which its run's config.yaml "
+            "has."
         )
 
 
-def _layers(net: nn.Module) -> list[str]:
-    head = None
-    with contextlib.suppress(UserError):
-        head = head_of(net)
-    parts = [part for part in net.modules() if not any(True for _ in part.children())]
-    return [repr(part) for part in parts if part is not head and not isinstance(part, nn.Dropout | nn.Identity)]
+def _rebuilt(found: dict[str, Any], on: str) -> nn.Module:
+    """The checkpoint's network with its weights; on "meta" without making others first."""
+    settings = OmegaConf.create(found["alexlab"]["config"]["model"]["net"])
+    if "pretrained" in settings:
+        settings.pretrained = False
+    with torch.device(on):
+        net = build(settings, num_classes=len(found["alexlab"]["classes"]))
+    state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
+    net.load_state_dict(state, assign=on == "meta")
+    return net
+
+
+@torch.no_grad()
+def _told(net: nn.Module, image: Tensor, logits: bool) -> Tensor:
+    """The logits of an image (1, 3, S, S), or what the last layers get of it."""
+    given: list[Tensor] = []
+    hooks = (
+        [] if logits else [head.register_forward_pre_hook(lambda _, x: given.append(x[0])) for head in heads_of(net)]
+    )
+    training = net.training
+    try:
+        told = net.eval()(image).float()
+    finally:
+        net.train(training)
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([part.float().flatten() for part in given]) if given else told
 
 
 def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> None:
@@ -98,7 +123,7 @@ def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> No
     except ValueError as error:
         its = found["alexlab"]["config"]["model"]["name"]
         raise UserError(f"init_from={path}: {error} Its run had model.name={its}.") from error
-    check_layers(f"init_from={path}", found, net)
+    check_function(f"init_from={path}", found, net, config.data.image_size, same)
     theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
     words = [f"model.{key}={theirs[key]}".replace(" ", "") for key in ("mean", "std") if theirs[key] != ours[key]]
     if words:
@@ -146,10 +171,10 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
     path = Path(config.ckpt_path)
     found = checkpoint.load(path)
     checkpoint.load_net(model.net, found, path)
-    check_layers(f"ckpt_path={path}", found, model.net)
     if "optimizer_states" not in found:
         raise UserError(f"ckpt_path={path} holds weights alone, and training cannot go on from it: give last.ckpt.")
     checkpoint.check_classes(found, data.classes, data.root)
+    check_function(f"ckpt_path={path}", found, model.net, config.data.image_size, same_classes=True)
     if not found["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]:
         raise UserError(
             f"ckpt_path={path} was saved in the middle of epoch {found['epoch'] + 1}, where trainer.max_steps ended "

@@ -242,6 +242,7 @@ PREPARE_RULES: dict[str, Rule] = {
     "shard_mb": ABOVE_0,
     "num_workers": _or_null(COUNT),
 }
+BENCHMARK_RULES: dict[str, Rule] = {"seconds": ABOVE_0, "format": _one_of("table", "json")}
 COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
 
 _ABSENT = object()

@@ -77,7 +77,9 @@ class ImageDataset:
                 if self.on_error == "raise":
                     raise found from None
                 broken.append((row, found.what))
-            except MemoryError:
+            except (MemoryError, RuntimeError) as error:  # torch's own way to say so
+                if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+                    raise
                 raise UserError(
                     f"{self.index.path(i)} needs more memory to be decoded than there is: make it smaller."
                 ) from None

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from alexlab.errors import UserError
@@ -24,6 +24,7 @@ T = TypeVar("T")
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 ORIENTATION = 0x0112  # the EXIF tag
+MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # of its values, once 5 to 8 have rows and columns exchanged
 USUAL = 2**18  # bytes: most files have less
 BLOCK = 16  # the most rows that a JPEG's blocks of all three colours take
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
@@ -57,6 +58,7 @@ class Picture:
 
     Attributes:
         size: (width, height) in pixels, as a viewer shows it, that is, after the EXIF rotation.
+        orientation: of what is stored, 1 to 8 as in EXIF.
     """
 
     def __init__(self, source: "bytes | Image.Image") -> None:
@@ -78,11 +80,11 @@ class Picture:
         self.size = self.stored[::-1] if self.orientation >= 5 else self.stored
 
     def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]:
-        """uint8 (height, width, 3), and the factor by which it is smaller.
+        """uint8 (height, width, 3) as they are stored, not yet turned; and the factor by which they are smaller.
 
         Args:
             factor: 1, 2, 4 or 8; what is not a plain JPEG stays as large as it is, with factor 1.
-            bottom: rows of the picture that are needed; more may come. None is all.
+            bottom: stored rows that are needed; more may come. None is all.
 
         Raises:
             OSError: it is not a whole image.
@@ -94,12 +96,12 @@ class Picture:
                 pixels = simplejpeg.decode_jpeg(
                     jpeg, "RGB", min_height=height, min_width=width, min_factor=factor, strict=jpeg is self.jpeg
                 )
-                return _turned(pixels, self.orientation), factor
+                return pixels, factor
             except ValueError:  # it is cut off or worse, or has mere blemishes: Pillow tells
                 with pillow():
                     self.image = Image.open(io.BytesIO(self.jpeg))
         with pillow():
-            return np.array(_rgb(ImageOps.exif_transpose(self.image))), 1
+            return np.array(_rgb(self.image)), 1
 
     def _top(self, bottom: int | None) -> tuple[bytes, int]:
         """The JPEG with a header that tells of no more rows than are needed, and their number.
@@ -108,7 +110,7 @@ class Picture:
         which the smoothing of colours looks at. It cannot tell whether the file is whole, which its last bytes must.
         """
         rows = self.stored[1]
-        if bottom is None or self.orientation > 2 or b"\xff\xd9" not in self.jpeg[-64:]:
+        if bottom is None or b"\xff\xd9" not in self.jpeg[-64:]:
             return self.jpeg, rows
         needed = -(-bottom // BLOCK) * BLOCK + BLOCK
         if needed >= rows:
@@ -122,7 +124,7 @@ class Pixels:
 
     def __init__(self, pixels: np.ndarray) -> None:
         """uint8 (height, width, 3)."""
-        self.array = pixels
+        self.array, self.orientation = pixels, 1
         self.size = (pixels.shape[1], pixels.shape[0])
 
     def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]:
@@ -152,38 +154,50 @@ def plain_jpeg(encoded: bytes) -> tuple[tuple[int, int], int, int] | None:
 
     Walks over the segments before the pixels: 3 microseconds, where Pillow's open takes 60.
     """
-    at, orientation = 2, 1
+    at, orientation, frame = 2, 1, 0
     try:
         if encoded[:2] != b"\xff\xd8":
             return None
         while encoded[at] == 0xFF:
             kind, length = encoded[at + 1], encoded[at + 2] << 8 | encoded[at + 3]
             if kind in FRAMES:
-                height, width = encoded[at + 5] << 8 | encoded[at + 6], encoded[at + 7] << 8 | encoded[at + 8]
-                plain = encoded[at + 4] == 8 and encoded[at + 9] in (1, 3) and width and height
-                limit = Image.MAX_IMAGE_PIXELS
-                known = plain and (limit is None or width * height <= 2 * limit)
-                return ((width, height), orientation, at) if known else None
-            if kind == 0xE1:  # EXIF or XMP
+                frame = at
+            elif kind == 0xDA:  # the pixels
+                break
+            elif kind == 0xE1:  # EXIF or XMP
                 told = encoded[at + 4 : at + 2 + length]
                 if b"\x01\x12" in told or b"\x12\x01" in told or b"tiff:Orientation" in told:
                     with pillow(), Image.open(io.BytesIO(encoded)) as image:
                         orientation = orientation_of(image)
             at += 2 + length
+        if not frame or encoded[at + 1] != 0xDA:
+            return None
     except IndexError:
-        pass
-    return None
+        return None
+    height, width = (encoded[frame + n] << 8 | encoded[frame + n + 1] for n in (5, 7))
+    plain = encoded[frame + 4] == 8 and encoded[frame + 9] in (1, 3) and width and height
+    limit = Image.MAX_IMAGE_PIXELS
+    known = plain and (limit is None or width * height <= 2 * limit)
+    return ((width, height), orientation, frame) if known else None
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Stored pixels (H, W, 3) as a viewer shows them (EXIF 2.32, tag Orientation: 1 to 8)."""
+def _stored(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """Where a box of the picture that a viewer shows, of (width, height) `size`, lies in what is stored."""
+    left, top, right, bottom = box
+    if orientation in MIRRORED:
+        left, right = size[0] - right, size[0] - left
+    if orientation in UPSIDE_DOWN:
+        top, bottom = size[1] - bottom, size[1] - top
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
+
+
+def _turned(images: Tensor, orientation: int) -> Tensor:
+    """Stored images (B, 3, H, W) as a viewer shows them (EXIF 2.32, tag Orientation: 1 to 8)."""
     if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+        images = images.transpose(2, 3)
+    if orientation in UPSIDE_DOWN:
+        images = images.flip(2)
+    return images.flip(3) if orientation in MIRRORED else images
 
 
 def read(path: str, transform: Callable[[Picture], T]) -> T:
@@ -233,21 +247,23 @@ def crop_resize(picture: "Picture | Pixels", box: Box, size: tuple[int, int], at
         at: (top, left) in it of the part that is kept.
         out: uint8 (1, 3, H, W) in channels-last memory.
     """
-    left, top, right, bottom = box
+    turn = picture.orientation
+    left, top, right, bottom = _stored(box, picture.size, turn)
+    high, wide = size[::-1] if turn >= 5 else size
     wanted = 1
-    while wanted < 8 and right - left >= 2 * wanted * size[1] and bottom - top >= 2 * wanted * size[0]:
+    while wanted < 8 and right - left >= 2 * wanted * wide and bottom - top >= 2 * wanted * high:
         wanted *= 2
     pixels, factor = picture.pixels(wanted, bottom)
     x, y = round(left / factor), round(top / factor)
     part = pixels[None, y : y - (top - bottom) // factor, x : x - (left - right) // factor]  # rounded up
     source = torch.from_numpy(part.transpose(0, 3, 1, 2))
     # exact, so that what was rounded does not stretch the picture
-    scales = (size[0] * factor / (bottom - top), size[1] * factor / (right - left))
+    scales = (high * factor / (bottom - top), wide * factor / (right - left))
     rows, columns = out.shape[-2:]
-    if size == (rows, columns):
+    if turn == 1 and size == (rows, columns):
         _resize(source, size, False, *scales, out=out)
         return
-    resized = _resize(source, size, False, *scales)
+    resized = _turned(_resize(source, (high, wide), False, *scales), turn)
     out.copy_(resized[..., at[0] : at[0] + rows, at[1] : at[1] + columns])
 
 

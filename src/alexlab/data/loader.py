@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Sampler
 
 from alexlab.data.dataset import Batch, Broken, ImageDataset, Key
+from alexlab.errors import UserError
 
 PIECE = 8  # images at most that a thread takes at once
 AHEAD = 3  # batches at least that are begun before they are asked for
@@ -80,14 +81,26 @@ class Loader:
 
 
 def decoding_threads(count: int) -> ThreadPoolExecutor:
-    """Threads without threads of torch's own, which would multiply with them."""
+    """Threads without threads of torch's own, which would multiply with them.
+
+    Raises:
+        UserError: the system starts no more threads.
+    """
     before = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
     pool = ThreadPoolExecutor(count, "loader", _start_thread, (ready,))
-    for _ in range(count):
-        pool.submit(int)
-    ready.wait()
-    torch.set_num_threads(before)
+    try:
+        for _ in range(count):
+            pool.submit(int)
+        ready.wait()
+    except RuntimeError as error:
+        ready.abort()  # those that did start would wait for ever
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise UserError(
+            f"num_workers={count}: the system starts no more threads ({error}): give a lower number."
+        ) from None
+    finally:
+        torch.set_num_threads(before)
     return pool
 
 

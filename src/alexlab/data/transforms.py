@@ -16,6 +16,7 @@ from torch import Tensor
 from alexlab.data import decode, policies
 from alexlab.data.draws import Draws
 
+LONG = 8  # times what the net sees
 TRIES = 10  # torchvision's, before a random resized crop takes the middle
 
 
@@ -90,7 +91,24 @@ class SampleTransform:
             top, left = (round((edge - short) / 2) + draws.below(short - side + 1) for edge in size)
         else:
             top, left = (round((edge - side) / 2) for edge in size)
+        if max(size) > LONG * side:
+            return _middle_of_long(width, height, size, (top, left), side)
         return Cut((0, 0, width, height), size, (top, left))
+
+
+def _middle_of_long(width: int, height: int, size: tuple[int, int], at: tuple[int, int], side: int) -> Cut:
+    """Of an image many times as long as it is wide the part around what is kept alone, to half a pixel: scaled as a
+    whole, a strip of 4 x 20,000 pixels would take a gigabyte."""
+    axis = 0 if height > width else 1
+    source = (height, width)[axis]
+    times = size[axis] / source
+    first = max(0, math.floor(at[axis] / times) - 2)
+    last = min(source, math.ceil((at[axis] + side) / times) + 2)
+    long = max(side, round((last - first) * times))
+    within = min(long - side, max(0, round(at[axis] - first * times)))
+    if axis == 0:
+        return Cut((0, first, width, last), (long, size[1]), (within, at[1]))
+    return Cut((first, 0, last, height), (size[0], long), (at[0], within))
 
 
 def random_box(

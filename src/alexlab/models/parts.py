@@ -28,6 +28,16 @@ def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
     return head
 
 
+def heads_of(net: nn.Module, num_classes: int | None = None) -> tuple[nn.Module, ...]:
+    """`head_of`, or the several classifiers that timm tells of.
+
+    Raises:
+        UserError: as `head_of`.
+    """
+    several = getattr(net, "get_classifier", lambda: None)()
+    return several if isinstance(several, tuple) else (head_of(net, num_classes),)
+
+
 def _last_layer(net: nn.Module) -> "nn.Linear | nn.Conv2d":
     told: Any = getattr(net, "get_classifier", None)
     if told is not None and isinstance(told(), nn.Linear | nn.Conv2d):

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from alexlab.models.alexnet import AlexNet
-from alexlab.models.parts import head_of
+from alexlab.models.parts import heads_of
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of googlenet and inception_v3 that train alone
 
@@ -87,8 +87,7 @@ def load_but_head(
         UserError: there is no such last layer.
     """
     own = net.state_dict()
-    several = getattr(net, "get_classifier", lambda: None)()
-    layers = several if isinstance(several, tuple) else (head_of(net, num_classes),)
+    layers = heads_of(net, num_classes)
     heads = {
         f"{name}.{key}" for name, part in net.named_modules() if part in layers for key, _ in part.named_parameters()
     }
