@@ -100,7 +100,7 @@ def test_overfitting_sees_the_same_batches_again(folder: Path, tmp_path: Path) -
 
 def test_workers_default_to_the_cores_shared_by_the_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alexlab.data.datamodule.cores", lambda: 16)
-    assert data_of(folder, None).num_workers == 16  # type: ignore[arg-type]
+    assert data_of(folder, None).num_workers == 12, "more than Python's lock lets work"  # type: ignore[arg-type]
     assert data_of(folder, None, local_world_size=8).num_workers == 2  # type: ignore[arg-type]
     assert data_of(folder, None, local_world_size=32).num_workers == 1  # type: ignore[arg-type]
 

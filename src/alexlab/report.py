@@ -15,7 +15,7 @@ from rich.table import Table
 from alexlab import rundir
 from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
-from alexlab.data.datamodule import ImageFolders, cores
+from alexlab.data.datamodule import MOST_THREADS, ImageFolders, cores
 from alexlab.data.index import ImageIndex
 from alexlab.plan import Plan
 from alexlab.trainer import Devices, choose_precision
@@ -108,7 +108,7 @@ def bound_by(wait: float, data: ImageFolders) -> str:
     if wait < MUCH:
         return f"bound by the device: it waited for images {wait:.0%} of the time."
     more = []
-    free = max(1, cores() // data.local_world_size)
+    free = min(MOST_THREADS, max(1, cores() // data.local_world_size))
     if data.num_workers < free:
         more.append(f"more threads (data.num_workers={free}, here {data.num_workers})")
     train = data.splits["train"]

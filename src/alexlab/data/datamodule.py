@@ -17,6 +17,7 @@ from alexlab.data.sampler import EvalBatches, InTurn, TrainBatches
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 
+MOST_THREADS = 12  # by default: more are slower, by Python's lock (benchmarks/threads.py)
 SPLITS = ("train", "val", "test")
 Index = ImageIndex | PreparedIndex
 
@@ -29,7 +30,8 @@ class ImageFolders(pl.LightningDataModule):
         root: holds train/, val/ and perhaps test/, each with a folder a class; or, with val_fraction, class folders; or
             what prepare.py made of them.
         batch_size: global: images a step over all devices; must divide by their number.
-        num_workers: threads a device that decode; None takes the cores at hand, shared among this machine's devices.
+        num_workers: threads a device that decode; None takes the cores at hand, shared among this machine's
+            devices, and at most MOST_THREADS.
         val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
         num_classes: None, or the number that the folder must hold.
         on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
@@ -68,7 +70,8 @@ class ImageFolders(pl.LightningDataModule):
         self.expected_classes, self.on_error, self.demo_seed, self.idx = num_classes, on_error, demo_seed, idx
         self.class_names, self.kept = class_names, kept
         self.world_size, self.local_world_size = world_size, local_world_size
-        self.num_workers = max(1, cores() // local_world_size) if num_workers is None else num_workers
+        shared = max(1, cores() // local_world_size)
+        self.num_workers = min(MOST_THREADS, shared) if num_workers is None else num_workers
         self.splits: dict[str, Index] = {}
         self._readable: list[str] | None = None
 

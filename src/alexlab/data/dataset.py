@@ -1,5 +1,6 @@
 """Images of the index -> rows of a batch, uint8, each cropped by (seed, epoch, index)."""
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -60,8 +61,11 @@ class ImageDataset:
         side = self.transform.at(keys[0][1]).image_size if keys else 1
         return torch.empty((len(keys), side, side, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
-    def fill(self, keys: Sequence[Key], images: Tensor) -> Broken:
+    def fill(self, keys: Sequence[Key], images: Tensor, stop: threading.Event | None = None) -> Broken:
         """Write each key's image into its row of `images`; returns those that are broken, whose rows hold anything.
+
+        Args:
+            stop: leaves the rest as it is once it is set.
 
         Raises:
             BrokenImageError: a broken image, unless such are skipped.
@@ -70,6 +74,8 @@ class ImageDataset:
         broken: Broken = []
         rows = images.split(1)
         for row, (i, epoch) in enumerate(keys):
+            if stop is not None and stop.is_set():
+                break
             try:
                 self.transform.at(epoch).write(self.index.picture(i), Draws(self.seed, epoch, i), rows[row])
             except OSError as error:

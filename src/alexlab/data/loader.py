@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from alexlab.data.dataset import Batch, Broken, ImageDataset, Key
 from alexlab.errors import UserError
 
-PIECE = 8  # images at most that a thread takes at once
+PIECE = 32  # images at most that a thread takes at once
 AHEAD = 3  # batches at least that are begun before they are asked for
 
 # Python waits for an executor's threads when it ends, and these for all that was begun. Its own hook for that is called
@@ -121,7 +121,7 @@ class _Begun:
 
 
 def _fill(dataset: ImageDataset, keys: Sequence[Key], images: torch.Tensor) -> Broken:
-    return [] if _ending.is_set() else dataset.fill(keys, images)
+    return dataset.fill(keys, images, _ending)
 
 
 def _done(broken: Broken) -> "Future[Broken]":
