@@ -94,8 +94,9 @@ def test_raw_pixels_are_torchvisions(photos: Path, tmp_path: Path, square: bool)
             expected = _upright(source) if small else v2.functional.resize(_upright(source), [100])
             expected = v2.functional.center_crop(expected, [100, 100]) if square else expected
         assert pixels(train, i).shape == np.asarray(expected).shape
-        large = name.endswith("3.jpg")  # decoded at half its scale
-        assert np.abs(pixels(train, i).astype(float) - np.asarray(expected)).mean() < (2 if large else 0.05)
+        # decoded at half its scale, and turned after it was scaled, which rounds the other way round
+        most = {"3.jpg": 2.0, "5.jpg": 0.2}.get(name[-5:], 0.05)
+        assert np.abs(pixels(train, i).astype(float) - np.asarray(expected)).mean() < most
 
 
 @pytest.mark.parametrize("form", ["jpeg", "raw"])
@@ -141,7 +142,7 @@ def test_a_folder_is_split_as_in_training(photos: Path, tmp_path: Path) -> None:
         folder = trained.splits[split]
         assert [str(photos / "train" / name) for name in names(index)] == [folder.path(i) for i in range(len(folder))]
     again = ImageFolders(str(tmp_path / "out"), 1, 4, plain, plain, val_fraction=0.3)
-    with pytest.raises(UserError, match=r"val_fraction=0.3, .* was split when it was prepared: leave them out here"):
+    with pytest.raises(UserError, match=r"val_fraction=0.3, .* were split when they were prepared: leave them out"):
         again.read()
 
 

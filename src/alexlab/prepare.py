@@ -24,9 +24,9 @@ from rich.progress import Progress
 
 from alexlab import rundir
 from alexlab.data import decode, prepared
-from alexlab.data.datamodule import ImageFolders, cores
-from alexlab.data.index import ImageIndex
+from alexlab.data.datamodule import ImageFolders, Index, cores
 from alexlab.data.loader import decoding_threads
+from alexlab.data.prepared import PreparedIndex
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import RunFailedError, UserError
 
@@ -85,7 +85,6 @@ def prepare(config: DictConfig) -> None:
     began, splits, broken = time.monotonic(), {}, dict[str, str]()
     threads = cores() if config.num_workers is None else max(1, config.num_workers)
     for split, index in data.splits.items():
-        assert isinstance(index, ImageIndex)
         splits[split], gone = write_split(out, split, index, recipe, round(config.shard_mb * 1e6), threads)
         broken |= gone
     for split, part in splits.items():
@@ -159,7 +158,7 @@ def check_whole(out: Path) -> None:
 
 
 def write_split(
-    out: Path, split: str, index: ImageIndex, recipe: Recipe, shard_bytes: int, threads: int
+    out: Path, split: str, index: Index, recipe: Recipe, shard_bytes: int, threads: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the shards that are not there yet; returns what prepared.json says of the split, and the broken files."""
     parts: list[dict[str, np.ndarray]] = []
@@ -193,7 +192,7 @@ def write_split(
     return {"images": len(joined["targets"]), "shards": [s for s in shards if s["bytes"]]}, broken
 
 
-def in_order(pool: ThreadPoolExecutor, index: ImageIndex, recipe: Recipe, first: int, ahead: int) -> Iterator[Image]:
+def in_order(pool: ThreadPoolExecutor, index: Index, recipe: Recipe, first: int, ahead: int) -> Iterator[Image]:
     waiting: deque[Future[Image]] = deque()
     for i in range(first, len(index)):
         waiting.append(pool.submit(convert, index, i, recipe))
@@ -204,7 +203,7 @@ def in_order(pool: ThreadPoolExecutor, index: ImageIndex, recipe: Recipe, first:
 
 
 def write_shard(
-    out: Path, split: str, number: int, index: ImageIndex, images: Iterator[Image], first: int, most: int, advance: Any
+    out: Path, split: str, number: int, index: Index, images: Iterator[Image], first: int, most: int, advance: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str], int]:
     """One shard from image `first` on: what to say of it, its arrays, the broken files, and the next image."""
     name = f"{split}-{number:05d}.shard"
@@ -243,22 +242,21 @@ def write_shard(
     return {"file": name, "bytes": written, "sha256": digest.hexdigest()}, part, broken, i
 
 
-def convert(index: ImageIndex, i: int, recipe: Recipe) -> Image:
+def convert(index: Index, i: int, recipe: Recipe) -> Image:
     """Image i as it is written."""
-    path = index.path(i)
     try:
-        content = Path(path).read_bytes()
-        picture = decode.Picture(content)
+        picture = index.picture(i)
         width, height = picture.size
         size, (top, left), kept = fitted(width, height, recipe)
         whole = (size, kept) == ((height, width), (height, width))
-        if recipe.format == "jpeg" and whole and picture.jpeg and picture.orientation == 1:
+        jpeg = isinstance(picture, decode.Picture) and picture.orientation == 1 and picture.jpeg
+        if recipe.format == "jpeg" and whole and jpeg:
             picture.pixels()  # whether it is whole
-            return Image(content, height, width, (height, width))
+            return Image(jpeg, height, width, (height, width))
         out = torch.empty((1, *kept, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         decode.crop_resize(picture, (0, 0, width, height), size, (top, left), out)
     except OSError as error:
-        return Image(broken=decode.BrokenImageError(path, error).what)
+        return Image(broken=decode.BrokenImageError(index.path(i), error).what)
     pixels = out[0].permute(1, 2, 0).numpy()
     if recipe.format == "jpeg":
         content = simplejpeg.encode_jpeg(pixels, recipe.quality, "RGB", "420")
@@ -310,9 +308,15 @@ class told_progress:  # noqa: N801, used as a function
             )  # fmt: skip
 
 
+def bytes_of(index: Index) -> int:
+    if isinstance(index, PreparedIndex):  # of archives
+        return int(index.arrays["sizes"].sum())
+    return sum(Path(index.path(i)).stat().st_size for i in range(len(index)))
+
+
 def show(out: Path, told: dict[str, Any], data: ImageFolders, seconds: float) -> None:
     """Counts, classes that a split lacks, and the space that is saved."""
-    before = sum(Path(index.path(i)).stat().st_size for index in data.splits.values() for i in range(len(index)))
+    before = sum(bytes_of(index) for index in data.splits.values())
     after = sum(shard["bytes"] for part in told["splits"].values() for shard in part["shards"])
     for split, part in told["splits"].items():
         print(f"{split}: {part['images']:,} of {len(data.splits[split]):,} images in {len(part['shards'])} shards")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from alexlab.data import demo, fashion_mnist, names, prepared
+from alexlab.data import archives, demo, fashion_mnist, names, prepared
 from alexlab.data import index as folder_index
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.index import ImageIndex
@@ -28,7 +28,7 @@ class ImageFolders(pl.LightningDataModule):
 
     Args:
         root: holds train/, val/ and perhaps test/, each with a folder a class; or, with val_fraction, class folders; or
-            what prepare.py made of them.
+            what prepare.py made of them; or ImageNet's archives.
         batch_size: global: images a step over all devices; must divide by their number.
         num_workers: threads a device that decode; None takes the cores at hand, shared among this machine's
             devices, and at most MOST_THREADS.
@@ -89,6 +89,9 @@ class ImageFolders(pl.LightningDataModule):
             fashion_mnist.write_fashion_mnist(self.root, self.idx)
         if prepared.is_prepared(self.root):
             self.splits = self._read_prepared()
+        elif archives.is_archives(self.root):
+            self._not_split("are ImageNet's archives, with a split of their own")
+            self.splits = {**archives.read(self.root)}
         else:
             self.splits = {**(self._read_splits() if (self.root / "train").is_dir() else self._read_one_folder())}
         train = self.splits["train"]
@@ -100,14 +103,17 @@ class ImageFolders(pl.LightningDataModule):
         return self
 
     def _read_prepared(self) -> dict[str, Index]:
-        if self.val_fraction is not None or self.test_fraction > 0:
-            raise UserError(
-                f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: {self.root} was "
-                "split when it was prepared: leave them out here, and give them to prepare.py."
-            )
+        self._not_split("were split when they were prepared")
         if self._readable is None and self.class_names is None:
             self._readable = prepared.about(self.root)["readable_classes"]
         return {**prepared.read(self.root)}
+
+    def _not_split(self, why: str) -> None:
+        if self.val_fraction is not None or self.test_fraction > 0:
+            raise UserError(
+                f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: the images of "
+                f"{self.root} {why}: leave them out."
+            )
 
     def _read_splits(self) -> dict[str, ImageIndex]:
         if self.val_fraction is not None or self.test_fraction > 0:
@@ -135,6 +141,9 @@ class ImageFolders(pl.LightningDataModule):
         """
         if prepared.is_prepared(self.root):
             self.splits = {**prepared.read(self.root)}
+            return self
+        if archives.is_archives(self.root):
+            self.splits = {"val": archives.read(self.root)["val"]}
             return self
         name = next((name for name in ("test", "val") if (self.root / name).is_dir()), None)
         self.splits = {name or "test": self._scan(self.root / name if name else self.root)}

@@ -52,11 +52,14 @@ class PreparedIndex:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def path(self, i: int) -> str:
-        """Where image i is, for people: the source's name and the shard."""
+    def name(self, i: int) -> bytes:
+        """Of image i's source, relative to its folder."""
         ends = self.arrays["ends"]
-        name = os.fsdecode(self.names[int(ends[i - 1]) if i else 0 : int(ends[i])])
-        return f"{self.files[self.arrays['shards'][i]]}:{name}"
+        return self.names[int(ends[i - 1]) if i else 0 : int(ends[i])]
+
+    def path(self, i: int) -> str:
+        """Where image i is, for people: the shard and the source's name."""
+        return f"{self.files[self.arrays['shards'][i]]}:{os.fsdecode(self.name(i))}"
 
     def picture(self, i: int) -> "decode.Picture | decode.Pixels":
         """
