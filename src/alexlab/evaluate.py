@@ -168,7 +168,6 @@ def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = 
     its = settings_of(config, run_dir)
     path = rundir.ckpt_of(run_dir, str(config.ckpt))
     found = checkpoint.load(path)
-    loading.check_own(found, its, path, run_dir)
     devices = find_devices(its)
     if devices.kind == "cpu":
         keep_memory()
@@ -181,6 +180,7 @@ def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = 
     pl.seed_everything(its.seed, verbose=False)
     model = run.build_model(its, data, devices.kind)
     checkpoint.load_net(model.net, found, path)
+    loading.check_own(found, its, path, run_dir)
     if its.compile:
         model.net.compile()
     if config.get("crops") == 10:

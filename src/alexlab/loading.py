@@ -75,9 +75,9 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
     config = config_of(run_dir)
     path = rundir.ckpt_of(run_dir, ckpt)
     found = checkpoint.load(path)
-    check_own(found, config, path, run_dir)
     net = build(config.model.net, num_classes=len(found["alexlab"]["classes"]))
     checkpoint.load_net(net, found, path)
+    check_own(found, config, path, run_dir)
     m = config.model
     transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, list(m.mean), list(m.std))
     return Trained(net.eval(), transform, readable_classes(found, config))
