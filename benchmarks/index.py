@@ -1,4 +1,5 @@
-"""The index of a large folder: read cold and recalled, beside a bare os.scandir walk and torchvision's ImageFolder.
+"""The index of a large folder: read cold and recalled, beside a bare os.scandir walk and torchvision's ImageFolder; and
+which images a pass begins with that starts late in its epoch.
 
 python benchmarks/index.py [--files 1281167] [--classes 1000] [--rounds 3] [--torchvision]
 
@@ -21,6 +22,7 @@ import psutil
 
 from alexlab.data.index import scan
 from alexlab.data.index_cache import scan_or_recall
+from alexlab.data.sampler import TrainBatches
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, kept = Path(folder, "images"), Path(folder, "kept")
         make(root, args.files, args.classes)
-        times: dict[str, list[float]] = {"walk": [], "scan": [], "recall": []}
+        times: dict[str, list[float]] = {"walk": [], "scan": [], "recall": [], "late start": []}
         assert walk(root) == args.files  # the system's cache of names is warm for all
         time.sleep(2.5)  # an index of a folder that has just changed is not kept
         scan_or_recall(root, None, kept)
@@ -74,6 +76,9 @@ def main() -> None:
             seconds, _, index = timed(lambda: scan_or_recall(root, None, kept))
             times["recall"].append(seconds)
             assert len(index) == args.files
+            late = TrainBatches(len(index), min(256, len(index)), seed=0)
+            late.skip = len(late) * 4 // 5
+            times["late start"].append(timed(lambda late=late: next(iter(late), None))[0])  # type: ignore[misc]
         held = len(index.names) + index.ends.nbytes + index.targets.nbytes
         found: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in times.items()}
         found |= {

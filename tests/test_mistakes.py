@@ -41,6 +41,7 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
         (["model.name=resnet18"], ["stay what it is; for that network say model=torchvision model.name=resnet18"]),
         (["model=resnet18"], ["no such option. Networks of torchvision and timm: model=torchvision model.name=resnet"]),
         (["run_dir=/tmp/x"], ["run_dir is filled in; a run's directory is chosen with hydra.run.dir=PATH"]),
+        (["+model.net.num_classes=7"], ["the data has the number of classes; data.num_classes=7 refuses any other."]),
         (["+foo=1", "+data.size=3"], ["+foo=1: nobody reads foo", "+data.size=3: nobody reads data.size"]),
         (["ema=0.99"], ["ema=0.99: it holds keys, and one of them must be set, such as ema.decay"]),
         (["model.net=resnet18"], ["model.net=resnet18: it holds keys", "such as model.net._target_"]),

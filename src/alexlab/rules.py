@@ -324,6 +324,8 @@ def _words(plain: Plain) -> list[str]:
             wrong.append(f"{word}: {key} is filled in; a run's directory is chosen with hydra.run.dir=PATH.")
         if word.startswith("+") and key not in RULES and (key.split(".")[0] in CLOSED or "." not in key):
             wrong.append(f"{word}: nobody reads {key}; without the + the nearest key is told.")
+        if key == "model.net.num_classes":
+            wrong.append(f"{word}: the data has the number of classes; data.num_classes={value} refuses any other.")
         if key == "model.name" and "name" not in plain["model"]["net"] and value != plain["choices"].get("model"):
             wrong.append(
                 f"{word}: model={plain['choices'].get('model')} would be called so, and stay what it is; for that "
