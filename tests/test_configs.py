@@ -40,10 +40,11 @@ def test_file_says_what_it_is_for(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=lambda p: str(p.relative_to(CONF)))
-def test_choice_composes_and_keeps_the_rules(path: Path) -> None:
-    composed = compose(f"{path.parent.name}={path.stem}", f"data.root={ROOT}")
+def test_choice_composes_and_keeps_the_rules(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "prepared.json").touch()  # for data=prepared
+    composed = compose(f"{path.parent.name}={path.stem}", f"data.root={tmp_path}")
     rules.check(composed)
-    assert configs.resolved(composed).data.root == str(ROOT)
+    assert configs.resolved(composed).data.root == str(tmp_path)
 
 
 def test_all_mistakes_are_told_together() -> None:

@@ -43,6 +43,10 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
         (["run_dir=/tmp/x"], ["run_dir is filled in; a run's directory is chosen with hydra.run.dir=PATH"]),
         (["+model.net.num_classes=7"], ["the data has the number of classes; data.num_classes=7 refuses any other."]),
         (["+foo=1", "+data.size=3"], ["+foo=1: nobody reads foo", "+data.size=3: nobody reads data.size"]),
+        (
+            ["data=prepared", "data.root=/tmp"],
+            ["/tmp holds no prepared.json: python prepare.py data.root=IMAGES out=/tmp"],
+        ),
         (["ema=0.99"], ["ema=0.99: it holds keys, and one of them must be set, such as ema.decay"]),
         (["model.net=resnet18"], ["model.net=resnet18: it holds keys", "such as model.net._target_"]),
         (["logger=wandb", "logger.wandb=false"], ["logger.wandb=false: it holds keys", "logger=csv is without W&B"]),

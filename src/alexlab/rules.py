@@ -305,6 +305,8 @@ def _together(plain: Plain) -> list[str]:
     made = plain["data"]["demo_seed"] is not None or plain["data"].get("idx") is not None
     if not made and not os.path.exists(root):  # noqa: PTH110
         wrong.append(f"{root} does not exist: give the folder of the images with data.root=PATH.")
+    elif plain["data"]["name"] == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
+        wrong.append(f"{root} holds no prepared.json: python prepare.py data.root=IMAGES out={root} makes or ends it.")
     if plain["optimizer"].get("nesterov") and not plain["optimizer"].get("momentum"):
         wrong.append("optimizer.nesterov=true needs optimizer.momentum above 0.")
     return wrong
