@@ -174,7 +174,7 @@ def write_split(
         done = state["next"]
     if done:
         print(f"{split}: going on after {done:,} of {len(index):,} images", flush=True)
-    with decoding_threads(threads) as pool, told_progress(split, len(index), done) as advance:
+    with decoding_threads(threads) as pool, Told(split, len(index), done) as advance:
         images = in_order(pool, index, recipe, done, 4 * threads)
         while done < len(index):
             shard, part, gone, done = write_shard(out, split, len(parts), index, images, done, shard_bytes, advance)
@@ -276,7 +276,7 @@ def fitted(width: int, height: int, recipe: Recipe) -> tuple[tuple[int, int], tu
     return size, (round((size[0] - short) / 2), round((size[1] - short) / 2)), (short, short)
 
 
-class told_progress:  # noqa: N801, used as a function
+class Told:
     """A bar on a terminal, else a line now and then; gives what to call with the number of images done."""
 
     def __init__(self, split: str, total: int, done: int) -> None:

@@ -1,8 +1,8 @@
 """Batches, decoded ahead by threads straight into the memory that the device reads.
 
 Threads and not processes: what takes time (reading, decoding, resizing, Pillow) lets other threads run, and Python's
-own share of an image is some 30 microseconds, so that 30 cores can be kept busy. There is nothing to start, to send
-between processes, to copy, or to die unnoticed.
+own lock is held for some 30 microseconds an image, so that about twelve cores can be kept busy. There is nothing to
+start, to send between processes, to copy, or to die unnoticed.
 """
 
 import threading
