@@ -59,7 +59,7 @@ def ours(root: Path, threads: int, batch: int, policy: str = "none", prepared: b
     loader = Loader(ImageDataset(index, transform, seed=0), batches, threads)
     for epoch in itertools.count():
         batches.set_epoch(epoch)
-        yield from (len(images) for images, _, _ in loader)
+        yield from (len(images) for images, *_ in loader)
 
 
 def prepared(root: Path, threads: int, batch: int) -> Iterator[int]:

@@ -50,7 +50,7 @@ def main() -> None:
             loader, done = Loader(data, TrainBatches(len(index), 256, seed=0), threads), 0
             start = time.perf_counter()
             while time.perf_counter() - start < a.seconds:
-                for images, _, _ in loader:
+                for images, *_ in loader:
                     done += len(images)
                     if time.perf_counter() - start >= a.seconds:
                         break

@@ -98,6 +98,7 @@ def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
         its.data.demo_seed = its.data.idx = None
     if config.data.num_workers is not None:
         its.data.num_workers = config.data.num_workers
+    its.data.cache = None  # each image is read once
     its.data.on_error = config.data.on_error or its.data.on_error
     its.compile = its.compile if config.compile is None else config.compile
     its.trainer.accelerator = config.trainer.accelerator or its.trainer.accelerator

@@ -105,7 +105,7 @@ def predict(config: DictConfig) -> None:
     ):
         writer = csv.writer(file)
         writer.writerow(["path", "rank", "class", "probability"])
-        for place, (pixels, _, skipped) in enumerate(
+        for place, (pixels, _, skipped, _) in enumerate(
             track(loader, "predicting", console=console, disable=not console.is_terminal)
         ):
             broken |= skipped

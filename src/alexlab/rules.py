@@ -118,6 +118,8 @@ RULES: dict[str, Rule] = {
     "data.val_fraction": _or_null(INSIDE_0_1),
     "data.test_fraction": BELOW_1,
     "data.on_error": _one_of("raise", "skip"),
+    "data.crop_on": _one_of("auto", "cpu", "device"),
+    "data.cache": _or_null(_one_of("ram", "device")),
     "data.class_names": _or_null(TEXT),
     "callbacks.progress": _one_of("auto", "rich", "plain", "none"),
     "callbacks.lr_monitor": SWITCH,

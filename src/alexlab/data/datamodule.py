@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from alexlab.data import archives, demo, fashion_mnist, names, prepared
 from alexlab.data import index as folder_index
-from alexlab.data.dataset import ImageDataset
+from alexlab.data.dataset import Files, ImageDataset
+from alexlab.data.device_cache import DeviceLoader
 from alexlab.data.index import ImageIndex
 from alexlab.data.index_cache import scan_or_recall
+from alexlab.data.keeping import Index, Keeping
 from alexlab.data.loader import Loader
-from alexlab.data.prepared import PreparedIndex
 from alexlab.data.sampler import EvalBatches, InTurn, TrainBatches
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 
 MOST_THREADS = 12  # by default: more are slower, by Python's lock (benchmarks/threads.py)
 SPLITS = ("train", "val", "test")
-Index = ImageIndex | PreparedIndex
 
 
 class ImageFolders(pl.LightningDataModule):
@@ -41,6 +42,11 @@ class ImageFolders(pl.LightningDataModule):
         demo_seed: write the built-in shapes into `root` first, from this seed.
         idx: write Fashion-MNIST into `root` first: see `fashion_mnist`.
         kept: the folder for the indexes of large folders; None reads the names anew each time.
+        kind: of the devices: "cuda", "mps" or "cpu".
+        crop_on: where images are cropped: "cpu", "device", or "auto", which is a GPU where that can be: with images of
+            one size as pixels, and for training no policy.
+        cache: None, "ram" (decoded images are kept in memory, as many as there is room for), or "device" (the images,
+            which are cropped there, are kept on each device).
     """
 
     def __init__(
@@ -61,6 +67,9 @@ class ImageFolders(pl.LightningDataModule):
         world_size: int = 1,
         local_world_size: int = 1,
         kept: str | None = None,
+        kind: str = "cpu",
+        crop_on: str = "auto",
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root)
@@ -72,6 +81,7 @@ class ImageFolders(pl.LightningDataModule):
         self.world_size, self.local_world_size = world_size, local_world_size
         shared = max(1, cores() // local_world_size)
         self.num_workers = min(MOST_THREADS, shared) if num_workers is None else num_workers
+        self.kind, self.keeping = kind, Keeping(kind, crop_on, cache, local_world_size)
         self.splits: dict[str, Index] = {}
         self._readable: list[str] | None = None
 
@@ -100,6 +110,7 @@ class ImageFolders(pl.LightningDataModule):
                 f"data.num_classes={self.expected_classes}, but {train.root} holds {len(train.classes)} classes: "
                 "data.num_classes=null counts them; or point data.root elsewhere."
             )
+        self.keeping.check(self.root, self.splits, self.transforms)
         return self
 
     def _read_prepared(self) -> dict[str, Index]:
@@ -210,7 +221,7 @@ class ImageFolders(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         self.read()
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> Loader | DeviceLoader:
         sampler = TrainBatches(len(self.splits["train"]), self.batch_size, self.seed, self._rank, self.world_size)
         if self.trainer is not None:
             # Lightning's first iter() comes before its own set_epoch(), which reads this very number; after a resume
@@ -219,10 +230,10 @@ class ImageFolders(pl.LightningDataModule):
             sampler.repeats = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", sampler)
 
-    def val_dataloader(self) -> Loader:
+    def val_dataloader(self) -> Loader | DeviceLoader:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> Loader:
+    def test_dataloader(self) -> Loader | DeviceLoader:
         return self._eval_loader(self.tested_split)
 
     @property
@@ -234,7 +245,7 @@ class ImageFolders(pl.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
 
-    def _eval_loader(self, split: str) -> Loader:
+    def _eval_loader(self, split: str) -> Loader | DeviceLoader:
         share = self.batch_size // self.world_size
         seed = self.seed if self._limited() else None  # a part must not be the first classes alone
         alone = self.trainer is None or self.trainer.world_size < self.world_size
@@ -249,10 +260,20 @@ class ImageFolders(pl.LightningDataModule):
         limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
         return not (isinstance(limit, float) and limit == 1.0)
 
-    def _loader(self, split: str, batches: "TrainBatches | EvalBatches | InTurn") -> Loader:
-        dataset = ImageDataset(self.splits[split], self.transforms[split], self.seed, self.on_error)
-        pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return Loader(dataset, batches, self.num_workers, pinned)
+    def _loader(self, split: str, batches: "TrainBatches | EvalBatches | InTurn") -> Loader | DeviceLoader:
+        whole = self.keeping.left_whole(self.splits[split], self.transforms[split])
+        index: Files = self.splits[split]
+        if self.keeping.cache == "ram" and split != "test":  # which is read once
+            index = self.keeping.in_ram(split, self.splits, self.trainer)
+        dataset = ImageDataset(index, self.transforms[split], self.seed, self.on_error, whole)
+        if self.keeping.cache == "device" and split != "test":
+            held = self.keeping.on_device(split, dataset, self._device, self.num_workers)
+            return DeviceLoader(dataset, batches, held)
+        return Loader(dataset, batches, self.num_workers, self._device.type == "cuda")
+
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device(self.kind)
 
 
 def cores() -> int:

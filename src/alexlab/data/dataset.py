@@ -2,14 +2,14 @@
 
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alexlab.data import decode
-from alexlab.data.draws import Draws
+from alexlab.data import batch_crop, decode
+from alexlab.data.draws import Draws, ManyDraws
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 
@@ -22,11 +22,21 @@ class Batch(NamedTuple):
         images: uint8 (B, 3, H, W) in channels-last memory.
         targets: int64 (B,).
         skipped: the paths of broken images, which are not among the others, and what is wrong with each.
+        cuts: of whole images, which are still to be cropped; None for those that are.
     """
 
     images: Tensor
     targets: Tensor
     skipped: dict[str, str]
+    cuts: batch_crop.Cuts | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch there, cropped."""
+        images, targets = (part.to(device, non_blocking=True) for part in (self.images, self.targets))
+        if self.cuts is not None:
+            boxes = self.cuts.boxes.to(device, non_blocking=True)
+            images = batch_crop.crop(images, batch_crop.Cuts(boxes, self.cuts.side))
+        return Batch(images, targets, self.skipped)
 
 
 Broken = list[tuple[int, str]]  # rows, and what is wrong with the image
@@ -40,7 +50,13 @@ class Files(Protocol):
 
     def path(self, i: int) -> str: ...
 
-    def picture(self, i: int) -> decode.Picture | decode.Pixels: ...
+    def picture(self, i: int) -> decode.AnyPicture: ...
+
+
+class WholeFiles(Files, Protocol):
+    """Those of images of one size, which can be copied as they are."""
+
+    def copy(self, numbers: np.ndarray, out: Tensor) -> None: ...
 
 
 class ImageDataset:
@@ -48,10 +64,18 @@ class ImageDataset:
 
     Args:
         on_error: of a broken image: "raise", or "skip".
+        whole: (width, height) of all images, which are then left whole, with what `Batch.to` needs to crop them.
     """
 
-    def __init__(self, index: Files, transform: SampleTransform, seed: int, on_error: str = "raise") -> None:
-        self.index, self.transform, self.seed, self.on_error = index, transform, seed, on_error
+    def __init__(
+        self,
+        index: Files,
+        transform: SampleTransform,
+        seed: int,
+        on_error: str = "raise",
+        whole: tuple[int, int] | None = None,
+    ) -> None:
+        self.index, self.transform, self.seed, self.on_error, self.whole = index, transform, seed, on_error, whole
 
     def __len__(self) -> int:
         return len(self.index.targets)
@@ -59,7 +83,8 @@ class ImageDataset:
     def room(self, keys: Sequence[Key], pinned: bool = False) -> Tensor:
         """Memory for the images of a batch: uint8 (B, 3, H, W), channels last."""
         side = self.transform.at(keys[0][1]).image_size if keys else 1
-        return torch.empty((len(keys), side, side, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
+        width, height = self.whole or (side, side)
+        return torch.empty((len(keys), height, width, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
     def fill(self, keys: Sequence[Key], images: Tensor, stop: threading.Event | None = None) -> Broken:
         """Write each key's image into its row of `images`; returns those that are broken, whose rows hold anything.
@@ -71,13 +96,22 @@ class ImageDataset:
             BrokenImageError: a broken image, unless such are skipped.
             UserError: there was no memory for one.
         """
+        if self.whole is not None and keys:
+            try:
+                cast(WholeFiles, self.index).copy(_numbers(keys), images.permute(0, 2, 3, 1))
+                return []
+            except OSError:
+                pass  # one after the other, to tell which
         broken: Broken = []
         rows = images.split(1)
         for row, (i, epoch) in enumerate(keys):
             if stop is not None and stop.is_set():
                 break
             try:
-                self.transform.at(epoch).write(self.index.picture(i), Draws(self.seed, epoch, i), rows[row])
+                if self.whole is None:
+                    self.transform.at(epoch).write(self.index.picture(i), Draws(self.seed, epoch, i), rows[row])
+                else:
+                    cast(WholeFiles, self.index).copy(np.array([i]), rows[row].permute(0, 2, 3, 1))
             except OSError as error:
                 found = decode.BrokenImageError(self.index.path(i), error)
                 if self.on_error == "raise":
@@ -93,10 +127,25 @@ class ImageDataset:
 
     def batch(self, keys: Sequence[Key], images: Tensor, broken: Broken) -> Batch:
         """`images`, as `fill` left them, with their targets and without the rows that are `broken`."""
-        numbers = np.fromiter((i for i, _ in keys), np.int64, len(keys))
+        numbers = _numbers(keys)
         targets = torch.from_numpy(self.index.targets[numbers])
+        cuts = self.cuts(numbers, keys[0][1]) if self.whole is not None and keys else None
         if not broken:
-            return Batch(images, targets, {})
+            return Batch(images, targets, {}, cuts)
         skipped = dict(broken)
         whole = [row for row in range(len(keys)) if row not in skipped]
-        return Batch(images[whole], targets[whole], {self.index.path(keys[row][0]): why for row, why in broken})
+        if cuts is not None:
+            cuts = batch_crop.Cuts(cuts.boxes[whole], cuts.side)
+        paths = {self.index.path(keys[row][0]): why for row, why in broken}
+        return Batch(images[whole], targets[whole], paths, cuts)
+
+    def cuts(self, numbers: np.ndarray, epoch: int) -> batch_crop.Cuts:
+        """Of the images `numbers`, which are left whole."""
+        assert self.whole is not None
+        transform = self.transform.at(epoch)
+        boxes = transform.cuts(*self.whole, ManyDraws((self.seed, epoch), numbers))
+        return batch_crop.Cuts(torch.from_numpy(boxes), transform.image_size)
+
+
+def _numbers(keys: Sequence[Key]) -> np.ndarray:
+    return np.fromiter((i for i, _ in keys), np.int64, len(keys))

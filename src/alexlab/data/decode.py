@@ -10,7 +10,7 @@ import os
 import struct
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -117,6 +117,15 @@ class Picture:
             return self.jpeg, rows
         at = self.frame + 5
         return b"".join((self.jpeg[:at], needed.to_bytes(2, "big"), self.jpeg[at + 2 :])), needed
+
+
+class AnyPicture(Protocol):
+    """What `crop_resize` needs of a `Picture`."""
+
+    size: tuple[int, int]
+    orientation: int
+
+    def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]: ...
 
 
 class Pixels:
@@ -235,7 +244,7 @@ def _content(path: str) -> bytes:
         os.close(file)
 
 
-def crop_resize(picture: "Picture | Pixels", box: Box, size: tuple[int, int], at: tuple[int, int], out: Tensor) -> None:
+def crop_resize(picture: AnyPicture, box: Box, size: tuple[int, int], at: tuple[int, int], out: Tensor) -> None:
     """Cut `box` out of `picture`, resize it, antialiased, and write a part of that into `out`.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where the box stays at least as large as `size`; its edges then

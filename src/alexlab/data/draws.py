@@ -1,5 +1,7 @@
 """Random numbers of one image: a stream that follows from (seed, epoch, index), the same in any thread."""
 
+import numpy as np
+
 _BITS = 0xFFFFFFFFFFFFFFFF
 _STEP = 0x9E3779B97F4A7C15
 
@@ -30,7 +32,36 @@ class Draws:
         return int(self.uniform() * count)
 
 
+class ManyDraws:
+    """The streams `Draws(*seeds, i)` of many images, side by side."""
+
+    def __init__(self, seeds: tuple[int, ...], numbers: np.ndarray) -> None:
+        """
+        Args:
+            numbers: int64 (N,), each image's.
+        """
+        state = 0
+        for seed in seeds:
+            state = _scrambled((state ^ seed) + _STEP & _BITS)
+        self.states = _scrambled_all((np.uint64(state) ^ numbers.astype(np.uint64)) + np.uint64(_STEP)) >> np.uint64(1)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, among: "slice | np.ndarray" = slice(None)) -> np.ndarray:
+        """float64 from `low` to below `high`, one of each stream `among` them; the others stay where they are."""
+        self.states[among] += np.uint64(_STEP)
+        return low + (high - low) * ((_scrambled_all(self.states[among]) >> np.uint64(11)) * 2.0**-53)
+
+    def below(self, counts: "int | np.ndarray", among: "slice | np.ndarray" = slice(None)) -> np.ndarray:
+        """int64 from 0 to counts - 1."""
+        return (self.uniform(among=among) * counts).astype(np.int64)
+
+
 def _scrambled(state: int) -> int:
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _BITS
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _BITS
     return state ^ (state >> 31)
+
+
+def _scrambled_all(states: np.ndarray) -> np.ndarray:
+    states = (states ^ (states >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    states = (states ^ (states >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return states ^ (states >> np.uint64(31))

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from alexlab.data import decode
 from alexlab.errors import UserError
@@ -61,7 +63,7 @@ class PreparedIndex:
         """Where image i is, for people: the shard and the source's name."""
         return f"{self.files[self.arrays['shards'][i]]}:{os.fsdecode(self.name(i))}"
 
-    def picture(self, i: int) -> "decode.Picture | decode.Pixels":
+    def picture(self, i: int) -> decode.AnyPicture:
         """
         Raises:
             OSError: it cannot be read.
@@ -72,8 +74,44 @@ class PreparedIndex:
             if len(content) < size:
                 raise OSError("its shard is shorter than it was")
             return decode.Picture(content)
+        self._look_at(shard)
         shape = (int(self.arrays["heights"][i]), int(self.arrays["widths"][i]), 3)
         return decode.Pixels(np.frombuffer(self._maps[shard], np.uint8, size, offset).reshape(shape))
+
+    @functools.cached_property
+    def extent(self) -> tuple[int, int] | None:
+        """(width, height) of the images where they are pixels of one size."""
+        sizes = {(int(w), int(h)) for w, h in set(zip(self.arrays["widths"], self.arrays["heights"], strict=True))}
+        return sizes.pop() if self.format == "raw" and len(sizes) == 1 else None
+
+    def copy(self, numbers: np.ndarray, out: Tensor) -> None:
+        """Copy the pixels of these images, all of one size, into `out`: uint8 (N, height, width, 3).
+
+        In one call of torch's, as threads that come back to Python for each image wait for each other: 1.5 times as
+        fast with two.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        assert self.extent is not None
+        width, height = self.extent
+        shards = self.arrays["shards"][numbers].tolist()
+        places = (self.arrays["offsets"][numbers] // (3 * width * height)).tolist()
+        for shard in set(shards):
+            self._look_at(shard)
+        torch.stack([self._blocks[shard][place] for shard, place in zip(shards, places, strict=True)], out=out)
+
+    def _look_at(self, shard: int) -> None:
+        """To read from a map past the end of its file would end the process, without a word."""
+        if os.fstat(self._files[shard]).st_size < len(self._maps[shard]):
+            raise OSError("its shard is shorter than it was")
+
+    @functools.cached_property
+    def _blocks(self) -> list[Tensor]:
+        """The shards as uint8 (images, height, width, 3)."""
+        assert self.extent is not None
+        width, height = self.extent
+        return [torch.frombuffer(part, dtype=torch.uint8).view(-1, height, width, 3) for part in self._maps]
 
     @functools.cached_property
     def _files(self) -> list[int]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alexlab.data import decode, policies
-from alexlab.data.draws import Draws
+from alexlab.data.draws import Draws, ManyDraws
 
 LONG = 8  # times what the net sees
 TRIES = 10  # torchvision's, before a random resized crop takes the middle
@@ -61,7 +61,7 @@ class SampleTransform:
         """What it is in an epoch, counted from 0."""
         return _at(self, epoch) if self.sizes else self
 
-    def __call__(self, picture: "decode.Picture | decode.Pixels", draws: Draws | None = None) -> Tensor:
+    def __call__(self, picture: decode.AnyPicture, draws: Draws | None = None) -> Tensor:
         """
         Args:
             draws: of this image; None for transforms that draw nothing.
@@ -70,7 +70,7 @@ class SampleTransform:
         self.write(picture, draws or Draws(0), out)
         return out[0]
 
-    def write(self, picture: "decode.Picture | decode.Pixels", draws: Draws, out: Tensor) -> None:
+    def write(self, picture: decode.AnyPicture, draws: Draws, out: Tensor) -> None:
         """Write the image into `out`: uint8 (1, 3, image_size, image_size) in channels-last memory."""
         decode.crop_resize(picture, *self.cut(picture.size[0], picture.size[1], draws), out)
         if self.flip > 0 and draws.uniform() < self.flip:
@@ -94,6 +94,28 @@ class SampleTransform:
         if max(size) > LONG * side:
             return _middle_of_long(width, height, size, (top, left), side)
         return Cut((0, 0, width, height), size, (top, left))
+
+    def cuts(self, width: int, height: int, draws: ManyDraws) -> np.ndarray:
+        """The parts that are kept of images of one size, for `batch_crop.crop`: int32 (N, 9), each a `Cut`'s eight
+        numbers and whether it is mirrored. They are those that `write` would take, draw by draw.
+
+        Args:
+            width, height: in pixels, neither more than LONG times the other.
+        """
+        count, side = len(draws.states), self.image_size
+        found = np.empty((count, 9), np.int32)
+        if self.crop == "random_resized":
+            found[:, :4] = random_boxes(width, height, self.scale, self.ratio, draws)
+            found[:, 4:8] = (side, side, 0, 0)
+        else:
+            box, size, at = replace(self, crop="center").cut(width, height, Draws(0))
+            found[:, :8] = (*box, *size, *at)
+            if self.crop == "random":
+                short = min(size)
+                for axis in (0, 1):
+                    found[:, 6 + axis] = round((size[axis] - short) / 2) + draws.below(short - side + 1)
+        found[:, 8] = draws.uniform() < self.flip if self.flip > 0 else 0
+        return found
 
 
 def _middle_of_long(width: int, height: int, size: tuple[int, int], at: tuple[int, int], side: int) -> Cut:
@@ -124,6 +146,11 @@ def random_box(
         if 0 < columns <= width and 0 < rows <= height:
             top, left = draws.below(height - rows + 1), draws.below(width - columns + 1)
             return (left, top, left + columns, top + rows)
+    return middle_box(width, height, ratio)
+
+
+def middle_box(width: int, height: int, ratio: tuple[float, float]) -> decode.Box:
+    """The largest box of an aspect between the bounds `ratio`, in the middle."""
     columns, rows = width, height
     if width / height < ratio[0]:
         rows = min(height, round(width / ratio[0]))
@@ -131,6 +158,29 @@ def random_box(
         columns = min(width, round(height * ratio[1]))
     left, top = (width - columns) // 2, (height - rows) // 2
     return (left, top, left + columns, top + rows)
+
+
+def random_boxes(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draws: ManyDraws
+) -> np.ndarray:
+    """`random_box` of each stream: int64 (N, 4)."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    left = np.arange(len(draws.states))
+    # the middle, for those that never find a box
+    boxes = np.tile(np.array(middle_box(width, height, ratio)), (len(left), 1))
+    for _ in range(TRIES):
+        area = width * height * draws.uniform(*scale, among=left)
+        aspect = np.exp(draws.uniform(low, high, among=left))
+        columns, rows = (np.rint(np.sqrt(part)).astype(np.int64) for part in (area * aspect, area / aspect))
+        fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
+        done, columns, rows = left[fits], columns[fits], rows[fits]
+        top = draws.below(height - rows + 1, among=done)
+        start = draws.below(width - columns + 1, among=done)
+        boxes[done] = np.stack([start, top, start + columns, top + rows], 1)
+        left = left[~fits]
+        if not len(left):
+            break
+    return boxes
 
 
 @functools.lru_cache(maxsize=4)
