@@ -1,11 +1,11 @@
-"""The input pipeline beside torchvision's reference loader, DALI's CPU pipeline and decoding alone, in turn.
+"""The input pipeline beside torchvision's reference loader, DALI's CPU pipeline, litdata, FFCV and decoding alone.
 
 python benchmarks/input.py FOLDER [--rounds 5] [--threads 2] [--batch 256] [--seconds 5] [--only NAME ...]
 
 FOLDER holds class folders, or train/ with them. 224-pixel random resized crops of 8 to 100 % of the area, and flips,
-in batches, from a warm page cache, each image twenty times a pass, as that of a few hundred would be a short one. Each
-candidate of each round is a process of its own that first passes over the images. What is not installed is left out,
-and said.
+in batches, from a warm page cache, each image twenty times a pass, as that of a few hundred would be a short one. The
+candidates take turns; each candidate of each round is a process of its own that first passes over the images. What is
+not installed is left out, and said.
 """
 
 import argparse
@@ -41,22 +41,31 @@ class Repeated:
     def picture(self, i: int) -> Any:
         return self.index.picture(i % len(self.index))
 
+    def copy(self, numbers: Any, out: Any) -> None:
+        self.index.copy(numbers % len(self.index), out)
 
-def ours(root: Path, threads: int, batch: int, policy: str = "none", prepared: bool = False) -> Iterator[int]:
+
+def ours(
+    root: Path, threads: int, batch: int, policy: str = "none", prepared: bool = False, whole: bool = False,
+    cache: bool = False,
+) -> Iterator[int]:  # fmt: skip
     """The batches of a training, on the CPU, uint8."""
     from alexlab.data import prepared as preparations
     from alexlab.data.dataset import ImageDataset
     from alexlab.data.index import scan
     from alexlab.data.loader import Loader
+    from alexlab.data.ram_cache import RamCache, memory_at_hand
     from alexlab.data.sampler import TrainBatches
     from alexlab.data.transforms import SampleTransform
     from alexlab.memory import keep_memory
 
     keep_memory()  # as a training on a CPU does; on a GPU torch keeps pinned batches
-    index = Repeated(preparations.read(root)["train"] if prepared else scan(root))
+    read: Any = preparations.read(root)["train"] if prepared else scan(root)
+    index = Repeated(RamCache(read, memory_at_hand() // 2) if cache else read)
     transform = SampleTransform(SIDE, "random_resized", flip=0.5, policy=policy)
     batches = TrainBatches(len(index.targets), min(batch, len(index.targets)), seed=0)
-    loader = Loader(ImageDataset(index, transform, seed=0), batches, threads)
+    extent = read.extent if whole else None
+    loader = Loader(ImageDataset(index, transform, seed=0, whole=extent), batches, threads)
     for epoch in itertools.count():
         batches.set_epoch(epoch)
         yield from (len(images) for images, *_ in loader)
@@ -65,6 +74,36 @@ def ours(root: Path, threads: int, batch: int, policy: str = "none", prepared: b
 def prepared(root: Path, threads: int, batch: int) -> Iterator[int]:
     """The same from what prepare.py makes of the folder: JPEGs, or pixels, of a short side of 256."""
     return ours(root, threads, batch, prepared=True)
+
+
+def whole(root: Path, threads: int, batch: int) -> Iterator[int]:
+    """Squares of 256 as prepare.py writes them, copied into batches, with the crops left to the device."""
+    return ours(root, threads, batch, prepared=True, whole=True)
+
+
+def cached(root: Path, threads: int, batch: int) -> Iterator[int]:
+    """The folder's images with data.cache=ram, after their first epoch."""
+    return ours(root, threads, batch, cache=True)
+
+
+def memory_copy(root: Path, threads: int, batch: int) -> Iterator[int]:
+    """As many bytes as squares of 256 have, from anywhere in 400 MB of memory into batches that are used again."""
+    import numpy as np
+
+    size = 256 * 256 * 3
+    source = np.ones((2048, size), np.uint8)
+    batches = [np.zeros((batch, size), np.uint8) for _ in range(4)]
+    order = itertools.cycle(np.random.default_rng(0).permutation(len(source)).tolist())
+
+    def copy(into: Any, rows: range, numbers: list[int]) -> None:
+        for row, i in zip(rows, numbers, strict=True):
+            into[row] = source[i]
+
+    with ThreadPoolExecutor(threads) as pool:
+        for into in itertools.cycle(batches):
+            parts = [range(k * batch // threads, (k + 1) * batch // threads) for k in range(threads)]
+            list(pool.map(copy, [into] * threads, parts, [list(itertools.islice(order, len(p))) for p in parts]))
+            yield batch
 
 
 def ours_strong(root: Path, threads: int, batch: int) -> Iterator[int]:
@@ -133,6 +172,68 @@ def dali_cpu(root: Path, threads: int, batch: int) -> Iterator[int]:
         yield len(images)
 
 
+def litdata_streaming(root: Path, threads: int, batch: int) -> Iterator[int]:
+    """litdata's chunks of the folder's JPEGs in its own loader's processes, with torchvision's transforms in uint8."""
+    import litdata
+    from torchvision.datasets import ImageFolder
+
+    with tempfile.TemporaryDirectory() as folder:
+        samples = ImageFolder(str(root)).samples * 5
+        litdata.optimize(_file_and_target, samples, folder, chunk_bytes="64MB", num_workers=threads, verbose=False)
+        images = litdata.StreamingDataset(folder, shuffle=True, drop_last=True, transform=_decoded)
+        loader = litdata.StreamingDataLoader(images, batch_size=batch, num_workers=threads, persistent_workers=True)
+        while True:
+            yield from (len(images) for images, _ in loader)
+
+
+def _file_and_target(sample: tuple[str, int]) -> tuple[bytes, int]:
+    return Path(sample[0]).read_bytes(), sample[1]
+
+
+def _decoded(sample: tuple[bytes, int]) -> tuple[Any, int]:
+    import torch
+    from torchvision.io import decode_jpeg
+    from torchvision.transforms import v2
+
+    steps = v2.Compose([v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(0.5)])
+    return steps(decode_jpeg(torch.frombuffer(bytearray(sample[0]), dtype=torch.uint8))), sample[1]
+
+
+def ffcv_jpeg(root: Path, threads: int, batch: int) -> Iterator[int]:
+    """FFCV's file of the folder's images as JPEGs."""
+    return ffcv(root, threads, batch, "jpg")
+
+
+def ffcv_raw(root: Path, threads: int, batch: int) -> Iterator[int]:
+    """FFCV's file of pixels, of a short side of 256 where images are 4:3."""
+    return ffcv(root, threads, batch, "raw", max_resolution=341)
+
+
+def ffcv(root: Path, threads: int, batch: int, form: str, **more: Any) -> Iterator[int]:
+    import numpy as np
+    from ffcv import transforms
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.writer import DatasetWriter
+    from torchvision.datasets import ImageFolder
+
+    data = ImageFolder(str(root))
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "images.beton"))
+        fields = {"image": RGBImageField(write_mode=form, jpeg_quality=90, **more), "label": IntField()}
+        DatasetWriter(path, fields, num_workers=threads).from_indexed_dataset(data)
+        crop = RandomResizedCropRGBImageDecoder((SIDE, SIDE))
+        flip, whole = transforms.RandomHorizontalFlip(), [transforms.ToTensor(), transforms.ToTorchImage()]
+        loader = Loader(
+            path, batch, num_workers=threads, order=OrderOption.RANDOM, os_cache=True, drop_last=True,
+            indices=np.tile(np.arange(len(data)), TIMES),
+            pipelines={"image": [crop, flip, *whole], "label": [IntDecoder(), transforms.ToTensor()]},
+        )  # fmt: skip
+        while True:
+            yield from (len(images) for images, _ in loader)
+
+
 # what gives the numbers of images in its batches, the package that it needs, and how the images must be prepared
 CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str | None]] = {
     "torchvision_reference": (torchvision_reference, "torchvision", None),
@@ -140,8 +241,14 @@ CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str 
     "decode_only": (decode_only, "simplejpeg", None),
     "ours": (ours, "alexlab", None),
     "ours_strong": (ours_strong, "alexlab", None),
+    "ours_cached": (cached, "alexlab", None),
+    "litdata": (litdata_streaming, "litdata", None),
+    "ffcv_jpeg": (ffcv_jpeg, "ffcv", None),
     "prepared_jpeg": (prepared, "alexlab", "jpeg"),
+    "ffcv_raw": (ffcv_raw, "ffcv", None),
     "prepared_raw": (prepared, "alexlab", "raw"),
+    "memory_copy": (memory_copy, "numpy", None),
+    "prepared_whole": (whole, "alexlab", "square"),
 }
 
 
@@ -194,7 +301,8 @@ def main() -> None:
         for form in {CANDIDATES[name][2] for name in names} - {None}:
             roots[form] = Path(folder, str(form))
             split = [] if (a.folder / "val").is_dir() else ["data.val_fraction=0.1"]
-            words = [f"data.root={a.folder.resolve()}", f"out={roots[form]}", f"format={form}", *split]
+            how = ["format=raw", "square=true"] if form == "square" else [f"format={form}"]
+            words = [f"data.root={a.folder.resolve()}", f"out={roots[form]}", *how, *split]
             run([str(ROOT / "prepare.py"), *words])
         for _ in range(a.rounds):
             for name in names:

@@ -26,11 +26,12 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
+from alexlab import assemble, optim
 from alexlab import config as configs
-from alexlab import optim, run
 from alexlab.augment import BatchAugment
 from alexlab.callbacks.preemption import Notes, Preemption
 from alexlab.classifier import ImageClassifier
+from alexlab.data.dataset import Batch
 from alexlab.memory import keep_memory
 from alexlab.models.alexnet import AlexNet
 from alexlab.trainer import Devices, build_trainer, choose_precision
@@ -44,7 +45,7 @@ class Batches:
     def __init__(self, count: int, batch: int, size: int) -> None:
         self.count = count
         self.held: list[Any] = [
-            (torch.randint(0, 255, (batch, 3, size, size), dtype=torch.uint8), torch.randint(0, 10, (batch,)), [])
+            Batch(torch.randint(0, 255, (batch, 3, size, size), dtype=torch.uint8), torch.randint(0, 10, (batch,)), {})
             for _ in range(4)
         ]
 
@@ -96,7 +97,7 @@ def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> fl
         net, BatchAugment(MEAN, STD, 10), [str(i) for i in range(10)], 0, configs.plain(config.optimizer),
         configs.plain(config.scheduler), config.data.batch_size, len(batches), len(batches),
     )  # fmt: skip
-    loggers, board = run.build_loggers(config)
+    loggers, board = assemble.build_loggers(config)
     if board is not None:
         board.start()
     preemption = Preemption(Notes())

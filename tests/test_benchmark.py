@@ -76,6 +76,7 @@ def test_the_verdict(shapes: Path) -> None:
         ["benchmarks/input.py", "FOLDER", "--rounds", "1", "--seconds", "0.1", "--batch", "8"],
         ["benchmarks/threads.py", "--seconds", "0.1", "--threads", "1", "2"],
         ["benchmarks/index.py", "--classes", "3", "--files", "60", "--rounds", "1"],
+        ["benchmarks/growth.py", "--images", "16000"],
     ],
     ids=lambda words: words[0],
 )
@@ -86,6 +87,8 @@ def test_the_benchmarks_run(words: list[str], shapes: Path) -> None:
         env=clean_env({"PYTHONPATH": os.environ.get("PYTHONPATH", "")}),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    if words[0] == "benchmarks/growth.py":
+        assert re.search(r"^ours +\[[\d.]+\] after 50 batches, \[[\d.]+\] at the end", done.stdout, re.MULTILINE)
     if words[0] == "benchmarks/input.py":
-        for name in ("torchvision_reference", "decode_only", "ours", "ours_strong", "prepared_jpeg", "prepared_raw"):
+        for name in ("torchvision_reference", "decode_only", "ours", "ours_cached", "prepared_raw", "prepared_whole"):
             assert re.search(rf"^{name} +\d+ images/s", done.stdout, re.MULTILINE)

@@ -7,8 +7,8 @@ import torch
 from conftest import ROOT
 from test_configs import compose
 
+from alexlab import assemble, optim, rules
 from alexlab import config as configs
-from alexlab import optim, rules, run
 from alexlab.errors import UserError
 from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
 
@@ -20,8 +20,8 @@ def choices(group: str) -> list[str]:
 @pytest.mark.parametrize("name", choices("model"))
 def test_model(name: str, shapes: Path) -> None:
     composed = configs.resolved(compose(f"model={name}", "data=folder", f"data.root={shapes}", "data.image_size=64"))
-    data = run.build_data(composed, Devices("cpu", 1, 1)).read()
-    model = run.build_model(composed, data, "cpu")
+    data = assemble.build_data(composed, Devices("cpu", 1, 1)).read()
+    model = assemble.build_model(composed, data, "cpu")
     assert not model.channels_last
     assert model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 10)
 
@@ -31,7 +31,7 @@ def test_model(name: str, shapes: Path) -> None:
 def test_data_and_augment(name: str, data: str, shapes: Path) -> None:
     words = [f"data={data}", f"augment={name}", f"data.root={shapes}", "data.num_classes=10", "data.demo_seed=null"]
     composed = configs.resolved(compose(*words, "data.batch_size=8", "data.image_size=64", "data.num_workers=0"))
-    made = run.build_data(composed, Devices("cpu", 1, 1)).read()
+    made = assemble.build_data(composed, Devices("cpu", 1, 1)).read()
     images, targets, skipped = next(iter(made.train_dataloader()))
     assert (images.shape, images.dtype, targets.dtype, skipped) == ((8, 3, 64, 64), torch.uint8, torch.int64, {})
 
@@ -70,7 +70,7 @@ def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("WANDB_MODE", "offline")
     composed = configs.resolved(compose(f"logger={name}"))
     composed.run_dir = str(tmp_path)
-    loggers, board = run.build_loggers(composed)
+    loggers, board = assemble.build_loggers(composed)
     kinds = {type(logger).__name__ for logger in loggers}
     wanted = {
         "wandb": {"WandbLogger"},
@@ -129,6 +129,6 @@ def test_weights_come_with_their_own_mean_and_std(shapes: Path) -> None:
     ):
         composed = configs.resolved(compose(*words, f"model.name={name}", *more))
         rules.check(composed)
-        data = run.build_data(composed, Devices("cpu", 1, 1)).read()
-        run.build_model(composed, data, "cpu")
+        data = assemble.build_data(composed, Devices("cpu", 1, 1)).read()
+        assemble.build_model(composed, data, "cpu")
         assert (list(composed.model.mean), list(composed.model.std)) == (mean, std), "told in the run's config"

@@ -26,8 +26,8 @@ SCRIPTS = [
 ROOMS = [
     "errors", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir", "figures", "plots", "data",
     "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "classifier", "loggers",
-    "callbacks", "gallery", "trainer", "plan", "report", "resume", "run", "rank", "evaluate", "redraw", "compare",
-    "predict", "export", "prepare", "benchmark", "cli", "__init__",
+    "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "run", "rank", "evaluate", "redraw",
+    "compare", "predict", "export", "prepare", "benchmark", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -35,10 +35,10 @@ STRANGERS = {"data": "models", "models": "data"}
 ONLY = {
     "hydra": {"cli", "instantiate"},
     "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "report", "resume", "run", "evaluate", "redraw", "compare", "predict", "export", "prepare",
-                  "benchmark", "cli"},
-    "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer", "run",
-                          "report", "evaluate", "benchmark"},
+                  "assemble", "report", "resume", "run", "evaluate", "redraw", "compare", "predict", "export",
+                  "prepare", "benchmark", "cli"},
+    "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
+                          "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery"},
     "matplotlib": {"plots"},
     "timm": {"models"},

@@ -15,9 +15,9 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
+from alexlab import assemble, report, rundir
 from alexlab import config as configs
 from alexlab import plan as plans
-from alexlab import report, run, rundir
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
 from alexlab.data.loader import decoding_threads
@@ -45,7 +45,7 @@ def benchmark(config: DictConfig) -> None:
     config.optimizer.lr, config.optimizer.lr_reference_batch = 1e-9, None
     rundir.quiet_libraries()
     logging.getLogger("alexlab").setLevel(logging.WARNING)
-    data = run.build_data(config, devices).read()
+    data = assemble.build_data(config, devices).read()
     plan = plans.make_plan(config, 1, data.images)
     data.world_size = 1
     found: dict[str, Any] = {"decode_only": decode_only(data, config.seconds)}
@@ -171,7 +171,7 @@ def trained(
 ) -> float:
     """Images a second of Lightning's loop, with the classifier, precision and layout of a training."""
     pl.seed_everything(config.seed, verbose=False)
-    model = run.build_model(config, data, devices.kind, plan)
+    model = assemble.build_model(config, data, devices.kind, plan)
     if config.compile:
         model.net.compile()
     clock = Clock(config.seconds, torch.device(devices.kind))

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from alexlab import checkpoint, loading, run, rundir
+from alexlab import assemble, checkpoint, loading, rundir
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
@@ -114,7 +114,7 @@ def read_images(
     config: DictConfig, its: DictConfig, found: dict[str, Any], devices: Devices, run_dir: Path
 ) -> ImageFolders:
     """The images to score, in the order and batches of training's own test where they are the run's own."""
-    data = run.build_data(its, devices)
+    data = assemble.build_data(its, devices)
     if config.data.root is None:
         data.read()
     else:
@@ -179,7 +179,7 @@ def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = 
     rundir.quiet_libraries()
     data = read_images(config, its, found, devices, run_dir)
     pl.seed_everything(its.seed, verbose=False)
-    model = run.build_model(its, data, devices.kind)
+    model = assemble.build_model(its, data, devices.kind)
     checkpoint.load_net(model.net, found, path)
     loading.check_own(found, its, path, run_dir)
     if its.compile:

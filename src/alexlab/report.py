@@ -116,6 +116,11 @@ def bound_by(wait: float, data: ImageFolders) -> str:
         more.append(f"images prepared once (python prepare.py data.root={data.root} out=PATH)")
     elif train.format == "jpeg":
         more.append("images prepared as pixels (prepare.py with format=raw)")
+    elif data.kind == "cuda" and train.extent is None:
+        more.append("pixels of one size, which the GPU crops (prepare.py with format=raw square=true)")
+    whole = data.keeping.left_whole(train, data.transforms["train"]) is not None
+    if data.keeping.cache is None and (whole or isinstance(train, ImageIndex)):
+        more.append("data.cache=device, if they fit" if whole else "data.cache=ram, if they fit decoded")
     if data.transforms["train"].policy != "none":
         more.append("a lighter augment than its policy")
     helps = f"; what would help: {', or '.join(more)}" if more else ""

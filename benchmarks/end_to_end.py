@@ -1,0 +1,140 @@
+"""AlexNet's training from a folder, prepared JPEGs, prepared pixels and the device's memory.
+
+python benchmarks/end_to_end.py FOLDER [--batch 1024] [--seconds 20] [--rounds 3] [--words WORD ...]
+
+Beside the device alone, and beside a loop with torchvision's reference input; the forms take turns. FOLDER holds train/
+and val/ with class folders; its images are linked as often as it takes for ten batches. On a GPU the paper's AlexNet is
+compiled and trained in bf16 with 224-pixel crops; elsewhere it is neither, and --batch 32 is enough to see the script
+work. --words are passed on to benchmark.py, for instance data.num_workers=16.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDE = 224
+FORMS = {
+    "folder": ("folder", []),
+    "jpeg": ("jpeg", ["data=prepared"]),
+    "raw": ("raw", ["data=prepared"]),
+    "device": ("raw", ["data=prepared", "data.crop_on=device", "data.cache=device"]),
+}
+
+
+def reference(root: Path, batch: int, seconds: float) -> float:
+    """Images a second of a plain loop with what torchvision's references/classification does to images."""
+    import os
+
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.models import alexnet
+    from torchvision.transforms import v2
+
+    steps = [
+        v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(0.5), v2.PILToTensor(),
+        v2.ToDtype(torch.float, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        v2.ToPureTensor(),
+    ]  # fmt: skip
+    data = ImageFolder(str(root / "train"), v2.Compose(steps))
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    loader: DataLoader[Any] = DataLoader(
+        data, batch, shuffle=True, drop_last=True, num_workers=len(os.sched_getaffinity(0)), pin_memory=kind == "cuda",
+        persistent_workers=True,
+    )  # fmt: skip
+    net: Any = alexnet(num_classes=len(data.classes)).to(kind)
+    if kind == "cuda":
+        net = torch.compile(net.to(memory_format=torch.channels_last))
+    optimizer = torch.optim.SGD(net.parameters(), 1e-9, momentum=0.9)
+    done, start = 0, 0.0
+    for step, (images, targets) in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
+        layout = torch.channels_last if kind == "cuda" else torch.contiguous_format
+        images, targets = images.to(kind, memory_format=layout, non_blocking=True), targets.to(kind, non_blocking=True)
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            loss = cross_entropy(net(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= 3:
+            done += len(targets)
+        if step == 2 or (step > 2 and time.perf_counter() - start > seconds):
+            if kind == "cuda":
+                torch.cuda.synchronize()
+            if step > 2:
+                break
+            start = time.perf_counter()
+    return done / (time.perf_counter() - start)
+
+
+def linked(source: Path, out: Path, least: int) -> Path:
+    """A folder of links to the images of `source`, its training images so often that there are `least`."""
+    found = sorted((source / "train").glob("*/*"))
+    for k in range(-(-least // len(found))):
+        for path in found:
+            link = out / "train" / path.parent.name / f"{k:04d}-{path.name}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+    (out / "val").symlink_to((source / "val").resolve())
+    return out
+
+
+def run(words: list[str]) -> str:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--words", nargs="*", default=[])
+    parser.add_argument("--reference", action="store_true")
+    a = parser.parse_args()
+    if a.reference:
+        print(reference(a.folder, a.batch, a.seconds))
+        return
+    import torch
+
+    gpu = torch.cuda.is_available()
+    model = ["model=alexnet", f"data.image_size={SIDE}", f"data.batch_size={a.batch}", f"compile={gpu}".lower()]
+    model += ["augment=basic", f"seconds={a.seconds}", "format=json", *a.words]
+    rates: dict[str, list[dict[str, float]]] = {name: [] for name in FORMS}
+    plain: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        roots = {"folder": linked(a.folder, Path(folder, "folder"), 10 * a.batch)}
+        for name, how in (("jpeg", ["format=jpeg"]), ("raw", ["format=raw", "square=true"])):
+            roots[name] = Path(folder, name)
+            run([str(ROOT / "prepare.py"), f"data.root={roots['folder']}", f"out={roots[name]}", *how])
+        for _ in range(a.rounds):
+            for name, (form, words) in FORMS.items():
+                data = [f"data.root={roots[form]}", *(words or ["data=folder"])]
+                rates[name].append(json.loads(run([str(ROOT / "benchmark.py"), *data, *model])))
+            words = [__file__, str(roots["folder"]), "--batch", str(a.batch), "--seconds", str(a.seconds)]
+            plain.append(float(run([*words, "--reference"])))
+    where = torch.cuda.get_device_name(0) if gpu else "CPU: these are no figures of a GPU"
+    print(f"{where}, torch {torch.__version__}, batch {a.batch}, {a.rounds} rounds of {a.seconds:g} s")
+    print(f"{'torchvision_reference':22s} {statistics.median(plain):9.0f} images/s")
+    for name, each in rates.items():
+        middle = {key: statistics.median(one[key] for one in each) for key in ("loader", "device", "end_to_end")}
+        print(
+            f"{name:22s} {middle['end_to_end']:9.0f} images/s, {middle['end_to_end'] / middle['device']:.2f} of the "
+            f"device alone ({middle['device']:.0f}), loader alone {middle['loader']:.0f}, "
+            f"{middle['end_to_end'] / statistics.median(plain):.2f} x torchvision_reference"
+        )
+
+
+if __name__ == "__main__":
+    main()

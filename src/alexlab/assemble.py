@@ -1,0 +1,142 @@
+"""The parts of a run, from its composed config: data, classifier, loggers, callbacks."""
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from alexlab import config as configs
+from alexlab import launch, optim, rundir
+from alexlab.augment import BatchAugment
+from alexlab.classifier import ImageClassifier
+from alexlab.data.datamodule import ImageFolders
+from alexlab.data.transforms import SampleTransform
+from alexlab.errors import UserError
+from alexlab.instantiate import build
+from alexlab.models.parts import head_of
+from alexlab.plan import Plan
+from alexlab.trainer import Devices
+
+if TYPE_CHECKING:
+    from alexlab.loggers.wandb import WandbLogger
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB on a 0-1 scale
+
+
+def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
+    d, a = config.data, config.augment
+    size = d.image_size
+    train = SampleTransform(
+        size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, a.policy, a.policy_ops, a.policy_magnitude,
+        tuple((first, pixels) for first, pixels in a.get("sizes") or ()),
+    )  # fmt: skip
+    return ImageFolders(
+        root=d.root, batch_size=d.batch_size, seed=config.seed, train_transform=train,
+        eval_transform=SampleTransform(size, "center", crop_ratio=a.crop_ratio), num_workers=d.num_workers,
+        val_fraction=d.val_fraction, test_fraction=d.test_fraction, num_classes=d.num_classes, on_error=d.on_error,
+        demo_seed=d.demo_seed, idx=d.get("idx"), class_names=d.class_names, world_size=devices.world_size,
+        local_world_size=devices.local, kept=str(Path(config.paths.logs, ".index")), kind=devices.kind,
+        crop_on=d.get("crop_on") or "auto", cache=d.get("cache"),
+    )  # fmt: skip
+
+
+def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | None = None) -> ImageClassifier:
+    """The classifier around `config.model.net`, for devices of `kind`; without a plan for evaluation alone.
+
+    Writes what is worked out here into the config: the number of classes, and mean and std that were left to the
+    weights. The net and the optimizer are tried here, so that mistakes are told before training.
+    """
+    a, m = config.augment, config.model
+    num_classes = len(data.classes)
+    config.data.num_classes = num_classes
+    layout = config.trainer.channels_last
+    net = build(m.net, num_classes=num_classes)
+    mean, std = normalization(net)
+    m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
+    for size in {config.data.image_size, *(pixels for _, pixels in a.get("sizes") or ())}:
+        try_net(net, size, num_classes)
+    training: dict[str, Any] = {}
+    if plan is not None:
+        if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
+            head_of(net, num_classes)
+        optimizer, scheduler = configs.plain(config.optimizer), configs.plain(config.scheduler)
+        optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
+        optim.build_optimizer(net, optimizer, plan.step_images)
+        training = {
+            "optimizer": optimizer, "scheduler": scheduler, "step_images": plan.step_images, "steps": plan.steps,
+            "steps_per_epoch": plan.steps_per_epoch, "label_smoothing": config.label_smoothing,
+        }  # fmt: skip
+    return ImageClassifier(
+        net=net,
+        augment=BatchAugment(
+            list(m.mean), list(m.std), num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.get("pca_by") or "eigenvalues"
+        ),
+        class_names=data.readable_classes,
+        seed=config.seed,
+        provenance={"config": configs.plain(config), **data.provenance()},
+        monitor=config.monitor,
+        channels_last=kind == "cuda" if layout == "auto" else bool(layout),
+        **training,
+    )
+
+
+def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
+    """One black image through the net, so that a size it cannot take is told before training.
+
+    Raises:
+        UserError: it cannot take that size, or gives something else than logits (1, num_classes).
+    """
+    training = net.training
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
+            f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). "
+            f"Is {image_size}, of data.image_size or augment.sizes, right for it, and does it take three channels?"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
+        gives = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise UserError(
+            f"the network must turn images into logits (B, {num_classes}), and gives {gives} for one image."
+        )
+    net.train(training)
+
+
+def normalization(net: torch.nn.Module) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that the net's weights belong to, where it tells as timm's do; else ImageNet's."""
+    told = getattr(net, "pretrained_cfg", None) or {}
+    return list(told.get("mean", IMAGENET_MEAN)), list(told.get("std", IMAGENET_STD))
+
+
+def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None]":
+    """metrics.csv always; the others as `config.logger` says, on rank 0. W&B's is given by itself too."""
+    run_dir = Path(config.run_dir)
+    loggers: list[Logger] = [CSVLogger(str(run_dir), name="", version="", flush_logs_every_n_steps=1)]
+    board = None
+    if launch.rank() > 0:
+        return loggers, board
+    if "wandb" in config.logger:
+        from alexlab.loggers.wandb import WandbLogger
+
+        settings = configs.plain(config.logger.wandb)
+        settings["name"] = settings["name"] or rundir.name_of(run_dir)
+        board = WandbLogger(save_dir=str(run_dir), **settings)
+        loggers.append(board)
+    if "tensorboard" in config.logger:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(str(run_dir), name="", version="tensorboard"))
+    return loggers, board
+
+
+def build_callbacks(config: DictConfig) -> list[pl.Callback]:
+    """The entries of `config.callbacks` with a `_target_`: a user's own."""
+    nodes = config.callbacks.values()
+    return [build(node) for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
