@@ -32,7 +32,7 @@ def test_data_and_augment(name: str, data: str, shapes: Path) -> None:
     words = [f"data={data}", f"augment={name}", f"data.root={shapes}", "data.num_classes=10", "data.demo_seed=null"]
     composed = configs.resolved(compose(*words, "data.batch_size=8", "data.image_size=64", "data.num_workers=0"))
     made = assemble.build_data(composed, Devices("cpu", 1, 1)).read()
-    images, targets, skipped = next(iter(made.train_dataloader()))
+    images, targets, skipped, _ = next(iter(made.train_dataloader()))
     assert (images.shape, images.dtype, targets.dtype, skipped) == ((8, 3, 64, 64), torch.uint8, torch.int64, {})
 
 

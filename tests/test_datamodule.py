@@ -10,6 +10,7 @@ from conftest import photo
 from torch import Tensor, nn
 
 from alexlab.data.datamodule import ImageFolders
+from alexlab.data.dataset import Batch
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 
@@ -41,13 +42,13 @@ class Recorder(pl.LightningModule):
         self.seen: dict[int, list[int]] = {}
         self.pixels: dict[tuple[int, int], Tensor] = {}  # by epoch and image
 
-    def training_step(self, batch: tuple[Tensor, Tensor, list[str]], batch_idx: int) -> Tensor:
-        images, targets, _ = batch
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets, *_ = batch
         self.seen.setdefault(self.current_epoch, []).extend(targets.tolist())
         self.pixels |= {(self.current_epoch, int(t)): image for t, image in zip(targets, images, strict=True)}
         return self.weight.sum()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor, list[str]], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Validation takes its turn, as in a real run."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
