@@ -33,16 +33,17 @@ class Repeated:
     def __init__(self, index: Any) -> None:
         import numpy as np
 
-        self.index, self.targets = index, np.tile(index.targets, TIMES)
+        self.index, self.count = index, len(index.targets)
+        self.targets = np.tile(index.targets, TIMES)
 
     def path(self, i: int) -> str:
-        return self.index.path(i % len(self.index))
+        return self.index.path(i % self.count)
 
     def picture(self, i: int) -> Any:
-        return self.index.picture(i % len(self.index))
+        return self.index.picture(i % self.count)
 
     def copy(self, numbers: Any, out: Any) -> None:
-        self.index.copy(numbers % len(self.index), out)
+        self.index.copy(numbers % self.count, out)
 
 
 def ours(

@@ -24,10 +24,10 @@ SCRIPTS = [
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir", "figures", "plots", "data",
-    "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "classifier", "loggers",
-    "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "run", "rank", "evaluate", "redraw",
-    "compare", "predict", "export", "prepare", "benchmark", "cli", "__init__",
+    "errors", "kinds", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir", "figures",
+    "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading",
+    "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "restore",
+    "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -35,8 +35,8 @@ STRANGERS = {"data": "models", "models": "data"}
 ONLY = {
     "hydra": {"cli", "instantiate"},
     "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "assemble", "report", "resume", "run", "evaluate", "redraw", "compare", "predict", "export",
-                  "prepare", "benchmark", "cli"},
+                  "assemble", "report", "resume", "restore", "run", "evaluate", "redraw", "compare", "predict",
+                  "export", "prepare", "benchmark", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery"},
@@ -47,7 +47,18 @@ ONLY = {
     "onnxruntime": {"export"},
     "onnxscript": {"export"},
 }  # fmt: skip
-LIGHT = ("errors", "rules", "targets", "config", "help", "imports", "launch", "memory", "cli")  # before a task runs
+LIGHT = (
+    "errors",
+    "kinds",
+    "rules",
+    "targets",
+    "config",
+    "help",
+    "imports",
+    "launch",
+    "memory",
+    "cli",
+)  # before a task runs
 HEAVY = ("matplotlib", "torch", "torchvision", "pytorch_lightning", "wandb", "numpy", "PIL", "torchmetrics")
 
 

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import Logger
 
+from alexlab import checkpoint, launch, optim, rundir
 from alexlab import config as configs
-from alexlab import launch, optim, rundir
 from alexlab.augment import BatchAugment
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 from alexlab.instantiate import build
+from alexlab.loggers.metrics import MetricsLogger
 from alexlab.models.parts import head_of
 from alexlab.plan import Plan
 from alexlab.trainer import Devices
@@ -118,7 +119,7 @@ def normalization(net: torch.nn.Module) -> tuple[list[float], list[float]]:
 def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None]":
     """metrics.csv always; the others as `config.logger` says, on rank 0. W&B's is given by itself too."""
     run_dir = Path(config.run_dir)
-    loggers: list[Logger] = [CSVLogger(str(run_dir), name="", version="", flush_logs_every_n_steps=1)]
+    loggers: list[Logger] = [MetricsLogger(run_dir)]
     board = None
     if launch.rank() > 0:
         return loggers, board
@@ -132,7 +133,9 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
     if "tensorboard" in config.logger:
         from pytorch_lightning.loggers import TensorBoardLogger
 
-        loggers.append(TensorBoardLogger(str(run_dir), name="", version="tensorboard"))
+        # what a run that goes on logs again takes the place of what it had logged from there on
+        step = checkpoint.load(Path(config.ckpt_path))["global_step"] if config.ckpt_path is not None else None
+        loggers.append(TensorBoardLogger(str(run_dir), name="", version="tensorboard", purge_step=step))
     return loggers, board
 
 

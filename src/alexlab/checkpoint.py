@@ -1,6 +1,13 @@
-"""Checkpoints that a kill cannot break, and that load without running anything."""
+"""Checkpoints that a kill cannot break, and that load without running anything.
 
+`checkpoints/SHA256SUMS` has each file's hash, as `sha256sum --check` reads it. While a file takes the place of another,
+both hashes stand there: whichever of the two files a kill leaves, one line is its own.
+"""
+
+import hashlib
 import os
+import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,9 +18,12 @@ from torch import nn
 
 from alexlab.errors import UserError
 
+LAST, PREVIOUS, SUMS = "last.ckpt", "previous.ckpt", "SHA256SUMS"
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, fsyncs and renames: a kill at any moment leaves the previous file whole."""
+    """Writes beside the target, fsyncs and renames: a kill at any moment leaves the previous file whole. A last.ckpt
+    that another takes the place of stays as previous.ckpt."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
@@ -22,9 +32,85 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with beside.open("wb") as file:
                 _write(checkpoint, file)
+            with beside.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums = read_sums(path.parent)
+            kept = sums.get(path.name, [])
+            after = {path.name: [digest]}
+            if path.name == LAST and path.is_file():
+                after[PREVIOUS] = kept
+            both = {name: [*sums.get(name, []), *hashes] if hashes else [] for name, hashes in after.items()}
+            write_sums(path.parent, {**sums, **both})
+            if PREVIOUS in after:
+                _keep(path, path.with_name(PREVIOUS))
             beside.replace(path)
+            write_sums(path.parent, {**sums, **after})
+            sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Give a file a second name, in the place of what has that."""
+    link = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, link)
+    link.replace(kept)
+
+
+def read_sums(folder: Path) -> dict[str, list[str]]:
+    """The hashes that each file of the folder may have, the newest last."""
+    path = folder / SUMS
+    found: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        digest, _, name = line.partition("  ")
+        found.setdefault(name, []).append(digest)
+    return found
+
+
+def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
+    beside = folder / f".{SUMS}.{os.getpid()}.tmp"
+    with beside.open("w") as file:
+        file.writelines(f"{digest}  {name}\n" for name, hashes in sorted(sums.items()) for digest in hashes)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(folder / SUMS)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was renamed in it is on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def why_damaged(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file, or None: its hash must be one of SHA256SUMS, or, where that does not name
+    it, all parts of its archive must have their own checksums."""
+    hashes = read_sums(path.parent).get(path.name)
+    try:
+        if hashes:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return None if digest in hashes else f"its SHA-256 is not the one of {SUMS}"
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+        return None if part is None else f"its part {part} is not as it was written"
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove what killed processes left of files that they wrote; the names."""
+    left = sorted(path for path in folder.glob(".*.tmp") if path.is_file())
+    for path in left:
+        path.unlink()
+    return [path.name for path in left]
 
 
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -26,9 +26,20 @@ from alexlab.rules import mode_of
 class Sums:
     """Sums over images, kept on the device so that no step waits for it: loss, top-1 and top-5 hits, images."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, values: Tensor | None = None) -> None:
+        """
+        Args:
+            values: (4,), what was summed up before, and of how many images.
+        """
         self.values = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         self.images = 0
+        if values is not None:
+            self.values += values[:3].to(self.values)
+            self.images = int(values[3])
+
+    def counted(self) -> Tensor:
+        """(1,), the images."""
+        return self.values.new_tensor([self.images])
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """loss: mean of the batch; logits (B, C); targets int64 (B,), or (B, C) where images were mixed."""
@@ -45,7 +56,7 @@ class Sums:
 
     def merged(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The means over all ranks' images, after a `reduce` that sums a tensor over the ranks."""
-        together = torch.cat([self.values, self.values.new_tensor([self.images])])
+        together = torch.cat([self.values, self.counted()])
         loss, acc1, acc5, count = reduce(together).tolist()
         return {"loss": loss / count, "acc1": acc1 / count, "acc5": acc5 / count} if count else {}
 
@@ -98,6 +109,9 @@ class ImageClassifier(pl.LightningModule):
         self.improved = False  # whether the last validation was that one
         self.keeps_best = False  # whether `best` goes on from a checkpoint's, whose best.ckpt came along
         self.validated_at = -1  # optimizer steps done by the last validation
+        self.place: dict[str, Any] | None = None  # of a last.ckpt that is just written, see callbacks/snapshots.py
+        self.progress: dict[str, Any] = {}  # of the last.ckpt that this run goes on from
+        self.came_from: str | None = None  # where that was which this run goes on from
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
 
@@ -283,10 +297,48 @@ class ImageClassifier(pl.LightningModule):
                 for key in ("current_model_state", "averaging_state"):
                     checkpoint.pop(key, None)
         checkpoint["alexlab"] = {**self.provenance, "best": self.best, "best_epoch": self.best_epoch}
+        if self.place is not None:
+            checkpoint["alexlab"]["place"] = {**self.place, **self._progress()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.keeps_best:
             self.best, self.best_epoch = checkpoint["alexlab"]["best"], checkpoint["alexlab"]["best_epoch"]
+        if "place" in checkpoint["alexlab"]:  # no weights alone
+            self.progress = checkpoint["alexlab"]["place"]
+            self.came_from, self.validated_at = self.progress["of"], self.progress["validated_at"]
+
+    def _progress(self) -> dict[str, Any]:
+        """What all ranks know of the epoch so far, and a resume needs: plain values and tensors."""
+        sums = [part for each in (self.epoch_sums, self.window_sums) for part in (each.values, each.counted())]
+        found: dict[str, Any] = {
+            "epochs": self.trainer.fit_loop.epoch_progress.current.completed,
+            "steps_per_epoch": self.steps_per_epoch,
+            "validated_at": self.validated_at,
+            "metrics": {key: float(value) for key, value in self.trainer.callback_metrics.items()},
+            "sums": self._of_all_ranks(torch.cat(sums)),
+        }
+        if self.trainer.world_size > 1:
+            buffers = {name: buffer for name, buffer in self.net.named_buffers() if buffer.is_floating_point()}
+            found["buffers"] = {name: self._of_all_ranks(buffer) for name, buffer in buffers.items()}
+        return found
+
+    def _of_all_ranks(self, value: Tensor) -> Tensor:
+        """(ranks, ...), on the CPU."""
+        if self.trainer.world_size == 1:
+            return value.cpu()[None]
+        return cast(Tensor, self.all_gather(value)).cpu()
+
+    def restore_sums(self) -> None:
+        """The sums of an epoch that goes on, and each rank's own statistics of BatchNorm; with other ranks than before
+        the first has the sums of all, and each the mean statistics."""
+        rank, ranks = self.global_rank, self.trainer.world_size
+        sums = self.progress["sums"]
+        if len(sums) != ranks:
+            sums = F.pad(sums.sum(0, keepdim=True), (0, 0, 0, ranks - 1))
+        self.epoch_sums, self.window_sums = (Sums(self.device, part) for part in sums[rank].chunk(2))
+        for name, values in self.progress.get("buffers", {}).items():
+            own = values[rank] if len(values) == ranks else values.mean(0)
+            self.net.get_buffer(name).copy_(own)
 
 
 def reseed(seed: int, device: torch.device) -> None:

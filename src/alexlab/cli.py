@@ -33,7 +33,7 @@ FLAGS = (
 # what other programs call our keys
 SYNONYMS = {
     "epochs": "trainer.max_epochs", "epoch": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
-    "gpus": "trainer.devices", "num_gpus": "trainer.devices", "workers": "data.num_workers", "resume": "ckpt_path",
+    "gpus": "trainer.devices", "num_gpus": "trainer.devices", "workers": "data.num_workers", "resume_from": "resume",
     "checkpoint": "ckpt_path", "bs": "data.batch_size", "wd": "optimizer.weight_decay", "amp": "trainer.precision",
     "img_size": "data.image_size", "input_size": "data.image_size", "arch": "model.name", "opt": "optimizer._target_",
     "batch_size": "data.batch_size", "lr": "optimizer.lr", "data_dir": "data.root", "data_path": "data.root",
@@ -181,6 +181,7 @@ def _tidied(words: list[str]) -> list[str]:
             near = word.lstrip("-").partition("=")[0]
             _leave(f"{word}: settings are written key=value, as in {SYNONYMS.get(near, f'optimizer.{near}')}=...", 2)
     # a shell expands ~ at a word's start alone, and Hydra takes it for a deletion
+    words = [word.replace("resume=", "resume.run=", 1) if word.startswith("resume=") else word for word in words]
     words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
     flags = {"-m", "--multirun"} & set(words)
     if flags and external():

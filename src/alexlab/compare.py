@@ -15,7 +15,7 @@ from rich.console import Console
 
 from alexlab.config import flat
 from alexlab.errors import UserError
-from alexlab.rules import shown as plainly
+from alexlab.kinds import shown as plainly
 from alexlab.rundir import name_of
 
 # differ without making a difference, or say again what another key says

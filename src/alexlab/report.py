@@ -42,7 +42,8 @@ def facts_of(
 
 def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> dict[str, Any]:
     rate = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-    last = {key: round(float(value), 7) for key, value in trainer.callback_metrics.items()}  # were float32
+    known = {**model.progress.get("metrics", {}), **trainer.callback_metrics}  # before, where nothing was left to do
+    last = {key: round(float(value), 7) for key, value in known.items()}  # were float32
     folder = run_dir / "checkpoints"
     return {
         "best": dict(model.best),
@@ -128,12 +129,9 @@ def bound_by(wait: float, data: ImageFolders) -> str:
 
 
 def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
-    last = run_dir / "checkpoints/last.ckpt"
-    if not last.is_file():
-        return "Its first epoch was not done: nothing was kept to go on from."
-    words = shlex.join(word for word in config.overrides if not word.startswith(("ckpt_path", "hydra.")))
-    command = f"python train.py {words} ckpt_path={rundir.shown(run_dir)}".replace("  ", " ")
-    return f"Go on from its last whole epoch: {command}"
+    if not (run_dir / "checkpoints/last.ckpt").is_file():
+        return "Its first step was not done: nothing was kept to go on from."
+    return f"Go on with it: python train.py resume={shlex.quote(rundir.shown(run_dir))}"
 
 
 def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:

@@ -175,10 +175,11 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
         raise UserError(f"ckpt_path={path} holds weights alone, and training cannot go on from it: give last.ckpt.")
     checkpoint.check_classes(found, data.classes, data.root)
     check_function(f"ckpt_path={path}", found, model.net, config.data.image_size, same_classes=True)
-    if not found["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]:
+    place = found["alexlab"].get("place")
+    if place is None:
         raise UserError(
-            f"ckpt_path={path} was saved in the middle of epoch {found['epoch'] + 1}, where trainer.max_steps ended "
-            "the run, and training goes on from whole epochs alone: end a run with trainer.max_epochs, or start anew."
+            f"ckpt_path={path} was written by an older version, and training cannot go on from it; a new run can start "
+            "from its weights with init_from."
         )
     here, there = configs.flat(configs.plain(config)), {**CAME_LATER, **configs.flat(found["alexlab"]["config"])}
     differ = [
@@ -199,14 +200,15 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
             f"ckpt_path={path} was trained on other images than those of {data.root}: {counts}, by the names of their "
             "files. Give the same images, or start anew without ckpt_path."
         )
-    epochs, steps = found["epoch"] + 1, found["global_step"]
-    if steps != epochs * plan.steps_per_epoch:
+    epochs, steps = place["epochs"], found["global_step"]
+    if place["steps_per_epoch"] != plan.steps_per_epoch:
         raise UserError(
-            f"ckpt_path={path} has done {steps} steps in {epochs} epochs, and an epoch has {plan.steps_per_epoch} "
-            "here, so that the schedule would not fit: give the same trainer.limit_train_batches and "
-            "trainer.overfit_batches."
+            f"ckpt_path={path} has done {steps} steps in epochs of {place['steps_per_epoch']}, and an epoch has "
+            f"{plan.steps_per_epoch} here, so that the schedule would not fit: give the same "
+            "trainer.limit_train_batches and trainer.overfit_batches."
         )
-    if plan.steps <= steps:
+    ended = config.resume.run is None or rundir.read_summary(Path(config.run_dir)).get("status") == "finished"
+    if plan.steps <= steps and ended:  # else its test is still to be done
         raise UserError(
             f"ckpt_path={path} has done {epochs} epochs ({steps} steps), and this run would end after {plan.steps} "
             f"steps: give a trainer.max_epochs above {epochs}."

@@ -1,5 +1,6 @@
 """A run, from its composed config to its summary: the table of contents, and the place that instantiates."""
 
+import contextlib
 import faulthandler
 import logging
 import signal
@@ -13,11 +14,12 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from alexlab import checkpoint, launch, optim, report, resume, rundir
+from alexlab import checkpoint, launch, optim, report, restore, resume, rundir
 from alexlab import config as configs
 from alexlab import plan as plans
 from alexlab.assemble import build_callbacks, build_data, build_loggers, build_model
 from alexlab.callbacks.preemption import Notes, Preempted, Preemption
+from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders, cores
 from alexlab.errors import RunFailedError, UserError
@@ -37,6 +39,11 @@ def fit(config: DictConfig) -> float | None:
     Whatever can be found wrong is found before the run's directory is made.
     """
     config = configs.resolved(config)
+    if config.resume.run is not None:
+        restored = restore.restore(config)
+        if restored is None:
+            return rundir.read_summary(Path(config.run_dir))["best"].get(config.monitor)
+        config = restored
     devices = find_devices(config)
     if devices.nodes > 1 and not launch.external():
         raise UserError(
@@ -60,16 +67,27 @@ def fit(config: DictConfig) -> float | None:
     alone = devices.world_size == 1 or launch.external()  # no ranks are started here
     if not alone:
         launch.free_port(config.trainer.master_port)  # told now where it is in use
-    if launch.rank() == 0:
-        states = optim.state_tensors(configs.plain(config.optimizer))
-        rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
-        rundir.claim(config)
-        resume.take_best_along(config)
-        print(f"run directory: {rundir.shown(run_dir)}", flush=True)
-    if alone:
-        return fit_rank(config, data, model)
-    del model
-    threads = max(1, cores() // devices.local)
+    with contextlib.ExitStack() as held:
+        if launch.rank() == 0:
+            states = optim.state_tensors(configs.plain(config.optimizer))
+            rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
+            if restore.goes_on(config):
+                held.enter_context(restore.locked(run_dir))
+                restore.take_up(config)
+            else:
+                rundir.claim(config)
+                held.enter_context(restore.locked(run_dir))
+                resume.take_best_along(config)
+                print(f"run directory: {rundir.shown(run_dir)}", flush=True)
+        if alone:
+            return fit_rank(config, data, model)
+        del model
+        return fit_ranks(config, devices)
+
+
+def fit_ranks(config: DictConfig, devices: Devices) -> float | None:
+    """Train on several devices of this machine, a process each."""
+    run_dir, threads = Path(config.run_dir), max(1, cores() // devices.local)
     ended = launch.spawn(run_dir, devices.world_size, threads, config.trainer.master_port)
     if ended.by_signal:
         rundir.mark(run_dir, "preempted", ended.why)
@@ -88,7 +106,10 @@ def fit_rank(
     rundir.set_up_logging(run_dir)
     if hasattr(signal, "SIGUSR2"):  # kill -USR2 shows where each thread of a rank is
         faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
-    with Notes().taken() as notes:
+    with contextlib.ExitStack() as held:
+        notes = held.enter_context(Notes().taken())
+        if launch.rank() == 0:  # it may outlive the command that started it by some seconds
+            held.enter_context(restore.locked(run_dir, ".lock.rank"))
         try:
             summary, where = _fit_rank(config, data, model, notes)
         except Preempted as error:  # a second Ctrl-C, while the run was being closed
@@ -125,10 +146,15 @@ def _fit_rank(
             board.log_summary(facts)
         report.tell_start(config, devices, data, plan, facts)
         preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
-        callbacks = [*build_callbacks(config), preemption]
+        every = config.checkpoint
+        snapshots = Snapshots(
+            run_dir / "checkpoints" / checkpoint.LAST, preemption, every.every_n_steps, every.every_minutes
+        )
+        callbacks = [*build_callbacks(config), preemption, snapshots]
         trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
         preemption.install(trainer)
-        model.keeps_best = resume.best_beside(config) is not None
+        snapshots.install(trainer)
+        model.keeps_best = restore.goes_on(config) or resume.best_beside(config) is not None
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         preemption.agree(trainer)
         report.tell_stop(trainer, data)

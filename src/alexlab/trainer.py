@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     LearningRateMonitor,
+    ModelCheckpoint,
     RichModelSummary,
 )
 from pytorch_lightning.loggers import Logger
@@ -30,7 +31,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from alexlab import launch
 from alexlab.callbacks.agreement import SameConfig
-from alexlab.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from alexlab.callbacks.checkpoints import BestCheckpoint
 from alexlab.callbacks.freezing import Freezing
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.progress import Bar, PlainProgress
@@ -160,13 +161,15 @@ def build_trainer(
     plugins: list[Any] = [AtomicCheckpointIO()]
     if "ALEXLAB_RANKS" in os.environ:
         plugins.append(LightningEnvironment())  # reads what launch.spawn put there
+    callbacks = [*more, *_callbacks(config, run_dir, loggers)]
     return pl.Trainer(
         **settings,
         precision=choose_precision(config.trainer.precision, devices.kind),
         strategy=_strategy(config, devices, net_type),
         plugins=plugins,
         benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
-        callbacks=[*more, *_callbacks(config, run_dir, loggers)],
+        callbacks=callbacks,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),  # a user's own
         logger=loggers,
         default_root_dir=str(run_dir),
         enable_model_summary=False,
@@ -205,7 +208,6 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
     callbacks: list[Callback] = [
         SameConfig(config),
         BestCheckpoint(folder / "best.ckpt"),
-        LastCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
     ]
     if wanted.lr_monitor:
         callbacks.append(LearningRateMonitor("step"))

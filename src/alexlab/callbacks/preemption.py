@@ -61,13 +61,20 @@ class Notes:
 
 
 class Preemption(Callback):
-    """Raises Preempted on all ranks at the end of the same batch, after any of them has got a signal."""
+    """Finds out, on all ranks at the end of the same batch, that any of them has got a signal: raises Preempted, or
+    while training says so in `stop`, as a checkpoint is written first.
+
+    Attributes:
+        stop: the signal, or 0.
+        wish, wished: 1 where this rank, or any, wants a checkpoint.
+    """
 
     def __init__(self, notes: Notes, timeout: timedelta | None = None) -> None:
         self.notes, self.timeout = notes, timeout
         self.group: Any = None
         self.asked: Any = None
-        self.number = torch.zeros(1, dtype=torch.int64)
+        self.numbers = torch.zeros(2, dtype=torch.int64)
+        self.stop = self.wish = self.wished = 0
 
     def install(self, trainer: pl.Trainer) -> None:
         """Take Lightning's own handling out."""
@@ -82,31 +89,36 @@ class Preemption(Callback):
     def agree(self, trainer: pl.Trainer) -> None:
         """Ask all ranks and wait for the answer, where no batch follows that would be asked at."""
         self._look(trainer)
-        if self.asked is not None:
-            self._answer()
+        self._answer()
+        self._end()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
         self._look(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
         self._look(trainer)
+        self._end()
 
     def on_test_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
         self._look(trainer)
+        self._end()
 
     def _look(self, trainer: pl.Trainer) -> None:
-        """Ask all ranks for their notes, and act on the answer to the question of the batch before."""
+        """Ask all ranks for their notes, and take the answer to the question of the batch before."""
         if trainer.world_size == 1:
-            if self.notes.number:
-                raise Preempted(self.notes.number)
+            self.stop, self.wished = self.notes.number, self.wish
             return
-        if self.asked is not None:
-            self._answer()
-        self.number.fill_(self.notes.number)
-        self.asked = dist.all_reduce(self.number, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self._answer()
+        self.numbers[0], self.numbers[1] = self.notes.number, self.wish
+        self.asked = dist.all_reduce(self.numbers, dist.ReduceOp.MAX, group=self.group, async_op=True)
 
     def _answer(self) -> None:
-        self.asked.wait()
-        self.asked = None
-        if number := int(self.number):
-            raise Preempted(number)
+        if self.asked is not None:
+            self.asked.wait()
+            self.asked = None
+            self.stop, wished = self.numbers.tolist()
+            self.wished |= wished
+
+    def _end(self) -> None:
+        if self.stop:
+            raise Preempted(self.stop)

@@ -23,6 +23,13 @@ class Throughput(Callback):
         self.epoch_start, self.waited, self.steps = self.ended, 0.0, 0
         self.window_start, self.window_steps, self.logged_at = self.ended, 0, trainer.global_step
 
+    def state_dict(self) -> dict[str, float]:
+        return {"images": self.total_images, "seconds": self.total_seconds, "waited": self.total_waited}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.total_images = int(state_dict["images"])
+        self.total_seconds, self.total_waited = state_dict["seconds"], state_dict["waited"]
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:

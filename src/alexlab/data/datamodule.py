@@ -226,7 +226,10 @@ class ImageFolders(pl.LightningDataModule):
         if self.trainer is not None:
             # Lightning's first iter() comes before its own set_epoch(), which reads this very number; after a resume
             # `current_epoch` is still that of the epoch before
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            loop: Any = self.trainer.fit_loop
+            sampler.set_epoch(loop.epoch_progress.current.processed)
+            if loop.epoch_progress.total.processed < loop.epoch_progress.total.started:  # it goes on within an epoch
+                sampler.skip = loop.epoch_loop.batch_progress.current.completed
             sampler.repeats = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", sampler)
 

@@ -1,0 +1,132 @@
+"""last.ckpt: after each epoch, at steps and minutes as asked, and where a run is ended; and how to go on from it.
+
+Lightning can write a checkpoint from within its hooks, where some of what belongs to a step or an epoch is done and
+some is not: validation, the numbers of an epoch, the rate's next step. What it does with such a file when it is started
+again differs by the hook, and a validation or a line of metrics is lost or doubled. Here a checkpoint is written in
+three places alone, between two hooks, and holds which: after an optimizer's step, whose validation is still to come
+("step"); where a run has ended within an epoch ("end"); and after all of an epoch ("epoch").
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.trainer import call
+
+from alexlab.callbacks.preemption import Preempted, Preemption
+from alexlab.loggers.metrics import MetricsLogger
+
+
+class Snapshots(Callback):
+    """
+    Args:
+        path: of last.ckpt.
+        every_n_steps: optimizer steps of the run between two files; None writes none within an epoch.
+        every_minutes: the same by the first rank's clock.
+        preemption: says where a signal is to end the run.
+    """
+
+    def __init__(
+        self, path: Path, preemption: Preemption, every_n_steps: int | None = None, every_minutes: float | None = None
+    ) -> None:
+        self.path, self.preemption = path, preemption
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self.written_at = time.monotonic()
+
+    def install(self, trainer: pl.Trainer) -> None:
+        """Stand between Lightning's hooks."""
+        epochs: Any = trainer.fit_loop
+        steps = epochs.epoch_loop
+        self.trainer = trainer
+        self.after_step, self.after_epoch, self.before_steps = (
+            steps.on_advance_end, epochs.on_advance_end, steps.on_run_start,
+        )  # fmt: skip
+        steps.on_advance_end, epochs.on_advance_end = self._after_step, self._after_epoch
+        steps.on_run_start = self._before_steps
+
+    # -- writing
+
+    def _after_step(self, fetcher: Any) -> None:
+        """In place of Lightning's own, which validates where it is time, and counts the step."""
+        loop: Any = self.trainer.fit_loop.epoch_loop
+        if not loop._should_accumulate():
+            if self.preemption.stop:
+                self.save("step")
+                raise Preempted(self.preemption.stop)
+            if not loop._num_ready_batches_reached() and self._due():
+                self.save("step")
+        try:
+            self.after_step(fetcher)
+        except Preempted:  # in the validation, which is done again
+            self._end_validation()
+            self.save("step")
+            raise
+
+    def _after_epoch(self) -> None:
+        loop: Any = self.trainer.fit_loop.epoch_loop
+        whole = loop._num_ready_batches_reached()
+        if not whole:
+            self.save("end")
+        self.after_epoch()
+        if whole:
+            self.save("epoch")
+        if self.preemption.stop:
+            raise Preempted(self.preemption.stop)
+
+    def _due(self) -> bool:
+        """Whether it is time for another file. `wished` is what the ranks have agreed on."""
+        by_step = self.every_n_steps is not None and self.trainer.global_step % self.every_n_steps == 0
+        if self.every_minutes is not None and time.monotonic() - self.written_at >= 60 * self.every_minutes:
+            self.preemption.wish = 1
+        by_clock, self.preemption.wished = self.preemption.wished, 0
+        return by_step or bool(by_clock)
+
+    def save(self, place: str) -> None:
+        """Write the file, on all ranks together."""
+        trainer, model = self.trainer, self.trainer.lightning_module
+        rows = [logger.settle() for logger in trainer.loggers if isinstance(logger, MetricsLogger)]
+        model.place = {"of": place, "rows": rows[0] if rows else None}  # type: ignore[assignment]
+        try:
+            trainer.save_checkpoint(self.path)
+        finally:
+            model.place = None  # type: ignore[assignment]
+        self.written_at, self.preemption.wish, self.preemption.wished = time.monotonic(), 0, 0
+
+    def _end_validation(self) -> None:
+        """Leave a validation as if it had not begun."""
+        self.trainer.training = True
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):  # the average stood in for the weights
+                callback.on_validation_epoch_end(self.trainer, self.trainer.lightning_module)
+
+    # -- going on
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if pl_module.came_from == "epoch":  # nothing is left of it to be done
+            trainer.fit_loop.restarting = False
+
+    def _before_steps(self, fetcher: Any) -> None:
+        """In place of Lightning's own, which finds its place among the epoch's batches."""
+        self.before_steps(fetcher)
+        trainer, model = self.trainer, self.trainer.lightning_module
+        came_from, model.came_from = model.came_from, None  # type: ignore[assignment]
+        if came_from not in ("step", "end"):
+            return
+        loop: Any = trainer.fit_loop.epoch_loop
+        loop.restarting = False
+        loop.reset_restart_stage()
+        loop.val_loop.reset_restart_stage()
+        # which Lightning leaves out within an epoch
+        call._call_callback_hooks(trainer, "on_train_epoch_start")
+        model.restore_sums()  # type: ignore[operator]
+        if came_from == "step":
+            self._after_step_of_before(fetcher)
+
+    def _after_step_of_before(self, fetcher: Any) -> None:
+        try:
+            self.after_step(fetcher)
+        except Preempted:
+            self._end_validation()
+            raise  # the file is still the one of this step
