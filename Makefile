@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint lock
+.PHONY: help setup train test faults lint lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
@@ -30,6 +30,9 @@ train: setup  ## train: make train ARGS="model=alexnet trainer=ddp"
 
 test: setup  ## run the whole test suite; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)
+
+faults: setup  ## kill runs, ranks and writers at random, 25 times as often as `make test`: hours
+	@ALEXLAB_FAULTS=25 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 tests/test_faults.py $(ARGS)
 
 lint: setup  ## run what pre-commit runs: ruff, mypy, YAML, large files, secrets
 	@$(BIN)/pre-commit run --all-files --show-diff-on-failure

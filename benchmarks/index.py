@@ -77,7 +77,7 @@ def main() -> None:
             times["recall"].append(seconds)
             assert len(index) == args.files
             late = TrainBatches(len(index), min(256, len(index)), seed=0)
-            late.skip = len(late) * 4 // 5
+            late.begins_at = (0, len(late) * 4 // 5)
             times["late start"].append(timed(lambda late=late: next(iter(late), None))[0])  # type: ignore[misc]
         held = len(index.names) + index.ends.nbytes + index.targets.nbytes
         found: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in times.items()}

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,13 @@ class Zygote:
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
 
-    def run(self, words: list[str], env: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
+    def run(
+        self, words: list[str], env: dict[str, str], timeout: float, watch: Callable[[int], None] | None = None
+    ) -> subprocess.CompletedProcess:
+        """
+        Args:
+            watch: called again and again with the command's process, until that ends.
+        """
         if self.process is None:
             script = str(Path(__file__).with_name("zygote.py"))
             self.process = subprocess.Popen(
@@ -83,6 +89,8 @@ class Zygote:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             pid = self._answer(60)["pid"]
+            while watch is not None and not select.select([self.process.stdout], [], [], 0.005)[0]:
+                watch(pid)
             try:
                 code = self._answer(timeout)["code"]
             except TimeoutError:
@@ -117,10 +125,15 @@ def _close_zygote() -> Iterator[None]:
     _zygote.close()
 
 
-def command(*words: str, env: dict[str, str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+def command(
+    *words: str,
+    env: dict[str, str] | None = None,
+    timeout: float = 240,
+    watch: Callable[[int], None] | None = None,
+) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B."""
     if words[0].endswith(".py") and not (env or {}).get("PYTHONPATH"):
-        return _zygote.run(list(words), clean_env(env), timeout)
+        return _zygote.run(list(words), clean_env(env), timeout, watch)
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,

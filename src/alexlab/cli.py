@@ -93,6 +93,9 @@ class Jobs:
         try:
             if not sweeping and sweep != "none":
                 raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
+            resumed = OmegaConf.select(config, "resume.run")
+            if sweeping and resumed not in (None, "auto"):
+                raise UserError(f"resume={resumed} goes on with one run, and -m starts many: leave one of them out.")
             found = self.task(config)
             optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
             if optimizes and config.get("dry_run"):

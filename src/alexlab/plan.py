@@ -105,7 +105,7 @@ def _limited(batches: int, key: str, limit: "int | float | None") -> int:
 
 
 def checkpoint_bytes(net: nn.Module, config: DictConfig, states: int) -> dict[str, int]:
-    """About how large the two checkpoints become.
+    """About how large the checkpoints become.
 
     Args:
         states: tensors of a parameter's size that the optimizer keeps for it.
@@ -113,7 +113,8 @@ def checkpoint_bytes(net: nn.Module, config: DictConfig, states: int) -> dict[st
     weights = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
     averages = weights if config.ema.decay is not None else 0
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
-    return {"best": weights + averages, "last": weights + averages + states * trained}
+    last = weights + averages + states * trained
+    return {"best": weights + averages, "last": last, "previous": last}
 
 
 def show(plan: Plan, config: DictConfig, devices: Devices, images: Images, net: nn.Module, classes: int) -> None:
@@ -139,7 +140,7 @@ def show(plan: Plan, config: DictConfig, devices: Devices, images: Images, net: 
         "schedule": f"{settings['_target_'].rpartition('.')[2]}, {config.scheduler.name}",
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.steps} in all, {plan.warmup} of warm-up",
         "left out an epoch": f"{plan.left_out} images, others each time",
-        "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last), {size['best'] / 1e6:.0f} MB (best)",
+        "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last, and one before), {size['best'] / 1e6:.0f} MB (best)",
         "run directory": f"{rundir.shown(Path(config.run_dir))} (not made)",
     }
     table = Table(title="dry run", show_header=False)

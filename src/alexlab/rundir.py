@@ -106,7 +106,7 @@ def quiet_libraries() -> None:
         ".*but have passed in a Trainer configured with.*",
         ".*overridden `.*transfer_batch_to_device.*",
         ".*isinstance.treespec, LeafSpec.*",
-        "Experiment logs directory",  # our own files lie there already
+        ".*your dataloader is not resumable.*",  # its sampler is
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -115,7 +115,7 @@ class Snapshots(Callback):
         if came_from not in ("step", "end"):
             return
         loop: Any = trainer.fit_loop.epoch_loop
-        loop.restarting = False
+        trainer.fit_loop.restarting = False  # and so all loops'
         loop.reset_restart_stage()
         loop.val_loop.reset_restart_stage()
         # which Lightning leaves out within an epoch

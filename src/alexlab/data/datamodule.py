@@ -229,7 +229,7 @@ class ImageFolders(pl.LightningDataModule):
             loop: Any = self.trainer.fit_loop
             sampler.set_epoch(loop.epoch_progress.current.processed)
             if loop.epoch_progress.total.processed < loop.epoch_progress.total.started:  # it goes on within an epoch
-                sampler.skip = loop.epoch_loop.batch_progress.current.completed
+                sampler.begins_at = (sampler.epoch, loop.epoch_loop.batch_progress.current.completed)
             sampler.repeats = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", sampler)
 

@@ -24,7 +24,7 @@ class TrainBatches(Sampler[Batch]):
         global_batch: images a step over all ranks; must divide by world_size.
         epoch: the epoch of the next pass; `set_epoch` changes it.
         repeats: whether all passes are that of epoch 0, to overfit a few batches.
-        skip: batches that the next pass leaves out at its start, for a run that goes on within an epoch.
+        begins_at: (epoch, batch) of a run that goes on within an epoch: its passes begin with that batch.
     """
 
     def __init__(self, size: int, global_batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -34,7 +34,7 @@ class TrainBatches(Sampler[Batch]):
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.repeats = False
-        self.skip = 0
+        self.begins_at = (0, 0)
 
     @property
     def sampler(self) -> "TrainBatches":
@@ -49,7 +49,8 @@ class TrainBatches(Sampler[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         # of the whole pass, whatever `set_epoch` is told while batches are begun ahead
-        epoch, first, self.skip = 0 if self.repeats else self.epoch, self.skip, 0
+        epoch = 0 if self.repeats else self.epoch
+        first = self.begins_at[1] if self.epoch == self.begins_at[0] else 0
         order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
         share = self.global_batch // self.world_size
         for b in range(first, len(self)):

@@ -51,6 +51,7 @@ def _first_line(error: BaseException) -> str:
 
 
 Status = Literal["finished", "failed", "preempted"]
+ID = ".wandb-id"  # the file in a run's directory that says which of W&B's it is
 
 
 class WandbLogger(pytorch_lightning.loggers.WandbLogger):
@@ -101,6 +102,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         }
         quiet = wandb.Settings(init_timeout=init_timeout, silent=True, console="off", x_disable_stats=False)
         Path(save_dir).mkdir(parents=True, exist_ok=True)
+        self._known_by = Path(save_dir) / ID
+        if self._known_by.is_file():  # a run that goes on
+            settings["version"] = self._known_by.read_text().strip()
         super().__init__(name=name, save_dir=save_dir, project=project, settings=quiet, **settings)
         self._wandb_init.pop("anonymous", None)  # W&B warns of it even where it is None
         self._reason = reason
@@ -126,6 +130,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self._wandb_init["mode"] = mode
             self._experiment = None
             run = self.experiment
+        self._known_by.write_text(f"{run.id}\n")
         folder = shown(Path(run.dir).parent)
         where = f" upload later with `wandb sync {folder}`" if mode == "offline" else f" {run.url}"
         if mode != "disabled":

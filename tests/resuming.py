@@ -1,0 +1,113 @@
+"""Runs of a tiny network in this process, ended where a test wants it, and compared with one that was not."""
+
+import csv
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from test_configs import compose
+from torch import Tensor, nn
+
+from alexlab import assemble, resume, run
+from alexlab.callbacks.snapshots import Snapshots
+from alexlab.config import CONF
+
+WORDS = [
+    "data=folder", "data.image_size=32", "data.batch_size=8", "data.num_workers=0", "logger=csv", "augment=strong",
+    "trainer.accelerator=cpu", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.figures=false",
+    "callbacks.progress=none", "callbacks.model_summary=0", "model.net.dropout=0.5", "checkpoint.every_n_steps=1",
+]  # fmt: skip
+
+
+class TinyNet(nn.Module):
+    """With all that a resume could forget: BatchNorm's statistics and dropout."""
+
+    def __init__(self, num_classes: int, **_: Any) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3)
+        )
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layers(images))
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone: nothing after it is looked at."""
+
+
+class Harness:
+    """Trains `root` in folders below `folder`."""
+
+    def __init__(self, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.folder, self.monkeypatch = root, folder, monkeypatch
+        for module in (assemble, resume):
+            monkeypatch.setattr(module, "build", lambda settings, num_classes: TinyNet(num_classes))
+
+    def train(self, name: str, *words: str) -> Path:
+        composed = compose(*WORDS, f"data.root={self.root}", *words)
+        OmegaConf.set_struct(composed, False)
+        composed.run_dir = str(self.folder / name)
+        composed.overrides = [f"data.root={self.root}", *words]
+        composed.choices = dict(word.split("=") for word in words if (CONF / word.partition("=")[0]).is_dir())
+        run.fit(composed)
+        return self.folder / name
+
+    def end(self, at: "Callable[[Snapshots, str], bool]", name: str, *words: str) -> Path:
+        """The same until `at(snapshots, "before" or "after")` each step's end is true."""
+        plain = Snapshots._after_step
+
+        def after_step(self: Snapshots, fetcher: Any) -> None:
+            if at(self, "before"):
+                raise Killed
+            plain(self, fetcher)
+            if at(self, "after"):
+                raise Killed
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr(Snapshots, "_after_step", after_step)
+            with pytest.raises(Killed):
+                self.train(name, *words)
+        return self.folder / name
+
+
+def at_batch(count: int, place: str) -> "Callable[[Snapshots, str], bool]":
+    """Around the end of batch `count` of the run."""
+    return lambda snapshots, where: (
+        where == place and snapshots.trainer.fit_loop.epoch_loop.batch_progress.total.completed == count
+    )
+
+
+def rows_of(run_dir: Path) -> list[dict[str, str]]:
+    """metrics.csv without what a clock measured."""
+    with (run_dir / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if v and not k.startswith("perf/")} for row in csv.DictReader(file)]
+    return [row for row in rows if row.keys() - {"epoch", "step"}]
+
+
+def difference(one: Path, other: Path) -> str | None:
+    """The first thing in which two runs differ: weights, states, lines of metrics, or how they ended."""
+    a, b = (torch.load(path / "checkpoints/last.ckpt", weights_only=True) for path in (one, other))
+    for key, value in a["state_dict"].items():
+        if not torch.equal(value, b["state_dict"][key]):
+            return f"{key} differs by {(value.float() - b['state_dict'][key].float()).abs().max()}"
+    for part in ("optimizer_states", "lr_schedulers"):
+        if str(a[part]) != str(b[part]):
+            return part
+    best, other_best = (torch.load(path / "checkpoints/best.ckpt", weights_only=True) for path in (one, other))
+    if any(not torch.equal(value, other_best["state_dict"][key]) for key, value in best["state_dict"].items()):
+        return "best.ckpt"
+    for n, (row, its) in enumerate(itertools.zip_longest(rows_of(one), rows_of(other))):
+        if row != its:
+            return f"row {n} of metrics.csv: {row} and {its}"
+    ends = [json.loads((path / "summary.json").read_text()) for path in (one, other)]
+    for key in ("status", "best", "best_epoch", "last", "test"):
+        if ends[0][key] != ends[1][key]:
+            return f"{key} in summary.json: {ends[0][key]} and {ends[1][key]}"
+    return None

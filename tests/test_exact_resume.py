@@ -1,0 +1,304 @@
+"""A run that was ended anywhere goes on bit for bit: weights, states, metrics, scores.
+
+In this process; see test_faults.py for processes that are really killed.
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from resuming import Harness, Killed, at_batch, difference
+
+from alexlab import restore
+from alexlab.callbacks.snapshots import Snapshots
+from alexlab.classifier import ImageClassifier
+from alexlab.data.datamodule import ImageFolders
+from alexlab.errors import UserError
+from alexlab.loggers import metrics
+
+BATCHES = 10  # of two epochs
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    return Harness(shapes, tmp_path, monkeypatch)
+
+
+SETTINGS = [
+    [],
+    ["trainer.accumulate_grad_batches=2", "data.batch_size=4"],
+    ["trainer.accumulate_grad_batches=3", "data.batch_size=4", "+trainer.val_check_interval=0.5"],
+    ["+trainer.val_check_interval=0.5", "scheduler=plateau"],
+    ["ema.decay=0.9", "+trainer.val_check_interval=0.5", "callbacks.early_stopping=9"],
+    ["optimizer=adamw", "trainer.check_val_every_n_epoch=2", "finetune.freeze_epochs=1"],
+]
+
+
+@pytest.mark.parametrize("words", SETTINGS, ids=lambda words: " ".join(words) or "plain")
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_from_every_step(words: list[str], place: str, harness: Harness) -> None:
+    """Ended before and after each batch's validation and checkpoint."""
+    straight = harness.train("straight", *words)
+    ended = torch.load(straight / "checkpoints/last.ckpt", weights_only=True)
+    batches = ended["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+    assert batches >= BATCHES
+    for count in range(1, batches + 1):
+        shutil.rmtree(harness.folder / "ended", ignore_errors=True)
+        harness.end(at_batch(count, place), "ended", *words)
+        going_on = harness.train("ended", *words, "resume.run=auto", f"data.num_workers={count % 3}")
+        assert difference(straight, going_on) is None, f"ended {place} the end of batch {count}"
+
+
+def test_with_checkpoints_of_epochs_alone(harness: Harness) -> None:
+    """And with none at all, when the run begins anew."""
+    words = ["checkpoint.every_n_steps=null"]
+    straight = harness.train("straight", *words)
+    for count in (2, 5, 6, 9, 10):
+        shutil.rmtree(harness.folder / "ended", ignore_errors=True)
+        harness.end(at_batch(count, "after"), "ended", *words)
+        assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+class SignalAt(pl.Callback):
+    """Sends this process a signal within the hook of a batch."""
+
+    def __init__(self, hook: str, count: int, number: int) -> None:
+        def send(trainer: Any, *_: Any) -> None:
+            if trainer.sanity_checking or trainer.fit_loop.epoch_loop.batch_progress.total.ready != count:
+                return
+            if not self.sent:
+                self.sent = True
+                os.kill(os.getpid(), number)
+
+        self.sent = False
+        setattr(self, hook, send)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start", "on_validation_epoch_end"])
+@pytest.mark.parametrize("words", [["+trainer.val_check_interval=0.5"], ["ema.decay=0.9"]], ids=" ".join)
+def test_from_where_a_signal_ended_it(
+    hook: str, words: list[str], harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is lost, and none is done twice: not those of an epoch whose validation was under way."""
+    words = [*words, "checkpoint.every_n_steps=null", "checkpoint.every_minutes=null"]
+    straight = harness.train("straight", *words)
+    for count, number in ((2, signal.SIGTERM), (4, signal.SIGUSR1), (5, signal.SIGINT), (10, signal.SIGTERM)):
+        every = 2 if "0.5" in words[0] else 5  # batches of an epoch between two validations
+        if "validation" in hook and (count - 1) % 5 % every != every - 1:
+            continue
+        shutil.rmtree(harness.folder / "ended", ignore_errors=True)
+        sender = SignalAt(hook, count, number)
+        with monkeypatch.context() as patch:
+            patch.setattr("alexlab.run.build_callbacks", lambda _, sender=sender: [sender])
+            with pytest.raises(SystemExit) as ended:
+                harness.train("ended", *words)
+        assert ended.value.code == 128 + number
+        assert sender.sent
+        saved = torch.load(harness.folder / "ended/checkpoints/last.ckpt", weights_only=True)
+        heard = min(count + 1, 10) if hook == "on_validation_epoch_end" else count  # at the end of the next batch
+        assert saved["global_step"] == heard
+        assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_a_clock_asks_for_checkpoints(harness: Harness) -> None:
+    words = ["checkpoint.every_n_steps=null", "checkpoint.every_minutes=1e-9"]
+    harness.end(at_batch(3, "after"), "ended", *words)
+    saved = torch.load(harness.folder / "ended/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] >= 2
+
+
+def test_a_longer_run_is_one_that_was_longer_from_the_start(harness: Harness) -> None:
+    words = ["scheduler=constant"]
+    straight = harness.train("straight", *words, "trainer.max_epochs=3")
+    harness.train("more", *words, "trainer.max_epochs=1")
+    going_on = harness.train("more", *words, "resume.run=auto", "trainer.max_epochs=3")
+    assert difference(straight, going_on) is None
+
+
+def test_a_run_that_max_steps_ended_goes_on(harness: Harness) -> None:
+    words = ["scheduler=constant", "trainer.max_epochs=null"]
+    straight = harness.train("straight", *words, "trainer.max_steps=8")
+    harness.train("more", *words, "trainer.max_steps=3")
+    going_on = harness.train("more", *words, "resume.run=auto", "trainer.max_steps=8")
+    assert difference(straight, going_on) is None
+
+
+def test_a_new_directory_can_go_on_from_within_an_epoch(harness: Harness) -> None:
+    straight = harness.train("straight")
+    harness.end(at_batch(3, "after"), "ended")
+    more = harness.train("more", f"ckpt_path={harness.folder / 'ended'}")
+    a, b = (torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for path in (straight, more))
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+# -- the tests are worth something: each of these mistakes in what is resumed is found
+
+
+def _off_by_one(patch: pytest.MonkeyPatch) -> None:
+    plain = ImageFolders.train_dataloader
+
+    def loader(self: ImageFolders) -> Any:
+        made = plain(self)
+        epoch, batch = made.batch_sampler.begins_at  # type: ignore[union-attr]
+        made.batch_sampler.begins_at = (epoch, max(0, batch - 1))  # type: ignore[union-attr]
+        return made
+
+    patch.setattr(ImageFolders, "train_dataloader", loader)
+
+
+def _after_load(change: Callable[[ImageClassifier, dict[str, Any]], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        plain = ImageClassifier.on_load_checkpoint
+
+        def load(self: ImageClassifier, checkpoint: dict[str, Any]) -> None:
+            plain(self, checkpoint)
+            change(self, checkpoint)
+
+        patch.setattr(ImageClassifier, "on_load_checkpoint", load)
+
+    return mutate
+
+
+MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "a batch twice": _off_by_one,
+    "no batch left out": lambda patch: patch.setattr(
+        "alexlab.data.sampler.TrainBatches.begins_at", property(lambda _: (0, 0), lambda *_: None), raising=False
+    ),
+    "the epoch's sums are forgotten": lambda patch: patch.setattr(
+        ImageClassifier, "restore_sums", lambda self: self.on_train_epoch_start()
+    ),
+    "the validation that was owed is left out": lambda patch: patch.setattr(
+        Snapshots, "_after_step_of_before", lambda self, fetcher: None
+    ),
+    "the score is forgotten": _after_load(lambda self, _: setattr(self, "best", {})),
+    "metrics are not cut back": lambda patch: patch.setattr(metrics, "cut_back", lambda path, rows: 0),
+    "metrics are cut back too far": lambda patch: patch.setattr(
+        restore.metrics, "cut_back", lambda path, rows, plain=metrics.cut_back: plain(path, rows - 1)
+    ),
+    "the optimizer's state is forgotten": _after_load(
+        lambda _, checkpoint: checkpoint["optimizer_states"][0].update(state={})
+    ),
+    "the schedule begins anew": _after_load(
+        lambda _, checkpoint: checkpoint["lr_schedulers"][0].update(last_epoch=0, _step_count=1)
+    ),
+    "random numbers go on from where they are": lambda patch: patch.setattr(
+        "alexlab.classifier.reseed", lambda seed, device: None
+    ),
+    "statistics of BatchNorm are forgotten": _after_load(
+        lambda _, checkpoint: [v.zero_() for k, v in checkpoint["state_dict"].items() if k.endswith("running_mean")]
+    ),
+    "the step's number is one too low": _after_load(
+        lambda _, checkpoint: checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"].update(_batches_that_stepped=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mistake_would_be_found(mutation: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["+trainer.val_check_interval=0.6", "trainer.log_every_n_steps=1", "optimizer.momentum=0.9"]
+    straight = harness.train("straight", *words)
+    found = []
+    for count in (3, 4, 9, 0):  # the third batch owes a validation; 0 ends one step after its checkpoint
+        shutil.rmtree(harness.folder / "ended", ignore_errors=True)
+        if count:
+            _end_at_snapshot(harness, count, words, monkeypatch)
+        else:
+            harness.end(at_batch(4, "after"), "ended", *words, "checkpoint.every_n_steps=3")
+        with monkeypatch.context() as patch:
+            MUTATIONS[mutation](patch)
+            try:
+                found.append(difference(straight, harness.train("ended", *words, "resume.run=auto")))
+            except Exception as error:
+                found.append(repr(error))
+    assert any(found), "a run with this mistake looks like one without"
+
+
+def _end_at_snapshot(harness: Harness, count: int, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """End a run right after the checkpoint of a step whose validation is still to come."""
+    plain = Snapshots.save
+
+    def save(self: Snapshots, place: str) -> None:
+        plain(self, place)
+        if self.trainer.fit_loop.epoch_loop.batch_progress.total.completed == count:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshots, "save", save)
+        with pytest.raises(Killed):
+            harness.train("ended", *words)
+
+
+# -- what users say wrong
+
+
+def test_what_resume_cannot_do_is_told(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = harness.folder
+    harness.end(at_batch(3, "after"), "ended")
+    named = f"resume.run={folder / 'ended'}"
+    with pytest.raises(
+        UserError, match=r"was started with other settings: optimizer.lr=0.5 \(there 0.005\), model=alex.*"
+    ):
+        harness.train("x", named, "optimizer.lr=0.5", "model=alexnet_bn")
+    with pytest.raises(UserError, match=r"goes on with its own settings, and these differ: optimizer.lr=0.5"):
+        harness.train("x", named, "optimizer.lr=0.5", "resume.allow_changes=true")
+    with pytest.raises(UserError, match=r"resume=.*nowhere is not a run's directory"):
+        harness.train("x", f"resume.run={folder / 'nowhere'}")
+    with restore.locked(folder / "ended"), pytest.raises(UserError, match="is a run that is still going on: wait"):
+        harness.train("x", named)
+    assert not (folder / "x").exists()
+    harness.train("x", named, "label_smoothing=0.1", "resume.allow_changes=true")
+    with pytest.raises(UserError, match=r"has done 2 epochs \(10 steps\), and this run would end after 10 steps"):
+        harness.train("x", named, "label_smoothing=0.1")
+    capsys.readouterr()
+    harness.train("ended", "resume.run=auto")
+    assert "resume=auto: " in capsys.readouterr().out
+    (folder / "empty").mkdir()
+    (folder / "ended/config.yaml").rename(folder / "empty/config.yaml")
+    with pytest.raises(UserError, match=r"has no checkpoint to go on from: start it anew, or say resume=auto hydra"):
+        harness.train("x", f"resume.run={folder / 'empty'}")
+
+
+def test_auto_begins_where_there_is_nothing(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    straight = harness.train("straight")
+    new = harness.train("new", "resume.run=auto")
+    assert "holds no run yet: a new one starts." in capsys.readouterr().out
+    assert difference(straight, new) is None
+    harness.end(at_batch(1, "before"), "early")
+    early = harness.train("early", "resume.run=auto")
+    assert "has no checkpoint yet: its run begins anew." in capsys.readouterr().out
+    assert difference(straight, early) is None
+
+
+def test_damaged_checkpoints_are_passed_over(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    straight = harness.train("straight")
+    harness.end(at_batch(4, "after"), "ended")
+    folder = harness.folder / "ended/checkpoints"
+    with (folder / "last.ckpt").open("r+b") as file:
+        file.seek(5000)
+        byte = file.read(1)
+        file.seek(5000)
+        file.write(bytes([byte[0] ^ 1]))
+    (folder / ".last.ckpt.123.tmp").write_bytes(b"left by a kill")
+    kept = shutil.copytree(harness.folder / "ended", harness.folder / "both")
+    going_on = harness.train("ended", "resume.run=auto")
+    told = capsys.readouterr().out
+    assert "last.ckpt, which is damaged (its SHA-256 is not the one of SHA256SUMS); going on from previous.ckpt" in told
+    assert not (folder / ".last.ckpt.123.tmp").exists()
+    assert difference(straight, going_on) is None
+    os.truncate(kept / "checkpoints/previous.ckpt", 4000)
+    with pytest.raises(UserError, match=r"no whole checkpoint is left: .*last.ckpt, which is damaged .*previous.ckpt"):
+        harness.train("both", "resume.run=auto")
