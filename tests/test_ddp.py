@@ -1,14 +1,20 @@
 """Two processes: the same weights as one, exact evaluation, one directory, and the same config on all."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, SMALL_NET, clean_env, command, summary_of, tiny_train
+from resuming import difference
+from test_faults import kill_when
 
 from alexlab.launch import free_port
 
@@ -237,3 +243,62 @@ def test_averages_of_batchnorm_go_on_exactly(shapes: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     a, b = weights(tmp_path / "four"), weights(tmp_path / "more")
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_slurm_is_asked_for_the_job_again(shapes: Path, tmp_path: Path) -> None:
+    """SIGUSR1 comes before the time is up; the job that comes again finds its directory by its number."""
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    env = {"SLURM_JOB_ID": "91", "SLURM_NTASKS": "1", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    words = [*small_job(shapes, tmp_path), "trainer.max_epochs=60", "resume=auto", "resume.requeue=true"]
+    folder = tmp_path / "train/runs/slurm-91.0"
+
+    def due() -> bool:
+        return (folder / "metrics.csv").is_file()
+
+    done = command(*words, env=env, watch=kill_when(due, signal.SIGUSR1))
+    assert done.returncode == 128 + signal.SIGUSR1, done.stderr
+    assert "SLURM was asked for job 91 again." in done.stdout
+    assert asked.read_text() == "requeue 91\n"
+    assert summary_of(folder)["status"] == "preempted"
+    step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    done = command(*words, "trainer.max_epochs=1", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "which goes on" in done.stdout
+    assert summary_of(folder)["status"] == "finished"
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] >= step
+    done = command(*words[:-2], "resume.requeue=true", env=env)
+    assert done.returncode == 2
+    assert "resume.requeue=true: the job that comes again goes on only with resume=auto." in done.stderr
+
+
+def test_torchrun_starts_again_from_the_newest_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    """After one rank was killed with -9."""
+    run_dir = tmp_path / "run"
+    job = [*small_job(shapes, tmp_path), "trainer.max_epochs=3", "trainer.limit_train_batches=null"]
+    words = [*job, "checkpoint.every_n_steps=1", "resume=auto", f"hydra.run.dir={run_dir}"]
+    straight = command(*[*job, "checkpoint.every_n_steps=1", f"hydra.run.dir={tmp_path / 'x'}"])
+    assert straight.returncode == 0, straight.stderr
+    killed: list[int] = []
+
+    def watch(pid: int) -> None:
+        ranks = [p for p in psutil.Process(pid).children(recursive=True) if "train.py" in " ".join(p.cmdline())]
+        if not killed and len(ranks) == 2 and (run_dir / "checkpoints/last.ckpt").is_file():
+            killed.append(ranks[1].pid)
+            ranks[1].kill()
+
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, "--max-restarts", "1", *words], cwd=ROOT, text=True,
+        env=clean_env({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.poll() is None and not killed:
+            watch(process.pid)
+    told = process.communicate(timeout=200)[0]
+    assert killed
+    assert process.returncode == 0, told
+    assert "which goes on" in told
+    assert difference(tmp_path / "x", run_dir) is None

@@ -242,7 +242,8 @@ def _stamp() -> str:
     given = os.environ.get("ALEXLAB_STAMP")
     if given:
         return given
-    if "SLURM_JOB_ID" in os.environ and external():
+    goes_on = "resume.run=auto" in sys.argv  # a job that SLURM starts again finds its directory by its number
+    if "SLURM_JOB_ID" in os.environ and (external() or goes_on):
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -47,6 +47,8 @@ def numbers(words: str, count: int | None, test: Callable[[list[float]], bool]) 
 
 SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
 TEXT: Rule = ("a text", lambda v: isinstance(v, str) and v != "")
+# Lightning would fetch what an address gives, and run what is in it
+PATH: Rule = ("a run or a file here, and no address", lambda v: isinstance(v, str) and v != "" and "://" not in v)
 SHARE = number("a number from 0 to 1", lambda v: 0 <= v <= 1)
 BELOW_1 = number("a number from 0 to below 1", lambda v: 0 <= v < 1)
 INSIDE_0_1 = number("a number above 0 and below 1", lambda v: 0 < v < 1)

@@ -91,6 +91,20 @@ def tells() -> bool:
     return rank() == 0 and "ALEXLAB_RANKS" not in os.environ
 
 
+def requeue() -> str:
+    """Ask SLURM for this job again, with its number and so its run's directory; what to tell of that."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return "resume.requeue=true: this is no job of SLURM, and nothing was asked for"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"SLURM was not asked for job {job} again: scontrol requeue {job}: {error}"
+    if done.returncode:
+        return f"SLURM does not take job {job} again: {done.stderr.strip() or f'scontrol left with {done.returncode}'}"
+    return f"SLURM was asked for job {job} again"
+
+
 def free_port(wanted: int | None) -> int:
     """`wanted` if it is free, or any free port.
 

@@ -88,8 +88,8 @@ def changed_by(config: DictConfig, before: DictConfig) -> tuple[DictConfig, list
         if key not in changed:  # came later than the run
             changed[key] = config[key]
     changes: list[str] = []
-    for word in config.overrides:
-        key = word.lstrip("+~").partition("=")[0]
+    words = {word.lstrip("+~").partition("=")[0]: word for word in config.overrides}  # the last one counts
+    for key, word in words.items():
         if (CONF / key).is_dir():
             choice = word.partition("=")[2]
             if before.get("choices", {}).get(key) != choice:

@@ -17,6 +17,7 @@ from alexlab.kinds import (
     INSIDE_0_1,
     LIMIT,
     METRIC,
+    PATH,
     PRECISIONS,
     SHARE,
     SIZES,
@@ -42,12 +43,13 @@ RULES: dict[str, Rule] = {
     "test": SWITCH,
     "dry_run": SWITCH,
     "monitor": METRIC,
-    "ckpt_path": or_null(TEXT),
-    "resume.run": or_null(TEXT),
+    "ckpt_path": or_null(PATH),
+    "resume.run": or_null(PATH),
     "resume.allow_changes": SWITCH,
+    "resume.requeue": SWITCH,
     "checkpoint.every_n_steps": or_null(COUNT),
     "checkpoint.every_minutes": or_null(ABOVE_0),
-    "init_from": or_null(TEXT),
+    "init_from": or_null(PATH),
     "ema.decay": or_null(INSIDE_0_1),
     "sweep.keep_going": SWITCH,
     "model.mean": or_auto(numbers("three numbers, one for each of red, green and blue", 3, lambda v: True)),
@@ -153,8 +155,8 @@ RULES: dict[str, Rule] = {
 }
 
 EVAL_RULES: dict[str, Rule] = {
-    "run": ("a run's directory with run=PATH, or run=latest", lambda v: isinstance(v, str) and v != ""),
-    "ckpt": TEXT,
+    "run": ("a run's directory with run=PATH, or run=latest", PATH[1]),
+    "ckpt": PATH,
     "crops": one_of(1, 10),
     "data.root": or_null(TEXT),
     "data.num_workers": RULES["data.num_workers"],
@@ -166,7 +168,7 @@ EVAL_RULES: dict[str, Rule] = {
 PREDICT_RULES: dict[str, Rule] = {
     "run": EVAL_RULES["run"],
     "images": ("an image, a folder or a glob with images=PATH", TEXT[1]),
-    "ckpt": TEXT,
+    "ckpt": PATH,
     "topk": COUNT,
     "out": or_null(TEXT),
     "batch_size": COUNT,
@@ -179,7 +181,7 @@ FIGURES_RULES: dict[str, Rule] = {
 EXPORT_RULES: dict[str, Rule] = {
     "run": EVAL_RULES["run"],
     "format": one_of("onnx", "torch_export"),
-    "ckpt": TEXT,
+    "ckpt": PATH,
     "out": or_null(TEXT),
     "images": or_null(TEXT),
     "tolerance": ABOVE_0,
@@ -260,6 +262,8 @@ def _together(plain: Plain) -> list[str]:
         wrong.append(f"{root} does not exist: give the folder of the images with data.root=PATH.")
     elif plain["data"]["name"] == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
         wrong.append(f"{root} holds no prepared.json: python prepare.py data.root=IMAGES out={root} makes or ends it.")
+    if plain["resume"]["requeue"] and plain["resume"]["run"] != "auto":
+        wrong.append("resume.requeue=true: the job that comes again goes on only with resume=auto.")
     if plain["optimizer"].get("nesterov") and not plain["optimizer"].get("momentum"):
         wrong.append("optimizer.nesterov=true needs optimizer.momentum above 0.")
     return wrong

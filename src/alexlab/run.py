@@ -169,6 +169,8 @@ def _fit_rank(
         status = "preempted"
         result["error"] = str(error)
         log.warning("%s. %s", error, report.how_to_go_on(config, run_dir))
+        if config.resume.requeue and error.number == getattr(signal, "SIGUSR1", None) and launch.rank() == 0:
+            log.warning("%s.", launch.requeue())
         raise SystemExit(128 + error.number) from None
     except BaseException as error:
         result["error"] = f"{type(error).__name__}: {error}"

@@ -231,7 +231,7 @@ def open_picture(path: str) -> Picture:
 
 def _content(path: str) -> bytes:
     """Of a file: in three calls, where Python's open and read make ten, between which other threads may take over."""
-    file = os.open(path, os.O_RDONLY)
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe called .jpg would be waited for
     try:
         content = os.read(file, USUAL)
         if len(content) == USUAL:
