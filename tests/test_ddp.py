@@ -294,8 +294,8 @@ def test_torchrun_starts_again_from_the_newest_checkpoint(shapes: Path, tmp_path
         [sys.executable, *TORCHRUN, "--max-restarts", "1", *words], cwd=ROOT, text=True,
         env=clean_env({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while process.poll() is None and not killed:
+    while process.poll() is None and not killed:
+        with contextlib.suppress(psutil.NoSuchProcess):
             watch(process.pid)
     told = process.communicate(timeout=200)[0]
     assert killed

@@ -246,6 +246,8 @@ def _stamp() -> str:
     if "SLURM_JOB_ID" in os.environ and (external() or goes_on):
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}"  # there is no store before the ranks have made one
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from datetime import timedelta
 
