@@ -77,6 +77,7 @@ def test_the_verdict(shapes: Path) -> None:
         ["benchmarks/threads.py", "--seconds", "0.1", "--threads", "1", "2"],
         ["benchmarks/index.py", "--classes", "3", "--files", "60", "--rounds", "1"],
         ["benchmarks/growth.py", "--images", "16000"],
+        ["benchmarks/resume.py"],
     ],
     ids=lambda words: words[0],
 )
@@ -87,6 +88,8 @@ def test_the_benchmarks_run(words: list[str], shapes: Path) -> None:
         env=clean_env({"PYTHONPATH": os.environ.get("PYTHONPATH", "")}),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    if words[0] == "benchmarks/resume.py":
+        assert done.stdout.count("10 of 10 are the same") == 3, done.stdout
     if words[0] == "benchmarks/growth.py":
         assert re.search(r"^ours +\[[\d.]+\] after 50 batches, \[[\d.]+\] at the end", done.stdout, re.MULTILINE)
     if words[0] == "benchmarks/input.py":

@@ -1,6 +1,7 @@
 """W&B for real: online against a small server on loopback, and offline where no server answers."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, clean_env, command, tiny_train
+import torch
+from conftest import ROOT, TINY, clean_env, command, summary_of, tiny_train
 from wandb_server import WandbServer, wandb_server
 
 
@@ -151,3 +153,27 @@ def test_a_key_that_is_refused_leaves_a_run_offline_that_may_be(shapes: Path, tm
     assert done.returncode == 0, done.stderr
     assert "W&B: W&B refuses the API key (" in done.stdout
     assert list((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"))
+
+
+FAULTS: list[tuple[int | str, str]] = [("hang", "history")]
+if os.environ.get("ALEXLAB_FAULTS"):
+    FAULTS = [(fault, moment) for fault in ("hang", "close", 401, 429, 500) for moment in ("history", "end")]
+
+
+@pytest.mark.parametrize(("fault", "moment"), FAULTS)
+def test_a_server_that_fails_on_the_way_costs_nothing_but_its_numbers(
+    fault: int | str, moment: str, shapes: Path, tmp_path: Path
+) -> None:
+    """W&B by itself waits for a server that hangs, for more than six minutes at a run's end."""
+    words = ["trainer.max_epochs=2", "trainer.limit_train_batches=null"]
+    with wandb_server() as server:
+        server.fault, server.faulty_from = fault, moment
+        with_it = tiny_train(shapes, tmp_path / "with", *words, "logger=wandb", env=server.env(), timeout=150)
+    without = tiny_train(shapes, tmp_path / "without", *words)
+    assert server.faulty, "it has failed"
+    assert (with_it.returncode, without.returncode) == (0, 0), with_it.stderr
+    a, b = (torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("with", "without"))
+    assert all(torch.equal(value, b["state_dict"][key]) for key, value in a["state_dict"].items())
+    assert summary_of(tmp_path / "with")["status"] == "finished"
+    if fault == "hang":
+        assert "did not take all numbers within 15 s: upload them with `wandb sync " in with_it.stdout

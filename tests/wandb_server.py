@@ -26,7 +26,12 @@ class Run:
 
 
 class WandbServer(ThreadingHTTPServer):
-    """`runs` by name; `calls` are the GraphQL operations in order; `files` the paths put."""
+    """`runs` by name; `calls` are the GraphQL operations in order; `files` the paths put.
+
+    Attributes:
+        fault: what every answer is from the moment that `faulty_from` asks for: a status code, "hang" or "close".
+        faulty_from: "history" (the first numbers of a run have come) or "end" (it says that it is complete).
+    """
 
     daemon_threads = True
 
@@ -38,6 +43,9 @@ class WandbServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
         self.lock = threading.Lock()
+        self.fault: int | str | None = None
+        self.faulty_from, self.faulty = "", False
+        self.ended = threading.Event()
 
     @property
     def url(self) -> str:
@@ -108,7 +116,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self._body()
-        if self.path.endswith("/graphql"):
+        if self.path.endswith("/file_stream") and self.server.fault is not None:
+            told = json.loads(body)
+            history = "wandb-history.jsonl" in (told.get("files") or {})
+            due = {"history": history, "end": bool(told.get("complete"))}[self.server.faulty_from]
+            self.server.faulty |= due
+        if self.server.faulty:
+            self._fail()
+        elif self.path.endswith("/graphql"):
             asked = json.loads(body)
             query = asked["query"]
             found = re.search(r"(?:query|mutation)\s+(\w+)", query)
@@ -128,6 +143,14 @@ class Handler(BaseHTTPRequestHandler):
             self._reply({})
         else:
             self._reply({}, 404)
+
+    def _fail(self) -> None:
+        if self.server.fault == "hang":
+            self.server.ended.wait()
+        if isinstance(self.server.fault, int):
+            self._reply({"error": "no"}, self.server.fault)
+        else:
+            self.close_connection = True
 
     def do_PUT(self) -> None:
         self.server.files[self.path.removeprefix("/put/")] = self._body()
@@ -177,6 +200,7 @@ def wandb_server() -> Iterator[WandbServer]:
     try:
         yield server
     finally:
+        server.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -51,6 +51,7 @@ def _first_line(error: BaseException) -> str:
 
 
 Status = Literal["finished", "failed", "preempted"]
+FINISH = 15.0  # seconds that the server gets to take the last numbers
 ID = ".wandb-id"  # the file in a run's directory that says which of W&B's it is
 
 
@@ -100,7 +101,10 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             # not `offline=True`: after an earlier run in the process that went online
             "mode": mode,
         }
-        quiet = wandb.Settings(init_timeout=init_timeout, silent=True, console="off", x_disable_stats=False)
+        quiet = wandb.Settings(
+            init_timeout=init_timeout, finish_timeout=FINISH, finish_timeout_raises=False, silent=True, console="off",
+            x_disable_stats=False,
+        )  # fmt: skip
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         self._known_by = Path(save_dir) / ID
         if self._known_by.is_file():  # a run that goes on
@@ -161,7 +165,15 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self._finished = True
         if status == "preempted":
             self.experiment.mark_preempting()
-        self.experiment.finish(exit_code=0 if status == "finished" else 1)
+        run = self.experiment
+        run.finish(exit_code=0 if status == "finished" else 1)
+        if getattr(run, "_finish_timed_out", False):
+            folder = shown(Path(run.dir).parent)
+            log.warning(
+                "W&B: the server did not take all numbers within %g s: upload them with `wandb sync %s`.",
+                FINISH,
+                folder,
+            )
         self._experiment = None
 
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
