@@ -24,7 +24,8 @@ def test_a_write_that_fails_leaves_the_previous_file(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         io.save_checkpoint({"state_dict": {"a": torch.zeros(3)}, "alexlab": {}}, path)
     assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["SHA256SUMS", "last.ckpt"]
+    assert checkpoint.why_damaged(path) is None
 
 
 def test_what_would_run_code_is_refused(tmp_path: Path) -> None:

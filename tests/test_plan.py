@@ -113,7 +113,7 @@ def test_dry_run_says_what_would_run_and_stops(shapes: Path, tmp_path: Path) -> 
         "images an optimizer step 16",
         "2 an epoch, 2 in all",
         "352,042 parameters, 10 classes",
-        "about 4 MB (last), 1 MB (best)",
+        "about 4 MB (last, and one before), 1 MB (best)",
     ):
         assert part in shown
     assert not (tmp_path / "dry").exists()

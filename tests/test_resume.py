@@ -97,13 +97,20 @@ def test_other_classes_and_weights_alone_are_refused(shapes: Path, two_epochs: P
     assert "holds weights alone, and training cannot go on from it: give last.ckpt" in done.stderr
 
 
-def test_the_middle_of_an_epoch_is_refused(shapes: Path, tmp_path: Path) -> None:
+def test_a_new_run_goes_on_from_the_middle_of_an_epoch(shapes: Path, tmp_path: Path) -> None:
     words = [*WORDS, "trainer.max_epochs=null"]
     assert tiny_train(shapes, tmp_path / "a", *words, "trainer.max_steps=3").returncode == 0
     last = tmp_path / "a/checkpoints/last.ckpt"
     done = tiny_train(shapes, tmp_path / "b", *words, "trainer.max_steps=8", f"ckpt_path={last}")
+    assert done.returncode == 0, done.stderr
+    assert tiny_train(shapes, tmp_path / "c", *words, "trainer.max_steps=8").returncode == 0
+    b, c = weights(tmp_path / "b"), weights(tmp_path / "c")
+    assert all(torch.equal(value, c[key]) for key, value in b.items())
+    del (found := torch.load(last, weights_only=True))["alexlab"]["place"]
+    torch.save(found, tmp_path / "old.ckpt")
+    done = tiny_train(shapes, tmp_path / "d", *words, "trainer.max_steps=8", f"ckpt_path={tmp_path / 'old.ckpt'}")
     assert done.returncode == 2
-    assert "was saved in the middle of epoch 1, where trainer.max_steps ended the run" in done.stderr
+    assert "was written by an older version, and training cannot go on from it; a new run can start from" in done.stderr
 
 
 def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(shapes: Path, tmp_path: Path) -> None:
@@ -134,7 +141,9 @@ def test_other_images_other_steps_and_nothing_left_are_refused(shapes: Path, two
     assert done.returncode == 0, "elsewhere is not other"
     done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.limit_train_batches=2")
     assert done.returncode == 2
-    assert "has done 10 steps in 2 epochs, and an epoch has 2 here, so that the schedule would not fit" in done.stderr
+    assert (
+        "has done 10 steps in epochs of 5, and an epoch has 2 here, so that the schedule would not fit" in done.stderr
+    )
     done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.max_epochs=2")
     assert done.returncode == 2
     assert (
@@ -143,7 +152,7 @@ def test_other_images_other_steps_and_nothing_left_are_refused(shapes: Path, two
     assert not (tmp_path / "x").exists()
 
 
-def test_a_time_limit_leaves_the_last_whole_epoch(shapes: Path, tmp_path: Path) -> None:
+def test_a_run_that_a_time_limit_ended_goes_on(shapes: Path, tmp_path: Path) -> None:
     """Lightning's Timer, whose clock is a count of steps here, ends the run in the third epoch's second step."""
     words = [*WORDS, "trainer.max_epochs=3"]
     code = (
@@ -158,10 +167,12 @@ def test_a_time_limit_leaves_the_last_whole_epoch(shapes: Path, tmp_path: Path) 
     job = ["train.py", *TINY, "data=folder", f"data.root={shapes}", *words, timed, f"hydra.run.dir={tmp_path / 'a'}"]
     done = command(str(script), *job, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert "ended in the middle of epoch 3: last.ckpt stays as the epoch before it left it." in done.stdout
     last = tmp_path / "a/checkpoints/last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == 10
+    assert torch.load(last, weights_only=True)["global_step"] == 12
     assert tiny_train(shapes, tmp_path / "b", *words, f"ckpt_path={last}").returncode == 0
+    assert tiny_train(shapes, tmp_path / "c", *words).returncode == 0
+    b, c = weights(tmp_path / "b"), weights(tmp_path / "c")
+    assert all(torch.equal(value, c[key]) for key, value in b.items())
 
 
 def test_a_run_is_named_by_its_directory_or_as_the_latest(shapes: Path, tmp_path: Path) -> None:
