@@ -96,6 +96,12 @@ class Jobs:
             resumed = OmegaConf.select(config, "resume.run")
             if sweeping and resumed not in (None, "auto"):
                 raise UserError(f"resume={resumed} goes on with one run, and -m starts many: leave one of them out.")
+            elsewhere = [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]
+            if elsewhere and resumed not in (None, "auto"):
+                raise UserError(
+                    f"resume={resumed} goes on in the run's own directory: leave {elsewhere[0]} out, or start a new run "
+                    f"from its checkpoint with ckpt_path={resumed}."
+                )
             found = self.task(config)
             optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
             if optimizes and config.get("dry_run"):
