@@ -68,7 +68,8 @@ class End(Callback):
         self.count = count
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.fit_loop.epoch_loop.batch_progress.total.processed == self.count:
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        if progress.processed == self.count:
             raise Killed
 
 

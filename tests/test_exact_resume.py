@@ -45,6 +45,7 @@ SETTINGS = [
     ["+trainer.val_check_interval=0.5", "scheduler=plateau"],
     ["ema.decay=0.9", "+trainer.val_check_interval=0.5", "callbacks.early_stopping=9"],
     ["optimizer=adamw", "trainer.check_val_every_n_epoch=2", "finetune.freeze_epochs=1"],
+    ["trainer.max_steps=10", "trainer.max_epochs=null", "scheduler=constant", "finetune.freeze_epochs=1"],
 ]
 
 
@@ -249,10 +250,21 @@ def test_what_resume_cannot_do_is_told(harness: Harness, capsys: pytest.CaptureF
     folder = harness.folder
     harness.end(at_batch(3, "after"), "ended")
     named = f"resume.run={folder / 'ended'}"
-    with pytest.raises(
-        UserError, match=r"was started with other settings: optimizer.lr=0.5 \(there 0.005\), model=alex.*"
+    for words, told in (
+        (["optimizer.lr=0.5"], r"was started with other settings: optimizer.lr=0.5 \(there 0.005\). Leave them out.$"),
+        (
+            ["label_smoothing=0.1"],
+            r"label_smoothing=0.1 \(there 0.0\). Leave them out, or say resume.allow_changes=true.",
+        ),
+        (["model=alexnet_bn", "resume.allow_changes=true"], r"model=alexnet_bn: a run that goes on keeps its options"),
+        (
+            ["init_from=x", "resume.allow_changes=true"],
+            r"init_from=x: a run that goes on has its own checkpoint: leave",
+        ),
+        (["ckpt_path=x"], r"ckpt_path=x: a run that goes on has its own checkpoint: leave it out, or start a new run"),
     ):
-        harness.train("x", named, "optimizer.lr=0.5", "model=alexnet_bn")
+        with pytest.raises(UserError, match=told):
+            harness.train("x", named, *words)
     with pytest.raises(UserError, match=r"goes on with its own settings, and these differ: optimizer.lr=0.5"):
         harness.train("x", named, "optimizer.lr=0.5", "resume.allow_changes=true")
     with pytest.raises(UserError, match=r"resume=.*nowhere is not a run's directory"):
@@ -261,8 +273,12 @@ def test_what_resume_cannot_do_is_told(harness: Harness, capsys: pytest.CaptureF
         harness.train("x", named)
     assert not (folder / "x").exists()
     harness.train("x", named, "label_smoothing=0.1", "resume.allow_changes=true")
-    with pytest.raises(UserError, match=r"has done 2 epochs \(10 steps\), and this run would end after 10 steps"):
+    with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 2 prolongs it."):
         harness.train("x", named, "label_smoothing=0.1")
+    with pytest.raises(
+        UserError, match=r"has done 2 epochs, and trainer.max_epochs=1 would have ended before: give 2 or"
+    ):
+        harness.train("x", named, "trainer.max_epochs=1")
     capsys.readouterr()
     harness.train("ended", "resume.run=auto")
     assert "resume=auto: " in capsys.readouterr().out
@@ -270,6 +286,77 @@ def test_what_resume_cannot_do_is_told(harness: Harness, capsys: pytest.CaptureF
     (folder / "ended/config.yaml").rename(folder / "empty/config.yaml")
     with pytest.raises(UserError, match=r"has no checkpoint to go on from: start it anew, or say resume=auto hydra"):
         harness.train("x", f"resume.run={folder / 'empty'}")
+
+
+def test_the_latest_run_must_have_a_checkpoint(harness: Harness) -> None:
+    """Else an older one, that may be finished, would go on instead."""
+    logs = f"paths.logs={harness.folder}"
+    harness.train("train/runs/old")
+    harness.end(at_batch(1, "before"), "train/runs/new")
+    os.utime(harness.folder / "train/runs/old/config.yaml", (0, 0))
+    with pytest.raises(
+        UserError, match=r"the latest run, .*new, has no checkpoint yet: start it anew, or name the one"
+    ):
+        harness.train("x", "resume.run=latest", logs)
+
+
+def test_the_same_command_line_goes_on(harness: Harness) -> None:
+    """Also with words that config.yaml shows in another form, or not at all."""
+    first = harness.train("first")
+    words = ["~optimizer.momentum", f"init_from={first}", "model.mean=auto"]
+    straight = harness.train("straight", *words)
+    harness.end(at_batch(4, "after"), "ended", *words)
+    assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_a_run_that_began_with_a_checkpoint_begins_with_it_again(harness: Harness) -> None:
+    first = harness.train("first", "scheduler=constant")
+    words = [f"ckpt_path={first / 'checkpoints/last.ckpt'}", "trainer.max_epochs=3", "scheduler=constant"]
+    straight = harness.train("straight", *words)
+    harness.end(at_batch(11, "before"), "ended", *words, "resume.run=auto")
+    assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_a_run_that_early_stopping_ended_stays_ended(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed in its test, that is."""
+    words = ["callbacks.early_stopping=1", "trainer.max_epochs=8", "monitor=val/loss", "optimizer.lr=1"]
+    straight = harness.train("straight", *words)
+    epochs = torch.load(straight / "checkpoints/last.ckpt", weights_only=True)["alexlab"]["place"]["epochs"]
+    assert epochs < 8, "it was stopped"
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("alexlab.run.score_best", killed)
+        with pytest.raises(Killed):
+            harness.train("ended", *words)
+    assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_rows_stay_where_none_was_added(harness: Harness) -> None:
+    """Two resumes, and between them a checkpoint without a line of numbers."""
+    words = ["trainer.log_every_n_steps=4", "callbacks.lr_monitor=false"]
+    straight = harness.train("straight", *words)
+    harness.end(at_batch(7, "after"), "ended", *words)
+    harness.end(at_batch(8, "before"), "ended", *words, "resume.run=auto")
+    _end_at_snapshot(harness, 8, [*words, "resume.run=auto"], harness.monkeypatch)
+    assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_a_best_of_steps_that_are_not_done_again_is_removed(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["checkpoint.every_n_steps=null", "trainer.max_epochs=3", "monitor=val/loss", "optimizer.lr=0.05"]
+    harness.end(at_batch(10, "after"), "ended", *words)
+    folder = harness.folder / "ended/checkpoints"
+    best, last = (
+        torch.load(folder / f"{name}.ckpt", weights_only=True)["alexlab"]["best"] for name in ("best", "last")
+    )
+    assert best != last, "the second validation was better, and its epoch's file was not written"
+    harness.train("ended", *words, "resume.run=auto", "trainer.max_epochs=1")
+    assert "best.ckpt was of later steps than the checkpoint, and is removed" in capsys.readouterr().out
+    assert not (folder / "best.ckpt").exists()
 
 
 def test_auto_begins_where_there_is_nothing(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:

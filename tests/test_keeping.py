@@ -16,7 +16,7 @@ from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
 from alexlab.data.decode import BrokenImageError
 from alexlab.data.keeping import check_fits
-from alexlab.data.ram_cache import PER_IMAGE, RamCache, memory_at_hand
+from alexlab.data.ram_cache import PER_IMAGE, RamCache, _left_in_groups, memory_at_hand
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 
@@ -201,6 +201,24 @@ def test_a_table_of_some_forty_bytes_an_image(squares: Path) -> None:
 def test_memory_at_hand_is_the_systems() -> None:
     told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     assert 0 < memory_at_hand() <= int(told["MemTotal"].split()[0]) * 1024
+
+
+def test_memory_of_control_groups(tmp_path: Path) -> None:
+    """Version 2's own group and those around it, and version 1's."""
+    two, one = tmp_path / "slurm/job/step", tmp_path / "memory/docker"
+    for folder, most in ((two, "max"), (two.parent, "5000"), (two.parents[1], "9000")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text("3000\n")
+        (folder / "memory.stat").write_text("anon 100\ninactive_file 500\n")
+    one.mkdir(parents=True)
+    (one / "memory.limit_in_bytes").write_text("7000\n")
+    (one / "memory.usage_in_bytes").write_text("1000\n")
+    (one / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 200\n")
+    told = tmp_path / "told"
+    told.write_text("12:cpu,cpuacct:/x\n4:memory:/docker\n0::/slurm/job/step\n")
+    assert sorted(_left_in_groups(told, tmp_path)) == [2500, 6200, 6500]
+    assert _left_in_groups(tmp_path / "none", tmp_path) == []
 
 
 def test_a_shard_that_is_cut_short_while_it_is_read_is_told(squares: Path, tmp_path: Path) -> None:

@@ -99,8 +99,8 @@ class Jobs:
             elsewhere = [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]
             if elsewhere and resumed not in (None, "auto"):
                 raise UserError(
-                    f"resume={resumed} goes on in the run's own directory: leave {elsewhere[0]} out, or start a new run "
-                    f"from its checkpoint with ckpt_path={resumed}."
+                    f"resume={resumed} goes on in the run's own directory: leave {elsewhere[0]} out, or start a new "
+                    f"run from its checkpoint with ckpt_path={resumed}."
                 )
             found = self.task(config)
             optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
@@ -190,7 +190,7 @@ def _tidied(words: list[str]) -> list[str]:
             near = word.lstrip("-").partition("=")[0]
             _leave(f"{word}: settings are written key=value, as in {SYNONYMS.get(near, f'optimizer.{near}')}=...", 2)
     # a shell expands ~ at a word's start alone, and Hydra takes it for a deletion
-    words = [word.replace("resume=", "resume.run=", 1) if word.startswith("resume=") else word for word in words]
+    words = [re.sub(r"^\+{0,2}resume=", "resume.run=", word) for word in words]
     words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
     flags = {"-m", "--multirun"} & set(words)
     if flags and external():
@@ -253,7 +253,8 @@ def _stamp() -> str:
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}"  # there is no store before the ranks have made one
+        # there is no store before the ranks have made one; without --rdzv-id all runs have the id none
+        return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from datetime import timedelta
 

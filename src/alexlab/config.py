@@ -34,7 +34,13 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def save(config: DictConfig, path: Path) -> None:
-    path.write_text(OmegaConf.to_yaml(config, resolve=True))
+    """In one go: another rank, or a kill, meets the file before or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("w") as file:
+        file.write(OmegaConf.to_yaml(config, resolve=True))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 def load(path: Path) -> DictConfig:

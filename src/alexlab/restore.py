@@ -13,11 +13,12 @@ from alexlab.config import CONF
 from alexlab.errors import UserError
 from alexlab.kinds import shown
 from alexlab.loggers import metrics
+from alexlab.resume import KEPT_ON_RESUME
 
 # what changes nothing of what a run computes, but how far it goes and how it is seen
 FREE = (
     "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.timeout", "trainer.master_port",
-    "data.num_workers", "data.cache", "callbacks.progress", "checkpoint.", "resume.", "dry_run", "hydra.",
+    "data.num_workers", "data.cache", "callbacks.progress", "checkpoint.", "resume.", "dry_run", "paths.",
 )  # fmt: skip
 
 
@@ -38,17 +39,21 @@ def restore(config: DictConfig) -> DictConfig | None:
     if named == "auto" and not (own / "config.yaml").is_file():
         tell(f"resume=auto: {rundir.shown(own)} holds no run yet: a new one starts.")
         return config
-    run_dir = own if named == "auto" else rundir.find_run(named, Path(config.paths.logs), "last", "resume")
+    run_dir = own if named == "auto" else find(named, Path(config.paths.logs))
     before = configs.load(run_dir / "config.yaml")
+    if not {"overrides", "trainer", "model", "data"} <= set(before):
+        raise UserError(f"{run_dir / 'config.yaml'} is not whole: start the run anew.")
     changed, changes = changed_by(config, before)
     if changes and not config.resume.allow_changes:
+        allowed = not any(key.startswith(KEPT_ON_RESUME) for key in changes)
         raise UserError(
-            f"resume={named}: {rundir.shown(run_dir)} was started with other settings: {', '.join(changes)}. Leave "
-            "them out, or say resume.allow_changes=true."
+            f"resume={named}: {rundir.shown(run_dir)} was started with other settings: {', '.join(changes.values())}. "
+            f"Leave them out{', or say resume.allow_changes=true' if allowed else ''}."
         )
     changed.resume = config.resume
     changed.run_dir, changed.dry_run = str(run_dir), config.dry_run
-    changed.overrides = [*before.overrides, *(w for w in config.overrides if not w.startswith("resume."))]
+    new = [word for word in config.overrides if not word.startswith("resume.")]
+    changed.overrides = list(dict.fromkeys([*before.overrides, *new]))
     changed.init_from = changed.ckpt_path = None
     rules.check(changed)
     found = newest(run_dir / "checkpoints")
@@ -59,13 +64,30 @@ def restore(config: DictConfig) -> DictConfig | None:
         )
     if found is None:
         tell(f"resume=auto: {rundir.shown(run_dir)} has no checkpoint yet: its run begins anew.")
-        changed.init_from = before.init_from
+        changed.init_from, changed.ckpt_path = before.init_from, before.ckpt_path
         return changed
     changed.ckpt_path = str(found)
-    if named == "auto" and rundir.read_summary(run_dir).get("status") == "finished" and not adds(changed, before):
-        tell(f"resume=auto: {rundir.shown(run_dir)} is finished.")
-        return None
+    if rundir.read_summary(run_dir).get("status") == "finished" and not adds(changed, before):
+        if named == "auto":
+            tell(f"resume=auto: {rundir.shown(run_dir)} is finished.")
+            return None
+        raise UserError(
+            f"resume={named}: {rundir.shown(run_dir)} is finished: a larger trainer.max_epochs than its "
+            f"{before.trainer.max_epochs} prolongs it."
+        )
     return changed
+
+
+def find(named: str, logs: Path) -> Path:
+    """The directory of a run to go on with; the latest of all must be one that can."""
+    run_dir = rundir.find_run(named, logs, checkpoint.LAST.removesuffix(".ckpt"), "resume")
+    newest_of_all = rundir.find_run(named, logs, "", "resume")
+    if run_dir != newest_of_all:
+        raise UserError(
+            f"resume={named}: the latest run, {rundir.shown(newest_of_all)}, has no checkpoint yet: start it anew, or "
+            f"name the one before it, resume={rundir.shown(run_dir)}."
+        )
+    return run_dir
 
 
 def tell(text: str) -> None:
@@ -79,41 +101,52 @@ def adds(config: DictConfig, before: DictConfig) -> bool:
     return any(config.trainer.get(end) != before.trainer.get(end) for end in ends)
 
 
-def changed_by(config: DictConfig, before: DictConfig) -> tuple[DictConfig, list[str]]:
-    """The run's config with the command line's words in it, and those of them that say something else than the run's
-    own."""
+def changed_by(config: DictConfig, before: DictConfig) -> tuple[DictConfig, dict[str, str]]:
+    """The run's config with the command line's words in it, and by their keys those of them that say something else
+    than the run's own.
+
+    Raises:
+        UserError: a word that would exchange a whole group, or name another start.
+    """
     changed = OmegaConf.create(configs.plain(before))
     OmegaConf.set_struct(changed, False)
     for key in config:
         if key not in changed:  # came later than the run
             changed[key] = config[key]
-    changes: list[str] = []
+    changes: dict[str, str] = {}
     words = {word.lstrip("+~").partition("=")[0]: word for word in config.overrides}  # the last one counts
     for key, word in words.items():
-        if (CONF / key).is_dir():
-            choice = word.partition("=")[2]
-            if before.get("choices", {}).get(key) != choice:
-                changes.append(f"{word} (there {before.get('choices', {}).get(key)})")
-                changed[key] = config.get(key)
-                changed.choices[key] = choice
+        if word in before.overrides:  # in the same words as then
             continue
+        if (CONF / key).is_dir():
+            choice = before.get("choices", {}).get(key)
+            if choice != word.partition("=")[2]:
+                raise UserError(
+                    f"{word}: a run that goes on keeps its options (there {key}={choice}), whose keys can be given one "
+                    "by one; or start a new run."
+                )
+            continue
+        if key in ("ckpt_path", "init_from"):
+            raise UserError(f"{word}: a run that goes on has its own checkpoint: leave it out, or start a new run.")
         there, here = OmegaConf.select(before, key), OmegaConf.select(config, key)
         if there == here and not word.startswith("~"):
             continue
-        OmegaConf.update(changed, key, here, force_add=True)
+        if word.startswith("~"):
+            parent, _, name = key.rpartition(".")
+            OmegaConf.select(changed, parent).pop(name, None)
+        else:
+            OmegaConf.update(changed, key, here, force_add=True)
         if not key.startswith(FREE):
-            changes.append(f"{word} (there {shown(there)})")
+            changes[key] = f"{word} (there {shown(there)})"
     return changed, changes
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is as it was written; says what it passes over, and removes what a kill left.
+    """The newest checkpoint that is as it was written; says what it passes over.
 
     Raises:
         UserError: there are some, and none of them is whole.
     """
-    if launch.rank() == 0 and folder.is_dir():
-        checkpoint.sweep(folder)
     passed: list[str] = []
     for name in (checkpoint.LAST, checkpoint.PREVIOUS):
         path = folder / name
@@ -135,16 +168,32 @@ def goes_on(config: DictConfig) -> bool:
     return config.resume.run is not None and (Path(config.run_dir) / "config.yaml").is_file()
 
 
+def own_ckpt(config: DictConfig) -> bool:
+    """Whether `ckpt_path` is the run's own, and not that of another which it began with."""
+    return config.ckpt_path is not None and Path(config.ckpt_path).parent == Path(config.run_dir, "checkpoints")
+
+
+def drop_later_best(path: Path, best: dict[str, float]) -> None:
+    """Remove a best.ckpt of later steps than the checkpoint: they are done again, and make it again if they are
+    better."""
+    if path.is_file() and checkpoint.load(path)["alexlab"].get("best") != best:
+        path.unlink()
+        tell(f"{rundir.shown(path)} was of later steps than the checkpoint, and is removed: they are done again")
+
+
 def take_up(config: DictConfig) -> None:
     """Make the directory of a run that goes on what it was at its checkpoint; on the first rank alone."""
     run_dir = Path(config.run_dir)
+    checkpoint.sweep(run_dir / "checkpoints")
     configs.save(config, run_dir / "config.yaml")
     summary = run_dir / "summary.json"
     if summary.is_file():  # of how it ended then
         summary.replace(run_dir / "summary.before.json")
     rows = 0
-    if config.ckpt_path is not None:
-        rows = checkpoint.load(Path(config.ckpt_path))["alexlab"]["place"]["rows"] or 0
+    if own_ckpt(config):
+        found = checkpoint.load(Path(config.ckpt_path))["alexlab"]
+        rows = found["place"]["rows"]
+        drop_later_best(run_dir / "checkpoints/best.ckpt", found["best"])
     taken = metrics.cut_back(run_dir / "metrics.csv", rows)
     again = f" ({taken} rows of metrics.csv are worked out again)" if taken else ""
     print(f"run directory: {rundir.shown(run_dir)}, which goes on{again}", flush=True)

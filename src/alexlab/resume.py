@@ -207,6 +207,12 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
             f"{plan.steps_per_epoch} here, so that the schedule would not fit: give the same "
             "trainer.limit_train_batches and trainer.overfit_batches."
         )
+    most = config.trainer.max_epochs
+    if most is not None and 0 <= most < epochs:
+        raise UserError(
+            f"ckpt_path={path} has done {epochs} epochs, and trainer.max_epochs={most} would have ended before: give "
+            f"{epochs} or more."
+        )
     ended = config.resume.run is None or rundir.read_summary(Path(config.run_dir)).get("status") == "finished"
     if plan.steps <= steps and ended:  # else its test is still to be done
         raise UserError(

@@ -73,7 +73,10 @@ def fit(config: DictConfig) -> float | None:
             rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
             if restore.goes_on(config):
                 held.enter_context(restore.locked(run_dir))
-                restore.take_up(config)
+                with restore.locked(run_dir, ".lock.rank"):  # a rank may outlive the command that started it
+                    restore.take_up(config)
+                if not restore.own_ckpt(config):
+                    resume.take_best_along(config)
             else:
                 rundir.claim(config)
                 held.enter_context(restore.locked(run_dir))
@@ -154,7 +157,7 @@ def _fit_rank(
         trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
         preemption.install(trainer)
         snapshots.install(trainer)
-        model.keeps_best = restore.goes_on(config) or resume.best_beside(config) is not None
+        model.keeps_best = restore.own_ckpt(config) or resume.best_beside(config) is not None
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         preemption.agree(trainer)
         report.tell_stop(trainer, data)

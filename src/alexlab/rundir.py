@@ -173,7 +173,10 @@ def _finite(value: Any) -> Any:
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """summary.json, or {} before the run has ended."""
     path = run_dir / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:  # of a disk that was full
+        return {}
 
 
 def mark(run_dir: Path, status: str, why: str) -> None:

@@ -9,6 +9,7 @@ epoch alone, so that a resume needs to know nothing.
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -40,3 +41,16 @@ class Freezing(Callback):
             parameter.requires_grad_(not frozen)
         for module in self.norms:
             module.train(not frozen)
+        if trainer.current_epoch == self.epochs:
+            give_momentum(trainer.optimizers)
+
+
+def give_momentum(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Zeroes as SGD's momentum of those parameters that had no gradient before, of which its first step makes what it
+    would without; the fused one takes none that are missing beside others."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+                for parameter in group["params"]:
+                    if optimizer.state[parameter].get("momentum_buffer") is None:
+                        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

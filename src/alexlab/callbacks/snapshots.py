@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback, EarlyStopping, WeightAveraging
 from pytorch_lightning.trainer import call
 
 from alexlab.callbacks.preemption import Preempted, Preemption
@@ -40,6 +40,8 @@ class Snapshots(Callback):
         epochs: Any = trainer.fit_loop
         steps = epochs.epoch_loop
         self.trainer = trainer
+        # where max_steps ends a run Lightning counts an epoch anew that it goes on from the end of
+        epochs._iteration_based_training = lambda: False
         self.after_step, self.after_epoch, self.before_steps = (
             steps.on_advance_end, epochs.on_advance_end, steps.on_run_start,
         )  # fmt: skip
@@ -51,7 +53,8 @@ class Snapshots(Callback):
     def _after_step(self, fetcher: Any) -> None:
         """In place of Lightning's own, which validates where it is time, and counts the step."""
         loop: Any = self.trainer.fit_loop.epoch_loop
-        if not loop._should_accumulate():
+        at_end = loop.max_steps != -1 and loop.global_step >= loop.max_steps  # "end" is written then
+        if not loop._should_accumulate() and not at_end:
             if self.preemption.stop:
                 self.save("step")
                 raise Preempted(self.preemption.stop)
@@ -106,6 +109,9 @@ class Snapshots(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if pl_module.came_from == "epoch":  # nothing is left of it to be done
             trainer.fit_loop.restarting = False
+        if pl_module.came_from in ("epoch", "end"):
+            stoppers = [each for each in trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
+            trainer.should_stop |= any(each.wait_count >= each.patience for each in stoppers)  # it had ended the run
 
     def _before_steps(self, fetcher: Any) -> None:
         """In place of Lightning's own, which finds its place among the epoch's batches."""

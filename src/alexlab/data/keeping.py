@@ -86,7 +86,7 @@ class Keeping:
 def why_on_cpu(index: Index, transform: SampleTransform) -> str | None:
     """Why the device cannot crop the images, and what would help."""
     extent = index.extent if isinstance(index, PreparedIndex) else None
-    if extent is None or max(extent) > LONG * min(extent):
+    if extent is None or max(extent) > LONG * transform.crop_ratio * min(extent):  # see SampleTransform.cut
         return (
             "the device crops images of one size that are kept as pixels, and these are others: prepare them with "
             "python prepare.py data.root=PATH out=PATH format=raw square=true"

@@ -173,11 +173,29 @@ def memory_at_hand() -> int:
         left = int(told["MemAvailable"].split()[0]) * 1024
     except (OSError, ValueError, KeyError):  # macOS: half of what is built in
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    group = Path("/sys/fs/cgroup")
-    try:
-        most = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        given_back = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no limit
-        return left
-    return max(0, min(left, most - used + int(given_back.get("inactive_file", 0))))
+    return max(0, min([left, *_left_in_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]))
+
+
+def _left_in_groups(told: Path, root: Path) -> list[int]:
+    """Bytes that are left in each control group with a limit that this process is in: its own, and those around it."""
+    found = []
+    for line in told.read_text().splitlines() if told.is_file() else []:
+        _, kinds, path = line.split(":", 2)
+        if kinds == "":
+            top, files, cached = root, ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in kinds.split(","):
+            files, cached = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
+            top = root / "memory"
+        else:
+            continue
+        inner = top / path.lstrip("/")
+        for group in dict.fromkeys([inner, *inner.parents, top]):
+            if group != top and top not in group.parents:
+                continue
+            try:
+                most, used = (int((group / name).read_text()) for name in files)
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no limit, or not to be seen from within a container
+                continue
+            found.append(most - used + int(stat.get(cached, 0)))
+    return found

@@ -44,9 +44,8 @@ class MetricsLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row: dict[str, Any] = {**metrics, "step": step}
-        if self.columns is None:
-            self.columns, held = read(self.path)
-            self.rows = len(held)
+        self._look()
+        assert self.columns is not None
         new = row.keys() - set(self.columns)
         if new:
             self.columns = sorted({*self.columns, *new})
@@ -57,9 +56,15 @@ class MetricsLogger(Logger):
             file.write(line.getvalue().encode())
         self.rows += 1
 
+    def _look(self) -> None:
+        if self.columns is None:
+            self.columns, held = read(self.path)
+            self.rows = len(held)
+
     @rank_zero_only
     def settle(self) -> int:
         """The number of rows, which are on the disk now."""
+        self._look()
         if self.path.is_file():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
