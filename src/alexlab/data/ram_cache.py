@@ -20,6 +20,7 @@ from alexlab.data.dataset import Files, WholeFiles
 from alexlab.errors import UserError
 
 FACTORS = (1, 2, 4, 8)
+ENOUGH = 4  # images that do not fit, after which no other is tried: a smaller one may still fit after the first
 FIXED = 16  # of an image that has one scale alone, beside its orientation
 PER_IMAGE = 8 * len(FACTORS) + 4 + 4 + 1  # bytes of what is known of an image
 
@@ -45,7 +46,7 @@ class RamCache:
         self.memory = np.frombuffer(memory, np.uint8)
         # a part for each rank to write to, so that they need not agree about each image
         self.next, self.end = table + room // ranks * rank, table + room // ranks * (rank + 1)
-        self.room, self.full = room, False
+        self.room, self.refused, self.full = room, 0, False
         self._lock = threading.Lock()
 
     def path(self, i: int) -> str:
@@ -90,9 +91,10 @@ class RamCache:
         with self._lock:
             start, past = self.next, self.next + -(-pixels.nbytes // 64) * 64
             if past > self.end or self.full:
-                if not self.full:
+                self.refused += 1
+                if self.refused == ENOUGH:
                     self._tell()
-                self.full = True
+                self.full |= self.refused >= ENOUGH
                 return
             self.next = past
         np.copyto(self.memory[start : start + pixels.nbytes], pixels.reshape(-1))
