@@ -1,19 +1,28 @@
 """Images a second and the share of waiting, by a clock that the test turns."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from alexlab.callbacks import throughput
 
 
-def test_rates_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Its one number is the time in seconds."""
+    now = [0.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def logging_to(logged: dict[str, float]) -> Any:
+    return SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}))
+
+
+def test_rates_and_waits(clock: list[float]) -> None:
     logged: dict[str, float] = {}
-    module: Any = SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}))
-    trainer: Any = SimpleNamespace(global_step=0, log_every_n_steps=2)
+    module, trainer = logging_to(logged), cast(Any, SimpleNamespace(global_step=0, log_every_n_steps=2))
     watch = throughput.Throughput(global_batch=100)
     watch.on_train_epoch_start(trainer, module)
     for step in range(1, 5):  # each 1 s of waiting and 3 s of work
@@ -28,3 +37,16 @@ def test_rates_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logged["perf/images_per_second"] == 25.0
     assert logged["perf/data_wait"] == 0.25
     assert (watch.total_images, watch.total_seconds) == (400, 16.0)
+
+
+def test_an_epoch_that_had_no_step_left_has_no_rate(clock: list[float]) -> None:
+    """As after a resume from an epoch's last step; what was measured before counts on."""
+    logged: dict[str, float] = {}
+    module, trainer = logging_to(logged), cast(Any, SimpleNamespace(global_step=5, log_every_n_steps=2))
+    watch = throughput.Throughput(global_batch=100)
+    watch.load_state_dict({"images": 400, "seconds": 16.0, "waited": 4.0})
+    watch.on_train_epoch_start(trainer, module)
+    clock[0] += 1
+    watch.on_train_epoch_end(trainer, module)
+    assert logged == {}
+    assert watch.state_dict() == {"images": 400, "seconds": 16.0, "waited": 4.0}

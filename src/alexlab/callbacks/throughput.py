@@ -48,6 +48,8 @@ class Throughput(Callback):
             self.window_start, self.window_steps, self.logged_at = self.ended, 0, done
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.steps:  # all were done before the run went on
+            return
         seconds = max(self.ended - self.epoch_start, 1e-9)
         images = self.steps * self.global_batch
         self.total_images += images
