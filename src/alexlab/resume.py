@@ -169,16 +169,17 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
             train, or settings that the checkpoint's optimizer and schedule would not take over.
     """
     path = Path(config.ckpt_path)
+    named = f"ckpt_path={path}" if config.resume.run is None else f"the run's {rundir.shown(path)}"
     found = checkpoint.load(path)
     checkpoint.load_net(model.net, found, path)
     if "optimizer_states" not in found:
-        raise UserError(f"ckpt_path={path} holds weights alone, and training cannot go on from it: give last.ckpt.")
+        raise UserError(f"{named} holds weights alone, and training cannot go on from it: give last.ckpt.")
     checkpoint.check_classes(found, data.classes, data.root)
-    check_function(f"ckpt_path={path}", found, model.net, config.data.image_size, same_classes=True)
+    check_function(named, found, model.net, config.data.image_size, same_classes=True)
     place = found["alexlab"].get("place")
     if place is None:
         raise UserError(
-            f"ckpt_path={path} was written by an older version, and training cannot go on from it; a new run can start "
+            f"{named} was written by an older version, and training cannot go on from it; a new run can start "
             "from its weights with init_from."
         )
     here, there = configs.flat(configs.plain(config)), {**CAME_LATER, **configs.flat(found["alexlab"]["config"])}
@@ -189,33 +190,33 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
     ]
     if differ:
         raise UserError(
-            f"ckpt_path={path} goes on with its own settings, and these differ: {', '.join(differ)}. Give the same "
-            "ones, or start anew without ckpt_path."
+            f"{named} goes on with its own settings, and these differ: {', '.join(differ)}. Give the same "
+            "ones, or start anew."
         )
     then, now = found["alexlab"]["dataset"], data.describe()
     changed = [name for name in ("train", "val") if then["fingerprint"].get(name) != now["fingerprint"].get(name)]
     if changed:
         counts = ", ".join(f"{name} {now['images'].get(name)} (there {then['images'].get(name)})" for name in changed)
         raise UserError(
-            f"ckpt_path={path} was trained on other images than those of {data.root}: {counts}, by the names of their "
-            "files. Give the same images, or start anew without ckpt_path."
+            f"{named} was trained on other images than those of {data.root}: {counts}, by the names of their "
+            "files. Give the same images, or start anew."
         )
     epochs, steps = place["epochs"], found["global_step"]
     if place["steps_per_epoch"] != plan.steps_per_epoch:
         raise UserError(
-            f"ckpt_path={path} has done {steps} steps in epochs of {place['steps_per_epoch']}, and an epoch has "
+            f"{named} has done {steps} steps in epochs of {place['steps_per_epoch']}, and an epoch has "
             f"{plan.steps_per_epoch} here, so that the schedule would not fit: give the same "
             "trainer.limit_train_batches and trainer.overfit_batches."
         )
     most = config.trainer.max_epochs
     if most is not None and 0 <= most < epochs:
         raise UserError(
-            f"ckpt_path={path} has done {epochs} epochs, and trainer.max_epochs={most} would have ended before: give "
+            f"{named} has done {epochs} epochs, and trainer.max_epochs={most} would have ended before: give "
             f"{epochs} or more."
         )
     ended = config.resume.run is None or rundir.read_summary(Path(config.run_dir)).get("status") == "finished"
     if plan.steps <= steps and ended:  # else its test is still to be done
         raise UserError(
-            f"ckpt_path={path} has done {epochs} epochs ({steps} steps), and this run would end after {plan.steps} "
+            f"{named} has done {epochs} epochs ({steps} steps), and this run would end after {plan.steps} "
             f"steps: give a trainer.max_epochs above {epochs}."
         )
