@@ -1,6 +1,6 @@
 """What Lightning's loop with our classifier, callbacks and loggers costs over a bare PyTorch loop on the same batches.
 
-python benchmarks/loop.py [--rounds 5]      CPU; nothing else should run. Prints a table and JSON.
+python benchmarks/loop.py [--rounds 5] [--only tiny]      CPU; nothing else should run. Prints a table and JSON.
 
 Both loops train the same network on the same in-memory uint8 batches with the same optimizer, in turn, round by round,
 in one process. The first step of each round is not counted. `host ms` is the difference a step of the medians.
@@ -30,6 +30,7 @@ from alexlab import assemble, optim
 from alexlab import config as configs
 from alexlab.augment import BatchAugment
 from alexlab.callbacks.preemption import Notes, Preemption
+from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
 from alexlab.data.dataset import Batch
 from alexlab.memory import keep_memory
@@ -76,7 +77,7 @@ def bare(net: nn.Module, batches: Batches, settings: dict[str, Any], bf16: bool)
     optimizer = optim.build_optimizer(net, settings, 64)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     start = 0.0
-    for step, (images, targets, _) in enumerate(batches):
+    for step, (images, targets, *_) in enumerate(batches):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = F.cross_entropy(net(augment.normalize(images)), targets)
@@ -101,8 +102,10 @@ def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> fl
     if board is not None:
         board.start()
     preemption = Preemption(Notes())
-    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [preemption])
+    snapshots = Snapshots(Path(config.run_dir, "last.ckpt"), preemption, None, config.checkpoint.every_minutes)
+    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [preemption, snapshots])
     preemption.install(trainer)
+    snapshots.install(trainer)
     # all but best.ckpt's, which needs a validation; it has nothing to do in a step
     trainer.callbacks = [c for c in trainer.callbacks if getattr(c, "monitor", None) is None]  # type: ignore[attr-defined]
     clock = Clock()
@@ -148,14 +151,13 @@ def measure(name: str, make: Any, size: int, batch: int, steps: int, rounds: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", choices=["tiny", "alexnet"])
+    a = parser.parse_args()
     warnings.filterwarnings("ignore")
     keep_memory()  # as a run does
     with tempfile.TemporaryDirectory() as folder:
-        results = [
-            measure("tiny", tiny, 8, 8, 1000, rounds, Path(folder)),
-            measure("alexnet", lambda: AlexNet(10), 64, 64, 25, rounds, Path(folder)),
-        ]
+        nets = {"tiny": (tiny, 8, 8, 1000), "alexnet": (lambda: AlexNet(10), 64, 64, 25)}
+        results = [measure(name, *how, a.rounds, Path(folder)) for name, how in nets.items() if a.only in (None, name)]
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     for result in results:
         print("{net:8} bare {bare_ms} ms, Lightning {lightning_ms} ms: {host_ms} ms a step, x{ratio}".format(**result))

@@ -78,6 +78,7 @@ def test_the_verdict(shapes: Path) -> None:
         ["benchmarks/index.py", "--classes", "3", "--files", "60", "--rounds", "1"],
         ["benchmarks/growth.py", "--images", "16000"],
         ["benchmarks/resume.py"],
+        ["benchmarks/loop.py", "--rounds", "1", "--only", "tiny"],
     ],
     ids=lambda words: words[0],
 )
@@ -88,6 +89,8 @@ def test_the_benchmarks_run(words: list[str], shapes: Path) -> None:
         env=clean_env({"PYTHONPATH": os.environ.get("PYTHONPATH", "")}),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    if words[0] == "benchmarks/loop.py":
+        assert re.search(r"^tiny +bare [\d.]+ ms, Lightning [\d.]+ ms: [-\d.]+ ms a step", done.stdout, re.MULTILINE)
     if words[0] == "benchmarks/resume.py":
         assert done.stdout.count("10 of 10 are the same") == 3, done.stdout
     if words[0] == "benchmarks/growth.py":

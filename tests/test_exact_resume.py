@@ -115,6 +115,50 @@ def test_from_where_a_signal_ended_it(
         assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
 
 
+ACCUMULATING = ["trainer.accumulate_grad_batches=3", "data.batch_size=4", "checkpoint.every_n_steps=null"]
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_from_a_signal_in_a_validation_within_an_accumulation(
+    count: int, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine batches an epoch are validated after two, four, six and eight, and gradients are in no checkpoint."""
+    words = [*ACCUMULATING, "+trainer.val_check_interval=2"]
+    straight = harness.train("straight", *words)
+    sender = SignalAt("on_validation_batch_start", count, signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr("alexlab.run.build_callbacks", lambda _: [sender])
+        with pytest.raises(SystemExit):
+            harness.train("ended", *words)
+    saved = torch.load(harness.folder / "ended/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == -(-count // 3), "the step that it was within is done"
+    assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+class TimeIsUpAt(pl.Callback):
+    """What Lightning's Timer does, by a count of batches."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready >= self.count:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("count", [11, 12, 13])
+def test_from_where_the_time_was_up(count: int, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*ACCUMULATING, "trainer.max_epochs=3"]
+    straight = harness.train("straight", *words)
+    with monkeypatch.context() as patch:
+        patch.setattr("alexlab.run.build_callbacks", lambda _: [TimeIsUpAt(count)])
+        ended = harness.train("ended", *words)
+    saved = torch.load(ended / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == -(-count // 3), "the step that it was within is done"
+    (ended / "summary.json").unlink()  # it counts as finished; a larger max_time would prolong it
+    assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
 def test_a_clock_asks_for_checkpoints(harness: Harness) -> None:
     words = ["checkpoint.every_n_steps=null", "checkpoint.every_minutes=1e-9"]
     harness.end(at_batch(3, "after"), "ended", *words)
@@ -183,7 +227,7 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         ImageClassifier, "restore_sums", lambda self: self.on_train_epoch_start()
     ),
     "the validation that was owed is left out": lambda patch: patch.setattr(
-        Snapshots, "_after_step_of_before", lambda self, fetcher: None
+        Snapshots, "_do_what_is_owed", lambda self, fetcher: None
     ),
     "the score is forgotten": _after_load(lambda self, _: setattr(self, "best", {})),
     "metrics are not cut back": lambda patch: patch.setattr(metrics, "cut_back", lambda path, rows: 0),

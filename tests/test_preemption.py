@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -107,3 +108,13 @@ def test_ranks_agree_also_where_no_batch_follows() -> None:
     notes.number = signal.SIGTERM
     with pytest.raises(Preempted, match="ended by SIGTERM"):
         preemption.agree(trainer)
+
+
+def test_a_checkpoint_answers_the_question_that_is_on_its_way() -> None:
+    """Else ranks would write a second one a step later."""
+    preemption, waited = Preemption(Notes()), []
+    preemption.wish = 1
+    preemption.numbers[1] = 1
+    preemption.asked = SimpleNamespace(wait=lambda: waited.append(True))
+    preemption.grant()
+    assert (preemption.wish, preemption.wished, preemption.asked, waited) == (0, 0, None, [True])

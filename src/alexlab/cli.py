@@ -33,8 +33,9 @@ FLAGS = (
 # what other programs call our keys
 SYNONYMS = {
     "epochs": "trainer.max_epochs", "epoch": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
-    "gpus": "trainer.devices", "num_gpus": "trainer.devices", "workers": "data.num_workers", "resume_from": "resume",
-    "checkpoint": "ckpt_path", "bs": "data.batch_size", "wd": "optimizer.weight_decay", "amp": "trainer.precision",
+    "gpus": "trainer.devices", "num_gpus": "trainer.devices", "workers": "data.num_workers",
+    "resume_from": "resume.run", "checkpoint": "ckpt_path", "bs": "data.batch_size", "wd": "optimizer.weight_decay",
+    "amp": "trainer.precision",
     "img_size": "data.image_size", "input_size": "data.image_size", "arch": "model.name", "opt": "optimizer._target_",
     "batch_size": "data.batch_size", "lr": "optimizer.lr", "data_dir": "data.root", "data_path": "data.root",
 }  # fmt: skip

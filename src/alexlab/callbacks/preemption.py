@@ -75,6 +75,7 @@ class Preemption(Callback):
         self.asked: Any = None
         self.numbers = torch.zeros(2, dtype=torch.int64)
         self.stop = self.wish = self.wished = 0
+        self.waits = False
 
     def install(self, trainer: pl.Trainer) -> None:
         """Take Lightning's own handling out."""
@@ -119,6 +120,20 @@ class Preemption(Callback):
             self.stop, wished = self.numbers.tolist()
             self.wished |= wished
 
+    def grant(self) -> None:
+        """The wish for a checkpoint is fulfilled, that of a question on its way included."""
+        self._answer()
+        self.wish = self.wished = 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """No Preempted is raised meanwhile."""
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
+
     def _end(self) -> None:
-        if self.stop:
+        if self.stop and not self.waits:
             raise Preempted(self.stop)

@@ -34,6 +34,8 @@ class Snapshots(Callback):
         self.path, self.preemption = path, preemption
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self.written_at = time.monotonic()
+        self.held = False  # whether a stop waits for the end of an accumulation
+        self.time_up = False  # whether the run has ended within an epoch, to be prolonged from a "step"
 
     def install(self, trainer: pl.Trainer) -> None:
         """Stand between Lightning's hooks."""
@@ -53,12 +55,19 @@ class Snapshots(Callback):
     def _after_step(self, fetcher: Any) -> None:
         """In place of Lightning's own, which validates where it is time, and counts the step."""
         loop: Any = self.trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():
+            self._within_accumulation(fetcher)
+            return
+        self.trainer.should_stop |= self.held
         at_end = loop.max_steps != -1 and loop.global_step >= loop.max_steps  # "end" is written then
-        if not loop._should_accumulate() and not at_end:
+        if not at_end:
             if self.preemption.stop:
                 self.save("step")
                 raise Preempted(self.preemption.stop)
-            if not loop._num_ready_batches_reached() and self._due():
+            stops: bool = self.trainer.should_stop and self.trainer.fit_loop._can_stop_early
+            self.time_up = stops and not self._stopped_early()
+            # Lightning validates a run that stops out of turn, which is not to be seen where it is prolonged
+            if not loop._num_ready_batches_reached() and (self._due() or self.time_up):
                 self.save("step")
         try:
             self.after_step(fetcher)
@@ -67,10 +76,25 @@ class Snapshots(Callback):
             self.save("step")
             raise
 
+    def _within_accumulation(self, fetcher: Any) -> None:
+        """Nothing ends a run here: the gradients so far are in no checkpoint."""
+        self._hold()
+        with self.preemption.waiting():
+            self.after_step(fetcher)
+        self._hold()  # early stopping, that is
+
+    def _hold(self) -> None:
+        self.held |= self.trainer.should_stop
+        self.trainer.should_stop = False
+
+    def _stopped_early(self) -> bool:
+        stoppers = [each for each in self.trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
+        return any(each.wait_count >= each.patience for each in stoppers)
+
     def _after_epoch(self) -> None:
         loop: Any = self.trainer.fit_loop.epoch_loop
         whole = loop._num_ready_batches_reached()
-        if not whole:
+        if not whole and not self.time_up:
             self.save("end")
         self.after_epoch()
         if whole:
@@ -95,7 +119,8 @@ class Snapshots(Callback):
             trainer.save_checkpoint(self.path)
         finally:
             model.place = None  # type: ignore[assignment]
-        self.written_at, self.preemption.wish, self.preemption.wished = time.monotonic(), 0, 0
+        self.written_at = time.monotonic()
+        self.preemption.grant()
 
     def _end_validation(self) -> None:
         """Leave a validation as if it had not begun."""
@@ -110,8 +135,7 @@ class Snapshots(Callback):
         if pl_module.came_from == "epoch":  # nothing is left of it to be done
             trainer.fit_loop.restarting = False
         if pl_module.came_from in ("epoch", "end"):
-            stoppers = [each for each in trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
-            trainer.should_stop |= any(each.wait_count >= each.patience for each in stoppers)  # it had ended the run
+            trainer.should_stop |= self._stopped_early()
 
     def _before_steps(self, fetcher: Any) -> None:
         """In place of Lightning's own, which finds its place among the epoch's batches."""
@@ -128,9 +152,9 @@ class Snapshots(Callback):
         call._call_callback_hooks(trainer, "on_train_epoch_start")
         model.restore_sums()  # type: ignore[operator]
         if came_from == "step":
-            self._after_step_of_before(fetcher)
+            self._do_what_is_owed(fetcher)
 
-    def _after_step_of_before(self, fetcher: Any) -> None:
+    def _do_what_is_owed(self, fetcher: Any) -> None:
         try:
             self.after_step(fetcher)
         except Preempted:
