@@ -29,6 +29,7 @@ from torch import nn
 from alexlab import assemble, optim
 from alexlab import config as configs
 from alexlab.augment import BatchAugment
+from alexlab.callbacks.on_nan import OnNan
 from alexlab.callbacks.preemption import Notes, Preemption
 from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
@@ -102,8 +103,10 @@ def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> fl
     if board is not None:
         board.start()
     preemption = Preemption(Notes())
-    snapshots = Snapshots(Path(config.run_dir, "last.ckpt"), preemption, None, config.checkpoint.every_minutes)
-    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [preemption, snapshots])
+    last = Path(config.run_dir, "last.ckpt")
+    on_nan = OnNan(config.on_nan, last, "")
+    snapshots = Snapshots(last, preemption, on_nan, None, config.checkpoint.every_minutes)
+    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [on_nan, preemption, snapshots])
     preemption.install(trainer)
     snapshots.install(trainer)
     # all but best.ckpt's, which needs a validation; it has nothing to do in a step

@@ -25,7 +25,7 @@ SCRIPTS = [
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "kinds", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir", "figures",
-    "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading",
+    "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "sums",
     "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "restore",
     "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark", "cli", "__init__",
 ]  # fmt: skip

@@ -80,6 +80,8 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
         seed=config.seed,
         provenance={"config": configs.plain(config), **data.provenance()},
         monitor=config.monitor,
+        max_bad=config.data.get("max_bad"),
+        leaves_nan=config.get("on_nan", "stop") != "stop",
         channels_last=kind == "cuda" if layout == "auto" else bool(layout),
         **training,
     )

@@ -1,7 +1,6 @@
 """The LightningModule: wraps any net that turns images into logits; loss, metrics, optimizer wiring."""
 
 import math
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -21,44 +20,7 @@ from alexlab.data.dataset import Batch
 from alexlab.data.draws import mix
 from alexlab.errors import UserError
 from alexlab.rules import mode_of
-
-
-class Sums:
-    """Sums over images, kept on the device so that no step waits for it: loss, top-1 and top-5 hits, images."""
-
-    def __init__(self, device: torch.device, values: Tensor | None = None) -> None:
-        """
-        Args:
-            values: (4,), what was summed up before, and of how many images.
-        """
-        self.values = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-        self.images = 0
-        if values is not None:
-            self.values += values[:3].to(self.values)
-            self.images = int(values[3])
-
-    def counted(self) -> Tensor:
-        """(1,), the images."""
-        return self.values.new_tensor([self.images])
-
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """loss: mean of the batch; logits (B, C); targets int64 (B,), or (B, C) where images were mixed."""
-        labels = targets if targets.ndim == 1 else targets.argmax(1)
-        # argmax, as the confusion matrix and the predictions: of equal logits, which bf16 has, topk puts any one first
-        first = logits.detach().argmax(1) == labels
-        among = (logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
-        self.values += torch.stack([loss.detach() * len(labels), first.sum(), (first | among).sum()])
-        self.images += len(labels)
-
-    def take(self, other: "Sums") -> None:
-        self.values += other.values
-        self.images += other.images
-
-    def merged(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The means over all ranks' images, after a `reduce` that sums a tensor over the ranks."""
-        together = torch.cat([self.values, self.counted()])
-        loss, acc1, acc5, count = reduce(together).tolist()
-        return {"loss": loss / count, "acc1": acc1 / count, "acc5": acc5 / count} if count else {}
+from alexlab.sums import Sums
 
 
 class ImageClassifier(pl.LightningModule):
@@ -73,6 +35,8 @@ class ImageClassifier(pl.LightningModule):
             training batches before a checkpoint's epoch is restored.
         label_smoothing: 0 to 1, in training only.
         monitor: the metric of a validation that says which weights are the best.
+        max_bad: broken images that may be left out, of all splits together; None is any number.
+        leaves_nan: whether training goes on after a loss that is no number, see callbacks/on_nan.py.
         provenance: plain values for each checkpoint: config, class names, data fingerprint.
     """
 
@@ -90,6 +54,8 @@ class ImageClassifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         monitor: str = "val/acc1",
+        max_bad: int | None = None,
+        leaves_nan: bool = False,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -103,6 +69,7 @@ class ImageClassifier(pl.LightningModule):
         self.channels_last = channels_last
         self.provenance = provenance or {}
         self.skipped: dict[str, str] = {}  # the broken images' paths, and what is wrong with each
+        self.max_bad, self.leaves_nan = max_bad, leaves_nan
         self.monitor = monitor
         self.best: dict[str, float] = {}  # all metrics of the epoch with the best `monitor`, which best.ckpt holds
         self.best_epoch: int | None = None  # from 1
@@ -150,16 +117,38 @@ class ImageClassifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, targets, skipped = batch[:3]
-        self.skipped.update(skipped)
+        self.note_skipped(skipped)
         if not len(targets):  # every image of the batch was broken; the ranks still meet in the backward pass
             return sum(p.sum() for p in self.net.parameters()) * 0.0  # type: ignore[return-value]
         images, targets = self.augmented(images, targets, batch_idx)
         logits = self.net(self._layout(images)).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        self.window_sums.add(loss, logits, targets)
+        self.window_sums.add(loss, logits, targets, self.leaves_nan)
         if self._logs_now(batch_idx):
             self._log_window()
         return loss
+
+    def note_skipped(self, skipped: dict[str, str]) -> None:
+        """
+        Raises:
+            UserError: more broken images than `max_bad`.
+        """
+        if not skipped:
+            return
+        self.skipped.update(skipped)
+        if self.max_bad is not None and len(self.skipped) > self.max_bad:
+            some = ", ".join(list(self.skipped.values())[:5])
+            raise UserError(
+                f"{len(self.skipped)} images are broken, more than data.max_bad={self.max_bad}: {some}, ... Mend or "
+                "remove them, or allow more; null is without limit."
+            )
+
+    def share_skipped(self) -> None:
+        """All ranks know of the broken images that any has met."""
+        if self.trainer.world_size > 1:
+            gathered: list[dict[str, str]] = [{}] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, self.skipped)
+            self.note_skipped({path: why for skipped in gathered for path, why in skipped.items()})
 
     def augmented(self, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """What the net sees of batch `batch_idx` of this epoch, whenever it is asked; see `BatchAugment`."""
@@ -175,11 +164,10 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_window(self) -> None:
         means = self.window_sums.merged(lambda values: values)  # this rank's
-        self._check_finite("train", means)
-        self.log("train/loss_step", means["loss"], prog_bar=True)
-        self.log("train/acc1_step", means["acc1"], prog_bar=True)
         self.epoch_sums.take(self.window_sums)
         self.window_sums = Sums(self.device)
+        for name in ("loss", "acc1"):  # where none of its losses was a number, Lightning would log the one before again
+            self.log(f"train/{name}_step", means.get(name, math.nan), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
         self.share_buffers()  # last.ckpt holds them, also where this epoch was not validated, or an average was
@@ -205,6 +193,7 @@ class ImageClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validated_at = self.trainer.fit_loop.epoch_loop.global_step
+        self.share_skipped()
         means = self._log_means("val", self.eval_sums, prog_bar=True)
         if self.trainer.sanity_checking or not means:
             return
@@ -233,7 +222,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _eval_step(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         images, targets, skipped = batch[:3]
-        self.skipped.update(skipped)
+        self.note_skipped(skipped)
         if not len(targets):
             return None
         logits = self(images).float()
@@ -242,19 +231,14 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_means(self, stage: str, sums: Sums, prog_bar: bool) -> dict[str, float]:
         means = sums.merged(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))
-        self._check_finite(stage, means)
-        for name, value in means.items():
-            self.log(f"{stage}/{name}", value, prog_bar=prog_bar and name != "acc5")
-        return means
-
-    def _check_finite(self, stage: str, means: dict[str, float]) -> None:
-        """A loss that is no number spoils the weights for good, unless 16-mixed's scaling skips its step."""
-        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if means and not math.isfinite(means["loss"]) and not (scales and stage == "train"):
+        if means and not math.isfinite(means["loss"]):
             raise UserError(
                 f"{stage}/loss became {means['loss']} in epoch {self.current_epoch + 1}: lower optimizer.lr, clip with "
                 "trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
             )
+        for name, value in means.items():
+            self.log(f"{stage}/{name}", value, prog_bar=prog_bar and name != "acc5")
+        return means
 
     # -- optimizer and checkpoint
 
@@ -306,11 +290,14 @@ class ImageClassifier(pl.LightningModule):
         if "place" in checkpoint["alexlab"]:  # no weights alone
             self.progress = checkpoint["alexlab"]["place"]
             self.came_from, self.validated_at = self.progress["of"], self.progress["validated_at"]
+            self.skipped = dict(self.progress.get("skipped", {}))
 
     def _progress(self) -> dict[str, Any]:
         """What all ranks know of the epoch so far, and a resume needs: plain values and tensors."""
         sums = [part for each in (self.epoch_sums, self.window_sums) for part in (each.values, each.counted())]
+        self.share_skipped()
         found: dict[str, Any] = {
+            "skipped": self.skipped,
             "epochs": self.trainer.fit_loop.epoch_progress.current.completed,
             "steps_per_epoch": self.steps_per_epoch,
             "validated_at": self.validated_at,
@@ -336,7 +323,12 @@ class ImageClassifier(pl.LightningModule):
         if len(sums) != ranks:
             sums = F.pad(sums.sum(0, keepdim=True), (0, 0, 0, ranks - 1))
         self.epoch_sums, self.window_sums = (Sums(self.device, part) for part in sums[rank].chunk(2))
-        for name, values in self.progress.get("buffers", {}).items():
+        self.take_buffers(self.progress)
+
+    def take_buffers(self, place: dict[str, Any]) -> None:
+        """BatchNorm's statistics of this rank, from the checkpoint of a run of several."""
+        rank, ranks = self.global_rank, self.trainer.world_size
+        for name, values in place.get("buffers", {}).items():
             own = values[rank] if len(values) == ranks else values.mean(0)
             self.net.get_buffer(name).copy_(own)
 

@@ -318,6 +318,7 @@ def show(out: Path, told: dict[str, Any], data: ImageFolders, seconds: float) ->
     """Counts, classes that a split lacks, and the space that is saved."""
     before = sum(bytes_of(index) for index in data.splits.values())
     after = sum(shard["bytes"] for part in told["splits"].values() for shard in part["shards"])
+    print("".join(f"note: {line}\n" for line in data.left_out()), end="")
     for split, part in told["splits"].items():
         print(f"{split}: {part['images']:,} of {len(data.splits[split]):,} images in {len(part['shards'])} shards")
         with np.load(out / f"{split}.npz", allow_pickle=False) as arrays:

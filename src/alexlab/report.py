@@ -68,6 +68,8 @@ def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: P
         devices.world_size, devices.kind, facts["precision"], plan.global_batch,
         plan.steps_per_epoch, plan.steps, plan.lr,
     )  # fmt: skip
+    for line in [*data.left_out(), *data.lacking()]:
+        log.warning("%s", line)
     if plan.warmup >= plan.steps:
         log.warning(
             "the warm-up of %d steps is as long as the run: the rate never comes to %g; scheduler.warmup=0 has none",
@@ -131,7 +133,11 @@ def bound_by(wait: float, data: ImageFolders) -> str:
 def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
     if not (run_dir / "checkpoints/last.ckpt").is_file():
         return "Its first step was not done: nothing was kept to go on from."
-    return f"Go on with it: python train.py resume={shlex.quote(rundir.shown(run_dir))}"
+    return f"Go on with it: {how_to_resume(run_dir)}"
+
+
+def how_to_resume(run_dir: Path) -> str:
+    return f"python train.py resume={shlex.quote(rundir.shown(run_dir))}"
 
 
 def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:

@@ -18,6 +18,7 @@ from alexlab import checkpoint, launch, optim, report, restore, resume, rundir
 from alexlab import config as configs
 from alexlab import plan as plans
 from alexlab.assemble import build_callbacks, build_data, build_loggers, build_model
+from alexlab.callbacks.on_nan import OnNan
 from alexlab.callbacks.preemption import Notes, Preempted, Preemption
 from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
@@ -149,11 +150,10 @@ def _fit_rank(
             board.log_summary(facts)
         report.tell_start(config, devices, data, plan, facts)
         preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
-        every = config.checkpoint
-        snapshots = Snapshots(
-            run_dir / "checkpoints" / checkpoint.LAST, preemption, every.every_n_steps, every.every_minutes
-        )
-        callbacks = [*build_callbacks(config), preemption, snapshots]
+        last, every = run_dir / "checkpoints" / checkpoint.LAST, config.checkpoint
+        on_nan = OnNan(config.on_nan, last, report.how_to_resume(run_dir))
+        snapshots = Snapshots(last, preemption, on_nan, every.every_n_steps, every.every_minutes)
+        callbacks = [*build_callbacks(config), on_nan, preemption, snapshots]
         trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
         preemption.install(trainer)
         snapshots.install(trainer)
@@ -165,7 +165,7 @@ def _fit_rank(
         result |= report.metrics_of(trainer, model, run_dir)
         if config.test and config.trainer.limit_test_batches not in (0, 0.0):
             result["test"] = score_best(trainer, model, data, run_dir)
-        gather_skipped(trainer, model)
+        model.share_skipped()
         preemption.agree(trainer)
         status = "finished"
     except Preempted as error:
@@ -250,11 +250,3 @@ def draw_figures(config: DictConfig, data: ImageFolders, devices: Devices, board
             gallery.log_to(board, [*drawn, *(path for path in tested if path.is_file())])
     except (Exception, Preempted) as error:
         log.warning("some figures could not be drawn (%s: %s)", type(error).__name__, str(error)[:200])
-
-
-def gather_skipped(trainer: pl.Trainer, model: ImageClassifier) -> None:
-    """The broken images that any rank met."""
-    if trainer.world_size > 1:
-        gathered: list[dict[str, str]] = [{}] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, model.skipped)
-        model.skipped = {path: why for skipped in gathered for path, why in skipped.items()}

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, WeightAveraging
 from pytorch_lightning.trainer import call
 
+from alexlab.callbacks.on_nan import OnNan
 from alexlab.callbacks.preemption import Preempted, Preemption
 from alexlab.loggers.metrics import MetricsLogger
 
@@ -26,12 +27,18 @@ class Snapshots(Callback):
         every_n_steps: optimizer steps of the run between two files; None writes none within an epoch.
         every_minutes: the same by the first rank's clock.
         preemption: says where a signal is to end the run.
+        on_nan: looks, before a file is written, whether the weights are spoiled.
     """
 
     def __init__(
-        self, path: Path, preemption: Preemption, every_n_steps: int | None = None, every_minutes: float | None = None
+        self,
+        path: Path,
+        preemption: Preemption,
+        on_nan: OnNan,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = None,
     ) -> None:
-        self.path, self.preemption = path, preemption
+        self.path, self.preemption, self.on_nan = path, preemption, on_nan
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self.written_at = time.monotonic()
         self.held = False  # whether a stop waits for the end of an accumulation
@@ -113,6 +120,7 @@ class Snapshots(Callback):
     def save(self, place: str) -> None:
         """Write the file, on all ranks together."""
         trainer, model = self.trainer, self.trainer.lightning_module
+        self.on_nan.look(trainer)
         rows = [logger.settle() for logger in trainer.loggers if isinstance(logger, MetricsLogger)]
         model.place = {"of": place, "rows": rows[0] if rows else None}  # type: ignore[assignment]
         try:

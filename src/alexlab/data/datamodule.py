@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -196,6 +197,29 @@ class ImageFolders(pl.LightningDataModule):
     def readable_classes(self, readable: list[str]) -> None:
         self._readable = readable
 
+    def left_out(self) -> list[str]:
+        """The files that are in no split, a line a folder and reason."""
+        lines = []
+        for index in self.splits.values():
+            counts = dict(index.ignored) if isinstance(index, ImageIndex) else {}
+            loose = counts.pop("", 0)
+            if counts:
+                told = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(counts.items(), key=lambda c: -c[1]))
+                lines.append(f"{index.root}: files that are no images by their suffix are left out: {told}")
+            if loose:
+                lines.append(f"{index.root}: images beside the class folders are of no class, and left out: {loose:,}")
+        return lines
+
+    def lacking(self) -> list[str]:
+        """The classes that a split has no image of, a line a split."""
+        lines = []
+        for name, index in self.splits.items():
+            counts = np.bincount(index.targets, minlength=len(index.classes))
+            empty = [index.classes[i] for i in np.flatnonzero(counts == 0)]
+            if empty:
+                lines.append(f"{name} holds no image of {len(empty)} classes: {folder_index.some(empty)}")
+        return lines
+
     @property
     def images(self) -> dict[str, int]:
         """The number of images of each split."""
@@ -222,7 +246,7 @@ class ImageFolders(pl.LightningDataModule):
         self.read()
 
     def train_dataloader(self) -> Loader | DeviceLoader:
-        sampler = TrainBatches(len(self.splits["train"]), self.batch_size, self.seed, self._rank, self.world_size)
+        sampler = self._sampler(self._rank)
         if self.trainer is not None:
             # Lightning's first iter() comes before its own set_epoch(), which reads this very number; after a resume
             # `current_epoch` is still that of the epoch before
@@ -230,8 +254,16 @@ class ImageFolders(pl.LightningDataModule):
             sampler.set_epoch(loop.epoch_progress.current.processed)
             if loop.epoch_progress.total.processed < loop.epoch_progress.total.started:  # it goes on within an epoch
                 sampler.begins_at = (sampler.epoch, loop.epoch_loop.batch_progress.current.completed)
-            sampler.repeats = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", sampler)
+
+    def _sampler(self, rank: int) -> TrainBatches:
+        sampler = TrainBatches(len(self.splits["train"]), self.batch_size, self.seed, rank, self.world_size)
+        sampler.repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return sampler
+
+    def images_of(self, epoch: int, batch: int, rank: int) -> list[str]:
+        """The paths of training batch `batch` (from 0) of an epoch (from 0) on a rank."""
+        return [self.splits["train"].path(i) for i, _ in next(self._sampler(rank).of(epoch, batch))]
 
     def val_dataloader(self) -> Loader | DeviceLoader:
         return self._eval_loader("val")

@@ -5,6 +5,7 @@ their scale where that is enough); all others, and those that it refuses, by Pil
 """
 
 import contextlib
+import functools
 import io
 import os
 import struct
@@ -28,11 +29,16 @@ MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # of its values, once 5 to 8
 USUAL = 2**18  # bytes: most files have less
 BLOCK = 16  # the most rows that a JPEG's blocks of all three colours take
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
+# of Pillow's many formats those of images on the web: others start programs (EPS, Ghostscript) or are seldom looked at
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 # what Pillow was seen to raise for damaged files
 BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
+
+# of more than half of the pixels that it refuses, which it would tell without the file's name
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # what interpolate(antialias=True) calls, which has no `out`
 _resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
@@ -75,7 +81,7 @@ class Picture:
             self.jpeg, self.stored, self.orientation, self.frame = source, *plain
         else:
             with pillow():
-                self.image = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
+                self.image = opened(source) if isinstance(source, bytes) else source
                 self.stored, self.orientation = self.image.size, orientation_of(self.image)
         self.size = self.stored[::-1] if self.orientation >= 5 else self.stored
 
@@ -99,7 +105,7 @@ class Picture:
                 return pixels, factor
             except ValueError:  # it is cut off or worse, or has mere blemishes: Pillow tells
                 with pillow():
-                    self.image = Image.open(io.BytesIO(self.jpeg))
+                    self.image = opened(self.jpeg)
         with pillow():
             return np.array(_rgb(self.image)), 1
 
@@ -151,6 +157,18 @@ def pillow() -> Iterator[None]:
         raise OSError(str(error) or type(error).__name__) from None
 
 
+def opened(encoded: bytes) -> Image.Image:
+    """By Pillow, its header alone."""
+    return Image.open(io.BytesIO(encoded), formats=formats())
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def orientation_of(image: Image.Image) -> int:
     """1 to 8, the EXIF orientation; 1 also where it is nonsense, as for Pillow's exif_transpose."""
     told = image.getexif().get(ORIENTATION)
@@ -176,7 +194,7 @@ def plain_jpeg(encoded: bytes) -> tuple[tuple[int, int], int, int] | None:
             elif kind == 0xE1:  # EXIF or XMP
                 told = encoded[at + 4 : at + 2 + length]
                 if b"\x01\x12" in told or b"\x12\x01" in told or b"tiff:Orientation" in told:
-                    with pillow(), Image.open(io.BytesIO(encoded)) as image:
+                    with pillow(), opened(encoded) as image:
                         orientation = orientation_of(image)
             at += 2 + length
         if not frame or encoded[at + 1] != 0xDA:

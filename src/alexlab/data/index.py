@@ -9,7 +9,8 @@ import hashlib
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ class ImageIndex:
         ends: int64 (N,): where in `names` the name of image i ends.
         targets: int64 (N,): its class, 0 to len(classes) - 1.
         classes: the class folders' names, sorted.
+        ignored: how many files were left out, by their suffix, and under "" those beside the class folders; not hidden
+            ones.
     """
 
     root: Path
@@ -40,6 +43,7 @@ class ImageIndex:
     ends: np.ndarray
     targets: np.ndarray
     classes: tuple[str, ...]
+    ignored: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -120,14 +124,15 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
     unknown = [name for name in here if classes is not None and name not in classes]
     if classes is not None and unknown:
         raise UserError(
-            f"{folder} holds classes that the training images do not: {_some(unknown)}. "
-            f"Training has {len(classes)} classes: {_some(classes)}. Rename or remove those folders."
+            f"{folder} holds classes that the training images do not: {some(unknown)}. "
+            f"Training has {len(classes)} classes: {some(classes)}. Rename or remove those folders."
         )
     labels = classes if classes is not None else here
     joined, lengths, counts = bytearray(), [], np.zeros(len(labels), np.int64)
+    ignored = Counter({"": loose_images(folder)})
     told, present = time.monotonic(), set(here)
     for target, label in enumerate(labels):
-        found = _images(folder, label, visited) if label in present else []
+        found = _images(folder, label, visited, ignored) if label in present else []
         if not found and classes is None:
             raise UserError(
                 f"{folder / label} is a class without images: put images there ({', '.join(EXTENSIONS[:4])}, ...) "
@@ -146,10 +151,21 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
     if not joined:
         raise UserError(f"{folder} holds class folders but no image ({', '.join(EXTENSIONS[:4])}, ...).")
     targets = np.repeat(np.arange(len(labels)), counts)
-    return ImageIndex(folder, bytes(joined), np.cumsum(np.concatenate(lengths)), targets, labels)
+    return ImageIndex(folder, bytes(joined), np.cumsum(np.concatenate(lengths)), targets, labels, dict(+ignored))
 
 
-def _images(folder: Path, label: str, visited: dict[bytes, int]) -> list[bytes]:
+def loose_images(folder: Path) -> int:
+    """The number of images beside the class folders, which belong to none."""
+    with os.scandir(os.fsencode(folder)) as entries:
+        return sum(
+            entry.name[entry.name.rfind(b".") :].lower() in KNOWN
+            and not entry.name.startswith(b".")
+            and not entry.is_dir()
+            for entry in entries
+        )
+
+
+def _images(folder: Path, label: str, visited: dict[bytes, int], ignored: Counter[str]) -> list[bytes]:
     """The names of all images of a class, relative to `folder`, as bytes; links to folders are followed.
 
     Raises:
@@ -178,6 +194,8 @@ def _images(folder: Path, label: str, visited: dict[bytes, int]) -> list[bytes]:
                                 f"{os.fsdecode(top + prefix + name)} is a link to a folder that it lies in: remove it."
                             )
                         waiting.append((prefix + name, within))
+                    else:
+                        ignored[os.fsdecode(ending.lower()) if b"." in name else "no suffix"] += 1
         except PermissionError:
             raise UserError(
                 f"{os.fsdecode(top + here)} may not be read: ask for read permission, or remove the folder."
@@ -210,8 +228,9 @@ def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str
                 "data.test_fraction."
             )
         parts["train"].append(np.sort(members[taken:]))
-    return {name: index.subset(np.concatenate(members)) for name, members in parts.items() if len(members)}
+    whole = {name: index.subset(np.concatenate(members)) for name, members in parts.items() if len(members)}
+    return whole | {"train": replace(whole["train"], ignored=index.ignored)}
 
 
-def _some(names: "tuple[str, ...] | list[str]", limit: int = 8) -> str:
+def some(names: "tuple[str, ...] | list[str]", limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f", ... ({len(names) - limit} more)" if len(names) > limit else "")

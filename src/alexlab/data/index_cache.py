@@ -6,6 +6,7 @@ long as all its folders have the times that they had when they were read.
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import time
@@ -26,7 +27,7 @@ log = logging.getLogger("alexlab")
 
 FROM = 10_000  # images; fewer are read faster than they are worth a file
 SETTLED = 2.0  # seconds: a folder that changed so shortly before it was read may change again within the same tick
-VERSION = 1
+VERSION = 2
 
 
 def scan_or_recall(folder: Path, classes: tuple[str, ...] | None, kept: Path) -> ImageIndex:
@@ -78,7 +79,8 @@ def _recall(file: Path, folder: Path) -> ImageIndex | None:
             if any(changed(path) != time for path, time in zip(folders, held["times"].tolist(), strict=True)):
                 return None
             classes = tuple(os.fsdecode(name) for name in held["classes"].tobytes().split(b"\0"))
-            return ImageIndex(folder, held["names"].tobytes(), held["ends"], held["targets"], classes)
+            ignored = json.loads(held["ignored"].tobytes())
+            return ImageIndex(folder, held["names"].tobytes(), held["ends"], held["targets"], classes, ignored)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or not whole: read anew
         return None
 
@@ -91,6 +93,7 @@ def _keep(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:
                 opened, version=np.array(VERSION), names=np.frombuffer(index.names, np.uint8), ends=index.ends,
                 targets=index.targets, times=np.array(list(visited.values()), np.int64),
                 folders=np.frombuffer(b"\0".join(visited), np.uint8),
+                ignored=np.frombuffer(json.dumps(index.ignored).encode(), np.uint8),
                 classes=np.frombuffer(b"\0".join(map(os.fsencode, index.classes)), np.uint8),
             )  # fmt: skip
         beside.replace(file)

@@ -48,9 +48,11 @@ class TrainBatches(Sampler[Batch]):
         return self.size // self.global_batch
 
     def __iter__(self) -> Iterator[Batch]:
-        # of the whole pass, whatever `set_epoch` is told while batches are begun ahead
-        epoch = 0 if self.repeats else self.epoch
-        first = self.begins_at[1] if self.epoch == self.begins_at[0] else 0
+        return self.of(self.epoch, self.begins_at[1] if self.epoch == self.begins_at[0] else 0)
+
+    def of(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first` on, whatever `set_epoch` is told meanwhile."""
+        epoch = 0 if self.repeats else epoch
         order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
         share = self.global_batch // self.world_size
         for b in range(first, len(self)):

@@ -1,0 +1,322 @@
+"""A loss that is no number: the run stops, leaves the step out, or goes back to its checkpoint."""
+
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import ROOT, SMALL_NET, command, summary_of
+from resuming import Harness, at_batch, difference, rows_of
+
+from alexlab.callbacks.snapshots import Snapshots
+from alexlab.classifier import ImageClassifier
+from alexlab.data.index import scan
+from alexlab.errors import UserError
+from alexlab.sums import Sums
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    return Harness(shapes, tmp_path, monkeypatch)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, batches: set[tuple[int, int]]) -> None:
+    """What the net sees of these (epoch, batch), from 0, is nan, and with it all that BatchNorm counts."""
+    plain = ImageClassifier.augmented
+
+    def augmented(self: ImageClassifier, images: Any, targets: Any, batch_idx: int) -> Any:
+        images, targets = plain(self, images, targets, batch_idx)
+        return (images * math.nan if (self.current_epoch, batch_idx) in batches else images), targets
+
+    monkeypatch.setattr(ImageClassifier, "augmented", augmented)
+
+
+class Watch(pl.Callback):
+    """All that a step may change, after each batch of the run."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+        self.rates: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        state = {name: value.clone() for name, value in pl_module.net.state_dict().items()}
+        for n, parameter in enumerate(pl_module.parameters()):
+            momentum = trainer.optimizers[0].state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                state[f"momentum {n}"] = momentum.clone()
+        self.states.append(state)
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def watched(harness: Harness, monkeypatch: pytest.MonkeyPatch, name: str, *words: str) -> Watch:
+    watch = Watch()
+    with monkeypatch.context() as patch:
+        patch.setattr("alexlab.run.build_callbacks", lambda _: [watch])
+        harness.train(name, *words)
+    return watch
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def finite(state: dict[str, torch.Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in state.values())
+
+
+def images_of(root: Path, epoch: int, batch: int, size: int = 8, seed: int = 0) -> list[str]:
+    """By the formula that docs/data.md promises: a permutation of (seed, epoch)."""
+    index = scan(root / "train")
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(index))
+    return [index.path(int(i)) for i in order[batch * size : (batch + 1) * size]]
+
+
+def warnings_of(run_dir: Path, start: str) -> list[str]:
+    lines = (run_dir / "train.log").read_text().splitlines()
+    return [line[line.index(start) :] for line in lines if start in line]
+
+
+# -- stop
+
+
+def test_stop_names_the_images_and_keeps_the_checkpoint_before(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the loss is looked at some steps later only."""
+    poison(monkeypatch, {(1, 1)})
+    words = ["trainer.log_every_n_steps=100", "checkpoint.every_n_steps=null"]
+    with pytest.raises(UserError) as told:
+        harness.train("run", *words)
+    images = images_of(harness.root, 1, 1)
+    assert str(told.value) == (
+        f"train/loss became nan in batch 2 of epoch 2 (images: {', '.join(images[:5])} and 3 more, all in train.log). "
+        "Lower optimizer.lr, clip with trainer.gradient_clip_val=1, or train with trainer.precision=32-true. last.ckpt "
+        f"is from before it: python train.py resume={harness.folder / 'run'} on_nan=skip goes on there without such "
+        "steps."
+    )
+    log = (harness.folder / "run/train.log").read_text()
+    assert f"its images are {', '.join(images)}" in log
+    saved = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 5
+    assert finite(saved["state_dict"])
+    assert summary_of(harness.folder / "run")["status"] == "failed"
+    assert not [row for row in rows_of(harness.folder / "run") if "nan" in row.values()]
+    harness.train("run", "resume.run=auto", "on_nan=skip", *words)  # without resume.allow_changes
+    assert summary_of(harness.folder / "run")["status"] == "finished"
+
+
+def test_no_spoiled_weights_are_written(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes first: a checkpoint, a validation, or the end of the epoch."""
+    for words in (["checkpoint.every_n_steps=2"], ["+trainer.val_check_interval=2"], []):
+        shutil.rmtree(harness.folder / "run", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            poison(patch, {(1, 0)})
+            with pytest.raises(UserError, match=r"became nan in batch 1 of epoch 2 .*last.ckpt is from before it"):
+                harness.train("run", "trainer.log_every_n_steps=100", "checkpoint.every_n_steps=null", *words)
+        for path in (harness.folder / "run/checkpoints").glob("*.ckpt"):
+            assert finite(torch.load(path, weights_only=True)["state_dict"]), path.name
+
+
+def test_a_rate_that_is_too_high_is_told_from_the_command_line(shapes: Path, tmp_path: Path) -> None:
+    done = command(
+        "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8",
+        "data.num_workers=0", "logger=csv", "trainer=cpu", "optimizer.lr=1e30", "scheduler.warmup=0",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(r"train/loss became (nan|inf) in batch \d of epoch 1 \(images: .*jpg", done.stderr)
+    assert "last.ckpt" not in done.stderr
+
+
+# -- skip
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_skip_changes_nothing_in_that_step(accumulate: int, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"trainer.accumulate_grad_batches={accumulate}", f"data.batch_size={8 // accumulate}", "on_nan=skip"]
+    plain = watched(harness, monkeypatch, "plain", *words)
+    poison(monkeypatch, {(0, 2 * accumulate), (1, accumulate)})
+    found = watched(harness, monkeypatch, "run", *words)
+    states = found.states[accumulate - 1 :: accumulate]  # after each step
+    assert [same(states[n], states[n + 1]) for n in range(9)] == [n in (1, 5) for n in range(9)]
+    assert all(finite(state) for state in states)
+    assert same(states[1], plain.states[2 * accumulate - 1]), "until then it is the run without it"
+    assert found.rates == plain.rates, "the schedule goes on"
+    told = warnings_of(harness.folder / "run", "on_nan=skip: ")
+    images = images_of(harness.root, 0, 2 * accumulate, 8 // accumulate)
+    assert told[0].startswith(f"on_nan=skip: train/loss became nan in batch {2 * accumulate + 1} of epoch 1 (images: ")
+    assert images[0] in told[0]
+    assert len(told) == 2
+    row = next(row for row in rows_of(harness.folder / "run") if "train/loss" in row)
+    assert math.isfinite(float(row["train/loss"]))
+
+
+def test_a_gradient_that_is_no_number_is_left_out_too(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(trainer: Any, model: Any, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready == 3:
+            next(model.parameters()).grad[0] = math.inf
+
+    spoiler = pl.Callback()
+    monkeypatch.setattr(spoiler, "on_after_backward", spoil)
+    watch = Watch()
+    monkeypatch.setattr("alexlab.run.build_callbacks", lambda _: [spoiler, watch])
+    harness.train("run", "on_nan=skip")
+    assert same(watch.states[1], watch.states[2])
+    assert not same(watch.states[2], watch.states[3])
+    told = warnings_of(harness.folder / "run", "on_nan=skip: ")
+    assert len(told) == 1
+    assert told[0].startswith("on_nan=skip: a gradient became nan or inf in batch 3 of epoch 1 (images: ")
+
+
+def test_skip_ends_where_it_does_not_help(harness: Harness) -> None:
+    with pytest.raises(UserError, match=r"^on_nan=skip: train/loss became .* in 10 steps in a row: it is not the imag"):
+        harness.train("run", "on_nan=skip", "model.net.dropout=0", "augment=none", "trainer.max_epochs=3",
+                      *_always_nan(harness))  # fmt: skip
+
+
+def _always_nan(harness: Harness) -> list[str]:
+    poison(harness.monkeypatch, {(epoch, batch) for epoch in range(9) for batch in range(9)})
+    return []
+
+
+# -- rollback
+
+
+def test_rollback_takes_the_checkpoints_states_and_goes_on(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at in the end of the epoch: its last steps are those of the checkpoint at its second."""
+    saved: list[dict[str, torch.Tensor]] = []
+    plain = Snapshots.save
+
+    def save(self: Snapshots, place: str) -> None:
+        plain(self, place)
+        state = torch.load(self.path, weights_only=True)
+        momenta = {f"momentum {n}": v["momentum_buffer"] for n, v in state["optimizer_states"][0]["state"].items()}
+        saved.append({name.removeprefix("net."): v for name, v in state["state_dict"].items()} | momenta)
+
+    monkeypatch.setattr(Snapshots, "save", save)
+    words = ["trainer.log_every_n_steps=100", "checkpoint.every_n_steps=2"]
+    straight = watched(harness, monkeypatch, "straight", *words)
+    saved.clear()
+    poison(monkeypatch, {(0, 3)})
+    found = watched(harness, monkeypatch, "run", *words, "on_nan=rollback")
+    assert not finite(found.states[3])
+    second, fourth = saved[:2]
+    assert same(fourth, second), "it is looked at before a checkpoint is written"
+    weights = {name: value for name, value in second.items() if "momentum" not in name}
+    assert all(torch.equal(value, found.states[1][name]) for name, value in weights.items())
+    assert not same(found.states[4], fourth), "it goes on"
+    assert finite(found.states[4])
+    assert found.rates == straight.rates
+    told = warnings_of(harness.folder / "run", "on_nan=rollback: ")
+    assert len(told) == 1
+    assert told[0].endswith("weights and optimizer are those of step 2 again, and the next images follow.")
+    assert images_of(harness.root, 0, 3)[0] in told[0]
+    row = next(row for row in rows_of(harness.folder / "run") if "train/loss" in row)
+    assert math.isfinite(float(row["train/loss"]))
+
+
+def test_rollback_with_averages(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, {(0, 3)})
+    run_dir = harness.train("run", "on_nan=rollback", "ema.decay=0.5", "checkpoint.every_n_steps=2")
+    for name in ("last", "best"):
+        saved = torch.load(run_dir / f"checkpoints/{name}.ckpt", weights_only=True)
+        assert finite(saved["state_dict"])
+    assert summary_of(run_dir)["status"] == "finished"
+
+
+def test_what_rollback_cannot_do_is_told(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        poison(patch, {(0, 0)})
+        with pytest.raises(
+            UserError, match=r"^on_nan=rollback: .* and there is no checkpoint to go back to yet. Lower"
+        ):
+            harness.train("none", "on_nan=rollback", "checkpoint.every_n_steps=null")
+    poison(monkeypatch, {(1, batch) for batch in range(9)})
+    with pytest.raises(
+        UserError, match=r"^on_nan=rollback: .*, for the 4th time since the checkpoint of step 5. Lower"
+    ):
+        harness.train("again", "on_nan=rollback", "checkpoint.every_n_steps=null")
+
+
+# -- all of them
+
+
+@pytest.mark.parametrize("mode", ["skip", "rollback"])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_run_with_such_steps_goes_on_bit_for_bit(
+    mode: str, place: str, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed from each step, before, after and between those that are left out."""
+    poison(monkeypatch, {(0, 3), (1, 1)})
+    words = [f"on_nan={mode}", "trainer.log_every_n_steps=2", "checkpoint.every_n_steps=2"]
+    straight = harness.train("straight", *words)
+    for count in range(1, 11):
+        shutil.rmtree(harness.folder / "ended", ignore_errors=True)
+        harness.end(at_batch(count, place), "ended", *words)
+        going_on = harness.train("ended", *words, "resume.run=auto")
+        assert difference(straight, going_on) is None, f"ended {place} the end of batch {count}"
+
+
+@pytest.mark.parametrize("mode", ["stop", "skip", "rollback"])
+def test_ranks_agree_where_one_alone_has_such_a_batch(mode: str, shapes: Path, tmp_path: Path) -> None:
+    script = tmp_path / "poisoned.py"
+    script.write_text(f"""
+import math, runpy, sys
+from alexlab.classifier import ImageClassifier
+plain = ImageClassifier.augmented
+def augmented(self, images, targets, batch_idx):
+    images, targets = plain(self, images, targets, batch_idx)
+    spoiled = (self.current_epoch, batch_idx, self.global_rank) == (1, 1, 1)
+    return (images * math.nan if spoiled else images), targets
+ImageClassifier.augmented = augmented
+sys.argv[0] = {str(ROOT / "train.py")!r}
+sys.path[0] = {str(ROOT)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+""")
+    run_dir = tmp_path / "run"
+    done = command(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *SMALL_NET, "data=folder",
+        f"data.root={shapes}", "data.image_size=64", "data.batch_size=8", "data.num_workers=0", "logger=csv",
+        "trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=2", "callbacks.figures=false",
+        "trainer.precision=32-true", f"on_nan={mode}", f"hydra.run.dir={run_dir}",
+    )  # fmt: skip
+    told = done.stdout + done.stderr
+    images = images_of(shapes, 1, 1)[4:]  # the second rank's half
+    assert f"train/loss became nan in batch 2 of epoch 2 (images: {', '.join(images)})" in told
+    assert (done.returncode == 0) == (mode != "stop"), told
+    saved = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    assert finite(saved["state_dict"])
+    assert saved["global_step"] == (5 if mode == "stop" else 10)
+    if mode == "skip":
+        assert all(value.isfinite().all() for value in saved["alexlab"]["place"]["buffers"].values())
+
+
+def test_sums_without_what_is_no_number() -> None:
+    sums, other = Sums(torch.device("cpu")), Sums(torch.device("cpu"))
+    logits = torch.eye(6)[:4] * 9
+    sums.add(torch.tensor(0.5), logits, torch.tensor([0, 1, 2, 0]), finite_only=True)
+    sums.add(torch.tensor(math.nan), logits * math.nan, torch.tensor([0, 0, 0, 0]), finite_only=True)
+    other.take(sums)
+    assert other.merged(lambda values: values) == {"loss": 0.5, "acc1": 0.75, "acc5": 1.0}
+    assert other.counted().tolist() == [4]
+    nothing = Sums(torch.device("cpu"))
+    nothing.add(torch.tensor(math.inf), logits, torch.tensor([0, 1, 2, 0]), finite_only=True)
+    assert nothing.merged(lambda values: values) == {}
+    whole = Sums(torch.device("cpu"))
+    whole.add(torch.tensor(math.nan), logits, torch.tensor([0, 1, 2, 0]))
+    assert math.isnan(whole.merged(lambda values: values)["loss"]), "a validation is not embellished"
