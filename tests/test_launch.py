@@ -47,8 +47,27 @@ def test_a_rank_that_is_killed_ends_the_others(monkeypatch: pytest.MonkeyPatch) 
     ranks = ranks_of("os.kill(os.getpid(), 9)", PEER)
     ended = watch(ranks)
     assert ended.code == 128 + 9
-    assert ended.why.startswith("rank 0 of 2 was ended by signal SIGKILL; the run has ended on all ranks.")
+    assert ended.why.startswith("rank 0 of 2 was ended by signal SIGKILL (kill -9, or memory was used up")
     assert all(rank.process.poll() is not None for rank in ranks)
+
+
+def test_the_rank_that_the_others_have_lost_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever left first; one that hangs shows where."""
+    monkeypatch.setattr(launch, "GRACE", 0.3)
+    lost = "tell_parent(lost='another rank was lost.'); sys.exit(1)"
+    ended = watch(ranks_of(lost, "tell_parent(failure='ValueError: x', traceback='T'); sys.exit(1)"))
+    assert ended == launch.Ended(1, "rank 1 of 2 left with exit code 1; the run has ended on all ranks.\nValueError: x")
+    silent = "tell_parent(lost='another rank did not answer within trainer.timeout=1 minutes.'); sys.exit(1)"
+    hanging = (
+        "import faulthandler, signal\nfaulthandler.register(signal.SIGUSR2)\ndef hangs():\n  " + PEER + "\nhangs()"
+    )
+    monkeypatch.setattr(launch, "GRACE", 3.0)
+    ended = watch(ranks_of(silent, hanging))
+    why = "of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=1 minutes; the run has ended on "
+    assert ended.why == f"{why}all ranks."
+    assert "in hangs" in capfd.readouterr().err
 
 
 def test_tracebacks_are_shown_with_their_rank(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The exceptions that a command shows on one screen, without a traceback."""
 
 import errno
+import re
 
 
 class UserError(ValueError):
@@ -17,6 +18,30 @@ class RunFailedError(RuntimeError):
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
         self.code = code
+
+
+class RankLostError(RunFailedError):
+    """Another rank is gone, or does not answer: what this one meets is a consequence."""
+
+
+# how gloo, NCCL and torch's store say so
+GONE = re.compile(r"connection (closed|reset|refused)|broken pipe|(read|write) error|remote process exited", re.I)
+SILENT = re.compile(r"timed? ?out", re.I)
+SAID_BY = re.compile(r"gloo|nccl|TCPStore|process group|socket", re.I)
+
+
+def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:
+    """What to tell of an error of torch's that comes from another rank; None for all others.
+
+    Args:
+        minutes: that ranks wait for each other.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError) or not SAID_BY.search(text):
+        return None
+    if SILENT.search(text):
+        return RankLostError(f"another rank did not answer within trainer.timeout={minutes:g} minutes.", 1)
+    return RankLostError("another rank was lost.", 1) if GONE.search(text) else None
 
 
 SYSTEM = {

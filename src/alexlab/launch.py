@@ -21,6 +21,8 @@ from alexlab.errors import UserError
 GRACE = 8.0  # seconds that the other ranks get to leave by themselves after one has failed,
 GRACE_AFTER_SIGNAL = 60.0  # or after a signal: rank 0 has loggers to close
 FORWARDED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+SHOW = 0.5  # seconds for the stacks of those that do not
+KILLED = {9: " (kill -9, or memory was used up: `dmesg` tells)"}
 TELL = "ALEXLAB_TELL"  # the variable that holds the number of a rank's pipe to its parent
 
 
@@ -34,7 +36,8 @@ class Ended:
 
 
 class Rank:
-    """A process of the run, and what it has told: {"mistake": text} or {"failure": text, "traceback": text}.
+    """A process of the run, and what it has told: {"mistake": text}, {"failure": text, "traceback": text}, or {"lost":
+    text} where it has noticed that another one is gone.
 
     It has a process group of its own: Ctrl-C reaches it once, from `spawn`, and not from the terminal as well.
     """
@@ -168,8 +171,7 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
         codes = [rank.poll() for rank in ranks]
         if all(code == 0 for code in codes):
             return Ended(0, "")
-        first = next(((r, code) for r, code in enumerate(codes) if code), None)
-        if first is not None:
+        if any(codes):
             break
         if codes[0] == 0:
             done = done or time.monotonic()
@@ -180,6 +182,9 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
     end = time.monotonic() + (GRACE_AFTER_SIGNAL if signals else GRACE)
     while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
         time.sleep(0.1)
+    left = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}  # by themselves
+    silent = [r for r, rank in enumerate(ranks) if rank.poll() is None]
+    _show_where([ranks[r] for r in silent])
     for rank in ranks:
         rank.end()
         rank.poll()
@@ -187,13 +192,33 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
     mistakes = list(dict.fromkeys(what["mistake"] for what in told if "mistake" in what))
     if mistakes:  # whatever the other ranks said of the one that left them
         return Ended(2, "\n".join(mistakes))
-    number, code = first
+    # the one that the others have lost, if there is one
+    number = min(left, key=lambda r: (left[r] > 0, "lost" in told[r], r))
+    code = left[number]
     if signals and code in (128 + signals[0], -signals[0]):
         return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True)
     for r, what in enumerate(told):
         if "traceback" in what:
             print(f"rank {r}:\n{what['traceback']}", file=sys.stderr)
-    how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
-    why = f"rank {number} of {len(ranks)} {how}; the run has ended on all ranks."
+    over = "the run has ended on all ranks."
+    if "lost" in told[number] and silent:
+        names = " and ".join(map(str, silent))
+        return Ended(1, f"of {len(ranks)} ranks rank {names} hung: {told[number]['lost'].rstrip('.')}; {over}")
+    how = (
+        f"was ended by signal {signal.Signals(-code).name}{KILLED.get(-code, '')}"
+        if code < 0
+        else f"left with exit code {code}"
+    )
     failures = list(dict.fromkeys(what["failure"] for what in told if "failure" in what))
-    return Ended(code if code > 0 else 128 - code, "\n".join([why, *failures]))
+    return Ended(
+        code if code > 0 else 128 - code, "\n".join([f"rank {number} of {len(ranks)} {how}; {over}", *failures])
+    )
+
+
+def _show_where(ranks: list[Rank]) -> None:
+    """Let ranks that do not leave print where each of their threads is: `run.fit_rank` has turned that on."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            rank.process.send_signal(signal.SIGUSR2)
+    if ranks:
+        time.sleep(SHOW)

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from alexlab import config, launch
-from alexlab.errors import mistake
+from alexlab.errors import RankLostError, mistake
 from alexlab.imports import importing, leave
 
 
@@ -31,6 +31,9 @@ def main() -> int:
         if not isinstance(error.code, int):
             raise
         return error.code
+    except RankLostError as error:
+        launch.tell_parent(lost=str(error))
+        return 1
     except Exception as error:
         told = mistake(error)
         if told is not None:

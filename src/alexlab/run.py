@@ -23,7 +23,7 @@ from alexlab.callbacks.preemption import Notes, Preempted, Preemption
 from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders, cores
-from alexlab.errors import RunFailedError, UserError
+from alexlab.errors import RunFailedError, UserError, lost_peer
 from alexlab.memory import keep_memory
 from alexlab.plan import Plan
 from alexlab.trainer import Devices, build_trainer, check_settings, choose_precision, find_devices
@@ -98,7 +98,9 @@ def fit_ranks(config: DictConfig, devices: Devices) -> float | None:
         sys.exit(ended.code)
     if ended.code:
         rundir.mark(run_dir, "failed", ended.why)
-        raise UserError(ended.why) if ended.code == 2 else RunFailedError(ended.why, ended.code)
+        if ended.code == 2:
+            raise UserError(ended.why)
+        raise RunFailedError(f"{ended.why}\n{report.how_to_go_on(config, run_dir)}", ended.code)
     return rundir.read_summary(run_dir)["best"].get(config.monitor)
 
 
@@ -176,8 +178,11 @@ def _fit_rank(
             log.warning("%s.", launch.requeue())
         raise SystemExit(128 + error.number) from None
     except BaseException as error:
-        result["error"] = f"{type(error).__name__}: {error}"
-        log.error("failed: %s", result["error"], extra={"file_only": True})
+        lost = lost_peer(error, config.trainer.timeout)
+        result["error"] = str(lost or f"{type(error).__name__}: {error}")
+        log.error("failed: %s", result["error"], exc_info=lost is not None, extra={"file_only": True})
+        if lost is not None:
+            raise lost from error
         raise
     finally:
         notes.looked_at = True  # how it ended is settled: signals wait until that is written and told to W&B

@@ -180,7 +180,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def mark(run_dir: Path, status: str, why: str) -> None:
-    """Say in summary.json how the run ended, where no rank could say so itself."""
+    """Say in summary.json how the run ended, where no rank knew, or one knew its own part alone."""
     summary = read_summary(run_dir)
-    if summary.get("status") in (None, "finished"):
+    if summary.get("status") in (None, "finished", "failed"):
         write_json(run_dir / "summary.json", {**summary, "status": status, "error": why})
