@@ -16,6 +16,8 @@ import torch
 from conftest import ROOT, TINY, clean_env, command, summary_of, tiny_train
 from wandb_server import WandbServer, wandb_server
 
+from alexlab.launch import free_port
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WandbServer]:
@@ -155,9 +157,31 @@ def test_a_key_that_is_refused_leaves_a_run_offline_that_may_be(shapes: Path, tm
     assert list((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"))
 
 
-FAULTS: list[tuple[int | str, str]] = [("hang", "history")]
-if os.environ.get("ALEXLAB_FAULTS"):
+ALL = bool(os.environ.get("ALEXLAB_FAULTS"))
+FAULTS: list[tuple[int | str, str]] = [("hang", "history"), (401, "history")]
+if ALL:
     FAULTS = [(fault, moment) for fault in ("hang", "close", 401, 429, 500) for moment in ("history", "end")]
+
+
+@pytest.mark.parametrize("fault", [401, 429, 500, "close", "refused", "dead host"] if ALL else [500, "dead host"])
+def test_a_server_that_fails_at_the_start_leaves_the_run_offline(
+    fault: int | str, shapes: Path, tmp_path: Path
+) -> None:
+    with wandb_server() as server:
+        server.fault, server.faulty_from = fault, "start"
+        env = server.env()
+        if fault == "dead host":
+            env["WANDB_BASE_URL"] = "http://wandb.invalid"  # RFC 2606: resolves nowhere
+        if fault == "refused":
+            env["WANDB_BASE_URL"] = f"http://127.0.0.1:{free_port(None)}"
+        words = ["logger=wandb", "logger.wandb.init_timeout=2", "test=false"]
+        done = tiny_train(shapes, tmp_path / "run", *words, env=env)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout + done.stderr
+    assert printed.count("the run goes on offline.") == 1, printed
+    assert "W&B: offline (no answer). upload later with `wandb sync " in printed
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+    assert len(list((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"))) == 1
 
 
 @pytest.mark.parametrize(("fault", "moment"), FAULTS)
@@ -175,5 +199,8 @@ def test_a_server_that_fails_on_the_way_costs_nothing_but_its_numbers(
     a, b = (torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("with", "without"))
     assert all(torch.equal(value, b["state_dict"][key]) for key, value in a["state_dict"].items())
     assert summary_of(tmp_path / "with")["status"] == "finished"
-    if fault == "hang":
-        assert "did not take all numbers within 15 s: upload them with `wandb sync " in with_it.stdout
+    printed = with_it.stdout + with_it.stderr
+    warned = r"W&B: the server did not take all numbers(?: within 15 s)?: upload them with `wandb sync (.*)`"
+    found = re.findall(warned, printed)
+    assert len(found) == 1, printed
+    assert list(Path(found[0]).glob("run-*.wandb"))

@@ -30,7 +30,7 @@ class WandbServer(ThreadingHTTPServer):
 
     Attributes:
         fault: what every answer is from the moment that `faulty_from` asks for: a status code, "hang" or "close".
-        faulty_from: "history" (the first numbers of a run have come) or "end" (it says that it is complete).
+        faulty_from: "start", "history" (the first numbers of a run have come) or "end" (it says that it is complete).
     """
 
     daemon_threads = True
@@ -119,9 +119,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/file_stream") and self.server.fault is not None:
             told = json.loads(body)
             history = "wandb-history.jsonl" in (told.get("files") or {})
-            due = {"history": history, "end": bool(told.get("complete"))}[self.server.faulty_from]
+            due = {"start": True, "history": history, "end": bool(told.get("complete"))}[self.server.faulty_from]
             self.server.faulty |= due
-        if self.server.faulty:
+        if self.server.faulty or (self.server.fault is not None and self.server.faulty_from == "start"):
+            self.server.faulty = True
             self._fail()
         elif self.path.endswith("/graphql"):
             asked = json.loads(body)

@@ -50,6 +50,12 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _gave_up(folder: Path) -> bool:
+    """Whether W&B's own process has stopped uploading, which it says in a file alone that it is sure to write."""
+    told = folder / "logs/debug-internal.log"
+    return told.is_file() and "filestream: fatal error" in told.read_text(errors="replace")
+
+
 Status = Literal["finished", "failed", "preempted"]
 FINISH = 15.0  # seconds that the server gets to take the last numbers
 ID = ".wandb-id"  # the file in a run's directory that says which of W&B's it is
@@ -119,6 +125,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Open the run, offline where the server does not answer."""
         if _rank() != 0:
             return
+        # W&B's reports on itself: a server that hangs would hold the process up for 22 s when it ends
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         mode = self._wandb_init["mode"]
         try:
             run = self.experiment
@@ -167,12 +175,12 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self.experiment.mark_preempting()
         run = self.experiment
         run.finish(exit_code=0 if status == "finished" else 1)
-        if getattr(run, "_finish_timed_out", False):
-            folder = shown(Path(run.dir).parent)
+        folder = Path(run.dir).parent
+        timed_out = getattr(run, "_finish_timed_out", False)
+        if timed_out or _gave_up(folder):
+            within = f" within {FINISH:g} s" if timed_out else ""
             log.warning(
-                "W&B: the server did not take all numbers within %g s: upload them with `wandb sync %s`.",
-                FINISH,
-                folder,
+                "W&B: the server did not take all numbers%s: upload them with `wandb sync %s`.", within, shown(folder)
             )
         self._experiment = None
 
