@@ -24,10 +24,11 @@ SCRIPTS = [
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "kinds", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir", "figures",
-    "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "sums",
-    "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "restore",
-    "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark", "cli", "__init__",
+    "errors", "secrecy", "kinds", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir",
+    "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading",
+    "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume",
+    "restore", "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark", "cli",
+    "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -49,6 +50,7 @@ ONLY = {
 }  # fmt: skip
 LIGHT = (
     "errors",
+    "secrecy",
     "kinds",
     "rules",
     "targets",

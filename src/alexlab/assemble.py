@@ -78,7 +78,7 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
         ),
         class_names=data.readable_classes,
         seed=config.seed,
-        provenance={"config": configs.plain(config), **data.provenance()},
+        provenance={"config": configs.told(config), **data.provenance()},
         monitor=config.monitor,
         max_bad=config.data.get("max_bad"),
         leaves_nan=config.get("on_nan", "stop") != "stop",
@@ -128,7 +128,7 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
     if "wandb" in config.logger:
         from alexlab.loggers.wandb import WandbLogger
 
-        settings = configs.plain(config.logger.wandb)
+        settings = configs.told(config.logger.wandb)
         settings["name"] = settings["name"] or rundir.name_of(run_dir)
         board = WandbLogger(save_dir=str(run_dir), **settings)
         loggers.append(board)

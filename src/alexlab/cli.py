@@ -19,12 +19,14 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alexlab import config as configs
 from alexlab import help
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
 from alexlab.imports import leave, nothing_follows
 from alexlab.launch import external
 from alexlab.rules import mode_of
+from alexlab.secrecy import masked, mistakes
 
 FLAGS = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
@@ -90,7 +92,7 @@ class Jobs:
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
             self.sweeps.add(hydra_config.sweep.dir)
-            print(f"job {hydra_config.job.num}: {', '.join(config.overrides)}", flush=True)
+            print(masked(f"job {hydra_config.job.num}: {', '.join(config.overrides)}"), flush=True)
         try:
             if not sweeping and sweep != "none":
                 raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
@@ -145,6 +147,9 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
     sys.argv[1:] = _tidied(sys.argv[1:])
+    secret = mistakes({word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in sys.argv[1:]})
+    if secret:  # before Hydra, which keeps a sweep's words
+        _leave("\n  ".join(secret), 2)
     register_resolvers("" if wants_help else _stamp())
     jobs = Jobs(task)
 
@@ -233,14 +238,14 @@ def _record_failure(config: DictConfig, error: Exception) -> None:
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / "config.yaml").exists():
-            (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+            (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(configs.told(config)))
         if not (run_dir / "summary.json").exists():
-            told = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            told = {"status": "failed", "error": masked(f"{type(error).__name__}: {error}")}
             (run_dir / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
 def _leave(text: str, code: int) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {masked(text)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -1,13 +1,20 @@
 """A composed config as plain values; config.yaml, written and read."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from alexlab import secrecy
+from alexlab.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 CONF = ROOT / "conf"
+LARGEST = 2**20  # bytes of a config.yaml
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -25,6 +32,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
+def told(config: DictConfig) -> dict[str, Any]:
+    """As plain values without secrets, for others to read."""
+    return secrecy.hidden(plain(config))
+
+
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys as "optimizer.lr"."""
     found: dict[str, Any] = {}
@@ -37,13 +49,32 @@ def save(config: DictConfig, path: Path) -> None:
     """In one go: another rank, or a kill, meets the file before or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with beside.open("w") as file:
-        file.write(OmegaConf.to_yaml(config, resolve=True))
+        file.write(OmegaConf.to_yaml(told(config)))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
 
 
 def load(path: Path) -> DictConfig:
-    loaded = OmegaConf.load(path)
+    """
+    Raises:
+        UserError: it needs an environment variable that is not set, or is not what `save` writes.
+    """
+    with path.open("rb") as file:
+        raw = file.read(LARGEST + 1)
+    # a small file of aliases of aliases fills the memory
+    if len(raw) > LARGEST or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(raw)):
+        raise UserError(f"{path} is not a run's config: it is larger than {LARGEST} bytes, or has aliases.")
+    loaded = OmegaConf.create(raw.decode())
     assert isinstance(loaded, DictConfig)
+    try:
+        OmegaConf.resolve(loaded)
+    except InterpolationResolutionError as error:
+        name = re.search(r"Environment variable '(.*?)' not found", str(error))
+        if name is None:
+            raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{path} needs the environment variable {name[1]}, a secret that the run was given: set it, to anything "
+            "where it does not matter any more."
+        ) from None
     return loaded

@@ -87,7 +87,7 @@ def check_own(found: dict[str, Any], config: DictConfig, path: Path, run_dir: Pa
     """Raises UserError where a checkpoint from elsewhere is of a network of other settings than those of the run."""
     if path.resolve().parent == run_dir.resolve() / "checkpoints":
         return
-    theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
+    theirs, ours = found["alexlab"]["config"]["model"], configs.told(config.model)
     differ = [f"model.{key}" for key in ("mean", "std") if theirs[key] != ours[key]]
     nets = [{key: value for key, value in m["net"].items() if key not in NO_MATTER} for m in (theirs, ours)]
     if nets[0] != nets[1]:

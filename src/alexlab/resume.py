@@ -124,7 +124,7 @@ def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> No
         its = found["alexlab"]["config"]["model"]["name"]
         raise UserError(f"init_from={path}: {error} Its run had model.name={its}.") from error
     check_function(f"init_from={path}", found, net, config.data.image_size, same)
-    theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
+    theirs, ours = found["alexlab"]["config"]["model"], configs.told(config.model)
     words = [f"model.{key}={theirs[key]}".replace(" ", "") for key in ("mean", "std") if theirs[key] != ours[key]]
     if words:
         raise UserError(f"init_from={path}: its weights are used to other inputs: add {' '.join(words)}.")
@@ -182,7 +182,7 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
             f"{named} was written by an older version, and training cannot go on from it; a new run can start "
             "from its weights with init_from."
         )
-    here, there = configs.flat(configs.plain(config)), {**CAME_LATER, **configs.flat(found["alexlab"]["config"])}
+    here, there = configs.flat(configs.told(config)), {**CAME_LATER, **configs.flat(found["alexlab"]["config"])}
     differ = [
         f"{key}={here.get(key)} (there {there.get(key)})"
         for key in sorted({*here, *there})

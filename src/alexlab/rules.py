@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from alexlab import secrecy
 from alexlab.errors import UserError
 from alexlab.kinds import (
     ABOVE_0,
@@ -208,6 +209,9 @@ _ABSENT = object()
 def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
     """Raises UserError with every value that breaks one of `rules`, one a line."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    secret = secrecy.mistakes(plain)
+    if secret:  # before anything that shows values
+        raise UserError("\n  ".join(secret))
     wrong = []
     groups = dict.fromkeys(key[: m.start()] for key in rules for m in re.finditer(r"\.", key))
     for group in groups:

@@ -148,7 +148,7 @@ def _fit_rank(
         facts = report.facts_of(config, devices, data, plan, model)
         loggers, board = build_loggers(config)
         if board is not None:
-            board.log_config(configs.plain(config))
+            board.log_config(configs.told(config))
             board.log_summary(facts)
         report.tell_start(config, devices, data, plan, facts)
         preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))

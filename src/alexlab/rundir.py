@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from alexlab import config as configs
-from alexlab import launch
+from alexlab import launch, secrecy
 from alexlab.config import ROOT
 from alexlab.errors import UserError
 
@@ -123,6 +123,13 @@ class Console(logging.StreamHandler):
             super().handleError(record)
 
 
+class Lines(logging.Formatter):
+    """Without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return secrecy.masked(super().format(record))
+
+
 def set_up_logging(run_dir: Path) -> None:
     """train.log on rank 0; its notes go to the console too, but those marked `file_only`."""
     quiet_libraries()
@@ -136,10 +143,10 @@ def set_up_logging(run_dir: Path) -> None:
         logger.addHandler(logging.NullHandler())  # else Python prints warnings by itself
         return
     console = Console(sys.stdout)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(Lines("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
     file = logging.FileHandler(run_dir / "train.log")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(console)
     logger.addHandler(file)
 
@@ -159,7 +166,7 @@ def git_state() -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     beside = path.with_suffix(".json.tmp")
-    beside.write_text(json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+    beside.write_text(json.dumps(_finite(secrecy.hidden(values)), indent=2, allow_nan=False) + "\n")
     beside.replace(path)
 
 

@@ -11,6 +11,7 @@ import pytorch_lightning.loggers
 import wandb
 from pytorch_lightning.utilities import rank_zero_only
 
+from alexlab import secrecy
 from alexlab.errors import UserError
 from alexlab.rundir import shown
 
@@ -161,7 +162,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def log_summary(self, values: dict[str, Any]) -> None:
         if _rank() == 0 and self._experiment is not None:  # it may not have started
-            self.experiment.summary.update(values)
+            self.experiment.summary.update(secrecy.hidden(values))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: `log_config` has logged the config already."""

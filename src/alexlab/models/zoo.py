@@ -53,7 +53,7 @@ def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
     if file.is_file():  # torch checks the hash of what it downloads, and of nothing that lies there
         check_hash(file, file.stem.rpartition("-")[2])
     try:
-        return weights.get_state_dict(check_hash=True, progress=False)
+        return weights.get_state_dict(check_hash=True, progress=False, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"pretrained=true: the weights of {name} cannot be had ({error}). Connect once, put {file.name} into "
