@@ -6,17 +6,19 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from conftest import TINY, command, summary_of
-from resuming import difference
+from resuming import difference, rows_of
 
 from alexlab import checkpoint
 
@@ -170,3 +172,44 @@ def test_each_flipped_bit_and_each_cut_is_noticed(with_sums: bool, tmp_path: Pat
     for _ in range(100):
         path.write_bytes(whole[: draw.randrange(len(whole))])
         assert checkpoint.why_damaged(path) is not None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 40 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs to mount a small file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_on_the_way(small_disk: Path, shapes: Path) -> None:
+    """Told with what could not be written; what was written before is whole, and the run goes on once there is room."""
+    run_dir, filler = small_disk / "run", small_disk / "filler"
+
+    def fill(pid: int) -> None:
+        if (run_dir / "checkpoints/previous.ckpt").is_file() and not filler.exists():
+            file = os.open(filler, os.O_CREAT | os.O_WRONLY)
+            with contextlib.suppress(OSError):
+                while True:
+                    os.write(file, bytes(4096))
+            os.close(file)
+
+    words = ["train.py", *WORDS, f"data.root={shapes}", f"hydra.run.dir={run_dir}"]
+    done = command(*words, "trainer.max_epochs=200", watch=fill)
+    assert done.returncode == 2
+    assert re.search(rf"error: {run_dir}/.*: no space is left there: free some, or write elsewhere", done.stderr)
+    assert "Traceback" not in done.stderr
+    for name in ("last", "previous"):
+        assert checkpoint.why_damaged(run_dir / f"checkpoints/{name}.ckpt") is None
+    filler.unlink()
+    before = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=200", f"trainer.max_steps={before + 10}")
+    assert done.returncode == 0, done.stderr
+    steps = [int(row["step"]) for row in rows_of(run_dir) if "train/loss_step" in row]
+    assert steps == list(range(before + 10)), "each once"

@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from alexlab.errors import UserError
+from alexlab.errors import UserError, naming
 
 LAST, PREVIOUS, SUMS = "last.ckpt", "previous.ckpt", "SHA256SUMS"
 
@@ -30,7 +30,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with beside.open("wb") as file:
+            with naming(path), beside.open("wb") as file:
                 _write(checkpoint, file)
             with beside.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -73,7 +73,7 @@ def read_sums(folder: Path) -> dict[str, list[str]]:
 
 def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
     beside = folder / f".{SUMS}.{os.getpid()}.tmp"
-    with beside.open("w") as file:
+    with naming(folder / SUMS), beside.open("w") as file:
         file.writelines(f"{digest}  {name}\n" for name, hashes in sorted(sums.items()) for digest in hashes)
         file.flush()
         os.fsync(file.fileno())

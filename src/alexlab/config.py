@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from alexlab import secrecy
-from alexlab.errors import UserError
+from alexlab.errors import UserError, naming
 
 ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 CONF = ROOT / "conf"
@@ -48,7 +48,7 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def save(config: DictConfig, path: Path) -> None:
     """In one go: another rank, or a kill, meets the file before or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w") as file:
+    with naming(path), beside.open("w") as file:
         file.write(OmegaConf.to_yaml(told(config)))
         file.flush()
         os.fsync(file.fileno())

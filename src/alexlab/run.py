@@ -180,7 +180,7 @@ def _fit_rank(
     except BaseException as error:
         lost = lost_peer(error, config.trainer.timeout)
         result["error"] = str(lost or f"{type(error).__name__}: {error}")
-        log.error("failed: %s", result["error"], exc_info=lost is not None, extra={"file_only": True})
+        log.error("failed: %s", result["error"], exc_info=not isinstance(error, UserError), extra={"file_only": True})
         if lost is not None:
             raise lost from error
         raise
@@ -192,8 +192,7 @@ def _fit_rank(
             result["skipped_images"] = list(model.skipped)
             log.warning("%d broken images were left out: %s", len(model.skipped), ", ".join(list(model.skipped)[:5]))
         summary = {"status": status, "seconds": round(time.monotonic() - start, 2), "test": {}, **result, **facts}
-        if launch.rank() == 0:
-            rundir.write_json(run_dir / "summary.json", summary)
+        unwritten = keep_summary(run_dir, summary) if launch.rank() == 0 else None
         if torch.distributed.is_initialized() and status == "finished":
             torch.distributed.destroy_process_group()
         if status == "finished" and data is not None and config.callbacks.figures and launch.rank() == 0:
@@ -203,10 +202,22 @@ def _fit_rank(
                 board.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": summary["best"]})
             board.log_summary({key: value for key, value in summary.items() if key not in facts})
             board.finish(status)
+        if unwritten is not None and status == "finished":
+            raise unwritten
     return summary, board.where if board is not None else None
 
 
 # -- the stages of a run
+
+
+def keep_summary(run_dir: Path, summary: dict[str, Any]) -> OSError | None:
+    """Write summary.json; returns why it could not be: a full disk must not keep W&B from hearing how the run ended."""
+    try:
+        rundir.write_json(run_dir / "summary.json", summary)
+    except OSError as error:
+        log.error("summary.json could not be written: %s", error.strerror)
+        return error
+    return None
 
 
 def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageClassifier:

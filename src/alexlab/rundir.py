@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from alexlab import config as configs
 from alexlab import launch, secrecy
 from alexlab.config import ROOT
-from alexlab.errors import UserError
+from alexlab.errors import SYSTEM, UserError, naming
 
 
 def name_of(run_dir: Path) -> str:
@@ -123,6 +123,15 @@ class Console(logging.StreamHandler):
             super().handleError(record)
 
 
+class LogFile(logging.FileHandler):
+    """On a full disk the run has something better to tell than where its log could not be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not (isinstance(error, OSError) and error.errno in SYSTEM):
+            super().handleError(record)
+
+
 class Lines(logging.Formatter):
     """Without secrets."""
 
@@ -145,7 +154,7 @@ def set_up_logging(run_dir: Path) -> None:
     console = Console(sys.stdout)
     console.setFormatter(Lines("%(message)s"))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
-    file = logging.FileHandler(run_dir / "train.log")
+    file = LogFile(run_dir / "train.log")
     file.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(console)
     logger.addHandler(file)
@@ -166,7 +175,12 @@ def git_state() -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     beside = path.with_suffix(".json.tmp")
-    beside.write_text(json.dumps(_finite(secrecy.hidden(values)), indent=2, allow_nan=False) + "\n")
+    try:
+        with naming(path):
+            beside.write_text(json.dumps(_finite(secrecy.hidden(values)), indent=2, allow_nan=False) + "\n")
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     beside.replace(path)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from alexlab.errors import naming
+
 
 class MetricsLogger(Logger):
     """A row each time that something is logged, with columns for all that was ever logged.
@@ -52,7 +54,7 @@ class MetricsLogger(Logger):
             write(self.path, self.columns, read(self.path)[1])
         line = io.StringIO(newline="")
         csv.DictWriter(line, self.columns).writerow(row)
-        with self.path.open("ab") as file:  # one write: a kill leaves it out, or leaves it whole
+        with naming(self.path), self.path.open("ab") as file:  # one write: a kill leaves it out, or leaves it whole
             file.write(line.getvalue().encode())
         self.rows += 1
 
@@ -86,7 +88,7 @@ def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def write(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
     """Put a file with these rows in the place of `path`, in one go."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", newline="") as file:
+    with naming(path), beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
