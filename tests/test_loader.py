@@ -189,6 +189,53 @@ def test_threads_that_cannot_start_are_told(index: ImageIndex, monkeypatch: pyte
         assert not thread.is_alive()
 
 
+class Stuck(SampleTransform):
+    """As with a network's file system that has gone."""
+
+    def write(self, *words: object) -> None:
+        threading.Event().wait(60)
+
+
+def test_a_disk_that_hangs_is_told_with_the_files(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexlab.data.loader.hanging", threading.Event())
+    data = ImageDataset(index, Stuck(32), 0)
+    batches = Loader(data, [[(3, 0), (4, 0)]], 1, timeout=0.2)  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match=r"^no image came for 0.2 s, and these are still being read: .*/03/x.jpg. Is their"
+    ):
+        next(iter(batches))
+
+
+HANGING = """
+import sys
+from pathlib import Path
+from test_loader import ImageDataset, Loader, Stuck, UserError, scan
+from alexlab.imports import leave
+
+try:
+    next(iter(Loader(ImageDataset(scan(Path(sys.argv[1])), Stuck(32), 0), [[(3, 0)]], 2, timeout=0.2)))
+except UserError:
+    leave(2)
+"""
+
+
+def test_a_program_with_a_thread_that_hangs_ends(index: ImageIndex) -> None:
+    words = [sys.executable, "-c", HANGING, str(index.root)]
+    done = subprocess.run(words, cwd=Path(__file__).parent, timeout=50, check=False)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), RuntimeError("x")])
+def test_what_fails_in_a_thread_tells_its_file(error: Exception, index: ImageIndex) -> None:
+    class Failing(SampleTransform):
+        def write(self, *words: object) -> None:
+            raise error
+
+    with pytest.raises(type(error)) as told:
+        next(iter(Loader(ImageDataset(index, Failing(32), 0), [[(3, 0)]], 1)))  # type: ignore[arg-type]
+    assert told.value.__notes__ == [f"while {index.root}/03/x.jpg was read"]
+
+
 ENDING = """
 import atexit, itertools, sys
 from pathlib import Path

@@ -41,7 +41,7 @@ def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
         val_fraction=d.val_fraction, test_fraction=d.test_fraction, num_classes=d.num_classes, on_error=d.on_error,
         demo_seed=d.demo_seed, idx=d.get("idx"), class_names=d.class_names, world_size=devices.world_size,
         local_world_size=devices.local, kept=str(Path(config.paths.logs, ".index")), kind=devices.kind,
-        crop_on=d.get("crop_on") or "auto", cache=d.get("cache"),
+        crop_on=d.get("crop_on") or "auto", cache=d.get("cache"), timeout=60 * config.trainer.timeout,
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+hanging = threading.Event()  # set where a thread will not end, which Python would wait for when it does
+
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
@@ -48,7 +50,8 @@ def leave(code: int) -> NoReturn:
     That takes 1.3 seconds where torch and Lightning are imported. With gloo it can abort as well: its threads may still
     take the GIL to free what a backward pass has sent (torch 2.15), and a rank that has finished would count as failed.
     """
-    threading._shutdown()  # type: ignore[attr-defined]
+    if not hanging.is_set():
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a closed stream

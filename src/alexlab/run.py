@@ -110,6 +110,7 @@ def fit_rank(
     """Train as one rank, or alone; leaves summary.json and a closed W&B run behind, however it ends."""
     run_dir = Path(config.run_dir)
     rundir.set_up_logging(run_dir)
+    faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where
     if hasattr(signal, "SIGUSR2"):  # kill -USR2 shows where each thread of a rank is
         faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
     with contextlib.ExitStack() as held:

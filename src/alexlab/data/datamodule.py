@@ -48,6 +48,7 @@ class ImageFolders(pl.LightningDataModule):
             one size as pixels, and for training no policy.
         cache: None, "ram" (decoded images are kept in memory, as many as there is room for), or "device" (the images,
             which are cropped there, are kept on each device).
+        timeout: seconds that images are waited for, as from a disk that hangs; None is for ever.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ImageFolders(pl.LightningDataModule):
         kind: str = "cpu",
         crop_on: str = "auto",
         cache: str | None = None,
+        timeout: float | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root)
@@ -78,7 +80,7 @@ class ImageFolders(pl.LightningDataModule):
         self.transforms = {"train": train_transform, "val": eval_transform, "test": eval_transform}
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.expected_classes, self.on_error, self.demo_seed, self.idx = num_classes, on_error, demo_seed, idx
-        self.class_names, self.kept = class_names, kept
+        self.class_names, self.kept, self.timeout = class_names, kept, timeout
         self.world_size, self.local_world_size = world_size, local_world_size
         shared = max(1, cores() // local_world_size)
         self.num_workers = min(MOST_THREADS, shared) if num_workers is None else num_workers
@@ -304,7 +306,7 @@ class ImageFolders(pl.LightningDataModule):
         if self.keeping.cache == "device" and split != "test":
             held = self.keeping.on_device(split, dataset, self._device, self.num_workers)
             return DeviceLoader(dataset, batches, held)
-        return Loader(dataset, batches, self.num_workers, self._device.type == "cuda")
+        return Loader(dataset, batches, self.num_workers, self._device.type == "cuda", self.timeout)
 
     @property
     def _device(self) -> torch.device:

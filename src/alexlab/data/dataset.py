@@ -77,6 +77,8 @@ class ImageDataset:
     ) -> None:
         self.index, self.transform, self.seed, self.on_error, self.whole = index, transform, seed, on_error, whole
 
+        self.reading: dict[int, int] = {}  # by its thread, the number of each image that is read just now
+
     def __len__(self) -> int:
         return len(self.index.targets)
 
@@ -103,10 +105,11 @@ class ImageDataset:
             except OSError:
                 pass  # one after the other, to tell which
         broken: Broken = []
-        rows = images.split(1)
+        rows, me = images.split(1), threading.get_ident()
         for row, (i, epoch) in enumerate(keys):
             if stop is not None and stop.is_set():
                 break
+            self.reading[me] = i
             try:
                 if self.whole is None:
                     self.transform.at(epoch).write(self.index.picture(i), Draws(self.seed, epoch, i), rows[row])
@@ -119,10 +122,15 @@ class ImageDataset:
                 broken.append((row, found.what))
             except (MemoryError, RuntimeError) as error:  # torch's own way to say so
                 if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+                    error.add_note(f"while {self.index.path(i)} was read")
                     raise
                 raise UserError(
                     f"{self.index.path(i)} needs more memory to be decoded than there is: make it smaller."
                 ) from None
+            except Exception as error:
+                error.add_note(f"while {self.index.path(i)} was read")
+                raise
+        self.reading.pop(me, None)
         return broken
 
     def batch(self, keys: Sequence[Key], images: Tensor, broken: Broken) -> Batch:

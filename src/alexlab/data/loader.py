@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 
 from alexlab.data.dataset import Batch, Broken, ImageDataset, Key
 from alexlab.errors import UserError
+from alexlab.imports import hanging
 
 PIECE = 32  # images at most that a thread takes at once
 AHEAD = 3  # batches at least that are begun before they are asked for
@@ -32,12 +33,19 @@ class Loader:
         batch_sampler: gives the keys of each batch, and has a length.
         num_workers: threads; 0 decodes when a batch is asked for.
         pinned: whether images lie in memory that a GPU reads by itself (torch keeps such memory for the next batch).
+        timeout: seconds that a part of a batch is waited for, by threads; None is for ever.
     """
 
     def __init__(
-        self, dataset: ImageDataset, batch_sampler: "Sampler[list[Key]]", num_workers: int = 0, pinned: bool = False
+        self,
+        dataset: ImageDataset,
+        batch_sampler: "Sampler[list[Key]]",
+        num_workers: int = 0,
+        pinned: bool = False,
+        timeout: float | None = None,
     ) -> None:
         self.dataset, self.batch_sampler, self.num_workers, self.pinned = dataset, batch_sampler, num_workers, pinned
+        self.timeout = timeout
         self._threads: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
@@ -49,9 +57,9 @@ class Loader:
             for keys in self.batch_sampler:
                 waiting.append(self._begin(keys))
                 if sum(len(begun.keys) for begun in waiting) >= self._ahead(len(keys)):
-                    yield waiting.popleft().whole()
+                    yield waiting.popleft().whole(self.timeout)
             while waiting:
-                yield waiting.popleft().whole()
+                yield waiting.popleft().whole(self.timeout)
         finally:
             for begun in waiting:
                 begun.cancel()
@@ -111,8 +119,20 @@ class _Begun:
         self.dataset, self.keys, self.images = dataset, keys, images
         self.pieces: list[tuple[int, Future[Broken]]] = []
 
-    def whole(self) -> Batch:
-        broken = [(start + row, why) for start, piece in self.pieces for row, why in piece.result()]
+    def whole(self, timeout: float | None) -> Batch:
+        """
+        Raises:
+            UserError: a piece was not there after `timeout` seconds.
+        """
+        try:
+            broken = [(start + row, why) for start, piece in self.pieces for row, why in piece.result(timeout)]
+        except TimeoutError:
+            hanging.set()
+            reading = ", ".join(self.dataset.index.path(i) for i in list(self.dataset.reading.values()))
+            raise UserError(
+                f"no image came for {timeout:g} s, and these are still being read: {reading}. Is their disk or network "
+                "file system there? trainer.timeout has the minutes that are waited."
+            ) from None
         return self.dataset.batch(self.keys, self.images, broken)
 
     def cancel(self) -> None:
