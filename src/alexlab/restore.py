@@ -19,7 +19,7 @@ from alexlab.resume import KEPT_ON_RESUME
 FREE = (
     "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.timeout", "trainer.master_port",
     "data.num_workers", "data.cache", "callbacks.progress", "checkpoint.", "resume.", "dry_run", "paths.",
-    "on_nan", "data.max_bad",
+    "on_nan", "data.on_error", "data.max_bad",
 )  # fmt: skip
 
 
