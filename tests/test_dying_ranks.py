@@ -1,6 +1,7 @@
 """Ranks that are killed or freeze while they train, under both launchers: the others leave, and one message tells."""
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from conftest import ROOT, SMALL_NET, clean_env, command, summary_of
+from resuming import rows_of
 
 from alexlab.errors import RankLostError, lost_peer
 
@@ -44,6 +47,44 @@ class Strike:
     @property
     def left(self) -> list[psutil.Process]:
         return [rank for rank in self.ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
+
+
+MATRIX = [
+    (number, target, ranks)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    for target, ranks in (("command", 1), ("command", 2), ("all", 2), ("rank 0", 2), ("rank 1", 2))
+]
+SOME = [(signal.SIGTERM, "rank 1", 2), (signal.SIGUSR1, "command", 2), (signal.SIGINT, "all", 2)]
+
+
+@pytest.mark.parametrize(("number", "target", "ranks"), MATRIX if os.environ.get("ALEXLAB_FAULTS") else SOME)
+def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, tmp_path: Path) -> None:
+    """To whom a scheduler, a terminal or a colleague sends them: all ranks end at the same step, which is kept."""
+    run_dir, sent = tmp_path / "run", list[psutil.Process]()
+
+    def watch(pid: int) -> None:
+        if sent or not (run_dir / "checkpoints/last.ckpt").is_file():
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command_ = psutil.Process(pid)
+            started = [p for p in command_.children(recursive=True) if "alexlab.rank" in " ".join(p.cmdline())]
+            started.sort(key=lambda process: int(process.environ()["RANK"]))
+            if len(started) != (ranks if ranks > 1 else 0):
+                return
+            sent.extend([command_, *started])
+            for process in {"command": sent[:1], "all": sent, "rank 0": sent[1:2], "rank 1": sent[2:3]}[target]:
+                process.send_signal(number)
+
+    words = [f"trainer.devices={ranks}", "trainer.log_every_n_steps=1", "checkpoint.every_minutes=null"]
+    done = command(*job(shapes, run_dir, *words), watch=watch)
+    assert len(sent) == (1 if ranks == 1 else 1 + ranks)
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not [process for process in sent if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert summary_of(run_dir)["status"] == "preempted"
+    kept = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    steps = [int(row["step"]) for row in rows_of(run_dir) if "train/loss_step" in row]
+    assert steps == list(range(kept)), "none is lost"
 
 
 @pytest.mark.parametrize("which", [0, 1])
