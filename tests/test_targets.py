@@ -1,5 +1,7 @@
 """What a config may name as `_target_`, and what not."""
 
+import contextlib
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import alexlab
 from alexlab import config as configs
 from alexlab import targets
 from alexlab.errors import UserError
-from alexlab.instantiate import build
+from alexlab.instantiate import build, without_weights
 from alexlab.models.alexnet import AlexNet
 
 
@@ -109,6 +111,38 @@ def test_a_run_from_elsewhere_runs_nothing(key: str, target: str, a_run: Path, s
     if key == "model.net":
         with pytest.raises(UserError, match="is not allowed"):
             alexlab.load(run_dir)
+
+
+def test_a_text_is_not_read_a_second_time(tmp_path: Path) -> None:
+    """By which Hydra's own instantiate came to targets that nobody had checked, however deep they were escaped."""
+    path, copied = tmp_path / "config.yaml", tmp_path / "copied"
+    node = f"${{oc.create:{{_target_: shutil.copy, _args_: [{__file__}, {copied}]}}}}"
+    for slashes in range(8):
+        text = "\\" * slashes + node
+        settings = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.Identity", "x": text}]}
+        build(settings)
+        build(configs.create({"net": settings}).net)
+        path.write_text(json.dumps({"model": {"net": settings}}))
+        with contextlib.suppress(UserError):  # "is nothing that one refers to"
+            loaded = configs.load(path)
+            build(loaded.model.net)
+            build(configs.resolved(configs.create({**configs.plain(loaded), "data": {"root": "/x"}})).model.net)
+    assert not copied.exists()
+
+
+def test_a_run_from_elsewhere_fetches_nothing() -> None:
+    """At any depth of its network's settings."""
+    inner = {
+        "_target_": "timm.create_model",
+        "model_name": "resnet10t",
+        "pretrained": True,
+        "checkpoint_path": "/x.pth",
+    }
+    net = {"_target_": "torch.nn.Sequential", "_args_": [inner, {"_target_": "torch.nn.Identity"}]}
+    cleaned = without_weights(net)
+    assert cleaned["_args_"][0]["pretrained"] is False
+    assert cleaned["_args_"][0]["checkpoint_path"] == ""
+    assert isinstance(build(cleaned)[0], torch.nn.Module)
 
 
 def test_a_config_that_would_fill_the_memory(tmp_path: Path) -> None:

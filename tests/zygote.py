@@ -12,7 +12,6 @@ import os
 import runpy
 import sys
 import threading
-import traceback
 from typing import Any
 
 # not W&B, nor timm, which imports it: its folder for temporary files would go with the first fork
@@ -40,8 +39,8 @@ def become(request: dict[str, Any]) -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         code = 1
     # as the interpreter ends, but for taking torch's thousands of objects apart, which takes a second
     threading._shutdown()  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
-from alexlab import checkpoint, launch, optim, rundir
+from alexlab import checkpoint, launch, optim, rundir, secrecy
 from alexlab import config as configs
 from alexlab.augment import BatchAugment
 from alexlab.classifier import ImageClassifier
@@ -78,7 +78,7 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
         ),
         class_names=data.readable_classes,
         seed=config.seed,
-        provenance={"config": configs.told(config), **data.provenance()},
+        provenance=secrecy.hidden({"config": configs.plain(config), **data.provenance()}),
         monitor=config.monitor,
         max_bad=config.data.get("max_bad"),
         leaves_nan=config.get("on_nan", "stop") != "stop",

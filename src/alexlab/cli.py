@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexlab import config as configs
-from alexlab import help
+from alexlab import help, secrecy
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
 from alexlab.imports import leave, nothing_follows
 from alexlab.launch import external
 from alexlab.rules import mode_of
-from alexlab.secrecy import masked, mistakes
+from alexlab.secrecy import masked
 
 FLAGS = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
@@ -54,6 +53,7 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], C
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def command() -> None:
             code = 0
+            sys.excepthook = secrecy.show
             try:
                 _main(config_name, task)
             except SystemExit as error:
@@ -132,14 +132,14 @@ class Jobs:
             return
         _record_failure(config, error)
         if needs_traceback:
-            traceback.print_exception(error)
+            secrecy.show(type(error), error, error.__traceback__)
         told = told or f"{type(error).__name__}: {error}"
         if not config.get("sweep", {}).get("keep_going", False):
             raise StopSweep(
                 f"Job {number} failed: {told}\nThe sweep ends here; sweep.keep_going=true goes on."
             ) from error
         self.failed.append(f"job {number} ({', '.join(config.overrides)}): {told}")
-        print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
+        print(masked(f"FAILED {self.failed[-1]}"), file=sys.stderr, flush=True)
 
 
 def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
@@ -147,7 +147,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
     sys.argv[1:] = _tidied(sys.argv[1:])
-    secret = mistakes({word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in sys.argv[1:]})
+    secret = secrecy.mistakes_in(sys.argv[1:])
     if secret:  # before Hydra, which keeps a sweep's words
         _leave("\n  ".join(secret), 2)
     register_resolvers("" if wants_help else _stamp())
@@ -207,6 +207,7 @@ def _tidied(words: list[str]) -> list[str]:
 def _fill_in(config: DictConfig, hydra_config: Any) -> None:
     """What Hydra knows of the run: its directory, the command line's words, the groups' options, its sweep."""
     OmegaConf.set_struct(config, False)
+    secrecy.note(OmegaConf.to_container(config))
     config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
     config.overrides = list(hydra_config.overrides.task)
     if "choices" in config:

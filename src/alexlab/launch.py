@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from alexlab.errors import UserError
+from alexlab.secrecy import masked
 
 GRACE = 8.0  # seconds that the other ranks get to leave by themselves after one has failed,
 GRACE_AFTER_SIGNAL = 60.0  # or after a signal: rank 0 has loggers to close
@@ -199,7 +200,7 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
         return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True)
     for r, what in enumerate(told):
         if "traceback" in what:
-            print(f"rank {r}:\n{what['traceback']}", file=sys.stderr)
+            print(masked(f"rank {r}:\n{what['traceback']}"), file=sys.stderr)
     over = "the run has ended on all ranks."
     if "lost" in told[number] and silent:
         names = " and ".join(map(str, silent))

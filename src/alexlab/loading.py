@@ -13,7 +13,7 @@ from alexlab.augment import BatchAugment
 from alexlab.data import decode, names
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
-from alexlab.instantiate import build
+from alexlab.instantiate import build, without_weights
 
 NO_MATTER = ("pretrained", "dropout", "init", "num_classes")  # keys of a network that its weights' use does not follow
 
@@ -52,11 +52,10 @@ class Trained(NamedTuple):
 
 
 def config_of(run_dir: Path) -> DictConfig:
-    """The run's own config; a checkpoint holds the weights, so that no pretrained ones are fetched."""
+    """The run's own config; a checkpoint holds the weights, so that no others are fetched."""
     config = configs.load(run_dir / "config.yaml")
     config.model.pretrained = False
-    if "pretrained" in config.model.net:
-        config.model.net.pretrained = False
+    config.model.net = configs.create({"net": without_weights(configs.plain(config.model.net))}).net
     return config
 
 

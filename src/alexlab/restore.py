@@ -41,7 +41,8 @@ def restore(config: DictConfig) -> DictConfig | None:
         tell(f"resume=auto: {rundir.shown(own)} holds no run yet: a new one starts.")
         return config
     run_dir = own if named == "auto" else find(named, Path(config.paths.logs))
-    before = configs.load(run_dir / "config.yaml")
+    # a network's are for what it fetches, and its weights are here
+    before = configs.load(run_dir / "config.yaml", secrets=lambda key: key != "model")
     if not {"overrides", "trainer", "model", "data"} <= set(before):
         raise UserError(f"{run_dir / 'config.yaml'} is not whole: start the run anew.")
     changed, changes = changed_by(config, before)
@@ -109,7 +110,7 @@ def changed_by(config: DictConfig, before: DictConfig) -> tuple[DictConfig, dict
     Raises:
         UserError: a word that would exchange a whole group, or name another start.
     """
-    changed = OmegaConf.create(configs.plain(before))
+    changed = configs.create(configs.plain(before))
     OmegaConf.set_struct(changed, False)
     for key in config:
         if key not in changed:  # came later than the run

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from alexlab import checkpoint, launch, rundir
@@ -14,7 +14,7 @@ from alexlab import config as configs
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.errors import UserError
-from alexlab.instantiate import build
+from alexlab.instantiate import build, without_weights
 from alexlab.models.parts import heads_of
 from alexlab.models.zoo import load_but_head
 from alexlab.plan import Plan
@@ -74,9 +74,7 @@ def check_function(key: str, found: dict[str, Any], net: nn.Module, size: int, s
 
 def _rebuilt(found: dict[str, Any], on: str) -> nn.Module:
     """The checkpoint's network with its weights; on "meta" without making others first."""
-    settings = OmegaConf.create(found["alexlab"]["config"]["model"]["net"])
-    if "pretrained" in settings:
-        settings.pretrained = False
+    settings = without_weights(found["alexlab"]["config"]["model"]["net"])
     with torch.device(on):
         net = build(settings, num_classes=len(found["alexlab"]["classes"]))
     state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
