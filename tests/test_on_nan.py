@@ -12,8 +12,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import ROOT, SMALL_NET, command, summary_of
+from pytorch_lightning.plugins.precision import Precision
 from resuming import Harness, at_batch, difference, rows_of
 
+from alexlab import run
+from alexlab.callbacks.on_nan import OnNan
 from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
 from alexlab.data.index import scan
@@ -131,6 +134,99 @@ def test_no_spoiled_weights_are_written(harness: Harness, monkeypatch: pytest.Mo
             assert finite(torch.load(path, weights_only=True)["state_dict"]), path.name
 
 
+class Spoil(pl.Callback):
+    """The gradient of batch `count` of the run is inf, and the loss a number."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_after_backward(self, trainer: Any, model: Any, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready == self.count:
+            next(model.parameters()).grad[0] = math.inf
+
+
+@pytest.mark.parametrize("mode", ["stop", "rollback"])
+@pytest.mark.parametrize(
+    "words", [["checkpoint.every_n_steps=1"], ["checkpoint.every_n_steps=null", "trainer.limit_val_batches=0"]], ids=str
+)
+def test_a_gradient_that_is_no_number_spoils_no_checkpoint(
+    mode: str, words: list[str], harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which no loss tells before the next batch; also in an epoch's last, and in a part of a step."""
+    for count, more in ((6, []), (10, []), (11, ["trainer.accumulate_grad_batches=2", "data.batch_size=4"])):
+        shutil.rmtree(harness.folder / "run", ignore_errors=True)
+        monkeypatch.setattr("alexlab.run.build_callbacks", lambda _, count=count: [Spoil(count)])
+        if mode == "stop":
+            with pytest.raises(UserError, match=r" became nan .*last.ckpt is from before it"):
+                harness.train("run", f"on_nan={mode}", *words, *more)
+        else:
+            harness.train("run", f"on_nan={mode}", *words, *more)
+        for path in (harness.folder / "run/checkpoints").glob("*.ckpt"):
+            assert finite(torch.load(path, weights_only=True)["state_dict"]), path.name
+        if more and "checkpoint.every_n_steps=1" in words:
+            log = (harness.folder / "run/train.log").read_text()
+            assert "in batches 1 to 2 of epoch 2" in log, "which of them it was nobody knows"
+
+
+def test_going_back_within_an_accumulation(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a validation there: what is left of the spoiled gradient must not be used."""
+    poison(monkeypatch, {(0, 4)})
+    words = ["trainer.accumulate_grad_batches=2", "data.batch_size=4", "+trainer.val_check_interval=5"]
+    harness.train("run", "on_nan=rollback", *words)
+    for path in (harness.folder / "run/checkpoints").glob("*.ckpt"):
+        assert finite(torch.load(path, weights_only=True)["state_dict"]), path.name
+    assert len(warnings_of(harness.folder / "run", "on_nan=rollback: ")) == 1
+
+
+class Scaling(Precision):
+    """16-mixed on a CPU: the scaler leaves steps out whose gradients are no numbers."""
+
+    def __init__(self) -> None:
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+
+    def pre_backward(self, tensor: Any, module: Any) -> Any:
+        return super().pre_backward(self.scaler.scale(tensor), module)
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        closure()
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            self.scaler.unscale_(optimizer)
+        self._after_closure(model, optimizer)
+        self.scaler.step(optimizer, **kwargs)
+        self.scaler.update()
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_skip_beside_a_scaler(fused: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves the step out, and BatchNorm is put back. A gradient that overflows alone is the scaler's own affair."""
+    watch = Watch()
+    monkeypatch.setattr("alexlab.run.build_callbacks", lambda _: [Spoil(2), watch])
+    plain = run.build_trainer
+
+    def build_trainer(*words: Any) -> pl.Trainer:
+        trainer = plain(*words)
+        trainer.strategy.precision_plugin = Scaling()
+        return trainer
+
+    monkeypatch.setattr(run, "build_trainer", build_trainer)
+    poison(monkeypatch, {(0, 3)})
+    harness.train("run", "on_nan=skip", "trainer.precision=32-true", f"optimizer.fused={fused}")
+    weights = {name for name in watch.states[0] if "running" not in name and "tracked" not in name}
+    steps = [all(torch.equal(watch.states[n][key], watch.states[n + 1][key]) for key in weights) for n in range(9)]
+    assert [n for n, still in enumerate(steps) if still] == [0, 2], "the scaler's, and the one without a loss"
+    assert all(finite(state) for state in watch.states[4:])
+    (told,) = warnings_of(harness.folder / "run", "on_nan=skip: ")
+    assert "in batch 4 of epoch 1" in told
+
+
+def test_ten_in_a_row_are_in_a_row(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where good steps between them were not looked at."""
+    poison(monkeypatch, {(epoch, batch) for epoch in range(9) for batch in (0, 2, 4)})
+    words = ["on_nan=skip", "trainer.log_every_n_steps=100", "checkpoint.every_n_steps=null", "trainer.max_epochs=5"]
+    harness.train("run", *words)
+    assert len(warnings_of(harness.folder / "run", "on_nan=skip: ")) == 15
+
+
 def test_a_rate_that_is_too_high_is_told_from_the_command_line(shapes: Path, tmp_path: Path) -> None:
     done = command(
         "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8",
@@ -167,14 +263,8 @@ def test_skip_changes_nothing_in_that_step(accumulate: int, harness: Harness, mo
 
 
 def test_a_gradient_that_is_no_number_is_left_out_too(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(trainer: Any, model: Any, *_: Any) -> None:
-        if trainer.fit_loop.epoch_loop.batch_progress.total.ready == 3:
-            next(model.parameters()).grad[0] = math.inf
-
-    spoiler = pl.Callback()
-    monkeypatch.setattr(spoiler, "on_after_backward", spoil)
     watch = Watch()
-    monkeypatch.setattr("alexlab.run.build_callbacks", lambda _: [spoiler, watch])
+    monkeypatch.setattr("alexlab.run.build_callbacks", lambda _: [Spoil(3), watch])
     harness.train("run", "on_nan=skip")
     assert same(watch.states[1], watch.states[2])
     assert not same(watch.states[2], watch.states[3])
@@ -246,11 +336,49 @@ def test_what_rollback_cannot_do_is_told(harness: Harness, monkeypatch: pytest.M
             UserError, match=r"^on_nan=rollback: .* and there is no checkpoint to go back to yet. Lower"
         ):
             harness.train("none", "on_nan=rollback", "checkpoint.every_n_steps=null")
-    poison(monkeypatch, {(1, batch) for batch in range(9)})
-    with pytest.raises(
-        UserError, match=r"^on_nan=rollback: .*, for the 4th time since the checkpoint of step 5. Lower"
+    again = r"^on_nan=rollback: .*, for the 4th time since the weights of step 5. Lower"
+    for name, bad, words in (
+        ("again", {(1, batch) for batch in range(9)}, ["checkpoint.every_n_steps=null"]),
+        ("anew", {(1, batch) for batch in range(9)}, ["checkpoint.every_n_steps=1"]),  # under other numbers
+        ("epochs", {(epoch, 4) for epoch in range(1, 9)}, ["checkpoint.every_n_steps=null", "trainer.max_epochs=9"]),
     ):
-        harness.train("again", "on_nan=rollback", "checkpoint.every_n_steps=null")
+        with monkeypatch.context() as patch:
+            poison(patch, bad)
+            with pytest.raises(UserError, match=again):
+                harness.train(name, "on_nan=rollback", *words)
+
+
+def test_how_often_it_went_back_is_kept(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, {(1, batch) for batch in range(9)})
+    words = ["on_nan=rollback", "checkpoint.every_n_steps=1"]
+    harness.end(at_batch(7, "after"), "run", *words)
+    place = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)["alexlab"]["place"]
+    assert (place["origin"], place["went_back"]) == (5, 2)
+    with pytest.raises(UserError, match=r"in batch 4 of epoch 2 .*, for the 4th time since the weights of step 5"):
+        harness.train("run", *words, "resume.run=auto")
+
+
+def test_rollback_passes_a_damaged_checkpoint_over(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = OnNan._newest
+
+    def newest(self: OnNan) -> Any:
+        path = harness.folder / "run/checkpoints/last.ckpt"
+        path.write_bytes(path.read_bytes()[:-9])
+        return plain(self)
+
+    monkeypatch.setattr(OnNan, "_newest", newest)
+    poison(monkeypatch, {(0, 3)})
+    harness.train("run", "on_nan=rollback")
+    (told,) = warnings_of(harness.folder / "run", "on_nan=rollback: ")
+    assert "those of step 2 again" in told, "previous.ckpt's; last.ckpt was of step 3"
+
+
+def test_a_run_from_a_checkpoint_can_go_back_to_it(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.end(at_batch(3, "after"), "first")
+    poison(monkeypatch, {(0, 3)})
+    harness.train("run", "on_nan=rollback", f"ckpt_path={harness.folder / 'first'}", "checkpoint.every_n_steps=null")
+    (told,) = warnings_of(harness.folder / "run", "on_nan=rollback: ")
+    assert "those of step 3 again" in told
 
 
 # -- all of them

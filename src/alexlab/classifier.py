@@ -231,6 +231,11 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_means(self, stage: str, sums: Sums, prog_bar: bool) -> dict[str, float]:
         means = sums.merged(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))
+        if not means and not self.leaves_nan:
+            raise UserError(
+                f"no image of {stage} could be read: data.on_error=skip has left out all that there were, such as "
+                f"{next(iter(self.skipped.values()), 'none')}."
+            )
         if means and not math.isfinite(means["loss"]):
             raise UserError(
                 f"{stage}/loss became {means['loss']} in epoch {self.current_epoch + 1}: lower optimizer.lr, clip with "

@@ -22,7 +22,7 @@ from alexlab import config as configs
 from alexlab import help, secrecy
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
-from alexlab.imports import leave, nothing_follows
+from alexlab.imports import hanging, leave, nothing_follows
 from alexlab.launch import external
 from alexlab.rules import mode_of
 from alexlab.secrecy import masked
@@ -60,7 +60,7 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], C
                 if not isinstance(error.code, int):
                     raise
                 code = error.code
-            if nothing_follows(sys._getframe(1)):
+            if hanging.is_set() or nothing_follows(sys._getframe(1)):
                 leave(code)
             if code:
                 sys.exit(code)

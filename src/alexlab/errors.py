@@ -30,7 +30,7 @@ class RankLostError(RunFailedError):
 # how gloo, NCCL and torch's store say so
 GONE = re.compile(r"connection (closed|reset|refused)|broken pipe|(read|write) error|remote process exited", re.I)
 SILENT = re.compile(r"timed? ?out", re.I)
-SAID_BY = re.compile(r"gloo|nccl|TCPStore|process group|socket", re.I)
+SAID_BY = re.compile(r"gloo|nccl|TCPStore|process group|socket|clients joined", re.I)
 
 
 def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:

@@ -21,6 +21,7 @@ from alexlab.secrecy import masked
 
 GRACE = 8.0  # seconds that the other ranks get to leave by themselves after one has failed,
 GRACE_AFTER_SIGNAL = 60.0  # or after a signal: rank 0 has loggers to close
+GRACE_OF_FIRST = 1200.0  # that rank 0 has for pictures and uploads when all others have finished
 FORWARDED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 SHOW = 0.5  # seconds for the stacks of those that do not
 KILLED = {9: " (kill -9, or memory was used up: `dmesg` tells)"}
@@ -167,23 +168,28 @@ def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> End
 
 
 def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
-    done: float | None = None  # when rank 0 had finished
+    since: float | None = None  # when a signal had come, or some ranks had finished
     while True:
         codes = [rank.poll() for rank in ranks]
         if all(code == 0 for code in codes):
             return Ended(0, "")
         if any(codes):
             break
-        if codes[0] == 0:
-            done = done or time.monotonic()
-            if time.monotonic() - done > GRACE_AFTER_SIGNAL:
+        if signals or 0 in codes:
+            since = since or time.monotonic()
+            waited = time.monotonic() - since
+            if signals and waited > GRACE_AFTER_SIGNAL:
+                break
+            if not signals and codes[0] == 0 and waited > GRACE_AFTER_SIGNAL:
                 print("ranks that had not left a minute after rank 0 were ended.", file=sys.stderr)
                 return Ended(0, "")
+            if not signals and codes[0] is None and waited > GRACE_OF_FIRST:
+                break
         time.sleep(0.1)
-    end = time.monotonic() + (GRACE_AFTER_SIGNAL if signals else GRACE)
+    end = time.monotonic() + (GRACE_AFTER_SIGNAL if signals else GRACE) * any(codes)
     while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
         time.sleep(0.1)
-    left = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}  # by themselves
+    left = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
     silent = [r for r, rank in enumerate(ranks) if rank.poll() is None]
     _show_where([ranks[r] for r in silent])
     for rank in ranks:
@@ -193,6 +199,11 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
     mistakes = list(dict.fromkeys(what["mistake"] for what in told if "mistake" in what))
     if mistakes:  # whatever the other ranks said of the one that left them
         return Ended(2, "\n".join(mistakes))
+    over = "the run has ended on all ranks."
+    if not left:  # by themselves
+        if signals:
+            return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True)
+        return Ended(1, f"rank 0 of {len(ranks)} did not leave when the others had; {over}")
     # the one that the others have lost, if there is one
     number = min(left, key=lambda r: (left[r] > 0, "lost" in told[r], r))
     code = left[number]
@@ -201,8 +212,12 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
     for r, what in enumerate(told):
         if "traceback" in what:
             print(masked(f"rank {r}:\n{what['traceback']}"), file=sys.stderr)
-    over = "the run has ended on all ranks."
-    if "lost" in told[number] and silent:
+    if "lost" in told[number] and not silent:
+        texts = sorted(
+            {what["lost"].rstrip(".") for what in told if "lost" in what}, key=lambda text: "answer" not in text
+        )
+        return Ended(1, f"{' and '.join(f'rank {r}' for r in sorted(left))} of {len(ranks)}: {texts[0]}; {over}")
+    if "lost" in told[number]:
         names = " and ".join(map(str, silent))
         return Ended(1, f"of {len(ranks)} ranks rank {names} hung: {told[number]['lost'].rstrip('.')}; {over}")
     how = (

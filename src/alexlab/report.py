@@ -132,7 +132,7 @@ def bound_by(wait: float, data: ImageFolders) -> str:
 
 def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
     if not (run_dir / "checkpoints/last.ckpt").is_file():
-        return "Its first step was not done: nothing was kept to go on from."
+        return "No checkpoint was written yet to go on from: start it anew (checkpoint.every_n_steps writes sooner)."
     return f"Go on with it: {how_to_resume(run_dir)}"
 
 

@@ -255,6 +255,8 @@ def _together(plain: Plain) -> list[str]:
         wrong.append("finetune.freeze_epochs: FSDP shards weights that learn and others alike: take trainer=ddp.")
     if t["strategy"] == "fsdp" and t.get("gradient_clip_algorithm") == "value":
         wrong.append("trainer.gradient_clip_algorithm=value: sharded gradients are clipped by their norm alone.")
+    if t["strategy"] == "fsdp" and plain["on_nan"] != "stop":
+        wrong.append(f"on_nan={plain['on_nan']} needs whole weights on each device: trainer=ddp, or on_nan=stop.")
     waits = {
         "callbacks.early_stopping": plain["callbacks"]["early_stopping"] is not None,
         "scheduler=plateau": plain["scheduler"]["name"] == "plateau",

@@ -153,8 +153,9 @@ def _fit_rank(
             board.log_summary(facts)
         report.tell_start(config, devices, data, plan, facts)
         preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
+        source = Path(config.ckpt_path) if config.ckpt_path is not None else None
         last, every = run_dir / "checkpoints" / checkpoint.LAST, config.checkpoint
-        on_nan = OnNan(config.on_nan, last, report.how_to_resume(run_dir))
+        on_nan = OnNan(config.on_nan, last, report.how_to_resume(run_dir), source)
         snapshots = Snapshots(last, preemption, on_nan, every.every_n_steps, every.every_minutes)
         callbacks = [*build_callbacks(config), on_nan, preemption, snapshots]
         trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))

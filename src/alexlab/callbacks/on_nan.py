@@ -1,9 +1,10 @@
 """A loss that is no number spoils the weights for good: `on_nan` says whether the run stops, leaves such steps out, or
 goes back to its last checkpoint and on from there with the next images.
 
-No step waits for the device to look: the losses are kept there and looked at where numbers are logged anyway, before a
-validation, and before a checkpoint is written, so that none ever holds spoiled weights. Which images a batch had is
-worked out from its epoch and number. Only on_nan=skip must know at each step, and waits for each gradient.
+No step waits for the device to look: the losses are kept there and looked at where numbers are logged anyway, and
+with the weights before a validation and before a checkpoint is written, so that none holds spoiled ones. Which images
+a batch had is worked out from its epoch and number. Only on_nan=skip must know at each step, and waits for each
+gradient.
 """
 
 import logging
@@ -14,13 +15,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
-from pytorch_lightning.strategies import FSDPStrategy
 
 from alexlab import checkpoint
 from alexlab.errors import UserError
 
-IN_A_ROW = 10  # steps that are skipped, or whose loss 16-mixed's scaling may lower, before it is the weights' fault
-SAME = 3  # times that a run goes back to one checkpoint
+IN_A_ROW = 10  # steps that are skipped before it is the weights' fault
+SAME = 3  # times that a run goes back to the same weights
 SHOWN = 5  # images that a message names; train.log has all
 
 HELP = "Lower optimizer.lr, clip with trainer.gradient_clip_val=1, or train with trainer.precision=32-true"
@@ -34,68 +34,100 @@ class OnNan(Callback):
         mode: "stop", "skip" or "rollback".
         path: of the run's last.ckpt.
         again: what goes on with the run.
+        start: the checkpoint that the run began with.
     """
 
-    def __init__(self, mode: str, path: Path, again: str) -> None:
-        self.mode, self.path, self.again = mode, path, again
+    def __init__(self, mode: str, path: Path, again: str, start: Path | None = None) -> None:
+        self.mode, self.path, self.again, self.start = mode, path, again, start
         self.losses: list[tuple[int, torch.Tensor]] = []  # those not yet looked at, by their batch
+        self.last = 0  # the last of these batches
+        self.weighed = -1  # batches of the run when the weights were last looked at
         self.in_a_row = 0
         self.left_out = False  # whether this step is
-        self.went_back: list[int] = []  # the steps of the checkpoints
         self.kept: list[torch.Tensor] = []  # BatchNorm's statistics before a step
+        self.origin, self.times = 0, 0  # the step whose weights these really are, and how often the run went back to it
+        self.moved = False  # whether good steps followed
 
     # -- where it looks
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.origin = pl_module.progress.get("origin", trainer.global_step)
+        self.times = pl_module.progress.get("went_back", 0)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.losses.append((batch_idx, outputs["loss"]))
+        self.losses.append((batch_idx, outputs["loss"].detach()))
+        self.last = batch_idx
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.mode == "skip" and stepped and scales(trainer):
+            self._put_back_if_lost(trainer, pl_module)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.left_out or (stepped and trainer.global_step % every == 0):
             self.look(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self.look(trainer)
+            self.look(trainer, weights=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.look(trainer)
+        self.look(trainer, weights=True)
 
-    def look(self, trainer: pl.Trainer) -> None:
-        """At the losses since the last time, on all ranks together.
+    def before_saving(self, trainer: pl.Trainer) -> dict[str, int]:
+        """Look, and what a checkpoint keeps of this.
 
         Raises:
-            UserError: one is not finite, and that ends the run.
+            UserError: as `look`.
+        """
+        self.look(trainer, weights=True)
+        if self.moved:
+            self.origin, self.times, self.moved = trainer.global_step, 0, False
+        return {"origin": self.origin, "went_back": self.times}
+
+    def look(self, trainer: pl.Trainer, weights: bool = False) -> None:
+        """At the losses since the last time, on all ranks together.
+
+        Args:
+            weights: at the weights too, which a gradient that is no number spoils although the loss was one.
+
+        Raises:
+            UserError: something is not finite, and that ends the run.
         """
         losses, self.losses = self.losses, []
         left_out, self.left_out = self.left_out, False
-        if not losses:
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        weights = weights and self.weighed != batches
+        if not losses and not weights:
             return
         model: Any = trainer.lightning_module
-        mine = torch.stack([loss.detach().float() for _, loss in losses])
-        told = model.all_gather(mine).reshape(-1, len(losses)).tolist()  # (ranks, losses)
-        bad = [n for n in range(len(losses)) if not all(math.isfinite(rank[n]) for rank in told)]
-        if not bad and not left_out:
-            self.in_a_row = 0
+        spoiled = ~all_finite([*model.net.parameters(), *model.net.buffers()]) if weights else torch.tensor(False)
+        mine = torch.stack([spoiled.to(model.device).float(), *(loss.float() for _, loss in losses)])
+        told = model.all_gather(mine).reshape(-1, len(mine)).tolist()  # (ranks, 1 + losses)
+        if weights:
+            self.weighed = batches
+        values = [[rank[1 + n] for rank in told] for n in range(len(losses))]
+        bad = [n for n, of_ranks in enumerate(values) if not all(map(math.isfinite, of_ranks))]
+        if not bad and not left_out and not any(rank[0] for rank in told):
+            if losses:
+                self.in_a_row, self.moved = 0, True
             return
-        first = bad[0] if bad else len(losses) - 1
-        batch = losses[first][0]
-        ranks = [rank for rank, values in enumerate(told) if not math.isfinite(values[first])]
-        value = told[ranks[0]][first] if ranks else None
-        if self.mode != "skip" and getattr(trainer.precision_plugin, "scaler", None) is not None:
-            # 16-mixed leaves such steps out by itself, and scales less from then on
-            self.in_a_row = self.in_a_row + len(bad) if len(bad) == len(losses) else 0
-            if self.in_a_row < IN_A_ROW:
-                return
-        what = self._name(trainer, batch, ranks or list(range(len(told))), value)
+        if bad:
+            batch, of_ranks = losses[bad[0]][0], values[bad[0]]
+            ranks = [rank for rank, value in enumerate(of_ranks) if not math.isfinite(value)]
+            what = self._name(trainer, [batch], ranks, f"train/loss became {of_ranks[ranks[0]]}")
+        else:  # of the last step: one before would have shown in a loss
+            first = self.last - self.last % trainer.accumulate_grad_batches
+            batches_ = list(range(first, self.last + 1))
+            what = self._name(trainer, batches_, list(range(len(told))), "a gradient became nan or inf")
+        if len(losses) > trainer.accumulate_grad_batches:  # good steps lay between
+            self.in_a_row = 0
         {"stop": self._stop, "skip": self._skip, "rollback": self._go_back}[self.mode](trainer, what)
 
-    def _name(self, trainer: pl.Trainer, batch: int, ranks: list[int], value: float | None) -> str:
+    def _name(self, trainer: pl.Trainer, batches: list[int], ranks: list[int], became: str) -> str:
         """What became of which batch, and of which images; train.log gets all of them."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch = trainer.current_epoch
-        images = [path for rank in ranks for path in data.images_of(epoch, batch, rank)]
-        became = "a gradient became nan or inf" if value is None else f"train/loss became {value}"
-        what = f"{became} in batch {batch + 1} of epoch {epoch + 1}"
+        images = [path for batch in batches for rank in ranks for path in data.images_of(epoch, batch, rank)]
+        which = f"batch {batches[0] + 1}" if len(batches) == 1 else f"batches {batches[0] + 1} to {batches[-1] + 1}"
+        what = f"{became} in {which} of epoch {epoch + 1}"
         log.info("%s: its images are %s", what, ", ".join(images), extra={"file_only": True})
         more = f" and {len(images) - SHOWN} more, all in train.log" if len(images) > SHOWN else ""
         return f"{what} (images: {', '.join(images[:SHOWN])}{more})"
@@ -115,23 +147,32 @@ class OnNan(Callback):
         log.warning("on_nan=skip: %s; this step is left out.", what)
 
     def _go_back(self, trainer: pl.Trainer, what: str) -> None:
-        if not self.path.is_file():
+        self.times, self.moved = self.times + 1, False
+        if self.times > SAME:
+            raise UserError(
+                f"on_nan=rollback: {what}, for the {self.times}th time since the weights of step {self.origin}. {HELP}."
+            )
+        found = self._newest()
+        if found is None:
             raise UserError(
                 f"on_nan=rollback: {what}, and there is no checkpoint to go back to yet. {HELP}, or write one sooner "
                 "with checkpoint.every_n_steps."
             )
-        found = checkpoint.load(self.path)
-        step = found["global_step"]
-        self.went_back.append(step)
-        if self.went_back.count(step) > SAME:
-            raise UserError(
-                f"on_nan=rollback: {what}, for the {SAME + 1}th time since the checkpoint of step {step}. {HELP}."
-            )
         take_states(trainer, found)
         log.warning(
             "on_nan=rollback: %s; weights and optimizer are those of step %d again, and the next images follow.",
-            what, step,
+            what, found["alexlab"]["place"].get("origin", found["global_step"]),
         )  # fmt: skip
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole and of numbers."""
+        paths = [self.path, self.path.with_name(checkpoint.PREVIOUS), *([self.start] if self.start else [])]
+        for path in paths:
+            if path.is_file() and checkpoint.why_damaged(path) is None:
+                found = checkpoint.load(path)
+                if "place" in found["alexlab"] and all_finite(list(found["state_dict"].values())):
+                    return found
+        return None
 
     # -- leaving a step out
 
@@ -140,25 +181,44 @@ class OnNan(Callback):
             self.kept = [buffer.clone() for buffer in pl_module.net.buffers()]
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        """Without gradients no optimizer changes anything. The ranks of DDP have the same gradients here."""
-        if self.mode != "skip":
+        """Without gradients no optimizer changes anything. The ranks of DDP have the same gradients here. Under
+        16-mixed the scaling leaves out what has overflowed, which is nothing to tell of."""
+        if self.mode != "skip" or scales(trainer):
             return
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        bad = ~torch.stack(torch._foreach_norm(gradients)).isfinite().all()
-        if isinstance(trainer.strategy, FSDPStrategy):  # where each has a part of them
-            bad = trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0
-        if not bad:
+        if all_finite([p.grad for p in pl_module.parameters() if p.grad is not None]):
             return
-        self.left_out = True
         optimizer.zero_grad(set_to_none=True)
+        self._put_back(pl_module)
+
+    def _put_back_if_lost(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Where 16-mixed has left a step out because of its loss, BatchNorm has seen it all the same."""
+        step = [loss for _, loss in self.losses[-trainer.accumulate_grad_batches :]]
+        bad = (~torch.stack(step).isfinite().all()).float()
+        if trainer.strategy.reduce(bad, reduce_op="sum") > 0:
+            self._put_back(pl_module)
+
+    def _put_back(self, pl_module: Any) -> None:
+        self.left_out = True
         for buffer, before in zip(pl_module.net.buffers(), self.kept, strict=True):
             buffer.copy_(before)
+
+
+def scales(trainer: pl.Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def all_finite(tensors: list[Any]) -> torch.Tensor:
+    """A bool on their device; of sums, as a pass over each number by itself would make another of their size."""
+    floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    return torch.stack(torch._foreach_norm(floats, 1)).isfinite().all() if floats else torch.tensor(True)
 
 
 def take_states(trainer: pl.Trainer, found: dict[str, Any]) -> None:
     """Weights, averages, optimizer and this rank's BatchNorm as a checkpoint of this run has them. Where the run is,
     and its learning rates, stay."""
     model: Any = trainer.lightning_module
+    for optimizer in trainer.optimizers:  # within an accumulation they are spoiled, too
+        optimizer.zero_grad(set_to_none=True)
     trainer.strategy.load_model_state_dict(found)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):

@@ -120,9 +120,9 @@ class Snapshots(Callback):
     def save(self, place: str) -> None:
         """Write the file, on all ranks together."""
         trainer, model = self.trainer, self.trainer.lightning_module
-        self.on_nan.look(trainer)
+        nans = self.on_nan.before_saving(trainer)
         rows = [logger.settle() for logger in trainer.loggers if isinstance(logger, MetricsLogger)]
-        model.place = {"of": place, "rows": rows[0] if rows else None}  # type: ignore[assignment]
+        model.place = {"of": place, "rows": rows[0] if rows else None, **nans}  # type: ignore[assignment]
         try:
             trainer.save_checkpoint(self.path)
         finally:
