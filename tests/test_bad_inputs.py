@@ -60,10 +60,24 @@ def source() -> Image.Image:
     return Image.fromarray(coarse).resize((96, 72), Image.Resampling.BICUBIC)
 
 
-def turned() -> bytes:
+def turned(kind: str = "JPEG", **save: object) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(source(), "JPEG", quality=95, exif=exif)
+    return encoded(source(), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else save))
+
+
+def upright(raw: bytes) -> np.ndarray:
+    """EXIF 2.32: 6 is to be turned by 90 degrees with the clock."""
+    if raw[:2] == b"\xff\xd8":
+        return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(raw))))
+    return np.asarray(source().transpose(Image.Transpose.ROTATE_270))
+
+
+def many_scans() -> bytes:
+    """The last scan of a progressive JPEG again and again, each of which decodes all pixels anew."""
+    raw = encoded(source(), "JPEG", progressive=True)
+    last = raw[raw.rindex(b"\xff\xda") : -2]
+    return raw[:-2] + last * 300 + raw[-2:]
 
 
 def grey16() -> bytes:
@@ -113,6 +127,11 @@ FILES: dict[str, Callable[[], bytes]] = {
     "animated WebP": lambda: encoded(source(), "WEBP", lossless=True, **PAGES),
     "TIFF of several pages": lambda: encoded(source(), "TIFF", **PAGES),
     "PNG called .jpg": lambda: encoded(source(), "PNG"),
+    "turned by EXIF, as TIFF": lambda: turned("TIFF"),
+    "turned by EXIF, as WebP": lambda: turned("WEBP", lossless=True),
+    "turned by EXIF, as PNG": lambda: turned("PNG"),
+    "16-bit TIFF with a sign": lambda: encoded(Image.fromarray(np.array([[-5, 0, 0x1234, 0x7FFF]], np.int32)), "TIFF"),
+    "JPEG of 300 scans": many_scans,
     "bytes behind the JPEG's end": lambda: encoded(source(), "JPEG") + b"more" * 99,
     "one pixel": lambda: encoded(source().crop((0, 0, 1, 1)), "PNG"),
     "3,000 pixels by one": lambda: encoded(source().resize((3000, 1)), "JPEG"),
@@ -121,7 +140,8 @@ FILES: dict[str, Callable[[], bytes]] = {
 RIGHT: dict[str, Callable[[bytes], np.ndarray]] = {
     "16-bit grey PNG": lambda _: np.repeat(np.uint8([[[0], [0x12], [0x80], [0xFF]]]), 3, 2),
     "16-bit RGB PNG": lambda _: np.uint8([[[0, 0x12, 0x80], [0xFF, 1, 0]]]),
-    "turned by EXIF": lambda raw: np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(raw)))),
+    **{kind: upright for kind in FILES if kind.startswith("turned by EXIF")},
+    "16-bit TIFF with a sign": lambda _: np.repeat(np.uint8([[[0], [0], [0x12], [0x7F]]]), 3, 2),
     "animated WebP": lambda _: np.asarray(source()),
     "TIFF of several pages": lambda _: np.asarray(source()),
     "PNG called .jpg": lambda _: np.asarray(source()),
@@ -191,6 +211,18 @@ def link_elsewhere(root: Path) -> None:
     (root / "train/cat/more").symlink_to(root / "elsewhere")
 
 
+def deeper(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split).rename(root / "gone")
+        (root / split).mkdir()
+        (root / "gone").rename(root / split / "images")
+
+
+def link_called_jpg(root: Path) -> None:
+    link_elsewhere(root)
+    (root / "train/cat/more").rename(root / "train/cat/x.jpg")
+
+
 def others(root: Path) -> None:
     for name in ("a.txt", "b.TXT", "c.heic"):
         (root / "train/cat" / name).touch()
@@ -214,6 +246,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
     "a broken link": (lambda root: (root / "train/cat/x.jpg").symlink_to(root / "nowhere.jpg"), 9),
     "a pipe (FIFO) called .jpg": (lambda root: os.mkfifo(root / "train/cat/x.jpg"), 9),
     "a folder called .jpg": (lambda root: images(root, "train/cat/x.jpg/1.jpg"), 9),
+    "a link called .jpg to a folder": (link_called_jpg, 10),
+    "a link to a device called .jpg": (lambda root: (root / "train/cat/x.jpg").symlink_to("/dev/zero"), 9),
+    "classes one level deeper": (deeper, 0),
 }  # fmt: skip
 
 
@@ -287,9 +322,9 @@ def test_broken_images_are_counted_and_listed(with_broken: Path, tmp_path: Path)
     done = tiny_train(with_broken, tmp_path / "run", *words, "model.name=squeezenet1_1")
     assert done.returncode == 0, done.stderr
     bad = sorted(str(path) for path in with_broken.glob("train/cat/bad*.jpg"))
-    assert len(bad) == 10
+    assert len(bad) == 11
     assert sorted(summary_of(tmp_path / "run")["skipped_images"]) == bad
-    assert "10 broken images were left out: " in done.stdout + done.stderr
+    assert "11 broken images were left out: " in done.stdout + done.stderr
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert sorted(saved["alexlab"]["place"]["skipped"]) == bad, "a resume knows them"
 

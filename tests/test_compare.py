@@ -123,3 +123,28 @@ def test_no_runs_and_no_such_metric(tmp_path: Path) -> None:
     make_run(tmp_path / "runs/a", 0.1, 0.5)
     with pytest.raises(UserError, match="sort=val/f1: must be one of test/acc1, val/acc1, val/loss"):
         compare.compare(OmegaConf.merge(ask, {"sort": "val/f1"}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("summary.json", "[]"),
+        ("summary.json", '{"best": 3}'),
+        ("summary.json", '{"best": {"val/acc1": "x"}}'),
+        ("summary.json", '{"status": "\\u001b[2J"}'),
+        ("summary.json", "[" * 100_000),
+        ("config.yaml", "a: &a [x]\nmodel: *a\n"),
+        ("config.yaml", "x" * (2**20 + 1)),
+        ("config.yaml", "[" * 50_000),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_is_no_run_is_left_out_and_the_others_are_shown(name: str, text: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", 0.1, 0.5)
+    make_run(tmp_path / "runs/b", 0.2, 0.75)
+    (tmp_path / "runs/b" / name).write_text(text)
+    done = command("compare.py", f"runs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert f"left out: {tmp_path}/runs/b" in done.stdout
+    assert "0.5000" in done.stdout
+    assert "\x1b[2J" not in done.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import command, summary_of, tiny_train
+from omegaconf import OmegaConf
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -208,3 +209,44 @@ def test_ten_crops_need_something_around_the_middle(data: Path, tmp_path: Path) 
     assert done.returncode == 2
     assert "crops=10 needs something around the 64 pixels that the net sees" in done.stderr
     assert "with the run's augment.crop_ratio=1 there is nothing: crops=1" in done.stderr
+
+
+def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) -> None:
+    """Neither drawn images where its config says, nor through links that its directory has."""
+    run_dir, precious = tmp_path / "run", tmp_path / "precious"
+    assert tiny_train(data, run_dir, "test=false").returncode == 0
+    precious.write_text("mine")
+    for name in ("eval.json.tmp", ".predictions.csv.tmp"):
+        (run_dir / name).symlink_to(precious)
+    assert command("eval.py", f"run={run_dir}").returncode == 0
+    assert command("predict.py", f"run={run_dir}", f"images={data}/val").returncode == 0
+    config = OmegaConf.load(run_dir / "config.yaml")
+    config.data.demo_seed, config.data.root = 0, str(tmp_path / "elsewhere")
+    OmegaConf.save(config, run_dir / "config.yaml")
+    assert command("eval.py", f"run={run_dir}").returncode == 2
+    assert not (tmp_path / "elsewhere").exists()
+    (run_dir / "train.log").unlink()
+    (run_dir / "train.log").symlink_to(precious)
+    done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")
+    assert done.returncode == 2
+    assert "train.log: that is a link, through which nothing is written" in done.stderr
+    assert precious.read_text() == "mine"
+
+
+def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
+    assert tiny_train(data, tmp_path / "run", "test=false").returncode == 0
+    other = shutil.copytree(data / "val", tmp_path / "other")
+    (next(other.iterdir()) / "x.heic").touch()
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"data.root={other}")
+    assert done.returncode == 0, done.stderr
+    assert f"note: {other}: files that are no images by their suffix are left out: 1 .heic" in done.stdout
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_is_broken_as_a_whole(split: str, shapes: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(shapes, tmp_path / "data")
+    for path in (root / split).rglob("*.jpg"):
+        path.write_bytes(b"none")
+    done = tiny_train(root, tmp_path / "run", "data.on_error=skip", "trainer.limit_train_batches=null")
+    assert done.returncode == 2
+    assert f"no image of {split} could be read: data.on_error=skip has left out all that there were" in done.stderr

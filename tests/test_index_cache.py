@@ -153,3 +153,38 @@ def test_small_folders_are_not_kept_and_large_ones_are(root: Path, tmp_path: Pat
     (tmp_path / "kept").rmdir()
     assert read() == {"train": 3, "val": 3}
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ends": np.array([9, 5, 3, 1])},
+        {"ends": np.array([1.0, 2.0, 3.0, 4.0])},
+        {"targets": np.array([0, 0, 1, 2])},
+        {"targets": np.array([-1, 0, 1, 1])},
+        {"targets": np.array([1, 1, 0, 0])},
+        {"version": np.array([1, 2])},
+        {"ignored": np.frombuffer(b"[" * 100_000, np.uint8)},
+        {"ignored": np.frombuffer(b'{"a": "b"}', np.uint8)},
+    ],
+    ids=str,
+)
+def test_a_kept_index_that_does_not_fit_is_read_anew(
+    change: dict[str, np.ndarray], root: Path, tmp_path: Path, scans: list[Path]
+) -> None:
+    scan_or_recall(root, None, tmp_path / "kept")
+    (file,) = (tmp_path / "kept").glob("*.npz")
+    with np.load(file) as held:
+        arrays = dict(held)
+    np.savez(file, **{**arrays, **change})
+    found = scan_or_recall(root, None, tmp_path / "kept")
+    assert scans == [root, root]
+    assert found.fingerprint() == scan(root).fingerprint()
+
+
+def test_what_was_left_out_is_kept_too(root: Path, tmp_path: Path, scans: list[Path]) -> None:
+    (root / "cat/notes.txt").touch()
+    settle(root)
+    for _ in range(2):
+        assert scan_or_recall(root, None, tmp_path / "kept").ignored == {".txt": 1}
+    assert scans == [root]

@@ -125,3 +125,29 @@ def test_ranks_that_stay_behind_the_first_are_ended(
     monkeypatch.setattr(launch, "GRACE_AFTER_SIGNAL", 0.3)
     assert watch(ranks_of("pass", PEER)) == launch.Ended(0, "")
     assert "ranks that had not left a minute after rank 0 were ended" in capfd.readouterr().err
+
+
+def test_ranks_that_lost_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them hangs any more; the one that waited knows why."""
+    silent = "tell_parent(lost='another rank did not answer within trainer.timeout=1 minutes.'); sys.exit(1)"
+    ended = watch(ranks_of("tell_parent(lost='another rank was lost.'); sys.exit(1)", silent))
+    why = "rank 0 and rank 1 of 2: another rank did not answer within trainer.timeout=1 minutes; the run has ended on "
+    assert ended == launch.Ended(1, f"{why}all ranks.")
+
+
+@pytest.mark.parametrize("signals", [[15], []])
+def test_a_first_rank_that_does_not_leave(signals: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the others have, and though it was told to."""
+    monkeypatch.setattr(launch, "GRACE_AFTER_SIGNAL", 0.3)
+    monkeypatch.setattr(launch, "GRACE_OF_FIRST", 0.3)
+    ranks = ranks_of(f"import signal; signal.signal(15, signal.SIG_IGN); {PEER}", "pass")
+    try:
+        ended = launch._watch(ranks, signals)
+    finally:
+        for rank in ranks:
+            rank.end()
+    if signals:
+        assert ended == launch.Ended(128 + 15, "ended by SIGTERM", by_signal=True)
+    else:
+        assert ended.why == "rank 0 of 2 did not leave when the others had; the run has ended on all ranks."
+    assert all(rank.process.poll() is not None for rank in ranks)

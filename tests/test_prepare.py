@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,3 +283,36 @@ def test_an_image_of_a_shard_that_was_cut_is_named(photos: Path, tmp_path: Path)
         UserError, match=r"train-00000.shard:dog/5.jpg cannot be read as an image \(its shard is shorter"
     ):
         data.fill([(11, 0)], data.room([(11, 0)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda about, arrays: arrays.update(targets=arrays["targets"] + 9), r"targets of train are not from 0 to 1"),
+        (lambda about, arrays: arrays.update(shards=arrays["shards"] - 1), r"shards of train are not from 0 to 0"),
+        (lambda about, arrays: arrays.update(offsets=arrays["offsets"] - 1), r"images of train lie outside"),
+        (lambda about, arrays: arrays.update(offsets=arrays["offsets"] + 10**6), r"images of train lie outside"),
+        (lambda about, arrays: arrays.update(heights=arrays["heights"] + 1), r"other sizes than their pixels"),
+        (lambda about, arrays: arrays.update(ends=arrays["ends"][::-1].copy()), r"names of train do not fit"),
+        (lambda about, arrays: arrays.update(sizes=arrays["sizes"] / 1.0), r"sizes of train are not 12 whole numbers"),
+        (lambda about, arrays: arrays.pop("targets"), r"is not what prepare.py writes \("),
+        (lambda about, arrays: arrays.update(names=np.zeros(10**8, np.uint8)), r"would unpack to more than its images"),
+        (lambda about, arrays: about.pop("splits"), r"is not what prepare.py writes \('splits'\)"),
+        (
+            lambda about, arrays: about["splits"]["train"]["shards"][0].update(file="../secret.bin"),
+            r"train: ../secret.bin lies elsewhere",
+        ),
+    ],
+)
+def test_a_prepared_folder_of_somebody_else(change: Any, told: str, photos: Path, tmp_path: Path) -> None:
+    """Whose arrays lead elsewhere: into other files, other memory, or none."""
+    out = tmp_path / "out"
+    assert prepared_from(photos, out, "format=raw").returncode == 0
+    about = json.loads((out / "prepared.json").read_text())
+    with np.load(out / "train.npz") as held:
+        arrays = dict(held)
+    change(about, arrays)
+    np.savez_compressed(out / "train.npz", **arrays)
+    (out / "prepared.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=told):
+        prepared.read(out)

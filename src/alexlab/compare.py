@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from alexlab.config import flat
+from alexlab import config as configs
+from alexlab.config import LARGEST, flat
 from alexlab.errors import UserError
 from alexlab.kinds import shown as plainly
 from alexlab.rundir import name_of
@@ -79,10 +79,9 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
     runs, left_out = [], []
     for folder in folders:
         try:
-            config = yaml.load((folder / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            summary_file = folder / "summary.json"
-            summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            config = configs.read(folder / "config.yaml")
+            summary = summary_of(folder)
+        except (OSError, ValueError) as error:
             left_out.append(f"{folder} ({type(error).__name__}: {str(error).splitlines()[0][:100]})")
             continue
         if not isinstance(config, dict) or "model" not in config:
@@ -92,6 +91,30 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
                      "status": summary.get("status", "running or killed"), "config": settings_of(config),
                      "given": words_of(config), "summary": summary})  # fmt: skip
     return runs, left_out
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: it is nothing that a run writes.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"its summary.json has more than {LARGEST} bytes")
+    try:
+        told = json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError("its summary.json is no summary") from None
+    numbers = [told.get(key) or {} for key in ("best", "last", "test")] if isinstance(told, dict) else [None]
+    whole = all(
+        isinstance(part, dict) and all(isinstance(value, (int, float, type(None))) for value in part.values())
+        for part in numbers
+    )
+    if not whole or not str(told.get("status", "")).isalpha():
+        raise ValueError("its summary.json is no summary")
+    return told
 
 
 def words_of(config: dict[str, Any]) -> set[str]:

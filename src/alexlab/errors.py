@@ -52,6 +52,7 @@ SYSTEM = {
     errno.EDQUOT: "the disk quota is used up: free some, or write elsewhere with paths.logs=PATH.",
     errno.EACCES: "no permission there: choose another place with paths.logs=PATH or data.root=PATH.",
     errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
+    errno.ELOOP: "that is a link, through which nothing is written: remove it, or choose another place.",
     errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
 }
 

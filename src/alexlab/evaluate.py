@@ -22,6 +22,8 @@ from alexlab.errors import UserError
 from alexlab.memory import keep_memory
 from alexlab.trainer import Devices, choose_precision, find_devices
 
+MOST_RANKS = 65_536  # that a summary.json may tell of
+
 
 def check_images(found: dict[str, Any], data: ImageFolders, its: DictConfig) -> None:
     """Tell where the run's own folder holds other images by now.
@@ -96,6 +98,8 @@ def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
     if config.data.root is not None:
         its.data.root = str(Path(config.data.root).expanduser().resolve())
         its.data.demo_seed = its.data.idx = None
+    elif not Path(its.data.root).is_relative_to(config.paths.data):
+        its.data.demo_seed = its.data.idx = None  # of a run from elsewhere: nothing is written where it says
     if config.data.num_workers is not None:
         its.data.num_workers = config.data.num_workers
     its.data.cache = None  # each image is read once
@@ -122,9 +126,12 @@ def read_images(
     checkpoint.check_classes(found, data.classes, data.root)
     data.readable_classes = loading.readable_classes(found, its)
     if its.trainer.limit_test_batches is None:  # the very batches of training's own test, whose sums round alike
-        data.world_size = rundir.read_summary(run_dir).get("world_size", 1)
+        ranks = rundir.read_summary(run_dir).get("world_size", 1)
+        data.world_size = ranks if isinstance(ranks, int) and 1 <= ranks <= MOST_RANKS else 1
     if config.data.root is None:
         check_images(found, data, its)
+    for line in [*data.left_out(), *data.lacking()]:
+        print(f"note: {line}")
     return data
 
 

@@ -97,10 +97,11 @@ def predict(config: DictConfig) -> None:
     broken: dict[str, str] = {}
     table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
     console = Console()
-    beside = out.with_name(f".{out.name}.tmp")
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
     with (
         discarded(beside),
-        beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        beside.open("x", newline="", encoding="utf-8", errors="surrogateescape") as file,
         torch.inference_mode(),
     ):
         writer = csv.writer(file)

@@ -213,7 +213,7 @@ def locked(run_dir: Path, name: str = ".lock") -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    file = os.open(run_dir / name, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(run_dir / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

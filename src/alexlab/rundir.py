@@ -123,8 +123,17 @@ class Console(logging.StreamHandler):
             super().handleError(record)
 
 
+def unlinked(path: str, flags: int) -> int:
+    """To open with: an OSError for a symbolic link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+
+
 class LogFile(logging.FileHandler):
-    """On a full disk the run has something better to tell than where its log could not be written."""
+    """No link, which a run from elsewhere might have to somebody's file. On a full disk the run has something better
+    to tell than that its log could not be written."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=unlinked)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         error = sys.exc_info()[1]
@@ -174,10 +183,11 @@ def git_state() -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    beside = path.with_suffix(".json.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
     try:
-        with naming(path):
-            beside.write_text(json.dumps(_finite(secrecy.hidden(values)), indent=2, allow_nan=False) + "\n")
+        with naming(path), beside.open("x") as file:  # and no link that somebody has put there
+            file.write(json.dumps(_finite(secrecy.hidden(values)), indent=2, allow_nan=False) + "\n")
     except OSError:
         beside.unlink(missing_ok=True)
         raise

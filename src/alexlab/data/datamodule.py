@@ -108,6 +108,11 @@ class ImageFolders(pl.LightningDataModule):
         else:
             self.splits = {**(self._read_splits() if (self.root / "train").is_dir() else self._read_one_folder())}
         train = self.splits["train"]
+        if len(train.classes) == 1:
+            (label,) = train.classes
+            inside = folder_index.class_folders(train.root / label) if isinstance(train, ImageIndex) else ()
+            deeper = f": its folders are {folder_index.some(inside)}; are they the classes?" if inside else "."
+            raise UserError(f"{train.root} holds one class, {label}, and there is nothing to tell apart{deeper}")
         if self.expected_classes is not None and self.expected_classes != len(train.classes):
             raise UserError(
                 f"data.num_classes={self.expected_classes}, but {train.root} holds {len(train.classes)} classes: "
@@ -172,6 +177,12 @@ class ImageFolders(pl.LightningDataModule):
                 f"{self.root} holds no train/ folder: it must hold train/ and val/ with a folder of images a class in "
                 "each, or class folders alone, to be split with data.val_fraction=0.1."
                 + (f" Did you mean data.root={near}?" if near else "")
+            )
+        splits = [name for name in folder_index.class_folders(self.root) if name in SPLITS]
+        if splits:
+            raise UserError(
+                f"{self.root} holds {' and '.join(splits)} but no train/: add it, or point data.root at a folder of "
+                "class folders to split it with data.val_fraction."
             )
         fractions = {"val": self.val_fraction, "test": self.test_fraction}
         return folder_index.split(
@@ -304,7 +315,7 @@ class ImageFolders(pl.LightningDataModule):
             index = self.keeping.in_ram(split, self.splits, self.trainer)
         dataset = ImageDataset(index, self.transforms[split], self.seed, self.on_error, whole)
         if self.keeping.cache == "device" and split != "test":
-            held = self.keeping.on_device(split, dataset, self._device, self.num_workers)
+            held = self.keeping.on_device(split, dataset, self._device, self.num_workers, self.timeout)
             return DeviceLoader(dataset, batches, held)
         return Loader(dataset, batches, self.num_workers, self._device.type == "cuda", self.timeout)
 

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 ORIENTATION = 0x0112  # the EXIF tag
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # of its values, once 5 to 8 have rows and columns exchanged
 USUAL = 2**18  # bytes: most files have less
+LARGEST = 2**29  # bytes of a file that is read at all
+SCANS = 100  # of a JPEG, which repeats its pixels in each; a progressive one has about ten
 BLOCK = 16  # the most rows that a JPEG's blocks of all three colours take
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
 # of Pillow's many formats those of images on the web: others start programs (EPS, Ghostscript) or are seldom looked at
@@ -76,6 +79,10 @@ class Picture:
         self.image: Image.Image | None = None
         self.jpeg = b""
         plain = plain_jpeg(source) if isinstance(source, bytes) else None
+        if isinstance(source, bytes) and source[:2] == b"\xff\xd8" and source.count(b"\xff\xda") > SCANS:
+            raise OSError(
+                f"it has {source.count(bytes([0xFF, 0xDA]))} scans, and {SCANS} are the most that are decoded"
+            )
         if plain is not None:
             assert isinstance(source, bytes)
             self.jpeg, self.stored, self.orientation, self.frame = source, *plain
@@ -171,6 +178,8 @@ def formats() -> tuple[str, ...]:
 
 def orientation_of(image: Image.Image) -> int:
     """1 to 8, the EXIF orientation; 1 also where it is nonsense, as for Pillow's exif_transpose."""
+    if image.format == "TIFF":  # which Pillow turns by itself
+        return 1
     told = image.getexif().get(ORIENTATION)
     return told if isinstance(told, int) and 2 <= told <= 8 else 1
 
@@ -251,6 +260,11 @@ def _content(path: str) -> bytes:
     """Of a file: in three calls, where Python's open and read make ten, between which other threads may take over."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe called .jpg would be waited for
     try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISFIFO(found.st_mode):
+            raise OSError("it is a device or a folder, and no file")
+        if found.st_size > LARGEST:
+            raise OSError(f"it has {found.st_size:,} bytes, and {LARGEST:,} are the most that an image may have")
         content = os.read(file, USUAL)
         if len(content) == USUAL:
             parts = [content]
@@ -300,7 +314,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers: save it with eight bits a channel")
     if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: convert() would clip instead of scaling
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "palette images with transparency should be converted to RGBA"
         return image.convert("RGB")

@@ -38,7 +38,9 @@ class OnDevice:
         BrokenImageError: one cannot be read.
     """
 
-    def __init__(self, dataset: ImageDataset, device: torch.device, num_workers: int, name: str) -> None:
+    def __init__(
+        self, dataset: ImageDataset, device: torch.device, num_workers: int, name: str, timeout: float | None = None
+    ) -> None:
         """
         Args:
             dataset: of images of one size that are left whole.
@@ -51,7 +53,7 @@ class OnDevice:
         self.images = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
         self.targets = torch.from_numpy(dataset.index.targets).to(device)
         done = 0
-        for images, *_ in Loader(reader, InTurns(count), num_workers, pinned=device.type == "cuda"):
+        for images, *_ in Loader(reader, InTurns(count), num_workers, device.type == "cuda", timeout):
             self.images[done : done + len(images)] = images.permute(0, 2, 3, 1)
             done += len(images)
         log.info(

@@ -185,7 +185,9 @@ def _images(folder: Path, label: str, visited: dict[bytes, int], ignored: Counte
                     if name[0] == 46:  # a dot: hidden
                         continue
                     ending = name[name.rfind(b".") :]
-                    if (ending in KNOWN or ending.lower() in KNOWN) and not entry.is_dir(follow_symlinks=False):
+                    if (ending in KNOWN or ending.lower() in KNOWN) and not (
+                        entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir())
+                    ):
                         found.append(prefix + name)
                     elif entry.is_dir():
                         within = (*above, os.path.realpath(top + here))

@@ -80,9 +80,23 @@ def _recall(file: Path, folder: Path) -> ImageIndex | None:
                 return None
             classes = tuple(os.fsdecode(name) for name in held["classes"].tobytes().split(b"\0"))
             ignored = json.loads(held["ignored"].tobytes())
-            return ImageIndex(folder, held["names"].tobytes(), held["ends"], held["targets"], classes, ignored)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or not whole: read anew
-        return None
+            index = ImageIndex(folder, held["names"].tobytes(), held["ends"], held["targets"], classes, ignored)
+            return index if _fits(index) else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile):
+        return None  # not there, or not whole: read anew
+
+
+def _fits(index: ImageIndex) -> bool:
+    """Whether each array is what `scan` makes: whole numbers, targets that grow, names one after the other."""
+    ends, targets = index.ends, index.targets
+    if ends.dtype != np.int64 or targets.dtype != np.int64 or ends.shape != targets.shape or ends.ndim != 1:
+        return False
+    steps = np.diff(ends, prepend=0)
+    counted = isinstance(index.ignored, dict) and all(isinstance(n, int) for n in index.ignored.values())
+    return bool(
+        len(ends) and steps.min() > 0 and ends[-1] == len(index.names) and counted
+        and targets[0] >= 0 and np.diff(targets, prepend=0).min() >= 0 and targets[-1] < len(index.classes)
+    )  # fmt: skip
 
 
 def _keep(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:

@@ -65,9 +65,11 @@ class Keeping:
             self._in_ram[split] = RamCache(index, room) if alone else self._shared(index, room, trainer)
         return self._in_ram[split]
 
-    def on_device(self, split: str, dataset: ImageDataset, device: torch.device, num_workers: int) -> OnDevice:
+    def on_device(
+        self, split: str, dataset: ImageDataset, device: torch.device, num_workers: int, timeout: float | None
+    ) -> OnDevice:
         if split not in self._on_device:
-            self._on_device[split] = OnDevice(dataset, device, num_workers, split)
+            self._on_device[split] = OnDevice(dataset, device, num_workers, split, timeout)
         return self._on_device[split]
 
     @functools.cached_property

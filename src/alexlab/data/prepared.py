@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from alexlab.errors import UserError
 
 VERSION = 1
 ABOUT = "prepared.json"
+MOST, MOST_EACH = 10**6, 5_000  # bytes of a SPLIT.npz's arrays, and of those for each image, its name included
 ARRAYS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "ends")
 
 
@@ -131,6 +133,30 @@ class PreparedIndex:
         return digest.hexdigest()[:16]
 
 
+def check(split: str, told: dict[str, Any], held: dict[str, np.ndarray], names: int, sizes: list[int]) -> None:
+    """Raises ValueError where a split's arrays would lead outside of its files: they may be anybody's."""
+    count = told["splits"][split]["images"]
+    for key, array in held.items():
+        if array.shape != (count,) or array.dtype.kind not in "iu":
+            raise ValueError(f"{key} of {split} are not {count} whole numbers")
+    wide = {key: array.astype(np.int64) for key, array in held.items()}
+    limits = {"targets": len(told["classes"]), "shards": len(sizes)}
+    for key, most in limits.items():
+        if count and not (wide[key].min() >= 0 and wide[key].max() < most):
+            raise ValueError(f"{key} of {split} are not from 0 to {most - 1}")
+    if not count:
+        return
+    steps = np.diff(wide["ends"], prepend=0)
+    if steps.min() < 0 or wide["ends"][-1] > names:
+        raise ValueError(f"the names of {split} do not fit their lengths")
+    ends = wide["offsets"] + wide["sizes"]
+    if min(wide["offsets"].min(), wide["sizes"].min()) < 0 or (ends > np.array(sizes)[wide["shards"]]).any():
+        raise ValueError(f"images of {split} lie outside of their shards")
+    area = 3 * wide["heights"] * wide["widths"]
+    if told["format"] == "raw" and (area != wide["sizes"]).any():
+        raise ValueError(f"images of {split} have other sizes than their pixels")
+
+
 def is_prepared(root: Path) -> bool:
     return (root / ABOUT).is_file()
 
@@ -157,20 +183,34 @@ def read(root: Path) -> dict[str, PreparedIndex]:
     Raises:
         UserError: a part is missing, or shorter or longer than it was.
     """
-    told = about(root)
+    try:
+        return _read(root, about(root))
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{root} is not what prepare.py writes ({error}): prepare the images anew.") from None
+
+
+def _read(root: Path, told: dict[str, Any]) -> dict[str, PreparedIndex]:
     splits = {}
     for split, part in told["splits"].items():
         files = []
         for shard in part["shards"]:
+            if Path(shard["file"]).name != shard["file"] or split not in ("train", "val", "test"):
+                raise ValueError(f"{split}: {shard['file']} lies elsewhere")
             path = root / shard["file"]
             size = path.stat().st_size if path.is_file() else None
             if size != shard["bytes"]:
                 found = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
                 raise UserError(f"{path} {found}: copy it again, or remove {root / ABOUT} and run prepare.py again.")
             files.append(path)
+        with zipfile.ZipFile(root / f"{split}.npz") as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > MOST + MOST_EACH * part["images"]:
+                raise ValueError(f"{split}.npz would unpack to more than its images need")
         with np.load(root / f"{split}.npz", allow_pickle=False) as arrays:
             held = {key: arrays[key] for key in ARRAYS}
             names = arrays["names"].tobytes()
+        check(split, told, held, len(names), [shard["bytes"] for shard in part["shards"]])
         splits[split] = PreparedIndex(
             root, told["format"], tuple(files), tuple(told["classes"]), names, held, json.dumps(told["recipe"])
         )

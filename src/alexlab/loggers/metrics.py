@@ -10,6 +10,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from alexlab.errors import naming
+from alexlab.rundir import unlinked
 
 
 class MetricsLogger(Logger):
@@ -54,7 +55,10 @@ class MetricsLogger(Logger):
             write(self.path, self.columns, read(self.path)[1])
         line = io.StringIO(newline="")
         csv.DictWriter(line, self.columns).writerow(row)
-        with naming(self.path), self.path.open("ab") as file:  # one write: a kill leaves it out, or leaves it whole
+        with (
+            naming(self.path),
+            open(self.path, "ab", opener=unlinked) as file,
+        ):  # one write: a kill leaves it out, or leaves it whole
             file.write(line.getvalue().encode())
         self.rows += 1
 

@@ -143,6 +143,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self._wandb_init["mode"] = mode
             self._experiment = None
             run = self.experiment
+        self._known_by.unlink(missing_ok=True)
         self._known_by.write_text(f"{run.id}\n")
         folder = shown(Path(run.dir).parent)
         where = f" upload later with `wandb sync {folder}`" if mode == "offline" else f" {run.url}"
