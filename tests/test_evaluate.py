@@ -220,11 +220,13 @@ def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) ->
         (run_dir / name).symlink_to(precious)
     assert command("eval.py", f"run={run_dir}").returncode == 0
     assert command("predict.py", f"run={run_dir}", f"images={data}/val").returncode == 0
+    own = (run_dir / "config.yaml").read_text()
     config = OmegaConf.load(run_dir / "config.yaml")
     config.data.demo_seed, config.data.root = 0, str(tmp_path / "elsewhere")
     OmegaConf.save(config, run_dir / "config.yaml")
     assert command("eval.py", f"run={run_dir}").returncode == 2
     assert not (tmp_path / "elsewhere").exists()
+    (run_dir / "config.yaml").write_text(own)
     (run_dir / "train.log").unlink()
     (run_dir / "train.log").symlink_to(precious)
     done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")
