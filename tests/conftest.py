@@ -3,6 +3,12 @@
 import contextlib
 import json
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # OpenMP's threads wait for each other by spinning: those of several tests at once on the same cores take ten times
+    # as long, and each test is small
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import select
 import signal
 import subprocess

@@ -75,7 +75,7 @@ def untrained(model: str, composed: Any, folder: Path) -> Path:
         norm.running_mean.normal_(0, 0.3)
         norm.running_var.uniform_(0.5, 2)
     (folder / "checkpoints").mkdir(parents=True)
-    OmegaConf.save(config, folder / "config.yaml")
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
     state = {f"net.{key}": value for key, value in net.state_dict().items()}
     size = float(net.eval()(torch.randn(4, 3, 64, 64)).detach().abs().max())
     for key in list(state)[-2:]:  # the last layer's
