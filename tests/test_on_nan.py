@@ -219,6 +219,15 @@ def test_skip_beside_a_scaler(fused: str, harness: Harness, monkeypatch: pytest.
     assert "in batch 4 of epoch 1" in told
 
 
+def test_skip_ends_where_a_step_itself_spoils_the_weights(harness: Harness) -> None:
+    """By a rate that is much too high: there is no gradient that could have been left out."""
+    with pytest.raises(
+        UserError, match=r"^on_nan=skip: the weights became nan or inf in batch 1 of epoch 1 .* cannot be"
+    ):
+        harness.train("run", "on_nan=skip", "optimizer.lr=1e38", "scheduler.warmup=0", "scheduler=constant")
+    assert not (harness.folder / "run/checkpoints/last.ckpt").exists()
+
+
 def test_ten_in_a_row_are_in_a_row(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where good steps between them were not looked at."""
     poison(monkeypatch, {(epoch, batch) for epoch in range(9) for batch in (0, 2, 4)})

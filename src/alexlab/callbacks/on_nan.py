@@ -116,9 +116,14 @@ class OnNan(Callback):
         else:  # of the last step: one before would have shown in a loss
             first = self.last - self.last % trainer.accumulate_grad_batches
             batches_ = list(range(first, self.last + 1))
-            what = self._name(trainer, batches_, list(range(len(told))), "a gradient became nan or inf")
+            became = "a gradient became nan or inf" if left_out else "the weights became nan or inf"
+            what = self._name(trainer, batches_, list(range(len(told))), became)
         if len(losses) > trainer.accumulate_grad_batches:  # good steps lay between
             self.in_a_row = 0
+        if self.mode == "skip" and any(rank[0] for rank in told):
+            raise UserError(
+                f"on_nan=skip: {what}, though loss and gradient were numbers, which cannot be left out. {HELP}."
+            )
         {"stop": self._stop, "skip": self._skip, "rollback": self._go_back}[self.mode](trainer, what)
 
     def _name(self, trainer: pl.Trainer, batches: list[int], ranks: list[int], became: str) -> str:
