@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -23,6 +24,9 @@ import pytest
 from PIL import Image
 
 from alexlab.data.demo import write_demo
+
+if TYPE_CHECKING:
+    from resuming import Harness
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +46,18 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = root / "val" / "arrow" / "0000.jpg"
     (first.parent / "extra.jpg").write_bytes(first.read_bytes())
     return root
+
+
+@pytest.fixture
+def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Harness]":
+    """See resuming.py; with one thread, as each of its networks is tiny."""
+    import torch
+    from resuming import Harness
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Harness(shapes, tmp_path, monkeypatch)
+    torch.set_num_threads(before)
 
 
 def photo(path: Path, size: tuple[int, int] = (80, 70), seed: int = 0, **save: object) -> Path:

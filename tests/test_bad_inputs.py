@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, photo, summary_of, tiny_train
 from PIL import Image, ImageOps
+from test_decode import whole as pixels_of
 
 from alexlab.data import decode
 from alexlab.data.datamodule import ImageFolders
@@ -157,14 +158,6 @@ def table(first: str) -> dict[str, str]:
     _, _, below = text.partition(f"| {first} |")
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", below.partition("\n\n")[0], re.MULTILINE)
     return {kind: outcome for kind, outcome in rows if not kind.startswith("-")}
-
-
-def pixels_of(path: Path) -> np.ndarray:
-    picture = decode.Picture(path.read_bytes())
-    width, height = picture.size
-    out = torch.empty(1, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    decode.crop_resize(picture, (0, 0, width, height), (height, width), (0, 0), out)
-    return out[0].permute(1, 2, 0).numpy()
 
 
 def test_the_tables_have_the_kinds_that_are_tested() -> None:

@@ -6,8 +6,7 @@ In this process; see test_faults.py for processes that are really killed.
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,19 +22,6 @@ from alexlab.errors import UserError
 from alexlab.loggers import metrics
 
 BATCHES = 10  # of two epochs
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
-    return Harness(shapes, tmp_path, monkeypatch)
 
 
 SETTINGS = [

@@ -3,7 +3,6 @@
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,6 @@ from alexlab.classifier import ImageClassifier
 from alexlab.data.index import scan
 from alexlab.errors import UserError
 from alexlab.sums import Sums
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
-    return Harness(shapes, tmp_path, monkeypatch)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, batches: set[tuple[int, int]]) -> None:
