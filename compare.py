@@ -1,4 +1,4 @@
-"""Compare runs: python compare.py [runs=FOLDER|GLOB|[A,B]] [sort=val/acc1]."""
+"""Compare runs: python compare.py [runs=FOLDER|GLOB|[A,B]] [where="optimizer.lr>0.01"] [format=html]."""
 
 import sys
 
@@ -14,9 +14,9 @@ def main(config):  # type: ignore[no-untyped-def]
     from alexlab.rules import COMPARE_RULES, check
 
     check(config, COMPARE_RULES)
-    from alexlab.compare import compare
+    from alexlab.compare.show import show
 
-    compare(config)
+    show(config)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def test_a_script_leaves_torch_behind_where_nothing_follows(tmp_path: Path) -> N
         (["train.py", "optimizer.lr=[1"], "optimizer.lr=[1: cannot be read as key=value (no viable alternative"),
         (["eval.py"], "run is missing: give a run's directory with run=PATH, or run=latest."),
         (["eval.py", "run=latest", "data.num_workers=-1"], "data.num_workers=-1: must be a whole number, at least 0"),
-        (["compare.py", "most=0"], "most=0: must be a whole number, at least 1."),
+        (["compare.py", "most=0"], "most=0: must be a whole number, at least 1, or null."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,18 +1,26 @@
-"""The table of runs."""
+"""The table of runs: found, read, filtered, grouped by seed, in each format, and whether two are equal."""
 
+import csv
+import io
 import json
+import os
+import statistics
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import command
-from omegaconf import OmegaConf
 
-from alexlab import compare
-from alexlab.errors import UserError
+from alexlab import config as configs
+from alexlab.compare import runs as reading
+from alexlab.compare.groups import grouped, ranked
+from alexlab.compare.runs import Run, find, read
+from alexlab.compare.settings import differing
+from alexlab.compare.where import chosen
+from alexlab.restore import locked
 
 
-def make_run(folder: Path, lr: float, acc1: float | None, **more: object) -> None:
+def make_run(folder: Path, lr: float, acc1: float | None, **more: object) -> Path:
     folder.mkdir(parents=True)
     config = {"model": {"name": "alexnet"}, "optimizer": {"lr": lr}, "run_dir": str(folder), **more}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -20,6 +28,15 @@ def make_run(folder: Path, lr: float, acc1: float | None, **more: object) -> Non
         summary = {"status": "finished", "best": {"val/acc1": acc1, "val/loss": 1.5}, "last": {"val/acc1": acc1 / 2},
                    "test": {"test/acc1": 0.25}, "images_per_second": 123.4, "seconds": 5.5}  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def run_of(config: dict, given: tuple[str, ...] = (), status: str = "finished", **numbers: float) -> Run:
+    best = {key.replace("_", "/"): value for key, value in numbers.items()}
+    return Run(Path("x"), "x", status, config, {"best": best}, set(given))
+
+
+# -- the table
 
 
 def test_best_first_with_the_keys_that_differ(tmp_path: Path) -> None:
@@ -36,67 +53,30 @@ def test_best_first_with_the_keys_that_differ(tmp_path: Path) -> None:
     assert [row.split()[0] for row in rows[:3]] == ["b", "a", "c"]
     assert "0.7500" in rows[0]
     assert "0.3750" in rows[0]
-    assert "running or killed" in rows[2]
+    assert "unfinished" in rows[2]
     assert "optimizer.lr=0.2" in rows[0]
     assert "optimizer.lr=0.1" in rows[1]
     assert "model.name" not in done.stdout
     assert f"left out: {tmp_path}/runs/d (" in done.stdout
 
 
-def test_one_run_globs_and_lists(tmp_path: Path) -> None:
+def test_one_run_globs_lists_and_links(tmp_path: Path) -> None:
     make_run(tmp_path / "multiruns/x/0", 0.1, 0.5)
     make_run(tmp_path / "multiruns/x/1", 0.1, 0.5, seed=1)
-    found = compare.find([str(tmp_path / "multiruns/*/0"), str(tmp_path / "multiruns/x/0"), "x/0"], tmp_path)
+    found = find([str(tmp_path / "multiruns/*/0"), str(tmp_path / "multiruns/x/0"), "x/0"], tmp_path)
     assert found == [tmp_path / "multiruns/x/0"]
-    runs, left_out = compare.read(compare.find([str(tmp_path)], tmp_path))
-    assert ([run["name"] for run in runs], left_out) == (["x/0", "x/1"], [])
-    assert compare.differing(runs) == [{}, {"seed": 1}]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/link").symlink_to(tmp_path / "multiruns/x/1")
+    assert find([str(tmp_path / "other")], tmp_path) == [tmp_path / "multiruns/x/1"]
+    runs, left_out = read(find([str(tmp_path)], tmp_path))
+    assert ([run.name for run in runs], left_out) == (["x/0", "x/1"], [])
+    assert differing(runs) == [{}, {"seed": 1}]
 
 
-def test_a_groups_choice_tells_what_comes_with_it() -> None:
-    base = {"data.name": "demo", "data.root": "a", "optimizer.lr": 0.1}
-    runs: list[dict] = [
-        {"given": set(), "config": base},
-        {"given": set(), "config": {**base, "data.name": "folder", "data.root": "b"}},
-        {"given": set(), "config": {**base, "data.name": "folder", "data.root": "c"}},
-    ]
-    assert compare.differing(runs) == [
-        {"data.name": "demo"},
-        {"data.name": "folder", "data.root": "b"},
-        {"data.name": "folder", "data.root": "c"},
-    ]
-
-
-def test_an_option_tells_what_comes_with_it() -> None:
-    """augment=strong is one setting, and not its erasing, mixup and cutmix as well; what was changed by hand is."""
-    base = {"choices.augment": "basic", "augment.erase": 0.0, "augment.mixup": 0.0, "seed": 0}
-    strong = {**base, "choices.augment": "strong", "augment.erase": 0.25, "augment.mixup": 0.2}
-    runs: list[dict] = [{"config": base}, {"config": strong}, {"config": {**strong, "augment.mixup": 0.4}}]
-    for run in runs:
-        run["given"] = set()
-    assert compare.differing(runs) == [
-        {"augment": "basic"},
-        {"augment": "strong", "augment.mixup": 0.2},
-        {"augment": "strong", "augment.mixup": 0.4},
-    ]
-
-
-def test_what_a_command_line_gave_is_told_beside_another_option() -> None:
-    runs = [
-        {"given": set(), "config": {"choices.trainer": "auto", "trainer.max_epochs": 10, "trainer.devices": 1}},
-        {"given": {"trainer.max_epochs"},
-         "config": {"choices.trainer": "ddp", "trainer.max_epochs": 50, "trainer.devices": 2}},
-    ]  # fmt: skip
-    assert compare.differing(runs) == [
-        {"trainer": "auto", "trainer.max_epochs": 10},
-        {"trainer": "ddp", "trainer.max_epochs": 50},
-    ]
-
-
-def test_runs_from_before_options_were_kept_are_compared_by_their_keys() -> None:
-    old = {"given": set(), "config": {"optimizer.lr": 0.1}}
-    new = {"given": set(), "config": {"optimizer.lr": 0.2, "choices.optimizer": "sgd"}}
-    assert compare.differing([old, new]) == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
+def test_a_folder_that_holds_itself_ends(tmp_path: Path) -> None:
+    make_run(tmp_path / "a/run", 0.1, 0.5)
+    (tmp_path / "a/again").symlink_to(tmp_path)
+    assert find([str(tmp_path)], tmp_path) == [tmp_path / "a/run"]
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
@@ -116,13 +96,44 @@ def test_it_fits_the_terminal(columns: int, tmp_path: Path) -> None:
     assert "2 runs" in done.stdout, "by the names that it shows"
 
 
-def test_no_runs_and_no_such_metric(tmp_path: Path) -> None:
-    ask = OmegaConf.create({"runs": str(tmp_path), "paths": {"logs": str(tmp_path)}, "sort": "val/acc1", "most": 5})
-    with pytest.raises(UserError, match="no run is there"):
-        compare.compare(ask)
+def test_mistakes(tmp_path: Path) -> None:
+    def told(*words: str) -> str:
+        done = command("compare.py", f"paths.logs={tmp_path}", *words)
+        assert done.returncode == 2, done.stdout
+        assert len(done.stderr.splitlines()) <= 4
+        return done.stderr
+
+    assert "no run is there" in told(f"runs={tmp_path}")
     make_run(tmp_path / "runs/a", 0.1, 0.5)
-    with pytest.raises(UserError, match="sort=val/f1: must be one of test/acc1, val/acc1, val/loss"):
-        compare.compare(OmegaConf.merge(ask, {"sort": "val/f1"}))  # type: ignore[arg-type]
+    near = "sort=val/acc: no run has such a number. Did you mean val/acc1? There are: images_per_second, last/val/acc1,"
+    assert near in told(f"runs={tmp_path}", "sort=val/acc")
+    assert "equal=true compares two runs, and there are 1" in told(f"runs={tmp_path}", "equal=true")
+    for words, answer in {
+        "optimizer.l>1": "where=optimizer.l>1: no run has optimizer.l. Did you mean optimizer.lr?",
+        "model.name>1": "where=model.name>1: alexnet is no number: with texts, = and != and ~ (holds) do.",
+        "optimizer.lr": "optimizer.lr is no condition: write KEY SIGN VALUE",
+        "optimizer.lr>5": "where=optimizer.lr>5: it holds of none of the 1 runs",
+    }.items():
+        assert answer in told(f"runs={tmp_path}", f"where={words}")
+    assert "format=xml: must be one of table, markdown, csv, json, html" in told("format=xml")
+    assert "most=0: must be a whole number, at least 1" in told("most=0")
+
+
+# -- reading runs of any age
+
+
+def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
+    for name in ("on", "killed"):
+        folder = make_run(tmp_path / name, 0.1, None)
+        (folder / ".lock.rank").touch()
+        (folder / "metrics.csv").write_text(
+            "step,val/acc1,val/loss,train/loss_step\n9,,,1.5\n9,0.5,1.25,\n19,0.75,1.5,\n29,0.7"
+        )
+    with locked(tmp_path / "on", ".lock.rank"):
+        runs, _ = read([tmp_path / "on", tmp_path / "killed"])
+    assert [run.status for run in runs] == ["running", "unfinished"]
+    for run in runs:  # what was measured so far; the torn row's numbers are those that are there
+        assert run.numbers == {"val/acc1": 0.75, "val/loss": 1.25, "last/val/acc1": 0.7, "last/val/loss": 1.5}
 
 
 @pytest.mark.parametrize(
@@ -134,8 +145,10 @@ def test_no_runs_and_no_such_metric(tmp_path: Path) -> None:
         ("summary.json", '{"status": "\\u001b[2J"}'),
         ("summary.json", "[" * 100_000),
         ("config.yaml", "a: &a [x]\nmodel: *a\n"),
+        ("config.yaml", "model: &a [x]\nb: *a\n"),
         ("config.yaml", "x" * (2**20 + 1)),
         ("config.yaml", "[" * 50_000),
+        ("config.yaml", "model: {name: a}\n---\nmodel: {name: b}\n"),
     ],
     ids=lambda value: value[:20],
 )
@@ -148,3 +161,216 @@ def test_what_is_no_run_is_left_out_and_the_others_are_shown(name: str, text: st
     assert f"left out: {tmp_path}/runs/b" in done.stdout
     assert "0.5000" in done.stdout
     assert "\x1b[2J" not in done.stdout
+
+
+def test_what_is_odd_in_one_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", 0.1, 0.5)
+    make_run(tmp_path / "runs/b", 0.1, 0.75, overrides=5, optimizer=["x"], model={"name": ["x"]}, note={"x": {1: [2]}})
+    folder = make_run(tmp_path / "runs/c", 0.1, 0.5)
+    odd = {
+        "status": "finished",
+        "best": {"val/acc1": 10**400},
+        "images_per_second": "x",
+        "dataset": [],
+        "seconds": None,
+    }
+    (folder / "summary.json").write_text(json.dumps(odd))
+    (tmp_path / "runs/d").mkdir()
+    os.mkfifo(tmp_path / "runs/d/config.yaml")
+    (tmp_path / "runs/e").mkdir()
+    os.mkfifo(tmp_path / "runs/e/run-x.wandb")
+    for form in ("table", "csv", "html", "json", "markdown"):
+        done = command("compare.py", f"runs={tmp_path}", f"format={form}", f"out={tmp_path}/{form}")
+        assert done.returncode == 0, done.stderr
+        assert f"{tmp_path}/runs/d (ValueError: its config.yaml is no file)" in done.stdout
+        assert "0.5" in (tmp_path / form).read_text()
+
+
+def test_val_tested_again_is_no_test(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", 0.1, 0.5)
+    summary = json.loads((folder / "summary.json").read_text())
+    for images, known in (({"train": 5, "val": 2}, False), ({"train": 5, "test": 2}, True)):
+        (folder / "summary.json").write_text(json.dumps({**summary, "dataset": {"images": images}}))
+        assert ("test/acc1" in read([folder])[0][0].numbers) == known
+
+
+def test_configs_are_read_by_their_blocks_as_yaml_reads_them(tmp_path: Path) -> None:
+    texts = [
+        "a: 1\nb:\n  c: [1, 2]\n  d: |\n    x: 1\n\n    y\nlist:\n- a\n- b: 2\n",
+        "# note\na: 'it''s'\n\nb: \"x\\n\"\n# more\nc: >-\n  folded\n  text\n'quoted key': 1\n? odd\n: 2\n",
+        "a: 1\na: 2\n",
+        "'a': {b: 1,\n  c: 2}\nd: null\ne: 1e-3\nf: 2026-01-01\n",
+    ]
+    blocks: dict = {}
+    for number, text in enumerate(texts * 2):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        assert reading.config_of(path, blocks) == configs.read(path) == yaml.safe_load(text)
+    assert b"a: 1\n" in blocks
+
+
+# -- settings
+
+
+def test_a_groups_choice_tells_what_comes_with_it() -> None:
+    base = {"data.name": "demo", "data.root": "a", "optimizer.lr": 0.1}
+    runs = [run_of(base), *(run_of({**base, "data.name": "folder", "data.root": root}) for root in "bc")]
+    assert differing(runs) == [
+        {"data.name": "demo"},
+        {"data.name": "folder", "data.root": "b"},
+        {"data.name": "folder", "data.root": "c"},
+    ]
+
+
+def test_an_option_tells_what_comes_with_it() -> None:
+    """augment=strong is one setting, and not its erasing, mixup and cutmix as well; what was changed by hand is."""
+    base = {"choices.augment": "basic", "augment.erase": 0.0, "augment.mixup": 0.0, "seed": 0}
+    strong = {**base, "choices.augment": "strong", "augment.erase": 0.25, "augment.mixup": 0.2}
+    assert differing([run_of(base), run_of(strong), run_of({**strong, "augment.mixup": 0.4})]) == [
+        {"augment": "basic"},
+        {"augment": "strong", "augment.mixup": 0.2},
+        {"augment": "strong", "augment.mixup": 0.4},
+    ]
+
+
+def test_what_a_command_line_gave_is_told_beside_another_option() -> None:
+    auto = {"choices.trainer": "auto", "trainer.max_epochs": 10, "trainer.devices": 1}
+    ddp = {"choices.trainer": "ddp", "trainer.max_epochs": 50, "trainer.devices": 2}
+    assert differing([run_of(auto), run_of(ddp, given=("trainer.max_epochs",))]) == [
+        {"trainer": "auto", "trainer.max_epochs": 10},
+        {"trainer": "ddp", "trainer.max_epochs": 50},
+    ]
+
+
+def test_runs_from_before_options_were_kept_are_compared_by_their_keys() -> None:
+    old, new = run_of({"optimizer.lr": 0.1}), run_of({"optimizer.lr": 0.2, "choices.optimizer": "sgd"})
+    assert differing([old, new]) == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
+
+
+# -- seeds
+
+
+def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
+    scores = [0.5, 0.625, 0.75]
+    for seed, score in enumerate(scores):
+        make_run(tmp_path / f"runs/s{seed}", 0.1, score, seed=seed)
+    make_run(tmp_path / "runs/other", 0.2, 0.7, seed=0)
+    make_run(tmp_path / "runs/open", 0.1, None, seed=3)
+    done = command("compare.py", f"runs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()[2:]}
+    assert list(rows) == ["other", "s0", "open"], "by the mean, 0.625"
+    assert "s0 +2  finished" in rows["s0"]
+    assert f"0.6250±{statistics.stdev(scores):.4f}" in rows["s0"]
+    assert "seed=0,1,2" in rows["s0"]
+    each = command("compare.py", f"runs={tmp_path}", "seeds=each").stdout
+    assert [line.split()[0] for line in each.splitlines()[2:]] == ["s2", "other", "s1", "s0", "open"]
+
+
+def test_losses_ascend_and_what_is_not_known_is_last() -> None:
+    runs = [run_of({"a": n}, val_loss=loss) for n, loss in enumerate((2.0, 1.0, float("nan")))] + [run_of({"a": 9})]
+    order = [group.runs[0].config["a"] for group in ranked(grouped(runs), "val/loss")]
+    assert order[:2] == [1, 0]
+    assert set(order[2:]) == {2, 9}
+
+
+# -- where
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("optimizer.lr>0.1", "bc"), ("optimizer.lr>=0.1", "abc"), ("optimizer.lr = 0.1", "a"), ("name='a'", "a"),
+        ("optimizer.lr==1e-1", "a"), ("ema=null", "abc"), ("optimizer.lr<1e9", "abc"), ("val/acc1>0", "ab"),
+        ("optimizer.lr!=0.1", "bc"), ("val/acc1>0.5 and optimizer.lr<0.3", "b"), ("val/acc1<=0.5 or seed=7", "ac"),
+        ("model.name=alexnet and seed=7 or optimizer.lr=0.1", "ac"), ("model.name~LEX", "abc"), ("name~b", "b"),
+        ("status=finished", "ab"), ("compile=true", "c"), ("compile!=true", "ab"), ("compile=1", ""),
+    ],
+)  # fmt: skip
+def test_where(text: str, names: str) -> None:
+    more: list[dict] = [{"seed": 0, "compile": False}, {"seed": 0, "compile": False}, {"seed": 7, "compile": True}]
+    runs = []
+    for name, lr, acc, rest in zip("abc", (0.1, 0.2, 0.3), (0.5, 0.75, None), more, strict=True):
+        config = {"model.name": "alexnet", "optimizer.lr": lr, "ema": None, **rest}
+        summary = {"best": {"val/acc1": acc}}
+        runs.append(Run(Path(name), name, "finished" if acc else "failed", config, summary))
+    assert "".join(run.name for run in chosen(runs, text)) == names
+
+
+def test_where_on_the_command_line(tmp_path: Path) -> None:
+    """Whatever signs it has, quoted for Hydra by us or by the user."""
+    for lr in (0.1, 0.2, 0.3):
+        make_run(tmp_path / f"runs/{lr}", lr, 0.5, note="it's \\ odd")
+    for words in (
+        "where=optimizer.lr>0.15 and status=finished",
+        "where='optimizer.lr>0.15'",
+        "where=note~it's and optimizer.lr!=0.1",
+    ):
+        done = command("compare.py", f"runs={tmp_path}", words)
+        assert done.returncode == 0, done.stderr
+        assert "2 runs" in done.stdout
+    assert "3 runs" in command("compare.py", f"runs={tmp_path}", "where=null").stdout
+
+
+# -- formats
+
+
+def test_markdown_csv_and_json(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", 0.1, 0.5, seed=0, note="x|y")
+    make_run(tmp_path / "runs/b", 0.1, 0.75, seed=1, note="x|y")
+    make_run(tmp_path / "runs/c", 0.123456789, 0.25, seed=0, note="z")
+    (tmp_path / "runs/d").mkdir()
+    (tmp_path / "runs/d/config.yaml").write_text("{broken")
+
+    def told(*words: str) -> str:
+        done = command("compare.py", f"runs={tmp_path}", *words)
+        assert done.returncode == 0, done.stderr
+        assert "left out" in done.stderr, "beside what another program reads"
+        return done.stdout
+
+    lines = told("format=markdown").splitlines()
+    heads = "| run | status | seed | note | optimizer.lr | best val/acc1 |"
+    assert sorted(lines[0].split(" | ")[2:5]) == ["note", "optimizer.lr", "seed"], heads
+    assert "x\\|y" in lines[2]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    first, second = csv.DictReader(io.StringIO(told("format=csv")))
+    assert (first["run"], first["n"], first["val/acc1"], first["seed"]) == ("a +1", "2", "0.625", "0,1")
+    assert float(first["val/acc1_std"]) == pytest.approx(statistics.stdev([0.5, 0.75]))
+    assert (second["optimizer.lr"], second["val/acc1_std"]) == ("0.123456789", "")
+    whole = json.loads(told("format=json"))
+    assert whole["groups"][0]["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
+    assert [run["path"] for run in whole["groups"][0]["runs"]] == [f"{tmp_path}/runs/a", f"{tmp_path}/runs/b"]
+    assert len(whole["left_out"]) == 1
+    done = command("compare.py", f"runs={tmp_path}", "format=csv", f"out={tmp_path}/new/table.csv")
+    assert f"written to {tmp_path}/new/table.csv" in done.stdout
+    assert (tmp_path / "new/table.csv").read_text() == told("format=csv")
+
+
+# -- equal
+
+
+def test_equal_names_the_first_step_that_differs(tmp_path: Path) -> None:
+    head = "epoch,lr,perf/images_per_second,step,train/loss_step,val/loss\n"
+    rows = ["0,0.1,55.5,9,1.5,", "0,0.1,57.5,19,1.25,", "0,,,19,,1.125"]
+    folders = {
+        "a": rows,
+        "same": ["0,0.1,99.5,9,1.5,", "0,0.1,98.5,19,1.25,1.125"],  # speeds differ, and rows are divided otherwise
+        "other": [rows[0], rows[1].replace("1.25", "1.2500001"), rows[2]],
+        "longer": [*rows, "1,0.1,55.5,29,1.0,"],
+        "apart": ["0,0.1,55.5,14,1.5,"],
+    }
+    for name, lines in folders.items():
+        (make_run(tmp_path / name, 0.1, 0.5) / "metrics.csv").write_text(head + "\n".join(lines) + "\n")
+
+    def equal(a: str, b: str) -> tuple[int, str]:
+        done = command("compare.py", f"runs=[{tmp_path / a},{tmp_path / b}]", "equal=true")
+        return done.returncode, done.stdout + done.stderr
+
+    assert equal("a", "same") == (0, "a and same are equal in all 2 logged steps.\n")
+    assert equal("a", "other") == (1, "a and other differ first at step 19: train/loss_step is 1.25 and 1.2500001.\n")
+    assert equal("longer", "a") == (1, "a ends at step 19, and longer goes on to step 29; equal up to there.\n")
+    code, told = equal("a", "apart")
+    assert code == 2
+    assert "no step is logged in both a and apart" in told
+    (tmp_path / "apart/metrics.csv").unlink()
+    assert f"{tmp_path}/apart has no numbers to compare" in equal("a", "apart")[1]

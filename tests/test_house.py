@@ -11,7 +11,7 @@ from conftest import ROOT
 
 SOURCES = sorted((ROOT / "src/alexlab").rglob("*.py"))
 LATER = {"alexlab.rules.check", "alexlab.run.fit", "alexlab.rules.EVAL_RULES", "alexlab.evaluate.evaluate",
-         "alexlab.rules.COMPARE_RULES", "alexlab.compare.compare",
+         "alexlab.rules.COMPARE_RULES", "alexlab.compare.show.show",
          "alexlab.rules.PREDICT_RULES", "alexlab.predict.predict",
          "alexlab.rules.FIGURES_RULES", "alexlab.redraw.redraw",
          "alexlab.rules.EXPORT_RULES", "alexlab.export.export",
@@ -24,11 +24,11 @@ SCRIPTS = [
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "secrecy", "kinds", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir",
-    "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading",
-    "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume",
-    "restore", "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark", "cli",
-    "__init__",
+    "errors", "secrecy", "kinds", "rules", "targets", "config", "help", "imports", "launch", "words", "memory",
+    "rundir", "compare", "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint",
+    "instantiate", "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan",
+    "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw", "predict", "export", "prepare",
+    "benchmark", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -40,7 +40,8 @@ ONLY = {
                   "export", "prepare", "benchmark", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
-    "wandb": {"loggers", "callbacks", "gallery"},
+    "wandb": {"loggers", "callbacks", "gallery", "compare/boards.py"},
+    "plotly": {"compare"},
     "matplotlib": {"plots"},
     "timm": {"models"},
     "simplejpeg": {"data", "prepare"},
@@ -58,6 +59,7 @@ LIGHT = (
     "help",
     "imports",
     "launch",
+    "words",
     "memory",
     "cli",
 )  # before a task runs

@@ -31,12 +31,14 @@ def test_rates_and_waits(clock: list[float]) -> None:
         clock[0] += 3
         trainer.global_step = step
         watch.on_train_batch_end(trainer, module, None, None, step - 1)
-    assert logged == {"perf/images_per_second_step": 25.0}
+    assert logged == {"perf/images_per_second_step": 25.0, "perf/images": 400, "perf/seconds": 16.0}
+    assert watch.state_dict() == {"images": 400, "seconds": 16.0, "waited": 4.0}, "within an epoch, too"
     clock[0] += 50  # validation and checkpoints are no training
     watch.on_train_epoch_end(trainer, module)
     assert logged["perf/images_per_second"] == 25.0
     assert logged["perf/data_wait"] == 0.25
     assert (watch.total_images, watch.total_seconds) == (400, 16.0)
+    assert watch.state_dict() == {"images": 400, "seconds": 16.0, "waited": 4.0}, "none of it twice"
 
 
 def test_an_epoch_that_had_no_step_left_has_no_rate(clock: list[float]) -> None:

@@ -19,27 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexlab import config as configs
-from alexlab import help, secrecy
+from alexlab import help, secrecy, words
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
 from alexlab.imports import hanging, leave, nothing_follows
 from alexlab.launch import external
 from alexlab.rules import mode_of
 from alexlab.secrecy import masked
-
-FLAGS = (
-    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
-    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
-)  # fmt: skip
-# what other programs call our keys
-SYNONYMS = {
-    "epochs": "trainer.max_epochs", "epoch": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
-    "gpus": "trainer.devices", "num_gpus": "trainer.devices", "workers": "data.num_workers",
-    "resume_from": "resume.run", "checkpoint": "ckpt_path", "bs": "data.batch_size", "wd": "optimizer.weight_decay",
-    "amp": "trainer.precision",
-    "img_size": "data.image_size", "input_size": "data.image_size", "arch": "model.name", "opt": "optimizer._target_",
-    "batch_size": "data.batch_size", "lr": "optimizer.lr", "data_dir": "data.root", "data_path": "data.root",
-}  # fmt: skip
 
 
 class StopSweep(BaseException):
@@ -146,7 +132,10 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
-    sys.argv[1:] = _tidied(sys.argv[1:])
+    try:
+        sys.argv[1:] = words.tidied(sys.argv[1:])
+    except UserError as error:
+        _leave(str(error), 2)
     secret = secrecy.mistakes_in(sys.argv[1:])
     if secret:  # before Hydra, which keeps a sweep's words
         _leave("\n  ".join(secret), 2)
@@ -187,21 +176,6 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         _leave(told, 2)
     if jobs.failed:
         _leave(f"{len(jobs.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(jobs.failed), 1)
-
-
-def _tidied(words: list[str]) -> list[str]:
-    """The command line as Hydra wants it."""
-    for word in words:
-        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
-            near = word.lstrip("-").partition("=")[0]
-            _leave(f"{word}: settings are written key=value, as in {SYNONYMS.get(near, f'optimizer.{near}')}=...", 2)
-    # a shell expands ~ at a word's start alone, and Hydra takes it for a deletion
-    words = [re.sub(r"^\+{0,2}resume=", "resume.run=", word) for word in words]
-    words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
-    flags = {"-m", "--multirun"} & set(words)
-    if flags and external():
-        _leave("a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.", 2)
-    return ["-m", *(word for word in words if word not in flags)] if flags else words  # it must come first
 
 
 def _fill_in(config: DictConfig, hydra_config: Any) -> None:
@@ -299,7 +273,7 @@ def _short(error: Exception, config_name: str) -> str:
         if key in keys:
             inside = ", ".join(k for k in keys if k.startswith(f"{key}."))
             return f"{key} is no group of {config_name}.py: set one of its keys, {inside}."
-        meant = SYNONYMS.get(key.split(".")[-1])
+        meant = words.SYNONYMS.get(key.split(".")[-1])
         best = ([meant] if meant in keys else []) or (leaf[:1] if "." not in key else []) or near or leaf[:1]
         hint = f" Did you mean {best[0]}?" if best else ""
         adds = "" if best else f"; +{key}=... adds it"

@@ -201,7 +201,10 @@ PREPARE_RULES: dict[str, Rule] = {
     "num_workers": or_null(COUNT),
 }
 BENCHMARK_RULES: dict[str, Rule] = {"seconds": ABOVE_0, "format": one_of("table", "json")}
-COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
+COMPARE_RULES: dict[str, Rule] = {
+    "sort": TEXT, "most": or_null(COUNT), "where": or_null(TEXT), "seeds": one_of("group", "each"),
+    "format": one_of("table", "markdown", "csv", "json", "html"), "out": or_null(TEXT), "equal": SWITCH,
+}  # fmt: skip
 
 _ABSENT = object()
 

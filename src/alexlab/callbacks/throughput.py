@@ -1,4 +1,4 @@
-"""Images a second and the share of a step spent waiting for data."""
+"""Images a second, the share of a step spent waiting for data, and what a run has done so far."""
 
 import time
 from typing import Any
@@ -9,22 +9,32 @@ from pytorch_lightning.callbacks import Callback
 
 class Throughput(Callback):
     """Logs perf/images_per_second (all devices) and perf/data_wait (0 to 1, this rank's) of each epoch, and
-    perf/images_per_second_step of the last `log_every_n_steps` optimizer steps.
+    perf/images_per_second_step of the last `log_every_n_steps` optimizer steps. Beside these and each validation stand
+    perf/images and perf/seconds, the images trained on so far and the time for them, resumes included: axes for curves.
 
     Host clocks alone, without a device sync: over a window of steps they agree with the device's.
     """
 
     def __init__(self, global_batch: int) -> None:
         self.global_batch = global_batch
-        self.total_images, self.total_seconds, self.total_waited = 0, 0.0, 0.0
+        self.total_images, self.total_seconds, self.total_waited = 0, 0.0, 0.0  # of whole epochs
+        self.steps, self.waited, self.epoch_start, self.ended = 0, 0.0, 0.0, 0.0  # of the one that goes on
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended = time.perf_counter()
         self.epoch_start, self.waited, self.steps = self.ended, 0.0, 0
         self.window_start, self.window_steps, self.logged_at = self.ended, 0, trainer.global_step
 
+    def so_far(self) -> dict[str, float]:
+        seconds = max(self.ended - self.epoch_start, 1e-9) if self.steps else 0.0
+        return {
+            "images": self.total_images + self.steps * self.global_batch,
+            "seconds": self.total_seconds + seconds,
+            "waited": self.total_waited + min(self.waited, seconds),
+        }
+
     def state_dict(self) -> dict[str, float]:
-        return {"images": self.total_images, "seconds": self.total_seconds, "waited": self.total_waited}
+        return self.so_far()
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self.total_images = int(state_dict["images"])
@@ -46,14 +56,24 @@ class Throughput(Callback):
             rate = self.window_steps * self.global_batch / (self.ended - self.window_start)
             pl_module.log("perf/images_per_second_step", rate, prog_bar=True)
             self.window_start, self.window_steps, self.logged_at = self.ended, 0, done
+            self._log_axes(pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._log_axes(pl_module)
+
+    def _log_axes(self, pl_module: pl.LightningModule) -> None:
+        so_far = self.so_far()
+        for name in ("images", "seconds"):
+            pl_module.log(f"perf/{name}", so_far[name])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.steps:  # all were done before the run went on
             return
         seconds = max(self.ended - self.epoch_start, 1e-9)
-        images = self.steps * self.global_batch
-        self.total_images += images
-        self.total_seconds += seconds
-        self.total_waited += min(self.waited, seconds)
-        pl_module.log("perf/images_per_second", images / seconds)
+        pl_module.log("perf/images_per_second", self.steps * self.global_batch / seconds)
         pl_module.log("perf/data_wait", min(1.0, self.waited / seconds))
+        self._log_axes(pl_module)
+        so_far = self.so_far()
+        self.load_state_dict(so_far)
+        self.steps = 0

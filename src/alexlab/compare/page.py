@@ -1,0 +1,162 @@
+"""One self-contained page: curves of all runs, parallel coordinates, scatter, settings and figures, with a filter.
+
+Plotly draws it, in whatever browser opens the file; nothing is fetched. page.html, page.css and page.js are the page,
+and what they show is a JSON in it.
+"""
+
+import base64
+import io
+import itertools
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from alexlab.compare.groups import Group
+from alexlab.compare.runs import LOW_IS_GOOD, Row, Run
+from alexlab.compare.settings import told
+from alexlab.errors import naming
+from alexlab.kinds import is_number
+
+HERE = Path(__file__).parent
+POINTS, FEW_POINTS = 400, 150  # of a curve, where runs are up to FEW, and more
+FEW = 50
+KEPT_AXES = ("epoch", "step", "perf/images", "perf/seconds")
+FIRST = ("val/acc1", "val/loss", "train/loss", "train/acc1")  # panels that are open
+OTHERS = ("val/acc5", "train/acc5", "perf/images_per_second", "perf/data_wait")
+COLUMNS = ("val/acc1", "val/loss", "test/acc1", "images_per_second", "parameters", "seconds")
+WITH_FIGURES = 12  # groups whose figures are on the page, the best first
+WIDEST, LARGEST = 900, 20_000_000  # pixels, and bytes of a file that is read
+
+
+def write(path: Path, groups: Sequence[Group], sort: str, left_out: Sequence[str]) -> None:
+    """
+    Args:
+        groups: the best first.
+        sort: the number by which they are.
+        left_out: of runs that could not be read, which and why.
+    """
+    from plotly.offline import get_plotlyjs
+
+    values = data_of(groups, sort, left_out)
+    # no text of a run may end the script that it stands in
+    encoded = json.dumps(values, allow_nan=False, default=str).replace("<", "\\u003c")
+    parts = {
+        "TITLE": "Comparison of runs", "STYLE": (HERE / "page.css").read_text(), "DATA": encoded,
+        "PLOTLY": get_plotlyjs(), "SCRIPT": (HERE / "page.js").read_text(),
+    }  # fmt: skip
+    pieces = re.split(r"__([A-Z]+)__", (HERE / "page.html").read_text())
+    page = "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+
+
+def data_of(groups: Sequence[Group], sort: str, left_out: Sequence[str]) -> dict[str, Any]:
+    """What page.js shows."""
+    runs = [run for group in groups for run in group.runs]
+    points = POINTS if len(runs) <= FEW else FEW_POINTS
+    numbers = list(dict.fromkeys(key for run in runs for key in run.numbers))
+    notes = [f"left out: {line}" for line in left_out]
+    told_groups: list[dict[str, Any]] = []
+    for number, group in enumerate(groups):
+        stats = {key: stat for key in numbers if (stat := group.stat(key)) and math.isfinite(stat.mean)}
+        pictures = figures_of(group.runs[0].path / "figures", notes) if number < WITH_FIGURES else {}
+        told_groups.append({
+            "id": number, "name": group.name, "status": group.status, "paths": [str(run.path) for run in group.runs],
+            "label": f"{group.name}  {told(group.apart)}".strip(), "short": short(group), "settings": group.apart,
+            "config": {key: value for key, value in group.runs[0].config.items() if not isinstance(value, list)},
+            "metrics": {key: stat.mean for key, stat in stats.items()},
+            "std": {key: stat.std for key, stat in stats.items() if stat.std is not None},
+            "runs": [{"name": run.name, "label": f"{run.name}  {told(group.apart)}", **curves_of(run, points)}
+                     for run in group.runs],
+            "figures": pictures,
+        })  # fmt: skip
+    panels = list(dict.fromkeys(key for group in told_groups for run in group["runs"] for key in run["curves"]))
+    ordered = [key for key in (*FIRST, *OTHERS) if key in panels]
+    panels = ordered + sorted(key for key in panels if key not in ordered)
+    settings = {key for group in groups for key, value in group.apart.items() if is_number(value)}
+    if len(groups) > WITH_FIGURES and any(group["figures"] for group in told_groups):
+        notes.append(f"figures: of the first {WITH_FIGURES} rows alone")
+    if any(len(run.rows) > points for run in runs):
+        notes.append(f"curves of more than {points} points are drawn as means of as many stretches")
+    measured = ("images_per_second", "parameters", "macs", "seconds", "gpu_hours", "effective_lr")
+    return {
+        "groups": told_groups, "sort": sort, "count": len(runs), "panels": panels,
+        "shown": [key for key in panels if key in FIRST][:4] or panels[:2],
+        "columns": list(dict.fromkeys(key for key in (sort, *COLUMNS) if key in numbers)),
+        "scatter": [key for key in (*measured, *sorted(settings), *numbers) if key in numbers or key in settings],
+        "figures": list(dict.fromkeys(name for group in told_groups for name in group["figures"])),
+        "low": list(LOW_IS_GOOD), "notes": notes, "about": f"by {sort} · {time.strftime('%Y-%m-%d %H:%M')}",
+    }  # fmt: skip
+
+
+def short(group: Group) -> str:
+    """A few words for a label in a plot."""
+    apart = {key: value for key, value in group.apart.items() if key != "seed"}
+    texts = [value for value in apart.values() if isinstance(value, str)]
+    numbers = [f"{key.rpartition('.')[2]}={value:.3g}" for key, value in apart.items() if is_number(value)]
+    text = " ".join([*texts, *numbers]) or group.name
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
+def curves_of(run: Run, points: int) -> dict[str, Any]:
+    """`curves`: {key: [steps, values]}; and what turns steps into other axes: `per_epoch` steps an epoch, `per_step`
+    images a step (null where unknown), `clock` [steps, seconds of training]."""
+    rows = run.rows
+    curves: dict[str, list[list[float]]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        plain = key.removesuffix("_step")
+        if key in KEPT_AXES or key.endswith("_best") or not key.startswith(("train/", "val/", "lr", "perf/", "test/")):
+            continue
+        if plain != key or not any(f"{key}_step" in row for row in rows):  # the finer of both, under the plain name
+            known = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+            curves[plain] = thinned(known, points)
+    config, summary = run.config, run.summary
+    batch, accumulated = config.get("data.batch_size"), config.get("trainer.accumulate_grad_batches", 1)
+    clock = thinned([(row["step"], row["perf/seconds"]) for row in rows if "perf/seconds" in row], points)
+    return {
+        "curves": {key: curve for key, curve in curves.items() if curve[0]},
+        "per_epoch": summary.get("steps_per_epoch") or _steps_per_epoch(rows),
+        "per_step": batch * accumulated if is_number(batch) and is_number(accumulated) else None,
+        "clock": clock,
+    }  # fmt: skip
+
+
+def _steps_per_epoch(rows: Sequence[Row]) -> float | None:
+    """Of a run that has not said it: its first validation is at an epoch's end, unless it was told otherwise."""
+    ends = [row for row in rows if "val/loss" in row and "epoch" in row]
+    return (ends[0]["step"] + 1) / (ends[0]["epoch"] + 1) if ends else None
+
+
+def thinned(curve: list[tuple[float, float]], most: int) -> list[list[float]]:
+    """[steps, values], of more than `most` points the means of as many stretches."""
+    if len(curve) > most:
+        edges = [round(i * len(curve) / most) for i in range(most + 1)]
+        parts = [curve[a:b] for a, b in itertools.pairwise(edges)]
+        curve = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+    return [[round(x, 2) for x, _ in curve], [float(f"{y:.6g}") for _, y in curve]]
+
+
+def figures_of(folder: Path, notes: list[str]) -> dict[str, str]:
+    """A run's pictures as addresses that hold them; what cannot be read is noted."""
+    found = {}
+    for path in sorted(folder.glob("*.png")):
+        try:
+            if path.stat().st_size > LARGEST:
+                raise ValueError(f"more than {LARGEST} bytes")
+            with Image.open(path) as picture:
+                drawn = picture.convert("RGB")
+                drawn.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            notes.append(f"left out: {path} ({error})")
+            continue
+        held = io.BytesIO()
+        drawn.save(held, "WEBP", quality=82)
+        found[path.stem] = f"data:image/webp;base64,{base64.b64encode(held.getvalue()).decode()}"
+    return found

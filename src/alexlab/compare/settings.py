@@ -1,0 +1,69 @@
+"""What sets runs apart: their settings, where they differ and where that makes a difference."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from alexlab.config import flat
+from alexlab.kinds import shown
+
+if TYPE_CHECKING:
+    from alexlab.compare.runs import Run
+
+# differ without making a difference, or say again what another key says
+IGNORED = {
+    "run_dir", "overrides", "paths", "task", "dry_run", "ckpt_path", "test", "logger", "resume", "callbacks.progress",
+    "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary", "callbacks.device_stats",
+    "data.num_workers", "data.timeout", "data.num_classes", "model.net.name", "model.net.pretrained",
+    "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port", "choices.logger",
+    "choices.callbacks", "checkpoint.every_n_steps", "checkpoint.every_minutes",
+}  # fmt: skip
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Flat, without what makes no difference."""
+    return {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & IGNORED}
+
+
+def words_of(config: dict[str, Any]) -> set[str]:
+    """The keys that the run's command line gave."""
+    words = config.get("overrides")
+    return {str(word).lstrip("+~").partition("=")[0] for word in words} if isinstance(words, list) else set()
+
+
+def differing(runs: "Sequence[Run]") -> list[dict[str, Any]]:
+    """Of each run the settings that set it apart.
+
+    What an option brings with it (augment=strong its erasing, model=timm another net) is told by the option: a group's
+    other keys count where runs with the same option and name differ, or where a run's command line gave them.
+    """
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))
+    given = {key for run in runs for key in run.given}
+    absent = object()
+    found: list[dict[str, Any]] = [{} for _ in runs]
+    for key in keys:
+        everywhere = [run.config.get(key, absent) for run in runs]
+        if not any(value != everywhere[0] for value in everywhere):
+            continue
+        group = key.split(".")[0]
+        names = [name for name in (f"choices.{group}", f"{group}.name", f"{group}._target_") if name in keys]
+        names = [name for name in names if all(name in run.config for run in runs)]  # older runs lack `choices`
+        if group == "choices" and key not in names and not all(key in run.config for run in runs):
+            continue
+        peers: dict[Any, list[int]] = {}
+        for number, run in enumerate(runs):
+            told_by = [] if key in given else names[: names.index(key) if key in names else None]
+            peers.setdefault(tuple(str(run.config.get(name)) for name in told_by), []).append(number)
+        for members in peers.values():
+            values = [everywhere[number] for number in members]
+            if any(value != values[0] for value in values):
+                for number in members:
+                    if everywhere[number] is not absent:
+                        found[number][key.removeprefix("choices.")] = everywhere[number]
+    return found
+
+
+def told(settings: dict[str, Any]) -> str:
+    """In words; numbers to six places, as json has them whole."""
+    return " ".join(
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={shown(value)}" for key, value in settings.items()
+    )

@@ -1,0 +1,81 @@
+"""where="optimizer.lr>0.01 and status=finished": which runs to look at."""
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alexlab.compare.runs import Run
+from alexlab.errors import UserError
+from alexlab.kinds import is_number, shown
+
+SIGNS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le, "=": operator.eq, ">": operator.gt,
+    "<": operator.lt, "~": lambda value, part: part in value,
+}  # fmt: skip
+CONDITION = re.compile(rf"\s*([\w./@-]+)\s*({'|'.join(SIGNS)})\s*(.*?)\s*")
+WORDS = {"true": True, "false": False, "null": None, "none": None}
+
+Condition = tuple[str, str, Any]  # key, sign, value
+
+
+def chosen(runs: Sequence[Run], text: str) -> list[Run]:
+    """Those of which `text` is true: conditions joined by `and` and `or`, of which `and` binds closer.
+
+    Raises:
+        UserError: it is no condition, of no key that a run has, or of a text where numbers are asked for.
+    """
+    ways = [
+        [_condition(part, text) for part in re.split(r"\s+and\s+", way)] for way in re.split(r"\s+or\s+", text.strip())
+    ]
+    known = {key for run in runs for key in (*run.numbers, *run.config, "status", "name")}
+    known |= {key.removeprefix("choices.") for key in known}
+    for key, _, _ in (condition for way in ways for condition in way):
+        if runs and key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(near)}?" if near else " status, name, metrics and settings are known."
+            raise UserError(f"where={text}: no run has {key}.{hint}")
+    return [run for run in runs if any(all(_holds(run, condition, text) for condition in way) for way in ways)]
+
+
+def _condition(part: str, text: str) -> Condition:
+    found = CONDITION.fullmatch(part)
+    if found is None or not found[3]:
+        raise UserError(
+            f"where={text}: {part.strip() or 'nothing'} is no condition: write KEY SIGN VALUE, with one of "
+            f"{' '.join(SIGNS)}, as in where='optimizer.lr>0.01 and status=finished'."
+        )
+    return found[1], found[2], _value(found[3])
+
+
+def _value(text: str) -> Any:
+    if text[0] in "'\"" and text[-1] == text[0] and len(text) > 1:
+        return text[1:-1]
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _holds(run: Run, condition: Condition, text: str) -> bool:
+    key, sign, wanted = condition
+    value = run.value(key)
+    if sign == "~":
+        return SIGNS[sign](shown(value).lower(), shown(_plain(wanted)).lower())
+    if sign in (">", "<", ">=", "<="):
+        if value is None:
+            return False
+        if not is_number(value) or not is_number(wanted):
+            words = value if not is_number(value) else wanted
+            raise UserError(f"where={text}: {shown(words)} is no number: with texts, = and != and ~ (holds) do.")
+        return SIGNS[sign](value, wanted)
+    same = value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
+    same = same or shown(value) == shown(_plain(wanted))  # model.name=152 and lists
+    return same == (sign != "!=")
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,52 @@
+"""The command line's words, before Hydra reads them. Light."""
+
+import re
+from pathlib import Path
+
+from alexlab.errors import UserError
+from alexlab.launch import external
+
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
+)  # fmt: skip
+# what other programs call our keys
+SYNONYMS = {
+    "epochs": "trainer.max_epochs", "epoch": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices", "num_gpus": "trainer.devices", "workers": "data.num_workers",
+    "resume_from": "resume.run", "checkpoint": "ckpt_path", "bs": "data.batch_size", "wd": "optimizer.weight_decay",
+    "amp": "trainer.precision",
+    "img_size": "data.image_size", "input_size": "data.image_size", "arch": "model.name", "opt": "optimizer._target_",
+    "batch_size": "data.batch_size", "lr": "optimizer.lr", "data_dir": "data.root", "data_path": "data.root",
+}  # fmt: skip
+
+
+def tidied(words: list[str]) -> list[str]:
+    """The command line as Hydra wants it.
+
+    Raises:
+        UserError: it has another program's form.
+    """
+    for word in words:
+        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
+            near = word.lstrip("-").partition("=")[0]
+            raise UserError(
+                f"{word}: settings are written key=value, as in {SYNONYMS.get(near, f'optimizer.{near}')}=..."
+            )
+    # a shell expands ~ at a word's start alone, and Hydra takes it for a deletion
+    words = [re.sub(r"^\+{0,2}resume=", "resume.run=", word) for word in words]
+    words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
+    words = [_quoted(word) for word in words]
+    flags = {"-m", "--multirun"} & set(words)
+    if flags and external():
+        raise UserError("a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
+    return ["-m", *(word for word in words if word not in flags)] if flags else words  # it must come first
+
+
+def _quoted(word: str) -> str:
+    """where=lr>0.01, whose signs Hydra's grammar does not know, as a text of its."""
+    key, _, text = word.partition("=")
+    if key != "where" or text in ("", "null") or (text[0] in "'\"" and text[-1] == text[0]):
+        return word
+    text = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"where='{text}'"

@@ -1,0 +1,114 @@
+"""W&B's files of runs: as its client writes them, and as its server gives them."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import command
+
+from alexlab.compare import boards
+from alexlab.compare.runs import Run, find, read
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that W&B's own client leaves of a run of somebody's, with records longer than its blocks of 32 KiB."""
+    import wandb
+
+    folder = tmp_path_factory.mktemp("board")
+    config = {"optimizer": {"lr": 0.5}, "model": {"name": "theirs"}, "long": "x" * 100_000}
+    with wandb.init(mode="offline", dir=folder, project="p", name="their-run", config=config,
+                    settings=wandb.Settings(silent=True, console="off", x_disable_stats=True)) as run:  # fmt: skip
+        for step in range(300):
+            row = {"train/loss": 2.0 - step / 300, "val/acc1": step / 300, "note": "y" * 300, "in": {"it": 1}}
+            run.log({**row, "trainer/global_step": 2 * step})
+    return next(folder.glob("wandb/offline-run-*"))
+
+
+def test_a_run_that_was_offline(offline: Path) -> None:
+    runs, left_out = read(find([str(offline.parent)], offline))
+    assert left_out == []
+    (run,) = runs
+    assert (run.name, run.status) == ("their-run", "finished")
+    assert run.config == {"optimizer.lr": 0.5, "model.name": "theirs", "long": "x" * 100_000}
+    assert [row["step"] for row in run.rows] == [2.0 * step for step in range(300)]
+    assert run.rows[-1]["train/loss"] == 2.0 - 299 / 300
+    assert run.rows[-1]["in.it"] == 1
+    assert run.numbers["train/loss"] == 2.0 - 299 / 300
+    assert run.numbers["val/acc1"] == 299 / 300
+    assert run.numbers["seconds"] > 0
+
+
+def test_beside_ours(offline: Path, tmp_path: Path) -> None:
+    from test_compare import make_run
+
+    make_run(tmp_path / "ours", 0.1, 0.5)
+    done = command("compare.py", f"runs=[{tmp_path},{offline}]")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()[2:] if not line.startswith(" ")}
+    assert list(rows)[:2] == ["their-run", "ours"]
+    assert "0.9967" in rows["their-run"]
+
+
+def test_cut_off_anywhere_what_was_whole_is_read(offline: Path, tmp_path: Path) -> None:
+    """As a kill leaves it: W&B's own `sync` reads as far."""
+    whole = next(offline.glob("*.wandb")).read_bytes()
+    rows = len(list(boards.history(next(offline.glob("*.wandb")))))
+    before = 0
+    for size in (8, 1000, len(whole) // 3, len(whole) // 2, 32768 * 3 - 3, len(whole) - 5):
+        path = tmp_path / "run-x.wandb"
+        path.write_bytes(whole[:size])
+        found = len(list(boards.history(path)))
+        assert found <= rows
+        before = max(before, found)
+    assert before == rows
+    for damaged in (b"", b"no", b":W&B" + bytes(3) + struct.pack("<IHB", 0, 4, 1) + b"\xff\xff\xff\xff"):
+        path.write_bytes(damaged)
+        if damaged.startswith(b":W&B"):
+            assert list(boards.records(path)) == []
+        else:
+            with pytest.raises(ValueError, match=r"run-x\.wandb is no run of W&B"):
+                list(boards.records(path))
+
+
+def test_downloaded_from_the_server(tmp_path: Path) -> None:
+    folder = tmp_path / "run-20260101_000000-abc123/files"
+    folder.mkdir(parents=True)
+    config = {"_wandb": {"value": {"t": 1}}, "optimizer": {"desc": None, "value": {"lr": 0.25}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    summary = {"val/acc1": 0.5, "train/loss": 1.5, "test/acc1": 0.25, "_runtime": 12.5, "_step": 9, "note": "x"}
+    (folder / "wandb-summary.json").write_text(json.dumps(summary))
+    (run,), left_out = read(find([str(tmp_path)], tmp_path))
+    assert left_out == []
+    assert (run.name, run.config) == ("abc123", {"optimizer.lr": 0.25})
+    assert run.numbers == {"seconds": 12.5, "train/loss": 1.5, "last/val/acc1": 0.5, "test/acc1": 0.25}
+    assert run.rows == []
+    (folder / "wandb-summary.json").write_text("[" * 50_000)
+    _, left_out = read([folder])
+    assert "too deep" in left_out[0]
+
+
+def test_a_folder_of_ours_alone_says_what_the_run_says(shapes: Path, tmp_path: Path) -> None:
+    """A run directory, and the folder of W&B in it, which may have come alone."""
+    from conftest import TINY
+
+    words = [word for word in TINY if not word.startswith("logger")]
+    done = command("train.py", *words, "data=folder", f"data.root={shapes}", "data.batch_size=8", "logger=wandb",
+                   "logger.wandb.mode=offline", "trainer.max_epochs=2",
+                   f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shutil.move(next((tmp_path / "run/wandb").glob("offline-run-*")), tmp_path / "alone")
+    (ours, theirs), left_out = read([tmp_path / "run", tmp_path / "alone"])
+    assert left_out == []
+    assert (ours.status, theirs.status) == ("finished", "finished")
+    assert ours.config == theirs.config
+    assert ours.numbers == theirs.numbers
+
+    def curve(run: Run, key: str) -> list[tuple[float, float]]:
+        return [(row["step"], row[key]) for row in run.rows if key in row]
+
+    for key in ("val/acc1", "val/loss", "train/loss", "perf/images"):
+        assert curve(ours, key) == curve(theirs, key) != []
