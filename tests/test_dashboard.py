@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from alexlab.loggers.names import BEST_OF, FACTS, HISTORY, MEDIA, RATES
 
 LAYOUTS = sorted(path.stem for path in (ROOT / "conf/dashboard").glob("*.yaml"))
 PAGE = (ROOT / "docs/dashboard.md").read_text()
-# TODO when all runs log them, nothing is left here
+# what runs do not all log yet, though a dashboard may have it already
 SOON = {"perf/images", "perf/seconds", "macs", "gpu_hours", "epochs", "steps"}
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # within wandb-workspaces
 DEAD = "http://wandb.invalid"  # RFC 2606: resolves nowhere
 
 
@@ -75,11 +76,11 @@ def test_the_names_are_those_that_a_run_logs(run: Run) -> None:
     numbers = {key for key, value in logged.items() if is_plain(value)}
     assert numbers <= HISTORY | RATES
     assert {"lr/decay", "lr/no_decay"} <= numbers
-    assert HISTORY - SOON <= numbers
+    assert numbers >= HISTORY - SOON
     assert {key for key, value in logged.items() if is_picture(value)} == MEDIA
     facts = {key for key, value in run.summary.items() if is_plain(value)} - HISTORY - RATES
     assert facts <= FACTS
-    assert FACTS - SOON <= facts
+    assert facts >= FACTS - SOON
     kept = {key for key in HISTORY & run.summary.keys() if not is_plain(run.summary[key])}
     assert kept == set(BEST_OF), "W&B keeps no number of these"
     assert all(is_plain(run.summary[best]) for best in BEST_OF.values())
@@ -139,7 +140,8 @@ def test_every_key_of_a_dashboard_is_logged_by_a_run(layout: str, run: Run) -> N
 
 
 def test_the_default_has_every_kind_and_says_settings_as_settings() -> None:
-    told = json.loads(command("dashboard.py", "dry_run=true", "swept=[optimizer.lr,seed]", "x=perf/images").stdout)
+    config = composed("swept=[optimizer.lr,seed]", "x=perf/images")
+    told = dashboard.as_json(dashboard.build(config, panels.Names(config["also"])), config)
     made = panels_of(told)
     assert {panel["viewType"] for panel in made} == {
         "Run History Line Plot", "Bar Chart", "Scatter Plot", "Parallel Coordinates Plot", "Parameter Importance",
@@ -167,44 +169,61 @@ def test_the_default_has_every_kind_and_says_settings_as_settings() -> None:
     ("words", "told"),
     [
         (["metric=val/acc1"], "metric=val/acc1: W&B keeps no number of it in a run's summary: take val/acc1_best."),
-        (["metric=val/ac1_best"], "metric=val/ac1_best: no run's summary has that. Did you mean val/acc1_best? Your "
-         "own code's names go into also.summary."),
+        (
+            ["metric=val/ac1_best"],
+            ("metric=val/ac1_best: no run's summary has that. Did you mean val/acc1_best? Your "
+            "own code's names go into also.summary."),
+        ),
         (["x=perf/image"], "x=perf/image: no run logs that step by step. Did you mean perf/images?"),
-        (["swept=[seed,optimizer.lrr]"], "swept=optimizer.lrr: no run has that setting, and none's summary has it. "
-         "Did you mean optimizer.lr? Your own code's names go into also.config or also.summary."),
+        (
+            ["swept=[seed,optimizer.lrr]"],
+            ("swept=optimizer.lrr: no run has that setting, and none's summary has it. "
+            "Did you mean optimizer.lr? Your own code's names go into also.config or also.summary."),
+        ),
         (["swept=[ema]"], "Did you mean ema.decay?"),
         (["swept=[]"], "swept=[]: must be a list of settings"),
         (["name=a+b"], "name=a+b: must be a text without symbols, such as + < = > | ~ ^ $ and emojis."),
         (["project=a/b"], "project=a/b: must be a name without spaces around it, and without / \\ # ? % :."),
-        (["dashboard.sections={}", "~dashboard.sections.best"], "dashboard.sections={"),
+        (["dashboard.sections=null"], "dashboard.sections=null: must be sections by their names, each with panels."),
         (["dashboard.max_runs=0"], "dashboard.max_runs=0: must be a whole number, at least 1."),
         (["dashboard.sections.best=null"], "dashboard.sections.best=null: a section has panels; ~dashboard.sections."),
-        (["+dashboard.sections.best.opened=true"], "dashboard.sections.best.opened: there is none such. Did you mean "
-         "open? There are: title, open, columns, rows, panels."),
+        (
+            ["+dashboard.sections.best.opened=true"],
+            ("dashboard.sections.best.opened: there is none such. Did you mean "
+            "open? There are: title, open, columns, rows, panels."),
+        ),
         (["dashboard.sections.sweep.columns=0"], "dashboard.sections.sweep.columns=0: must be a whole number"),
         (["~dashboard.sections.best.panels"], "dashboard.sections.best.panels is missing: give panels by their names."),
         (["+dashboard.section=1"], "dashboard.section: there is none such. Did you mean sections?"),
-        (["dashboard.sections.curves.panels.loss.kind=lines"], "dashboard.sections.curves.panels.loss.kind=lines: "
-         "there is none such. Did you mean line? There are: line, bar, scatter, parallel, importance, comparer, media."),
+        (
+            ["dashboard.sections.curves.panels.loss.kind=lines"],
+            ("dashboard.sections.curves.panels.loss.kind=lines: "
+            "there is none such. Did you mean line? There are: line, bar, scatter, parallel, importance, comparer, m"),
+        ),
         (["~dashboard.sections.curves.panels.loss.kind"], "panels.loss.kind=null: there is none such."),
         (["dashboard.sections.curves.panels.loss=3"], "panels.loss=3: a panel has a kind and its keys; ~dashboard."),
-        (["+dashboard.sections.curves.panels.loss.smoothin=1"], "loss.smoothin: there is none such. Did you mean "
-         "smoothing? There are: kind, title, y, x, log_x, log_y, smoothing."),
+        (
+            ["+dashboard.sections.curves.panels.loss.smoothin=1"],
+            ("loss.smoothin: there is none such. Did you mean "
+            "smoothing? There are: kind, title, y, x, log_x, log_y, smoothing."),
+        ),
         (["+dashboard.sections.curves.panels.loss.smoothing=1"], "smoothing=1: must be a number from 0 to below 1."),
         (["~dashboard.sections.curves.panels.loss.y"], "loss.y is missing: a panel of kind line needs it."),
         (["dashboard.sections.curves.panels.loss.y=val/loss"], "loss.y=val/loss: must be a list of names, such as ["),
         (["dashboard.sections.curves.panels.loss.y=[images/train]"], "loss.y=images/train: no run logs that step by"),
-        (["dashboard.sections.best.panels.metric.keys=[val/loss]"], "metric.keys=val/loss: W&B keeps no number of it "
-         "in a run's summary: take val/loss_best."),
-        (["dashboard.sections.pictures.panels.mistakes.keys=[test/mistakes]"], "keys=test/mistakes: no run logs "
-         "pictures so. Did you mean figures/mistakes? Your own code's names go into also.media."),
+        (
+            ["dashboard.sections.best.panels.metric.keys=[val/loss]"],
+            ("metric.keys=val/loss: W&B keeps no number of it "
+            "in a run's summary: take val/loss_best."),
+        ),
+        (
+            ["dashboard.sections.pictures.panels.mistakes.keys=[test/mistakes]"],
+            ("keys=test/mistakes: no run logs "
+            "pictures so. Did you mean figures/mistakes? Your own code's names go into also.media."),
+        ),
     ],
 )  # fmt: skip
 def test_mistake(words: list[str], told: str) -> None:
-    if words[0] == "dashboard.sections={}":  # Hydra merges {} with what is there
-        with pytest.raises(UserError, match="must be sections by their names"):
-            rules.check(OmegaConf.create({"dashboard": {"sections": {}}}), rules.DASHBOARD_RULES)
-        return
     with pytest.raises(UserError) as error:
         composed(*words)
     assert told in str(error.value)
@@ -218,9 +237,6 @@ def test_all_mistakes_are_told_together_on_one_screen() -> None:
     assert "2 values of the dashboard are wrong:" in done.stderr
     assert "y=val/los: no run logs that step by step. Did you mean val/loss?" in done.stderr
     assert "y=train/los: no run logs that step by step. Did you mean train/loss?" in done.stderr
-    done = command("dashboard.py", "dashboard=defalt")
-    assert done.returncode == 2
-    assert "dashboard=defalt: there is no such option. Did you mean dashboard=default?" in done.stderr
 
 
 def test_names_of_ones_own_code_are_known_when_they_are_said() -> None:
@@ -310,40 +326,65 @@ def test_without_a_key() -> None:
     assert "dashboard.py needs an API key of W&B: run `wandb login` or set WANDB_API_KEY; dry_run=true" in done.stderr
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """What dashboard.py tells of a mistake, without the seconds that a process of its own takes to import W&B."""
+    import wandb
+
+    for name in ("WANDB_HTTP_TIMEOUT", "WANDB_ERROR_REPORTING", "WANDB_MODE", "WANDB_ENTITY", "WANDB_PROJECT"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+
+    def told(server: WandbServer, *words: str, **env: str) -> str:
+        for name, value in {**server.env(), **env}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError) as error:
+            dashboard.make(OmegaConf.create(composed(*words)))
+        assert server.views == []
+        return str(error.value)
+
+    wandb.teardown()
+    yield told
+    wandb.teardown()
+
+
 @pytest.mark.parametrize(
-    ("words", "env", "fault", "told"),
+    ("words", "fault", "told"),
     [
-        ([], {"WANDB_API_KEY": "x"}, None, "W&B refuses the API key (WANDB_API_KEY invalid"),
-        ([], {}, 401, "W&B refuses the API key ("),
-        (["timeout=1"], {}, 500, "W&B's server did not answer ("),
-        (["timeout=1"], {"WANDB_BASE_URL": DEAD}, None, "try again, with timeout=2 where it is slow; dry_run=true"),
-        (["project=none"], {}, None, "project=none: tester has no such project, or you may not see it: the first run "
-         "makes it (python train.py logger.wandb.mode=online logger.wandb.project=none)"),
-        (["entity=other"], {}, None, "project=alexlab: other has no such project"),
-        ([], {}, "UpsertView2", "entity=tester project=alexlab: W&B does not take the view (input: no permission)"),
-        ([], {}, "GetDefaultEntity", "W&B does not take the view (input: no permission): may you write there?"),
+        ([], 401, "W&B refuses the API key (Failed to verify credentials with "),
+        ([], "short key", "W&B refuses the API key (WANDB_API_KEY invalid: API key must have 40+ characters"),
+        (
+            ["project=none"], None,
+            ("project=none: tester has no such project, or you may not see it: the first run "
+            "makes it (python train.py logger.wandb.mode=online logger.wandb.project=none)"),
+        ),
+        (["entity=other"], None, "project=alexlab: other has no such project"),
+        ([], "UpsertView2", "entity=tester project=alexlab: W&B does not take the view (input: no permission)"),
+        ([], "View", "entity=tester project=alexlab: W&B does not take the view (input: no permission)"),
+        ([], "nobody", "entity=null: the server knows none of yours: give a user or a team with entity=NAME."),
     ],
 )  # fmt: skip
-def test_what_the_server_refuses(words: list[str], env: dict[str, str], fault: Any, told: str) -> None:
+def test_what_the_server_refuses(words: list[str], fault: Any, told: str, here: Callable[..., str]) -> None:
     with wandb_server() as server:
-        if isinstance(fault, str):
-            server.refuses[fault] = "no permission"
-        else:
+        if isinstance(fault, int):
             server.fault, server.faulty_from = fault, "start"
-        done = command("dashboard.py", *words, env={**server.env(), **env})
-        assert server.views == []
-    assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+        server.entity = None if fault == "nobody" else "tester"
+        server.refuses = {str(fault): "no permission"}
+        found = here(server, *words, **({"WANDB_API_KEY": "x"} if fault == "short key" else {}))
+    assert found.startswith(told)
 
 
-def test_nobodys_entity(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_server_that_does_not_answer(dead: bool) -> None:
     with wandb_server() as server:
-        server.entity = None
-        done = command("dashboard.py", env=server.env())
-    assert done.returncode == 2
-    assert "entity=null: the server knows none of yours: give a user or a team with entity=NAME." in done.stderr
+        server.fault, server.faulty_from = 500, "start"
+        env = {**server.env(), **({"WANDB_BASE_URL": DEAD} if dead else {})}
+        done = command("dashboard.py", "timeout=1", env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"error: W&B's server did not answer \(.*\): try again, with timeout=2 where it is slow; dry_run=true needs "
+        r"none\.\n", done.stderr,
+    )  # fmt: skip
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,5 +393,5 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     for name in ("WANDB_HTTP_TIMEOUT", "WANDB_ERROR_REPORTING"):  # put back afterwards
         monkeypatch.setenv(name, "8")
-    with pytest.raises(UserError, match=r"dashboard.py needs the extra: pip install 'alexlab\[dashboard\]' \(.*wandb_w"):
+    with pytest.raises(UserError, match=r"dashboard.py needs the extra: pip install 'alexlab\[dashboard\]' \(.*wandb"):
         dashboard.make(OmegaConf.create({**composed(), "dry_run": True}))
