@@ -309,9 +309,9 @@ def test_the_pages_own_dashboard(tmp_path: Path) -> None:
     done = command("dashboard.py", "--config-dir", str(tmp_path), "dashboard=mine", "dry_run=true")
     assert done.returncode == 0, done.stderr
     sections = json.loads(done.stdout)["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections][-2:] == ["pictures", "Small networks"]
+    assert [section["name"] for section in sections][-2:] == ["pictures", "What dropout does"]
     scatter, line = (panel["config"] for panel in sections[-1]["panels"])
-    assert (scatter["xAxis"], scatter["yAxis"]) == ("config:model.value.name", "summary:val/acc1_best")
+    assert (scatter["xAxis"], scatter["yAxis"]) == ("config:model.value.net.dropout", "summary:val/acc1_best")
     assert scatter["zAxis"] == "config:optimizer.value.lr"
     assert (line["chartTitle"], line["xAxis"], line["yLogScale"]) == ("loss by time", "_runtime", True)
     assert (line["smoothingWeight"], line["smoothingType"]) == (0.6, "exponentialTimeWeighted")
