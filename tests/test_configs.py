@@ -16,7 +16,8 @@ from alexlab.errors import UserError
 
 CONF = ROOT / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
-CHOICES = [p for p in FILES if p.parent != CONF and p.parent.name not in ("hydra", "paths", "callbacks")]
+OTHER = ("hydra", "paths", "callbacks", "dashboard")  # groups that are no choice of train.py's
+CHOICES = [p for p in FILES if p.parent != CONF and p.parent.name not in OTHER]
 
 
 def compose(*overrides: str, hydra_too: bool = False) -> DictConfig:

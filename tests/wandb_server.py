@@ -29,6 +29,7 @@ class WandbServer(ThreadingHTTPServer):
     """`runs` by name; `calls` are the GraphQL operations in order; `files` the paths put.
 
     Attributes:
+        refuses: the message of the GraphQL error that an operation meets.
         fault: what every answer is from the moment that `faulty_from` asks for: a status code, "hang" or "close".
         faulty_from: "start", "history" (the first numbers of a run have come) or "end" (it says that it is complete).
     """
@@ -42,6 +43,10 @@ class WandbServer(ThreadingHTTPServer):
         self.unknown: list[str] = []
         self.files: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
+        self.entity: str | None = "tester"  # the user's own
+        self.projects = {"alexlab"}  # of it, that views can be in
+        self.views: list[dict[str, Any]] = []  # of UpsertView2, with an id
+        self.refuses: dict[str, str] = {}  # what is answered as an error, by operation
         self.lock = threading.Lock()
         self.fault: int | str | None = None
         self.faulty_from, self.faulty = "", False
@@ -102,12 +107,36 @@ class WandbServer(ThreadingHTTPServer):
             return {"project": {"artifact": None}}
         if operation == "OrganizationCoreWeaveOrganizationID":
             return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+        if operation == "GetDefaultEntity":
+            return {"viewer": {"id": "u", "entity": self.entity}}
+        if operation in ("View", "UpsertView2"):
+            return self.answer_view(operation, v)
         self.unknown.append(f"{operation}: {query[:300]}")
         if operation == "ServerInfo":
             return {"serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []}}
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         return {}
+
+    def answer_view(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
+        """Saved views: one is asked for by its project and name, and written anew where its id is given."""
+        if operation == "View":
+            if v["entityName"] != self.entity or v["name"] not in self.projects:
+                return {"project": None}
+            found = [
+                view
+                for view in self.views
+                if (view["projectName"], view["name"], view["type"]) == (v["name"], v["viewName"], v["viewType"])
+            ]
+            return {"project": {"allViews": {"edges": [{"node": view} for view in found]}}}
+        told = {key: v[key] for key in ("entityName", "projectName", "name", "displayName", "type", "spec")}
+        view = next((view for view in self.views if view["id"] == v.get("id")), None)
+        inserted = view is None
+        if view is None:
+            view = {"id": f"view-{len(self.views)}"}
+            self.views.append(view)
+        view.update(told)
+        return {"upsertView": {"view": {"id": view["id"], "name": view["name"]}, "inserted": inserted}}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -129,6 +158,9 @@ class Handler(BaseHTTPRequestHandler):
             query = asked["query"]
             found = re.search(r"(?:query|mutation)\s+(\w+)", query)
             operation = asked.get("operationName") or (found.group(1) if found else "?")
+            if operation in self.server.refuses:
+                self._reply({"data": None, "errors": [{"message": self.server.refuses[operation]}]})
+                return
             with self.server.lock:
                 self.server.calls.append(operation)
                 variables = asked.get("variables") or {}

@@ -16,14 +16,17 @@ from alexlab.kinds import (
     FROM_0,
     FROM_0_WHOLE,
     INSIDE_0_1,
+    LETTERS,
     LIMIT,
     METRIC,
+    NAME,
     PATH,
     PRECISIONS,
     SHARE,
     SIZES,
     SWITCH,
     TEXT,
+    TEXTS,
     TRAIN_LIMIT,
     Rule,
     number,
@@ -128,7 +131,7 @@ RULES: dict[str, Rule] = {
     "logger.wandb.name": or_null(TEXT),
     "logger.wandb.group": or_null(TEXT),
     "logger.wandb.notes": or_null(TEXT),
-    "logger.wandb.tags": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(tag, str) for tag in v)),
+    "logger.wandb.tags": TEXTS,
     "logger.wandb.log_model": SWITCH,
     "logger.wandb.init_timeout": ABOVE_0,
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
@@ -201,10 +204,27 @@ PREPARE_RULES: dict[str, Rule] = {
     "num_workers": or_null(COUNT),
 }
 BENCHMARK_RULES: dict[str, Rule] = {"seconds": ABOVE_0, "format": one_of("table", "json")}
+<<<<<<< HEAD
 COMPARE_RULES: dict[str, Rule] = {
     "sort": TEXT, "most": or_null(COUNT), "where": or_null(TEXT), "seeds": one_of("group", "each"),
     "format": one_of("table", "markdown", "csv", "json", "html"), "out": or_null(TEXT), "equal": SWITCH,
 }  # fmt: skip
+=======
+COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
+DASHBOARD_RULES: dict[str, Rule] = {
+    "entity": or_null(NAME),
+    "project": NAME,
+    "name": LETTERS,
+    "dry_run": SWITCH,
+    "metric": TEXT,
+    "x": TEXT,
+    "swept": ("a list of settings, such as [optimizer.lr]", lambda v: TEXTS[1](v) and len(v) > 0),
+    **{f"also.{part}": TEXTS for part in ("history", "summary", "config", "media")},
+    "timeout": COUNT,
+    "dashboard.max_runs": COUNT,
+    "dashboard.sections": ("sections by their names, each with panels", lambda v: isinstance(v, dict) and len(v) > 0),
+}
+>>>>>>> w-dash
 
 _ABSENT = object()
 

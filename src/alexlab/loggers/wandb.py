@@ -1,11 +1,9 @@
 """Weights & Biases: online with a key, offline without; its state tells how the run really ended."""
 
 import logging
-import netrc
 import os
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import pytorch_lightning.loggers
 import wandb
@@ -13,30 +11,15 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from alexlab import secrecy
 from alexlab.errors import UserError
+from alexlab.loggers.key import key_at_hand
 from alexlab.rundir import shown
 
 log = logging.getLogger("alexlab")
 
 
-def _key_at_hand() -> bool:
-    """An API key in the environment or in the netrc file, where `wandb login` puts it; asks nobody."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        file = Path(path).expanduser() if path else None
-        if file is not None and file.is_file():
-            try:
-                return netrc.netrc(str(file)).authenticators(host) is not None
-            except netrc.NetrcParseError as error:
-                log.warning("W&B: %s cannot be read as a netrc file (%s): no key is taken from it.", file, error)
-                return False
-    return False
-
-
 def require_key() -> None:
     """Raises UserError where no API key is at hand."""
-    if not _key_at_hand():
+    if not key_at_hand():
         raise UserError(
             "logger.wandb.mode=online needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
             "logger.wandb.mode=offline (upload later with `wandb sync`)."
@@ -94,7 +77,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         reason = "as asked"
         if mode == "auto":
             asked = os.environ.get("WANDB_MODE")
-            has_key = _key_at_hand()
+            has_key = key_at_hand()
             mode = asked or ("online" if has_key else "offline")
             reason = f"WANDB_MODE={asked}" if asked else ("an API key is there" if has_key else "no API key")
         if mode == "online":
