@@ -204,13 +204,10 @@ PREPARE_RULES: dict[str, Rule] = {
     "num_workers": or_null(COUNT),
 }
 BENCHMARK_RULES: dict[str, Rule] = {"seconds": ABOVE_0, "format": one_of("table", "json")}
-<<<<<<< HEAD
 COMPARE_RULES: dict[str, Rule] = {
     "sort": TEXT, "most": or_null(COUNT), "where": or_null(TEXT), "seeds": one_of("group", "each"),
     "format": one_of("table", "markdown", "csv", "json", "html"), "out": or_null(TEXT), "equal": SWITCH,
 }  # fmt: skip
-=======
-COMPARE_RULES: dict[str, Rule] = {"sort": TEXT, "most": COUNT}
 DASHBOARD_RULES: dict[str, Rule] = {
     "entity": or_null(NAME),
     "project": NAME,
@@ -224,7 +221,6 @@ DASHBOARD_RULES: dict[str, Rule] = {
     "dashboard.max_runs": COUNT,
     "dashboard.sections": ("sections by their names, each with panels", lambda v: isinstance(v, dict) and len(v) > 0),
 }
->>>>>>> w-dash
 
 _ABSENT = object()
 
