@@ -27,11 +27,10 @@ SCRIPTS = [
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "secrecy", "kinds", "rules", "targets", "config", "help", "imports", "launch", "words", "memory",
-    "rundir", "compare", "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint",
-    "instantiate", "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan",
-    "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw", "panels", "dashboard",
-    "predict", "export", "prepare",
-    "benchmark", "cli", "__init__",
+    "rundir", "compare", "identity", "figures", "plots", "data", "models", "optimizers", "optim", "augment",
+    "checkpoint", "instantiate", "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer",
+    "plan", "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw", "panels", "dashboard",
+    "predict", "export", "prepare", "benchmark", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -39,8 +38,9 @@ STRANGERS = {"data": "models", "models": "data"}
 ONLY = {
     "hydra": {"cli", "instantiate"},
     "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "assemble", "report", "resume", "restore", "run", "evaluate", "redraw", "compare", "panels",
-                  "dashboard", "predict", "export", "prepare", "benchmark", "cli"},
+                  "identity", "assemble", "report", "resume", "restore", "run", "evaluate",
+                  "redraw", "compare", "panels", "dashboard", "predict", "export", "prepare",
+                  "benchmark", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery", "compare/boards.py", "dashboard"},

@@ -52,6 +52,11 @@ class WandbServer(ThreadingHTTPServer):
         self.faulty_from, self.faulty = "", False
         self.ended = threading.Event()
 
+    def run_of(self, name: str) -> Run:
+        """By the name of its directory, which our config has."""
+        (run,) = (run for run in self.runs.values() if json.loads(run.fields["config"])["run"]["value"] == name)
+        return run
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
-from alexlab import checkpoint, launch, optim, rundir, secrecy
+from alexlab import checkpoint, identity, launch, optim, secrecy
 from alexlab import config as configs
 from alexlab.augment import BatchAugment
 from alexlab.classifier import ImageClassifier
@@ -129,7 +129,8 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
         from alexlab.loggers.wandb import WandbLogger
 
         settings = configs.told(config.logger.wandb)
-        settings["name"] = settings["name"] or rundir.name_of(run_dir)
+        settings["name"] = settings["name"] or identity.readable(config)
+        settings["tags"] = settings["tags"] or identity.tags_for(config)
         board = WandbLogger(save_dir=str(run_dir), **settings)
         loggers.append(board)
     if "tensorboard" in config.logger:

@@ -70,6 +70,7 @@ class Jobs:
         self.sweeps: set[str] = set()
         self.failed: list[str] = []
         self.mistake: Exception | None = None
+        self.monitor = "val/acc1"
 
     def run(self, config: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
@@ -78,6 +79,7 @@ class Jobs:
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
             self.sweeps.add(hydra_config.sweep.dir)
+            self.monitor = config.get("monitor", self.monitor)
             print(masked(f"job {hydra_config.job.num}: {', '.join(config.overrides)}"), flush=True)
         try:
             if not sweeping and sweep != "none":
@@ -106,6 +108,15 @@ class Jobs:
             if Path(config.run_dir) != Path.cwd():
                 with contextlib.suppress(OSError):  # it holds something
                     Path(config.run_dir).rmdir()
+
+    def show(self, sweep: str) -> None:
+        """The table of a sweep's jobs, the best first."""
+        import shutil
+
+        from alexlab.compare.standing import of_sweep
+
+        width = shutil.get_terminal_size((160, 24)).columns
+        print("\n".join(of_sweep(Path(sweep), self.monitor, width)), flush=True)
 
     def _failed(self, config: DictConfig, error: Exception, number: int | None) -> None:
         """Keep why for the end, or end the sweep, or raise what needs its traceback."""
@@ -154,6 +165,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if jobs.mistake is not None:
             raise jobs.mistake
         for sweep in jobs.sweeps:
+            jobs.show(sweep)
             print(f"compare its jobs: python compare.py runs={sweep}", flush=True)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough

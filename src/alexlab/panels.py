@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from alexlab.config import CONF, flat
 from alexlab.errors import UserError
 from alexlab.kinds import BELOW_1, COUNT, SWITCH, TEXT, Rule, shown
-from alexlab.loggers.names import BEST_OF, FACTS, HISTORY, MEDIA, RATES
+from alexlab.loggers.names import FACTS, HISTORY, MEDIA, RATES
 
 Plain = dict[str, Any]
 
@@ -72,7 +72,7 @@ class Names:
 
     def __init__(self, also: dict[str, list[str]]) -> None:
         history = HISTORY | RATES | {*also["history"]}
-        summary = (history - BEST_OF.keys()) | FACTS | {*also["summary"]}
+        summary = history | FACTS | {*also["summary"]}
         self.config = config_keys() | {*also["config"]}
         self.of = {
             "history": history, "summary": summary, "media": MEDIA | {*also["media"]},
@@ -84,8 +84,6 @@ class Names:
         known = self.of[of]
         if name in known:
             return None
-        if of in ("summary", "settings") and name in BEST_OF:
-            return f"W&B keeps no number of it in a run's summary: take {BEST_OF[name]}."
         part = "config or also.summary" if of == "settings" else of
         near = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.4)
         inside = sorted(key for key in known if key.startswith(f"{name}."))

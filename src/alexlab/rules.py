@@ -85,6 +85,7 @@ RULES: dict[str, Rule] = {
     "callbacks.figures": SWITCH,
     "callbacks.model_summary": whole("a depth: a whole number, at least 0", 0),
     "callbacks.device_stats": SWITCH,
+    "callbacks.grad_norm": SWITCH,
     "callbacks.early_stopping": or_null(whole("a whole number of validations, at least 1", 1)),
     "augment.crop": one_of("random_resized", "random", "center"),
     "augment.scale": numbers(
@@ -276,6 +277,8 @@ def _together(plain: Plain) -> list[str]:
         wrong.append("trainer.gradient_clip_algorithm=value: sharded gradients are clipped by their norm alone.")
     if t["strategy"] == "fsdp" and plain["on_nan"] != "stop":
         wrong.append(f"on_nan={plain['on_nan']} needs whole weights on each device: trainer=ddp, or on_nan=stop.")
+    if t["strategy"] == "fsdp" and plain["callbacks"].get("grad_norm"):
+        wrong.append("callbacks.grad_norm=true: of sharded gradients each device has a part: trainer=ddp, or false.")
     waits = {
         "callbacks.early_stopping": plain["callbacks"]["early_stopping"] is not None,
         "scheduler=plateau": plain["scheduler"]["name"] == "plateau",

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from alexlab import checkpoint, launch, optim, report, restore, resume, rundir
+from alexlab import checkpoint, identity, launch, optim, report, restore, resume, rundir
 from alexlab import config as configs
 from alexlab import plan as plans
 from alexlab.assemble import build_callbacks, build_data, build_loggers, build_model
@@ -123,6 +123,7 @@ def fit_rank(
             raise SystemExit(128 + error.number) from None
     if launch.rank() == 0:
         report.show_end(summary, run_dir, where)
+        report.show_standing(config)
     return summary["best"].get(config.monitor)
 
 
@@ -149,7 +150,7 @@ def _fit_rank(
         facts = report.facts_of(config, devices, data, plan, model)
         loggers, board = build_loggers(config)
         if board is not None:
-            board.log_config(configs.told(config))
+            board.log_config(identity.for_others(config))
             board.log_summary(facts)
         report.tell_start(config, devices, data, plan, facts)
         preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))

@@ -86,6 +86,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         settings: dict[str, Any] = {
             "entity": entity,
             "group": group,
+            "job_type": "train",
             "tags": list(tags),
             "notes": notes,
             # not `offline=True`: after an earlier run in the process that went online
@@ -135,8 +136,6 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         log.info("W&B: %s (%s).%s", mode, self._reason, where if mode != "disabled" else "")
         for pattern in ("train/*", "val/*", "test/*", "perf/*", "lr*"):
             run.define_metric(pattern, step_metric="trainer/global_step", step_sync=True)
-        for name, summary in (("val/acc1", "max"), ("val/loss", "min")):
-            run.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
 
     def log_config(self, config: dict[str, Any]) -> None:
         """The resolved config, once, nested as it is."""
