@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
-from alexlab import checkpoint, identity, launch, optim, secrecy
+from alexlab import checkpoint, identity, launch, models, optim, secrecy
 from alexlab import config as configs
 from alexlab.augment import BatchAugment
 from alexlab.classifier import ImageClassifier
@@ -55,6 +55,12 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
     num_classes = len(data.classes)
     config.data.num_classes = num_classes
     layout = config.trainer.channels_last
+    own = m.net.get("num_classes", num_classes)
+    if own != num_classes:
+        raise UserError(
+            f"model.net.num_classes={own}: the images are of {num_classes} classes, and the network is made for as "
+            "many: take the key out."
+        )
     net = build(m.net, num_classes=num_classes)
     mean, std = normalization(net)
     m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
@@ -99,6 +105,8 @@ def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
             logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ValueError) and Path(line.filename).parent == Path(models.__file__).parent:
+            raise UserError(str(error)) from error  # which says itself what it needs
         raise UserError(
             f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
             f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). "

@@ -144,7 +144,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
     try:
-        sys.argv[1:] = words.tidied(sys.argv[1:])
+        sys.argv[1:] = words.tidied(sys.argv[1:], lambda: _all_keys(config_name))
     except UserError as error:
         _leave(str(error), 2)
     secret = secrecy.mistakes_in(sys.argv[1:])
@@ -290,6 +290,12 @@ def _short(error: Exception, config_name: str) -> str:
         hint = f" Did you mean {best[0]}?" if best else ""
         adds = "" if best else f"; +{key}=... adds it"
         return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all{adds}."
+    several = re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text)
+    if several:
+        return (
+            f"{several[1]}={several[2]}: several values are a sweep, python {config_name}.py -m "
+            f"{several[1]}={several[2]}; one value that is a list is written '{several[1]}=[{several[2]}]'."
+        )
     twice = re.search(r"Multiple values for (\w+)\.", text)
     if twice:
         return f"+{twice[1]}=...: that group has an option already; choose another as {twice[1]}=OPTION, without the +."

@@ -223,6 +223,7 @@ DASHBOARD_RULES: dict[str, Rule] = {
     "dashboard.sections": ("sections by their names, each with panels", lambda v: isinstance(v, dict) and len(v) > 0),
 }
 
+NEEDED = ("model.name", "model.mean", "model.std", "model.net")  # which a model's yaml must have
 _ABSENT = object()
 
 
@@ -248,6 +249,10 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
             wrong.append(f"{key} is missing: give {words}.")
         elif not test(value):
             wrong.append(f"{key}={shown(value)}: must be {words}.")
+    for key in NEEDED if rules is RULES else ():
+        if _at(plain, key) is _ABSENT:
+            option = plain.get("choices", {}).get("model", "NAME")
+            wrong.append(f"{key} is missing: conf/model/{option}.yaml must have it, as conf/model/alexnet.yaml has.")
     if rules is RULES and not wrong:  # rules on several values, which must each be right by itself
         wrong = _together(plain) + _words(plain)
     if wrong:
