@@ -24,18 +24,19 @@ SCRIPTS = [
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "secrecy", "kinds", "rules", "targets", "config", "help", "imports", "launch", "memory", "rundir",
-    "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading",
-    "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume",
-    "restore", "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark", "cli",
-    "__init__",
+    "errors", "secrecy", "kinds", "rules", "targets", "config", "sweeps", "help", "imports", "launch", "memory",
+    "rundir", "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate",
+    "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report",
+    "resume", "restore", "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark",
+    "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
 # who may import what, by room or file; all others may not
 ONLY = {
     "hydra": {"cli", "instantiate"},
-    "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
+    "omegaconf": {"rules", "config", "sweeps", "help", "instantiate", "loading", "callbacks", "trainer", "plan",
+                  "rundir",
                   "assemble", "report", "resume", "restore", "run", "evaluate", "redraw", "compare", "predict",
                   "export", "prepare", "benchmark", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
@@ -55,6 +56,7 @@ LIGHT = (
     "rules",
     "targets",
     "config",
+    "sweeps",
     "help",
     "imports",
     "launch",
