@@ -28,17 +28,19 @@ ROOMS = [
     "rundir", "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate",
     "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report",
     "resume", "restore", "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark",
-    "cli", "__init__",
+    "study", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
 # who may import what, by room or file; all others may not
 ONLY = {
     "hydra": {"cli", "instantiate"},
+    "hydra_plugins": {"study"},
+    "optuna": {"sweeps", "study", "callbacks"},
     "omegaconf": {"rules", "config", "sweeps", "help", "instantiate", "loading", "callbacks", "trainer", "plan",
                   "rundir",
                   "assemble", "report", "resume", "restore", "run", "evaluate", "redraw", "compare", "predict",
-                  "export", "prepare", "benchmark", "cli"},
+                  "export", "prepare", "benchmark", "study", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery"},

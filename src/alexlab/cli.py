@@ -104,7 +104,8 @@ class Jobs:
                     f"resume={resumed} goes on in the run's own directory: leave {elsewhere[0]} out, or start a new "
                     f"run from its checkpoint with ckpt_path={resumed}."
                 )
-            found = self.task(config)
+            with sweeps.told():
+                found = self.task(config)
             optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
             if optimizes and config.get("dry_run"):
                 print("dry_run=true shows the first job alone: what it would measure picks the next.", flush=True)

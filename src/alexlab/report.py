@@ -141,7 +141,8 @@ def how_to_resume(run_dir: Path) -> str:
 
 
 def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
-    title = f"{summary['status']} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
+    status = "pruned" if summary.get("pruned") else summary["status"]
+    title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
     table = Table(title=title)
     epoch = summary.get("best_epoch")

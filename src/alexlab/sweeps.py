@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,59 @@ def record_failure(config: DictConfig, error: Exception) -> None:
         if not (run_dir / "summary.json").exists():
             told = {"status": "failed", "error": masked(f"{type(error).__name__}: {error}")}
             (run_dir / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+# -- Optuna's trials
+
+
+TRIAL = "ALEXLAB_TRIAL"  # the variable that tells a job, and its ranks, which trial it is
+PRUNED = "pruned"  # what a trial is marked with that was stopped early
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Where a job's trial is to be found: in which study of which storage; `id` is the storage's own."""
+
+    storage: str | None
+    study: str
+    number: int
+    id: int
+
+
+current: Trial | None = None  # of the job that runs in this process
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Tell the job that runs meanwhile, and the ranks that it starts, which trial it is."""
+    if current is None or current.storage is None:
+        yield
+        return
+    os.environ[TRIAL] = json.dumps(asdict(current))
+    try:
+        yield
+    finally:
+        del os.environ[TRIAL]
+
+
+def trial() -> Trial | None:
+    """The trial that this job is; None outside of Optuna's sweeps."""
+    text = os.environ.get(TRIAL)
+    return Trial(**json.loads(text)) if text else None
+
+
+def make_pruner(settings: Any, max_epochs: int | None) -> Any:
+    """Optuna's pruner for `sweep.pruner` and its keys.
+
+    Args:
+        settings: of the config's group `sweep`.
+        max_epochs: of a trial that is not stopped.
+    """
+    from optuna import pruners
+
+    kind = settings.get("pruner", "none")
+    if kind == "median":
+        return pruners.MedianPruner(settings.startup_trials, settings.warmup_epochs)
+    if kind == "hyperband":
+        return pruners.HyperbandPruner(max(1, settings.warmup_epochs), max_epochs or "auto")
+    return pruners.NopPruner()
