@@ -76,14 +76,20 @@ def test_a_grid_is_run_by_an_agent(shapes: Path, tmp_path: Path) -> None:
         assert (summary["effective_lr"], summary["world_size"]) == (rate, 2)
         assert run.summary["val/acc1_best"] == pytest.approx(summary["best"]["val/acc1"])
         assert run.fields["displayName"] == name
+    known = ("ServerFeaturesQuery", "ServerInfo")  # what it is asked for and need not know
+    assert [told for told in server.unknown if not told.startswith(known)] == []
     after = subprocess.run(["git", "status", "--short"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert after == before, "an agent leaves nothing beside the code"
 
 
-def test_the_shipped_file_is_a_sweep_of_the_metric_that_runs_log() -> None:
-    told = yaml.safe_load(SHIPPED.read_text())
+def test_the_shipped_file_is_a_sweep_of_the_metric_that_runs_log(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        done = called("sweep", "conf/sweep/wandb.yaml", server=server, folder=tmp_path)
+    assert "wandb agent tester/alexlab/sweep0" in done.stderr
+    grid = server.sweeps["sweep0"]
+    told = yaml.safe_load(grid.text)
     assert told["metric"] == {"name": "val/acc1_best", "goal": "maximize"}
-    grid = Sweep("s", SHIPPED.read_text())
+    assert told["command"][:4] == ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
     assert len(grid.grid) == 6
     (first,) = grid.commands({})
     assert first["args"] == {"optimizer": {"value": {"lr": 0.003, "weight_decay": 0.0001}}}

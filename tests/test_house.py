@@ -25,10 +25,10 @@ SCRIPTS = [
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "secrecy", "kinds", "rules", "targets", "config", "sweeps", "help", "imports", "launch", "memory",
-    "rundir", "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate",
-    "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report",
-    "resume", "restore", "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare", "benchmark",
-    "study", "cli", "__init__",
+    "rundir", "figures", "plots", "study_plots", "data", "models", "optimizers", "optim", "augment", "checkpoint",
+    "instantiate", "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan", "assemble",
+    "report", "resume", "restore", "run", "rank", "evaluate", "redraw", "compare", "predict", "export", "prepare",
+    "benchmark", "study", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -44,7 +44,7 @@ ONLY = {
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "study_plots"},
     "timm": {"models"},
     "simplejpeg": {"data", "prepare"},
     "onnx": {"export"},

@@ -11,10 +11,11 @@ import pytest
 from conftest import ROOT, TINY, clean_env, command, summary_of
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from wandb_server import wandb_server
 
 from alexlab import sweeps
 from alexlab.errors import UserError
-from alexlab.study import only_one
+from alexlab.study import draw, only_one
 
 LR = {"optimizer.lr": optuna.distributions.LogUniformDistribution(0.001, 0.1)}
 
@@ -59,6 +60,8 @@ def test_a_sweep_that_was_killed_goes_on(shapes: Path, tmp_path: Path) -> None:
         assert ("all are there: hydra.sweeper.n_trials=4 adds as many." in done.stdout) == (not more)
     folder = tmp_path / "train/multiruns" / name
     assert {path.parent.name for path in folder.glob("*/config.yaml")} == {"0", "1", "2", "3"}, "one folder a study"
+    assert {path.name for path in (folder / "figures").iterdir()} == {"history.png", "parallel.png", "slices.png"}
+    assert f"drawn: {folder}/figures (history, parallel, slices)" in done.stdout
     best = OmegaConf.load(folder / "optimization_results.yaml")
     scores = {n: summary_of(folder / str(n))["best"]["val/acc1"] for n in (1, 2, 3)}
     assert best.best_value == pytest.approx(max(scores.values()))
@@ -70,11 +73,15 @@ def test_a_trial_that_looks_bad_is_ended_on_all_ranks(shapes: Path, tmp_path: Pa
     better = dict.fromkeys(range(5), 2.0)  # than any accuracy
     study.add_trial(create_trial(params={"optimizer.lr": 0.01}, distributions=LR, value=2.0,
                                  intermediate_values=better))  # fmt: skip
-    done = command(*words(
-        shapes, tmp_path, "hydra.sweeper.study_name=mine", "hydra.sweeper.n_trials=2", "sweep.startup_trials=1",
-        "sweep.warmup_epochs=1", "trainer.max_epochs=4", "trainer=ddp_cpu", "test=true",
-    ))  # fmt: skip
+    with wandb_server() as server:
+        done = command(*words(
+            shapes, tmp_path, "hydra.sweeper.study_name=mine", "hydra.sweeper.n_trials=2", "sweep.startup_trials=1",
+            "sweep.warmup_epochs=1", "trainer.max_epochs=4", "trainer=ddp_cpu", "test=true", "logger=wandb",
+        ), env=server.env())  # fmt: skip
     assert done.returncode == 0, done.stderr
+    (run,) = server.runs.values()
+    assert (run.summary["pruned"], run.summary["status"], run.exit_code) == (True, "finished", 0)
+    assert (run.fields["groupName"], run.fields["displayName"]) == ("mine", "mine/1")
     assert "pruned after epoch 2: val/acc1 " in done.stdout
     assert "study mine: 1 complete, 1 pruned" in done.stdout
     _, pruned = trials(tmp_path, "mine")
@@ -83,7 +90,6 @@ def test_a_trial_that_looks_bad_is_ended_on_all_ranks(shapes: Path, tmp_path: Pa
     summary = summary_of(tmp_path / "train/multiruns/mine/1")
     assert (summary["status"], summary["pruned"], summary["world_size"], summary["test"]) == ("finished", True, 2, {})
     assert pruned.intermediate_values[1] == pytest.approx(summary["last"]["val/acc1"])
-    assert "| epoch" not in done.stdout
     assert re.findall(r"^epoch (\d)/4", done.stdout, re.M) == ["1", "2"]
 
 
@@ -94,6 +100,7 @@ def test_a_trial_that_looks_bad_is_ended_on_all_ranks(shapes: Path, tmp_path: Pa
         (["hydra.sweeper.storage=null"], "sweep.pruner=median needs a storage that the runs can ask"),
         (["hydra/sweeper/sampler=grid"], "hydra/sweeper/sampler=grid: a grid needs no study"),
         (["hydra.sweeper.direction=[minimize,maximize]"], "a run has one objective, its monitor"),
+        (["hydra.sweeper.study_name=null"], "hydra.sweeper.study_name=null: a study goes on by its name"),
         (["hydra.sweeper.n_jobs=2"], "hydra.sweeper.n_jobs=2: trials run one after the other here"),
         (["hydra.sweeper.max_failure_rate=0.5"], "a trial that fails ends the sweep, or with sweep.keep_going=true"),
         (["sweep.pruner=mean"], "sweep.pruner=mean: must be one of median, hyperband, none."),
@@ -105,6 +112,26 @@ def test_what_a_study_refuses(more: list[str], told: str, shapes: Path, tmp_path
     assert done.returncode == 2, done.stdout
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_studys_plots_follow_its_distributions(tmp_path: Path) -> None:
+    """Logarithms of rates, options of choices, trials that failed left out, parameters that some trials lack."""
+    kinds = {
+        **LR, "model": optuna.distributions.CategoricalDistribution(["alexnet", "vgg"]),
+        "augment.policy_ops": optuna.distributions.IntUniformDistribution(1, 4),
+    }  # fmt: skip
+    study = optuna.create_study(direction="minimize")
+    for number in range(7):
+        params = {"optimizer.lr": 0.001 * 1.9**number, "model": ("vgg", "alexnet")[number % 2], "augment.policy_ops": 2}
+        if number == 0:
+            del params["model"]
+        state = (TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)[min(number, 2)]
+        value = None if state == TrialState.FAIL else 1.0 / (1 + number)
+        study.add_trial(create_trial(params=params, value=value, state=state,
+                                     distributions={name: kinds[name] for name in params}))  # fmt: skip
+    drawn = draw(study, "val/loss", tmp_path / "figures")
+    assert [path.name for path in drawn] == ["history.png", "parallel.png", "slices.png", "importances.png"]
+    assert all(path.stat().st_size > 5000 for path in drawn)
 
 
 def test_a_study_has_one_process_at_a_time(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from alexlab import sweeps
 from alexlab.errors import UserError
+from alexlab.rundir import shown
 from alexlab.secrecy import masked
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)  # toward n_trials; one that failed is tried anew, with other values
@@ -34,6 +35,7 @@ class StudySweep(OptunaSweeperImpl):
     config: DictConfig
 
     def sweep(self, arguments: list[str]) -> None:
+        assert self.launcher is not None
         self._check()
         self._process_searchspace_config()
         space, fixed = create_params_from_overrides([*self._parse_sweeper_params_config(), *arguments])
@@ -70,6 +72,10 @@ class StudySweep(OptunaSweeperImpl):
         if len(self._get_directions()) > 1:
             raise UserError(
                 f"hydra.sweeper.direction={list(self.direction)}: a run has one objective, its monitor: leave it out."
+            )
+        if not self.study_name:
+            raise UserError(
+                "hydra.sweeper.study_name=null: a study goes on by its name, and is its folder's: give one."
             )
         if self.n_jobs != 1:
             raise UserError(f"hydra.sweeper.n_jobs={self.n_jobs}: trials run one after the other here: leave it out.")
@@ -134,6 +140,44 @@ class StudySweep(OptunaSweeperImpl):
         print(f"best: trial {best.number}, {self.config.monitor} {best.value:.4f} with {words}", flush=True)
         found = {"name": "optuna", "best_trial": best.number, "best_params": best.params, "best_value": best.value}
         OmegaConf.save(OmegaConf.create(found), folder / "optimization_results.yaml")
+        drawn = draw(study, self.config.monitor, folder / "figures")
+        print(f"drawn: {shown(folder / 'figures')} ({', '.join(path.stem for path in drawn)})", flush=True)
+
+
+def draw(study: Study, metric: str, folder: Path) -> list[Path]:
+    """The study's plots as PNG files in `folder`. Returns their paths; without enough trials importances are left out.
+
+    Args:
+        metric: what the trials' values are.
+    """
+    from alexlab import study_plots as plots  # and with it Matplotlib
+
+    held = [trial for trial in study.trials if trial.state in COUNTED and trial.value is not None]
+    points = [
+        plots.Point(trial.number, trial.value, trial.params, trial.state == TrialState.PRUNED)  # type: ignore[arg-type]
+        for trial in held
+    ]
+    kinds = {name: kind for trial in held for name, kind in trial.distributions.items()}
+    values = {name: [point.params[name] for point in points if name in point.params] for name in kinds}
+    parameters = [
+        plots.Parameter(
+            name,
+            log=getattr(kind, "log", False) or type(kind).__name__.endswith("LogUniformDistribution"),
+            options=tuple(sorted(set(map(str, values[name])))) if hasattr(kind, "choices") else (),
+        )
+        for name, kind in kinds.items()
+    ]
+    maximize = study.direction.name == "MAXIMIZE"
+    images = {"history": plots.history(points, metric, maximize)}
+    if parameters:
+        images["parallel"] = plots.parallel(points, parameters, metric, maximize)
+        images["slices"] = plots.slices(points, parameters, metric)
+        told = plots.importances(points, parameters, metric)
+        images |= {"importances": told} if told is not None else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        image.save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in images]
 
 
 @contextlib.contextmanager
