@@ -17,6 +17,7 @@ from alexlab import sweeps
 from alexlab.errors import UserError
 from alexlab.study import draw, only_one
 
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 LR = {"optimizer.lr": optuna.distributions.LogUniformDistribution(0.001, 0.1)}
 
 
