@@ -10,6 +10,7 @@ from test_configs import compose
 from alexlab import assemble, optim, rules
 from alexlab import config as configs
 from alexlab.errors import UserError
+from alexlab.plan import make_plan
 from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
 
 
@@ -141,7 +142,7 @@ def test_what_a_models_yaml_must_have_and_what_it_must_not(shapes: Path) -> None
     data = assemble.build_data(composed, Devices("cpu", 1, 1)).read()
     composed.model.net.num_classes = 7
     with pytest.raises(UserError, match=r"model\.net\.num_classes=7: the images are of 10 classes, and the network is"):
-        assemble.build_model(composed, data, "cpu")
+        assemble.build_model(composed, data, "cpu", make_plan(composed, 1, data.images))
     composed.model.net.num_classes = 10
     del composed.model["mean"], composed.model["name"]
     with pytest.raises(UserError) as told:

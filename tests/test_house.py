@@ -26,27 +26,29 @@ SCRIPTS = [
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "secrecy", "kinds", "rules", "targets", "config", "help", "imports", "launch", "words", "memory",
-    "rundir", "compare", "identity", "figures", "plots", "data", "models", "optimizers", "optim", "augment",
-    "checkpoint", "instantiate", "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer",
-    "plan", "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw", "panels", "dashboard",
-    "predict", "export", "prepare", "benchmark", "cli", "__init__",
+    "errors", "secrecy", "kinds", "rules", "targets", "config", "sweeps", "help", "imports", "launch", "words",
+    "memory", "rundir", "compare", "identity", "figures", "plots", "study_plots", "data", "models", "optimizers",
+    "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier", "loggers", "callbacks",
+    "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw",
+    "panels", "dashboard", "predict", "export", "prepare", "benchmark", "study", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
 # who may import what, by room or file; all others may not
 ONLY = {
     "hydra": {"cli", "instantiate"},
-    "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "identity", "assemble", "report", "resume", "restore", "run", "evaluate",
+    "hydra_plugins": {"study"},
+    "optuna": {"sweeps", "study", "callbacks"},
+    "omegaconf": {"rules", "config", "sweeps", "help", "instantiate", "loading", "callbacks", "trainer", "plan",
+                  "rundir", "identity", "assemble", "report", "resume", "restore", "run", "evaluate",
                   "redraw", "compare", "panels", "dashboard", "predict", "export", "prepare",
-                  "benchmark", "cli"},
+                  "benchmark", "study", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery", "compare/boards.py", "dashboard"},
     "wandb_workspaces": {"dashboard"},
     "plotly": {"compare"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "study_plots"},
     "timm": {"models"},
     "simplejpeg": {"data", "prepare"},
     "onnx": {"export"},
@@ -60,6 +62,7 @@ LIGHT = (
     "rules",
     "targets",
     "config",
+    "sweeps",
     "help",
     "imports",
     "launch",

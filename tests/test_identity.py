@@ -36,6 +36,7 @@ def composed(*words: str) -> DictConfig:
         ("logger=csv trainer=ddp_cpu debug=fast hydra.run.dir=x data.num_workers=0", "alexnet"),
         ("~optimizer.momentum +optimizer.foreach=false", "alexnet-no_momentum-foreachfalse"),
         ("augment.scale=[0.2,1.0] experiment=demo", "alexnet-scale_0.2_1.0-demo"),
+        ("optimizer.lr=0.010066097770334917 optimizer.weight_decay=1e-05", "alexnet-lr0.01007-wd1e-05"),
         ("monitor=val/loss ckpt_path=null test=false", "alexnet"),
     ],
 )

@@ -37,9 +37,7 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
         (["data.batch_size=1000"], ["data.batch_size=1000 is larger than the 40 training images"]),
         (
             ["data.image_size=32"],
-            [
-                "error: AlexNet needs images of at least 64 pixels, and these have 32 x 32: set data.image_size=64 or"
-            ],
+            ["error: AlexNet needs images of at least 64 pixels, and these have 32 x 32: set data.image_size=64 or"],
         ),
         (["resume=latest"], ["resume=latest goes on in the run's own directory: leave hydra.run.dir="]),
         (["ckpt_path=https://x/y.ckpt"], ["ckpt_path=https://x/y.ckpt: must be a run or a file here, and no address"]),

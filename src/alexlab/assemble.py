@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
-from alexlab import checkpoint, identity, launch, models, optim, secrecy
+from alexlab import checkpoint, identity, launch, models, optim, secrecy, sweeps
 from alexlab import config as configs
 from alexlab.augment import BatchAugment
 from alexlab.classifier import ImageClassifier
@@ -56,7 +56,7 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
     config.data.num_classes = num_classes
     layout = config.trainer.channels_last
     own = m.net.get("num_classes", num_classes)
-    if own != num_classes:
+    if own != num_classes and plan is not None and config.resume.run is None:  # older runs' configs may have it
         raise UserError(
             f"model.net.num_classes={own}: the images are of {num_classes} classes, and the network is made for as "
             "many: take the key out."
@@ -151,6 +151,12 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """The entries of `config.callbacks` with a `_target_`: a user's own."""
+    """The entries of `config.callbacks` with a `_target_`: a user's own. And in a trial of Optuna's what may end it."""
     nodes = config.callbacks.values()
-    return [build(node) for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
+    built = [build(node) for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
+    trial = sweeps.trial()
+    if trial is not None:
+        from alexlab.callbacks.pruning import Pruning
+
+        built.append(Pruning(trial, sweeps.make_pruner(config.sweep, config.trainer.max_epochs), config.monitor))
+    return built

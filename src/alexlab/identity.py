@@ -15,7 +15,8 @@ LONGEST = 80  # letters of a name
 SHORT = {"seed": "s", "trainer.max_epochs": "ep", "data.batch_size": "bs", "optimizer.weight_decay": "wd",
          "label_smoothing": "smooth", "data.image_size": "px"}  # fmt: skip
 # told by another part of the name, or no setting of what is learned
-NAMELESS = {"model", "model.name", "data.root", "trainer", "trainer.devices", "trainer.accelerator", "debug", "monitor"}
+NAMELESS = {"model", "model.name", "data.root", "trainer", "trainer.devices", "trainer.accelerator", "debug", "monitor",
+            "sweep"}  # fmt: skip
 
 
 def readable(config: DictConfig) -> str:
@@ -24,19 +25,27 @@ def readable(config: DictConfig) -> str:
     parts = [str(plain["model"]["name"])]
     for word in plain.get("overrides") or []:
         key, _, value = str(word).lstrip("+").partition("=")
-        group, _, leaf = key.rpartition(".")
+        leaf = key.rpartition(".")[2]
         if key.startswith("~"):
             parts.append(f"no_{key[1:].rpartition('.')[2]}")
         elif key == "data" and value == "folder":
             parts.append(PurePath(str(plain["data"]["root"])).name)
         elif key in NAMELESS or {key, key.split(".")[0]} & IGNORED:
             continue
-        elif key in plain.get("choices", {}) or (not group and key in ("experiment", "sweep")):
+        elif key in plain.get("choices", {}):
             parts.append(value)
         else:
-            parts.append(f"{leaf}" if value == "true" else f"{SHORT.get(key, leaf)}{value}")
-    name = "-".join(re.sub(r"[^\w.+]+", "_", part).strip("_") for part in parts if part)
+            parts.append(leaf if value == "true" else f"{SHORT.get(key, leaf)}{_short(value)}")
+    name = "-".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts if part)
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _short(value: str) -> str:
+    """Four places of a number, as a sweep may have drawn it."""
+    try:
+        return f"{float(value):.4g}" if len(value) > 6 else value
+    except ValueError:
+        return value
 
 
 def for_others(config: DictConfig) -> dict[str, Any]:

@@ -177,7 +177,8 @@ def show_standing(config: DictConfig) -> None:
 
 
 def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
-    title = f"{summary['status']} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
+    status = "pruned" if summary.get("pruned") else summary["status"]
+    title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
     table = Table(title=title)
     epoch = summary.get("best_epoch")

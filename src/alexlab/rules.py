@@ -57,6 +57,9 @@ RULES: dict[str, Rule] = {
     "init_from": or_null(PATH),
     "ema.decay": or_null(INSIDE_0_1),
     "sweep.keep_going": SWITCH,
+    "sweep.pruner": one_of("median", "hyperband", "none"),
+    "sweep.startup_trials": FROM_0_WHOLE,
+    "sweep.warmup_epochs": FROM_0_WHOLE,
     "model.mean": or_auto(numbers("three numbers, one for each of red, green and blue", 3, lambda v: True)),
     "model.std": or_auto(
         numbers("three numbers above 0, one for each of red, green and blue", 3, lambda v: min(v) > 0)

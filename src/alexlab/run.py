@@ -168,7 +168,10 @@ def _fit_rank(
         report.tell_stop(trainer, data)
         validate_end(trainer, model, data)
         result |= report.metrics_of(trainer, model, run_dir)
-        if config.test and config.trainer.limit_test_batches not in (0, 0.0):
+        pruned = any(getattr(callback, "pruned", False) for callback in callbacks)
+        if pruned:
+            result["pruned"] = True
+        if config.test and config.trainer.limit_test_batches not in (0, 0.0) and not pruned:
             result["test"] = score_best(trainer, model, data, run_dir)
         model.share_skipped()
         preemption.agree(trainer)
@@ -198,7 +201,8 @@ def _fit_rank(
         unwritten = keep_summary(run_dir, summary) if launch.rank() == 0 else None
         if torch.distributed.is_initialized() and status == "finished":
             torch.distributed.destroy_process_group()
-        if status == "finished" and data is not None and config.callbacks.figures and launch.rank() == 0:
+        draws = status == "finished" and config.callbacks.figures and not result.get("pruned")
+        if draws and data is not None and launch.rank() == 0:
             draw_figures(config, data, devices, board)
         if board is not None:
             if status == "finished":

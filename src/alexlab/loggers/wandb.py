@@ -9,7 +9,7 @@ import pytorch_lightning.loggers
 import wandb
 from pytorch_lightning.utilities import rank_zero_only
 
-from alexlab import secrecy
+from alexlab import secrecy, sweeps
 from alexlab.errors import UserError
 from alexlab.loggers.key import key_at_hand
 from alexlab.rundir import shown
@@ -102,6 +102,11 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             settings["version"] = self._known_by.read_text().strip()
         super().__init__(name=name, save_dir=save_dir, project=project, settings=quiet, **settings)
         self._wandb_init.pop("anonymous", None)  # W&B warns of it even where it is None
+        if sweeps.agent() is not None:  # which has said where the run belongs, and made it already
+            for key in ("project", "entity", "id"):
+                self._wandb_init.pop(key, None)
+            if not self._known_by.is_file():
+                self._wandb_init["resume"] = None
         self._reason = reason
         self._finished = False
         self.where: str | None = None  # what shows the run: an address, or a command
