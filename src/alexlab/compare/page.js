@@ -19,8 +19,8 @@ const text = (v) => (v === undefined ? "" : v === null ? "null" : typeof v === "
 const value = (g, key) => key in g.settings ? g.settings[key] : key in g.metrics ? g.metrics[key]
   : key === "status" ? g.status : key === "name" ? g.name : g.config[key];
 const shortest = (v) => Math.abs(v) >= 1e9 ? `${(v / 1e9).toPrecision(4)} G` : Math.abs(v) >= 1e5 ? `${(v / 1e6).toPrecision(4)} M`
-  : v !== 0 && Math.abs(v) < 1e-3 ? v.toExponential(3)
-  : Number.isInteger(v) ? String(v) : v.toFixed(Math.abs(v) >= 100 ? 1 : 4);
+  : v !== 0 && Math.abs(v) < 1e-3 ? v.toExponential(3) : Number.isInteger(v) ? String(v)
+  : Math.abs(v) >= 10 ? String(Number(v.toPrecision(4))) : v.toFixed(4);
 // Plotly takes some HTML in its texts
 const plain = (s) => String(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
@@ -105,7 +105,7 @@ function drawTable(colour) {
   const best = Object.fromEntries(data.columns.map((key) => {
     const numbers = rows.map((g) => g.metrics[key]).filter(isNumber);
     const low = data.low.some((end) => key.endsWith(end));
-    return [key, numbers.length > 1 ? (low ? Math.min(...numbers) : Math.max(...numbers)) : undefined];
+    return [key, numbers.length > 1 && !["parameters", "seconds"].includes(key) ? (low ? Math.min(...numbers) : Math.max(...numbers)) : undefined];
   }));
   $("runs").tBodies[0].replaceChildren(...rows.map((g) => {
     const row = document.createElement("tr");
@@ -159,6 +159,13 @@ function smoothed(ys) {
   let mean = 0, total = 0;
   return ys.map((y) => { mean = weight * mean + (1 - weight) * y; total = weight * total + (1 - weight); return mean / total; });
 }
+// a run that has diverged would leave the others a line at the bottom
+const lowest = (traces) => { const low = Math.min(...traces.map((t) => Math.min(...t.y))); return low >= 0 ? 0 : low; };
+function cut(traces) {
+  const ys = traces.flatMap((t) => t.y).filter((y) => y !== null).sort((a, b) => a - b);
+  const most = ys[Math.floor(0.9 * (ys.length - 1))];
+  return traces.length > 1 && most > 0 && ys[ys.length - 1] > 20 * most ? 1.3 * most : null;
+}
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 function layout(more) {
   const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
@@ -207,8 +214,10 @@ function drawCurves(groups, colour) {
         traces.push({ ...line, y: smoothed(curve[1]), line: { color: colour(g), width: thin } });
       } else traces.push({ ...line, y: curve[1], line: { color: colour(g), width: thin }, opacity: runs.length > 30 ? 0.75 : 1 });
     }
-    Plotly.react(chart, traces, layout({ title: { text: plain(key), font: { size: 13 }, x: 0.03, xanchor: "left" },
-      xaxis: { title: { text: AXES[state.x] } }, yaxis: { type: state.logy ? "log" : "linear" } }), CONFIG);
+    const top = state.logy ? null : cut(traces);
+    const title = top === null ? plain(key) : `${plain(key)} <i>cut at ${shortest(top)}</i>`;
+    Plotly.react(chart, traces, layout({ title: { text: title, font: { size: 13 }, x: 0.03, xanchor: "left" },
+      xaxis: { title: { text: AXES[state.x] } }, yaxis: { type: state.logy ? "log" : "linear", ...(top === null ? { autorange: true } : { range: [lowest(traces), top] }) } }), CONFIG);
   }
   $("absent").textContent = absent.size ? `${absent.size} run(s) do not tell their ${AXES[state.x]}, and are left out here: ${[...absent].slice(0, 5).join(", ")}` : "";
 }

@@ -112,7 +112,7 @@ def curves_of(run: Run, points: int) -> dict[str, Any]:
     curves: dict[str, list[list[float]]] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         plain = key.removesuffix("_step")
-        if key in KEPT_AXES or key.endswith("_best") or not key.startswith(("train/", "val/", "lr", "perf/", "test/")):
+        if key in KEPT_AXES or key.endswith("_best") or not key.startswith(("train/", "val/", "lr", "perf/")):
             continue
         if plain != key or not any(f"{key}_step" in row for row in rows):  # the finer of both, under the plain name
             known = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
