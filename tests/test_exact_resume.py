@@ -28,7 +28,7 @@ SETTINGS = [
     [],
     ["trainer.accumulate_grad_batches=2", "data.batch_size=4"],
     ["trainer.accumulate_grad_batches=3", "data.batch_size=4", "+trainer.val_check_interval=0.5"],
-    ["+trainer.val_check_interval=0.5", "scheduler=plateau"],
+    ["+trainer.val_check_interval=0.6", "scheduler=plateau"],  # a checkpoint lies between that and the epoch's end
     ["ema.decay=0.9", "+trainer.val_check_interval=0.5", "callbacks.early_stopping=9"],
     ["optimizer=adamw", "trainer.check_val_every_n_epoch=2", "finetune.freeze_epochs=1"],
     ["trainer.max_steps=10", "trainer.max_epochs=null", "scheduler=constant", "finetune.freeze_epochs=1"],

@@ -324,6 +324,17 @@ def test_rollback_with_averages(harness: Harness, monkeypatch: pytest.MonkeyPatc
     assert summary_of(run_dir)["status"] == "finished"
 
 
+def test_rollback_to_when_the_head_alone_learned(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer of then knew nothing of the other layers, which learn by now."""
+    poison(monkeypatch, {(1, 1)})
+    words = ["on_nan=rollback", "finetune.freeze_epochs=1", "optimizer.fused=true", "checkpoint.every_n_steps=null"]
+    found = watched(harness, monkeypatch, "run", *words)
+    (told,) = warnings_of(harness.folder / "run", "on_nan=rollback: ")
+    assert "those of step 5 again" in told
+    assert finite(found.states[-1])
+    assert not torch.equal(found.states[4]["layers.0.weight"], found.states[-1]["layers.0.weight"])
+
+
 def test_what_rollback_cannot_do_is_told(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         poison(patch, {(0, 0)})

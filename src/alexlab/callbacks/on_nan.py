@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 
 from alexlab import checkpoint
+from alexlab.callbacks.freezing import Freezing
 from alexlab.errors import UserError
 
 IN_A_ROW = 10  # steps that are skipped before it is the weights' fault
@@ -233,4 +234,7 @@ def take_states(trainer: pl.Trainer, found: dict[str, Any]) -> None:
     for optimizer, before in zip(trainer.optimizers, rates, strict=True):
         for group, rate in zip(optimizer.param_groups, before, strict=True):
             group["lr"] = rate
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Freezing):
+            callback.complete(trainer)
     model.take_buffers(found["alexlab"]["place"])
