@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from resuming import Harness, Killed, at_batch, difference
 
-from alexlab import restore
+from alexlab import config, restore
 from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
@@ -337,6 +337,22 @@ def test_the_same_command_line_goes_on(harness: Harness) -> None:
     straight = harness.train("straight", *words)
     harness.end(at_batch(4, "after"), "ended", *words)
     assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_a_word_of_an_earlier_command_line_counts_again(harness: Harness) -> None:
+    """Also where one in between had said something else."""
+    going_on = ["resume.run=auto", "checkpoint.every_n_steps=1"]
+    harness.end(at_batch(3, "after"), "run", "on_nan=skip", "trainer.max_epochs=3", "scheduler=constant")
+    harness.train("run", *going_on, "on_nan=rollback", "trainer.max_epochs=2", "data.max_bad=3")
+    harness.train("run", *going_on, "on_nan=skip", "trainer.max_epochs=3")
+    found = config.load(harness.folder / "run/config.yaml")
+    assert (found.on_nan, found.trainer.max_epochs, found.data.max_bad) == ("skip", 3, 3)
+    keys = [word.partition("=")[0] for word in found.overrides]
+    assert len(keys) == len(set(keys)), "one word of each"
+    saved = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["alexlab"]["place"]["epochs"] == 3
+    with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 3 prolongs it."):
+        harness.train("x", f"resume.run={harness.folder / 'run'}", "trainer.max_epochs=3")
 
 
 def test_a_run_that_began_with_a_checkpoint_begins_with_it_again(harness: Harness) -> None:
