@@ -3,21 +3,25 @@
 In this process; see test_faults.py for processes that are really killed.
 """
 
+import math
 import os
 import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from resuming import Harness, Killed, at_batch, difference
+from resuming import Harness, Killed, at_batch, difference, rows_of
 
 from alexlab import config, restore
 from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
+from alexlab.data.index import scan
 from alexlab.errors import UserError
 from alexlab.loggers import metrics
 
@@ -143,6 +147,23 @@ def test_from_where_the_time_was_up(count: int, harness: Harness, monkeypatch: p
     assert saved["global_step"] == -(-count // 3), "the step that it was within is done"
     (ended / "summary.json").unlink()  # it counts as finished; a larger max_time would prolong it
     assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_from_after_a_batch_that_was_broken_as_a_whole(harness: Harness, tmp_path: Path) -> None:
+    """Its line holds no numbers of the batch before, and a longer window's its own."""
+    harness.root = Path(shutil.copytree(harness.root, tmp_path / "data"))
+    index = scan(harness.root / "train")
+    order = np.random.Generator(np.random.PCG64([0, 0])).permutation(len(index))  # docs/data.md
+    for i in order[24:32]:
+        Path(index.path(int(i))).write_bytes(b"none")
+    for every, step in ((1, 3), (2, 3)):
+        words = ["data.on_error=skip", f"trainer.log_every_n_steps={every}", "trainer.max_epochs=1"]
+        straight = harness.train(f"straight{every}", *words)
+        (row,) = [row for row in rows_of(straight) if row["step"] == str(step) and "train/loss_step" in row]
+        assert math.isnan(float(row["train/loss_step"])) == (every == 1)
+        for count in (2, 3, 4):
+            harness.end(at_batch(count, "after"), f"ended{every}{count}", *words)
+            assert difference(straight, harness.train(f"ended{every}{count}", *words, "resume.run=auto")) is None
 
 
 def test_a_clock_asks_for_checkpoints(harness: Harness) -> None:
