@@ -10,6 +10,7 @@ from test_configs import compose
 from alexlab import assemble, optim, rules
 from alexlab import config as configs
 from alexlab.errors import UserError
+from alexlab.plan import make_plan
 from alexlab.trainer import Devices, build_trainer, choose_precision, find_devices
 
 
@@ -132,3 +133,21 @@ def test_weights_come_with_their_own_mean_and_std(shapes: Path) -> None:
         data = assemble.build_data(composed, Devices("cpu", 1, 1)).read()
         assemble.build_model(composed, data, "cpu")
         assert (list(composed.model.mean), list(composed.model.std)) == (mean, std), "told in the run's config"
+
+
+def test_what_a_models_yaml_must_have_and_what_it_must_not(shapes: Path) -> None:
+    """As a user's own may be."""
+    composed = configs.resolved(compose("model=alexnet_half", "data=folder", f"data.root={shapes}"))
+    composed.choices = {"model": "mine"}
+    data = assemble.build_data(composed, Devices("cpu", 1, 1)).read()
+    composed.model.net.num_classes = 7
+    with pytest.raises(UserError, match=r"model\.net\.num_classes=7: the images are of 10 classes, and the network is"):
+        assemble.build_model(composed, data, "cpu", make_plan(composed, 1, data.images))
+    composed.model.net.num_classes = 10
+    del composed.model["mean"], composed.model["name"]
+    with pytest.raises(UserError) as told:
+        rules.check(composed)
+    assert "model.mean is missing: conf/model/mine.yaml must have it, as conf/model/alexnet.yaml has." in str(
+        told.value
+    )
+    assert "model.name is missing: " in str(told.value)

@@ -88,7 +88,7 @@ def test_mistakes(shapes: Path, tmp_path: Path) -> None:
         (["finetune.freeze_epochs=1", "trainer.strategy=fsdp"], "FSDP shards weights that learn and others alike"),
         (
             ["model=alexnet", "model.name=alexnet", "augment.sizes=[[1,32],[3,64]]"],
-            "AlexNet fails on an image of 32 x 32 pixels",
+            "AlexNet needs images of at least 64 pixels, and these have 32 x 32: set data.image_size=64 or more",
         ),
     ]:
         wrong = tiny_train(shapes, tmp_path / "run", *words)

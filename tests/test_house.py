@@ -12,6 +12,7 @@ from conftest import ROOT
 SOURCES = sorted((ROOT / "src/alexlab").rglob("*.py"))
 LATER = {"alexlab.rules.check", "alexlab.run.fit", "alexlab.rules.EVAL_RULES", "alexlab.evaluate.evaluate",
          "alexlab.rules.COMPARE_RULES", "alexlab.compare.show.show",
+         "alexlab.rules.DASHBOARD_RULES", "alexlab.dashboard.make",
          "alexlab.rules.PREDICT_RULES", "alexlab.predict.predict",
          "alexlab.rules.FIGURES_RULES", "alexlab.redraw.redraw",
          "alexlab.rules.EXPORT_RULES", "alexlab.export.export",
@@ -19,30 +20,35 @@ LATER = {"alexlab.rules.check", "alexlab.run.fit", "alexlab.rules.EVAL_RULES", "
          "alexlab.rules.BENCHMARK_RULES", "alexlab.rules.RULES",
          "alexlab.benchmark.benchmark"}  # after composing  # fmt: skip
 SCRIPTS = [
-    ROOT / f"{name}.py" for name in ("train", "eval", "compare", "predict", "figures", "export", "prepare", "benchmark")
+    ROOT / f"{name}.py"
+    for name in ("train", "eval", "compare", "dashboard", "predict", "figures", "export", "prepare", "benchmark")
 ]
 
 # each room imports rooms before it in this order, and itself
 ROOMS = [
-    "errors", "secrecy", "kinds", "rules", "targets", "config", "help", "imports", "launch", "words", "memory",
-    "rundir", "compare", "figures", "plots", "data", "models", "optimizers", "optim", "augment", "checkpoint",
-    "instantiate", "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer", "plan",
-    "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw", "predict", "export", "prepare",
-    "benchmark", "cli", "__init__",
+    "errors", "secrecy", "kinds", "rules", "targets", "config", "sweeps", "help", "imports", "launch", "words",
+    "memory", "rundir", "compare", "identity", "figures", "plots", "study_plots", "data", "models", "optimizers",
+    "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier", "loggers", "callbacks",
+    "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw",
+    "panels", "dashboard", "predict", "export", "prepare", "benchmark", "study", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
 # who may import what, by room or file; all others may not
 ONLY = {
     "hydra": {"cli", "instantiate"},
-    "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "assemble", "report", "resume", "restore", "run", "evaluate", "redraw", "compare", "predict",
-                  "export", "prepare", "benchmark", "cli"},
+    "hydra_plugins": {"study"},
+    "optuna": {"sweeps", "study", "callbacks"},
+    "omegaconf": {"rules", "config", "sweeps", "help", "instantiate", "loading", "callbacks", "trainer", "plan",
+                  "rundir", "identity", "assemble", "report", "resume", "restore", "run", "evaluate",
+                  "redraw", "compare", "panels", "dashboard", "predict", "export", "prepare",
+                  "benchmark", "study", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
-    "wandb": {"loggers", "callbacks", "gallery", "compare/boards.py"},
+    "wandb": {"loggers", "callbacks", "gallery", "compare/boards.py", "dashboard"},
+    "wandb_workspaces": {"dashboard"},
     "plotly": {"compare"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "study_plots"},
     "timm": {"models"},
     "simplejpeg": {"data", "prepare"},
     "onnx": {"export"},
@@ -56,6 +62,7 @@ LIGHT = (
     "rules",
     "targets",
     "config",
+    "sweeps",
     "help",
     "imports",
     "launch",

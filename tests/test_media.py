@@ -1,9 +1,11 @@
 """The pictures of a run: which are chosen, and that they are what the net sees."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -25,8 +27,13 @@ def test_the_most_confident_mistakes_of_a_test_are_kept() -> None:
     for part in (slice(0, 25), slice(25, 40)):
         media.on_test_batch_end(trainer, None, {"logits": logits[part]}, (images[part], targets[part], []), 0)  # type: ignore[arg-type]
     media.on_test_batch_end(trainer, None, None, None, 1)  # type: ignore[arg-type]
-    assert [int(image[0, 0, 0]) for _, image, _, _ in media.mistakes] == list(range(39, 39 - 2 * MISTAKES, -2))
-    assert {(truth, predicted) for _, _, truth, predicted in media.mistakes} == {(0, 1)}
+    assert [int(m.image[0, 0, 0]) for m in media.mistakes] == list(range(39, 39 - 2 * MISTAKES, -2))
+    assert {(m.truth, m.predicted) for m in media.mistakes} == {(0, 1)}
+    first = media.mistakes[0]  # logits (0, 10, 0), and the truth is the first class
+    assert first.best[0] == (1, pytest.approx(1 / (1 + 2 * math.exp(-10))))
+    assert first.confidence == first.best[0][1]
+    assert [k for k, _ in first.best[1:]] in ([0, 2], [2, 0])
+    assert first.loss == pytest.approx(10 + math.log(1 + 2 * math.exp(-10)))
     shares = [media.mistakes[::2], media.mistakes[1::2]]
     assert most_confident([mistake for share in shares for mistake in share]) == media.mistakes
 

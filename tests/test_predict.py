@@ -147,3 +147,15 @@ def test_names_of_any_bytes_and_with_brackets(run_dir: Path, tmp_path: Path) -> 
     assert "cat [final].jpg" in done.stdout.replace("\n", "")
     rows = list(csv.DictReader((tmp_path / "x.csv").read_bytes().decode(errors="surrogateescape").splitlines()))
     assert os.fsencode(folder) + b"/caf\xe9.jpg" in {os.fsencode(row["path"]) for row in rows}
+
+
+def test_a_transform_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    from alexlab.errors import UserError
+    from alexlab.loading import EvalTransform
+
+    transform = EvalTransform(64, 0.875, [0.5] * 3, [0.25] * 3)
+    with pytest.raises(FileNotFoundError, match=r"no\.jpg does not exist"):
+        transform(tmp_path / "no.jpg")
+    (tmp_path / "text.jpg").write_text("text")
+    with pytest.raises(UserError, match=r"text\.jpg cannot be read as an image \([^)]*\)\.$"):
+        transform(tmp_path / "text.jpg")

@@ -67,7 +67,7 @@ def test_each_optuna_sweep_is_a_study_of_its_own(shapes: Path, tmp_path: Path) -
         "hydra.sweeper.n_trials=1", f"paths.logs={logs}",
     ]  # fmt: skip
     named = "hydra.sweeper.study_name=mine"
-    for more in ([named], ["monitor=val/loss"], [named]):
+    for more in ([named], ["monitor=val/loss"], [named, "hydra.sweeper.n_trials=2"]):
         done = command(*words, *more)
         assert done.returncode == 0, done.stderr
     with contextlib.closing(sqlite3.connect(logs / "optuna.db")) as database:

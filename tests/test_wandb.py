@@ -33,7 +33,7 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert f"W&B: online (an API key is there). {server.url}/tester/alexlab/runs/" in done.stdout
     assert re.search(rf"look at it: +{server.url}/tester", done.stdout)
-    (run,) = (run for run in server.runs.values() if run.fields["displayName"] == "told")
+    run = server.run_of("told")
     assert (run.complete, run.exit_code, run.preempting) == (True, 0, False)
     config = json.loads(run.fields["config"])
     assert config["optimizer"]["value"]["lr"] == 0.005
@@ -79,7 +79,7 @@ def test_a_sweep_has_a_run_a_job_and_a_failed_one_shows_as_failed(
     assert "cannot be read as an image" in done.stderr
     runs = [run for run in server.runs.values() if run.fields.get("groupName") == "sweep"]  # the sweep's own
     roots = [json.loads(run.fields["config"])["data"]["value"]["root"] for run in runs]
-    assert roots == [str(broken), str(shapes)]
+    assert roots == [broken.name, shapes.name]
     assert [run.exit_code for run in runs] == [1, 0]
     statuses = [json.loads((tmp_path / f"sweep/{job}/summary.json").read_text())["status"] for job in (0, 1)]
     assert statuses == ["failed", "finished"]
@@ -112,7 +112,7 @@ def test_a_run_that_is_ended_shows_as_preempted(
     assert summary["status"] == "preempted"
     assert "val/acc1" in summary["best"], "what the run had reached is kept"
     assert "last" in summary["checkpoints"]
-    (run,) = (run for run in server.runs.values() if run.fields["displayName"] == name)
+    run = server.run_of(name)
     assert run.preempting
     assert run.exit_code != 0
 

@@ -1,5 +1,6 @@
 """A small W&B server on loopback: it speaks the few calls that a run makes, and keeps what it is sent."""
 
+import itertools
 import json
 import re
 import threading
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import yaml
 
 KEY = "0123456789" * 4
 
@@ -25,10 +28,60 @@ class Run:
     preempting: bool = False
 
 
-class WandbServer(ThreadingHTTPServer):
-    """`runs` by name; `calls` are the GraphQL operations in order; `files` the paths put.
+class Sweep:
+    """A grid over the nested `parameters` of a sweep's file, of which each agent is given one run after the other.
 
     Attributes:
+        given: the parameters of each run that was given out, in order, by its name.
+        stop: of runs, which the next heartbeat asks the agent to end.
+        again: runs that were preempted, to be given out once more.
+        told: what the agents have said of their runs, at each heartbeat.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name, self.text = name, text
+        spaces = _leaves(yaml.safe_load(text)["parameters"])
+        self.grid = [list(zip(spaces, values, strict=True)) for values in itertools.product(*spaces.values())]
+        self.given: dict[str, dict[str, Any]] = {}
+        self.stop: set[str] = set()
+        self.again: list[str] = []
+        self.told: list[dict[str, bool]] = []
+
+    def commands(self, running: dict[str, bool]) -> list[dict[str, Any]]:
+        self.told.append(running)
+        if running:
+            return [{"type": "stop", "run_id": name} for name in running if name in self.stop]
+        if self.again:
+            name = self.again.pop(0)
+            self.stop.discard(name)
+            return [{"type": "resume", "run_id": name, "program": "train.py", "args": self.given[name]}]
+        if len(self.given) == len(self.grid):
+            return [{"type": "exit"}]
+        name, args = f"{self.name}r{len(self.given)}", {}
+        for path, value in self.grid[len(self.given)]:
+            node = args
+            for key in path[:-1]:
+                node = node.setdefault(key, {})
+            node[path[-1]] = value
+        self.given[name] = {key: {"value": value} for key, value in args.items()}
+        return [{"type": "run", "run_id": name, "program": "train.py", "args": self.given[name]}]
+
+
+def _leaves(parameters: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[Any]]:
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for key, rule in parameters.items():
+        if "parameters" in rule:
+            found |= _leaves(rule["parameters"], (*path, key))
+        else:
+            found[(*path, key)] = rule["values"] if "values" in rule else [rule["value"]]
+    return found
+
+
+class WandbServer(ThreadingHTTPServer):
+    """`runs` and `sweeps` by name; `calls` are the GraphQL operations in order; `files` the paths put.
+
+    Attributes:
+        refuses: the message of the GraphQL error that an operation meets.
         fault: what every answer is from the moment that `faulty_from` asks for: a status code, "hang" or "close".
         faulty_from: "start", "history" (the first numbers of a run have come) or "end" (it says that it is complete).
     """
@@ -38,14 +91,24 @@ class WandbServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: dict[str, Run] = {}
+        self.sweeps: dict[str, Sweep] = {}
         self.calls: list[str] = []
         self.unknown: list[str] = []
         self.files: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
+        self.entity: str | None = "tester"  # the user's own
+        self.projects = {"alexlab"}  # of it, that views can be in
+        self.views: list[dict[str, Any]] = []  # of UpsertView2, with an id
+        self.refuses: dict[str, str] = {}  # what is answered as an error, by operation
         self.lock = threading.Lock()
         self.fault: int | str | None = None
         self.faulty_from, self.faulty = "", False
         self.ended = threading.Event()
+
+    def run_of(self, name: str) -> Run:
+        """By the name of its directory, which our config has."""
+        (run,) = (run for run in self.runs.values() if json.loads(run.fields["config"])["run"]["value"] == name)
+        return run
 
     @property
     def url(self) -> str:
@@ -102,12 +165,50 @@ class WandbServer(ThreadingHTTPServer):
             return {"project": {"artifact": None}}
         if operation == "OrganizationCoreWeaveOrganizationID":
             return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+        if operation == "GetDefaultEntity":
+            return {"viewer": {"id": "u", "entity": self.entity}}
+        if operation in ("View", "UpsertView2"):
+            return self.answer_view(operation, v)
+        if operation == "UpsertSweep":
+            name = f"sweep{len(self.sweeps)}"
+            self.sweeps[name] = Sweep(name, v["config"])
+            project = {"id": "p", "name": v.get("projectName"), "entity": {"id": "e", "name": "tester"}}
+            return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+        if operation == "SweepWithRuns":
+            sweep = self.sweeps.get(v["sweep"])
+            told = sweep and {"id": sweep.name, "name": sweep.name, "config": sweep.text, "runs": {"edges": []}}
+            return {"project": {"sweep": told}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": v["sweep"]}}}
+        if operation == "Heartbeat":
+            commands = self.sweeps[v["id"]].commands(json.loads(v["runState"]))
+            return {"agentHeartbeat": {"agent": {"id": v["id"]}, "commands": json.dumps(commands)}}
         self.unknown.append(f"{operation}: {query[:300]}")
         if operation == "ServerInfo":
             return {"serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []}}
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         return {}
+
+    def answer_view(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
+        """Saved views: one is asked for by its project and name, and written anew where its id is given."""
+        if operation == "View":
+            if v["entityName"] != self.entity or v["name"] not in self.projects:
+                return {"project": None}
+            found = [
+                view
+                for view in self.views
+                if (view["projectName"], view["name"], view["type"]) == (v["name"], v["viewName"], v["viewType"])
+            ]
+            return {"project": {"allViews": {"edges": [{"node": view} for view in found]}}}
+        told = {key: v[key] for key in ("entityName", "projectName", "name", "displayName", "type", "spec")}
+        view = next((view for view in self.views if view["id"] == v.get("id")), None)
+        inserted = view is None
+        if view is None:
+            view = {"id": f"view-{len(self.views)}"}
+            self.views.append(view)
+        view.update(told)
+        return {"upsertView": {"view": {"id": view["id"], "name": view["name"]}, "inserted": inserted}}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -129,6 +230,9 @@ class Handler(BaseHTTPRequestHandler):
             query = asked["query"]
             found = re.search(r"(?:query|mutation)\s+(\w+)", query)
             operation = asked.get("operationName") or (found.group(1) if found else "?")
+            if operation in self.server.refuses:
+                self._reply({"data": None, "errors": [{"message": self.server.refuses[operation]}]})
+                return
             with self.server.lock:
                 self.server.calls.append(operation)
                 variables = asked.get("variables") or {}

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
-from alexlab import checkpoint, launch, optim, rundir, secrecy
+from alexlab import checkpoint, identity, launch, models, optim, secrecy, sweeps
 from alexlab import config as configs
 from alexlab.augment import BatchAugment
 from alexlab.classifier import ImageClassifier
@@ -55,6 +55,12 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
     num_classes = len(data.classes)
     config.data.num_classes = num_classes
     layout = config.trainer.channels_last
+    own = m.net.get("num_classes", num_classes)
+    if own != num_classes and plan is not None and config.resume.run is None:  # older runs' configs may have it
+        raise UserError(
+            f"model.net.num_classes={own}: the images are of {num_classes} classes, and the network is made for as "
+            "many: take the key out."
+        )
     net = build(m.net, num_classes=num_classes)
     mean, std = normalization(net)
     m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
@@ -99,6 +105,8 @@ def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
             logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ValueError) and Path(line.filename).parent == Path(models.__file__).parent:
+            raise UserError(str(error)) from error  # which says itself what it needs
         raise UserError(
             f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
             f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). "
@@ -129,7 +137,8 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
         from alexlab.loggers.wandb import WandbLogger
 
         settings = configs.told(config.logger.wandb)
-        settings["name"] = settings["name"] or rundir.name_of(run_dir)
+        settings["name"] = settings["name"] or identity.readable(config)
+        settings["tags"] = settings["tags"] or identity.tags_for(config)
         board = WandbLogger(save_dir=str(run_dir), **settings)
         loggers.append(board)
     if "tensorboard" in config.logger:
@@ -142,6 +151,12 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
 
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """The entries of `config.callbacks` with a `_target_`: a user's own."""
+    """The entries of `config.callbacks` with a `_target_`: a user's own. And in a trial of Optuna's what may end it."""
     nodes = config.callbacks.values()
-    return [build(node) for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
+    built = [build(node) for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
+    trial = sweeps.trial()
+    if trial is not None:
+        from alexlab.callbacks.pruning import Pruning
+
+        built.append(Pruning(trial, sweeps.make_pruner(config.sweep, config.trainer.max_epochs), config.monitor))
+    return built

@@ -3,7 +3,6 @@ turns a user's mistake into one screen and exit code 2. Light: nothing heavy is 
 
 import contextlib
 import difflib
-import json
 import os
 import re
 import sys
@@ -18,8 +17,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexlab import config as configs
-from alexlab import help, secrecy, words
+from alexlab import help, secrecy, sweeps, words
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
 from alexlab.imports import hanging, leave, nothing_follows
@@ -70,6 +68,7 @@ class Jobs:
         self.sweeps: set[str] = set()
         self.failed: list[str] = []
         self.mistake: Exception | None = None
+        self.monitor = "val/acc1"
 
     def run(self, config: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
@@ -78,10 +77,12 @@ class Jobs:
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
             self.sweeps.add(hydra_config.sweep.dir)
+            self.monitor = config.get("monitor", self.monitor)
             print(masked(f"job {hydra_config.job.num}: {', '.join(config.overrides)}"), flush=True)
         try:
             if not sweeping and sweep != "none":
                 raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
+            sweeps.check_agent(config)
             resumed = OmegaConf.select(config, "resume.run")
             if sweeping and resumed not in (None, "auto"):
                 raise UserError(f"resume={resumed} goes on with one run, and -m starts many: leave one of them out.")
@@ -91,7 +92,8 @@ class Jobs:
                     f"resume={resumed} goes on in the run's own directory: leave {elsewhere[0]} out, or start a new "
                     f"run from its checkpoint with ckpt_path={resumed}."
                 )
-            found = self.task(config)
+            with sweeps.told():
+                found = self.task(config)
             optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
             if optimizes and config.get("dry_run"):
                 print("dry_run=true shows the first job alone: what it would measure picks the next.", flush=True)
@@ -107,6 +109,15 @@ class Jobs:
                 with contextlib.suppress(OSError):  # it holds something
                     Path(config.run_dir).rmdir()
 
+    def show(self, sweep: str) -> None:
+        """The table of a sweep's jobs, the best first."""
+        import shutil
+
+        from alexlab.compare.standing import of_sweep
+
+        width = shutil.get_terminal_size((160, 24)).columns
+        print("\n".join(of_sweep(Path(sweep), self.monitor, width)), flush=True)
+
     def _failed(self, config: DictConfig, error: Exception, number: int | None) -> None:
         """Keep why for the end, or end the sweep, or raise what needs its traceback."""
         told = mistake(error)
@@ -116,7 +127,7 @@ class Jobs:
                 raise error
             self.mistake = UserError(told) if told else error
             return
-        _record_failure(config, error)
+        sweeps.record_failure(config, error)
         if needs_traceback:
             secrecy.show(type(error), error, error.__traceback__)
         told = told or f"{type(error).__name__}: {error}"
@@ -133,7 +144,8 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
     try:
-        sys.argv[1:] = words.tidied(sys.argv[1:])
+        sweeps.check_words(sys.argv[1:])
+        sys.argv[1:] = words.tidied(sweeps.agent_words(sys.argv[1:]), lambda: _all_keys(config_name))
     except UserError as error:
         _leave(str(error), 2)
     secret = secrecy.mistakes_in(sys.argv[1:])
@@ -154,6 +166,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if jobs.mistake is not None:
             raise jobs.mistake
         for sweep in jobs.sweeps:
+            jobs.show(sweep)
             print(f"compare its jobs: python compare.py runs={sweep}", flush=True)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
@@ -188,9 +201,9 @@ def _fill_in(config: DictConfig, hydra_config: Any) -> None:
         chosen = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
         config.choices = {k: name for k, name in chosen.items() if name and k not in ("hydra", "paths", "sweep")}
     board = OmegaConf.select(config, "logger.wandb")
-    sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
-    if sweeping and OmegaConf.is_dict(board) and board.get("group") is None:
-        board.group = Path(hydra_config.sweep.dir).name
+    agent, sweeping = sweeps.agent(), hydra_config.mode == hydra.types.RunMode.MULTIRUN
+    if (sweeping or agent) and OmegaConf.is_dict(board) and board.get("group") is None:
+        board.group = agent[0] if agent else Path(hydra_config.sweep.dir).name
 
 
 def register_resolvers(stamp: str) -> None:
@@ -207,18 +220,6 @@ def register_resolvers(stamp: str) -> None:
     OmegaConf.register_new_resolver("direction", lambda metric: f"{mode_of(metric)}imize", replace=True)
 
 
-def _record_failure(config: DictConfig, error: Exception) -> None:
-    """A job of a sweep that failed before it could say so itself is a run that failed, too."""
-    run_dir = Path(config.run_dir)
-    with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if not (run_dir / "config.yaml").exists():
-            (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(configs.told(config)))
-        if not (run_dir / "summary.json").exists():
-            told = {"status": "failed", "error": masked(f"{type(error).__name__}: {error}")}
-            (run_dir / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
-
-
 def _leave(text: str, code: int) -> None:
     print(f"error: {masked(text)}", file=sys.stderr, flush=True)
     sys.exit(code)
@@ -229,6 +230,9 @@ def _stamp() -> str:
     given = os.environ.get("ALEXLAB_STAMP")
     if given:
         return given
+    agent = sweeps.agent()
+    if agent is not None:  # which may give the same run again, to go on with
+        return f"sweep-{agent[0]}/{agent[1]}"
     goes_on = "resume.run=auto" in sys.argv  # a job that SLURM starts again finds its directory by its number
     if "SLURM_JOB_ID" in os.environ and (external() or goes_on):
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
@@ -278,6 +282,12 @@ def _short(error: Exception, config_name: str) -> str:
         hint = f" Did you mean {best[0]}?" if best else ""
         adds = "" if best else f"; +{key}=... adds it"
         return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all{adds}."
+    several = re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text)
+    if several:
+        return (
+            f"{several[1]}={several[2]}: several values are a sweep, python {config_name}.py -m "
+            f"{several[1]}={several[2]}; one value that is a list is written '{several[1]}=[{several[2]}]'."
+        )
     twice = re.search(r"Multiple values for (\w+)\.", text)
     if twice:
         return f"+{twice[1]}=...: that group has an option already; choose another as {twice[1]}=OPTION, without the +."

@@ -1,6 +1,7 @@
 """The kinds of values that a key may have: each in words, and as a test. Light."""
 
 import itertools
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,17 @@ def numbers(words: str, count: int | None, test: Callable[[list[float]], bool]) 
 
 SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
 TEXT: Rule = ("a text", lambda v: isinstance(v, str) and v != "")
+TEXTS: Rule = ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v))
+# of W&B's projects and entities
+NAME: Rule = (
+    "a name without spaces around it, and without / \\ # ? % :",
+    lambda v: isinstance(v, str) and v != "" and v == v.strip() and not set(v) & set("/\\#?%:"),
+)
+# wandb-workspaces takes symbols for emojis
+LETTERS: Rule = (
+    "a text without symbols, such as + < = > | ~ ^ $ and emojis",
+    lambda v: isinstance(v, str) and v.strip() != "" and not any(unicodedata.category(c)[0] in "SC" for c in v),
+)
 # Lightning would fetch what an address gives, and run what is in it
 PATH: Rule = ("a run or a file here, and no address", lambda v: isinstance(v, str) and v != "" and "://" not in v)
 SHARE = number("a number from 0 to 1", lambda v: 0 <= v <= 1)

@@ -28,12 +28,18 @@ class EvalTransform:
     def __call__(self, image: "Image.Image | str | Path") -> Tensor:
         """
         Raises:
-            BrokenImageError: the file cannot be read as an image.
+            FileNotFoundError: there is no such file.
+            UserError: it cannot be read as an image.
         """
         if isinstance(image, Image.Image):
             pixels = self.crop(decode.Picture(image))
         else:
-            pixels = decode.read(str(image), self.crop)
+            if not Path(image).exists():
+                raise FileNotFoundError(f"{image} does not exist.")
+            try:
+                pixels = decode.read(str(image), self.crop)
+            except decode.BrokenImageError as error:
+                raise UserError(f"{error.what}.") from None
         return self.normalize(pixels[None])[0]
 
 

@@ -1,13 +1,16 @@
 """What a run tells: of itself at its start and end, and how to go on."""
 
 import logging
+import platform
 import shlex
 import signal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
@@ -16,8 +19,10 @@ from rich.table import Table
 from alexlab import launch, rundir
 from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
+from alexlab.compare import standing
 from alexlab.data.datamodule import MOST_THREADS, ImageFolders, cores
 from alexlab.data.index import ImageIndex
+from alexlab.models.parts import macs
 from alexlab.plan import Plan
 from alexlab.trainer import Devices, choose_precision
 
@@ -38,12 +43,28 @@ def facts_of(
         "precision": str(choose_precision(config.trainer.precision, devices.kind)),
         "effective_lr": plan.lr,
         "steps_per_epoch": plan.steps_per_epoch,
+        "macs": macs(model.net, config.data.image_size),
+        "hardware": hardware(devices),
+    }
+
+
+def hardware(devices: Devices) -> dict[str, Any]:
+    """What a rank of the run works on."""
+    cuda = devices.kind == "cuda"
+    return {
+        "devices": devices.kind,
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device_memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if cuda else None,
+        "cores": cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
     }
 
 
 def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> dict[str, Any]:
     rate = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
     known = {**model.progress.get("metrics", {}), **trainer.callback_metrics}  # before, where nothing was left to do
+    gpus = trainer.world_size if trainer.strategy.root_device.type == "cuda" else 0
     last = {key: round(float(value), 7) for key, value in known.items()}  # were float32
     folder = run_dir / "checkpoints"
     return {
@@ -55,6 +76,9 @@ def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> di
         "checkpoints": {n: f"checkpoints/{n}.ckpt" for n in ("best", "last") if (folder / f"{n}.ckpt").is_file()},
         "images_per_second": round(rate.total_images / rate.total_seconds, 1) if rate.total_seconds else None,
         "data_wait": round(rate.total_waited / rate.total_seconds, 4) if rate.total_seconds else None,
+        "epochs": trainer.fit_loop.epoch_progress.current.completed,
+        "steps": trainer.fit_loop.epoch_loop.global_step,
+        "gpu_hours": round(gpus * rate.so_far()["seconds"] / 3600, 4),  # of training, resumes included
     }
 
 
@@ -149,8 +173,21 @@ def how_to_resume(run_dir: Path) -> str:
     return f"python train.py resume={shlex.quote(rundir.shown(run_dir))}"
 
 
+def show_standing(config: DictConfig) -> None:
+    """Say how the run compares with those before it. What goes wrong with that is told; the run is well."""
+    try:
+        found = standing.stands(Path(config.run_dir), Path(config.paths.logs), config.monitor)
+    except (OSError, ValueError) as error:
+        log.warning("how it compares with other runs could not be told (%s)", error)
+        return
+    if found is not None:
+        log.info("%s", found, extra={"file_only": True})
+        print(f"stands:      {found}", flush=True)
+
+
 def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
-    title = f"{summary['status']} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
+    status = "pruned" if summary.get("pruned") else summary["status"]
+    title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
     table = Table(title=title)
     epoch = summary.get("best_epoch")

@@ -16,14 +16,17 @@ from alexlab.kinds import (
     FROM_0,
     FROM_0_WHOLE,
     INSIDE_0_1,
+    LETTERS,
     LIMIT,
     METRIC,
+    NAME,
     PATH,
     PRECISIONS,
     SHARE,
     SIZES,
     SWITCH,
     TEXT,
+    TEXTS,
     TRAIN_LIMIT,
     Rule,
     number,
@@ -54,6 +57,9 @@ RULES: dict[str, Rule] = {
     "init_from": or_null(PATH),
     "ema.decay": or_null(INSIDE_0_1),
     "sweep.keep_going": SWITCH,
+    "sweep.pruner": one_of("median", "hyperband", "none"),
+    "sweep.startup_trials": FROM_0_WHOLE,
+    "sweep.warmup_epochs": FROM_0_WHOLE,
     "model.mean": or_auto(numbers("three numbers, one for each of red, green and blue", 3, lambda v: True)),
     "model.std": or_auto(
         numbers("three numbers above 0, one for each of red, green and blue", 3, lambda v: min(v) > 0)
@@ -82,6 +88,7 @@ RULES: dict[str, Rule] = {
     "callbacks.figures": SWITCH,
     "callbacks.model_summary": whole("a depth: a whole number, at least 0", 0),
     "callbacks.device_stats": SWITCH,
+    "callbacks.grad_norm": SWITCH,
     "callbacks.early_stopping": or_null(whole("a whole number of validations, at least 1", 1)),
     "augment.crop": one_of("random_resized", "random", "center"),
     "augment.scale": numbers(
@@ -128,7 +135,7 @@ RULES: dict[str, Rule] = {
     "logger.wandb.name": or_null(TEXT),
     "logger.wandb.group": or_null(TEXT),
     "logger.wandb.notes": or_null(TEXT),
-    "logger.wandb.tags": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(tag, str) for tag in v)),
+    "logger.wandb.tags": TEXTS,
     "logger.wandb.log_model": SWITCH,
     "logger.wandb.init_timeout": ABOVE_0,
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
@@ -205,7 +212,21 @@ COMPARE_RULES: dict[str, Rule] = {
     "sort": TEXT, "most": or_null(COUNT), "where": or_null(TEXT), "seeds": one_of("group", "each"),
     "format": one_of("table", "markdown", "csv", "json", "html"), "out": or_null(TEXT), "equal": SWITCH,
 }  # fmt: skip
+DASHBOARD_RULES: dict[str, Rule] = {
+    "entity": or_null(NAME),
+    "project": NAME,
+    "name": LETTERS,
+    "dry_run": SWITCH,
+    "metric": TEXT,
+    "x": TEXT,
+    "swept": ("a list of settings, such as [optimizer.lr]", lambda v: TEXTS[1](v) and len(v) > 0),
+    **{f"also.{part}": TEXTS for part in ("history", "summary", "config", "media")},
+    "timeout": COUNT,
+    "dashboard.max_runs": COUNT,
+    "dashboard.sections": ("sections by their names, each with panels", lambda v: isinstance(v, dict) and len(v) > 0),
+}
 
+NEEDED = ("model.name", "model.mean", "model.std", "model.net")  # which a model's yaml must have
 _ABSENT = object()
 
 
@@ -231,6 +252,10 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
             wrong.append(f"{key} is missing: give {words}.")
         elif not test(value):
             wrong.append(f"{key}={shown(value)}: must be {words}.")
+    for key in NEEDED if rules is RULES else ():
+        if _at(plain, key) is _ABSENT:
+            option = plain.get("choices", {}).get("model", "NAME")
+            wrong.append(f"{key} is missing: conf/model/{option}.yaml must have it, as conf/model/alexnet.yaml has.")
     if rules is RULES and not wrong:  # rules on several values, which must each be right by itself
         wrong = _together(plain) + _words(plain)
     if wrong:
@@ -260,6 +285,8 @@ def _together(plain: Plain) -> list[str]:
         wrong.append("trainer.gradient_clip_algorithm=value: sharded gradients are clipped by their norm alone.")
     if t["strategy"] == "fsdp" and plain["on_nan"] != "stop":
         wrong.append(f"on_nan={plain['on_nan']} needs whole weights on each device: trainer=ddp, or on_nan=stop.")
+    if t["strategy"] == "fsdp" and plain["callbacks"].get("grad_norm"):
+        wrong.append("callbacks.grad_norm=true: of sharded gradients each device has a part: trainer=ddp, or false.")
     waits = {
         "callbacks.early_stopping": plain["callbacks"]["early_stopping"] is not None,
         "scheduler=plateau": plain["scheduler"]["name"] == "plateau",

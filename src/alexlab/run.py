@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from alexlab import checkpoint, launch, optim, report, restore, resume, rundir
+from alexlab import checkpoint, identity, launch, optim, report, restore, resume, rundir
 from alexlab import config as configs
 from alexlab import plan as plans
 from alexlab.assemble import build_callbacks, build_data, build_loggers, build_model
@@ -150,6 +150,7 @@ def fit_rank(
             raise SystemExit(128 + error.number) from None
     if launch.rank() == 0:
         report.show_end(summary, run_dir, where)
+        report.show_standing(config)
     return summary["best"].get(config.monitor)
 
 
@@ -176,7 +177,7 @@ def _fit_rank(
         facts = report.facts_of(config, devices, data, plan, model)
         loggers, board = build_loggers(config)
         if board is not None:
-            board.log_config(configs.told(config))
+            board.log_config(identity.for_others(config))
             board.log_summary(facts)
         report.tell_start(config, devices, data, plan, facts)
         preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
@@ -194,7 +195,10 @@ def _fit_rank(
         report.tell_stop(trainer, data)
         validate_end(trainer, model, data)
         result |= report.metrics_of(trainer, model, run_dir)
-        if config.test and config.trainer.limit_test_batches not in (0, 0.0):
+        pruned = any(getattr(callback, "pruned", False) for callback in callbacks)
+        if pruned:
+            result["pruned"] = True
+        if config.test and config.trainer.limit_test_batches not in (0, 0.0) and not pruned:
             result["test"] = score_best(trainer, model, data, run_dir)
         model.share_skipped()
         preemption.agree(trainer)
@@ -223,7 +227,8 @@ def _fit_rank(
         unwritten = keep_summary(run_dir, summary) if launch.rank() == 0 else None
         if torch.distributed.is_initialized() and status == "finished":
             torch.distributed.destroy_process_group()
-        if status == "finished" and data is not None and config.callbacks.figures and launch.rank() == 0:
+        draws = status == "finished" and config.callbacks.figures and not result.get("pruned")
+        if draws and data is not None and launch.rank() == 0:
             draw_figures(config, data, devices, board)
         if board is not None:
             if status == "finished":

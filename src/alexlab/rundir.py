@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import DictConfig
@@ -20,7 +20,7 @@ from alexlab.config import ROOT
 from alexlab.errors import SYSTEM, UserError, naming
 
 
-def name_of(run_dir: Path) -> str:
+def name_of(run_dir: PurePath) -> str:
     """A run's name for people: its directory's; a sweep's jobs are called 0, 1, ... and get the sweep's before it."""
     return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.isdigit() else run_dir.name
 

@@ -33,6 +33,7 @@ from alexlab import launch
 from alexlab.callbacks.agreement import SameConfig
 from alexlab.callbacks.checkpoints import BestCheckpoint
 from alexlab.callbacks.freezing import Freezing
+from alexlab.callbacks.grad_norm import GradNorm
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.progress import Bar, PlainProgress
 from alexlab.callbacks.throughput import Throughput
@@ -215,6 +216,8 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
         callbacks.append(RichModelSummary(wanted.model_summary))
     if wanted.device_stats:
         callbacks.append(DeviceStatsMonitor())
+    if wanted.get("grad_norm"):
+        callbacks.append(GradNorm())
     if wanted.early_stopping is not None:
         callbacks.append(EarlyStopping(config.monitor, patience=wanted.early_stopping, mode=mode_of(config.monitor)))
     if config.ema.decay is not None:

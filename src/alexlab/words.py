@@ -1,6 +1,8 @@
 """The command line's words, before Hydra reads them. Light."""
 
+import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from alexlab.errors import UserError
@@ -21,17 +23,19 @@ SYNONYMS = {
 }  # fmt: skip
 
 
-def tidied(words: list[str]) -> list[str]:
+def tidied(words: list[str], keys: Callable[[], list[str]]) -> list[str]:
     """The command line as Hydra wants it.
+
+    Args:
+        keys: all that the command has.
 
     Raises:
         UserError: it has another program's form.
     """
-    for word in words:
+    for number, word in enumerate(words):
         if word.startswith("--") and word.partition("=")[0] not in FLAGS:
-            near = word.lstrip("-").partition("=")[0]
             raise UserError(
-                f"{word}: settings are written key=value, as in {SYNONYMS.get(near, f'optimizer.{near}')}=..."
+                f"{word}: settings are written key=value, as in {_meant(word, words[number + 1 :], keys())}"
             )
     # a shell expands ~ at a word's start alone, and Hydra takes it for a deletion
     words = [re.sub(r"^\+{0,2}resume=", "resume.run=", word) for word in words]
@@ -41,6 +45,20 @@ def tidied(words: list[str]) -> list[str]:
     if flags and external():
         raise UserError("a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
     return ["-m", *(word for word in words if word not in flags)] if flags else words  # it must come first
+
+
+def _meant(word: str, after: list[str], keys: list[str]) -> str:
+    """--max-epochs 3, of other programs, as ours has it."""
+    name, sign, value = word.lstrip("-").partition("=")
+    name = name.replace("-", "_")
+    if not sign and after and not after[0].startswith("-") and "=" not in after[0]:
+        value = after[0]
+    if name == "data":
+        return f"data=folder data.root={value or 'PATH'}"
+    leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.7)
+    key = name if name in keys else SYNONYMS.get(name) or leaves.get(name) or (leaves[near[0]] if near else None)
+    return f"{key}={value or '...'}" if key else f"optimizer.lr=0.01 (and none is called {name})"
 
 
 def _quoted(word: str) -> str:

@@ -5,12 +5,13 @@ As pictures in the run's `figures/`, and in W&B where it logs.
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
@@ -25,9 +26,27 @@ log = logging.getLogger("alexlab")
 GRID = 16  # training images shown
 MISTAKES = 16  # shown: the most confident ones of all ranks
 MOST_CLASSES = 50  # drawn in the confusion matrix: those confused most
+MOST_ROWS = 2000  # classes in W&B's table of them
 
 
-Mistake = tuple[float, torch.Tensor, int, int]  # confidence, uint8 image (3, H, W), truth, prediction
+class Mistake(NamedTuple):
+    """
+    Attributes:
+        confidence: of the prediction, 0 to 1.
+        image: uint8 (3, H, W).
+        best: up to five classes with their probabilities, the most probable first.
+        loss: cross-entropy, in nats.
+    """
+
+    confidence: float
+    image: torch.Tensor
+    truth: int
+    best: list[tuple[int, float]]
+    loss: float
+
+    @property
+    def predicted(self) -> int:
+        return self.best[0][0]
 
 
 class Media(Callback):
@@ -64,10 +83,14 @@ class Media(Callback):
     ) -> None:
         if outputs is None:  # an empty share
             return
-        confidence, predicted = outputs["logits"].softmax(1).max(1)
-        wrong = (predicted != batch[1]).nonzero().flatten()
+        logits, targets = outputs["logits"], batch[1]
+        confidence, predicted = logits.softmax(1).max(1)
+        wrong = (predicted != targets).nonzero().flatten()
         for i in wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist():
-            self.mistakes.append((float(confidence[i]), batch[0][i].cpu(), int(batch[1][i]), int(predicted[i])))
+            shares, classes = logits[i].softmax(0).topk(min(5, logits.shape[1]))
+            best = list(zip(classes.tolist(), shares.tolist(), strict=True))
+            loss = float(F.cross_entropy(logits[i], targets[i]))
+            self.mistakes.append(Mistake(best[0][1], batch[0][i].cpu(), int(targets[i]), best, loss))
         self.mistakes = most_confident(self.mistakes)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -94,15 +117,12 @@ class Media(Callback):
         if counts.any():
             self._write("per_class", plots.per_class(shares, names, of))
         if self.mistakes:
-            images = [image.permute(1, 2, 0).numpy() for _, image, _, _ in self.mistakes]
-            captions = [
-                (f"{confidence:.0%} {names[predicted]}", f"is {names[truth]}")
-                for confidence, _, truth, predicted in self.mistakes
-            ]
+            images = [mistake.image.permute(1, 2, 0).numpy() for mistake in self.mistakes]
+            captions = [(f"{m.confidence:.0%} {names[m.predicted]}", f"is {names[m.truth]}") for m in self.mistakes]
             self._write("mistakes", figures.tiles(images, captions))
         if self.logger is not None:
             try:
-                self._log_end(self.logger.experiment, names, matrix, rows)
+                self._log_end(self.logger.experiment, names, matrix, rows, shares)
             except Exception as error:  # whatever W&B's client raises; the run itself is well
                 log.warning("W&B did not take the confusion matrix and the mistakes: %s", str(error)[:200])
 
@@ -111,13 +131,20 @@ class Media(Callback):
         self.written.append(self.folder / f"{name}.png")
         picture.save(self.written[-1])
 
-    def _log_end(self, run: Any, names: list[str], matrix: np.ndarray, rows: list[int]) -> None:
+    def _log_end(
+        self, run: Any, names: list[str], matrix: np.ndarray, rows: list[int], shares: list[float | None]
+    ) -> None:
         import wandb
 
-        table = wandb.Table(columns=["image", "truth", "prediction", "confidence"])
-        for confidence, image, truth, predicted in self.mistakes:
-            picture = wandb.Image(image.permute(1, 2, 0).numpy())
-            table.add_data(picture, names[truth], names[predicted], round(confidence, 4))
+        table = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
+        for m in self.mistakes:
+            top5 = ", ".join(f"{names[k]} {share:.1%}" for k, share in m.best)
+            picture = wandb.Image(m.image.permute(1, 2, 0).numpy())
+            confidence, loss = round(m.confidence, 4), round(m.loss, 4)
+            table.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
+        per_class = wandb.Table(columns=["class", "images", "acc1"])
+        for name, share, count in list(zip(names, shares, matrix.sum(1), strict=True))[:MOST_ROWS]:
+            per_class.add_data(name, int(count), share)
         counts = [
             [names[a], names[p], int(matrix[a, p])] for a in rows for p in rows
         ]  # the columns that wandb.plot.confusion_matrix draws from
@@ -127,7 +154,7 @@ class Media(Callback):
             {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
             {"title": "confusion matrix"},
         )
-        run.log({"test/mistakes": table, "test/confusion_matrix": drawn})
+        run.log({"test/mistakes": table, "test/per_class": per_class, "test/confusion_matrix": drawn})
 
 
 def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]]:
@@ -142,7 +169,7 @@ def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]
 
 
 def most_confident(mistakes: list[Mistake]) -> list[Mistake]:
-    return sorted(mistakes, key=lambda mistake: -mistake[0])[:MISTAKES]
+    return sorted(mistakes, key=lambda mistake: -mistake.confidence)[:MISTAKES]
 
 
 def most_confused(matrix: np.ndarray, most: int) -> list[int]:

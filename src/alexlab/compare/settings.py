@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 IGNORED = {
     "run_dir", "overrides", "paths", "task", "dry_run", "ckpt_path", "test", "logger", "resume", "callbacks.progress",
     "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary", "callbacks.device_stats",
+    "callbacks.grad_norm",
     "data.num_workers", "data.timeout", "data.num_classes", "model.net.name", "model.net.pretrained",
     "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port", "choices.logger",
     "choices.callbacks", "checkpoint.every_n_steps", "checkpoint.every_minutes",

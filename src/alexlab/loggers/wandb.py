@@ -1,42 +1,25 @@
 """Weights & Biases: online with a key, offline without; its state tells how the run really ended."""
 
 import logging
-import netrc
 import os
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import pytorch_lightning.loggers
 import wandb
 from pytorch_lightning.utilities import rank_zero_only
 
-from alexlab import secrecy
+from alexlab import secrecy, sweeps
 from alexlab.errors import UserError
+from alexlab.loggers.key import key_at_hand
 from alexlab.rundir import shown
 
 log = logging.getLogger("alexlab")
 
 
-def _key_at_hand() -> bool:
-    """An API key in the environment or in the netrc file, where `wandb login` puts it; asks nobody."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        file = Path(path).expanduser() if path else None
-        if file is not None and file.is_file():
-            try:
-                return netrc.netrc(str(file)).authenticators(host) is not None
-            except netrc.NetrcParseError as error:
-                log.warning("W&B: %s cannot be read as a netrc file (%s): no key is taken from it.", file, error)
-                return False
-    return False
-
-
 def require_key() -> None:
     """Raises UserError where no API key is at hand."""
-    if not _key_at_hand():
+    if not key_at_hand():
         raise UserError(
             "logger.wandb.mode=online needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
             "logger.wandb.mode=offline (upload later with `wandb sync`)."
@@ -94,7 +77,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         reason = "as asked"
         if mode == "auto":
             asked = os.environ.get("WANDB_MODE")
-            has_key = _key_at_hand()
+            has_key = key_at_hand()
             mode = asked or ("online" if has_key else "offline")
             reason = f"WANDB_MODE={asked}" if asked else ("an API key is there" if has_key else "no API key")
         if mode == "online":
@@ -103,6 +86,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         settings: dict[str, Any] = {
             "entity": entity,
             "group": group,
+            "job_type": "train",
             "tags": list(tags),
             "notes": notes,
             # not `offline=True`: after an earlier run in the process that went online
@@ -118,6 +102,11 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             settings["version"] = self._known_by.read_text().strip()
         super().__init__(name=name, save_dir=save_dir, project=project, settings=quiet, **settings)
         self._wandb_init.pop("anonymous", None)  # W&B warns of it even where it is None
+        if sweeps.agent() is not None:  # which has said where the run belongs, and made it already
+            for key in ("project", "entity", "id"):
+                self._wandb_init.pop(key, None)
+            if not self._known_by.is_file():
+                self._wandb_init["resume"] = None
         self._reason = reason
         self._finished = False
         self.where: str | None = None  # what shows the run: an address, or a command
@@ -152,8 +141,6 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         log.info("W&B: %s (%s).%s", mode, self._reason, where if mode != "disabled" else "")
         for pattern in ("train/*", "val/*", "test/*", "perf/*", "lr*"):
             run.define_metric(pattern, step_metric="trainer/global_step", step_sync=True)
-        for name, summary in (("val/acc1", "max"), ("val/loss", "min")):
-            run.define_metric(name, summary=summary, step_metric="trainer/global_step", step_sync=True)
 
     def log_config(self, config: dict[str, Any]) -> None:
         """The resolved config, once, nested as it is."""

@@ -1,8 +1,10 @@
-"""Which parts of any network are its first filters and its head."""
+"""Of any network: its first filters, its head, and what an image costs it."""
 
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from alexlab.errors import UserError
 
@@ -58,3 +60,21 @@ def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
         return None
     groups = layers[1].groups if len(layers) > 1 else 1
     return layers[0], groups if groups < layers[0].out_channels else 1  # not a group a map, as in depthwise layers
+
+
+def macs(net: nn.Module, image_size: int) -> int | None:
+    """Multiplications (with their additions) in convolutions, linear layers and attention, of one image's forward pass.
+
+    Half of what torch's own counter says, which counts both. It sees shapes alone: nothing is computed, and neither
+    weights nor random numbers change. None of a network that cannot run so.
+    """
+    training = net.training
+    shapes = {name: value.to("meta") for name, value in (*net.named_parameters(), *net.named_buffers())}
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            torch.func.functional_call(net.eval(), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
+    except (RuntimeError, NotImplementedError, ValueError):  # it makes tensors of its own on the way
+        return None
+    finally:
+        net.train(training)
+    return counted.get_total_flops() // 2

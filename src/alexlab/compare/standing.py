@@ -1,0 +1,78 @@
+"""Where a run stands among its siblings: the finished runs below logs/train on the same images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alexlab.compare.groups import grouped, ranked
+from alexlab.compare.runs import Run, find, low_is_good, read
+from alexlab.compare.settings import differing, told
+from alexlab.compare.table import table
+
+MOST = 1000  # runs that are looked at, the newest
+SHOWN = 10  # jobs of a sweep
+
+
+def siblings_of(run: Run, logs: Path) -> list[Run]:
+    """The finished runs on the images of `run`, itself among them."""
+    folders = find([str(logs / "train")], logs / "train")
+    if len(folders) > MOST:
+        folders = sorted(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime)[-MOST:]
+    runs, _ = read([folder for folder in folders if folder != run.path])
+    same = [other for other in runs if other.status == "finished" and _images(other) == _images(run)]
+    return [run, *same]
+
+
+def _images(run: Run) -> Any:
+    dataset = run.summary.get("dataset")
+    return dataset.get("fingerprint") if isinstance(dataset, dict) else None
+
+
+def stands(run_dir: Path, logs: Path, monitor: str) -> str | None:
+    """Such as "3rd of 12 by val/acc1: 0.8123, 0.0222 below the best, NAME, which has optimizer.lr=0.02 (here 0.01)".
+
+    None where nothing stands beside it, or it has no such number.
+    """
+    (run, *_), _ = read([run_dir.resolve()])
+    known = [other for other in siblings_of(run, logs) if monitor in other.numbers]
+    if run not in known or len(known) < 2:
+        return None
+    mine, sign = run.numbers[monitor], 1 if low_is_good(monitor) else -1
+    best = min(known, key=lambda other: sign * other.numbers[monitor])
+    rank = 1 + sum(sign * other.numbers[monitor] < sign * mine for other in known)
+    start = f"{ordinal(rank)} of {len(known)} by {monitor}: {mine:.4f}"
+    if rank == 1:
+        others = [other for other in known if other is not run]
+        second = min(others, key=lambda other: sign * other.numbers[monitor])
+        how = "above" if sign < 0 else "below"
+        far = abs(mine - second.numbers[monitor])
+        return f"{start}, {f'{far:.4f} {how}' if far else 'as'} the next, {second.name}{_apart(second, run)}"
+    how = "below" if sign < 0 else "above"
+    return f"{start}, {abs(mine - best.numbers[monitor]):.4f} {how} the best, {best.name}{_apart(best, run)}"
+
+
+def _apart(other: Run, run: Run) -> str:
+    """In what the other differs; a few settings, as many make no sentence."""
+    theirs, ours = differing([other, run])
+    if not theirs:
+        return ", with the same settings"
+    here = told({key: ours[key] for key in list(theirs)[:1] if key in ours}).partition("=")[2]
+    if len(theirs) == 1 and here:
+        return f", which has {told(theirs)} (here {here})"
+    few = dict(list(theirs.items())[:4])
+    return f", which has {told(few)}{' and more' if len(theirs) > len(few) else ''}"
+
+
+def ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def of_sweep(folder: Path, monitor: str, width: int) -> Sequence[str]:
+    """The table of a sweep's jobs, the best first; empty where there is one job, or none has a number."""
+    runs, _ = read(find([str(folder)], folder))
+    if len(runs) < 2 or not any(monitor in run.numbers for run in runs):
+        return []
+    groups = ranked(grouped(runs), monitor)
+    lines = table(groups[:SHOWN], len(runs), monitor, width)
+    return [*lines, *([f"... and {len(groups) - SHOWN} more"] if len(groups) > SHOWN else [])]

@@ -1,0 +1,67 @@
+"""What a run is called, and what others are told of its config."""
+
+import json
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from alexlab import identity
+from alexlab.cli import register_resolvers
+from alexlab.config import CONF
+
+
+def composed(*words: str) -> DictConfig:
+    """As cli.py leaves it: with the words, and the option of each group."""
+    register_resolvers("now")
+    GlobalHydra.instance().clear()
+    task = [word for word in words if not word.startswith("hydra.")]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", overrides=task, return_hydra_config=True)
+    found: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    OmegaConf.set_struct(found, False)
+    chosen = {key: name for key, name in config.hydra.runtime.choices.items() if (CONF / key).is_dir() and name}
+    found.overrides, found.choices, found.run_dir = task, chosen, "/logs/x"
+    return OmegaConf.create(OmegaConf.to_container(found, resolve=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("", "alexnet"),
+        ("model=alexnet_bn optimizer.lr=0.05 seed=1", "alexnet_bn-lr0.05-s1"),
+        ("model=torchvision model.name=resnet18 augment=strong trainer.max_epochs=3", "resnet18-strong-ep3"),
+        ("data=folder data.root=/somewhere/photos data.batch_size=64 compile=true", "alexnet-photos-bs64-compile"),
+        ("logger=csv trainer=ddp_cpu debug=fast hydra.run.dir=x data.num_workers=0", "alexnet"),
+        ("~optimizer.momentum +optimizer.foreach=false", "alexnet-no_momentum-foreachfalse"),
+        ("augment.scale=[0.2,1.0] experiment=demo", "alexnet-scale_0.2_1.0-demo"),
+        ("optimizer.lr=0.010066097770334917 optimizer.weight_decay=1e-05", "alexnet-lr0.01007-wd1e-05"),
+        ("monitor=val/loss ckpt_path=null test=false", "alexnet"),
+    ],
+)
+def test_a_name_of_what_differs_from_the_defaults(words: str, name: str) -> None:
+    assert identity.readable(composed(*words.split())) == name
+
+
+def test_a_name_has_an_end() -> None:
+    config = composed(*(f"+optimizer.some_setting_{number}=1" for number in range(20)))
+    assert len(identity.readable(config)) == 80
+
+
+def test_nothing_of_this_machines_folders_is_told() -> None:
+    config = composed(
+        "data=folder", "data.root=/secret/place/photos", "logger.wandb.notes=a/b", "ckpt_path=/secret/run"
+    )
+    config.run_dir = "/secret/logs/train/multiruns/sweep/3"
+    told = identity.for_others(config)
+    assert "/secret" not in json.dumps(told)
+    assert str(identity.configs.ROOT) not in json.dumps(told)
+    assert told["data"]["root"] == "photos"
+    assert "data.root=photos" in told["overrides"]
+    assert told["ckpt_path"] == "run"
+    assert told["run"] == "sweep/3"
+    assert told["logger"]["wandb"]["notes"] == "a/b", "no path"
+    assert told["optimizer"]["lr"] == config.optimizer.lr
+    assert {"paths", "run_dir"} & told.keys() == set()
+    assert identity.tags_for(config) == ["alexnet", "photos"]

@@ -1,0 +1,52 @@
+"""Plots of a study: what explains its values, and pictures that can be drawn of any."""
+
+import numpy as np
+import pytest
+
+from alexlab.study_plots import Parameter, Point, explained, history, importances, parallel, slices
+
+RATE, DECAY = Parameter("optimizer.lr", log=True), Parameter("optimizer.weight_decay")
+MODEL = Parameter("model", options=("alexnet", "vgg"))
+
+
+def study(count: int = 40) -> list[Point]:
+    """The value is a parabola in the rate's logarithm; the decay is noise, and the model nearly so."""
+    draws = np.random.default_rng(0)
+    points = []
+    for number in range(count):
+        rate, decay = 10 ** draws.uniform(-3, -1), draws.uniform(0, 0.01)
+        value = 0.8 - 0.4 * (np.log10(rate) + 2) ** 2
+        params = {"optimizer.lr": rate, "optimizer.weight_decay": decay, "model": ("alexnet", "vgg")[number % 2]}
+        points.append(Point(number, value, params, pruned=number % 7 == 6))
+    return points
+
+
+def test_what_explains_a_study_is_seen() -> None:
+    points = study()
+    assert explained(points, RATE) == pytest.approx(1)
+    assert explained(points, DECAY) < 0.2
+    assert explained(points, MODEL) < 0.2
+    by_model = [Point(p.number, float(p.params["model"] == "vgg"), p.params) for p in points]
+    assert explained(by_model, MODEL) == pytest.approx(1)
+    assert explained([Point(p.number, 0.5, p.params) for p in points], RATE) == 0, "nothing varies"
+    assert explained(points[:3], RATE) == 0, "a parabola goes through any three"
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("parameters", [[RATE], [RATE, DECAY, MODEL]])
+def test_any_study_can_be_drawn(count: int, parameters: list[Parameter]) -> None:
+    points = study(count)
+    drawn = [history(points, "val/acc1", True), parallel(points, parameters, "val/acc1", True),
+             slices(points, parameters, "val/acc1")]  # fmt: skip
+    told = importances(points, parameters, "val/acc1")
+    assert (told is None) == (count < 5)
+    for image in (*drawn, *([told] if told else [])):
+        assert len(image.convert("L").getcolors(256) or []) > 20, "more than an empty frame"
+
+
+def test_a_best_line_follows_the_finished_trials() -> None:
+    """One that was pruned may have been better for a while, and is not the best."""
+    points = [Point(0, 0.2, {}), Point(1, 0.9, {}, pruned=True), Point(2, 0.3, {})]
+    without = [point for point in points if not point.pruned]
+    assert np.any(np.asarray(history(points, "m", True)) != np.asarray(history(without, "m", True)))
+    assert np.any(np.asarray(history(without, "m", True)) != np.asarray(history(without, "m", False)))
