@@ -244,11 +244,14 @@ def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
     assert f"note: {other}: files that are no images by their suffix are left out: 1 .heic" in done.stdout
 
 
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_that_is_broken_as_a_whole(split: str, shapes: Path, tmp_path: Path) -> None:
+def test_a_split_that_is_broken_as_a_whole(split: str, on_nan: str, shapes: Path, tmp_path: Path) -> None:
     root = shutil.copytree(shapes, tmp_path / "data")
     for path in (root / split).rglob("*.jpg"):
         path.write_bytes(b"none")
-    done = tiny_train(root, tmp_path / "run", "data.on_error=skip", "trainer.limit_train_batches=null")
+    done = tiny_train(
+        root, tmp_path / "run", "data.on_error=skip", "trainer.limit_train_batches=null", f"on_nan={on_nan}"
+    )
     assert done.returncode == 2
     assert f"no image of {split} could be read: data.on_error=skip has left out all that there were" in done.stderr

@@ -3,21 +3,25 @@
 In this process; see test_faults.py for processes that are really killed.
 """
 
+import math
 import os
 import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from resuming import Harness, Killed, at_batch, difference
+from resuming import Harness, Killed, at_batch, difference, rows_of
 
-from alexlab import restore
+from alexlab import config, restore
 from alexlab.callbacks.snapshots import Snapshots
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
+from alexlab.data.index import scan
 from alexlab.errors import UserError
 from alexlab.loggers import metrics
 
@@ -28,7 +32,7 @@ SETTINGS = [
     [],
     ["trainer.accumulate_grad_batches=2", "data.batch_size=4"],
     ["trainer.accumulate_grad_batches=3", "data.batch_size=4", "+trainer.val_check_interval=0.5"],
-    ["+trainer.val_check_interval=0.5", "scheduler=plateau"],
+    ["+trainer.val_check_interval=0.6", "scheduler=plateau"],  # a checkpoint lies between that and the epoch's end
     ["ema.decay=0.9", "+trainer.val_check_interval=0.5", "callbacks.early_stopping=9"],
     ["optimizer=adamw", "trainer.check_val_every_n_epoch=2", "finetune.freeze_epochs=1"],
     ["trainer.max_steps=10", "trainer.max_epochs=null", "scheduler=constant", "finetune.freeze_epochs=1"],
@@ -143,6 +147,23 @@ def test_from_where_the_time_was_up(count: int, harness: Harness, monkeypatch: p
     assert saved["global_step"] == -(-count // 3), "the step that it was within is done"
     (ended / "summary.json").unlink()  # it counts as finished; a larger max_time would prolong it
     assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_from_after_a_batch_that_was_broken_as_a_whole(harness: Harness, tmp_path: Path) -> None:
+    """Its line holds no numbers of the batch before, and a longer window's its own."""
+    harness.root = Path(shutil.copytree(harness.root, tmp_path / "data"))
+    index = scan(harness.root / "train")
+    order = np.random.Generator(np.random.PCG64([0, 0])).permutation(len(index))  # docs/data.md
+    for i in order[24:32]:
+        Path(index.path(int(i))).write_bytes(b"none")
+    for every, step in ((1, 3), (2, 3)):
+        words = ["data.on_error=skip", f"trainer.log_every_n_steps={every}", "trainer.max_epochs=1"]
+        straight = harness.train(f"straight{every}", *words)
+        (row,) = [row for row in rows_of(straight) if row["step"] == str(step) and "train/loss_step" in row]
+        assert math.isnan(float(row["train/loss_step"])) == (every == 1)
+        for count in (2, 3, 4):
+            harness.end(at_batch(count, "after"), f"ended{every}{count}", *words)
+            assert difference(straight, harness.train(f"ended{every}{count}", *words, "resume.run=auto")) is None
 
 
 def test_a_clock_asks_for_checkpoints(harness: Harness) -> None:
@@ -337,6 +358,22 @@ def test_the_same_command_line_goes_on(harness: Harness) -> None:
     straight = harness.train("straight", *words)
     harness.end(at_batch(4, "after"), "ended", *words)
     assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
+
+
+def test_a_word_of_an_earlier_command_line_counts_again(harness: Harness) -> None:
+    """Also where one in between had said something else."""
+    going_on = ["resume.run=auto", "checkpoint.every_n_steps=1"]
+    harness.end(at_batch(3, "after"), "run", "on_nan=skip", "trainer.max_epochs=3", "scheduler=constant")
+    harness.train("run", *going_on, "on_nan=rollback", "trainer.max_epochs=2", "data.max_bad=3")
+    harness.train("run", *going_on, "on_nan=skip", "trainer.max_epochs=3")
+    found = config.load(harness.folder / "run/config.yaml")
+    assert (found.on_nan, found.trainer.max_epochs, found.data.max_bad) == ("skip", 3, 3)
+    keys = [word.partition("=")[0] for word in found.overrides]
+    assert len(keys) == len(set(keys)), "one word of each"
+    saved = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["alexlab"]["place"]["epochs"] == 3
+    with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 3 prolongs it."):
+        harness.train("x", f"resume.run={harness.folder / 'run'}", "trainer.max_epochs=3")
 
 
 def test_a_run_that_began_with_a_checkpoint_begins_with_it_again(harness: Harness) -> None:

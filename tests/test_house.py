@@ -30,19 +30,19 @@ ROOMS = [
     "memory", "rundir", "compare", "identity", "figures", "plots", "study_plots", "data", "models", "optimizers",
     "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier", "loggers", "callbacks",
     "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw",
-    "panels", "dashboard", "predict", "export", "prepare", "benchmark", "study", "cli", "__init__",
+    "panels", "dashboard", "predict", "export", "prepare", "benchmark", "study", "beforehand", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
 # who may import what, by room or file; all others may not
 ONLY = {
-    "hydra": {"cli", "instantiate"},
+    "hydra": {"beforehand", "cli", "instantiate"},
     "hydra_plugins": {"study"},
     "optuna": {"sweeps", "study", "callbacks"},
     "omegaconf": {"rules", "config", "sweeps", "help", "instantiate", "loading", "callbacks", "trainer", "plan",
                   "rundir", "identity", "assemble", "report", "resume", "restore", "run", "evaluate",
                   "redraw", "compare", "panels", "dashboard", "predict", "export", "prepare",
-                  "benchmark", "study", "cli"},
+                  "benchmark", "study", "beforehand", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery", "compare/boards.py", "dashboard"},
@@ -68,6 +68,7 @@ LIGHT = (
     "launch",
     "words",
     "memory",
+    "beforehand",
     "cli",
 )  # before a task runs
 HEAVY = ("matplotlib", "torch", "torchvision", "pytorch_lightning", "wandb", "numpy", "PIL", "torchmetrics")

@@ -1,5 +1,7 @@
 """The launcher: what the ranks tell, and that none stays behind."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,33 @@ def test_tracebacks_are_shown_with_their_rank(capfd: pytest.CaptureFixture[str])
     ended = watch(ranks_of("tell_parent(failure='ValueError: x', traceback='T' * 100000); sys.exit(1)", "pass"))
     assert ended == launch.Ended(1, "rank 0 of 2 left with exit code 1; the run has ended on all ranks.\nValueError: x")
     assert capfd.readouterr().err == "rank 0:\n" + "T" * 100_000 + "\n"
+
+
+@pytest.mark.parametrize("during", [0, 1])
+def test_a_signal_while_ranks_are_started_reaches_all(
+    during: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also the one that is just being started, and those to come."""
+    started: list[launch.Rank] = []
+
+    class Starting(launch.Rank):
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            started.append(self)
+            if env["RANK"] == str(during):
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().__init__([sys.executable, "-c", PEER], env)
+
+    monkeypatch.setattr(launch, "Rank", Starting)
+    monkeypatch.setattr(launch, "GRACE", 20.0)
+    assert launch.spawn(tmp_path, 2, 1, None) == launch.Ended(128 + 15, "ended by SIGTERM", by_signal=True)
+    assert [rank.process.returncode for rank in started] == [-signal.SIGTERM] * 2, "none had to be killed"
+
+
+def test_whether_rank_0_has_told_of_the_signal() -> None:
+    """One that was still importing dies of it without a word."""
+    for code, told in (("sys.exit(143)", True), ("os.kill(os.getpid(), 15)", False)):
+        ranks = ranks_of(code, "os.kill(os.getpid(), 15)")
+        assert launch._watch(ranks, [15]) == launch.Ended(128 + 15, "ended by SIGTERM", by_signal=True, told=told)
 
 
 def test_ports() -> None:

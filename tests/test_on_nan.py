@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import ROOT, SMALL_NET, command, summary_of
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.precision import Precision
 from resuming import Harness, at_batch, difference, rows_of
 
@@ -182,11 +183,7 @@ class Scaling(Precision):
         self.scaler.update()
 
 
-@pytest.mark.parametrize("fused", ["true", "false"])
-def test_skip_beside_a_scaler(fused: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It leaves the step out, and BatchNorm is put back. A gradient that overflows alone is the scaler's own affair."""
-    watch = Watch()
-    monkeypatch.setattr("alexlab.run.build_callbacks", lambda _: [Spoil(2), watch])
+def scale(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run.build_trainer
 
     def build_trainer(*words: Any) -> pl.Trainer:
@@ -195,6 +192,14 @@ def test_skip_beside_a_scaler(fused: str, harness: Harness, monkeypatch: pytest.
         return trainer
 
     monkeypatch.setattr(run, "build_trainer", build_trainer)
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_skip_beside_a_scaler(fused: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves the step out, and BatchNorm is put back. A gradient that overflows alone is the scaler's own affair."""
+    watch = Watch()
+    monkeypatch.setattr("alexlab.run.build_callbacks", lambda _: [Spoil(2), watch])
+    scale(monkeypatch)
     poison(monkeypatch, {(0, 3)})
     harness.train("run", "on_nan=skip", "trainer.precision=32-true", f"optimizer.fused={fused}")
     weights = {name for name in watch.states[0] if "running" not in name and "tracked" not in name}
@@ -255,6 +260,69 @@ def test_skip_changes_nothing_in_that_step(accumulate: int, harness: Harness, mo
     assert len(told) == 2
     row = next(row for row in rows_of(harness.folder / "run") if "train/loss" in row)
     assert math.isfinite(float(row["train/loss"]))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_skip_with_a_validation_within_the_step(
+    scaled: bool, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees BatchNorm as it was before the step, which is counted once, when it is done."""
+    if scaled:
+        scale(monkeypatch)
+    poison(monkeypatch, {(0, 4), (1, 5)})
+    words = ["on_nan=skip", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "+trainer.val_check_interval=5"]
+    found = watched(harness, monkeypatch, "run", *words, "trainer.precision=32-true")
+    norms = ("running", "tracked") if scaled else ()  # the scaled step's are put back after `found` looks at them
+    states = [{key: v for key, v in state.items() if not any(n in key for n in norms)} for state in found.states[1::2]]
+    steps = [n for n in range(9) if same(states[n], states[n + 1])]
+    assert steps == [1, 6], "the third of the first epoch and of the second"
+    told = warnings_of(harness.folder / "run", "on_nan=skip: ")
+    assert [re.search(r"in batch \d of epoch \d", line)[0] for line in told] == [  # type: ignore[index]
+        "in batch 5 of epoch 1", "in batch 6 of epoch 2",
+    ]  # fmt: skip
+    losses = [float(row["val/loss"]) for row in rows_of(harness.folder / "run") if "val/loss" in row]
+    assert len(losses) == 4
+    assert all(map(math.isfinite, losses))
+
+
+def test_validations_within_steps_do_not_count_them_twice(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, {(epoch, batch) for epoch in range(9) for batch in range(0, 10, 2)})
+    words = ["on_nan=skip", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "+trainer.val_check_interval=5"]
+    with pytest.raises(UserError, match=r"in batch 9 of epoch 2 .* in 10 steps in a row: it is not the images"):
+        harness.train("run", *words, "trainer.max_epochs=9")
+    told = warnings_of(harness.folder / "run", "on_nan=skip: ")
+    assert sum("this step is left out" in line for line in told) == 9
+
+
+def test_ten_in_a_row_are_counted_over_a_resume(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, {(epoch, batch) for epoch in range(1, 9) for batch in range(9)})
+    words = ["on_nan=skip", "trainer.max_epochs=4"]
+    harness.end(at_batch(11, "after"), "run", *words)
+    with pytest.raises(UserError, match=r"in batch 5 of epoch 3 .* in 10 steps in a row: it is not the images"):
+        harness.train("run", *words, "resume.run=auto")
+
+
+class WatchAverage(pl.Callback):
+    """The average of the weights before each batch of the run."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        (averaging,) = [each for each in trainer.callbacks if isinstance(each, WeightAveraging)]
+        state = averaging._average_model.module.state_dict()  # type: ignore[union-attr, operator]
+        self.states.append({name: value.clone() for name, value in state.items()})
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_skip_leaves_the_average_as_it_is(scaled: bool, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    if scaled:
+        scale(monkeypatch)
+    watch = WatchAverage()
+    monkeypatch.setattr("alexlab.run.build_callbacks", lambda _: [watch])
+    poison(monkeypatch, {(0, 2)})
+    harness.train("run", "on_nan=skip", "ema.decay=0.5", "trainer.precision=32-true", "trainer.max_epochs=1")
+    assert [n for n in range(4) if same(watch.states[n], watch.states[n + 1])] == [2]
 
 
 def test_a_gradient_that_is_no_number_is_left_out_too(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +390,17 @@ def test_rollback_with_averages(harness: Harness, monkeypatch: pytest.MonkeyPatc
         saved = torch.load(run_dir / f"checkpoints/{name}.ckpt", weights_only=True)
         assert finite(saved["state_dict"])
     assert summary_of(run_dir)["status"] == "finished"
+
+
+def test_rollback_to_when_the_head_alone_learned(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer of then knew nothing of the other layers, which learn by now."""
+    poison(monkeypatch, {(1, 1)})
+    words = ["on_nan=rollback", "finetune.freeze_epochs=1", "optimizer.fused=true", "checkpoint.every_n_steps=null"]
+    found = watched(harness, monkeypatch, "run", *words)
+    (told,) = warnings_of(harness.folder / "run", "on_nan=rollback: ")
+    assert "those of step 5 again" in told
+    assert finite(found.states[-1])
+    assert not torch.equal(found.states[4]["layers.0.weight"], found.states[-1]["layers.0.weight"])
 
 
 def test_what_rollback_cannot_do_is_told(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

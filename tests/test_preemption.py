@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 from conftest import ROOT, TINY, clean_env, summary_of
+from resuming import Harness
 from test_configs import compose
 
-from alexlab import run
+from alexlab import launch, run
 from alexlab.callbacks.preemption import Notes, Preempted, Preemption
 from alexlab.loggers.wandb import WandbLogger
 
@@ -73,6 +75,56 @@ def test_a_run_with_threads_ends_quietly(
     assert "Traceback" not in errors
     assert summary_of(tmp_path / "run")["status"] == "preempted"
     assert summary_of(tmp_path / "run")["error"] == f"ended by {number.name}"
+
+
+@pytest.mark.parametrize("within", ["build_data", "fit_rank"])
+def test_a_signal_before_the_first_step_is_told(
+    within: str, harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the run has a directory, and after; a job of SLURM is asked for again."""
+
+    def struck(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(run, within, struck)
+    monkeypatch.setattr(launch, "requeue", lambda: "SLURM was asked")
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(SystemExit) as ended:
+        harness.train("run", "resume.run=auto", "resume.requeue=true")
+    assert ended.value.code == 128 + signal.SIGUSR1
+    told = capsys.readouterr().out
+    assert "ended by SIGUSR1. No checkpoint was written yet to go on from: start it anew" in told
+    assert told.endswith("SLURM was asked.\n")
+    run_dir = harness.folder / "run"
+    assert run_dir.exists() == (within == "fit_rank")
+    if run_dir.exists():
+        assert summary_of(run_dir) == {"status": "preempted", "error": "ended by SIGUSR1"}
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_signal_while_ranks_import_is_told(shapes: Path, tmp_path: Path) -> None:
+    """They die of it without a word; the command tells, and asks SLURM for the job again."""
+    scontrol, asked = tmp_path / "bin/scontrol", tmp_path / "asked"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    env = clean_env({"SLURM_JOB_ID": "91", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"})
+    words = [
+        "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.devices=2",
+        "resume=auto", "resume.requeue=true", f"hydra.run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("run directory:"):
+            break
+    process.send_signal(signal.SIGUSR1)
+    told = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGUSR1
+    assert told.startswith("ended by SIGUSR1. No checkpoint was written yet to go on from: start it anew")
+    assert told.endswith("SLURM was asked for job 91 again.\n")
+    assert asked.read_text() == "requeue 91\n"
+    assert summary_of(tmp_path / "run")["status"] == "preempted"
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -29,10 +29,41 @@ def test_sweep_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: Pa
     config = yaml.safe_load((tmp_path / "sweep/0/config.yaml").read_text())
     assert config["choices"]["trainer"] == "ddp"
     assert "sweep" not in config["choices"]
-    stopped = command("train.py", "optimizer.lr=-1,-2", "-m", f"hydra.sweep.dir={tmp_path / 'stopped'}", "logger=csv")
+    gone = "data=folder", f"data.root={shapes},{tmp_path / 'sweep'}"  # a folder, but not one of images
+    words = [*SMALL_NET, *gone, "dry_run=true", "logger=csv", f"hydra.sweep.dir={tmp_path / 'stopped'}"]
+    stopped = command("train.py", "seed=0,1", "data.image_size=64", *words, "-m")
     assert stopped.returncode == 2
-    assert "Job 0 failed" in stopped.stderr
-    assert not (tmp_path / "stopped" / "1").exists()
+    assert "job 0: " in stopped.stdout
+    assert "Job 1 failed" in stopped.stderr
+    assert "job 2: " not in stopped.stdout
+
+
+def test_wrong_values_of_all_jobs_are_told_before_the_first_one_starts(tmp_path: Path) -> None:
+    """Also one that its command line alone shows, and however the words become jobs."""
+    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    words = ["optimizer.lr=0.003,abc,-1", "seed=1,x", "trainer.max_epochs=0", "logger=csv", sweep]
+    done = command("train.py", "-m", *words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: 6 of the sweep's 6 jobs have wrong values, and none was started (sweep.keep_going=true records them as "
+        "failed, and goes on):\n"
+        "  all jobs: trainer.max_epochs=0: must be a whole number, at least 1, or null.\n"
+        "  jobs 1, 3, 5: seed=x: must be a whole number from 0 to 4294967295.\n"
+        "  jobs 2, 3: optimizer.lr=abc: must be a number above 0.\n"
+        "  jobs 4, 5: optimizer.lr=-1: must be a number above 0.\n"
+    )
+    assert not (tmp_path / "sweep").exists()
+    for command_, more, told in (
+        ("train.py", ["sweep=seeds", "ema.decay=0.9,2"], "jobs 1, 3, 5, 7, 9: ema.decay=2: "),
+        ("train.py", ["model.name=alexnet,vgg16"], "job 1: model.name=vgg16: model=alexnet would be called so"),
+        ("train.py", ["seed=0,-1", "hydra.sweeper.max_batch_size=1"], "1 of the sweep's 2 jobs"),
+        ("eval.py", ["run=x", "crops=1,3"], "job 1: crops=3: must be one of 1, 10."),
+        ("train.py", [f"seed={','.join('x' + str(n) for n in range(20))}"], "... and 8 more mistakes"),
+    ):
+        done = command(command_, "-m", *more, sweep)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert told in done.stderr
 
 
 def test_optuna_drives_ddp_jobs(shapes: Path, tmp_path: Path) -> None:

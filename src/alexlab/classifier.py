@@ -1,6 +1,7 @@
 """The LightningModule: wraps any net that turns images into logits; loss, metrics, optimizer wiring."""
 
 import math
+from functools import partial
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -118,12 +119,13 @@ class ImageClassifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, targets, skipped = batch[:3]
         self.note_skipped(skipped)
-        if not len(targets):  # every image of the batch was broken; the ranks still meet in the backward pass
-            return sum(p.sum() for p in self.net.parameters()) * 0.0  # type: ignore[return-value]
-        images, targets = self.augmented(images, targets, batch_idx)
-        logits = self.net(self._layout(images)).float()
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        self.window_sums.add(loss, logits, targets, self.leaves_nan)
+        if len(targets):
+            images, targets = self.augmented(images, targets, batch_idx)
+            logits = self.net(self._layout(images)).float()
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+            self.window_sums.add(loss, logits, targets, self.leaves_nan)
+        else:  # every image of the batch was broken; the ranks still meet in the backward pass
+            loss = cast(Tensor, sum(p.sum() for p in self.net.parameters()) * 0.0)
         if self._logs_now(batch_idx):
             self._log_window()
         return loss
@@ -165,14 +167,12 @@ class ImageClassifier(pl.LightningModule):
     def _log_window(self) -> None:
         means = self.window_sums.merged(lambda values: values)  # this rank's
         self.epoch_sums.take(self.window_sums)
-        self.window_sums = Sums(self.device)
-        for name in ("loss", "acc1"):  # where none of its losses was a number, Lightning would log the one before again
+        for name in ("loss", "acc1"):  # without a loss that is a number Lightning would log the one before again
             self.log(f"train/{name}_step", means.get(name, math.nan), prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
         self.share_buffers()  # last.ckpt holds them, also where this epoch was not validated, or an average was
         self.epoch_sums.take(self.window_sums)
-        self.window_sums = Sums(self.device)
         self._log_means("train", self.epoch_sums, prog_bar=False)
 
     # -- validation and test: each image once, over any number of ranks
@@ -230,8 +230,10 @@ class ImageClassifier(pl.LightningModule):
         return logits, targets
 
     def _log_means(self, stage: str, sums: Sums, prog_bar: bool) -> dict[str, float]:
-        means = sums.merged(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))
-        if not means and not self.leaves_nan:
+        together = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        means = sums.merged(together)
+        leaves = self.leaves_nan and stage == "train"
+        if not means and not (leaves and (sums.any_left_out(together) or not self.skipped)):
             raise UserError(
                 f"no image of {stage} could be read: data.on_error=skip has left out all that there were, such as "
                 f"{next(iter(self.skipped.values()), 'none')}."

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexlab import help, secrecy, sweeps, words
+from alexlab import beforehand, help, secrecy, sweeps, words
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
 from alexlab.imports import hanging, leave, nothing_follows
@@ -162,6 +162,8 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if wants_help:
             print(help.text(CONF, config_name, _composed(config_name, sys.argv[1:])), flush=True)
             return
+        if "-m" in sys.argv:
+            beforehand.check_jobs_of(config_name, _fill_in)
         main()
         if jobs.mistake is not None:
             raise jobs.mistake

@@ -35,6 +35,7 @@ class Ended:
     code: int
     why: str
     by_signal: bool = False  # that was sent to the run
+    told: bool = False  # whether rank 0 has heard of it, and said so
 
 
 class Rank:
@@ -48,6 +49,7 @@ class Rank:
         self.reading, writing = os.pipe()
         os.set_blocking(self.reading, False)
         self.raw = b""
+        self.heard = 0  # signals that were passed on to it
         self.process = subprocess.Popen(command, env={**env, TELL: str(writing)}, pass_fds=[writing], process_group=0)
         os.close(writing)
 
@@ -148,16 +150,22 @@ def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> End
     ranks: list[Rank] = []
     signals: list[int] = []  # that have come
 
+    def pass_on() -> None:
+        for rank in ranks:
+            while rank.heard < len(signals):
+                rank.heard += 1
+                with contextlib.suppress(ProcessLookupError):
+                    rank.process.send_signal(signals[rank.heard - 1])
+
     def forward(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        for rank in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                rank.process.send_signal(number)
+        pass_on()
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         for r in range(world_size):
             ranks.append(Rank(command, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}))
+            pass_on()  # what came while it was started
         return _watch(ranks, signals)
     finally:
         for number, handler in before.items():
@@ -186,7 +194,8 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
             if not signals and codes[0] is None and waited > GRACE_OF_FIRST:
                 break
         time.sleep(0.1)
-    end = time.monotonic() + (GRACE_AFTER_SIGNAL if signals else GRACE) * any(codes)
+    closing = signals and codes[0] is None
+    end = time.monotonic() + (GRACE_AFTER_SIGNAL if closing else GRACE) * any(codes)
     while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
         time.sleep(0.1)
     left = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
@@ -208,7 +217,8 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
     number = min(left, key=lambda r: (left[r] > 0, "lost" in told[r], r))
     code = left[number]
     if signals and code in (128 + signals[0], -signals[0]):
-        return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True)
+        told_of = left.get(0) == 128 + signals[0]
+        return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True, told=told_of)
     for r, what in enumerate(told):
         if "traceback" in what:
             print(masked(f"rank {r}:\n{what['traceback']}"), file=sys.stderr)

@@ -3,6 +3,7 @@
 import logging
 import platform
 import shlex
+import signal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
-from alexlab import rundir
+from alexlab import launch, rundir
 from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
 from alexlab.compare import standing
@@ -158,6 +159,14 @@ def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
     if not (run_dir / "checkpoints/last.ckpt").is_file():
         return "No checkpoint was written yet to go on from: start it anew (checkpoint.every_n_steps writes sooner)."
     return f"Go on with it: {how_to_resume(run_dir)}"
+
+
+def of_signal(config: DictConfig, run_dir: Path, number: int) -> list[str]:
+    """What to tell of a signal that has ended a run; asks SLURM for the job again, where that is wanted."""
+    told = [f"ended by {signal.Signals(number).name}. {how_to_go_on(config, run_dir)}"]
+    if config.resume.requeue and number == getattr(signal, "SIGUSR1", None):
+        told.append(f"{launch.requeue()}.")
+    return told
 
 
 def how_to_resume(run_dir: Path) -> str:

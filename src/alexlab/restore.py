@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,8 +54,9 @@ def restore(config: DictConfig) -> DictConfig | None:
         )
     changed.resume = config.resume
     changed.run_dir, changed.dry_run = str(run_dir), config.dry_run
-    new = [word for word in config.overrides if not word.startswith("resume.")]
-    changed.overrides = list(dict.fromkeys([*before.overrides, *new]))
+    new = by_key(word for word in config.overrides if not word.startswith("resume."))
+    said = {key: word for key, word in by_key(before.overrides).items() if key not in new}
+    changed.overrides = [*said.values(), *new.values()]
     changed.init_from = changed.ckpt_path = None
     rules.check(changed)
     found = newest(run_dir / "checkpoints")
@@ -103,6 +104,11 @@ def adds(config: DictConfig, before: DictConfig) -> bool:
     return any(config.trainer.get(end) != before.trainer.get(end) for end in ends)
 
 
+def by_key(words: Iterable[str]) -> dict[str, str]:
+    """A command line's words, the last one of each key."""
+    return {word.lstrip("+~").partition("=")[0]: word for word in words}
+
+
 def changed_by(config: DictConfig, before: DictConfig) -> tuple[DictConfig, dict[str, str]]:
     """The run's config with the command line's words in it, and by their keys those of them that say something else
     than the run's own.
@@ -116,9 +122,9 @@ def changed_by(config: DictConfig, before: DictConfig) -> tuple[DictConfig, dict
         if key not in changed:  # came later than the run
             changed[key] = config[key]
     changes: dict[str, str] = {}
-    words = {word.lstrip("+~").partition("=")[0]: word for word in config.overrides}  # the last one counts
-    for key, word in words.items():
-        if word in before.overrides:  # in the same words as then
+    said = by_key(before.overrides)
+    for key, word in by_key(config.overrides).items():
+        if said.get(key) == word:  # what the run has, in the same words; it may show it in others
             continue
         if (CONF / key).is_dir():
             choice = before.get("choices", {}).get(key)

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,22 @@ def fit(config: DictConfig) -> float | None:
     Whatever can be found wrong is found before the run's directory is made.
     """
     config = configs.resolved(config)
-    if config.resume.run is not None:
-        restored = restore.restore(config)
-        if restored is None:
-            return rundir.read_summary(Path(config.run_dir))["best"].get(config.monitor)
-        config = restored
+    try:
+        with Notes().taken():  # which end it at once, until a rank looks at them
+            if config.resume.run is not None:
+                restored = restore.restore(config)
+                if restored is None:
+                    return rundir.read_summary(Path(config.run_dir))["best"].get(config.monitor)
+                config = restored
+            return _fit(config)
+    except Preempted as error:
+        if launch.rank() == 0:
+            print("\n".join(report.of_signal(config, Path(config.run_dir), error.number)), flush=True)
+        raise SystemExit(128 + error.number) from None
+
+
+def _fit(config: DictConfig) -> float | None:
+    """Claim the run's directory, and train in this process or in one a device."""
     devices = find_devices(config)
     if devices.nodes > 1 and not launch.external():
         raise UserError(
@@ -74,6 +86,7 @@ def fit(config: DictConfig) -> float | None:
             rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
             if restore.goes_on(config):
                 held.enter_context(restore.locked(run_dir))
+                held.enter_context(marking(run_dir))
                 with restore.locked(run_dir, ".lock.rank"):  # a rank may outlive the command that started it
                     restore.take_up(config)
                 if not restore.own_ckpt(config):
@@ -81,6 +94,7 @@ def fit(config: DictConfig) -> float | None:
             else:
                 rundir.claim(config)
                 held.enter_context(restore.locked(run_dir))
+                held.enter_context(marking(run_dir))
                 resume.take_best_along(config)
                 print(f"run directory: {rundir.shown(run_dir)}", flush=True)
         if alone:
@@ -89,11 +103,24 @@ def fit(config: DictConfig) -> float | None:
         return fit_ranks(config, devices)
 
 
+@contextlib.contextmanager
+def marking(run_dir: Path) -> Iterator[None]:
+    """summary.json tells of a signal that comes before any rank looks at them."""
+    try:
+        yield
+    except Preempted as error:
+        if not (run_dir / "summary.json").is_file():
+            rundir.mark(run_dir, "preempted", str(error))
+        raise
+
+
 def fit_ranks(config: DictConfig, devices: Devices) -> float | None:
     """Train on several devices of this machine, a process each."""
     run_dir, threads = Path(config.run_dir), max(1, cores() // devices.local)
     ended = launch.spawn(run_dir, devices.world_size, threads, config.trainer.master_port)
     if ended.by_signal:
+        if not ended.told:
+            print("\n".join(report.of_signal(config, run_dir, ended.code - 128)), flush=True)
         rundir.mark(run_dir, "preempted", ended.why)
         sys.exit(ended.code)
     if ended.code:
@@ -179,9 +206,8 @@ def _fit_rank(
     except Preempted as error:
         status = "preempted"
         result["error"] = str(error)
-        log.warning("%s. %s", error, report.how_to_go_on(config, run_dir))
-        if config.resume.requeue and error.number == getattr(signal, "SIGUSR1", None) and launch.rank() == 0:
-            log.warning("%s.", launch.requeue())
+        for line in report.of_signal(config, run_dir, error.number) if launch.rank() == 0 else ():
+            log.warning("%s", line)
         raise SystemExit(128 + error.number) from None
     except BaseException as error:
         lost = lost_peer(error, config.trainer.timeout)

@@ -44,9 +44,15 @@ class Sums:
         self.images += len(labels)
 
     def take(self, other: "Sums") -> None:
+        """Add what `other` has summed up, which begins anew."""
         self.values += other.values
         self.images += other.images
         self.left_out = self.left_out + other.left_out
+        other.values, other.images, other.left_out = torch.zeros_like(other.values), 0, 0
+
+    def any_left_out(self, reduce: Callable[[Tensor], Tensor]) -> bool:
+        """Whether any rank has left an image out."""
+        return bool(reduce(self.values.new_zeros(1) + self.left_out) > 0)
 
     def merged(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The means over all ranks' images, after a `reduce` that sums a tensor over the ranks."""

@@ -41,7 +41,11 @@ class Freezing(Callback):
             parameter.requires_grad_(not frozen)
         for module in self.norms:
             module.train(not frozen)
-        if trainer.current_epoch == self.epochs:
+        self.complete(trainer)
+
+    def complete(self, trainer: pl.Trainer) -> None:
+        """What an optimizer that knew the head alone lacks after the release; also one that went back to then."""
+        if trainer.current_epoch >= self.epochs:
             give_momentum(trainer.optimizers)
 
 

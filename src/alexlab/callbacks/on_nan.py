@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 
 from alexlab import checkpoint
+from alexlab.callbacks.freezing import Freezing
 from alexlab.errors import UserError
 
 IN_A_ROW = 10  # steps that are skipped before it is the weights' fault
@@ -53,19 +54,25 @@ class OnNan(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.origin = pl_module.progress.get("origin", trainer.global_step)
         self.times = pl_module.progress.get("went_back", 0)
+        self.in_a_row = pl_module.progress.get("in_a_row", 0)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append((batch_idx, outputs["loss"].detach()))
         self.last = batch_idx
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if self.mode == "skip" and stepped and scales(trainer):
-            self._put_back_if_lost(trainer, pl_module)
+            self.left_out = self._put_back_if_lost(trainer, pl_module, trainer.accumulate_grad_batches)
+        if self.left_out:
+            leave_averages(trainer)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.left_out or (stepped and trainer.global_step % every == 0):
             self.look(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
+            begun = self._begun(trainer)
+            if self.mode == "skip" and begun:  # a validation must not see what the step's end will put back
+                self._put_back_if_lost(trainer, pl_module, begun)
             self.look(trainer, weights=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,10 +87,11 @@ class OnNan(Callback):
         self.look(trainer, weights=True)
         if self.moved:
             self.origin, self.times, self.moved = trainer.global_step, 0, False
-        return {"origin": self.origin, "went_back": self.times}
+        return {"origin": self.origin, "went_back": self.times, "in_a_row": self.in_a_row}
 
     def look(self, trainer: pl.Trainer, weights: bool = False) -> None:
-        """At the losses since the last time, on all ranks together.
+        """At the losses since the last time, on all ranks together; on_nan=skip waits with those of a step that is not
+        done, which is left out as a whole or not at all.
 
         Args:
             weights: at the weights too, which a gradient that is no number spoils although the loss was one.
@@ -91,7 +99,8 @@ class OnNan(Callback):
         Raises:
             UserError: something is not finite, and that ends the run.
         """
-        losses, self.losses = self.losses, []
+        done = len(self.losses) - (self._begun(trainer) if self.mode == "skip" else 0)
+        losses, self.losses = self.losses[:done], self.losses[done:]
         left_out, self.left_out = self.left_out, False
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         weights = weights and self.weighed != batches
@@ -193,17 +202,24 @@ class OnNan(Callback):
         if all_finite([p.grad for p in pl_module.parameters() if p.grad is not None]):
             return
         optimizer.zero_grad(set_to_none=True)
+        self.left_out = True
         self._put_back(pl_module)
 
-    def _put_back_if_lost(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Where 16-mixed has left a step out because of its loss, BatchNorm has seen it all the same."""
-        step = [loss for _, loss in self.losses[-trainer.accumulate_grad_batches :]]
-        bad = (~torch.stack(step).isfinite().all()).float()
-        if trainer.strategy.reduce(bad, reduce_op="sum") > 0:
+    def _put_back_if_lost(self, trainer: pl.Trainer, pl_module: Any, batches: int) -> bool:
+        """Where a loss of the last `batches` was no number on any rank: the step that they belong to is left out, by
+        this or by 16-mixed, and BatchNorm has seen them all the same."""
+        losses = [loss for _, loss in self.losses[-batches:]]
+        bad = (~torch.stack(losses).isfinite().all()).float()
+        lost = bool(trainer.strategy.reduce(bad, reduce_op="sum") > 0)
+        if lost:
             self._put_back(pl_module)
+        return lost
+
+    def _begun(self, trainer: pl.Trainer) -> int:
+        """Batches of a step that is not done."""
+        return (self.last + 1) % trainer.accumulate_grad_batches if self.losses else 0
 
     def _put_back(self, pl_module: Any) -> None:
-        self.left_out = True
         for buffer, before in zip(pl_module.net.buffers(), self.kept, strict=True):
             buffer.copy_(before)
 
@@ -216,6 +232,13 @@ def all_finite(tensors: list[Any]) -> torch.Tensor:
     """A bool on their device; of sums, as a pass over each number by itself would make another of their size."""
     floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     return torch.stack(torch._foreach_norm(floats, 1)).isfinite().all() if floats else torch.tensor(True)
+
+
+def leave_averages(trainer: pl.Trainer) -> None:
+    """A step that is left out moves no average of the weights: Lightning's takes it for one that it has counted."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            callback._latest_update_step = trainer.global_step
 
 
 def take_states(trainer: pl.Trainer, found: dict[str, Any]) -> None:
@@ -233,4 +256,7 @@ def take_states(trainer: pl.Trainer, found: dict[str, Any]) -> None:
     for optimizer, before in zip(trainer.optimizers, rates, strict=True):
         for group, rate in zip(optimizer.param_groups, before, strict=True):
             group["lr"] = rate
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Freezing):
+            callback.complete(trainer)
     model.take_buffers(found["alexlab"]["place"])

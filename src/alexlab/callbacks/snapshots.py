@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, WeightAveraging
 from pytorch_lightning.trainer import call
 
@@ -139,7 +140,10 @@ class Snapshots(Callback):
 
     # -- going on
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # of a validation before the checkpoint: plateaus, early stopping and the epoch's line may ask for it
+        known = pl_module.progress.get("metrics", {})
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in known.items()})
         if pl_module.came_from == "epoch":  # nothing is left of it to be done
             trainer.fit_loop.restarting = False
         if pl_module.came_from in ("epoch", "end"):
