@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import statistics
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import command
 
 from alexlab import config as configs
 from alexlab.compare import runs as reading
+from alexlab.compare import table
 from alexlab.compare.groups import grouped, ranked
 from alexlab.compare.runs import Run, find, read
 from alexlab.compare.settings import differing
@@ -48,7 +50,7 @@ def test_best_first_with_the_keys_that_differ(tmp_path: Path) -> None:
     done = command("compare.py", f"runs={tmp_path}")
     assert done.returncode == 0, done.stderr
     head, below, *rows = done.stdout.splitlines()
-    assert head.split() == ["best", "last", "best"]
+    assert head.split() == ["best.ckpt", "last", "best.ckpt"]
     assert below.split() == ["3", "runs", "val/acc1", "val/acc1", "val/loss", "test/acc1", "images/s", "seconds"]
     assert [row.split()[0] for row in rows[:3]] == ["b", "a", "c"]
     assert "0.7500" in rows[0]
@@ -64,11 +66,11 @@ def test_one_run_globs_lists_and_links(tmp_path: Path) -> None:
     make_run(tmp_path / "multiruns/x/0", 0.1, 0.5)
     make_run(tmp_path / "multiruns/x/1", 0.1, 0.5, seed=1)
     found = find([str(tmp_path / "multiruns/*/0"), str(tmp_path / "multiruns/x/0"), "x/0"], tmp_path)
-    assert found == [tmp_path / "multiruns/x/0"]
+    assert found == ([tmp_path / "multiruns/x/0"], [])
     (tmp_path / "other").mkdir()
     (tmp_path / "other/link").symlink_to(tmp_path / "multiruns/x/1")
-    assert find([str(tmp_path / "other")], tmp_path) == [tmp_path / "multiruns/x/1"]
-    runs, left_out = read(find([str(tmp_path)], tmp_path))
+    assert find([str(tmp_path / "other")], tmp_path) == ([tmp_path / "multiruns/x/1"], [])
+    runs, left_out = read(find([str(tmp_path)], tmp_path)[0])
     assert ([run.name for run in runs], left_out) == (["x/0", "x/1"], [])
     assert differing(runs) == [{}, {"seed": 1}]
 
@@ -76,7 +78,7 @@ def test_one_run_globs_lists_and_links(tmp_path: Path) -> None:
 def test_a_folder_that_holds_itself_ends(tmp_path: Path) -> None:
     make_run(tmp_path / "a/run", 0.1, 0.5)
     (tmp_path / "a/again").symlink_to(tmp_path)
-    assert find([str(tmp_path)], tmp_path) == [tmp_path / "a/run"]
+    assert find([str(tmp_path)], tmp_path) == ([tmp_path / "a/run"], [])
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
@@ -107,6 +109,7 @@ def test_mistakes(tmp_path: Path) -> None:
     make_run(tmp_path / "runs/a", 0.1, 0.5)
     near = "sort=val/acc: no run has such a number. Did you mean val/acc1? There are: images_per_second, last/val/acc1,"
     assert near in told(f"runs={tmp_path}", "sort=val/acc")
+    assert "is a folder: give a file's name" in told(f"runs={tmp_path}", "format=csv", f"out={tmp_path}")
     assert "equal=true compares two runs, and there are 1" in told(f"runs={tmp_path}", "equal=true")
     for words, answer in {
         "optimizer.l>1": "where=optimizer.l>1: no run has optimizer.l. Did you mean optimizer.lr?",
@@ -127,13 +130,17 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path: Path) -> 
         folder = make_run(tmp_path / name, 0.1, None)
         (folder / ".lock.rank").touch()
         (folder / "metrics.csv").write_text(
-            "step,val/acc1,val/loss,train/loss_step\n9,,,1.5\n9,0.5,1.25,\n19,0.75,1.5,\n29,0.7"
+            "step,val/acc1,val/loss,train/loss_step,perf/images,perf/seconds\n9,,,1.5,,\n9,0.5,1.25,,,\n"
+            "19,0.75,1.5,,300,20\n24,nan,nan,,,\n29,0.7"
         )
     with locked(tmp_path / "on", ".lock.rank"):
         runs, _ = read([tmp_path / "on", tmp_path / "killed"])
     assert [run.status for run in runs] == ["running", "unfinished"]
     for run in runs:  # what was measured so far; the torn row's numbers are those that are there
-        assert run.numbers == {"val/acc1": 0.75, "val/loss": 1.25, "last/val/acc1": 0.7, "last/val/loss": 1.5}
+        assert run.numbers == {
+            "val/acc1": 0.75, "val/loss": 1.5,  # the best epoch's, as best.ckpt holds it
+            "last/val/acc1": 0.7, "images_per_second": 15.0, "seconds": 20.0,
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -284,14 +291,19 @@ def test_losses_ascend_and_what_is_not_known_is_last() -> None:
         ("optimizer.lr==1e-1", "a"), ("ema=null", "abc"), ("optimizer.lr<1e9", "abc"), ("val/acc1>0", "ab"),
         ("optimizer.lr!=0.1", "bc"), ("val/acc1>0.5 and optimizer.lr<0.3", "b"), ("val/acc1<=0.5 or seed=7", "ac"),
         ("model.name=alexnet and seed=7 or optimizer.lr=0.1", "ac"), ("model.name~LEX", "abc"), ("name~b", "b"),
-        ("status=finished", "ab"), ("compile=true", "c"), ("compile!=true", "ab"), ("compile=1", ""),
+        ("status=finished", "ab"), ("seed=7 OR name=a", "ac"),
+        ("augment.scale=[0.25,1.0]", "abc"),
+        ("note=\"this and that or none\"", "a"), ("rate>0.05", "b"), ("status=FINISHED", "ab"),
+        ("compile=true", "c"), ("compile!=true", "ab"), ("compile=1", ""),
     ],
 )  # fmt: skip
 def test_where(text: str, names: str) -> None:
     more: list[dict] = [{"seed": 0, "compile": False}, {"seed": 0, "compile": False}, {"seed": 7, "compile": True}]
     runs = []
     for name, lr, acc, rest in zip("abc", (0.1, 0.2, 0.3), (0.5, 0.75, None), more, strict=True):
-        config = {"model.name": "alexnet", "optimizer.lr": lr, "ema": None, **rest}
+        note, rate = ("this and that or none", "auto") if name == "a" else ("x", lr if name == "b" else None)
+        config = {"model.name": "alexnet", "optimizer.lr": lr, "ema": None, "augment.scale": [0.25, 1.0], "note": note,
+                  "rate": rate, **rest}  # fmt: skip
         summary = {"best": {"val/acc1": acc}}
         runs.append(Run(Path(name), name, "finished" if acc else "failed", config, summary))
     assert "".join(run.name for run in chosen(runs, text)) == names
@@ -358,6 +370,7 @@ def test_equal_names_the_first_step_that_differs(tmp_path: Path) -> None:
         "other": [rows[0], rows[1].replace("1.25", "1.2500001"), rows[2]],
         "longer": [*rows, "1,0.1,55.5,29,1.0,"],
         "apart": ["0,0.1,55.5,14,1.5,"],
+        "fewer": ["0,,55.5,19,1.25,1.125"],
     }
     for name, lines in folders.items():
         (make_run(tmp_path / name, 0.1, 0.5) / "metrics.csv").write_text(head + "\n".join(lines) + "\n")
@@ -366,11 +379,82 @@ def test_equal_names_the_first_step_that_differs(tmp_path: Path) -> None:
         done = command("compare.py", f"runs=[{tmp_path / a},{tmp_path / b}]", "equal=true")
         return done.returncode, done.stdout + done.stderr
 
-    assert equal("a", "same") == (0, "a and same are equal in all 2 logged steps.\n")
+    assert equal("a", "same") == (0, "a and same are equal in all 5 numbers of 2 steps.\n")
     assert equal("a", "other") == (1, "a and other differ first at step 19: train/loss_step is 1.25 and 1.2500001.\n")
     assert equal("longer", "a") == (1, "a ends at step 19, and longer goes on to step 29; equal up to there.\n")
+    code, told = equal("a", "fewer")
+    assert (code, "equal in all 2 numbers of 1 steps. 1 more steps were logged by one of them alone" in told) == (
+        0,
+        True,
+    )
     code, told = equal("a", "apart")
     assert code == 2
     assert "no step is logged in both a and apart" in told
     (tmp_path / "apart/metrics.csv").unlink()
     assert f"{tmp_path}/apart has no numbers to compare" in equal("a", "apart")[1]
+
+
+# -- what sets runs with the same settings apart
+
+
+def test_other_images_code_or_devices_are_no_seeds(tmp_path: Path) -> None:
+    base = {"status": "finished", "best": {"val/acc1": 0.5}, "dataset": {"fingerprint": "aaaaaaaabb"},
+            "git": {"commit": "c" * 40, "dirty": False}, "world_size": 1}  # fmt: skip
+    others: dict[str, dict] = {
+        "a": {}, "b": {}, "images": {"dataset": {"fingerprint": "bbbbbbbbcc"}},
+        "code": {"git": {"commit": "d" * 40, "dirty": True}}, "ranks": {"world_size": 8}, "pruned": {"pruned": True},
+    }  # fmt: skip
+    for seed, (name, more) in enumerate(others.items()):
+        folder = make_run(tmp_path / name, 0.1, 0.5, seed=seed)
+        (folder / "summary.json").write_text(json.dumps({**base, **more}))
+    make_run(tmp_path / "again", 0.1, None, seed=0)
+    (tmp_path / "again/summary.json").write_text(json.dumps(base))
+    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
+    rows = {group.name: group.apart for group in grouped(runs)}
+    assert set(rows) == {"a +1", "again", "images", "code", "ranks", "pruned"}, "nor is the same seed again"
+    assert rows["images"]["images"] == "bbbbbbbb"
+    assert rows["a +1"]["images"] == "aaaaaaaa"
+    assert rows["code"]["commit"] == "ddddddd+changes"
+    assert rows["ranks"]["world_size"] == 8
+    assert next(run.status for run in runs if run.name == "pruned") == "pruned"
+
+
+def test_what_is_no_number_is_in_no_mean() -> None:
+    runs = [run_of({"seed": seed, "a": 1}, val_acc1=acc) for seed, acc in enumerate((0.5, math.nan, 0.75))]
+    (group,) = grouped(runs)
+    stat = group.stat("val/acc1")
+    assert stat is not None
+    assert (stat.mean, stat.n) == (0.625, 2)
+    assert table.cell(group, "val/acc1", ".3f") == f"0.625±{statistics.stdev([0.5, 0.75]):.3f} (2)"
+
+
+def test_a_name_with_brackets_and_names_of_nothing(tmp_path: Path) -> None:
+    make_run(tmp_path / "exp[1]/a", 0.1, 0.5)
+    done = command("compare.py", f"runs=['{tmp_path}/exp[1]/a',{tmp_path}/nope*]")
+    assert done.returncode == 0, done.stderr
+    assert "1 run " in done.stdout
+    assert f"left out: {tmp_path}/nope* (no run is there)" in done.stdout
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost/summary.json").write_text("{}")
+    assert "lost (ValueError: it has no config.yaml)" in command("compare.py", f"runs={tmp_path}").stdout
+
+
+def test_curves_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.1, 0.5)
+    folder = make_run(tmp_path / "b", 0.1, None)
+    (folder / "metrics.csv").write_text(f"step,note\n1,{'x' * 200_000}\n")
+    for form in ("table", "html"):
+        done = command("compare.py", f"runs={tmp_path}", f"format={form}", f"out={tmp_path}/{form}.txt")
+        assert done.returncode == 0, done.stderr
+        assert f"left out: the curves of {tmp_path}/b (Error: field larger" in done.stdout
+
+
+def test_no_text_of_a_run_reaches_the_terminal_as_more_than_text(tmp_path: Path) -> None:
+    make_run(tmp_path / "a\x1b[31m", 0.1, 0.5, note="\x1b]0;x\x07\u202e")
+    make_run(tmp_path / "b", 0.1, 0.5, note="<b> =1")
+    make_run(tmp_path / "c", 0.1, 0.5, note="=HYPERLINK(1)")
+    for form in ("table", "markdown", "csv", "json"):
+        out = command("compare.py", f"runs={tmp_path}", f"format={form}").stdout
+        assert not {"\x1b", "\x07", "\u202e"} & set(out)
+        assert "<b>" not in out or form != "markdown"
+        assert ",=HYPERLINK" not in out

@@ -29,7 +29,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_that_was_offline(offline: Path) -> None:
-    runs, left_out = read(find([str(offline.parent)], offline))
+    runs, left_out = read(find([str(offline.parent)], offline)[0])
     assert left_out == []
     (run,) = runs
     assert (run.name, run.status) == ("their-run", "finished")
@@ -68,10 +68,10 @@ def test_cut_off_anywhere_what_was_whole_is_read(offline: Path, tmp_path: Path) 
     for damaged in (b"", b"no", b":W&B" + bytes(3) + struct.pack("<IHB", 0, 4, 1) + b"\xff\xff\xff\xff"):
         path.write_bytes(damaged)
         if damaged.startswith(b":W&B"):
-            assert list(boards.records(path)) == []
+            assert list(boards.records(path, {"run"})) == []
         else:
             with pytest.raises(ValueError, match=r"run-x\.wandb is no run of W&B"):
-                list(boards.records(path))
+                list(boards.records(path, {"run"}))
 
 
 def test_downloaded_from_the_server(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_downloaded_from_the_server(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     summary = {"val/acc1": 0.5, "train/loss": 1.5, "test/acc1": 0.25, "_runtime": 12.5, "_step": 9, "note": "x"}
     (folder / "wandb-summary.json").write_text(json.dumps(summary))
-    (run,), left_out = read(find([str(tmp_path)], tmp_path))
+    (run,), left_out = read(find([str(tmp_path)], tmp_path)[0])
     assert left_out == []
     assert (run.name, run.config) == ("abc123", {"optimizer.lr": 0.25})
     assert run.numbers == {"seconds": 12.5, "train/loss": 1.5, "last/val/acc1": 0.5, "test/acc1": 0.25}
@@ -112,3 +112,22 @@ def test_a_folder_of_ours_alone_says_what_the_run_says(shapes: Path, tmp_path: P
 
     for key in ("val/acc1", "val/loss", "train/loss", "perf/images"):
         assert curve(ours, key) == curve(theirs, key) != []
+
+
+def test_a_run_that_was_gone_on_with_is_one(tmp_path: Path) -> None:
+    import wandb
+
+    for part in range(2):
+        with wandb.init(mode="offline", dir=tmp_path / str(part), project="p", id="same", config={"inf": float("inf")},
+                        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True)) as run:  # fmt: skip
+            run.log({"score": part})
+    parts = sorted(tmp_path.glob("*/wandb/offline-run-*"))
+    for number, part in enumerate(parts):  # which may have been made within a second
+        part.rename(tmp_path / f"offline-run-20260101_00000{number}-same")
+    done = command("compare.py", f"runs={tmp_path}", "format=json")
+    assert done.returncode == 0, done.stderr
+    (group,) = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["groups"]
+    assert group["metrics"]["score"]["mean"] == 1
+    assert "(an earlier part of the same run, offline-run-20260101_000001-same)" in done.stderr
+    done = command("compare.py", f"runs={tmp_path}", "format=html", f"out={tmp_path}/page.html")
+    assert done.returncode == 0, done.stderr

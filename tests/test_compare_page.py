@@ -124,6 +124,8 @@ def test_in_a_browser(count: int, tmp_path: Path) -> None:
         for state, left in {
             "filter=optimizer.lr>0.04": 3, "filter=seed%3D0+note!%3Da%26b": 3, "filter=R00": 8,
             "filter=val/acc1>%3D0.5": 4, "filter=nothing": 0, "off=0+1": 6,
+            "filter=optimizer.lr+>+0.04+and+status=finished": 3, "filter=name~r00+AND+model.name~ALEX": 8,
+            "filter=seed%3D0+or+note%3D'a%26b'": 5, "filter=toString": 0,
         }.items():  # fmt: skip
             html, said = dom(out, state, tmp_path / "profile")
             assert said == []

@@ -33,10 +33,12 @@ def composed(*words: str) -> DictConfig:
         ("model=alexnet_bn optimizer.lr=0.05 seed=1", "alexnet_bn-lr0.05-s1"),
         ("model=torchvision model.name=resnet18 augment=strong trainer.max_epochs=3", "resnet18-strong-ep3"),
         ("data=folder data.root=/somewhere/photos data.batch_size=64 compile=true", "alexnet-photos-bs64-compile"),
-        ("logger=csv trainer=ddp_cpu debug=fast hydra.run.dir=x data.num_workers=0", "alexnet"),
+        ("logger=csv trainer=ddp_cpu debug=fast hydra.run.dir=x data.num_workers=0", "alexnet-fast"),
         ("~optimizer.momentum +optimizer.foreach=false", "alexnet-no_momentum-foreachfalse"),
         ("augment.scale=[0.2,1.0] experiment=demo", "alexnet-scale_0.2_1.0-demo"),
-        ("optimizer.lr=0.010066097770334917 optimizer.weight_decay=1e-05", "alexnet-lr0.01007-wd1e-05"),
+        ("optimizer.lr=0.010066097770334917 optimizer.weight_decay=1e-05", "alexnet-lr0.010066-wd1e-05"),
+        ("optimizer.lr=0.050 seed=12345678 init_from=/a/b/run", "alexnet-lr0.05-s12345678-init_fromrun"),
+        ("data.root=/a/other", "alexnet-other"),
         ("monitor=val/loss ckpt_path=null test=false", "alexnet"),
     ],
 )
@@ -46,7 +48,9 @@ def test_a_name_of_what_differs_from_the_defaults(words: str, name: str) -> None
 
 def test_a_name_has_an_end() -> None:
     config = composed(*(f"+optimizer.some_setting_{number}=1" for number in range(20)))
-    assert len(identity.readable(config)) == 80
+    name = identity.readable(config)
+    assert len(name) == 80
+    assert name.endswith("some_setting_191"), "what tells a sweep's jobs apart comes last"
 
 
 def test_nothing_of_this_machines_folders_is_told() -> None:
@@ -65,3 +69,16 @@ def test_nothing_of_this_machines_folders_is_told() -> None:
     assert told["optimizer"]["lr"] == config.optimizer.lr
     assert {"paths", "run_dir"} & told.keys() == set()
     assert identity.tags_for(config) == ["alexnet", "photos"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data.root='/mnt/bob/q r'", "data.root='q r'"), ("+foo=[/mnt/bob/a,/b/c]", "+foo=[a,c]"),
+        ("C:/Users/bob/w.ckpt", "w.ckpt"), ("C:\\Users\\bob\\w.ckpt", "w.ckpt"), ("file:///mnt/bob/x", "x"),
+        ("logs/../../mnt/bob", "bob"), ("~/data/x", "x"), ("../x/y", "y"), ("{a: /x/y, b: ./z}", "{a: y, b: z}"),
+        ("train/loss", "train/loss"), ("https://host/a/b", "https://host/a/b"), ("a/b c/d", "a/b c/d"), ("0.5", "0.5"),
+    ],
+)  # fmt: skip
+def test_folders_are_left_out_of_any_text(text: str, told: str) -> None:
+    assert identity.facts_for_others({"x": [text]}) == {"x": [told]}

@@ -41,6 +41,19 @@ def test_among_the_finished_ones_on_the_same_images(tmp_path: Path) -> None:
     assert stands(a, tmp_path, "val/f1") is None
 
 
+def test_odd_neighbours(tmp_path: Path) -> None:
+    a = finished(tmp_path / "train/runs/a", 0.1, 0.60001, note=1)
+    finished(tmp_path / "train/runs/nan", 0.1, float("nan"))
+    assert stands(a, tmp_path, "val/acc1") is None, "no number stands beside it"
+    b = finished(tmp_path / "train/runs/b", 0.1, 0.60002)
+    assert str(stands(a, tmp_path, "val/acc1")).endswith("less than 0.0001 below the best, b, which has no note")
+    assert str(stands(b, tmp_path, "val/acc1")).endswith("less than 0.0001 above the next, a, which has note=1")
+    cut = finished(tmp_path / "train/runs/cut", 0.1, 1.0, trainer={"limit_val_batches": 1})
+    assert stands(cut, tmp_path, "val/acc1") is None, "it was scored on fewer images"
+    other = make_run(tmp_path / "train/runs/unknown-images", 0.1, 0.9)
+    assert stands(other, tmp_path, "val/acc1") is None
+
+
 def test_the_newest_of_very_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 

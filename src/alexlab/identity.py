@@ -15,7 +15,7 @@ LONGEST = 80  # letters of a name
 SHORT = {"seed": "s", "trainer.max_epochs": "ep", "data.batch_size": "bs", "optimizer.weight_decay": "wd",
          "label_smoothing": "smooth", "data.image_size": "px"}  # fmt: skip
 # told by another part of the name, or no setting of what is learned
-NAMELESS = {"model", "model.name", "data.root", "trainer", "trainer.devices", "trainer.accelerator", "debug", "monitor",
+NAMELESS = {"model", "model.name", "trainer", "trainer.devices", "trainer.accelerator", "monitor",
             "sweep"}  # fmt: skip
 
 
@@ -28,6 +28,12 @@ def readable(config: DictConfig) -> str:
         leaf = key.rpartition(".")[2]
         if key.startswith("~"):
             parts.append(f"no_{key[1:].rpartition('.')[2]}")
+        elif key == "data.root" and plain["choices"].get("data") == "folder":
+            continue
+        elif key == "data.root":
+            parts.append(PurePath(value).name)
+        elif value == "null":
+            continue
         elif key == "data" and value == "folder":
             parts.append(PurePath(str(plain["data"]["root"])).name)
         elif key in NAMELESS or {key, key.split(".")[0]} & IGNORED:
@@ -35,15 +41,16 @@ def readable(config: DictConfig) -> str:
         elif key in plain.get("choices", {}):
             parts.append(value)
         else:
-            parts.append(leaf if value == "true" else f"{SHORT.get(key, leaf)}{_short(value)}")
+            parts.append(leaf if value == "true" else f"{SHORT.get(key, leaf)}{_short(PurePath(value).name)}")
     name = "-".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts if part)
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    # the last words tell the jobs of a sweep apart
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 31]}…{name[-30:]}"
 
 
 def _short(value: str) -> str:
-    """Four places of a number, as a sweep may have drawn it."""
+    """Five places of a number, as a sweep may have drawn it, written in one way; a whole number as it is."""
     try:
-        return f"{float(value):.4g}" if len(value) > 6 else value
+        return value if value.isdigit() else f"{float(value):.5g}"
     except ValueError:
         return value
 
@@ -59,6 +66,17 @@ def for_others(config: DictConfig) -> dict[str, Any]:
     return {**_without_paths(plain), "run": name_of(PurePath(run_dir))}
 
 
+def facts_for_others(values: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a run without folders of this machine."""
+    return _without_paths(values)
+
+
+# the folders of a path that is absolute, of home (~) or of here (./, ../), with or without a drive; not of an address
+FOLDERS = re.compile(
+    r"""(?:file://|(?<![\w.:/\\~])(?:[A-Za-z]:(?=[\\/]))?)(?:~|\.\.?)?[\\/](?:[^\s,'"\[\]{}()=]*[\\/])?"""
+)
+
+
 def _without_paths(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _without_paths(value) for key, value in node.items()}
@@ -66,10 +84,7 @@ def _without_paths(node: Any) -> Any:
         return [_without_paths(value) for value in node]
     if not isinstance(node, str):
         return node
-    key, sign, value = node.partition("=") if re.match(r"[~+\w./@]+=", node) else ("", "", node)
-    if PurePath(value).is_absolute() or re.match(r"[A-Za-z]:\\|~/|\.\.?/", value):
-        value = PurePath(value.replace("\\", "/")).name
-    return f"{key}{sign}{value}"
+    return FOLDERS.sub("", re.sub(r"[\w.\-]+(?:/[\w.\-]+)*/\.\./", "../", node))
 
 
 def tags_for(config: DictConfig) -> list[str]:

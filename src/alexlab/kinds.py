@@ -13,6 +13,11 @@ def shown(value: Any) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
 
 
+def printable(text: str) -> str:
+    """Without what moves a terminal's cursor or turns a line around; a run from elsewhere may have it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

@@ -132,6 +132,10 @@ def _at_the_top(plain: Plain) -> Iterator[tuple[str, str, str]]:
 
 def _of_sections(layout: Plain, names: Names) -> Iterator[str]:
     yield from _strangers(layout, "dashboard", {"max_runs", "sections"})
+    missing = [key for key in ("max_runs", "sections") if key not in layout]
+    if missing:
+        yield f"dashboard.{missing[0]} is missing: conf/dashboard/default.yaml has it."
+        return
     for key, section in layout["sections"].items():
         place = f"dashboard.sections.{key}"
         if not isinstance(section, dict):

@@ -209,7 +209,7 @@ PREPARE_RULES: dict[str, Rule] = {
 }
 BENCHMARK_RULES: dict[str, Rule] = {"seconds": ABOVE_0, "format": one_of("table", "json")}
 COMPARE_RULES: dict[str, Rule] = {
-    "sort": TEXT, "most": or_null(COUNT), "where": or_null(TEXT), "seeds": one_of("group", "each"),
+    "sort": or_null(TEXT), "most": or_null(COUNT), "where": or_null(TEXT), "seeds": one_of("group", "each"),
     "format": one_of("table", "markdown", "csv", "json", "html"), "out": or_null(TEXT), "equal": SWITCH,
 }  # fmt: skip
 DASHBOARD_RULES: dict[str, Rule] = {

@@ -178,7 +178,7 @@ def _fit_rank(
         loggers, board = build_loggers(config)
         if board is not None:
             board.log_config(identity.for_others(config))
-            board.log_summary(facts)
+            board.log_summary(identity.facts_for_others(facts))
         report.tell_start(config, devices, data, plan, facts)
         preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None
@@ -233,7 +233,7 @@ def _fit_rank(
         if board is not None:
             if status == "finished":
                 board.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": summary["best"]})
-            board.log_summary({key: value for key, value in summary.items() if key not in facts})
+            board.log_summary(identity.facts_for_others({k: v for k, v in summary.items() if k not in facts}))
             board.finish(status)
         if unwritten is not None and status == "finished":
             raise unwritten

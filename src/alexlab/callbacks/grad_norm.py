@@ -16,4 +16,9 @@ class GradNorm(Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+            norm = torch.nn.utils.get_total_norm(grads)
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            # a fused step undoes 16-mixed's loss scaling itself, after this
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                norm = norm / scaler.get_scale()
+            pl_module.log("train/grad_norm", norm)

@@ -26,7 +26,7 @@ log = logging.getLogger("alexlab")
 GRID = 16  # training images shown
 MISTAKES = 16  # shown: the most confident ones of all ranks
 MOST_CLASSES = 50  # drawn in the confusion matrix: those confused most
-MOST_ROWS = 2000  # classes in W&B's table of them
+MOST_ROWS = 2000  # classes in W&B's table of them, the worst first
 
 
 class Mistake(NamedTuple):
@@ -63,6 +63,7 @@ class Media(Callback):
         self.logger = logger
         self.weights = weights
         self.mistakes: list[Mistake] = []
+        self.some: list[Mistake] = []  # right or wrong, the first of each batch
         self.written: list[Path] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -86,11 +87,16 @@ class Media(Callback):
         logits, targets = outputs["logits"], batch[1]
         confidence, predicted = logits.softmax(1).max(1)
         wrong = (predicted != targets).nonzero().flatten()
-        for i in wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist():
+
+        def kept(i: int) -> Mistake:
             shares, classes = logits[i].softmax(0).topk(min(5, logits.shape[1]))
             best = list(zip(classes.tolist(), shares.tolist(), strict=True))
             loss = float(F.cross_entropy(logits[i], targets[i]))
-            self.mistakes.append(Mistake(best[0][1], batch[0][i].cpu(), int(targets[i]), best, loss))
+            return Mistake(best[0][1], batch[0][i].cpu(), int(targets[i]), best, loss)
+
+        self.mistakes += map(kept, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
+        if len(self.some) < MISTAKES:
+            self.some.append(kept(0))
         self.mistakes = most_confident(self.mistakes)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -136,14 +142,17 @@ class Media(Callback):
     ) -> None:
         import wandb
 
-        table = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
-        for m in self.mistakes:
-            top5 = ", ".join(f"{names[k]} {share:.1%}" for k, share in m.best)
-            picture = wandb.Image(m.image.permute(1, 2, 0).numpy())
-            confidence, loss = round(m.confidence, 4), round(m.loss, 4)
-            table.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
+        tables = {}
+        for key, shown in {"test/mistakes": self.mistakes, "test/predictions": self.some}.items():
+            table = tables[key] = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
+            for m in shown:
+                top5 = ", ".join(f"{names[k]} {share:.1%}" for k, share in m.best)
+                picture = wandb.Image(m.image.permute(1, 2, 0).numpy())
+                confidence, loss = round(m.confidence, 4), round(m.loss, 4)
+                table.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
         per_class = wandb.Table(columns=["class", "images", "acc1"])
-        for name, share, count in list(zip(names, shares, matrix.sum(1), strict=True))[:MOST_ROWS]:
+        rows_of = zip(names, shares, matrix.sum(1), strict=True)
+        for name, share, count in sorted(rows_of, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
             per_class.add_data(name, int(count), share)
         counts = [
             [names[a], names[p], int(matrix[a, p])] for a in rows for p in rows
@@ -154,7 +163,7 @@ class Media(Callback):
             {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
             {"title": "confusion matrix"},
         )
-        run.log({"test/mistakes": table, "test/per_class": per_class, "test/confusion_matrix": drawn})
+        run.log({**tables, "test/per_class": per_class, "test/confusion_matrix": drawn})
 
 
 def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """What W&B's client leaves on a disk: the file of a run, and a run's files as its server gives them."""
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from alexlab import config as configs
 from alexlab.compare.settings import settings_of, words_of
 from alexlab.config import LARGEST, flat
+from alexlab.kinds import printable
 
 # The records of a .wandb file lie in LevelDB's log format: blocks of 32 KiB, in them pieces of (CRC, length, kind).
 BLOCK, HEAD, FILE_HEAD = 32768, struct.Struct("<IHB"), 7
@@ -29,7 +31,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _run(
-    name: str, status: str, config: dict[str, Any], summary: dict[str, Any], source: Path | None
+    name: str, status: str, config: dict[str, Any], summary: dict[str, Any], source: Path | None, board_id: str
 ) -> dict[str, Any]:
     """Of a run of ours W&B's summary has our own, in it; of another's there are numbers alone."""
     ours = isinstance(summary.get("best"), dict)
@@ -37,9 +39,11 @@ def _run(
         numbers = {key: value for key, value in summary.items() if isinstance(value, (int, float))}
         last = {key: value for key, value in numbers.items() if key.startswith(("train/", "val/"))}
         test = {key: value for key, value in numbers.items() if key.startswith("test/")}
-        summary = {**numbers, "last": {} if source else last, "test": test}
+        others = {key: value for key, value in numbers.items() if not key.startswith(("_", "train/", "val/", "test/"))}
+        summary = {**numbers, "last": {} if source else last, "test": test, "others": others}
         summary.setdefault("seconds", numbers.get("_runtime"))
-    return {"name": name, "status": str(summary.get("status", status)), "config": settings_of(config),
+    status = "pruned" if summary.get("pruned") is True else str(summary.get("status", status))
+    return {"name": printable(name), "status": printable(status), "board_id": board_id, "config": settings_of(config),
             "summary": summary, "given": words_of(config), "source": source}  # fmt: skip
 
 
@@ -53,17 +57,20 @@ def _read_downloaded(folder: Path) -> dict[str, Any]:
         raise ValueError("its config.yaml or wandb-summary.json is not W&B's")
     values = {k: v["value"] for k, v in config.items() if isinstance(v, dict) and "value" in v and k != "_wandb"}
     place = folder.parent if folder.name == "files" else folder
-    return _run(place.name.rpartition("-")[2], "unfinished", values, summary, None)
+    known = re.fullmatch(r"(?:offline-)?run-\d{8}_\d{6}-(\w+)", place.name)
+    return _run(known[1] if known else place.name, "unfinished", values, summary, None, known[1] if known else "")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    name, status = path.stem.removeprefix("run-"), "unfinished"
+    name = board_id = path.stem.removeprefix("run-")
+    status = "unfinished"
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
-    for record in records(path):
+    for record in records(path, {"run", "config", "summary", "exit"}):
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            name = record.run.display_name or record.run.run_id or name
+            board_id = record.run.run_id or board_id
+            name = record.run.display_name or board_id
             _take(config, record.run.config.update)
         elif kind == "config":
             _take(config, record.config.update)
@@ -72,7 +79,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         elif kind == "exit":
             status = "failed" if record.exit.exit_code else "finished"
     config.pop("_wandb", None)
-    return _run(name, status, config, summary, path)
+    return _run(name, status, config, summary, path, board_id)
 
 
 def _take(values: dict[str, Any], items: Any) -> None:
@@ -96,7 +103,7 @@ def _value(text: str | bytes) -> Any:
 
 def history(path: Path) -> Iterator[Row]:
     """The numbers that were logged, a row each time, with "step": the trainer's where it was logged, else W&B's."""
-    for record in records(path):
+    for record in records(path, {"history"}):
         if record.WhichOneof("record_type") != "history":
             continue
         row: dict[str, Any] = {}
@@ -110,8 +117,11 @@ def history(path: Path) -> Iterator[Row]:
         yield numbers
 
 
-def records(path: Path) -> Iterator[Any]:
+def records(path: Path, kinds: set[str]) -> Iterator[Any]:
     """The records of a .wandb file, up to its end or to the first that is torn, as a kill leaves it.
+
+    Args:
+        kinds: such as {"run", "history"}; of a run with long curves most of the time goes into parsing the others.
 
     Raises:
         ValueError: it is no such file, or larger than any.
@@ -121,6 +131,8 @@ def records(path: Path) -> Iterator[Any]:
 
     if path.stat().st_size > LONGEST:
         raise ValueError(f"{path.name} has more than {LONGEST} bytes")
+    fields = wandb_internal_pb2.Record.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]
+    numbers = {fields[kind].number for kind in kinds}
     with path.open("rb") as file:
         if not file.read(FILE_HEAD).startswith(b":W&B"):
             raise ValueError(f"{path.name} is no run of W&B")
@@ -139,10 +151,38 @@ def records(path: Path) -> Iterator[Any]:
             if len(piece) < length or kind not in (FULL, FIRST, MIDDLE, LAST):
                 return
             held = piece if kind in (FULL, FIRST) else held + piece
-            if kind in (FULL, LAST):
+            if kind in (FULL, LAST) and not numbers.isdisjoint(_fields(held)):
                 record: Any = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
                 try:
                     record.ParseFromString(held)
                 except DecodeError:
                     return
                 yield record
+
+
+def _fields(raw: bytes) -> Iterator[int]:
+    """The numbers of a message's fields, in order, by protocol buffers' wire format; what they hold is skipped."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while place < len(raw) and shift < 70:
+            byte = raw[place]
+            place += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        return value
+
+    while place < len(raw):
+        tag = varint()
+        yield tag >> 3
+        if tag & 7 == 0:
+            varint()
+        elif tag & 7 == 2:
+            length = varint()
+            place += length
+        else:
+            place += {1: 8, 5: 4}.get(tag & 7, len(raw))

@@ -9,7 +9,7 @@ from typing import Any
 
 from alexlab.compare.groups import Group
 from alexlab.compare.table import cell, columns_for
-from alexlab.kinds import shown
+from alexlab.kinds import is_number, printable, shown
 
 
 def _settings(groups: Sequence[Group]) -> list[str]:
@@ -31,7 +31,8 @@ def markdown(groups: Sequence[Group], sort: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    plain = " ".join(printable(text).split())
+    return plain.replace("|", "\\|").replace("<", "&lt;")
 
 
 def as_csv(groups: Sequence[Group]) -> str:
@@ -41,13 +42,16 @@ def as_csv(groups: Sequence[Group]) -> str:
     spread = [key for key in keys if any((stat := group.stat(key)) and stat.std is not None for group in groups)]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "status", "n", *settings, *keys, *(f"{key}_std" for key in spread)])
+    fewer = [key for key in keys if any((stat := group.stat(key)) and stat.n < len(group.runs) for group in groups)]
+    heads = [*keys, *(f"{key}_std" for key in spread), *(f"{key}_n" for key in fewer)]
+    writer.writerow(["run", "status", "n", *settings, *heads])
     for group in groups:
         stats = {key: group.stat(key) for key in keys}
         means = [stat.mean if (stat := stats[key]) else "" for key in keys]
         stds = [stat.std if (stat := stats[key]) and stat.std is not None else "" for key in spread]
-        apart = [shown(group.apart[key]) if key in group.apart else "" for key in settings]
-        writer.writerow([group.name, group.status, len(group.runs), *apart, *means, *stds])
+        counts = [stat.n if (stat := stats[key]) else 0 for key in fewer]
+        apart = [_cell(group.apart[key]) if key in group.apart else "" for key in settings]
+        writer.writerow([_cell(group.name), group.status, len(group.runs), *apart, *means, *stds, *counts])
     return text.getvalue()
 
 
@@ -58,20 +62,31 @@ def as_json(groups: Sequence[Group], left_out: Sequence[str]) -> str:
         {
             "name": group.name, "status": group.status, "n": len(group.runs), "settings": group.apart,
             "metrics": {
-                key: {"mean": _finite(stat.mean), "std": stat.std, "n": stat.n}
+                key: {"mean": stat.mean, "std": stat.std, "n": stat.n}
                 for key in dict.fromkeys(key for run in group.runs for key in run.numbers)
                 if (stat := group.stat(key))
             },
             "runs": [
                 {"name": run.name, "path": str(run.path), "status": run.status, "config": run.config,
-                 "metrics": {key: _finite(value) for key, value in run.numbers.items()}}
+                 "metrics": run.numbers}
                 for run in group.runs
             ],
         }
         for group in groups
     ]  # fmt: skip
-    return json.dumps({"groups": found, "left_out": list(left_out)}, indent=2, default=str) + "\n"
+    return json.dumps(finite({"groups": found, "left_out": list(left_out)}), indent=2, default=str) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def _cell(value: Any) -> str:
+    """A text that begins like a formula is none: spreadsheets would work it out."""
+    text = printable(shown(value))
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") and not is_number(value) else text
+
+
+def finite(value: Any) -> Any:
+    """null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,5 @@
 """Runs that differ in their seed alone are one row: mean, standard deviation and number."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from alexlab.compare.runs import Run, low_is_good
-from alexlab.compare.settings import differing
+from alexlab.compare.settings import differing, same_as
 from alexlab.kinds import shown
 
 
@@ -54,20 +53,35 @@ class Group:
         found = {}
         for key in dict.fromkeys(key for run in self.runs for key in run.numbers):
             values = [run.numbers[key] for run in self.runs if key in run.numbers]
-            std = statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+            std = statistics.stdev(values) if len(values) > 1 else None
             found[key] = Stat(sum(values) / len(values), std, len(values))
         return found
 
 
 def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
-    """One group a run, or those that finished and differ in nothing but their seed together."""
+    """One group a run, or those that finished and differ in nothing but their seed together: not in their images,
+    commit, devices or precision either. A seed that comes a second time is a row of its own."""
     apart = differing(runs)
     together: dict[Any, list[int]] = {}
+    seen: set[Any] = set()
+    alike: dict[str, set[str]] = {}  # the facts of runs with the same settings
     for number, run in enumerate(runs):
-        alone = not by_seed or run.status != "finished" or "seed" not in run.config
-        rest = {key: value for key, value in run.config.items() if key != "seed"}
-        key: Any = number if alone else json.dumps(rest, sort_keys=True, default=str)
+        rest = same_as({key: value for key, value in run.config.items() if key != "seed"})
+        key: Any = rest, same_as(run.facts)
+        alike.setdefault(rest, set()).add(key[1])
+        once = (key, same_as(run.config.get("seed")))
+        if not by_seed or run.status != "finished" or "seed" not in run.config or once in seen:
+            key = number
+        seen.add(once)
         together.setdefault(key, []).append(number)
+    for number, run in enumerate(runs):
+        rest = same_as({key: value for key, value in run.config.items() if key != "seed"})
+        if len(alike[rest]) > 1:
+            others = [other for other in runs if other.config == run.config | {"seed": other.config.get("seed")}]
+            apart[number] |= {
+                key: value for key, value in run.facts.items()
+                if value is not None and any(other.facts[key] != value for other in others)
+            }  # fmt: skip
     groups = []
     for members in together.values():
         members.sort(key=lambda number: shown(runs[number].config.get("seed")).zfill(20))

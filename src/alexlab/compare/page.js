@@ -16,34 +16,54 @@ if (!(state.x in AXES)) state.x = DEFAULTS.x;
 const settingKeys = [...new Set(data.groups.flatMap((g) => Object.keys(g.settings)))];
 const isNumber = (v) => typeof v === "number" && Number.isFinite(v);
 const text = (v) => (v === undefined ? "" : v === null ? "null" : typeof v === "object" ? JSON.stringify(v) : String(v));
-const value = (g, key) => key in g.settings ? g.settings[key] : key in g.metrics ? g.metrics[key]
-  : key === "status" ? g.status : key === "name" ? g.name : g.config[key];
+const has = (object, key) => Object.hasOwn(object, key);
+const value = (g, key) => has(g.settings, key) ? g.settings[key] : has(g.metrics, key) ? g.metrics[key]
+  : key === "status" ? g.status : key === "name" ? g.name : has(g.config, key) ? g.config[key]
+  : has(g.config, `choices.${key}`) ? g.config[`choices.${key}`] : undefined;
+// of a long text its end, where paths differ
+const ending = (s, most) => (s.length > most ? `…${s.slice(1 - most)}` : s);
 const shortest = (v) => Math.abs(v) >= 1e9 ? `${(v / 1e9).toPrecision(4)} G` : Math.abs(v) >= 1e5 ? `${(v / 1e6).toPrecision(4)} M`
   : v !== 0 && Math.abs(v) < 1e-3 ? v.toExponential(3) : Number.isInteger(v) ? String(v)
   : Math.abs(v) >= 10 ? String(Number(v.toPrecision(4))) : v.toFixed(4);
 // Plotly takes some HTML in its texts
 const plain = (s) => String(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-// -- filter: all words must hold; KEY SIGN VALUE, or a text that the name or a setting contains
+// -- filter: as where= of compare.py, and words that a name or a setting must hold; spaces and `and` join, `or` divides
 
 const SIGNS = { "==": (a, b) => a === b, "!=": (a, b) => a !== b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b,
-  "=": (a, b) => a === b, ">": (a, b) => a > b, "<": (a, b) => a < b };
-function keeps(g, words) {
-  const all = [g.name, g.status, ...Object.entries(g.settings).map(([k, v]) => `${k}=${text(v)}`)].join(" ").toLowerCase();
-  return words.every((word) => {
-    const found = word.match(/^([\w./@-]+?)(==|!=|>=|<=|=|>|<)(.+)$/);
-    if (!found) return all.includes(word.toLowerCase());
-    const [, key, sign, wanted] = found, got = value(g, key), number = Number(wanted);
-    if (isNumber(got) && !Number.isNaN(number)) return SIGNS[sign](got, number);
-    if (got === undefined || got === null) return sign === "!=" || (sign[0] === "=" && wanted === "null" && got === null);
-    return "=!".includes(sign[0]) && SIGNS[sign](text(got), wanted);
-  });
+  "=": (a, b) => a === b, ">": (a, b) => a > b, "<": (a, b) => a < b, "~": (a, b) => a.includes(b) };
+const CONDITION = /^([\w./@-]+?)(==|!=|>=|<=|=|>|<|~)(.+)$/;
+const unquoted = (s) => (/^(['"]).*\1$/.test(s) ? s.slice(1, -1) : s);
+const bare = (v) => text(v).replace(/[\s'"]/g, "").toLowerCase();
+function parsed(filter) {  // a list of ways, each a list of conditions and words
+  const joined = filter.trim().replace(/\s*(==|!=|>=|<=|=|>|<|~)\s*/g, "$1");
+  const tokens = joined.match(/(?:[^\s'"]|'[^']*'|"[^"]*")+|['"]/g) || [];
+  const ways = [[]];
+  for (const token of tokens) {
+    if (token.toLowerCase() === "or") ways.push([]);
+    else if (token.toLowerCase() !== "and") {
+      const found = token.match(CONDITION);
+      ways[ways.length - 1].push(found ? { key: found[1], sign: found[2], wanted: unquoted(found[3]) } : { word: unquoted(token).toLowerCase() });
+    }
+  }
+  return ways.filter((way) => way.length || ways.length === 1);
 }
-function unknownKey(words) {
-  const known = new Set(["status", "name", ...settingKeys, ...data.groups.flatMap((g) => [...Object.keys(g.metrics), ...Object.keys(g.config)])]);
-  return words.map((w) => w.match(/^([\w./@-]+?)(==|!=|>=|<=|=|>|<)(.+)$/)).filter((m) => m && !known.has(m[1])).map((m) => m[1])[0];
+function keeps(g, ways) {
+  const all = [...g.runs.map((run) => run.name), g.status, ...Object.entries(g.settings).map(([k, v]) => `${k}=${text(v)}`)].join(" ").toLowerCase();
+  return ways.some((way) => way.every(({ word, key, sign, wanted }) => {
+    if (word !== undefined) return all.includes(word);
+    const got = value(g, key), number = Number(wanted);
+    if (key === "seed" && typeof got === "string" && sign[0] === "=") return got.split(",").includes(wanted);
+    if (isNumber(got) && !Number.isNaN(number) && sign !== "~") return SIGNS[sign](got, number);
+    if (">=<=".includes(sign) && sign !== "=" && sign !== "==") return false;
+    return SIGNS[sign](bare(got === undefined ? null : got), bare(wanted));
+  }));
 }
-const words = () => state.filter.trim().split(/\s+/).filter(Boolean);
+function unknownKey(ways) {
+  const known = (key) => data.groups.some((g) => value(g, key) !== undefined);
+  return ways.flat().filter((c) => c.key && !known(c.key)).map((c) => c.key)[0];
+}
+const words = () => parsed(state.filter);
 const off = () => new Set(state.off.split(" ").filter(Boolean).map(Number));
 const kept = () => data.groups.filter((g) => keeps(g, words()));
 const shown = () => { const hidden = off(); return kept().filter((g) => !hidden.has(g.id)); };
@@ -70,6 +90,23 @@ function colours() {
   return (g) => PALETTE[kinds.indexOf(text(value(g, key))) % PALETTE.length];
 }
 
+function drawLegend(colour) {
+  const key = state.colour, groups = shown();
+  const entry = (color, label) => {
+    const item = document.createElement("span"), swatch = document.createElement("span");
+    swatch.className = "swatch";
+    swatch.style.background = color;
+    item.append(swatch, ` ${label}`);
+    return item;
+  };
+  if (key === "run") { $("legend").replaceChildren(); return; }  // the table has them
+  const seen = new Map();
+  for (const g of groups) seen.set(colour(g), value(g, key));
+  const order = [...seen].sort(([, a], [, b]) => (isNumber(a) && isNumber(b) ? a - b : text(a).localeCompare(text(b))));
+  const few = order.length <= 12 ? order : [0, 0.25, 0.5, 0.75, 1].map((p) => order[Math.round(p * (order.length - 1))]);
+  $("legend").replaceChildren(`${key}: `, ...few.map(([color, v]) => entry(color, isNumber(v) ? shortest(v) : ending(text(v), 40) || "(none)")));
+}
+
 // -- the table
 
 function drawTable(colour) {
@@ -78,7 +115,7 @@ function drawTable(colour) {
   for (const key of ["name", "status", ...columns]) {
     const cell = document.createElement("th");
     const arrow = state.by === key ? (state.down ? " ▾" : " ▴") : "";
-    cell.textContent = (key === "name" ? "run" : data.columns.includes(key) && key.startsWith("val/") ? `best ${key}` : key) + arrow;
+    cell.textContent = (key === "name" ? "run" : data.columns.includes(key) && key.startsWith("val/") ? `best.ckpt ${key}` : key) + arrow;
     cell.tabIndex = 0;
     cell.title = "sort";
     if (data.columns.includes(key)) cell.className = "number";
@@ -128,12 +165,12 @@ function drawTable(colour) {
       const cell = row.insertCell();
       const setting = g.settings[key];
       cell.title = text(setting);
-      cell.textContent = isNumber(setting) ? String(Number(setting.toPrecision(6))) : text(setting);
+      cell.textContent = isNumber(setting) ? String(Number(setting.toPrecision(6))) : ending(text(setting), 40);
     }
     for (const key of data.columns) {
       const cell = row.insertCell(), number = g.metrics[key];
       cell.className = number !== undefined && number === best[key] ? "number best" : "number";
-      cell.textContent = isNumber(number) ? shortest(number) + (key in g.std ? `±${shortest(g.std[key])}` : "") : "";
+      cell.textContent = isNumber(number) ? shortest(number) + (has(g.std, key) ? `±${shortest(g.std[key])}` : "") + (has(g.fewer, key) ? ` (${g.fewer[key]})` : "") : "";
     }
     return row;
   }));
@@ -244,8 +281,9 @@ function drawParallel(groups, colour) {
     }
     const kinds = [...new Set(values.map(text))].sort();
     return { label: plain(key), values: values.map((v) => kinds.indexOf(text(v))), tickvals: kinds.map((_, i) => i),
-      ticktext: kinds.map((k) => plain(k.length > 24 ? `${k.slice(0, 23)}…` : k || "(none)")) };
+      ticktext: kinds.map((k) => ending(k, 18) || "(none)") };
   });
+  $("parcoords").style.minWidth = `${110 * keys.length}px`;
   const scores = usable.map((g) => g.metrics[data.sort]);
   const low = data.low.some((end) => data.sort.endsWith(end));
   Plotly.react("parcoords", [{ type: "parcoords", dimensions, labelangle: keys.length > 6 ? -20 : 0, labelside: "top",
@@ -271,7 +309,7 @@ function drawScatter(groups, colour) {
 }
 
 function drawFigures(groups) {
-  const having = groups.filter((g) => state.figure in g.figures);
+  const having = groups.filter((g) => has(g.figures, state.figure));
   $("pictures").hidden = !data.figures.length;
   $("figures").replaceChildren(...having.map((g) => {
     const figure = document.createElement("figure");
@@ -297,9 +335,11 @@ function draw() {
   if (state.theme) document.documentElement.dataset.theme = state.theme; else delete document.documentElement.dataset.theme;
   const groups = shown(), colour = colours(), wrong = unknownKey(words());
   $("wrong").textContent = wrong ? `no run has ${wrong}` : "";
+  $("none").hidden = groups.length > 0;
   const count = groups.reduce((sum, g) => sum + g.runs.length, 0);
   $("about").textContent = `${count} of ${data.count} run${data.count === 1 ? "" : "s"} shown · ${data.about}`;
   document.body.dataset.shown = groups.length;
+  drawLegend(colour);
   drawTable(colour);
   drawCurves(groups, colour);
   drawParallel(groups, colour);

@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from alexlab.compare.formats import finite
 from alexlab.compare.groups import Group
 from alexlab.compare.runs import LOW_IS_GOOD, Row, Run
 from alexlab.compare.settings import told
@@ -34,16 +35,16 @@ WITH_FIGURES = 12  # groups whose figures are on the page, the best first
 WIDEST, LARGEST = 900, 20_000_000  # pixels, and bytes of a file that is read
 
 
-def write(path: Path, groups: Sequence[Group], sort: str, left_out: Sequence[str]) -> None:
+def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str]) -> None:
     """
     Args:
         groups: the best first.
         sort: the number by which they are.
-        left_out: of runs that could not be read, which and why.
+        notes: for the page's end, such as what was left out.
     """
     from plotly.offline import get_plotlyjs
 
-    values = data_of(groups, sort, left_out)
+    values = finite(data_of(groups, sort, notes))
     # no text of a run may end the script that it stands in
     encoded = json.dumps(values, allow_nan=False, default=str).replace("<", "\\u003c")
     parts = {
@@ -57,12 +58,12 @@ def write(path: Path, groups: Sequence[Group], sort: str, left_out: Sequence[str
         path.write_text(page, encoding="utf-8")
 
 
-def data_of(groups: Sequence[Group], sort: str, left_out: Sequence[str]) -> dict[str, Any]:
+def data_of(groups: Sequence[Group], sort: str, noted: Sequence[str]) -> dict[str, Any]:
     """What page.js shows."""
     runs = [run for group in groups for run in group.runs]
     points = POINTS if len(runs) <= FEW else FEW_POINTS
     numbers = list(dict.fromkeys(key for run in runs for key in run.numbers))
-    notes = [f"left out: {line}" for line in left_out]
+    notes = list(noted)
     told_groups: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
         stats = {key: stat for key in numbers if (stat := group.stat(key)) and math.isfinite(stat.mean)}
@@ -73,6 +74,7 @@ def data_of(groups: Sequence[Group], sort: str, left_out: Sequence[str]) -> dict
             "config": {key: value for key, value in group.runs[0].config.items() if not isinstance(value, list)},
             "metrics": {key: stat.mean for key, stat in stats.items()},
             "std": {key: stat.std for key, stat in stats.items() if stat.std is not None},
+            "fewer": {key: stat.n for key, stat in stats.items() if stat.n < len(group.runs)},
             "runs": [{"name": run.name, "label": f"{run.name}  {told(group.apart)}", **curves_of(run, points)}
                      for run in group.runs],
             "figures": pictures,
@@ -83,6 +85,9 @@ def data_of(groups: Sequence[Group], sort: str, left_out: Sequence[str]) -> dict
     settings = {key for group in groups for key, value in group.apart.items() if is_number(value)}
     if len(groups) > WITH_FIGURES and any(group["figures"] for group in told_groups):
         notes.append(f"figures: of the first {WITH_FIGURES} rows alone")
+    bare = [run.name for run in runs if not run.rows]
+    if bare:
+        notes.append(f"without curves: {', '.join(bare[:10])}{' and more' if len(bare) > 10 else ''}")
     if any(len(run.rows) > points for run in runs):
         notes.append(f"curves of more than {points} points are drawn as means of as many stretches")
     measured = ("images_per_second", "parameters", "macs", "seconds", "gpu_hours", "effective_lr")
@@ -97,9 +102,9 @@ def data_of(groups: Sequence[Group], sort: str, left_out: Sequence[str]) -> dict
 
 
 def short(group: Group) -> str:
-    """A few words for a label in a plot."""
+    """A few words for a label in a plot: of a path its end."""
     apart = {key: value for key, value in group.apart.items() if key != "seed"}
-    texts = [value for value in apart.values() if isinstance(value, str)]
+    texts = [value.rstrip("/").rpartition("/")[2] for value in apart.values() if isinstance(value, str)]
     numbers = [f"{key.rpartition('.')[2]}={value:.3g}" for key, value in apart.items() if is_number(value)]
     text = " ".join([*texts, *numbers]) or group.name
     return text if len(text) <= 24 else f"{text[:23]}…"

@@ -2,7 +2,9 @@
 
 import csv
 import glob
+import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from alexlab import config as configs
 from alexlab.compare import boards
 from alexlab.compare.settings import settings_of, words_of
 from alexlab.config import LARGEST, LOADER
+from alexlab.kinds import printable
 from alexlab.rundir import name_of
 
 LONGEST = 2**28  # bytes of a metrics.csv
@@ -33,6 +36,8 @@ class Run:
         config: its settings that may make a difference, flat.
         given: keys of its command line.
         source: what holds its curves: metrics.csv, or a file of W&B's.
+        board_id: W&B's, where it was read from a folder of W&B's.
+        problems: what of it could not be read.
     """
 
     path: Path
@@ -42,29 +47,57 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
     source: Path | None = None
+    board_id: str = ""
+    problems: list[str] = field(default_factory=list)
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The numbers of its curves, in the order of their steps; each row has "step"."""
+        """The numbers of its curves, in the order of their steps; each row has "step". What cannot be read is in
+        `problems`."""
         if self.source is None or not self.source.is_file():
             return []
-        return list(boards.history(self.source) if self.source.suffix == ".wandb" else rows_of(self.source))
+        try:
+            rows = list(boards.history(self.source) if self.source.suffix == ".wandb" else rows_of(self.source))
+        except (OSError, ValueError, csv.Error) as error:
+            self.problems.append(f"the curves of {self.path} ({type(error).__name__}: {str(error)[:100]})")
+            return []
+        return sorted(rows, key=lambda row: row["step"])
+
+    @property
+    def images(self) -> Any:
+        """The fingerprint of its images, or None."""
+        dataset = self.summary.get("dataset")
+        return dataset.get("fingerprint") if isinstance(dataset, dict) else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What may set runs with the same settings apart all the same."""
+        git = self.summary.get("git")
+        commit = git.get("commit") if isinstance(git, dict) else None
+        dirty = "+changes" if isinstance(git, dict) and git.get("dirty") else ""
+        facts = {
+            "images": str(self.images)[:8] if self.images else None,
+            "commit": f"{str(commit)[:7]}{dirty}" if commit else None,
+        }
+        return facts | {key: self.summary.get(key) for key in ("world_size", "effective_lr", "precision")}
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """All numbers that sort= and where= know: "val/acc1" is the best, "last/val/acc1" the last, then "test/acc1",
-        "images_per_second" and the like."""
+        """All numbers that sort= and where= know: "val/acc1" of best.ckpt's epoch, "last/val/acc1" of the last, then
+        "test/acc1", "images_per_second" and the like."""
         found: dict[str, float] = {key: self.summary[key] for key in FACTS if _is_number(self.summary.get(key))}
         last = self.summary.get("last") or {}
         best = self.summary.get("best") or {}
         if not last and not best:  # it goes on, or was killed
-            last, best = _from_rows(self.rows)
+            last, best = _from_rows(self.rows, str(self.config.get("monitor") or "val/acc1"))
+            found = _speed(self.rows) | found
+        found |= {key: value for key, value in (self.summary.get("others") or {}).items() if key not in found}
         found |= {key: value for key, value in last.items() if key.startswith("train/")}
         found |= {f"last/{key}": value for key, value in last.items() if key.startswith("val/")}
         found |= best
         if "test" in _images_of(self.summary):  # else val was tested again
             found |= self.summary.get("test") or {}
-        return {key: value for key, value in found.items() if _is_number(value)}
+        return {key: value for key, value in found.items() if _is_number(value) and math.isfinite(value)}
 
     def value(self, key: str) -> Any:
         """A number, or a setting, or its status or name; None where it has none such."""
@@ -85,18 +118,32 @@ def _images_of(summary: dict[str, Any]) -> dict[str, Any]:
     return images if isinstance(images, dict) else {"test": None}
 
 
-def _from_rows(rows: list[Row]) -> tuple[Row, Row]:
-    """The last and the best of what was measured."""
+def _from_rows(rows: list[Row], monitor: str) -> tuple[Row, Row]:
+    """The last of what was measured, and that of the epoch that was best by `monitor`, as best.ckpt holds it."""
     last: Row = {}
     best: Row = {}
-    for row in rows:
-        for key, value in row.items():
-            if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step")):
-                last[key] = value
-                if key.startswith("val/"):
-                    better = min if low_is_good(key) else max
-                    best[key] = better(value, best.get(key, value))
+    for _, together in itertools.groupby(rows, key=lambda row: row["step"]):
+        here = {
+            key: value for row in together for key, value in row.items()
+            if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step"))
+        }  # fmt: skip
+        last |= here
+        measured = {key: value for key, value in here.items() if key.startswith("val/")}
+        by = monitor if monitor in measured else next(iter(sorted(measured)), "")
+        sign = 1 if low_is_good(by) else -1
+        new = measured.get(by, math.nan)
+        if math.isfinite(new) and (by not in best or sign * new < sign * best[by]):
+            best = measured
     return last, best
+
+
+def _speed(rows: list[Row]) -> Row:
+    """So far."""
+    known = [row for row in rows if row.get("perf/seconds") and row.get("perf/images")]
+    if not known:
+        return {}
+    seconds, images = known[-1]["perf/seconds"], known[-1]["perf/images"]
+    return {"seconds": round(seconds, 2), "images_per_second": round(images / seconds, 1)}
 
 
 def low_is_good(key: str) -> bool:
@@ -106,16 +153,26 @@ def low_is_good(key: str) -> bool:
 # -- finding
 
 
-def find(named: list[str], logs: Path) -> list[Path]:
-    """The directories of runs at or below folders or globs, or of the names that the table shows."""
+def find(named: list[str], logs: Path) -> tuple[list[Path], list[str]]:
+    """The directories of runs at or below folders or globs, or of the names that the table shows; and of the names at
+    which there is none."""
     found: dict[Path, None] = {}
+    nothing = []
     for name in named:
-        places = [Path(name).expanduser(), logs / "runs" / name, logs / "multiruns" / name]
-        place = next((place for place in places if glob.glob(str(place))), places[0])  # noqa: PTH207
-        for match in sorted(glob.glob(str(place))):  # noqa: PTH207 (absolute patterns)
-            for path in below(match, set()):
-                found[Path(path).resolve()] = None
-    return list(found)
+        before = len(found)
+        again = False
+        for place in (Path(name).expanduser(), logs / "runs" / name, logs / "multiruns" / name):
+            # a name may hold brackets
+            matches = [str(place)] if place.exists() else sorted(glob.glob(str(place)))  # noqa: PTH207
+            for match in matches:
+                for path in below(match, set()):
+                    again |= Path(path).resolve() in found
+                    found[Path(path).resolve()] = None
+            if matches:
+                break
+        if len(found) == before and not again:
+            nothing.append(f"{name} (no run is there)")
+    return list(found), nothing
 
 
 def below(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
@@ -133,7 +190,8 @@ def below(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
         return
     seen.add((known.st_dev, known.st_ino))
     names = {entry.name for entry in entries}
-    if "config.yaml" in names or any(name.endswith(".wandb") for name in names):  # `_read` says what is no file
+    known_by = {"config.yaml", "summary.json", "wandb-summary.json"}  # `_read` says what is missing, or is no file
+    if names & known_by or any(name.endswith(".wandb") for name in names):
         yield folder
         return
     for entry in entries:
@@ -153,8 +211,25 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
         try:
             runs.append(_read(folder, going_on, blocks))
         except (OSError, ValueError) as error:
-            left_out.append(f"{folder} ({type(error).__name__}: {str(error).splitlines()[0][:100]})")
-    return runs, left_out
+            left_out.append(printable(f"{folder} ({type(error).__name__}: {str(error).splitlines()[0][:100]})"))
+    return _one_each(runs, left_out), left_out
+
+
+def _one_each(runs: list[Run], left_out: list[str]) -> list[Run]:
+    """A run of W&B's that was gone on with has several folders: the last one counts. And beside W&B's runs, which tell
+    of a folder of images its name alone, so do ours."""
+    last: dict[str, Run] = {}
+    for run in sorted((run for run in runs if run.board_id), key=lambda run: run.path.name):
+        before = last.get(run.board_id)
+        if before is not None:
+            left_out.append(f"{before.path} (an earlier part of the same run, {run.path.name})")
+        last[run.board_id] = run
+    if last:
+        for run in runs:
+            root = run.config.get("data.root")
+            if isinstance(root, str):
+                run.config["data.root"] = Path(root).name
+    return [run for run in runs if not run.board_id or last[run.board_id] is run]
 
 
 def _read(folder: Path, going_on: set[int] | None, blocks: dict[bytes, Any]) -> Run:
@@ -164,6 +239,9 @@ def _read(folder: Path, going_on: set[int] | None, blocks: dict[bytes, Any]) -> 
     """
     if (folder / "config.yaml").exists() and not (folder / "config.yaml").is_file():
         raise ValueError("its config.yaml is no file")
+    board = (folder / "wandb-summary.json").is_file() or any(folder.glob("*.wandb"))
+    if not (folder / "config.yaml").is_file() and not board:
+        raise ValueError("it has no config.yaml")
     if not (folder / "config.yaml").is_file() or (folder / "wandb-summary.json").is_file():
         return Run(folder, **boards.read(folder))
     config = config_of(folder / "config.yaml", blocks)
@@ -174,8 +252,16 @@ def _read(folder: Path, going_on: set[int] | None, blocks: dict[bytes, Any]) -> 
     if going_on is not None and lock.exists() and lock.stat().st_ino in going_on:
         status, summary = "running", {key: value for key, value in summary.items() if key != "status"}
     else:
-        status = str(summary.get("status", "unfinished"))
-    return Run(folder, name_of(folder), status, settings_of(config), summary, words_of(config), folder / "metrics.csv")
+        status = "pruned" if summary.get("pruned") is True else str(summary.get("status", "unfinished"))
+    return Run(
+        folder,
+        printable(name_of(folder)),
+        status,
+        settings_of(config),
+        summary,
+        words_of(config),
+        folder / "metrics.csv",
+    )
 
 
 def config_of(path: Path, blocks: dict[bytes, Any]) -> Any:
@@ -247,7 +333,7 @@ def rows_of(path: Path) -> Iterator[Row]:
                         row[key] = float(cell)
                     except ValueError:
                         continue
-            if "step" in row:
+            if math.isfinite(row.get("step", math.nan)):
                 yield row
 
 

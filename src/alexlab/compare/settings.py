@@ -1,20 +1,21 @@
 """What sets runs apart: their settings, where they differ and where that makes a difference."""
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from alexlab.config import flat
-from alexlab.kinds import shown
+from alexlab.kinds import printable, shown
 
 if TYPE_CHECKING:
     from alexlab.compare.runs import Run
 
 # differ without making a difference, or say again what another key says
 IGNORED = {
-    "run_dir", "overrides", "paths", "task", "dry_run", "ckpt_path", "test", "logger", "resume", "callbacks.progress",
+    "run", "run_dir", "overrides", "paths", "task", "dry_run", "test", "logger", "resume", "callbacks.progress",
     "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary", "callbacks.device_stats",
     "callbacks.grad_norm",
-    "data.num_workers", "data.timeout", "data.num_classes", "model.net.name", "model.net.pretrained",
+    "data.num_workers", "data.timeout", "data.num_classes", "model.net.name",
     "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port", "choices.logger",
     "choices.callbacks", "checkpoint.every_n_steps", "checkpoint.every_minutes",
 }  # fmt: skip
@@ -22,7 +23,10 @@ IGNORED = {
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Flat, without what makes no difference."""
-    return {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & IGNORED}
+    found = {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & IGNORED}
+    if "model.pretrained" in found:  # which says the same
+        found.pop("model.net.pretrained", None)
+    return found
 
 
 def words_of(config: dict[str, Any]) -> set[str]:
@@ -37,13 +41,18 @@ def differing(runs: "Sequence[Run]") -> list[dict[str, Any]]:
     What an option brings with it (augment=strong its erasing, model=timm another net) is told by the option: a group's
     other keys count where runs with the same option and name differ, or where a run's command line gave them.
     """
+    found: list[dict[str, Any]] = [{} for _ in runs]
+    known = [run for run in runs if run.config]  # of W&B's file that was cut early nothing is known
+    if len(known) < len(runs):
+        told_of = iter(differing(known))
+        return [next(told_of) if run.config else {} for run in runs]
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     given = {key for run in runs for key in run.given}
     absent = object()
-    found: list[dict[str, Any]] = [{} for _ in runs]
     for key in keys:
         everywhere = [run.config.get(key, absent) for run in runs]
-        if not any(value != everywhere[0] for value in everywhere):
+        same = [value if value is absent else same_as(value) for value in everywhere]
+        if not any(value != same[0] for value in same):
             continue
         group = key.split(".")[0]
         names = [name for name in (f"choices.{group}", f"{group}.name", f"{group}._target_") if name in keys]
@@ -55,7 +64,7 @@ def differing(runs: "Sequence[Run]") -> list[dict[str, Any]]:
             told_by = [] if key in given else names[: names.index(key) if key in names else None]
             peers.setdefault(tuple(str(run.config.get(name)) for name in told_by), []).append(number)
         for members in peers.values():
-            values = [everywhere[number] for number in members]
+            values = [same[number] for number in members]
             if any(value != values[0] for value in values):
                 for number in members:
                     if everywhere[number] is not absent:
@@ -63,8 +72,15 @@ def differing(runs: "Sequence[Run]") -> list[dict[str, Any]]:
     return found
 
 
+def same_as(value: Any) -> str:
+    """Equal for equal values: 1 and true are none, 1 and 1.0 are."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
 def told(settings: dict[str, Any]) -> str:
     """In words; numbers to six places, as json has them whole."""
-    return " ".join(
-        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={shown(value)}" for key, value in settings.items()
+    return printable(
+        " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={shown(v)}" for k, v in settings.items())
     )

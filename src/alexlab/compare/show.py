@@ -28,7 +28,9 @@ def show(config: DictConfig) -> None:
     """
     named = OmegaConf.to_container(config.runs) if OmegaConf.is_list(config.runs) else [str(config.runs)]
     assert isinstance(named, list)
-    runs, left_out = read(find([str(name) for name in named], Path(config.paths.logs, "train")))
+    folders, nothing = find([str(name) for name in named], Path(config.paths.logs, "train"))
+    runs, left_out = read(folders)
+    left_out += nothing if runs else []
     if not runs:
         why = f" Left out: {'; '.join(left_out[:3])}." if left_out else ""
         raise UserError(
@@ -41,8 +43,8 @@ def show(config: DictConfig) -> None:
     kept = chosen(runs, config.where) if config.where is not None else runs
     if not kept:
         raise UserError(f"where={config.where}: it holds of none of the {len(runs)} runs.")
-    check_sort(runs, config.sort)
-    groups = ranked(grouped(kept, config.seeds == "group"), config.sort)
+    sort = chosen_sort(kept, config.sort)
+    groups = ranked(grouped(kept, config.seeds == "group"), sort)
     most = config.most or MOST.get(config.format, len(groups))
     rest = f"{len(groups) - most} more: most={len(groups)} shows all." if len(groups) > most else None
     shown = groups[:most]
@@ -50,14 +52,20 @@ def show(config: DictConfig) -> None:
         from alexlab.compare import page  # and with it Plotly's library
 
         out = Path(config.out or Path(config.paths.logs, "compare.html")).expanduser()
-        page.write(out, shown, config.sort, left_out)
-        notes = [f"{len(kept)} run(s) on one page: {rundir.shown(out.resolve())}"]
+        check_file(out)
+        left_out += [
+            problem for group in shown for run in group.runs if run.rows is not None for problem in run.problems
+        ]
+        page.write(out, shown, sort, [*([rest] if rest else []), *(f"left out: {line}" for line in left_out)])
+        count = sum(len(group.runs) for group in shown)
+        of = f" of {len(kept)}" if count < len(kept) else ""
+        notes = [f"{count}{of} run(s) on one page: {rundir.shown(out.resolve())}"]
     else:
         if config.format == "table":
             known_width = Console().is_terminal or "COLUMNS" in os.environ
-            text = "\n".join(table(shown, len(kept), config.sort, Console().width if known_width else 160)) + "\n"
+            text = "\n".join(table(shown, len(kept), sort, Console().width if known_width else 160)) + "\n"
         elif config.format == "markdown":
-            text = formats.markdown(shown, config.sort)
+            text = formats.markdown(shown, sort)
         else:
             text = formats.as_csv(shown) if config.format == "csv" else formats.as_json(shown, left_out)
         notes = []
@@ -65,9 +73,11 @@ def show(config: DictConfig) -> None:
             sys.stdout.write(text)
         else:
             out = Path(config.out).expanduser()
+            check_file(out)
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(text)
             notes = [f"written to {rundir.shown(out.resolve())}"]
+    left_out += [problem for run in kept for problem in run.problems if problem not in left_out]
     notes += [rest] if rest else []
     notes += [f"left out: {line}" for line in left_out]
     # what another program reads on standard output stays whole
@@ -76,11 +86,25 @@ def show(config: DictConfig) -> None:
         print(line, file=to, flush=True)
 
 
-def check_sort(runs: list[Run], sort: str) -> None:
+def chosen_sort(runs: list[Run], sort: str | None) -> str:
+    """The number to sort by: the one that was asked for, or the first of these that a run has.
+
+    Raises:
+        UserError: no run has it.
+    """
     known = sorted({key for run in runs for key in run.numbers})
+    if sort is None:
+        usual = ("val/acc1", "last/val/acc1", "val/loss", "last/val/loss", "train/loss")
+        return next((key for key in (*usual, *known) if key in known), usual[0])
     if sort not in known:
-        if not known and sort.startswith(("val/", "test/")):  # nothing was measured yet
-            return
         near = difflib.get_close_matches(sort, known, n=1, cutoff=0.6)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"sort={sort}: no run has such a number.{hint} There are: {', '.join(known)}.")
+        there = f" There are: {', '.join(known)}." if known else " Nothing was measured yet."
+        raise UserError(f"sort={sort}: no run has such a number.{hint}{there}")
+    return sort
+
+
+def check_file(out: Path) -> None:
+    """Raises UserError where the file cannot be one."""
+    if out.is_dir():
+        raise UserError(f"out={out} is a folder: give a file's name.")

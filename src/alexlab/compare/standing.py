@@ -15,17 +15,16 @@ SHOWN = 10  # jobs of a sweep
 
 def siblings_of(run: Run, logs: Path) -> list[Run]:
     """The finished runs on the images of `run`, itself among them."""
-    folders = find([str(logs / "train")], logs / "train")
+    folders, _ = find([str(logs / "train")], logs / "train")
     if len(folders) > MOST:
         folders = sorted(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime)[-MOST:]
     runs, _ = read([folder for folder in folders if folder != run.path])
-    same = [other for other in runs if other.status == "finished" and _images(other) == _images(run)]
-    return [run, *same]
+    return [run, *(other for other in runs if other.status == "finished" and _scored_on(other) == _scored_on(run))]
 
 
-def _images(run: Run) -> Any:
-    dataset = run.summary.get("dataset")
-    return dataset.get("fingerprint") if isinstance(dataset, dict) else None
+def _scored_on(run: Run) -> tuple[Any, ...]:
+    """The images, and how many of them."""
+    return run.images, *(run.config.get(f"trainer.{key}") for key in ("limit_val_batches", "overfit_batches"))
 
 
 def stands(run_dir: Path, logs: Path, monitor: str) -> str | None:
@@ -34,6 +33,8 @@ def stands(run_dir: Path, logs: Path, monitor: str) -> str | None:
     None where nothing stands beside it, or it has no such number.
     """
     (run, *_), _ = read([run_dir.resolve()])
+    if run.images is None or run.status != "finished":
+        return None
     known = [other for other in siblings_of(run, logs) if monitor in other.numbers]
     if run not in known or len(known) < 2:
         return None
@@ -44,18 +45,24 @@ def stands(run_dir: Path, logs: Path, monitor: str) -> str | None:
     if rank == 1:
         others = [other for other in known if other is not run]
         second = min(others, key=lambda other: sign * other.numbers[monitor])
-        how = "above" if sign < 0 else "below"
-        far = abs(mine - second.numbers[monitor])
-        return f"{start}, {f'{far:.4f} {how}' if far else 'as'} the next, {second.name}{_apart(second, run)}"
-    how = "below" if sign < 0 else "above"
-    return f"{start}, {abs(mine - best.numbers[monitor]):.4f} {how} the best, {best.name}{_apart(best, run)}"
+        far = _far(abs(mine - second.numbers[monitor]), "above" if sign < 0 else "below")
+        return f"{start}, {far} the next, {second.name}{_apart(second, run)}"
+    far = _far(abs(mine - best.numbers[monitor]), "below" if sign < 0 else "above")
+    return f"{start}, {far} the best, {best.name}{_apart(best, run)}"
+
+
+def _far(distance: float, how: str) -> str:
+    return "as" if not distance else f"{'less than 0.0001' if distance < 5e-5 else f'{distance:.4f}'} {how}"
 
 
 def _apart(other: Run, run: Run) -> str:
     """In what the other differs; a few settings, as many make no sentence."""
     theirs, ours = differing([other, run])
+    if not theirs and ours:
+        return f", which has no {' and '.join(list(ours)[:4])}"
     if not theirs:
-        return ", with the same settings"
+        facts = {key: value for key, value in other.facts.items() if value is not None and value != run.facts[key]}
+        return f", with the same settings{f' and {told(facts)}' if facts else ''}"
     here = told({key: ours[key] for key in list(theirs)[:1] if key in ours}).partition("=")[2]
     if len(theirs) == 1 and here:
         return f", which has {told(theirs)} (here {here})"
@@ -70,7 +77,7 @@ def ordinal(number: int) -> str:
 
 def of_sweep(folder: Path, monitor: str, width: int) -> Sequence[str]:
     """The table of a sweep's jobs, the best first; empty where there is one job, or none has a number."""
-    runs, _ = read(find([str(folder)], folder))
+    runs, _ = read(find([str(folder)], folder)[0])
     if len(runs) < 2 or not any(monitor in run.numbers for run in runs):
         return []
     groups = ranked(grouped(runs), monitor)

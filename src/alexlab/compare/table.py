@@ -9,9 +9,9 @@ from alexlab.compare.settings import told
 # key of a number, its heading (above, below) and how it is written
 Column = tuple[str, str, str]
 COLUMNS: tuple[Column, ...] = (
-    ("val/acc1", "best\nval/acc1", ".4f"), ("last/val/acc1", "last\nval/acc1", ".4f"),
-    ("val/loss", "best\nval/loss", ".4f"), ("test/acc1", "test/acc1", ".4f"), ("images_per_second", "images/s", ".0f"),
-    ("seconds", "seconds", ".0f"),
+    ("val/acc1", "best.ckpt\nval/acc1", ".4f"), ("last/val/acc1", "last\nval/acc1", ".4f"),
+    ("val/loss", "best.ckpt\nval/loss", ".4f"), ("test/acc1", "test/acc1", ".4f"),
+    ("images_per_second", "images/s", ".0f"), ("seconds", "seconds", ".0f"),
 )  # fmt: skip
 # these go first where a terminal is narrow
 DROPPED = ("seconds", "images_per_second", "last/val/acc1", "val/loss", "test/acc1")
@@ -21,7 +21,7 @@ def columns_for(groups: Sequence[Group], sort: str) -> list[Column]:
     """Those of which there is a number, and the one that the rows are sorted by."""
     wanted = list(COLUMNS)
     if sort not in {key for key, _, _ in COLUMNS}:
-        wanted.insert(0, (sort, f"best\n{sort}" if sort.startswith("val/") else sort, ".6g"))
+        wanted.insert(0, (sort, f"best.ckpt\n{sort}" if sort.startswith("val/") else sort, ".6g"))
     return [column for column in wanted if column[0] == sort or any(group.stat(column[0]) for group in groups)]
 
 
@@ -63,7 +63,10 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
         apart = told(group.apart)
         lines.append(f"{line}  {apart}" if beside else line)
         if not beside and apart:
-            lines += textwrap.wrap(apart, width, initial_indent="    ", subsequent_indent="    ")
+            lines += textwrap.wrap(
+                apart, width, initial_indent="    ", subsequent_indent="    ", break_long_words=False,
+                break_on_hyphens=False,
+            )  # fmt: skip
     above = " " * (name + 2 + status) + "".join(f"{head[0]:>{room}}" for head, room in zip(heads, wide, strict=True))
     counted = f"{runs} run" + ("s" if runs > 1 else "")
     below = f"{counted:{name + 2 + status}}"

@@ -26,9 +26,7 @@ def chosen(runs: Sequence[Run], text: str) -> list[Run]:
     Raises:
         UserError: it is no condition, of no key that a run has, or of a text where numbers are asked for.
     """
-    ways = [
-        [_condition(part, text) for part in re.split(r"\s+and\s+", way)] for way in re.split(r"\s+or\s+", text.strip())
-    ]
+    ways = [[_condition(part, text) for part in _split(way, "and")] for way in _split(text.strip(), "or")]
     known = {key for run in runs for key in (*run.numbers, *run.config, "status", "name")}
     known |= {key.removeprefix("choices.") for key in known}
     for key, _, _ in (condition for way in ways for condition in way):
@@ -36,12 +34,17 @@ def chosen(runs: Sequence[Run], text: str) -> list[Run]:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else " status, name, metrics and settings are known."
             raise UserError(f"where={text}: no run has {key}.{hint}")
-    return [run for run in runs if any(all(_holds(run, condition, text) for condition in way) for way in ways)]
+    for key, sign, wanted in (condition for way in ways for condition in way):
+        values = [value for run in runs if (value := run.value(key)) is not None]
+        words = wanted if not is_number(wanted) else next((v for v in values if not any(map(is_number, values))), None)
+        if sign in (">", "<", ">=", "<=") and words is not None:
+            raise UserError(f"where={text}: {shown(words)} is no number: with texts, = and != and ~ (holds) do.")
+    return [run for run in runs if any(all(_holds(run, condition) for condition in way) for way in ways)]
 
 
 def _condition(part: str, text: str) -> Condition:
     found = CONDITION.fullmatch(part)
-    if found is None or not found[3]:
+    if found is None or not found[3] or found[3][0] in "=<>":
         raise UserError(
             f"where={text}: {part.strip() or 'nothing'} is no condition: write KEY SIGN VALUE, with one of "
             f"{' '.join(SIGNS)}, as in where='optimizer.lr>0.01 and status=finished'."
@@ -60,21 +63,32 @@ def _value(text: str) -> Any:
         return text
 
 
-def _holds(run: Run, condition: Condition, text: str) -> bool:
+def _holds(run: Run, condition: Condition) -> bool:
     key, sign, wanted = condition
     value = run.value(key)
     if sign == "~":
         return SIGNS[sign](shown(value).lower(), shown(_plain(wanted)).lower())
     if sign in (">", "<", ">=", "<="):
-        if value is None:
-            return False
-        if not is_number(value) or not is_number(wanted):
-            words = value if not is_number(value) else wanted
-            raise UserError(f"where={text}: {shown(words)} is no number: with texts, = and != and ~ (holds) do.")
-        return SIGNS[sign](value, wanted)
+        return is_number(value) and SIGNS[sign](value, wanted)
     same = value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
-    same = same or shown(value) == shown(_plain(wanted))  # model.name=152 and lists
+    same = same or _bare(value) == _bare(_plain(wanted))  # model.name=152 and lists
     return same == (sign != "!=")
+
+
+def _split(text: str, word: str) -> list[str]:
+    """At the word, in any case, but not within quotes."""
+    pieces = re.split(rf"""('[^']*'|"[^"]*")|\s+{word}\s+""", text, flags=re.IGNORECASE)
+    parts = [pieces[0]]
+    for quoted, after in zip(pieces[1::2], pieces[2::2], strict=True):
+        if quoted is None:
+            parts.append(after)
+        else:
+            parts[-1] += quoted + after
+    return parts
+
+
+def _bare(value: Any) -> str:
+    return re.sub(r"[\s'\"]", "", shown(value)).lower()
 
 
 def _plain(value: Any) -> Any:
