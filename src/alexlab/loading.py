@@ -13,7 +13,7 @@ from alexlab.augment import BatchAugment
 from alexlab.data import decode, names
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
-from alexlab.instantiate import build, without_weights
+from alexlab.instantiate import network
 
 NO_MATTER = ("pretrained", "dropout", "init", "num_classes")  # keys of a network that its weights' use does not follow
 
@@ -52,10 +52,9 @@ class Trained(NamedTuple):
 
 
 def config_of(run_dir: Path) -> DictConfig:
-    """The run's own config; a checkpoint holds the weights, so that no others are fetched."""
+    """The run's own config; a checkpoint holds the weights, so that `network` fetches no others."""
     config = configs.load(run_dir / "config.yaml")
     config.model.pretrained = False
-    config.model.net = configs.create({"net": without_weights(configs.plain(config.model.net))}).net
     return config
 
 
@@ -74,7 +73,7 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
     config = config_of(run_dir)
     path = rundir.ckpt_of(run_dir, ckpt)
     found = checkpoint.load(path)
-    net = build(config.model.net, num_classes=len(found["alexlab"]["classes"]))
+    net = network(config.model.net, len(found["alexlab"]["classes"]))
     checkpoint.load_net(net, found, path)
     check_own(found, config, path, run_dir)
     m = config.model
