@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 import alexlab
 from alexlab import config as configs
-from alexlab import targets
+from alexlab import loading, targets
 from alexlab.errors import UserError
 from alexlab.instantiate import build, network, without_weights
 from alexlab.models.alexnet import AlexNet
@@ -171,7 +172,7 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
         ({"_target_": "torch.nn.ModuleDict", "_args_": [{EVIL: LAYER}]}, "a key below a _target_ is 'a"),
         ({"_target_": "torchvision.models.resnet18", "norm_layer": {"_target_": "torch.nn.ModuleDict",
           "_args_": [[[EVIL, LAYER]]]}}, "torch.nn.ModuleDict: a part is called 'a"),
-        ({"_target_": "alexlab.models.zoo.torchvision_weights", "name": "resnet18"}, "as it says itself, is no network"),
+        ({"_target_": "alexlab.models.zoo.torchvision_weights"}, "as it says itself, is no network"),
         ({"_target_": "alexlab.models.zoo.load_but_head"}, "as it says itself, is no network"),
         ({"_target_": "timm.create_model", "_args_": ["hf-hub:evil/net"]}, "say model=timm model.name=hf-hub:evil/net"),
         ({"_target_": "timm.create_model", "model_name": "local-dir:/x"}, "is an address"),
@@ -320,6 +321,54 @@ def test_a_config_that_would_fill_the_memory(tmp_path: Path) -> None:
     path.write_text("a: " + "x" * configs.LARGEST)
     with pytest.raises(UserError, match=r"config.yaml is not a run's config: it is larger than 1048576 bytes"):
         configs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("x: " + "[" * 60_000 + "]" * 60_000, "more than 50 mappings and lists in each other"),  # ended the process
+        ("a: " + "[" * 400_000, "more than 50 mappings"),  # took minutes
+        ("a: " + "{b: " * 400, "more than 50 mappings"),
+        ("- " * 500, "more than 50 mappings"),
+        ("a: 1" + ":59" * 300_000, "a number of more than 1000 characters"),  # of base 60
+        ("a: 0x" + "f" * 100, "a whole number of more than 64 bits"),
+        ("a: '" + "\\" * 200_000 + "${b'", "is nothing that one refers to"),  # took minutes
+        ('a: "' + "${oc.env:A " * 60_000 + '"', "is nothing that one refers to"),  # took minutes
+        ("a: 2026-11-26", "it holds a date, 2026-11-26; texts that look like one need quotes"),
+        ("a: !!set {b}", "it has tags"),
+        ("a: b: c", "mapping values are not allowed"),
+        ("- a", "is not a run's config"),
+    ],
+    ids=range(12),
+)
+def test_configs_that_would_take_long(text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError) as told:
+        configs.load(tmp_path / "config.yaml")
+    assert str(tmp_path / "config.yaml") in str(told.value)
+    assert why in str(told.value)
+
+
+def test_a_config_that_is_no_file(tmp_path: Path) -> None:
+    """A pipe, which nobody writes to, would be waited for."""
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it is no file"):
+        configs.read(tmp_path / "config.yaml")
+
+
+def test_long_texts_and_deep_settings_are_in_order(tmp_path: Path) -> None:
+    plain: dict[str, object] = {"notes": "as in 12 words " * 100, "slashes": "\\" * 3000}
+    deep: dict[str, object] = plain
+    for _ in range(40):
+        deep["a"] = deep = {}
+    configs.save(configs.create(plain), tmp_path / "config.yaml")
+    assert configs.plain(configs.load(tmp_path / "config.yaml")) == plain
+
+
+def test_a_config_that_lacks_what_every_run_has(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {name: x, net: x}\ndata: {root: x}\n")
+    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it has no model.mean, model.std, data.im"):
+        loading.config_of(tmp_path)
 
 
 def test_names_that_do_not_exist() -> None:

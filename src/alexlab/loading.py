@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
@@ -15,6 +15,13 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
 from alexlab.instantiate import network
 
+NEEDED = (
+    "model.net", "model.name", "model.mean", "model.std", "data.root", "data.image_size", "data.num_workers",
+    "data.val_fraction", "data.batch_size", "data.class_names", "augment.crop_ratio", "augment.crop",
+    "trainer.precision", "trainer.accelerator", "trainer.limit_test_batches", "paths.logs", "compile", "seed",
+    "monitor",
+)  # fmt: skip
+ABSENT = object()
 NO_MATTER = ("pretrained", "dropout", "init", "num_classes")  # keys of a network that its weights' use does not follow
 
 
@@ -54,6 +61,9 @@ class Trained(NamedTuple):
 def config_of(run_dir: Path) -> DictConfig:
     """The run's own config; a checkpoint holds the weights, so that `network` fetches no others."""
     config = configs.load(run_dir / "config.yaml")
+    lacking = [key for key in NEEDED if OmegaConf.select(config, key, default=ABSENT) is ABSENT]
+    if lacking:
+        raise UserError(f"{run_dir / 'config.yaml'} is not a run's config: it has no {', '.join(lacking)}.")
     config.model.pretrained = False
     return config
 

@@ -23,6 +23,7 @@ KEYS = re.compile(
 )
 MAYBE = re.compile(r"(tokens?|auth|pat)$")  # of keys that have other meanings, too
 REFERENCE = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)[^}]*\}")
+NAMED = re.compile(r"oc\.env:\s*([A-Za-z_]\w*)")
 USER = re.compile(r"(?<=://)([^/\s@?#]*)(?=@)")  # of an address
 QUERY = re.compile(r"(?<=[?&])(?:token|key|api_key|access_token|secret|password|sig)=([^&\s]+)", re.IGNORECASE)
 PAIR = re.compile(r"([\w.\-/@]+)[\"']?\s*[:=]\s*\[?([^,{}\[\]]+)")  # on the command line
@@ -35,7 +36,7 @@ def note(unresolved: Any) -> None:
     """Remember what a config refers to."""
     for _, value in _leaves(unresolved):
         if isinstance(value, str):
-            used.update(REFERENCE.findall(value))
+            used.update(NAMED.findall(value))
 
 
 def masked(text: str) -> str:
