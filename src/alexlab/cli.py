@@ -183,7 +183,8 @@ def _fill_in(config: DictConfig, hydra_config: Any) -> None:
     OmegaConf.set_struct(config, False)
     secrecy.note(OmegaConf.to_container(config))
     config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
-    config.overrides = list(hydra_config.overrides.task)
+    given: Any = OmegaConf.to_container(hydra_config.overrides.task)  # as it was, with nothing resolved
+    config.overrides = [configs.escaped(word) for word in given]
     if "choices" in config:
         chosen = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
         config.choices = {k: name for k, name in chosen.items() if name and k not in ("hydra", "paths", "sweep")}
@@ -213,7 +214,7 @@ def _record_failure(config: DictConfig, error: Exception) -> None:
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / "config.yaml").exists():
-            (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(configs.told(config)))
+            configs.save(config, run_dir / "config.yaml")
         if not (run_dir / "summary.json").exists():
             told = {"status": "failed", "error": masked(f"{type(error).__name__}: {error}")}
             (run_dir / "summary.json").write_text(json.dumps(told, indent=2) + "\n")

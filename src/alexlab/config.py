@@ -15,17 +15,20 @@ from alexlab.errors import UserError, naming
 
 ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 CONF = ROOT / "conf"
+REVEALED = ("logger", "data", "paths")  # where the config of a run that goes on may refer to the environment's secrets
+REBUILT = ("model", "data", "optimizer", "scheduler", "augment")  # by eval.py and the like, which reveal no secret
 LARGEST = 2**20  # bytes of a config.yaml
 DEEPEST = 50  # mappings and lists in each other
 LONGEST = 1000  # characters of a number: of more, it takes YAML minutes
 NUMBER = re.compile(r"[-+.:_0-9a-fox]+", re.IGNORECASE)
 SLASHES = r"(?<!\\)(\\*)"  # all that stand in a row, so that a million of them are looked at once
+MASK = re.compile(SLASHES + r"\$\{(oc\.env:[A-Za-z_]\w*\})?")
 DOLLAR = re.compile(SLASHES + r"\$\{([^}]*\}?)")
 
 
 def create(plain: dict[str, Any]) -> DictConfig:
     """A config of these very values: what looks like an interpolation in them is none, now and when it is copied."""
-    made = OmegaConf.create(_each_text(plain, lambda text, _: _escaped(text)))
+    made = OmegaConf.create(_each_text(plain, lambda text, _: escaped(text)))
     assert isinstance(made, DictConfig)
     return made
 
@@ -39,8 +42,14 @@ def _each_text(node: Any, change: Callable[[str, str], str], top: str = "") -> A
     return change(node, top) if isinstance(node, str) else node
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """`text` as a config must hold it, so that nothing in it is resolved."""
     return re.sub(SLASHES + r"\$\{", r"\1\1\\${", text)
+
+
+def _unresolved(text: str) -> str:
+    """As `escaped`, but for the names of secrets, which are to be looked up."""
+    return MASK.sub(lambda found: 2 * found[1] + ("" if found[2] else "\\") + found[0][len(found[1]) :], text)
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -59,8 +68,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def told(config: DictConfig) -> dict[str, Any]:
-    """As plain values without secrets, for others to read."""
-    return secrecy.hidden(plain(config))
+    """As plain values without secrets, for others to read; of a part of the config, too."""
+    return secrecy.hidden(plain(config), str(config._get_full_key(None) or ""))
+
+
+def withheld(config: DictConfig) -> list[str]:
+    """The settings that others do not get, as they hold secrets: what rebuilds the run would need them."""
+    ours, theirs = flat(plain(config)), flat(told(config))
+    return [f"{key}={theirs[key]}" for key in ours if key.split(".")[0] in REBUILT and ours[key] != theirs.get(key)]
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -76,7 +91,7 @@ def save(config: DictConfig, path: Path) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     beside.unlink(missing_ok=True)
     with naming(path), beside.open("x") as file:
-        file.write(OmegaConf.to_yaml(told(config)))
+        file.write(OmegaConf.to_yaml(_each_text(told(config), lambda text, _: _unresolved(text))))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
