@@ -85,6 +85,16 @@ def test_pictures_and_tables_take_the_place_of_links(tmp_path: Path, monkeypatch
     assert Image.open(tmp_path / "figures/curves.png").size == (1, 1)
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"best": []}', '{"x": ', "\xff", "1" * 5000])
+def test_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(text, encoding="latin-1")
+    assert rundir.read_summary(tmp_path) == {}
+    rundir.mark(tmp_path, "failed", "x")
+    assert rundir.read_summary(tmp_path) == {"status": "failed", "error": "x"}
+    os.truncate(tmp_path / "summary.json", 2**26)
+    assert rundir.read_summary(tmp_path) == {}
+
+
 def test_names_of_runs() -> None:
     assert rundir.name_of(Path("logs/train/runs/2026-11-24_10-00-00_000")) == "2026-11-24_10-00-00_000"
     assert rundir.name_of(Path("logs/train/multiruns/sweep/3")) == "sweep/3"

@@ -43,7 +43,7 @@ def fit(config: DictConfig) -> float | None:
     if config.resume.run is not None:
         restored = restore.restore(config)
         if restored is None:
-            return rundir.read_summary(Path(config.run_dir))["best"].get(config.monitor)
+            return rundir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
         config = restored
     devices = find_devices(config)
     if devices.nodes > 1 and not launch.external():

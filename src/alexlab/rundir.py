@@ -20,6 +20,8 @@ from alexlab import launch, secrecy
 from alexlab.config import ROOT
 from alexlab.errors import SYSTEM, UserError, naming
 
+LARGEST = 2**25  # bytes of a summary.json, which lists the images that were left out
+
 
 def name_of(run_dir: Path) -> str:
     """A run's name for people: its directory's; a sweep's jobs are called 0, 1, ... and get the sweep's before it."""
@@ -232,12 +234,14 @@ def _finite(value: Any) -> Any:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """summary.json, or {} before the run has ended."""
+    """summary.json, or {} before the run has ended, and where there is something else."""
     path = run_dir / "summary.json"
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:  # of a disk that was full
+        told = json.loads(configs.content(path, LARGEST)) if path.is_file() else {}
+    except (ValueError, RecursionError):  # of a disk that was full, or no run's
         return {}
+    groups = [told.get(key, {}) for key in ("best", "last", "test")] if isinstance(told, dict) else [None]
+    return told if all(isinstance(group, dict) for group in groups) else {}
 
 
 def mark(run_dir: Path, status: str, why: str) -> None:
