@@ -39,7 +39,7 @@ def test_a_run_that_was_offline(offline: Path) -> None:
     assert run.rows[-1]["in.it"] == 1
     assert run.numbers["train/loss"] == 2.0 - 299 / 300
     assert run.numbers["val/acc1"] == 299 / 300
-    assert run.numbers["seconds"] > 0
+    assert run.numbers["seconds"] >= 0
 
 
 def test_beside_ours(offline: Path, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """Evaluation of a run: its own numbers, other folders, and what it refuses."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, summary_of, tiny_train
+from conftest import ROOT, command, summary_of, tiny_train
 from omegaconf import OmegaConf
 from PIL import Image
 from torchvision.transforms import v2
@@ -226,7 +227,19 @@ def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) ->
     OmegaConf.save(config, run_dir / "config.yaml")
     assert command("eval.py", f"run={run_dir}").returncode == 2
     assert not (tmp_path / "elsewhere").exists()
+    config.data.root = f"{ROOT}/data/{os.path.relpath(tmp_path / 'elsewhere', ROOT / 'data')}"
+    OmegaConf.save(config, run_dir / "config.yaml")
+    assert command("eval.py", f"run={run_dir}").returncode == 2
+    assert not (tmp_path / "elsewhere").exists(), "below data/ by its spelling alone"
     (run_dir / "config.yaml").write_text(own)
+    (tmp_path / "broken").mkdir()
+    for number in range(12):
+        (tmp_path / f"broken/{number}.jpg").write_text("x")
+    (run_dir / "predictions-broken.txt").symlink_to(precious)
+    done = command("predict.py", f"run={run_dir}", f"images={tmp_path / 'broken'}")
+    assert "(2 more, all in " in done.stderr
+    assert precious.read_text() == "mine"
+    assert len((run_dir / "predictions-broken.txt").read_text().splitlines()) == 12
     (run_dir / "train.log").unlink()
     (run_dir / "train.log").symlink_to(precious)
     done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -299,12 +300,28 @@ def test_a_directory_that_must_not_be_written(run_dir: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_full_disk(format: str, run_dir: Path, tmp_path: Path) -> None:
-    out = tmp_path / FORMATS[format]
-    (tmp_path / f".{out.name}.tmp").symlink_to("/dev/full")
+def test_a_full_disk(format: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, new = tmp_path / FORMATS[format], tempfile.TemporaryDirectory
+
+    def full(**settings: Any) -> Any:
+        made = new(**settings)
+        Path(made.name, out.name).symlink_to("/dev/full")
+        return made
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): choose another place with ou"):
         export(config_of(run_dir, format=format, out=str(out)))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_file_is_not_written_through_links(run_dir: Path, tmp_path: Path) -> None:
+    precious, out = tmp_path / "precious", tmp_path / "model.pt2"
+    precious.write_text("mine")
+    (tmp_path / ".model.pt2.tmp").symlink_to(precious)
+    out.symlink_to(precious)
+    export(config_of(run_dir, format="torch_export", out=str(out)))
+    assert precious.read_text() == "mine"
+    assert not out.is_symlink()
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,20 @@ def test_figures_that_fail_are_told_and_the_run_is_well(tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING, logger="alexlab"):
         run.draw_figures(config, None, Devices("cpu", 1, 1), None)  # type: ignore[arg-type]
     assert "some figures could not be drawn (" in caplog.text
+
+
+def test_curves_of_a_file_that_is_no_runs(tmp_path: Path) -> None:
+    """Texts, other columns and nan are left out of it; `figures.py` draws what there is."""
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        "epoch,step,val/loss,val/acc1,lr\nx,y,z,w,v\n0,9,1.5,nan,x\n-1,9,1,1\n1,1e400,2,2\n1,19,text,nan,0.1,7\n"
+    )
+    read = plots.Curves(path, "x")  # type: ignore[arg-type]
+    assert read.line("val/loss")[1].tolist() == [1.5]
+    assert plots.curves(path, "val/acc1") is not None
+    path.write_text('a,"' + "b" * 200_000)
+    with pytest.raises(UserError, match=r"metrics.csv is not a run's \(field larger than"):
+        plots.Curves(path)
+    os.truncate(path, 2**27)
+    with pytest.raises(UserError, match=r"metrics.csv has more than 67108864 bytes, and is not a run's"):
+        plots.Curves(path)

@@ -1,8 +1,10 @@
 """A kept index is what a scan finds, and only as long as no folder has changed."""
 
+import io
 import logging
 import os
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,3 +190,33 @@ def test_what_was_left_out_is_kept_too(root: Path, tmp_path: Path, scans: list[P
     for _ in range(2):
         assert scan_or_recall(root, None, tmp_path / "kept").ignored == {".txt": 1}
     assert scans == [root]
+
+
+@pytest.mark.parametrize("names", [[b"/etc/passwd", b"cat/2.jpg"], [b"cat/1.jpg", b"cat/../../x.jpg"], [b"..", b"a"]])
+def test_a_kept_index_of_names_elsewhere_is_read_anew(
+    names: list[bytes], root: Path, tmp_path: Path, scans: list[Path]
+) -> None:
+    scan_or_recall(root, None, tmp_path / "kept")
+    (file,) = (tmp_path / "kept").glob("*.npz")
+    with np.load(file) as held:
+        arrays = dict(held)
+    arrays |= {"names": np.frombuffer(b"".join(names), np.uint8), "ends": np.cumsum([len(n) for n in names])}
+    np.savez(file, **{**arrays, "targets": np.zeros(2, np.int64)})
+    found = scan_or_recall(root, None, tmp_path / "kept")
+    assert len(scans) == 2
+    assert found.names == scan(root).names
+
+
+def test_a_kept_index_that_claims_to_be_larger_is_read_anew(root: Path, tmp_path: Path, scans: list[Path]) -> None:
+    scan_or_recall(root, None, tmp_path / "kept")
+    (file,) = (tmp_path / "kept").glob("*.npz")
+    with np.load(file) as held:
+        arrays = dict(held)
+    arrays.pop("targets")
+    np.savez(file, **arrays)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (10**14,)})
+    with zipfile.ZipFile(file, "a") as packed:
+        packed.writestr("targets.npy", header.getvalue())
+    scan_or_recall(root, None, tmp_path / "kept")
+    assert len(scans) == 2

@@ -1,5 +1,6 @@
 """prepare.py: what it writes, that it goes on after a kill, and that training from it is like training."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from conftest import ROOT, TINY, clean_env, command, photo, summary_of
 from PIL import Image
 from torchvision.transforms import v2
 
-from alexlab.data import prepared
+from alexlab.data import npz, prepared
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.loader import Loader
@@ -285,6 +287,13 @@ def test_an_image_of_a_shard_that_was_cut_is_named(photos: Path, tmp_path: Path)
         data.fill([(11, 0)], data.room([(11, 0)]))
 
 
+@pytest.fixture(scope="module")
+def raw(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("raw") / "out"
+    assert prepared_from(photos, out, "format=raw").returncode == 0
+    return out
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -297,6 +306,22 @@ def test_an_image_of_a_shard_that_was_cut_is_named(photos: Path, tmp_path: Path)
         (lambda about, arrays: arrays.update(sizes=arrays["sizes"] / 1.0), r"sizes of train are not 12 whole numbers"),
         (lambda about, arrays: arrays.pop("targets"), r"is not what prepare.py writes \("),
         (lambda about, arrays: arrays.update(names=np.zeros(10**8, np.uint8)), r"would unpack to more than its images"),
+        (
+            lambda about, arrays: about.update(format="other"),
+            r"is not what prepare.py writes \(its format is 'other'\)",
+        ),
+        (
+            lambda about, arrays: about.update(classes=[1, 2]),
+            r"is not what prepare.py writes \(its classes are no names",
+        ),
+        (lambda about, arrays: about.update(splits=[1]), r"is not what prepare.py writes \("),
+        (
+            lambda about, arrays: (
+                about["splits"]["train"].update(images=10**9),
+                arrays.update(names=np.zeros(2 * 10**8, np.uint8)),
+            ),
+            r"would unpack to more than its images",
+        ),
         (lambda about, arrays: about.pop("splits"), r"is not what prepare.py writes \('splits'\)"),
         (
             lambda about, arrays: about["splits"]["train"]["shards"][0].update(file="../secret.bin"),
@@ -304,10 +329,9 @@ def test_an_image_of_a_shard_that_was_cut_is_named(photos: Path, tmp_path: Path)
         ),
     ],
 )
-def test_a_prepared_folder_of_somebody_else(change: Any, told: str, photos: Path, tmp_path: Path) -> None:
+def test_a_prepared_folder_of_somebody_else(change: Any, told: str, raw: Path, tmp_path: Path) -> None:
     """Whose arrays lead elsewhere: into other files, other memory, or none."""
-    out = tmp_path / "out"
-    assert prepared_from(photos, out, "format=raw").returncode == 0
+    out = Path(shutil.copytree(raw, tmp_path / "out"))
     about = json.loads((out / "prepared.json").read_text())
     with np.load(out / "train.npz") as held:
         arrays = dict(held)
@@ -316,3 +340,23 @@ def test_a_prepared_folder_of_somebody_else(change: Any, told: str, photos: Path
     (out / "prepared.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match=told):
         prepared.read(out)
+
+
+def test_arrays_that_claim_to_be_larger_than_they_are(tmp_path: Path) -> None:
+    """NumPy would make room for them first."""
+    path = tmp_path / "train.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (10**14,)})
+    for name, raw in (("targets.npy", header.getvalue()), ("targets.npy", b"x"), ("x", b"")):
+        with zipfile.ZipFile(path, "w") as packed:
+            packed.writestr(name, raw)
+        with pytest.raises(npz.BROKEN):
+            npz.check(path, 10**6)
+    np.savez(path, a=np.arange(5), b=np.zeros((2, 3)), c=np.float32(1), d=np.zeros(0))
+    npz.check(path, 10**6)
+    (tmp_path / "prepared.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"prepared.json cannot be read \(maximum recursion"):
+        prepared.read(tmp_path)
+    os.truncate(tmp_path / "prepared.json", 2**27)
+    with pytest.raises(UserError, match=r"prepared.json cannot be read \(it has more than 67108864 bytes"):
+        prepared.read(tmp_path)

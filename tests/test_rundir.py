@@ -2,13 +2,17 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
-from alexlab import rundir
+from alexlab import checkpoint, gallery, rundir
+from alexlab.callbacks.media import Media
 from alexlab.errors import UserError
+from alexlab.loggers import metrics
 
 
 def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
@@ -38,6 +42,57 @@ def test_marks_tell_the_end_but_do_not_overrule_what_a_rank_said(tmp_path: Path)
     rundir.write_json(tmp_path / "summary.json", {"status": "finished", "seconds": 3})
     rundir.mark(tmp_path, "failed", "another rank did not finish")
     assert rundir.read_summary(tmp_path)["status"] == "failed"
+
+
+def test_nothing_is_written_through_links(tmp_path: Path) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "elsewhere"
+    precious.write_text("mine")
+    folder.mkdir()
+    path = tmp_path / "out.txt"
+    for link in (path, path.with_name(f".out.txt.{os.getpid()}.tmp")):
+        link.symlink_to(precious)
+    with pytest.raises(ValueError, match="I/O operation on closed file"), rundir.written(path, "x") as file:
+        (file.close(), file.write("x"))
+    assert path.is_symlink(), "half a file takes no place"
+    with rundir.written(path, "x") as file:
+        file.write("whole")
+    assert (path.read_text(), path.is_symlink(), precious.read_text()) == ("whole", False, "mine")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["elsewhere", "out.txt", "precious"]
+    (tmp_path / "figures").symlink_to(folder)
+    with pytest.raises(UserError, match=r"figures is a link, and the files of a run are not written through one: rem"):
+        rundir.folder_of(tmp_path, "figures")
+    with pytest.raises(UserError, match=r"figures is a link"):
+        Media(tmp_path / "figures")._write("mistakes", Image.new("RGB", (1, 1)))
+    assert not list(folder.iterdir())
+
+
+def test_pictures_and_tables_take_the_place_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "figures").mkdir()
+    names = ("figures/mistakes.png", "figures/curves.png", f".metrics.csv.{os.getpid()}.tmp",
+             f".SHA256SUMS.{os.getpid()}.tmp", f".x.ckpt.{os.getpid()}.tmp")  # fmt: skip
+    for name in names:
+        (tmp_path / name).symlink_to(precious)
+    picture = Image.new("RGB", (1, 1))
+    Media(tmp_path / "figures")._write("mistakes", picture)
+    monkeypatch.setattr(gallery.loading, "load", lambda run_dir, ckpt: None)
+    monkeypatch.setattr(gallery, "pictures", lambda *given: [("curves", picture)])
+    gallery.draw(tmp_path, None, "val/acc1")  # type: ignore[arg-type]
+    metrics.write(tmp_path / "metrics.csv", ["step"], [{"step": "1"}])
+    checkpoint.AtomicCheckpointIO().save_checkpoint({}, tmp_path / "x.ckpt")
+    assert precious.read_text() == "mine"
+    assert Image.open(tmp_path / "figures/curves.png").size == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"best": []}', '{"x": ', "\xff", "1" * 5000])
+def test_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(text, encoding="latin-1")
+    assert rundir.read_summary(tmp_path) == {}
+    rundir.mark(tmp_path, "failed", "x")
+    assert rundir.read_summary(tmp_path) == {"status": "failed", "error": "x"}
+    os.truncate(tmp_path / "summary.json", 2**26)
+    assert rundir.read_summary(tmp_path) == {}
 
 
 def test_names_of_runs() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import command, tiny_train
+from conftest import TINY, command, tiny_train
+from omegaconf import OmegaConf
 from wandb_server import KEY, WandbServer, wandb_server
 
 from alexlab import config as configs
@@ -132,6 +133,12 @@ def test_what_is_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         "data.root=redis://:passw0rd99@host", "data.root=https://ghp_0123456789abcdef@github.com/x",
         "data.root=https://host/x?token=0123456789abcdef", "hydra.job.env_set={WANDB_API_KEY: 0123456789abcdef}",
         "+a.api_keys=[abcdefgh]", "+a.Authorization=abcdefgh", "+a.password=12345678",
+        "+a.password='[abcdefgh]'", "+a.password='a,b,cdefgh'", "+a.password='{abcdefgh}'", "+a.password=abcdefgh,b",
+        "data.root=https://me:p@ss/w0rd@host/x", "data.root=https://me:pa/ssw0rd1@host/x",
+        "data.root=https://host/x?password=hunter22", "data.root=https://host/x?apikey=0123456789abcdef",
+        "data.root=https://host/x?X-Amz-Signature=0123456789abcdef", "+a.wandb_key=0123456789abcdef0123",
+        "+a.HF_TOKEN=hf_abcdefghijklmnopqrst", "+a.pass=hunter22", "+a.pwd=hunter22", "+a.passcode=hunter22",
+        "+a.access_key_id=AKIA0123456789abcdef", "+a.apiKey=abcdefgh", "+a.password=1234567.5",
     ],
 )  # fmt: skip
 def test_words_with_secrets(word: str) -> None:
@@ -145,11 +152,125 @@ def test_words_with_secrets(word: str) -> None:
     [
         "+a.api_key=${oc.env:MINE}", "+a.token='Bearer ${oc.env:MY_TOKEN}'", "model.net.class_token=true", "a.b={c: 1}",
         "data.root=/data/key:1/x", "optimizer.lr=0.1", "trainer.devices=[0,1]",
-        "logger.wandb.notes='see: password reset'",
+        "logger.wandb.notes='see: password reset'", "+model.net.compat=torchvision_0_13_plus",
+        "+model.net.cls_token=learnable_embedding_v2", "+a.notes='lr 0.1, password: see wiki'", "+a.key_dim=64",
+        "logger.wandb.notes='first try, secret: none'", "+a.num_keys=3", "+a.compass=northwest",
+        "data.root=https://host:8080/a:b@c", "data.root=https://host/x?page=0123456789abcdef",
     ],
 )  # fmt: skip
 def test_words_without(word: str) -> None:
     assert secrecy.mistakes_in([word]) == []
+
+
+def test_secrets_of_other_forms() -> None:
+    for plain, shown in (
+        ({"url": "https://me:p@ss@host/x"}, {"url": "https://me:***@host/x"}),
+        ({"url": "https://me:pa/ss@host/x"}, {"url": "https://me:***@host/x"}),
+        ({"url": "postgres://u:pw@h1,https://a:b@c"}, {"url": "postgres://u:***@h1,https://a:***@c"}),
+        ({"url": "https://host/x?password=hunter22&y=1"}, {"url": "https://host/x?password=***&y=1"}),
+        ({"password": 1234567.5}, {"password": "***"}),
+        ({"password": {"value": "abcdefgh"}}, {"password": {"value": "***"}}),
+    ):
+        assert secrecy.hidden(plain) == shown
+        assert len(secrecy.mistakes(plain)) == 1
+    words = {"overrides": ["+a.password='[abcdefgh]'", "seed=1"]}
+    assert secrecy.hidden(words) == {"overrides": ["+a.password=***", "seed=1"]}
+    assert secrecy.hidden({"per_class_acc1": {"password": 0.1234}}) == {"per_class_acc1": {"password": 0.1234}}
+
+
+NAMED = {"PGPASSWORD": "canarycanary77pg", "MY_TOKENS": "pluralcanarysecret", "MY_PASSWORD": "correcthorsebatt",
+         "B_TOKEN": "innernodigitssecret", "SHORT_TOKEN": "tok1234"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("see ${oc.env:PGPASSWORD}", "PGPASSWORD"),
+        ("${oc.env:MY_TOKENS}", "MY_TOKENS"),
+        ('${oc.env:"MY_PASSWORD"}', "MY_PASSWORD"),
+        ("${oc.env:NOPE_X,${oc.env:B_TOKEN}}", "B_TOKEN"),
+        ("a ${oc.env: SHORT_TOKEN, x}", "SHORT_TOKEN"),
+    ],
+)
+def test_references_of_any_form(text: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(secrecy, "used", set())
+    monkeypatch.setattr(secrecy, "places", {})
+    for each, value in NAMED.items():
+        monkeypatch.setenv(each, value)
+    config = OmegaConf.create({"notes": text, "model": {"name": "${notes}", "other": f"{NAMED[name]}-1"}})
+    secrecy.note(OmegaConf.to_container(config))
+    configs.save(config, tmp_path / "config.yaml")
+    kept = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
+    assert kept["notes"] == kept["model"]["name"]  # type: ignore[index, call-overload]
+    assert f"${{oc.env:{name}}}" in kept["notes"]  # type: ignore[operator, call-overload, index]
+    assert NAMED[name] not in kept["notes"]  # type: ignore[operator, call-overload, index]
+    assert kept["model"]["other"] == f"{NAMED[name]}-1", "not referred to there"  # type: ignore[index, call-overload]
+    assert NAMED[name] not in secrecy.masked(f"in a log {NAMED[name]}")
+    assert [word.split("=")[0] for word in configs.withheld(config)] == ["model.name"]
+
+
+def test_a_setting_that_a_variable_has_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays in the config, in its words and in the log, whose reader needs it, and may be given."""
+    name = "shufflenet_v2_x0_5"
+    monkeypatch.setenv("EXPERIMENT_KEY", name)
+    monkeypatch.setenv("MODEL_TOKEN", f"{name}_a1b2c3d4e5f6g7")
+    plain = {
+        "model": {"name": name, "net": {"name": name, "tag": f"{name}_a1b2c3d4e5f6g7"}}, "logger": {"name": name},
+        "overrides": [f"model.name={name}"], "data": {"root": f"/x/{name}"},
+    }  # fmt: skip
+    assert secrecy.hidden(plain) == plain
+    assert secrecy.hidden({"config": plain, "classes": [f"{name}_a1b2c3d4e5f6g7"]}) == {
+        "config": plain, "classes": [f"{name}_a1b2c3d4e5f6g7"],
+    }  # fmt: skip
+    assert configs.told(configs.create(plain).model) == plain["model"]
+    assert secrecy.masked(f"training {name}") == f"training {name}"
+    assert secrecy.mistakes_in([f"model.name={name}"]) == []
+
+
+def test_a_known_secret_that_the_shell_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary0123456789abcdef")
+    monkeypatch.setenv("MY_PASSWORD", "correcthorsebatt")
+    for word, name in (
+        ('logger.wandb.notes="see hf_canary0123456789abcdef"', "HF_TOKEN"),
+        ("data.root=/x/hf_canary0123456789abcdef", "HF_TOKEN"),
+        ("logger.wandb.notes='see correcthorsebatt'", "MY_PASSWORD"),
+    ):
+        (told,) = secrecy.mistakes_in([word])
+        assert f"it holds the value of the environment's {name}: a secret on the command line is seen by all" in told
+        assert f"give {word.split('=')[0]}='${{oc.env:{name}}}'" in told
+        assert "canary" not in told
+    assert secrecy.mistakes_in(["data.root=/data/correcthorsebatt"]) == []
+
+
+def test_words_that_refer_to_other_keys(tmp_path: Path) -> None:
+    """As they were given they are kept, and not resolved where the list of words lies."""
+    word = "model.net.name=${..name}"
+    done = command("train.py", *TINY, word, f"hydra.run.dir={tmp_path / 'run'}", "data=folder", "data.root=/nowhere")
+    assert done.returncode == 2
+    assert done.stderr == "error: /nowhere does not exist: give the folder of the images with data.root=PATH.\n"
+    plain = {"overrides": [word, "a=\\\\${b}", "${oc.env:HOME}"]}
+    configs.save(configs.create(plain), tmp_path / "config.yaml")
+    assert configs.plain(configs.load(tmp_path / "config.yaml")) == plain
+
+
+def test_a_run_that_goes_on_gets_no_secret_for_its_callbacks(shapes: Path, tmp_path: Path) -> None:
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    done = tiny_train(shapes, run_dir, "test=false")
+    assert done.returncode == 0, done.stderr
+    config = OmegaConf.load(run_dir / "config.yaml")
+    target = "pytorch_lightning.callbacks.ModelCheckpoint"
+    config.callbacks.mc = {"_target_": target, "dirpath": f"{out}/${{oc.env:AWS_SECRET_ACCESS_KEY}}"}
+    OmegaConf.save(config, run_dir / "config.yaml")
+    words = ["train.py", f"resume={run_dir}", "trainer.max_epochs=2"]
+    done = command(*words, env=CANARIES)
+    assert done.returncode == 2
+    assert f"callbacks.mc.dirpath of {run_dir} refers to the environment: a run that may come from" in done.stderr
+    assert "give it again: 'callbacks.mc.dirpath=${oc.env:AWS_SECRET_ACCESS_KEY}'" in done.stderr
+    assert not out.exists()
+    done = command(*words, f"+callbacks.mc.dirpath='{out}/${{oc.env:HF_TOKEN}}'", env=CANARIES)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in out.iterdir()] == [CANARIES["HF_TOKEN"]]
+    assert CANARIES["HF_TOKEN"] not in (run_dir / "config.yaml").read_text()
 
 
 def test_harmless_values_that_a_variable_has_too_stay(monkeypatch: pytest.MonkeyPatch) -> None:

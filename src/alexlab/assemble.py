@@ -16,7 +16,7 @@ from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
-from alexlab.instantiate import build
+from alexlab.instantiate import build, network, without_weights
 from alexlab.loggers.metrics import MetricsLogger
 from alexlab.models.parts import head_of
 from alexlab.plan import Plan
@@ -61,7 +61,8 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
             f"model.net.num_classes={own}: the images are of {num_classes} classes, and the network is made for as "
             "many: take the key out."
         )
-    net = build(m.net, num_classes=num_classes)
+    known = plan is None or config.get("ckpt_path") is not None  # a checkpoint will give all weights
+    net = network(m.net, num_classes, fetch=not known)
     mean, std = normalization(net)
     m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
     for size in {config.data.image_size, *(pixels for _, pixels in a.get("sizes") or ())}:
@@ -152,8 +153,9 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
 
 def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     """The entries of `config.callbacks` with a `_target_`: a user's own. And in a trial of Optuna's what may end it."""
-    nodes = config.callbacks.values()
-    built = [build(node) for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
+    nodes = [configs.plain(node) for node in config.callbacks.values() if isinstance(node, DictConfig)]
+    known = config.get("ckpt_path") is not None
+    built = [build(without_weights(node) if known else node) for node in nodes if "_target_" in node]
     trial = sweeps.trial()
     if trial is not None:
         from alexlab.callbacks.pruning import Pruning

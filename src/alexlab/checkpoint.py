@@ -29,8 +29,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside.unlink(missing_ok=True)
         try:
-            with naming(path), beside.open("wb") as file:
+            with naming(path), beside.open("xb") as file:
                 _write(checkpoint, file)
             with beside.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -73,7 +74,8 @@ def read_sums(folder: Path) -> dict[str, list[str]]:
 
 def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
     beside = folder / f".{SUMS}.{os.getpid()}.tmp"
-    with naming(folder / SUMS), beside.open("w") as file:
+    beside.unlink(missing_ok=True)
+    with naming(folder / SUMS), beside.open("x") as file:
         file.writelines(f"{digest}  {name}\n" for name, hashes in sorted(sums.items()) for digest in hashes)
         file.flush()
         os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexlab import beforehand, help, secrecy, sweeps, words
+from alexlab import config as configs
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
 from alexlab.imports import hanging, leave, nothing_follows
@@ -198,7 +199,8 @@ def _fill_in(config: DictConfig, hydra_config: Any) -> None:
     OmegaConf.set_struct(config, False)
     secrecy.note(OmegaConf.to_container(config))
     config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
-    config.overrides = list(hydra_config.overrides.task)
+    given: Any = OmegaConf.to_container(hydra_config.overrides.task)  # as it was, with nothing resolved
+    config.overrides = [configs.escaped(word) for word in given]
     if "choices" in config:
         chosen = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
         config.choices = {k: name for k, name in chosen.items() if name and k not in ("hydra", "paths", "sweep")}

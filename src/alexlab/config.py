@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ from alexlab.errors import UserError, naming
 
 ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 CONF = ROOT / "conf"
+REVEALED = ("logger", "data", "paths")  # where the config of a run that goes on may refer to the environment's secrets
+REBUILT = ("model", "data", "optimizer", "scheduler", "augment")  # by eval.py and the like, which reveal no secret
 LARGEST = 2**20  # bytes of a config.yaml
-DOLLAR = re.compile(r"(\\*)\$\{([^}]*\}?)")
+DEEPEST = 50  # mappings and lists in each other
+LONGEST = 1000  # characters of a number: of more, it takes YAML minutes
+NUMBER = re.compile(r"[-+.:_0-9a-fox]+", re.IGNORECASE)
+SLASHES = r"(?<!\\)(\\*)"  # all that stand in a row, so that a million of them are looked at once
+MASK = re.compile(SLASHES + r"\$\{(oc\.env:[A-Za-z_]\w*\})?")
+DOLLAR = re.compile(SLASHES + r"\$\{([^}]*\}?)")
 
 
 def create(plain: dict[str, Any]) -> DictConfig:
     """A config of these very values: what looks like an interpolation in them is none, now and when it is copied."""
-    made = OmegaConf.create(_each_text(plain, lambda text, _: _escaped(text)))
+    made = OmegaConf.create(_each_text(plain, lambda text, _: escaped(text)))
     assert isinstance(made, DictConfig)
     return made
 
@@ -34,8 +42,14 @@ def _each_text(node: Any, change: Callable[[str, str], str], top: str = "") -> A
     return change(node, top) if isinstance(node, str) else node
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+def escaped(text: str) -> str:
+    """`text` as a config must hold it, so that nothing in it is resolved."""
+    return re.sub(SLASHES + r"\$\{", r"\1\1\\${", text)
+
+
+def _unresolved(text: str) -> str:
+    """As `escaped`, but for the names of secrets, which are to be looked up."""
+    return MASK.sub(lambda found: 2 * found[1] + ("" if found[2] else "\\") + found[0][len(found[1]) :], text)
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -54,8 +68,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def told(config: DictConfig) -> dict[str, Any]:
-    """As plain values without secrets, for others to read."""
-    return secrecy.hidden(plain(config))
+    """As plain values without secrets, for others to read; of a part of the config, too."""
+    return secrecy.hidden(plain(config), str(config._get_full_key(None) or ""))
+
+
+def withheld(config: DictConfig) -> list[str]:
+    """The settings that others do not get, as they hold secrets: what rebuilds the run would need them."""
+    ours, theirs = flat(plain(config)), flat(told(config))
+    return [f"{key}={theirs[key]}" for key in ours if key.split(".")[0] in REBUILT and ours[key] != theirs.get(key)]
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -71,7 +91,7 @@ def save(config: DictConfig, path: Path) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     beside.unlink(missing_ok=True)
     with naming(path), beside.open("x") as file:
-        file.write(OmegaConf.to_yaml(told(config)))
+        file.write(OmegaConf.to_yaml(_each_text(told(config), lambda text, _: _unresolved(text))))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
@@ -81,19 +101,60 @@ def read(path: Path) -> Any:
     """What is in a yaml file that may be anybody's.
 
     Raises:
-        UserError: it is no yaml, too large, or would fill the memory.
+        UserError: it is no file, no yaml, too large, or would fill the memory.
     """
-    with path.open("rb") as file:
-        raw = file.read(LARGEST + 1)
     try:
-        # a small file of aliases of aliases becomes a large one
-        if len(raw) > LARGEST or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(raw, LOADER)):
-            raise UserError(f"{path} is not a run's config: it is larger than {LARGEST} bytes, or has aliases.")
+        return parsed(content(path, LARGEST))
+    except ValueError as error:
+        raise UserError(f"{path} is not a run's config: {error}.") from None
+
+
+def content(path: Path, most: int) -> bytes:
+    """
+    Raises:
+        ValueError: it is no file, as a pipe nobody writes to, or has more than `most` bytes.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no file")
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise ValueError(f"it is larger than {most} bytes")
+    return raw
+
+
+def parsed(raw: bytes) -> Any:
+    """What a yaml text holds, which may be anybody's.
+
+    Raises:
+        ValueError: it is none, or would take long or fill the memory.
+    """
+    try:
+        depth = 0
+        for event in yaml.parse(raw, LOADER):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+                raise ValueError("it has tags or has aliases")  # of which a small file becomes a large one
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"it has more than {DEEPEST} mappings and lists in each other")
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST and NUMBER.fullmatch(event.value):
+                raise ValueError(f"it has a number of more than {LONGEST} characters")
         return yaml.load(raw, LOADER)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not a run's config: {str(error).splitlines()[0]}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def _check_kinds(node: Any) -> None:
+    """Raises ValueError where there is something else than mappings, lists, texts, numbers, true, false and null."""
+    if isinstance(node, dict):
+        _check_kinds([*node, *node.values()])
+    elif isinstance(node, list):
+        for value in node:
+            _check_kinds(value)
+    elif node is not None and not isinstance(node, str | int | float):
+        raise ValueError(f"it holds a {type(node).__name__}, {str(node)[:40]}; texts that look like one need quotes")
+    elif isinstance(node, int) and abs(node) >= 2**64:
+        raise ValueError("it holds a whole number of more than 64 bits")
 
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -112,6 +173,10 @@ def load(path: Path, secrets: Callable[[str], bool] = lambda key: False) -> Dict
     plain = read(path)
     if not isinstance(plain, dict):
         raise UserError(f"{path} is not a run's config.")
+    try:
+        _check_kinds(plain)
+    except ValueError as error:
+        raise UserError(f"{path} is not a run's config: {error}.") from None
     secrecy.note(plain)
 
     def reveal(text: str, top: str) -> str:
@@ -121,7 +186,7 @@ def load(path: Path, secrets: Callable[[str], bool] = lambda key: False) -> Dict
                 return "\\" * (len(slashes) // 2) + "${" + inside
             name = re.fullmatch(r"oc\.env:([A-Za-z_]\w*)\}", inside)
             if name is None:
-                raise UserError(f"{path} is not a run's config: ${{{inside} is nothing that one refers to.")
+                raise UserError(f"{path} is not a run's config: ${{{inside[:60]} is nothing that one refers to.")
             if not secrets(top):
                 return found[0]
             if name[1] not in os.environ:

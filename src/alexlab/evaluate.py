@@ -98,7 +98,7 @@ def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
     if config.data.root is not None:
         its.data.root = str(Path(config.data.root).expanduser().resolve())
         its.data.demo_seed = its.data.idx = None
-    elif not Path(its.data.root).is_relative_to(config.paths.data):
+    elif not Path(its.data.root).resolve().is_relative_to(Path(config.paths.data).resolve()):
         its.data.demo_seed = its.data.idx = None  # of a run from elsewhere: nothing is written where it says
     if config.data.num_workers is not None:
         its.data.num_workers = config.data.num_workers

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -93,18 +94,17 @@ def export(config: DictConfig) -> None:
     program = capture(FromPixels(net.requires_grad_(False), about["mean"], about["std"]), its.data.image_size)
     with torch.no_grad():
         expected = net(transform.normalize(pixels))
-    beside = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write, load = (write_onnx, load_onnx) if format == "onnx" else (write_torch, load_torch)
-        write(program, json.dumps(about), beside)
-        agreed = compare(load(beside), pixels, expected, config.tolerance)
-        beside.replace(out)
+        # in a folder of a new name: a link that lies there already would be written through
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
+            beside = Path(folder, out.name)
+            write(program, json.dumps(about), beside)
+            agreed = compare(load(beside), pixels, expected, config.tolerance)
+            beside.replace(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): choose another place with out=FILE.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
     shown = rundir.shown(out)
     print(f"{shown}: {out.stat().st_size / 1e6:.1f} MB, {about['model']}, {len(classes)} classes, any batch size")
     print(f"{agreed}\n\nwithout this package:\n")

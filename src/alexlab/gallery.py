@@ -163,13 +163,13 @@ def draw(
 ) -> list[Path]:
     """Write the figures of a run into its `figures/`; returns their files."""
     trained = loading.load(run_dir, ckpt)
-    folder = run_dir / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = rundir.folder_of(run_dir, "figures")
     for name in NAMES:  # none of another checkpoint or other images stays among the new ones
         (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor):
-        picture.save(folder / f"{name}.png")
+        with rundir.written(folder / f"{name}.png") as file:
+            picture.save(file, "PNG")
         written.append(folder / f"{name}.png")
     return written
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
@@ -13,8 +13,15 @@ from alexlab.augment import BatchAugment
 from alexlab.data import decode, names
 from alexlab.data.transforms import SampleTransform
 from alexlab.errors import UserError
-from alexlab.instantiate import build, without_weights
+from alexlab.instantiate import network
 
+NEEDED = (
+    "model.net", "model.name", "model.mean", "model.std", "data.root", "data.image_size", "data.num_workers",
+    "data.val_fraction", "data.batch_size", "data.class_names", "augment.crop_ratio", "augment.crop",
+    "trainer.precision", "trainer.accelerator", "trainer.limit_test_batches", "paths.logs", "compile", "seed",
+    "monitor",
+)  # fmt: skip
+ABSENT = object()
 NO_MATTER = ("pretrained", "dropout", "init", "num_classes")  # keys of a network that its weights' use does not follow
 
 
@@ -58,10 +65,12 @@ class Trained(NamedTuple):
 
 
 def config_of(run_dir: Path) -> DictConfig:
-    """The run's own config; a checkpoint holds the weights, so that no others are fetched."""
+    """The run's own config; a checkpoint holds the weights, so that `network` fetches no others."""
     config = configs.load(run_dir / "config.yaml")
+    lacking = [key for key in NEEDED if OmegaConf.select(config, key, default=ABSENT) is ABSENT]
+    if lacking:
+        raise UserError(f"{run_dir / 'config.yaml'} is not a run's config: it has no {', '.join(lacking)}.")
     config.model.pretrained = False
-    config.model.net = configs.create({"net": without_weights(configs.plain(config.model.net))}).net
     return config
 
 
@@ -80,7 +89,7 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
     config = config_of(run_dir)
     path = rundir.ckpt_of(run_dir, ckpt)
     found = checkpoint.load(path)
-    net = build(config.model.net, num_classes=len(found["alexlab"]["classes"]))
+    net = network(config.model.net, len(found["alexlab"]["classes"]))
     checkpoint.load_net(net, found, path)
     check_own(found, config, path, run_dir)
     m = config.model

@@ -1,5 +1,6 @@
 """Plots for a report, drawn by Matplotlib without a display: top-5 bars, accuracy by class, training curves."""
 
+import contextlib
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from alexlab.errors import UserError
+
 RIGHT, OTHER, SECOND = "#c8553d", "#5b8db8", "#e0a030"
 DPI = 110
+LARGEST = 2**26  # bytes of a metrics.csv
 MOST_CLASSES = 40  # with a bar of their own
 
 
@@ -130,6 +134,8 @@ def _mark_best(axes: Axes, read: "Curves", monitor: str | None, shown: list[str]
     if monitor not in shown or monitor is None:
         return
     x, y = read.line(monitor)
+    if np.isnan(y).all():
+        return
     at = int(np.nanargmin(y) if monitor.endswith("loss") else np.nanargmax(y))
     axes.plot(x[at], y[at], "*", color="black", markersize=9, label=f"best {y[at]:.4f}")
 
@@ -142,10 +148,11 @@ class Curves:
     """
 
     def __init__(self, path: Path, epoch_steps: int | None = None) -> None:
-        with path.open(newline="", encoding="utf-8") as file:
-            self.rows = list(csv.DictReader(file))
-        self.keys = set(self.rows[0]) if self.rows else set()
-        ends = [(int(row["step"]) + 1, int(row["epoch"]) + 1) for row in self.rows if row.get("val/loss")]
+        self.rows = rows_of(path)
+        self.keys = {key for row in self.rows for key in row}
+        ends = [(int(row["step"]) + 1, int(row["epoch"]) + 1) for row in self.rows if {"val/loss", "epoch"} <= set(row)]
+        if not isinstance(epoch_steps, int) or epoch_steps < 1:
+            epoch_steps = None
         if epoch_steps is None and ends:
             epoch_steps = ends[0][0] // ends[0][1]  # the last one may end within an epoch
         whole = epoch_steps is not None and any(step >= epoch_steps for step, _ in ends)
@@ -153,8 +160,33 @@ class Curves:
 
     def line(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """(x, y) float64 (N,): where `key` was measured, and what."""
-        found = [((int(row["step"]) + 1) / self.steps, float(row[key])) for row in self.rows if row.get(key)]
+        found = [((int(row["step"]) + 1) / self.steps, row[key]) for row in self.rows if key in row]
         return np.array([x for x, _ in found]), np.array([y for _, y in found])
+
+
+def rows_of(path: Path) -> list[dict[str, float]]:
+    """The numbers of a metrics.csv, row by row; rows without a step are left out.
+
+    Raises:
+        UserError: it is larger than any run's, or no table.
+    """
+    rows: list[dict[str, float]] = []
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{path} has more than {LARGEST} bytes, and is not a run's.")
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.reader(file)
+            keys = next(reader, [])
+            for cells in reader:
+                row: dict[str, float] = {}
+                for key, cell in zip(keys, cells, strict=False):
+                    with contextlib.suppress(ValueError):  # empty, or no number
+                        row[key] = float(cell)
+                if 0 <= row.get("step", -1) < 2**63 and 0 <= row.get("epoch", 0) < 2**63:
+                    rows.append(row)
+    except csv.Error as error:
+        raise UserError(f"{path} is not a run's ({error}).") from None
+    return rows
 
 
 def _figure(width: float, height: float) -> Figure:

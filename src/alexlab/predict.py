@@ -1,10 +1,8 @@
 """What a run's network says of images: the task of predict.py."""
 
-import contextlib
 import csv
 import glob
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,16 +61,6 @@ def shown(path: str) -> str:
     return os.fsencode(rundir.shown(Path(path))).decode(errors="replace")
 
 
-@contextlib.contextmanager
-def discarded(beside: Path) -> Iterator[None]:
-    """No half a file stays behind where what writes it ends early."""
-    try:
-        yield
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def predict(config: DictConfig) -> None:
     """Write a line a class of the `config.topk` most probable ones of each image, and show the first images' best.
 
@@ -97,13 +85,8 @@ def predict(config: DictConfig) -> None:
     broken: dict[str, str] = {}
     table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
     console = Console()
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    with (
-        discarded(beside),
-        beside.open("x", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        torch.inference_mode(),
-    ):
+    text = {"encoding": "utf-8", "errors": "surrogateescape"}
+    with rundir.written(out, "x", newline="", **text) as file, torch.inference_mode():
         writer = csv.writer(file)
         writer.writerow(["path", "rank", "class", "probability"])
         for place, (pixels, _, skipped, _) in enumerate(
@@ -121,7 +104,6 @@ def predict(config: DictConfig) -> None:
                     writer.writerow([path, rank, classes[index], f"{value:.6f}"])
                 if table.row_count < SHOWN:
                     table.add_row(escape(shown(path)), escape(classes[indices[0]]), f"{values[0]:.4f}")
-    beside.replace(out)
     if table.row_count:
         console.print(table)
     done = len(paths) - len(broken)
@@ -131,6 +113,7 @@ def predict(config: DictConfig) -> None:
         listed = "\n  ".join(shown(line) for line in told[:SHOWN])
         if len(broken) > SHOWN:
             rest = out.with_name(f"{out.stem}-broken.txt")
-            rest.write_text("\n".join(told) + "\n", encoding="utf-8", errors="surrogateescape")
+            with rundir.written(rest, "x", **text) as file:
+                file.write("\n".join(told) + "\n")
             listed += f"\n  ... ({len(broken) - SHOWN} more, all in {rundir.shown(rest)})"
         raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)

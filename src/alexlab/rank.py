@@ -22,7 +22,9 @@ def main() -> int:
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `fit_rank` takes it: no tracebacks of imports
     try:
-        job = config.load(Path(sys.argv[1]) / "config.yaml", secrets=lambda key: True)
+        path = Path(sys.argv[1]) / "config.yaml"
+        goes_on = config.load(path).resume.run is not None  # and may be of a run from elsewhere
+        job = config.load(path, secrets=lambda key: not goes_on or key in (*config.REVEALED, "callbacks"))
         with importing():
             from alexlab import run
 

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
+from alexlab import config as configs
 from alexlab import launch, rundir
 from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
@@ -95,6 +96,11 @@ def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: P
     )  # fmt: skip
     for line in [*data.left_out(), *data.lacking()]:
         log.warning("%s", line)
+    for word in configs.withheld(config):
+        log.warning(
+            "%s: a secret by its variable's name, so this is what config.yaml has, and eval.py, predict.py and such "
+            "get no more; if it is none, give the variable another name", word,
+        )  # fmt: skip
     if plan.warmup >= plan.steps:
         log.warning(
             "the warm-up of %d steps is as long as the run: the rate never comes to %g; scheduler.warmup=0 has none",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -41,10 +42,10 @@ def restore(config: DictConfig) -> DictConfig | None:
         tell(f"resume=auto: {rundir.shown(own)} holds no run yet: a new one starts.")
         return config
     run_dir = own if named == "auto" else find(named, Path(config.paths.logs))
-    # a network's are for what it fetches, and its weights are here
-    before = configs.load(run_dir / "config.yaml", secrets=lambda key: key != "model")
+    before = configs.load(run_dir / "config.yaml", secrets=lambda key: key in configs.REVEALED)
     if not {"overrides", "trainer", "model", "data"} <= set(before):
         raise UserError(f"{run_dir / 'config.yaml'} is not whole: start the run anew.")
+    rundir.refuse_link(run_dir / "figures")
     changed, changes = changed_by(config, before)
     if changes and not config.resume.allow_changes:
         allowed = not any(key.startswith(KEPT_ON_RESUME) for key in changes)
@@ -59,6 +60,7 @@ def restore(config: DictConfig) -> DictConfig | None:
     changed.overrides = [*said.values(), *new.values()]
     changed.init_from = changed.ckpt_path = None
     rules.check(changed)
+    check_callbacks(changed, run_dir)
     found = newest(run_dir / "checkpoints")
     if found is None and named != "auto":
         raise UserError(
@@ -79,6 +81,17 @@ def restore(config: DictConfig) -> DictConfig | None:
             f"{before.trainer.max_epochs} prolongs it."
         )
     return changed
+
+
+def check_callbacks(config: DictConfig, run_dir: Path) -> None:
+    """Raises UserError where the run's own callbacks, which may be anybody's, would be given a secret."""
+    for key, value in configs.flat({"callbacks": configs.plain(config.callbacks)}).items():
+        name = re.search(r"\$\{(oc\.env:\w+)\}", str(value))
+        if name is not None:
+            raise UserError(
+                f"{key} of {rundir.shown(run_dir)} refers to the environment: a run that may come from elsewhere does "
+                f"not get a secret for what it calls. If it is yours, give it again: '{key}=${{{name[1]}}}'."
+            )
 
 
 def find(named: str, logs: Path) -> Path:
@@ -124,6 +137,9 @@ def changed_by(config: DictConfig, before: DictConfig) -> tuple[DictConfig, dict
     changes: dict[str, str] = {}
     said = by_key(before.overrides)
     for key, word in by_key(config.overrides).items():
+        if key.startswith("callbacks.") and "${oc.env:" in str(OmegaConf.select(before, key)):
+            OmegaConf.update(changed, key, OmegaConf.select(config, key), force_add=True)
+            continue
         if said.get(key) == word:  # what the run has, in the same words; it may show it in others
             continue
         if (CONF / key).is_dir():

@@ -14,7 +14,7 @@ from alexlab import config as configs
 from alexlab.classifier import ImageClassifier
 from alexlab.data.datamodule import ImageFolders
 from alexlab.errors import UserError
-from alexlab.instantiate import build, without_weights
+from alexlab.instantiate import network
 from alexlab.models.parts import heads_of
 from alexlab.models.zoo import load_but_head
 from alexlab.plan import Plan
@@ -74,9 +74,8 @@ def check_function(key: str, found: dict[str, Any], net: nn.Module, size: int, s
 
 def _rebuilt(found: dict[str, Any], on: str) -> nn.Module:
     """The checkpoint's network with its weights; on "meta" without making others first."""
-    settings = without_weights(found["alexlab"]["config"]["model"]["net"])
     with torch.device(on):
-        net = build(settings, num_classes=len(found["alexlab"]["classes"]))
+        net = network(found["alexlab"]["config"]["model"]["net"], len(found["alexlab"]["classes"]))
     state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
     net.load_state_dict(state, assign=on == "meta")
     return net

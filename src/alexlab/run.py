@@ -46,7 +46,7 @@ def fit(config: DictConfig) -> float | None:
             if config.resume.run is not None:
                 restored = restore.restore(config)
                 if restored is None:
-                    return rundir.read_summary(Path(config.run_dir))["best"].get(config.monitor)
+                    return rundir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
                 config = restored
             return _fit(config)
     except Preempted as error:

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import DictConfig
 
@@ -18,6 +19,8 @@ from alexlab import config as configs
 from alexlab import launch, secrecy
 from alexlab.config import ROOT
 from alexlab.errors import SYSTEM, UserError, naming
+
+LARGEST = 2**25  # bytes of a summary.json, which lists the images that were left out
 
 
 def name_of(run_dir: PurePath) -> str:
@@ -182,16 +185,45 @@ def git_state() -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(changes) if changes is not None else None}
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def written(path: Path, mode: str = "xb", **more: Any) -> "Iterator[IO[Any]]":
+    """A new file, which takes the place of `path` when all is written; nothing is left of half a one. Where `path` is a
+    link, which a run from elsewhere might have to somebody's file, it takes the link's place.
+
+    Args:
+        mode: "xb", or "x" for text.
+        more: for `open`.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     beside.unlink(missing_ok=True)
     try:
-        with naming(path), beside.open("x") as file:  # and no link that somebody has put there
-            file.write(json.dumps(_finite(secrecy.hidden(values)), indent=2, allow_nan=False) + "\n")
-    except OSError:
+        with naming(path), beside.open(mode, **more) as file:  # no link either, as it must be new
+            yield file
+        beside.replace(path)
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    beside.replace(path)
+
+
+def folder_of(run_dir: Path, name: str) -> Path:
+    """A folder for files in a run's directory, made where it is missing.
+
+    Raises:
+        UserError: it is a link, by which files elsewhere would be overwritten and removed.
+    """
+    refuse_link(run_dir / name)
+    (run_dir / name).mkdir(exist_ok=True)
+    return run_dir / name
+
+
+def refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, and the files of a run are not written through one: remove it.")
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    with written(path, "x") as file:
+        file.write(json.dumps(_finite(secrecy.hidden(values)), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -202,12 +234,14 @@ def _finite(value: Any) -> Any:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """summary.json, or {} before the run has ended."""
+    """summary.json, or {} before the run has ended, and where there is something else."""
     path = run_dir / "summary.json"
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:  # of a disk that was full
+        told = json.loads(configs.content(path, LARGEST)) if path.is_file() else {}
+    except (ValueError, RecursionError):  # of a disk that was full, or no run's
         return {}
+    groups = [told.get(key, {}) for key in ("best", "last", "test")] if isinstance(told, dict) else [None]
+    return told if all(isinstance(group, dict) for group in groups) else {}
 
 
 def mark(run_dir: Path, status: str, why: str) -> None:

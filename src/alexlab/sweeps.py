@@ -126,7 +126,7 @@ def record_failure(config: DictConfig, error: Exception) -> None:
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / "config.yaml").exists():
-            (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(configs.told(config)))
+            configs.save(config, run_dir / "config.yaml")
         if not (run_dir / "summary.json").exists():
             told = {"status": "failed", "error": masked(f"{type(error).__name__}: {error}")}
             (run_dir / "summary.json").write_text(json.dumps(told, indent=2) + "\n")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
-from alexlab import figures
+from alexlab import figures, rundir
 from alexlab.classifier import ImageClassifier
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Media(Callback):
         of = f"{trainer.datamodule.tested_split}, {self.weights or ('best.ckpt' if best else 'last weights')}"  # type: ignore[attr-defined]
         shown = [names[row] for row in rows]
         self._write("confusion_matrix", figures.confusion(part, shown, counts[rows], len(names), of))
-        (self.folder / "mistakes.png").unlink(missing_ok=True)  # of a test before
+        (self.folder / "mistakes.png").unlink(missing_ok=True)  # of a test before; `_write` has seen the folder
         shares = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
         if counts.any():
             self._write("per_class", plots.per_class(shares, names, of))
@@ -133,9 +133,9 @@ class Media(Callback):
                 log.warning("W&B did not take the confusion matrix and the mistakes: %s", str(error)[:200])
 
     def _write(self, name: str, picture: Image.Image) -> None:
-        self.folder.mkdir(exist_ok=True)
-        self.written.append(self.folder / f"{name}.png")
-        picture.save(self.written[-1])
+        self.written.append(rundir.folder_of(self.folder.parent, self.folder.name) / f"{name}.png")
+        with rundir.written(self.written[-1]) as file:
+            picture.save(file, "PNG")
 
     def _log_end(
         self, run: Any, names: list[str], matrix: np.ndarray, rows: list[int], shares: list[float | None]

@@ -13,12 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alexlab import config as configs
 from alexlab.compare import boards
 from alexlab.compare.settings import settings_of, words_of
-from alexlab.config import LARGEST, LOADER
+from alexlab.config import LARGEST
 from alexlab.kinds import printable
 from alexlab.rundir import name_of
 
@@ -279,9 +277,8 @@ def config_of(path: Path, blocks: dict[bytes, Any]) -> Any:
     for block in re.split(rb"^(?=[^\s#\-])", raw, flags=re.MULTILINE):
         if block not in blocks:
             try:
-                text = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block, LOADER))
-                found = None if text else yaml.load(block, LOADER)
-            except (yaml.YAMLError, RecursionError, ValueError):
+                found = configs.parsed(block)
+            except ValueError:
                 found = None
             if not isinstance(found, dict) and block.strip():
                 return configs.read(path)

@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from alexlab.data import npz
 from alexlab.data.index import ImageIndex, changed, class_folders, scan
 
 try:
@@ -72,6 +72,7 @@ def _is_large(folder: Path) -> bool:
 def _recall(file: Path, folder: Path) -> ImageIndex | None:
     """The kept index, if all its folders are as they were."""
     try:
+        npz.check(file, file.stat().st_size)  # nothing in it is compressed
         with np.load(file, allow_pickle=False) as held:
             if int(held["version"]) != VERSION:
                 return None
@@ -82,7 +83,7 @@ def _recall(file: Path, folder: Path) -> ImageIndex | None:
             ignored = json.loads(held["ignored"].tobytes())
             index = ImageIndex(folder, held["names"].tobytes(), held["ends"], held["targets"], classes, ignored)
             return index if _fits(index) else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile):
+    except npz.BROKEN:
         return None  # not there, or not whole: read anew
 
 
@@ -96,7 +97,19 @@ def _fits(index: ImageIndex) -> bool:
     return bool(
         len(ends) and steps.min() > 0 and ends[-1] == len(index.names) and counted
         and targets[0] >= 0 and np.diff(targets, prepend=0).min() >= 0 and targets[-1] < len(index.classes)
+        and _stays_below(index)
     )  # fmt: skip
+
+
+def _stays_below(index: ImageIndex) -> bool:
+    """Whether all names lead to files in the folder."""
+    letters = np.frombuffer(index.names, np.uint8)
+    starts = np.concatenate([[0], index.ends[:-1]])
+    if (letters[starts] == ord("/")).any() or b"\0" in index.names:
+        return False
+    if b".." not in index.names:  # a million names are looked at one by one in a second
+        return True
+    return not any(b".." in index.names[a:b].split(b"/") for a, b in zip(starts, index.ends, strict=True))
 
 
 def _keep(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import mmap
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexlab.data import decode
+from alexlab.data import decode, npz
 from alexlab.errors import UserError
 
 VERSION = 1
 ABOUT = "prepared.json"
 MOST, MOST_EACH = 10**6, 5_000  # bytes of a SPLIT.npz's arrays, and of those for each image, its name included
+LEAST = 100  # bytes of an image
+LARGEST = 2**26  # bytes of a prepared.json
 ARRAYS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "ends")
 
 
@@ -168,9 +169,11 @@ def about(root: Path) -> dict[str, Any]:
         UserError: it was not prepared by this version.
     """
     try:
+        if (root / ABOUT).stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
         told = json.loads((root / ABOUT).read_text(encoding="utf-8"))
         version = told["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{root / ABOUT} cannot be read ({error}): prepare the images anew with prepare.py.") from None
     if version != VERSION:
         raise UserError(f"{root} was prepared in form {version}, and this is for form {VERSION}: prepare it anew.")
@@ -185,7 +188,7 @@ def read(root: Path) -> dict[str, PreparedIndex]:
     """
     try:
         return _read(root, about(root))
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except npz.BROKEN as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{root} is not what prepare.py writes ({error}): prepare the images anew.") from None
@@ -193,6 +196,10 @@ def read(root: Path) -> dict[str, PreparedIndex]:
 
 def _read(root: Path, told: dict[str, Any]) -> dict[str, PreparedIndex]:
     splits = {}
+    if told["format"] not in ("jpeg", "raw"):
+        raise ValueError(f"its format is {str(told['format'])[:40]!r}")
+    if not (isinstance(told["classes"], list) and all(isinstance(name, str) for name in told["classes"])):
+        raise ValueError("its classes are no names")
     for split, part in told["splits"].items():
         files = []
         for shard in part["shards"]:
@@ -204,9 +211,8 @@ def _read(root: Path, told: dict[str, Any]) -> dict[str, PreparedIndex]:
                 found = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
                 raise UserError(f"{path} {found}: copy it again, or remove {root / ABOUT} and run prepare.py again.")
             files.append(path)
-        with zipfile.ZipFile(root / f"{split}.npz") as packed:
-            if sum(entry.file_size for entry in packed.infolist()) > MOST + MOST_EACH * part["images"]:
-                raise ValueError(f"{split}.npz would unpack to more than its images need")
+        held_bytes = sum(shard["bytes"] for shard in part["shards"])
+        npz.check(root / f"{split}.npz", MOST + MOST_EACH * min(part["images"], held_bytes // LEAST))
         with np.load(root / f"{split}.npz", allow_pickle=False) as arrays:
             held = {key: arrays[key] for key in ARRAYS}
             names = arrays["names"].tobytes()

@@ -92,7 +92,8 @@ def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def write(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
     """Put a file with these rows in the place of `path`, in one go."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming(path), beside.open("w", newline="") as file:
+    beside.unlink(missing_ok=True)
+    with naming(path), beside.open("x", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

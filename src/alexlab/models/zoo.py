@@ -118,8 +118,11 @@ def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5
     return net
 
 
-def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """timm's network `name`.
+def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool = True, **kwargs: Any) -> nn.Module:
+    """timm's network `name`, or one of the hub's: "hf-hub:REPOSITORY".
+
+    Args:
+        online: ask the hub for what does not lie in its cache.
 
     Raises:
         ValueError: timm is not installed, no such network, or weights that cannot be had or are not what was published.
@@ -131,6 +134,8 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: An
     if ":" not in name and name.partition(".")[0] not in timm.list_models():  # "hf-hub:..." is the hub's to know
         raise ValueError(_unknown("timm", name, timm.list_models()))
     overlay: dict[str, Any] = {}
+    if ":" in name and not name.startswith(("hf-hub:", "hf_hub:")):
+        raise ValueError(f"model.name={name}: an address must begin with hf-hub:.")
     if ":" in name:
         repository = name.partition(":")[2]
         known = _cached(repository, "config.json") is not None
@@ -142,6 +147,11 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: An
             if re.fullmatch("[0-9a-f]{64}", file.resolve().name):  # large files, where the file system knows links
                 check_hash(file.resolve(), file.resolve().name)
             overlay = {"pretrained_cfg_overlay": {"file": str(file)}}
+    if not known and not online:
+        raise ValueError(
+            f"model.name={name}: the hub's description of it is not in its cache, and a run's own config fetches "
+            f"nothing: look at it there, and get it with train.py model=timm model.name={name} dry_run=true."
+        )
     if not known:
         _reach_hub(name, repository)
     with _hub_left_alone() if known else contextlib.nullcontext():
