@@ -27,10 +27,10 @@ SCRIPTS = [
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "secrecy", "kinds", "rules", "targets", "config", "help", "imports", "launch", "words", "memory",
-    "rundir", "compare", "identity", "figures", "plots", "data", "models", "optimizers", "optim", "augment",
-    "checkpoint", "instantiate", "loading", "sums", "classifier", "loggers", "callbacks", "gallery", "trainer",
-    "plan", "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw", "panels", "dashboard",
-    "predict", "export", "prepare", "benchmark", "cli", "__init__",
+    "rundir", "code_state", "options", "compare", "identity", "figures", "plots", "data", "models", "optimizers",
+    "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier", "loggers", "callbacks", "gallery",
+    "trainer", "plan", "assemble", "report", "resume", "restore", "repeat", "run", "rank", "evaluate", "redraw",
+    "panels", "dashboard", "predict", "export", "prepare", "benchmark", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -38,7 +38,7 @@ STRANGERS = {"data": "models", "models": "data"}
 ONLY = {
     "hydra": {"cli", "instantiate"},
     "omegaconf": {"rules", "config", "help", "instantiate", "loading", "callbacks", "trainer", "plan", "rundir",
-                  "identity", "assemble", "report", "resume", "restore", "run", "evaluate",
+                  "identity", "assemble", "report", "resume", "restore", "repeat", "options", "run", "evaluate",
                   "redraw", "compare", "panels", "dashboard", "predict", "export", "prepare",
                   "benchmark", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",

@@ -11,6 +11,7 @@ from alexlab.errors import UserError
 from alexlab.kinds import (
     ABOVE_0,
     BELOW_1,
+    BOARD_RUN,
     COUNT,
     DEVICES,
     FROM_0,
@@ -55,6 +56,9 @@ RULES: dict[str, Rule] = {
     "checkpoint.every_n_steps": or_null(COUNT),
     "checkpoint.every_minutes": or_null(ABOVE_0),
     "init_from": or_null(PATH),
+    "from_run": or_null(PATH),
+    "from_wandb": or_null(BOARD_RUN),
+    "repeats": or_null(TEXT),
     "ema.decay": or_null(INSIDE_0_1),
     "sweep.keep_going": SWITCH,
     "model.mean": or_auto(numbers("three numbers, one for each of red, green and blue", 3, lambda v: True)),
@@ -134,6 +138,7 @@ RULES: dict[str, Rule] = {
     "logger.wandb.notes": or_null(TEXT),
     "logger.wandb.tags": TEXTS,
     "logger.wandb.log_model": SWITCH,
+    "logger.wandb.log_code": SWITCH,
     "logger.wandb.init_timeout": ABOVE_0,
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.devices": DEVICES,
@@ -232,6 +237,7 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
     secret = secrecy.mistakes(plain)
     if secret:  # before anything that shows values
         raise UserError("\n  ".join(secret))
+    repeats = rules is RULES and (plain.get("from_run") or plain.get("from_wandb"))  # whose config is checked later
     wrong = []
     groups = dict.fromkeys(key[: m.start()] for key in rules for m in re.finditer(r"\.", key))
     for group in groups:
@@ -242,13 +248,13 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
             wrong.append(f"{group}={shown(value)}: it holds keys, and one of them must be set, such as {first}{off}.")
     for key, (words, test) in rules.items():
         value = _at(plain, key)
-        if value is _ABSENT:
+        if value is _ABSENT or (value == "???" and repeats):
             continue
         if value == "???" or (value is None and rules is RULES and key == "data.root"):
             wrong.append(f"{key} is missing: give {words}.")
         elif not test(value):
             wrong.append(f"{key}={shown(value)}: must be {words}.")
-    if rules is RULES and not wrong:  # rules on several values, which must each be right by itself
+    if rules is RULES and not wrong and not repeats:  # rules on several values, which must each be right by itself
         wrong = _together(plain) + _words(plain)
     if wrong:
         raise UserError(
@@ -309,7 +315,7 @@ def _words(plain: Plain) -> list[str]:
     given = {word.lstrip("+").partition("=")[0]: word for word in plain.get("overrides") or []}  # the last one counts
     for key, word in given.items():
         value = word.partition("=")[2]
-        if key in ("run_dir", "overrides", "choices"):
+        if key in ("run_dir", "repeats", "overrides", "choices"):
             wrong.append(f"{word}: {key} is filled in; a run's directory is chosen with hydra.run.dir=PATH.")
         if word.startswith("+") and key not in RULES and (key.split(".")[0] in CLOSED or "." not in key):
             wrong.append(f"{word}: nobody reads {key}; without the + the nearest key is told.")

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from alexlab import secrecy
 from alexlab.errors import UserError
+from alexlab.loggers import artifacts
 from alexlab.loggers.key import key_at_hand
 from alexlab.rundir import shown
 
@@ -52,6 +55,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         save_dir: the run directory.
         mode: "auto" (online where a key is at hand, else offline), "online", "offline" or "disabled".
         log_model: upload the best checkpoint when the run ends.
+        log_code: upload the commit and what differs from it; W&B's own upload of code is off then, as it would be the
+            same again, secrets included.
         init_timeout: seconds that the server gets to answer before the run goes on offline.
 
     Raises:
@@ -69,6 +74,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         tags: "list[str] | tuple[str, ...]" = (),
         notes: str | None = None,
         log_model: bool = False,
+        log_code: bool = True,
         init_timeout: float = 8,
     ) -> None:
         if mode not in ("auto", "online", "offline", "disabled"):
@@ -82,7 +88,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             reason = f"WANDB_MODE={asked}" if asked else ("an API key is there" if has_key else "no API key")
         if mode == "online":
             require_key()
-        self.upload_best = log_model
+        self.upload_best, self.upload_code = log_model, log_code
+        self._sending: list[threading.Thread] = []
         settings: dict[str, Any] = {
             "entity": entity,
             "group": group,
@@ -94,7 +101,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         }
         quiet = wandb.Settings(
             init_timeout=init_timeout, finish_timeout=FINISH, finish_timeout_raises=False, silent=True, console="off",
-            x_disable_stats=False,
+            x_disable_stats=False, save_code=False if log_code else None,
         )  # fmt: skip
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         self._known_by = Path(save_dir) / ID
@@ -157,6 +164,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self._finished = True
         if status == "preempted":
             self.experiment.mark_preempting()
+        self._sent()
         run = self.experiment
         run.finish(exit_code=0 if status == "finished" else 1)
         folder = Path(run.dir).parent
@@ -168,9 +176,47 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             )
         self._experiment = None
 
+    def log_dataset(self, data: dict[str, Any], described: dict[str, Any], classes: list[str]) -> None:
+        """What the run is trained on, as the artifact that it uses: a fingerprint, and no image; see `artifacts`."""
+        if _rank() == 0 and self._experiment is not None:
+            self._send(artifacts.dataset(data, described, classes), used=True)
+
+    def log_code(self, run_dir: Path) -> None:
+        """The run's code.json and code.patch as the artifact `alexlab-code`, where `log_code` asks for it."""
+        found = artifacts.code(run_dir) if _rank() == 0 and self._experiment is not None and self.upload_code else None
+        if found is not None:
+            self._send(*found)
+
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
         """Upload a checkpoint as the run's artifact `model-<id>:best`, where `log_model` asks for it."""
-        if _rank() == 0 and self.upload_best and path.is_file():
-            artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=metadata)
-            artifact.add_file(str(path))
-            self.experiment.log_artifact(artifact, aliases=["best", "latest"])
+        if _rank() == 0 and self._experiment is not None and self.upload_best and path.is_file():
+            self._send(artifacts.checkpoint(self.experiment.id, path, metadata), ["best", "latest"])
+
+    def _send(self, artifact: wandb.Artifact, aliases: "list[str] | None" = None, used: bool = False) -> None:
+        """Beside the run: W&B asks its server about an artifact first, and for one that hangs it waits for long.
+
+        Args:
+            used: as what the run came from. `use_artifact` refuses that offline, and waits for the upload else.
+        """
+        if self._wandb_init["mode"] == "disabled":
+            return
+        run, name = self.experiment, artifact.name
+
+        def send() -> None:
+            try:
+                run._log_artifact(artifact, aliases=aliases, is_user_created=used, use_after_commit=used)
+            except Exception as error:  # of many kinds; the run is well without it
+                log.warning("W&B: the artifact %s was not taken (%s).", name, _first_line(error))
+
+        thread = threading.Thread(target=send, name=f"W&B {name}", daemon=True)
+        self._sending.append(thread)
+        thread.start()
+
+    def _sent(self) -> None:
+        """Wait for those, but not for long."""
+        end = time.monotonic() + FINISH
+        for thread in self._sending:
+            thread.join(max(0.0, end - time.monotonic()))
+        late = [thread.name.removeprefix("W&B ") for thread in self._sending if thread.is_alive()]
+        if late:
+            log.warning("W&B: the server did not take %s within %g s.", ", ".join(late), FINISH)
