@@ -177,6 +177,7 @@ def test_images_and_code_are_told_without_an_image_or_a_folder(shapes: Path, tmp
             assert done.returncode == 0, done.stderr
         off = tiny_train(shapes, tmp_path / "off", "logger=wandb", "logger.wandb.log_code=false", env=server.env())
         assert off.returncode == 0, off.stderr
+        assert "was not taken" not in done.stdout
     summary, code = summary_of(run_dir), json.loads((run_dir / "code.json").read_text())
     data, kept = artifact_of(server, "dataset-shapes"), artifact_of(server, "alexlab-code")
     assert (data["artifactTypeName"], kept["artifactTypeName"]) == ("dataset", "code")
@@ -238,6 +239,8 @@ def test_artifacts_that_a_server_does_not_take_cost_nothing_else(shapes: Path, t
     assert done.returncode == 0, done.stderr
     assert summary_of(tmp_path / "run")["status"] == "finished"
     assert (run.complete, run.exit_code, server.artifacts) == (True, 0, [])
+    for name in ("dataset-shapes", "alexlab-code", f"model-{run.name}"):
+        assert f"W&B: the artifact {name} was not taken (" in done.stdout
 
 
 ALL = bool(os.environ.get("ALEXLAB_FAULTS"))

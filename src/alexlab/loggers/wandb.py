@@ -44,7 +44,9 @@ def _gave_up(folder: Path) -> bool:
 
 
 Status = Literal["finished", "failed", "preempted"]
-FINISH = 15.0  # seconds that the server gets to take the last numbers
+FINISH = 15.0  # seconds that the server gets to take the last numbers,
+ANSWER = 5.0  # to answer about an artifact that it is still to be asked about when the run ends,
+SLOWEST = 1e6  # and, beside FINISH, for a checkpoint: bytes a second
 ID = ".wandb-id"  # the file in a run's directory that says which of W&B's it is
 
 
@@ -89,7 +91,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         if mode == "online":
             require_key()
         self.upload_best, self.upload_code = log_model, log_code
-        self._sending: list[threading.Thread] = []
+        self._sending: list[tuple[threading.Thread, threading.Event, float | None]] = []
         settings: dict[str, Any] = {
             "entity": entity,
             "group": group,
@@ -161,10 +163,10 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Close the run so that W&B shows how it ended; a second call does nothing."""
         if _rank() != 0 or self._finished or self._experiment is None:
             return
+        self._sent()
         self._finished = True
         if status == "preempted":
             self.experiment.mark_preempting()
-        self._sent()
         run = self.experiment
         run.finish(exit_code=0 if status == "finished" else 1)
         folder = Path(run.dir).parent
@@ -190,33 +192,53 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
         """Upload a checkpoint as the run's artifact `model-<id>:best`, where `log_model` asks for it."""
         if _rank() == 0 and self._experiment is not None and self.upload_best and path.is_file():
-            self._send(artifacts.checkpoint(self.experiment.id, path, metadata), ["best", "latest"])
+            # W&B cuts an upload off that is not done FINISH seconds after the run's end, and the run with it
+            within = FINISH + path.stat().st_size / SLOWEST
+            self._send(artifacts.checkpoint(self.experiment.id, path, metadata), ["best", "latest"], within=within)
 
-    def _send(self, artifact: wandb.Artifact, aliases: "list[str] | None" = None, used: bool = False) -> None:
+    def _send(
+        self,
+        artifact: wandb.Artifact,
+        aliases: "list[str] | None" = None,
+        used: bool = False,
+        within: float | None = None,
+    ) -> None:
         """Beside the run: W&B asks its server about an artifact first, and for one that hangs it waits for long.
 
         Args:
             used: as what the run came from. `use_artifact` refuses that offline, and waits for the upload else.
+            within: seconds for the upload, which the run's end waits for; None leaves it to W&B.
         """
-        if self._wandb_init["mode"] == "disabled":
+        mode = self._wandb_init["mode"]
+        if mode == "disabled":
             return
-        run, name = self.experiment, artifact.name
+        run, name, given = self.experiment, artifact.name, threading.Event()
 
         def send() -> None:
             try:
-                run._log_artifact(artifact, aliases=aliases, is_user_created=used, use_after_commit=used)
+                sent = run._log_artifact(artifact, aliases=aliases, is_user_created=used, use_after_commit=used)
+                given.set()
+                if sent._save_handle is not None:  # online; not `wait`, which fetches the artifact after that
+                    told = sent._save_handle.wait_or(timeout=within).response.log_artifact_response
+                    if told.error_message:
+                        raise wandb.errors.CommError(told.error_message)
+            except TimeoutError:
+                pass  # what is not there then, `finish` tells
             except Exception as error:  # of many kinds; the run is well without it
-                log.warning("W&B: the artifact %s was not taken (%s).", name, _first_line(error))
+                if not self._finished:
+                    log.warning("W&B: the artifact %s was not taken (%s).", name, _first_line(error))
+            finally:
+                given.set()
 
         thread = threading.Thread(target=send, name=f"W&B {name}", daemon=True)
-        self._sending.append(thread)
+        self._sending.append((thread, given, within))
         thread.start()
 
     def _sent(self) -> None:
-        """Wait for those, but not for long."""
-        end = time.monotonic() + FINISH
-        for thread in self._sending:
-            thread.join(max(0.0, end - time.monotonic()))
-        late = [thread.name.removeprefix("W&B ") for thread in self._sending if thread.is_alive()]
-        if late:
-            log.warning("W&B: the server did not take %s within %g s.", ", ".join(late), FINISH)
+        """Wait until W&B's own process has all of those, and for the upload of a checkpoint; but not for long."""
+        start = time.monotonic()
+        for thread, given, within in self._sending:
+            if not given.wait(max(0.0, start + ANSWER - time.monotonic())):
+                log.warning("W&B: the server does not answer: %s is not uploaded.", thread.name.removeprefix("W&B "))
+            elif within is not None:
+                thread.join(max(0.0, start + within - time.monotonic()))
