@@ -137,6 +137,12 @@ def test_what_cannot_be_is_told(words: list[str], told: str, first: Path) -> Non
     assert [path.name for path in first.parent.iterdir()] == ["first"]
 
 
+def test_other_commands_repeat_nothing() -> None:
+    done = command("benchmark.py", "from_run=latest")
+    assert done.returncode == 2, done.stdout
+    assert "latest: from_run and from_wandb are of train.py alone" in done.stderr
+
+
 def test_what_wandb_does_not_have_is_told(server: WandbServer, tmp_path: Path) -> None:
     done = command("train.py", "from_wandb=tester/alexlab/none", f"hydra.run.dir={tmp_path}/x", env=server.env())
     assert done.returncode == 2, done.stdout

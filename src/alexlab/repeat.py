@@ -102,7 +102,7 @@ def _as(name: str, changes: list[str]) -> str:
 
 def _of_directory(config: DictConfig) -> Origin:
     asked, sweep = f"from_run={config.from_run}", Path(config.run_dir).parent
-    besides = sweep if sweep.parent.name == "multiruns" else None  # all jobs of a sweep repeat the same one
+    besides = sweep if sweep.parent.name == "multiruns" else Path(config.run_dir)  # all jobs repeat the same one
     run_dir = rundir.find_run(config.from_run, Path(config.paths.logs), "", "from_run", besides)
     plain = configs.plain(configs.load(run_dir / "config.yaml"))
     dataset = rundir.read_summary(run_dir).get("dataset")
