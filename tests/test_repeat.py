@@ -140,7 +140,7 @@ def test_what_cannot_be_is_told(words: list[str], told: str, first: Path) -> Non
 def test_other_commands_repeat_nothing() -> None:
     done = command("benchmark.py", "from_run=latest")
     assert done.returncode == 2, done.stdout
-    assert "latest: from_run and from_wandb are of train.py alone" in done.stderr
+    assert "latest: from_run and from_wandb are for train.py alone" in done.stderr
 
 
 def test_what_wandb_does_not_have_is_told(server: WandbServer, tmp_path: Path) -> None:

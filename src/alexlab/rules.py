@@ -240,9 +240,7 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
     repeats = rules is RULES and (plain.get("from_run") or plain.get("from_wandb"))  # whose config is checked later
     wrong = []
     if repeats and plain.get("task") != "train":
-        wrong.append(
-            f"{repeats}: from_run and from_wandb are of train.py alone: leave them out, and give its settings."
-        )
+        wrong.append(f"{repeats}: from_run and from_wandb are for train.py alone: give its settings instead.")
     groups = dict.fromkeys(key[: m.start()] for key in rules for m in re.finditer(r"\.", key))
     for group in groups:
         value = _at(plain, group)
