@@ -27,10 +27,11 @@ SCRIPTS = [
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "secrecy", "kinds", "rules", "targets", "config", "sweeps", "help", "imports", "launch", "words",
-    "memory", "rundir", "compare", "identity", "figures", "plots", "study_plots", "data", "models", "optimizers",
-    "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier", "loggers", "callbacks",
-    "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "run", "rank", "evaluate", "redraw",
-    "panels", "dashboard", "predict", "export", "prepare", "benchmark", "study", "beforehand", "cli", "__init__",
+    "memory", "rundir", "code_state", "options", "compare", "identity", "figures", "plots", "study_plots", "data",
+    "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier",
+    "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "repeat",
+    "run", "rank", "evaluate", "redraw", "panels", "dashboard", "predict", "export", "prepare", "benchmark",
+    "study", "beforehand", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -40,7 +41,8 @@ ONLY = {
     "hydra_plugins": {"study"},
     "optuna": {"sweeps", "study", "callbacks"},
     "omegaconf": {"rules", "config", "sweeps", "help", "instantiate", "loading", "callbacks", "trainer", "plan",
-                  "rundir", "identity", "assemble", "report", "resume", "restore", "run", "evaluate",
+                  "rundir", "identity", "assemble", "report", "resume", "restore", "repeat",
+                  "options", "run", "evaluate",
                   "redraw", "compare", "panels", "dashboard", "predict", "export", "prepare",
                   "benchmark", "study", "beforehand", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",

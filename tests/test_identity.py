@@ -81,4 +81,4 @@ def test_nothing_of_this_machines_folders_is_told() -> None:
     ],
 )  # fmt: skip
 def test_folders_are_left_out_of_any_text(text: str, told: str) -> None:
-    assert identity.facts_for_others({"x": [text]}) == {"x": [told]}
+    assert identity.without_paths({"x": [text]}) == {"x": [told]}

@@ -16,7 +16,9 @@ import torch
 from conftest import ROOT, TINY, clean_env, command, summary_of, tiny_train
 from wandb_server import WandbServer, wandb_server
 
+from alexlab.compare import boards
 from alexlab.launch import free_port
+from alexlab.loggers.wandb import WandbLogger
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,90 @@ def test_a_key_that_is_refused_leaves_a_run_offline_that_may_be(shapes: Path, tm
     assert list((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"))
 
 
+def artifact_of(server: WandbServer, collection: str) -> dict:
+    """The last of that name that was made, its metadata read."""
+    found = [made for made in server.artifacts if made["artifactCollectionName"] == collection][-1]
+    aliases = {each["alias"] for each in found["aliases"]}
+    return {**found, "metadata": json.loads(found["metadata"]), "aliases": aliases}
+
+
+def test_images_and_code_are_told_without_an_image_or_a_folder(shapes: Path, tmp_path: Path) -> None:
+    """Also where the user's account has W&B save the code, which would be the same again."""
+    with wandb_server() as server:
+        env = {**server.env(), "WANDB_SAVE_CODE": "true"}
+        for name in ("a", "b"):
+            run_dir = tmp_path / name
+            words = ["logger=wandb", "logger.wandb.log_model=true", "test=false", "seed=1" if name == "b" else "seed=0"]
+            done = tiny_train(shapes, run_dir, *words, env=env)
+            assert done.returncode == 0, done.stderr
+        off = tiny_train(shapes, tmp_path / "off", "logger=wandb", "logger.wandb.log_code=false", env=server.env())
+        assert off.returncode == 0, off.stderr
+        assert "was not taken" not in done.stdout
+    summary, code = summary_of(run_dir), json.loads((run_dir / "code.json").read_text())
+    data, kept = artifact_of(server, "dataset-shapes"), artifact_of(server, "alexlab-code")
+    assert (data["artifactTypeName"], kept["artifactTypeName"]) == ("dataset", "code")
+    told = json.loads(server.files["artifact/dataset.json"])
+    assert {key: told[key] for key in ("fingerprint", "images")} == {
+        key: summary["dataset"][key] for key in ("fingerprint", "images")
+    }
+    assert told["classes"] == sorted(path.name for path in (shapes / "train").iterdir())
+    assert data["metadata"]["fingerprint"] == summary["dataset"]["fingerprint"]
+    assert json.loads(server.files["artifact/code.json"]) == code == kept["metadata"]
+    assert code["commit"] == summary["git"]["commit"]
+    assert f"{code['commit'][:12]}{'-' + code['patch_sha256'][:12] if code['patch_sha256'] else ''}" in kept["aliases"]
+    assert ("artifact/code.patch" in server.files) == code["dirty"]
+    assert not any(name.endswith((".jpg", "diff.patch")) for name in server.files)
+    assert str(tmp_path) not in json.dumps([made["metadata"] for made in server.artifacts])
+    assert str(shapes.parent).encode() not in b"".join(raw for name, raw in server.files.items() if "json" in name
+                                                       and "metadata" not in name)  # fmt: skip
+    digests = [
+        [made["digest"] for made in server.artifacts if made["artifactTypeName"] == kind]
+        for kind in ("dataset", "code")
+    ]
+    assert [(len(each), len(set(each))) for each in digests] == [(3, 1), (2, 1)], "one version for all runs"
+    assert len(server.uses) == 3, "each run says what it was trained on"
+    model = artifact_of(server, f"model-{server.run_of('b').name}")
+    assert model["aliases"] == {"best", "latest"}
+    assert model["metadata"] == {
+        "best": summary["best"], "epoch": 1, "monitor": "val/acc1", "test": {}, "model": "shufflenet_v2_x0_5",
+        "name": server.run_of("b").fields["displayName"], "num_classes": 10, "image_size": 64,
+        "fingerprint": summary["dataset"]["fingerprint"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_wandbs_own_upload_of_code_is_off_where_ours_is_on(ours: bool, tmp_path: Path) -> None:
+    """Without a word of ours W&B's own settings decide."""
+    board = WandbLogger(str(tmp_path), mode="offline", log_code=ours)
+    assert board._wandb_init["settings"].save_code is (False if ours else None)
+
+
+def test_artifacts_of_a_run_without_a_server_are_kept_for_the_upload(shapes: Path, tmp_path: Path) -> None:
+    """In its file, as all else that `wandb sync` uploads."""
+    done = tiny_train(shapes, tmp_path / "run", "logger=wandb", "logger.wandb.log_model=true", "test=false")
+    assert done.returncode == 0, done.stderr
+    assert "was not taken" not in done.stdout + done.stderr
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    made = [r.request.log_artifact.artifact for r in boards.records(file) if r.request.HasField("log_artifact")]
+    made += [record.artifact for record in boards.records(file) if record.HasField("artifact")]
+    assert {artifact.type: artifact.use_after_commit for artifact in made} == {
+        "dataset": True, "code": False, "model": False
+    }  # fmt: skip
+
+
+def test_artifacts_that_a_server_does_not_take_cost_nothing_else(shapes: Path, tmp_path: Path) -> None:
+    """Refused, as where a name is another type's; the run is told whole."""
+    with wandb_server() as server:
+        server.refuses = {"CreateArtifact": "no", "ArtifactType": "no"}
+        done = tiny_train(shapes, tmp_path / "run", "logger=wandb", "logger.wandb.log_model=true", env=server.env())
+        run = server.run_of("run")
+    assert done.returncode == 0, done.stderr
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+    assert (run.complete, run.exit_code, server.artifacts) == (True, 0, [])
+    for name in ("dataset-shapes", "alexlab-code", f"model-{run.name}"):
+        assert f"W&B: the artifact {name} was not taken (" in done.stdout
+
+
 ALL = bool(os.environ.get("ALEXLAB_FAULTS"))
 FAULTS: list[tuple[int | str, str]] = [("hang", "history"), (401, "history")]
 if ALL:
@@ -192,7 +278,8 @@ def test_a_server_that_fails_on_the_way_costs_nothing_but_its_numbers(
     words = ["trainer.max_epochs=2", "trainer.limit_train_batches=null"]
     with wandb_server() as server:
         server.fault, server.faulty_from = fault, moment
-        with_it = tiny_train(shapes, tmp_path / "with", *words, "logger=wandb", env=server.env(), timeout=150)
+        more = ["logger=wandb", "logger.wandb.log_model=true"]  # which is sent when the server has failed
+        with_it = tiny_train(shapes, tmp_path / "with", *words, *more, env=server.env(), timeout=150)
     without = tiny_train(shapes, tmp_path / "without", *words)
     assert server.faulty, "it has failed"
     assert (with_it.returncode, without.returncode) == (0, 0), with_it.stderr

@@ -96,6 +96,7 @@ class WandbServer(ThreadingHTTPServer):
         self.unknown: list[str] = []
         self.files: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
+        self.uses: list[dict[str, Any]] = []  # of artifacts, as what a run came from
         self.entity: str | None = "tester"  # the user's own
         self.projects = {"alexlab"}  # of it, that views can be in
         self.views: list[dict[str, Any]] = []  # of UpsertView2, with an id
@@ -167,6 +168,12 @@ class WandbServer(ThreadingHTTPServer):
             return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
         if operation == "GetDefaultEntity":
             return {"viewer": {"id": "u", "entity": self.entity}}
+        if operation == "UseArtifact":
+            self.uses.append(v)
+            return {"useArtifact": {"artifact": {"id": v.get("artifactID")}}}
+        if operation == "Run":  # of wandb.Api().run(path)
+            run = self.runs.get(v["name"]) if (v["entity"], v["project"]) == ("tester", "alexlab") else None
+            return {"project": {"run": self.told_of(run)} if run is not None else None}
         if operation in ("View", "UpsertView2"):
             return self.answer_view(operation, v)
         if operation == "UpsertSweep":
@@ -189,6 +196,18 @@ class WandbServer(ThreadingHTTPServer):
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         return {}
+
+    def told_of(self, run: Run) -> dict[str, Any]:
+        """What the public API is told of a run."""
+        name = run.fields.get("displayName") or run.name
+        return {
+            "projectId": "1", "id": f"id-{run.name}", "tags": [], "name": run.name, "displayName": name,
+            "sweepName": None, "state": "finished" if run.complete else "running", "config": run.fields["config"],
+            "group": run.fields.get("groupName"), "jobType": "train", "commit": run.fields.get("commit"),
+            "readOnly": False, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00",
+            "description": "", "notes": None, "systemMetrics": "{}", "summaryMetrics": json.dumps(run.summary),
+            "historyLineCount": len(run.history), "user": {"name": "tester", "username": "tester"}, "historyKeys": None,
+        }  # fmt: skip
 
     def answer_view(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
         """Saved views: one is asked for by its project and name, and written anew where its id is given."""

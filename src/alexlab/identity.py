@@ -58,17 +58,14 @@ def _short(value: str) -> str:
 def for_others(config: DictConfig) -> dict[str, Any]:
     """The config as plain values, without secrets; of a folder or file of this machine its name alone.
 
-    `run` is the run's name in `logs/`, by which compare.py, eval.py and the like take it.
+    `run` is the run's name in `logs/`, by which compare.py, eval.py and the like take it. `floats` are the keys of
+    1.0 and the like: W&B makes it 1, and of a limit one is a share and the other a number of batches.
     """
     plain = configs.told(config)
     run_dir = str(plain.pop("run_dir"))
     plain.pop("paths", None)
-    return {**_without_paths(plain), "run": name_of(PurePath(run_dir))}
-
-
-def facts_for_others(values: dict[str, Any]) -> dict[str, Any]:
-    """Facts of a run without folders of this machine."""
-    return _without_paths(values)
+    floats = [key for key, value in configs.flat(plain).items() if isinstance(value, float) and value.is_integer()]
+    return {**without_paths(plain), "run": name_of(PurePath(run_dir)), "floats": floats}
 
 
 # the folders of a path that is absolute, of home (~) or of here (./, ../), with or without a drive; not of an address
@@ -77,11 +74,12 @@ FOLDERS = re.compile(
 )
 
 
-def _without_paths(node: Any) -> Any:
+def without_paths(node: Any) -> Any:
+    """Plain values, of folders in them the last part alone."""
     if isinstance(node, dict):
-        return {key: _without_paths(value) for key, value in node.items()}
+        return {key: without_paths(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_without_paths(value) for value in node]
+        return [without_paths(value) for value in node]
     if not isinstance(node, str):
         return node
     return FOLDERS.sub("", re.sub(r"[\w.\-]+(?:/[\w.\-]+)*/\.\./", "../", node))

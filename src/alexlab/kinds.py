@@ -66,6 +66,10 @@ LETTERS: Rule = (
 )
 # Lightning would fetch what an address gives, and run what is in it
 PATH: Rule = ("a run or a file here, and no address", lambda v: isinstance(v, str) and v != "" and "://" not in v)
+BOARD_RUN: Rule = (
+    "ENTITY/PROJECT/RUN, where RUN is the last part of its page's address",
+    lambda v: isinstance(v, str) and len(parts := v.split("/")) == 3 and all(NAME[1](part) for part in parts),
+)
 SHARE = number("a number from 0 to 1", lambda v: 0 <= v <= 1)
 BELOW_1 = number("a number from 0 to below 1", lambda v: 0 <= v < 1)
 INSIDE_0_1 = number("a number above 0 and below 1", lambda v: 0 < v < 1)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alexlab import config as configs
-from alexlab import launch, rundir
+from alexlab import identity, launch, rundir
 from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
 from alexlab.compare import standing
@@ -47,6 +47,16 @@ def facts_of(
         "macs": macs(model.net, config.data.image_size),
         "hardware": hardware(devices),
     }
+
+
+def metadata_of(config: DictConfig, summary: dict[str, Any]) -> dict[str, Any]:
+    """What is told of best.ckpt where it is uploaded."""
+    dataset = summary["dataset"]
+    return {
+        "best": summary["best"], "epoch": summary["best_epoch"], "monitor": config.monitor, "test": summary["test"],
+        "model": config.model.name, "name": identity.readable(config), "num_classes": dataset["num_classes"],
+        "image_size": config.data.image_size, "fingerprint": dataset["fingerprint"],
+    }  # fmt: skip
 
 
 def hardware(devices: Devices) -> dict[str, Any]:

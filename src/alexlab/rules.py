@@ -11,6 +11,7 @@ from alexlab.errors import UserError
 from alexlab.kinds import (
     ABOVE_0,
     BELOW_1,
+    BOARD_RUN,
     COUNT,
     DEVICES,
     FROM_0,
@@ -55,6 +56,9 @@ RULES: dict[str, Rule] = {
     "checkpoint.every_n_steps": or_null(COUNT),
     "checkpoint.every_minutes": or_null(ABOVE_0),
     "init_from": or_null(PATH),
+    "from_run": or_null(PATH),
+    "from_wandb": or_null(BOARD_RUN),
+    "repeats": or_null(TEXT),
     "ema.decay": or_null(INSIDE_0_1),
     "sweep.keep_going": SWITCH,
     "sweep.pruner": one_of("median", "hyperband", "none"),
@@ -137,6 +141,7 @@ RULES: dict[str, Rule] = {
     "logger.wandb.notes": or_null(TEXT),
     "logger.wandb.tags": TEXTS,
     "logger.wandb.log_model": SWITCH,
+    "logger.wandb.log_code": SWITCH,
     "logger.wandb.init_timeout": ABOVE_0,
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.devices": DEVICES,
@@ -213,18 +218,13 @@ COMPARE_RULES: dict[str, Rule] = {
     "format": one_of("table", "markdown", "csv", "json", "html"), "out": or_null(TEXT), "equal": SWITCH,
 }  # fmt: skip
 DASHBOARD_RULES: dict[str, Rule] = {
-    "entity": or_null(NAME),
-    "project": NAME,
-    "name": LETTERS,
-    "dry_run": SWITCH,
-    "metric": TEXT,
-    "x": TEXT,
+    "entity": or_null(NAME), "project": NAME, "name": LETTERS, "dry_run": SWITCH, "metric": TEXT, "x": TEXT,
     "swept": ("a list of settings, such as [optimizer.lr]", lambda v: TEXTS[1](v) and len(v) > 0),
     **{f"also.{part}": TEXTS for part in ("history", "summary", "config", "media")},
     "timeout": COUNT,
     "dashboard.max_runs": COUNT,
     "dashboard.sections": ("sections by their names, each with panels", lambda v: isinstance(v, dict) and len(v) > 0),
-}
+}  # fmt: skip
 
 NEEDED = ("model.name", "model.mean", "model.std", "model.net")  # which a model's yaml must have
 _ABSENT = object()
@@ -236,7 +236,10 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
     secret = secrecy.mistakes(plain)
     if secret:  # before anything that shows values
         raise UserError("\n  ".join(secret))
+    repeats = rules is RULES and (plain.get("from_run") or plain.get("from_wandb"))  # whose config is checked later
     wrong = []
+    if repeats and plain.get("task") != "train":
+        wrong.append(f"{repeats}: from_run and from_wandb are for train.py alone: give its settings instead.")
     groups = dict.fromkeys(key[: m.start()] for key in rules for m in re.finditer(r"\.", key))
     for group in groups:
         value = _at(plain, group)
@@ -246,17 +249,16 @@ def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
             wrong.append(f"{group}={shown(value)}: it holds keys, and one of them must be set, such as {first}{off}.")
     for key, (words, test) in rules.items():
         value = _at(plain, key)
-        if value is _ABSENT:
+        if value is _ABSENT or (value == "???" and repeats):
             continue
         if value == "???" or (value is None and rules is RULES and key == "data.root"):
             wrong.append(f"{key} is missing: give {words}.")
         elif not test(value):
             wrong.append(f"{key}={shown(value)}: must be {words}.")
-    for key in NEEDED if rules is RULES else ():
-        if _at(plain, key) is _ABSENT:
-            option = plain.get("choices", {}).get("model", "NAME")
-            wrong.append(f"{key} is missing: conf/model/{option}.yaml must have it, as conf/model/alexnet.yaml has.")
-    if rules is RULES and not wrong:  # rules on several values, which must each be right by itself
+    for key in (key for key in NEEDED if rules is RULES and _at(plain, key) is _ABSENT):
+        option = plain.get("choices", {}).get("model", "NAME")
+        wrong.append(f"{key} is missing: conf/model/{option}.yaml must have it, as conf/model/alexnet.yaml has.")
+    if rules is RULES and not wrong and not repeats:  # rules on several values, which must each be right by itself
         wrong = _together(plain) + _words(plain)
     if wrong:
         raise UserError(
@@ -317,7 +319,7 @@ def _words(plain: Plain) -> list[str]:
     given = {word.lstrip("+").partition("=")[0]: word for word in plain.get("overrides") or []}  # the last one counts
     for key, word in given.items():
         value = word.partition("=")[2]
-        if key in ("run_dir", "overrides", "choices"):
+        if key in ("run_dir", "repeats", "overrides", "choices"):
             wrong.append(f"{word}: {key} is filled in; a run's directory is chosen with hydra.run.dir=PATH.")
         if word.startswith("+") and key not in RULES and (key.split(".")[0] in CLOSED or "." not in key):
             wrong.append(f"{word}: nobody reads {key}; without the + the nearest key is told.")

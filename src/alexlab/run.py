@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from alexlab import checkpoint, identity, launch, optim, report, restore, resume, rundir
+from alexlab import checkpoint, code_state, identity, launch, optim, repeat, report, restore, resume, rundir
 from alexlab import config as configs
 from alexlab import plan as plans
 from alexlab.assemble import build_callbacks, build_data, build_loggers, build_model
@@ -40,7 +40,7 @@ def fit(config: DictConfig) -> float | None:
 
     Whatever can be found wrong is found before the run's directory is made.
     """
-    config = configs.resolved(config)
+    config, origin = repeat.repeat(configs.resolved(config))
     try:
         with Notes().taken():  # which end it at once, until a rank looks at them
             if config.resume.run is not None:
@@ -48,14 +48,14 @@ def fit(config: DictConfig) -> float | None:
                 if restored is None:
                     return rundir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
                 config = restored
-            return _fit(config)
+            return _fit(config, origin)
     except Preempted as error:
         if launch.rank() == 0:
             print("\n".join(report.of_signal(config, Path(config.run_dir), error.number)), flush=True)
         raise SystemExit(128 + error.number) from None
 
 
-def _fit(config: DictConfig) -> float | None:
+def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
     """Claim the run's directory, and train in this process or in one a device."""
     devices = find_devices(config)
     if devices.nodes > 1 and not launch.external():
@@ -70,6 +70,8 @@ def _fit(config: DictConfig) -> float | None:
     check_settings(config)
     choose_precision(config.trainer.precision, devices.kind)  # told now where it cannot be
     data = build_data(config, devices).read()
+    if origin is not None:
+        origin.compare(data.describe())
     plan = plans.make_plan(config, devices.world_size, data.images)
     model = prepare_model(config, data, plan)
     if config.dry_run:
@@ -97,6 +99,10 @@ def _fit(config: DictConfig) -> float | None:
                 held.enter_context(marking(run_dir))
                 resume.take_best_along(config)
                 print(f"run directory: {rundir.shown(run_dir)}", flush=True)
+                if origin is not None:
+                    rundir.write_json(run_dir / repeat.NOTES, origin.notes())
+            if (other := code_state.keep(run_dir)) is not None:
+                print(f"warning: {other}", flush=True)
         if alone:
             return fit_rank(config, data, model)
         del model
@@ -178,8 +184,11 @@ def _fit_rank(
         loggers, board = build_loggers(config)
         if board is not None:
             board.log_config(identity.for_others(config))
-            board.log_summary(identity.facts_for_others(facts))
+            board.log_summary(identity.without_paths({**facts, "code": code_state.read(run_dir)}))
+            board.log_dataset(configs.plain(config.data), facts["dataset"], data.readable_classes)
+            board.log_code(run_dir)
         report.tell_start(config, devices, data, plan, facts)
+        repeat.tell_again(run_dir)
         preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None
         last, every = run_dir / "checkpoints" / checkpoint.LAST, config.checkpoint
@@ -232,8 +241,8 @@ def _fit_rank(
             draw_figures(config, data, devices, board)
         if board is not None:
             if status == "finished":
-                board.log_checkpoint(run_dir / "checkpoints/best.ckpt", {"best": summary["best"]})
-            board.log_summary(identity.facts_for_others({k: v for k, v in summary.items() if k not in facts}))
+                board.log_checkpoint(run_dir / "checkpoints/best.ckpt", report.metadata_of(config, summary))
+            board.log_summary(identity.without_paths({k: v for k, v in summary.items() if k not in facts}))
             board.finish(status)
         if unwritten is not None and status == "finished":
             raise unwritten

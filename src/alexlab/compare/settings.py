@@ -18,6 +18,7 @@ IGNORED = {
     "data.num_workers", "data.timeout", "data.num_classes", "model.net.name",
     "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port", "choices.logger",
     "choices.callbacks", "checkpoint.every_n_steps", "checkpoint.every_minutes",
+    "from_run", "from_wandb", "repeats", "floats",
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from alexlab import secrecy, sweeps
 from alexlab.errors import UserError
+from alexlab.loggers import artifacts
 from alexlab.loggers.key import key_at_hand
 from alexlab.rundir import shown
 
@@ -41,7 +44,9 @@ def _gave_up(folder: Path) -> bool:
 
 
 Status = Literal["finished", "failed", "preempted"]
-FINISH = 15.0  # seconds that the server gets to take the last numbers
+FINISH = 15.0  # seconds that the server gets to take the last numbers,
+ANSWER = 5.0  # to answer about an artifact that it is still to be asked about when the run ends,
+SLOWEST = 1e6  # and, beside FINISH, for a checkpoint: bytes a second
 ID = ".wandb-id"  # the file in a run's directory that says which of W&B's it is
 
 
@@ -52,6 +57,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         save_dir: the run directory.
         mode: "auto" (online where a key is at hand, else offline), "online", "offline" or "disabled".
         log_model: upload the best checkpoint when the run ends.
+        log_code: upload the commit and what differs from it; W&B's own upload of code is off then, as it would be the
+            same again, secrets included.
         init_timeout: seconds that the server gets to answer before the run goes on offline.
 
     Raises:
@@ -69,6 +76,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         tags: "list[str] | tuple[str, ...]" = (),
         notes: str | None = None,
         log_model: bool = False,
+        log_code: bool = True,
         init_timeout: float = 8,
     ) -> None:
         if mode not in ("auto", "online", "offline", "disabled"):
@@ -82,7 +90,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             reason = f"WANDB_MODE={asked}" if asked else ("an API key is there" if has_key else "no API key")
         if mode == "online":
             require_key()
-        self.upload_best = log_model
+        self.upload_best, self.upload_code = log_model, log_code
+        self._sending: list[tuple[threading.Thread, threading.Event, float | None]] = []
         settings: dict[str, Any] = {
             "entity": entity,
             "group": group,
@@ -94,7 +103,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         }
         quiet = wandb.Settings(
             init_timeout=init_timeout, finish_timeout=FINISH, finish_timeout_raises=False, silent=True, console="off",
-            x_disable_stats=False,
+            x_disable_stats=False, save_code=False if log_code else None,
         )  # fmt: skip
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         self._known_by = Path(save_dir) / ID
@@ -159,6 +168,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Close the run so that W&B shows how it ended; a second call does nothing."""
         if _rank() != 0 or self._finished or self._experiment is None:
             return
+        self._sent()
         self._finished = True
         if status == "preempted":
             self.experiment.mark_preempting()
@@ -173,9 +183,67 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             )
         self._experiment = None
 
+    def log_dataset(self, data: dict[str, Any], described: dict[str, Any], classes: list[str]) -> None:
+        """What the run is trained on, as the artifact that it uses: a fingerprint, and no image; see `artifacts`."""
+        if _rank() == 0 and self._experiment is not None:
+            self._send(artifacts.dataset(data, described, classes), used=True)
+
+    def log_code(self, run_dir: Path) -> None:
+        """The run's code.json and code.patch as the artifact `alexlab-code`, where `log_code` asks for it."""
+        found = artifacts.code(run_dir) if _rank() == 0 and self._experiment is not None and self.upload_code else None
+        if found is not None:
+            self._send(*found)
+
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
         """Upload a checkpoint as the run's artifact `model-<id>:best`, where `log_model` asks for it."""
-        if _rank() == 0 and self.upload_best and path.is_file():
-            artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=metadata)
-            artifact.add_file(str(path))
-            self.experiment.log_artifact(artifact, aliases=["best", "latest"])
+        if _rank() == 0 and self._experiment is not None and self.upload_best and path.is_file():
+            # W&B cuts an upload off that is not done FINISH seconds after the run's end, and the run with it
+            within = FINISH + path.stat().st_size / SLOWEST
+            self._send(artifacts.checkpoint(self.experiment.id, path, metadata), ["best", "latest"], within=within)
+
+    def _send(
+        self,
+        artifact: wandb.Artifact,
+        aliases: "list[str] | None" = None,
+        used: bool = False,
+        within: float | None = None,
+    ) -> None:
+        """Beside the run: W&B asks its server about an artifact first, and for one that hangs it waits for long.
+
+        Args:
+            used: as what the run came from. `use_artifact` refuses that offline, and waits for the upload else.
+            within: seconds for the upload, which the run's end waits for; None leaves it to W&B.
+        """
+        mode = self._wandb_init["mode"]
+        if mode == "disabled":
+            return
+        run, name, given = self.experiment, artifact.name, threading.Event()
+
+        def send() -> None:
+            try:
+                sent = run._log_artifact(artifact, aliases=aliases, is_user_created=used, use_after_commit=used)
+                given.set()
+                if sent._save_handle is not None:  # online; not `wait`, which fetches the artifact after that
+                    told = sent._save_handle.wait_or(timeout=within).response.log_artifact_response
+                    if told.error_message:
+                        raise wandb.errors.CommError(told.error_message)
+            except TimeoutError:
+                pass  # what is not there then, `finish` tells
+            except Exception as error:  # of many kinds; the run is well without it
+                if not self._finished:
+                    log.warning("W&B: the artifact %s was not taken (%s).", name, _first_line(error))
+            finally:
+                given.set()
+
+        thread = threading.Thread(target=send, name=f"W&B {name}", daemon=True)
+        self._sending.append((thread, given, within))
+        thread.start()
+
+    def _sent(self) -> None:
+        """Wait until W&B's own process has all of those, and for the upload of a checkpoint; but not for long."""
+        start = time.monotonic()
+        for thread, given, within in self._sending:
+            if not given.wait(max(0.0, start + ANSWER - time.monotonic())):
+                log.warning("W&B: the server does not answer: %s is not uploaded.", thread.name.removeprefix("W&B "))
+            elif within is not None:
+                thread.join(max(0.0, start + within - time.monotonic()))

@@ -1,0 +1,182 @@
+"""The code that a run was started with: its commit, and what differed from that. Light.
+
+`code.json` in the run's directory has the commit and the hash of the differences, `code.patch` the differences:
+`git checkout COMMIT` and `git apply code.patch` bring the code back.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alexlab import rundir, secrecy
+from alexlab.config import ROOT
+from alexlab.errors import naming
+
+# what a run is made of: texts and tests may change beside it
+PARTS = (":(glob)*.py", "src", "conf", "pyproject.toml", "requirements.lock")
+MOST = 1_000_000  # bytes of a patch that is kept
+# whatever the user's own settings of git say, so that the same differences have the same hash
+DIFF = ("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
+        "--no-indent-heuristic", "--diff-algorithm=myers", "--unified=3", "--inter-hunk-context=0", "--no-relative",
+        "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none")  # fmt: skip
+
+
+def keep(run_dir: Path) -> str | None:
+    """Write code.json and code.patch; of a run that goes on they stay those of its start.
+
+    Returns:
+        What to tell where a run goes on with other code.
+    """
+    if (run_dir / "code.json").is_file():
+        return differs(read(run_dir), rundir.shown(run_dir), f"git apply {rundir.shown(run_dir / 'code.patch')}")
+    told, patch = state()
+    if patch:
+        text = secrecy.masked(patch.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+        beside = run_dir / f".code.patch.{os.getpid()}.tmp"
+        beside.unlink(missing_ok=True)
+        with naming(run_dir / "code.patch"), beside.open("xb") as file:
+            file.write(text)
+        beside.replace(run_dir / "code.patch")
+    rundir.write_json(run_dir / "code.json", told)
+    return None
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """What is known of a run's code: its code.json, or, of an older version, the commit of its summary."""
+    path = run_dir / "code.json"
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads(path.read_text())
+        if isinstance(told, dict):
+            return told
+    git = rundir.read_summary(run_dir).get("git")
+    return git if isinstance(git, dict) else {}
+
+
+def state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
+    """The commit, whether code differs from it, the SHA-256 of how, and why that is not kept, if it is not; and the
+    patch, of at most `MOST` bytes.
+
+    The hash is of the patch before secrets are masked in it. All is null outside a git repository.
+    """
+    commit = _commit(root)
+    if commit is None:
+        return {"commit": None, "dirty": None, "patch_sha256": None, "left_out": None}, None
+    patch, digest, left_out = _patch(root, commit)
+    return {"commit": commit, "dirty": digest is not None, "patch_sha256": digest, "left_out": left_out}, patch
+
+
+def differs(then: dict[str, Any], name: str, applies: str, root: Path = ROOT) -> str | None:
+    """In words where the code here is not that of `then`, and how to bring that back; None where it is the same.
+
+    Another commit whose code is the same, as only texts differ or as the differences were committed, is the same.
+
+    Args:
+        name: of the run whose code it was.
+        applies: the command that applies its patch.
+    """
+    commit, here = then.get("commit"), _commit(root)
+    if not isinstance(commit, str) or not _is_hash(commit):
+        return f"which code {name} was trained with is not known: it was no git repository."
+    if here is None:
+        return f"whether this is the code of {name} cannot be told: this is no git repository (there {commit})."
+    digest, kept = then.get("patch_sha256"), "patch_sha256" in then
+    known = _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+    if known and (kept or not then.get("dirty")) and _patch(root, commit)[1] == digest:
+        return None
+    was = f"commit {commit}{' and changes' if then.get('dirty') else ''}"
+    now = f"{here}{' and changes' if _patch(root, here)[1] else ''}"
+    back = f"`git checkout {commit}`"
+    if digest and not then.get("left_out"):
+        back += f" and `{applies}`"
+    elif then.get("dirty"):
+        back += f" (what differed from it was not kept{': ' + str(then['left_out']) if then.get('left_out') else ''})"
+    return f"the code differs from that of {name}: there {was}, here {now}. Its own code: {back}."
+
+
+def _is_hash(commit: str) -> bool:
+    return len(commit) in (40, 64) and set(commit) <= set("0123456789abcdef")
+
+
+def _commit(root: Path) -> str | None:
+    found = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    return found.decode().strip() if found else None
+
+
+def _git(root: Path, *words: str, given: bytes | None = None, env: dict[str, str] | None = None) -> bytes | None:
+    """What git prints; None where it fails, or is not there."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", *words], cwd=root, input=given, stdin=None if given is not None else subprocess.DEVNULL,
+            capture_output=True, check=True, timeout=60, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
+        )  # fmt: skip
+        return done.stdout
+    return None
+
+
+def _patch(root: Path, commit: str) -> tuple[bytes | None, str | None, str | None]:
+    """How the code differs from `commit`, files that git does not know yet included: the patch if it is kept, its
+    SHA-256, and why it is not kept."""
+    with _index_with_new(root) as (env, too_large):
+        try:
+            process = subprocess.Popen(
+                ["git", *DIFF, commit, "--", *PARTS], cwd=root, env=env, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        except OSError:
+            return None, None, "git could not be asked"
+        assert process.stdout is not None
+        digest, size, head = hashlib.sha256(), 0, b""
+        while chunk := process.stdout.read(1 << 16):
+            digest.update(chunk)
+            size += len(chunk)
+            head = head + chunk if size <= MOST else b""
+        if process.wait():
+            return None, None, "git could not tell it"
+    if not size and not too_large:
+        return None, None, None
+    for name in too_large:  # another one of these is another state, too
+        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    if too_large:
+        return None, digest.hexdigest(), f"{', '.join(too_large[:3])} is larger than {MOST:,} bytes"
+    if size > MOST:
+        return None, digest.hexdigest(), f"it has {size:,} bytes, and {MOST:,} are the most"
+    return head, digest.hexdigest(), None
+
+
+@contextlib.contextmanager
+def _index_with_new(root: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """An environment for git whose index knows of the new files, and those that are too large for it. The user's own
+    index stays as it is."""
+    env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS) or b""
+    new = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+    too_large = sorted(name for name in new if _size(root / name) > MOST)
+    new = [name for name in new if name not in too_large]
+    index = _git(root, "rev-parse", "--git-path", "index")
+    if not new or index is None:
+        yield env, too_large
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        env["GIT_INDEX_FILE"] = str(Path(folder, "index"))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy2(root / os.fsdecode(index.rstrip(b"\n")), env["GIT_INDEX_FILE"])
+        _git(
+            root, "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul",
+            given=b"\0".join(os.fsencode(name) for name in new),
+            env={"GIT_INDEX_FILE": env["GIT_INDEX_FILE"], "GIT_LITERAL_PATHSPECS": "1"},
+        )  # fmt: skip
+        yield env, too_large
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0

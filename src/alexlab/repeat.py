@@ -1,0 +1,276 @@
+"""`from_run=` and `from_wandb=`: a run anew, in a new directory, with the config and seed of one that there was."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from omegaconf import DictConfig
+
+from alexlab import checkpoint, code_state, identity, launch, options, restore, rules, rundir
+from alexlab import config as configs
+from alexlab.config import CONF
+from alexlab.errors import UserError
+from alexlab.kinds import shown
+from alexlab.options import at, put, take
+
+log = logging.getLogger("alexlab")
+
+# what is this command's own, whatever the run's was
+OWN = ("run_dir", "overrides", "paths", "sweep", "resume", "dry_run", "from_run", "from_wandb", "repeats", "task")
+NOTES = "repeats.json"  # in the run's directory: what run it repeats, and how it differs
+MOST = 12  # settings that are told
+
+Plain = dict[str, Any]
+
+
+@dataclass
+class Origin:
+    """The run that is repeated.
+
+    Attributes:
+        asked: the word that names it.
+        name: a directory, or ENTITY/PROJECT/RUN.
+        config: plain values, and the run's own: what is given now is not in it.
+        dataset: what it was trained on, as `ImageFolders.describe` tells, or {}.
+        code: as `code_state.read` tells.
+        applies: the command that applies its patch.
+        changes: the settings that are other now, in words.
+        differs: the images or the code where they are others, in words.
+    """
+
+    asked: str
+    name: str
+    config: Plain
+    dataset: Plain
+    code: Plain
+    applies: str
+    changes: list[str] = field(default_factory=list)
+    differs: list[str] = field(default_factory=list)
+
+    def compare(self, described: Plain) -> None:
+        """Say where the images here, or the code, are not those of the run."""
+        other = code_state.differs(self.code, self.name, self.applies)
+        self.differs = [line for line in (_images(self.name, self.dataset, described), other) if line]
+        for line in self.differs:
+            restore.tell(f"warning: {line}")
+
+    def notes(self) -> Plain:
+        return {"run": self.name, "changes": self.changes, "differs": self.differs, "code": self.code}
+
+
+def repeat(config: DictConfig) -> tuple[DictConfig, Origin | None]:
+    """The config to train with, and whose it is; as it came, and None, where no run is to be repeated, or the directory
+    holds the repetition already, which goes on (resume=auto).
+
+    Raises:
+        UserError: no such run, words that do not fit it, or a value that the run's config does not tell.
+    """
+    asked = [f"{key}={config[key]}" for key in ("from_run", "from_wandb") if config.get(key) is not None]
+    if not asked or restore.goes_on(config):
+        return config, None
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)}: one run is repeated at a time: leave one of them out.")
+    if config.resume.run not in (None, "auto"):
+        raise UserError(f"{asked[0]} trains anew, and resume={config.resume.run} goes on: leave one of them out.")
+    today = configs.plain(config)
+    words = {word.lstrip("+~").partition("=")[0]: word for word in today["overrides"]}
+    origin = _of_directory(config) if config.from_run is not None else _of_board(today, words)
+    changed = _changed(origin, today, words)
+    made = configs.create(changed)
+    rules.check(made)
+    return made, origin
+
+
+def tell_again(run_dir: Path) -> None:
+    """In train.log what the command has printed."""
+    if launch.rank() == 0 and (run_dir / NOTES).is_file():
+        notes = json.loads((run_dir / NOTES).read_text())
+        log.info("%s", _as(notes["run"], notes["changes"]), extra={"file_only": True})
+        for line in notes["differs"]:
+            log.warning("%s", line, extra={"file_only": True})
+
+
+def _as(name: str, changes: list[str]) -> str:
+    more = f", and {len(changes) - MOST} more" if len(changes) > MOST else ""
+    return f"as {name}, but for {', '.join(changes[:MOST])}{more}" if changes else f"as {name}"
+
+
+# -- where the run comes from
+
+
+def _of_directory(config: DictConfig) -> Origin:
+    asked, sweep = f"from_run={config.from_run}", Path(config.run_dir).parent
+    besides = sweep if sweep.parent.name == "multiruns" else Path(config.run_dir)  # all jobs repeat the same one
+    run_dir = rundir.find_run(config.from_run, Path(config.paths.logs), "", "from_run", besides)
+    plain = configs.plain(configs.load(run_dir / "config.yaml"))
+    dataset = rundir.read_summary(run_dir).get("dataset")
+    last = run_dir / "checkpoints" / checkpoint.LAST
+    if dataset is None and last.is_file():  # it was killed
+        dataset = checkpoint.load(last)["alexlab"]["dataset"]
+    name = rundir.shown(run_dir)
+    patch = f"git apply {rundir.shown(run_dir / 'code.patch')}"
+    origin = Origin(asked, name, plain, dataset or {}, code_state.read(run_dir), patch)
+    _check_whole(origin)
+    own = plain.get("ckpt_path") is not None and Path(plain["ckpt_path"]).parent == run_dir / "checkpoints"
+    _begin_as_then(origin, own)
+    return origin
+
+
+def _of_board(today: Plain, words: dict[str, str]) -> Origin:
+    from alexlab.loggers import artifacts
+    from alexlab.loggers.fetch import fetch
+
+    name = today["from_wandb"]
+    config, summary = fetch(name)
+    dataset, code = _dict(summary.get("dataset")), _dict(summary.get("code")) or _dict(summary.get("git"))
+    board = name.rpartition("/")[0]
+    patch = f"wandb artifact get {board}/{artifacts.CODE}:{artifacts.alias(code)} --root code"
+    patch = f"{patch} && git apply code/code.patch"
+    origin = Origin(f"from_wandb={name}", name, identity.without_paths(config), dataset, code, patch)
+    _check_whole(origin)
+    plain = origin.config
+    run, floats = str(plain.pop("run", "")), plain.pop("floats", None)
+    plain["run_dir"] = run  # SWEEP/JOB of a sweep's
+    for key in floats or []:
+        if isinstance(value := at(plain, str(key)), int):
+            put(plain, str(key), float(value))
+    if floats is None:
+        unknown = [key for key in configs.flat(plain) if key.startswith("trainer.limit_") and at(plain, key) == 1]
+        _ask(origin, words, unknown, "W&B does not keep whether it was one batch or all of them (1.0)")
+    _begin_as_then(origin, own=plain["resume"]["run"] is not None and plain.get("ckpt_path") == checkpoint.LAST)
+    _ask(origin, words, [key for key in ("ckpt_path", "init_from") if plain.get(key) is not None],
+         "W&B keeps the names of folders and files alone")  # fmt: skip
+    root, there = plain["data"].get("root"), Path(today["paths"]["data"])
+    near = Path(options.read("data", plain["choices"].get("data"), today).get("root") or there / str(root))
+    near = next((path for path in (near, there / str(root)) if path.name == root), near)
+    if "data.root" not in words:
+        made = plain["data"].get("demo_seed") is not None or plain["data"].get("idx") is not None
+        if near.name != root or not (near.exists() or made):
+            raise UserError(
+                f"{origin.asked}: its images were in a folder {root}, and {there} has none of that name: give it with "
+                "data.root=PATH."
+            )
+        plain["data"]["root"] = str(near)
+    elif PurePath(today["data"]["root"]).name == root:
+        plain["data"]["root"] = today["data"]["root"]
+    return origin
+
+
+def _dict(value: Any) -> Plain:
+    """What a summary has, which may be anybody's."""
+    return value if isinstance(value, dict) else {}
+
+
+def _check_whole(origin: Origin) -> None:
+    groups = ("trainer", "model", "data", "augment", "optimizer", "scheduler", "logger", "callbacks", "choices")
+    plain = origin.config
+    whole = all(isinstance(plain.get(key), dict) for key in (*groups, "resume"))
+    if not whole or not isinstance(plain.get("overrides"), list):
+        raise UserError(
+            f"{origin.asked}: its config is not whole, as of a run that failed before it began, or is another "
+            "program's: choose another run."
+        )
+
+
+def _begin_as_then(origin: Origin, own: bool) -> None:
+    """A run that went on was begun without its own checkpoint; what it was begun with only its first words tell."""
+    if not own:
+        return
+    plain = origin.config
+    given = dict(str(word).split("=", 1) for word in plain["overrides"] if "=" in str(word))
+    plain["ckpt_path"] = None
+    for key in ("ckpt_path", "init_from"):
+        if given.get(key, "null") == "latest":
+            raise UserError(f"{origin.asked} was begun with {key}=latest, which was another run then: name that one.")
+        plain[key] = None if given.get(key, "null") == "null" else given[key]
+
+
+def _ask(origin: Origin, words: dict[str, str], keys: list[str], why: str) -> None:
+    """Raises UserError for those of `keys` that the command line does not give."""
+    missing = [f"{key}=... (there {shown(at(origin.config, key))})" for key in keys if key not in words]
+    if missing:
+        raise UserError(f"{origin.asked}: {why}: give {', '.join(missing)}.")
+
+
+# -- its config, and what is given now
+
+
+def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
+    there = {key: value for key, value in origin.config.items() if key not in OWN}
+    before = [str(word) for word in origin.config["overrides"]]
+    board = there["logger"].get("wandb")
+    sweep = PurePath(str(origin.config.get("run_dir"))).parent.name
+    if isinstance(board, dict) and board.get("group") == sweep:  # that it was one of
+        board["group"] = None
+    removed = {word[1:].partition("=")[0] for word in before if word.startswith("~")}
+    newer = options.add_newer(there, today, removed, OWN)
+    changed: Plain = {**json.loads(json.dumps(there)), **{key: today[key] for key in OWN if key in today}}
+    for key, word in words.items():
+        if (CONF / key).is_dir() and key not in OWN:
+            options.exchange(changed, today, key, word)
+    for key, word in words.items():
+        if key.split(".")[0] in OWN or (CONF / key).is_dir():
+            continue
+        if word.startswith("~"):
+            take(changed, key)
+        else:
+            put(changed, key, at(today, key))
+    _check_start(origin, today, words)
+    hidden = [key for key, value in configs.flat(changed).items()
+              if key.split(".")[0] not in OWN and ("${oc.env:" in str(value) or value == "***")]  # fmt: skip
+    _ask(origin, {}, hidden, "secrets are not kept with a run")
+    old = [word for word in before if (key := word.lstrip("+~").partition("=")[0]) not in words
+           and key.split(".")[0] not in OWN]  # fmt: skip
+    changed |= {"overrides": [*old, *today["overrides"]], "from_run": None, "from_wandb": None}
+    changed["repeats"] = origin.name if today["from_run"] is None else str(Path(origin.name).resolve())
+    origin.changes = _differences(there, changed)
+    restore.tell(_as(origin.name, origin.changes))
+    if newer:
+        restore.tell(f"note: {origin.name} has no {', '.join(newer)}: today's defaults.")
+    return {key: changed[key] for key in {**today, **changed} if key in changed}  # in today's order
+
+
+def _check_start(origin: Origin, today: Plain, words: dict[str, str]) -> None:
+    """Its own checkpoint is no start to train it anew from."""
+    named = today["ckpt_path"]
+    if "ckpt_path" not in words or named is None or today["from_run"] is None:
+        return
+    path = Path(named).expanduser().resolve()
+    run_dir = Path(origin.name).resolve()
+    if path == run_dir or path.parent == run_dir / "checkpoints" or named == today["from_run"]:
+        raise UserError(
+            f"{origin.asked} trains it anew, and ckpt_path={named} is its own checkpoint: resume={origin.name} goes "
+            "on with it, in its directory."
+        )
+
+
+def _differences(there: Plain, changed: Plain) -> list[str]:
+    """The settings that are other now, in words; of another logger its name alone."""
+    old, new = configs.flat(there), configs.flat({key: value for key, value in changed.items() if key not in OWN})
+    untold = ("logger.",) if old.get("choices.logger") != new.get("choices.logger") else ()
+    found = [
+        f"{key}={shown(value)} (there {shown(old[key]) if key in old else 'not set'})"
+        for key, value in new.items()
+        if key not in old or old[key] != value
+    ]
+    gone = [f"~{key} (there {shown(value)})" for key, value in old.items() if key not in new]
+    told = [line for line in [*found, *gone] if not line.lstrip("~").startswith(untold)] if untold else [*found, *gone]
+    told.sort(key=lambda line: not line.startswith("choices."))
+    return [line.removeprefix("choices.") for line in told]
+
+
+def _images(name: str, then: Plain, now: Plain) -> str | None:
+    """What to tell where the images are others."""
+    ours, theirs = now["fingerprint"], then.get("fingerprint")
+    if not isinstance(theirs, dict):
+        return f"which images {name} was trained on is not known: it ended before it could tell."
+    counts = _dict(then.get("images"))
+    other = [split for split in {**ours, **theirs} if ours.get(split) != theirs.get(split)]
+    told = ", ".join(
+        f"{split} {now['images'].get(split)} of fingerprint {ours.get(split)} (there {counts.get(split)} of "
+        f"{theirs.get(split)})"
+        for split in other
+    )
+    return f"the images differ from those of {name}: {told}." if other else None
