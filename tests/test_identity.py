@@ -46,6 +46,10 @@ def test_a_name_of_what_differs_from_the_defaults(words: str, name: str) -> None
     assert identity.readable(composed(*words.split())) == name
 
 
+def test_runs_that_differ_in_their_seed_alone_share_a_name_without_it() -> None:
+    assert identity.readable(composed("model=alexnet_bn", "seed=7", "optimizer.lr=0.05"), "seed") == "alexnet_bn-lr0.05"
+
+
 def test_a_name_has_an_end() -> None:
     config = composed(*(f"+optimizer.some_setting_{number}=1" for number in range(20)))
     name = identity.readable(config)

@@ -36,6 +36,11 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert f"W&B: online (an API key is there). {server.url}/tester/alexlab/runs/" in done.stdout
     assert re.search(rf"look at it: +{server.url}/tester", done.stdout)
     run = server.run_of("told")
+    fields = run.fields
+    assert fields["groupName"] == fields["displayName"], "no seed was given"
+    assert fields["jobType"] == "train"
+    assert fields["tags"] == ["a", "b"]
+    assert str(tmp_path) not in json.dumps([fields["config"], run.summary]), "no folder of this machine"
     assert (run.complete, run.exit_code, run.preempting) == (True, 0, False)
     config = json.loads(run.fields["config"])
     assert config["optimizer"]["value"]["lr"] == 0.005
@@ -115,6 +120,7 @@ def test_a_run_that_is_ended_shows_as_preempted(
     assert "val/acc1" in summary["best"], "what the run had reached is kept"
     assert "last" in summary["checkpoints"]
     run = server.run_of(name)
+    assert run.fields["tags"] == ["shufflenet_v2_x0_5", "shapes"]
     assert run.preempting
     assert run.exit_code != 0
 

@@ -139,6 +139,8 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
 
         settings = configs.told(config.logger.wandb)
         settings["name"] = settings["name"] or identity.readable(config)
+        # of a sweep's jobs it is the sweep; else runs that differ in their seed alone are one
+        settings["group"] = settings["group"] or identity.readable(config, without="seed")
         settings["tags"] = settings["tags"] or identity.tags_for(config)
         board = WandbLogger(save_dir=str(run_dir), **settings)
         loggers.append(board)

@@ -19,8 +19,12 @@ NAMELESS = {"model", "model.name", "trainer", "trainer.devices", "trainer.accele
             "sweep"}  # fmt: skip
 
 
-def readable(config: DictConfig) -> str:
-    """A name of what the command line changed: alexnet_bn-lr0.05-s1 for `model=alexnet_bn optimizer.lr=0.05 seed=1`."""
+def readable(config: DictConfig, without: str | None = None) -> str:
+    """A name of what the command line changed: alexnet_bn-lr0.05-s1 for `model=alexnet_bn optimizer.lr=0.05 seed=1`.
+
+    Args:
+        without: a key that is left out, such as "seed" for the name of runs that differ in it alone.
+    """
     plain = configs.told(config)
     parts = [str(plain["model"]["name"])]
     for word in plain.get("overrides") or []:
@@ -32,7 +36,7 @@ def readable(config: DictConfig) -> str:
             continue
         elif key == "data.root":
             parts.append(PurePath(value).name)
-        elif value == "null":
+        elif value == "null" or key == without:
             continue
         elif key == "data" and value == "folder":
             parts.append(PurePath(str(plain["data"]["root"])).name)
