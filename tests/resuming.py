@@ -48,7 +48,7 @@ class Harness:
     def __init__(self, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.folder, self.monkeypatch = root, folder, monkeypatch
         for module in (assemble, resume):
-            monkeypatch.setattr(module, "build", lambda settings, num_classes: TinyNet(num_classes))
+            monkeypatch.setattr(module, "network", lambda settings, num_classes, fetch=False: TinyNet(num_classes))
 
     def train(self, name: str, *words: str) -> Path:
         composed = compose(*WORDS, f"data.root={self.root}", *words)

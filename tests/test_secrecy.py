@@ -67,9 +67,9 @@ def test_no_canary_is_kept_or_sent(shapes: Path, tmp_path: Path) -> None:
 def test_no_canary_in_what_a_failed_run_leaves(shapes: Path, tmp_path: Path) -> None:
     """Also in a job of a sweep, whose directory is made when it fails."""
     words = ["data.root='/no/${oc.env:AWS_SECRET_ACCESS_KEY}'", "data=folder", f"paths.logs={tmp_path / 'logs'}"]
-    for more in ([], ["-m", "seed=1,2"]):
-        done = command("train.py", *words, *more, env=CANARIES)
-        assert done.returncode == 2
+    for code, *more in ((2,), (2, "-m", "seed=1,2"), (1, "-m", "seed=1,2", "sweep.keep_going=true")):
+        done = command("train.py", *words, *map(str, more), env=CANARIES)
+        assert done.returncode == code
         assert "/no/${oc.env:AWS_SECRET_ACCESS_KEY} does not exist" in done.stderr
         assert CANARIES["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
     assert list((tmp_path / "logs").rglob("config.yaml"))

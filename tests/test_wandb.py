@@ -230,8 +230,10 @@ def test_artifacts_of_a_run_without_a_server_are_kept_for_the_upload(shapes: Pat
     assert done.returncode == 0, done.stderr
     assert "was not taken" not in done.stdout + done.stderr
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
-    made = [r.request.log_artifact.artifact for r in boards.records(file) if r.request.HasField("log_artifact")]
-    made += [record.artifact for record in boards.records(file) if record.HasField("artifact")]
+    made = [
+        r.request.log_artifact.artifact for r in boards.records(file, {"request"}) if r.request.HasField("log_artifact")
+    ]
+    made += [record.artifact for record in boards.records(file, {"artifact"}) if record.HasField("artifact")]
     assert {artifact.type: artifact.use_after_commit for artifact in made} == {
         "dataset": True, "code": False, "model": False
     }  # fmt: skip

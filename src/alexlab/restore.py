@@ -56,8 +56,8 @@ def restore(config: DictConfig) -> DictConfig | None:
     changed.resume = config.resume
     changed.run_dir, changed.dry_run = str(run_dir), config.dry_run
     new = by_key(word for word in config.overrides if not word.startswith("resume."))
-    said = {key: word for key, word in by_key(before.overrides).items() if key not in new}
-    changed.overrides = [*said.values(), *new.values()]
+    # in their order, as a rank that reads what the first one has just written must come to the same config
+    changed.overrides = list((by_key(before.overrides) | new).values())
     changed.init_from = changed.ckpt_path = None
     rules.check(changed)
     check_callbacks(changed, run_dir)
