@@ -170,7 +170,7 @@ function drawTable(colour) {
     for (const key of data.columns) {
       const cell = row.insertCell(), number = g.metrics[key];
       cell.className = number !== undefined && number === best[key] ? "number best" : "number";
-      cell.textContent = isNumber(number) ? shortest(number) + (has(g.std, key) ? `±${shortest(g.std[key])}` : "") + (has(g.fewer, key) ? ` (${g.fewer[key]})` : "") : "";
+      cell.textContent = isNumber(number) ? shortest(number) + (g.std[key] ? `±${shortest(Number(g.std[key].toPrecision(3)))}` : "") + (has(g.fewer, key) ? ` (${g.fewer[key]})` : "") : "";
     }
     return row;
   }));
