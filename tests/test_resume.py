@@ -213,7 +213,7 @@ def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path
                 assert same == (key not in heads), key
     last = two_epochs / "checkpoints/last.ckpt"
     for words, told in (
-        ([f"init_from={last}", "model.name=resnet18"], "the weights are another network's"),
+        ([f"init_from={last}", "model.name=resnet18"], "Its run had model=torchvision model.name=shufflenet_v2_x0_5."),
         (["init_from=/none.ckpt"], "/none.ckpt is not a file"),
         ([f"init_from={last}", "model.std=[0.1,0.1,0.1]"], "used to other inputs: add model.std=[0.229,0.224,0.225]."),
     ):

@@ -51,7 +51,8 @@ def restore(config: DictConfig) -> DictConfig | None:
         allowed = not any(key.startswith(KEPT_ON_RESUME) for key in changes)
         raise UserError(
             f"resume={named}: {rundir.shown(run_dir)} was started with other settings: {', '.join(changes.values())}. "
-            f"Leave them out{', or say resume.allow_changes=true' if allowed else ''}."
+            f"Leave them out{', or say resume.allow_changes=true' if allowed else ''}; a new run with them begins with "
+            f"its weights by init_from={named}, or anew by from_run={named}."
         )
     changed.resume = config.resume
     changed.run_dir, changed.dry_run = str(run_dir), config.dry_run

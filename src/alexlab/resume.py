@@ -118,8 +118,15 @@ def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> No
     try:
         load_but_head(net, state, keep_head=same, num_classes=len(classes))
     except ValueError as error:
-        its = found["alexlab"]["config"]["model"]["name"]
-        raise UserError(f"init_from={path}: {error} Its run had model.name={its}.") from error
+        its = found["alexlab"]["config"]
+        option = its.get("choices", {}).get("model")
+        words = (
+            f"model={option} model.name={its['model']['name']}"
+            if option in ("torchvision", "timm")
+            else f"model={option}"
+        )
+        how = words if option else f"the network of model.name={its['model']['name']}"
+        raise UserError(f"init_from={path}: {error} Its run had {how}.") from error
     check_function(f"init_from={path}", found, net, config.data.image_size, same)
     theirs, ours = found["alexlab"]["config"]["model"], configs.told(config.model)
     words = [f"model.{key}={theirs[key]}".replace(" ", "") for key in ("mean", "std") if theirs[key] != ours[key]]
