@@ -458,3 +458,40 @@ def test_no_text_of_a_run_reaches_the_terminal_as_more_than_text(tmp_path: Path)
         assert not {"\x1b", "\x07", "\u202e"} & set(out)
         assert "<b>" not in out or form != "markdown"
         assert ",=HYPERLINK" not in out
+
+
+def test_what_no_run_learns_from_keeps_no_seeds_apart(tmp_path: Path) -> None:
+    """A resume, how a sweep is driven, and a run that failed with the same seed before."""
+    own = str(tmp_path / "b/checkpoints/last.ckpt")
+    make_run(tmp_path / "a", 0.1, 0.5, seed=0, ckpt_path=None, sweep={"keep_going": False})
+    make_run(tmp_path / "b", 0.1, 0.5, seed=1, ckpt_path=own, sweep={"keep_going": True})
+    make_run(tmp_path / "0", 0.1, 0.5, seed=1, ckpt_path=None)
+    summary = json.loads((tmp_path / "0/summary.json").read_text())
+    (tmp_path / "0/summary.json").write_text(json.dumps({**summary, "status": "failed"}))
+    make_run(tmp_path / "c", 0.1, 0.5, seed=2, ckpt_path="/another/run/checkpoints/last.ckpt")
+    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
+    groups = {tuple(run.path.name for run in group.runs): group.apart for group in grouped(runs)}
+    assert set(groups) == {("a", "b"), ("0",), ("c",)}
+    assert groups["c",]["ckpt_path"] == "/another/run/checkpoints/last.ckpt"
+
+
+def test_code_is_known_by_its_patch(tmp_path: Path) -> None:
+    """Of a run's code.json; a working tree may be dirty by what is no code."""
+    git = {"status": "finished", "best": {"val/acc1": 0.5}, "git": {"commit": "c" * 40, "dirty": True}}
+    patches: dict[str, dict] = {
+        "a": {"dirty": False}, "b": {"dirty": False}, "c": {"dirty": True, "patch_sha256": "1" * 64},
+        "d": {"dirty": True, "patch_sha256": "2" * 64},
+    }  # fmt: skip
+    for seed, (name, code) in enumerate(patches.items()):
+        folder = make_run(tmp_path / name, 0.1, 0.5, seed=seed)
+        (folder / "summary.json").write_text(json.dumps(git))
+        (folder / "code.json").write_text(json.dumps({"commit": "c" * 40, **code}))
+    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
+    rows = {group.name: group.apart.get("commit") for group in grouped(runs)}
+    assert rows == {"a +1": "ccccccc", "c": "ccccccc+111111", "d": "ccccccc+222222"}
+
+
+def test_equal_names_what_is_not_there(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.1, 0.5)
+    done = command("compare.py", f"runs=[{tmp_path}/a,{tmp_path}/TYPO]", "equal=true")
+    assert (done.returncode, f"equal=true: {tmp_path}/TYPO (no run is there)" in done.stderr) == (2, True)

@@ -78,10 +78,23 @@ def test_nothing_of_this_machines_folders_is_told() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("data.root='/mnt/bob/q r'", "data.root='q r'"), ("+foo=[/mnt/bob/a,/b/c]", "+foo=[a,c]"),
-        ("C:/Users/bob/w.ckpt", "w.ckpt"), ("C:\\Users\\bob\\w.ckpt", "w.ckpt"), ("file:///mnt/bob/x", "x"),
-        ("logs/../../mnt/bob", "bob"), ("~/data/x", "x"), ("../x/y", "y"), ("{a: /x/y, b: ./z}", "{a: y, b: z}"),
-        ("train/loss", "train/loss"), ("https://host/a/b", "https://host/a/b"), ("a/b c/d", "a/b c/d"), ("0.5", "0.5"),
+        ("data.root='/mnt/bob/q r'", "data.root='q r'"),
+        ("+foo=[/mnt/bob/a,/b/c]", "+foo=[a,c]"),
+        ("C:/Users/bob/w.ckpt", "w.ckpt"),
+        ("C:\\Users\\bob\\w.ckpt", "w.ckpt"),
+        ("file:///mnt/bob/x", "x"),
+        ("logs/../../mnt/bob", "bob"),
+        ("~/data/x", "x"),
+        ("../x/y", "y"),
+        ("{a: /x/y, b: ./z}", "{a: y, b: z}"),
+        ("/mnt/John Doe/pets", "pets"),
+        ("data.root='/mnt/run=3/the pets'", "data.root='the pets'"),
+        ("1 / 255", "1 / 255"),
+        ("val / acc", "val / acc"),
+        ("train/loss", "train/loss"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("a/b c/d", "a/b c/d"),
+        ("0.5", "0.5"),
     ],
 )  # fmt: skip
 def test_folders_are_left_out_of_any_text(text: str, told: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import command, summary_of, tiny_train
+from conftest import ROOT, command, summary_of, tiny_train
 from wandb_server import WandbServer, wandb_server
 
 SETTINGS = [
@@ -215,6 +215,21 @@ def test_a_run_that_had_gone_on_is_repeated_from_its_start(first: Path, tmp_path
         done = command("train.py", f"from_run={other}", "dry_run=true", f"hydra.run.dir={tmp_path}/x")
         assert told in done.stdout + done.stderr
         assert done.returncode == (2 if words else 0), done.stderr
+    gone = {"run_dir": "/gone/run", "ckpt_path": "/gone/run/checkpoints/last.ckpt", "overrides": []}  # it was moved
+    (other / "config.yaml").write_text(yaml.safe_dump({**config_of(first), **gone}))
+    done = command("train.py", f"from_run={other}", "dry_run=true", f"hydra.run.dir={tmp_path}/x")
+    assert (done.returncode, f"as {other}\n" in done.stdout) == (0, True), done.stderr
+
+
+def test_options_of_another_folder_are_refused(first: Path, tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    text = (ROOT / "conf/optimizer/sgd.yaml").read_text()
+    (tmp_path / "optimizer/mine.yaml").write_text(text)
+    done = command("train.py", "--config-dir", str(tmp_path), f"from_run={first}", "optimizer=mine", "dry_run=true")
+    assert done.returncode == 2, done.stdout
+    assert "optimizer=mine: conf/optimizer/ has no mine, and what another folder's option sets is not" in done.stderr
+    done = command("train.py", "--config-dir", str(tmp_path), "experiment=null", "dry_run=true")
+    assert "experiment=null: choose an option by its name: demo, " in done.stderr
 
 
 def test_sweeps_and_schedulers(first: Path, tmp_path: Path) -> None:

@@ -308,8 +308,13 @@ def _short(error: Exception, config_name: str) -> str:
 def _wrong_choice() -> str:
     """The answer to logger=null or trainer=5, of which Hydra does not say which word it means."""
     for word in sys.argv[1:]:
-        group, _, value = word.partition("=")
-        if (CONF / group).is_dir() and (value in ("null", "None", "") or value.isdigit()):
+        group, sign, value = word.partition("=")
+        if (
+            sign
+            and not group.startswith(("-", "/"))
+            and (CONF / group).is_dir()
+            and (value in ("null", "None", "") or value.isdigit())
+        ):
             return f"{word}: choose an option by its name: {', '.join(help.options(CONF / group))}."
     return "a group's option must be chosen by its name: see --help."
 

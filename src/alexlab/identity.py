@@ -74,8 +74,11 @@ def for_others(config: DictConfig) -> dict[str, Any]:
 
 # the folders of a path that is absolute, of home (~) or of here (./, ../), with or without a drive; not of an address
 FOLDERS = re.compile(
-    r"""(?:file://|(?<![\w.:/\\~])(?:[A-Za-z]:(?=[\\/]))?)(?:~|\.\.?)?[\\/](?:[^\s,'"\[\]{}()=]*[\\/])?"""
+    r"""(?:file://|(?<![\w.:/\\~])(?:[A-Za-z]:(?=[\\/]))?)(?:~|\.\.?)?[\\/](?=\S)(?:[^\s,'"\[\]{}()=]*[\\/])?"""
 )
+
+
+WHOLE = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~?[\\/])[^,'"\[\]{}]*)\2""")
 
 
 def without_paths(node: Any) -> Any:
@@ -86,6 +89,11 @@ def without_paths(node: Any) -> Any:
         return [without_paths(value) for value in node]
     if not isinstance(node, str):
         return node
+    whole = WHOLE.fullmatch(node)
+    if whole is not None:  # a path, perhaps with spaces in it, and nothing else
+        key, quote, path = whole.groups()
+        name = path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        return f"{key or ''}{quote}{name}{quote}"
     return FOLDERS.sub("", re.sub(r"[\w.\-]+(?:/[\w.\-]+)*/\.\./", "../", node))
 
 

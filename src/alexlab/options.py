@@ -78,6 +78,12 @@ def exchange(changed: Plain, today: Plain, group: str, word: str) -> None:
     new, there = today["choices"].get(group), changed["choices"].get(group)
     if new == there:
         return
+    for option in (new, there):
+        if option is not None and not all((CONF / group / f"{name}.yaml").is_file() for name in _names(option)):
+            raise UserError(
+                f"{word}: conf/{group}/ has no {option}, and what another folder's option sets is not known here: give "
+                "its keys one by one, or put its file there."
+            )
     if _is_recipe(group, new) or _is_recipe(group, there):
         if there is not None:
             raise UserError(f"{word}: what {group}={there} had set is in the run's config: change its keys one by one.")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from alexlab import checkpoint, code_state, identity, launch, options, restore, rules, rundir
 from alexlab import config as configs
+from alexlab.compare.settings import own_ckpt
 from alexlab.config import CONF
 from alexlab.errors import UserError
 from alexlab.kinds import shown
@@ -102,7 +104,8 @@ def _as(name: str, changes: list[str]) -> str:
 
 def _of_directory(config: DictConfig) -> Origin:
     asked, sweep = f"from_run={config.from_run}", Path(config.run_dir).parent
-    besides = sweep if sweep.parent.name == "multiruns" else Path(config.run_dir)  # all jobs repeat the same one
+    sweeping = any(folder.name == "multiruns" for folder in sweep.parents)
+    besides = sweep if sweeping else Path(config.run_dir)  # all jobs repeat the same one
     run_dir = rundir.find_run(config.from_run, Path(config.paths.logs), "", "from_run", besides)
     plain = configs.plain(configs.load(run_dir / "config.yaml"))
     dataset = rundir.read_summary(run_dir).get("dataset")
@@ -113,8 +116,8 @@ def _of_directory(config: DictConfig) -> Origin:
     patch = f"git apply {rundir.shown(run_dir / 'code.patch')}"
     origin = Origin(asked, name, plain, dataset or {}, code_state.read(run_dir), patch)
     _check_whole(origin)
-    own = plain.get("ckpt_path") is not None and Path(plain["ckpt_path"]).parent == run_dir / "checkpoints"
-    _begin_as_then(origin, own)
+    here = Path(str(plain.get("ckpt_path"))).parent == run_dir / "checkpoints"
+    _begin_as_then(origin, here or own_ckpt(plain))  # which knows it of a run that was moved
     return origin
 
 
@@ -202,7 +205,10 @@ def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
     before = [str(word) for word in origin.config["overrides"]]
     board = there["logger"].get("wandb")
     sweep = PurePath(str(origin.config.get("run_dir"))).parent.name
-    if isinstance(board, dict) and board.get("group") == sweep:  # that it was one of
+    its = origin.config.get("run", "")
+    sweeps = {sweep, sweep.removeprefix("sweep-"), *PurePath(str(its)).parts[:-1]}
+    agent = isinstance(board, dict) and re.fullmatch(r"[a-z0-9]{8}", str(board.get("group")))  # W&B's name of its sweep
+    if isinstance(board, dict) and (board.get("group") in sweeps or agent):  # that it was one of
         board["group"] = None
     removed = {word[1:].partition("=")[0] for word in before if word.startswith("~")}
     newer = options.add_newer(there, today, removed, OWN)

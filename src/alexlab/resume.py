@@ -120,12 +120,9 @@ def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> No
     except ValueError as error:
         its = found["alexlab"]["config"]
         option = its.get("choices", {}).get("model")
-        words = (
-            f"model={option} model.name={its['model']['name']}"
-            if option in ("torchvision", "timm")
-            else f"model={option}"
-        )
-        how = words if option else f"the network of model.name={its['model']['name']}"
+        name, how = its["model"]["name"], f"model={option}"
+        if option in ("torchvision", "timm") or option is None:
+            how = f"model={option} model.name={name}" if option else f"the network of model.name={name}"
         raise UserError(f"init_from={path}: {error} Its run had {how}.") from error
     check_function(f"init_from={path}", found, net, config.data.image_size, same)
     theirs, ours = found["alexlab"]["config"]["model"], configs.told(config.model)

@@ -72,7 +72,8 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
         once = (key, same_as(run.config.get("seed")))
         if not by_seed or run.status != "finished" or "seed" not in run.config or once in seen:
             key = number
-        seen.add(once)
+        else:
+            seen.add(once)
         together.setdefault(key, []).append(number)
     for number, run in enumerate(runs):
         rest = same_as({key: value for key, value in run.config.items() if key != "seed"})

@@ -53,10 +53,12 @@ function keeps(g, ways) {
   return ways.some((way) => way.every(({ word, key, sign, wanted }) => {
     if (word !== undefined) return all.includes(word);
     const got = value(g, key), number = Number(wanted);
-    if (key === "seed" && typeof got === "string" && sign[0] === "=") return got.split(",").includes(wanted);
+    if (key === "seed" && typeof got === "string")  // of a group: any of its runs
+      return got.split(",").some((seed) => (sign === "~" ? seed.includes(wanted) : SIGNS[sign](Number(seed), number)));
+    if (key === "name") return g.runs.some((run) => SIGNS[sign](bare(run.name), bare(wanted)));
     if (isNumber(got) && !Number.isNaN(number) && sign !== "~") return SIGNS[sign](got, number);
     if (">=<=".includes(sign) && sign !== "=" && sign !== "==") return false;
-    return SIGNS[sign](bare(got === undefined ? null : got), bare(wanted));
+    return SIGNS[sign](bare(got === undefined ? null : got), bare(wanted.toLowerCase() === "none" ? "null" : wanted));
   }));
 }
 function unknownKey(ways) {

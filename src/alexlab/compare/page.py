@@ -71,7 +71,7 @@ def data_of(groups: Sequence[Group], sort: str, noted: Sequence[str]) -> dict[st
         told_groups.append({
             "id": number, "name": group.name, "status": group.status, "paths": [str(run.path) for run in group.runs],
             "label": f"{group.name}  {told(group.apart)}".strip(), "short": short(group), "settings": group.apart,
-            "config": {key: value for key, value in group.runs[0].config.items() if not isinstance(value, list)},
+            "config": group.runs[0].config,
             "metrics": {key: stat.mean for key, stat in stats.items()},
             "std": {key: stat.std for key, stat in stats.items() if stat.std is not None},
             "fewer": {key: stat.n for key, stat in stats.items() if stat.n < len(group.runs)},

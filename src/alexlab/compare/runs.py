@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alexlab import code_state
 from alexlab import config as configs
 from alexlab.compare import boards
 from alexlab.compare.settings import settings_of, words_of
@@ -35,6 +36,7 @@ class Run:
         given: keys of its command line.
         source: what holds its curves: metrics.csv, or a file of W&B's.
         board_id: W&B's, where it was read from a folder of W&B's.
+        code: its commit, and whether and how its code differed from that.
         problems: what of it could not be read.
     """
 
@@ -46,6 +48,7 @@ class Run:
     given: set[str] = field(default_factory=set)
     source: Path | None = None
     board_id: str = ""
+    code: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @cached_property
@@ -70,9 +73,8 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """What may set runs with the same settings apart all the same."""
-        git = self.summary.get("git")
-        commit = git.get("commit") if isinstance(git, dict) else None
-        dirty = "+changes" if isinstance(git, dict) and git.get("dirty") else ""
+        commit, patch = self.code.get("commit"), self.code.get("patch_sha256")
+        dirty = (f"+{str(patch)[:6]}" if patch else "+changes") if self.code.get("dirty") else ""
         facts = {
             "images": str(self.images)[:8] if self.images else None,
             "commit": f"{str(commit)[:7]}{dirty}" if commit else None,
@@ -251,15 +253,8 @@ def _read(folder: Path, going_on: set[int] | None, blocks: dict[bytes, Any]) -> 
         status, summary = "running", {key: value for key, value in summary.items() if key != "status"}
     else:
         status = "pruned" if summary.get("pruned") is True else str(summary.get("status", "unfinished"))
-    return Run(
-        folder,
-        printable(name_of(folder)),
-        status,
-        settings_of(config),
-        summary,
-        words_of(config),
-        folder / "metrics.csv",
-    )
+    name, source, code = printable(name_of(folder)), folder / "metrics.csv", code_state.read(folder)
+    return Run(folder, name, status, settings_of(config), summary, words_of(config), source, code=code)
 
 
 def config_of(path: Path, blocks: dict[bytes, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from alexlab.config import flat
@@ -12,22 +13,36 @@ if TYPE_CHECKING:
 
 # differ without making a difference, or say again what another key says
 IGNORED = {
-    "run", "run_dir", "overrides", "paths", "task", "dry_run", "test", "logger", "resume", "callbacks.progress",
-    "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary", "callbacks.device_stats",
-    "callbacks.grad_norm",
-    "data.num_workers", "data.timeout", "data.num_classes", "model.net.name",
-    "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port", "choices.logger",
-    "choices.callbacks", "checkpoint.every_n_steps", "checkpoint.every_minutes",
-    "from_run", "from_wandb", "repeats", "floats",
+    "run", "run_dir", "overrides", "paths", "sweep", "task", "dry_run", "test", "logger", "resume",
+    "callbacks.progress", "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary",
+    "callbacks.device_stats", "callbacks.grad_norm", "data.num_workers", "data.timeout", "data.num_classes",
+    "model.net.name", "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port",
+    "choices.logger", "choices.callbacks", "checkpoint.every_n_steps", "checkpoint.every_minutes", "from_run",
+    "from_wandb", "repeats", "floats",
 }  # fmt: skip
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Flat, without what makes no difference."""
     found = {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & IGNORED}
+    if own_ckpt(config):  # it was gone on with
+        found["ckpt_path"] = None
     if "model.pretrained" in found:  # which says the same
         found.pop("model.net.pretrained", None)
     return found
+
+
+def own_ckpt(config: dict[str, Any]) -> bool:
+    """Whether a run's config names a checkpoint of the run's own, as it does after a resume."""
+    ckpt, run_dir = config.get("ckpt_path"), config.get("run_dir")
+    if not isinstance(ckpt, str):
+        return False
+    where = PurePath(ckpt)
+    return (
+        where.parent == PurePath(str(run_dir), "checkpoints")
+        if run_dir
+        else where.name in ("last.ckpt", "previous.ckpt")
+    )
 
 
 def words_of(config: dict[str, Any]) -> set[str]:

@@ -36,6 +36,8 @@ def show(config: DictConfig) -> None:
         raise UserError(
             f"runs={config.runs}: no run is there (a folder with config.yaml): python train.py makes one.{why}"
         )
+    if config.equal and nothing:
+        raise UserError(f"equal=true: {'; '.join(nothing)}.")
     if config.equal:
         if not say_equal(runs):
             sys.exit(1)
