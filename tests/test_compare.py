@@ -419,6 +419,13 @@ def test_other_images_code_or_devices_are_no_seeds(tmp_path: Path) -> None:
     assert next(run.status for run in runs if run.name == "pruned") == "pruned"
 
 
+def test_runs_without_a_seed_tell_their_facts_too() -> None:
+    runs = [run_of({"a": 1}), run_of({"a": 1})]
+    for run, ranks in zip(runs, (1, 8), strict=True):
+        run.summary["world_size"] = ranks
+    assert [group.apart for group in grouped(runs)] == [{"world_size": 1}, {"world_size": 8}]
+
+
 def test_what_is_no_number_is_in_no_mean() -> None:
     runs = [run_of({"seed": seed, "a": 1}, val_acc1=acc) for seed, acc in enumerate((0.5, math.nan, 0.75))]
     (group,) = grouped(runs)

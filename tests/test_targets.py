@@ -282,11 +282,11 @@ def test_of_ones_own_package_nothing_that_is_anothers() -> None:
 def test_networks_of_others_are_all_allowed() -> None:
     for name in timm.list_models():
         entry = timm.model_entrypoint(name)
-        targets.locate(f"{entry.__module__}.{entry.__qualname__}")
+        assert targets.locate(f"{entry.__module__}.{entry.__qualname__}") is entry
     for name in ("Linear", "Conv2d", "TransformerEncoderLayer", "Sequential", "Module"):
-        targets.locate(f"torch.nn.{name}")
+        assert targets.locate(f"torch.nn.{name}") is getattr(torch.nn, name)
     for name in ("Adafactor", "AdamW", "SGD", "NAdam"):
-        targets.locate(f"torch.optim.{name}")
+        assert targets.locate(f"torch.optim.{name}") is getattr(torch.optim, name)
 
 
 def test_weights_are_taken_out_by_place_too() -> None:

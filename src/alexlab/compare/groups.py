@@ -64,25 +64,22 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
     apart = differing(runs)
     together: dict[Any, list[int]] = {}
     seen: set[Any] = set()
-    alike: dict[str, set[str]] = {}  # the facts of runs with the same settings
+    alike: dict[str, list[int]] = {}  # runs with the same settings
     for number, run in enumerate(runs):
         rest = same_as({key: value for key, value in run.config.items() if key != "seed"})
         key: Any = rest, same_as(run.facts)
-        alike.setdefault(rest, set()).add(key[1])
+        alike.setdefault(rest, []).append(number)
         once = (key, same_as(run.config.get("seed")))
         if not by_seed or run.status != "finished" or "seed" not in run.config or once in seen:
             key = number
         else:
             seen.add(once)
         together.setdefault(key, []).append(number)
-    for number, run in enumerate(runs):
-        rest = same_as({key: value for key, value in run.config.items() if key != "seed"})
-        if len(alike[rest]) > 1:
-            others = [other for other in runs if other.config == run.config | {"seed": other.config.get("seed")}]
-            apart[number] |= {
-                key: value for key, value in run.facts.items()
-                if value is not None and any(other.facts[key] != value for other in others)
-            }  # fmt: skip
+    for members in alike.values():
+        facts = [runs[number].facts for number in members]
+        differ = [key for key in facts[0] if len({same_as(each[key]) for each in facts}) > 1]
+        for number, each in zip(members, facts, strict=True):
+            apart[number] |= {key: each[key] for key in differ if each[key] is not None}
     groups = []
     for members in together.values():
         members.sort(key=lambda number: shown(runs[number].config.get("seed")).zfill(20))
