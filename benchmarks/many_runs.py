@@ -2,7 +2,9 @@
 
 python benchmarks/many_runs.py [--runs 1000] [--rounds 5] [--keep FOLDER]
 
-Beside it, in turn: the same configs read by yaml.safe_load alone.
+Beside it, in turn: the same configs read by yaml.safe_load alone, and as many of W&B's offline runs, made of one that
+its client wrote: 200 rows of numbers each, some 90 kB, with a name, an id and a rate of its own each; with the numbers of
+the best epoch in the summary, as runs of this project have them, and without, so that the curves are read.
 """
 
 import argparse
@@ -10,11 +12,14 @@ import json
 import math
 import os
 import random
+import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,6 +71,57 @@ def make(folder: Path, count: int, steps: int = 400) -> None:
             (run / name).mkdir(parents=True)
 
 
+def make_boards(folder: Path, count: int, ours: bool) -> None:
+    """Offline runs of W&B: the records of one, written again in LevelDB's log format for each."""
+    import wandb
+
+    from alexlab.compare import boards
+
+    folder.mkdir()
+    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+    with wandb.init(
+        mode="offline", dir=folder, project="p", settings=settings, config={"rate": 0.0, "model": "n"}
+    ) as run:
+        for step in range(200):
+            row = {"trainer/global_step": step, "train/loss_step": 2 / (1 + step), "perf/images": 400.0 + step}
+            run.log(row if step % 10 != 9 else {**row, "val/acc1": 1 - 1 / (1 + step), "val/loss": 1 / (1 + step)})
+        if ours:
+            run.summary.update({"status": "finished", "best": {"val/acc1": 0.995}, "last": {"val/acc1": 0.995}})
+    (written,) = folder.glob("wandb/offline-run-*/*.wandb")
+    kinds = {"run", "config", "summary", "history", "exit", "files", "environment", "telemetry", "header", "request"}
+    records = list(boards.records(written, kinds))
+    start = written.read_bytes()[: boards.FILE_HEAD]
+    shutil.rmtree(folder / "wandb")
+    for number in range(count):
+        for record in records:
+            if record.HasField("run"):
+                record.run.run_id = record.run.display_name = f"{number:08}"
+                for item in record.run.config.update:
+                    item.value_json = str(number / count) if item.key == "rate" else item.value_json
+        out = bytearray(start)
+        for raw in (record.SerializeToString() for record in records):
+            _append(out, raw)
+        place = folder / f"offline-run-20260101_000000-{number:08}"
+        place.mkdir(parents=True)
+        (place / f"run-{number:08}.wandb").write_bytes(out)
+
+
+def _append(out: bytearray, raw: bytes) -> None:
+    """A record in blocks of 32 KiB, in pieces of (CRC, length, kind): whole 1, first 2, middle 3, last 4."""
+    begun = False
+    while True:
+        left = 32768 - len(out) % 32768
+        if left < 7:
+            out += bytes(left)
+            continue
+        piece, raw = raw[: left - 7], raw[left - 7 :]
+        kind = (3 if raw else 4) if begun else (2 if raw else 1)
+        out += struct.pack("<IHB", zlib.crc32(bytes([kind]) + piece), len(piece), kind) + piece
+        begun = True
+        if not raw:
+            return
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=1000)
@@ -77,12 +133,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder) / "runs", given.runs)
+        make_boards(Path(folder) / "ours", given.runs, ours=True)
+        make_boards(Path(folder) / "theirs", given.runs, ours=False)
         words = [str(ROOT / "compare.py"), f"runs={folder}/runs"]
         commands = {
             "table": words,
             "where": [*words, "where=optimizer.lr>0.01 and model.name=alexnet"],
             "json": [*words, "format=json"],
             "html": [*words, "format=html", f"out={folder}/page.html", "most=100"],
+            "W&B's, of ours": [str(ROOT / "compare.py"), f"runs={folder}/ours"],
+            "W&B's, of others": [str(ROOT / "compare.py"), f"runs={folder}/theirs"],
             "table, one run": [str(ROOT / "compare.py"), f"runs={folder}/runs/2026-01-01_00-00-00_0000"],
             "yaml.safe_load": ["-c", PLAIN, f"{folder}/runs"],
         }
@@ -95,7 +155,7 @@ def main() -> None:
                     times[name].append(time.perf_counter() - start)
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     for name, seconds in times.items():
-        print(f"{name:16} {statistics.median(seconds):.2f} s")
+        print(f"{name:18} {statistics.median(seconds):.2f} s")
     about = {"runs": given.runs, "cores": os.cpu_count(), "python": sys.version.split()[0], "pyyaml": version("pyyaml"),
              "commit": git.stdout.strip()}  # fmt: skip
     print(json.dumps(about))

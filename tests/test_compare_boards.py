@@ -74,6 +74,32 @@ def test_cut_off_anywhere_what_was_whole_is_read(offline: Path, tmp_path: Path) 
                 list(boards.records(path, {"run"}))
 
 
+def test_what_a_disk_has_turned_is_not_read(offline: Path, tmp_path: Path) -> None:
+    """W&B's own sums say so: a bit anywhere ends what is read, and all before it is as it was."""
+    whole = next(offline.glob("*.wandb")).read_bytes()
+    rows = list(boards.history(next(offline.glob("*.wandb"))))
+    path = tmp_path / "run-x.wandb"
+    counts = []
+    for place in range(len(whole) // 2, len(whole), 5003):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        found = list(boards.history(path))
+        assert found == rows[: len(found)]
+        counts.append(len(found))
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+def test_records_that_come_joined_say_the_same(offline: Path) -> None:
+    """In the order in which they were told, so that the last of a key counts."""
+    file = next(offline.glob("*.wandb"))
+    one_by_one: list[tuple[str, str]] = []
+    for record in boards.records(file, {"summary"}):
+        one_by_one += [(item.key, item.value_json) for item in record.summary.update]
+    (joined,) = boards.records(file, {"summary"}, joined=True)
+    assert [(item.key, item.value_json) for item in joined.summary.update] == one_by_one
+    assert len(one_by_one) > 1000
+
+
 def test_downloaded_from_the_server(tmp_path: Path) -> None:
     folder = tmp_path / "run-20260101_000000-abc123/files"
     folder.mkdir(parents=True)
