@@ -3,8 +3,8 @@
 python benchmarks/many_runs.py [--runs 1000] [--rounds 5] [--keep FOLDER]
 
 Beside it, in turn: the same configs read by yaml.safe_load alone, and as many of W&B's offline runs, made of one that
-its client wrote: 200 rows of numbers each, some 90 kB, with a name, an id and a rate of its own each; with the numbers of
-the best epoch in the summary, as runs of this project have them, and without, so that the curves are read.
+its client wrote: 200 rows of numbers each, some 90 kB, with a name, an id and a rate of its own each; with the best
+epoch's numbers in the summary, as runs of this project have them, and without, so that the curves are read.
 """
 
 import argparse

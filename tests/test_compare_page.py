@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,37 @@ def test_in_a_browser(count: int, tmp_path: Path) -> None:
     assert parallel == (count > 1)
     assert ('<section id="against" hidden' not in html) == (count > 1)
     assert html.count("<figure>") == min(count, page.WITH_FIGURES)
-    if count == 8:
-        for state, left in {
-            "filter=optimizer.lr>0.04": 3, "filter=seed%3D0+note!%3Da%26b": 3, "filter=R00": 8,
-            "filter=val/acc1>%3D0.5": 4, "filter=nothing": 0, "off=0+1": 6,
-            "filter=optimizer.lr+>+0.04+and+status=finished": 3, "filter=name~r00+AND+model.name~ALEX": 8,
-            "filter=seed%3D0+or+note%3D'a%26b'": 5, "filter=toString": 0,
-        }.items():  # fmt: skip
-            html, said = dom(out, state, tmp_path / "profile")
-            assert said == []
-            assert f'data-shown="{left}"' in html, state
-        html, _ = dom(out, "filter=optimizer.l>0.04", tmp_path / "profile")
-        assert "no run has optimizer.l" in html
+
+
+STATES = {  # and how many of eight runs are left
+    "filter=optimizer.lr>0.04": 3, "filter=seed%3D0+note!%3Da%26b": 3, "filter=R00": 8, "filter=val/acc1>%3D0.5": 4,
+    "filter=nothing": 0, "off=0+1": 6, "filter=optimizer.lr+>+0.04+and+status=finished": 3,
+    "filter=name~r00+AND+model.name~ALEX": 8, "filter=seed%3D0+or+note%3D'a%26b'": 5, "filter=toString": 0,
+    "x=step&theme=light": 8, "x=images&smooth=0.6&logy=1": 8, "colour=optimizer.lr&sx=seed&sy=optimizer.lr": 8,
+    "filter=optimizer.l>0.04": 0,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+def test_what_is_chosen_in_a_browser(tmp_path: Path) -> None:
+    """One start of it, in which the page is told to show one choice after the other; the first comes as its address."""
+    out, _ = written(tmp_path, 8, "seeds=each")
+    visits = """
+    const states = %s;
+    if (!location.hash) location.hash = states[0];  // as a bookmark does where the page is open: it loads again
+    else document.body.dataset.told = JSON.stringify(states.map((chosen, place) => {
+      if (place) { Object.assign(state, DEFAULTS, Object.fromEntries(new URLSearchParams(chosen))); draw(); }
+      return [document.body.dataset.shown, $("wrong").textContent, getComputedStyle(document.body).backgroundColor];
+    }));
+    """
+    page_of_all = tmp_path / "all.html"
+    script = f"<script>{visits % json.dumps(list(STATES))}</script></body>"
+    page_of_all.write_text(out.read_text().replace("</body>", script))
+    html, said = dom(page_of_all, "", tmp_path / "profile")
+    assert said == []
+    found = re.search(r'data-told="([^"]*)"', html)
+    assert found is not None
+    told = json.loads(unescape(found[1]))
+    assert {state: int(row[0]) for state, row in zip(STATES, told, strict=True)} == STATES
+    assert [row[1] for row in told] == [""] * (len(STATES) - 1) + ["no run has optimizer.l"]
+    assert told[10][2] == "rgb(255, 255, 255)", "light"

@@ -363,4 +363,5 @@ for (const id of ["filter", "x", "colour", "smooth", "theme", "sx", "sy", "figur
 $("logy").checked = Boolean(state.logy);
 $("logy").onchange = () => set({ logy: $("logy").checked ? "1" : "" });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+addEventListener("hashchange", () => location.reload());  // a bookmark of this page, opened where it is open
 draw();
