@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -14,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from wandb_server import wandb_server
 
 from alexlab import sweeps
+from alexlab.callbacks.pruning import Pruning
 from alexlab.errors import UserError
 from alexlab.study import draw, only_one
 
@@ -163,6 +166,28 @@ def test_pruners_are_optunas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stopped["median"] == [(number, 1) for number in range(2, 10)]
     assert len(stopped["hyperband"]) > 2
     assert "none" not in stopped
+
+
+def test_a_storage_that_is_locked_costs_no_trial(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another process holds SQLite's file for longer than it waits."""
+    storage = f"sqlite:///{tmp_path}/optuna.db?timeout=0.05"
+    study = optuna.create_study(study_name="mine", storage=storage, direction="maximize")
+    place = sweeps.Trial(storage, "mine", 0, study.ask()._trial_id)
+    callback = Pruning(place, sweeps.make_pruner(OmegaConf.create({"pruner": "none"}), 3), "val/acc1")
+    trainer = SimpleNamespace(
+        is_global_zero=True, sanity_checking=False, state=SimpleNamespace(fn="fit"), current_epoch=0, max_epochs=3,
+        callback_metrics={"val/acc1": 0.5}, strategy=SimpleNamespace(broadcast=bool), should_stop=False,
+    )  # fmt: skip
+    callback.on_fit_start(trainer, None)  # type: ignore[arg-type]
+    with sqlite3.connect(tmp_path / "optuna.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        other.execute("ROLLBACK")
+    assert "mine could not be asked whether to prune, and the trial goes on: (sqlite3.OperationalError)" in caplog.text
+    assert not trainer.should_stop
+    trainer.current_epoch = 1
+    callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    assert trials(tmp_path, "mine")[0].intermediate_values == {1: 0.5}
 
 
 def test_the_place_of_a_trial_is_told_to_its_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import math
 import optuna
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from sqlalchemy.exc import SQLAlchemyError
 
 from alexlab.sweeps import PRUNED, Trial
 
@@ -16,6 +17,8 @@ class Pruning(Callback):
     """Reports `monitor` to the trial after each validation, and ends the run on all ranks where the pruner says so.
 
     The first rank alone asks the study. In the last epoch there is nothing left to save, and a trial is not pruned.
+    Where the study's storage does not answer, as a file that another process has locked, that is told, and the trial
+    goes on.
 
     Args:
         place: where the trial is.
@@ -44,7 +47,13 @@ class Pruning(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or self.pruned:
             return
-        bad = self.trial is not None and self._looks_bad(trainer)
+        bad = False
+        if self.trial is not None:
+            try:
+                bad = self._looks_bad(trainer)
+            except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+                log.warning("the study %s could not be asked whether to prune, and the trial goes on: %s",
+                            self.place.study, str(error.__cause__ or error).splitlines()[0])  # fmt: skip
         if trainer.strategy.broadcast(bad):
             self.pruned = True
             trainer.should_stop = True
