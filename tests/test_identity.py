@@ -7,6 +7,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from alexlab import config as configs
 from alexlab import identity
 from alexlab.cli import register_resolvers
 from alexlab.config import CONF
@@ -22,8 +23,8 @@ def composed(*words: str) -> DictConfig:
     found: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     OmegaConf.set_struct(found, False)
     chosen = {key: name for key, name in config.hydra.runtime.choices.items() if (CONF / key).is_dir() and name}
-    found.overrides, found.choices, found.run_dir = task, chosen, "/logs/x"
-    return OmegaConf.create(OmegaConf.to_container(found, resolve=True))
+    found.overrides, found.choices, found.run_dir = [configs.escaped(word) for word in task], chosen, "/logs/x"
+    return configs.create(configs.plain(found))
 
 
 @pytest.mark.parametrize(

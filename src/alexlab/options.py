@@ -1,10 +1,12 @@
 """The options of conf/'s groups, as their files have them: what one of them sets, and what came later than a run."""
 
+import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Container, Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from alexlab import config as configs
 from alexlab.config import CONF
@@ -26,6 +28,10 @@ def _at(node: Plain, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
     return value
+
+
+def has(node: Plain, key: str) -> bool:
+    return _at(node, key) is not _ABSENT
 
 
 def put(node: Plain, key: str, value: Any) -> None:
@@ -87,21 +93,19 @@ def exchange(changed: Plain, today: Plain, group: str, word: str) -> None:
     if _is_recipe(group, new) or _is_recipe(group, there):
         if there is not None:
             raise UserError(f"{word}: what {group}={there} had set is in the run's config: change its keys one by one.")
-        raw = _raw(group, new)
         if "defaults" in _load(group, new):
             raise UserError(f"{word} exchanges other groups' options: give those, and its keys, one by one.")
-        for key in configs.flat(OmegaConf.to_container(raw)):  # type: ignore[arg-type]
+        for key in _texts(group, new):
             put(changed, key, at(today, key))
     else:
-        old = configs.flat(read(group, there, changed | {"paths": today["paths"]}))
-        ours = configs.flat(read(group, new, today))
+        old, ours = (_texts(group, option) for option in (there, new))
         if not old:
             changed[group] = today[group]
         for key, value in ours.items():
             if value != "???" and (key not in old or old[key] != value):
-                put(changed, f"{group}.{key}", at(today, f"{group}.{key}"))
+                put(changed, key, at(today, key))
         for key in old.keys() - ours.keys():
-            take(changed, f"{group}.{key}")
+            take(changed, key)
     changed["choices"][group] = new
 
 
@@ -126,10 +130,87 @@ def add_newer(there: Plain, today: Plain, removed: Collection[str], own: Collect
     return newer
 
 
+def default(choices: Plain, key: str) -> Any:
+    """The value that the options give a key; None where they give none."""
+    return _all_texts(choices).get(key)
+
+
+def derived(choices: Plain, words: Iterable[str], ours: Container[str] = ()) -> dict[str, str]:
+    """The keys whose value conf/, or a word, has as a reference to other keys, and that reference: of model=torchvision
+    `model.net.name` and "${model.name}".
+
+    Args:
+        choices: the option of each group.
+        words: of the command line, which take a key out, or set it to a value or another reference.
+        ours: those of them that may refer to the environment: a run from elsewhere may not.
+    """
+    found = _all_texts(choices)
+    for word in words:
+        key, sign, text = word.lstrip("+~").partition("=")
+        if (CONF / key).is_dir():
+            continue
+        text = text[1:-1] if text[:1] in ("'", '"') and text[-1:] == text[:1] else text
+        given = configs.flat(_mapping(text), f"{key}.") or {key: text}
+        for other in [*found]:
+            if any(f"{other}.".startswith(f"{name}.") for name in given):
+                del found[other]
+        safe = word in ours or re.fullmatch(r"(?:[^$]|\$\{[\w.]+\})*", text)
+        if sign and not word.startswith("~") and text[:1] not in ("[", "{") and safe:
+            found[key] = text
+    return {key: text for key, text in found.items() if isinstance(text, str) and "${" in text}
+
+
+def derive(plain: Plain, references: dict[str, str], paths: Plain) -> Plain:
+    """The values of such keys in a config; of those alone that refer to what it has.
+
+    Args:
+        references: as `derived` tells them.
+        paths: of this machine.
+    """
+    made = configs.create({**plain, "paths": paths})
+    for key, text in references.items():
+        OmegaConf.update(made, key, text, force_add=True)
+    found = {}
+    for key in references:
+        with contextlib.suppress(OmegaConfBaseException):
+            value = OmegaConf.select(made, key, throw_on_missing=True)
+            found[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return found
+
+
+def _mapping(text: str) -> Plain:
+    """A word's value that is a mapping; else {}."""
+    if not text.startswith("{"):
+        return {}
+    try:
+        value = configs.parsed(re.sub(r":(?=\S)", ": ", text).encode())  # Hydra needs no space
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _names(option: Any) -> list[str]:
     """Those of options that there are."""
     names = option if isinstance(option, list) else re.split(r"[\[\], ]+", str(option)) if option is not None else []
     return [str(name) for name in names if re.fullmatch(r"[\w-]+", str(name))]
+
+
+def _texts(group: str, option: Any) -> Plain:
+    """What an option sets, flat and as its file has it, unresolved; of a recipe keys of other groups."""
+    prefix = "" if _is_recipe(group, option) else f"{group}."
+    found: Plain = {}
+    for name in _names(option):
+        found |= configs.flat(OmegaConf.to_container(_raw(group, name)), prefix)  # type: ignore[arg-type]
+    return found
+
+
+def _all_texts(choices: Plain) -> Plain:
+    """As `_texts`, of all groups: a recipe's keys take the place of theirs."""
+    found: Plain = {}
+    for group, option in sorted(choices.items(), key=lambda item: _is_recipe(*item)):
+        if (CONF / group).is_dir():
+            found |= _texts(group, option)
+    return found
 
 
 def _load(group: str, name: str) -> DictConfig:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -77,7 +78,7 @@ def repeat(config: DictConfig) -> tuple[DictConfig, Origin | None]:
     if config.resume.run not in (None, "auto"):
         raise UserError(f"{asked[0]} trains anew, and resume={config.resume.run} goes on: leave one of them out.")
     today = configs.plain(config)
-    words = {word.lstrip("+~").partition("=")[0]: word for word in today["overrides"]}
+    words = {_key(word): word for word in today["overrides"]}
     origin = _of_directory(config) if config.from_run is not None else _of_board(today, words)
     changed = _changed(origin, today, words)
     made = configs.create(changed)
@@ -148,7 +149,8 @@ def _of_board(today: Plain, words: dict[str, str]) -> Origin:
     root, there = plain["data"].get("root"), Path(today["paths"]["data"])
     near = Path(options.read("data", plain["choices"].get("data"), today).get("root") or there / str(root))
     near = next((path for path in (near, there / str(root)) if path.name == root), near)
-    if "data.root" not in words:
+    others = "data" in words and today["choices"].get("data") != plain["choices"].get("data")
+    if "data.root" not in words and not others:
         made = plain["data"].get("demo_seed") is not None or plain["data"].get("idx") is not None
         if near.name != root or not (near.exists() or made):
             raise UserError(
@@ -156,7 +158,7 @@ def _of_board(today: Plain, words: dict[str, str]) -> Origin:
                 "data.root=PATH."
             )
         plain["data"]["root"] = str(near)
-    elif PurePath(today["data"]["root"]).name == root:
+    elif PurePath(str(today["data"]["root"])).name == root:
         plain["data"]["root"] = today["data"]["root"]
     return origin
 
@@ -203,19 +205,16 @@ def _ask(origin: Origin, words: dict[str, str], keys: list[str], why: str) -> No
 def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
     there = {key: value for key, value in origin.config.items() if key not in OWN}
     before = [str(word) for word in origin.config["overrides"]]
-    board = there["logger"].get("wandb")
-    sweep = PurePath(str(origin.config.get("run_dir"))).parent.name
-    its = origin.config.get("run", "")
-    sweeps = {sweep, sweep.removeprefix("sweep-"), *PurePath(str(its)).parts[:-1]}
-    agent = isinstance(board, dict) and re.fullmatch(r"[a-z0-9]{8}", str(board.get("group")))  # W&B's name of its sweep
-    if isinstance(board, dict) and (board.get("group") in sweeps or agent):  # that it was one of
-        board["group"] = None
+    given = {_key(word) for word in before}
+    _forget(origin, there, given)
     removed = {word[1:].partition("=")[0] for word in before if word.startswith("~")}
     newer = options.add_newer(there, today, removed, OWN)
     changed: Plain = {**json.loads(json.dumps(there)), **{key: today[key] for key in OWN if key in today}}
-    for key, word in words.items():
-        if (CONF / key).is_dir() and key not in OWN:
-            options.exchange(changed, today, key, word)
+    exchanged = {group for group in words if (CONF / group).is_dir() and group not in OWN
+                 and today["choices"].get(group) != there["choices"].get(group)}  # fmt: skip
+    for group in (key for key in words if key in exchanged):
+        options.exchange(changed, today, group, words[group])
+    kept = [word for word in before if _stays(_key(word), there, changed, exchanged)]
     for key, word in words.items():
         if key.split(".")[0] in OWN or (CONF / key).is_dir():
             continue
@@ -223,12 +222,12 @@ def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
             take(changed, key)
         else:
             put(changed, key, at(today, key))
+    old = [word for word in kept if _key(word) not in words and _key(word).split(".")[0] not in OWN]
+    _follow(there, changed, exchanged, (before, [*old, *words.values()]), words.values())
     _check_start(origin, today, words)
     hidden = [key for key, value in configs.flat(changed).items()
               if key.split(".")[0] not in OWN and ("${oc.env:" in str(value) or value == "***")]  # fmt: skip
     _ask(origin, {}, hidden, "secrets are not kept with a run")
-    old = [word for word in before if (key := word.lstrip("+~").partition("=")[0]) not in words
-           and key.split(".")[0] not in OWN]  # fmt: skip
     changed |= {"overrides": [*old, *today["overrides"]], "from_run": None, "from_wandb": None}
     changed["repeats"] = origin.name if today["from_run"] is None else str(Path(origin.name).resolve())
     origin.changes = _differences(there, changed)
@@ -236,6 +235,50 @@ def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
     if newer:
         restore.tell(f"note: {origin.name} has no {', '.join(newer)}: today's defaults.")
     return {key: changed[key] for key in {**today, **changed} if key in changed}  # in today's order
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _forget(origin: Origin, there: Plain, given: set[str]) -> None:
+    """Take out of a run's config what was filled in when it ran: how many classes it had, of which sweep it was."""
+    if "data.num_classes" not in given:
+        there["data"]["num_classes"] = options.default(there["choices"], "data.num_classes")
+    board = there["logger"].get("wandb")
+    sweep = PurePath(str(origin.config.get("run_dir"))).parent.name
+    its = origin.config.get("run", "")
+    sweeps = {sweep, sweep.removeprefix("sweep-"), *PurePath(str(its)).parts[:-1]}
+    if isinstance(board, dict) and "logger.wandb.group" not in given:
+        agent = re.fullmatch(r"[a-z0-9]{8}", str(board.get("group")))  # W&B's name of its sweep
+        if agent or board.get("group") in sweeps:
+            board["group"] = None
+
+
+def _stays(key: str, there: Plain, changed: Plain, exchanged: set[str]) -> bool:
+    """Whether a word of the run still says what the config has: not one of an option that was exchanged."""
+    return key.split(".")[0] not in exchanged or at(there, key) == at(changed, key)
+
+
+def _follow(
+    there: Plain, changed: Plain, exchanged: set[str], words: tuple[list[str], list[str]], ours: Collection[str]
+) -> None:
+    """Let what conf/ derives from other keys, as model.net.name from model.name, follow those that are others now.
+
+    A run's config has such values worked out. What it was given itself stays.
+
+    Args:
+        exchanged: groups of which another option was taken.
+        words: that the run was started with, and those that count now.
+        ours: those of the latter that were given now.
+    """
+    then = options.derive(there, options.derived(there["choices"], words[0]), changed["paths"])
+    now = options.derive(changed, options.derived(changed["choices"], words[1], ours), changed["paths"])
+    for key, value in now.items():
+        group = key.split(".")[0]
+        other = group in exchanged or key not in then or then[key] != value
+        if other and group not in OWN and options.has(changed, key):
+            put(changed, key, value)
 
 
 def _check_start(origin: Origin, today: Plain, words: dict[str, str]) -> None:

@@ -1,0 +1,162 @@
+"""The config of from_run=RUN with other words: that of the run's own command line with these words in it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from test_identity import composed
+
+from alexlab import config as configs
+from alexlab import options, repeat
+from alexlab.errors import UserError
+
+FOLDER = "data=folder data.root={data}"
+SHUFFLE = f"{FOLDER} model=torchvision model.name=shufflenet_v2_x0_5"
+OWN = {"run_dir", "overrides", "paths", "repeats", "from_run"}  # of the run, and not of what it computes
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "other").mkdir()
+    return {"data": str(tmp_path / "photos"), "other": str(tmp_path / "other"), "run": str(tmp_path / "runs/then")}
+
+
+def plain(line: str, folders: dict[str, str]) -> dict[str, Any]:
+    return configs.plain(configs.resolved(composed(*line.format(**folders).split())))
+
+
+def ran(line: str, folders: dict[str, str], classes: int = 5) -> Path:
+    """The directory of a run with these words, as far as it is looked at; its classes were counted."""
+    config = plain(line, folders)
+    config["data"]["num_classes"] = config["data"]["num_classes"] or classes
+    config["run_dir"] = folders["run"]
+    Path(folders["run"]).mkdir(parents=True)
+    configs.save(configs.create(config), Path(folders["run"], "config.yaml"))
+    return Path(folders["run"])
+
+
+def repeated(line: str, folders: dict[str, str]) -> tuple[dict[str, Any], repeat.Origin]:
+    config = configs.resolved(composed(f"from_run={folders['run']}", *line.format(**folders).split()))
+    made, origin = repeat.repeat(config)
+    assert origin is not None
+    return configs.plain(made), origin
+
+
+def without(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in configs.flat(config).items() if key.split(".")[0] not in OWN}
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        (SHUFFLE, "model=torchvision model.name=resnet18"),
+        (SHUFFLE, "model.name=resnet18"),
+        (SHUFFLE, "++model.pretrained=true"),
+        (SHUFFLE, "++model.pretrained=true model.name=resnet18"),
+        (SHUFFLE, "model=timm model.name=resnet50"),
+        (f"{SHUFFLE} model.net.pretrained=false", "++model.pretrained=true"),
+        (f"{SHUFFLE} model.net.name=mobilenet_v2", "model.name=resnet18"),
+        (FOLDER, "model=torchvision model.name=resnet18"),
+        (FOLDER, "model=alexnet_krizhevsky2012"),
+        (FOLDER, "model=alexnet_krizhevsky2012 optimizer=adamw"),
+        (FOLDER, "optimizer=adamw model=alexnet_krizhevsky2012"),
+        (f"{FOLDER} model=alexnet_bn", "model=alexnet_krizhevsky2012"),
+        (f"{FOLDER} model=alexnet_bn optimizer.bias_lr_factor=3", "model=alexnet_krizhevsky2012"),
+        (f"{FOLDER} model=alexnet_krizhevsky2012", "model=alexnet_bn"),
+        (f"{FOLDER} model=alexnet_krizhevsky2012", "optimizer=adamw"),
+        (f"{FOLDER} model=alexnet_krizhevsky2012", "++model.bias_lr_factor=4"),
+        (f"{FOLDER} scheduler=plateau", "monitor=val/loss"),
+        (f"{FOLDER} scheduler=plateau scheduler.monitor=val/acc5", "monitor=val/loss"),
+        (f"{FOLDER} monitor=val/loss", "scheduler=plateau"),
+        (f"{FOLDER} ~optimizer.bias_lr_factor", "model=alexnet_krizhevsky2012"),
+        (FOLDER + " optimizer.weight_decay=${{optimizer.lr}}", "optimizer.lr=0.5"),
+        (f"{FOLDER} optimizer.lr=0.25", "optimizer.weight_decay=${{optimizer.lr}}"),
+        (f"{FOLDER} seed=7 data.num_classes=5", "seed=8"),
+        (FOLDER, "data.root={other}"),
+        (f"{FOLDER} trainer=ddp_cpu trainer.devices=3", "logger=csv debug=limit"),
+        ("experiment=demo", "monitor=val/loss scheduler=plateau"),
+    ],
+)
+def test_it_is_that_of_the_whole_command_line(words: str, more: str, folders: dict[str, str]) -> None:
+    ran(words, folders)
+    made, _ = repeated(more, folders)
+    assert without(made) == without(plain(f"{words} {more}", folders))
+
+
+def test_what_follows_from_a_word_is_told(folders: dict[str, str]) -> None:
+    ran(SHUFFLE, folders)
+    made, origin = repeated("model.name=resnet18", folders)
+    shuffle = "shufflenet_v2_x0_5"
+    assert origin.changes == [f"model.name=resnet18 (there {shuffle})", f"model.net.name=resnet18 (there {shuffle})"]
+    assert made["model"]["net"]["name"] == "resnet18"
+    _, origin = repeated("seed=1", folders)
+    assert origin.changes == ["seed=1 (there 0)"], "nothing that was worked out is told as changed"
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "kept"),
+    [
+        # of another option the words that the run gave the old one are none any more
+        (SHUFFLE, "model=alexnet", FOLDER.split()),
+        (f"{FOLDER} optimizer.lr=0.5 optimizer.decay_norm_and_bias=true", "optimizer=adamw",
+         [*FOLDER.split(), "optimizer.decay_norm_and_bias=true"]),
+        (f"{FOLDER} data.num_workers=0 augment=strong", "data=demo", ["data.num_workers=0", "augment=strong"]),
+    ],
+)  # fmt: skip
+def test_words_of_an_option_that_is_exchanged_are_dropped(
+    words: str, more: str, kept: list[str], folders: dict[str, str]
+) -> None:
+    ran(words, folders)
+    made, _ = repeated(more, folders)
+    given = [f"from_run={folders['run']}", *more.split()]
+    assert made["overrides"] == [*(word.format(**folders) for word in kept), *given]
+    clean = " ".join(kept) + f" {more}"
+    assert without(made) == without(plain(clean, folders))
+
+
+def test_other_images_may_have_other_classes(folders: dict[str, str]) -> None:
+    """Their number was counted, and given only by a word that says so."""
+    ran(f"{FOLDER}", folders, classes=5)
+    made, origin = repeated("data.root={other}", folders)
+    assert made["data"]["num_classes"] is None
+    assert [line for line in origin.changes if "num_classes" in line] == []
+
+
+def test_a_group_in_wandb_is_dropped_where_it_was_filled_in(folders: dict[str, str]) -> None:
+    """As for a run of a sweep's agent; not where a word gave it, whatever it looks like."""
+    run_dir = ran(f"{FOLDER} logger.wandb.group=baseline", folders)
+    assert repeated("seed=1", folders)[0]["logger"]["wandb"]["group"] == "baseline"
+    config: Any = OmegaConf.load(run_dir / "config.yaml")
+    config.overrides = FOLDER.format(**folders).split()
+    config.logger.wandb.group = "x7k2m9qa"
+    configs.save(config, run_dir / "config.yaml")
+    assert repeated("seed=1", folders)[0]["logger"]["wandb"]["group"] is None
+
+
+def test_words_of_a_run_from_elsewhere_get_nothing_of_the_environment(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
+    words = ["a.b=${oc.env:MY_TOKEN}", "a.c=${root:}", "a.d=x ${oc.decode:${a.b}}", "a.e=[${seed}]", "a.f=${seed}"]
+    assert options.derived({}, words) == {"a.f": "${seed}"}
+    assert options.derived({}, words, words).keys() == {"a.b", "a.c", "a.d", "a.f"}, "of one's own command line"
+
+
+def test_a_word_takes_a_reference_out() -> None:
+    choices = {"model": "torchvision"}
+    both = {"model.net.name", "model.net.pretrained"}
+    assert options.derived(choices, []).keys() == both
+    for word in ("model.net.name=vgg11", "~model.net.name", "+model.net.name=a", "model.net={name: x}"):
+        assert options.derived(choices, [word]).keys() == both - {"model.net.name"}
+    assert options.derived(choices, ["model.net={name:x,pretrained:true}"]) == {}
+    assert options.derived({"model": "../../x", "nothing": "y"}, []) == {}
+
+
+def test_an_option_of_another_folder_is_refused(folders: dict[str, str]) -> None:
+    ran(FOLDER, folders)
+    config = configs.resolved(composed(f"from_run={folders['run']}", "optimizer=adamw"))
+    config.choices.optimizer = "mine"
+    with pytest.raises(UserError, match=r"optimizer=adamw: conf/optimizer/ has no mine"):
+        repeat.repeat(config)
