@@ -136,7 +136,71 @@ def test_there_may_be_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told is not None
     assert "this is no git repository (there aaaa" in told
     monkeypatch.setenv("PATH", str(tmp_path))  # without git
-    assert code_state.state(tmp_path) == (nothing, None)
+    assert code_state.state(tmp_path) == ({**nothing, "left_out": "git could not be asked"}, None)
+
+
+def lose(root: Path, commit: str, path: str) -> None:
+    """A file of a commit, as in a clone without all blobs whose server is not there."""
+    blob = git(root, "rev-parse", f"{commit}:{path}")
+    (root / ".git/objects" / blob[:2] / blob[2:]).unlink()
+
+
+def test_code_that_git_cannot_compare_is_not_the_same(project: Path) -> None:
+    first = git(project, "rev-parse", "HEAD")
+    clean = code_state.state(project)[0]
+    (project / "src/net.py").write_text("# other\n")
+    lose(project, first, "src/net.py")
+    told = code_state.state(project)[0]
+    assert told == {"commit": first, "dirty": None, "patch_sha256": None, "left_out": "git could not tell it"}
+    assert code_state.differs(clean, "R", "git apply P", project) == (
+        f"whether this is the code of R cannot be told: how it differs from commit {first} is not known (git could not "
+        "tell it)."
+    )
+    git(project, "commit", "--quiet", "--all", "--message=second")
+    assert "cannot be told" in (code_state.differs(clean, "R", "git apply P", project) or "")
+    now = code_state.state(project)[0]
+    assert code_state.differs(now, "R", "git apply P", project) is None
+    for then in (told, {**told, "dirty": False}):  # the latter of an older version
+        assert code_state.differs(then, "R", "git apply P", project) == (
+            f"whether this is the code of R cannot be told: what differed there from commit {first} is not known (git "
+            "could not tell it)."
+        )
+
+
+def test_a_repository_of_another_owner_is_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git's own reason is told."""
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "true")
+    told = code_state.state(project)[0]
+    why = f"git says: detected dubious ownership in repository at '{project}'"
+    assert told["left_out"].startswith(why)
+    assert {**told, "left_out": None} == dict.fromkeys(("commit", "dirty", "patch_sha256", "left_out"))
+    said = code_state.differs({"commit": "a" * 40}, "R", "git apply P", project)
+    assert said is not None
+    assert said.startswith(f"whether this is the code of R cannot be told: {why}; `git config --global --add safe.dir")
+    assert said.endswith(f"helps (there {'a' * 40}).")
+    assert f"R was trained with is not known: {why}" in (code_state.differs(told, "R", "git apply P", project) or "")
+
+
+def test_a_run_without_code_json_may_have_been_in_a_repository(project: Path) -> None:
+    nothing = code_state.differs({}, "R", "git apply P", project)
+    assert nothing == "which code R was trained with is not known."
+    outside = {"commit": None, "dirty": None, "patch_sha256": None, "left_out": None}
+    assert code_state.differs(outside, "R", "git apply P", project) == (
+        "which code R was trained with is not known: it was no git repository."
+    )
+
+
+def test_a_runs_summary_tells_of_code_what_its_code_json_does(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new text in the repository is no other code."""
+    monkeypatch.setattr(code_state.state, "__defaults__", (project,))
+    (project / "notes.txt").write_text("x")
+    commit = git(project, "rev-parse", "HEAD")
+    assert code_state.committed(tmp_path) == {"commit": commit, "dirty": False}
+    code_state.keep(tmp_path)
+    (project / "src/net.py").write_text("# other\n")
+    assert code_state.committed(tmp_path) == {"commit": commit, "dirty": False}, "of its start"
 
 
 def test_a_runs_directory_has_it_without_secrets(

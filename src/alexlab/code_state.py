@@ -21,6 +21,7 @@ from alexlab.errors import naming
 
 # what a run is made of: texts and tests may change beside it
 PARTS = (":(glob)*.py", "src", "conf", "pyproject.toml", "requirements.lock")
+NO_REPOSITORY = "this is no git repository"
 MOST = 1_000_000  # bytes of a patch that is kept
 # whatever the user's own settings of git say, so that the same differences have the same hash
 DIFF = ("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
@@ -59,17 +60,26 @@ def read(run_dir: Path) -> dict[str, Any]:
     return git if isinstance(git, dict) else {}
 
 
+def committed(run_dir: Path) -> dict[str, Any]:
+    """The commit of a run's start, and whether its code differed from it, as its code.json says."""
+    told = read(run_dir) or state()[0]
+    return {key: told.get(key) for key in ("commit", "dirty")}
+
+
 def state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
     """The commit, whether code differs from it, the SHA-256 of how, and why that is not kept, if it is not; and the
     patch, of at most `MOST` bytes.
 
-    The hash is of the patch before secrets are masked in it. All is null outside a git repository.
+    The hash is of the patch before secrets are masked in it. All is null outside a git repository; `dirty` is where git
+    does not tell what differs, and `commit` where it does not tell that, `left_out` having why.
     """
-    commit = _commit(root)
+    commit, why = _commit(root)
     if commit is None:
-        return {"commit": None, "dirty": None, "patch_sha256": None, "left_out": None}, None
+        why = None if why == NO_REPOSITORY else why
+        return {"commit": None, "dirty": None, "patch_sha256": None, "left_out": why}, None
     patch, digest, left_out = _patch(root, commit)
-    return {"commit": commit, "dirty": digest is not None, "patch_sha256": digest, "left_out": left_out}, patch
+    dirty = None if digest is None and left_out else digest is not None
+    return {"commit": commit, "dirty": dirty, "patch_sha256": digest, "left_out": left_out}, patch
 
 
 def differs(then: dict[str, Any], name: str, applies: str, root: Path = ROOT) -> str | None:
@@ -81,22 +91,30 @@ def differs(then: dict[str, Any], name: str, applies: str, root: Path = ROOT) ->
         name: of the run whose code it was.
         applies: the command that applies its patch.
     """
-    commit, here = then.get("commit"), _commit(root)
+    commit, (here, why) = then.get("commit"), _commit(root)
+    digest, kept, left_out = then.get("patch_sha256"), "patch_sha256" in then, then.get("left_out")
     if not isinstance(commit, str) or not _is_hash(commit):
-        return f"which code {name} was trained with is not known: it was no git repository."
+        was = f": {left_out or 'it was no git repository'}" if kept and commit is None else ""
+        return f"which code {name} was trained with is not known{was}."
+    untold = f"whether this is the code of {name} cannot be told"
     if here is None:
-        return f"whether this is the code of {name} cannot be told: this is no git repository (there {commit})."
-    digest, kept = then.get("patch_sha256"), "patch_sha256" in then
+        return f"{untold}: {why} (there {commit})."
+    if left_out and digest is None:
+        return f"{untold}: what differed there from commit {commit} is not known ({left_out})."
     known = _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
-    if known and (kept or not then.get("dirty")) and _patch(root, commit)[1] == digest:
-        return None
+    if known and (kept or not then.get("dirty")):
+        _, ours, why = _patch(root, commit)
+        if ours is None and why:
+            return f"{untold}: how it differs from commit {commit} is not known ({why})."
+        if ours == digest:
+            return None
     was = f"commit {commit}{' and changes' if then.get('dirty') else ''}"
     now = f"{here}{' and changes' if _patch(root, here)[1] else ''}"
     back = f"`git checkout {commit}`"
     if digest and not then.get("left_out"):
         back += f" and `{applies}`"
     elif then.get("dirty"):
-        back += f" (what differed from it was not kept{': ' + str(then['left_out']) if then.get('left_out') else ''})"
+        back += f" (what differed from it was not kept{f': {left_out}' if left_out else ''})"
     return f"the code differs from that of {name}: there {was}, here {now}. Its own code: {back}."
 
 
@@ -104,9 +122,22 @@ def _is_hash(commit: str) -> bool:
     return len(commit) in (40, 64) and set(commit) <= set("0123456789abcdef")
 
 
-def _commit(root: Path) -> str | None:
-    found = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
-    return found.decode().strip() if found else None
+def _commit(root: Path) -> tuple[str | None, str | None]:
+    """The commit, or None and why git does not tell it."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--verify", "HEAD"], cwd=root, stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=60, check=False, env={**os.environ, "LC_ALL": "C"}, text=True, errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None, "git could not be asked"
+    if not done.returncode:
+        return done.stdout.strip(), None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
+    if "not a git repository" in lines[0]:
+        return None, NO_REPOSITORY
+    helps = [f"; `{line}` helps" for line in lines if line.startswith("git config ")]  # of another owner's repository
+    return None, f"git says: {lines[0].removeprefix('fatal: ')}{''.join(helps)}"
 
 
 def _git(root: Path, *words: str, given: bytes | None = None, env: dict[str, str] | None = None) -> bytes | None:

@@ -16,8 +16,8 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
+from alexlab import code_state, identity, launch, rundir
 from alexlab import config as configs
-from alexlab import identity, launch, rundir
 from alexlab.callbacks.throughput import Throughput
 from alexlab.classifier import ImageClassifier
 from alexlab.compare import standing
@@ -38,7 +38,7 @@ def facts_of(
     return {
         "world_size": devices.world_size,
         "parameters": sum(p.numel() for p in model.net.parameters()),
-        "git": rundir.git_state(),
+        "git": code_state.committed(Path(config.run_dir)),
         "versions": {name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "alexlab")},
         "dataset": data.describe(),
         "precision": str(choose_precision(config.trainer.precision, devices.kind)),

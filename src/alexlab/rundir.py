@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from omegaconf import DictConfig
 
 from alexlab import config as configs
 from alexlab import launch, secrecy
-from alexlab.config import ROOT
 from alexlab.errors import SYSTEM, UserError, naming
 
 LARGEST = 2**25  # bytes of a summary.json, which lists the images that were left out
@@ -170,19 +168,6 @@ def set_up_logging(run_dir: Path) -> None:
     file.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(console)
     logger.addHandler(file)
-
-
-def git_state() -> dict[str, Any]:
-    """Commit and whether files differ from it; null outside a repository."""
-
-    def git(*words: str) -> str | None:
-        try:
-            return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    return {"commit": commit, "dirty": bool(changes) if changes is not None else None}
 
 
 @contextlib.contextmanager
