@@ -1,6 +1,7 @@
 """What a run is called, and what others are told of its config."""
 
 import json
+import re
 
 import hydra
 import pytest
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from alexlab import config as configs
 from alexlab import identity
 from alexlab.cli import register_resolvers
+from alexlab.compare import settings
 from alexlab.config import CONF
 
 
@@ -37,8 +39,9 @@ def composed(*words: str) -> DictConfig:
         ("logger=csv trainer=ddp_cpu debug=fast hydra.run.dir=x data.num_workers=0", "alexnet-fast"),
         ("~optimizer.momentum +optimizer.foreach=false", "alexnet-no_momentum-foreachfalse"),
         ("augment.scale=[0.2,1.0] experiment=demo", "alexnet-scale_0.2_1.0-demo"),
-        ("optimizer.lr=0.010066097770334917 optimizer.weight_decay=1e-05", "alexnet-lr0.010066-wd1e-05"),
-        ("optimizer.lr=0.050 seed=12345678 init_from=/a/b/run", "alexnet-lr0.05-s12345678-init_fromrun"),
+        ("optimizer.lr=0.050 optimizer.weight_decay=1e-05 init_from=run", "alexnet-lr0.05-wd1e-05-init_fromrun"),
+        ("seed=12345678 trainer.limit_train_batches=1", "alexnet-s12345678-limit_train_batches1"),
+        ("trainer.limit_train_batches=1.0", "alexnet-limit_train_batches1.0"),
         ("data.root=/a/other", "alexnet-other"),
         ("monitor=val/loss ckpt_path=null test=false", "alexnet"),
     ],
@@ -47,15 +50,50 @@ def test_a_name_of_what_differs_from_the_defaults(words: str, name: str) -> None
     assert identity.readable(composed(*words.split())) == name
 
 
-def test_runs_that_differ_in_their_seed_alone_share_a_name_without_it() -> None:
-    assert identity.readable(composed("model=alexnet_bn", "seed=7", "optimizer.lr=0.05"), "seed") == "alexnet_bn-lr0.05"
+@pytest.mark.parametrize(
+    ("words", "others", "start"),
+    [
+        ("optimizer.lr=0.0123456", "optimizer.lr=0.0123457", "alexnet-lr0.012346-"),
+        ("init_from=/r/A/checkpoints/best.ckpt", "init_from=/r/B/checkpoints/best.ckpt", "alexnet-init_frombest.ckpt-"),
+        ("init_from=a/0", "init_from=b/0", "alexnet-init_from0-"),
+        (" ".join(f"+a.some_setting_{n}=1" for n in range(20)),
+         " ".join(f"+a.some_setting_{n}={2 if n == 9 else 1}" for n in range(20)), "alexnet-some_setting_01-"),
+    ],
+)  # fmt: skip
+def test_a_name_that_leaves_something_out_ends_with_letters_of_the_whole(words: str, others: str, start: str) -> None:
+    name, other = (identity.readable(composed(*line.split())) for line in (words, others))
+    assert name.startswith(start)
+    assert (name[:-6], len(name)) == (other[:-6], len(other))
+    assert name != other
+    assert re.fullmatch(r"[0-9a-f]{6}", name[-6:])
+    assert len(name) <= 80
+    assert identity.readable(composed(*words.split())) == name, "always the same"
 
 
 def test_a_name_has_an_end() -> None:
-    config = composed(*(f"+optimizer.some_setting_{number}=1" for number in range(20)))
-    name = identity.readable(config)
+    name = identity.readable(composed(*(f"+optimizer.some_setting_{number}=1" for number in range(20))))
     assert len(name) == 80
-    assert name.endswith("some_setting_191"), "what tells a sweep's jobs apart comes last"
+    assert name[:-7].endswith("some_setting_191"), "what tells a sweep's jobs apart comes last"
+
+
+def test_runs_that_differ_in_their_seed_alone_are_a_group() -> None:
+    def group(*words: str) -> str:
+        return identity.group_of(composed(*words))
+
+    one = group("model=alexnet_bn", "seed=7", "optimizer.lr=0.05")
+    assert re.fullmatch(r"alexnet_bn-lr0\.05-[0-9a-f]{6}", one)
+    for same in (
+        ("model=alexnet_bn", "seed=8", "optimizer.lr=0.050"),
+        ("optimizer.lr=5e-2", "model=alexnet_bn", "test=false", "logger=csv", "data.num_workers=0"),
+    ):
+        assert group(*same)[-6:] == one[-6:]
+    names = [
+        ("data=folder", "data.root=/a/photos"), ("data=folder", "data.root=/b/photos"),
+        ("trainer.limit_train_batches=1",), ("trainer.limit_train_batches=1.0",),
+        ("model=torchvision", "model.name=resnet18"), ("model=timm", "model.name=resnet18"),
+        ("monitor=val/loss",), (), ("init_from=a/0",), ("init_from=b/0",),
+    ]  # fmt: skip
+    assert len({group(*words) for words in names}) == len(names)
 
 
 def test_nothing_of_this_machines_folders_is_told() -> None:
@@ -74,6 +112,28 @@ def test_nothing_of_this_machines_folders_is_told() -> None:
     assert told["optimizer"]["lr"] == config.optimizer.lr
     assert {"paths", "run_dir"} & told.keys() == set()
     assert identity.tags_for(config) == ["alexnet", "photos"]
+
+
+def test_a_checkpoint_is_told_with_its_runs_name() -> None:
+    config = composed("init_from=/logs/train/runs/first/checkpoints/best.ckpt")
+    assert identity.for_others(config)["init_from"] == "first/best.ckpt"
+    config.init_from, config.ckpt_path = "/l/multiruns/s/3/checkpoints/best.ckpt", "/logs/y/checkpoints/last.ckpt"
+    assert (identity.for_others(config)["init_from"], identity.for_others(config)["ckpt_path"]) == (
+        "s/3/best.ckpt", "y/last.ckpt"
+    )  # fmt: skip
+    config.init_from, config.ckpt_path = "/w/weights.ckpt", f"{config.run_dir}/checkpoints/last.ckpt"
+    told = identity.for_others(config)
+    assert (told["init_from"], told["ckpt_path"]) == ("weights.ckpt", "last.ckpt"), "its own, after a resume"
+    assert settings.own_ckpt(told)
+    assert not settings.own_ckpt({**told, "ckpt_path": "y/last.ckpt"})
+
+
+def test_whole_numbers_that_are_floats_are_told() -> None:
+    """Of lists, too: W&B's JSON has 1 for each."""
+    config = composed("augment.scale=[0.5,1.0]", "trainer.limit_val_batches=1.0", "trainer.limit_train_batches=1")
+    floats = identity.for_others(config)["floats"]
+    assert {"augment.scale.1", "trainer.limit_val_batches"} <= set(floats)
+    assert {"augment.scale.0", "trainer.limit_train_batches", "seed"} & set(floats) == set()
 
 
 @pytest.mark.parametrize(

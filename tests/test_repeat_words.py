@@ -1,5 +1,7 @@
 """The config of from_run=RUN with other words: that of the run's own command line with these words in it."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ from omegaconf import OmegaConf
 from test_identity import composed
 
 from alexlab import config as configs
-from alexlab import options, repeat
+from alexlab import identity, options, repeat
 from alexlab.errors import UserError
+from alexlab.loggers import fetch
 
 FOLDER = "data=folder data.root={data}"
 SHUFFLE = f"{FOLDER} model=torchvision model.name=shufflenet_v2_x0_5"
@@ -42,6 +45,16 @@ def repeated(line: str, folders: dict[str, str]) -> tuple[dict[str, Any], repeat
     made, origin = repeat.repeat(config)
     assert origin is not None
     return configs.plain(made), origin
+
+
+def of_board(
+    told: dict[str, Any], line: str, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """The config of from_wandb=a/b/c where W&B has `told` of that run, as its JSON has it."""
+    text = re.sub(r"(\d)\.0\b(?!\.)", r"\1", json.dumps(told))
+    monkeypatch.setattr(fetch, "fetch", lambda name: (json.loads(text), {}))
+    made, _ = repeat.repeat(configs.resolved(composed("from_wandb=a/b/c", *line.format(**folders).split())))
+    return configs.plain(made)
 
 
 def without(config: dict[str, Any]) -> dict[str, Any]:
@@ -160,3 +173,50 @@ def test_an_option_of_another_folder_is_refused(folders: dict[str, str]) -> None
     config.choices.optimizer = "mine"
     with pytest.raises(UserError, match=r"optimizer=adamw: conf/optimizer/ has no mine"):
         repeat.repeat(config)
+
+
+def test_whole_numbers_come_back_as_floats_from_wandb(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = f"{FOLDER} augment.scale=[0.5,1.0] trainer.limit_val_batches=1.0 trainer.limit_train_batches=1"
+    then = plain(words, folders)
+    told = identity.for_others(configs.create({**then, "run_dir": "/logs/then"}))
+    made = of_board(told, "data.root={data}", folders, monkeypatch)
+    assert str(without(made)) == str(without(then)), "a float is one again, and no other number"
+    told["floats"] = ["trainer.limit_val_batches", "nowhere.0", "augment.scale.7", "seed.x", 3]  # of an older version
+    made = of_board(told, "data.root={data}", folders, monkeypatch)
+    assert repr(made["trainer"]["limit_val_batches"]) == "1.0"
+    assert made["augment"]["scale"] == [0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("init_from=/r/A/checkpoints/best.ckpt", r"give init_from=\.\.\. \(there A/best\.ckpt\)\."),
+        ("data.class_names=/r/names.tsv", r"give data\.class_names=\.\.\. \(there names\.tsv\)\."),
+    ],
+)
+def test_files_that_a_run_of_wandb_began_with_are_asked_for(
+    words: str, asked: str, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = identity.for_others(composed(*f"{FOLDER} {words}".format(**folders).split()))
+    with pytest.raises(UserError, match=asked):
+        of_board(told, "data.root={data}", folders, monkeypatch)
+    key = words.partition("=")[0]
+    made = of_board(told, f"data.root={{data}} {key}={{other}}", folders, monkeypatch)
+    assert options.at(made, key) == folders["other"]
+
+
+def test_images_of_a_run_of_wandb_may_be_others(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And names that are shipped here are no file."""
+    told = identity.for_others(composed(*f"{FOLDER} data.class_names=imagenet".format(**folders).split()))
+    made = of_board(told, "data=demo", folders, monkeypatch)
+    assert (made["data"]["name"], made["data"]["class_names"]) == ("demo", "imagenet")
+
+
+def test_a_run_of_wandb_that_had_gone_on_begins_as_then(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(*FOLDER.format(**folders).split())
+    for last in ("last.ckpt", "previous.ckpt"):
+        config.ckpt_path, config.resume.run = f"{config.run_dir}/checkpoints/{last}", "latest"
+        made = of_board(identity.for_others(config), "data.root={data}", folders, monkeypatch)
+        assert made["ckpt_path"] is None

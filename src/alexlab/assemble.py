@@ -140,7 +140,7 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
         settings = configs.told(config.logger.wandb)
         settings["name"] = settings["name"] or identity.readable(config)
         # of a sweep's jobs it is the sweep; else runs that differ in their seed alone are one
-        settings["group"] = settings["group"] or identity.readable(config, without="seed")
+        settings["group"] = settings["group"] or identity.group_of(config)
         settings["tags"] = settings["tags"] or identity.tags_for(config)
         board = WandbLogger(save_dir=str(run_dir), **settings)
         loggers.append(board)

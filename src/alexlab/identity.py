@@ -1,5 +1,6 @@
 """What a run is called, and what others are told of its config: nothing of this machine's folders."""
 
+import hashlib
 import re
 from pathlib import PurePath
 from typing import Any
@@ -19,14 +20,27 @@ NAMELESS = {"model", "model.name", "trainer", "trainer.devices", "trainer.accele
             "sweep"}  # fmt: skip
 
 
-def readable(config: DictConfig, without: str | None = None) -> str:
+def readable(config: DictConfig) -> str:
     """A name of what the command line changed: alexnet_bn-lr0.05-s1 for `model=alexnet_bn optimizer.lr=0.05 seed=1`.
 
-    Args:
-        without: a key that is left out, such as "seed" for the name of runs that differ in it alone.
+    Where letters, a folder or places of a number are left out of it, it ends with six letters that follow from the
+    whole words; a folder of images is told by its name alone.
     """
     plain = configs.told(config)
-    parts = [str(plain["model"]["name"])]
+    name, whole = _named(plain, None)
+    return _cut(name, None if whole and len(name) <= LONGEST else _digest(plain, None))
+
+
+def group_of(config: DictConfig) -> str:
+    """The name of the runs that differ from this one in their seed alone, and of no others: it always ends with the six
+    letters, as a name does not tell all words."""
+    plain = configs.told(config)
+    return _cut(_named(plain, "seed")[0], _digest(plain, "seed"))
+
+
+def _named(plain: dict[str, Any], without: str | None) -> tuple[str, bool]:
+    """A name of any length, and whether it tells the whole values."""
+    parts, whole = [str(plain["model"]["name"])], True
     for word in plain.get("overrides") or []:
         key, _, value = str(word).lstrip("+").partition("=")
         leaf = key.rpartition(".")[2]
@@ -45,31 +59,78 @@ def readable(config: DictConfig, without: str | None = None) -> str:
         elif key in plain.get("choices", {}):
             parts.append(value)
         else:
-            parts.append(leaf if value == "true" else f"{SHORT.get(key, leaf)}{_short(PurePath(value).name)}")
-    name = "-".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts if part)
-    # the last words tell the jobs of a sweep apart
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 31]}…{name[-30:]}"
+            short = _short(PurePath(value).name)
+            whole = whole and _exact(short) == _exact(value)
+            parts.append(leaf if value == "true" else f"{SHORT.get(key, leaf)}{short}")
+    return "-".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts if part), whole
+
+
+def _cut(name: str, digest: str | None) -> str:
+    """At most `LONGEST` letters; the last words tell the jobs of a sweep apart."""
+    most = LONGEST - (len(digest) + 1 if digest else 0)
+    name = name if len(name) <= most else f"{name[: most - 31]}…{name[-30:]}"
+    return f"{name}-{digest}" if digest else name
+
+
+def _digest(plain: dict[str, Any], without: str | None) -> str:
+    """Six letters that are others for other words, however they are ordered and numbers are written."""
+    words = {}
+    for word in plain.get("overrides") or []:
+        key, sign, value = str(word).lstrip("+").partition("=")
+        if key != without and not {key, key.split(".")[0]} & IGNORED:
+            words[key] = sign + (str(plain["data"]["root"]) if key == "data.root" else _exact(value))
+    text = "\n".join(f"{key}{value}" for key, value in sorted(words.items()))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:6]
 
 
 def _short(value: str) -> str:
-    """Five places of a number, as a sweep may have drawn it, written in one way; a whole number as it is."""
+    """Five places of a number, as a sweep may have drawn it, written in one way; a whole number as it is. 1.0 is none:
+    of a limit it is all of it."""
     try:
-        return value if value.isdigit() else f"{float(value):.5g}"
+        number = float(value)
+    except ValueError:
+        return value
+    if value.lstrip("-").isdigit():
+        return value
+    return f"{number:.1f}" if number.is_integer() and abs(number) < 1e5 else f"{number:.5g}"
+
+
+def _exact(value: str) -> str:
+    """A number written in one way, with all its places."""
+    try:
+        return value if value.lstrip("-").isdigit() else repr(float(value))
     except ValueError:
         return value
 
 
 def for_others(config: DictConfig) -> dict[str, Any]:
-    """The config as plain values, without secrets; of a folder or file of this machine its name alone.
+    """The config as plain values, without secrets; of a folder or file of this machine its name alone, and of a run's
+    checkpoint the run's before it.
 
     `run` is the run's name in `logs/`, by which compare.py, eval.py and the like take it. `floats` are the keys of
-    1.0 and the like: W&B makes it 1, and of a limit one is a share and the other a number of batches.
+    1.0 and the like ("augment.scale.1" is in a list): W&B makes it 1, and of a limit one is a share and the other a
+    number of batches.
     """
     plain = configs.told(config)
-    run_dir = str(plain.pop("run_dir"))
+    run_dir = PurePath(plain.pop("run_dir"))
     plain.pop("paths", None)
-    floats = [key for key, value in configs.flat(plain).items() if isinstance(value, float) and value.is_integer()]
-    return {**without_paths(plain), "run": name_of(PurePath(run_dir)), "floats": floats}
+    started = {key: _checkpoint(plain[key], run_dir) for key in ("init_from", "ckpt_path") if plain.get(key)}
+    return {**without_paths(plain), **started, "run": name_of(run_dir), "floats": _floats(plain)}
+
+
+def _checkpoint(path: str, run_dir: PurePath) -> str:
+    """RUN/best.ckpt for a checkpoint of another run's."""
+    file = PurePath(path)
+    if file.suffix != ".ckpt" or file.parent.name != "checkpoints" or file.parent.parent == run_dir:
+        return str(without_paths(path))
+    return f"{name_of(file.parent.parent)}/{file.name}"
+
+
+def _floats(node: Any, prefix: str = "") -> list[str]:
+    if isinstance(node, dict | list):
+        inner = node.items() if isinstance(node, dict) else enumerate(node)
+        return [found for key, value in inner for found in _floats(value, f"{prefix}.{key}" if prefix else str(key))]
+    return [prefix] if isinstance(node, float) and node.is_integer() else []
 
 
 # the folders of a path that is absolute, of home (~) or of here (./, ../), with or without a drive; not of an address

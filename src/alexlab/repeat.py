@@ -14,6 +14,7 @@ from alexlab import checkpoint, code_state, identity, launch, options, restore, 
 from alexlab import config as configs
 from alexlab.compare.settings import own_ckpt
 from alexlab.config import CONF
+from alexlab.data.names import SHIPPED
 from alexlab.errors import UserError
 from alexlab.kinds import shown
 from alexlab.options import at, put, take
@@ -137,15 +138,16 @@ def _of_board(today: Plain, words: dict[str, str]) -> Origin:
     plain = origin.config
     run, floats = str(plain.pop("run", "")), plain.pop("floats", None)
     plain["run_dir"] = run  # SWEEP/JOB of a sweep's
-    for key in floats or []:
-        if isinstance(value := at(plain, str(key)), int):
-            put(plain, str(key), float(value))
+    _restore_floats(plain, floats)
     if floats is None:
         unknown = [key for key in configs.flat(plain) if key.startswith("trainer.limit_") and at(plain, key) == 1]
         _ask(origin, words, unknown, "W&B does not keep whether it was one batch or all of them (1.0)")
-    _begin_as_then(origin, own=plain["resume"]["run"] is not None and plain.get("ckpt_path") == checkpoint.LAST)
-    _ask(origin, words, [key for key in ("ckpt_path", "init_from") if plain.get(key) is not None],
-         "W&B keeps the names of folders and files alone")  # fmt: skip
+    ckpts = (checkpoint.LAST, checkpoint.PREVIOUS)
+    _begin_as_then(origin, own=plain["resume"]["run"] is not None and plain.get("ckpt_path") in ckpts)
+    files = [key for key in ("ckpt_path", "init_from", "data.class_names") if at(plain, key) is not None]
+    if at(plain, "data.class_names") in SHIPPED:
+        files.remove("data.class_names")
+    _ask(origin, words, files, "W&B keeps the names of folders and files alone")
     root, there = plain["data"].get("root"), Path(today["paths"]["data"])
     near = Path(options.read("data", plain["choices"].get("data"), today).get("root") or there / str(root))
     near = next((path for path in (near, there / str(root)) if path.name == root), near)
@@ -161,6 +163,20 @@ def _of_board(today: Plain, words: dict[str, str]) -> Origin:
     elif PurePath(str(today["data"]["root"])).name == root:
         plain["data"]["root"] = today["data"]["root"]
     return origin
+
+
+def _restore_floats(plain: Plain, keys: Any) -> None:
+    """Make 1.0 of those that W&B has made 1; "augment.scale.1" is in a list."""
+    for key in keys if isinstance(keys, list) else []:
+        node: Any = plain
+        value: Any = plain
+        place: Any = None
+        for part in str(key).split("."):
+            node, place = value, int(part) if isinstance(value, list) and part.isdecimal() else part
+            inside = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+            value = node[place] if place in inside else None
+        if isinstance(value, int):
+            node[place] = float(value)
 
 
 def _dict(value: Any) -> Plain:

@@ -41,7 +41,7 @@ def own_ckpt(config: dict[str, Any]) -> bool:
     return (
         where.parent == PurePath(str(run_dir), "checkpoints")
         if run_dir
-        else where.name in ("last.ckpt", "previous.ckpt")
+        else ckpt in ("last.ckpt", "previous.ckpt")  # of W&B; another run's has that run's name before it
     )
 
 
