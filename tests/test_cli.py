@@ -116,6 +116,12 @@ def test_a_script_leaves_torch_behind_where_nothing_follows(tmp_path: Path) -> N
         (["train.py", "trainer=dpp"], "trainer=dpp: there is no such option. Did you mean trainer=ddp?"),
         (["eval.py", "run=x", "checkpoint=best"], "checkpoint: there is no such key."),
         (["compare.py", "srot=val/loss"], "srot: there is no such key. Did you mean sort?"),
+        (
+            ["train.py", "~optimizer.momentun"],
+            "optimizer.momentun: there is no such key. Did you mean ~optimizer.momentum?",
+        ),
+        (["train.py", "~qq.zz"], "qq.zz: there is no such key. `python train.py --cfg job` lists all."),
+        (["dashboard.py", "~dashboard.sections.picture"], "key. Did you mean ~dashboard.sections.pictures?"),
         (["train.py", "logger=null"], "logger=null: choose an option by its name: all, csv, none, tensorboard, wandb."),
         (
             ["eval.py", "run=x", "trainer=cpu"],

@@ -83,6 +83,28 @@ def test_the_names_are_those_that_a_run_logs(run: Run) -> None:
     assert all(is_plain(run.summary[key]) for key in HISTORY & run.summary.keys())
 
 
+def test_each_curve_has_points_over_each_axis(run: Run) -> None:
+    """W&B draws what stands in one row with the axis."""
+    sections = composed()["dashboard"]["sections"].values()
+    curves = [key for section in sections for panel in section["panels"].values() for key in panel.get("y", ())
+              if panel["kind"] == "line"]  # fmt: skip
+    axes = ("trainer/global_step", "epoch", "perf/images", "perf/seconds", "_runtime")
+    assert len(curves) > 10
+    assert [
+        (key, axis) for key in curves for axis in axes if not any({key, axis} <= row.keys() for row in run.history)
+    ] == []
+    rates = [(row["trainer/global_step"], row["perf/images"]) for row in run.history if "lr/decay" in row]
+    assert rates == [(0, 0), (1, 8)], "images of the steps before"
+
+
+def test_rates_of_a_warm_up_before_a_plateau_are_known(server: WandbServer, shapes: Path, tmp_path: Path) -> None:
+    words = ["logger=wandb", "trainer.log_every_n_steps=1", "scheduler=plateau", "scheduler.warmup=1", "test=false"]
+    done = tiny_train(shapes, tmp_path / "plateau", *words, env=server.env())
+    assert done.returncode == 0, done.stderr
+    logged = {key for row in server.run_of("plateau").history for key in row if key.startswith("lr")}
+    assert {"lr/decay", "lr-warmup/decay"} <= logged <= RATES
+
+
 def test_settings_are_the_keys_of_a_runs_config(run: Run) -> None:
     had = {key for key in settings_of(run) if not key.startswith(("_wandb.", "overrides", "run", "floats"))}
     assert had <= panels.config_keys()

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from alexlab.augment import BatchAugment
-from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused
+from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused, spread
 from alexlab.classifier import ImageClassifier
 from alexlab.figures import GAP
 
@@ -36,6 +36,23 @@ def test_the_most_confident_mistakes_of_a_test_are_kept() -> None:
     assert first.loss == pytest.approx(10 + math.log(1 + 2 * math.exp(-10)))
     shares = [media.mistakes[::2], media.mistakes[1::2]]
     assert most_confident([mistake for share in shares for mistake in share]) == media.mistakes
+
+
+@pytest.mark.parametrize("images", [5, 16, 31, 32, 40, 1000])
+@pytest.mark.parametrize("batch", [7, 1000])
+def test_predictions_are_from_all_over_the_split(images: int, batch: int) -> None:
+    """As many as there may be, whatever the batches."""
+    media, trainer = Media(Path()), SimpleNamespace(world_size=1)
+    pixels = torch.arange(images).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    for first in range(0, images, batch):
+        part = slice(first, first + batch)
+        targets = torch.zeros(len(pixels[part]), dtype=torch.int64)
+        media.on_test_batch_end(trainer, None, {"logits": torch.zeros(len(targets), 3)}, (pixels[part], targets, []), 0)  # type: ignore[arg-type]
+    shown = [int(m.image[0, 0, 0]) for m in spread(media.some, MISTAKES)]
+    assert len(shown) == min(images, MISTAKES)
+    assert shown == sorted(set(shown))
+    gaps = [b - a for a, b in zip(shown, [*shown[1:], images], strict=True)]
+    assert max(gaps) <= max(2 * min(gaps[:-1]), images // 8)
 
 
 def test_the_confusion_matrix_shows_the_classes_confused_most() -> None:

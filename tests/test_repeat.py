@@ -4,12 +4,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 from conftest import ROOT, command, summary_of, tiny_train
 from wandb_server import WandbServer, wandb_server
+
+from alexlab.errors import UserError
+from alexlab.loggers import fetch
 
 SETTINGS = [
     "seed=7", "augment=strong", "optimizer=adamw", "optimizer.lr=0.002", "trainer.max_epochs=2",
@@ -148,6 +153,30 @@ def test_what_wandb_does_not_have_is_told(server: WandbServer, tmp_path: Path) -
     assert done.returncode == 2, done.stdout
     assert "from_wandb=tester/alexlab/none: W&B does not give that run (Could not find run" in done.stderr
     assert "from_run=DIRECTORY" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (None, r"from_wandb=a/b/c: W&B's server did not answer \(no\): try again; .* from_run=DIRECTORY"),
+        (500, r"from_wandb=a/b/c: W&B's server did not answer \(no\)"),
+        (401, r"from_wandb=a/b/c: W&B refuses the API key \(no\): run `wandb login`"),
+    ],
+)
+def test_a_server_that_is_not_there_is_no_wrong_key(
+    status: int | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's client has one error for both."""
+
+    def api(timeout: float) -> None:
+        cause = RuntimeError("no")
+        cause.response = SimpleNamespace(http_status=status) if status else None  # type: ignore[attr-defined]
+        raise wandb.errors.AuthenticationError("no") from cause
+
+    monkeypatch.setattr(wandb, "Api", api)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with pytest.raises(UserError, match=told):
+        fetch.fetch("a/b/c")
 
 
 def copy_of(first: Path, to: Path, change: dict[str, Any]) -> Path:

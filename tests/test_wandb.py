@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert re.search(rf"look at it: +{server.url}/tester", done.stdout)
     run = server.run_of("told")
     fields = run.fields
-    assert fields["groupName"] == fields["displayName"], "no seed was given"
+    assert fields["groupName"].rpartition("-")[0] == fields["displayName"], "no seed was given"
     assert fields["jobType"] == "train"
     assert fields["tags"] == ["a", "b"]
     ours = {key: value for key, value in json.loads(fields["config"]).items() if key != "_wandb"}  # W&B's own notes
@@ -250,6 +251,53 @@ def test_artifacts_that_a_server_does_not_take_cost_nothing_else(shapes: Path, t
     assert (run.complete, run.exit_code, server.artifacts) == (True, 0, [])
     for name in ("dataset-shapes", "alexlab-code", f"model-{run.name}"):
         assert f"W&B: the artifact {name} was not taken (" in done.stdout
+
+
+def test_without_images_to_test_with_no_test_is_told(server: WandbServer, shapes: Path, tmp_path: Path) -> None:
+    """It would be val once more, in one column with others' tests; the run's own summary has it."""
+    less = tmp_path / "less"
+    shutil.copytree(shapes, less, ignore=shutil.ignore_patterns("test"))
+    done = tiny_train(less, tmp_path / "untested", "logger=wandb", env=server.env())
+    assert done.returncode == 0, done.stderr
+    run = server.run_of("untested")
+    numbers = {key for row in [*run.history, run.summary] for key, value in row.items() if not isinstance(value, dict)}
+    assert {key for key in numbers if key.startswith("test/")} == set()
+    assert run.summary["test"] == {}
+    assert "val/acc1" in numbers
+    assert "test/acc1" in summary_of(tmp_path / "untested")["test"]
+
+
+@pytest.mark.parametrize("words", [["logger=wandb"], ["logger=wandb", "logger.wandb.mode=offline"]])
+def test_a_mode_of_the_environment_is_looked_at_before_the_run(words: list[str], shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", *words, env={"WANDB_MODE": "ofline"})
+    assert done.returncode == 2, done.stdout
+    assert "error: WANDB_MODE=ofline: must be online, offline or disabled, or not be set." in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_key_says_how_to_get_one(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", "logger=wandb", "test=false", env={"WANDB_MODE": ""})
+    assert "W&B: offline (no API key: `wandb login` keeps one). upload later" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "agent", "marked"),
+    [(signal.SIGTERM, False, True), (signal.SIGTERM, True, False), (signal.SIGUSR1, True, True), (None, True, True)],
+)
+def test_what_an_agent_was_told_to_stop_is_not_to_be_given_out_again(
+    number: int | None, agent: bool, marked: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if agent:
+        monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+        monkeypatch.setenv("WANDB_RUN_ID", "r")
+    board, done = WandbLogger(str(tmp_path), mode="offline"), []
+    board._experiment = SimpleNamespace(  # type: ignore[assignment]
+        mark_preempting=lambda: done.append("marked"),
+        finish=lambda exit_code: done.append(exit_code),
+        dir=f"{tmp_path}/x",
+    )
+    board.finish("preempted", number)
+    assert done == (["marked", 1] if marked else [1])
 
 
 ALL = bool(os.environ.get("ALEXLAB_FAULTS"))

@@ -263,7 +263,7 @@ def _stamp() -> str:
 def _short(error: Exception, config_name: str) -> str:
     """Hydra's answer on one screen, with the nearest key or option."""
     text = str(error)
-    wrong = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    wrong = re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text)
     option = re.search(r"Could not find '([^']+)'", text)
     if option:
         group, _, name = option.group(1).rpartition("/")
@@ -274,17 +274,17 @@ def _short(error: Exception, config_name: str) -> str:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
         return f"{group}={name}: there is no such option.{hint} There are: {', '.join(options)}."
     if wrong:
-        key = wrong.group(1)
+        key, gone = wrong[1] or wrong[2], "delete" in wrong[0]
         keys = _all_keys(config_name)
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
         leaf = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
-        if key in keys:
+        if key in keys and not gone:
             inside = ", ".join(k for k in keys if k.startswith(f"{key}."))
             return f"{key} is no group of {config_name}.py: set one of its keys, {inside}."
         meant = words.SYNONYMS.get(key.split(".")[-1])
         best = ([meant] if meant in keys else []) or (leaf[:1] if "." not in key else []) or near or leaf[:1]
-        hint = f" Did you mean {best[0]}?" if best else ""
-        adds = "" if best else f"; +{key}=... adds it"
+        hint = f" Did you mean {'~' if gone else ''}{best[0]}?" if best else ""
+        adds = "" if best or gone else f"; +{key}=... adds it"
         return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all{adds}."
     several = re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text)
     if several:

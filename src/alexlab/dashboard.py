@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from alexlab import config as configs
 from alexlab import panels
 from alexlab.errors import UserError
-from alexlab.loggers.key import key_at_hand
+from alexlab.loggers.key import key_at_hand, refused
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -143,8 +143,7 @@ def save(plain: Plain, names: panels.Names) -> None:
         address = workspace.url.replace(" ", "%20")
         print(f"{'updated' if known_as else 'made'} the view {plain['name']}: {address}", flush=True)
     except wandb.errors.AuthenticationError as error:
-        status = getattr(getattr(error.__cause__, "response", None), "http_status", None)
-        if error.__cause__ is None or status in (401, 403):
+        if refused(error):
             raise UserError(f"W&B refuses the API key ({_first_line(error)}): run `wandb login` again.") from error
         raise UserError(_silent(error, plain["timeout"])) from error
     except WandbApiFailedError as error:

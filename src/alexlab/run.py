@@ -63,10 +63,12 @@ def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
             f"trainer.num_nodes={devices.nodes} needs torchrun or srun to start the ranks on each machine: "
             "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
         )
-    if "wandb" in config.logger and config.logger.wandb.mode == "online":
-        from alexlab.loggers.wandb import require_key
+    if "wandb" in config.logger:
+        from alexlab.loggers.wandb import check_environment, require_key
 
-        require_key()
+        check_environment()
+        if config.logger.wandb.mode == "online":
+            require_key()
     check_settings(config)
     choose_precision(config.trainer.precision, devices.kind)  # told now where it cannot be
     data = build_data(config, devices).read()
@@ -174,6 +176,7 @@ def _fit_rank(
     facts: dict[str, Any] = {}
     result: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
     status: Status = "failed"
+    ended_by: int | None = None  # the signal
     try:
         data = data or build_data(config, devices).read()
         plan = plans.make_plan(config, devices.world_size, data.images)
@@ -213,7 +216,7 @@ def _fit_rank(
         preemption.agree(trainer)
         status = "finished"
     except Preempted as error:
-        status = "preempted"
+        status, ended_by = "preempted", error.number
         result["error"] = str(error)
         for line in report.of_signal(config, run_dir, error.number) if launch.rank() == 0 else ():
             log.warning("%s", line)
@@ -243,7 +246,7 @@ def _fit_rank(
             if status == "finished":
                 board.log_checkpoint(run_dir / "checkpoints/best.ckpt", report.metadata_of(config, summary))
             board.log_summary(identity.without_paths({k: v for k, v in summary.items() if k not in facts}))
-            board.finish(status)
+            board.finish(status, ended_by)
         if unwritten is not None and status == "finished":
             raise unwritten
     return summary, board.where if board is not None else None

@@ -50,10 +50,12 @@ def agent_words(words: list[str]) -> list[str]:
     for word in words:
         key, _, text = word.partition("=")
         value = _literal(text)
-        if not isinstance(value, dict):
+        if text == "None":
+            found.append(f"{key}=null")
+        elif not isinstance(value, dict):
             found.append(word)
         elif key == "choices":
-            found += [f"{group}={option}" for group, option in value.items()]
+            found += [f"{group}={'null' if option is None else option}" for group, option in value.items()]
         else:
             found += [f"{name}={_written(item)}" for name, item in configs.flat(value, f"{key}.").items()]
     return found

@@ -17,7 +17,6 @@ from pytorch_lightning.callbacks import (
     DeviceStatsMonitor,
     EarlyStopping,
     EMAWeightAveraging,
-    LearningRateMonitor,
     ModelCheckpoint,
     RichModelSummary,
 )
@@ -36,6 +35,7 @@ from alexlab.callbacks.freezing import Freezing
 from alexlab.callbacks.grad_norm import GradNorm
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.progress import Bar, PlainProgress
+from alexlab.callbacks.rates import Rates
 from alexlab.callbacks.throughput import Throughput
 from alexlab.checkpoint import AtomicCheckpointIO
 from alexlab.errors import UserError
@@ -211,7 +211,7 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
         BestCheckpoint(folder / "best.ckpt"),
     ]
     if wanted.lr_monitor:
-        callbacks.append(LearningRateMonitor("step"))
+        callbacks.append(Rates("step"))
     if wanted.model_summary:
         callbacks.append(RichModelSummary(wanted.model_summary))
     if wanted.device_stats:

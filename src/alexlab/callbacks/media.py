@@ -63,7 +63,8 @@ class Media(Callback):
         self.logger = logger
         self.weights = weights
         self.mistakes: list[Mistake] = []
-        self.some: list[Mistake] = []  # right or wrong, the first of each batch
+        self.some: list[Mistake] = []  # right or wrong, each `apart` images after the one before
+        self.apart, self.tested = 1, 0
         self.written: list[Path] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -95,8 +96,12 @@ class Media(Callback):
             return Mistake(best[0][1], batch[0][i].cpu(), int(targets[i]), best, loss)
 
         self.mistakes += map(kept, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
-        if len(self.some) < MISTAKES:
-            self.some.append(kept(0))
+        for i in range(len(targets)):
+            if (self.tested + i) % self.apart == 0:
+                self.some.append(kept(i))
+                if len(self.some) == 2 * MISTAKES:  # how many there will be is not known
+                    self.some, self.apart = self.some[::2], 2 * self.apart
+        self.tested += len(targets)
         self.mistakes = most_confident(self.mistakes)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -143,7 +148,8 @@ class Media(Callback):
         import wandb
 
         tables = {}
-        for key, shown in {"test/mistakes": self.mistakes, "test/predictions": self.some}.items():
+        some = spread(self.some, MISTAKES)
+        for key, shown in {"test/mistakes": self.mistakes, "test/predictions": some}.items():
             table = tables[key] = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
             for m in shown:
                 top5 = ", ".join(f"{names[k]} {share:.1%}" for k, share in m.best)
@@ -175,6 +181,11 @@ def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]
         tuple(f"{share:.0%} {names[k]}" if share else "" for k, share in zip(which, much, strict=True))
         for which, much in zip(classes.tolist(), shares.tolist(), strict=True)
     ]
+
+
+def spread(items: list[Any], most: int) -> list[Any]:
+    """At most so many, from all over a list."""
+    return [items[len(items) * k // most] for k in range(most)] if len(items) > most else items
 
 
 def most_confident(mistakes: list[Mistake]) -> list[Mistake]:

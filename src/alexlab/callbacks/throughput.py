@@ -33,6 +33,10 @@ class Throughput(Callback):
             "waited": self.total_waited + min(self.waited, seconds),
         }
 
+    def axes(self) -> dict[str, float]:
+        so_far = self.so_far()
+        return {f"perf/{name}": so_far[name] for name in ("images", "seconds")}
+
     def state_dict(self) -> dict[str, float]:
         return self.so_far()
 
@@ -63,9 +67,8 @@ class Throughput(Callback):
             self._log_axes(pl_module)
 
     def _log_axes(self, pl_module: pl.LightningModule) -> None:
-        so_far = self.so_far()
-        for name in ("images", "seconds"):
-            pl_module.log(f"perf/{name}", so_far[name])
+        for name, value in self.axes().items():
+            pl_module.log(name, value)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.steps:  # all were done before the run went on

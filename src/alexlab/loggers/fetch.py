@@ -5,7 +5,7 @@ from typing import Any
 import wandb
 
 from alexlab.errors import UserError
-from alexlab.loggers.key import key_at_hand
+from alexlab.loggers.key import key_at_hand, refused
 
 TIMEOUT = 20  # seconds that the server gets for an answer
 
@@ -22,6 +22,11 @@ def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         run = wandb.Api(timeout=TIMEOUT).run(path)
         config, summary = dict(run.config), dict(run.summary_metrics)
     except wandb.errors.AuthenticationError as error:
+        if not refused(error):
+            raise UserError(
+                f"from_wandb={path}: W&B's server did not answer ({_line(error)}): try again; a run's directory is "
+                "repeated without it: from_run=DIRECTORY."
+            ) from error
         raise UserError(f"from_wandb={path}: W&B refuses the API key ({_line(error)}): run `wandb login`.") from error
     except (wandb.errors.Error, ValueError, OSError, TypeError) as error:
         raise UserError(

@@ -9,6 +9,12 @@ from urllib.parse import urlsplit
 log = logging.getLogger("alexlab")
 
 
+def refused(error: Exception) -> bool:
+    """Whether W&B's AuthenticationError is about the key: it is one too where the server could not be asked."""
+    status = getattr(getattr(error.__cause__, "response", None), "http_status", None)
+    return error.__cause__ is None or status in (401, 403)
+
+
 def key_at_hand() -> bool:
     """An API key in the environment or in the netrc file, where `wandb login` puts it; asks nobody."""
     if os.environ.get("WANDB_API_KEY"):

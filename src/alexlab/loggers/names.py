@@ -9,9 +9,9 @@ HISTORY = frozenset({
 })  # fmt: skip
 # of the groups of weights that an optimizer has: optim.py names them
 RATES = frozenset(
-    {"lr"}
-    | {f"lr/{group}{bias}{slow}" for group in ("decay", "no_decay") for bias in ("", "_bias")
-       for slow in ("", "_backbone")}
+    {"lr", "lr-warmup"}  # the latter of scheduler=plateau: the same rates once more
+    | {f"{name}/{group}{bias}{slow}" for name in ("lr", "lr-warmup") for group in ("decay", "no_decay")
+       for bias in ("", "_bias") for slow in ("", "_backbone")}
 )  # fmt: skip
 MEDIA = frozenset({
     "images/train", "figures/filters", "figures/curves", "figures/top5", "figures/neighbours",

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,9 @@ from alexlab.rundir import shown
 
 log = logging.getLogger("alexlab")
 
+# that W&B's client takes from WANDB_MODE
+MODES = {name: name for name in ("online", "offline", "disabled", "shared")} | {"dryrun": "offline", "run": "online"}
+
 
 def require_key() -> None:
     """Raises UserError where no API key is at hand."""
@@ -27,6 +32,13 @@ def require_key() -> None:
             "logger.wandb.mode=online needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
             "logger.wandb.mode=offline (upload later with `wandb sync`)."
         )
+
+
+def check_environment() -> None:
+    """Raises UserError where WANDB_MODE has none of W&B's modes, of which its client would tell with a traceback."""
+    asked = os.environ.get("WANDB_MODE")
+    if asked and asked not in MODES:
+        raise UserError(f"WANDB_MODE={asked}: must be online, offline or disabled, or not be set.")
 
 
 def _rank() -> int:
@@ -86,8 +98,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         if mode == "auto":
             asked = os.environ.get("WANDB_MODE")
             has_key = key_at_hand()
-            mode = asked or ("online" if has_key else "offline")
-            reason = f"WANDB_MODE={asked}" if asked else ("an API key is there" if has_key else "no API key")
+            mode = MODES.get(asked, asked) if asked else ("online" if has_key else "offline")
+            without = "an API key is there" if has_key else "no API key: `wandb login` keeps one"
+            reason = f"WANDB_MODE={asked}" if asked else without
         if mode == "online":
             require_key()
         self.upload_best, self.upload_code = log_model, log_code
@@ -118,6 +131,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 self._wandb_init["resume"] = None
         self._reason = reason
         self._finished = False
+        self._tests = True  # whether there are images to test with
         self.where: str | None = None  # what shows the run: an address, or a command
 
     def start(self) -> None:
@@ -157,20 +171,34 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self.start()
             self.experiment.config.update(config)
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Without test/ they were measured on val once more: in a column beside other runs they would pass for more."""
+        told = {key: value for key, value in metrics.items() if self._tests or not key.startswith("test/")}
+        if told.keys() - {"epoch"} or told.keys() == metrics.keys():
+            super().log_metrics(told, step)
+
     def log_summary(self, values: dict[str, Any]) -> None:
+        if not self._tests and "test" in values:
+            values = {**values, "test": {}}
         if _rank() == 0 and self._experiment is not None:  # it may not have started
             self.experiment.summary.update(secrecy.hidden(values))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: `log_config` has logged the config already."""
 
-    def finish(self, status: Status) -> None:
-        """Close the run so that W&B shows how it ended; a second call does nothing."""
+    def finish(self, status: Status, ended_by: int | None = None) -> None:
+        """Close the run so that W&B shows how it ended; a second call does nothing.
+
+        Args:
+            ended_by: the signal of a run that is preempted. SIGTERM is how W&B's agent stops a run that its server
+                wants ended: marked as preempting, it would be given out again.
+        """
         if _rank() != 0 or self._finished or self._experiment is None:
             return
         self._sent()
         self._finished = True
-        if status == "preempted":
+        if status == "preempted" and not (sweeps.agent() is not None and ended_by == signal.SIGTERM):
             self.experiment.mark_preempting()
         run = self.experiment
         run.finish(exit_code=0 if status == "finished" else 1)
@@ -185,6 +213,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def log_dataset(self, data: dict[str, Any], described: dict[str, Any], classes: list[str]) -> None:
         """What the run is trained on, as the artifact that it uses: a fingerprint, and no image; see `artifacts`."""
+        self._tests = "test" in described["images"]
         if _rank() == 0 and self._experiment is not None:
             self._send(artifacts.dataset(data, described, classes), used=True)
 
