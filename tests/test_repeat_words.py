@@ -137,6 +137,18 @@ def test_other_images_may_have_other_classes(folders: dict[str, str]) -> None:
     assert [line for line in origin.changes if "num_classes" in line] == []
 
 
+def test_another_network_may_normalize_otherwise(folders: dict[str, str]) -> None:
+    """model.mean=auto was worked out for the run's own."""
+    run_dir = ran(f"{FOLDER} model=timm model.std=[0.5,0.5,0.5]", folders)
+    config: Any = OmegaConf.load(run_dir / "config.yaml")
+    config.model.mean = [0.1, 0.2, 0.3]
+    configs.save(config, run_dir / "config.yaml")
+    made, _ = repeated("model.name=vit_base_patch16_224", folders)
+    assert (made["model"]["mean"], made["model"]["std"]) == ("auto", [0.5, 0.5, 0.5])
+    made, _ = repeated("seed=1", folders)
+    assert made["model"]["mean"] == [0.1, 0.2, 0.3]
+
+
 def test_a_group_in_wandb_is_dropped_where_it_was_filled_in(folders: dict[str, str]) -> None:
     """As for a run of a sweep's agent; not where a word gave it, whatever it looks like."""
     run_dir = ran(f"{FOLDER} logger.wandb.group=baseline", folders)

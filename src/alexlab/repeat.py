@@ -222,7 +222,7 @@ def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
     there = {key: value for key, value in origin.config.items() if key not in OWN}
     before = [str(word) for word in origin.config["overrides"]]
     given = {_key(word) for word in before}
-    _forget(origin, there, given)
+    _forget(origin, there, given, words)
     removed = {word[1:].partition("=")[0] for word in before if word.startswith("~")}
     newer = options.add_newer(there, today, removed, OWN)
     changed: Plain = {**json.loads(json.dumps(there)), **{key: today[key] for key in OWN if key in today}}
@@ -257,10 +257,14 @@ def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
-def _forget(origin: Origin, there: Plain, given: set[str]) -> None:
-    """Take out of a run's config what was filled in when it ran: how many classes it had, of which sweep it was."""
+def _forget(origin: Origin, there: Plain, given: set[str], words: Collection[str]) -> None:
+    """Take out of a run's config what was filled in when it ran: how many classes it had, of which sweep it was, and,
+    where it may be another now, how its network's images are normalized."""
     if "data.num_classes" not in given:
         there["data"]["num_classes"] = options.default(there["choices"], "data.num_classes")
+    for key in ("model.mean", "model.std") if any(word.split(".")[0] == "model" for word in words) else ():
+        if key not in given and options.default(there["choices"], key) == "auto":
+            put(there, key, "auto")
     board = there["logger"].get("wandb")
     sweep = PurePath(str(origin.config.get("run_dir"))).parent.name
     its = origin.config.get("run", "")
