@@ -193,8 +193,8 @@ def show_standing(config: DictConfig) -> None:
     """Say how the run compares with those before it. What goes wrong with that is told; the run is well."""
     try:
         found = standing.stands(Path(config.run_dir), Path(config.paths.logs), config.monitor)
-    except (OSError, ValueError) as error:
-        log.warning("how it compares with other runs could not be told (%s)", error)
+    except Exception as error:  # of directories that may be anybody's
+        log.warning("how it compares with other runs could not be told (%s: %s)", type(error).__name__, error)
         return
     if found is not None:
         log.info("%s", found, extra={"file_only": True})

@@ -19,7 +19,7 @@ from PIL import Image
 
 from alexlab.compare.formats import finite
 from alexlab.compare.groups import Group
-from alexlab.compare.runs import LOW_IS_GOOD, Row, Run
+from alexlab.compare.runs import Row, Run, low_is_good
 from alexlab.compare.settings import told
 from alexlab.errors import naming
 from alexlab.kinds import is_number
@@ -97,7 +97,8 @@ def data_of(groups: Sequence[Group], sort: str, noted: Sequence[str]) -> dict[st
         "columns": list(dict.fromkeys(key for key in (sort, *COLUMNS) if key in numbers)),
         "scatter": [key for key in (*measured, *sorted(settings), *numbers) if key in numbers or key in settings],
         "figures": list(dict.fromkeys(name for group in told_groups for name in group["figures"])),
-        "low": list(LOW_IS_GOOD), "notes": notes, "about": f"by {sort} · {time.strftime('%Y-%m-%d %H:%M')}",
+        "low": [key for key in numbers if low_is_good(key)], "notes": notes,
+        "about": f"by {sort} · {time.strftime('%Y-%m-%d %H:%M')}",
     }  # fmt: skip
 
 
