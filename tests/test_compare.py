@@ -357,6 +357,13 @@ def test_markdown_csv_and_json(tmp_path: Path) -> None:
     assert whole["groups"][0]["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
     assert [run["path"] for run in whole["groups"][0]["runs"]] == [f"{tmp_path}/runs/a", f"{tmp_path}/runs/b"]
     assert len(whole["left_out"]) == 1
+    make_run(tmp_path / "runs/=e", 0.5, 0.1, status="x", seconds=3, **{"=f": 1, "[g](javascript:x)": "[g](http://x)"})
+    (first, *_) = csv.DictReader(io.StringIO(told("format=csv", "where=name~'=e'")))
+    assert first["run"] == "'=e"
+    (*_, last) = list(csv.DictReader(io.StringIO(told("format=csv"))))
+    assert (last["run"], last["status"], last["config/status"]) == ("'=e", "finished", "x")
+    assert (last["seconds"], last["config/seconds"], last["'=f"]) == ("5.5", "3", "1")
+    assert "](" not in told("format=markdown")
     done = command("compare.py", f"runs={tmp_path}", "format=csv", f"out={tmp_path}/new/table.csv")
     assert f"written to {tmp_path}/new/table.csv" in done.stdout
     assert (tmp_path / "new/table.csv").read_text() == told("format=csv")

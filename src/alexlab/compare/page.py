@@ -152,7 +152,7 @@ def thinned(curve: list[tuple[float, float]], most: int) -> list[list[float]]:
 def figures_of(folder: Path, notes: list[str]) -> dict[str, str]:
     """A run's pictures as addresses that hold them; what cannot be read is noted."""
     found = {}
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(path for path in folder.glob("*.png") if path.is_file()):  # no pipe
         try:
             if path.stat().st_size > LARGEST:
                 raise ValueError(f"more than {LARGEST} bytes")

@@ -11,18 +11,21 @@ Column = tuple[str, str, str]
 COLUMNS: tuple[Column, ...] = (
     ("val/acc1", "best.ckpt\nval/acc1", ".4f"), ("last/val/acc1", "last\nval/acc1", ".4f"),
     ("val/loss", "best.ckpt\nval/loss", ".4f"), ("test/acc1", "test/acc1", ".4f"),
-    ("images_per_second", "images/s", ".0f"), ("seconds", "seconds", ".0f"),
+    ("parameters", "parameters", "M"), ("images_per_second", "images/s", ".0f"), ("seconds", "seconds", ".0f"),
 )  # fmt: skip
 # these go first where a terminal is narrow
-DROPPED = ("seconds", "images_per_second", "last/val/acc1", "val/loss", "test/acc1")
+DROPPED = ("seconds", "images_per_second", "parameters", "last/val/acc1", "val/loss", "test/acc1")
 
 
 def columns_for(groups: Sequence[Group], sort: str) -> list[Column]:
-    """Those of which there is a number, and the one that the rows are sorted by."""
+    """Those of which there is a number, and the one that the rows are sorted by; parameters where they differ."""
     wanted = list(COLUMNS)
     if sort not in {key for key, _, _ in COLUMNS}:
-        wanted.insert(0, (sort, f"best.ckpt\n{sort}" if sort.startswith("val/") else sort, ".6g"))
-    return [column for column in wanted if column[0] == sort or any(group.stat(column[0]) for group in groups)]
+        how = "M" if sort == "macs" else ".6g"
+        wanted.insert(0, (sort, f"best.ckpt\n{sort}" if sort.startswith("val/") else sort, how))
+    sizes = {stat.mean for group in groups if (stat := group.stat("parameters"))}
+    there = [column for column in wanted if column[0] == sort or any(group.stat(column[0]) for group in groups)]
+    return [column for column in there if column[0] != "parameters" or len(sizes) > 1 or sort == "parameters"]
 
 
 def cell(group: Group, key: str, how: str) -> str:
@@ -30,6 +33,8 @@ def cell(group: Group, key: str, how: str) -> str:
     stat = group.stat(key)
     if stat is None:
         return ""
+    if how == "M":
+        return f"{stat.mean / 1e6:.4g} M"
     mean = format(stat.mean, how)
     few = f" ({stat.n})" if stat.n < len(group.runs) else ""
     return mean + ("" if stat.std is None else f"±{format(stat.std, how)}") + few
