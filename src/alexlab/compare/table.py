@@ -40,6 +40,11 @@ def cell(group: Group, key: str, how: str) -> str:
     return mean + ("" if stat.std is None else f"±{format(stat.std, how)}") + few
 
 
+def _label(group: Group) -> str:
+    """What sets it apart; null, beside others' values, goes without saying."""
+    return told({key: value for key, value in group.apart.items() if value is not None})
+
+
 def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str]:
     """The lines, none wider than `width`; what sets a run apart stands below it where it does not fit beside it.
 
@@ -60,12 +65,12 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
         used = name + 2 + status + sum(wide)
         if used <= width:
             break
-    beside = max((len(told(group.apart)) for group in groups), default=0) + 2 <= width - used
+    beside = max((len(_label(group)) for group in groups), default=0) + 2 <= width - used
     lines: list[str] = []
     for group, row in zip(groups, cells, strict=True):
         start = f"{group.name:{name}}  {group.status:{status}}"
         line = start + "".join(f"{text:>{room}}" for text, room in zip(row, wide, strict=True))
-        apart = told(group.apart)
+        apart = _label(group)
         lines.append(f"{line}  {apart}" if beside else line)
         if not beside and apart:
             lines += textwrap.wrap(
