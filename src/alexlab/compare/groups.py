@@ -61,7 +61,8 @@ class Group:
 def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
     """One group a run, or those that finished and differ in nothing but their seed together: not in their images,
     commit, devices or precision either. A seed that comes a second time is a row of its own."""
-    apart, texts = differing(runs), comparable(runs)
+    texts = comparable(runs)
+    apart = differing(runs, texts)
     together: dict[Any, list[int]] = {}
     seen: set[Any] = set()
     alike: dict[Any, list[int]] = {}  # runs with the same settings

@@ -67,20 +67,23 @@ def comparable(runs: "Sequence[Run]") -> list[dict[str, str]]:
     return found
 
 
-def differing(runs: "Sequence[Run]") -> list[dict[str, Any]]:
+def differing(runs: "Sequence[Run]", texts: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
     """Of each run the settings that set it apart.
 
     What an option brings with it (augment=strong its erasing, model=timm another net) is told by the option: a group's
     other keys count where runs with the same option and name differ, or where a run's command line gave them: names and
     folders for that run alone, others (as max_epochs) for all.
     What no run of ours has, or of others in W&B, sets none of them apart.
+
+    Args:
+        texts: of `comparable`, where they are known.
     """
+    texts = comparable(runs) if texts is None else texts
     found: list[dict[str, Any]] = [{} for _ in runs]
-    known = [run for run in runs if run.config]  # of W&B's file that was cut early nothing is known
+    known = [number for number, run in enumerate(runs) if run.config]  # of W&B's file that was cut early nothing is
     if len(known) < len(runs):
-        told_of = iter(differing(known))
+        told_of = iter(differing([runs[number] for number in known], [texts[number] for number in known]))
         return [next(told_of) if run.config else {} for run in runs]
-    texts = comparable(runs)
     for key in dict.fromkeys(key for run in runs for key in run.config):
         if len({each.get(key) for each in texts}) == 1:
             continue
@@ -98,8 +101,10 @@ def differing(runs: "Sequence[Run]") -> list[dict[str, Any]]:
         peers: dict[Any, list[int]] = {}
         for number in among:
             peers.setdefault(tuple(texts[number][name] for name in told_by), []).append(number)
-        differ = {number for members in peers.values() for number in members
-                  if len({texts[each].get(key) for each in members}) > 1}  # fmt: skip
+        differ: set[int] = set()
+        for members in peers.values():
+            if len({texts[number].get(key) for number in members}) > 1:
+                differ |= set(members)
         if named and len({texts[number].get(key) for number in among}) > 1:
             differ |= {number for number in among if {key, key.removeprefix("choices.")} & runs[number].given}
         for number in differ:
@@ -120,6 +125,8 @@ def same_as(value: Any, key: str = "") -> str:
     if isinstance(value, str):
         return f'"{value}'  # as no other begins
     if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
         return str(value)
     return json.dumps(_plain(value), sort_keys=True, default=str)
 
