@@ -1,6 +1,6 @@
 "use strict";
-// Values, their words, and the filter. What is shown follows from `data` (page.py says what it holds) and `state`, which
-// the address keeps after its #.
+// Values, their words and colours, and the filter. What is shown follows from `data` (page.py says what it holds) and
+// `state`, which the address keeps after its #.
 // keys are a run's own words, "constructor" and "__proto__" among them: no object has any but its own
 const own = (v) => (v && typeof v === "object" && !Array.isArray(v) ? Object.assign(Object.create(null), v) : v);
 const data = JSON.parse(document.getElementById("data").textContent, (_, v) => own(v));
@@ -103,3 +103,25 @@ const words = () => parsed(state.filter);
 const off = () => new Set(state.off.split(" ").filter(Boolean).map(Number));
 const kept = () => data.groups.filter((g) => keeps(g, words()));
 const shown = () => { const hidden = off(); return kept().filter((g) => !hidden.has(g.id)); };
+
+// -- colours
+
+function mixed(share) {
+  const i = Math.min(SCALE.length - 2, Math.floor(share * (SCALE.length - 1)));
+  const part = share * (SCALE.length - 1) - i;
+  const rgb = [SCALE[i][1], SCALE[i + 1][1]].map((c) => [1, 3, 5].map((p) => parseInt(c.slice(p, p + 2), 16)));
+  return `rgb(${rgb[0].map((c, k) => Math.round(c + part * (rgb[1][k] - c))).join(",")})`;
+}
+function colours() {
+  const key = state.colour;
+  if (key === "run") return (g) => PALETTE[g.id % PALETTE.length];
+  const values = data.groups.map((g) => value(g, key));
+  const numbers = values.filter(isNumber);
+  if (numbers.length === values.filter((v) => v !== undefined && v !== null).length && new Set(numbers).size > 2) {
+    // by rank: rates and times are far apart, accuracies are not
+    const sorted = [...new Set(numbers)].sort((a, b) => (isLow(key) ? a - b : b - a));
+    return (g) => { const v = value(g, key); return isNumber(v) ? mixed(sorted.indexOf(v) / Math.max(1, sorted.length - 1)) : "#8a8a8a"; };
+  }
+  const kinds = [...new Set(values.map(text))];
+  return (g) => PALETTE[kinds.indexOf(text(value(g, key))) % PALETTE.length];
+}

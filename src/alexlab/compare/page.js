@@ -1,27 +1,7 @@
 "use strict";
 // What is drawn, and the controls. page.filter.js has what is known and what is chosen.
 
-// -- colours
-
-function mixed(share) {
-  const i = Math.min(SCALE.length - 2, Math.floor(share * (SCALE.length - 1)));
-  const part = share * (SCALE.length - 1) - i;
-  const rgb = [SCALE[i][1], SCALE[i + 1][1]].map((c) => [1, 3, 5].map((p) => parseInt(c.slice(p, p + 2), 16)));
-  return `rgb(${rgb[0].map((c, k) => Math.round(c + part * (rgb[1][k] - c))).join(",")})`;
-}
-function colours() {
-  const key = state.colour;
-  if (key === "run") return (g) => PALETTE[g.id % PALETTE.length];
-  const values = data.groups.map((g) => value(g, key));
-  const numbers = values.filter(isNumber);
-  if (numbers.length === values.filter((v) => v !== undefined && v !== null).length && new Set(numbers).size > 2) {
-    // by rank: rates and times are far apart, accuracies are not
-    const sorted = [...new Set(numbers)].sort((a, b) => (isLow(key) ? a - b : b - a));
-    return (g) => { const v = value(g, key); return isNumber(v) ? mixed(sorted.indexOf(v) / Math.max(1, sorted.length - 1)) : "#8a8a8a"; };
-  }
-  const kinds = [...new Set(values.map(text))];
-  return (g) => PALETTE[kinds.indexOf(text(value(g, key))) % PALETTE.length];
-}
+// -- the legend
 
 function drawLegend(colour) {
   const key = state.colour, groups = shown();
