@@ -269,14 +269,13 @@ def summary_of(folder: Path) -> dict[str, Any]:
         told = json.loads(path.read_text())
     except RecursionError:
         raise ValueError("its summary.json is no summary") from None
-    numbers = [told.get(key) or {} for key in ("best", "last", "test")] if isinstance(told, dict) else [None]
+    numbers = [told.get(key) or {} for key in ("best", "last", "test", "others")] if isinstance(told, dict) else [None]
     whole = all(
         isinstance(part, dict) and all(isinstance(value, (int, float, type(None))) for value in part.values())
         for part in numbers
     )
     if not whole or not str(told.get("status", "")).isalpha():
         raise ValueError("its summary.json is no summary")
-    told.pop("others", None)  # which is W&B's
     return told
 
 

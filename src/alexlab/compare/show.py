@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +65,8 @@ def show(config: DictConfig) -> None:
         out = Path(config.out or Path(config.paths.logs, "compare.html")).expanduser()
         check_file(out)
         left_out += _problems([run for group in shown for run in group.runs if run.rows is not None])
-        page.write(out, shown, sort, [*([rest] if rest else []), *(f"left out: {line}" for line in left_out)])
+        noted = [*([rest] if rest else []), *(f"left out: {line}" for line in left_out)]
+        page.write(out, shown, sort, noted, asked(config, named, sort))
         count = sum(len(group.runs) for group in shown)
         of = f" of {len(kept)}" if count < len(kept) else ""
         notes = [f"{count}{of} run(s) on one page: {rundir.shown(out.resolve())}"]
@@ -94,6 +97,18 @@ def show(config: DictConfig) -> None:
     to = sys.stdout if config.format in ("table", "html") or config.out is not None else sys.stderr
     for line in notes:
         print(line, file=to, flush=True)
+
+
+def asked(config: DictConfig, named: list[Any], sort: str) -> str:
+    """The command that makes the page, as one types it."""
+    runs = ",".join(name if re.fullmatch(r"[\w./*?+@~-]+", name) else f"'{name}'" for name in map(str, named))
+    words = [f"runs=[{runs}]" if len(named) > 1 else f"runs={named[0]}"]
+    words += [f"{key}={config[key]}" for key in ("where", "most") if config[key] is not None]
+    words += [f"sort={sort}", f"seeds={config.seeds}", "format=html"]
+    # between " a shell changes nothing but these
+    between = [bool(re.search(r"[^\w./=+@~,-]", word) and not re.search(r'["$`\\!]', word)) for word in words]
+    quoted = [f'"{word}"' if whole else shlex.quote(word) for word, whole in zip(words, between, strict=True)]
+    return " ".join(["python compare.py", *quoted])
 
 
 def chosen_sort(runs: list[Run], sort: str | None) -> str:
