@@ -43,11 +43,12 @@ class StudySweep(OptunaSweeperImpl):
         # of a dry run nothing stays
         self.storage = None if self.config.get("dry_run") else terms.patient(self.storage)
         with terms.only_one(self.storage, self.study_name):
-            study = self._study()
-            settled = self._settle(study)
-            terms.check_settings(study, settings)
-            terms.check_space(study, space)
-            number = self._begin(study, settled)
+            with terms.reached(self.storage):
+                study = self._study()
+                settled = self._settle(study)
+                terms.check_settings(study, settings)
+                terms.check_space(study, space)
+                number = self._begin(study, settled)
             for _ in range(self.n_trials - number):
                 trial = study.ask()
                 try:

@@ -13,10 +13,11 @@ from urllib.parse import quote
 from omegaconf import DictConfig
 from optuna import distributions as kinds
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import TrialState
 from sqlalchemy.engine.url import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from alexlab import config as configs
 from alexlab.compare.settings import same_as, settings_of
@@ -59,12 +60,24 @@ def _file(url: URL) -> Path | None:
 
 
 @contextlib.contextmanager
+def reached(storage: str | None) -> Iterator[None]:
+    """Raises UserError where the storage does not answer: it needs another package, is locked or not to be written."""
+    try:
+        yield
+    except (ImportError, StorageInternalError, SQLAlchemyError) as error:
+        why = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"hydra.sweeper.storage={_address(storage)!r}: it does not answer ({why}): try again, or give another."
+        ) from error
+
+
+@contextlib.contextmanager
 def only_one(storage: str | None, name: str | None) -> Iterator[None]:
     """Keep other processes of this machine from a study, as a trial of theirs looks like one that was left: by a lock
     beside SQLite's file, which is one however its path is written, or in the folder for temporary files.
 
     Raises:
-        UserError: another process is at it, or the storage is no address.
+        UserError: another process is at it, or the storage is no address, or in no folder.
     """
     try:
         import fcntl
@@ -76,6 +89,8 @@ def only_one(storage: str | None, name: str | None) -> Iterator[None]:
         yield
         return
     file = _file(url)
+    if file is not None and not file.parent.is_dir():
+        raise UserError(f"hydra.sweeper.storage={storage}: there is no folder {file.parent}: make it, or give another.")
     if file is not None:
         told = quote(name, safe="")
         path = file.with_name(f"{file.name}.{told if len(told) <= 100 else _hashed(name)}.lock")
