@@ -74,3 +74,18 @@ def _quoted(word: str) -> str:
         return word
     text = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"where='{text}'"
+
+
+def unfit(text: str, cause: BaseException | None) -> str | None:
+    """The answer to a value of Hydra's own settings that is of another kind; None of another error.
+
+    Args:
+        text: Hydra's, which names the word.
+        cause: OmegaConf's error, which names the kind.
+    """
+    word = re.match(r"Error merging override (.+)", text)
+    kind = re.search(r"could not be converted to (\w+)", str(cause))
+    if word is None or kind is None:
+        return None
+    kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+    return f"{word[1]}: must be {kinds.get(kind[1], kind[1])}."
