@@ -27,6 +27,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 train: setup  ## train: make train ARGS="model=alexnet trainer=ddp"
 	@$(BIN)/python train.py $(ARGS)
+	@test "$$VIRTUAL_ENV" = "$(CURDIR)/$(VENV)" || echo "before these: source $(VENV)/bin/activate"
 
 test: setup  ## run the whole test suite; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)

@@ -185,3 +185,49 @@ def test_what_cannot_be_is_told(words: list[str], agent: bool, told: str, tmp_pa
     assert done.returncode == 2, done.stdout
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FAR = "/images/photos5"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"data": {"root": FAR}}, (f"data.root={FAR}: W&B is told photos5, and its search would not find again what "
+         "it has given: of a path it is the last part. One that all runs share goes to the end of the sweep's command, "
+         "as - data.root=PATH; others into options of a group, choices: {parameters: {data: {values: [A, B]}}} with "
+         "conf/data/A.yaml.")),
+        ({"init_from": "2026-11-25"}, "choices: {parameters: {experiment: {values: [A, B]}}} with conf/experiment/A."),
+        ({"data": {"class_names": "/names.txt"}}, "data.class_names=/names.txt: W&B is told names.txt, and its"),
+        ({"augment": {"scale": [0.5, 1.0]}}, "write whole numbers in lists without a point, 1 for 1.0."),
+        ({"optimizer": {"lr": "1e-3"}}, ("optimizer.lr=1e-3: W&B is told 0.001, and its search would not find again "
+         "what it has given: it is a text in the sweep's file: write 0.001 there.")),
+    ],
+)  # fmt: skip
+def test_a_value_that_would_not_be_found_again_is_refused(given: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """W&B's grid would give it out again without an end. The run is refused before W&B is told of it."""
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump({"wandb_version": 1, **{key: {"value": each} for key, each in given.items()}}))
+    words = [f"{key}={value}" for key, value in given.items()]  # as ${args_no_hyphens} has them
+    env = {"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r", "WANDB_SWEEP_PARAM_PATH": str(parameters), "WANDB_MODE": ""}
+    done = command("train.py", *words, f"paths.logs={tmp_path / 'logs'}", "logger.wandb.mode=auto", env=env)
+    assert done.returncode == 2, done.stdout
+    assert told in done.stderr
+    assert not list(tmp_path.glob("logs/**/config.yaml"))
+
+
+def test_values_that_are_found_again_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As json has a run's config at W&B: numbers that are whole without a point."""
+    monkeypatch.setattr(sweeps, "given", {
+        "optimizer.lr": 1.0, "data.root": "photos5", "augment.scale": [0.5, 1], "init_from": None, "seed": 3,
+        "choices.model": "vgg", "compile": False,
+    })  # fmt: skip
+    told = {
+        "optimizer": {"lr": 1.0}, "data": {"root": "photos5"}, "augment": {"scale": [0.5, 1.0]}, "init_from": None,
+        "seed": 3, "choices": {"model": "vgg"}, "compile": False,
+    }  # fmt: skip
+    sweeps.check_given(told)
+    with pytest.raises(UserError, match="compile=False: W&B is told 0, and"):
+        sweeps.check_given({**told, "compile": 0})
+    with pytest.raises(UserError, match="seed=3: W&B is told None, and"):
+        sweeps.check_given({**told, "seed": None})

@@ -15,8 +15,9 @@ from conftest import command
 from alexlab import config as configs
 from alexlab.compare import runs as reading
 from alexlab.compare import table
+from alexlab.compare.finding import find
 from alexlab.compare.groups import grouped, ranked
-from alexlab.compare.runs import Run, find, read
+from alexlab.compare.runs import Run, read
 from alexlab.compare.settings import differing
 from alexlab.compare.where import chosen
 from alexlab.restore import locked
@@ -115,7 +116,10 @@ def test_mistakes(tmp_path: Path) -> None:
         "optimizer.l>1": "where=optimizer.l>1: no run has optimizer.l. Did you mean optimizer.lr?",
         "model.name>1": "where=model.name>1: alexnet is no number: with texts, = and != and ~ (holds) do.",
         "optimizer.lr": "optimizer.lr is no condition: write KEY SIGN VALUE",
-        "optimizer.lr>5": "where=optimizer.lr>5: it holds of none of the 1 runs",
+        "optimizer.lr>5": "where=optimizer.lr>5: it holds of none of the 1 runs: optimizer.lr is 0.1.",
+        "lr>5": "where=lr>5: no run has lr. Did you mean optimizer.lr?",
+        "model=alexnt and optimizer.lr>0.01": "no run has model. Did you mean model.name?",
+        "optimizer.lr>0.01 & status=finished": "conditions are joined by and and or: optimizer.lr>0.01 & status",
     }.items():
         assert answer in told(f"runs={tmp_path}", f"where={words}")
     assert "format=xml: must be one of table, markdown, csv, json, html" in told("format=xml")
@@ -136,10 +140,10 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path: Path) -> 
     with locked(tmp_path / "on", ".lock.rank"):
         runs, _ = read([tmp_path / "on", tmp_path / "killed"])
     assert [run.status for run in runs] == ["running", "unfinished"]
-    for run in runs:  # what was measured so far; the torn row's numbers are those that are there
+    for run in runs:  # what was measured so far; a torn row's numbers may be torn, too
         assert run.numbers == {
             "val/acc1": 0.75, "val/loss": 1.5,  # the best epoch's, as best.ckpt holds it
-            "last/val/acc1": 0.7, "images_per_second": 15.0, "seconds": 20.0,
+            "images_per_second": 15.0, "seconds": 20.0,
         }  # fmt: skip
 
 
@@ -353,6 +357,13 @@ def test_markdown_csv_and_json(tmp_path: Path) -> None:
     assert whole["groups"][0]["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
     assert [run["path"] for run in whole["groups"][0]["runs"]] == [f"{tmp_path}/runs/a", f"{tmp_path}/runs/b"]
     assert len(whole["left_out"]) == 1
+    make_run(tmp_path / "runs/=e", 0.5, 0.1, status="x", seconds=3, **{"=f": 1, "[g](javascript:x)": "[g](http://x)"})
+    (first, *_) = csv.DictReader(io.StringIO(told("format=csv", "where=name~'=e'")))
+    assert first["run"] == "'=e"
+    (*_, last) = list(csv.DictReader(io.StringIO(told("format=csv"))))
+    assert (last["run"], last["status"], last["config/status"]) == ("'=e", "finished", "x")
+    assert (last["seconds"], last["config/seconds"], last["'=f"]) == ("5.5", "3", "1")
+    assert "](" not in told("format=markdown")
     done = command("compare.py", f"runs={tmp_path}", "format=csv", f"out={tmp_path}/new/table.csv")
     assert f"written to {tmp_path}/new/table.csv" in done.stdout
     assert (tmp_path / "new/table.csv").read_text() == told("format=csv")
@@ -383,10 +394,8 @@ def test_equal_names_the_first_step_that_differs(tmp_path: Path) -> None:
     assert equal("a", "other") == (1, "a and other differ first at step 19: train/loss_step is 1.25 and 1.2500001.\n")
     assert equal("longer", "a") == (1, "a ends at step 19, and longer goes on to step 29; equal up to there.\n")
     code, told = equal("a", "fewer")
-    assert (code, "equal in all 2 numbers of 1 steps. 1 more steps were logged by one of them alone" in told) == (
-        0,
-        True,
-    )
+    few = "equal in all 1 numbers of 1 steps. 1 more steps and 2 more numbers were logged by one of them alone"
+    assert (code, few in told) == (0, True), "a mean since step 9 is none since the start"
     code, told = equal("a", "apart")
     assert code == 2
     assert "no step is logged in both a and apart" in told
@@ -398,11 +407,13 @@ def test_equal_names_the_first_step_that_differs(tmp_path: Path) -> None:
 
 
 def test_other_images_code_or_devices_are_no_seeds(tmp_path: Path) -> None:
-    base = {"status": "finished", "best": {"val/acc1": 0.5}, "dataset": {"fingerprint": "aaaaaaaabb"},
-            "git": {"commit": "c" * 40, "dirty": False}, "world_size": 1}  # fmt: skip
+    base = {"status": "finished", "best": {"val/acc1": 0.5}, "dataset": {"fingerprint": {"train": "aaaa", "val": "b"}},
+            "git": {"commit": "c" * 40, "dirty": False}, "world_size": 1,
+            "hardware": {"devices": "cuda", "device": "NVIDIA A100"}}  # fmt: skip
     others: dict[str, dict] = {
-        "a": {}, "b": {}, "images": {"dataset": {"fingerprint": "bbbbbbbbcc"}},
+        "a": {}, "b": {}, "images": {"dataset": {"fingerprint": {"train": "aaaa", "val": "c"}}},
         "code": {"git": {"commit": "d" * 40, "dirty": True}}, "ranks": {"world_size": 8}, "pruned": {"pruned": True},
+        "device": {"hardware": {"devices": "cpu", "device": "x86_64"}},
     }  # fmt: skip
     for seed, (name, more) in enumerate(others.items()):
         folder = make_run(tmp_path / name, 0.1, 0.5, seed=seed)
@@ -411,9 +422,12 @@ def test_other_images_code_or_devices_are_no_seeds(tmp_path: Path) -> None:
     (tmp_path / "again/summary.json").write_text(json.dumps(base))
     runs, _ = read(find([str(tmp_path)], tmp_path)[0])
     rows = {group.name: group.apart for group in grouped(runs)}
-    assert set(rows) == {"a +1", "again", "images", "code", "ranks", "pruned"}, "nor is the same seed again"
-    assert rows["images"]["images"] == "bbbbbbbb"
-    assert rows["a +1"]["images"] == "aaaaaaaa"
+    assert set(rows) == {"a +1", "again", "images", "code", "ranks", "pruned", "device"}, "nor is the same seed again"
+    assert len(rows["images"]["images"]) == len(rows["a +1"]["images"]) == 8
+    assert rows["images"]["images"] != rows["a +1"]["images"]
+    assert (rows["device"]["device"], rows["a +1"]["device"]) == ("x86_64", "NVIDIA A100")
+    assert [run.name for run in chosen(runs, f"images={rows['images']['images']}")] == ["images"]
+    assert {run.name for run in chosen(runs, "commit~ddddddd or device=x86_64")} == {"code", "device"}
     assert rows["code"]["commit"] == "ddddddd+changes"
     assert rows["ranks"]["world_size"] == 8
     assert next(run.status for run in runs if run.name == "pruned") == "pruned"

@@ -10,7 +10,10 @@ import yaml
 from conftest import command
 
 from alexlab.compare import boards
-from alexlab.compare.runs import Run, find, read
+from alexlab.compare.finding import find
+from alexlab.compare.groups import grouped
+from alexlab.compare.runs import Run, read
+from alexlab.compare.settings import differing
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,10 @@ def test_a_folder_of_ours_alone_says_what_the_run_says(shapes: Path, tmp_path: P
     (ours, theirs), left_out = read([tmp_path / "run", tmp_path / "alone"])
     assert left_out == []
     assert (ours.status, theirs.status) == ("finished", "finished")
-    assert ours.config == theirs.config
+    assert ours.config | {"data.root": "shapes"} == theirs.config
+    assert differing([ours, theirs]) == [{}, {}], "their images are the same"
+    assert ours.facts == theirs.facts
+    assert None not in ours.facts.values()
     assert ours.numbers == theirs.numbers
 
     def curve(run: Run, key: str) -> list[tuple[float, float]]:
@@ -146,14 +152,88 @@ def test_a_run_that_was_gone_on_with_is_one(tmp_path: Path) -> None:
     for part in range(2):
         with wandb.init(mode="offline", dir=tmp_path / str(part), project="p", id="same", config={"inf": float("inf")},
                         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True)) as run:  # fmt: skip
+            for step in range(3):
+                run.log({"val/acc1": [[0.5, 0.875, 0.75], [0.25, 0.125, 0.0625]][part][step], "trainer/global_step":
+                         3 * part + step - part})  # fmt: skip
             run.log({"score": part})
     parts = sorted(tmp_path.glob("*/wandb/offline-run-*"))
-    for number, part in enumerate(parts):  # which may have been made within a second
-        part.rename(tmp_path / f"offline-run-20260101_00000{number}-same")
+    for number, part in enumerate(parts):  # which may have been made within a second; the first was online
+        part.rename(tmp_path / f"{'offline-' * number}run-20260101_00000{number}-same")
     done = command("compare.py", f"runs={tmp_path}", "format=json")
     assert done.returncode == 0, done.stderr
     (group,) = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["groups"]
-    assert group["metrics"]["score"]["mean"] == 1
-    assert "(an earlier part of the same run, offline-run-20260101_000001-same)" in done.stderr
+    numbers = {key: stat["mean"] for key, stat in group["metrics"].items()}
+    assert numbers.pop("seconds") >= 0
+    assert numbers.pop("trainer/global_step") == 4
+    assert numbers == {"score": 1, "val/acc1": 0.875, "last/val/acc1": 0.0625}, "the best was before"
+    (run,), _ = read(find([str(tmp_path)], tmp_path)[0])
+    curve = [(row["step"], row["val/acc1"]) for row in run.rows if "val/acc1" in row]
+    assert curve == [(0, 0.5), (1, 0.875), (2, 0.25), (3, 0.125), (4, 0.0625)], "step 2 was lost and done again"
+    assert run.path.name == "offline-run-20260101_000001-same"
     done = command("compare.py", f"runs={tmp_path}", "format=html", f"out={tmp_path}/page.html")
     assert done.returncode == 0, done.stderr
+
+
+def made(folder: Path, config: dict, summary: dict) -> Path:
+    """A run of W&B's as its server gives it."""
+    (folder / "files").mkdir(parents=True)
+    values = {key: {"value": value} for key, value in config.items()}
+    (folder / "files/config.yaml").write_text(yaml.safe_dump(values))
+    (folder / "files/wandb-summary.json").write_text(json.dumps(summary))
+    return folder / "files"
+
+
+@pytest.mark.parametrize("best", [0.9, {"score": {"test": 0.5}}, ["x"], None])
+def test_numbers_of_others_may_have_our_names(best: object, tmp_path: Path) -> None:
+    summary = {"best": best, "last": 0.25, "others": 3, "loss": 1.5, "status": 7, "code": "x", "dataset": [1]}
+    made(tmp_path / "run-20260101_000000-abc", {"epochs": 90}, {**summary, "epochs": 3})
+    done = command("compare.py", f"runs={tmp_path}", "format=json", "sort=loss")
+    assert done.returncode == 0, done.stderr
+    (group,) = json.loads(done.stdout)["groups"]
+    assert {key: stat["mean"] for key, stat in group["metrics"].items()} == {
+        **({"best": 0.9} if best == 0.9 else {}), "last": 0.25, "others": 3, "loss": 1.5, "status": 7, "epochs": 3,
+    }  # fmt: skip
+
+
+def test_settings_that_others_do_not_have_set_nobody_apart(tmp_path: Path) -> None:
+    ours = {
+        "choices": {"model": "alexnet"},
+        "model": {"name": "alexnet"},
+        "optimizer": {"lr": 0.1},
+        "ema": {"decay": 0},
+    }
+    made(tmp_path / "run-20260101_000000-ours", ours, {"best": {"val/acc1": 0.5}})
+    made(tmp_path / "run-20260101_000001-mine", {**ours, "ema": {"decay": 0.9}}, {"best": {"val/acc1": 0.5}})
+    made(tmp_path / "run-20260101_000002-other", {"arch": "vit", "optimizer": {"lr": 0.2}}, {"val/acc1": 0.5})
+    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
+    assert [run.foreign for run in runs] == [False, False, True]
+    assert differing(runs) == [
+        {"optimizer.lr": 0.1, "ema.decay": 0}, {"optimizer.lr": 0.1, "ema.decay": 0.9}, {"optimizer.lr": 0.2},
+    ]  # fmt: skip
+
+
+def test_what_is_no_seed_in_our_directories_is_none_in_wandbs(tmp_path: Path) -> None:
+    """Other code, and a run that began from another's checkpoint; one that went on from its own is one."""
+    gone_on = {"ckpt_path": "last.ckpt", "resume": {"run": "latest"}}
+    for seed, (name, config, commit) in enumerate([
+        ("a", {}, "c" * 40), ("b", {}, "c" * 40), ("code", {}, "d" * 40), ("on", gone_on, "c" * 40),
+        ("from", {"ckpt_path": "last.ckpt", "resume": {"run": None}}, "c" * 40),
+    ]):  # fmt: skip
+        base = {"choices": {"model": "alexnet"}, "model": {"name": "x"}, "ckpt_path": None, "seed": seed}
+        told = {"status": "finished", "best": {"val/acc1": 0.5}, "code": {"commit": commit, "dirty": False}}
+        made(tmp_path / f"run-20260101_000000-{name}", {**base, **config}, told)
+    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
+    rows = {group.name: group.apart for group in grouped(runs)}
+    assert {name: apart.get("commit") for name, apart in rows.items()} == {
+        "a +2": "ccccccc", "code": "ddddddd", "from": None,
+    }  # fmt: skip
+    assert rows["from"]["ckpt_path"] == "last.ckpt"
+
+
+def test_one_batch_and_all_of_them_are_two_settings(tmp_path: Path) -> None:
+    """W&B makes 1 of 1.0, which `floats` tells."""
+    for name, value, floats in (("one", 1, []), ("all", 1, ["trainer.limit_val_batches"]), ("null", None, [])):
+        config = {"choices": {"model": "x"}, "trainer": {"limit_val_batches": value}, "floats": floats, "seed": value}
+        made(tmp_path / f"run-20260101_000000-{name}", config, {"status": "finished", "best": {"val/acc1": 0.5}})
+    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
+    assert sorted(group.name for group in grouped(runs)) == ["all +1", "one"]

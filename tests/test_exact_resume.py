@@ -363,6 +363,18 @@ def test_the_same_command_line_goes_on(harness: Harness) -> None:
     assert difference(straight, harness.train("ended", *words, "resume.run=auto")) is None
 
 
+def test_a_folder_of_runs_may_be_a_link(harness: Harness) -> None:
+    """As logs/ often leads to a larger disk: the run's checkpoint is its own, and its curves and its best go on."""
+    straight = harness.train("straight")
+    harness.end(at_batch(8, "after"), "ended")
+    (harness.folder / "link").symlink_to(harness.folder)
+    harness.train("x", f"resume.run={harness.folder / 'link/ended'}")
+    assert difference(straight, harness.folder / "ended") is None
+    assert config.load(harness.folder / "ended/config.yaml").run_dir == str((harness.folder / "ended").resolve())
+    harness.end(at_batch(8, "after"), "auto")
+    assert difference(straight, harness.train("link/auto", "resume.run=auto")) is None
+
+
 def test_a_word_of_an_earlier_command_line_counts_again(harness: Harness) -> None:
     """Also where one in between had said something else."""
     going_on = ["resume.run=auto", "checkpoint.every_n_steps=1"]

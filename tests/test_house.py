@@ -31,7 +31,7 @@ ROOMS = [
     "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier",
     "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "repeat",
     "run", "rank", "evaluate", "redraw", "panels", "dashboard", "predict", "export", "prepare", "benchmark",
-    "study", "beforehand", "cli", "__init__",
+    "beforehand", "study_terms", "study", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -39,12 +39,12 @@ STRANGERS = {"data": "models", "models": "data"}
 ONLY = {
     "hydra": {"beforehand", "cli", "instantiate"},
     "hydra_plugins": {"study"},
-    "optuna": {"sweeps", "study", "callbacks"},
+    "optuna": {"sweeps", "study_terms", "study", "callbacks"},
     "omegaconf": {"rules", "config", "sweeps", "help", "instantiate", "loading", "callbacks", "trainer", "plan",
                   "rundir", "identity", "assemble", "report", "resume", "restore", "repeat",
                   "options", "run", "evaluate",
                   "redraw", "compare", "panels", "dashboard", "predict", "export", "prepare",
-                  "benchmark", "study", "beforehand", "cli"},
+                  "benchmark", "study_terms", "study", "beforehand", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery", "compare/boards.py", "dashboard"},

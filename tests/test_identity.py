@@ -122,6 +122,7 @@ def test_a_checkpoint_is_told_with_its_runs_name() -> None:
         "s/3/best.ckpt", "y/last.ckpt"
     )  # fmt: skip
     config.init_from, config.ckpt_path = "/w/weights.ckpt", f"{config.run_dir}/checkpoints/last.ckpt"
+    config.resume.run = "auto"
     told = identity.for_others(config)
     assert (told["init_from"], told["ckpt_path"]) == ("weights.ckpt", "last.ckpt"), "its own, after a resume"
     assert settings.own_ckpt(told)
@@ -150,6 +151,10 @@ def test_whole_numbers_that_are_floats_are_told() -> None:
         ("{a: /x/y, b: ./z}", "{a: y, b: z}"),
         ("/mnt/John Doe/pets", "pets"),
         ("data.root='/mnt/run=3/the pets'", "data.root='the pets'"),
+        ("/mnt/bob/a, b/c", "c"),
+        ("/mnt/bob/it's/x", "x"),
+        ("./My Data/x", "x"),
+        ("~bob/a b/c", "c"),
         ("1 / 255", "1 / 255"),
         ("val / acc", "val / acc"),
         ("train/loss", "train/loss"),

@@ -129,6 +129,13 @@ def test_no_space_and_no_permission(fault: str, words: str, tmp_path: Path) -> N
 def test_eval_without_a_run(tmp_path: Path) -> None:
     assert_refused(command("eval.py", "run=latest", f"paths.logs={tmp_path}"), "run=latest: there is no run below")
     assert_refused(command("eval.py", "run=/none", f"paths.logs={tmp_path}"), "run=/none is not a run's directory")
+    for name in ("train/runs/2026-11-25_02-54-50_274", "train/multiruns/2026-11-25_03-00-00_100/0"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+    done = command("eval.py", "run=2026-11-25_02-54-50_27", f"paths.logs={tmp_path}")
+    assert_refused(done, "give one, or latest. Did you mean 2026-11-25_02-54-50_274")
+    done = command("eval.py", "run=2026-11-25_03-00-00_100", f"paths.logs={tmp_path}")
+    assert_refused(done, "is a sweep: take one of its jobs, as run=2026-11-25_03-00-00_100/0.")
 
 
 def test_checkpoint_of_another_network_and_other_classes(shapes: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_among_the_finished_ones_on_the_same_images(tmp_path: Path) -> None:
         "3rd of 3 by val/acc1: 0.5000, 0.2500 below the best, b, which has optimizer.lr=0.2 (here 0.1)"
     )
     assert stands(b, tmp_path, "val/acc1") == (
-        "1st of 3 by val/acc1: 0.7500, 0.1250 above the next, s/0, which has note=x optimizer.lr=0.1 seed=1"
+        "1st of 3 by val/acc1: 0.7500, 0.1250 above the next, s/0, which has note=x optimizer.lr=0.1 (here 0.2) seed=1"
     )
     assert stands(c, tmp_path, "val/acc1") == (
         "2nd of 3 by val/acc1: 0.6250, 0.1250 below the best, b, which has optimizer.lr=0.2 (here 0.1)"

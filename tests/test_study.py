@@ -1,10 +1,12 @@
 """Sweeps by Optuna that are killed and go on, and trials that are ended early."""
 
+import json
 import re
 import shlex
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +17,11 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from wandb_server import wandb_server
 
-from alexlab import sweeps
+from alexlab import study_plots, sweeps
 from alexlab.callbacks.pruning import Pruning
 from alexlab.errors import UserError
-from alexlab.study import draw, only_one
+from alexlab.study import draw
+from alexlab.study_terms import only_one, patient
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 LR = {"optimizer.lr": optuna.distributions.LogUniformDistribution(0.001, 0.1)}
@@ -54,8 +57,9 @@ def test_a_sweep_that_was_killed_goes_on(shapes: Path, tmp_path: Path) -> None:
     again += ["trainer.max_epochs=1"]
     done = command(*again)
     assert done.returncode == 0, done.stderr
-    assert f"study {name} goes on: 0 of 2 trials are done (0 had not ended: marked as failed)" in done.stdout
+    assert f"study {name} goes on: 0 of 2 trials are done (trial 0 had not ended: marked as failed)" in done.stdout
     assert f"study {name}: 2 complete, 1 fail" in done.stdout
+    assert f"study {name} was begun with other settings" not in done.stdout, "it holds no value of them"
     for number, more in ((3, 0), (3, 0), (4, 1)):
         done = command(*again, f"hydra.sweeper.n_trials={2 + more}")
         assert done.returncode == 0, done.stderr
@@ -109,6 +113,11 @@ def test_a_trial_that_looks_bad_is_ended_on_all_ranks(shapes: Path, tmp_path: Pa
         (["hydra.sweeper.n_jobs=2"], "hydra.sweeper.n_jobs=2: trials run one after the other here"),
         (["hydra.sweeper.max_failure_rate=0.5"], "a trial that fails ends the sweep, or with sweep.keep_going=true"),
         (["sweep.pruner=mean"], "sweep.pruner=mean: must be one of median, hyperband, none."),
+        (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be a whole number, at least 1."),
+        (["hydra.sweeper.n_trials=x"], "hydra.sweeper.n_trials=x: must be a whole number."),
+        (["hydra.sweeper.storage=logs"], "hydra.sweeper.storage=logs: must be an address such as sqlite:///logs/"),
+        (["optimizer.lr=interval(0.3,0.001)"], "optimizer.lr=interval(0.3,0.001): nothing can be drawn from that"),
+        (["optimizer.lr=tag(log,interval(0,1.0))"], "write interval(LOW,HIGH), tag(log,interval(LOW,HIGH)) with LOW"),
     ],
 )
 def test_what_a_study_refuses(more: list[str], told: str, shapes: Path, tmp_path: Path) -> None:
@@ -117,6 +126,123 @@ def test_what_a_study_refuses(more: list[str], told: str, shapes: Path, tmp_path
     assert done.returncode == 2, done.stdout
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_could_be_drawn_is_looked_at_before_there_is_a_study(tmp_path: Path) -> None:
+    """The end of an interval is never drawn where the other values are below it."""
+    wrong = [
+        "optimizer.lr=interval(-1,0.3)", "optimizer.momentum=interval(0.5,1.5)", "label_smoothing=interval(0.0,1.0)",
+        "data.batch_size=choice(8,0)", "seed=x", "sweep.pruner=medain", "ema.decay=tag(log,interval(0.1,1.0))",
+        "augment.policy_ops=range(1,4)", "augment.policy_magnitude=range(0,31)",
+    ]  # fmt: skip
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    done = command("train.py", "-m", "sweep=optuna", "logger=csv", f"paths.logs={logs}", *wrong)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: the study's trials would have wrong values, and none was started (sweep.keep_going=true records such "
+        "ones as failed, and goes on):\n"
+        "  seed=x: must be a whole number from 0 to 4294967295.\n"
+        "  sweep.pruner=medain: must be one of median, hyperband, none.\n"
+        "  optimizer.lr=-1.0: must be a number above 0.\n"
+        "  optimizer.momentum=1.5: must be a number from 0 to below 1.\n"
+        "  data.batch_size=0: must be a whole number, at least 1.\n"
+        "  augment.policy_magnitude=31: must be a whole number from 0 to 30.\n"
+    )
+    for word, told in (
+        ("optimiser.lr=interval(0.001,0.3)", "optimiser.lr: there is no such key. Did you mean optimizer.lr?"),
+        ("optimizer=choice(sgd,adamx)", "optimizer=adamx: there is no such option. Did you mean optimizer=adamw?"),
+        (f"seed=choice({','.join('x' + str(n) for n in range(20))})", "... and 8 more mistakes"),
+    ):
+        done = command("train.py", "-m", "sweep=optuna", "logger=csv", f"paths.logs={logs}", word)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert told in done.stderr
+    assert list(logs.iterdir()) == [], "no study, and no folder of one"
+
+
+@pytest.fixture(scope="module")
+def begun(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The logs of a study `mine` with one trial."""
+    logs = tmp_path_factory.mktemp("begun")
+    done = command(*words(shapes, logs, *GOES_ON, "hydra.sweeper.n_trials=1"))
+    assert done.returncode == 0, done.stderr
+    return logs
+
+
+GOES_ON = ["hydra.sweeper.study_name=mine", "trainer.max_epochs=1", "optimizer=choice(sgd,adamw)"]
+
+
+def test_a_study_goes_on_with_its_own_metric(shapes: Path, begun: Path) -> None:
+    """Not with another one that is maximized, too; other settings and images are told."""
+    once = [*GOES_ON, "hydra.sweeper.n_trials=1"]
+    before = [trial.value for trial in trials(begun, "mine")]
+    done = command(*words(shapes, begun, *once, "monitor=val/acc5"))
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "study_name=mine: the values of that study are val/acc1, and monitor=val/acc5 here: give" in done.stderr
+    other = begun / "other"
+    other.mkdir(exist_ok=True)
+    done = command(*words(shapes, begun, *once, f"data.root={other}", "label_smoothing=0.1", "optimizer.lr=0.1"))
+    assert done.returncode == 0, done.stderr
+    told = f"differ in more than they draw: data.root={other} (there {shapes}), label_smoothing=0.1 (there 0.0)\n"
+    assert "warning: study mine was begun with other settings, and trials are compared that " + told in done.stdout
+    done = command(*words(shapes, begun, *once, "logger=none", "test=true", "trainer.log_every_n_steps=7"))
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stdout, "what makes no difference"
+    assert [trial.value for trial in trials(begun, "mine")] == before
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("optimizer.lr=interval(0.001,0.1)",
+         "=interval(0.001,0.1): study mine has drawn it from tag(log,interval(0.001,0.1)), and within a study an"),
+        ("optimizer.lr=choice(0.1,0.2)", "optimizer.lr=choice(0.1,0.2): study mine has drawn it from tag(log,"),
+        ("optimizer.lr=range(1,5,step=2)", "optimizer.lr=range(1,5,step=2): study mine has drawn it from tag(log,"),
+        ("optimizer.lr=range(0.1,0.5,step=0.2)", "optimizer.lr=range(0.1,0.5,step=0.2): study mine has drawn it"),
+        ("optimizer=choice(adamw,sgd)", "optimizer=choice(adamw,sgd): study mine has drawn it from choice(sgd,adamw)"),
+    ],
+)  # fmt: skip
+def test_a_studys_parameters_keep_their_kinds(word: str, told: str, shapes: Path, begun: Path) -> None:
+    done = command(*words(shapes, begun, *GOES_ON, "hydra.sweeper.n_trials=2", word))
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert told in done.stderr
+    assert [trial.state for trial in trials(begun, "mine")] == [TrialState.COMPLETE], "none is left under way"
+
+
+def test_a_study_that_is_new_names_those_that_it_may_have_been(shapes: Path, tmp_path: Path) -> None:
+    for name in ("mine", "pets", "alexnet"):
+        optuna.create_study(f"sqlite:///{tmp_path}/optuna.db", study_name=name)
+    once = ["hydra.sweeper.n_trials=1", "trainer.max_epochs=1"]
+    done = command(*words(shapes, tmp_path, "hydra.sweeper.study_name=mien", *once))
+    assert "study mien is new: 1 trial; to go on with another, give its name: mine, " in done.stdout, done.stderr
+    done = command(*words(shapes, tmp_path, *once))
+    assert re.search(r"^study \S+ is new: 1 trial$", done.stdout, re.M), "one that was not named is meant to be"
+
+
+def test_a_run_that_had_ended_is_its_trials_value(shapes: Path, tmp_path: Path) -> None:
+    """Killed between the end of the run and telling the study; other runs in a trial's folder are none of its."""
+    study = optuna.create_study(f"sqlite:///{tmp_path}/optuna.db", study_name="mine", direction="maximize")
+    folder = tmp_path / "train/multiruns/mine"
+    kept = {"status": "finished", "best": {"val/acc1": 0.75, "val/acc5": 1.0}}
+    runs = [
+        kept, {**kept, "pruned": True}, kept, {**kept, "status": "failed"}, {**kept, "best": {"val/acc1": None}}, None,
+    ]  # fmt: skip
+    for number, summary in enumerate(runs):
+        trial = study.ask(LR)
+        trial.report(0.25, 0)
+        (folder / str(number)).mkdir(parents=True)
+        rate = 0.5 if number == 2 else trial.params["optimizer.lr"]
+        (folder / str(number) / "config.yaml").write_text(f"overrides: [seed=1, optimizer.lr={rate}]\n")
+        if summary is not None:
+            (folder / str(number) / "summary.json").write_text(json.dumps(summary))
+    done = command(*words(shapes, tmp_path, "hydra.sweeper.study_name=mine", "hydra.sweeper.n_trials=2"))
+    assert done.returncode == 0, done.stderr
+    failed = "; ".join(f"trial {number} had not ended: marked as failed" for number in (2, 3, 4, 5))
+    ended = "trial 0 had ended: its summary.json says how; trial 1 had ended: its summary.json says how; "
+    assert f"study mine goes on: 2 of 2 trials are done ({ended}{failed})" in done.stdout
+    found = trials(tmp_path, "mine")
+    assert [(t.state.name, t.value) for t in found] == [("COMPLETE", 0.75), ("PRUNED", 0.25), *[("FAIL", None)] * 4]
 
 
 def test_a_studys_plots_follow_its_distributions(tmp_path: Path) -> None:
@@ -139,13 +265,70 @@ def test_a_studys_plots_follow_its_distributions(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 5000 for path in drawn)
 
 
-def test_a_study_has_one_process_at_a_time(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path}/optuna.db"
-    taken = pytest.raises(UserError, match="study_name=mine: another process is at that study: wait")
-    with only_one(storage, "mine"), only_one(storage, "other"), taken, only_one(storage, "mine"):
+def test_a_plot_that_fails_ends_no_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(create_trial(params={"optimizer.lr": 0.01}, distributions=LR, value=0.5))
+
+    def failing(*given: object) -> None:
+        raise ValueError("min() of nothing")
+
+    monkeypatch.setattr(study_plots, "parallel", failing)
+    drawn = draw(study, "val/acc1", tmp_path / "figures")
+    assert [path.stem for path in drawn] == ["history", "slices"]
+    assert capsys.readouterr().out == "warning: parallel.png was not drawn: ValueError: min() of nothing\n"
+
+
+def test_a_study_has_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its file is written, and wherever that process keeps temporary files."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "link").symlink_to("logs")
+    storage = f"sqlite:///{tmp_path}/logs/optuna.db"
+    linked, relative = f"sqlite:///{tmp_path}/link/optuna.db?timeout=3", "sqlite:///logs/../logs/optuna.db"
+    monkeypatch.chdir(tmp_path)
+    for other in (storage, linked, relative):
+        taken = pytest.raises(UserError, match="study_name=mine: another process is at that study: wait")
+        with only_one(storage, "mine"), only_one(other, "a/b"), taken:
+            monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "link"))
+            with only_one(other, "mine"):
+                pass
+    with only_one(linked, "mine"):
+        assert [path.name for path in (tmp_path / "logs").iterdir()] == ["optuna.db.mine.lock"]
+    assert list((tmp_path / "logs").iterdir()) == [], "nothing is left"
+    server = "postgresql://host/studies"
+    taken = pytest.raises(UserError, match="another process")
+    with only_one(server, "mine"), only_one(server, "other"), taken, only_one(server, "mine"):
         pass
-    with only_one(storage, "mine"):
-        pass
+    for nobodys in (None, "sqlite://", "sqlite:///:memory:"):
+        with only_one(nobodys, None):
+            pass
+
+
+def test_a_storage_that_does_not_answer_is_told(shapes: Path, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/optuna.db?timeout=0.05"
+    optuna.create_study(study_name="mine", storage=storage, direction="maximize")
+    with sqlite3.connect(tmp_path / "optuna.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        done = command(*words(shapes, tmp_path, f"hydra.sweeper.storage='{storage}'", "hydra.sweeper.study_name=mine"))
+        other.execute("ROLLBACK")
+    assert done.returncode == 2, done.stdout
+    assert f"hydra.sweeper.storage={storage}: it does not answer (" in done.stderr
+    assert "database is locked): try again, or give another." in done.stderr
+    for address, told in (
+        (f"sqlite:///{tmp_path}/none/x.db", f"x.db?timeout=60: there is no folder {tmp_path}/none: make it, or give"),
+        ("oracle://host/x", "storage=oracle://host/x: it does not answer (No module named 'cx_Oracle'): try again"),
+    ):
+        done = command(*words(shapes, tmp_path, f"hydra.sweeper.storage={address}"))
+        assert done.returncode == 2, done.stdout
+        assert told in done.stderr
+
+
+def test_sqlite_waits_for_a_minute_unless_it_says_how_long() -> None:
+    assert patient("sqlite:////logs/optuna.db") == "sqlite:////logs/optuna.db?timeout=60"
+    assert patient("sqlite:///logs/optuna.db?cache=shared") == "sqlite:///logs/optuna.db?cache=shared&timeout=60"
+    for same in (None, "sqlite:///logs/optuna.db?timeout=5", "sqlite://", "mysql://host/studies"):
+        assert patient(same) == same
 
 
 def test_pruners_are_optunas(monkeypatch: pytest.MonkeyPatch) -> None:

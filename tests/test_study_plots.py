@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alexlab.study_plots import Parameter, Point, explained, history, importances, parallel, slices
+from alexlab.study_plots import Parameter, Point, _round_values, explained, history, importances, parallel, slices
 
 RATE, DECAY = Parameter("optimizer.lr", log=True), Parameter("optimizer.weight_decay")
 MODEL = Parameter("model", options=("alexnet", "vgg"))
@@ -42,6 +42,34 @@ def test_any_study_can_be_drawn(count: int, parameters: list[Parameter]) -> None
     assert (told is None) == (count < 5)
     for image in (*drawn, *([told] if told else [])):
         assert len(image.convert("L").getcolors(256) or []) > 20, "more than an empty frame"
+
+
+def test_a_study_without_a_whole_trial_can_be_drawn() -> None:
+    """A parameter was taken for another; trials share one, or none."""
+    points = [Point(0, 0.2, {"optimizer.lr": 0.1, "model": "vgg"}), Point(1, 0.3, {"optimizer.lr": 0.2, "decay": 0.1})]
+    parameters = [RATE, MODEL, Parameter("decay")]
+    drawn = parallel(points, parameters, "val/acc1", True)
+    shared = parallel(points, [RATE], "val/acc1", True)
+    assert drawn is not None
+    assert np.array_equal(np.asarray(drawn), np.asarray(shared)), "the rate, which all trials have"
+    assert parallel(points, parameters[1:], "val/acc1", True) is None
+    assert slices(points, parameters, "val/acc1").size[0] > slices(points, [RATE], "val/acc1").size[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.0011, 0.09], [0.002, 0.005, 0.01, 0.02, 0.05]),
+        ([0.00001, 0.0002, 0.01], [1e-5, 1e-4, 1e-3, 1e-2]),
+        ([1e-9, 1], [1e-9, 1e-7, 1e-5, 1e-3, 1e-1]),
+        ([0.03, 0.031], [0.03, 0.031]),
+        ([0.03, 0.12], [0.05, 0.1]),
+        ([3], [3]),
+        ([16, 128], [20, 50, 100]),
+    ],
+)
+def test_a_logarithms_axis_has_round_values(values: list[float], ticks: list[float]) -> None:
+    assert _round_values(values) == pytest.approx(ticks)
 
 
 def test_a_best_line_follows_the_finished_trials() -> None:

@@ -107,9 +107,35 @@ def test_each_optuna_sweep_is_a_study_of_its_own(shapes: Path, tmp_path: Path) -
         ).fetchall()
     assert [count for _, count in counts] == [1, 2]
     assert counts[1][0] == "mine"
+    before = sorted((logs / "train/multiruns").iterdir())
     done = command(*words, "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert "dry_run=true shows the first job alone" in done.stdout
+    assert sorted((logs / "train/multiruns").iterdir()) == before, "it leaves no folder"
     done = command(*words, "trainer.limit_val_batches=0")
     assert done.returncode == 2
     assert "nothing to optimize: the job has not measured val/acc1" in done.stderr
+
+
+def test_a_sweep_that_is_only_shown_leaves_nothing(shapes: Path, tmp_path: Path) -> None:
+    """No folder, and no hint of one."""
+    words = [*SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "logger=csv", "trainer=cpu"]
+    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    done = command("train.py", "-m", *words, "seed=0,1", "dry_run=true", sweep)
+    assert done.returncode == 0, done.stderr
+    assert "job 1: " in done.stdout
+    assert "compare" not in done.stdout
+    assert not (tmp_path / "sweep").exists()
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/notes.txt").write_text("mine")
+    command("train.py", "-m", *words, "seed=0,1", "dry_run=true", sweep)
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"notes.txt", "multirun.yaml"}
+
+
+def test_a_key_that_a_group_lacks_is_no_group(tmp_path: Path) -> None:
+    done = command("train.py", "-m", "sweep=seeds", "sweep.n=2", f"paths.logs={tmp_path}")
+    assert done.returncode == 2
+    assert "sweep.n: there is no such key. Did you mean sweep.keep_going?" in done.stderr
+    done = command("train.py", "-m", "seed=1,2", "hydra.sweeper.max_batch_size=x", f"paths.logs={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr == "error: hydra.sweeper.max_batch_size=x: must be a whole number.\n"

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from alexlab import report
 from alexlab.callbacks import throughput
 
 
@@ -52,3 +53,18 @@ def test_an_epoch_that_had_no_step_left_has_no_rate(clock: list[float]) -> None:
     watch.on_train_epoch_end(trainer, module)
     assert logged == {}
     assert watch.state_dict() == {"images": 400, "seconds": 16.0, "waited": 4.0}
+
+
+def test_a_run_that_goes_on_took_the_time_before_as_well(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its summary's seconds are of all sittings, as its images a second and its GPU hours are."""
+    watch = throughput.Throughput(global_batch=100)
+    watch.load_state_dict({"images": 400, "seconds": 1000.0, "waited": 4.0})
+    module, trainer = logging_to({}), cast(Any, SimpleNamespace(global_step=0, log_every_n_steps=2, callbacks=[watch]))
+    watch.on_train_epoch_start(trainer, module)
+    clock[0] += 8
+    watch.on_train_batch_end(trainer, module, None, None, 0)
+    watch.on_train_epoch_end(trainer, module)
+    assert watch.state_dict()["seconds"] == 1008.0
+    monkeypatch.setattr(report.time, "monotonic", lambda: 30.0)
+    assert report.seconds_since(20.0, trainer) == 1010.0
+    assert report.seconds_since(20.0, None) == 10.0

@@ -59,14 +59,14 @@ class Jobs:
     """What became of the command's one job, or of a sweep's many.
 
     Attributes:
-        sweeps: the sweep's folder, where there is one.
+        sweeps: the sweep's folder, where there is one, and whether it was only shown, with dry_run=true.
         failed: of jobs that failed and let the sweep go on: their number, words and why.
         mistake: of the one job; Hydra would print all overrides before it.
     """
 
     def __init__(self, task: Callable[[DictConfig], Any]) -> None:
         self.task = task
-        self.sweeps: set[str] = set()
+        self.sweeps: dict[str, bool] = {}
         self.failed: list[str] = []
         self.mistake: Exception | None = None
         self.monitor = "val/acc1"
@@ -77,13 +77,17 @@ class Jobs:
         sweep = hydra_config.runtime.choices.get("sweep", "none")
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
-            self.sweeps.add(hydra_config.sweep.dir)
+            self.sweeps[hydra_config.sweep.dir] = config.get("dry_run") is True
             self.monitor = config.get("monitor", self.monitor)
             print(masked(f"job {hydra_config.job.num}: {', '.join(config.overrides)}"), flush=True)
         try:
             if not sweeping and sweep != "none":
                 raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
             sweeps.check_agent(config)
+            if sweeps.given and "data" in config:
+                from alexlab.identity import for_others
+
+                sweeps.check_given(for_others(configs.resolved(config)))
             resumed = OmegaConf.select(config, "resume.run")
             if sweeping and resumed not in (None, "auto"):
                 raise UserError(f"resume={resumed} goes on with one run, and -m starts many: leave one of them out.")
@@ -168,7 +172,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         main()
         if jobs.mistake is not None:
             raise jobs.mistake
-        for sweep in jobs.sweeps:
+        for sweep in (folder for folder, only_shown in jobs.sweeps.items() if not only_shown):
             jobs.show(sweep)
             print(f"compare its jobs: python compare.py runs={sweep}", flush=True)
         sys.stdout.flush()
@@ -190,6 +194,9 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if told is None:
             raise
         _leave(told, 2)
+    finally:
+        for sweep in (folder for folder, only_shown in jobs.sweeps.items() if only_shown):
+            sweeps.leave_nothing(Path(sweep))
     if jobs.failed:
         _leave(f"{len(jobs.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(jobs.failed), 1)
 
@@ -276,7 +283,7 @@ def _short(error: Exception, config_name: str) -> str:
     if wrong:
         key, gone = wrong[1] or wrong[2], "delete" in wrong[0]
         keys = _all_keys(config_name)
-        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, [k for k in keys if not key.startswith(f"{k}.")], n=1, cutoff=0.5)
         leaf = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
         if key in keys and not gone:
             inside = ", ".join(k for k in keys if k.startswith(f"{key}."))
@@ -286,6 +293,8 @@ def _short(error: Exception, config_name: str) -> str:
         hint = f" Did you mean {'~' if gone else ''}{best[0]}?" if best else ""
         adds = "" if best or gone else f"; +{key}=... adds it"
         return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all{adds}."
+    if unfit := words.unfit(text, error.__cause__):
+        return unfit
     several = re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text)
     if several:
         return (

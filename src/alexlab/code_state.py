@@ -52,10 +52,12 @@ def keep(run_dir: Path) -> str | None:
 def read(run_dir: Path) -> dict[str, Any]:
     """What is known of a run's code: its code.json, or, of an older version, the commit of its summary."""
     path = run_dir / "code.json"
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        told = json.loads(path.read_text()) if path.stat().st_size < 2**16 else None
-        if isinstance(told, dict):
-            return told
+    if path.exists() or path.is_symlink():  # nothing, where it cannot be read
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            told = json.loads(path.read_text()) if path.is_file() and path.stat().st_size < 2**16 else None
+            if isinstance(told, dict):
+                return told
+        return {}
     git = rundir.read_summary(run_dir).get("git")
     return git if isinstance(git, dict) else {}
 

@@ -139,7 +139,8 @@ FOLDERS = re.compile(
 )
 
 
-WHOLE = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~?[\\/])[^,'"\[\]{}]*)\2""")
+# a path from one of them, and nothing else; quoted as a word of the command line may be
+WHOLE = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~\w*|\.{0,2})[\\/].*)\2""", re.DOTALL)
 
 
 def without_paths(node: Any) -> Any:
@@ -151,7 +152,7 @@ def without_paths(node: Any) -> Any:
     if not isinstance(node, str):
         return node
     whole = WHOLE.fullmatch(node)
-    if whole is not None:  # a path, perhaps with spaces in it, and nothing else
+    if whole is not None:  # whatever letters are in it
         key, quote, path = whole.groups()
         name = path.replace("\\", "/").rstrip("/").rpartition("/")[2]
         return f"{key or ''}{quote}{name}{quote}"

@@ -4,6 +4,7 @@ import logging
 import platform
 import shlex
 import signal
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,19 @@ def hardware(devices: Devices) -> dict[str, Any]:
     }
 
 
+def seconds_since(start: float, trainer: pl.Trainer | None) -> float:
+    """What a run took: the time since `start`, and before it, of a run that goes on, the time of training up to its
+    checkpoint."""
+    before = _rate(trainer).seconds_before if trainer is not None else 0.0
+    return round(time.monotonic() - start + before, 2)
+
+
+def _rate(trainer: pl.Trainer) -> Throughput:
+    return next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+
+
 def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> dict[str, Any]:
-    rate = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+    rate = _rate(trainer)
     known = {**model.progress.get("metrics", {}), **trainer.callback_metrics}  # before, where nothing was left to do
     gpus = trainer.world_size if trainer.strategy.root_device.type == "cuda" else 0
     last = {key: round(float(value), 7) for key, value in known.items()}  # were float32
@@ -138,7 +150,7 @@ def tell_stop(trainer: pl.Trainer, data: ImageFolders) -> None:
         if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
             log.info("the time was up in epoch %d.", trainer.fit_loop.epoch_progress.current.ready)
 
-    rate = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+    rate = _rate(trainer)
     if rate.total_seconds:
         log.info("%s", bound_by(round(rate.total_waited / rate.total_seconds, 4), data))
 
@@ -193,8 +205,8 @@ def show_standing(config: DictConfig) -> None:
     """Say how the run compares with those before it. What goes wrong with that is told; the run is well."""
     try:
         found = standing.stands(Path(config.run_dir), Path(config.paths.logs), config.monitor)
-    except (OSError, ValueError) as error:
-        log.warning("how it compares with other runs could not be told (%s)", error)
+    except Exception as error:  # of directories that may be anybody's
+        log.warning("how it compares with other runs could not be told (%s: %s)", type(error).__name__, error)
         return
     if found is not None:
         log.info("%s", found, extra={"file_only": True})

@@ -195,7 +195,9 @@ def goes_on(config: DictConfig) -> bool:
 
 def own_ckpt(config: DictConfig) -> bool:
     """Whether `ckpt_path` is the run's own, and not that of another which it began with."""
-    return config.ckpt_path is not None and Path(config.ckpt_path).parent == Path(config.run_dir, "checkpoints")
+    if config.ckpt_path is None:
+        return False
+    return Path(config.ckpt_path).resolve().parent == Path(config.run_dir, "checkpoints").resolve()
 
 
 def drop_later_best(path: Path, best: dict[str, float]) -> None:

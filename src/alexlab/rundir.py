@@ -1,6 +1,7 @@
 """The directory of a run: claimed once, written by rank 0 alone, its summary telling how the run ended."""
 
 import contextlib
+import difflib
 import json
 import logging
 import math
@@ -27,7 +28,8 @@ def name_of(run_dir: PurePath) -> str:
 
 
 def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besides: Path | None = None) -> Path:
-    """A run's directory by its path or name, or for "latest" the newest that has the checkpoint.
+    """A run's directory by its path or name, or for "latest" the newest that has the checkpoint; without links on the
+    way to it, so that what lies in it is known for its own.
 
     Args:
         key: what a user gave `named` as.
@@ -48,15 +50,19 @@ def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besid
         if not whole and ckpt in ("best", "last"):
             error = read_summary(found[-1].parent).get("error", "it is running, or was killed")
             raise UserError(f"{key}=latest: no run has a {ckpt}.ckpt yet. The newest, {found[-1].parent}: {error}")
-        return (whole or found)[-1].parent
-    if (logs / "train/runs" / named / "config.yaml").is_file():  # the name that compare.py shows
-        return logs / "train/runs" / named
-    if (logs / "train/multiruns" / named / "config.yaml").is_file():
-        return logs / "train/multiruns" / named
-    path = Path(named).expanduser().resolve()
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{key}={named} is not a run's directory (it holds no config.yaml): give one, or latest.")
-    return path
+        return (whole or found)[-1].parent.resolve()
+    # or the name that compare.py shows
+    places = [logs / "train/runs" / named, logs / "train/multiruns" / named, Path(named).expanduser()]
+    for path in places:
+        if (path / "config.yaml").is_file():
+            return path.resolve()
+    for path in places:
+        if (path / "0/config.yaml").is_file():
+            raise UserError(f"{key}={named} is a sweep: take one of its jobs, as {key}={named}/0.")
+    names = [path.name for kind in ("runs", "multiruns") for path in (logs / "train" / kind).glob("*")]
+    near = difflib.get_close_matches(named, names, n=2, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(f"{key}={named} is not a run's directory (it holds no config.yaml): give one, or latest.{hint}")
 
 
 def ckpt_of(run_dir: Path, ckpt: str) -> Path:

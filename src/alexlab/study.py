@@ -1,25 +1,26 @@
 """A sweep by Optuna: trials that are asked for and told one by one, in a study that goes on after it was ended."""
 
-import contextlib
+import difflib
 import functools
-import hashlib
-import os
+import math
 import shlex
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
 from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from alexlab import sweeps
+from alexlab import beforehand, sweeps
+from alexlab import config as configs
+from alexlab import study_terms as terms
 from alexlab.errors import UserError
-from alexlab.rundir import shown
+from alexlab.rundir import read_summary, shown
 from alexlab.secrecy import masked
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)  # toward n_trials; one that failed is tried anew, with other values
@@ -37,20 +38,22 @@ class StudySweep(OptunaSweeperImpl):
     def sweep(self, arguments: list[str]) -> None:
         assert self.launcher is not None
         self._check()
-        self._process_searchspace_config()
-        space, fixed = create_params_from_overrides([*self._parse_sweeper_params_config(), *arguments])
-        space = {**(self.search_space_distributions or {}), **space}
-        space = {name: distribution for name, distribution in space.items() if name not in fixed}
-        if self.config.get("dry_run"):
-            self.storage = None  # nothing of it stays
-        with only_one(self.storage, self.study_name):
-            study = self._study()
-            number = self._begin(study)
+        space, fixed = self._space(arguments)
+        settings = self._check_values(space, fixed)
+        # of a dry run nothing stays
+        self.storage = None if self.config.get("dry_run") else terms.patient(self.storage)
+        with terms.only_one(self.storage, self.study_name):
+            with terms.reached(self.storage):
+                study = self._study()
+                settled = self._settle(study)
+                terms.check_settings(study, settings)
+                terms.check_space(study, space)
+                number = self._begin(study, settled)
             for _ in range(self.n_trials - number):
                 trial = study.ask()
-                words = self._configure_trials([trial], space, fixed)
-                sweeps.current = sweeps.Trial(self.storage, study.study_name, trial.number, trial._trial_id)
                 try:
+                    words = self._configure_trials([trial], space, fixed)
+                    sweeps.current = sweeps.Trial(self.storage, study.study_name, trial.number, trial._trial_id)
                     (job,) = self.launcher.launch(words, initial_job_idx=trial.number)
                     value = job.return_value
                 except BaseException:
@@ -66,6 +69,52 @@ class StudySweep(OptunaSweeperImpl):
                     study.tell(trial.number, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
             self._end(study)
 
+    def _space(self, arguments: list[str]) -> tuple[terms.Space, dict[str, Any]]:
+        """What the trials' values are drawn from, and those that are fixed."""
+        self._process_searchspace_config()
+        drawn: terms.Space = dict(self.search_space_distributions or {})
+        fixed: dict[str, Any] = {}
+        for word in [*self._parse_sweeper_params_config(), *arguments]:
+            try:
+                its, others = create_params_from_overrides([word])
+            except (ValueError, AssertionError, NotImplementedError) as error:
+                raise UserError(
+                    f"{word}: nothing can be drawn from that ({str(error).splitlines()[0]}): write interval(LOW,HIGH), "
+                    "tag(log,interval(LOW,HIGH)) with LOW above 0, range(FROM,TO) or choice(A,B)."
+                ) from None
+            drawn, fixed = {**drawn, **its}, {**fixed, **others}
+        return {name: kind for name, kind in drawn.items() if name not in fixed}, fixed
+
+    def _check_values(self, space: terms.Space, fixed: dict[str, Any]) -> dict[str, Any]:
+        """The settings that all trials share.
+
+        Raises:
+            UserError: they are wrong, or some that could be drawn; told together, before there is a study.
+        """
+        of = beforehand.jobs_of
+        assert of is not None
+        shared: dict[str, Any] = {}
+        wrong: dict[str, None] = {}
+
+        def composed(values: dict[str, Any]) -> DictConfig:
+            return of.composed(self, 0, [f"{name}={value}" for name, value in {**values, **fixed}.items()])
+
+        for values, within in terms.extremes(space):
+            config = composed(values)
+            new = [mistake for mistake in of.mistakes(config) if mistake not in wrong]
+            if new and within and not {*of.mistakes(composed(within))} - {*wrong}:
+                continue
+            wrong |= dict.fromkeys(new)
+            shared = shared or ({} if wrong else terms.kept(config, space))
+        if wrong:
+            lines = list(wrong)[: beforehand.SHOWN]
+            lines += [f"... and {len(wrong) - len(lines)} more mistakes"] * (len(wrong) > len(lines))
+            raise UserError(
+                "the study's trials would have wrong values, and none was started (sweep.keep_going=true records such "
+                "ones as failed, and goes on):\n  " + "\n  ".join(lines)
+            )
+        return shared
+
     def _check(self) -> None:
         if isinstance(self.sampler, functools.partial):
             raise UserError("hydra/sweeper/sampler=grid: a grid needs no study: python train.py -m key=A,B other=C,D.")
@@ -77,6 +126,8 @@ class StudySweep(OptunaSweeperImpl):
             raise UserError(
                 "hydra.sweeper.study_name=null: a study goes on by its name, and is its folder's: give one."
             )
+        if self.n_trials < 1:
+            raise UserError(f"hydra.sweeper.n_trials={self.n_trials}: must be a whole number, at least 1.")
         if self.n_jobs != 1:
             raise UserError(f"hydra.sweeper.n_jobs={self.n_jobs}: trials run one after the other here: leave it out.")
         if self.max_failure_rate != 1:
@@ -107,18 +158,20 @@ class StudySweep(OptunaSweeperImpl):
                 f"monitor={self.config.monitor}: choose another name for another metric."
             ) from None
 
-    def _begin(self, study: Study) -> int:
-        """Settle what an earlier process has left, and say how to go on. Returns how many trials count already."""
-        left = [trial for trial in study.trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
-        for trial in left:
-            study.tell(trial.number, state=TrialState.FAIL)
+    def _begin(self, study: Study, settled: list[str]) -> int:
+        """Say how to go on with the study. Returns how many trials count already.
+
+        Args:
+            settled: what became of those that an earlier process has left.
+        """
         counted = sum(trial.state in COUNTED for trial in study.trials)
         if study.trials:
             study.sampler.reseed_rng()  # one with a seed would draw its first values again
-            failed = f" ({', '.join(str(t.number) for t in left)} had not ended: marked as failed)" if left else ""
-            print(f"study {study.study_name} goes on: {counted} of {self.n_trials} trials are done{failed}", flush=True)
+            more = f" ({'; '.join(settled)})" if settled else ""
+            print(f"study {study.study_name} goes on: {counted} of {self.n_trials} trials are done{more}", flush=True)
         elif self.storage:
-            print(f"study {study.study_name}: {self.n_trials} trials", flush=True)
+            count = f"{self.n_trials} trial{'s' * (self.n_trials > 1)}"
+            print(f"study {study.study_name} is new: {count}{self._others(study)}", flush=True)
         if self.storage and counted < self.n_trials:
             words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweeper.study_name=")]
             command = shlex.join(["python", *sys.argv[:1], *words, f"hydra.sweeper.study_name={study.study_name}"])
@@ -126,6 +179,52 @@ class StudySweep(OptunaSweeperImpl):
         if counted >= self.n_trials and counted:
             print(f"all are there: hydra.sweeper.n_trials={2 * counted} adds as many.", flush=True)
         return counted
+
+    def _settle(self, study: Study) -> list[str]:
+        """Tell the study what became of trials that an earlier process did not: of one whose run had ended, how it
+        did; else that it failed. Returns the same in words."""
+        said = []
+        for trial in study.trials:
+            if trial.state not in (TrialState.RUNNING, TrialState.WAITING):
+                continue
+            ended = self._ended(trial, terms.metric_of(study) or self.config.monitor)
+            if ended is None:
+                study.tell(trial.number, state=TrialState.FAIL)
+                said.append(f"trial {trial.number} had not ended: marked as failed")
+            else:
+                study.tell(trial.number, ended.get("value"), ended["state"])
+                said.append(f"trial {trial.number} had ended: its summary.json says how")
+        return said
+
+    def _ended(self, trial: FrozenTrial, metric: str) -> dict[str, Any] | None:
+        """What the run of a trial has reached, where its folder has that of a run which had these very values."""
+        folder = Path(self.config.hydra.sweep.dir, str(trial.number))
+        summary = read_summary(folder)
+        if summary.get("status") != "finished":
+            return None
+        try:
+            words = configs.read(folder / "config.yaml").get("overrides")
+        except (UserError, OSError, AttributeError):
+            return None
+        if not isinstance(words, list) or not {f"{k}={v}" for k, v in trial.params.items()} <= set(map(str, words)):
+            return None
+        if summary.get("pruned") is True:
+            return {"state": TrialState.PRUNED}
+        value = summary.get("best", {}).get(metric)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        return {"state": TrialState.COMPLETE, "value": float(value)}
+
+    def _others(self, study: Study) -> str:
+        """Of a study that was named, what it may have been meant to go on with."""
+        if not any(word.startswith("hydra.sweeper.study_name=") for word in sys.argv[1:]):
+            return ""
+        names = [each.study_name for each in optuna.get_all_study_summaries(study._storage)]
+        names = [name for name in names if name != study.study_name]
+        if not names:
+            return ""
+        near = difflib.get_close_matches(study.study_name, names, n=3, cutoff=0) or names[:3]
+        return f"; to go on with another, give its name: {', '.join(near)}{', ...' if len(names) > len(near) else ''}"
 
     def _end(self, study: Study) -> None:
         folder = Path(self.config.hydra.sweep.dir)
@@ -141,11 +240,13 @@ class StudySweep(OptunaSweeperImpl):
         found = {"name": "optuna", "best_trial": best.number, "best_params": best.params, "best_value": best.value}
         OmegaConf.save(OmegaConf.create(found), folder / "optimization_results.yaml")
         drawn = draw(study, self.config.monitor, folder / "figures")
-        print(f"drawn: {shown(folder / 'figures')} ({', '.join(path.stem for path in drawn)})", flush=True)
+        if drawn:
+            print(f"drawn: {shown(folder / 'figures')} ({', '.join(path.stem for path in drawn)})", flush=True)
 
 
 def draw(study: Study, metric: str, folder: Path) -> list[Path]:
-    """The study's plots as PNG files in `folder`. Returns their paths; without enough trials importances are left out.
+    """The study's plots as PNG files in `folder`. Returns their paths; those that need more trials, or parameters that
+    trials share, are left out, and one that fails is told.
 
     Args:
         metric: what the trials' values are.
@@ -168,44 +269,19 @@ def draw(study: Study, metric: str, folder: Path) -> list[Path]:
         for name, kind in kinds.items()
     ]
     maximize = study.direction.name == "MAXIMIZE"
-    images = {"history": plots.history(points, metric, maximize)}
+    images: dict[str, Callable[[], Any]] = {"history": lambda: plots.history(points, metric, maximize)}
     if parameters:
-        images["parallel"] = plots.parallel(points, parameters, metric, maximize)
-        images["slices"] = plots.slices(points, parameters, metric)
-        told = plots.importances(points, parameters, metric)
-        images |= {"importances": told} if told is not None else {}
+        images["parallel"] = lambda: plots.parallel(points, parameters, metric, maximize)
+        images["slices"] = lambda: plots.slices(points, parameters, metric)
+        images["importances"] = lambda: plots.importances(points, parameters, metric)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, image in images.items():
-        image.save(folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in images]
-
-
-@contextlib.contextmanager
-def only_one(storage: str | None, name: str | None) -> Iterator[None]:
-    """Keep other processes of this machine from a study, as a trial of theirs looks like one that was left.
-
-    Raises:
-        UserError: another process is at it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    if not storage or name is None:
-        yield
-        return
-    known_by = hashlib.sha256(f"{storage}\n{name}".encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir(), f"alexlab-study-{os.getuid()}-{known_by}.lock")
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
+    drawn = []
+    for name, make in images.items():
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"hydra.sweeper.study_name={name}: another process is at that study: wait for it, or choose another "
-                "name."
-            ) from None
-        yield
-    finally:
-        os.close(file)
+            image = make()
+            if image is not None:
+                image.save(folder / f"{name}.png")
+                drawn.append(folder / f"{name}.png")
+        except Exception as error:  # a picture is no reason to end a sweep
+            print(f"warning: {name}.png was not drawn: {type(error).__name__}: {error}", flush=True)
+    return drawn

@@ -104,8 +104,15 @@ def explained(points: Sequence[Point], parameter: Parameter) -> float:
     return float(max(0.0, 1 - ((y - fitted) ** 2).sum() / free / (y.var() * len(y) / (len(y) - 1))))
 
 
-def parallel(points: Sequence[Point], parameters: Sequence[Parameter], metric: str, maximize: bool) -> Image.Image:
-    """A line a trial over an axis for each parameter, in its value's colour; the better ones lie above."""
+def parallel(
+    points: Sequence[Point], parameters: Sequence[Parameter], metric: str, maximize: bool
+) -> Image.Image | None:
+    """A line a trial over an axis for each parameter, in its value's colour; the better ones lie above. Trials without
+    one of them are left out; where all would be, the parameters that some lack. None where no parameter stays."""
+    if not any(all(parameter.name in p.params for parameter in parameters) for p in points):
+        parameters = [parameter for parameter in parameters if all(parameter.name in p.params for p in points)]
+    if not parameters:
+        return None
     figure = _figure(max(5.0, 1.7 * (len(parameters) + 1) + 1.5), 4.0)
     axes = figure.add_subplot()
     norm = _norm(points)
@@ -151,8 +158,8 @@ def slices(points: Sequence[Point], parameters: Sequence[Parameter], metric: str
         if parameter.options:
             axes.set_xticks(range(len(parameter.options)), [_short(o, 12) for o in parameter.options])
         elif parameter.log:
-            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=_decades(x) > 1))
-            axes.xaxis.set_major_formatter(lambda place, _, parameter=parameter: parameter.label(place))
+            ticks = _round_values([float(p.params[parameter.name]) for p in points if parameter.name in p.params])  # type: ignore[arg-type]
+            axes.set_xticks([math.log10(tick) for tick in ticks], [f"{tick:.3g}" for tick in ticks])
         axes.set_xlabel(_short(parameter.name, 32), fontsize=9)
         _tidy(axes)
     all_axes[0].set_ylabel(metric, fontsize=9)
@@ -160,8 +167,16 @@ def slices(points: Sequence[Point], parameters: Sequence[Parameter], metric: str
     return _image(figure)
 
 
-def _decades(places: Sequence[float]) -> float:
-    return max(places, default=0) - min(places, default=0)
+def _round_values(values: Sequence[float]) -> list[float]:
+    """Decades within the values' range, with 2 and 5 of each where those are few; or the ends of a range too small."""
+    low, high = min(values), max(values)
+    for steps in ((1,), (1, 2, 5)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [float(f"{step}e{decade}") for decade in decades for step in steps]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= 3 or (len(found) == 2 and steps != (1,)):
+            return found[:: math.ceil(len(found) / 6)]
+    return sorted({low, high})
 
 
 def _norm(points: Sequence[Point]) -> Normalize:

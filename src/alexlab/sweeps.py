@@ -24,6 +24,9 @@ PLAIN = re.compile(r"[A-Za-z0-9_./:+\-]+")
 # -- W&B's agent, which starts train.py once for each run of its sweep
 
 
+given: dict[str, Any] = {}  # by the agent: the values of the sweep's parameters, flat
+
+
 def agent() -> tuple[str, str] | None:
     """(sweep, run): W&B's names of both, where its agent has started this process; else None."""
     sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
@@ -45,7 +48,13 @@ def agent_words(words: list[str]) -> list[str]:
         raise UserError("-m: a run of W&B's agent is one run, and the sweep's file says what differs: leave -m out.")
     path = os.environ.pop("WANDB_SWEEP_PARAM_PATH", None)
     if path is not None and Path(path).is_file():
-        _check_parameters({str(key): node for key, node in configs.read(Path(path)).items() if key != "wandb_version"})
+        told = {str(key): node for key, node in configs.read(Path(path)).items() if key != "wandb_version"}
+        _check_parameters(told)
+        given.update(
+            configs.flat(
+                {key: node["value"] for key, node in told.items() if isinstance(node, dict) and "value" in node}
+            )
+        )
     found: list[str] = []
     for word in words:
         key, _, text = word.partition("=")
@@ -92,6 +101,55 @@ def check_agent(config: DictConfig) -> None:
         )
 
 
+# by the time W&B is told, a run that they name has become a checkpoint of its, or null
+PLACES = ("init_from", "ckpt_path", "resume.run", "from_run", "from_wandb")
+
+
+def check_given(told: dict[str, Any]) -> None:
+    """W&B's search looks for the values that it has given in what a run tells it of its config, and would never come to
+    an end where they differ there.
+
+    Args:
+        told: the config as W&B is told.
+
+    Raises:
+        UserError: a value is told as another.
+    """
+    seen = configs.flat(told)
+    for key, value in given.items():
+        known = seen.get(key)
+        if value is None or (key not in PLACES and _searched(value) == _searched(known, whole=True)):
+            continue
+        known = "of a checkpoint, or nothing" if key in PLACES else known
+        lost = f"{key}={value}: W&B is told {known}, and its search would not find again what it has given: "
+        if isinstance(value, list) and _searched(value, whole=True) == _searched(known, whole=True):
+            raise UserError(f"{lost}in the sweep's file write whole numbers in lists without a point, 1 for 1.0.")
+        if isinstance(value, str) and isinstance(known, int | float):
+            raise UserError(f"{lost}it is a text in the sweep's file: write {known} there.")
+        group = key.split(".")[0]
+        group = group if (CONF / group).is_dir() else "experiment"
+        raise UserError(
+            f"{lost}of a path it is the last part. One that all runs share goes to the end of the sweep's command, as "
+            f"- {key}=PATH; others into options of a group, choices: {{parameters: {{{group}: {{values: [A, B]}}}}}} "
+            f"with conf/{group}/A.yaml."
+        )
+
+
+def _searched(value: Any, whole: bool = False) -> str:
+    """A value as W&B's search compares them: 1.0 is 1, but within lists.
+
+    Args:
+        whole: within lists, too, as in what it has of a run.
+    """
+
+    def changed(item: Any, top: bool) -> Any:
+        if isinstance(item, list):
+            return [changed(each, whole) for each in item]
+        return int(item) if top and isinstance(item, float) and item.is_integer() else item
+
+    return json.dumps(changed(value, True), sort_keys=True, default=str)
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
@@ -132,6 +190,14 @@ def record_failure(config: DictConfig, error: Exception) -> None:
         if not (run_dir / "summary.json").exists():
             told = {"status": "failed", "error": masked(f"{type(error).__name__}: {error}")}
             (run_dir / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def leave_nothing(folder: Path) -> None:
+    """Remove the folder of a sweep that was only shown, if it holds but the note that Hydra makes of it."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+        folder.rmdir()
 
 
 # -- Optuna's trials

@@ -22,6 +22,9 @@ SYNONYMS = {
     "batch_size": "data.batch_size", "lr": "optimizer.lr", "data_dir": "data.root", "data_path": "data.root",
 }  # fmt: skip
 
+NAMING = ("run", "runs", "from_run", "resume.run", "init_from")
+NUMBER = r"(^\[?\s*|,\s*)(\d[\d_]*(?:e\d+)?)(?=\s*(?:,|\]?$))"  # 26_20 and 1e5 are names of theirs
+
 
 def tidied(words: list[str], keys: Callable[[], list[str]]) -> list[str]:
     """The command line as Hydra wants it.
@@ -62,9 +65,27 @@ def _meant(word: str, after: list[str], keys: list[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """where=lr>0.01, whose signs Hydra's grammar does not know, as a text of its."""
-    key, _, text = word.partition("=")
+    """where=lr>0.01, whose signs Hydra's grammar does not know, as a text of its; and runs that are called like
+    numbers, which Hydra would write otherwise."""
+    key, sign, text = word.partition("=")
+    if key in NAMING:
+        return key + sign + re.sub(NUMBER, r"\1'\2'", text)
     if key != "where" or text in ("", "null") or (text[0] in "'\"" and text[-1] == text[0]):
         return word
     text = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"where='{text}'"
+
+
+def unfit(text: str, cause: BaseException | None) -> str | None:
+    """The answer to a value of Hydra's own settings that is of another kind; None of another error.
+
+    Args:
+        text: Hydra's, which names the word.
+        cause: OmegaConf's error, which names the kind.
+    """
+    word = re.match(r"Error merging override (.+)", text)
+    kind = re.search(r"could not be converted to (\w+)", str(cause))
+    if word is None or kind is None:
+        return None
+    kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+    return f"{word[1]}: must be {kinds.get(kind[1], kind[1])}."

@@ -18,6 +18,7 @@ class Throughput(Callback):
     def __init__(self, global_batch: int) -> None:
         self.global_batch = global_batch
         self.total_images, self.total_seconds, self.total_waited = 0, 0.0, 0.0  # of whole epochs
+        self.seconds_before = 0.0  # of training, of a run that goes on
         self.steps, self.waited, self.epoch_start, self.ended = 0, 0.0, 0.0, 0.0  # of the one that goes on
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -41,6 +42,10 @@ class Throughput(Callback):
         return self.so_far()
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._keep(state_dict)
+        self.seconds_before = self.total_seconds
+
+    def _keep(self, state_dict: dict[str, float]) -> None:
         self.total_images = int(state_dict["images"])
         self.total_seconds, self.total_waited = state_dict["seconds"], state_dict["waited"]
 
@@ -78,5 +83,5 @@ class Throughput(Callback):
         pl_module.log("perf/data_wait", min(1.0, self.waited / seconds))
         self._log_axes(pl_module)
         so_far = self.so_far()
-        self.load_state_dict(so_far)
+        self._keep(so_far)
         self.steps = 0

@@ -13,7 +13,7 @@ from typing import Any
 from alexlab import config as configs
 from alexlab.compare.settings import settings_of, words_of
 from alexlab.config import LARGEST, flat
-from alexlab.kinds import printable
+from alexlab.kinds import is_number, printable
 
 # The records of a .wandb file lie in LevelDB's log format: blocks of 32 KiB, in them pieces of (CRC, length, kind).
 BLOCK, HEAD, FILE_HEAD = 32768, struct.Struct("<IHB"), 7
@@ -22,6 +22,8 @@ KINDS = {kind: zlib.crc32(bytes([kind])) for kind in (FULL, FIRST, MIDDLE, LAST)
 START = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?([\x80-\xff]*[\x00-\x7f])")
 LONGEST = 2**30  # bytes of a .wandb file
 DEEPEST = 20
+TOLD = ("status", "pruned", "dataset", "precision", "hardware", "world_size", "effective_lr",
+        "steps_per_epoch")  # at a run's start  # fmt: skip
 Row = dict[str, float]
 NO_NUMBERS = {'"', "[", "t", "f", "n", ""}  # how JSON begins that is none
 Texts = dict[tuple[str, ...], str]  # JSON by nested keys
@@ -41,17 +43,32 @@ def _run(
     name: str, status: str, config: dict[str, Any], summary: dict[str, Any], source: Path | None, board_id: str
 ) -> dict[str, Any]:
     """Of a run of ours W&B's summary has our own, in it; of another's there are numbers alone."""
-    ours = isinstance(summary.get("best"), dict)
-    if not ours:
-        numbers = {key: value for key, value in summary.items() if isinstance(value, (int, float))}
+    settings = settings_of(config)
+    whole = config.get("floats")
+    for key in whole if isinstance(whole, list) else []:  # which W&B has made 1 of 1.0
+        if isinstance(settings.get(key), int) and not isinstance(settings[key], bool):
+            settings[key] = float(settings[key])
+    code = next((part for key in ("code", "git") if isinstance(part := summary.get(key), dict) and part), {})
+    if not _is_ours(summary):
+        numbers = {key: value for key, value in summary.items() if is_number(value)}
         last = {key: value for key, value in numbers.items() if key.startswith(("train/", "val/"))}
         test = {key: value for key, value in numbers.items() if key.startswith("test/")}
         others = {key: value for key, value in numbers.items() if not key.startswith(("_", "train/", "val/", "test/"))}
-        summary = {**numbers, "last": {} if source else last, "test": test, "others": others}
-        summary.setdefault("seconds", numbers.get("_runtime"))
+        told = {key: value for key, value in summary.items() if key in TOLD}
+        summary = {**told, "last": {} if source else last, "test": test, "others": others}
+        summary["seconds"] = numbers.get("seconds", numbers.get("_runtime"))
     status = "pruned" if summary.get("pruned") is True else str(summary.get("status", status))
-    return {"name": printable(name), "status": printable(status), "board_id": board_id, "config": settings_of(config),
-            "summary": summary, "given": words_of(config), "source": source}  # fmt: skip
+    return {"name": printable(name), "status": printable(status), "board_id": board_id, "config": settings,
+            "summary": summary, "given": words_of(config), "source": source, "code": code}  # fmt: skip
+
+
+def _is_ours(summary: dict[str, Any]) -> bool:
+    """Whether it has the numbers of best.ckpt, of the last epoch and of the test, as our summary.json has."""
+    parts = [summary.get(key) for key in ("best", "last", "test")]
+    return isinstance(parts[0], dict) and all(
+        part is None or (isinstance(part, dict) and all(value is None or is_number(value) for value in part.values()))
+        for part in parts
+    )
 
 
 def _read_downloaded(folder: Path) -> dict[str, Any]:
@@ -65,11 +82,13 @@ def _read_downloaded(folder: Path) -> dict[str, Any]:
     values = {k: v["value"] for k, v in config.items() if isinstance(v, dict) and "value" in v and k != "_wandb"}
     place = folder.parent if folder.name == "files" else folder
     known = re.fullmatch(r"(?:offline-)?run-\d{8}_\d{6}-(\w+)", place.name)
-    return _run(known[1] if known else place.name, "unfinished", values, summary, None, known[1] if known else "")
+    name = known[1] if known else place.name
+    return _run(name, "unfinished", values, summary, None, f"/{name}")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     name = board_id = path.stem.removeprefix("run-")
+    project = ""
     status = "unfinished"
     config: Texts = {}
     summary: Texts = {}
@@ -78,6 +97,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         if kind == "run":
             board_id = record.run.run_id or board_id
             name = record.run.display_name or board_id
+            project = record.run.project or project
             _gather(config, record.run.config.update)
         elif kind == "config":
             _gather(config, record.config.update)
@@ -87,7 +107,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             status = "failed" if record.exit.exit_code else "finished"
     settings = _nested(config)
     settings.pop("_wandb", None)
-    return _run(name, status, settings, _nested(summary), path, board_id)
+    return _run(name, status, settings, _nested(summary), path, f"{project}/{board_id}")
 
 
 def _gather(texts: Texts, items: Any) -> None:

@@ -32,7 +32,7 @@ def markdown(groups: Sequence[Group], sort: str) -> str:
 
 def _one_line(text: str) -> str:
     plain = " ".join(printable(text).split())
-    return plain.replace("|", "\\|").replace("<", "&lt;")
+    return plain.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")  # a run's name is no link
 
 
 def as_csv(groups: Sequence[Group]) -> str:
@@ -44,7 +44,10 @@ def as_csv(groups: Sequence[Group]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     fewer = [key for key in keys if any((stat := group.stat(key)) and stat.n < len(group.runs) for group in groups)]
     heads = [*keys, *(f"{key}_std" for key in spread), *(f"{key}_n" for key in fewer)]
-    writer.writerow(["run", "status", "n", *settings, *heads])
+    # a column a name: a setting may be called like a number, or like one of the first
+    taken = {"run", "status", "n", *heads}
+    named = [f"config/{key}" if key in taken else key for key in settings]
+    writer.writerow([_cell(head) for head in ("run", "status", "n", *named, *heads)])
     for group in groups:
         stats = {key: group.stat(key) for key in keys}
         means = [stat.mean if (stat := stats[key]) else "" for key in keys]

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from alexlab.compare.runs import Run, low_is_good
-from alexlab.compare.settings import differing, same_as
+from alexlab.compare.settings import comparable, differing, same_as
 from alexlab.kinds import shown
 
 
@@ -61,12 +61,13 @@ class Group:
 def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
     """One group a run, or those that finished and differ in nothing but their seed together: not in their images,
     commit, devices or precision either. A seed that comes a second time is a row of its own."""
-    apart = differing(runs)
+    texts = comparable(runs)
+    apart = differing(runs, texts)
     together: dict[Any, list[int]] = {}
     seen: set[Any] = set()
-    alike: dict[str, list[int]] = {}  # runs with the same settings
+    alike: dict[Any, list[int]] = {}  # runs with the same settings
     for number, run in enumerate(runs):
-        rest = same_as({key: value for key, value in run.config.items() if key != "seed"})
+        rest = frozenset(item for item in texts[number].items() if item[0] != "seed")
         key: Any = rest, same_as(run.facts)
         alike.setdefault(rest, []).append(number)
         once = (key, same_as(run.config.get("seed")))

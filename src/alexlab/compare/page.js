@@ -1,96 +1,7 @@
 "use strict";
-// What is shown follows from `data` (page.py says what it holds) and `state`, which the address keeps after its #.
-const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d31", "#7f7f7f", "#9467bd", "#b5b837"];
-const SCALE = [[0, "#e69f00"], [0.25, "#7fb21f"], [0.5, "#1f9a8a"], [0.75, "#3a6fb5"], [1, "#8a55c4"]];
-const AXES = { step: "step", epoch: "epoch", images: "images seen", seconds: "training time (s)" };
-const DEFAULTS = { x: "epoch", filter: "", colour: data.groups.length <= PALETTE.length ? "run" : data.sort, smooth: "0",
-  logy: "", theme: "", sx: data.scatter[0], sy: data.sort, figure: data.figures[0] || "", off: "", panels: data.shown.join(" "),
-  by: "", down: "" };
-const state = { ...DEFAULTS, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
-if (!(state.x in AXES)) state.x = DEFAULTS.x;
+// What is drawn, and the controls. page.filter.js has what is known and what is chosen.
 
-// -- values
-
-const settingKeys = [...new Set(data.groups.flatMap((g) => Object.keys(g.settings)))];
-const isNumber = (v) => typeof v === "number" && Number.isFinite(v);
-const text = (v) => (v === undefined ? "" : v === null ? "null" : typeof v === "object" ? JSON.stringify(v) : String(v));
-const has = (object, key) => Object.hasOwn(object, key);
-const value = (g, key) => has(g.settings, key) ? g.settings[key] : has(g.metrics, key) ? g.metrics[key]
-  : key === "status" ? g.status : key === "name" ? g.name : has(g.config, key) ? g.config[key]
-  : has(g.config, `choices.${key}`) ? g.config[`choices.${key}`] : undefined;
-// of a long text its end, where paths differ
-const ending = (s, most) => (s.length > most ? `…${s.slice(1 - most)}` : s);
-const shortest = (v) => Math.abs(v) >= 1e9 ? `${(v / 1e9).toPrecision(4)} G` : Math.abs(v) >= 1e5 ? `${(v / 1e6).toPrecision(4)} M`
-  : v !== 0 && Math.abs(v) < 1e-3 ? v.toExponential(3) : Number.isInteger(v) ? String(v)
-  : Math.abs(v) >= 10 ? String(Number(v.toPrecision(4))) : v.toFixed(4);
-// Plotly takes some HTML in its texts
-const plain = (s) => String(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-
-// -- filter: as where= of compare.py, and words that a name or a setting must hold; spaces and `and` join, `or` divides
-
-const SIGNS = { "==": (a, b) => a === b, "!=": (a, b) => a !== b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b,
-  "=": (a, b) => a === b, ">": (a, b) => a > b, "<": (a, b) => a < b, "~": (a, b) => a.includes(b) };
-const CONDITION = /^([\w./@-]+?)(==|!=|>=|<=|=|>|<|~)(.+)$/;
-const unquoted = (s) => (/^(['"]).*\1$/.test(s) ? s.slice(1, -1) : s);
-const bare = (v) => text(v).replace(/[\s'"]/g, "").toLowerCase();
-function parsed(filter) {  // a list of ways, each a list of conditions and words
-  const joined = filter.trim().replace(/\s*(==|!=|>=|<=|=|>|<|~)\s*/g, "$1");
-  const tokens = joined.match(/(?:[^\s'"]|'[^']*'|"[^"]*")+|['"]/g) || [];
-  const ways = [[]];
-  for (const token of tokens) {
-    if (token.toLowerCase() === "or") ways.push([]);
-    else if (token.toLowerCase() !== "and") {
-      const found = token.match(CONDITION);
-      ways[ways.length - 1].push(found ? { key: found[1], sign: found[2], wanted: unquoted(found[3]) } : { word: unquoted(token).toLowerCase() });
-    }
-  }
-  return ways.filter((way) => way.length || ways.length === 1);
-}
-function keeps(g, ways) {
-  const all = [...g.runs.map((run) => run.name), g.status, ...Object.entries(g.settings).map(([k, v]) => `${k}=${text(v)}`)].join(" ").toLowerCase();
-  return ways.some((way) => way.every(({ word, key, sign, wanted }) => {
-    if (word !== undefined) return all.includes(word);
-    const got = value(g, key), number = Number(wanted);
-    if (key === "seed" && typeof got === "string")  // of a group: any of its runs
-      return got.split(",").some((seed) => (sign === "~" ? seed.includes(wanted) : SIGNS[sign](Number(seed), number)));
-    if (key === "name") return g.runs.some((run) => SIGNS[sign](bare(run.name), bare(wanted)));
-    if (isNumber(got) && !Number.isNaN(number) && sign !== "~") return SIGNS[sign](got, number);
-    if (">=<=".includes(sign) && sign !== "=" && sign !== "==") return false;
-    return SIGNS[sign](bare(got === undefined ? null : got), bare(wanted.toLowerCase() === "none" ? "null" : wanted));
-  }));
-}
-function unknownKey(ways) {
-  const known = (key) => data.groups.some((g) => value(g, key) !== undefined);
-  return ways.flat().filter((c) => c.key && !known(c.key)).map((c) => c.key)[0];
-}
-const words = () => parsed(state.filter);
-const off = () => new Set(state.off.split(" ").filter(Boolean).map(Number));
-const kept = () => data.groups.filter((g) => keeps(g, words()));
-const shown = () => { const hidden = off(); return kept().filter((g) => !hidden.has(g.id)); };
-
-// -- colours
-
-function mixed(share) {
-  const i = Math.min(SCALE.length - 2, Math.floor(share * (SCALE.length - 1)));
-  const part = share * (SCALE.length - 1) - i;
-  const rgb = [SCALE[i][1], SCALE[i + 1][1]].map((c) => [1, 3, 5].map((p) => parseInt(c.slice(p, p + 2), 16)));
-  return `rgb(${rgb[0].map((c, k) => Math.round(c + part * (rgb[1][k] - c))).join(",")})`;
-}
-function colours() {
-  const key = state.colour;
-  if (key === "run") return (g) => PALETTE[g.id % PALETTE.length];
-  const values = data.groups.map((g) => value(g, key));
-  const numbers = values.filter(isNumber);
-  if (numbers.length === values.filter((v) => v !== undefined && v !== null).length && new Set(numbers).size > 2) {
-    // by rank: rates and times are far apart, accuracies are not
-    const sorted = [...new Set(numbers)].sort((a, b) => (data.low.some((end) => key.endsWith(end)) ? a - b : b - a));
-    return (g) => { const v = value(g, key); return isNumber(v) ? mixed(sorted.indexOf(v) / Math.max(1, sorted.length - 1)) : "#8a8a8a"; };
-  }
-  const kinds = [...new Set(values.map(text))];
-  return (g) => PALETTE[kinds.indexOf(text(value(g, key))) % PALETTE.length];
-}
+// -- the legend
 
 function drawLegend(colour) {
   const key = state.colour, groups = shown();
@@ -106,25 +17,29 @@ function drawLegend(colour) {
   for (const g of groups) seen.set(colour(g), value(g, key));
   const order = [...seen].sort(([, a], [, b]) => (isNumber(a) && isNumber(b) ? a - b : text(a).localeCompare(text(b))));
   const few = order.length <= 12 ? order : [0, 0.25, 0.5, 0.75, 1].map((p) => order[Math.round(p * (order.length - 1))]);
-  $("legend").replaceChildren(`${key}: `, ...few.map(([color, v]) => entry(color, isNumber(v) ? shortest(v) : ending(text(v), 40) || "(none)")));
+  const write = data.columns.includes(key) ? writer(key) : shortest;
+  $("legend").replaceChildren(`${key}: `, ...few.map(([color, v]) => entry(color, isNumber(v) ? write(v) : ending(text(v), 40) || "(none)")));
 }
 
 // -- the table
 
+// the number by which the page is sorted stands beside the name: it is seen however many settings differ
+const ORDER = ["name", ...data.columns.slice(0, 1), "status", ...data.columns.slice(1), ...settingKeys];
+const TITLES = { name: "run", images_per_second: "images/s" };
+const WRITERS = new Map(data.columns.map((key) => [key, writer(key)]));
+
 function drawTable(colour) {
-  const columns = [...settingKeys, ...data.columns];
   const head = document.createElement("tr");
-  for (const key of ["name", "status", ...columns]) {
+  for (const key of ORDER) {
     const cell = document.createElement("th");
     const arrow = state.by === key ? (state.down ? " ▾" : " ▴") : "";
-    cell.textContent = (key === "name" ? "run" : data.columns.includes(key) && key.startsWith("val/") ? `best.ckpt ${key}` : key) + arrow;
+    cell.textContent = (has(TITLES, key) ? TITLES[key] : WRITERS.has(key) && key.startsWith("val/") ? `best.ckpt\n${key}` : key) + arrow;
     cell.tabIndex = 0;
-    cell.title = "sort";
-    if (data.columns.includes(key)) cell.className = "number";
+    cell.title = `${key}: sort`;
+    if (WRITERS.has(key)) cell.className = "number";
     cell.onclick = () => {
       const again = state.by === key;
-      const low = data.low.some((end) => key.endsWith(end));
-      set({ by: key, down: again ? (state.down ? "" : "1") : data.columns.includes(key) && !low ? "1" : "" });
+      set({ by: key, down: again ? (state.down ? "" : "1") : WRITERS.has(key) && !isLow(key) ? "1" : "" });
     };
     cell.onkeydown = (event) => { if (event.key === "Enter") cell.onclick(); };
     head.append(cell);
@@ -134,48 +49,64 @@ function drawTable(colour) {
   if (state.by) {
     const sign = state.down ? -1 : 1;
     const absent = (v) => v === undefined || v === null;
+    const of = (g) => (WRITERS.has(state.by) ? g.metrics[state.by] : value(g, state.by));
     rows.sort((a, b) => {
-      const [x, y] = [value(a, state.by), value(b, state.by)];
+      const [x, y] = [of(a), of(b)];
       if (absent(x) || absent(y)) return absent(x) - absent(y);
       return sign * (isNumber(x) && isNumber(y) ? x - y : text(x).localeCompare(text(y), undefined, { numeric: true }));
     });
   }
   const hidden = off();
-  const best = Object.fromEntries(data.columns.map((key) => {
+  const best = new Map(data.columns.map((key) => {
     const numbers = rows.map((g) => g.metrics[key]).filter(isNumber);
-    const low = data.low.some((end) => key.endsWith(end));
-    return [key, numbers.length > 1 && !["parameters", "seconds"].includes(key) ? (low ? Math.min(...numbers) : Math.max(...numbers)) : undefined];
+    return [key, new Set(numbers).size > 1 && !["parameters", "seconds"].includes(key) ? (isLow(key) ? Math.min(...numbers) : Math.max(...numbers)) : undefined];
   }));
   $("runs").tBodies[0].replaceChildren(...rows.map((g) => {
     const row = document.createElement("tr");
     row.className = hidden.has(g.id) ? "off" : "";
-    const name = row.insertCell();
-    const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: !hidden.has(g.id) });
-    box.setAttribute("aria-label", `show ${g.name}`);
-    box.onchange = () => {
-      if (box.checked) hidden.delete(g.id); else hidden.add(g.id);
-      set({ off: [...hidden].join(" ") });
-    };
-    const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
-    swatch.style.background = colour(g);
-    name.append(box, swatch, ` ${g.name}`);
-    name.title = g.paths.join("\n");
-    const status = row.insertCell();
-    status.textContent = g.status;
-    if (g.status === "failed") status.className = "failed";
-    for (const key of settingKeys) {
+    for (const key of ORDER) {
       const cell = row.insertCell();
-      const setting = g.settings[key];
-      cell.title = text(setting);
-      cell.textContent = isNumber(setting) ? String(Number(setting.toPrecision(6))) : ending(text(setting), 40);
-    }
-    for (const key of data.columns) {
-      const cell = row.insertCell(), number = g.metrics[key];
-      cell.className = number !== undefined && number === best[key] ? "number best" : "number";
-      cell.textContent = isNumber(number) ? shortest(number) + (g.std[key] ? `±${shortest(Number(g.std[key].toPrecision(3)))}` : "") + (has(g.fewer, key) ? ` (${g.fewer[key]})` : "") : "";
+      if (key === "name") drawName(cell, g, hidden, colour);
+      else if (key === "status") {
+        cell.textContent = g.status;
+        if (g.status === "failed") cell.className = "failed";
+      } else if (WRITERS.has(key)) {
+        const number = g.metrics[key];
+        cell.className = number !== undefined && number === best.get(key) ? "number best" : "number";
+        cell.textContent = isNumber(number) ? WRITERS.get(key)(number, g.std[key]) + (has(g.fewer, key) ? ` (${g.fewer[key]})` : "") : "";
+      } else {
+        const setting = g.settings[key];
+        cell.title = text(setting);
+        cell.textContent = isNumber(setting) ? String(Number(setting.toPrecision(6))) : ending(text(setting), 40);
+      }
     }
     return row;
   }));
+}
+function drawName(cell, g, hidden, colour) {
+  const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: !hidden.has(g.id) });
+  box.setAttribute("aria-label", `show ${g.name}`);
+  box.onchange = () => {
+    if (box.checked) hidden.delete(g.id); else hidden.add(g.id);
+    set({ off: [...hidden].join(" ") });
+  };
+  const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
+  swatch.style.background = colour(g);
+  cell.append(box, swatch, ` ${g.name}`);
+  cell.title = g.paths.join("\n");
+}
+// the shadows at the sides of what can be scrolled there
+for (const held of document.querySelectorAll(".edged")) {
+  const inner = held.firstElementChild;
+  const edges = () => {
+    held.classList.toggle("before", inner.scrollLeft > 1);
+    held.classList.toggle("after", inner.scrollWidth - inner.clientWidth - inner.scrollLeft > 1);
+    held.style.setProperty("--bar", `${inner.offsetWidth - inner.clientWidth}px`);
+  };
+  inner.addEventListener("scroll", edges, { passive: true });
+  const watch = new ResizeObserver(edges);
+  watch.observe(inner);
+  watch.observe(inner.firstElementChild);
 }
 
 // -- curves
@@ -205,6 +136,10 @@ function cut(traces) {
   const most = ys[Math.floor(0.9 * (ys.length - 1))];
   return traces.length > 1 && most > 0 && ys[ys.length - 1] > 20 * most ? 1.3 * most : null;
 }
+function wholeEpochs(traces) {  // no ticks at 1.2 and 1.4
+  const most = Math.max(...traces.map((t) => t.x[t.x.length - 1] ?? 0)), least = Math.min(...traces.map((t) => t.x[0] ?? 0));
+  return state.x === "epoch" && most >= 1 && most - least <= 6 ? { tick0: 0, dtick: 1 } : {};
+}
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 function layout(more) {
   const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
@@ -217,59 +152,66 @@ function layout(more) {
 const CONFIG = { displaylogo: false, showSendToCloud: false, plotlyServerURL: "", displayModeBar: "hover", responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 function drawCurves(groups, colour) {
-  const wanted = new Set(state.panels.split(" ").filter(Boolean));
+  const wanted = new Set(state.panels.split(" ").filter(Boolean));  // as `listed` writes them
   $("choose").replaceChildren(...data.panels.map((key) => {
-    const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: wanted.has(key) });
+    const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: wanted.has(listed(key)) });
     box.onchange = () => {
-      if (box.checked) wanted.add(key); else wanted.delete(key);
-      set({ panels: data.panels.filter((k) => wanted.has(k)).join(" ") });
+      if (box.checked) wanted.add(listed(key)); else wanted.delete(listed(key));
+      set({ panels: data.panels.map(listed).filter((k) => wanted.has(k)).join(" ") });
     };
     const label = document.createElement("label");
     label.append(box, key);
     return label;
   }));
-  const absent = new Set();
+  const absent = new Set(), empty = [];
   const runs = groups.flatMap((g) => g.runs.map((run) => [g, run]));
   const thin = runs.length > 30 ? 1 : 1.8;
   for (const key of data.panels) {
+    const traces = [];
+    for (const [g, run] of wanted.has(listed(key)) ? runs : []) {
+      const curve = run.curves[key];
+      if (!curve) continue;
+      const xs = along(run, curve[0]);
+      if (!xs) { absent.add(run.name); continue; }
+      // a template is no place for a name: `%{y}` in it would be filled in
+      const line = { x: xs, mode: curve[0].length < 3 ? "lines+markers" : "lines",
+        meta: [plain(run.label)], hovertemplate: "%{y:.5~g} at %{x:.5~g}<br>%{meta[0]}<extra></extra>" };
+      if (Number(state.smooth) && curve[0].length > 3) {
+        traces.push({ ...line, y: curve[1], line: { color: colour(g), width: 1 }, opacity: 0.2, hoverinfo: "skip", hovertemplate: null });
+        traces.push({ ...line, y: smoothed(curve[1]), line: { color: colour(g), width: thin } });
+      } else traces.push({ ...line, y: curve[1], line: { color: colour(g), width: thin }, opacity: runs.length > 30 ? 0.75 : 1 });
+    }
     let chart = document.querySelector(`[data-panel="${CSS.escape(key)}"]`);
-    if (!wanted.has(key)) { if (chart) { Plotly.purge(chart); chart.remove(); } continue; }
+    if (wanted.has(listed(key)) && !traces.length) empty.push(key);
+    if (!traces.length) { if (chart) chart.hidden = true; continue; }  // and no axes of nothing
     if (!chart) {
       chart = Object.assign(document.createElement("div"), { className: "chart" });
       chart.dataset.panel = key;
       const next = data.panels.slice(data.panels.indexOf(key) + 1).map((k) => document.querySelector(`[data-panel="${CSS.escape(k)}"]`)).find(Boolean);
       $("curves").insertBefore(chart, next || null);
     }
-    const traces = [];
-    for (const [g, run] of runs) {
-      const curve = run.curves[key];
-      if (!curve) continue;
-      const xs = along(run, curve[0]);
-      if (!xs) { absent.add(run.name); continue; }
-      const line = { name: plain(run.name), x: xs, mode: curve[0].length < 3 ? "lines+markers" : "lines",
-        hovertemplate: `%{y:.5~g} at %{x:.5~g}<br>${plain(run.label)}` };
-      if (Number(state.smooth) && curve[0].length > 3) {
-        traces.push({ ...line, y: curve[1], line: { color: colour(g), width: 1 }, opacity: 0.2, hoverinfo: "skip", hovertemplate: null });
-        traces.push({ ...line, y: smoothed(curve[1]), line: { color: colour(g), width: thin } });
-      } else traces.push({ ...line, y: curve[1], line: { color: colour(g), width: thin }, opacity: runs.length > 30 ? 0.75 : 1 });
-    }
+    const again = chart.hidden;
+    chart.hidden = false;
     const top = state.logy ? null : cut(traces);
     const title = top === null ? plain(key) : `${plain(key)} <i>cut at ${shortest(top)}</i>`;
     Plotly.react(chart, traces, layout({ title: { text: title, font: { size: 13 }, x: 0.03, xanchor: "left" },
-      xaxis: { title: { text: AXES[state.x] } }, yaxis: { type: state.logy ? "log" : "linear", ...(top === null ? { autorange: true } : { range: [lowest(traces), top] }) } }), CONFIG);
+      xaxis: { title: { text: AXES[state.x] }, ...wholeEpochs(traces) }, yaxis: { type: state.logy ? "log" : "linear", ...(top === null ? { autorange: true } : { range: [lowest(traces), top] }) } }), CONFIG);
+    if (again) Plotly.Plots.resize(chart);  // the window may have changed
   }
-  $("absent").textContent = absent.size ? `${absent.size} run(s) do not tell their ${AXES[state.x]}, and are left out here: ${[...absent].slice(0, 5).join(", ")}` : "";
+  const unknown = absent.size ? `${absent.size} run(s) do not tell their ${AXES[state.x]}, and are left out here: ${[...absent].slice(0, 5).join(", ")}. ` : "";
+  $("absent").textContent = unknown + (empty.length ? `No run shown has a curve of ${empty.join(", ")}.` : "");
 }
 
 // -- settings against results
 
 function drawParallel(groups, colour) {
-  const keys = [...settingKeys, data.sort].filter((key) => new Set(groups.map((g) => text(value(g, key)))).size > 1);
+  const of = (g, key) => (key === data.sort ? g.metrics[key] : value(g, key));
+  const keys = [...settingKeys, data.sort].filter((key) => new Set(groups.map((g) => text(of(g, key)))).size > 1);
   const usable = groups.filter((g) => isNumber(g.metrics[data.sort]));
   $("parallel").hidden = usable.length < 2 || keys.length < 2;
   if ($("parallel").hidden) return;
   const dimensions = keys.map((key) => {
-    const values = usable.map((g) => value(g, key));
+    const values = usable.map((g) => of(g, key));
     if (values.every(isNumber)) {
       const spread = Math.max(...values) / Math.min(...values);
       if (Math.min(...values) > 0 && spread > 30 && key !== data.sort) {
@@ -286,33 +228,70 @@ function drawParallel(groups, colour) {
       ticktext: kinds.map((k) => ending(k, 18) || "(none)") };
   });
   $("parcoords").style.minWidth = `${110 * keys.length}px`;
+  const first = Math.max(0, ...(dimensions[0].ticktext || []).map((words) => words.length));
   const scores = usable.map((g) => g.metrics[data.sort]);
-  const low = data.low.some((end) => data.sort.endsWith(end));
   Plotly.react("parcoords", [{ type: "parcoords", dimensions, labelangle: keys.length > 6 ? -20 : 0, labelside: "top",
-    line: { color: scores, colorscale: low ? SCALE : SCALE.map(([at], i) => [at, SCALE[SCALE.length - 1 - i][1]]), showscale: true,
+    line: { color: scores, colorscale: isLow(data.sort) ? SCALE : SCALE.map(([at], i) => [at, SCALE[SCALE.length - 1 - i][1]]), showscale: true,
       colorbar: { title: { text: plain(data.sort) }, thickness: 12 } }, labelfont: { color: css("--text"), size: 12 },
     tickfont: { color: css("--text") }, rangefont: { color: css("--quiet") }, unselected: { line: { color: css("--line"), opacity: 0.4 } } }],
-    { ...layout({}), margin: { l: 70, r: 60, t: keys.length > 6 ? 110 : 60, b: 30 } }, CONFIG);
+    { ...layout({}), paper_bgcolor: css("--page"), margin: { l: Math.max(70, 14 + 6 * first), r: 60, t: keys.length > 6 ? 110 : 60, b: 30 } }, CONFIG);
+}
+
+// what tells points apart in few words: all settings that differ among them, or what their names do not share
+function labels(points) {
+  const most = 36, once = (words) => words.every((w) => w && w.length <= most) && new Set(words).size === words.length;
+  const differ = settingKeys.filter((key) => ![state.sx, state.sy].includes(key) && new Set(points.map((g) => text(g.settings[key]))).size > 1);
+  const word = (g, key) => !has(g.settings, key) ? "" : typeof g.settings[key] === "string" && key !== "seed" ? leaf(g.settings[key])
+    : `${key.split(".").pop()}=${isNumber(g.settings[key]) ? shortest(g.settings[key]) : text(g.settings[key])}`;
+  for (const keys of [differ.filter((key) => key !== "seed"), differ]) {
+    const words = points.map((g) => keys.map((key) => word(g, key)).filter(Boolean).join(" "));
+    if (once(words)) return words;
+  }
+  const names = points.map((g) => g.name);
+  let shared = names.length > 1 ? Math.min(...names.map((name) => { let i = 0; while (i < name.length && name[i] === names[0][i]) i++; return i; })) : 0;
+  while (shared > 0 && /[^\s/_-]/.test(names[0][shared - 1])) shared--;  // whole words
+  return names.map((name) => ending(shared ? `…${name.slice(shared)}` : name, most));
+}
+// a label that would lie over another one or a point, or be cut, is not drawn: hovering has them all
+function declutter() {
+  const rect = (node) => node.getBoundingClientRect();
+  const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  const box = rect($("scatter")), labels = [];
+  const points = [...$("scatter").querySelectorAll(".scatterlayer .point")].map(rect);
+  $("scatter").querySelectorAll(".scatterlayer .textpoint").forEach((label, i) => {
+    const here = rect(label);
+    const clear = here.left > box.left && here.right < box.right && here.top > box.top
+      && !points.some((point, k) => k !== i && meet(here, point)) && !labels.some((other) => meet(here, other));
+    label.style.visibility = clear ? "" : "hidden";
+    if (clear) labels.push(here);
+  });
 }
 
 function drawScatter(groups, colour) {
   const points = groups.filter((g) => isNumber(value(g, state.sx)) && isNumber(value(g, state.sy)));
-  $("against").hidden = data.groups.length < 2 || !data.scatter.length;
+  $("against").hidden = data.groups.length < 2 || !data.scatter.length || !groups.length;
   if ($("against").hidden) return;
+  $("scatter").hidden = !points.length;
+  $("pointless").hidden = points.length > 0;
+  if (!points.length) return;
   const xs = points.map((g) => value(g, state.sx));
   const wide = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 30;
+  const at = wide ? Math.log : Number, middle = (at(Math.min(...xs)) + at(Math.max(...xs))) / 2;
   const errors = points.map((g) => g.std[state.sy] || 0);
-  Plotly.react("scatter", [{ x: xs, y: points.map((g) => value(g, state.sy)), mode: points.length <= 12 ? "markers+text" : "markers",
-    text: points.map((g) => plain(g.short)), textposition: "top center", textfont: { size: 11, color: css("--quiet") }, cliponaxis: false,
+  Plotly.react("scatter", [{ x: xs, y: points.map((g) => value(g, state.sy)), mode: points.length <= 30 ? "markers+text" : "markers",
+    text: labels(points).map(plain), textposition: xs.map((x) => (at(x) > middle ? "top left" : "top right")), textfont: { size: 11, color: css("--quiet") }, cliponaxis: false,
     customdata: points.map((g) => plain(g.label)), hovertemplate: "%{y:.5~g} at %{x:.5~g}<br>%{customdata}<extra></extra>",
     error_y: { type: "data", array: errors, visible: errors.some(Boolean), thickness: 1, color: css("--quiet") },
     marker: { size: 10, color: points.map(colour), line: { color: css("--page"), width: 1 } } }],
     layout({ xaxis: { title: { text: plain(state.sx) }, type: wide ? "log" : "linear" }, yaxis: { title: { text: plain(state.sy) } } }), CONFIG);
+  $("scatter").removeAllListeners("plotly_afterplot");
+  $("scatter").on("plotly_afterplot", declutter);
+  declutter();
 }
 
 function drawFigures(groups) {
   const having = groups.filter((g) => has(g.figures, state.figure));
-  $("pictures").hidden = !data.figures.length;
+  $("pictures").hidden = !data.figures.length || !groups.length;
   $("figures").replaceChildren(...having.map((g) => {
     const figure = document.createElement("figure");
     const caption = Object.assign(document.createElement("figcaption"), { textContent: g.label });
@@ -325,19 +304,20 @@ function drawFigures(groups) {
 // -- controls
 
 function options(id, keys, names = {}) {
-  $(id).replaceChildren(...keys.map((key) => new Option(names[key] || key, key)));
+  $(id).replaceChildren(...keys.map((key) => new Option(has(names, key) ? names[key] : key, key)));
 }
 function set(changes) {
   Object.assign(state, changes);
-  const changed = Object.entries(state).filter(([k, v]) => k in DEFAULTS && v !== DEFAULTS[k]);
+  const changed = Object.entries(state).filter(([k, v]) => has(DEFAULTS, k) && v !== DEFAULTS[k]);
   history.replaceState(null, "", changed.length ? `#${new URLSearchParams(changed)}` : location.pathname + location.search);
   draw();
 }
 function draw() {
   if (state.theme) document.documentElement.dataset.theme = state.theme; else delete document.documentElement.dataset.theme;
-  const groups = shown(), colour = colours(), wrong = unknownKey(words());
-  $("wrong").textContent = wrong ? `no run has ${wrong}` : "";
-  $("none").hidden = groups.length > 0;
+  const groups = shown(), colour = colours(), wrong = mistake(words());
+  $("wrong").textContent = wrong;
+  $("none").hidden = groups.length > 0 || Boolean(wrong);
+  $("lines").hidden = !data.panels.length || !groups.length;
   const count = groups.reduce((sum, g) => sum + g.runs.length, 0);
   $("about").textContent = `${count} of ${data.count} run${data.count === 1 ? "" : "s"} shown · ${data.about}`;
   document.body.dataset.shown = groups.length;
@@ -349,6 +329,7 @@ function draw() {
   drawFigures(groups);
   document.body.dataset.ready = "true";
 }
+$("asked").textContent = data.asked;
 options("x", Object.keys(AXES), AXES);
 options("colour", ["run", ...new Set([data.sort, ...settingKeys])], { run: "each run" });
 options("sx", data.scatter);

@@ -1,7 +1,7 @@
 """One self-contained page: curves of all runs, parallel coordinates, scatter, settings and figures, with a filter.
 
-Plotly draws it, in whatever browser opens the file; nothing is fetched. page.html, page.css and page.js are the page,
-and what they show is a JSON in it.
+Plotly draws it, in whatever browser opens the file; nothing is fetched. page.html, page.css, page.filter.js and
+page.js are the page, and what they show is a JSON in it.
 """
 
 import base64
@@ -19,12 +19,13 @@ from PIL import Image
 
 from alexlab.compare.formats import finite
 from alexlab.compare.groups import Group
-from alexlab.compare.runs import LOW_IS_GOOD, Row, Run
+from alexlab.compare.runs import Row, Run, low_is_good
 from alexlab.compare.settings import told
 from alexlab.errors import naming
 from alexlab.kinds import is_number
 
 HERE = Path(__file__).parent
+SCRIPTS = ("page.filter.js", "page.js")
 POINTS, FEW_POINTS = 400, 150  # of a curve, where runs are up to FEW, and more
 FEW = 50
 KEPT_AXES = ("epoch", "step", "perf/images", "perf/seconds")
@@ -35,21 +36,22 @@ WITH_FIGURES = 12  # groups whose figures are on the page, the best first
 WIDEST, LARGEST = 900, 20_000_000  # pixels, and bytes of a file that is read
 
 
-def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str]) -> None:
+def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], asked: str = "") -> None:
     """
     Args:
         groups: the best first.
         sort: the number by which they are.
         notes: for the page's end, such as what was left out.
+        asked: the command that makes it, for its head.
     """
     from plotly.offline import get_plotlyjs
 
-    values = finite(data_of(groups, sort, notes))
+    values = finite(data_of(groups, sort, notes) | {"asked": asked})
     # no text of a run may end the script that it stands in
     encoded = json.dumps(values, allow_nan=False, default=str).replace("<", "\\u003c")
     parts = {
         "TITLE": "Comparison of runs", "STYLE": (HERE / "page.css").read_text(), "DATA": encoded,
-        "PLOTLY": get_plotlyjs(), "SCRIPT": (HERE / "page.js").read_text(),
+        "PLOTLY": get_plotlyjs(), "SCRIPT": "".join((HERE / name).read_text() for name in SCRIPTS),
     }  # fmt: skip
     pieces = re.split(r"__([A-Z]+)__", (HERE / "page.html").read_text())
     page = "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
@@ -59,7 +61,7 @@ def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str]) 
 
 
 def data_of(groups: Sequence[Group], sort: str, noted: Sequence[str]) -> dict[str, Any]:
-    """What page.js shows."""
+    """What the page shows."""
     runs = [run for group in groups for run in group.runs]
     points = POINTS if len(runs) <= FEW else FEW_POINTS
     numbers = list(dict.fromkeys(key for run in runs for key in run.numbers))
@@ -70,7 +72,7 @@ def data_of(groups: Sequence[Group], sort: str, noted: Sequence[str]) -> dict[st
         pictures = figures_of(group.runs[0].path / "figures", notes) if number < WITH_FIGURES else {}
         told_groups.append({
             "id": number, "name": group.name, "status": group.status, "paths": [str(run.path) for run in group.runs],
-            "label": f"{group.name}  {told(group.apart)}".strip(), "short": short(group), "settings": group.apart,
+            "label": f"{group.name}  {told(group.apart)}".strip(), "settings": group.apart,
             "config": group.runs[0].config,
             "metrics": {key: stat.mean for key, stat in stats.items()},
             "std": {key: stat.std for key, stat in stats.items() if stat.std is not None},
@@ -90,6 +92,7 @@ def data_of(groups: Sequence[Group], sort: str, noted: Sequence[str]) -> dict[st
         notes.append(f"without curves: {', '.join(bare[:10])}{' and more' if len(bare) > 10 else ''}")
     if any(len(run.rows) > points for run in runs):
         notes.append(f"curves of more than {points} points are drawn as means of as many stretches")
+    curved = [run for group in told_groups for run in group["runs"] if run["curves"]]
     measured = ("images_per_second", "parameters", "macs", "seconds", "gpu_hours", "effective_lr")
     return {
         "groups": told_groups, "sort": sort, "count": len(runs), "panels": panels,
@@ -97,17 +100,10 @@ def data_of(groups: Sequence[Group], sort: str, noted: Sequence[str]) -> dict[st
         "columns": list(dict.fromkeys(key for key in (sort, *COLUMNS) if key in numbers)),
         "scatter": [key for key in (*measured, *sorted(settings), *numbers) if key in numbers or key in settings],
         "figures": list(dict.fromkeys(name for group in told_groups for name in group["figures"])),
-        "low": list(LOW_IS_GOOD), "notes": notes, "about": f"by {sort} · {time.strftime('%Y-%m-%d %H:%M')}",
+        "x": "epoch" if all(run["per_epoch"] for run in curved) else "step",
+        "low": [key for key in dict.fromkeys((*numbers, *panels, *settings)) if low_is_good(key)],
+        "notes": notes, "about": f"by {sort} · {time.strftime('%Y-%m-%d %H:%M')}",
     }  # fmt: skip
-
-
-def short(group: Group) -> str:
-    """A few words for a label in a plot: of a path its end."""
-    apart = {key: value for key, value in group.apart.items() if key != "seed"}
-    texts = [value.rstrip("/").rpartition("/")[2] for value in apart.values() if isinstance(value, str)]
-    numbers = [f"{key.rpartition('.')[2]}={value:.3g}" for key, value in apart.items() if is_number(value)]
-    text = " ".join([*texts, *numbers]) or group.name
-    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 def curves_of(run: Run, points: int) -> dict[str, Any]:
@@ -151,7 +147,7 @@ def thinned(curve: list[tuple[float, float]], most: int) -> list[list[float]]:
 def figures_of(folder: Path, notes: list[str]) -> dict[str, str]:
     """A run's pictures as addresses that hold them; what cannot be read is noted."""
     found = {}
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(path for path in folder.glob("*.png") if path.is_file()):  # no pipe
         try:
             if path.stat().st_size > LARGEST:
                 raise ValueError(f"more than {LARGEST} bytes")

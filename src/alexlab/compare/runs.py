@@ -1,11 +1,10 @@
 """Runs as compare.py knows them, read from directories of any age: a run's own, and W&B's where there is no other."""
 
 import csv
-import glob
+import hashlib
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,15 +15,16 @@ from typing import Any
 from alexlab import code_state
 from alexlab import config as configs
 from alexlab.compare import boards
-from alexlab.compare.settings import settings_of, words_of
-from alexlab.config import LARGEST
+from alexlab.compare.settings import same_as, settings_of, words_of
 from alexlab.kinds import printable
-from alexlab.rundir import name_of
+from alexlab.rundir import LARGEST, name_of
 
 LONGEST = 2**28  # bytes of a metrics.csv
+# numbers at the top of summary.json
 FACTS = ("seconds", "images_per_second", "data_wait", "parameters", "macs", "epochs", "steps", "gpu_hours",
-         "effective_lr", "best_epoch", "world_size")  # numbers at the top of summary.json  # fmt: skip
-LOW_IS_GOOD = ("loss", "seconds", "data_wait", "parameters", "macs", "gpu_hours")
+         "effective_lr", "best_epoch", "world_size")  # fmt: skip
+LOW_IS_GOOD = re.compile(r"loss|error|perplexity|(^|[/._-])(err|ppl|m[as]e|rmse|wer|cer)\d*($|[/._-])"
+                         r"|(^|/)(seconds|data_wait|parameters|macs|gpu_hours)$", re.IGNORECASE)  # fmt: skip
 Row = dict[str, float]
 
 
@@ -38,6 +38,7 @@ class Run:
         board_id: W&B's, where it was read from a folder of W&B's.
         code: its commit, and whether and how its code differed from that.
         problems: what of it could not be read.
+        earlier: the run before it went on in a folder of its own, as W&B's do.
     """
 
     path: Path
@@ -50,18 +51,27 @@ class Run:
     board_id: str = ""
     code: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    earlier: "Run | None" = None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is not of this project: a run in W&B whose settings are called otherwise."""
+        return bool(self.board_id) and not any(key.startswith("choices.") for key in self.config)
 
     @cached_property
     def rows(self) -> list[Row]:
         """The numbers of its curves, in the order of their steps; each row has "step". What cannot be read is in
         `problems`."""
-        if self.source is None or not self.source.is_file():
-            return []
-        try:
-            rows = list(boards.history(self.source) if self.source.suffix == ".wandb" else rows_of(self.source))
-        except (OSError, ValueError, csv.Error) as error:
-            self.problems.append(f"the curves of {self.path} ({type(error).__name__}: {str(error)[:100]})")
-            return []
+        rows: list[Row] = []
+        if self.source is not None and self.source.is_file():
+            try:
+                rows = list(boards.history(self.source) if self.source.suffix == ".wandb" else rows_of(self.source))
+            except (OSError, ValueError, csv.Error) as error:
+                self.problems.append(f"the curves of {self.path} ({type(error).__name__}: {str(error)[:100]})")
+        if self.earlier is not None:
+            start = min((row["step"] for row in rows), default=math.inf)  # steps after it were lost, and done again
+            rows = [row for row in self.earlier.rows if row["step"] < start] + rows
+            self.problems += self.earlier.problems
         return sorted(rows, key=lambda row: row["step"])
 
     @property
@@ -75,9 +85,12 @@ class Run:
         """What may set runs with the same settings apart all the same."""
         commit, patch = self.code.get("commit"), self.code.get("patch_sha256")
         dirty = (f"+{str(patch)[:6]}" if patch else "+changes") if self.code.get("dirty") else ""
+        hardware = self.summary.get("hardware")
+        hardware = hardware if isinstance(hardware, dict) else {}
         facts = {
-            "images": str(self.images)[:8] if self.images else None,
+            "images": hashlib.sha256(same_as(self.images).encode()).hexdigest()[:8] if self.images else None,
             "commit": f"{str(commit)[:7]}{dirty}" if commit else None,
+            "device": hardware.get("device") or hardware.get("devices"),
         }
         return facts | {key: self.summary.get(key) for key in ("world_size", "effective_lr", "precision")}
 
@@ -100,8 +113,9 @@ class Run:
         return {key: value for key, value in found.items() if _is_number(value) and math.isfinite(value)}
 
     def value(self, key: str) -> Any:
-        """A number, or a setting, or its status or name; None where it has none such."""
-        for known in (self.numbers, self.config, {"status": self.status, "name": self.name}):
+        """A setting, or what its label says of it, or a number, or its status or name; None where it has none such."""
+        label = {"status": self.status, "name": self.name, **self.facts}
+        for known in (self.config, self.numbers, label):
             if key in known:
                 return known[key]
         return self.config.get(f"choices.{key}")
@@ -147,56 +161,8 @@ def _speed(rows: list[Row]) -> Row:
 
 
 def low_is_good(key: str) -> bool:
-    return key.endswith(LOW_IS_GOOD)
-
-
-# -- finding
-
-
-def find(named: list[str], logs: Path) -> tuple[list[Path], list[str]]:
-    """The directories of runs at or below folders or globs, or of the names that the table shows; and of the names at
-    which there is none."""
-    found: dict[Path, None] = {}
-    nothing = []
-    for name in named:
-        before = len(found)
-        again = False
-        for place in (Path(name).expanduser(), logs / "runs" / name, logs / "multiruns" / name):
-            # a name may hold brackets
-            matches = [str(place)] if place.exists() else sorted(glob.glob(str(place)))  # noqa: PTH207
-            for match in matches:
-                for path in below(match, set()):
-                    again |= Path(path).resolve() in found
-                    found[Path(path).resolve()] = None
-            if matches:
-                break
-        if len(found) == before and not again:
-            nothing.append(f"{name} (no run is there)")
-    return list(found), nothing
-
-
-def below(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Runs at `folder` and below it, without a look into them: no run lies in another.
-
-    Args:
-        seen: folders that were looked into; links may lead to one again.
-    """
-    try:
-        known = Path(folder).stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return
-    if (known.st_dev, known.st_ino) in seen:
-        return
-    seen.add((known.st_dev, known.st_ino))
-    names = {entry.name for entry in entries}
-    known_by = {"config.yaml", "summary.json", "wandb-summary.json"}  # `_read` says what is missing, or is no file
-    if names & known_by or any(name.endswith(".wandb") for name in names):
-        yield folder
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from below(entry.path, seen)
+    """Whether of a number of that name the smaller is the better."""
+    return LOW_IS_GOOD.search(key) is not None
 
 
 # -- reading
@@ -212,24 +178,28 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
             runs.append(_read(folder, going_on, blocks))
         except (OSError, ValueError) as error:
             left_out.append(printable(f"{folder} ({type(error).__name__}: {str(error).splitlines()[0][:100]})"))
-    return _one_each(runs, left_out), left_out
+    return _one_each(runs), left_out
 
 
-def _one_each(runs: list[Run], left_out: list[str]) -> list[Run]:
-    """A run of W&B's that was gone on with has several folders: the last one counts. And beside W&B's runs, which tell
-    of a folder of images its name alone, so do ours."""
+def _one_each(runs: list[Run]) -> list[Run]:
+    """A run of W&B's that was gone on with has several folders, by time: the last one says how it ended, and the curves
+    are of all."""
     last: dict[str, Run] = {}
-    for run in sorted((run for run in runs if run.board_id), key=lambda run: run.path.name):
+    for run in sorted((run for run in runs if run.board_id), key=_begun):
         before = last.get(run.board_id)
         if before is not None:
-            left_out.append(f"{before.path} (an earlier part of the same run, {run.path.name})")
+            run.earlier = before
+            run.config, run.given = before.config | run.config, before.given | run.given
+            others = [part.summary.get("others") or {} for part in (before, run)]
+            run.summary["others"] = others[0] | others[1]
         last[run.board_id] = run
-    if last:
-        for run in runs:
-            root = run.config.get("data.root")
-            if isinstance(root, str):
-                run.config["data.root"] = Path(root).name
     return [run for run in runs if not run.board_id or last[run.board_id] is run]
+
+
+def _begun(run: Run) -> str:
+    """The name of W&B's folder, which begins with the time."""
+    folder = run.path.parent if run.path.name == "files" else run.path
+    return folder.name.removeprefix("offline-")
 
 
 def _read(folder: Path, going_on: set[int] | None, blocks: dict[bytes, Any]) -> Run:
@@ -249,12 +219,15 @@ def _read(folder: Path, going_on: set[int] | None, blocks: dict[bytes, Any]) -> 
         raise ValueError("its config.yaml is not a run's")
     summary = summary_of(folder)
     lock = folder / ".lock.rank"
-    if going_on is not None and lock.exists() and lock.stat().st_ino in going_on:
+    if going_on is not None and lock.is_file() and lock.stat().st_ino in going_on and _held(lock):
         status, summary = "running", {key: value for key, value in summary.items() if key != "status"}
     else:
         status = "pruned" if summary.get("pruned") is True else str(summary.get("status", "unfinished"))
     name, source, code = printable(name_of(folder)), folder / "metrics.csv", code_state.read(folder)
-    return Run(folder, name, status, settings_of(config), summary, words_of(config), source, code=code)
+    run = Run(folder, name, status, settings_of(config), summary, words_of(config), source, code=code)
+    if not code and (folder / "code.json").exists():
+        run.problems.append(f"which code {folder} was trained with (its code.json cannot be read)")
+    return run
 
 
 def config_of(path: Path, blocks: dict[bytes, Any]) -> Any:
@@ -296,7 +269,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
         told = json.loads(path.read_text())
     except RecursionError:
         raise ValueError("its summary.json is no summary") from None
-    numbers = [told.get(key) or {} for key in ("best", "last", "test")] if isinstance(told, dict) else [None]
+    numbers = [told.get(key) or {} for key in ("best", "last", "test", "others")] if isinstance(told, dict) else [None]
     whole = all(
         isinstance(part, dict) and all(isinstance(value, (int, float, type(None))) for value in part.values())
         for part in numbers
@@ -314,26 +287,38 @@ def rows_of(path: Path) -> Iterator[Row]:
     """
     if path.stat().st_size > LONGEST:
         raise ValueError(f"its metrics.csv has more than {LONGEST} bytes")
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.reader(file)
-        keys = next(reader, [])
-        for cells in reader:
-            row: Row = {}
-            for key, cell in zip(keys, cells, strict=False):
-                if cell:
-                    try:
-                        row[key] = float(cell)
-                    except ValueError:
-                        continue
-            if math.isfinite(row.get("step", math.nan)):
-                yield row
+    text = path.read_text(encoding="utf-8", errors="replace")
+    reader = csv.reader(text[: text.rfind("\n") + 1].splitlines())  # what follows was being written, or is cut
+    keys = next(reader, [])
+    for cells in reader:
+        row: Row = {}
+        for key, cell in zip(keys, cells, strict=False):
+            if cell and len(cells) == len(keys):
+                try:
+                    row[key] = float(cell)
+                except ValueError:
+                    continue
+        if math.isfinite(row.get("step", math.nan)):
+            yield row
 
 
 def locked_files() -> set[int] | None:
     """The inodes that processes of this machine have locked, as a run has its directory; None where nothing tells.
-    Asking for the lock itself would keep a run that begins from it."""
+    Asking for each lock itself might keep a run that begins from it."""
     try:
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
         return None
     return {int(found[1]) for line in lines if (found := re.search(r"FLOCK .*:(\d+) \d+ \S+$", line))}
+
+
+def _held(lock: Path) -> bool:
+    """Whether it is this file that is locked, and not another file system's of the same number."""
+    import fcntl  # where /proc/locks is, this is
+
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -1,6 +1,7 @@
 """What sets runs apart: their settings, where they differ and where that makes a difference."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ IGNORED = {
 }  # fmt: skip
 
 
+CKPTS = ("last.ckpt", "previous.ckpt")  # that a run goes on from
+
+
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Flat, without what makes no difference."""
     found = {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & IGNORED}
@@ -37,12 +41,11 @@ def own_ckpt(config: dict[str, Any]) -> bool:
     ckpt, run_dir = config.get("ckpt_path"), config.get("run_dir")
     if not isinstance(ckpt, str):
         return False
-    where = PurePath(ckpt)
-    return (
-        where.parent == PurePath(str(run_dir), "checkpoints")
-        if run_dir
-        else ckpt in ("last.ckpt", "previous.ckpt")  # of W&B; another run's has that run's name before it
-    )
+    if run_dir:
+        folder = PurePath(str(run_dir), "checkpoints")
+        return PurePath(ckpt).parent == folder or os.path.realpath(os.path.dirname(ckpt)) == os.path.realpath(folder)  # noqa: PTH120
+    gone_on = config.get("resume")  # in W&B, which hears of no folders, and of another run's the name before it
+    return isinstance(gone_on, dict) and gone_on.get("run") is not None and ckpt in CKPTS
 
 
 def words_of(config: dict[str, Any]) -> set[str]:
@@ -51,48 +54,89 @@ def words_of(config: dict[str, Any]) -> set[str]:
     return {str(word).lstrip("+~").partition("=")[0] for word in words} if isinstance(words, list) else set()
 
 
-def differing(runs: "Sequence[Run]") -> list[dict[str, Any]]:
-    """Of each run the settings that set it apart.
-
-    What an option brings with it (augment=strong its erasing, model=timm another net) is told by the option: a group's
-    other keys count where runs with the same option and name differ, or where a run's command line gave them.
-    """
-    found: list[dict[str, Any]] = [{} for _ in runs]
-    known = [run for run in runs if run.config]  # of W&B's file that was cut early nothing is known
-    if len(known) < len(runs):
-        told_of = iter(differing(known))
-        return [next(told_of) if run.config else {} for run in runs]
-    keys = list(dict.fromkeys(key for run in runs for key in run.config))
-    given = {key for run in runs for key in run.given}
-    absent = object()
-    for key in keys:
-        everywhere = [run.config.get(key, absent) for run in runs]
-        same = [value if value is absent else same_as(value) for value in everywhere]
-        if not any(value != same[0] for value in same):
-            continue
-        group = key.split(".")[0]
-        names = [name for name in (f"choices.{group}", f"{group}.name", f"{group}._target_") if name in keys]
-        names = [name for name in names if all(name in run.config for run in runs)]  # older runs lack `choices`
-        if group == "choices" and key not in names and not all(key in run.config for run in runs):
-            continue
-        peers: dict[Any, list[int]] = {}
-        for number, run in enumerate(runs):
-            told_by = [] if key in given else names[: names.index(key) if key in names else None]
-            peers.setdefault(tuple(str(run.config.get(name)) for name in told_by), []).append(number)
-        for members in peers.values():
-            values = [same[number] for number in members]
-            if any(value != values[0] for value in values):
-                for number in members:
-                    if everywhere[number] is not absent:
-                        found[number][key.removeprefix("choices.")] = everywhere[number]
+def comparable(runs: "Sequence[Run]") -> list[dict[str, str]]:
+    """Of each run its settings as texts that are equal where the settings mean the same. Where a folder of images lies
+    makes no difference between runs that know by a fingerprint that their images are the same."""
+    found = []
+    roots: dict[str, str] = {}
+    for run in runs:
+        texts = {key: same_as(value, key) for key, value in run.config.items()}
+        if "data.root" in texts and run.images is not None:
+            texts["data.root"] = roots.setdefault(same_as(run.images), texts["data.root"])
+        found.append(texts)
     return found
 
 
-def same_as(value: Any) -> str:
-    """Equal for equal values: 1 and true are none, 1 and 1.0 are."""
+def differing(runs: "Sequence[Run]", texts: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
+    """Of each run the settings that set it apart.
+
+    What an option brings with it (augment=strong its erasing, model=timm another net) is told by the option: a group's
+    other keys count where runs with the same option and name differ, or where a run's command line gave them: names and
+    folders for that run alone, others (as max_epochs) for all.
+    What no run of ours has, or of others in W&B, sets none of them apart.
+
+    Args:
+        texts: of `comparable`, where they are known.
+    """
+    texts = comparable(runs) if texts is None else texts
+    found: list[dict[str, Any]] = [{} for _ in runs]
+    known = [number for number, run in enumerate(runs) if run.config]  # of W&B's file that was cut early nothing is
+    if len(known) < len(runs):
+        told_of = iter(differing([runs[number] for number in known], [texts[number] for number in known]))
+        return [next(told_of) if run.config else {} for run in runs]
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        if len({each.get(key) for each in texts}) == 1:
+            continue
+        having = {run.foreign for run in runs if key in run.config}
+        among = [number for number, run in enumerate(runs) if run.foreign in having]
+        group = key.split(".")[0]
+        names = [f"choices.{group}", f"{group}.name", f"{group}._target_"]
+        names = [name for name in names if all(name in runs[number].config for number in among)]  # older runs lack some
+        if group == "choices" and key not in names and not all(key in runs[number].config for number in among):
+            continue
+        told_by = names[: names.index(key)] if key in names else names
+        named = key in names or key == "data.root"
+        if not named and any({key, key.removeprefix("choices.")} & runs[number].given for number in among):
+            told_by = []
+        peers: dict[Any, list[int]] = {}
+        for number in among:
+            peers.setdefault(tuple(texts[number][name] for name in told_by), []).append(number)
+        differ: set[int] = set()
+        for members in peers.values():
+            if len({texts[number].get(key) for number in members}) > 1:
+                differ |= set(members)
+        if named and len({texts[number].get(key) for number in among}) > 1:
+            differ |= {number for number in among if {key, key.removeprefix("choices.")} & runs[number].given}
+        for number in differ:
+            if key in runs[number].config:
+                found[number][key.removeprefix("choices.")] = runs[number].config[key]
+    return found
+
+
+LIMITS = {f"trainer.limit_{name}_batches": 1.0 for name in ("train", "val", "test")}  # what null is
+LIMITS["trainer.overfit_batches"] = 0.0
+
+
+def same_as(value: Any, key: str = "") -> str:
+    """Equal for equal values: 1 and true are none; 1 and 1.0 are, but where 1.0 is all batches, and 1 is one."""
+    if key in LIMITS:
+        value = LIMITS[key] if value is None else value
+        return repr(value) if value else "0"
+    if isinstance(value, str):
+        return f'"{value}'  # as no other begins
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return str(value)
+    return json.dumps(_plain(value), sort_keys=True, default=str)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    return json.dumps(value, sort_keys=True, default=str)
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def told(settings: dict[str, Any]) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alexlab.compare.finding import changed, find
 from alexlab.compare.groups import grouped, ranked
-from alexlab.compare.runs import Run, find, low_is_good, read
-from alexlab.compare.settings import differing, told
+from alexlab.compare.runs import Run, low_is_good, read
+from alexlab.compare.settings import differing, same_as, told
 from alexlab.compare.table import table
 
 MOST = 1000  # runs that are looked at, the newest
@@ -17,14 +18,15 @@ def siblings_of(run: Run, logs: Path) -> list[Run]:
     """The finished runs on the images of `run`, itself among them."""
     folders, _ = find([str(logs / "train")], logs / "train")
     if len(folders) > MOST:
-        folders = sorted(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime)[-MOST:]
+        folders = sorted(folders, key=changed)[-MOST:]
     runs, _ = read([folder for folder in folders if folder != run.path])
     return [run, *(other for other in runs if other.status == "finished" and _scored_on(other) == _scored_on(run))]
 
 
 def _scored_on(run: Run) -> tuple[Any, ...]:
     """The images, and how many of them."""
-    return run.images, *(run.config.get(f"trainer.{key}") for key in ("limit_val_batches", "overfit_batches"))
+    limits = ("trainer.limit_val_batches", "trainer.overfit_batches")
+    return run.images, *(same_as(run.config.get(key), key) for key in limits)
 
 
 def stands(run_dir: Path, logs: Path, monitor: str) -> str | None:
@@ -63,11 +65,13 @@ def _apart(other: Run, run: Run) -> str:
     if not theirs:
         facts = {key: value for key, value in other.facts.items() if value is not None and value != run.facts[key]}
         return f", with the same settings{f' and {told(facts)}' if facts else ''}"
-    here = told({key: ours[key] for key in list(theirs)[:1] if key in ours}).partition("=")[2]
-    if len(theirs) == 1 and here:
-        return f", which has {told(theirs)} (here {here})"
-    few = dict(list(theirs.items())[:4])
-    return f", which has {told(few)}{' and more' if len(theirs) > len(few) else ''}"
+    few = list(theirs)[:4]
+    each = " ".join(told({key: theirs[key]}) + _here(ours, key) for key in few)
+    return f", which has {each}{' and more' if len(theirs) > len(few) else ''}"
+
+
+def _here(ours: dict[str, Any], key: str) -> str:
+    return f" (here {told({key: ours[key]}).partition('=')[2]})" if key in ours else ""
 
 
 def ordinal(number: int) -> str:

@@ -27,11 +27,12 @@ def chosen(runs: Sequence[Run], text: str) -> list[Run]:
         UserError: it is no condition, of no key that a run has, or of a text where numbers are asked for.
     """
     ways = [[_condition(part, text) for part in _split(way, "and")] for way in _split(text.strip(), "or")]
-    known = {key for run in runs for key in (*run.numbers, *run.config, "status", "name")}
+    known = {key for run in runs for key in (*run.numbers, *run.config, *run.facts, "status", "name")}
     known |= {key.removeprefix("choices.") for key in known}
     for key, _, _ in (condition for way in ways for condition in way):
         if runs and key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            near = sorted(one for one in known if one.endswith((f".{key}", f"/{key}")))[:3]  # lr of optimizer.lr
+            near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else " status, name, metrics and settings are known."
             raise UserError(f"where={text}: no run has {key}.{hint}")
     for key, sign, wanted in (condition for way in ways for condition in way):
@@ -42,23 +43,47 @@ def chosen(runs: Sequence[Run], text: str) -> list[Run]:
     return [run for run in runs if any(all(_holds(run, condition) for condition in way) for way in ways)]
 
 
+def why_none(runs: Sequence[Run], text: str) -> str:
+    """What to tell where `text` is true of none: which values there are."""
+    keys = dict.fromkeys(_condition(part, text)[0] for way in _split(text.strip(), "or") for part in _split(way, "and"))
+    there = "; ".join(_values(runs, key) for key in keys)
+    return f"where={text}: it holds of none of the {len(runs)} runs: {there}."
+
+
+def _values(runs: Sequence[Run], key: str) -> str:
+    """Which there are, in words."""
+    values = [value for run in runs if (value := run.value(key)) is not None]
+    if len(values) > 1 and all(map(is_number, values)) and min(values) < max(values):
+        return f"{key} is {min(values):g} to {max(values):g}"
+    kinds = list(dict.fromkeys(shown(value) for value in values))
+    more = f" and {len(kinds) - 5} more" if len(kinds) > 5 else ""
+    return f"{key} is {', '.join(kinds[:5]) or 'null'}{more}"
+
+
 def _condition(part: str, text: str) -> Condition:
     found = CONDITION.fullmatch(part)
     if found is None or not found[3] or found[3][0] in "=<>":
         raise UserError(
             f"where={text}: {part.strip() or 'nothing'} is no condition: write KEY SIGN VALUE, with one of "
-            f"{' '.join(SIGNS)}, as in where='optimizer.lr>0.01 and status=finished'."
+            f"{' '.join(SIGNS)}, as in where='optimizer.lr>0.01 and status=finished', joined by and and or, without "
+            "brackets; in quotes, or the shell takes > for itself."
         )
-    return found[1], found[2], _value(found[3])
+    if re.search(r"&|\|\|", found[3]) and found[3][0] not in "'\"":
+        raise UserError(f"where={text}: conditions are joined by and and or: {part.strip()} has another sign.")
+    return found[1], found[2], _unquoted(found[3]) if found[2] == "~" else _value(found[3])
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if text[0] in "'\"" and text[-1] == text[0] and len(text) > 1 else text
 
 
 def _value(text: str) -> Any:
-    if text[0] in "'\"" and text[-1] == text[0] and len(text) > 1:
-        return text[1:-1]
+    if _unquoted(text) != text:
+        return _unquoted(text)
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     try:
-        return float(text)
+        return text if "_" in text else float(text)  # Python reads 26_20 as a number; a run may be called so
     except ValueError:
         return text
 
@@ -67,7 +92,7 @@ def _holds(run: Run, condition: Condition) -> bool:
     key, sign, wanted = condition
     value = run.value(key)
     if sign == "~":
-        return SIGNS[sign](shown(value).lower(), shown(_plain(wanted)).lower())
+        return SIGNS[sign](shown(value).lower(), wanted.lower())
     if sign in (">", "<", ">=", "<="):
         return is_number(value) and SIGNS[sign](value, wanted)
     same = value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
