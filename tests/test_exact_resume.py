@@ -372,6 +372,9 @@ def test_a_folder_of_runs_may_be_a_link(harness: Harness) -> None:
     assert difference(straight, harness.folder / "ended") is None
     assert config.load(harness.folder / "ended/config.yaml").run_dir == str((harness.folder / "ended").resolve())
     harness.end(at_batch(8, "after"), "auto")
+    last = harness.folder / "auto/checkpoints/last.ckpt"
+    last.rename(harness.folder / "elsewhere.ckpt")
+    last.symlink_to(harness.folder / "elsewhere.ckpt")
     assert difference(straight, harness.train("link/auto", "resume.run=auto")) is None
 
 
