@@ -34,6 +34,7 @@ def make_runs(folder: Path, count: int, rows: int = 10) -> None:
             trainer={"accumulate_grad_batches": 2}, data={"batch_size": 8},
         )  # fmt: skip
         summary = json.loads((run / "summary.json").read_text())
+        summary["hardware"] = {"devices": "cpu", "device": "x86"}
         summary["others"] = {"constructor": number % 4, "__proto__": number / 8}
         (run / "summary.json").write_text(json.dumps(summary))
         lines = []
@@ -163,14 +164,18 @@ STATES = {  # and how many of eight runs are left
     "filter=name~r00+AND+model.name~ALEX": 8, "filter=seed%3D0+or+note%3D'a%26b'": 5, "filter=toString": 0,
     "x=step&theme=light": 8, "x=images&smooth=0.6&logy=1": 8, "colour=optimizer.lr&sx=seed&sy=optimizer.lr": 8,
     "filter=optimizer.l>0.04": 0, "filter=lr>0.04": 0, "filter=optimizer.lr>abc": 0, "filter=note<%3D3": 0,
-    "filter=unheard=3": 0, "filter=val/acc1>null": 0, "filter=seed>0": 5,
+    "filter=unheard=3": 0, "filter=val/acc1>null": 0, "filter=seed>0": 5, "filter=device=x86": 8,
+    "filter=status=finished+%26+seed=0": 0, "filter=(seed=0)": 0, "filter=seed=": 8,
 }  # fmt: skip
 NO_NUMBER = "is no number: with texts, = and != and ~ (holds) do."
+NO_CONDITION = "is no condition: write KEY SIGN VALUE, joined by and and or, without brackets."
 MISTAKES = {
     "filter=optimizer.l>0.04": "no run has optimizer.l. Did you mean optimizer.lr?",
     "filter=lr>0.04": "no run has lr. Did you mean optimizer.lr?",
     "filter=optimizer.lr>abc": f"abc {NO_NUMBER}", "filter=val/acc1>null": f"null {NO_NUMBER}",
     "filter=note<%3D3": f"{NOTES[7 % 3]} {NO_NUMBER}",
+    "filter=status=finished+%26+seed=0": f"& {NO_CONDITION}", "filter=(seed=0)": f"(seed=0) {NO_CONDITION}",
+    "filter=seed=": f"seed= {NO_CONDITION}",
     "filter=unheard=3": "no run has unheard. status, name, metrics and settings are known.",
 }  # fmt: skip
 VISITS = """

@@ -68,7 +68,7 @@ def _condition(part: str, text: str) -> Condition:
             f"{' '.join(SIGNS)}, as in where='optimizer.lr>0.01 and status=finished', joined by and and or, without "
             "brackets; in quotes, or the shell takes > for itself."
         )
-    if re.search(r"&|\|\|", found[3]) and found[3][0] not in "'\"":
+    if re.search(r"\s&\s|&&|\|\|", found[3]) and found[3][0] not in "'\"":
         raise UserError(f"where={text}: conditions are joined by and and or: {part.strip()} has another sign.")
     return found[1], found[2], _value(found[3]), _unquoted(found[3])
 
