@@ -253,6 +253,34 @@ def test_what_a_command_line_gave_is_told_beside_another_option() -> None:
     ]
 
 
+def test_a_name_that_a_command_line_gave_is_told_of_its_run_alone() -> None:
+    ours = {"choices.model": "alexnet", "model.name": "alexnet", "choices.data": "demo", "data.root": "/demo"}
+    theirs = {"choices.model": "torchvision", "model.name": "resnet18", "choices.data": "folder", "data.root": "/x"}
+    assert differing([run_of(ours), run_of(theirs, given=("model.name", "data.root"))]) == [
+        {"model": "alexnet", "data": "demo"},
+        {"model": "torchvision", "model.name": "resnet18", "data": "folder", "data.root": "/x"},
+    ]
+
+
+def test_null_and_what_an_older_run_did_not_know_are_the_same() -> None:
+    runs = [run_of({"seed": 0, "ema.decay": None, "trainer.limit_val_batches": 1.0}), run_of({"seed": 1})]
+    assert len(grouped(runs)) == 1
+    assert len(grouped([run_of({"seed": 0, "trainer.limit_val_batches": 1}), run_of({"seed": 1})])) == 2
+    lines = table.table(ranked(grouped([run_of({"ema.decay": None}), run_of({"ema.decay": 0.9})]), "val/acc1"), 2,
+                        "val/acc1", 120)  # fmt: skip
+    assert "null" not in "".join(lines), "goes without saying"
+    assert sum("ema.decay=0.9" in line for line in lines) == 1
+
+
+def test_code_that_git_could_not_tell_is_the_same_as_none() -> None:
+    runs = [run_of({"seed": seed}) for seed in range(3)]
+    for run in runs[:2]:
+        run.code = {"commit": "c" * 40, "dirty": None, "patch_sha256": None, "left_out": "git could not tell it"}
+    runs[2].code = {"commit": "c" * 40, "dirty": False}
+    groups = grouped(runs)
+    assert [group.apart["commit"] for group in groups] == ["ccccccc+?", "ccccccc+?", "ccccccc"]
+
+
 def test_runs_from_before_options_were_kept_are_compared_by_their_keys() -> None:
     old, new = run_of({"optimizer.lr": 0.1}), run_of({"optimizer.lr": 0.2, "choices.optimizer": "sgd"})
     assert differing([old, new]) == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
@@ -298,7 +326,8 @@ def test_losses_ascend_and_what_is_not_known_is_last() -> None:
         ("status=finished", "ab"), ("seed=7 OR name=a", "ac"),
         ("augment.scale=[0.25,1.0]", "abc"),
         ("note=\"this and that or none\"", "a"), ("rate>0.05", "b"), ("status=FINISHED", "ab"),
-        ("compile=true", "c"), ("compile!=true", "ab"), ("compile=1", ""),
+        ("compile=true", "c"), ("compile!=true", "ab"), ("compile=1", ""), ("hash=70380e39", "a"), ("hash!=70380e39", "bc"),
+        ("hash=1.50", "b"), ("hash=1.5", ""),
     ],
 )  # fmt: skip
 def test_where(text: str, names: str) -> None:
@@ -307,7 +336,7 @@ def test_where(text: str, names: str) -> None:
     for name, lr, acc, rest in zip("abc", (0.1, 0.2, 0.3), (0.5, 0.75, None), more, strict=True):
         note, rate = ("this and that or none", "auto") if name == "a" else ("x", lr if name == "b" else None)
         config = {"model.name": "alexnet", "optimizer.lr": lr, "ema": None, "augment.scale": [0.25, 1.0], "note": note,
-                  "rate": rate, **rest}  # fmt: skip
+                  "rate": rate, "hash": {"a": "70380e39", "b": "1.50", "c": "0071"}[name], **rest}  # fmt: skip
         summary = {"best": {"val/acc1": acc}}
         runs.append(Run(Path(name), name, "finished" if acc else "failed", config, summary))
     assert "".join(run.name for run in chosen(runs, text)) == names
@@ -382,6 +411,7 @@ def test_equal_names_the_first_step_that_differs(tmp_path: Path) -> None:
         "longer": [*rows, "1,0.1,55.5,29,1.0,"],
         "apart": ["0,0.1,55.5,14,1.5,"],
         "fewer": ["0,,55.5,19,1.25,1.125"],
+        "means": ["0,0.1,55.5,14,7.0,", "0,0.1,55.5,19,6.0,"],
     }
     for name, lines in folders.items():
         (make_run(tmp_path / name, 0.1, 0.5) / "metrics.csv").write_text(head + "\n".join(lines) + "\n")
@@ -396,6 +426,9 @@ def test_equal_names_the_first_step_that_differs(tmp_path: Path) -> None:
     code, told = equal("a", "fewer")
     few = "equal in all 1 numbers of 1 steps. 1 more steps and 2 more numbers were logged by one of them alone"
     assert (code, few in told) == (0, True), "a mean since step 9 is none since the start"
+    code, told = equal("a", "means")
+    assert code == 2
+    assert "no loss and no accuracy of a and means can be compared, as none is of the same steps" in told
     code, told = equal("a", "apart")
     assert code == 2
     assert "no step is logged in both a and apart" in told

@@ -1,6 +1,7 @@
 """W&B's files of runs: as its client writes them, and as its server gives them."""
 
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -237,3 +238,87 @@ def test_one_batch_and_all_of_them_are_two_settings(tmp_path: Path) -> None:
         made(tmp_path / f"run-20260101_000000-{name}", config, {"status": "finished", "best": {"val/acc1": 0.5}})
     runs, _ = read(find([str(tmp_path)], tmp_path)[0])
     assert sorted(group.name for group in grouped(runs)) == ["all +1", "one"]
+
+
+def test_folders_of_the_same_name_are_other_runs(tmp_path: Path) -> None:
+    """As W&B's files of several projects lie when one has downloaded them."""
+    for project, score in (("a", 0.9), ("b", 0.8)):
+        shutil.move(made(tmp_path / "x", {"net": project}, {"val/acc1": score}), tmp_path / project / "best")
+    runs, left_out = read(find([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path)[0])
+    assert [(run.name, run.numbers["last/val/acc1"], run.foreign) for run in runs] == [("best", 0.9, True),
+                                                                                       ("best", 0.8, True)]  # fmt: skip
+    assert left_out == []
+
+
+def test_the_same_run_offline_and_downloaded_is_one(offline: Path, tmp_path: Path) -> None:
+    name = offline.name.removeprefix("offline-")
+    made(tmp_path / name, {"optimizer": {"lr": 0.5}}, {"val/acc1": 0.5, "more": 7})
+    runs, _ = read(find([str(offline), str(tmp_path)], tmp_path)[0])
+    (run,) = runs
+    assert (run.status, len(run.rows), run.numbers["more"]) == ("finished", 300, 7)
+
+
+def test_parts_without_the_trainers_step_stand_behind_each_other(tmp_path: Path) -> None:
+    """W&B's own count begins anew in each part that is offline."""
+    import wandb
+
+    for part in range(2):
+        with wandb.init(mode="offline", dir=tmp_path / str(part), project="p", id="same", resume="allow",
+                        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True)) as run:  # fmt: skip
+            for score in [(0.5, 0.875, 0.75), (0.25, 0.125)][part]:
+                run.log({"val/acc1": score})
+    for number, part in enumerate(sorted(tmp_path.glob("*/wandb/offline-run-*"))):
+        part.rename(tmp_path / f"offline-run-20260101_00000{number}-same")
+    (found,), left_out = read(find([str(tmp_path)], tmp_path)[0])
+    assert [(row["step"], row["val/acc1"]) for row in found.rows] == [
+        (0, 0.5), (1, 0.875), (2, 0.75), (3, 0.25), (4, 0.125),
+    ]  # fmt: skip
+    assert (found.numbers["val/acc1"], found.numbers["last/val/acc1"], left_out) == (0.875, 0.125, [])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"floats": [[1]]},
+        {"floats": [{"a": 1}]},
+        {"floats": ["lr"], "lr": 10**400},
+        {"x": [{1: 2, "a": 3}]},
+        {"floats": 3},
+    ],
+)
+def test_odd_settings_of_one_run_take_no_other_along(config: dict, tmp_path: Path) -> None:
+    made(tmp_path / "run-20260101_000000-odd", config, {"val/acc1": 0.5})
+    made(tmp_path / "run-20260101_000000-good", {"lr": 0.1}, {"val/acc1": 0.75})
+    done = command("compare.py", f"runs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "good" in done.stdout
+
+
+def test_a_damage_is_told_and_an_end_that_a_kill_has_torn_is_not(offline: Path, tmp_path: Path) -> None:
+    whole = next(offline.glob("*.wandb")).read_bytes()
+    for name, content in {
+        "cut": whole[:-200], "bit": whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 4])
+        + whole[len(whole) // 2 + 1 :],
+    }.items():  # fmt: skip
+        folder = tmp_path / name / "offline-run-20260101_000000-x"
+        folder.mkdir(parents=True)
+        (folder / "run-x.wandb").write_bytes(content)
+        (run,), _ = read([folder])
+        assert bool(run.problems) == (name == "bit"), name
+    done = command("compare.py", f"runs={tmp_path}/bit")
+    assert "left out: " in done.stdout
+    assert re.search(r"run-x\.wandb from byte \d+ on \(damaged\)", done.stdout)
+
+
+def test_updates_count_in_their_order(tmp_path: Path) -> None:
+    """A key as a whole, and keys in it, told one after the other; by W&B's own client."""
+    import wandb
+
+    with wandb.init(mode="offline", dir=tmp_path, project="p",
+                    settings=wandb.Settings(silent=True, console="off", x_disable_stats=True)) as run:  # fmt: skip
+        run.config["a"] = 1
+        run.config["b"] = {"x": 1, "y": 2}
+        run.config["a"] = 2
+        run.config["b"] = {"x": 3}
+    (found,), _ = read(find([str(tmp_path)], tmp_path)[0])
+    assert found.config == {"a": 2, "b.x": 3}

@@ -38,17 +38,23 @@ def test_names_that_nothing_has(tmp_path: Path) -> None:
 
 
 def test_latest_and_names_like_numbers(tmp_path: Path) -> None:
-    for number, name in enumerate(("2026_11", "1e5", "null", "12")):
+    for number, name in enumerate(("2026_11", "1e5", "1.50", "12", "1E-5")):
         run = make_run(tmp_path / "train/runs" / name, 0.1 * (number + 1), 0.5)
         os.utime(run / "config.yaml", (1000 - number, 1000 - number))
     logs = f"paths.logs={tmp_path}"
     assert "2026_11" in command("compare.py", logs, "runs=latest").stdout
-    for words in ("runs=2026_11", "runs=[1e5,2026_11, 12]"):
+    for words in ("runs=2026_11", "runs=[1e5,2026_11, 12]", "runs=1.50", "runs=1E-5", "runs=12"):
         done = command("compare.py", logs, words)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2 + words.count(",") + 1
     done = command("eval.py", logs, "run=2026_11")
     assert f"{tmp_path}/train/runs/2026_11" in done.stderr, "and not 202611"
+    for key in ("from_run", "resume", "init_from"):
+        done = command("train.py", logs, f"{key}=2026_11", "data=demo", "dry_run=true")
+        assert "202611" not in done.stderr, key
+        assert "2026_11" in done.stderr, key
+    table = command("compare.py", logs).stdout
+    assert "\n12  " in table, "and not runs/12"
 
 
 def test_what_cannot_be_looked_into_is_told_and_the_rest_is_shown() -> None:
@@ -65,6 +71,26 @@ def test_what_cannot_be_looked_into_is_told_and_the_rest_is_shown() -> None:
         (folder / "closed").chmod(0o755)
     told = [f"{folder}/loop (Too many levels of symbolic links)", f"{folder}/closed (Permission denied)"]
     assert found == ([folder / "a"], told)
+
+
+def test_files_beside_runs_are_no_runs(tmp_path: Path) -> None:
+    """As the multirun.yaml of a sweep, which a glob takes along."""
+    for name in "01":
+        run = make_run(tmp_path / "sw" / name, 0.1, 0.5)
+        (run / "metrics.csv").write_text("step,train/loss_step\n1,0.5\n")
+    (tmp_path / "sw/multirun.yaml").touch()
+    assert find([f"{tmp_path}/sw/*"], tmp_path) == ([tmp_path / "sw/0", tmp_path / "sw/1"], [])
+    done = command("compare.py", f"runs={tmp_path}/sw/*", "equal=true")
+    assert done.stdout == "sw/0 and sw/1 are equal in all 1 numbers of 1 steps.\n", done.stderr
+    _, told = find([f"{tmp_path}/sw/0/config.yaml"], tmp_path)
+    assert told == [f"{tmp_path}/sw/0/config.yaml (no run is there)"]
+
+
+def test_an_empty_folder_here_hides_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "train/runs/A", 0.1, 0.5)
+    (tmp_path / "here/A").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert find(["A"], tmp_path / "train") == ([run], [])
 
 
 def test_pipes_keep_nobody_waiting(tmp_path: Path) -> None:
@@ -140,7 +166,7 @@ def test_names_that_look_like_numbers(text: str, names: list[str]) -> None:
     ("key", "low"),
     [
         ("loss/val", True), ("val/loss", True), ("test_error", True), ("last/val/perplexity", True), ("top5_err", True),
-        ("rmse", True), ("seconds", True), ("val/acc1", False), ("images_per_second", False), ("verrucae", False),
+        ("rmse", True), ("seconds", True), ("val/glossiness", False), ("losses/val", True), ("val/acc1", False), ("images_per_second", False), ("verrucae", False),
         ("terms", False), ("mAP", False),
     ],
 )  # fmt: skip

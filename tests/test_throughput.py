@@ -56,7 +56,7 @@ def test_an_epoch_that_had_no_step_left_has_no_rate(clock: list[float]) -> None:
 
 
 def test_a_run_that_goes_on_took_the_time_before_as_well(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its summary's seconds are of all sittings, as its images a second and its GPU hours are."""
+    """Its summary's seconds are of this sitting and of the training in those before."""
     watch = throughput.Throughput(global_batch=100)
     watch.load_state_dict({"images": 400, "seconds": 1000.0, "waited": 4.0})
     module, trainer = logging_to({}), cast(Any, SimpleNamespace(global_step=0, log_every_n_steps=2, callbacks=[watch]))

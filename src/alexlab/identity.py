@@ -140,7 +140,7 @@ FOLDERS = re.compile(
 
 
 # a path from one of them, and nothing else; quoted as a word of the command line may be
-WHOLE = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~\w*|\.{0,2})[\\/].*)\2""", re.DOTALL)
+WHOLE = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~|\.{0,2})[\\/](?=\S).*)\2""", re.DOTALL)
 
 
 def without_paths(node: Any) -> Any:

@@ -197,7 +197,7 @@ def own_ckpt(config: DictConfig) -> bool:
     """Whether `ckpt_path` is the run's own, and not that of another which it began with."""
     if config.ckpt_path is None:
         return False
-    return Path(config.ckpt_path).resolve().parent == Path(config.run_dir, "checkpoints").resolve()
+    return Path(config.ckpt_path).parent.resolve() == Path(config.run_dir, "checkpoints").resolve()
 
 
 def drop_later_best(path: Path, best: dict[str, float]) -> None:

@@ -35,7 +35,8 @@ def find_ckpt(config: DictConfig, key: str, ckpt: str) -> Path:
     """What `key` means: a file, or the checkpoint of a run given by its directory or name, or "latest", which is none
     of the same sweep's: all its jobs start from the same one."""
     named = config[key]
-    path = Path(named).expanduser().resolve()
+    path = Path(named).expanduser()
+    path = path.parent.resolve() / path.name  # a checkpoint that is a link lies where the link does
     if path.is_file() or path.suffix == ".ckpt":
         return path
     sweep = Path(config.run_dir).parent

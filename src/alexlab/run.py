@@ -235,7 +235,13 @@ def _fit_rank(
         if model is not None and model.skipped:
             result["skipped_images"] = list(model.skipped)
             log.warning("%d broken images were left out: %s", len(model.skipped), ", ".join(list(model.skipped)[:5]))
-        summary = {"status": status, "seconds": report.seconds_since(start, trainer), "test": {}, **result, **facts}
+        summary = {
+            "status": status,
+            "seconds": report.seconds_since(start, trainer if restore.own_ckpt(config) else None),
+            "test": {},
+            **result,
+            **facts,
+        }
         unwritten = keep_summary(run_dir, summary) if launch.rank() == 0 else None
         if torch.distributed.is_initialized() and status == "finished":
             torch.distributed.destroy_process_group()

@@ -24,7 +24,8 @@ LARGEST = 2**25  # bytes of a summary.json, which lists the images that were lef
 
 def name_of(run_dir: PurePath) -> str:
     """A run's name for people: its directory's; a sweep's jobs are called 0, 1, ... and get the sweep's before it."""
-    return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.isdigit() else run_dir.name
+    of_sweep = run_dir.name.isdigit() and run_dir.parent.name != "runs"
+    return f"{run_dir.parent.name}/{run_dir.name}" if of_sweep else run_dir.name
 
 
 def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besides: Path | None = None) -> Path:
@@ -60,7 +61,7 @@ def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besid
         if (path / "0/config.yaml").is_file():
             raise UserError(f"{key}={named} is a sweep: take one of its jobs, as {key}={named}/0.")
     names = [path.name for kind in ("runs", "multiruns") for path in (logs / "train" / kind).glob("*")]
-    near = difflib.get_close_matches(named, names, n=2, cutoff=0.6)
+    near = difflib.get_close_matches(named, [name for name in names if name != named], n=2, cutoff=0.6)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(f"{key}={named} is not a run's directory (it holds no config.yaml): give one, or latest.{hint}")
 

@@ -23,7 +23,8 @@ SYNONYMS = {
 }  # fmt: skip
 
 NAMING = ("run", "runs", "from_run", "resume.run", "init_from")
-NUMBER = r"(^\[?\s*|,\s*)(\d[\d_]*(?:e\d+)?)(?=\s*(?:,|\]?$))"  # 26_20 and 1e5 are names of theirs
+# 26_20, 1e5 and 1.50 are names of theirs
+NUMBER = r"(?i)(^\[?\s*|,\s*)(\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)(?=\s*(?:,|\]?$))"
 
 
 def tidied(words: list[str], keys: Callable[[], list[str]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import operator
 import re
 import struct
@@ -45,9 +46,9 @@ def _run(
     """Of a run of ours W&B's summary has our own, in it; of another's there are numbers alone."""
     settings = settings_of(config)
     whole = config.get("floats")
-    for key in whole if isinstance(whole, list) else []:  # which W&B has made 1 of 1.0
-        if isinstance(settings.get(key), int) and not isinstance(settings[key], bool):
-            settings[key] = float(settings[key])
+    for key in map(str, whole if isinstance(whole, list) else []):  # which W&B has made 1 of 1.0
+        if isinstance(value := settings.get(key), int) and not isinstance(value, bool) and abs(value) < 2**53:
+            settings[key] = float(value)
     code = next((part for key in ("code", "git") if isinstance(part := summary.get(key), dict) and part), {})
     if not _is_ours(summary):
         numbers = {key: value for key, value in summary.items() if is_number(value)}
@@ -82,8 +83,10 @@ def _read_downloaded(folder: Path) -> dict[str, Any]:
     values = {k: v["value"] for k, v in config.items() if isinstance(v, dict) and "value" in v and k != "_wandb"}
     place = folder.parent if folder.name == "files" else folder
     known = re.fullmatch(r"(?:offline-)?run-\d{8}_\d{6}-(\w+)", place.name)
-    name = known[1] if known else place.name
-    return _run(name, "unfinished", values, summary, None, f"/{name}")
+    # of others' folders the place says which run it is
+    return _run(
+        known[1] if known else place.name, "unfinished", values, summary, None, f"/{known[1] if known else place}"
+    )
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -92,7 +95,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     status = "unfinished"
     config: Texts = {}
     summary: Texts = {}
-    for record in records(path, {"run", "config", "summary", "exit"}, joined=True):
+    problems: list[str] = []
+    for record in records(path, {"run", "config", "summary", "exit"}, joined=True, problems=problems):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             board_id = record.run.run_id or board_id
@@ -107,7 +111,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             status = "failed" if record.exit.exit_code else "finished"
     settings = _nested(config)
     settings.pop("_wandb", None)
-    return _run(name, status, settings, _nested(summary), path, f"{project}/{board_id}")
+    return {**_run(name, status, settings, _nested(summary), path, f"{project}/{board_id}"), "problems": problems}
 
 
 def _gather(texts: Texts, items: Any) -> None:
@@ -161,16 +165,18 @@ def history(path: Path) -> Iterator[Row]:
             row = flat(row)
         numbers = {key: float(value) for key, value in row.items() if type(value) in (int, float)}
         numbers["step"] = numbers.get("trainer/global_step", numbers.get("_step", record.history.step.num))
-        yield numbers
+        if math.isfinite(numbers["step"]):
+            yield numbers
 
 
-def records(path: Path, kinds: set[str], joined: bool = False) -> Iterator[Any]:
+def records(path: Path, kinds: set[str], joined: bool = False, problems: list[str] | None = None) -> Iterator[Any]:
     """The records of a .wandb file, up to its end or to the first that is torn, as a kill leaves it.
 
     Args:
         kinds: such as {"run", "history"}; of a run with long curves most of the time goes into parsing the others.
         joined: records of a kind that follow each other come as one, which has the items of all of them, in order: what
             protocol buffers make of messages that are written one behind the other, and much faster.
+        problems: gets what is wrong with the file, but for an end that a kill has torn.
 
     Raises:
         ValueError: it is no such file, or larger than any.
@@ -181,7 +187,7 @@ def records(path: Path, kinds: set[str], joined: bool = False) -> Iterator[Any]:
     message = wandb_internal_pb2.Record.DESCRIPTOR  # type: ignore[attr-defined]
     every = {_bytes_of(field.number << 3 | 2): field.number for field in message.oneofs_by_name["record_type"].fields}
     wanted = {message.fields_by_name[kind].number for kind in kinds}
-    found = ((kind, raw) for raw in _whole(path) if (kind := _kind(raw, every)) in wanted)
+    found = ((kind, raw) for raw in _whole(path, problems) if (kind := _kind(raw, every)) in wanted)
     for _, same in itertools.groupby(found, key=operator.itemgetter(0)):
         raws = (raw for _, raw in same)
         for raw in [b"".join(raws)] if joined else raws:
@@ -193,7 +199,7 @@ def records(path: Path, kinds: set[str], joined: bool = False) -> Iterator[Any]:
             yield record
 
 
-def _whole(path: Path) -> Iterator[bytes]:
+def _whole(path: Path, problems: list[str] | None = None) -> Iterator[bytes]:
     """What lies in a file in LevelDB's log format, each whole, with sums (of kind and content) that are checked."""
     if path.stat().st_size > LONGEST:
         raise ValueError(f"{path.name} has more than {LONGEST} bytes")
@@ -201,13 +207,18 @@ def _whole(path: Path) -> Iterator[bytes]:
         if not file.read(FILE_HEAD).startswith(b":W&B"):
             raise ValueError(f"{path.name} is no run of W&B")
         place, held = FILE_HEAD, b""
-        while block := file.read(BLOCK - place % BLOCK):
+        while block := file.read(asked := BLOCK - place % BLOCK):
             start, place = 0, place + len(block)
             while len(block) - start >= HEAD.size:  # what is left behind the last is filled up with zeros
                 told, length, kind = HEAD.unpack_from(block, start)
                 piece = block[start + HEAD.size : start + HEAD.size + length]
                 start += HEAD.size + length
                 if told != zlib.crc32(piece, KINDS.get(kind, 0)):
+                    torn = len(piece) < length and len(block) < asked
+                    if problems is not None and not torn:
+                        problems.append(
+                            f"{path} from byte {place - len(block) + start - HEAD.size - length} on (damaged)"
+                        )
                     return
                 held = piece if kind in (FULL, FIRST) else held + piece
                 if kind in (FULL, LAST):

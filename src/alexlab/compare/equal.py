@@ -1,7 +1,7 @@
 """Whether two runs went the same way, number by number: for a change that must not change what is trained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alexlab.compare.runs import Row, Run
 from alexlab.errors import UserError
@@ -19,6 +19,7 @@ class Comparison:
         unpaired: numbers that one alone has logged at the other steps, or that are means over steps of which the other
             has logged some apart.
         difference: the first, in words; None where all are equal.
+        keys: of the numbers that were compared.
     """
 
     steps: int
@@ -26,6 +27,7 @@ class Comparison:
     alone: int
     unpaired: int
     difference: str | None
+    keys: set[str] = field(default_factory=set)
 
 
 def compared(a: Run, b: Run) -> Comparison:
@@ -57,9 +59,15 @@ def compared(a: Run, b: Run) -> Comparison:
                 continue
             one, other = ones[step][key], others[step][key]
             found.numbers += 1
+            found.keys.add(key)
             if one != other and not (one != one and other != other):
                 found.difference = f"{a.name} and {b.name} differ first at step {step}: {key} is {one!r} and {other!r}."
                 return found
+    if not any(key.startswith(("train/", "val/")) for key in found.keys):
+        raise UserError(
+            f"equal=true: no loss and no accuracy of {a.name} and {b.name} can be compared, as none is of the same "
+            "steps: run them with the same trainer.log_every_n_steps."
+        )
     if last_one != last_other:
         longer, shorter = (a, b) if last_one > last_other else (b, a)
         found.difference = (

@@ -24,11 +24,11 @@ def find(named: list[str], logs: Path) -> tuple[list[Path], list[str]]:
         for place in (Path(name).expanduser(), logs / "runs" / name, logs / "multiruns" / name):
             # a name may hold brackets
             matches = [str(place)] if place.exists() else sorted(glob.glob(str(place)))  # noqa: PTH207
-            for match in matches:
+            for match in filter(os.path.isdir, matches):
                 for path in below(match, problems):
                     again |= Path(path).resolve() in found
                     found[Path(path).resolve()] = None
-            if matches:
+            if len(found) > before or again:
                 break
         else:
             newest = max(map(Path, below(str(logs), [])), key=changed, default=None) if name == "latest" else None

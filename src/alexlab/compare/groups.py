@@ -71,7 +71,7 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
         key: Any = rest, same_as(run.facts)
         alike.setdefault(rest, []).append(number)
         once = (key, same_as(run.config.get("seed")))
-        if not by_seed or run.status != "finished" or "seed" not in run.config or once in seen:
+        if not by_seed or run.code_untold or run.status != "finished" or "seed" not in run.config or once in seen:
             key = number
         else:
             seen.add(once)
@@ -80,7 +80,7 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
         facts = [runs[number].facts for number in members]
         differ = [key for key in facts[0] if len({same_as(each[key]) for each in facts}) > 1]
         for number, each in zip(members, facts, strict=True):
-            apart[number] |= {key: each[key] for key in differ if each[key] is not None}
+            apart[number] |= {key: "unknown" if each[key] is None else each[key] for key in differ}
     groups = []
     for members in together.values():
         members.sort(key=lambda number: shown(runs[number].config.get("seed")).zfill(20))

@@ -24,6 +24,7 @@ const isLow = (key) => data.low.includes(key);
 const text = (v) => (v === undefined ? "" : v === null ? "null" : typeof v === "object" ? JSON.stringify(v) : String(v));
 const value = (g, key) => has(g.settings, key) ? g.settings[key] : has(g.config, key) ? g.config[key]
   : has(g.metrics, key) ? g.metrics[key] : key === "status" ? g.status : key === "name" ? g.name
+  : has(g.facts, key) ? g.facts[key]
   : has(g.config, `choices.${key}`) ? g.config[`choices.${key}`] : undefined;
 // of a long text its end, where paths differ
 const ending = (s, most) => (s.length > most ? `…${s.slice(1 - most)}` : s);
@@ -79,9 +80,12 @@ function keeps(g, ways) {
 }
 // where= says the same of the same mistakes
 function mistake(ways) {
+  const odd = ways.flat().map((condition) => condition.word).find((word) => word && /^[&|()]+|[=<>~]$|^\(.*[=<>~]/.test(word));
+  if (odd) return `${odd} is no condition: write KEY SIGN VALUE, joined by and and or, without brackets.`;
   for (const { key, sign, wanted } of ways.flat().filter((condition) => condition.key)) {
     const known = data.groups.map((g) => value(g, key)).filter((v) => v !== undefined);
     if (!known.length) return `no run has ${key}.${nearest(key)}`;
+    if (/&|\|\|/.test(wanted)) return `conditions are joined by and and or: ${key}${sign}${wanted} has another sign.`;
     const number = wanted.trim() !== "" && !Number.isNaN(Number(wanted)), values = known.filter((v) => v !== null);
     const words = number ? (key === "seed" || values.some(isNumber) ? undefined : values[0]) : wanted;
     if ([">", "<", ">=", "<="].includes(sign) && words !== undefined)
@@ -90,7 +94,7 @@ function mistake(ways) {
   return "";
 }
 function nearest(key) {
-  const known = new Set([...settingKeys, ...data.groups.flatMap((g) => [...Object.keys(g.metrics), ...Object.keys(g.config)]), "status", "name"]
+  const known = new Set([...settingKeys, ...data.groups.flatMap((g) => [...Object.keys(g.metrics), ...Object.keys(g.config), ...Object.keys(g.facts)]), "status", "name"]
     .map((k) => k.replace(/^choices\./, "")));
   const last = (k) => k.split(/[./]/).pop();
   const pairs = (s) => new Set([...s.slice(1)].map((letter, i) => s[i] + letter));

@@ -73,7 +73,7 @@ def data_of(groups: Sequence[Group], sort: str, noted: Sequence[str]) -> dict[st
         told_groups.append({
             "id": number, "name": group.name, "status": group.status, "paths": [str(run.path) for run in group.runs],
             "label": f"{group.name}  {told(group.apart)}".strip(), "settings": group.apart,
-            "config": group.runs[0].config,
+            "config": group.runs[0].config, "facts": group.runs[0].facts,
             "metrics": {key: stat.mean for key, stat in stats.items()},
             "std": {key: stat.std for key, stat in stats.items() if stat.std is not None},
             "fewer": {key: stat.n for key, stat in stats.items() if stat.n < len(group.runs)},

@@ -23,7 +23,7 @@ LONGEST = 2**28  # bytes of a metrics.csv
 # numbers at the top of summary.json
 FACTS = ("seconds", "images_per_second", "data_wait", "parameters", "macs", "epochs", "steps", "gpu_hours",
          "effective_lr", "best_epoch", "world_size")  # fmt: skip
-LOW_IS_GOOD = re.compile(r"loss|error|perplexity|(^|[/._-])(err|ppl|m[as]e|rmse|wer|cer)\d*($|[/._-])"
+LOW_IS_GOOD = re.compile(r"loss(es)?(?![a-z])|error|perplexity|(^|[/._-])(err|ppl|m[as]e|rmse|wer|cer)\d*($|[/._-])"
                          r"|(^|/)(seconds|data_wait|parameters|macs|gpu_hours)$", re.IGNORECASE)  # fmt: skip
 Row = dict[str, float]
 
@@ -69,9 +69,8 @@ class Run:
             except (OSError, ValueError, csv.Error) as error:
                 self.problems.append(f"the curves of {self.path} ({type(error).__name__}: {str(error)[:100]})")
         if self.earlier is not None:
-            start = min((row["step"] for row in rows), default=math.inf)  # steps after it were lost, and done again
-            rows = [row for row in self.earlier.rows if row["step"] < start] + rows
-            self.problems += self.earlier.problems
+            rows = _joined(self.earlier.rows, rows)
+            self.problems += [line for line in self.earlier.problems if line not in self.problems]
         return sorted(rows, key=lambda row: row["step"])
 
     @property
@@ -81,10 +80,16 @@ class Run:
         return dataset.get("fingerprint") if isinstance(dataset, dict) else None
 
     @property
+    def code_untold(self) -> bool:
+        """Whether git could not say how its code differs from the commit."""
+        return bool(self.code.get("left_out")) and not self.code.get("patch_sha256")
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What may set runs with the same settings apart all the same."""
         commit, patch = self.code.get("commit"), self.code.get("patch_sha256")
         dirty = (f"+{str(patch)[:6]}" if patch else "+changes") if self.code.get("dirty") else ""
+        dirty = "+?" if self.code_untold else dirty
         hardware = self.summary.get("hardware")
         hardware = hardware if isinstance(hardware, dict) else {}
         facts = {
@@ -119,6 +124,15 @@ class Run:
             if key in known:
                 return known[key]
         return self.config.get(f"choices.{key}")
+
+
+def _joined(before: list[Row], after: list[Row]) -> list[Row]:
+    """Of both parts. By the trainer's step, those that come again were lost; W&B's own may begin anew, and goes on."""
+    start, end = min((row["step"] for row in after), default=math.inf), max((row["step"] for row in before), default=-1)
+    if all(any("trainer/global_step" in row for row in part) for part in (before, after)):
+        return [row for row in before if row["step"] < start] + after
+    more = end + 1 - start if start <= end else 0
+    return before + [row | {"step": row["step"] + more} for row in after]
 
 
 def _is_number(value: Any) -> bool:
@@ -176,8 +190,9 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
     for folder in folders:
         try:
             runs.append(_read(folder, going_on, blocks))
-        except (OSError, ValueError) as error:
-            left_out.append(printable(f"{folder} ({type(error).__name__}: {str(error).splitlines()[0][:100]})"))
+        except Exception as error:  # of folders that may be anybody's: the others are shown
+            why = (str(error).splitlines() or [""])[0][:100]
+            left_out.append(printable(f"{folder} ({type(error).__name__}: {why})"))
     return _one_each(runs), left_out
 
 
@@ -185,10 +200,17 @@ def _one_each(runs: list[Run]) -> list[Run]:
     """A run of W&B's that was gone on with has several folders, by time: the last one says how it ended, and the curves
     are of all."""
     last: dict[str, Run] = {}
+    named: dict[str, list[str]] = {}  # with a project: of a run that was downloaded it is not known
+    for run in runs:
+        project, _, name = run.board_id.partition("/")
+        if project and run.board_id not in named.setdefault(name, []):
+            named[name].append(run.board_id)
     for run in sorted((run for run in runs if run.board_id), key=_begun):
+        known = named.get(run.board_id[1:], []) if run.board_id.startswith("/") else []
+        run.board_id = known[0] if len(known) == 1 else run.board_id
         before = last.get(run.board_id)
         if before is not None:
-            run.earlier = before
+            run.earlier, run.problems = before, before.problems + run.problems
             run.config, run.given = before.config | run.config, before.given | run.given
             others = [part.summary.get("others") or {} for part in (before, run)]
             run.summary["others"] = others[0] | others[1]
@@ -196,10 +218,10 @@ def _one_each(runs: list[Run]) -> list[Run]:
     return [run for run in runs if not run.board_id or last[run.board_id] is run]
 
 
-def _begun(run: Run) -> str:
-    """The name of W&B's folder, which begins with the time."""
+def _begun(run: Run) -> tuple[str, bool]:
+    """The name of W&B's folder, which begins with the time; what was downloaded of it tells less."""
     folder = run.path.parent if run.path.name == "files" else run.path
-    return folder.name.removeprefix("offline-")
+    return folder.name.removeprefix("offline-"), run.source is not None
 
 
 def _read(folder: Path, going_on: set[int] | None, blocks: dict[bytes, Any]) -> Run:

@@ -55,12 +55,13 @@ def words_of(config: dict[str, Any]) -> set[str]:
 
 
 def comparable(runs: "Sequence[Run]") -> list[dict[str, str]]:
-    """Of each run its settings as texts that are equal where the settings mean the same. Where a folder of images lies
-    makes no difference between runs that know by a fingerprint that their images are the same."""
+    """Of each run its settings as texts that are equal where the settings mean the same; null is left out, as what an
+    older run did not know. Where a folder of images lies makes no difference between runs that know by a fingerprint
+    that their images are the same."""
     found = []
     roots: dict[str, str] = {}
     for run in runs:
-        texts = {key: same_as(value, key) for key, value in run.config.items()}
+        texts = {key: same_as(value, key) for key, value in run.config.items() if not _is_null(value, key)}
         if "data.root" in texts and run.images is not None:
             texts["data.root"] = roots.setdefault(same_as(run.images), texts["data.root"])
         found.append(texts)
@@ -100,7 +101,7 @@ def differing(runs: "Sequence[Run]", texts: list[dict[str, str]] | None = None) 
             told_by = []
         peers: dict[Any, list[int]] = {}
         for number in among:
-            peers.setdefault(tuple(texts[number][name] for name in told_by), []).append(number)
+            peers.setdefault(tuple(texts[number].get(name) for name in told_by), []).append(number)
         differ: set[int] = set()
         for members in peers.values():
             if len({texts[number].get(key) for number in members}) > 1:
@@ -115,6 +116,10 @@ def differing(runs: "Sequence[Run]", texts: list[dict[str, str]] | None = None) 
 
 LIMITS = {f"trainer.limit_{name}_batches": 1.0 for name in ("train", "val", "test")}  # what null is
 LIMITS["trainer.overfit_batches"] = 0.0
+
+
+def _is_null(value: Any, key: str) -> bool:
+    return value is None or (key in LIMITS and same_as(value, key) == same_as(None, key))
 
 
 def same_as(value: Any, key: str = "") -> str:
@@ -135,7 +140,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -20,6 +20,7 @@ from alexlab.compare.groups import grouped, ranked
 from alexlab.compare.runs import Run, read
 from alexlab.compare.table import table
 from alexlab.compare.where import chosen, why_none
+from alexlab.config import ROOT
 from alexlab.errors import UserError
 
 MOST = {"table": 30, "html": 200}  # rows, where most=null
@@ -104,6 +105,7 @@ def asked(config: DictConfig, named: list[Any], sort: str) -> str:
     runs = ",".join(name if re.fullmatch(r"[\w./*?+@~-]+", name) else f"'{name}'" for name in map(str, named))
     words = [f"runs=[{runs}]" if len(named) > 1 else f"runs={named[0]}"]
     words += [f"{key}={config[key]}" for key in ("where", "most") if config[key] is not None]
+    words += [f"paths.logs={config.paths.logs}"] if Path(config.paths.logs) != ROOT / "logs" else []
     words += [f"sort={sort}", f"seeds={config.seeds}", "format=html"]
     # between " a shell changes nothing but these
     between = [bool(re.search(r"[^\w./=+@~,-]", word) and not re.search(r'["$`\\!]', word)) for word in words]

@@ -17,7 +17,7 @@ SIGNS: dict[str, Callable[[Any, Any], bool]] = {
 CONDITION = re.compile(rf"\s*([\w./@-]+)\s*({'|'.join(SIGNS)})\s*(.*?)\s*")
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 
-Condition = tuple[str, str, Any]  # key, sign, value
+Condition = tuple[str, str, Any, str]  # key, sign, value, and the value as it was written
 
 
 def chosen(runs: Sequence[Run], text: str) -> list[Run]:
@@ -29,13 +29,13 @@ def chosen(runs: Sequence[Run], text: str) -> list[Run]:
     ways = [[_condition(part, text) for part in _split(way, "and")] for way in _split(text.strip(), "or")]
     known = {key for run in runs for key in (*run.numbers, *run.config, *run.facts, "status", "name")}
     known |= {key.removeprefix("choices.") for key in known}
-    for key, _, _ in (condition for way in ways for condition in way):
+    for key, *_ in (condition for way in ways for condition in way):
         if runs and key not in known:
             near = sorted(one for one in known if one.endswith((f".{key}", f"/{key}")))[:3]  # lr of optimizer.lr
             near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else " status, name, metrics and settings are known."
             raise UserError(f"where={text}: no run has {key}.{hint}")
-    for key, sign, wanted in (condition for way in ways for condition in way):
+    for key, sign, wanted, _ in (condition for way in ways for condition in way):
         values = [value for run in runs if (value := run.value(key)) is not None]
         words = wanted if not is_number(wanted) else next((v for v in values if not any(map(is_number, values))), None)
         if sign in (">", "<", ">=", "<=") and words is not None:
@@ -70,7 +70,7 @@ def _condition(part: str, text: str) -> Condition:
         )
     if re.search(r"&|\|\|", found[3]) and found[3][0] not in "'\"":
         raise UserError(f"where={text}: conditions are joined by and and or: {part.strip()} has another sign.")
-    return found[1], found[2], _unquoted(found[3]) if found[2] == "~" else _value(found[3])
+    return found[1], found[2], _value(found[3]), _unquoted(found[3])
 
 
 def _unquoted(text: str) -> str:
@@ -83,20 +83,20 @@ def _value(text: str) -> Any:
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     try:
-        return text if "_" in text else float(text)  # Python reads 26_20 as a number; a run may be called so
+        return text if "_" in text else float(text)  # Python reads 26_20 as a number
     except ValueError:
         return text
 
 
 def _holds(run: Run, condition: Condition) -> bool:
-    key, sign, wanted = condition
+    key, sign, wanted, written = condition
     value = run.value(key)
     if sign == "~":
-        return SIGNS[sign](shown(value).lower(), wanted.lower())
+        return SIGNS[sign](shown(value).lower(), written.lower())
     if sign in (">", "<", ">=", "<="):
         return is_number(value) and SIGNS[sign](value, wanted)
     same = value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
-    same = same or _bare(value) == _bare(_plain(wanted))  # model.name=152 and lists
+    same = same or _bare(value) in (_bare(written), _bare(_plain(wanted)))  # a name like 1e5, and lists
     return same == (sign != "!=")
 
 
