@@ -14,6 +14,7 @@ from wandb_server import Sweep, WandbServer, wandb_server
 
 from alexlab import sweeps
 from alexlab.errors import UserError
+from alexlab.refound import check_told
 
 SHIPPED = ROOT / "conf/sweep/wandb.yaml"
 # the command `wandb`, whose agent looks at its runs ten times as often
@@ -51,11 +52,10 @@ def test_a_grid_is_run_by_an_agent(shapes: Path, tmp_path: Path) -> None:
         "optimizer": {"parameters": {"lr": {"values": [0.02, 0.5]}}},
         "choices": {"parameters": {"scheduler": {"value": "constant"}}},
         "label_smoothing": {"value": 0.1},
+        "data": {"parameters": {"root": {"value": str(shapes)}}},  # told as its last part alone, and looked for by none
     }
     with wandb_server() as server:
-        sweep, path = made(
-            server, tmp_path / "w", grid, f"data.root={shapes}", f"paths.logs={logs}", "debug=fast", "trainer=ddp_cpu"
-        )
+        sweep, path = made(server, tmp_path / "w", grid, f"paths.logs={logs}", "debug=fast", "trainer=ddp_cpu")
         done = called("agent", path, server=server, folder=tmp_path / "w")
         printed = done.stdout + done.stderr
         assert done.returncode == 0, printed
@@ -194,14 +194,16 @@ FAR = "/images/photos5"
     ("given", "told"),
     [
         ({"data": {"root": FAR}}, (f"data.root={FAR}: W&B is told photos5, and its search would not find again what "
-         "it has given: of a path it is the last part. One that all runs share goes to the end of the sweep's command, "
-         "as - data.root=PATH; others into options of a group, choices: {parameters: {data: {values: [A, B]}}} with "
+         "it has given, where it is one of several of a grid: of a path it is the last part. One that all runs share "
+         "goes to the end of the sweep's command, as - data.root=PATH; others into options of a group, choices: "
+         "{parameters: {data: {values: [A, B]}}} with "
          "conf/data/A.yaml.")),
         ({"init_from": "2026-11-25"}, "choices: {parameters: {experiment: {values: [A, B]}}} with conf/experiment/A."),
         ({"data": {"class_names": "/names.txt"}}, "data.class_names=/names.txt: W&B is told names.txt, and its"),
         ({"augment": {"scale": [0.5, 1.0]}}, "write whole numbers in lists without a point, 1 for 1.0."),
         ({"optimizer": {"lr": "1e-3"}}, ("optimizer.lr=1e-3: W&B is told 0.001, and its search would not find again "
-         "what it has given: it is a text in the sweep's file: write 0.001 there.")),
+         "what it has given, where it is one of several of a grid: it is a text in the sweep's file: write "
+         "0.001 there.")),
     ],
 )  # fmt: skip
 def test_a_value_that_would_not_be_found_again_is_refused(given: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -226,8 +228,45 @@ def test_values_that_are_found_again_are_taken(tmp_path: Path, monkeypatch: pyte
         "optimizer": {"lr": 1.0}, "data": {"root": "photos5"}, "augment": {"scale": [0.5, 1.0]}, "init_from": None,
         "seed": 3, "choices": {"model": "vgg"}, "compile": False,
     }  # fmt: skip
-    sweeps.check_given(told)
-    with pytest.raises(UserError, match="compile=False: W&B is told 0, and"):
-        sweeps.check_given({**told, "compile": 0})
-    with pytest.raises(UserError, match="seed=3: W&B is told None, and"):
-        sweeps.check_given({**told, "seed": None})
+    check_told(told, lambda: pytest.fail("nobody is asked"))
+    grid = {"method": "grid", "parameters": {"compile": {"values": [True, False]}, "seed": {"values": [3]}}}
+    lost = "and its search would not find again what it has given: another word of the command sets it: leave one of"
+    for key, text in (("compile", "compile=False: W&B is told 0, "), ("seed", "seed=3: W&B is told None, ")):
+        with pytest.raises(UserError, match=f"^{text}{lost} them out.$"):
+            check_told({**told, key: {"compile": 0, "seed": None}[key]}, lambda: grid)
+    with pytest.raises(UserError, match="has given, where it is one of several of a grid: another word"):
+        check_told({**told, "seed": 4}, lambda: None)
+
+
+def test_only_values_of_a_grid_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant is looked for by no grid, and nothing is by `random`; a run that goes on is no setting."""
+    monkeypatch.setattr(sweeps, "given", {"data.root": "/images/a", "resume": "auto", "resume.run": "/logs/x"})
+    told = {"data": {"root": "a"}, "resume": {"run": None}}
+    root: dict[str, Any] = {"values": ["/images/a", "/images/b"]}
+    grid = {"method": "grid", "parameters": {"data": {"parameters": {"root": root}}}}
+    with pytest.raises(UserError, match=r"^data.root=/images/a: W&B is told a, and its search .* of a path it is"):
+        check_told(told, lambda: grid)
+    check_told(told, lambda: {**grid, "method": "random"})
+    for constant in ({"data": {"parameters": {"root": {"value": "/images/a"}}}}, {"data": {"value": {"root": "/i"}}}):
+        check_told(told, lambda same=constant: {**grid, "parameters": same})  # type: ignore[misc]
+    with pytest.raises(UserError, match="its search would not find again"):
+        check_told(told, lambda: {"method": "grid", "parameters": {"seed": {"values": [1]}}})
+
+
+def test_the_number_of_classes_is_told_as_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "given", {"data.num_classes": None, "init_from": None})
+    told: dict[str, Any] = {"data": {"num_classes": None}, "init_from": None}
+    with pytest.raises(UserError, match=r"=None: W&B is told how many there are, .* give numbers alone"):
+        check_told(told, lambda: None)
+    monkeypatch.setattr(sweeps, "given", {"data.num_classes": 5})
+    check_told({"data": {"num_classes": 5}}, lambda: None)
+
+
+def test_wrong_values_are_told_before_they_are_looked_for(tmp_path: Path) -> None:
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump({"data": {"value": {"class_names": 5}}}))
+    env = {"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r", "WANDB_SWEEP_PARAM_PATH": str(parameters), "WANDB_MODE": ""}
+    words = ["data={'class_names': 5}", f"paths.logs={tmp_path / 'logs'}", "logger.wandb.mode=auto"]
+    done = command("train.py", *words, env=env)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: data.class_names=5: must be ")

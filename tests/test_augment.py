@@ -52,3 +52,8 @@ def test_mixing_gives_shares_of_classes() -> None:
     _, targets = augment(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 5, seed=1)
     assert targets.shape == (6, 5)
     torch.testing.assert_close(targets.sum(1), torch.ones(6))
+    for whole in ({"mixup": 1}, {"cutmix": 1}):  # as `augment.mixup=1` is
+        _, targets = BatchAugment(MEAN, STD, 5, **whole)(
+            torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 5, 1
+        )
+        torch.testing.assert_close(targets.sum(1), torch.ones(6))

@@ -31,7 +31,7 @@ ROOMS = [
     "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier",
     "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "repeat",
     "run", "rank", "evaluate", "redraw", "panels", "dashboard", "predict", "export", "prepare", "benchmark",
-    "beforehand", "study_terms", "study", "cli", "__init__",
+    "beforehand", "refound", "study_terms", "study", "cli", "__init__",
 ]  # fmt: skip
 STRANGERS = {"data": "models", "models": "data"}
 
@@ -44,7 +44,7 @@ ONLY = {
                   "rundir", "identity", "assemble", "report", "resume", "restore", "repeat",
                   "options", "run", "evaluate",
                   "redraw", "compare", "panels", "dashboard", "predict", "export", "prepare",
-                  "benchmark", "study_terms", "study", "beforehand", "cli"},
+                  "benchmark", "study_terms", "study", "beforehand", "refound", "cli"},
     "pytorch_lightning": {"checkpoint", "classifier", "data/datamodule.py", "loggers", "callbacks", "trainer",
                           "assemble", "run", "report", "evaluate", "benchmark"},
     "wandb": {"loggers", "callbacks", "gallery", "compare/boards.py", "dashboard"},
@@ -71,6 +71,7 @@ LIGHT = (
     "words",
     "memory",
     "beforehand",
+    "refound",
     "cli",
 )  # before a task runs
 HEAVY = ("matplotlib", "torch", "torchvision", "pytorch_lightning", "wandb", "numpy", "PIL", "torchmetrics")

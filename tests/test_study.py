@@ -1,6 +1,9 @@
 """Sweeps by Optuna that are killed and go on, and trials that are ended early."""
 
+import errno
+import fcntl
 import json
+import os
 import re
 import shlex
 import sqlite3
@@ -13,6 +16,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from conftest import ROOT, TINY, clean_env, command, summary_of
+from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from wandb_server import wandb_server
@@ -20,8 +24,8 @@ from wandb_server import wandb_server
 from alexlab import study_plots, sweeps
 from alexlab.callbacks.pruning import Pruning
 from alexlab.errors import UserError
-from alexlab.study import draw
-from alexlab.study_terms import only_one, patient
+from alexlab.study import StudySweep, draw
+from alexlab.study_terms import check_settings, only_one, patient, reached, there, written
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 LR = {"optimizer.lr": optuna.distributions.LogUniformDistribution(0.001, 0.1)}
@@ -115,6 +119,7 @@ def test_a_trial_that_looks_bad_is_ended_on_all_ranks(shapes: Path, tmp_path: Pa
         (["sweep.pruner=mean"], "sweep.pruner=mean: must be one of median, hyperband, none."),
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be a whole number, at least 1."),
         (["hydra.sweeper.n_trials=x"], "hydra.sweeper.n_trials=x: must be a whole number."),
+        (["hydra.sweeper.storage=5"], "hydra.sweeper.storage=5: must be an address such as sqlite:///logs/optuna.db"),
         (["hydra.sweeper.storage=logs"], "hydra.sweeper.storage=logs: must be an address such as sqlite:///logs/"),
         (["optimizer.lr=interval(0.3,0.001)"], "optimizer.lr=interval(0.3,0.001): nothing can be drawn from that"),
         (["optimizer.lr=tag(log,interval(0,1.0))"], "write interval(LOW,HIGH), tag(log,interval(LOW,HIGH)) with LOW"),
@@ -184,7 +189,8 @@ def test_a_study_goes_on_with_its_own_metric(shapes: Path, begun: Path) -> None:
     other.mkdir(exist_ok=True)
     done = command(*words(shapes, begun, *once, f"data.root={other}", "label_smoothing=0.1", "optimizer.lr=0.1"))
     assert done.returncode == 0, done.stderr
-    told = f"differ in more than they draw: data.root={other} (there {shapes}), label_smoothing=0.1 (there 0.0)\n"
+    told = f"differ in more than they draw: data.root={other} (there {shapes}), label_smoothing=0.1 (there 0.0), "
+    told += "optimizer.lr not drawn (there drawn)\n"
     assert "warning: study mine was begun with other settings, and trials are compared that " + told in done.stdout
     done = command(*words(shapes, begun, *once, "logger=none", "test=true", "trainer.log_every_n_steps=7"))
     assert done.returncode == 0, done.stderr
@@ -208,6 +214,104 @@ def test_a_studys_parameters_keep_their_kinds(word: str, told: str, shapes: Path
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert told in done.stderr
     assert [trial.state for trial in trials(begun, "mine")] == [TrialState.COMPLETE], "none is left under way"
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [(1, 1.0, "=1.0 (there 1)"), (None, 1.0, None), (0.5, 0.5, None)],
+)
+def test_all_batches_are_not_one(
+    then: float | None, now: float, told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of a limit 1 is a batch, and 1.0 all, as null is."""
+    study = optuna.create_study(study_name="mine", direction="maximize")
+    study.add_trial(create_trial(params={"optimizer.lr": 0.01}, distributions=LR, value=0.5))
+    settings = {"monitor": "val/acc1", "trainer.limit_train_batches": then}
+    study.set_user_attr("settings", settings)
+    check_settings(study, {**settings, "trainer.limit_train_batches": now}, {**LR}, tmp_path)
+    assert (f"trainer.limit_train_batches{told}\n" if told else "") == capsys.readouterr().out.rpartition(": ")[2]
+
+
+def test_what_was_fixed_and_is_drawn_now_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study = optuna.create_study(study_name="mine", direction="maximize")
+    study.add_trial(create_trial(params={"optimizer.lr": 0.01}, distributions=LR, value=0.5))
+    study.set_user_attr("settings", {"monitor": "val/acc1", "seed": 1, "choices.model": "vgg"})
+    space = {"seed": optuna.distributions.IntUniformDistribution(0, 9),
+             "model": optuna.distributions.CategoricalDistribution(["vgg", "alexnet"])}  # fmt: skip
+    check_settings(study, {"monitor": "val/acc1", "optimizer.lr": 0.02}, space, tmp_path)
+    told = "than they draw: model drawn (there vgg), optimizer.lr=0.02 (there drawn), seed drawn (there 1)\n"
+    assert capsys.readouterr().out.endswith(told)
+
+
+def test_a_study_of_an_older_version_keeps_its_metric(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Which a word of its command says, or the config of a run of its."""
+
+    def older(**more: object) -> optuna.Study:
+        study = optuna.create_study(study_name="mine", direction="maximize")
+        study.add_trial(create_trial(params={"optimizer.lr": 0.01}, distributions=LR, value=0.5, **more))
+        return study
+
+    now = {"monitor": "val/acc1"}
+    check_settings(older(), now, {**LR}, tmp_path)
+    told = "warning: study mine does not say what its values are: they are taken for monitor=val/acc1\n"
+    assert capsys.readouterr().out == told
+    with pytest.raises(UserError, match="the values of that study are val/acc5, and monitor=val/acc1 here"):
+        check_settings(older(user_attrs={"monitor": "val/acc5"}), now, {**LR}, tmp_path)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0/config.yaml").write_text("monitor: val/acc5\n")
+    study = older()
+    with pytest.raises(UserError, match="the values of that study are val/acc5, and monitor=val/acc1 here"):
+        check_settings(study, now, {**LR}, tmp_path)
+    check_settings(study, {"monitor": "val/acc5"}, {**LR}, tmp_path)
+    assert capsys.readouterr().out == ""
+    assert study.user_attrs["settings"] == {"monitor": "val/acc5"}
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["range(1,5)", "range(1,5,step=2)", "range(0.1,0.5,step=0.2)", "tag(log,int(interval(1,64)))", "interval(1.0,5.0)",
+     "tag(log,interval(0.001,0.1))", "choice(true,2)", "null,0.5", "choice(sgd,adamw)"],
+)  # fmt: skip
+def test_a_distribution_is_written_as_the_word_that_makes_it(word: str) -> None:
+    kind = create_params_from_overrides([f"key={word}"])[0]["key"]
+    assert written(kind) == word
+    for other in ("int(interval(1,5))", "int(tag(log,interval(1,64)))"):
+        kind = create_params_from_overrides([f"key={other}"])[0]["key"]
+        assert create_params_from_overrides([f"key={written(kind)}"])[0]["key"] == kind
+
+
+def test_of_a_keys_words_the_last_one_counts() -> None:
+    """Also where it is fixed in the sweep's file, and however many + it has."""
+    sweep = StudySweep(None, "maximize", None, "mine", 1, 1, 1.0, None, None, OmegaConf.create(
+        {"seed": 3, "optimizer.lr": "interval(0.1,0.2)", "label_smoothing": "interval(0,0.1)"}
+    ))  # fmt: skip
+    space, fixed = sweep._space(["seed=range(5,9)", "++optimizer.lr=tag(log,interval(0.001,0.1))", "label_smoothing=0"])
+    assert fixed == {"label_smoothing": "0"}
+    assert space == {"seed": optuna.distributions.IntUniformDistribution(5, 9), "++optimizer.lr": LR["optimizer.lr"]}
+
+
+def test_a_dry_run_of_a_study_checks_whether_it_may_go_on(shapes: Path, begun: Path) -> None:
+    before = (begun / "optuna.db").read_bytes()
+    for more, told in (("monitor=val/acc5", "the values of that study are val/acc1, and monitor=val/acc5 here: give"),
+                       ("optimizer.lr=interval(0.001,0.1)", "study mine has drawn it from tag(log,")):  # fmt: skip
+        done = command(*words(shapes, begun, *GOES_ON, "hydra.sweeper.n_trials=2", "dry_run=true", more))
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert told in done.stderr
+    done = command(*words(shapes, begun, *GOES_ON, "dry_run=true", "label_smoothing=0.1"))
+    assert done.returncode == 0, done.stderr
+    assert "warning: study mine was begun with other settings" in done.stdout
+    assert (begun / "optuna.db").read_bytes() == before
+
+
+def test_a_wrong_value_that_is_to_be_recorded_needs_no_traceback(tmp_path: Path) -> None:
+    """With keep_going no value was checked when the study looks at its settings; a dry run records nothing."""
+    wrong = ["data.class_names=5", "sweep.keep_going=true", "hydra.sweeper.n_trials=1", "dry_run=true"]
+    done = command("train.py", "-m", "sweep=optuna", "logger=csv", f"paths.logs={tmp_path}", *wrong)
+    assert done.returncode == 1, done.stdout
+    assert "data.class_names=5: must be " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.rglob("*.yaml")) == []
+    assert not list(tmp_path.glob("train/multiruns/*/*"))
 
 
 def test_a_study_that_is_new_names_those_that_it_may_have_been(shapes: Path, tmp_path: Path) -> None:
@@ -297,12 +401,71 @@ def test_a_study_has_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.M
         assert [path.name for path in (tmp_path / "logs").iterdir()] == ["optuna.db.mine.lock"]
     assert list((tmp_path / "logs").iterdir()) == [], "nothing is left"
     server = "postgresql://host/studies"
-    taken = pytest.raises(UserError, match="another process")
+    taken = pytest.raises(UserError, match="another process is at")
     with only_one(server, "mine"), only_one(server, "other"), taken, only_one(server, "mine"):
         pass
     for nobodys in (None, "sqlite://", "sqlite:///:memory:"):
         with only_one(nobodys, None):
             pass
+
+
+def test_file_systems_without_locks_have_one_process_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """By a lock in the folder for temporary files; where there is none either, that is told."""
+    storage, lock, nowhere = f"sqlite:///{tmp_path}/optuna.db", fcntl.flock, [tmp_path]
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+    def locked(opened: int, how: int) -> None:
+        if Path(f"/proc/self/fd/{opened}").resolve().parent in nowhere:
+            raise OSError(errno.ENOLCK, "No locks available")
+        lock(opened, how)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    taken = pytest.raises(UserError, match="another process is at that study")
+    with only_one(storage, "mine"), taken, only_one(storage, "mine"):
+        pass
+    assert list(tmp_path.rglob("*.lock")) == []
+    nowhere.append(tmp_path / "temporary")
+    with only_one(storage, "mine"):
+        assert capsys.readouterr().out.startswith("warning: no file system here has locks: see that no other process")
+
+
+def test_another_users_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "optuna.db.mine.lock"
+    path.touch()
+
+    def denied(*given: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    told = pytest.raises(UserError, match=f"another user's process is at that study: wait for it, remove {path} ")
+    with told, only_one(f"sqlite:///{tmp_path}/optuna.db", "mine"):
+        pass
+    path.unlink()
+    with pytest.raises(PermissionError), only_one(f"sqlite:///{tmp_path}/optuna.db", "mine"):
+        pass
+
+
+def test_sqlites_own_addresses_are_known(tmp_path: Path) -> None:
+    """file:PATH with uri=true."""
+    for path in (f"file:{tmp_path}/optuna.db", f"file://{tmp_path}/optuna.db", f"file://localhost{tmp_path}/optuna.db"):
+        storage = f"sqlite:///{path}?uri=true"
+        assert not there(storage)
+        with only_one(storage, "mine"):
+            assert [each.name for each in tmp_path.iterdir()] == ["optuna.db.mine.lock"]
+    optuna.create_study(study_name="mine", storage=patient(f"sqlite:///file:{tmp_path}/optuna.db?uri=true"))
+    assert there(f"sqlite:///file:{tmp_path}/optuna.db?uri=true")
+    assert not there("sqlite:///file:optuna?mode=memory&uri=true")
+
+
+def test_another_optunas_storage_is_told() -> None:
+    told = pytest.raises(UserError, match=r"storage=sqlite:///x.db: it does not answer .*: try again, or give another")
+    with told, reached("sqlite:///x.db"):
+        raise RuntimeError("The runtime optuna version 2.10.1 is no longer compatible with the table schema (set up by")
+    with pytest.raises(RuntimeError), reached("sqlite:///x.db"):
+        raise RuntimeError("of anything else")
 
 
 def test_a_storage_that_does_not_answer_is_told(shapes: Path, tmp_path: Path) -> None:
@@ -316,7 +479,7 @@ def test_a_storage_that_does_not_answer_is_told(shapes: Path, tmp_path: Path) ->
     assert f"hydra.sweeper.storage={storage}: it does not answer (" in done.stderr
     assert "database is locked): try again, or give another." in done.stderr
     for address, told in (
-        (f"sqlite:///{tmp_path}/none/x.db", f"x.db?timeout=60: there is no folder {tmp_path}/none: make it, or give"),
+        (f"sqlite:///{tmp_path}/none/x.db", f"x.db: there is no folder {tmp_path}/none: make it, or give"),
         ("oracle://host/x", "storage=oracle://host/x: it does not answer (No module named 'cx_Oracle'): try again"),
     ):
         done = command(*words(shapes, tmp_path, f"hydra.sweeper.storage={address}"))
@@ -371,6 +534,58 @@ def test_a_storage_that_is_locked_costs_no_trial(tmp_path: Path, caplog: pytest.
     trainer.current_epoch = 1
     callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
     assert trials(tmp_path, "mine")[0].intermediate_values == {1: 0.5}
+
+
+def test_a_storage_that_is_locked_when_a_trial_begins_costs_no_trial(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = f"sqlite:///{tmp_path}/optuna.db?timeout=0.05"
+    study = optuna.create_study(study_name="mine", storage=storage, direction="maximize")
+    place = sweeps.Trial(storage, "mine", 0, study.ask()._trial_id)
+    callback = Pruning(place, optuna.pruners.NopPruner(), "val/acc1")
+    trainer = SimpleNamespace(
+        is_global_zero=True, sanity_checking=False, state=SimpleNamespace(fn="fit"), current_epoch=0, max_epochs=3,
+        callback_metrics={"val/acc1": 0.5}, strategy=SimpleNamespace(broadcast=bool), should_stop=False,
+    )  # fmt: skip
+    with sqlite3.connect(tmp_path / "optuna.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        callback.on_fit_start(trainer, None)  # type: ignore[arg-type]
+        other.execute("ROLLBACK")
+    assert "mine could not be asked, and this trial goes on unpruned: database is locked" in caplog.text
+    callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    assert not trainer.should_stop
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_storage_that_is_locked_at_a_trials_end_hides_nothing(
+    ends: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What ended the trial is told, and of one that was well that the storage does not answer."""
+    storage = f"sqlite:///{tmp_path}/optuna.db?timeout=0.05"
+    study = optuna.create_study(study_name="mine", storage=storage, direction="maximize")
+    sweep = StudySweep(None, "maximize", storage, "mine", 1, 1, 1.0, None, None, None)
+    sweep.given = storage
+    sweep.config = OmegaConf.create({"sweep": {}, "trainer": {"max_epochs": 1}, "monitor": "val/acc1"})
+    other = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
+
+    def launch(words: list[object], initial_job_idx: int) -> list[SimpleNamespace]:
+        other.execute("BEGIN EXCLUSIVE")
+        if not ends:
+            raise KeyboardInterrupt
+        return [SimpleNamespace(return_value=0.5)]
+
+    sweep.launcher = SimpleNamespace(launch=launch)
+    with pytest.raises(UserError if ends else KeyboardInterrupt) as told:
+        sweep._run(study, {**LR}, {})
+    other.execute("ROLLBACK")
+    warned = (
+        "warning: trial 0 is marked as failed when the study goes on ((sqlite3.OperationalError) database is locked)"
+    )
+    if ends:
+        assert f"hydra.sweeper.storage={storage}: it does not answer (" in str(told.value)
+    else:
+        assert capsys.readouterr().out == f"{warned}\n"
+    assert trials(tmp_path, "mine")[0].state == TrialState.RUNNING
 
 
 def test_the_place_of_a_trial_is_told_to_its_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:

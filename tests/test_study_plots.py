@@ -78,3 +78,15 @@ def test_a_best_line_follows_the_finished_trials() -> None:
     without = [point for point in points if not point.pruned]
     assert np.any(np.asarray(history(points, "m", True)) != np.asarray(history(without, "m", True)))
     assert np.any(np.asarray(history(without, "m", True)) != np.asarray(history(without, "m", False)))
+
+
+def test_an_option_that_was_pruned_alone_is_no_share() -> None:
+    """A parameter that no finished trial has explains nothing of them, and the others are drawn."""
+    points = [p for p in study(12) if not p.pruned]
+    lone = Point(99, 0.1, {"decay": 0.1}, pruned=True)
+    drawn, without = (importances(each, parameters, "val/acc1") for each, parameters in
+                      (([*points, lone], [RATE, MODEL, Parameter("decay")]), (points, [RATE, MODEL])))  # fmt: skip
+    assert drawn is not None
+    assert without is not None
+    assert np.array_equal(np.asarray(drawn), np.asarray(without))
+    assert importances([*points, lone], [Parameter("decay")], "val/acc1") is None

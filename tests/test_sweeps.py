@@ -129,7 +129,13 @@ def test_a_sweep_that_is_only_shown_leaves_nothing(shapes: Path, tmp_path: Path)
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep/notes.txt").write_text("mine")
     command("train.py", "-m", *words, "seed=0,1", "dry_run=true", sweep)
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"notes.txt"}
+    (tmp_path / "sweep/multirun.yaml").write_text("mine")
+    deep = "hydra.sweep.subdir=a/${hydra.job.num}/b"
+    done = command("train.py", "-m", *words, "seed=0,x", "dry_run=true", "sweep.keep_going=true", sweep, deep)
+    assert done.returncode == 1, done.stderr
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"notes.txt", "multirun.yaml"}
+    assert (tmp_path / "sweep/multirun.yaml").read_text() == "mine"
 
 
 def test_a_key_that_a_group_lacks_is_no_group(tmp_path: Path) -> None:

@@ -181,8 +181,8 @@ class WandbServer(ThreadingHTTPServer):
             self.sweeps[name] = Sweep(name, v["config"])
             project = {"id": "p", "name": v.get("projectName"), "entity": {"id": "e", "name": "tester"}}
             return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
-        if operation == "SweepWithRuns":
-            sweep = self.sweeps.get(v["sweep"])
+        if operation in ("SweepWithRuns", "GetSweep"):  # the second of wandb.Api().sweep(path)
+            sweep = self.sweeps.get(v.get("sweep") or v["name"])
             told = sweep and {"id": sweep.name, "name": sweep.name, "config": sweep.text, "runs": {"edges": []}}
             return {"project": {"sweep": told}}
         if operation == "CreateAgent":

@@ -47,9 +47,9 @@ class BatchAugment:
         self.pca, self.erase = pca, erase
         mixes: list[v2.Transform] = []
         if mixup > 0:
-            mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+            mixes.append(v2.MixUp(alpha=float(mixup), num_classes=num_classes))
         if cutmix > 0:
-            mixes.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+            mixes.append(v2.CutMix(alpha=float(cutmix), num_classes=num_classes))
         self.mix = v2.RandomChoice(mixes) if mixes else None
         lengths = torch.tensor(PCA_EIGENVALUES)
         self.axes = torch.tensor(PCA_EIGENVECTORS) * (lengths if pca_by == "eigenvalues" else lengths.sqrt())

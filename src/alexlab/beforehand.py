@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alexlab import rules
+from alexlab import rules, sweeps
 from alexlab.errors import UserError
 
 RULES_OF = {
@@ -85,6 +85,7 @@ def check_jobs_of(command: str, fill_in: FillIn) -> None:
                 wrong.setdefault(mistake, []).append(number)
         if wrong:
             raise UserError(_told(wrong, len(all_words)))
+        sweeps.keep_note(Path(self.config.hydra.sweep.dir))  # Hydra writes one next
         return batches
 
     sweeper.split_arguments = split_arguments

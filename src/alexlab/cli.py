@@ -1,7 +1,6 @@
 """The one Hydra wrapper of train.py and its sister scripts: composes the config, agrees on the run's directory, and
 turns a user's mistake into one screen and exit code 2. Light: nothing heavy is imported before the task runs."""
 
-import contextlib
 import difflib
 import os
 import re
@@ -17,7 +16,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexlab import beforehand, help, secrecy, sweeps, words
+from alexlab import beforehand, help, refound, secrecy, sweeps, words
 from alexlab import config as configs
 from alexlab.config import CONF, ROOT
 from alexlab.errors import RunFailedError, UserError, mistake
@@ -64,8 +63,8 @@ class Jobs:
         mistake: of the one job; Hydra would print all overrides before it.
     """
 
-    def __init__(self, task: Callable[[DictConfig], Any]) -> None:
-        self.task = task
+    def __init__(self, task: Callable[[DictConfig], Any], command: str) -> None:
+        self.task, self.command = task, command
         self.sweeps: dict[str, bool] = {}
         self.failed: list[str] = []
         self.mistake: Exception | None = None
@@ -85,9 +84,7 @@ class Jobs:
                 raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
             sweeps.check_agent(config)
             if sweeps.given and "data" in config:
-                from alexlab.identity import for_others
-
-                sweeps.check_given(for_others(configs.resolved(config)))
+                refound.check(config, self.command)
             resumed = OmegaConf.select(config, "resume.run")
             if sweeping and resumed not in (None, "auto"):
                 raise UserError(f"resume={resumed} goes on with one run, and -m starts many: leave one of them out.")
@@ -110,9 +107,7 @@ class Jobs:
             self._failed(config, error, hydra_config.job.num if sweeping else None)
             return None
         finally:
-            if Path(config.run_dir) != Path.cwd():
-                with contextlib.suppress(OSError):  # it holds something
-                    Path(config.run_dir).rmdir()
+            sweeps.remove_empty(Path(config.run_dir), Path(hydra_config.sweep.dir) if sweeping else None)
 
     def show(self, sweep: str) -> None:
         """The table of a sweep's jobs, the best first."""
@@ -157,7 +152,7 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     if secret:  # before Hydra, which keeps a sweep's words
         _leave("\n  ".join(secret), 2)
     register_resolvers("" if wants_help else _stamp())
-    jobs = Jobs(task)
+    jobs = Jobs(task, config_name)
 
     def job(config: DictConfig) -> Any:
         return jobs.run(config)

@@ -58,7 +58,7 @@ def resolved(config: DictConfig) -> DictConfig:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain["data"]["root"] = os.path.abspath(os.path.expanduser(str(plain["data"]["root"])))  # noqa: PTH100, PTH111
     names = plain["data"].get("class_names")
-    if names is not None and os.path.isfile(os.path.expanduser(names)):  # noqa: PTH113, PTH111
+    if isinstance(names, str) and os.path.isfile(os.path.expanduser(names)):  # noqa: PTH113, PTH111
         plain["data"]["class_names"] = os.path.abspath(os.path.expanduser(names))  # noqa: PTH100, PTH111
     return create(plain)
 

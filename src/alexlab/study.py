@@ -40,37 +40,65 @@ class StudySweep(OptunaSweeperImpl):
         self._check()
         space, fixed = self._space(arguments)
         settings = self._check_values(space, fixed)
-        # of a dry run nothing stays
-        self.storage = None if self.config.get("dry_run") else terms.patient(self.storage)
-        with terms.only_one(self.storage, self.study_name):
-            with terms.reached(self.storage):
+        self.given, folder = self.storage, Path(self.config.hydra.sweep.dir)
+        self.storage = terms.patient(self.given)
+        if self.config.get("dry_run"):
+            self._look(settings, space)
+            self.storage = None  # of a dry run nothing stays
+        with terms.only_one(self.storage and self.given, self.study_name):
+            with terms.reached(self.given):
                 study = self._study()
                 settled = self._settle(study)
-                terms.check_settings(study, settings)
+                terms.check_settings(study, settings, space, folder)
                 terms.check_space(study, space)
                 number = self._begin(study, settled)
             for _ in range(self.n_trials - number):
-                trial = study.ask()
-                try:
-                    words = self._configure_trials([trial], space, fixed)
-                    sweeps.current = sweeps.Trial(self.storage, study.study_name, trial.number, trial._trial_id)
-                    (job,) = self.launcher.launch(words, initial_job_idx=trial.number)
-                    value = job.return_value
-                except BaseException:
-                    study.tell(trial, state=TrialState.FAIL)
-                    raise
-                finally:
-                    sweeps.current = None
-                if self.storage:  # a study looks at its own trials once, and the job has written to this one
-                    study = self._study()
-                if sweeps.PRUNED in study.trials[trial.number].user_attrs:
-                    study.tell(trial.number, state=TrialState.PRUNED)  # its value is the last that was reported
-                else:
-                    study.tell(trial.number, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
-            self._end(study)
+                study = self._run(study, space, fixed)
+            with terms.reached(self.given):
+                self._end(study)
+
+    def _look(self, settings: dict[str, Any], space: terms.Space) -> None:
+        """Check, for a command that is only shown, whether it may go on with a study that is there."""
+        if self.storage is None or not terms.there(self.storage):
+            return
+        with terms.reached(self.given):
+            names = [each.study_name for each in optuna.get_all_study_summaries(self.storage)]
+            if self.study_name in names:
+                study = self._study()
+                terms.check_settings(study, settings, space, Path(self.config.hydra.sweep.dir), keep=False)
+                terms.check_space(study, space)
+
+    def _run(self, study: Study, space: terms.Space, fixed: dict[str, Any]) -> Study:
+        """One trial, until the study has been told of it. Returns the study, which knows of that."""
+        assert self.launcher is not None
+        with terms.reached(self.given):
+            trial = study.ask()
+        try:
+            with terms.reached(self.given):
+                words = self._configure_trials([trial], space, fixed)
+            sweeps.current = sweeps.Trial(self.storage, study.study_name, trial.number, trial._trial_id)
+            (job,) = self.launcher.launch(words, initial_job_idx=trial.number)
+            value = job.return_value
+        except BaseException:
+            try:
+                study.tell(trial, state=TrialState.FAIL)
+            except terms.UNREACHED as error:  # what ended the trial is what is to be told
+                why = str(error.__cause__ or error).splitlines()[0]
+                print(f"warning: trial {trial.number} is marked as failed when the study goes on ({why})", flush=True)
+            raise
+        finally:
+            sweeps.current = None
+        with terms.reached(self.given):
+            if self.storage:  # a study looks at its own trials once, and the job has written to this one
+                study = self._study()
+            if sweeps.PRUNED in study.trials[trial.number].user_attrs:
+                study.tell(trial.number, state=TrialState.PRUNED)  # its value is the last that was reported
+            else:
+                study.tell(trial.number, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+        return study
 
     def _space(self, arguments: list[str]) -> tuple[terms.Space, dict[str, Any]]:
-        """What the trials' values are drawn from, and those that are fixed."""
+        """What the trials' values are drawn from, and those that are fixed; of a key's words the last one counts."""
         self._process_searchspace_config()
         drawn: terms.Space = dict(self.search_space_distributions or {})
         fixed: dict[str, Any] = {}
@@ -82,8 +110,12 @@ class StudySweep(OptunaSweeperImpl):
                     f"{word}: nothing can be drawn from that ({str(error).splitlines()[0]}): write interval(LOW,HIGH), "
                     "tag(log,interval(LOW,HIGH)) with LOW above 0, range(FROM,TO) or choice(A,B)."
                 ) from None
+            for name in {**its, **others}:
+                for values, now in ((drawn, its), (fixed, others)):
+                    for same in [each for each in values if each.lstrip("+") == name.lstrip("+") and each not in now]:
+                        del values[same]
             drawn, fixed = {**drawn, **its}, {**fixed, **others}
-        return {name: kind for name, kind in drawn.items() if name not in fixed}, fixed
+        return drawn, fixed
 
     def _check_values(self, space: terms.Space, fixed: dict[str, Any]) -> dict[str, Any]:
         """The settings that all trials share.
@@ -183,11 +215,11 @@ class StudySweep(OptunaSweeperImpl):
     def _settle(self, study: Study) -> list[str]:
         """Tell the study what became of trials that an earlier process did not: of one whose run had ended, how it
         did; else that it failed. Returns the same in words."""
-        said = []
+        said, folder = [], Path(self.config.hydra.sweep.dir)
         for trial in study.trials:
             if trial.state not in (TrialState.RUNNING, TrialState.WAITING):
                 continue
-            ended = self._ended(trial, terms.metric_of(study) or self.config.monitor)
+            ended = self._ended(trial, terms.metric_of(study, folder) or self.config.monitor)
             if ended is None:
                 study.tell(trial.number, state=TrialState.FAIL)
                 said.append(f"trial {trial.number} had not ended: marked as failed")

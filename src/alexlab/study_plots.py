@@ -67,9 +67,11 @@ def history(points: Sequence[Point], metric: str, maximize: bool) -> Image.Image
 
 
 def importances(points: Sequence[Point], parameters: Sequence[Parameter], metric: str) -> Image.Image | None:
-    """How much of the finished trials' variance each parameter explains; None of fewer than LEAST trials."""
+    """How much of the finished trials' variance each parameter explains, of those that one of them
+    has; None without any, and of fewer than LEAST trials."""
     whole = [point for point in points if not point.pruned]
-    if len(whole) < LEAST:
+    parameters = [parameter for parameter in parameters if any(parameter.name in p.params for p in whole)]
+    if len(whole) < LEAST or not parameters:
         return None
     shares = sorted((explained(whole, parameter), parameter.name) for parameter in parameters)
     figure = _figure(6.5, 1.4 + 0.35 * len(shares))

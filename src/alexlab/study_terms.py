@@ -1,6 +1,7 @@
 """Whether a command may go on with a study: who is at its storage, what it was begun with, what it draws from."""
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
@@ -8,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from omegaconf import DictConfig
 from optuna import distributions as kinds
@@ -29,6 +30,8 @@ Space = dict[str, BaseDistribution]
 SETTINGS = "settings"  # the study's attribute that has what it was begun with
 WAITS = 60  # seconds for a file that another process has locked; SQLite's own 5 are few on a shared disk
 SHOWN = 8  # settings, for one line
+UNREACHED = (StorageInternalError, SQLAlchemyError)
+TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # of a lock; others say that a file system has none
 OPEN = (kinds.UniformDistribution, kinds.LogUniformDistribution)  # which never draw their upper end
 
 
@@ -44,27 +47,45 @@ def patient(storage: str | None) -> str | None:
 
 
 def _address(storage: str | None) -> URL | None:
+    if storage is None:
+        return None
     try:
-        return make_url(storage) if storage else None
+        if isinstance(storage, str):
+            return make_url(storage)
     except ArgumentError:
-        raise UserError(
-            f"hydra.sweeper.storage={storage}: must be an address such as sqlite:///logs/optuna.db, or null."
-        ) from None
+        pass
+    raise UserError(f"hydra.sweeper.storage={storage}: must be an address such as sqlite:///logs/optuna.db, or null.")
 
 
 def _file(url: URL) -> Path | None:
     """SQLite's; None where it is in the memory, and of a server's address."""
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+    name = url.database or ""
+    if url.get_backend_name() != "sqlite" or name in ("", ":memory:"):
         return None
-    return Path(str(url.database)).resolve()
+    if name.startswith("file:") and str(url.query.get("uri")).lower() in ("true", "1", "yes", "on"):  # SQLite's own
+        name = unquote(name.removeprefix("file:"))
+        name = f"/{name.lstrip('/').removeprefix('localhost/')}" if name.startswith("//") else name
+        if name in ("", ":memory:") or url.query.get("mode") == "memory":
+            return None
+    return Path(name).resolve()
+
+
+def there(storage: str) -> bool:
+    """Whether there may be a study in it; an SQLite file is not made to look."""
+    url = _address(storage)
+    file = _file(url) if url is not None else None
+    return file.is_file() if file is not None else url is not None and url.get_backend_name() != "sqlite"
 
 
 @contextlib.contextmanager
 def reached(storage: str | None) -> Iterator[None]:
-    """Raises UserError where the storage does not answer: it needs another package, is locked or not to be written."""
+    """Raises UserError where the storage does not answer: it needs another package, is locked or not to be written, or
+    another Optuna has made it."""
     try:
         yield
-    except (ImportError, StorageInternalError, SQLAlchemyError) as error:
+    except (ImportError, RuntimeError, *UNREACHED) as error:
+        if isinstance(error, RuntimeError) and "table schema" not in str(error):
+            raise
         why = str(error.__cause__ or error).splitlines()[0]
         raise UserError(
             f"hydra.sweeper.storage={_address(storage)!r}: it does not answer ({why}): try again, or give another."
@@ -91,13 +112,28 @@ def only_one(storage: str | None, name: str | None) -> Iterator[None]:
     file = _file(url)
     if file is not None and not file.parent.is_dir():
         raise UserError(f"hydra.sweeper.storage={storage}: there is no folder {file.parent}: make it, or give another.")
+    known_by = _hashed(f"{file or storage}\n{name}")
+    paths = [Path(tempfile.gettempdir(), f"alexlab-study-{os.getuid()}-{known_by}.lock")]
     if file is not None:
         told = quote(name, safe="")
-        path = file.with_name(f"{file.name}.{told if len(told) <= 100 else _hashed(name)}.lock")
+        paths.insert(0, file.with_name(f"{file.name}.{told if len(told) <= 100 else _hashed(name)}.lock"))
+    for path in paths:
+        try:
+            opened = _taken(path, fcntl)
+            break
+        except NoLocksError:
+            continue
+        except PermissionError:
+            if not path.exists():
+                raise
+            raise UserError(
+                f"hydra.sweeper.study_name={name}: another user's process is at that study: wait for it, remove {path} "
+                "where none is left, or choose another name."
+            ) from None
     else:
-        known_by = _hashed(f"{storage}\n{name}")
-        path = Path(tempfile.gettempdir(), f"alexlab-study-{os.getuid()}-{known_by}.lock")
-    opened = _taken(path, fcntl)
+        print(f"warning: no file system here has locks: see that no other process is at study {name}.", flush=True)
+        yield
+        return
     if opened is None:
         raise UserError(
             f"hydra.sweeper.study_name={name}: another process is at that study: wait for it, or choose another name."
@@ -113,15 +149,26 @@ def _hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class NoLocksError(Exception):
+    """The file system has none, as some in networks."""
+
+
 def _taken(path: Path, fcntl: Any) -> int | None:
-    """The lock's file, opened and locked; None where another process has it."""
+    """The lock's file, opened and locked; None where another process has it.
+
+    Raises:
+        NoLocksError: no file can be locked there.
+    """
     while True:
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(opened)
-            return None
+            if error.errno in TAKEN:
+                return None
+            path.unlink(missing_ok=True)
+            raise NoLocksError from error
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(opened)):
                 return opened
@@ -147,38 +194,73 @@ def kept(config: DictConfig, space: Space) -> dict[str, Any]:
     }
 
 
-def metric_of(study: Study) -> str | None:
-    """What its trials' values are; None of one that has not been begun here."""
+def metric_of(study: Study, folder: Path) -> str | None:
+    """What its trials' values are; of a study that an older version began, what its command line or its first run's
+    config says. None where neither does.
+
+    Args:
+        folder: the study's, with its runs.
+    """
     settings = study.user_attrs.get(SETTINGS)
-    return settings["monitor"] if settings else None
+    if settings:
+        return str(settings["monitor"])
+    for trial in study.trials:
+        told = next((value for key, value in trial.user_attrs.items() if key.lstrip("+") == "monitor"), None)
+        with contextlib.suppress(UserError, OSError, AttributeError):
+            told = told or configs.read(folder / str(trial.number) / "config.yaml").get("monitor")
+        if isinstance(told, str):
+            return told
+    return None
 
 
-def check_settings(study: Study, now: dict[str, Any]) -> None:
+def check_settings(study: Study, now: dict[str, Any], space: Space, folder: Path, keep: bool = True) -> None:
     """Let a study that holds no value take the settings `now`, and name those that differ from an earlier command's.
+
+    Args:
+        space: what is drawn now.
+        folder: the study's.
+        keep: write to the study, as a command that is only shown does not.
 
     Raises:
         UserError: its values are another metric's.
     """
-    then = study.user_attrs.get(SETTINGS)
-    if then is None or all(trial.state == TrialState.FAIL for trial in study.trials):
-        study.set_user_attr(SETTINGS, now)
-        return
-    if then["monitor"] != now["monitor"]:
-        raise UserError(
-            f"hydra.sweeper.study_name={study.study_name}: the values of that study are {then['monitor']}, and "
-            f"monitor={now['monitor']} here: give monitor={then['monitor']}, or choose another name for another metric."
+    then: dict[str, Any] = study.user_attrs.get(SETTINGS) or {}
+    held = [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    metric = metric_of(study, folder) if held else now["monitor"]
+    if metric is None:
+        print(
+            f"warning: study {study.study_name} does not say what its values are: they are taken for "
+            f"monitor={now['monitor']}",
+            flush=True,
         )
+    elif metric != now["monitor"]:
+        raise UserError(
+            f"hydra.sweeper.study_name={study.study_name}: the values of that study are {metric}, and "
+            f"monitor={now['monitor']} here: give monitor={metric}, or choose another name for another metric."
+        )
+    if keep and not (then and held):
+        study.set_user_attr(SETTINGS, now)
+    if not held:
+        return
     # what one alone has, an option brings that differs itself
-    differ = [
-        f"{key}={shown(now[key])} (there {shown(then[key])})"
-        for key in sorted({*then} & {*now})
-        if same_as(then[key]) != same_as(now[key])
-    ]
+    differ = {
+        key: f"{key}={shown(now[key])} (there {shown(then[key])})"
+        for key in {*then} & {*now}
+        if same_as(then[key], key) != same_as(now[key], key)
+    }
+    before = {name.lstrip("+") for trial in held for name in trial.params}
+    drawn = {name.lstrip("+") for name in space}
+    for name in before - drawn:
+        value = now.get(name, now.get(f"choices.{name}"))
+        differ[name] = f"{name}{' not drawn' if value is None else f'={shown(value)}'} (there drawn)"
+    for name in drawn - before:
+        value = then.get(name, then.get(f"choices.{name}"))
+        differ[name] = f"{name} drawn (there {'not' if value is None else shown(value)})"
     if differ:
         more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
         print(
             f"warning: study {study.study_name} was begun with other settings, and trials are compared that differ in "
-            f"more than they draw: {', '.join(differ[:SHOWN])}{more}",
+            f"more than they draw: {', '.join([differ[key] for key in sorted(differ)][:SHOWN])}{more}",
             flush=True,
         )
 
@@ -204,15 +286,19 @@ def check_space(study: Study, space: Space) -> None:
 def written(kind: BaseDistribution) -> str:
     """A distribution as a word of the command line has it."""
     if isinstance(kind, CategoricalDistribution):
-        return f"choice({','.join(map(str, kind.choices))})"
+        words = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in kind.choices]
+        if "null" in words:  # which choice() does not take
+            return ",".join(words)
+        return f"choice({','.join(words)})"
     low, high = kind.low, kind.high  # type: ignore[attr-defined]
     if isinstance(kind, kinds.DiscreteUniformDistribution):
         return f"range({low},{high},step={kind.q})"
-    if getattr(kind, "step", 1) != 1:
-        return f"range({low},{high},step={kind.step})"  # type: ignore[attr-defined]
+    if isinstance(kind, kinds.IntUniformDistribution):
+        return f"range({low},{high}{'' if kind.step == 1 else f',step={kind.step}'})"
+    if isinstance(kind, kinds.IntLogUniformDistribution):
+        return f"tag(log,int(interval({low},{high})))"
     interval = f"interval({low},{high})"
-    log = isinstance(kind, kinds.LogUniformDistribution | kinds.IntLogUniformDistribution)
-    return f"tag(log,{interval})" if log else interval
+    return f"tag(log,{interval})" if isinstance(kind, kinds.LogUniformDistribution) else interval
 
 
 def extremes(space: Space) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

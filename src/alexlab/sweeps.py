@@ -101,55 +101,6 @@ def check_agent(config: DictConfig) -> None:
         )
 
 
-# by the time W&B is told, a run that they name has become a checkpoint of its, or null
-PLACES = ("init_from", "ckpt_path", "resume.run", "from_run", "from_wandb")
-
-
-def check_given(told: dict[str, Any]) -> None:
-    """W&B's search looks for the values that it has given in what a run tells it of its config, and would never come to
-    an end where they differ there.
-
-    Args:
-        told: the config as W&B is told.
-
-    Raises:
-        UserError: a value is told as another.
-    """
-    seen = configs.flat(told)
-    for key, value in given.items():
-        known = seen.get(key)
-        if value is None or (key not in PLACES and _searched(value) == _searched(known, whole=True)):
-            continue
-        known = "of a checkpoint, or nothing" if key in PLACES else known
-        lost = f"{key}={value}: W&B is told {known}, and its search would not find again what it has given: "
-        if isinstance(value, list) and _searched(value, whole=True) == _searched(known, whole=True):
-            raise UserError(f"{lost}in the sweep's file write whole numbers in lists without a point, 1 for 1.0.")
-        if isinstance(value, str) and isinstance(known, int | float):
-            raise UserError(f"{lost}it is a text in the sweep's file: write {known} there.")
-        group = key.split(".")[0]
-        group = group if (CONF / group).is_dir() else "experiment"
-        raise UserError(
-            f"{lost}of a path it is the last part. One that all runs share goes to the end of the sweep's command, as "
-            f"- {key}=PATH; others into options of a group, choices: {{parameters: {{{group}: {{values: [A, B]}}}}}} "
-            f"with conf/{group}/A.yaml."
-        )
-
-
-def _searched(value: Any, whole: bool = False) -> str:
-    """A value as W&B's search compares them: 1.0 is 1, but within lists.
-
-    Args:
-        whole: within lists, too, as in what it has of a run.
-    """
-
-    def changed(item: Any, top: bool) -> Any:
-        if isinstance(item, list):
-            return [changed(each, whole) for each in item]
-        return int(item) if top and isinstance(item, float) and item.is_integer() else item
-
-    return json.dumps(changed(value, True), sort_keys=True, default=str)
-
-
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
@@ -181,7 +132,10 @@ def check_words(words: list[str]) -> None:
 
 
 def record_failure(config: DictConfig, error: Exception) -> None:
-    """A job of a sweep that failed before it could say so itself is a run that failed, too."""
+    """A job of a sweep that failed before it could say so itself is a run that failed, too; unless it was to be shown
+    alone."""
+    if config.get("dry_run") is True:
+        return
     run_dir = Path(config.run_dir)
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -192,11 +146,32 @@ def record_failure(config: DictConfig, error: Exception) -> None:
             (run_dir / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
+def remove_empty(run_dir: Path, sweep: Path | None) -> None:
+    """Remove the folder of a job that left nothing in it, and those between it and its sweep's."""
+    top = sweep.resolve() if sweep is not None else run_dir
+    with contextlib.suppress(OSError):  # it holds something
+        for folder in [run_dir, *(parent for parent in run_dir.parents if top in parent.parents)]:
+            if folder != Path.cwd():
+                folder.rmdir()
+
+
+notes: dict[Path, bytes | None] = {}  # by a sweep's folder: the multirun.yaml that was there before Hydra wrote its own
+
+
+def keep_note(folder: Path) -> None:
+    path = folder / "multirun.yaml"
+    notes[folder] = path.read_bytes() if path.is_file() else None
+
+
 def leave_nothing(folder: Path) -> None:
-    """Remove the folder of a sweep that was only shown, if it holds but the note that Hydra makes of it."""
+    """Of a sweep that was only shown: put the note back that Hydra has written over, or remove Hydra's, and the folder
+    if it is empty then."""
+    note, before = folder / "multirun.yaml", notes.get(folder)
     with contextlib.suppress(OSError):
-        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
-            (folder / "multirun.yaml").unlink()
+        if before is not None:
+            note.write_bytes(before)
+        elif folder in notes:
+            note.unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from alexlab.sweeps import PRUNED, Trial
 
 log = logging.getLogger("alexlab")
+UNREACHED = (optuna.exceptions.StorageInternalError, SQLAlchemyError)
 
 
 class Pruning(Callback):
@@ -18,7 +19,7 @@ class Pruning(Callback):
 
     The first rank alone asks the study. In the last epoch there is nothing left to save, and a trial is not pruned.
     Where the study's storage does not answer, as a file that another process has locked, that is told, and the trial
-    goes on.
+    goes on; where it does not at the beginning, unpruned to its end.
 
     Args:
         place: where the trial is.
@@ -36,13 +37,17 @@ class Pruning(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            study = optuna.load_study(
-                self.place.study,
-                self.place.storage,  # type: ignore[arg-type]
-                sampler=optuna.samplers.RandomSampler(),  # draws nothing: the trial has its values
-                pruner=self.pruner,
-            )
-            self.trial = optuna.trial.Trial(study, self.place.id)
+            try:
+                study = optuna.load_study(
+                    self.place.study,
+                    self.place.storage,  # type: ignore[arg-type]
+                    sampler=optuna.samplers.RandomSampler(),  # draws nothing: the trial has its values
+                    pruner=self.pruner,
+                )
+                self.trial = optuna.trial.Trial(study, self.place.id)
+            except UNREACHED as error:
+                log.warning("the study %s could not be asked, and this trial goes on unpruned: %s",
+                            self.place.study, _line(error))  # fmt: skip
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or self.pruned:
@@ -51,9 +56,9 @@ class Pruning(Callback):
         if self.trial is not None:
             try:
                 bad = self._looks_bad(trainer)
-            except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            except UNREACHED as error:
                 log.warning("the study %s could not be asked whether to prune, and the trial goes on: %s",
-                            self.place.study, str(error.__cause__ or error).splitlines()[0])  # fmt: skip
+                            self.place.study, _line(error))  # fmt: skip
         if trainer.strategy.broadcast(bad):
             self.pruned = True
             trainer.should_stop = True
@@ -71,3 +76,7 @@ class Pruning(Callback):
         log.info("pruned after epoch %d: %s %.4f is too bad beside other trials of the study %s.",
                  epoch + 1, self.monitor, value, self.place.study)  # fmt: skip
         return True
+
+
+def _line(error: Exception) -> str:
+    return str(error.__cause__ or error).splitlines()[0]

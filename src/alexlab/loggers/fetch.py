@@ -1,5 +1,6 @@
-"""A run's config and summary, from W&B's server."""
+"""A run's config and summary, and a sweep's file, from W&B's server."""
 
+import logging
 from typing import Any
 
 import wandb
@@ -7,7 +8,9 @@ import wandb
 from alexlab.errors import UserError
 from alexlab.loggers.key import key_at_hand, refused
 
-TIMEOUT = 20  # seconds that the server gets for an answer
+log = logging.getLogger("alexlab")
+TIMEOUT = 20  # seconds that the server gets for an answer,
+SOON = 10  # and where a run does without
 
 
 def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,6 +37,18 @@ def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "has, and whether the server answers; a run's directory is repeated without it: from_run=DIRECTORY."
         ) from error
     return config, summary
+
+
+def fetch_sweep(path: str) -> dict[str, Any] | None:
+    """What the file of the sweep `path` (ENTITY/PROJECT/SWEEP) holds, at its server; None where that gives none."""
+    if not key_at_hand():
+        return None
+    try:
+        found = wandb.Api(timeout=SOON).sweep(path).config
+    except Exception as error:  # of many kinds; it is one more question alone
+        log.info("W&B: the sweep %s cannot be looked up (%s).", path, _line(error))
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _line(error: BaseException) -> str:
