@@ -91,9 +91,31 @@ def test_runs_that_differ_in_their_seed_alone_are_a_group() -> None:
         ("data=folder", "data.root=/a/photos"), ("data=folder", "data.root=/b/photos"),
         ("trainer.limit_train_batches=1",), ("trainer.limit_train_batches=1.0",),
         ("model=torchvision", "model.name=resnet18"), ("model=timm", "model.name=resnet18"),
-        ("monitor=val/loss",), (), ("init_from=a/0",), ("init_from=b/0",),
+        ("monitor=val/loss",), ("init_from=a/0",), ("init_from=b/0",),
     ]  # fmt: skip
     assert len({group(*words) for words in names}) == len(names)
+    assert group("trainer.limit_train_batches=1.0") == group(), "all batches, as without it"
+
+
+def test_a_group_is_of_settings_whatever_gave_them() -> None:
+    config = composed("data=folder", "data.root=/a/photos")
+    group = identity.group_of(config)
+    for defaults in ("optimizer=sgd test=True", "optimizer.lr=0.005", "label_smoothing=0", "logger=csv seed=3"):
+        same = identity.group_of(composed(*defaults.split(), "data.root=/a/photos", "data=folder"))
+        assert same == group, "no other settings"
+    config.optimizer.lr = 0.5  # as conf/ has it after it was edited
+    assert identity.group_of(config)[-6:] != group[-6:]
+    config.optimizer.lr = 0.005
+    config.ckpt_path, config.resume.run = f"{config.run_dir}/checkpoints/last.ckpt", "auto"
+    assert identity.group_of(config) == group, "after a resume"
+    config.ckpt_path = "/logs/other/checkpoints/last.ckpt"
+    assert identity.group_of(config) != group
+    recipe = identity.group_of(composed("experiment=fashion_mnist"))
+    assert recipe == identity.group_of(composed("optimizer.lr=0.03", "data=fashion_mnist", "experiment=fashion_mnist"))
+    assert recipe != identity.group_of(composed("experiment=fashion_mnist", "optimizer.lr=0.005"))
+    here, there = composed(), composed("paths.data=/elsewhere")
+    assert here.data.root != there.data.root
+    assert identity.group_of(here) == identity.group_of(there), "the images that every machine has"
 
 
 def test_nothing_of_this_machines_folders_is_told() -> None:

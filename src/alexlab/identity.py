@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from alexlab import config as configs
-from alexlab.compare.settings import IGNORED
+from alexlab import options
+from alexlab.compare.settings import IGNORED, same_as, settings_of
 from alexlab.kinds import shown
 from alexlab.rundir import name_of
 
@@ -24,7 +25,7 @@ def readable(config: DictConfig) -> str:
     """A name of what the command line changed: alexnet_bn-lr0.05-s1 for `model=alexnet_bn optimizer.lr=0.05 seed=1`.
 
     Where letters, a folder or places of a number are left out of it, it ends with six letters that follow from the
-    whole words; a folder of images is told by its name alone.
+    settings; a folder of images is told by its name alone.
     """
     plain = configs.told(config)
     name, whole = _named(plain, None)
@@ -33,9 +34,21 @@ def readable(config: DictConfig) -> str:
 
 def group_of(config: DictConfig) -> str:
     """The name of the runs that differ from this one in their seed alone, and of no others: it always ends with the six
-    letters, as a name does not tell all words."""
+    letters, as words do not tell what conf/ says. Words that give defaults are left out, and the others sorted."""
     plain = configs.told(config)
+    words = {str(word).lstrip("+~").partition("=")[0]: str(word) for word in plain.get("overrides") or []}
+    plain["overrides"] = [word for key, word in sorted(words.items()) if not _gives_default(plain, key, word)]
     return _cut(_named(plain, "seed")[0], _digest(plain, "seed"))
+
+
+def _gives_default(plain: dict[str, Any], key: str, word: str) -> bool:
+    choices = plain.get("choices") or {}
+    if word.startswith(("~", "+")):
+        return False
+    if key in choices:
+        return bool(choices[key] == options.default_option(choices, key))
+    value = options.at(plain, key)
+    return value is not None and same_as(value, key) == same_as(options.default(choices, key), key)
 
 
 def _named(plain: dict[str, Any], without: str | None) -> tuple[str, bool]:
@@ -61,7 +74,7 @@ def _named(plain: dict[str, Any], without: str | None) -> tuple[str, bool]:
         else:
             short = _short(PurePath(value).name)
             whole = whole and _exact(short) == _exact(value)
-            parts.append(leaf if value == "true" else f"{SHORT.get(key, leaf)}{short}")
+            parts.append(leaf if value.lower() == "true" else f"{SHORT.get(key, leaf)}{short}")
     return "-".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts if part), whole
 
 
@@ -73,14 +86,14 @@ def _cut(name: str, digest: str | None) -> str:
 
 
 def _digest(plain: dict[str, Any], without: str | None) -> str:
-    """Six letters that are others for other words, however they are ordered and numbers are written."""
-    words = {}
-    for word in plain.get("overrides") or []:
-        key, sign, value = str(word).lstrip("+").partition("=")
-        if key != without and not {key, key.split(".")[0]} & IGNORED:
-            words[key] = sign + (str(plain["data"]["root"]) if key == "data.root" else _exact(value))
-    text = "\n".join(f"{key}{value}" for key, value in sorted(words.items()))
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:6]
+    """Six letters that are others for other settings, whether a word, a recipe or conf/ has given them."""
+    found = settings_of(plain)
+    root, shipped = PurePath(str(found.get("data.root"))), str((plain.get("paths") or {}).get("data"))
+    if root.is_relative_to(shipped):  # the same on another machine
+        found["data.root"] = str(root.relative_to(shipped))
+    texts = {key: same_as(value, key) for key, value in found.items() if key != without}
+    lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != same_as(None, key)]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:6]
 
 
 def _short(value: str) -> str:

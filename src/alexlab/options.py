@@ -131,8 +131,26 @@ def add_newer(there: Plain, today: Plain, removed: Collection[str], own: Collect
 
 
 def default(choices: Plain, key: str) -> Any:
-    """The value that the options give a key; None where they give none."""
-    return _all_texts(choices).get(key)
+    """The value that the options, or train.yaml, give a key; None where they give none."""
+    found = _all_texts(choices)
+    return found[key] if key in found else at(_train(), key)
+
+
+def default_option(choices: Plain, group: str) -> Any:
+    """The option that a group has without a word for it: a recipe's, or train.yaml's."""
+    found = None
+    recipes = [_load(other, name) for other, option in choices.items() if _is_recipe(other, option)
+               for name in _names(option)]  # fmt: skip
+    for part in [_train(), *(configs.plain(recipe) for recipe in recipes)]:
+        for entry in part.get("defaults", []):
+            for key, option in entry.items() if isinstance(entry, dict) else ():
+                if key.removeprefix("override ").lstrip("/") == group:
+                    found = option
+    return found
+
+
+def _train() -> Plain:
+    return configs.read(CONF / "train.yaml")
 
 
 def derived(choices: Plain, words: Iterable[str], ours: Container[str] = ()) -> dict[str, str]:
