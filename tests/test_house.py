@@ -27,7 +27,7 @@ SCRIPTS = [
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "secrecy", "kinds", "rules", "targets", "config", "sweeps", "help", "imports", "launch", "words",
-    "memory", "rundir", "code_state", "options", "compare", "identity", "figures", "plots", "study_plots", "data",
+    "memory", "rundir", "code_state", "options", "reworded", "compare", "identity", "figures", "plots", "study_plots", "data",
     "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier",
     "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "repeat",
     "run", "rank", "evaluate", "redraw", "panels", "dashboard", "predict", "export", "prepare", "benchmark",

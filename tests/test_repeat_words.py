@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from test_identity import composed
 
 from alexlab import config as configs
-from alexlab import identity, options, repeat
+from alexlab import identity, options, repeat, reworded
 from alexlab.errors import UserError
 from alexlab.loggers import fetch
 
@@ -90,12 +91,52 @@ def without(config: dict[str, Any]) -> dict[str, Any]:
         (FOLDER, "data.root={other}"),
         (f"{FOLDER} trainer=ddp_cpu trainer.devices=3", "logger=csv debug=limit"),
         ("experiment=demo", "monitor=val/loss scheduler=plateau"),
+        # what stands above an option on a command line stays: a recipe's keys, and over a recipe's a word
+        ("experiment=fashion_mnist", "optimizer=adamw"),
+        ("experiment=fashion_mnist", "model=alexnet_half"),
+        ("experiment=fashion_mnist", "augment=strong"),
+        ("experiment=fashion_mnist", "data=demo"),
+        ("experiment=fashion_mnist", "logger=none scheduler=plateau"),
+        ("experiment=fashion_mnist logger=none", "logger=all"),
+        ("experiment=fashion_mnist debug=limit", "trainer=ddp_cpu"),
+        ("experiment=fashion_mnist", "debug=fast"),
+        ("experiment=fashion_mnist optimizer.lr=0.2", "debug=fast augment=strong"),
+        (f"{FOLDER} trainer.max_epochs=2", "debug=fast"),
+        (f"{FOLDER} trainer.max_epochs=2 ~trainer.log_every_n_steps", "debug=fast"),
+        (FOLDER + " trainer={{max_epochs:2}}", "debug=fast"),
+        (f"{FOLDER} trainer.max_epochs=2", "debug=fast trainer.max_epochs=3"),
+        (f"{FOLDER} trainer.max_epochs=2", "trainer=ddp_cpu debug=fast"),
+        (f"{FOLDER} trainer.max_epochs=2", "trainer={{max_epochs:3}}"),
+        # references in lists
+        (FOLDER + " augment.scale=[${{label_smoothing}},0.99] label_smoothing=0.2", "label_smoothing=0.3"),
+        (FOLDER + " augment.sizes=[[1,${{data.image_size}}],[3,64]]", "data.image_size=32"),
+        (FOLDER + " augment.scale=[1e-3,${{optimizer.lr}}]", "optimizer.lr=0.5"),
+        # where images are looked for
+        ("paths.data={data}", "paths.data={other}"),
+        ("seed=1", "paths.data={other}"),
+        ("data.root={data} paths.data={data}", "paths.data={other}"),
+        ("paths.data={data}", "paths.data={other} data=fashion_mnist"),
     ],
 )
 def test_it_is_that_of_the_whole_command_line(words: str, more: str, folders: dict[str, str]) -> None:
     ran(words, folders)
     made, _ = repeated(more, folders)
     assert without(made) == without(plain(f"{words} {more}", folders))
+
+
+def test_a_word_of_the_run_holds_over_a_recipe_that_is_given_now(folders: dict[str, str]) -> None:
+    """As words do over options: the name and the words say what the run does."""
+    ran(f"{FOLDER} trainer.max_epochs=2", folders)
+    made, origin = repeated("debug=fast", folders)
+    assert made["trainer"]["max_epochs"] == 2
+    assert made["trainer"]["limit_train_batches"] == 2, "what the recipe alone sets"
+    assert "trainer.max_epochs=2" in made["overrides"]
+    assert not any("max_epochs" in line for line in origin.changes)
+
+
+def test_images_stay_where_no_word_says_otherwise(folders: dict[str, str]) -> None:
+    ran("paths.data={data}", folders)
+    assert repeated("seed=1", folders)[0]["data"]["root"] == f"{folders['data']}/demo"
 
 
 def test_what_follows_from_a_word_is_told(folders: dict[str, str]) -> None:
@@ -145,6 +186,12 @@ def test_another_network_may_normalize_otherwise(folders: dict[str, str]) -> Non
     configs.save(config, run_dir / "config.yaml")
     made, _ = repeated("model.name=vit_base_patch16_224", folders)
     assert (made["model"]["mean"], made["model"]["std"]) == ("auto", [0.5, 0.5, 0.5])
+    _, origin = repeated("model.name=vit_base_patch16_224", folders)
+    assert not any("model.mean" in line for line in origin.changes), "it is worked out again"
+    _, origin = repeated("model.mean=[0.4,0.4,0.4]", folders)
+    assert origin.changes == ["model.mean=[0.4, 0.4, 0.4] (there [0.1, 0.2, 0.3])"], "and not auto, that none had"
+    _, origin = repeated("model.mean=[0.1,0.2,0.3]", folders)
+    assert origin.changes == []
     made, _ = repeated("seed=1", folders)
     assert made["model"]["mean"] == [0.1, 0.2, 0.3]
 
@@ -160,13 +207,50 @@ def test_a_group_in_wandb_is_dropped_where_it_was_filled_in(folders: dict[str, s
     assert repeated("seed=1", folders)[0]["logger"]["wandb"]["group"] is None
 
 
+def test_a_group_in_wandb_that_a_recipe_has_set_stays(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = ran(FOLDER, folders)
+    config: Any = OmegaConf.load(run_dir / "config.yaml")
+    config.choices.experiment, config.logger.wandb.group = "mine", "baseline"  # eight letters, as W&B's own have
+    configs.save(config, run_dir / "config.yaml")
+    shutil.copytree(options.CONF, tmp_path / "conf")
+    (tmp_path / "conf/experiment/mine.yaml").write_text("# @package _global_\nlogger: {wandb: {group: baseline}}\n")
+    monkeypatch.setattr(options, "CONF", tmp_path / "conf")
+    assert repeated("seed=1", folders)[0]["logger"]["wandb"]["group"] == "baseline"
+
+
+def test_what_another_option_derives_is_of_the_runs_own_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where both options come to one value there: what was taken is today's."""
+    shutil.copytree(options.CONF, tmp_path / "conf")
+    monkeypatch.setattr(options, "CONF", tmp_path / "conf")
+    for name, reference in (("a", "label_smoothing"), ("b", "model.dropout")):
+        (tmp_path / f"conf/optimizer/{name}.yaml").write_text(f"lr: ${{{reference}}}\n")
+    there = {"label_smoothing": 0.5, "model": {"dropout": 0.5}, "optimizer": {"lr": 0.5}, "choices": {"optimizer": "a"}}
+    today = {"label_smoothing": 0.0, "model": {"dropout": 0.1}, "optimizer": {"lr": 0.1}, "choices": {"optimizer": "b"}}
+    changed = {**json.loads(json.dumps(there)), "paths": {}}
+    renewed = options.exchange(changed, today, "optimizer", "optimizer=b", [])
+    reworded.follow(there, changed, renewed, ([], []), [], {})
+    assert changed["optimizer"] == {"lr": 0.5}
+
+
+def test_a_recipe_stands_above_the_options_whatever_comes_first() -> None:
+    """As train.yaml has them: of two recipes the later one counts."""
+    for choices in (
+        {"optimizer": "sgd", "trainer": "auto", "experiment": "fashion_mnist", "debug": "fast"},
+        {"debug": "fast", "experiment": "fashion_mnist", "trainer": "auto", "optimizer": "sgd"},
+    ):
+        found = [options.default(choices, key) for key in ("optimizer.lr", "trainer.max_epochs", "scheduler.warmup")]
+        assert found == [0.03, 1, 1]
+
+
 def test_words_of_a_run_from_elsewhere_get_nothing_of_the_environment(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
     words = ["a.b=${oc.env:MY_TOKEN}", "a.c=${root:}", "a.d=x ${oc.decode:${a.b}}", "a.e=[${seed}]", "a.f=${seed}"]
-    assert options.derived({}, words) == {"a.f": "${seed}"}
-    assert options.derived({}, words, words).keys() == {"a.b", "a.c", "a.d", "a.f"}, "of one's own command line"
+    assert options.derived({}, words) == {"a.e": "[${seed}]", "a.f": "${seed}"}
+    assert options.derived({}, words, words).keys() == {"a.b", "a.c", "a.d", "a.e", "a.f"}, "of one's own command line"
 
 
 def test_a_word_takes_a_reference_out() -> None:

@@ -1,6 +1,7 @@
 """The options of conf/'s groups, as their files have them: what one of them sets, and what came later than a run."""
 
 import contextlib
+import json
 import re
 from collections.abc import Collection, Container, Iterable
 from typing import Any
@@ -70,43 +71,51 @@ def read(group: str, option: Any, context: Plain) -> Plain:
     return OmegaConf.to_container(made[group], resolve=True)  # type: ignore[return-value]
 
 
-def exchange(changed: Plain, today: Plain, group: str, word: str) -> None:
+def exchange(changed: Plain, today: Plain, group: str, word: str, before: Iterable[str]) -> set[str]:
     """Take today's option of a group in the place of the one that `changed` has: the keys in which the two differ. What
-    both set alike stays, as a run may have been given it.
+    both set alike stays, as a run may have been given it; and so does what stands above an option on a command line: a
+    recipe's keys, and of a recipe those that a word gives.
 
     Args:
         changed: a run's config; changed here.
         today: the config that the command line makes, whose values are taken.
+        before: words that the run was started with.
+
+    Returns:
+        The keys that have today's value.
 
     Raises:
         UserError: the option is a recipe over several groups, which cannot be told apart from what it was put on.
     """
     new, there = today["choices"].get(group), changed["choices"].get(group)
     if new == there:
-        return
+        return set()
     for option in (new, there):
         if option is not None and not all((CONF / group / f"{name}.yaml").is_file() for name in _names(option)):
             raise UserError(
                 f"{word}: conf/{group}/ has no {option}, and what another folder's option sets is not known here: give "
                 "its keys one by one, or put its file there."
             )
-    if _is_recipe(group, new) or _is_recipe(group, there):
-        if there is not None:
-            raise UserError(f"{word}: what {group}={there} had set is in the run's config: change its keys one by one.")
-        if "defaults" in _load(group, new):
-            raise UserError(f"{word} exchanges other groups' options: give those, and its keys, one by one.")
-        for key in _texts(group, new):
-            put(changed, key, at(today, key))
-    else:
-        old, ours = (_texts(group, option) for option in (there, new))
-        if not old:
-            changed[group] = today[group]
+    recipe = _is_recipe(group, new) or _is_recipe(group, there)
+    if recipe and there is not None:
+        raise UserError(f"{word}: what {group}={there} had set is in the run's config: change its keys one by one.")
+    if recipe and "defaults" in _load(group, new):
+        raise UserError(f"{word} exchanges other groups' options: give those, and its keys, one by one.")
+    old, ours = (_all_texts({**changed["choices"], group: option}) for option in (there, new))
+    kept = [key for each in before for key in given(each)[0]] if recipe else []
+    if not recipe and not _texts(group, there):
+        changed[group] = json.loads(json.dumps(today[group]))
+        kept, option = [group], _texts(group, new)
         for key, value in ours.items():
-            if value != "???" and (key not in old or old[key] != value):
-                put(changed, key, at(today, key))
-        for key in old.keys() - ours.keys():
-            take(changed, key)
+            if _below(key, kept) and value != option.get(key) and "${" not in str(value):  # a recipe's
+                put(changed, key, value)
+    other = {key for key, value in ours.items() if value != "???" and (key not in old or old[key] != value)}
+    for key in (key for key in ours if key in other and not _below(key, kept)):
+        put(changed, key, at(today, key))
+    for key in old.keys() - ours.keys():
+        take(changed, key)
     changed["choices"][group] = new
+    return other
 
 
 def add_newer(there: Plain, today: Plain, removed: Collection[str], own: Collection[str]) -> list[str]:
@@ -124,7 +133,7 @@ def add_newer(there: Plain, today: Plain, removed: Collection[str], own: Collect
             known |= configs.flat(read(group, option, {**today, **there}), f"{group}.")
     newer = []
     for key, value in known.items():
-        if _at(there, key) is _ABSENT and value != "???" and not any(f"{key}.".startswith(f"{r}.") for r in removed):
+        if _at(there, key) is _ABSENT and value != "???" and not _below(key, removed):
             put(there, key, value)
             newer.append(f"{key}={shown(value)}")
     return newer
@@ -164,17 +173,13 @@ def derived(choices: Plain, words: Iterable[str], ours: Container[str] = ()) -> 
     """
     found = _all_texts(choices)
     for word in words:
-        key, sign, text = word.lstrip("+~").partition("=")
-        if (CONF / key).is_dir():
-            continue
-        text = text[1:-1] if text[:1] in ("'", '"') and text[-1:] == text[:1] else text
-        given = configs.flat(_mapping(text), f"{key}.") or {key: text}
+        keys, text = given(word)
         for other in [*found]:
-            if any(f"{other}.".startswith(f"{name}.") for name in given):
+            if _below(other, keys):
                 del found[other]
         safe = word in ours or re.fullmatch(r"(?:[^$]|\$\{[\w.]+\})*", text)
-        if sign and not word.startswith("~") and text[:1] not in ("[", "{") and safe:
-            found[key] = text
+        if "=" in word and not word.startswith("~") and text[:1] != "{" and safe:
+            found |= dict.fromkeys(keys, text)
     return {key: text for key, text in found.items() if isinstance(text, str) and "${" in text}
 
 
@@ -187,13 +192,42 @@ def derive(plain: Plain, references: dict[str, str], paths: Plain) -> Plain:
     """
     made = configs.create({**plain, "paths": paths})
     for key, text in references.items():
-        OmegaConf.update(made, key, text, force_add=True)
+        OmegaConf.update(made, key, _items(text), force_add=True)
     found = {}
     for key in references:
         with contextlib.suppress(OmegaConfBaseException):
             value = OmegaConf.select(made, key, throw_on_missing=True)
             found[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return found
+
+
+def given(word: str) -> tuple[list[str], str]:
+    """The keys that a word sets or takes out, and its value without quotes; none where it chooses an option."""
+    key, _, text = word.lstrip("+~").partition("=")
+    text = text[1:-1] if text[:1] in ("'", '"') and text[-1:] == text[:1] else text
+    return [*configs.flat(_mapping(text), f"{key}.")] or ([] if (CONF / key).is_dir() else [key]), text
+
+
+def _below(key: str, others: Iterable[str]) -> bool:
+    """Whether a key is one of the others, or below it."""
+    return any(f"{key}.".startswith(f"{other}.") for other in others)
+
+
+def _items(text: str) -> Any:
+    """A word's value that is a list with references in it, as that; others as they are."""
+    if not text.startswith("["):
+        return text
+    try:
+        return _numbers(configs.parsed(re.sub(r"([^\s\[\],'\"]*\$\{[\w.]+\}[^\s\[\],'\"]*)", r'"\1"', text).encode()))
+    except ValueError:
+        return text
+
+
+def _numbers(item: Any) -> Any:
+    """1e-3 as Hydra reads it: it is a text of YAML's."""
+    if isinstance(item, list):
+        return [_numbers(each) for each in item]
+    return float(item) if isinstance(item, str) and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", item) else item
 
 
 def _mapping(text: str) -> Plain:
@@ -223,9 +257,10 @@ def _texts(group: str, option: Any) -> Plain:
 
 
 def _all_texts(choices: Plain) -> Plain:
-    """As `_texts`, of all groups: a recipe's keys take the place of theirs."""
+    """As `_texts`, of all groups, in train.yaml's order: a recipe's keys take the place of theirs."""
+    order = [key for entry in _train()["defaults"] if isinstance(entry, dict) for key in entry]
     found: Plain = {}
-    for group, option in sorted(choices.items(), key=lambda item: _is_recipe(*item)):
+    for group, option in sorted(choices.items(), key=lambda item: order.index(item[0]) if item[0] in order else 99):
         if (CONF / group).is_dir():
             found |= _texts(group, option)
     return found

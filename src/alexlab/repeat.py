@@ -18,15 +18,12 @@ from alexlab.data.names import SHIPPED
 from alexlab.errors import UserError
 from alexlab.kinds import shown
 from alexlab.options import at, put, take
+from alexlab.reworded import OWN, Plain, differences, follow, key_of, stays
 
 log = logging.getLogger("alexlab")
 
-# what is this command's own, whatever the run's was
-OWN = ("run_dir", "overrides", "paths", "sweep", "resume", "dry_run", "from_run", "from_wandb", "repeats", "task")
 NOTES = "repeats.json"  # in the run's directory: what run it repeats, and how it differs
 MOST = 12  # settings that are told
-
-Plain = dict[str, Any]
 
 
 @dataclass
@@ -79,7 +76,7 @@ def repeat(config: DictConfig) -> tuple[DictConfig, Origin | None]:
     if config.resume.run not in (None, "auto"):
         raise UserError(f"{asked[0]} trains anew, and resume={config.resume.run} goes on: leave one of them out.")
     today = configs.plain(config)
-    words = {_key(word): word for word in today["overrides"]}
+    words = {key_of(word): word for word in today["overrides"]}
     origin = _of_directory(config) if config.from_run is not None else _of_board(today, words)
     changed = _changed(origin, today, words)
     made = configs.create(changed)
@@ -221,40 +218,37 @@ def _ask(origin: Origin, words: dict[str, str], keys: list[str], why: str) -> No
 def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
     there = {key: value for key, value in origin.config.items() if key not in OWN}
     before = [str(word) for word in origin.config["overrides"]]
-    given = {_key(word) for word in before}
+    given = {key_of(word) for word in before}
+    original = json.loads(json.dumps(there))
     _forget(origin, there, given, words)
     removed = {word[1:].partition("=")[0] for word in before if word.startswith("~")}
     newer = options.add_newer(there, today, removed, OWN)
     changed: Plain = {**json.loads(json.dumps(there)), **{key: today[key] for key in OWN if key in today}}
     exchanged = {group for group in words if (CONF / group).is_dir() and group not in OWN
                  and today["choices"].get(group) != there["choices"].get(group)}  # fmt: skip
+    renewed: set[str] = set()
     for group in (key for key in words if key in exchanged):
-        options.exchange(changed, today, group, words[group])
-    kept = [word for word in before if _stays(_key(word), there, changed, exchanged)]
+        renewed |= options.exchange(changed, today, group, words[group], before)
+    kept = [word for word in before if stays(key_of(word), there, changed, exchanged)]
     for key, word in words.items():
-        if key.split(".")[0] in OWN or (CONF / key).is_dir():
+        if key.split(".")[0] in OWN:
             continue
-        if word.startswith("~"):
-            take(changed, key)
-        else:
-            put(changed, key, at(today, key))
-    old = [word for word in kept if _key(word) not in words and _key(word).split(".")[0] not in OWN]
-    _follow(there, changed, exchanged, (before, [*old, *words.values()]), words.values())
+        for inner in options.given(word)[0]:
+            take(changed, inner) if word.startswith("~") else put(changed, inner, at(today, inner))
+    old = [word for word in kept if key_of(word) not in words and key_of(word).split(".")[0] not in OWN]
+    paths = {key: value for key, value in _dict(origin.config.get("paths")).items() if f"paths.{key}" in words}
+    follow(there, changed, renewed, (before, [*old, *words.values()]), words.values(), paths)
     _check_start(origin, today, words)
     hidden = [key for key, value in configs.flat(changed).items()
               if key.split(".")[0] not in OWN and ("${oc.env:" in str(value) or value == "***")]  # fmt: skip
     _ask(origin, {}, hidden, "secrets are not kept with a run")
     changed |= {"overrides": [*old, *today["overrides"]], "from_run": None, "from_wandb": None}
     changed["repeats"] = origin.name if today["from_run"] is None else str(Path(origin.name).resolve())
-    origin.changes = _differences(there, changed)
+    origin.changes = differences(there, changed, original)
     restore.tell(_as(origin.name, origin.changes))
     if newer:
         restore.tell(f"note: {origin.name} has no {', '.join(newer)}: today's defaults.")
     return {key: changed[key] for key in {**today, **changed} if key in changed}  # in today's order
-
-
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]
 
 
 def _forget(origin: Origin, there: Plain, given: set[str], words: Collection[str]) -> None:
@@ -269,36 +263,11 @@ def _forget(origin: Origin, there: Plain, given: set[str], words: Collection[str
     sweep = PurePath(str(origin.config.get("run_dir"))).parent.name
     its = origin.config.get("run", "")
     sweeps = {sweep, sweep.removeprefix("sweep-"), *PurePath(str(its)).parts[:-1]}
-    if isinstance(board, dict) and "logger.wandb.group" not in given:
+    own = options.default(there["choices"], "logger.wandb.group")  # a recipe's
+    if isinstance(board, dict) and "logger.wandb.group" not in given and board.get("group") != own:
         agent = re.fullmatch(r"[a-z0-9]{8}", str(board.get("group")))  # W&B's name of its sweep
         if agent or board.get("group") in sweeps:
             board["group"] = None
-
-
-def _stays(key: str, there: Plain, changed: Plain, exchanged: set[str]) -> bool:
-    """Whether a word of the run still says what the config has: not one of an option that was exchanged."""
-    return key.split(".")[0] not in exchanged or at(there, key) == at(changed, key)
-
-
-def _follow(
-    there: Plain, changed: Plain, exchanged: set[str], words: tuple[list[str], list[str]], ours: Collection[str]
-) -> None:
-    """Let what conf/ derives from other keys, as model.net.name from model.name, follow those that are others now.
-
-    A run's config has such values worked out. What it was given itself stays.
-
-    Args:
-        exchanged: groups of which another option was taken.
-        words: that the run was started with, and those that count now.
-        ours: those of the latter that were given now.
-    """
-    then = options.derive(there, options.derived(there["choices"], words[0]), changed["paths"])
-    now = options.derive(changed, options.derived(changed["choices"], words[1], ours), changed["paths"])
-    for key, value in now.items():
-        group = key.split(".")[0]
-        other = group in exchanged or key not in then or then[key] != value
-        if other and group not in OWN and options.has(changed, key):
-            put(changed, key, value)
 
 
 def _check_start(origin: Origin, today: Plain, words: dict[str, str]) -> None:
@@ -313,21 +282,6 @@ def _check_start(origin: Origin, today: Plain, words: dict[str, str]) -> None:
             f"{origin.asked} trains it anew, and ckpt_path={named} is its own checkpoint: resume={origin.name} goes "
             "on with it, in its directory."
         )
-
-
-def _differences(there: Plain, changed: Plain) -> list[str]:
-    """The settings that are other now, in words; of another logger its name alone."""
-    old, new = configs.flat(there), configs.flat({key: value for key, value in changed.items() if key not in OWN})
-    untold = ("logger.",) if old.get("choices.logger") != new.get("choices.logger") else ()
-    found = [
-        f"{key}={shown(value)} (there {shown(old[key]) if key in old else 'not set'})"
-        for key, value in new.items()
-        if key not in old or old[key] != value
-    ]
-    gone = [f"~{key} (there {shown(value)})" for key, value in old.items() if key not in new]
-    told = [line for line in [*found, *gone] if not line.lstrip("~").startswith(untold)] if untold else [*found, *gone]
-    told.sort(key=lambda line: not line.startswith("choices."))
-    return [line.removeprefix("choices.") for line in told]
 
 
 def _images(name: str, then: Plain, now: Plain) -> str | None:
