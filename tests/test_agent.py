@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, TINY, clean_env, command, summary_of
+from test_identity import composed
 from wandb_server import Sweep, WandbServer, wandb_server
 
 from alexlab import sweeps
@@ -140,16 +141,23 @@ def under_an_agent(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_an_agents_words_become_hydras(under_an_agent: pytest.MonkeyPatch) -> None:
     words = [
         "optimizer={'lr': 0.1, 'nesterov': True}", "model={'net': {'hidden': [64, 48]}}", "seed=3", "logger=csv",
-        "choices={'model': 'vgg', 'debug': None}", "init_from=None",
+        "choices={'model': 'vgg', 'debug': None, 'experiment': 'demo', 'augment': None}", "init_from=None",
         "logger={'wandb': {'notes': \"it's one, two\", 'group': None}}",
     ]  # fmt: skip
     assert sweeps.agent_words(words) == [
         "optimizer.lr=0.1", "optimizer.nesterov=true", "model.net.hidden=[64,48]", "seed=3", "logger=csv", "model=vgg",
-        "debug=null", "init_from=null",
+        "experiment=demo", "~augment", "init_from=null",
         r"logger.wandb.notes='it\'s one, two'", "logger.wandb.group=null",
     ]  # fmt: skip
     under_an_agent.delenv("WANDB_SWEEP_ID")
     assert sweeps.agent_words(words) == words, "of nobody else"
+
+
+def test_no_option_of_an_agents_is_none_of_hydras(under_an_agent: pytest.MonkeyPatch) -> None:
+    words = sweeps.agent_words(["choices={'debug': None, 'experiment': None, 'augment': None, 'optimizer': 'adamw'}"])
+    config = composed(*words)
+    assert config.choices.optimizer == "adamw"
+    assert {"debug", "experiment", "augment"} & {*config.choices, *(key for key in config if key == "augment")} == set()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ def agent() -> tuple[str, str] | None:
 
 def agent_words(words: list[str]) -> list[str]:
     """The agent's words as Hydra's: `optimizer={'lr': 0.1}`, from a parameter with parameters below it, becomes
-    `optimizer.lr=0.1`, and `choices={'model': 'vgg'}` becomes `model=vgg`. Others are left as they are.
+    `optimizer.lr=0.1`, and `choices={'model': 'vgg'}` becomes `model=vgg`. Others are left as they are. A group of no
+    option is `~group` to Hydra, and no word where that is the default.
 
     W&B lays the parameters over the run's config as well. They are in that already, so that is switched off.
 
@@ -64,10 +65,17 @@ def agent_words(words: list[str]) -> list[str]:
         elif not isinstance(value, dict):
             found.append(word)
         elif key == "choices":
-            found += [f"{group}={'null' if option is None else option}" for group, option in value.items()]
+            found += [f"~{group}" if option is None else f"{group}={option}"
+                      for group, option in value.items() if option is not None or _has_default(group)]  # fmt: skip
         else:
             found += [f"{name}={_written(item)}" for name, item in configs.flat(value, f"{key}.").items()]
     return found
+
+
+def _has_default(group: str) -> bool:
+    """Whether train.yaml gives a group an option."""
+    entries = configs.read(CONF / "train.yaml")["defaults"]
+    return any(entry.get(group) is not None for entry in entries if isinstance(entry, dict))
 
 
 def _check_parameters(given: dict[str, Any]) -> None:
