@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from alexlab import code_state
+from alexlab.loggers import artifacts
 
 
 def git(root: Path, *words: str) -> str:
@@ -221,3 +222,13 @@ def test_a_runs_directory_has_it_without_secrets(
     (project / "src/net.py").write_text("# other\n")
     assert "the code differs from that of" in (code_state.keep(run_dir) or "")
     assert (run_dir / "code.patch").read_text() == kept, "that of its start"
+
+
+def test_code_that_could_not_be_told_is_no_version_of_the_clean_one() -> None:
+    commit, digest = "c" * 40, "d" * 64
+    clean = {"commit": commit, "dirty": False, "patch_sha256": None, "left_out": None}
+    other = {"commit": commit, "dirty": True, "patch_sha256": digest, "left_out": "it has 2,000,000 bytes"}
+    untold = {"commit": commit, "dirty": None, "patch_sha256": None, "left_out": "git could not tell it"}
+    assert artifacts.alias(clean) == "c" * 12
+    assert artifacts.alias(other) == f"{'c' * 12}-{'d' * 12}"
+    assert artifacts.alias(untold) == f"{'c' * 12}-unknown"

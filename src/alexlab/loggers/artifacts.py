@@ -42,8 +42,10 @@ def code(run_dir: Path) -> tuple[wandb.Artifact, list[str]] | None:
 
 
 def alias(told: dict[str, Any]) -> str:
-    """Of the version of `CODE` that holds this state."""
-    return "-".join(str(told[key])[:12] for key in ("commit", "patch_sha256") if told.get(key))
+    """Of the version of `CODE` that holds this state; one whose differences are not known is not the clean one."""
+    unknown = told.get("patch_sha256") is None and (told.get("left_out") or told.get("dirty"))
+    known = [str(told[key])[:12] for key in ("commit", "patch_sha256") if told.get(key)]
+    return "-".join([*known, "unknown"] if unknown else known)
 
 
 def checkpoint(run_id: str, path: Path, metadata: dict[str, Any]) -> wandb.Artifact:
