@@ -27,8 +27,8 @@ SCRIPTS = [
 # each room imports rooms before it in this order, and itself
 ROOMS = [
     "errors", "secrecy", "kinds", "rules", "targets", "config", "sweeps", "help", "imports", "launch", "words",
-    "memory", "rundir", "code_state", "options", "reworded", "compare", "identity", "figures", "plots", "study_plots", "data",
-    "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier",
+    "memory", "rundir", "code_state", "options", "reworded", "compare", "identity", "figures", "plots", "study_plots",
+    "data", "models", "optimizers", "optim", "augment", "checkpoint", "instantiate", "loading", "sums", "classifier",
     "loggers", "callbacks", "gallery", "trainer", "plan", "assemble", "report", "resume", "restore", "repeat",
     "run", "rank", "evaluate", "redraw", "panels", "dashboard", "predict", "export", "prepare", "benchmark",
     "beforehand", "refound", "study_terms", "study", "cli", "__init__",

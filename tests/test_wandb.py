@@ -18,8 +18,9 @@ from conftest import ROOT, TINY, clean_env, command, summary_of, tiny_train
 from wandb_server import WandbServer, wandb_server
 
 from alexlab.compare import boards
+from alexlab.errors import UserError
 from alexlab.launch import free_port
-from alexlab.loggers.wandb import WandbLogger
+from alexlab.loggers.wandb import WandbLogger, check_environment
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert re.search(rf"look at it: +{server.url}/tester", done.stdout)
     run = server.run_of("told")
     fields = run.fields
-    assert fields["groupName"].rpartition("-")[0] == fields["displayName"], "no seed was given"
+    group = r"shufflenet_v2_x0_5-shapes-bs8-px64-limit_train_batches2-ep2-[0-9a-f]{6}"
+    assert re.fullmatch(group, fields["groupName"]), "each word once, and sorted"
     assert fields["jobType"] == "train"
     assert fields["tags"] == ["a", "b"]
     ours = {key: value for key, value in json.loads(fields["config"]).items() if key != "_wandb"}  # W&B's own notes
@@ -65,6 +67,7 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert [row["val/acc1"] for row in run.history if "val/acc1" in row][-1] == pytest.approx(
         summary["last"]["val/acc1"]
     )
+    assert artifact_of(server, f"model-{run.name}")["metadata"]["test"] == pytest.approx(summary["test"])
     assert any(name.startswith("media/images/images/train") for name in server.files)
     assert "best.ckpt" in {name.rpartition("/")[2] for name in server.files if name.startswith("artifact/")}
     assert (tmp_path / "told/checkpoints/best.ckpt").read_bytes() == next(
@@ -257,13 +260,15 @@ def test_without_images_to_test_with_no_test_is_told(server: WandbServer, shapes
     """It would be val once more, in one column with others' tests; the run's own summary has it."""
     less = tmp_path / "less"
     shutil.copytree(shapes, less, ignore=shutil.ignore_patterns("test"))
-    done = tiny_train(less, tmp_path / "untested", "logger=wandb", env=server.env())
+    words = ["logger=wandb", "logger.wandb.log_model=true", "callbacks.figures=true"]
+    done = tiny_train(less, tmp_path / "untested", *words, env=server.env())
     assert done.returncode == 0, done.stderr
     run = server.run_of("untested")
-    numbers = {key for row in [*run.history, run.summary] for key, value in row.items() if not isinstance(value, dict)}
-    assert {key for key in numbers if key.startswith("test/")} == set()
+    told = {key for row in [*run.history, run.summary] for key in row}
+    assert {key for key in told if key.startswith("test/")} == set()
     assert run.summary["test"] == {}
-    assert "val/acc1" in numbers
+    assert {"val/acc1", "val/mistakes", "val/predictions", "val/per_class", "val/confusion_matrix_table"} <= told
+    assert artifact_of(server, f"model-{run.name}")["metadata"]["test"] == {}
     assert "test/acc1" in summary_of(tmp_path / "untested")["test"]
 
 
@@ -273,6 +278,43 @@ def test_a_mode_of_the_environment_is_looked_at_before_the_run(words: list[str],
     assert done.returncode == 2, done.stdout
     assert "error: WANDB_MODE=ofline: must be online, offline or disabled, or not be set." in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("asked", ["shared", " "])
+def test_a_mode_that_fits_no_run_is_refused(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", asked)
+    with pytest.raises(UserError, match=f"WANDB_MODE={asked}: must be online, offline or disabled, or not be set"):
+        check_environment("auto")
+
+
+def test_an_empty_mode_counts_as_none(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's client would end in a traceback of its settings."""
+    monkeypatch.setenv("WANDB_MODE", "")
+    check_environment("auto")
+    assert "WANDB_MODE" not in os.environ
+    done = tiny_train(shapes, tmp_path / "run", "logger=wandb", "test=false", env={"WANDB_MODE": ""})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("asked", ["online", "run"])
+def test_a_mode_of_the_environment_that_needs_a_key_is_named_before_the_run(
+    asked: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = f"WANDB_MODE={asked} needs an API key: run `wandb login` or set WANDB_API_KEY, or take WANDB_MODE=offline"
+    if asked == "online":
+        done = tiny_train(shapes, tmp_path / "run", "logger=wandb", env={"WANDB_MODE": asked})
+        assert done.returncode == 2, done.stdout
+        assert f"error: {told}" in done.stderr
+        assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WANDB_MODE", asked)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=told):
+        check_environment("auto")
+    check_environment("offline")  # which stands above it
+    with pytest.raises(UserError, match=r"logger.wandb.mode=online needs an API key: .*take logger.wandb.mode=offline"):
+        check_environment("online")
 
 
 def test_a_run_without_a_key_says_how_to_get_one(shapes: Path, tmp_path: Path) -> None:

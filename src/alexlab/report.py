@@ -51,10 +51,11 @@ def facts_of(
 
 
 def metadata_of(config: DictConfig, summary: dict[str, Any]) -> dict[str, Any]:
-    """What is told of best.ckpt where it is uploaded."""
+    """What is told of best.ckpt where it is uploaded. A test on val would stand there beside others' tests."""
     dataset = summary["dataset"]
+    test = summary["test"] if "test" in dataset["images"] else {}
     return {
-        "best": summary["best"], "epoch": summary["best_epoch"], "monitor": config.monitor, "test": summary["test"],
+        "best": summary["best"], "epoch": summary["best_epoch"], "monitor": config.monitor, "test": test,
         "model": config.model.name, "name": identity.readable(config), "num_classes": dataset["num_classes"],
         "image_size": config.data.image_size, "fingerprint": dataset["fingerprint"],
     }  # fmt: skip

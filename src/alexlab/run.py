@@ -64,11 +64,9 @@ def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
             "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
         )
     if "wandb" in config.logger:
-        from alexlab.loggers.wandb import check_environment, require_key
+        from alexlab.loggers.wandb import check_environment
 
-        check_environment()
-        if config.logger.wandb.mode == "online":
-            require_key()
+        check_environment(config.logger.wandb.mode)
     check_settings(config)
     choose_precision(config.trainer.precision, devices.kind)  # told now where it cannot be
     data = build_data(config, devices).read()

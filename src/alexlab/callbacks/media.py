@@ -120,7 +120,8 @@ class Media(Callback):
         counts = matrix.sum(1)
         part = matrix[np.ix_(rows, rows)]
         best = (self.folder.parent / "checkpoints/best.ckpt").is_file()
-        of = f"{trainer.datamodule.tested_split}, {self.weights or ('best.ckpt' if best else 'last weights')}"  # type: ignore[attr-defined]
+        split = trainer.datamodule.tested_split  # type: ignore[attr-defined]
+        of = f"{split}, {self.weights or ('best.ckpt' if best else 'last weights')}"
         shown = [names[row] for row in rows]
         self._write("confusion_matrix", figures.confusion(part, shown, counts[rows], len(names), of))
         (self.folder / "mistakes.png").unlink(missing_ok=True)  # of a test before; `_write` has seen the folder
@@ -133,7 +134,7 @@ class Media(Callback):
             self._write("mistakes", figures.tiles(images, captions))
         if self.logger is not None:
             try:
-                self._log_end(self.logger.experiment, names, matrix, rows, shares)
+                self._log_end(self.logger.experiment, split, names, matrix, rows, shares)
             except Exception as error:  # whatever W&B's client raises; the run itself is well
                 log.warning("W&B did not take the confusion matrix and the mistakes: %s", str(error)[:200])
 
@@ -143,13 +144,20 @@ class Media(Callback):
             picture.save(file, "PNG")
 
     def _log_end(
-        self, run: Any, names: list[str], matrix: np.ndarray, rows: list[int], shares: list[float | None]
+        self,
+        run: Any,
+        split: str,
+        names: list[str],
+        matrix: np.ndarray,
+        rows: list[int],
+        shares: list[float | None],
     ) -> None:
+        """Under the name of the split: what is val's must not stand beside others' tests."""
         import wandb
 
         tables = {}
         some = spread(self.some, MISTAKES)
-        for key, shown in {"test/mistakes": self.mistakes, "test/predictions": some}.items():
+        for key, shown in {f"{split}/mistakes": self.mistakes, f"{split}/predictions": some}.items():
             table = tables[key] = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
             for m in shown:
                 top5 = ", ".join(f"{names[k]} {share:.1%}" for k, share in m.best)
@@ -169,7 +177,7 @@ class Media(Callback):
             {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
             {"title": "confusion matrix"},
         )
-        run.log({**tables, "test/per_class": per_class, "test/confusion_matrix": drawn})
+        run.log({**tables, f"{split}/per_class": per_class, f"{split}/confusion_matrix": drawn})
 
 
 def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]]:

@@ -21,24 +21,37 @@ from alexlab.rundir import shown
 
 log = logging.getLogger("alexlab")
 
-# that W&B's client takes from WANDB_MODE
-MODES = {name: name for name in ("online", "offline", "disabled", "shared")} | {"dryrun": "offline", "run": "online"}
+# that W&B's client takes from WANDB_MODE; its `shared` is for several processes that write one run
+MODES = {name: name for name in ("online", "offline", "disabled")} | {"dryrun": "offline", "run": "online"}
 
 
-def require_key() -> None:
+def require_key(asked: str = "logger.wandb.mode=online") -> None:
     """Raises UserError where no API key is at hand."""
     if not key_at_hand():
         raise UserError(
-            "logger.wandb.mode=online needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
-            "logger.wandb.mode=offline (upload later with `wandb sync`)."
+            f"{asked} needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
+            f"{asked.partition('=')[0]}=offline (upload later with `wandb sync`)."
         )
 
 
-def check_environment() -> None:
-    """Raises UserError where WANDB_MODE has none of W&B's modes, of which its client would tell with a traceback."""
+def check_environment(mode: str) -> None:
+    """Take an empty WANDB_MODE, with which W&B's client ends in a traceback, out of the environment.
+
+    Args:
+        mode: logger.wandb.mode.
+
+    Raises:
+        UserError: WANDB_MODE has none of W&B's modes that fit a run, or it or `mode` asks for a key that is not there.
+    """
     asked = os.environ.get("WANDB_MODE")
+    if asked == "":
+        del os.environ["WANDB_MODE"]
     if asked and asked not in MODES:
         raise UserError(f"WANDB_MODE={asked}: must be online, offline or disabled, or not be set.")
+    if mode == "online":
+        require_key()
+    elif mode == "auto" and MODES.get(asked or "") == "online":
+        require_key(f"WANDB_MODE={asked}")
 
 
 def _rank() -> int:
