@@ -94,7 +94,9 @@ def test_each_curve_has_points_over_each_axis(run: Run) -> None:
         (key, axis) for key in curves for axis in axes if not any({key, axis} <= row.keys() for row in run.history)
     ] == []
     rates = [(row["trainer/global_step"], row["perf/images"]) for row in run.history if "lr/decay" in row]
-    assert rates == [(0, 0), (1, 8)], "images of the steps before"
+    assert rates == [(0, 8), (1, 16)], "images of eight a step, with those of the row's own"
+    images = {(row["trainer/global_step"], row["perf/images"]) for row in run.history if "perf/images" in row}
+    assert len(images) == len(dict(images)), "at each step one value"
 
 
 def test_rates_of_a_warm_up_before_a_plateau_are_known(server: WandbServer, shapes: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_rates_and_waits(clock: list[float]) -> None:
         watch.on_train_batch_end(trainer, module, None, None, step - 1)
     assert logged == {"perf/images_per_second_step": 25.0, "perf/images": 400, "perf/seconds": 16.0}
     assert watch.state_dict() == {"images": 400, "seconds": 16.0, "waited": 4.0}, "within an epoch, too"
+    assert watch.axes(ahead=1) == {"perf/images": 500, "perf/seconds": 16.0}
     clock[0] += 50  # validation and checkpoints are no training
     watch.on_train_epoch_end(trainer, module)
     assert logged["perf/images_per_second"] == 25.0

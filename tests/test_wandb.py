@@ -1,5 +1,6 @@
 """W&B for real: online against a small server on loopback, and offline where no server answers."""
 
+import csv
 import json
 import os
 import re
@@ -67,6 +68,10 @@ def test_a_run_is_told_whole(server: WandbServer, shapes: Path, tmp_path: Path) 
     assert [row["val/acc1"] for row in run.history if "val/acc1" in row][-1] == pytest.approx(
         summary["last"]["val/acc1"]
     )
+    with (tmp_path / "told/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["perf/images"]]
+    assert [row for row in rows if row["lr/decay"]] == [], "W&B alone needs both in one row"
+    assert len({(row["step"], row["perf/images"]) for row in rows}) == len({row["step"] for row in rows})
     assert artifact_of(server, f"model-{run.name}")["metadata"]["test"] == pytest.approx(summary["test"])
     assert any(name.startswith("media/images/images/train") for name in server.files)
     assert "best.ckpt" in {name.rpartition("/")[2] for name in server.files if name.startswith("artifact/")}

@@ -34,9 +34,13 @@ class Throughput(Callback):
             "waited": self.total_waited + min(self.waited, seconds),
         }
 
-    def axes(self) -> dict[str, float]:
+    def axes(self, ahead: int = 0) -> dict[str, float]:
+        """
+        Args:
+            ahead: steps that are counted already, though they have only begun.
+        """
         so_far = self.so_far()
-        return {f"perf/{name}": so_far[name] for name in ("images", "seconds")}
+        return {"perf/images": so_far["images"] + ahead * self.global_batch, "perf/seconds": so_far["seconds"]}
 
     def state_dict(self) -> dict[str, float]:
         return self.so_far()

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,6 +144,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 self._wandb_init["resume"] = None
         self._reason = reason
         self._finished = False
+        self.axes_of_rates: Callable[[], dict[str, float]] | None = None  # for rows that have the step alone
         self._tests = True  # whether there are images to test with
         self.where: str | None = None  # what shows the run: an address, or a command
 
@@ -188,6 +189,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Without test/ they were measured on val once more: in a column beside other runs they would pass for more."""
         told = {key: value for key, value in metrics.items() if self._tests or not key.startswith("test/")}
+        if self.axes_of_rates is not None and any(key.startswith("lr") for key in told):
+            told = {**self.axes_of_rates(), **told}
         if told.keys() - {"epoch"} or told.keys() == metrics.keys():
             super().log_metrics(told, step)
 
