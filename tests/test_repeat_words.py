@@ -111,6 +111,9 @@ def without(config: dict[str, Any]) -> dict[str, Any]:
         (FOLDER + " augment.scale=[${{label_smoothing}},0.99] label_smoothing=0.2", "label_smoothing=0.3"),
         (FOLDER + " augment.sizes=[[1,${{data.image_size}}],[3,64]]", "data.image_size=32"),
         (FOLDER + " augment.scale=[1e-3,${{optimizer.lr}}]", "optimizer.lr=0.5"),
+        (FOLDER + " +a.b=['${{seed}}',x,\"${{seed}}_y\",[z,${{seed}}]]", "seed=3"),
+        (FOLDER, "+a.b=[${{oc.select:seed,4}},1] seed=3"),
+        (FOLDER + " +a.b=[{{c:${{seed}}}}]", "label_smoothing=0.1"),
         # where images are looked for
         ("paths.data={data}", "paths.data={other}"),
         ("seed=1", "paths.data={other}"),

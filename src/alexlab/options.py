@@ -177,8 +177,9 @@ def derived(choices: Plain, words: Iterable[str], ours: Container[str] = ()) -> 
         for other in [*found]:
             if _below(other, keys):
                 del found[other]
+        listed = text.startswith("[") and "{" not in re.sub(r"\$\{[\w.]+\}", "", text)
         safe = word in ours or re.fullmatch(r"(?:[^$]|\$\{[\w.]+\})*", text)
-        if "=" in word and not word.startswith("~") and text[:1] != "{" and safe:
+        if "=" in word and not word.startswith("~") and (listed or text[:1] not in ("[", "{")) and safe:
             found |= dict.fromkeys(keys, text)
     return {key: text for key, text in found.items() if isinstance(text, str) and "${" in text}
 
@@ -192,7 +193,8 @@ def derive(plain: Plain, references: dict[str, str], paths: Plain) -> Plain:
     """
     made = configs.create({**plain, "paths": paths})
     for key, text in references.items():
-        OmegaConf.update(made, key, _items(text), force_add=True)
+        with contextlib.suppress(ValueError):
+            OmegaConf.update(made, key, _items(text), force_add=True)
     found = {}
     for key in references:
         with contextlib.suppress(OmegaConfBaseException):
@@ -214,13 +216,16 @@ def _below(key: str, others: Iterable[str]) -> bool:
 
 
 def _items(text: str) -> Any:
-    """A word's value that is a list with references in it, as that; others as they are."""
+    """A word's value that is a list with references in it, as that; others as they are.
+
+    Raises:
+        ValueError: YAML cannot read it.
+    """
     if not text.startswith("["):
         return text
-    try:
-        return _numbers(configs.parsed(re.sub(r"([^\s\[\],'\"]*\$\{[\w.]+\}[^\s\[\],'\"]*)", r'"\1"', text).encode()))
-    except ValueError:
-        return text
+    parts = r"""'[^']*'|"[^"]*"|[^\s\[\],'"]+"""
+    quoted = re.sub(parts, lambda m: f'"{m[0]}"' if "${" in m[0] and m[0][0] not in "'\"" else m[0], text)
+    return _numbers(configs.parsed(quoted.encode()))
 
 
 def _numbers(item: Any) -> Any:
