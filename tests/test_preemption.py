@@ -133,10 +133,10 @@ def test_a_signal_while_the_run_is_closed_waits(
 ) -> None:
     """How the run ended is settled by then; a second Ctrl-C ends it all the same."""
 
-    def interrupted(self: WandbLogger, status: str) -> None:
+    def interrupted(self: WandbLogger, *told: Any) -> None:
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-        finish(self, status)  # type: ignore[arg-type]
+        finish(self, *told)
 
     finish = WandbLogger.finish
     monkeypatch.setattr(WandbLogger, "finish", interrupted)
