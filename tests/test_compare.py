@@ -119,6 +119,7 @@ def test_mistakes(tmp_path: Path) -> None:
         "optimizer.lr>5": "where=optimizer.lr>5: it holds of none of the 1 runs: optimizer.lr is 0.1.",
         "lr>5": "where=lr>5: no run has lr. Did you mean optimizer.lr?",
         "model=alexnt and optimizer.lr>0.01": "no run has model. Did you mean model.name?",
+        "optimizer.lr!=0.01&seed=1": "conditions are joined by and and or: optimizer.lr!=0.01&seed=1 has another sign",
         "optimizer.lr>0.01 & status=finished": "conditions are joined by and and or: optimizer.lr>0.01 & status",
     }.items():
         assert answer in told(f"runs={tmp_path}", f"where={words}")
@@ -467,6 +468,7 @@ def test_other_images_code_or_devices_are_no_seeds(tmp_path: Path) -> None:
     assert len(rows["images"]["images"]) == len(rows["a +1"]["images"]) == 8
     assert rows["images"]["images"] != rows["a +1"]["images"]
     assert (rows["device"]["device"], rows["a +1"]["device"]) == ("x86_64", "NVIDIA A100")
+    assert [run.name for run in chosen(runs, "precision=unknown")] == [run.name for run in runs]
     assert [run.name for run in chosen(runs, f"images={rows['images']['images']}")] == ["images"]
     assert {run.name for run in chosen(runs, "commit~ddddddd or device=x86_64")} == {"code", "device"}
     assert rows["code"]["commit"] == "ddddddd+changes"

@@ -322,3 +322,36 @@ def test_updates_count_in_their_order(tmp_path: Path) -> None:
         run.config.update({"a": 2, "b": {"x": 3}}, allow_val_change=True)
     (found,), _ = read(find([str(tmp_path)], tmp_path)[0])
     assert found.config == {"a": 2, "b.x": 3}
+
+
+def test_a_downloaded_run_of_another_project_with_the_same_id_is_another(offline: Path, tmp_path: Path) -> None:
+    """Ids are of a project; W&B's folder has the time before it."""
+    made(tmp_path / f"run-20200101_000000-{offline.name[-8:]}", {"net": "big"}, {"val/acc1": 0.125})
+    runs, _ = read(find([str(offline), str(tmp_path)], tmp_path)[0])
+    assert [run.config.get("net") for run in runs] == [None, "big"]
+    assert all(run.earlier is None for run in runs)
+
+
+def test_a_copy_of_a_run_is_left_out_and_told(offline: Path, tmp_path: Path) -> None:
+    for name in ("orig", "backup"):
+        shutil.copytree(offline, tmp_path / name / offline.name)
+    (run,), left_out = read(find([str(tmp_path)], tmp_path)[0])
+    assert len(run.rows) == 300
+    assert len(left_out) == 1
+    assert "(the same run as" in left_out[0]
+
+
+def test_a_picture_without_a_step_costs_no_part_before(tmp_path: Path) -> None:
+    import wandb
+
+    for part in range(2):
+        with wandb.init(mode="offline", dir=tmp_path / str(part), project="p", id="same",
+                        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True)) as run:  # fmt: skip
+            run.log({"size": 3})
+            for row in range(3):
+                run.log({"val/acc1": (0.5, 0.25)[part], "trainer/global_step": 100 * (3 * part + row + 1)})
+    for number, part in enumerate(sorted(tmp_path.glob("*/wandb/offline-run-*"))):
+        part.rename(tmp_path / f"offline-run-20260101_00000{number}-same")
+    (found,), _ = read(find([str(tmp_path)], tmp_path)[0])
+    assert [row["step"] for row in found.rows if "val/acc1" in row] == [100, 200, 300, 400, 500, 600]
+    assert (found.numbers["val/acc1"], found.numbers["last/val/acc1"]) == (0.5, 0.25)

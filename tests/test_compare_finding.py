@@ -167,8 +167,8 @@ def test_names_that_look_like_numbers(text: str, names: list[str]) -> None:
     [
         ("loss/val", True), ("val/loss", True), ("test_error", True), ("last/val/perplexity", True), ("top5_err", True),
         ("rmse", True), ("seconds", True), ("val/glossiness", False),
-        ("losses/val", True), ("val/acc1", False), ("images_per_second", False), ("verrucae", False),
-        ("terms", False), ("mAP", False),
+        ("losses/val", True), ("lossTotal", True), ("val/acc1", False), ("images_per_second", False),
+        ("verrucae", False), ("terms", False), ("mAP", False),
     ],
 )  # fmt: skip
 def test_what_is_better_low(key: str, low: bool) -> None:

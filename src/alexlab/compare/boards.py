@@ -169,6 +169,20 @@ def history(path: Path) -> Iterator[Row]:
             yield numbers
 
 
+def joined(before: list[Row], after: list[Row]) -> list[Row]:
+    """The curves of a run that was gone on with. By the trainer's step, those that come again were lost; W&B's own may begin anew, and goes on."""
+    trained = [row["step"] for row in after if "trainer/global_step" in row]
+    if trained and any("trainer/global_step" in row for row in before):
+        kept, step = [row for row in before if row["step"] < min(trained)], min(trained)
+        for row in after:  # what was logged without it, as pictures are, belongs to the step before
+            step = row["step"] if "trainer/global_step" in row else step
+            kept.append(row | {"step": step})
+        return kept
+    start, end = min((row["step"] for row in after), default=math.inf), max((row["step"] for row in before), default=-1)
+    more = end + 1 - start if start <= end else 0
+    return before + [row | {"step": row["step"] + more} for row in after]
+
+
 def records(path: Path, kinds: set[str], joined: bool = False, problems: list[str] | None = None) -> Iterator[Any]:
     """The records of a .wandb file, up to its end or to the first that is torn, as a kill leaves it.
 

@@ -85,7 +85,7 @@ function mistake(ways) {
   for (const { key, sign, wanted } of ways.flat().filter((condition) => condition.key)) {
     const known = data.groups.map((g) => value(g, key)).filter((v) => v !== undefined);
     if (!known.length) return `no run has ${key}.${nearest(key)}`;
-    if (/&&|\|\|/.test(wanted)) return `conditions are joined by and and or: ${key}${sign}${wanted} has another sign.`;
+    if (/&&|\|\||[&|]\s*[\w./@-]+\s*(?:[=<>~]|!=)/.test(wanted)) return `conditions are joined by and and or: ${key}${sign}${wanted} has another sign.`;
     const number = wanted.trim() !== "" && !Number.isNaN(Number(wanted)), values = known.filter((v) => v !== null);
     const words = number ? (key === "seed" || values.some(isNumber) ? undefined : values[0]) : wanted;
     if ([">", "<", ">=", "<="].includes(sign) && words !== undefined)

@@ -23,7 +23,7 @@ LONGEST = 2**28  # bytes of a metrics.csv
 # numbers at the top of summary.json
 FACTS = ("seconds", "images_per_second", "data_wait", "parameters", "macs", "epochs", "steps", "gpu_hours",
          "effective_lr", "best_epoch", "world_size")  # fmt: skip
-LOW_IS_GOOD = re.compile(r"loss(es)?(?![a-z])|error|perplexity|(^|[/._-])(err|ppl|m[as]e|rmse|wer|cer)\d*($|[/._-])"
+LOW_IS_GOOD = re.compile(r"loss(?!less|y|i)|error|perplexity|(^|[/._-])(err|ppl|m[as]e|rmse|wer|cer)\d*($|[/._-])"
                          r"|(^|/)(seconds|data_wait|parameters|macs|gpu_hours)$", re.IGNORECASE)  # fmt: skip
 Row = dict[str, float]
 
@@ -69,7 +69,7 @@ class Run:
             except (OSError, ValueError, csv.Error) as error:
                 self.problems.append(f"the curves of {self.path} ({type(error).__name__}: {str(error)[:100]})")
         if self.earlier is not None:
-            rows = _joined(self.earlier.rows, rows)
+            rows = boards.joined(self.earlier.rows, rows)
             self.problems += [line for line in self.earlier.problems if line not in self.problems]
         return sorted(rows, key=lambda row: row["step"])
 
@@ -119,20 +119,12 @@ class Run:
 
     def value(self, key: str) -> Any:
         """A setting, or what its label says of it, or a number, or its status or name; None where it has none such."""
-        label = {"status": self.status, "name": self.name, **self.facts}
+        facts = {key: "unknown" if fact is None else fact for key, fact in self.facts.items()}
+        label = {"status": self.status, "name": self.name, **facts}
         for known in (self.config, self.numbers, label):
             if key in known:
                 return known[key]
         return self.config.get(f"choices.{key}")
-
-
-def _joined(before: list[Row], after: list[Row]) -> list[Row]:
-    """Of both parts. By the trainer's step, those that come again were lost; W&B's own may begin anew, and goes on."""
-    start, end = min((row["step"] for row in after), default=math.inf), max((row["step"] for row in before), default=-1)
-    if all(any("trainer/global_step" in row for row in part) for part in (before, after)):
-        return [row for row in before if row["step"] < start] + after
-    more = end + 1 - start if start <= end else 0
-    return before + [row | {"step": row["step"] + more} for row in after]
 
 
 def _is_number(value: Any) -> bool:
@@ -193,24 +185,27 @@ def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
         except Exception as error:  # of folders that may be anybody's: the others are shown
             why = (str(error).splitlines() or [""])[0][:100]
             left_out.append(printable(f"{folder} ({type(error).__name__}: {why})"))
-    return _one_each(runs), left_out
+    return _one_each(runs, left_out), left_out
 
 
-def _one_each(runs: list[Run]) -> list[Run]:
+def _one_each(runs: list[Run], left_out: list[str]) -> list[Run]:
     """A run of W&B's that was gone on with has several folders, by time: the last one says how it ended, and the curves
     are of all."""
     last: dict[str, Run] = {}
-    named: dict[str, list[str]] = {}  # with a project: of a run that was downloaded it is not known
-    for run in runs:
-        project, _, name = run.board_id.partition("/")
-        if project and run.board_id not in named.setdefault(name, []):
-            named[name].append(run.board_id)
+    named = {  # by the folder's name: of what was downloaded the project is not known
+        _begun(run)[0]: run.board_id for run in runs if run.board_id and not run.board_id.startswith("/")
+    }
     for run in sorted((run for run in runs if run.board_id), key=_begun):
-        known = named.get(run.board_id[1:], []) if run.board_id.startswith("/") else []
-        run.board_id = known[0] if len(known) == 1 else run.board_id
+        if run.board_id.startswith("/"):
+            run.board_id = named.get(_begun(run)[0], run.board_id)
         before = last.get(run.board_id)
         if before is not None:
-            run.earlier, run.problems = before, before.problems + run.problems
+            copied = _begun(run)[0] == _begun(before)[0]
+            if copied and (before.source is None) == (run.source is None):
+                left_out.append(f"{before.path} (the same run as {run.path})")
+                last[run.board_id] = run
+                continue
+            run.earlier, run.problems = None if copied else before, before.problems + run.problems
             run.config, run.given = before.config | run.config, before.given | run.given
             others = [part.summary.get("others") or {} for part in (before, run)]
             run.summary["others"] = others[0] | others[1]

@@ -15,6 +15,7 @@ SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "~": lambda value, part: part in value,
 }  # fmt: skip
 CONDITION = re.compile(rf"\s*([\w./@-]+)\s*({'|'.join(SIGNS)})\s*(.*?)\s*")
+ANOTHER = r"\s&\s|&&|\|\||[&|]\s*[\w./@-]+\s*(?:[=<>~]|!=)"  # conditions that are joined by another sign
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 Condition = tuple[str, str, Any, str]  # key, sign, value, and the value as it was written
@@ -68,7 +69,7 @@ def _condition(part: str, text: str) -> Condition:
             f"{' '.join(SIGNS)}, as in where='optimizer.lr>0.01 and status=finished', joined by and and or, without "
             "brackets; in quotes, or the shell takes > for itself."
         )
-    if re.search(r"\s&\s|&&|\|\|", found[3]) and found[3][0] not in "'\"":
+    if re.search(ANOTHER, found[3]) and found[3][0] not in "'\"":
         raise UserError(f"where={text}: conditions are joined by and and or: {part.strip()} has another sign.")
     return found[1], found[2], _value(found[3]), _unquoted(found[3])
 
