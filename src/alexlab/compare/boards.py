@@ -170,7 +170,8 @@ def history(path: Path) -> Iterator[Row]:
 
 
 def joined(before: list[Row], after: list[Row]) -> list[Row]:
-    """The curves of a run that was gone on with. By the trainer's step, those that come again were lost; W&B's own may begin anew, and goes on."""
+    """The curves of a run that was gone on with. By the trainer's step, those that come again were lost; W&B's own may
+    begin anew, and goes on."""
     trained = [row["step"] for row in after if "trainer/global_step" in row]
     if trained and any("trainer/global_step" in row for row in before):
         kept, step = [row for row in before if row["step"] < min(trained)], min(trained)
