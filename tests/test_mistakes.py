@@ -132,6 +132,9 @@ def test_eval_without_a_run(tmp_path: Path) -> None:
     for name in ("train/runs/2026-11-25_02-54-50_274", "train/multiruns/2026-11-25_03-00-00_100/0"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").touch()
+    for group in ("model", "data", "augment", "optimizer", "scheduler", "trainer"):
+        told = f"{group} is missing: choose an option by its name, as {group}="
+        assert_refused(command("train.py", f"~{group}", f"paths.logs={tmp_path}"), told)
     done = command("eval.py", "run=2026-11-25_02-54-50_27", f"paths.logs={tmp_path}")
     assert_refused(done, "give one, or latest. Did you mean 2026-11-25_02-54-50_274")
     done = command("eval.py", "run=2026-11-25_03-00-00_100", f"paths.logs={tmp_path}")

@@ -236,7 +236,8 @@ def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
         for inner in options.given(word)[0]:
             take(changed, inner) if word.startswith("~") else put(changed, inner, at(today, inner))
     old = [word for word in kept if key_of(word) not in words and key_of(word).split(".")[0] not in OWN]
-    paths = {key: value for key, value in _dict(origin.config.get("paths")).items() if f"paths.{key}" in words}
+    given = {inner for word in words.values() for inner in options.given(word)[0]}
+    paths = {key: value for key, value in _dict(origin.config.get("paths")).items() if f"paths.{key}" in given}
     follow(there, changed, renewed, (before, [*old, *words.values()]), words.values(), paths)
     _check_start(origin, today, words)
     hidden = [key for key, value in configs.flat(changed).items()

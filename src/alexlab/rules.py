@@ -227,11 +227,16 @@ DASHBOARD_RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 NEEDED = ("model.name", "model.mean", "model.std", "model.net")  # which a model's yaml must have
+# no training goes without one of each; and such a one
+GROUPS = {"model": "alexnet", "data": "folder", "augment": "basic", "optimizer": "sgd", "scheduler": "cosine",
+          "trainer": "auto"}  # fmt: skip
 _ABSENT = object()
 
 
 def check(config: DictConfig, rules: dict[str, Rule] = RULES) -> None:
     """Raises UserError with every value that breaks one of `rules`, one a line."""
+    if rules is RULES and (group := next((group for group in GROUPS if not config.get(group)), None)):  # ~scheduler
+        raise UserError(f"{group} is missing: choose an option by its name, as {group}={GROUPS[group]}; see --help.")
     plain: Any = OmegaConf.to_container(config, resolve=True)
     secret = secrecy.mistakes(plain)
     if secret:  # before anything that shows values
