@@ -127,6 +127,10 @@ def test_words_given_now_change_it_and_are_told(first: Path, tmp_path: Path) -> 
         (["from_run=first", "from_wandb=a/b/c"], "one run is repeated at a time"),
         (["from_run=first", "ckpt_path=first"], "ckpt_path=first is its own checkpoint: resume="),
         (["from_run=first", "optimizer.lr=-1"], "optimizer.lr=-1: must be a number above 0"),
+        (
+            ["from_run=first", "trainer={max_epochs:${data.batch_size}}"],
+            "trainer={max_epochs:${data.batch_size}}: beside from_run=first its keys are given one by one, as trainer.NAME=",
+        ),
         (["from_run=first", "experiment=finetune"], "experiment=finetune exchanges other groups' options"),
         (["from_run=first", "data.root=/nowhere"], "/nowhere does not exist"),
         (["from_wandb=b/c"], "must be ENTITY/PROJECT/RUN"),

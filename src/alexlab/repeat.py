@@ -233,7 +233,10 @@ def _changed(origin: Origin, today: Plain, words: dict[str, str]) -> Plain:
     for key, word in words.items():
         if key.split(".")[0] in OWN:
             continue
-        for inner in options.given(word)[0]:
+        inners, text = options.given(word)
+        if not inners and text.startswith("{"):  # such as optimizer={lr:${label_smoothing}}
+            raise UserError(f"{word}: beside {origin.asked} its keys are given one by one, as {key}.NAME=VALUE.")
+        for inner in inners:
             take(changed, inner) if word.startswith("~") else put(changed, inner, at(today, inner))
     old = [word for word in kept if key_of(word) not in words and key_of(word).split(".")[0] not in OWN]
     given = {inner for word in words.values() for inner in options.given(word)[0]}
