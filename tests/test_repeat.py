@@ -129,7 +129,7 @@ def test_words_given_now_change_it_and_are_told(first: Path, tmp_path: Path) -> 
         (["from_run=first", "optimizer.lr=-1"], "optimizer.lr=-1: must be a number above 0"),
         (
             ["from_run=first", "trainer={max_epochs:${data.batch_size}}"],
-            "trainer={max_epochs:${data.batch_size}}: beside from_run=first its keys are given one by one, as trainer.NAME=",
+            "trainer={max_epochs:${data.batch_size}}: beside from_run=first its keys are given one by one",
         ),
         (["from_run=first", "experiment=finetune"], "experiment=finetune exchanges other groups' options"),
         (["from_run=first", "data.root=/nowhere"], "/nowhere does not exist"),
