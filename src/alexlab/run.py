@@ -184,17 +184,10 @@ def _fit_rank(
         facts = report.facts_of(config, devices, data, plan, model)
         loggers, board = build_loggers(config)
         if board is not None:
-            board.log_config(identity.for_others(config))
-            board.log_summary(identity.without_paths({**facts, "code": code_state.read(run_dir)}))
-            board.log_dataset(configs.plain(config.data), facts["dataset"], data.readable_classes)
-            board.log_code(run_dir)
+            tell_board(board, config, facts, data)
         report.tell_start(config, devices, data, plan, facts)
         repeat.tell_again(run_dir)
-        preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
-        source = Path(config.ckpt_path) if config.ckpt_path is not None else None
-        last, every = run_dir / "checkpoints" / checkpoint.LAST, config.checkpoint
-        on_nan = OnNan(config.on_nan, last, report.how_to_resume(run_dir), source)
-        snapshots = Snapshots(last, preemption, on_nan, every.every_n_steps, every.every_minutes)
+        on_nan, preemption, snapshots = own_callbacks(config, notes)
         callbacks = [*build_callbacks(config), on_nan, preemption, snapshots]
         trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
         preemption.install(trainer)
@@ -257,6 +250,25 @@ def _fit_rank(
 
 
 # -- the stages of a run
+
+
+def tell_board(board: "WandbLogger", config: DictConfig, facts: dict[str, Any], data: ImageFolders) -> None:
+    """What W&B knows of a run from its start: settings, facts, images and code."""
+    run_dir = Path(config.run_dir)
+    board.log_config(identity.for_others(config))
+    board.log_summary(identity.without_paths({**facts, "code": code_state.read(run_dir)}))
+    board.log_dataset(configs.plain(config.data), facts["dataset"], data.readable_classes)
+    board.log_code(run_dir)
+
+
+def own_callbacks(config: DictConfig, notes: Notes) -> tuple[OnNan, Preemption, Snapshots]:
+    """Those of every run, in the order in which Lightning must call them."""
+    run_dir = Path(config.run_dir)
+    preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
+    source = Path(config.ckpt_path) if config.ckpt_path is not None else None
+    last, every = run_dir / "checkpoints" / checkpoint.LAST, config.checkpoint
+    on_nan = OnNan(config.on_nan, last, report.how_to_resume(run_dir), source)
+    return on_nan, preemption, Snapshots(last, preemption, on_nan, every.every_n_steps, every.every_minutes)
 
 
 def keep_summary(run_dir: Path, summary: dict[str, Any]) -> OSError | None:
