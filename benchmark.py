@@ -3,8 +3,8 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command
-    from alexlab.imports import importing
+    from alexlab.commands.cli import hydra_command
+    from alexlab.engine.process import importing
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)
@@ -12,12 +12,12 @@ except ModuleNotFoundError as error:
 
 @hydra_command("benchmark")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.rules import BENCHMARK_RULES, RULES, check
+    from alexlab.engine.rules import BENCHMARK_RULES, RULES, check
 
     check(config, RULES)
     check(config, BENCHMARK_RULES)
     with importing():
-        from alexlab.benchmark import benchmark
+        from alexlab.commands.benchmark import benchmark
 
     benchmark(config)
 

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command
+    from alexlab.commands.cli import hydra_command
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)
@@ -11,10 +11,10 @@ except ModuleNotFoundError as error:
 
 @hydra_command("compare")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.rules import COMPARE_RULES, check
+    from alexlab.engine.rules import COMPARE_RULES, check
 
     check(config, COMPARE_RULES)
-    from alexlab.compare.show import show
+    from alexlab.commands.compare import show
 
     show(config)
 

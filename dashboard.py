@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command
+    from alexlab.commands.cli import hydra_command
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)
@@ -11,8 +11,8 @@ except ModuleNotFoundError as error:
 
 @hydra_command("dashboard")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.dashboard import make
-    from alexlab.rules import DASHBOARD_RULES, check
+    from alexlab.commands.dashboard import make
+    from alexlab.engine.rules import DASHBOARD_RULES, check
 
     check(config, DASHBOARD_RULES)
     make(config)

@@ -3,8 +3,8 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command
-    from alexlab.imports import importing
+    from alexlab.commands.cli import hydra_command
+    from alexlab.engine.process import importing
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)
@@ -12,11 +12,11 @@ except ModuleNotFoundError as error:
 
 @hydra_command("export")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.rules import EXPORT_RULES, check
+    from alexlab.engine.rules import EXPORT_RULES, check
 
     check(config, EXPORT_RULES)
     with importing():
-        from alexlab.export import export
+        from alexlab.commands.export import export
 
     export(config)
 

@@ -3,8 +3,8 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command
-    from alexlab.imports import importing
+    from alexlab.commands.cli import hydra_command
+    from alexlab.engine.process import importing
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)
@@ -12,11 +12,11 @@ except ModuleNotFoundError as error:
 
 @hydra_command("predict")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.rules import PREDICT_RULES, check
+    from alexlab.engine.rules import PREDICT_RULES, check
 
     check(config, PREDICT_RULES)
     with importing():
-        from alexlab.predict import predict
+        from alexlab.commands.predict import predict
 
     predict(config)
 

@@ -3,8 +3,8 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command
-    from alexlab.imports import importing
+    from alexlab.commands.cli import hydra_command
+    from alexlab.engine.process import importing
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)
@@ -12,11 +12,11 @@ except ModuleNotFoundError as error:
 
 @hydra_command("prepare")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.rules import PREPARE_RULES, check
+    from alexlab.engine.rules import PREPARE_RULES, check
 
     check(config, PREPARE_RULES)
     with importing():
-        from alexlab.prepare import prepare
+        from alexlab.commands.prepare import prepare
 
     prepare(config)
 

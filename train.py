@@ -3,8 +3,8 @@
 import sys
 
 try:
-    from alexlab.cli import hydra_command
-    from alexlab.imports import importing
+    from alexlab.commands.cli import hydra_command
+    from alexlab.engine.process import importing
 except ModuleNotFoundError as error:
     print(f"error: {error}: run `make setup`, then `source .venv/bin/activate`.", file=sys.stderr)
     sys.exit(2)
@@ -12,11 +12,11 @@ except ModuleNotFoundError as error:
 
 @hydra_command("train")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.rules import check
+    from alexlab.engine.rules import check
 
     check(config)  # before the seconds that the heavy imports take
     with importing():
-        from alexlab.run import fit
+        from alexlab.commands.train import fit
 
     return fit(config)
 

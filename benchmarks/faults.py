@@ -43,8 +43,8 @@ import test_bad_inputs as inputs
 from conftest import ROOT, SMALL_NET, clean_env
 from wandb_server import wandb_server
 
-from alexlab import checkpoint
 from alexlab.data.demo import write_demo
+from alexlab.engine import checkpoint_io as checkpoint
 
 HERE = Path(__file__).resolve().parent
 Row = tuple[str, ...]  # what, Lightning's, ours
@@ -188,7 +188,7 @@ def rank(root: Path, folder: Path, times: int) -> list[Row]:
     for name, words, of in (
         ("stock", stock_words(root, folder / "stock", "--epochs", "1000", "--devices", "2"), "stock.py"),
         ("ours", our_words(root, folder / "ours", "trainer.max_epochs=1000", "trainer=ddp_cpu", "trainer.devices=2"),
-         "alexlab.rank"),
+         "alexlab.commands.worker"),
     ):  # fmt: skip
         started: list[psutil.Process] = []
 

@@ -20,11 +20,11 @@ FEW = 50  # batches, after which all buffers are there
 
 def ours(root: Path, workers: int) -> Iterator[Any]:
     from alexlab.data.dataset import ImageDataset
-    from alexlab.data.index import scan
+    from alexlab.data.folder import scan
     from alexlab.data.loader import Loader
     from alexlab.data.sampler import TrainBatches
     from alexlab.data.transforms import SampleTransform
-    from alexlab.memory import keep_memory
+    from alexlab.engine.memory import keep_memory
 
     keep_memory()
     index = scan(root)

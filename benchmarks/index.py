@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from alexlab.data.index import scan
-from alexlab.data.index_cache import scan_or_recall
+from alexlab.data.fast.folder_cache import scan_or_recall
+from alexlab.data.folder import scan
 from alexlab.data.sampler import TrainBatches
 
 ROOT = Path(__file__).resolve().parents[1]

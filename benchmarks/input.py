@@ -51,14 +51,14 @@ def ours(
     cache: bool = False,
 ) -> Iterator[int]:  # fmt: skip
     """The batches of a training, on the CPU, uint8."""
-    from alexlab.data import prepared as preparations
     from alexlab.data.dataset import ImageDataset
-    from alexlab.data.index import scan
+    from alexlab.data.fast import prepared as preparations
+    from alexlab.data.fast.ram_cache import RamCache, memory_at_hand
+    from alexlab.data.folder import scan
     from alexlab.data.loader import Loader
-    from alexlab.data.ram_cache import RamCache, memory_at_hand
     from alexlab.data.sampler import TrainBatches
     from alexlab.data.transforms import SampleTransform
-    from alexlab.memory import keep_memory
+    from alexlab.engine.memory import keep_memory
 
     keep_memory()  # as a training on a CPU does; on a GPU torch keeps pinned batches
     read: Any = preparations.read(root)["train"] if prepared else scan(root)
@@ -116,8 +116,8 @@ def decode_only(root: Path, threads: int, batch: int) -> Iterator[int]:
     """Files read and decoded whole by the same decoder, and thrown away."""
     import simplejpeg
 
-    from alexlab.data.index import scan
-    from alexlab.memory import keep_memory
+    from alexlab.data.folder import scan
+    from alexlab.engine.memory import keep_memory
 
     keep_memory()
     index = scan(root)

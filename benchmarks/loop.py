@@ -26,17 +26,19 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from alexlab import assemble, optim
-from alexlab import config as configs
-from alexlab.augment import BatchAugment
-from alexlab.callbacks.on_nan import OnNan
+from alexlab.callbacks.checkpointing import Snapshots
+from alexlab.callbacks.nan_guard import OnNan
 from alexlab.callbacks.preemption import Notes, Preemption
-from alexlab.callbacks.snapshots import Snapshots
-from alexlab.classifier import ImageClassifier
+from alexlab.commands import build as assemble
+from alexlab.commands.trainer import build_trainer
 from alexlab.data.dataset import Batch
-from alexlab.memory import keep_memory
+from alexlab.engine import config as configs
+from alexlab.engine.devices import Devices, choose_precision
+from alexlab.engine.memory import keep_memory
 from alexlab.models.alexnet import AlexNet
-from alexlab.trainer import Devices, build_trainer, choose_precision
+from alexlab.tasks import optimizers as optim
+from alexlab.tasks.augment import BatchAugment
+from alexlab.tasks.classification import ImageClassifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

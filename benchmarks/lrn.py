@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from alexlab import code_state
+from alexlab.engine import provenance as code_state
 from alexlab.models.lrn import LocalResponseNorm
 
 SHAPES = {"conv1": (96, 55, 55), "conv2": (256, 27, 27)}

@@ -75,7 +75,7 @@ def make_boards(folder: Path, count: int, ours: bool) -> None:
     """Offline runs of W&B: the records of one, written again in LevelDB's log format for each."""
     import wandb
 
-    from alexlab.compare import boards
+    from alexlab.analysis import wandb_files as boards
 
     folder.mkdir()
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)

@@ -18,9 +18,9 @@ def child(keep: bool, image_size: int, batch: int) -> None:
     import torch
     import torch.nn.functional as F
 
-    from alexlab.memory import keep_memory
+    from alexlab.engine.devices import choose_precision
+    from alexlab.engine.memory import keep_memory
     from alexlab.models.alexnet import AlexNet
-    from alexlab.trainer import choose_precision
 
     if keep and not keep_memory():
         sys.exit("keep_memory() does nothing here: not glibc, or its settings are in the environment")

@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from resuming import Harness, Killed, TinyNet, at_batch, difference
 
-from alexlab import cli
+from alexlab.commands import cli
 from alexlab.data.demo import write_demo
 
 BATCHES = 10

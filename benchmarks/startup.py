@@ -21,7 +21,7 @@ def main(config): pass
 main()
 """
 IMPORT = "from alexlab import run"
-PAUSED = f"""from alexlab.imports import importing
+PAUSED = f"""from alexlab.engine.process import importing
 with importing():
     {IMPORT}
 """

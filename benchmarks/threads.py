@@ -17,7 +17,7 @@ from PIL import Image
 
 from alexlab.data import decode
 from alexlab.data.dataset import ImageDataset
-from alexlab.data.index import scan
+from alexlab.data.folder import scan
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import TrainBatches
 from alexlab.data.transforms import SampleTransform

@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from test_configs import compose
 from torch import Tensor, nn
 
-from alexlab import assemble, resume, run
-from alexlab.callbacks.snapshots import Snapshots
-from alexlab.config import CONF
+from alexlab.callbacks.checkpointing import Snapshots
+from alexlab.commands import build as assemble
+from alexlab.commands import resume
+from alexlab.commands import train as run
+from alexlab.engine.config import CONF
 
 WORDS = [
     "data=folder", "data.image_size=32", "data.batch_size=8", "data.num_workers=0", "logger=csv", "augment=strong",

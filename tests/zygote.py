@@ -17,8 +17,8 @@ from typing import Any
 # not W&B, nor timm, which imports it: its folder for temporary files would go with the first fork
 import torchmetrics.classification  # noqa: F401
 
-import alexlab.redraw
-import alexlab.run  # noqa: F401
+import alexlab.commands.figures
+import alexlab.commands.train  # noqa: F401
 
 
 def become(request: dict[str, Any]) -> None:

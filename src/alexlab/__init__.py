@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexlab.loading import load as load
+    from alexlab.tasks.load import load as load
 
 
 def __getattr__(name: str) -> Any:
     """`alexlab.load`, imported when it is asked for: the commands' --help must not wait for torch."""
     if name == "load":
-        from alexlab.loading import load
+        from alexlab.tasks.load import load
 
         return load
     raise AttributeError(f"module 'alexlab' has no attribute {name!r}")

@@ -15,7 +15,7 @@ class StudySweeper(Sweeper):
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from alexlab.study import StudySweep
+        from alexlab.commands.study import StudySweep
 
         self.study = StudySweep(**self.settings)
         self.study.setup(hydra_context=hydra_context, task_function=task_function, config=config)

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from alexlab.models.parts import head_of
+from alexlab.models.introspection import head_of
 
 
 class Freezing(Callback):

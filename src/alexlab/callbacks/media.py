@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
-from alexlab import figures, rundir
-from alexlab.classifier import ImageClassifier
+from alexlab.analysis import drawing as figures
+from alexlab.engine import run_dir as rundir
+from alexlab.tasks.classification import ImageClassifier
 
 if TYPE_CHECKING:
-    from alexlab.loggers.wandb import WandbLogger
+    from alexlab.loggers.wandb_logger import WandbLogger
 
 log = logging.getLogger("alexlab")
 
@@ -113,7 +114,7 @@ class Media(Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        from alexlab import plots  # Matplotlib takes half a second, which the start need not wait for
+        from alexlab.analysis import plots  # Matplotlib takes half a second, which the start need not wait for
 
         names, matrix = pl_module.class_names, pl_module.confusion_matrix.numpy()
         rows = most_confused(matrix, MOST_CLASSES)

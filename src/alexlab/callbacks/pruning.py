@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from sqlalchemy.exc import SQLAlchemyError
 
-from alexlab.sweeps import PRUNED, Trial
+from alexlab.engine.sweeps import PRUNED, Trial
 
 log = logging.getLogger("alexlab")
 UNREACHED = (optuna.exceptions.StorageInternalError, SQLAlchemyError)

@@ -8,17 +8,19 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from alexlab.data import archives, demo, fashion_mnist, names, prepared
-from alexlab.data import index as folder_index
+from alexlab.data import class_names as names
+from alexlab.data import demo, fashion_mnist
+from alexlab.data import folder as folder_index
 from alexlab.data.dataset import Files, ImageDataset
-from alexlab.data.device_cache import DeviceLoader
-from alexlab.data.index import ImageIndex
-from alexlab.data.index_cache import scan_or_recall
-from alexlab.data.keeping import Index, Keeping
+from alexlab.data.fast import archives, prepared
+from alexlab.data.fast.caches import Index, Keeping
+from alexlab.data.fast.device_cache import DeviceLoader
+from alexlab.data.fast.folder_cache import scan_or_recall
+from alexlab.data.folder import ImageIndex
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatches, InTurn, TrainBatches
 from alexlab.data.transforms import SampleTransform
-from alexlab.errors import UserError
+from alexlab.engine.errors import UserError
 
 MOST_THREADS = 12  # by default: more are slower, by Python's lock (benchmarks/threads.py)
 SPLITS = ("train", "val", "test")

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexlab.data import batch_crop, decode
-from alexlab.data.draws import Draws, ManyDraws
+from alexlab.data import decode
+from alexlab.data.fast import gpu_crop as batch_crop
+from alexlab.data.sample_rng import Draws, ManyDraws
 from alexlab.data.transforms import SampleTransform
-from alexlab.errors import UserError
+from alexlab.engine.errors import UserError
 
 Key = tuple[int, int]  # (index of the image, epoch), as the samplers yield them
 

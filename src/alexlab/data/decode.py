@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alexlab.errors import UserError
+from alexlab.engine.errors import UserError
 
 T = TypeVar("T")
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels

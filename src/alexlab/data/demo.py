@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alexlab.errors import UserError
+from alexlab.engine.errors import UserError
 
 FORMAT = 2
 SPLITS = {"train": 350, "val": 50, "test": 50}  # images a class

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexlab.errors import UserError
+from alexlab.engine.errors import UserError
 
 # in the order of the labels; the digit keeps the folders in it
 CLASSES = (

@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Sampler
 
 from alexlab.data.dataset import Batch, Broken, ImageDataset, Key
-from alexlab.errors import UserError
-from alexlab.imports import hanging
+from alexlab.engine.errors import UserError
+from alexlab.engine.process import hanging
 
 PIECE = 32  # images at most that a thread takes at once
 AHEAD = 3  # batches at least that are begun before they are asked for

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from alexlab.data.draws import Draws
+from alexlab.data.sample_rng import Draws
 
 BINS = 31  # of magnitudes, as torchvision has for both
 

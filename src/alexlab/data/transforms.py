@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alexlab.data import decode, policies
-from alexlab.data.draws import Draws, ManyDraws
+from alexlab.data.sample_rng import Draws, ManyDraws
 
 LONG = 8  # times what the net sees
 TRIES = 10  # torchvision's, before a random resized crop takes the middle

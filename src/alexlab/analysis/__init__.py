@@ -1,0 +1,1 @@
+"""Runs as data: read, compared, plotted. No training code."""

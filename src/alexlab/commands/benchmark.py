@@ -1,0 +1,189 @@
+"""How fast decoding, the loader, the device and a whole training are, and which bounds it: the task of benchmark.py."""
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+
+from alexlab.commands import build as assemble
+from alexlab.commands import plan as plans
+from alexlab.commands import summary as report
+from alexlab.data.datamodule import ImageFolders
+from alexlab.data.dataset import Batch
+from alexlab.data.loader import decoding_threads
+from alexlab.engine import config as configs
+from alexlab.engine import run_dir as rundir
+from alexlab.engine.devices import Devices, choose_precision, find_devices
+from alexlab.engine.errors import UserError
+from alexlab.engine.memory import keep_memory
+
+WARM = 3  # steps that are not counted
+NAMES = ("decode_only", "loader", "device", "end_to_end")
+
+
+def benchmark(config: DictConfig) -> None:
+    """Measure one device's training for `config.seconds` each, and print images a second.
+
+    Raises:
+        UserError: as a training would.
+    """
+    config = configs.resolved(config)
+    devices = find_devices(config)
+    if devices.kind == "cpu":
+        keep_memory()
+    config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
+    devices = Devices(devices.kind, 1, 1)
+    # the rate must not spoil the weights while one batch comes again and again
+    config.optimizer.lr, config.optimizer.lr_reference_batch = 1e-9, None
+    rundir.quiet_libraries()
+    logging.getLogger("alexlab").setLevel(logging.WARNING)
+    data = assemble.build_data(config, devices).read()
+    plan = plans.make_plan(config, 1, data.images)
+    data.world_size = 1
+    found: dict[str, Any] = {"decode_only": decode_only(data, config.seconds)}
+    found["loader"] = loader_alone(data, config.seconds)
+    batch = next(iter(data.train_dataloader()))
+    if not len(batch.targets):
+        raise UserError("every image of the first batch is broken: there is nothing to measure with.")
+
+    def same() -> Iterator[Batch]:
+        while True:
+            yield batch
+
+    found["device"] = trained(config, devices, data, plan, same)
+    found["end_to_end"] = trained(config, devices, data, plan, lambda: endless(data))
+    found = {name: round(rate, 1) for name, rate in found.items()}
+    bound = "input" if found["loader"] < found["device"] else "device"
+    if config.format == "json":
+        print(json.dumps({**found, "bound_by": bound}), flush=True)
+        return
+    table = Table(title=f"{config.model.name}, {data.root.name}, {devices.kind}, batch {config.data.batch_size}")
+    for column in ("", "images/s"):
+        table.add_column(column, justify="right" if column else "left")
+    words = ("decoding alone", "the loader alone", "the device alone, on one batch", "a training")
+    for word, name in zip(words, NAMES, strict=True):
+        table.add_row(word, f"{found[name]:,.0f}")
+    Console().print(table)
+    print(verdict(found, bound, data, devices.kind), flush=True)
+
+
+def verdict(found: dict[str, float], bound: str, data: ImageFolders, kind: str) -> str:
+    """What bounds a training, and what would help."""
+    reached = found["end_to_end"] / found["device"]
+    if bound == "input":
+        return report.bound_by(max(report.MUCH, 1 - reached), data)
+    said = f"bound by the device: the loader alone is {found['loader'] / found['device']:.1f} times as fast."
+    shared = f" Both share the CPU's cores: a training runs at {reached:.0%} of the device alone."
+    return said + (shared if kind == "cpu" and reached < 0.95 else "")
+
+
+def decode_only(data: ImageFolders, seconds: float) -> float:
+    """Images a second that are read and decoded whole, and thrown away."""
+    index = data.splits["train"]
+    size = min(len(index), 64 * max(1, data.num_workers))
+
+    def decode(i: int) -> None:
+        try:
+            index.picture(i).pixels()
+        except OSError:
+            if data.on_error == "raise":
+                raise
+
+    def batches() -> Iterator[int]:
+        with decoding_threads(data.num_workers) if data.num_workers else ThreadPoolExecutor(1) as pool:
+            while True:
+                for start in range(0, len(index), size):
+                    part = range(start, min(start + size, len(index)))
+                    list(pool.map(decode, part))
+                    yield len(part)
+
+    return rate_of(batches(), seconds)
+
+
+def loader_alone(data: ImageFolders, seconds: float) -> float:
+    return rate_of((len(batch.images) for batch in endless(data)), seconds)
+
+
+def endless(data: ImageFolders) -> Iterator[Batch]:
+    """One epoch after the other."""
+    loader, epoch = data.train_dataloader(), 0
+    while True:
+        loader.batch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        yield from loader
+        epoch += 1
+
+
+def rate_of(counts: Iterator[int], seconds: float) -> float:
+    for _ in range(WARM):
+        next(counts)
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        done += next(counts)
+    return done / (time.perf_counter() - start)
+
+
+class Clock(Callback):
+    """Counts the images after the first steps, until the time is up."""
+
+    def __init__(self, seconds: float, device: torch.device) -> None:
+        self.seconds, self.device = seconds, device
+        self.steps = self.images = 0
+        self.rate = 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.steps += 1
+        if self.steps == WARM:
+            self._sync()
+            self.start = time.perf_counter()
+        elif self.steps > WARM:
+            self.images += len(batch.targets)
+            if time.perf_counter() - self.start > self.seconds:
+                self._sync()
+                self.rate = self.images / (time.perf_counter() - self.start)
+
+    def _sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class UntilTimeIsUp:
+    """A loader without a length."""
+
+    def __init__(self, batches: Callable[[], Iterator[Batch]], clock: Clock) -> None:
+        self.batches, self.clock = batches, clock
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.takewhile(lambda _: not self.clock.rate, self.batches())
+
+
+def trained(
+    config: DictConfig, devices: Devices, data: ImageFolders, plan: plans.Plan, batches: Callable[[], Iterator[Batch]]
+) -> float:
+    """Images a second of Lightning's loop, with the classifier, precision and layout of a training."""
+    pl.seed_everything(config.seed, verbose=False)
+    model = assemble.build_model(config, data, devices.kind, plan)
+    if config.compile:
+        model.net.compile()
+    clock = Clock(config.seconds, torch.device(devices.kind))
+    trainer = pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False, callbacks=[clock],
+        precision=choose_precision(config.trainer.precision, devices.kind), enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, max_epochs=1,
+        accumulate_grad_batches=config.trainer.accumulate_grad_batches, limit_val_batches=0,
+        gradient_clip_val=config.trainer.gradient_clip_val, use_distributed_sampler=False,
+        benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
+    )  # fmt: skip
+    trainer.fit(model, train_dataloaders=UntilTimeIsUp(batches, clock))
+    return clock.rate

@@ -1,0 +1,1 @@
+"""What keeps a run safe and repeatable; knows nothing of networks."""

@@ -1,0 +1,280 @@
+"""The page: what it holds, and what Chromium makes of it. The console of a browser has no errors."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import command
+from PIL import Image
+from test_compare import make_run
+
+from alexlab.analysis import page
+from alexlab.analysis.groups import grouped
+from alexlab.analysis.runs import Run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HEAD = (
+    "epoch,lr,perf/images,perf/seconds,step,train/acc1,train/loss,train/loss_step,val/acc1,val/acc1_best,val/loss,"
+    "val/my acc\n"
+)
+NOTES = ("<b>bold</b>", "</script><script>document.title='no'</script>", "a&b")
+
+
+def make_runs(folder: Path, count: int, rows: int = 10) -> None:
+    for number in range(count):
+        run = make_run(
+            folder / f"r{number:03}%{{y}}", 0.1 / (number % 7 + 1), 0.25 + 0.5 * number / count, seed=number % 3,
+            note=NOTES[number % 3],
+            trainer={"accumulate_grad_batches": 2}, data={"batch_size": 8},
+        )  # fmt: skip
+        summary = json.loads((run / "summary.json").read_text())
+        summary["hardware"] = {"devices": "cpu", "device": "x86"}
+        summary["others"] = {"constructor": number % 4, "__proto__": number / 8}
+        (run / "summary.json").write_text(json.dumps(summary))
+        lines = []
+        for row in range(rows):
+            step = 10 * row + 9
+            lines.append(f"{row // 2},0.1,{(step + 1) * 16},{0.5 * row},{step},,,{2 - row / rows},,,,")
+            lines.append(f"{row // 2},,,,{step},0.5,1.5,,{row / rows * number / count},0.5,1.25,0.75")
+        (run / "metrics.csv").write_text(HEAD + "\n".join(lines) + "\n")
+        (run / "figures").mkdir()
+        Image.fromarray(np.full((30, 40, 3), number, dtype=np.uint8)).save(run / "figures/curves.png")
+        (run / "figures/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+
+
+def written(tmp_path: Path, count: int, *words: str) -> tuple[Path, dict[str, Any]]:
+    make_runs(tmp_path / "runs", count)
+    out = tmp_path / "page.html"
+    done = command("compare.py", f"runs={tmp_path / 'runs'}", "format=html", f"out={out}", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"{count} run(s) on one page: {out}" in done.stdout
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', out.read_text(), re.S)
+    assert found is not None
+    return out, json.loads(found[1])
+
+
+def test_what_the_page_holds(tmp_path: Path) -> None:
+    out, data = written(tmp_path, 3, "seeds=each")
+    group = data["groups"][0]
+    assert data["asked"] == f"python compare.py runs={tmp_path / 'runs'} sort=val/acc1 seeds=each format=html"
+    assert data["x"] == "epoch"
+    assert {key: key in data["low"] for key in ("val/loss", "seconds", "val/acc1", "images_per_second")} == {
+        "val/loss": True, "seconds": True, "val/acc1": False, "images_per_second": False,
+    }  # fmt: skip
+    assert group["name"] == "r002%{y}"
+    assert group["settings"] == {"optimizer.lr": 0.1 / 3, "seed": 2, "note": "a&b"}
+    run = group["runs"][0]
+    steps = [10.0 * row + 9 for row in range(10)]
+    assert run["curves"]["train/loss"] == [steps, [round(2 - row / 10, 5) for row in range(10)]], "the finer one"
+    assert "train/loss_step" not in run["curves"]
+    assert "val/acc1_best" not in run["curves"]
+    assert run["clock"] == [steps, [0.5 * row for row in range(10)]]
+    assert run["per_step"] == 16
+    assert run["per_epoch"] == 10
+    assert set(group["figures"]) == {"curves"}
+    assert sum("broken.png" in note for note in data["notes"]) == 3
+    assert "://" not in re.sub(r"https?://(www\.w3\.org|plotly\.com|\w+\.github\.com)\S*", "", json.dumps(data))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', out.read_text())
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'"), "nothing is fetched"
+
+
+def test_long_curves_are_drawn_as_means() -> None:
+    curve = [(float(step), float(step % 2)) for step in range(1000)]
+    steps, values = page.thinned(curve, 100)
+    assert len(steps) == len(values) == 100
+    assert (steps[0], steps[-1]) == (4.5, 994.5)
+    assert values == [0.5] * 100
+    assert page.thinned(curve[:3], 100) == [[0.0, 1.0, 2.0], [0.0, 1.0, 0.0]]
+
+
+def test_curves_of_a_run_that_says_nothing_of_its_epochs() -> None:
+    run = Run(Path("x"), "x", "finished", {})
+    run.rows = [{"step": 4.0, "epoch": 0.0, "val/loss": 1.0}, {"step": 9.0, "epoch": 1.0, "val/loss": float("nan")}]
+    told = page.curves_of(run, 10)
+    assert told == {"curves": {"val/loss": [[4.0], [1.0]]}, "per_epoch": 5.0, "per_step": None, "clock": [[], []]}
+
+
+def test_the_axis_is_one_that_all_curves_know(tmp_path: Path) -> None:
+    known, foreign = (Run(tmp_path, name, "finished", {"seed": name}) for name in "ab")
+    known.rows = [{"step": 4.0, "epoch": 0.0, "val/loss": 1.0}]
+    foreign.rows = [{"step": 4.0, "val/loss": 1.0}]
+    assert page.data_of(grouped([known]), "val/loss", [])["x"] == "epoch"
+    assert page.data_of(grouped([known, foreign]), "val/loss", [])["x"] == "step"
+
+
+def test_the_page_says_what_it_was_made_with(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", 3)
+    out = tmp_path / "page.html"
+    words = (f"runs=[{tmp_path}/runs/r00?*,{tmp_path}/runs/r002*]", "where=optimizer.lr>0.01 and status=finished")
+    done = command("compare.py", *words, "sort=val/loss", "most=2", "format=html", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    told = re.search(r'"asked": ("(?:[^"\\]|\\.)*")', out.read_text())
+    assert told is not None
+    assert json.loads(told[1]) == (
+        f'python compare.py "{words[0]}" "{words[1]}" most=2 sort=val/loss seeds=group format=html'
+    )
+
+
+def dom(path: Path, state: str, profile: Path, width: int = 1400) -> tuple[str, list[str]]:
+    """The document as Chromium has made it, and what its console said."""
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+         f"--user-data-dir={profile}", f"--window-size={width},2000", "--virtual-time-budget=20000",
+         "--enable-logging=stderr", "--log-level=0", "--dump-dom", f"file://{path}#{state}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "GL Driver Message" not in line]
+    return done.stdout, said
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+@pytest.mark.parametrize("count", [1, 8, 100])
+def test_in_a_browser(count: int, tmp_path: Path) -> None:
+    out, _ = written(tmp_path, count, "seeds=each", "most=null")
+    html, said = dom(out, "x=seconds&theme=dark", tmp_path / "profile")
+    assert said == []
+    assert f'data-ready="true" data-shown="{count}"' in html or f'data-shown="{count}" data-ready="true"' in html
+    assert 'data-theme="dark"' in html
+    assert html.count('aria-label="show r') == count
+    assert f"{count} of {count} run" in html
+    assert len(re.findall(r'class="scatterlayer mlayer"', html)) >= 4, "four panels of curves"
+    lines = re.search(r'data-panel="val/acc1".*?class="scatterlayer mlayer">(.*?)</g></g></g>', html, re.S)
+    assert lines is not None
+    assert html.count("js-line") >= 4 * count
+    assert 'data-title="Share' not in html, "Plotly's button that sends a chart away"
+    assert "<title>Comparison of runs</title>" in html, "no run's text is a script"
+    assert "<b>bold</b>" not in html.split("<footer")[0].split("</script>")[0]
+    parallel = '<section id="parallel" hidden' not in html
+    assert parallel == (count > 1)
+    assert ('<section id="against" hidden' not in html) == (count > 1)
+    assert html.count("<figure>") == min(count, page.WITH_FIGURES)
+
+
+STATES = {  # and how many of eight runs are left
+    "filter=optimizer.lr>0.04": 3, "filter=seed%3D0+note!%3Da%26b": 3, "filter=R00": 8, "filter=val/acc1>%3D0.5": 4,
+    "filter=nothing": 0, "off=0+1": 6, "filter=optimizer.lr+>+0.04+and+status=finished": 3,
+    "filter=name~r00+AND+model.name~ALEX": 8, "filter=seed%3D0+or+note%3D'a%26b'": 5, "filter=toString": 0,
+    "x=step&theme=light": 8, "x=images&smooth=0.6&logy=1": 8, "colour=optimizer.lr&sx=seed&sy=optimizer.lr": 8,
+    "filter=optimizer.l>0.04": 0, "filter=lr>0.04": 0, "filter=optimizer.lr>abc": 0, "filter=note<%3D3": 0,
+    "filter=unheard=3": 0, "filter=val/acc1>null": 0, "filter=seed>0": 5, "filter=device=x86": 8,
+    "filter=status=finished+%26+seed=0": 0, "filter=(seed=0)": 0, "filter=seed=": 8,
+}  # fmt: skip
+NO_NUMBER = "is no number: with texts, = and != and ~ (holds) do."
+NO_CONDITION = "is no condition: write KEY SIGN VALUE, joined by and and or, without brackets."
+MISTAKES = {
+    "filter=optimizer.l>0.04": "no run has optimizer.l. Did you mean optimizer.lr?",
+    "filter=lr>0.04": "no run has lr. Did you mean optimizer.lr?",
+    "filter=optimizer.lr>abc": f"abc {NO_NUMBER}", "filter=val/acc1>null": f"null {NO_NUMBER}",
+    "filter=note<%3D3": f"{NOTES[7 % 3]} {NO_NUMBER}",
+    "filter=status=finished+%26+seed=0": f"& {NO_CONDITION}", "filter=(seed=0)": f"(seed=0) {NO_CONDITION}",
+    "filter=seed=": f"seed= {NO_CONDITION}",
+    "filter=unheard=3": "no run has unheard. status, name, metrics and settings are known.",
+}  # fmt: skip
+VISITS = """
+(() => {
+  const states = STATES;
+  if (!location.hash) { location.hash = states[0]; return; }  // as a bookmark does: the page loads again
+  document.body.dataset.told = JSON.stringify(states.map((chosen, place) => {
+    if (place) choose(Object.fromEntries(new URLSearchParams(chosen)));
+    return [document.body.dataset.shown, $("wrong").textContent, getComputedStyle(document.body).backgroundColor];
+  }));
+  function choose(chosen) { Object.assign(state, DEFAULTS, chosen); draw(); }
+  const box = (node) => node.getBoundingClientRect();
+  const row = () => [...$("runs").tBodies[0].rows[0].cells];
+  const found = {}, scroll = $("runs").parentElement;
+  choose({});
+  found.heads = [...$("runs").tHead.rows[0].cells].map((cell) => cell.textContent);
+  found.cells = row().slice(0, 7).map((cell) => cell.textContent);
+  found.right = row().slice(0, 2).map((cell) => box(cell).right);
+  const labels = () => [...document.querySelectorAll("#scatter .textpoint")]
+    .filter((label) => label.style.visibility !== "hidden").map((label) => label.textContent);
+  found.labels = labels();
+  choose({ filter: "seed=0 or note='a&b'" });
+  found.short = labels();
+  choose({ sx: "constructor", sy: "images_per_second" });  // two runs on each point
+  found.crowded = labels().length;
+  choose({});
+  const chart = document.querySelector('[data-panel="val/acc1"]');
+  Plotly.Fx.hover(chart, [{ curveNumber: 0, pointNumber: 4 }]);
+  found.hover = chart.querySelector(".hoverlayer").textContent;
+  choose({ filter: "nothing" });
+  found.empty = ["lines", "parallel", "against", "pictures"].filter((id) => !$(id).hidden);
+  choose({ sx: "constructor", sy: "__proto__" });
+  found.points = document.querySelectorAll("#scatter .point").length;
+  [...$("choose").children].find((label) => label.textContent === "val/my acc").firstElementChild.click();
+  found.spaced = document.querySelectorAll('[data-panel="val/my acc"] .js-line').length;
+  choose({ panels: "", theme: "dark" });
+  found.charts = [...document.querySelectorAll(".chart")].filter((node) => !node.hidden).length;
+  found.axis = getComputedStyle(document.querySelector(".parcoords .axis path")).stroke;
+  found.ticks = [[0.2, 2], [0.5, 60], [0.1, 0.4]].map((x) => wholeEpochs([{ x }]).dtick ?? null);
+  found.order = value({ settings: {}, config: { seconds: 3 }, metrics: { seconds: 5 } }, "seconds");
+  found.written = WRITTEN.map(([key, ...rows]) => {
+    data.groups = rows.map(([mean, std]) => ({ metrics: { [key]: mean }, std: std ? { [key]: std } : {} }));
+    return rows.map((numbers) => writer(key)(...numbers));
+  });
+  scroll.addEventListener("scroll", () => {
+    found.stays = box(row()[0]).left - box(scroll).left;
+    found.edges = [...scroll.parentElement.classList].sort();
+    document.body.dataset.found = JSON.stringify(found);
+  });
+  scroll.scrollLeft = 120;
+})();
+"""
+WRITTEN = {  # numbers (mean, deviation) of one column, and their words
+    "images_per_second": ([(195.2, 6.41), (1009.71,)], ["195±6", "1010"]),
+    "seconds": ([(34.87, 1.66), (9.27,), (48.1,), (109,)], ["34.9±1.7", "9.3", "48.1", "109.0"]),
+    "parameters": ([(56890000,), (11689512,)], ["56.89 M", "11.69 M"]),
+    "val/acc1": ([(0.5, 0.01), (0.25,)], ["0.5000±0.0100", "0.2500"]),
+    "val/loss": ([(0.63,), (0.71,), (86.3,)], ["0.6300", "0.7100", "86.3000"]),
+    "epochs": ([(2,), (90,)], ["2", "90"]),
+    "effective_lr": ([(0.0001,)], ["1.00e-4"]),
+}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+def test_what_is_chosen_in_a_browser(tmp_path: Path) -> None:
+    """One start of it, in which the page is told to show one choice after the other; the first comes as its address."""
+    out, _ = written(tmp_path, 8, "seeds=each")
+    page_of_all = tmp_path / "all.html"
+    columns = json.dumps([[key, *rows] for key, (rows, _) in WRITTEN.items()])
+    script = VISITS.replace("STATES", json.dumps(list(STATES))).replace("WRITTEN", columns)
+    page_of_all.write_text(out.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    html, said = dom(page_of_all, "", tmp_path / "profile", width=500)
+    assert said == []
+    told, found = (
+        json.loads(unescape(said_of[1])) for name in ("told", "found")
+        if (said_of := re.search(rf'data-{name}="([^"]*)"', html))
+    )  # fmt: skip
+    assert {state: int(row[0]) for state, row in zip(STATES, told, strict=True)} == STATES
+    assert {state: row[1] for state, row in zip(STATES, told, strict=True) if row[1]} == MISTAKES
+    assert told[10][2] == "rgb(255, 255, 255)", "light"
+
+    assert found["heads"] == [
+        "run", "best.ckpt\nval/acc1", "status", "best.ckpt\nval/loss", "test/acc1", "images/s", "seconds",
+        "note", "optimizer.lr", "seed",
+    ]  # fmt: skip
+    assert found["cells"] == [" r007%{y}", "0.6875", "finished", "1.5000", "0.2500", "123", "5.5"]
+    assert all(right < 400 for right in found["right"]), "on a telephone, too"
+    assert found["stays"] == pytest.approx(1, abs=1), "the name, however far one scrolls"
+    assert found["edges"] == ["after", "before", "edged"]
+    assert found["labels"] == [f"r00{number}%{{y}}" for number in reversed(range(8))], "one note is too long"
+    assert found["short"] == [
+        "<b>bold</b> lr=0.01429", "a&b lr=0.01667", "<b>bold</b> lr=0.025", "a&b lr=0.03333", "<b>bold</b> lr=0.1",
+    ]  # fmt: skip
+    assert found["crowded"] == 4, "no label lies over another"
+    assert "r007%{y}" in found["hover"]
+    assert found["empty"] == []
+    assert found["points"] == found["spaced"] == 8
+    assert found["charts"] == 0
+    assert found["axis"] == "rgb(154, 167, 180)", "--quiet of the dark theme"
+    assert found["ticks"] == [1, None, None]
+    assert found["order"] == 3, "settings first, as in where="
+    assert found["written"] == [words for _, words in WRITTEN.values()]

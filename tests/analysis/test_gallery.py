@@ -1,0 +1,228 @@
+"""What is chosen for a run's figures, and where its numbers come from."""
+
+import csv
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import command, tiny_train
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import nn
+
+from alexlab.analysis import drawing as figures
+from alexlab.analysis import gallery, plots
+from alexlab.commands import train as run
+from alexlab.data import folder as index
+from alexlab.engine.devices import Devices
+from alexlab.engine.errors import UserError
+from alexlab.models.alexnet import AlexNet
+from alexlab.models.introspection import first_convolution, head_of
+from alexlab.tasks.load import EvalTransform, Trained
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+DRAWN = {"confusion_matrix", "per_class", "mistakes", "filters", "curves", "top5", "neighbours"}
+
+
+@pytest.mark.parametrize(
+    "name", ["alexnet", "resnet18", "squeezenet1_1", "mobilenet_v3_small", "convnext_tiny", "vit_b_32", "swin_t"]
+)
+def test_the_head_gives_the_logits(name: str) -> None:
+    head = head_of(torchvision.models.get_model(name, num_classes=7))
+    assert (head.out_channels if isinstance(head, nn.Conv2d) else head.out_features) == 7
+
+
+def test_the_head_of_timms_networks_and_of_none() -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("mobilenetv4_conv_small", num_classes=7)
+    assert head_of(net) is net.get_classifier()
+    deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=7)
+    with pytest.raises(UserError, match=r"has no last layer alone that gives the 7 logits, so its head is not known"):
+        head_of(deit, 7)
+    with pytest.raises(UserError, match="gives the 7 logits"):
+        head_of(AlexNet(5), 7)
+    assert head_of(net, 7) is net.get_classifier()
+    with pytest.raises(UserError, match="Identity has neither linear nor convolutional layers, so no head is found"):
+        head_of(nn.Identity())
+
+
+def test_the_papers_filters_come_in_two_groups() -> None:
+    """Its second convolution sees 48 of the 96 maps in each half."""
+    for net, maps, groups in [
+        (AlexNet(5), 96, 2),
+        (torchvision.models.alexnet(), 64, 1),
+        (torchvision.models.mobilenet_v2(), 32, 1),
+    ]:
+        found = first_convolution(net)
+        assert found is not None
+        assert (found[0].out_channels, found[1]) == (maps, groups)
+    assert first_convolution(nn.Linear(2, 2)) is None
+
+
+def test_filters_have_their_own_contrast_and_zero_is_grey() -> None:
+    weights = np.zeros((96, 3, 11, 11), dtype=np.float32)
+    weights[48, 0, 0, 0], weights[48, 1, 0, 0] = 0.02, -0.01
+    sheet = np.asarray(figures.filters(weights, 2)).astype(int)
+    size = 11 * 4
+    height = 3 * (size + figures.GAP) + 3 * figures.GAP  # of a group: three rows of sixteen
+    assert sheet.shape[1] == 16 * (size + figures.GAP) + figures.GAP
+    first = sheet[figures.GAP + height, figures.GAP]
+    assert np.abs(first - [255, 127.5 - 63.75, 127.5]).max() <= 1
+    assert np.abs(sheet[figures.GAP, figures.GAP] - 127.5).max() <= 1
+    assert (sheet[height - 2 * figures.GAP : height] == 255).all(), "a gap between the groups"
+    grey = np.asarray(figures.filters(np.ones((4, 1, 3, 3), dtype=np.float32)))
+    assert (grey[figures.GAP, figures.GAP] == 255).all()
+
+
+def test_neighbours_are_the_nearest_in_the_last_hidden_layer() -> None:
+    rng = np.random.default_rng(0)
+    queries, among = rng.normal(size=(3, 8)), rng.normal(size=(50, 8))
+    far = np.sqrt(((queries[:, None] - among[None]) ** 2).sum(2))
+    distances, places = gallery.nearest(torch.tensor(queries), torch.tensor(among), 4)
+    assert places.tolist() == np.argsort(far, 1)[:, :4].tolist()
+    assert distances.numpy() == pytest.approx(np.sort(far, 1)[:, :4], rel=1e-9)
+    assert gallery.nearest(torch.tensor(queries), torch.tensor(among[:2]), 4)[1].shape == (3, 2)
+
+
+def test_what_the_net_makes_of_an_image(shapes: Path) -> None:
+    net = AlexNet(10).eval()
+    transform = EvalTransform(64, 0.875, MEAN, STD)
+    looker = gallery.Looker(Trained(net, transform, list("abcdefghij")), torch.device("cpu"))
+    val = index.scan(shapes / "val")
+    numbers, pixels = looker.read(val, [0, 3])
+    assert numbers == [0, 3]
+    probabilities, hidden = looker.look(pixels)
+    with torch.no_grad():
+        images = torch.stack([transform(val.path(i)) for i in numbers])
+        assert probabilities == pytest.approx(net(images).softmax(1), abs=1e-6)
+        before_last: list[torch.Tensor] = []
+        net.classifier[-2].register_forward_hook(lambda _, given, out: before_last.append(out))
+        net(images)
+        assert hidden == pytest.approx(before_last[-1], abs=1e-5)
+    assert hidden.shape == (2, 4096)
+
+
+def test_images_lie_at_even_distances_and_broken_ones_are_left_out(shapes: Path, tmp_path: Path) -> None:
+    val = index.scan(shapes / "val")
+    assert len({int(val.targets[i]) for i in gallery.spread(val, 8)}) == 8
+    assert gallery.spread(val, 1000) == list(range(len(val)))
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "broken.jpg").write_bytes(Path(val.path(0)).read_bytes()[:300])
+    (folder / "whole.jpg").write_bytes(Path(val.path(0)).read_bytes())
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/broken.jpg").write_bytes(b"no")
+    looker = gallery.Looker(Trained(AlexNet(2), EvalTransform(64, 1.0, MEAN, STD), ["a", "b"]), torch.device("cpu"))
+    assert looker.read(index.scan(tmp_path), [0, 1, 2])[0] == [1]
+
+
+def write_metrics(path: Path, rows: list[dict]) -> Path:
+    keys = sorted({key for row in rows for key in row})
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, keys)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_curves_are_drawn_over_epochs(tmp_path: Path) -> None:
+    rows = [{"step": s, "lr/decay": 0.1 / (s + 1)} for s in range(0, 40, 5)]
+    for epoch in range(4):
+        rows += [
+            {"epoch": epoch, "step": 10 * epoch + 9, "val/loss": 2 - epoch / 4, "val/acc1": [0.2, 0.5, 0.4, 0.3][epoch]}
+        ]
+        rows += [{"epoch": epoch, "step": 10 * epoch + 9, "train/loss": 2.5 - epoch / 4, "train/acc1": 0.1 * epoch}]
+    path = write_metrics(tmp_path / "metrics.csv", rows)
+    read = plots.Curves(path)
+    assert read.unit == "epoch"
+    x, y = read.line("val/acc1")
+    assert x.tolist() == [1, 2, 3, 4]
+    assert y.tolist() == [0.2, 0.5, 0.4, 0.3]
+    assert read.line("lr/decay")[0][:2] == pytest.approx([0.1, 0.6])
+    sheet = plots.curves(path, "val/acc1")
+    assert sheet is not None
+    assert sheet.width == pytest.approx(3 * sheet.height * 4.4 / 3.5, rel=0.01), "three panels"
+    cut = write_metrics(tmp_path / "cut.csv", [*rows, {"epoch": 5, "step": 44, "val/loss": 1.0, "val/acc1": 0.3}])
+    assert plots.Curves(cut).line("val/acc1")[0].tolist() == [1, 2, 3, 4, 4.5], "ended within its fifth epoch"
+    assert plots.Curves(cut, epoch_steps=10).unit == "epoch"
+    below = plots.Curves(path, epoch_steps=50)
+    assert (below.unit, below.line("val/acc1")[0].tolist()) == ("step", [10, 20, 30, 40]), "no epoch was finished"
+    only_rate = write_metrics(tmp_path / "rate.csv", rows[:3])
+    assert plots.Curves(only_rate).unit == "step"
+    assert plots.curves(only_rate) is not None
+    assert plots.curves(write_metrics(tmp_path / "empty.csv", [{"step": 1, "epoch": 0}])) is None
+
+
+def coloured(sheet: Image.Image, colour: str, over: float = 1.0) -> int:
+    """Pixels of a colour, drawn over white with that opacity."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return int((np.abs(np.asarray(sheet).astype(float) - (255 - over * (255 - rgb))).max(2) < 3).sum())
+
+
+def test_the_true_class_has_its_own_colour() -> None:
+    white = np.full((32, 32, 3), 255, dtype=np.uint8)
+    names = ["cat", "dog", "a very long name of a class with $", "cow", "owl"]
+    shares = [0.6, 0.2, 0.1, 0.05, 0.05]
+    sheet = plots.top5([white], ["dog"], [list(zip(names, shares, strict=True))])
+    right, other = coloured(sheet, plots.RIGHT, 0.65), coloured(sheet, plots.OTHER, 0.65)
+    assert other / right == pytest.approx(0.8 / 0.2, rel=0.5), "bars as long as their probabilities, under their words"
+    assert coloured(plots.top5([white], ["fox"], [list(zip(names, shares, strict=True))]), plots.RIGHT, 0.65) == 0
+
+
+def test_accuracy_by_class_of_few_and_of_many() -> None:
+    two = plots.per_class([1.0, 0.5, None], ["cat", "dog", "none"])
+    many = plots.per_class(np.linspace(0, 1, 1000).tolist(), [f"class {i}" for i in range(1000)])
+    assert two.width == many.width
+    assert two.height < 200
+    assert many.height < 1300
+    assert coloured(two, plots.OTHER) > 1000
+
+
+def test_figures_py_draws_all_of_a_run(shapes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert tiny_train(shapes, folder, "trainer.precision=32-true").returncode == 0
+    assert not (folder / "figures").exists()
+    done = command("figures.py", f"run={folder}", "among=12", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [Path(line).stem for line in done.stdout.splitlines() if line.endswith(".png")] == [
+        "confusion_matrix", "per_class", "mistakes", "filters", "curves", "top5", "neighbours",
+    ]  # fmt: skip
+    assert {path.stem for path in (folder / "figures").iterdir()} == DRAWN
+    wrong = command("figures.py", f"run={folder}", "among=-1", "crops=10")
+    assert wrong.returncode == 2
+    assert "crops: there is no such key" in wrong.stderr
+    wrong = command("figures.py", f"run={folder}", "among=-1")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: among=-1: must be a whole number, at least 0.\n")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+
+
+def test_figures_that_fail_are_told_and_the_run_is_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best.ckpt").touch()
+    config = OmegaConf.create({"run_dir": str(tmp_path), "monitor": "val/acc1"})
+    with caplog.at_level(logging.WARNING, logger="alexlab"):
+        run.draw_figures(config, None, Devices("cpu", 1, 1), None)  # type: ignore[arg-type]
+    assert "some figures could not be drawn (" in caplog.text
+
+
+def test_curves_of_a_file_that_is_no_runs(tmp_path: Path) -> None:
+    """Texts, other columns and nan are left out of it; `figures.py` draws what there is."""
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        "epoch,step,val/loss,val/acc1,lr\nx,y,z,w,v\n0,9,1.5,nan,x\n-1,9,1,1\n1,1e400,2,2\n1,19,text,nan,0.1,7\n"
+    )
+    read = plots.Curves(path, "x")  # type: ignore[arg-type]
+    assert read.line("val/loss")[1].tolist() == [1.5]
+    assert plots.curves(path, "val/acc1") is not None
+    path.write_text('a,"' + "b" * 200_000)
+    with pytest.raises(UserError, match=r"metrics.csv is not a run's \(field larger than"):
+        plots.Curves(path)
+    os.truncate(path, 2**27)
+    with pytest.raises(UserError, match=r"metrics.csv has more than 67108864 bytes, and is not a run's"):
+        plots.Curves(path)

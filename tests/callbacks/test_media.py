@@ -1,0 +1,90 @@
+"""The pictures of a run: which are chosen, and that they are what the net sees."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from alexlab.analysis.drawing import GAP
+from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused, spread
+from alexlab.tasks.augment import BatchAugment
+from alexlab.tasks.classification import ImageClassifier
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def test_the_most_confident_mistakes_of_a_test_are_kept() -> None:
+    media, trainer = Media(Path()), SimpleNamespace(world_size=1)
+    # three classes; of 40 images every second one is wrong, each a little more confident than the one before
+    logits, targets = torch.zeros(40, 3), torch.zeros(40, dtype=torch.int64)
+    logits[torch.arange(40), torch.arange(40) % 2] = torch.arange(1, 41) / 4
+    images = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 3, 2, 2)
+    for part in (slice(0, 25), slice(25, 40)):
+        media.on_test_batch_end(trainer, None, {"logits": logits[part]}, (images[part], targets[part], []), 0)  # type: ignore[arg-type]
+    media.on_test_batch_end(trainer, None, None, None, 1)  # type: ignore[arg-type]
+    assert [int(m.image[0, 0, 0]) for m in media.mistakes] == list(range(39, 39 - 2 * MISTAKES, -2))
+    assert {(m.truth, m.predicted) for m in media.mistakes} == {(0, 1)}
+    first = media.mistakes[0]  # logits (0, 10, 0), and the truth is the first class
+    assert first.best[0] == (1, pytest.approx(1 / (1 + 2 * math.exp(-10))))
+    assert first.confidence == first.best[0][1]
+    assert [k for k, _ in first.best[1:]] in ([0, 2], [2, 0])
+    assert first.loss == pytest.approx(10 + math.log(1 + 2 * math.exp(-10)))
+    shares = [media.mistakes[::2], media.mistakes[1::2]]
+    assert most_confident([mistake for share in shares for mistake in share]) == media.mistakes
+
+
+@pytest.mark.parametrize("images", [5, 16, 31, 32, 40, 1000])
+@pytest.mark.parametrize("batch", [7, 1000])
+def test_predictions_are_from_all_over_the_split(images: int, batch: int) -> None:
+    """As many as there may be, whatever the batches."""
+    media, trainer = Media(Path()), SimpleNamespace(world_size=1)
+    pixels = torch.arange(images).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    for first in range(0, images, batch):
+        part = slice(first, first + batch)
+        targets = torch.zeros(len(pixels[part]), dtype=torch.int64)
+        media.on_test_batch_end(trainer, None, {"logits": torch.zeros(len(targets), 3)}, (pixels[part], targets, []), 0)  # type: ignore[arg-type]
+    shown = [int(m.image[0, 0, 0]) for m in spread(media.some, MISTAKES)]
+    assert len(shown) == min(images, MISTAKES)
+    assert shown == sorted(set(shown))
+    gaps = [b - a for a, b in zip(shown, [*shown[1:], images], strict=True)]
+    assert max(gaps) <= max(2 * min(gaps[:-1]), images // 8)
+
+
+def test_the_confusion_matrix_shows_the_classes_confused_most() -> None:
+    matrix = np.diag([50, 50, 50, 50])
+    matrix[0, 3] = 5
+    matrix[2, 1] = 1
+    assert most_confused(matrix, 2) == [0, 3]
+    assert most_confused(matrix, 9) == [0, 1, 2, 3]
+
+
+def test_an_image_is_captioned_with_its_class_or_its_mixture() -> None:
+    names = ["cat", "dog", "eel"]
+    assert captions_of(torch.tensor([2, 0]), names) == [("eel",), ("cat",)]
+    mixed = torch.tensor([[0.3, 0.0, 0.7], [0.0, 1.0, 0.0]])
+    assert captions_of(mixed, names) == [("70% eel", "30% cat"), ("100% dog", "")]
+
+
+def test_the_grid_holds_the_pictures_of_the_first_step(tmp_path: Path) -> None:
+    logged: dict = {}
+    logger = SimpleNamespace(experiment=SimpleNamespace(log=logged.update))
+    model = ImageClassifier(nn.Identity(), BatchAugment(MEAN, STD, 3, pca=0.1, erase=0.5), ["a", "b", "c"], seed=4)
+    model._trainer = trainer = SimpleNamespace(  # type: ignore[assignment]
+        current_epoch=0, global_rank=0, world_size=1, global_step=0, is_global_zero=True
+    )
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
+    batch = (images, torch.zeros(20, dtype=torch.int64), [])
+    Media(tmp_path / "figures", logger).on_train_batch_start(trainer, model, batch, 0)  # type: ignore[arg-type]
+    with Image.open(logged["images/train"]._path) as opened:
+        drawn = np.asarray(opened)
+    with Image.open(tmp_path / "figures/train_images.png") as opened:
+        assert np.array_equal(np.asarray(opened), drawn)
+    seen, _ = model.augmented(images, batch[1], 0)
+    first = ((seen[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255).clamp(0, 255)
+    tile = drawn[GAP : GAP + 144 : 18, GAP : GAP + 144 : 18].transpose(2, 0, 1)  # eight pixels, eighteen times enlarged
+    assert np.abs(tile.astype(float) - first.numpy()).max() <= 1

@@ -1,0 +1,305 @@
+"""Two processes: the same weights as one, exact evaluation, one directory, and the same config on all."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, SMALL_NET, clean_env, command, summary_of, tiny_train
+from resuming import difference
+from test_faults import kill_when
+
+from alexlab.engine.launcher import free_port
+
+EXACT = [
+    "model=alexnet", "model.name=alexnet", "augment=none", "model.net.dropout=0", "trainer.precision=32-true",
+    "test=false",
+    "trainer.limit_train_batches=1.0", "trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=1",
+]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_two_processes_end_with_the_weights_of_one(shapes: Path, tmp_path: Path) -> None:
+    """The same global batch, accumulated over two; validation of 21 images leaves one rank short."""
+    one = tiny_train(shapes, tmp_path / "one", *EXACT)
+    two = tiny_train(shapes, tmp_path / "two", *EXACT, "trainer=ddp", "trainer.devices=2")
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        torch.testing.assert_close(b[key], value, rtol=0, atol=1e-5)
+    first, second = summary_of(tmp_path / "one"), summary_of(tmp_path / "two")
+    assert (first["world_size"], second["world_size"]) == (1, 2)
+    assert second["last"]["val/acc1"] == pytest.approx(first["last"]["val/acc1"], abs=1e-9)
+    assert second["last"]["val/loss"] == pytest.approx(first["last"]["val/loss"], abs=1e-4)
+    assert len(list(tmp_path.glob("two/checkpoints/*.ckpt"))) == 2
+    assert len(list(tmp_path.glob("two/*.log"))) == 1
+
+
+def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: Path) -> None:
+    """One val image for two ranks, with BatchNorm; broken training images are left out, and listed from all ranks."""
+    root = tmp_path / "data"
+    shutil.copytree(shapes / "train", root / "train")
+    (root / "val/ring").mkdir(parents=True)
+    shutil.copy(shapes / "val/ring/0000.jpg", root / "val/ring")
+    broken = sorted((root / "train").glob("*/0003.jpg"))[:6]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:200])
+    done = tiny_train(
+        root, tmp_path / "run", *TWO, "data.on_error=skip", "trainer.precision=32-true",
+        "trainer.limit_train_batches=1.0", "data.num_workers=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(tmp_path / "run")
+    assert sorted(summary["skipped_images"]) == [str(path) for path in broken]
+    assert "6 broken images were left out" in done.stdout
+    alone = command("eval.py", f"run={tmp_path / 'run'}", "ckpt=last", f"paths.logs={tmp_path}")
+    assert alone.returncode == 0, alone.stderr
+    found = json.loads((tmp_path / "run/eval.json").read_text())
+    assert found["images"] == 1
+    assert found["loss"] == pytest.approx(summary["last"]["val/loss"], rel=1e-4)
+
+
+def test_torchrun_trains_together_and_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
+    """Without a word of how many devices: torchrun knows."""
+    words = [word for word in small_job(shapes, tmp_path) if word not in TWO]
+    done = command(*TORCHRUN, *words, "trainer.accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "train" / "runs").iterdir()
+    assert summary_of(folder)["world_size"] == 2
+    assert done.stdout.count("epoch 1/1") == 1
+
+
+def together(commands: list[tuple[list[str], dict[str, str]]]) -> list[str]:
+    """Run commands at the same time; returns what each printed."""
+    running = [
+        subprocess.Popen([sys.executable, *words], cwd=ROOT, env=clean_env(env), stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True)
+        for words, env in commands
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=200)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0] * len(running), "\n".join(printed)
+    return printed
+
+
+def small_job(shapes: Path, logs: Path) -> list[str]:
+    return [
+        "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8",
+        "data.num_workers=0", "logger=csv", *TWO, "debug=fast", f"paths.logs={logs}",
+    ]  # fmt: skip
+
+
+def test_two_machines_of_torchrun_share_one_directory(shapes: Path, tmp_path: Path) -> None:
+    """Two agents on loopback, as on two machines."""
+    port = free_port(None)
+    agents: list[tuple[list[str], dict[str, str]]] = [
+        (["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1",
+          "--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr",
+          "127.0.0.1", *small_job(shapes, tmp_path), "trainer.devices=1", "trainer.num_nodes=2"], {})
+        for node in range(2)
+    ]  # fmt: skip
+    together(agents)
+    (folder,) = (tmp_path / "train" / "runs").iterdir()
+    assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
+
+
+def test_ranks_of_slurm_share_one_directory(shapes: Path, tmp_path: Path) -> None:
+    """As srun starts them: each knows its number, and no one else."""
+    shared = {
+        "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1", "SLURM_JOB_NUM_NODES": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(None)),
+    }  # fmt: skip
+    job = small_job(shapes, tmp_path)
+    first, second = together([(job, {**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"])
+    assert "run directory: " in first
+    assert second.strip() == "", "rank 0 alone speaks"
+    (folder,) = (tmp_path / "train" / "runs").iterdir()
+    assert folder.name == "slurm-77.3"
+    assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
+
+
+def test_ranks_with_different_configs_are_stopped(shapes: Path, tmp_path: Path) -> None:
+    job = (
+        f"exec {sys.executable} train.py {' '.join(SMALL_NET)} data=folder data.root={shapes} data.image_size=64 "
+        f"data.batch_size=8 data.num_workers=0 logger=csv {' '.join(TWO)} debug=fast "
+        f"paths.logs={tmp_path} optimizer.lr=0.0$((RANK+1))"
+    )
+    done = command(*TORCHRUN, "--no-python", "bash", "-c", job)
+    assert done.returncode != 0
+    assert "The ranks were started with different configs: 1 differ from rank 0" in done.stderr
+    (summary,) = tmp_path.glob("train/runs/*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "failed"
+
+
+def test_a_rank_that_fails_ends_the_run_as_failed(shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes, tmp_path / "data")
+    (tmp_path / "data/train/arrow/0000.jpg").write_bytes(b"broken")
+    done = tiny_train(
+        tmp_path / "data",
+        tmp_path / "run",
+        "trainer=ddp_cpu",
+        "trainer.limit_train_batches=1.0",
+        "augment=none",
+        "data.num_workers=1",
+    )
+    assert done.returncode == 2
+    assert "0000.jpg cannot be read as an image" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, "told once, without a traceback"
+    assert summary_of(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_job_of_slurm_with_one_task_starts_its_own_ranks(shapes: Path, tmp_path: Path) -> None:
+    """sbatch with one task and several devices; and a second run in the same job."""
+    one_task = {
+        "SLURM_JOB_ID": "78", "SLURM_NTASKS": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+        "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    }  # fmt: skip
+    for _ in range(2):
+        done = command(*small_job(shapes, tmp_path), env=one_task)
+        assert done.returncode == 0, done.stderr
+    folders = list((tmp_path / "train" / "runs").iterdir())
+    assert [summary_of(folder)["world_size"] for folder in folders] == [2, 2]
+
+
+def test_a_sweep_under_torchrun_is_refused(shapes: Path, tmp_path: Path) -> None:
+    done = command(*TORCHRUN, *small_job(shapes, tmp_path), "-m", "seed=0,1")
+    assert done.returncode != 0
+    assert "error: a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun." in done.stderr
+    assert not (tmp_path / "train").exists()
+
+
+FSDP_TWICE = """
+import os, torch, torch.distributed as dist
+from test_configs import compose
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from alexlab.engine.devices import (Devices)
+from alexlab.commands.trainer import (_strategy)
+
+made = FSDP.__init__
+FSDP.__init__ = lambda self, *a, device_id=None, **k: made(self, *a, device_id=torch.device("cpu"), **k)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x)).mean((2, 3)))
+
+dist.init_process_group("gloo")
+outer = nn.Module()
+outer.net = Net()
+outer.forward = lambda x: outer.net(x)
+strategy = _strategy(compose("trainer.strategy=fsdp", "trainer.precision=bf16-mixed"), Devices("cuda", 2, 1), Net)
+strategy.parallel_devices = [torch.device("cpu")] * 2
+for stage in range(3):  # fit, validation of the last weights, test: Lightning wraps anew for each
+    model = strategy._setup_model(outer)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.ones(2, 3, 8, 8)).sum().backward()
+    assert outer.net.bn.running_mean.dtype == torch.float32
+    if stage == 0:
+        norm = model.clip_grad_norm_(1e-6)
+        assert norm > 1e-6
+        assert sum(float(p.grad.square().sum()) for p in model.parameters() if p.numel()) ** 0.5 <= 1.001e-6
+print("whole", flush=True)
+os._exit(0)  # gloo's threads may still free the backward's works, which aborts a Python that is ending (torch 2.15)
+"""
+
+
+def test_fsdp_finds_its_network_again_in_each_stage(tmp_path: Path) -> None:
+    """On CPUs, where Lightning refuses to run it; its wrapping is the real one."""
+    script = tmp_path / "twice.py"
+    script.write_text(FSDP_TWICE)
+    done = command(*TORCHRUN, str(script), env={"PYTHONPATH": str(ROOT / "tests")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("whole") == 2
+
+
+def test_averages_of_batchnorm_go_on_exactly(shapes: Path, tmp_path: Path) -> None:
+    """With ema.decay validation averages the other weights' statistics: last.ckpt must hold those of all ranks."""
+    words = [*TWO, "ema.decay=0.9", "scheduler=constant", "test=false", "trainer.precision=32-true",
+             "trainer.limit_train_batches=null"]  # fmt: skip
+    assert tiny_train(shapes, tmp_path / "four", *words, "trainer.max_epochs=3").returncode == 0
+    assert tiny_train(shapes, tmp_path / "two", *words, "trainer.max_epochs=2").returncode == 0
+    last = f"ckpt_path={tmp_path / 'two/checkpoints/last.ckpt'}"
+    done = tiny_train(shapes, tmp_path / "more", *words, "trainer.max_epochs=3", last)
+    assert done.returncode == 0, done.stderr
+    a, b = weights(tmp_path / "four"), weights(tmp_path / "more")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_slurm_is_asked_for_the_job_again(shapes: Path, tmp_path: Path) -> None:
+    """SIGUSR1 comes before the time is up; the job that comes again finds its directory by its number."""
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    env = {"SLURM_JOB_ID": "91", "SLURM_NTASKS": "1", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    words = [*small_job(shapes, tmp_path), "trainer.max_epochs=60", "resume=auto", "resume.requeue=true"]
+    folder = tmp_path / "train/runs/slurm-91.0"
+
+    def due() -> bool:
+        return (folder / "metrics.csv").is_file()
+
+    done = command(*words, env=env, watch=kill_when(due, signal.SIGUSR1))
+    assert done.returncode == 128 + signal.SIGUSR1, done.stderr
+    assert "SLURM was asked for job 91 again." in done.stdout
+    assert asked.read_text() == "requeue 91\n"
+    assert summary_of(folder)["status"] == "preempted"
+    step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    done = command(*words, "trainer.max_epochs=1", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "which goes on" in done.stdout
+    assert summary_of(folder)["status"] == "finished"
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] >= step
+    done = command(*words[:-2], "resume.requeue=true", env=env)
+    assert done.returncode == 2
+    assert "resume.requeue=true: the job that comes again goes on only with resume=auto." in done.stderr
+
+
+def test_torchrun_starts_again_from_the_newest_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    """After one rank was killed with -9."""
+    run_dir = tmp_path / "run"
+    job = [*small_job(shapes, tmp_path), "trainer.max_epochs=3", "trainer.limit_train_batches=null"]
+    words = [*job, "checkpoint.every_n_steps=1", "resume=auto", f"hydra.run.dir={run_dir}"]
+    straight = command(*[*job, "checkpoint.every_n_steps=1", f"hydra.run.dir={tmp_path / 'x'}"])
+    assert straight.returncode == 0, straight.stderr
+    killed: list[int] = []
+
+    def watch(pid: int) -> None:
+        ranks = [p for p in psutil.Process(pid).children(recursive=True) if "train.py" in " ".join(p.cmdline())]
+        if not killed and len(ranks) == 2 and (run_dir / "checkpoints/last.ckpt").is_file():
+            killed.append(ranks[1].pid)
+            ranks[1].kill()
+
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, "--max-restarts", "1", *words], cwd=ROOT, text=True,
+        env=clean_env({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while process.poll() is None and not killed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            watch(process.pid)
+    told = process.communicate(timeout=200)[0]
+    assert killed
+    assert process.returncode == 0, told
+    assert "which goes on" in told
+    assert difference(tmp_path / "x", run_dir) is None

@@ -1,0 +1,159 @@
+"""Ranks that are killed or freeze while they train, under both launchers: the others leave, and one message tells."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, SMALL_NET, clean_env, command, summary_of
+from resuming import rows_of
+
+from alexlab.engine.errors import RankLostError, lost_peer
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def job(shapes: Path, run_dir: Path, *more: str) -> list[str]:
+    return [
+        "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8",
+        "data.num_workers=0", "logger=csv", "trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=1000",
+        "callbacks.figures=false", f"hydra.run.dir={run_dir}", *more,
+    ]  # fmt: skip
+
+
+class Strike:
+    """Sends `number` to one rank once the run has done an epoch."""
+
+    def __init__(self, run_dir: Path, which: int, number: int, name: str) -> None:
+        self.run_dir, self.which, self.number, self.name = run_dir, which, number, name
+        self.ranks: list[psutil.Process] = []
+
+    def __call__(self, pid: int) -> None:
+        if self.ranks or not (self.run_dir / "checkpoints/last.ckpt").is_file():
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(pid).children(recursive=True)
+            ranks = [process for process in started if self.name in " ".join(process.cmdline())]
+            ranks.sort(key=lambda process: int(process.environ()["RANK"]))
+            ranks[self.which].send_signal(self.number)
+            self.ranks = ranks
+
+    @property
+    def left(self) -> list[psutil.Process]:
+        return [rank for rank in self.ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
+
+
+MATRIX = [
+    (number, target, ranks)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    for target, ranks in (("command", 1), ("command", 2), ("all", 2), ("rank 0", 2), ("rank 1", 2))
+]
+SOME = [(signal.SIGTERM, "rank 1", 2), (signal.SIGUSR1, "command", 2), (signal.SIGINT, "all", 2)]
+
+
+@pytest.mark.parametrize(("number", "target", "ranks"), MATRIX if os.environ.get("ALEXLAB_FAULTS") else SOME)
+def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, tmp_path: Path) -> None:
+    """To whom a scheduler, a terminal or a colleague sends them: all ranks end at the same step, which is kept."""
+    run_dir, sent = tmp_path / "run", list[psutil.Process]()
+
+    def watch(pid: int) -> None:
+        if sent or not (run_dir / "checkpoints/last.ckpt").is_file():
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command_ = psutil.Process(pid)
+            started = [
+                p for p in command_.children(recursive=True) if "alexlab.commands.worker" in " ".join(p.cmdline())
+            ]
+            started.sort(key=lambda process: int(process.environ()["RANK"]))
+            if len(started) != (ranks if ranks > 1 else 0):
+                return
+            sent.extend([command_, *started])
+            for process in {"command": sent[:1], "all": sent, "rank 0": sent[1:2], "rank 1": sent[2:3]}[target]:
+                process.send_signal(number)
+
+    words = [f"trainer.devices={ranks}", "trainer.log_every_n_steps=1", "checkpoint.every_minutes=null"]
+    done = command(*job(shapes, run_dir, *words), watch=watch)
+    assert len(sent) == (1 if ranks == 1 else 1 + ranks)
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not [process for process in sent if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert summary_of(run_dir)["status"] == "preempted"
+    kept = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    steps = [int(row["step"]) for row in rows_of(run_dir) if "train/loss_step" in row]
+    assert steps == list(range(kept)), "none is lost"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    strike = Strike(run_dir, which, signal.SIGKILL, "alexlab.commands.worker")
+    done = command(*job(shapes, run_dir), watch=strike)
+    assert len(strike.ranks) == 2
+    assert strike.left == []
+    assert done.returncode == 128 + signal.SIGKILL
+    why = (
+        f"rank {which} of 2 was ended by signal SIGKILL (kill -9, or memory was used up: `dmesg` tells); the run has "
+        "ended on all ranks."
+    )
+    assert done.stderr == f"error: {why}\nGo on with it: python train.py resume={run_dir}\n"
+    told = summary_of(run_dir)
+    assert (told["status"], told["error"]) == ("failed", why)
+
+
+def test_a_rank_that_freezes(shapes: Path, tmp_path: Path) -> None:
+    """As a machine's disk or GPU may let it. The other one waits for trainer.timeout, and no longer."""
+    run_dir = tmp_path / "run"
+    strike = Strike(run_dir, 1, signal.SIGSTOP, "alexlab.commands.worker")
+    done = command(*job(shapes, run_dir, "trainer.timeout=0.1"), watch=strike)
+    assert strike.left == []
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert (
+        "error: of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=0.1 minutes; the run has "
+        "ended on all ranks.\nGo on with it: python train.py resume=" in done.stderr
+    )
+    assert "RuntimeError: " in (run_dir / "train.log").read_text(), "what torch said is kept"
+    assert summary_of(run_dir)["status"] == "failed"
+
+
+def test_a_rank_of_torchrun_that_is_killed(shapes: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    strike = Strike(run_dir, 1, signal.SIGKILL, "train.py")
+    words = [sys.executable, *TORCHRUN, *job(shapes, run_dir)]
+    process = subprocess.Popen(words, cwd=ROOT, env=clean_env(), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not strike.ranks:
+        strike(process.pid)
+    told = process.communicate(timeout=120)[1]
+    assert strike.left == []
+    assert process.returncode == 1
+    assert told.count("error: another rank was lost.") == 1
+    assert re.search(r"exitcode *: -9", told), "torchrun's own report"
+    assert "[rank0]:" not in told, "no traceback of the one that was left alone"
+    assert summary_of(run_dir)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer.", "another rank was lo"),
+        ("[gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:1", "another rank was lost."),
+        ("[gloo/x.cc:129] Timed out waiting 9000ms for send operation to complete", "within trainer.timeout=2.5 minut"),
+        ("NCCL error: remote process exited or there was a network error", "another rank was lost."),
+        ("wait timeout after 600000ms, keys: /x (TCPStore)", "another rank did not answer"),
+    ],
+)
+def test_what_torch_says_of_lost_ranks(text: str, told: str) -> None:
+    found = lost_peer(RuntimeError(text), 2.5)
+    assert isinstance(found, RankLostError)
+    assert told in str(found)
+
+
+def test_other_errors_are_no_lost_ranks() -> None:
+    for error in (RuntimeError("CUDA out of memory"), ValueError("gloo timed out"), RuntimeError("read timed out")):
+        assert lost_peer(error, 10) is None

@@ -1,0 +1,270 @@
+"""Evaluation of a run: its own numbers, other folders, and what it refuses."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, command, summary_of, tiny_train
+from omegaconf import OmegaConf
+from PIL import Image
+from torchvision.transforms import v2
+
+import alexlab
+from alexlab.commands.evaluate import TenCrops
+from alexlab.data.decode import Picture
+from alexlab.data.transforms import SampleTransform
+
+
+@pytest.fixture(scope="module")
+def data(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(shapes, tmp_path_factory.mktemp("evaluate") / "data"))
+
+
+@pytest.fixture(scope="module")
+def run_dir(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs") / "train/runs/one"
+    assert tiny_train(data, folder).returncode == 0
+    return folder
+
+
+def evaluated(run_dir: Path, *words: str):  # type: ignore[no-untyped-def]
+    return command("eval.py", f"paths.logs={run_dir.parents[2]}", *words)
+
+
+def test_by_path_by_name_and_the_latest(run_dir: Path) -> None:
+    for named in (str(run_dir), "one", "latest"):
+        done = evaluated(run_dir, f"run={named}")
+        assert done.returncode == 0, done.stderr
+        assert "one (finished)" in done.stdout
+        assert done.stderr == ""
+        found = json.loads((run_dir / "eval.json").read_text())
+        assert {f"test/{key}": found[key] for key in ("loss", "acc1", "acc5")} == summary_of(run_dir)["test"]
+
+
+def test_the_latest_is_the_newest_with_that_checkpoint(run_dir: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    shutil.copytree(run_dir.parents[1], logs / "train")
+    failed = logs / "train/runs/two"
+    failed.mkdir()
+    shutil.copy(run_dir / "config.yaml", failed)
+    (failed / "summary.json").write_text(json.dumps({"status": "failed", "error": "ValueError: x"}))
+    done = command("eval.py", "run=latest", f"paths.logs={logs}")
+    assert "one (finished)" in done.stdout
+    shutil.rmtree(logs / "train/runs/one")
+    done = command("eval.py", "run=latest", f"paths.logs={logs}")
+    assert done.returncode == 2
+    assert "no run has a best.ckpt yet" in done.stderr
+    assert "two: ValueError: x" in done.stderr
+
+
+def test_a_folder_of_images_alone(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    done = evaluated(run_dir, f"run={run_dir}", f"data.root={data / 'val'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_dir / "eval.json").read_text())["images"] == 21
+    shutil.copytree(data / "val", tmp_path / "part/test")
+    shutil.rmtree(tmp_path / "part/test/ring")
+    done = evaluated(run_dir, f"run={run_dir}", f"data.root={tmp_path / 'part'}")
+    assert done.returncode == 2
+    assert "has other classes than the run: missing ring, new none." in done.stderr
+
+
+def test_images_that_have_changed_are_told(run_dir: Path, data: Path) -> None:
+    extra = data / "test/ring/more.jpg"
+    shutil.copy(data / "test/ring/0000.jpg", extra)
+    try:
+        done = evaluated(run_dir, f"run={run_dir}")
+    finally:
+        extra.unlink()
+    assert done.returncode == 0
+    assert "note: the files of test in" in done.stdout
+    assert "are not those of the training any more" in done.stdout
+
+
+def test_a_split_by_fraction_that_has_changed_is_refused(shapes: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(shapes / "train", tmp_path / "all"))
+    done = tiny_train(root, tmp_path / "run", "data.val_fraction=0.25")
+    assert done.returncode == 0, done.stderr
+    shutil.copy(root / "ring/0000.jpg", root / "ring/more.jpg")
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
+    assert done.returncode == 2
+    assert "with images of training among those held out" in done.stderr
+
+
+def test_classes_without_an_image_have_no_accuracy(data: Path, tmp_path: Path) -> None:
+    done = tiny_train(data, tmp_path / "run", "trainer.limit_test_batches=1", "data.batch_size=4")
+    assert done.returncode == 0, done.stderr
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
+    assert "no image" in done.stdout
+    shares = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
+    assert sum(share is not None for share in shares.values()) == 4, "a part of the test images mixes the classes"
+
+
+def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Path) -> None:
+    """In the same batches, so that the same numbers come out bit for bit."""
+    done = tiny_train(data, tmp_path / "run", "trainer.devices=2", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run/eval.json").read_text())
+    assert found["images"] == 10
+    assert {f"test/{key}": found[key] for key in ("loss", "acc1", "acc5")} == summary_of(tmp_path / "run")["test"]
+
+
+def test_a_split_by_fraction_goes_with_its_folder(shapes: Path, tmp_path: Path) -> None:
+    """Moved as it was, its held-out images are scored; changed, all of it is, and that is said."""
+    root = Path(shutil.copytree(shapes / "train", tmp_path / "all"))
+    assert tiny_train(root, tmp_path / "run", "data.val_fraction=0.25").returncode == 0
+    wanted = ["eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}"]
+    assert command(*wanted).returncode == 0
+    here = json.loads((tmp_path / "run/eval.json").read_text())
+    moved = root.rename(tmp_path / "moved")
+    done = command(*wanted, f"data.root={moved}")
+    assert done.returncode == 0, done.stderr
+    there = json.loads((tmp_path / "run/eval.json").read_text())
+    assert there == {**here, "root": str(moved)}
+    assert here["images"] == 10
+    shutil.copy(moved / "ring/0000.jpg", moved / "ring/more.jpg")
+    done = command(*wanted, f"data.root={moved}")
+    assert done.returncode == 0, done.stderr
+    assert "all its images count, so none of them must be from training" in done.stdout
+    assert json.loads((tmp_path / "run/eval.json").read_text())["images"] == 41
+
+
+def test_a_run_without_a_test_is_tested_whole_and_a_sweeps_job_found_by_name(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "train/multiruns/sweep/0"
+    assert tiny_train(data, folder, "trainer.limit_test_batches=0").returncode == 0
+    done = command("eval.py", "run=sweep/0", f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "eval.json").read_text())["images"] == 10
+
+
+def test_a_run_in_half_precision_is_evaluated_on_a_cpu(run_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "train/runs/gpu"))
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("precision: auto", "precision: 16-mixed"))
+    done = command("eval.py", "run=gpu", f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "note: the run's trainer.precision=16-mixed needs a GPU; evaluated in 32-true." in done.stdout
+
+
+def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
+    """Against torchvision's ten crops of the 73 pixel square, of which the net sees 64."""
+    done = evaluated(run_dir, "run=one", "crops=10")
+    assert done.returncode == 0, done.stderr
+    assert "10 images of test, best.ckpt, ten crops each" in done.stdout
+    found = json.loads((run_dir / "eval-10crops.json").read_text())
+    net, transform, classes = alexlab.load(run_dir)
+    square = SampleTransform(73, crop_ratio=1.0)
+    losses, hits = [], []
+    for path in sorted((data / "test").glob("*/*.jpg")):
+        with Image.open(path) as opened:
+            crops = v2.functional.ten_crop(square(Picture(opened)), [64, 64])
+        with torch.no_grad():
+            mean = net(transform.normalize(torch.stack(crops))).softmax(1).mean(0)
+        target = classes.index(path.parent.name)
+        losses.append(-float(mean[target].log()))
+        hits.append(int(mean.argmax()) == target)
+    # the run is bf16 where that is fast
+    assert found["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=2e-2)
+    assert found["acc1_10crops"] == pytest.approx(sum(hits) / 10, abs=0.11)
+    assert not {"acc1", "loss", "acc5"} & set(found), "under names of their own"
+    assert "acc1_10crops" in done.stdout
+    exact = evaluated(run_dir, "run=one", "crops=10", "trainer.precision=32-true")
+    assert exact.returncode == 0, exact.stderr
+    found = json.loads((run_dir / "eval-10crops.json").read_text())
+    assert (found["crops"], found["acc1_10crops"]) == (10, pytest.approx(sum(hits) / 10))
+    assert found["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=1e-4)
+    assert evaluated(run_dir, "run=one", "crops=5").returncode == 2
+
+
+def test_the_folder_of_logs_of_another_machine_is_not_made(run_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "logs/train/runs/copied"))
+    config = copy / "config.yaml"
+    there = tmp_path / "there"
+    config.write_text(re.sub(r"(?m)^  logs: .*$", f"  logs: {there}", config.read_text()))
+    assert str(there) in config.read_text()
+    done = command("eval.py", f"run={copy}", f"paths.logs={tmp_path / 'logs'}")
+    assert done.returncode == 0, done.stderr
+    assert not there.exists()
+
+
+class Sure(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[0.0, 300.0]]).expand(len(images), 2)
+
+
+def test_ten_crops_of_a_net_that_is_sure_and_wrong() -> None:
+    """A probability below what float32 holds is no infinite loss."""
+    told = TenCrops(Sure(), 4)(torch.zeros(3, 3, 6, 6))
+    torch.testing.assert_close(told, torch.tensor([[-300.0, 0.0]]).expand(3, 2))
+
+
+def test_ten_crops_need_something_around_the_middle(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "train/runs/whole"
+    assert tiny_train(data, folder, "augment.crop_ratio=1", "debug=fast").returncode == 0
+    done = evaluated(folder, "run=whole", "crops=10")
+    assert done.returncode == 2
+    assert "crops=10 needs something around the 64 pixels that the net sees" in done.stderr
+    assert "with the run's augment.crop_ratio=1 there is nothing: crops=1" in done.stderr
+
+
+def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) -> None:
+    """Neither drawn images where its config says, nor through links that its directory has."""
+    run_dir, precious = tmp_path / "run", tmp_path / "precious"
+    assert tiny_train(data, run_dir, "test=false").returncode == 0
+    precious.write_text("mine")
+    for name in ("eval.json.tmp", ".predictions.csv.tmp"):
+        (run_dir / name).symlink_to(precious)
+    assert command("eval.py", f"run={run_dir}").returncode == 0
+    assert command("predict.py", f"run={run_dir}", f"images={data}/val").returncode == 0
+    own = (run_dir / "config.yaml").read_text()
+    config = OmegaConf.load(run_dir / "config.yaml")
+    config.data.demo_seed, config.data.root = 0, str(tmp_path / "elsewhere")
+    OmegaConf.save(config, run_dir / "config.yaml")
+    assert command("eval.py", f"run={run_dir}").returncode == 2
+    assert not (tmp_path / "elsewhere").exists()
+    config.data.root = f"{ROOT}/data/{os.path.relpath(tmp_path / 'elsewhere', ROOT / 'data')}"
+    OmegaConf.save(config, run_dir / "config.yaml")
+    assert command("eval.py", f"run={run_dir}").returncode == 2
+    assert not (tmp_path / "elsewhere").exists(), "below data/ by its spelling alone"
+    (run_dir / "config.yaml").write_text(own)
+    (tmp_path / "broken").mkdir()
+    for number in range(12):
+        (tmp_path / f"broken/{number}.jpg").write_text("x")
+    (run_dir / "predictions-broken.txt").symlink_to(precious)
+    done = command("predict.py", f"run={run_dir}", f"images={tmp_path / 'broken'}")
+    assert "(2 more, all in " in done.stderr
+    assert precious.read_text() == "mine"
+    assert len((run_dir / "predictions-broken.txt").read_text().splitlines()) == 12
+    (run_dir / "train.log").unlink()
+    (run_dir / "train.log").symlink_to(precious)
+    done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")
+    assert done.returncode == 2
+    assert "train.log: that is a link, through which nothing is written" in done.stderr
+    assert precious.read_text() == "mine"
+
+
+def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
+    assert tiny_train(data, tmp_path / "run", "test=false").returncode == 0
+    other = shutil.copytree(data / "val", tmp_path / "other")
+    (next(other.iterdir()) / "x.heic").touch()
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"data.root={other}")
+    assert done.returncode == 0, done.stderr
+    assert f"note: {other}: files that are no images by their suffix are left out: 1 .heic" in done.stdout
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_is_broken_as_a_whole(split: str, on_nan: str, shapes: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(shapes, tmp_path / "data")
+    for path in (root / split).rglob("*.jpg"):
+        path.write_bytes(b"none")
+    done = tiny_train(
+        root, tmp_path / "run", "data.on_error=skip", "trainer.limit_train_batches=null", f"on_nan={on_nan}"
+    )
+    assert done.returncode == 2
+    assert f"no image of {split} could be read: data.on_error=skip has left out all that there were" in done.stderr

@@ -1,0 +1,320 @@
+"""Going on from a checkpoint: as if nothing had happened, or a refusal."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, command, summary_of, tiny_train
+
+from alexlab.commands.resume import check_function
+from alexlab.engine.errors import UserError
+from alexlab.models.pretrained import alexnet_owt, load_but_head, timm_net, torchvision_net
+
+WORDS = ["scheduler=constant", "test=false", "trainer.limit_train_batches=null", "data.batch_size=8"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def two_epochs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume") / "two"
+    done = tiny_train(shapes, folder, *WORDS, "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def go_on(shapes: Path, run_dir: Path, two_epochs: Path, *words: str):  # type: ignore[no-untyped-def]
+    last = two_epochs / "checkpoints/last.ckpt"
+    return tiny_train(shapes, run_dir, *WORDS, f"ckpt_path={last}", "trainer.max_epochs=3", *words)
+
+
+def test_three_epochs_are_two_and_one_more_bit_for_bit(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    straight = tiny_train(shapes, tmp_path / "straight", *WORDS, "trainer.max_epochs=3")
+    done = go_on(shapes, tmp_path / "more", two_epochs, "data.num_workers=1")
+    assert (straight.returncode, done.returncode) == (0, 0), done.stderr
+    assert "epoch 3/3" in done.stdout
+    assert "epoch 2/3" not in done.stdout
+    a, b = weights(tmp_path / "straight"), weights(tmp_path / "more")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    first, second = summary_of(tmp_path / "straight"), summary_of(tmp_path / "more")
+    assert (second["best"], second["best_epoch"]) == (first["best"], first["best_epoch"]), "of all three epochs"
+    best = [torch.load(tmp_path / run / "checkpoints/best.ckpt", weights_only=True) for run in ("straight", "more")]
+    assert all(torch.equal(best[0]["state_dict"][key], best[1]["state_dict"][key]) for key in best[0]["state_dict"])
+
+
+@pytest.mark.parametrize("beside", [None, "another run's"])
+def test_a_best_that_did_not_come_along_counts_anew(
+    beside: str | None, shapes: Path, two_epochs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    shutil.copy(two_epochs / "checkpoints/last.ckpt", folder)
+    if beside:
+        other = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)
+        other["alexlab"]["best"]["val/acc1"] = 0.99
+        torch.save(other, folder / "best.ckpt")
+    done = tiny_train(shapes, tmp_path / "run", *WORDS, f"ckpt_path={folder / 'last.ckpt'}", "trainer.max_epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert "note: no best.ckpt by val/acc1 of that very moment lies beside" in done.stdout
+    assert summary_of(tmp_path / "run")["best_epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optimizer.lr=0.5"], "these differ: optimizer.lr=0.5 (there 0.005). Give the same ones"),
+        (["scheduler=cosine"], "scheduler.name=cosine (there constant)"),
+        (["seed=1", "data.batch_size=4"], "data.batch_size=4 (there 8), seed=1 (there 0)"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(
+    words: list[str], told: str, shapes: Path, two_epochs: Path, tmp_path: Path
+) -> None:
+    done = go_on(shapes, tmp_path / "x", two_epochs, *words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not (tmp_path / "x").exists(), "found wrong before the directory is made"
+
+
+def test_other_classes_and_weights_alone_are_refused(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "data"
+    for split in ("train", "val"):
+        for folder in (shapes / split).iterdir():
+            target = renamed / split / ("zebra" if folder.name == "arrow" else folder.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(folder)
+    done = go_on(renamed, tmp_path / "x", two_epochs)
+    assert done.returncode == 2
+    assert "has other classes than the run: missing arrow, new zebra." in done.stderr
+    best = two_epochs / "checkpoints/best.ckpt"
+    done = tiny_train(shapes, tmp_path / "x", *WORDS, f"ckpt_path={best}")
+    assert done.returncode == 2
+    assert "holds weights alone, and training cannot go on from it: give last.ckpt" in done.stderr
+
+
+def test_a_new_run_goes_on_from_the_middle_of_an_epoch(shapes: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "trainer.max_epochs=null"]
+    assert tiny_train(shapes, tmp_path / "a", *words, "trainer.max_steps=3").returncode == 0
+    last = tmp_path / "a/checkpoints/last.ckpt"
+    done = tiny_train(shapes, tmp_path / "b", *words, "trainer.max_steps=8", f"ckpt_path={last}")
+    assert done.returncode == 0, done.stderr
+    assert tiny_train(shapes, tmp_path / "c", *words, "trainer.max_steps=8").returncode == 0
+    b, c = weights(tmp_path / "b"), weights(tmp_path / "c")
+    assert all(torch.equal(value, c[key]) for key, value in b.items())
+    del (found := torch.load(last, weights_only=True))["alexlab"]["place"]
+    torch.save(found, tmp_path / "old.ckpt")
+    done = tiny_train(shapes, tmp_path / "d", *words, "trainer.max_steps=8", f"ckpt_path={tmp_path / 'old.ckpt'}")
+    assert done.returncode == 2
+    assert "was written by an older version, and training cannot go on from it; a new run can start from" in done.stderr
+
+
+def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(shapes: Path, tmp_path: Path) -> None:
+    """Step 5 of 15: the checkpoint's schedule had come to 0, and Lightning would take one more step with that."""
+    words = ["scheduler=linear", "scheduler.warmup=0", "test=false", "trainer.limit_train_batches=null",
+             "trainer.log_every_n_steps=1"]  # fmt: skip
+    assert tiny_train(shapes, tmp_path / "a", *words).returncode == 0
+    last = f"ckpt_path={tmp_path / 'a/checkpoints/last.ckpt'}"
+    done = tiny_train(shapes, tmp_path / "b", *words, "trainer.max_epochs=3", last)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "b/metrics.csv").open() as file:
+        rates = [float(row["lr/decay"]) for row in csv.DictReader(file) if row["lr/decay"]]
+    assert rates == pytest.approx([0.005 * (1 - step / 15) for step in range(5, 15)])
+
+
+def test_other_images_other_steps_and_nothing_left_are_refused(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    grown = Path(shutil.copytree(shapes, tmp_path / "data"))
+    shutil.copy(grown / "train/ring/0000.jpg", grown / "train/ring/more.jpg")
+    done = go_on(grown, tmp_path / "x", two_epochs)
+    assert done.returncode == 2
+    assert "was trained on other images than those of" in done.stderr
+    assert "train 41 (there 40), by the names of their files" in done.stderr
+    moved = shapes.rename(shapes.with_name("moved"))
+    try:
+        done = go_on(moved, tmp_path / "y", two_epochs)
+    finally:
+        moved.rename(shapes)
+    assert done.returncode == 0, "elsewhere is not other"
+    done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.limit_train_batches=2")
+    assert done.returncode == 2
+    assert (
+        "has done 10 steps in epochs of 5, and an epoch has 2 here, so that the schedule would not fit" in done.stderr
+    )
+    done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.max_epochs=2")
+    assert done.returncode == 2
+    assert (
+        "has done 2 epochs (10 steps), and this run would end after 10 steps: give a trainer.max_epochs" in done.stderr
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_that_a_time_limit_ended_goes_on(shapes: Path, tmp_path: Path) -> None:
+    """Lightning's Timer, whose clock is a count of steps here, ends the run in the third epoch's second step."""
+    words = [*WORDS, "trainer.max_epochs=3"]
+    code = (
+        "import sys\nfrom pytorch_lightning.callbacks import Timer\n"
+        "Timer._check_time_remaining = lambda self, trainer: setattr("
+        "trainer, 'should_stop', trainer.should_stop or trainer.global_step >= 12)\n"
+        "sys.argv = sys.argv[1:]\nimport runpy\nrunpy.run_path('train.py', run_name='__main__')\n"
+    )
+    script = tmp_path / "timed.py"
+    script.write_text(code)
+    timed = "+callbacks.timer={_target_:pytorch_lightning.callbacks.Timer,duration:'00:12:00:00'}"
+    job = ["train.py", *TINY, "data=folder", f"data.root={shapes}", *words, timed, f"hydra.run.dir={tmp_path / 'a'}"]
+    done = command(str(script), *job, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    last = tmp_path / "a/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 12
+    assert tiny_train(shapes, tmp_path / "b", *words, f"ckpt_path={last}").returncode == 0
+    assert tiny_train(shapes, tmp_path / "c", *words).returncode == 0
+    b, c = weights(tmp_path / "b"), weights(tmp_path / "c")
+    assert all(torch.equal(value, c[key]) for key, value in b.items())
+
+
+def test_a_run_is_named_by_its_directory_or_as_the_latest(shapes: Path, tmp_path: Path) -> None:
+    logs, words = f"paths.logs={tmp_path}", [*WORDS, "dry_run=true"]
+    done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=latest", logs)
+    assert done.returncode == 2
+    assert "ckpt_path=latest: there is no run below" in done.stderr
+    folder = tmp_path / "train/runs/slurm-12.0"
+    assert tiny_train(shapes, folder, *WORDS).returncode == 0
+    for named in ("latest", str(folder), "slurm-12.0", str(folder / "checkpoints/last.ckpt")):
+        done = tiny_train(shapes, tmp_path / "x", *words, f"ckpt_path={named}", "trainer.max_epochs=2", logs)
+        assert done.returncode == 0, done.stderr
+    done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=two", logs)
+    assert "ckpt_path=two is not a run's directory" in done.stderr
+    done = tiny_train(shapes, tmp_path / "x", *words, "init_from=two", logs)
+    assert "init_from=two is not a run's directory" in done.stderr
+
+
+def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    """All of them where the classes are as many; else all but the head. The rate and the epochs are new."""
+    best = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    few = tmp_path / "few"
+    for split in ("train", "val"):
+        for name in ("ring", "star"):
+            shutil.copytree(shapes / split / name, few / split / name)
+    for root, heads in ((shapes, set()), (few, {"net.fc.weight", "net.fc.bias"})):
+        run_dir = tmp_path / root.name
+        done = tiny_train(
+            root, run_dir, f"init_from={two_epochs}", "optimizer.lr=1e-9", "optimizer.weight_decay=0", "test=false",
+            "trainer.max_epochs=1", "data.batch_size=4",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert summary_of(run_dir)["best_epoch"] == 1
+        now = weights(run_dir)
+        for key, value in best.items():
+            if "running" not in key and "batches" not in key:
+                same = now[key].shape == value.shape and torch.allclose(now[key], value, atol=1e-6)
+                assert same == (key not in heads), key
+    last = two_epochs / "checkpoints/last.ckpt"
+    for words, told in (
+        ([f"init_from={last}", "model.name=resnet18"], "Its run had model=torchvision model.name=shufflenet_v2_x0_5."),
+        (["init_from=/none.ckpt"], "/none.ckpt is not a file"),
+        ([f"init_from={last}", "model.std=[0.1,0.1,0.1]"], "used to other inputs: add model.std=[0.229,0.224,0.225]."),
+    ):
+        done = tiny_train(shapes, tmp_path / "x", *words)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert told in done.stderr
+    words = [f"init_from={two_epochs}", "test=false", "trainer.max_epochs=1"]
+    assert tiny_train(shapes, tmp_path / "one", *words).returncode == 0
+    done = tiny_train(shapes, tmp_path / "on", *words, "trainer.max_epochs=2", f"ckpt_path={tmp_path / 'one'}")
+    assert done.returncode == 0, done.stderr
+    assert "has the weights to go on with: init_from is not read" in done.stdout
+
+
+def test_a_head_of_other_classes_is_new(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    """Also where they are as many."""
+    for split in ("train", "val"):
+        for number, folder in enumerate(sorted((shapes / split).iterdir())):
+            shutil.copytree(folder, tmp_path / "data" / split / f"other{number}")
+    done = tiny_train(
+        tmp_path / "data", tmp_path / "run", f"init_from={two_epochs}", "optimizer.lr=1e-9", "test=false",
+        "optimizer.weight_decay=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "best.ckpt; the last layer is new, as the classes are others" in done.stdout
+    before = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    now = weights(tmp_path / "run")
+    assert torch.allclose(now["net.conv1.0.weight"], before["net.conv1.0.weight"], atol=1e-6)
+    assert not torch.allclose(now["net.fc.weight"], before["net.fc.weight"], atol=1e-3)
+
+
+def test_layers_that_are_others_are_refused(shapes: Path, tmp_path: Path) -> None:
+    """No weight's shape tells it. What is written out is no other than what is meant by itself."""
+    words = ["model=alexnet", "model.name=alexnet", "+model.net.hidden=[16,16]", "test=false"]
+    assert tiny_train(shapes, tmp_path / "run", *words).returncode == 0
+    for key, epochs in (("init_from", 1), ("ckpt_path", 2)):
+        more = [*words, f"{key}={tmp_path / 'run'}", f"trainer.max_epochs={epochs}"]
+        done = tiny_train(shapes, tmp_path / f"other-{key}", *more, "+model.net.lrn={k:1.0}")
+        assert done.returncode == 2
+        told = rf"{key}=\S+: its network, model=alexnet, makes something else of an image with the same weights"
+        assert re.search(told, done.stderr), done.stderr
+        assert "give its model.net.*, which its run's config.yaml has." in done.stderr
+        done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}", "model.net.dropout=0.3")
+        assert done.returncode == 0, done.stderr
+        assert command("eval.py", f"run={tmp_path / f'same-{key}'}", f"paths.logs={tmp_path}").returncode == 0
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"ckpt={tmp_path / 'same-init_from/checkpoints/best.ckpt'}")
+    assert done.returncode == 2
+    assert "best.ckpt is of a run with another model.net: give that run with run=PATH, or a checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "classes"),
+    [
+        ("test_convnext", {"drop_path_rate": 0.3}, 5),  # stochastic depth is no layer of its own when it evaluates
+        ("deit_tiny_distilled_patch16_224", {}, 2),  # two heads
+        ("test_vit", {"drop_rate": 0.5}, 2),
+    ],
+)
+def test_networks_that_are_the_same_but_for_what_may_differ(name: str, other: dict, classes: int) -> None:
+    source, net = timm_net(name, 5), timm_net(name, classes, **other)
+    state = source.state_dict()
+    load_but_head(net, state, keep_head=classes == 5, num_classes=classes)
+    size = source.pretrained_cfg["input_size"][-1]
+    check_function("init_from=x", found_of({"name": name}, state), net, size, same_classes=classes == 5)
+
+
+def test_heads_of_attention_are_in_no_weights_shape() -> None:
+    state = timm_net("test_vit", 5).state_dict()
+    for key in state:
+        if "qkv.weight" in key:  # as trained ones: at first attention is nearly even, however many heads there are
+            state[key] *= 20
+    net = timm_net("test_vit", 5, num_heads=4)
+    net.load_state_dict(state)
+    with pytest.raises(UserError, match="init_from=x: its network, model=test_vit, makes something else of an image"):
+        check_function("init_from=x", found_of({"name": "test_vit"}, state), net, 160, same_classes=True)
+
+
+def found_of(settings: dict, state: dict) -> dict:
+    """What a checkpoint of timm's network holds."""
+    model = {"name": settings["name"], "net": {"_target_": "alexlab.models.pretrained.timm_net", **settings}}
+    return {
+        "alexlab": {"config": {"model": model}, "classes": ["a", "b", "c", "d", "e"]},
+        "state_dict": {f"net.{key}": value for key, value in state.items()},
+    }
+
+
+def test_torchvisions_alexnet_and_ours_take_each_others_weights() -> None:
+    source = torchvision_net("alexnet", 5)
+    ours = alexnet_owt(5)
+    ours.load_state_dict(source.state_dict())
+    model = {"name": "alexnet", "net": {"_target_": "alexlab.models.pretrained.torchvision_net", "name": "alexnet"}}
+    found = found_of({"name": "x"}, source.state_dict())
+    found["alexlab"]["config"]["model"] = model
+    check_function("init_from=x", found, ours, 64, same_classes=True)
+
+
+def test_all_jobs_of_a_sweep_start_from_the_same_run(shapes: Path, tmp_path: Path) -> None:
+    logs = f"paths.logs={tmp_path}"
+    assert tiny_train(shapes, tmp_path / "train/runs/one", *WORDS, logs).returncode == 0
+    done = command(
+        "train.py", "-m", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2", *WORDS, logs, "init_from=latest", "seed=1,2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"weights of {tmp_path / 'train/runs/one/checkpoints/best.ckpt'}\n") == 2

@@ -1,0 +1,288 @@
+"""Decoding, cropping and resizing, against Pillow and torchvision."""
+
+import io
+import struct
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import photo
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from alexlab.data import decode
+from alexlab.data.sample_rng import Draws
+from alexlab.data.transforms import SampleTransform
+
+
+def whole(path: Path) -> np.ndarray:
+    """All pixels, uint8 (H, W, 3), by the way that training takes."""
+    picture = decode.Picture(path.read_bytes())
+    width, height = picture.size
+    out = torch.empty(1, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    decode.crop_resize(picture, (0, 0, width, height), (height, width), (0, 0), out)
+    return out[0].permute(1, 2, 0).numpy()
+
+
+def difference(one: object, other: object) -> float:
+    """Mean absolute difference of 255."""
+    return float(np.abs(np.asarray(one).astype(float) - np.asarray(other)).mean())
+
+
+def reference(path: Path, size: int, short: int) -> np.ndarray:
+    """torchvision's evaluation transform."""
+    return np.asarray(v2.Compose([v2.Resize(short), v2.CenterCrop(size)])(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("extent", [(500, 375), (375, 500), (257, 300), (160, 128), (60, 300), (40, 50)])
+def test_center_crop_is_torchvisions(tmp_path: Path, extent: tuple[int, int]) -> None:
+    path = photo(tmp_path / "a.png", extent)
+    ours = decode.read(str(path), SampleTransform(112))
+    assert difference(ours.permute(1, 2, 0), reference(path, 112, 128)) < 0.05
+
+
+@pytest.mark.parametrize(("extent", "times"), [((1200, 900), 4), ((1203, 901), 4), ((640, 511), 2), ((2051, 1539), 8)])
+def test_scaled_decoding_gives_nearly_the_same_picture(tmp_path: Path, extent: tuple[int, int], times: int) -> None:
+    path = photo(tmp_path / "big.jpg", extent, quality=95)
+    assert decode.Picture(path.read_bytes()).pixels(times)[1] == times
+    ours = decode.read(str(path), SampleTransform(112))
+    assert difference(ours.permute(1, 2, 0), reference(path, 112, 128)) < 4
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_crop_is_the_reference_pipelines(tmp_path: Path, factor: int) -> None:
+    """Of whole pixels of the scaled picture; with factor 1 it is the very crop."""
+    path = photo(tmp_path / "a.jpg", (800, 600), quality=95)
+    left, top, width, height = 96, 40, 104 * factor, 96 * factor
+    out = torch.empty(1, 80, 80, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    picture = decode.Picture(path.read_bytes())
+    decode.crop_resize(picture, (left, top, left + width, top + height), (80, 80), (0, 0), out)
+    image = v2.functional.resized_crop(Image.open(path).convert("RGB"), top, left, height, width, [80, 80])
+    assert difference(out[0].permute(1, 2, 0), image) < (1.5 if factor == 1 else 4)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = orientation
+    path = photo(tmp_path / f"r.{ending}", (160, 96), exif=exif, **({"quality": 95} if ending == "jpg" else {}))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert decode.Picture(path.read_bytes()).size == expected.shape[1::-1]
+    assert np.array_equal(whole(path), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("target", [16, 30, 60])
+def test_a_turned_picture_is_scaled_and_cropped_like_one_that_lies_so(
+    tmp_path: Path, orientation: int, target: int
+) -> None:
+    """Of sides that no scale divides: libjpeg rounds them up at the end, which turning makes the start."""
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = orientation
+    path = photo(tmp_path / "r.jpg", (505, 387), exif=exif, quality=95)
+    upright = ImageOps.exif_transpose(Image.open(path))
+    width, height = upright.size
+    ours = decode.read(str(path), SampleTransform(target, crop_ratio=1.0)).permute(1, 2, 0)
+    expected = v2.Compose([v2.Resize(target), v2.CenterCrop(target)])(upright)
+    assert difference(ours, expected) < 1.2, "a shift by a pixel makes 2"
+    left, top = 8, 16  # whole pixels of all scales, and a side of the stored picture
+    right, bottom = width if orientation in (1, 4, 5, 8) else width - 9, height - 8
+    out = torch.empty(1, target, target, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    picture = decode.Picture(path.read_bytes())
+    decode.crop_resize(picture, (left, top, right, bottom), (target, target), (0, 0), out)
+    box = (left, top, right, bottom)
+    expected = upright.resize((target, target), Image.Resampling.BILINEAR, box=box)
+    assert difference(out[0].permute(1, 2, 0), expected) < 2.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extent", [(1, 40), (40, 1), (1, 1)])
+def test_a_pixel_wide_and_turned(tmp_path: Path, orientation: int, extent: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = orientation
+    path = photo(tmp_path / "r.jpg", extent, exif=exif, quality=95)
+    assert np.array_equal(whole(path), np.asarray(ImageOps.exif_transpose(Image.open(path))))
+    assert decode.read(str(path), SampleTransform(8)).shape == (3, 8, 8)
+
+
+def test_exif_behind_the_frames_header(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = 6
+    raw = photo(tmp_path / "x.jpg", (64, 48), exif=exif).read_bytes()
+    start = raw.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(raw[start + 2 : start + 4], "big")
+    segment, without = raw[start:end], raw[:start] + raw[end:]
+    frame = without.index(b"\xff\xc0")
+    behind = frame + 2 + int.from_bytes(without[frame + 2 : frame + 4], "big")
+    (tmp_path / "x.jpg").write_bytes(without[:behind] + segment + without[behind:])
+    assert np.array_equal(
+        whole(tmp_path / "x.jpg"), np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.jpg")))
+    )
+
+
+def test_an_orientation_that_is_none_is_left_alone(tmp_path: Path) -> None:
+    """As text, as some cameras write it, and out of range."""
+    entries = [struct.pack("<HHI4s", 0x112, 2, 2, b"1\0\0\0"), struct.pack("<HHIHH", 0x112, 3, 1, 9, 0)]
+    for entry in entries:
+        exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+        path = photo(tmp_path / "x.jpg", (64, 48), exif=exif)
+        assert np.array_equal(whole(path), np.asarray(Image.open(path)))
+
+
+def test_rotation_by_xmp(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    path = photo(tmp_path / "x.jpg", (64, 48), xmp=xmp)
+    assert np.array_equal(whole(path), np.asarray(ImageOps.exif_transpose(Image.open(path))))
+    assert whole(path).shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "LA", "I;16", "1"])
+def test_other_colour_modes(tmp_path: Path, mode: str) -> None:
+    source = Image.open(photo(tmp_path / "source.png"))
+    path = tmp_path / f"x.{'jpg' if mode == 'CMYK' else 'png'}"
+    if mode == "I;16":
+        grey = (np.asarray(source.convert("L")).astype(np.uint16) << 8).astype(np.uint16)
+        Image.fromarray(grey).save(path)
+        expected = np.asarray(source.convert("L").convert("RGB"))
+    else:
+        source.convert(mode).save(path)
+        expected = np.asarray(Image.open(path).convert("RGB"))
+    assert np.array_equal(whole(path), expected)
+
+
+def test_jpegs_that_are_grey_progressive_of_other_sampling_or_in_rgb(tmp_path: Path) -> None:
+    source = Image.open(photo(tmp_path / "source.png", (323, 241)))
+    source.convert("L").save(tmp_path / "grey.jpg", quality=95)
+    source.save(tmp_path / "progressive.jpg", progressive=True, quality=95)
+    source.save(tmp_path / "full.jpg", subsampling=0, quality=95)
+    source.save(tmp_path / "half.jpg", subsampling=1, quality=95)
+    source.save(tmp_path / "rgb.jpg", keep_rgb=True, quality=95)
+    for name in ("grey", "progressive", "full", "half", "rgb"):
+        path = tmp_path / f"{name}.jpg"
+        plain = decode.plain_jpeg(path.read_bytes())
+        assert plain is not None, "simplejpeg's"
+        assert plain[:2] == ((323, 241), 1)
+        assert np.array_equal(whole(path), np.asarray(Image.open(path).convert("RGB"))), name
+
+
+def test_a_name_of_another_format_and_the_first_of_moving_pictures(tmp_path: Path) -> None:
+    source = Image.open(photo(tmp_path / "source.png", (320, 240)))
+    other = source.transpose(Image.Transpose.ROTATE_180)
+    with (tmp_path / "png.JPEG").open("wb") as opened:  # as one file of ImageNet
+        source.save(opened, "PNG")
+    source.save(tmp_path / "moving.gif", save_all=True, append_images=[other])
+    source.save(tmp_path / "moving.webp", save_all=True, append_images=[other], lossless=True)
+    for name in ("png.JPEG", "moving.gif", "moving.webp"):
+        ours = whole(tmp_path / name)
+        assert np.array_equal(ours, np.asarray(Image.open(tmp_path / name).convert("RGB"))), name
+        assert difference(ours, source) < 10, f"{name}: a GIF has 256 colours"
+        assert difference(ours, other) > 20, name
+
+
+def test_a_jpeg_with_blemishes_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
+    """Bytes before a marker, which libjpeg warns of, as some files of ImageNet have them."""
+    path = photo(tmp_path / "x.jpg", (64, 48))
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-2] + b"\0\0\0" + raw[-2:])
+    assert np.array_equal(whole(path), np.asarray(Image.open(path)))
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    import zlib
+
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no image of a known format"),
+        (b"P6\n12x 10\n255\nxxxx", "invalid literal"),
+        (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", b"\0\0\0\1"), "Truncated IHDR chunk"),
+        (b"\xff\xd8\xff\xe0\0", "no image of a known format"),
+        (b"\xff\xd8\xff\xc0\0\x11\x08\0\0\0\0\x03", "Truncated File Read"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    with pytest.raises(decode.BrokenImageError, match=rf"bad.jpg cannot be read as an image \(.*{reason}"):
+        decode.read(str(path), SampleTransform(32))
+
+
+@pytest.mark.parametrize("bottom", [8, 48])
+def test_any_cut_of_a_file_is_named(tmp_path: Path, bottom: int) -> None:
+    """Also where the part that is there would be enough for the crop."""
+    path = photo(tmp_path / "x.jpg", (64, 96))
+    raw = path.read_bytes()
+    out = torch.empty(1, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+
+    def crop(picture: decode.Picture) -> torch.Tensor:
+        decode.crop_resize(picture, (0, 0, 60, bottom), (8, 8), (0, 0), out)
+        return out
+
+    decode.read(str(path), crop)
+    for end in [*range(0, len(raw) - 2, 7), len(raw) - 2, len(raw) - 1]:
+        path.write_bytes(raw[:end])
+        with pytest.raises(decode.BrokenImageError, match=r"x.jpg cannot be read as an image"):
+            decode.read(str(path), crop)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"restart_marker_blocks": 3}, {"mode": "L"}],
+    ids=str,
+)
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_rows_below_the_crop_are_left_out_and_the_others_the_same(tmp_path: Path, kind: dict, factor: int) -> None:
+    source = Image.open(photo(tmp_path / "source.png", (203, 157))).convert(kind.pop("mode", "RGB"))
+    source.save(tmp_path / "x.jpg", **kind)
+    encoded = (tmp_path / "x.jpg").read_bytes()
+    whole, _ = decode.Picture(encoded).pixels(factor)
+    assert whole.shape == (-(-157 // factor), -(-203 // factor), 3)
+    for bottom in (1, 16, 33, 64, 100, 140, 157):
+        part, told = decode.Picture(encoded).pixels(factor, bottom)
+        assert told == factor
+        assert len(part) == min(len(whole), -(-(-(-bottom // 16) * 16 + 16) // factor))
+        needed = -(-bottom // factor)
+        assert np.array_equal(part[:needed], whole[:needed])
+
+
+def test_what_eight_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)).save(tmp_path / "x.tif")
+    with pytest.raises(decode.BrokenImageError, match="its pixels are floating-point numbers: save it with eight bits"):
+        decode.read(str(tmp_path / "x.tif"), SampleTransform(32))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_picture_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    path = photo(tmp_path / f"bomb.{ending}", (80, 70))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(decode.BrokenImageError, match=rf"bomb.{ending} cannot be read as an image .*exceeds limit"):
+        decode.read(str(path), SampleTransform(32))
+
+
+def test_a_jpeg_is_held_once(tmp_path: Path) -> None:
+    """Beside the result there is room for the file and its decoded pixels, and for nothing of their size."""
+    path = photo(tmp_path / "x.jpg", (1024, 1024), quality=90)
+    out = torch.empty(1, 600, 600, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    transform = SampleTransform(600, crop_ratio=1.0)
+    decode.read(str(path), lambda picture: transform.write(picture, Draws(0), out))
+    tracemalloc.start()
+    try:
+        decode.read(str(path), lambda picture: transform.write(picture, Draws(0), out))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    decoded = 1024 * 1024 * 3
+    assert decoded <= peak < decoded + 2 * path.stat().st_size + 100_000
+
+
+def test_an_opened_image_is_taken_too(tmp_path: Path) -> None:
+    path = photo(tmp_path / "x.png", (64, 48))
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        ours = SampleTransform(32)(decode.Picture(image))
+    assert torch.equal(ours, decode.read(str(path), SampleTransform(32)))

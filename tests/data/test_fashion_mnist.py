@@ -1,0 +1,121 @@
+"""The idx files, written as the folder that everything else reads."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import FashionMNIST
+from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
+from alexlab.data import class_names as names
+from alexlab.data import fashion_mnist
+from alexlab.data import folder as index
+from alexlab.data.fashion_mnist import CLASSES, read_idx, write_fashion_mnist
+from alexlab.engine.errors import UserError
+
+PER_CLASS = {"train": 20, "test": 3}
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The format as its author describes it: magic, sizes, bytes."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Small sets: gzipped training files, plain test files; labels in turn."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for split, start in (("train", "train"), ("test", "t10k")):
+        count = 10 * PER_CLASS[split]
+        images = idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
+        labels = idx(np.arange(count, dtype=np.uint8) % 10)
+        for name, raw in ((f"{start}-images-idx3-ubyte", images), (f"{start}-labels-idx1-ubyte", labels)):
+            if split == "train":
+                (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
+            else:
+                (folder / name).write_bytes(raw)
+    return folder
+
+
+def test_each_picture_lies_in_its_class(files: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data" / "clothes"
+    write_fashion_mnist(root, str(files))
+    assert {p.name for p in root.iterdir()} == {"train", "val", "test"}
+    found = {split: index.scan(root / split) for split in ("train", "val", "test")}
+    assert {split: len(i) for split, i in found.items()} == {"train": 180, "val": 20, "test": 30}
+    assert found["train"].classes == CLASSES
+    plain = read_sn3_pascalvincent_tensor(str(files / "t10k-images-idx3-ubyte")).numpy()
+    for i in range(30):
+        path = Path(found["test"].path(i))
+        number = int(path.stem)
+        assert number % 10 == found["test"].targets[i]
+        assert np.array_equal(np.asarray(Image.open(path)), plain[number])
+    numbers = {split: {int(Path(i.path(n)).stem) for n in range(len(i))} for split, i in found.items()}
+    assert numbers["train"] | numbers["val"] == set(range(200))
+    assert not numbers["train"] & numbers["val"]
+
+
+def test_names_are_the_sets_own() -> None:
+    """torchvision's list, in the order of the labels."""
+    assert names.readable(CLASSES, "fashion_mnist") == FashionMNIST.classes
+    assert tuple(sorted(CLASSES)) == CLASSES
+
+
+def test_a_folder_is_read_as_it_is(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine/train/a").mkdir(parents=True)
+    write_fashion_mnist(tmp_path / "mine", "/none")
+    assert "mine has its images already, and data.idx=/none is not looked at" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["train"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    with pytest.raises(UserError, match=r"other holds files, but no train/: choose another data\.root"):
+        write_fashion_mnist(tmp_path / "other", str(files))
+
+
+def test_wrong_files(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none holds no train-images-idx3-ubyte or .*: data\.idx must be the folder"):
+        write_fashion_mnist(tmp_path / "root", "/none")
+    labels = files / "t10k-labels-idx1-ubyte"
+    good = labels.read_bytes()
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte is not an idx file of bytes of shape \(N, 28, 28\)"):
+        read_idx(files, labels.name, (28, 28))
+    for bad in (good[:5], good[:-1], good + b"\0"):
+        labels.write_bytes(bad)
+        with pytest.raises(UserError, match=r"is not an idx file of bytes of shape \(N\)\."):
+            write_fashion_mnist(tmp_path / "root", str(files))
+    for wrong in (np.arange(30, dtype=np.uint8), np.zeros(29, np.uint8)):
+        labels.write_bytes(idx(wrong))
+        with pytest.raises(UserError, match=r"30 test images, and \d+ labels up to \d+: one label of 0 to 9 an image"):
+            write_fashion_mnist(tmp_path / "root", str(files))
+    packed = files / "train-images-idx3-ubyte.gz"
+    packed.write_bytes(packed.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz cannot be unpacked .*: fetch it again"):
+        write_fashion_mnist(tmp_path / "root", str(files))
+    labels.write_bytes(good)
+    whole = gzip.compress(bytes(4000))
+    packed.write_bytes(whole[:10] + b"\xff" * 8 + whole[18:])
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz cannot be unpacked"):
+        write_fashion_mnist(tmp_path / "root", str(files))
+    assert not (tmp_path / "root").exists()
+
+
+def test_nowhere_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own download, from a port of this machine where nobody listens."""
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(UserError, match=r"its download failed \(.*data\.idx=FOLDER"):
+        write_fashion_mnist(tmp_path / "root", "auto")
+
+
+@pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_the_real_files() -> None:
+    """60,000 and 10,000 images, as many of each class (Xiao et al. 2017)."""
+    for start, count in (("train", 60_000), ("t10k", 10_000)):
+        assert read_idx(fashion_mnist.DEBIAN, f"{start}-images-idx3-ubyte", (28, 28)).shape == (count, 28, 28)
+        targets = read_idx(fashion_mnist.DEBIAN, f"{start}-labels-idx1-ubyte", ())
+        assert np.bincount(targets).tolist() == [count // 10] * 10

@@ -1,0 +1,69 @@
+"""TrivialAugment and RandAugment, operation by operation against torchvision's on the same PIL image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import photo
+from PIL import Image
+from torchvision.transforms import v2
+
+from alexlab.data import policies
+from alexlab.data.sample_rng import Draws
+
+THEIRS = dict(zip(
+    policies.NAMES,
+    ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+     "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
+    strict=True,
+))  # fmt: skip
+
+
+def image(tmp_path: Path) -> Image.Image:
+    with Image.open(photo(tmp_path / "x.png", (93, 77))) as opened:
+        return opened.convert("RGB")
+
+
+@pytest.mark.parametrize(("policy", "theirs"), [("trivial", v2.TrivialAugmentWide()), ("rand", v2.RandAugment())])
+@pytest.mark.parametrize("name", policies.NAMES)
+def test_operations_and_strengths_are_torchvisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, theirs: v2.TrivialAugmentWide, name: str
+) -> None:
+    source = image(tmp_path)
+    magnitudes, signed = theirs._AUGMENTATION_SPACE[THEIRS[name]]
+    assert signed == (name in policies.SIGNED)
+    amounts = magnitudes(31, *source.size[::-1])
+    for strength in range(0, 31, 3):
+        for negative in (0, 1) if signed else (0,):
+            answers = iter([policies.NAMES.index(name), *([strength] if policy == "trivial" else []), negative])
+            draws = Draws()
+            monkeypatch.setattr(Draws, "below", lambda self, count, answers=answers: next(answers))
+            found = policies.trivial(draws) if policy == "trivial" else policies.rand(strength, source.size, draws)
+            amount = 0.0 if amounts is None else float(amounts[strength]) * (-1 if negative else 1)
+            scale = 255 if name == "solarize" else 1
+            assert found == (name, pytest.approx(scale * amount, abs=1e-4)), "theirs is in float32"
+            expected = theirs._apply_image_or_video_transform(
+                source, THEIRS[name], found[1] / scale, interpolation=v2.InterpolationMode.NEAREST,
+                fill={Image.Image: None},
+            )  # fmt: skip
+            changed = (np.asarray(policies.operate(source, *found)) != np.asarray(expected)).any(2).mean()
+            assert changed < 0.001, "through degrees and back, their shears are off by the last bit"
+
+
+def test_the_spaces_are_torchvisions() -> None:
+    assert set(v2.TrivialAugmentWide._AUGMENTATION_SPACE) == set(THEIRS.values())
+    assert set(v2.RandAugment._AUGMENTATION_SPACE) == set(THEIRS.values())
+
+
+def test_all_operations_are_drawn_alike_and_nothing_is_taken_from_torch(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    names = [policies.trivial(Draws(0, i))[0] for i in range(14 * 300)]
+    assert {name: abs(names.count(name) - 300) < 4.5 * 300**0.5 for name in policies.NAMES} == dict.fromkeys(
+        THEIRS, True
+    )
+    pixels = np.asarray(image(tmp_path))
+    once, again, other = (policies.apply(pixels, "rand", 3, 15, Draws(i)) for i in (5, 5, 6))
+    assert np.array_equal(once, again)
+    assert not np.array_equal(once, other)
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,0 +1,115 @@
+"""The run's directory: claimed once, its summary the truth."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from alexlab.analysis import gallery
+from alexlab.callbacks.media import Media
+from alexlab.engine import checkpoint_io as checkpoint
+from alexlab.engine import run_dir as rundir
+from alexlab.engine.errors import UserError
+from alexlab.loggers import csv_logger as metrics
+
+
+def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
+    config = OmegaConf.create({"run_dir": str(tmp_path / "run"), "seed": 3})
+    rundir.claim(config)
+    assert OmegaConf.load(tmp_path / "run/config.yaml").seed == 3
+    with pytest.raises(
+        UserError, match=r"run holds a run already, .*: leave hydra.run.dir out, choose another, or remove it"
+    ):
+        rundir.claim(config)
+
+
+def test_checkpoints_must_fit_before_training_starts(tmp_path: Path) -> None:
+    rundir.check_space(tmp_path, {"best": 10, "last": 20})
+    with pytest.raises(
+        UserError, match=r"of free space, and the run's checkpoints need about 5000000000 MB: free some"
+    ):
+        rundir.check_space(tmp_path, {"best": 10**15, "last": 2 * 10**15})
+
+
+def test_marks_tell_the_end_but_do_not_overrule_what_a_rank_said(tmp_path: Path) -> None:
+    rundir.mark(tmp_path, "failed", "rank 1 was killed")
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"status": "failed", "error": "rank 1 was killed"}
+    rundir.write_json(tmp_path / "summary.json", {"status": "preempted"})
+    rundir.mark(tmp_path, "failed", "later")
+    assert rundir.read_summary(tmp_path) == {"status": "preempted"}
+    rundir.write_json(tmp_path / "summary.json", {"status": "finished", "seconds": 3})
+    rundir.mark(tmp_path, "failed", "another rank did not finish")
+    assert rundir.read_summary(tmp_path)["status"] == "failed"
+
+
+def test_nothing_is_written_through_links(tmp_path: Path) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "elsewhere"
+    precious.write_text("mine")
+    folder.mkdir()
+    path = tmp_path / "out.txt"
+    for link in (path, path.with_name(f".out.txt.{os.getpid()}.tmp")):
+        link.symlink_to(precious)
+    with pytest.raises(ValueError, match="I/O operation on closed file"), rundir.written(path, "x") as file:
+        (file.close(), file.write("x"))
+    assert path.is_symlink(), "half a file takes no place"
+    with rundir.written(path, "x") as file:
+        file.write("whole")
+    assert (path.read_text(), path.is_symlink(), precious.read_text()) == ("whole", False, "mine")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["elsewhere", "out.txt", "precious"]
+    (tmp_path / "figures").symlink_to(folder)
+    with pytest.raises(UserError, match=r"figures is a link, and the files of a run are not written through one: rem"):
+        rundir.folder_of(tmp_path, "figures")
+    with pytest.raises(UserError, match=r"figures is a link"):
+        Media(tmp_path / "figures")._write("mistakes", Image.new("RGB", (1, 1)))
+    assert not list(folder.iterdir())
+
+
+def test_pictures_and_tables_take_the_place_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "figures").mkdir()
+    names = ("figures/mistakes.png", "figures/curves.png", f".metrics.csv.{os.getpid()}.tmp",
+             f".SHA256SUMS.{os.getpid()}.tmp", f".x.ckpt.{os.getpid()}.tmp")  # fmt: skip
+    for name in names:
+        (tmp_path / name).symlink_to(precious)
+    picture = Image.new("RGB", (1, 1))
+    Media(tmp_path / "figures")._write("mistakes", picture)
+    monkeypatch.setattr(gallery.loading, "load", lambda run_dir, ckpt: None)
+    monkeypatch.setattr(gallery, "pictures", lambda *given: [("curves", picture)])
+    gallery.draw(tmp_path, None, "val/acc1")  # type: ignore[arg-type]
+    metrics.write(tmp_path / "metrics.csv", ["step"], [{"step": "1"}])
+    checkpoint.AtomicCheckpointIO().save_checkpoint({}, tmp_path / "x.ckpt")
+    assert precious.read_text() == "mine"
+    assert Image.open(tmp_path / "figures/curves.png").size == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"best": []}', '{"x": ', "\xff", "1" * 5000])
+def test_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(text, encoding="latin-1")
+    assert rundir.read_summary(tmp_path) == {}
+    rundir.mark(tmp_path, "failed", "x")
+    assert rundir.read_summary(tmp_path) == {"status": "failed", "error": "x"}
+    os.truncate(tmp_path / "summary.json", 2**26)
+    assert rundir.read_summary(tmp_path) == {}
+
+
+def test_names_of_runs() -> None:
+    assert rundir.name_of(Path("logs/train/runs/2026-11-24_10-00-00_000")) == "2026-11-24_10-00-00_000"
+    assert rundir.name_of(Path("logs/train/multiruns/sweep/3")) == "sweep/3"
+
+
+def test_only_rank_0_writes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALEXLAB_RANKS", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        rundir.set_up_logging(tmp_path)
+        logging.getLogger("alexlab").info("from rank %s", rank)
+    assert "from rank 0" in (tmp_path / "train.log").read_text()
+    assert "from rank 1" not in (tmp_path / "train.log").read_text()
+    for handler in list(logging.getLogger("alexlab").handlers):
+        logging.getLogger("alexlab").removeHandler(handler)
+        handler.close()

@@ -1,0 +1,409 @@
+"""What a config may name as `_target_`, and what not."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import ROOT, command, tiny_train
+from omegaconf import OmegaConf
+
+import alexlab
+from alexlab.engine import config as configs
+from alexlab.engine import targets
+from alexlab.engine.errors import UserError
+from alexlab.engine.instantiate import build, network, without_weights
+from alexlab.models.alexnet import AlexNet
+from alexlab.tasks import load as loading
+
+
+def test_allowed_classes_and_functions() -> None:
+    assert targets.locate("alexlab.models.alexnet.AlexNet") is AlexNet
+    assert targets.locate("torch.optim.SGD") is torch.optim.SGD
+    assert targets.locate("torchvision.models.resnet18").__name__ == "resnet18"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "torch.hub.load",
+        "torch.nnx.Linear",  # begins with an allowed name, and is no part of it
+        "alexlab.models.pretrained.torch.hub.load",  # an allowed module's import of something else
+        "alexlab.models.pretrained.torch.load",
+        "torch.nn.modules.module.functools.partial",
+        "pytorch_lightning.callbacks.model_checkpoint.os.system",
+        "alexlab.engine.launcher.spawn",
+    ],
+)
+def test_everything_else_is_refused(target: str) -> None:
+    with pytest.raises(UserError, match=r"is not allowed.*it must be of alexlab\.models, .*targets\.py holds the list"):
+        targets.locate(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "timm.models._helpers.load_state_dict",  # loads any pickle with weights_only=false
+        "torchvision.models.resnet.ResNet18_Weights.get_state_dict",  # of any address that it is given as self
+        "torchvision.models._api.Weights",
+        "torch.nn.utils.clip_grad_norm_",
+        "timm.models.load_checkpoint",
+        "pytorch_lightning.callbacks.model_checkpoint.warning_cache.warn",
+    ],
+)
+def test_of_others_only_what_makes_a_part(target: str) -> None:
+    with pytest.raises(UserError, match=r"_target_=.* (is not allowed|and a class or a function is needed)"):
+        targets.locate(target)
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    """What such a target would do, and did."""
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (str(tmp_path / "ran"),)
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    loads = {"checkpoint_path": str(tmp_path / "evil.pth"), "weights_only": False, "use_ema": False}
+    weights = {"_target_": "torchvision.models._api.Weights", "transforms": None, "meta": {}}
+    by_url = {"self": {**weights, "url": f"file://{tmp_path}/evil.pth"}}
+    for target, settings in (
+        ("timm.models._helpers.load_state_dict", loads),
+        ("torchvision.models.resnet.ResNet18_Weights.get_state_dict", by_url),
+    ):
+        with pytest.raises(UserError, match="is not allowed"):
+            build(OmegaConf.create({"_target_": target, **settings}))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def a_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("targets") / "run"
+    done = tiny_train(shapes, run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("key", "target"),
+    [
+        ("model.net", "os.system"),
+        ("model.net", "timm.models._helpers.load_state_dict"),
+        ("optimizer", "torch.hub.load"),
+        ("callbacks.mine", "subprocess.call"),
+    ],
+)
+def test_a_run_from_elsewhere_runs_nothing(key: str, target: str, a_run: Path, shapes: Path, tmp_path: Path) -> None:
+    """Whatever its config says, and whichever command reads it."""
+    run_dir = shutil.copytree(a_run, tmp_path / "run")
+    config = OmegaConf.load(run_dir / "config.yaml")
+    OmegaConf.update(config, key, {"_target_": target}, force_add=True)
+    OmegaConf.save(config, run_dir / "config.yaml")
+    image = next((shapes / "val").rglob("*.jpg"))
+    words = {"eval.py": [], "predict.py": [f"images={image}"], "export.py": ["format=torch_export"], "figures.py": []}
+    commands = [[name, f"run={run_dir}", *more] for name, more in words.items()] if key == "model.net" else []
+    for words_ in [*commands, ["train.py", f"resume={run_dir}", "trainer.max_epochs=2"]]:
+        done = command(*words_)
+        assert done.returncode == 2, words_
+        assert f"_target_={target} is not allowed" in done.stderr, words_
+    if key == "model.net":
+        with pytest.raises(UserError, match="is not allowed"):
+            alexlab.load(run_dir)
+
+
+def test_a_text_is_not_read_a_second_time(tmp_path: Path) -> None:
+    """By which Hydra's own instantiate came to targets that nobody had checked, however deep they were escaped."""
+    path, copied = tmp_path / "config.yaml", tmp_path / "copied"
+    node = f"${{oc.create:{{_target_: shutil.copy, _args_: [{__file__}, {copied}]}}}}"
+    for slashes in range(8):
+        text = "\\" * slashes + node
+        settings = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.Identity", "x": text}]}
+        build(settings)
+        build(configs.create({"net": settings}).net)
+        path.write_text(json.dumps({"model": {"net": settings}}))
+        with contextlib.suppress(UserError):  # "is nothing that one refers to"
+            loaded = configs.load(path)
+            build(loaded.model.net)
+            build(configs.resolved(configs.create({**configs.plain(loaded), "data": {"root": "/x"}})).model.net)
+    assert not copied.exists()
+
+
+def test_a_run_from_elsewhere_fetches_nothing() -> None:
+    """At any depth of its network's settings."""
+    inner = {
+        "_target_": "timm.create_model",
+        "model_name": "resnet10t",
+        "pretrained": True,
+        "checkpoint_path": "/x.pth",
+    }
+    net = {"_target_": "torch.nn.Sequential", "_args_": [inner, {"_target_": "torch.nn.Identity"}]}
+    cleaned = without_weights(net)
+    assert cleaned["_args_"][0]["pretrained"] is False
+    assert cleaned["_args_"][0]["checkpoint_path"] == ""
+    assert isinstance(build(cleaned)[0], torch.nn.Module)
+
+
+LAYER = {"_target_": "torch.nn.Identity"}
+# a name that torch.fx writes into the program that it makes, as it is
+EVIL = 'a", getattr(__import__("os"), "system")("touch {ran}") or "'
+
+
+def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]:
+    """A network in whose making a module with such parts is traced."""
+    inner = {
+        "_target_": "torchvision.models._utils.IntermediateLayerGetter",
+        "_args_": [{"_target_": "torch.nn.ModuleDict", names: [parts]}, {"z": "z"}],
+    }
+    graph = {"_target_": "timm.models._features_fx.GraphExtractNet", "_partial_": True, "_args_": [inner, {"z": "z"}]}
+    return {"_target_": "torchvision.models.resnet18", "norm_layer": graph}
+
+
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [
+        (traced({"a": LAYER, EVIL: LAYER, "z": LAYER}), "what begins with _ is its package's own affair"),
+        ({"_target_": "timm.models.FeatureGraphNet"}, "must be a network for classification"),
+        ({"_target_": "torch.nn.ModuleDict", "_args_": [{EVIL: LAYER}]}, "a key below a _target_ is 'a"),
+        ({"_target_": "torchvision.models.resnet18", "norm_layer": {"_target_": "torch.nn.ModuleDict",
+          "_args_": [[[EVIL, LAYER]]]}}, "torch.nn.ModuleDict: a part is called 'a"),
+        ({"_target_": "alexlab.models.pretrained.torchvision_weights"}, "as it says itself, is no network"),
+        ({"_target_": "alexlab.models.pretrained.load_but_head"}, "as it says itself, is no network"),
+        ({"_target_": "timm.create_model", "_args_": ["hf-hub:evil/net"]}, "say model=timm model.name=hf-hub:evil/net"),
+        ({"_target_": "timm.create_model", "model_name": "local-dir:/x"}, "is an address"),
+        (
+{"_target_": "alexlab.models.pretrained.timm_net", "name": "local-dir:/x"},
+"an address must begin with hf-hub:",
+),
+        (
+{"_target_": "alexlab.models.pretrained.timm_net", "name": "hf-hub:evil/net"},
+"a run's own config fetches nothing",
+),
+        ({"_target_": "torchvision.models.resnet18", "_args_": ["DEFAULT"]}, "takes 0 of its 1 _args_ by their place"),
+        ({"_target_": "torch.nn.Identity..x"}, "is no dotted path, such as torch.nn.Linear"),
+        ({"_target_": "torch.nn.Identity", "_recursive_": False}, "_recursive_=False is Hydra's, and not done here"),
+        ({"_target_": "torch.nn.Identity", "inner": {**LAYER, "_partial_": "false"}}, "must be true or false"),
+        ({"_target_": "torch.nn.Identity", "_partial_": True}, "model.net._partial_: the network itself must be made"),
+        ({"_target_": "torch.nn.Sequential", "_args_": 5}, "_args_ must be a list"),
+        ("x", "model.net: it must hold a _target_"),
+    ],
+)  # fmt: skip
+def test_networks_that_are_refused(net: object, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    settings = json.loads(json.dumps(net).replace("{ran}", str(tmp_path / "ran")))
+    with pytest.raises(UserError) as told:
+        network(settings, num_classes=2)
+    assert why in str(told.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_partial_part_cannot_get_such_a_name_either() -> None:
+    """Made where nobody but its owner sees it, and found in what that makes."""
+    parts = {"_target_": "torch.nn.ModuleDict", "_partial_": True, "_args_": [[["a b", LAYER]]]}
+    net = {"_target_": "torchvision.models.vgg.VGG", "features": {"_target_": "torch.nn.Sequential", "_args_": [LAYER]}}
+    assert network(net, 2).features is not None
+    with pytest.raises(UserError, match=r"cannot be made|a part is called 'a b'"):
+        network({"_target_": "torchvision.models.resnet18", "norm_layer": parts}, 2)
+
+
+OURS = """
+import functools
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, inner=None, pretrained=True):
+        super().__init__()
+        self.inner, self.pretrained, self.layer = inner, pretrained, nn.Linear(2, num_classes)
+    @classmethod
+    def small(cls, num_classes):
+        return cls(num_classes)
+
+small = functools.partial(Net, inner=None)
+loads = functools.partial(torch.load, weights_only=False)
+def plain(num_classes, weights=(1, 2)):
+    return Net(num_classes, weights)
+def number(num_classes):
+    return num_classes
+def factory() -> "Callable[..., nn.Module]":
+    return nn.ReLU
+"""
+
+
+@pytest.fixture
+def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that a user has added to `OWN`."""
+    (tmp_path / "mynets.py").write_text(OURS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynets", raising=False)
+    monkeypatch.setattr(targets, "OWN", (*targets.OWN, "mynets"))
+    monkeypatch.setattr(targets, "ALLOWED", (*targets.ALLOWED, "mynets"))
+
+
+@pytest.mark.usefixtures("ours")
+@pytest.mark.parametrize(
+    "net",
+    [
+        {"_target_": "mynets.Net"},
+        {"_target_": "mynets.Net.small"},
+        {"_target_": "mynets.small"},
+        {"_target_": "mynets.plain", "_args_": [2]},
+        {"_target_": "mynets.Net", "inner": {"_target_": "mynets.factory"}},
+        {"_target_": "mynets.Net", "inner": {"_target_": "torch.nn.functional.relu", "_partial_": True}},
+        {"_target_": "mynets.Net", "inner": {"_target_": "torch.nn.functional.gelu", "_partial_": True}},
+        {"_target_": "mynets.Net", "inner": {"_target_": "torch.nn.init.trunc_normal_", "_partial_": True, "std": 0.1}},
+        {"_target_": "mynets.Net", "inner": {"_target_": "timm.layers.get_norm_layer", "norm_layer": "layernorm"}},
+        {"_target_": "mynets.Net", "inner": {"_target_": "torch.nn.ModuleDict", "_args_": [{"conv-1": LAYER}]}},
+        {"_target_": "torchvision.models.resnet18", "norm_layer": {"_target_": "torch.nn.GroupNorm", "_partial_": True,
+                                                                   "_args_": [1]}},
+    ],
+)  # fmt: skip
+def test_networks_of_ones_own(net: dict[str, object]) -> None:
+    if net.get("_args_") == [2]:
+        assert build(net).layer.out_features == 2
+    elif net["_target_"] != "torchvision.models.resnet18":
+        assert network(net, 3, fetch=True).layer.out_features == 3
+        assert network(net, 3).layer.out_features == 3
+    else:
+        assert isinstance(network(net, 3).bn1, torch.nn.GroupNorm)
+
+
+@pytest.mark.usefixtures("ours")
+def test_of_ones_own_package_nothing_that_is_anothers() -> None:
+    for target in ("mynets.loads", "mynets.torch.load", "mynets.functools.partial"):
+        with pytest.raises(UserError, match="is not allowed"):
+            targets.locate(target)
+    with pytest.raises(UserError, match=r"model.net._target_=mynets.number makes a int, and no network"):
+        network({"_target_": "mynets.number"}, 2)
+    assert network({"_target_": "mynets.Net"}, 2, fetch=True).pretrained is True
+    assert network({"_target_": "mynets.Net"}, 2).pretrained is False, "as its own default says"
+    assert without_weights({"_target_": "mynets.plain", "weights": [3, 4]})["weights"] == [3, 4], "its own numbers"
+
+
+def test_networks_of_others_are_all_allowed() -> None:
+    for name in timm.list_models():
+        entry = timm.model_entrypoint(name)
+        assert targets.locate(f"{entry.__module__}.{entry.__qualname__}") is entry
+    for name in ("Linear", "Conv2d", "TransformerEncoderLayer", "Sequential", "Module"):
+        assert targets.locate(f"torch.nn.{name}") is getattr(torch.nn, name)
+    for name in ("Adafactor", "AdamW", "SGD", "NAdam"):
+        assert targets.locate(f"torch.optim.{name}") is getattr(torch.optim, name)
+
+
+def test_weights_are_taken_out_by_place_too() -> None:
+    """timm 1.0.15 would unpickle the file."""
+    by_place = ["resnet18", True, {"url": "http://127.0.0.1/x.pth"}, None, "/evil.pth"]
+    cleaned = without_weights({"_target_": "timm.create_model", "_args_": by_place})
+    assert cleaned["_args_"] == ["resnet18", False, {"url": "http://127.0.0.1/x.pth"}, None, ""]
+    entry = without_weights({"_target_": "timm.models.resnet.resnet18", "_args_": [True]})
+    assert entry == {"_target_": "timm.models.resnet.resnet18", "_args_": [False]}
+    pickled = re.search(r"timm>=([\d.]+)", (ROOT / "pyproject.toml").read_text())
+    assert pickled is not None
+    assert tuple(map(int, pickled[1].split("."))) >= (1, 0, 26), "whose loading is weights_only by default"
+
+
+def test_a_run_that_goes_on_fetches_nothing_either(a_run: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(a_run, tmp_path / "run")
+    config = OmegaConf.load(run_dir / "config.yaml")
+    config.model.net.checkpoint_path = str(tmp_path / "evil.pth")
+    config.model.net._target_ = "alexlab.models.pretrained.timm_net"
+    config.model.net.name = "resnet10t"
+    OmegaConf.save(config, run_dir / "config.yaml")
+    done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")
+    assert done.returncode == 2
+    assert "holds the weights of another network" in done.stderr, "and not: evil.pth is not there"
+
+
+def test_a_config_that_would_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n")
+    with pytest.raises(UserError, match=r"config.yaml is not a run's config: .* or has aliases"):
+        configs.load(path)
+    path.write_text("a: " + "x" * configs.LARGEST)
+    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it is larger than 1048576 bytes"):
+        configs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("x: " + "[" * 60_000 + "]" * 60_000, "more than 50 mappings and lists in each other"),  # ended the process
+        ("a: " + "[" * 400_000, "more than 50 mappings"),  # took minutes
+        ("a: " + "{b: " * 400, "more than 50 mappings"),
+        ("- " * 500, "more than 50 mappings"),
+        ("a: 1" + ":59" * 300_000, "a number of more than 1000 characters"),  # of base 60
+        ("a: 0x" + "f" * 100, "a whole number of more than 64 bits"),
+        ("a: '" + "\\" * 200_000 + "${b'", "is nothing that one refers to"),  # took minutes
+        ('a: "' + "${oc.env:A " * 60_000 + '"', "is nothing that one refers to"),  # took minutes
+        ("a: 2026-11-26", "it holds a date, 2026-11-26; texts that look like one need quotes"),
+        ("a: !!set {b}", "it has tags"),
+        ("a: b: c", "mapping values are not allowed"),
+        ("- a", "is not a run's config"),
+    ],
+    ids=range(12),
+)
+def test_configs_that_would_take_long(text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError) as told:
+        configs.load(tmp_path / "config.yaml")
+    assert str(tmp_path / "config.yaml") in str(told.value)
+    assert why in str(told.value)
+
+
+def test_a_config_that_is_no_file(tmp_path: Path) -> None:
+    """A pipe, which nobody writes to, would be waited for."""
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it is no file"):
+        configs.read(tmp_path / "config.yaml")
+
+
+def test_long_texts_and_deep_settings_are_in_order(tmp_path: Path) -> None:
+    plain: dict[str, object] = {"notes": "as in 12 words " * 100, "slashes": "\\" * 3000}
+    deep: dict[str, object] = plain
+    for _ in range(40):
+        deep["a"] = deep = {}
+    configs.save(configs.create(plain), tmp_path / "config.yaml")
+    assert configs.plain(configs.load(tmp_path / "config.yaml")) == plain
+
+
+def test_a_config_that_lacks_what_every_run_has(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {name: x, net: x}\ndata: {root: x}\n")
+    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it has no model.mean, model.std, data.im"):
+        loading.config_of(tmp_path)
+
+
+def test_names_that_do_not_exist() -> None:
+    with pytest.raises(UserError, match=r"alexlab.models.alexnet holds no AlexNett: check its name"):
+        targets.locate("alexlab.models.alexnet.AlexNett")
+    with pytest.raises(UserError, match=r"alexlab.models holds no no_such_net"):
+        targets.locate("alexlab.models.no_such_net.Net")
+    with pytest.raises(UserError, match=r"is a float, and a class or a function is needed"):
+        targets.locate("alexlab.models.alexnet.RELU_GAIN")
+
+
+def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needy.py").write_text("import a_package_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(targets, "ALLOWED", ("needy", "gone"))
+    with pytest.raises(UserError, match=r"No module named 'a_package_that_nobody_has'; install what it needs"):
+        targets.locate("needy.Net")
+    with pytest.raises(UserError, match=r"the package gone is not installed"):
+        targets.locate("gone.Net")
+
+
+def test_build_makes_nested_objects_and_tells_what_is_refused() -> None:
+    made = build(OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2}), out_features=3)
+    assert made.weight.shape == (3, 2)
+    with pytest.raises(UserError, match=r"norm=x: must be lrn.* \(alexlab.models.alexnet.AlexNet\)"):
+        build(OmegaConf.create({"_target_": "alexlab.models.alexnet.AlexNet", "norm": "x"}), num_classes=2)
+    with pytest.raises(UserError, match=r"torch.nn.Linear cannot be made .*depth"):
+        build(OmegaConf.create({"_target_": "torch.nn.Linear", "depth": 2}))
+    nested = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.getcwd"}]}
+    with pytest.raises(UserError, match=r"_target_=os.getcwd is not allowed"):
+        build(OmegaConf.create(nested))

@@ -1,0 +1,220 @@
+"""The AlexNet family against the paper's, the released code's and other listings' numbers."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from test_configs import compose
+from torch import nn
+
+from alexlab.engine import config as configs
+from alexlab.engine.instantiate import build
+from alexlab.models.alexnet import AlexNet
+from alexlab.models.lrn import LocalResponseNorm
+
+FAMILY = sorted(path.stem for path in (ROOT / "conf/model").glob("alexnet*.yaml"))
+
+
+def net_of(name: str, num_classes: int = 1000, **more: Any) -> AlexNet:
+    return build(compose(f"model={name}").model.net, num_classes=num_classes, **more)
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def macs(net: nn.Module, size: int) -> float:
+    """Million multiplications with a weight, of one image."""
+    total = 0
+
+    def count(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel() * layer.weight[0].numel()  # type: ignore[operator, index]
+
+    for layer in net.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(count)  # type: ignore[arg-type]
+    net.eval()(torch.zeros(1, 3, size, size))
+    return total / 1e6
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "size", "million_macs"),
+    [
+        ("alexnet", 60_965_224, 224, 724.4),
+        ("alexnet_caffe", 60_965_224, 227, 724.4),
+        ("alexnet_krizhevsky2012", 60_965_224, 224, 724.4),
+        ("alexnet_bn", 60_965_224 + 2 * (96 + 256 + 384 + 384 + 256), 224, 724.4),
+        ("alexnet_owt", 61_100_840, 224, 714.2),
+        ("alexnet_wide", 61_264_904, 224, 861.3),
+        ("alexnet_half", 1_927_912 - 352, 224, 267),  # of them 352 statistics of BatchNorm, which are not trained
+    ],
+)
+def test_parameters_and_macs(name: str, expected: int, size: int, million_macs: float) -> None:
+    net = net_of(name)
+    assert parameters(net) == expected
+    assert macs(net, size) == pytest.approx(million_macs, abs=0.05 if million_macs != 267 else 0.5)
+
+
+def test_counts_of_two_classes_and_of_the_ungrouped_network() -> None:
+    assert parameters(net_of("alexnet_wide", 2)) == 57_176_098
+    half = net_of("alexnet_half", 2)
+    assert parameters(half) == 1_798_818
+    statistics = sum(b.numel() for name, b in half.named_buffers() if "running" in name)
+    assert (statistics, parameters(half) + statistics) == (352, 1_799_170)
+    ungrouped = net_of("alexnet", groups=1)
+    assert parameters(ungrouped) == 62_378_344
+    assert macs(ungrouped, 224) == pytest.approx(1135.3, abs=0.05)
+
+
+PAPER = [(96, 55), (96, 27), (256, 27), (256, 13), (384, 13), (384, 13), (256, 13), (256, 6)]
+HALF = [(48, 54), (48, 26), (128, 26), (128, 12), (192, 12), (192, 12), (128, 12), (128, 5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [("alexnet", 224, PAPER), ("alexnet_krizhevsky2012", 224, PAPER), ("alexnet_caffe", 227, PAPER),
+     ("alexnet_bn", 224, PAPER), ("alexnet_half", 224, HALF)],
+)  # fmt: skip
+def test_maps_of_each_convolution_and_pooling(name: str, size: int, expected: list[tuple[int, int]]) -> None:
+    found = []
+    net = net_of(name, 10).eval()
+    for layer in net.features:
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+            layer.register_forward_hook(lambda _, __, out: found.append(tuple(out.shape[1:])))
+    net(torch.zeros(1, 3, size, size))
+    assert found == [(maps, side, side) for maps, side in expected]
+    assert net.classifier[0].in_features == {"alexnet_half": 3200}.get(name, 9216)
+
+
+def test_the_first_convolution_is_padded_right_and_below() -> None:
+    net = net_of("alexnet", 10).eval()
+    images = torch.randn(1, 3, 224, 224)
+    conv, seen = net.layers[0], []
+    handle = conv.register_forward_hook(lambda _, __, out: seen.append(out.clone()))
+    net(images)
+    handle.remove()
+    torch.testing.assert_close(seen[0][..., :54, :54], conv(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("size", [64, 65, 96, 130, 224, 227, 256])
+def test_other_sizes(name: str, size: int) -> None:
+    assert net_of(name, 7).eval()(torch.zeros(1, 3, size, size)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_other_channels(channels: int) -> None:
+    net = AlexNet(7, in_channels=channels)
+    assert net.eval()(torch.zeros(1, channels, 64, 64)).shape == (1, 7)
+
+
+def test_too_small_images_and_wrong_words() -> None:
+    with pytest.raises(ValueError, match=r"at least 64 pixels, and these have 63 x 63: set data.image_size=64"):
+        AlexNet(7)(torch.zeros(1, 3, 63, 63))
+    for wrong, words in (
+        ({"norm": "x"}, "norm=x: must be lrn, bn or none"),
+        ({"init": "x"}, "init=x: must be one of paper, released, caffe, centered, torch"),
+        ({"dropout": 1}, "dropout=1: must be from 0 to below 1"),
+        ({"padding": "left"}, "padding=left: must be right_bottom or a number of pixels"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            AlexNet(7, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_all_gradients_are_finite_and_not_zero(name: str) -> None:
+    torch.manual_seed(0)
+    composed = compose(f"model={name}").model
+    net = net_of(name, 10)
+    images = torch.rand(4, 3, 96, 96) - torch.tensor(list(composed.mean)).view(3, 1, 1)
+    images = images / torch.tensor(list(composed.std)).view(3, 1, 1)
+    nn.functional.cross_entropy(net(images), torch.arange(4)).backward()
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_overflow_on_extreme_pixels(name: str, dtype: torch.dtype) -> None:
+    """Black, white and both side by side, as the net sees them with its own mean and std."""
+    torch.manual_seed(0)
+    composed = compose(f"model={name}").model
+    net = net_of(name, 10)
+    pixels = torch.stack([torch.zeros(3, 96, 96), torch.full((3, 96, 96), 255.0),
+                          (torch.arange(96) % 2 * 255.0).expand(3, 96, 96),
+                          torch.randint(0, 2, (3, 96, 96)) * 255.0])  # fmt: skip
+    mean, std = (torch.tensor(list(values)).view(3, 1, 1) for values in (composed.mean, composed.std))
+    images = (pixels / 255 - mean) / std
+    with torch.autocast("cpu", dtype):
+        logits = net(images)
+    assert logits.isfinite().all()
+    nn.functional.cross_entropy(logits.float(), torch.arange(4)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+PAPER_BIAS = [0, 1, 0, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("init", "stds", "biases"),
+    [
+        ("paper", [0.01] * 8, PAPER_BIAS),
+        ("released", [0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01], PAPER_BIAS),
+        ("caffe", [0.01] * 5 + [0.005, 0.005, 0.01], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]),
+    ],
+)
+def test_init_layer_by_layer(init: str, stds: list[float], biases: list[float]) -> None:
+    torch.manual_seed(0)
+    for layer, std, bias in zip(AlexNet(1000, init=init).layers, stds, biases, strict=True):
+        assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.03)
+        assert abs(float(layer.weight.detach().mean())) < 0.05 * std
+        assert (layer.bias == bias).all()
+
+
+def test_centered_init_gives_outputs_of_deviation_one() -> None:
+    torch.manual_seed(0)
+    net = AlexNet(1000, norm="none").eval()
+    found = []
+    for layer in net.layers:
+        assert layer.weight.flatten(1).sum(1).abs().max() < 1e-4
+        layer.register_forward_hook(lambda _, __, out: found.append(float(out.detach().std())))
+    net(torch.randn(8, 3, 224, 224))
+    assert found[0] == pytest.approx(1, rel=0.05)
+    assert max(found) < 2, "poolings take the largest and so raise it a little; nothing grows from layer to layer"
+    assert min(found) > 0.5
+
+
+def test_two_halves_joined_are_one_grouped_convolution() -> None:
+    """As the paper's network lay on two GPUs."""
+    torch.manual_seed(0)
+    grouped = AlexNet(10).layers[1]
+    maps = torch.randn(2, 96, 27, 27)
+    halves = []
+    for half in range(2):
+        conv = nn.Conv2d(48, 128, 5, padding=2)
+        conv.weight.data = grouped.weight.data[128 * half : 128 * (half + 1)]
+        conv.bias.data = grouped.bias.data[128 * half : 128 * (half + 1)]
+        halves.append(conv(maps[:, 48 * half : 48 * (half + 1)]))
+    torch.testing.assert_close(grouped(maps), torch.cat(halves, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "k", "groups"),
+    [("alexnet", 1e-4, 2.0, 1), ("alexnet_caffe", 1e-4 / 5, 1.0, 1), ("alexnet_krizhevsky2012", 1e-4 / 5, 2.0, 2)],
+)
+def test_each_normalizes_by_its_own_convention(name: str, alpha: float, k: float, groups: int) -> None:
+    norms = [layer for layer in net_of(name, 10).features if isinstance(layer, LocalResponseNorm)]
+    assert len(norms) == 2
+    for norm in norms:
+        assert norm.alpha / (norm.size if norm.divide else 1) == pytest.approx(alpha)
+        assert (norm.size, norm.beta, norm.k, norm.groups) == (5, 0.75, k, groups)
+
+
+def test_biases_of_the_released_code_learn_twice_as_fast_and_do_not_decay() -> None:
+    composed = compose("model=alexnet_krizhevsky2012")
+    assert configs.plain(composed.optimizer)["bias_lr_factor"] == 2
+    assert configs.plain(compose("model=alexnet").optimizer)["bias_lr_factor"] == 1

@@ -1,0 +1,118 @@
+"""Networks of torchvision and timm by name."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import clean_env
+from safetensors.torch import save_file
+
+from alexlab.models.alexnet import AlexNet
+from alexlab.models.pretrained import alexnet_owt, load_but_head, timm_net, torchvision_net
+
+
+def test_owt_is_torchvisions() -> None:
+    theirs = torchvision.models.alexnet().eval()
+    ours = alexnet_owt(1000).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(1, 3, 224, 224)
+    assert torch.equal(ours(images), theirs(images))
+
+
+def test_weights_load_but_for_a_head_of_other_size() -> None:
+    source = torchvision_net("resnet18", 5)
+    net = torchvision_net("resnet18", 3)
+    before = net.fc.weight.clone()
+    load_but_head(net, source.state_dict())
+    assert torch.equal(net.conv1.weight, source.conv1.weight)
+    assert torch.equal(net.fc.weight, before)
+    with pytest.raises(ValueError, match=r"another network's: layer1.2.conv1.weight"):
+        load_but_head(net, torchvision_net("resnet34", 3).state_dict())
+    with pytest.raises(ValueError, match=r"another network's: classifier.0.weight do not fit"):  # fc6, not the head
+        load_but_head(AlexNet(3, hidden=(16, 16)), AlexNet(3, hidden=(16, 16), map_size=5).state_dict())
+    inception = torchvision_net("inception_v3", 3)
+    load_but_head(inception, torchvision.models.inception_v3(aux_logits=True, init_weights=False).state_dict())
+    with pytest.raises(ValueError, match="another network's"):
+        load_but_head(net, {k: v for k, v in source.state_dict().items() if "layer1" not in k})
+
+
+def test_unknown_names_and_weights_that_cannot_be_had(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=r"model.name=resnet19: torchvision has no such network. Did you mean resnet"):
+        torchvision_net("resnet19", 3)
+    with pytest.raises(ValueError, match=r"model.name=resnet19x: timm has no such network"):
+        timm_net("resnet19x", 3)
+    assert timm_net("resnet18", 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for pretrained in (True, False):
+        with pytest.raises(
+            ValueError, match=r"model.name=hf-hub:timm/x: what the hub has of it cannot be had \(.*take an"
+        ):
+            timm_net("hf-hub:timm/x", 3, pretrained=pretrained)
+    with pytest.raises(
+        ValueError, match=r"model.name=resnet18: what the hub has of it .*, or set model.pretrained=false"
+    ):
+        timm_net("resnet18", 3, pretrained=True)
+    with pytest.raises(ValueError, match=r"model.name=resnet18.nosuch: Invalid pretrained tag"):
+        timm_net("resnet18.nosuch", 3)
+    with pytest.raises(ValueError, match=r"model.name=resnet18: .*unexpected keyword argument 'foo'"):
+        timm_net("resnet18", 3, foo=1)
+    assert torchvision_net("googlenet", 3).transform_input
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(ValueError, match=r"pretrained=true: the weights of alexnet cannot be had .*Connect once, put"):
+        alexnet_owt(10, pretrained=True)
+
+
+def test_torchvisions_weights_are_those_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"others")
+    found = hashlib.sha256(b"others").hexdigest()[:8]
+    with pytest.raises(ValueError, match=f"not what was published: its SHA-256 begins with {found}, not with 7be5be79"):
+        alexnet_owt(10, pretrained=True)
+
+
+LOADED = """import sys
+from alexlab.models.pretrained import timm_net
+try:
+    print(timm_net("mobilenetv3_small_050", 3, pretrained=True).conv_stem.weight[0, 0, 0, 0].item())
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_timms_weights_come_from_the_hubs_cache_and_are_those_published(tmp_path: Path) -> None:
+    net = timm.create_model("mobilenetv3_small_050")
+    repository = net.pretrained_cfg["hf_hub_id"].replace("/", "--")
+    cache = tmp_path / f"hub/models--{repository}"
+    for folder in ("blobs", "refs", "snapshots/c0ffee"):
+        (cache / folder).mkdir(parents=True)
+    (cache / "refs/main").write_text("c0ffee")
+    save_file(net.state_dict(), tmp_path / "weights")
+    blob = cache / "blobs" / hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest()
+    (tmp_path / "weights").rename(blob)
+    (cache / "snapshots/c0ffee/model.safetensors").symlink_to(blob)
+
+    def loaded() -> subprocess.CompletedProcess:
+        env = clean_env({"HF_HOME": str(tmp_path)})
+        return subprocess.run([sys.executable, "-c", LOADED], env=env, capture_output=True, text=True, check=False)
+
+    done = loaded()
+    assert done.stdout.split() == [str(net.conv_stem.weight[0, 0, 0, 0].item())], done.stderr
+    held = bytearray(blob.read_bytes())
+    held[-1] ^= 1
+    blob.write_bytes(held)
+    assert "is not what was published: its SHA-256 begins with" in loaded().stderr
+
+
+def test_torchvisions_inputs_are_those_of_the_weights() -> None:
+    """All of its networks take ImageNet's scale, but for one."""
+    for name, mean in (("shufflenet_v2_x0_5", [0.485, 0.456, 0.406]), ("efficientnet_v2_l", [0.5, 0.5, 0.5])):
+        with torch.device("meta"):
+            assert torchvision_net(name, 3).pretrained_cfg["mean"] == mean
