@@ -1,29 +1,56 @@
-"""The parts of a run, from its composed config: data, classifier, loggers, callbacks."""
+"""The parts of a run, from its config: data, plan, task, callbacks, loggers, trainer. Everything is tried here once,
+so that a mistake is found before the run's directory exists."""
 
+import os
+import sys
 import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from pytorch_lightning.callbacks import (
+    Callback,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    RichModelSummary,
+)
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import nn
+from torch.distributed.fsdp import MixedPrecision
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from alexlab import models
-from alexlab.commands.plan import Plan
+from alexlab.callbacks.checkpointing import Checkpointing
+from alexlab.callbacks.freezing import Freezing
+from alexlab.callbacks.grad_norm import GradNorm
+from alexlab.callbacks.lr_monitor import Rates
+from alexlab.callbacks.media import Media
+from alexlab.callbacks.nan_guard import NanGuard
+from alexlab.callbacks.preemption import Preemption, SignalRecorder
+from alexlab.callbacks.progress import ProgressBar, ProgressReporter
+from alexlab.callbacks.same_config import SameConfig
+from alexlab.callbacks.throughput import Throughput
+from alexlab.commands.plan import Plan, make_plan
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
-from alexlab.engine import checkpoint_io as checkpoint
-from alexlab.engine import config as configs
-from alexlab.engine import launcher as launch
-from alexlab.engine import naming as identity
-from alexlab.engine import secrecy, sweeps
-from alexlab.engine.devices import Devices
+from alexlab.engine import launcher, naming
+from alexlab.engine.checkpoint_io import AtomicCheckpointIO
+from alexlab.engine.config import look_up
+from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.errors import UserError
-from alexlab.engine.instantiate import build, network, without_weights
-from alexlab.loggers.csv_logger import MetricsLogger
+from alexlab.engine.schema import TrainConfig, mode_of
+from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.models.introspection import head_of
-from alexlab.tasks import optimizers as optim
+from alexlab.tasks import optimizers
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.classification import ImageClassifier
 
@@ -31,79 +58,145 @@ if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB on a 0-1 scale
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+# keys of the group `trainer` that Lightning's Trainer does not get as they are
+OWN_TRAINER_KEYS = (
+    "strategy", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port", "precision", "devices", "num_nodes",
+)  # fmt: skip
 
 
-def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
-    d, a = config.data, config.augment
-    size = d.image_size
-    train = SampleTransform(
-        size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, a.policy, a.policy_ops, a.policy_magnitude,
-        tuple((first, pixels) for first, pixels in a.get("sizes") or ()),
-    )  # fmt: skip
-    return ImageFolders(
-        root=d.root, batch_size=d.batch_size, seed=config.seed, train_transform=train,
-        eval_transform=SampleTransform(size, "center", crop_ratio=a.crop_ratio), num_workers=d.num_workers,
-        val_fraction=d.val_fraction, test_fraction=d.test_fraction, num_classes=d.num_classes, on_error=d.on_error,
-        demo_seed=d.demo_seed, idx=d.get("idx"), class_names=d.class_names, world_size=devices.world_size,
-        local_world_size=devices.local, kept=str(Path(config.paths.logs, ".index")), kind=devices.kind,
-        crop_on=d.get("crop_on") or "auto", cache=d.get("cache"), timeout=60 * config.trainer.timeout,
-    )  # fmt: skip
+@dataclass
+class Experiment:
+    """What a run is made of.
 
-
-def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | None = None) -> ImageClassifier:
-    """The classifier around `config.model.net`, for devices of `kind`; without a plan for evaluation alone.
-
-    Writes what is worked out here into the config: the number of classes, and mean and std that were left to the
-    weights. The net and the optimizer are tried here, so that mistakes are told before training.
+    Attributes:
+        wandb: the W&B logger of rank 0, if the run has one.
+        facts: what is known before the run starts, for summary.json.
     """
-    a, m = config.augment, config.model
-    num_classes = len(data.classes)
-    config.data.num_classes = num_classes
-    layout = config.trainer.channels_last
-    own = m.net.get("num_classes", num_classes)
-    if own != num_classes and plan is not None and config.resume.run is None:  # older runs' configs may have it
-        raise UserError(
-            f"model.net.num_classes={own}: the images are of {num_classes} classes, and the network is made for as "
-            "many: take the key out."
-        )
-    known = plan is None or config.get("ckpt_path") is not None  # a checkpoint will give all weights
-    net = network(m.net, num_classes, fetch=not known)
-    mean, std = normalization(net)
-    m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
-    for size in {config.data.image_size, *(pixels for _, pixels in a.get("sizes") or ())}:
-        try_net(net, size, num_classes)
-    training: dict[str, Any] = {}
-    if plan is not None:
-        if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
-            head_of(net, num_classes)
-        optimizer, scheduler = configs.plain(config.optimizer), configs.plain(config.scheduler)
-        optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
-        optim.build_optimizer(net, optimizer, plan.step_images)
-        training = {
-            "optimizer": optimizer, "scheduler": scheduler, "step_images": plan.step_images, "steps": plan.steps,
-            "steps_per_epoch": plan.steps_per_epoch, "label_smoothing": config.label_smoothing,
-        }  # fmt: skip
-    return ImageClassifier(
-        net=net,
-        augment=BatchAugment(
-            list(m.mean), list(m.std), num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.get("pca_by") or "eigenvalues"
-        ),
-        class_names=data.readable_classes,
+
+    devices: Devices
+    data: ImageFolders
+    plan: Plan
+    task: ImageClassifier
+    trainer: pl.Trainer
+    preemption: Preemption
+    checkpointing: Checkpointing
+    wandb: "WandbLogger | None"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a sweep's pruner has stopped the run."""
+        return any(getattr(callback, "pruned", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Experiment:
+    """Build all parts of a run, once per rank.
+
+    Raises:
+        UserError: a mistake in the config, the images, the network, or a checkpoint that does not fit it.
+    """
+    data = build_data(config, devices).read()
+    plan = make_plan(config, devices.world_size, data.images)
+    pl.seed_everything(config.seed, verbose=False)
+    task = build_task(config, data, devices.kind, plan)
+    load_start(config, task, data, plan)
+    if config.compile:
+        task.net.compile()  # in place: the names in the state dict stay
+    loggers, wandb = build_loggers(config)
+    preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb)
+    trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net))
+    preemption.install(trainer)
+    checkpointing.install(trainer)
+    return Experiment(devices, data, plan, task, trainer, preemption, checkpointing, wandb)
+
+
+# -- data and task
+
+
+def build_data(config: Any, devices: Devices) -> ImageFolders:
+    d, a = config.data, config.augment
+    return ImageFolders(
+        root=d.root,
+        batch_size=d.batch_size,
         seed=config.seed,
-        provenance=secrecy.hidden({"config": configs.plain(config), **data.provenance()}),
-        monitor=config.monitor,
-        max_bad=config.data.get("max_bad"),
-        leaves_nan=config.get("on_nan", "stop") != "stop",
-        channels_last=kind == "cuda" if layout == "auto" else bool(layout),
-        **training,
+        train_transform=SampleTransform(
+            d.image_size,
+            a.crop,
+            tuple(a.scale),
+            tuple(a.ratio),
+            a.crop_ratio,
+            a.flip,
+            a.policy,
+            a.policy_ops,
+            a.policy_magnitude,
+            tuple((first, pixels) for first, pixels in a.sizes or ()),
+        ),
+        eval_transform=SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio),
+        num_workers=d.num_workers,
+        val_fraction=d.val_fraction,
+        test_fraction=d.test_fraction,
+        num_classes=d.num_classes,
+        on_error=d.on_error,
+        demo_seed=d.demo_seed,
+        idx=d.idx,
+        class_names=d.class_names,
+        world_size=devices.world_size,
+        local_world_size=devices.local,
+        index_folder=str(Path(config.paths.logs, ".index")),
+        kind=devices.kind,
+        crop_on=d.crop_on,
+        cache=d.cache,
+        timeout=60 * config.trainer.timeout,
     )
 
 
-def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
-    """One black image through the net, so that a size it cannot take is told before training.
+def build_task(config: Any, data: ImageFolders, kind: str, plan: Plan | None = None, own: bool = True) -> ImageClassifier:
+    """Build the task around `config.model.net`, and try its network and optimizer once.
+
+    Args:
+        kind: of the devices.
+        plan: None for evaluation only.
+        own: whether the config is the user's own, and not read from a run's directory.
+    """
+    a, m, num_classes = config.augment, config.model, len(data.classes)
+    has_weights = plan is None or config.ckpt_path is not None  # a checkpoint gives all weights
+    net = build_network(m.net, num_classes, own=own, fetch=not has_weights)
+    for size in {config.data.image_size, *(pixels for _, pixels in a.sizes or ())}:
+        try_net(net, size, num_classes)
+    settings = None
+    if plan is not None:
+        if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
+            head_of(net, num_classes)
+        optimizer = {**config.optimizer.model_dump(), "backbone_lr_factor": config.finetune.backbone_lr_factor}
+        optimizers.build_optimizer(net, optimizer, plan.step_images)
+        settings = OptimizerSettings(
+            optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch
+        )
+    mean, std = normalization(m, net)
+    layout = config.trainer.channels_last
+    plain = config.model_dump(exclude_unset=True)
+    return ImageClassifier(
+        net=net,
+        augment=BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by),
+        criterion=CrossEntropy(config.label_smoothing),
+        optimizer=settings,
+        run=RunInfo(
+            class_names=data.readable_classes,
+            seed=config.seed,
+            monitor=config.monitor,
+            max_bad=config.data.max_bad,
+            channels_last=kind == "cuda" if layout == "auto" else layout,
+            provenance={"config": plain, "sources": source_hashes(net), **data.provenance()},
+        ),
+    )
+
+
+def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
+    """Pass one black image through the network, so that a size that it cannot take is found before training.
 
     Raises:
-        UserError: it cannot take that size, or gives something else than logits (1, num_classes).
+        UserError: it cannot take the size, or does not return logits (1, num_classes).
     """
     training = net.training
     try:
@@ -112,60 +205,175 @@ def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, ValueError) and Path(line.filename).parent == Path(models.__file__).parent:
-            raise UserError(str(error)) from error  # which says itself what it needs
+            raise UserError(str(error)) from error  # it says itself what it needs
         raise UserError(
             f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
-            f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). "
-            f"Is {image_size}, of data.image_size or augment.sizes, right for it, and does it take three channels?"
+            f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). Can it take "
+            f"`data.image_size={image_size}` (or that of augment.sizes), and three channels?"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
-        gives = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
-        raise UserError(
-            f"the network must turn images into logits (B, {num_classes}), and gives {gives} for one image."
-        )
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"The network must return logits (B, {num_classes}), and returns {shape} for one image.")
     net.train(training)
 
 
-def normalization(net: torch.nn.Module) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that the net's weights belong to, where it tells as timm's do; else ImageNet's."""
-    told = getattr(net, "pretrained_cfg", None) or {}
-    return list(told.get("mean", IMAGENET_MEAN)), list(told.get("std", IMAGENET_STD))
+# -- loggers and callbacks
 
 
-def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None]":
-    """metrics.csv always; the others as `config.logger` says, on rank 0. W&B's is given by itself too."""
-    run_dir = Path(config.run_dir)
-    loggers: list[Logger] = [MetricsLogger(run_dir)]
-    board = None
-    if launch.rank() > 0:
-        return loggers, board
-    if "wandb" in config.logger:
+def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | None]":
+    """Build the loggers of this rank: metrics.csv always, the others on rank 0 only. No file is written yet."""
+    path = Path(config.run_dir)
+    loggers: list[Logger] = [CsvLogger(path)]
+    wandb = None
+    if launcher.rank() > 0:
+        return loggers, wandb
+    if config.logger.wandb is not None:
         from alexlab.loggers.wandb_logger import WandbLogger
 
-        settings = configs.told(config.logger.wandb)
-        settings["name"] = settings["name"] or identity.readable(config)
-        # of a sweep's jobs it is the sweep; else runs that differ in their seed alone are one
-        settings["group"] = settings["group"] or identity.group_of(config)
-        settings["tags"] = settings["tags"] or identity.tags_for(config)
-        board = WandbLogger(save_dir=str(run_dir), **settings)
-        loggers.append(board)
-    if "tensorboard" in config.logger:
+        settings = config.logger.wandb.model_dump()
+        settings["name"] = settings["name"] or naming.readable(config)
+        settings["group"] = settings["group"] or naming.group_of(config)
+        settings["tags"] = settings["tags"] or naming.tags_for(config)
+        wandb = WandbLogger(save_dir=str(path), **settings)
+        loggers.append(wandb)
+    if config.logger.tensorboard is not None:
         from pytorch_lightning.loggers import TensorBoardLogger
 
-        # what a run that goes on logs again takes the place of what it had logged from there on
-        step = checkpoint.load(Path(config.ckpt_path))["global_step"] if config.ckpt_path is not None else None
-        loggers.append(TensorBoardLogger(str(run_dir), name="", version="tensorboard", purge_step=step))
-    return loggers, board
+        # a resumed run logs the steps after its checkpoint again
+        step = load(Path(config.ckpt_path))["global_step"] if config.ckpt_path is not None else None
+        loggers.append(TensorBoardLogger(str(path), name="", version="tensorboard", purge_step=step))
+    return loggers, wandb
 
 
-def build_callbacks(config: DictConfig) -> list[pl.Callback]:
-    """The entries of `config.callbacks` with a `_target_`: a user's own. And in a trial of Optuna's what may end it."""
-    nodes = [configs.plain(node) for node in config.callbacks.values() if isinstance(node, DictConfig)]
-    known = config.get("ckpt_path") is not None
-    built = [build(without_weights(node) if known else node) for node in nodes if "_target_" in node]
-    trial = sweeps.trial()
-    if trial is not None:
+def build_callbacks(
+    config: TrainConfig, recorder: SignalRecorder, plan: Plan, wandb: "WandbLogger | None"
+) -> tuple[Preemption, Checkpointing, list[Callback]]:
+    """Build the callbacks in the order in which Lightning must call them: the user's own first."""
+    path, wanted = Path(config.run_dir), config.callbacks
+    folder = path / "checkpoints"
+
+    # the user's own: entries with a _target_
+    callbacks: list[Callback] = [
+        instantiate(look_up(entry)) for entry in (wanted.model_extra or {}).values() if isinstance(entry, dict)
+    ]
+    if (trial := sweep.trial()) is not None:
         from alexlab.callbacks.pruning import Pruning
 
-        built.append(Pruning(trial, sweeps.make_pruner(config.sweep, config.trainer.max_epochs), config.monitor))
-    return built
+        callbacks.append(Pruning(trial, sweep.make_pruner(config.sweep, config.trainer.max_epochs), config.monitor))
+
+    # what keeps the run safe
+    preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
+    nan_guard = NanGuard(config.on_nan, folder / LAST, how_to_resume(path))
+    checkpointing = Checkpointing(
+        folder,
+        preemption,
+        nan_guard,
+        config.checkpoint.every_n_steps,
+        config.checkpoint.every_minutes,
+        plan.steps_per_epoch,
+        restores_best=resume.is_own_ckpt(config.ckpt_path, path) or best_beside(config) is not None,
+    )
+    callbacks += [nan_guard, preemption, checkpointing, SameConfig(config.model_dump(exclude_unset=True))]
+
+    # what watches it
+    if wanted.lr_monitor:
+        callbacks.append(LearningRateLogger("step"))
+    if wanted.model_summary:
+        callbacks.append(RichModelSummary(wanted.model_summary))
+    if wanted.device_stats:
+        callbacks.append(DeviceStatsMonitor())
+    if wanted.grad_norm:
+        callbacks.append(GradNorm())
+    if wanted.early_stopping is not None:
+        callbacks.append(EarlyStopping(config.monitor, patience=wanted.early_stopping, mode=mode_of(config.monitor)))
+    if config.ema.decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.ema.decay))
+    if config.finetune.freeze_epochs:
+        callbacks.append(Freezing(config.finetune.freeze_epochs))
+    kind = _progress_kind(wanted.progress)
+    if kind == "rich":
+        callbacks.append(ProgressBar(leave=True))
+    callbacks.append(ProgressReporter(console=kind == "plain"))
+    if wanted.figures:
+        callbacks.append(Media(path / "figures", wandb))
+    callbacks.append(Throughput(config.data.batch_size))  # last: the others' time is not waiting for data
+    return preemption, checkpointing, callbacks
+
+
+def _progress_kind(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "rich" if sys.stdout.isatty() and launcher.rank() == 0 else "plain"
+
+
+# -- trainer
+
+
+def build_trainer(
+    config: TrainConfig,
+    devices: Devices,
+    loggers: list[Logger],
+    callbacks: Sequence[Callback],
+    batches: int | None = None,
+    net_type: type[nn.Module] = nn.Module,
+) -> pl.Trainer:
+    """Build Lightning's Trainer.
+
+    Args:
+        batches: training batches per epoch, if they are known.
+        net_type: class of the network, which FSDP shards as one unit.
+    """
+    t, path = config.trainer, Path(config.run_dir)
+    settings = {key: v for key, v in t.model_dump(exclude_unset=True).items() if key not in OWN_TRAINER_KEYS}
+    settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
+    settings["devices"] = t.devices if isinstance(t.devices, list) else devices.local
+    settings["num_nodes"] = devices.nodes
+    if batches is not None:
+        steps = max(1, batches // t.accumulate_grad_batches)
+        settings["log_every_n_steps"] = min(t.log_every_n_steps, steps)  # at least one row of metrics per epoch
+        settings["overfit_batches" if t.overfit_batches else "limit_train_batches"] = batches
+    if devices.kind == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = t.tf32
+    if t.profiler is not None:
+        settings["profiler"] = PROFILERS[t.profiler](dirpath=path, filename="profile")
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if launcher.RANKS in os.environ:
+        plugins.append(LightningEnvironment())  # reads what launcher.run_workers has set
+    return pl.Trainer(
+        **settings,
+        precision=choose_precision(t.precision, devices.kind),
+        strategy=_strategy(config, devices, net_type),
+        plugins=plugins,
+        benchmark=t.cudnn_benchmark and devices.kind == "cuda",
+        callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),  # a user's own
+        logger=loggers,
+        default_root_dir=str(path),
+        enable_model_summary=False,
+        enable_progress_bar=_progress_kind(config.callbacks.progress) == "rich",
+        use_distributed_sampler=False,
+    )
+
+
+def _strategy(config: TrainConfig, devices: Devices, net_type: type[nn.Module]) -> "Strategy | str":
+    timeout = timedelta(minutes=config.trainer.timeout)
+    if config.trainer.strategy == "fsdp":
+        is_mixed = "mixed" in str(choose_precision(config.trainer.precision, devices.kind))
+        float32 = MixedPrecision(torch.float32, torch.float32, torch.float32)
+        return FSDPStrategy(
+            timeout=timeout,
+            state_dict_type="full",
+            # without a unit below the LightningModule, the test after the training would find it wrapped twice
+            auto_wrap_policy=ModuleWrapPolicy({net_type}),
+            # autocast mixes the precisions, as under DDP; Lightning's choice keeps BatchNorm's averages in bf16
+            mixed_precision=float32 if is_mixed else None,
+        )
+    if devices.world_size == 1:
+        return "auto"
+    return DDPStrategy(
+        process_group_backend="nccl" if devices.kind == "cuda" else "gloo",
+        timeout=timeout,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # the task averages BatchNorm's statistics before each validation
+        find_unused_parameters=config.finetune.freeze_epochs > 0,  # frozen layers get no gradient
+    )

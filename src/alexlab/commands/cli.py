@@ -1,221 +1,139 @@
-"""The one Hydra wrapper of train.py and its sister scripts: composes the config, agrees on the run's directory, and
-turns a user's mistake into one screen and exit code 2. Light: nothing heavy is imported before the task runs."""
+"""Every command: `alexlab VERB key=value ...`; train.py and eval.py are two of them.
+
+Hydra composes conf/<command>.yaml with the overrides, the schema checks the result, and only then are torch and
+Lightning imported: `--help` and a mistake in a value are answered in half a second.
+"""
 
 import difflib
+import importlib
 import os
 import re
 import sys
-import time
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexlab.commands import beforehand, help, refound, words
+from alexlab.commands import sweep
 from alexlab.engine import config as configs
-from alexlab.engine import secrecy, sweeps
-from alexlab.engine.config import CONF, ROOT
+from alexlab.engine import launcher, schema
+from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake
-from alexlab.engine.launcher import external
-from alexlab.engine.process import hanging, leave, nothing_follows
-from alexlab.engine.rules import mode_of
-from alexlab.engine.secrecy import masked
+from alexlab.engine.process import importing, leave
 
 
-class StopSweep(BaseException):
-    """Ends a multirun at its first failed job; Hydra would go on and tell at the end. Not an Exception, as Hydra keeps
-    those for later."""
+@dataclass(frozen=True)
+class Command:
+    """A verb: its schema, the function that does it, and what people type for it."""
+
+    name: str
+    schema: str
+    function: str  # "module:function" in alexlab.commands, imported once the config is right
+    shown: str
+
+    def call(self, config: Any) -> Any:
+        module, _, function = self.function.partition(":")
+        with importing():
+            task = getattr(importlib.import_module(f"alexlab.commands.{module}"), function)
+        return task(config)
 
 
-def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Decorate a task(config) as a command: `conf/<config_name>.yaml` composed with the command line's overrides."""
-
-    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        def command() -> None:
-            code = 0
-            sys.excepthook = secrecy.show
-            try:
-                _main(config_name, task)
-            except SystemExit as error:
-                if not isinstance(error.code, int):
-                    raise
-                code = error.code
-            if hanging.is_set() or nothing_follows(sys._getframe(1)):
-                leave(code)
-            if code:
-                sys.exit(code)
-
-        return command
-
-    return decorate
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("train", "TrainConfig", "train:train", "python train.py"),
+        Command("eval", "EvalConfig", "evaluate:evaluate", "python eval.py"),
+        Command("predict", "PredictConfig", "predict:predict", "alexlab predict"),
+        Command("export", "ExportConfig", "export:export", "alexlab export"),
+        Command("figures", "FiguresConfig", "figures:redraw", "alexlab figures"),
+        Command("prepare", "PrepareConfig", "prepare:prepare", "alexlab prepare"),
+        Command("benchmark", "BenchmarkConfig", "benchmark:benchmark", "alexlab benchmark"),
+        Command("compare", "CompareConfig", "compare:show", "alexlab compare"),
+        Command("dashboard", "DashboardConfig", "dashboard:make", "alexlab dashboard"),
+    )
+}
 
 
-class Jobs:
-    """What became of the command's one job, or of a sweep's many.
-
-    Attributes:
-        sweeps: the sweep's folder, where there is one, and whether it was only shown, with dry_run=true.
-        failed: of jobs that failed and let the sweep go on: their number, words and why.
-        mistake: of the one job; Hydra would print all overrides before it.
-    """
-
-    def __init__(self, task: Callable[[DictConfig], Any], command: str) -> None:
-        self.task, self.command = task, command
-        self.sweeps: dict[str, bool] = {}
-        self.failed: list[str] = []
-        self.mistake: Exception | None = None
-        self.monitor = "val/acc1"
-
-    def run(self, config: DictConfig) -> Any:
-        hydra_config = HydraConfig.get()
-        _fill_in(config, hydra_config)
-        sweep = hydra_config.runtime.choices.get("sweep", "none")
-        sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
-        if sweeping:
-            self.sweeps[hydra_config.sweep.dir] = config.get("dry_run") is True
-            self.monitor = config.get("monitor", self.monitor)
-            print(masked(f"job {hydra_config.job.num}: {', '.join(config.overrides)}"), flush=True)
-        try:
-            if not sweeping and sweep != "none":
-                raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
-            sweeps.check_agent(config)
-            if sweeps.given and "data" in config:
-                refound.check(config, self.command)
-            resumed = OmegaConf.select(config, "resume.run")
-            if sweeping and resumed not in (None, "auto"):
-                raise UserError(f"resume={resumed} goes on with one run, and -m starts many: leave one of them out.")
-            elsewhere = [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]
-            if elsewhere and resumed not in (None, "auto"):
-                raise UserError(
-                    f"resume={resumed} goes on in the run's own directory: leave {elsewhere[0]} out, or start a new "
-                    f"run from its checkpoint with ckpt_path={resumed}."
-                )
-            with sweeps.told():
-                found = self.task(config)
-            optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
-            if optimizes and config.get("dry_run"):
-                print("dry_run=true shows the first job alone: what it would measure picks the next.", flush=True)
-                sys.exit(0)
-            if optimizes and found is None:
-                raise UserError(f"nothing to optimize: the job has not measured {config.monitor}.")
-            return found
-        except Exception as error:
-            self._failed(config, error, hydra_config.job.num if sweeping else None)
-            return None
-        finally:
-            sweeps.remove_empty(Path(config.run_dir), Path(hydra_config.sweep.dir) if sweeping else None)
-
-    def show(self, sweep: str) -> None:
-        """The table of a sweep's jobs, the best first."""
-        import shutil
-
-        from alexlab.analysis.standing import of_sweep
-
-        width = shutil.get_terminal_size((160, 24)).columns
-        print("\n".join(of_sweep(Path(sweep), self.monitor, width)), flush=True)
-
-    def _failed(self, config: DictConfig, error: Exception, number: int | None) -> None:
-        """Keep why for the end, or end the sweep, or raise what needs its traceback."""
-        told = mistake(error)
-        needs_traceback = told is None and not isinstance(error, RunFailedError)
-        if number is None:
-            if needs_traceback:
-                raise error
-            self.mistake = UserError(told) if told else error
-            return
-        sweeps.record_failure(config, error)
-        if needs_traceback:
-            secrecy.show(type(error), error, error.__traceback__)
-        told = told or f"{type(error).__name__}: {error}"
-        if not config.get("sweep", {}).get("keep_going", False):
-            raise StopSweep(
-                f"Job {number} failed: {told}\nThe sweep ends here; sweep.keep_going=true goes on."
-            ) from error
-        self.failed.append(f"job {number} ({', '.join(config.overrides)}): {told}")
-        print(masked(f"FAILED {self.failed[-1]}"), file=sys.stderr, flush=True)
+def main() -> None:
+    """Run `alexlab VERB ...`, the console script."""
+    verb, *sys.argv[1:] = sys.argv[1:] or ["--help"]
+    if verb in COMMANDS:
+        run(verb)
+        return
+    lines = [f"  {name:10} {_summary(name)}" for name in COMMANDS]
+    near = difflib.get_close_matches(verb, COMMANDS, n=1)
+    if verb not in ("--help", "-h"):
+        print(f"error: alexlab {verb}: there is no such command.{_did_you_mean(near)}", file=sys.stderr)
+    print("alexlab COMMAND key=value ...  (alexlab COMMAND --help shows its keys)\n\n" + "\n".join(lines), flush=True)
+    sys.exit(0 if verb in ("--help", "-h") else 2)
 
 
-def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+def run(name: str) -> None:
+    """Run a command with the overrides of sys.argv; exits with 0, 2 for a user's mistake, or 1."""
+    code = execute(COMMANDS[name], sys.argv[1:])
+    if "torch" in sys.modules and not _is_watched():
+        leave(code)  # taking torch's objects apart takes 1.3 s
+    if code:
+        sys.exit(code)
+
+
+def _is_watched() -> bool:
+    """Whether a profiler, a debugger or an interactive session needs the process after the command."""
+    return sys.getprofile() is not None or sys.gettrace() is not None or bool(sys.flags.interactive)
+
+
+def execute(command: Command, argv: list[str]) -> int:
+    """Compose, check and do `command`; print a mistake as one screen. Returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
-    # with other flags, such as --config-dir, Hydra answers
-    wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
+    jobs = sweep.Jobs(command)
     try:
-        sweeps.check_words(sys.argv[1:])
-        sys.argv[1:] = words.tidied(sweeps.agent_words(sys.argv[1:]), lambda: _all_keys(config_name))
-    except UserError as error:
-        _leave(str(error), 2)
-    secret = secrecy.mistakes_in(sys.argv[1:])
-    if secret:  # before Hydra, which keeps a sweep's words
-        _leave("\n  ".join(secret), 2)
-    register_resolvers("" if wants_help else _stamp())
-    jobs = Jobs(task, config_name)
-
-    def job(config: DictConfig) -> Any:
-        return jobs.run(config)
-
-    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)
-    try:
-        if wants_help:
-            print(help.text(CONF, config_name, _composed(config_name, sys.argv[1:])), flush=True)
-            return
-        if "-m" in sys.argv:
-            beforehand.check_jobs_of(config_name, _fill_in)
-        main()
-        if jobs.mistake is not None:
-            raise jobs.mistake
-        for sweep in (folder for folder, only_shown in jobs.sweeps.items() if not only_shown):
-            jobs.show(sweep)
-            print(f"compare its jobs: python compare.py runs={sweep}", flush=True)
+        overrides = to_overrides(argv, command)
+        if {"--help", "-h"} & {*overrides} and sum(word.startswith("-") for word in overrides) == 1:
+            print(help_of(command, overrides), flush=True)
+            return 0
+        register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in overrides))
+        sys.argv[1:] = overrides
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.name)(jobs.run)()
+        jobs.finish()
         sys.stdout.flush()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
+        return 141
     except KeyboardInterrupt:
-        _leave("interrupted.", 130)
-    except StopSweep as error:
-        _leave(str(error), 2 if error.__cause__ is not None and mistake(error.__cause__) else 1)
-    except RunFailedError as error:
-        _leave(str(error), error.code)
-    except (HydraException, OmegaConfBaseException) as error:
-        _leave(_short(error, config_name), 2)
-    except (UserError, OSError, ValueError) as error:
-        if str(error).startswith("Config group override must be"):
-            _leave(_wrong_choice(), 2)
-        told = mistake(error)
-        if told is None:
-            raise
-        _leave(told, 2)
-    finally:
-        for sweep in (folder for folder, only_shown in jobs.sweeps.items() if only_shown):
-            sweeps.leave_nothing(Path(sweep))
-    if jobs.failed:
-        _leave(f"{len(jobs.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(jobs.failed), 1)
+        return _answer("interrupted.", 130)
+    except (Exception, sweep.StopSweep) as error:
+        if isinstance(error, sweep.StopSweep):
+            return _answer(jobs.mask(str(error)), 2 if error.by_mistake else 1)
+        if isinstance(error, RunFailedError):
+            return _answer(jobs.mask(str(error)), error.code)
+        if isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
+            return _answer(jobs.mask(hydra_mistake(error, command)), 2)
+        text = mistake(error)
+        if text is None:
+            print(jobs.mask(short_traceback(error)), file=sys.stderr, flush=True)
+            return 1
+        return _answer(jobs.mask(text), 2)
+    return jobs.exit_code
 
 
-def _fill_in(config: DictConfig, hydra_config: Any) -> None:
-    """What Hydra knows of the run: its directory, the command line's words, the groups' options, its sweep."""
-    OmegaConf.set_struct(config, False)
-    secrecy.note(OmegaConf.to_container(config))
-    config.run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
-    given: Any = OmegaConf.to_container(hydra_config.overrides.task)  # as it was, with nothing resolved
-    config.overrides = [configs.escaped(word) for word in given]
-    if "choices" in config:
-        chosen = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
-        config.choices = {k: name for k, name in chosen.items() if name and k not in ("hydra", "paths", "sweep")}
-    board = OmegaConf.select(config, "logger.wandb")
-    agent, sweeping = sweeps.agent(), hydra_config.mode == hydra.types.RunMode.MULTIRUN
-    if (sweeping or agent) and OmegaConf.is_dict(board) and board.get("group") is None:
-        board.group = agent[0] if agent else Path(hydra_config.sweep.dir).name
+def _answer(text: str, code: int) -> int:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return code
 
 
 def register_resolvers(stamp: str) -> None:
-    """What conf/ refers to: ${stamp:}, ${root:}, ${made:FOLDER} (made where it is missing) and ${direction:METRIC}
-    (Optuna's "minimize" or "maximize")."""
+    """Register what conf/ refers to: ${stamp:} and ${root:}; ${made:FOLDER}, created if it is missing; and
+    ${direction:METRIC}, "minimize" or "maximize" for Optuna."""
 
     def made(folder: str) -> str:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -224,123 +142,262 @@ def register_resolvers(stamp: str) -> None:
     OmegaConf.register_new_resolver("made", made, replace=True)
     OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("direction", lambda metric: f"{mode_of(metric)}imize", replace=True)
+    OmegaConf.register_new_resolver("direction", lambda metric: f"{schema.mode_of(metric)}imize", replace=True)
 
 
-def _leave(text: str, code: int) -> None:
-    print(f"error: {masked(text)}", file=sys.stderr, flush=True)
-    sys.exit(code)
+# -- the command line -> Hydra's overrides
+
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
+)  # fmt: skip
+NAMES_A_RUN = ("run", "runs", "from_run", "resume.run", "init_from")
+# 26_20, 1e5 and 1.50: Hydra would read them as numbers and write them in another way
+NUMBER = r"(?i)(^\[?\s*|,\s*)(\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)(?=\s*(?:,|\]?$))"
 
 
-def _stamp() -> str:
-    """The name of the run's directory: the same on all ranks of a run."""
-    given = os.environ.get("ALEXLAB_STAMP")
-    if given:
-        return given
-    agent = sweeps.agent()
-    if agent is not None:  # which may give the same run again, to go on with
-        return f"sweep-{agent[0]}/{agent[1]}"
-    goes_on = "resume.run=auto" in sys.argv  # a job that SLURM starts again finds its directory by its number
-    if "SLURM_JOB_ID" in os.environ and (external() or goes_on):
-        return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
-    now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        # there is no store before the ranks have made one; without --rdzv-id all runs have the id none
-        return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        from datetime import timedelta
+def to_overrides(argv: list[str], command: Command) -> list[str]:
+    """Turn a command line into overrides that Hydra's grammar reads as they are meant.
 
-        from torch.distributed import TCPStore
+    `resume=X` is `resume.run=X`. Quotes are added to `where=` (its signs mean something else to Hydra), to runs whose
+    names look like numbers, and to values that Hydra cannot parse. A ~ before a path is the home folder. W&B's agent
+    writes Python literals. -m comes first.
 
-        # torchrun's agent serves this store; rank 0 tells the others its time
-        store = TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=60)
-        )
-        key = f"alexlab/stamp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        if int(os.environ["RANK"]) == 0:
-            store.set(key, now)
-        return store.get(key).decode()
-    return now
+    Raises:
+        UserError: an option in another program's form (--lr 0.1), or a sweep under torchrun or srun.
+    """
+    for number, word in enumerate(argv):
+        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
+            raise UserError(f"{word}: settings are written key=value, as in {_as_key_value(word, argv[number + 1 :], command)}.")
+    words = sweep.agent_overrides(argv)
+    words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
+    words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
+    words = [_quoted(word) for word in words]
+    flags = {"-m", "--multirun"} & {*words}
+    if flags and launcher.external():
+        raise UserError("A sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
+    return ["-m", *(word for word in words if word not in flags)] if flags else words
 
 
-def _short(error: Exception, config_name: str) -> str:
-    """Hydra's answer on one screen, with the nearest key or option."""
-    text = str(error)
-    wrong = re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text)
-    option = re.search(r"Could not find '([^']+)'", text)
-    if option:
-        group, _, name = option.group(1).rpartition("/")
-        options = help.options(CONF / group)
-        near = difflib.get_close_matches(name, options, n=1)
-        hint = f" Did you mean {group}={near[0]}?" if near else ""
-        if group == "model" and not near:
-            hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
-        return f"{group}={name}: there is no such option.{hint} There are: {', '.join(options)}."
-    if wrong:
-        key, gone = wrong[1] or wrong[2], "delete" in wrong[0]
-        keys = _all_keys(config_name)
-        near = difflib.get_close_matches(key, [k for k in keys if not key.startswith(f"{k}.")], n=1, cutoff=0.5)
-        leaf = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
-        if key in keys and not gone:
-            inside = ", ".join(k for k in keys if k.startswith(f"{key}."))
-            return f"{key} is no group of {config_name}.py: set one of its keys, {inside}."
-        meant = words.SYNONYMS.get(key.split(".")[-1])
-        best = ([meant] if meant in keys else []) or (leaf[:1] if "." not in key else []) or near or leaf[:1]
-        hint = f" Did you mean {'~' if gone else ''}{best[0]}?" if best else ""
-        adds = "" if best or gone else f"; +{key}=... adds it"
-        return f"{key}: there is no such key.{hint} `python {config_name}.py --cfg job` lists all{adds}."
-    if unfit := words.unfit(text, error.__cause__):
-        return unfit
-    several = re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text)
-    if several:
-        return (
-            f"{several[1]}={several[2]}: several values are a sweep, python {config_name}.py -m "
-            f"{several[1]}={several[2]}; one value that is a list is written '{several[1]}=[{several[2]}]'."
-        )
-    twice = re.search(r"Multiple values for (\w+)\.", text)
-    if twice:
-        return f"+{twice[1]}=...: that group has an option already; choose another as {twice[1]}=OPTION, without the +."
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"{error.override}: settings are written key=value; `python {config_name}.py --help` shows them."
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: cannot be read as key=value ({text.splitlines()[0]}). Write lists as key=[1,2], and "
-            "quote words with spaces or brackets for the shell: 'key=\"a b\"'."
-        )
-    return "\n".join(text.splitlines()[:12])
+def _quoted(word: str) -> str:
+    key, sign, text = word.partition("=")
+    if not sign or key.startswith("-"):
+        return word
+    if key in NAMES_A_RUN:
+        text = re.sub(NUMBER, r"\1'\2'", text)
+    is_quoted = text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1
+    if text in ("", "null") or is_quoted or (key != "where" and _is_readable(f"{key}={text}")):
+        return f"{key}={text}"
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
-def _wrong_choice() -> str:
-    """The answer to logger=null or trainer=5, of which Hydra does not say which word it means."""
-    for word in sys.argv[1:]:
-        group, sign, value = word.partition("=")
-        if (
-            sign
-            and not group.startswith(("-", "/"))
-            and (CONF / group).is_dir()
-            and (value in ("null", "None", "") or value.isdigit())
-        ):
-            return f"{word}: choose an option by its name: {', '.join(help.options(CONF / group))}."
-    return "a group's option must be chosen by its name: see --help."
+def _is_readable(word: str) -> bool:
+    if re.fullmatch(r"[\w.+~@/-]+=[\w./:+-]*", word):
+        return True
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
-def _composed(config_name: str, overrides: list[str]) -> DictConfig:
+def _as_key_value(word: str, after: list[str], command: Command) -> str:
+    """Return `--max-epochs 3`, another program's form, as ours: `trainer.max_epochs=3`."""
+    name, sign, value = word.lstrip("-").partition("=")
+    name = name.replace("-", "_")
+    if not sign and after and not after[0].startswith("-") and "=" not in after[0]:
+        value = after[0]
+    if name == "data":
+        return f"data=folder data.root={value or 'PATH'}"
+    key = schema.nearest(name, list(configs.flat(_composed(command, []))))
+    return f"{key}={value or '...'}" if key else f"optimizer.lr=0.01 (there is no key {name})"
+
+
+# -- composed config -> checked config
+
+
+def read_config(command: Command, composed: DictConfig) -> Any:
+    """Return the checked, frozen config of a job. What Hydra knows of the job is filled in here and nowhere else.
+
+    Raises:
+        UserError: with all mistakes.
+    """
+    hydra_config = HydraConfig.get()
+    choices: Plain = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
+    plain = configs.resolve(composed)
+    for group in ("experiment", "debug", "sweep"):
+        if isinstance(plain.get(group), dict) and not (group == "sweep" and "keep_going" in plain[group]):
+            raise UserError(_not_global(group, choices.get(group)))
+    plain["run_dir"] = str(Path(hydra_config.runtime.output_dir).resolve())
+    plain["overrides"] = list(hydra_config.overrides.task)
+    if command.name in ("train", "benchmark"):
+        plain["choices"] = {k: name for k, name in choices.items() if name and k not in ("hydra", "paths", "sweep")}
+        plain["data"] = _with_absolute_paths(plain.get("data"))
+    folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
+    model = getattr(schema, command.schema)
+    return schema.validate(model, plain, lambda key: schema.find_file(key, folders, command.name, choices))
+
+
+def _with_absolute_paths(data: Any) -> Any:
+    """Paths are seen from the working directory, which a rank or a resume may not share."""
+    if not isinstance(data, dict):
+        return data
+    data = dict(data)
+    if isinstance(data.get("root"), str) and data["root"] not in ("", "???"):
+        data["root"] = configs.absolute(data["root"])
+    names = data.get("class_names")
+    if isinstance(names, str) and os.path.isfile(configs.absolute(names)):  # noqa: PTH113
+        data["class_names"] = configs.absolute(names)
+    return data
+
+
+def _not_global(group: str, option: Any) -> str:
+    return (
+        f"{group}={option}: conf/{group}/{option}.yaml must begin with the line `# @package _global_`; without it "
+        f"its keys are below `{group}`, where nothing reads them."
+    )
+
+
+# -- what is printed
+
+
+def help_of(command: Command, overrides: list[str]) -> str:
+    """Return the help of a command: its groups, its keys with their values and meanings, Hydra's flags."""
+    defaults = OmegaConf.load(CONF / f"{command.name}.yaml").defaults
+    used = sorted({str(key).split("@")[0] for entry in defaults if isinstance(entry, DictConfig) for key in entry})
+    groups = [
+        f"  {group:11} {', '.join(options(group))}" for group in used if group not in ("hydra", "paths") and "/" not in group
+    ]
+    parts = [_summary(command.name)]
+    if groups:
+        parts.append("Groups: choose with group=option\n" + "\n".join(groups))
+    parts.append(
+        "Flags\n"
+        "  --cfg job            print the composed config and stop; --resolve fills in its references\n"
+        "  -m, --multirun       sweep: each key=A,B,... makes a job for each value\n"
+        "  --config-dir DIR     a folder of your own groups and files, beside conf/\n"
+        "  --info, --hydra-help Hydra's own information"
+    )
+    meanings = schema.describe(getattr(schema, command.schema))
+    plain = _composed(command, [word for word in overrides if not word.startswith("-")])
+    lines = "\n".join(_lines(plain, meanings))
+    parts.append(f"Keys: override any with key=value\n\n{lines}")
+    return "\n\n".join(parts)
+
+
+def _lines(node: Plain, meanings: dict[str, str], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in node.items():
+        indent = "  " * prefix.count(".")
+        if isinstance(value, dict) and value:
+            found += [f"{indent}{key}:", *_lines(value, meanings, f"{prefix}{key}.")]
+            continue
+        line = f"{indent}{key}: {schema.shown(value)}"
+        meaning = meanings.get(f"{prefix}{key}")
+        found.append(f"{line:38} # {meaning}" if meaning else line)
+    return found
+
+
+def _summary(name: str) -> str:
+    """The first line of a command's yaml."""
+    return (CONF / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
+
+
+def options(group: str) -> list[str]:
+    """The options of a group: its files, without those that only others extend."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def _composed(command: Command, overrides: list[str]) -> Plain:
+    """What conf/ gives, unresolved."""
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
+    register_resolvers("")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(config_name, [word for word in overrides if not word.startswith("-")])
+        composed = hydra.compose(command.name, overrides)
+    return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
 
 
-def _all_keys(config_name: str) -> list[str]:
-    config = OmegaConf.to_container(_composed(config_name, []), resolve=False)
-    keys: list[str] = []
+def _did_you_mean(names: list[str]) -> str:
+    return f" Did you mean {names[0]}?" if names else ""
 
-    def walk(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            keys.append(prefix + str(key))
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
 
-    walk(config, "")
-    return keys
+def hydra_mistake(error: Exception, command: Command) -> str:
+    """Return Hydra's answer to a wrong override, with the nearest key or option added."""
+    text = str(error)
+    if found := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
+        words = [word.partition("=")[2] for word in sys.argv if word.lstrip("+").startswith(f"{found[1]}=")]
+        return _not_global(found[1], words[-1] if words else None)
+    if found := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = found[1].rpartition("/")
+        near = difflib.get_close_matches(name, options(group), n=1)
+        hint = _did_you_mean([f"{group}={near[0]}"] if near else [])
+        if group == "model" and not near:
+            hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
+        return f"{group}={name}: there is no such option.{hint} There are: {', '.join(options(group))}."
+    if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text):
+        return _no_such_key(found[1] or found[2], command)
+    if found := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
+        key, values = found[1], found[2]
+        return (
+            f"{key}={values}: several values are a sweep: {command.shown} -m {key}={values}. One value that is a list "
+            f"is written '{key}=[{values}]'."
+        )
+    if found := re.search(r"Multiple values for (\w+)\.", text):
+        return f"+{found[1]}=...: this group has an option already: choose another as {found[1]}=OPTION, without the +."
+    if "Config group override" in text:
+        for word in sys.argv[1:]:
+            group, sign, value = word.partition("=")
+            if sign and (CONF / group).is_dir() and (value in ("null", "None", "") or value.isdigit()):
+                return f"{word}: choose an option by its name: {', '.join(options(group))}."
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: settings are written key=value; `{command.shown} --help` shows them."
+    return "\n".join(text.splitlines()[:12])
+
+
+def _no_such_key(key: str, command: Command) -> str:
+    """Say that an override's key does not exist: within an option which keys it has, else the nearest key."""
+    word = next((word for word in sys.argv[1:] if word.lstrip("+~").partition("=")[0] == key), key)
+    choices = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
+    plain = _composed(command, choices)
+    known = configs.flat(plain)
+    above, _, leaf = key.rpartition(".")
+    node: Any = plain
+    for part in above.split(".") if above else ():
+        node = node.get(part, {}) if isinstance(node, dict) else {}
+    if key in known or isinstance(node.get(leaf) if isinstance(node, dict) else None, dict):
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        return f"{word}: {key} is no group of this command: set one of its keys, {', '.join(inside)}."
+    near = schema.nearest(key, list(known))
+    hint = _did_you_mean([f"`{'~' if word.startswith('~') else ''}{near}`"] if near else [])
+    if isinstance(node, dict) and "_target_" in node and not word.startswith("~"):
+        group = above.split(".")[0]
+        option = next((w for w in choices if w.startswith(f"{group}=")), f"conf/{group}")
+        has = ", ".join(name for name in node if name != "_target_")
+        return f"`{word}`: {option} has no such key.{hint} It has {has}. `+{word}` passes it on to {node['_target_']}."
+    return f"`{word}`: there is no such key.{hint} `{command.shown} --help` lists all."
+
+
+def short_traceback(error: BaseException, most: int = 40) -> str:
+    """Return the traceback without the frames of Hydra, Lightning and our engine, the user's own last.
+
+    Args:
+        most: lines; train.log has the whole traceback.
+    """
+    lines = traceback.format_exception_only(error)
+    stack = traceback.extract_tb(error.__traceback__)
+    between = (f"{os.sep}hydra{os.sep}", f"{os.sep}pytorch_lightning{os.sep}", f"{os.sep}lightning_fabric{os.sep}")
+    ours = tuple(str(ROOT / "src/alexlab" / folder) for folder in ("commands", "engine", "callbacks"))
+    kept = [
+        frame
+        for frame in stack
+        if frame is stack[-1] or not (any(part in frame.filename for part in between) or frame.filename.startswith(ours))
+    ]
+    head = ["Traceback (most recent call last):\n"]
+    body = traceback.format_list(kept)
+    room = most - len("".join(lines).splitlines()) - 2
+    while len("".join(body).splitlines()) > room and len(body) > 1:
+        body = ["  ...\n", *body[2:]]
+    return "".join([*head, *body, *lines]).rstrip()

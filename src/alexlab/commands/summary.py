@@ -1,71 +1,60 @@
-"""What a run tells: of itself at its start and end, and how to go on."""
+"""What a run prints and records about itself: at its start, at its end, and how to continue it."""
 
 import logging
 import platform
 import shlex
 import signal
-import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
-from alexlab.analysis import standing
+from alexlab.analysis import compare
 from alexlab.callbacks.throughput import Throughput
-from alexlab.commands.plan import Plan
-from alexlab.data.datamodule import MOST_THREADS, ImageFolders, cores
+from alexlab.data.datamodule import MOST_THREADS, ImageFolders
 from alexlab.data.folder import ImageIndex
-from alexlab.engine import config as configs
-from alexlab.engine import launcher as launch
-from alexlab.engine import naming as identity
-from alexlab.engine import provenance as code_state
-from alexlab.engine import run_dir as rundir
+from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
+from alexlab.engine.process import cores
 from alexlab.models.introspection import macs
-from alexlab.tasks.classification import ImageClassifier
 
-MUCH = 0.15  # share of the time that a device may wait for images
+if TYPE_CHECKING:
+    from alexlab.commands.build import Experiment
+    from alexlab.commands.plan import Plan
+    from alexlab.loggers.wandb_logger import WandbLogger
+
+INPUT_BOUND = 0.15  # fraction of the time waiting for data from which a run counts as input-bound
 
 log = logging.getLogger("alexlab")
 
 
-def facts_of(
-    config: DictConfig, devices: Devices, data: ImageFolders, plan: Plan, model: ImageClassifier
-) -> dict[str, Any]:
+# -- facts for summary.json
+
+
+def facts_of(config: Any, devices: Devices, data: ImageFolders, plan: "Plan", net: torch.nn.Module) -> dict[str, Any]:
+    """Return what is known of a run before it starts."""
     return {
         "world_size": devices.world_size,
-        "parameters": sum(p.numel() for p in model.net.parameters()),
-        "git": code_state.committed(Path(config.run_dir)),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "git": provenance.commit_of(Path(config.run_dir)),
         "versions": {name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "alexlab")},
         "dataset": data.describe(),
         "precision": str(choose_precision(config.trainer.precision, devices.kind)),
         "effective_lr": plan.lr,
         "steps_per_epoch": plan.steps_per_epoch,
-        "macs": macs(model.net, config.data.image_size),
+        "macs": macs(net, config.data.image_size),
         "hardware": hardware(devices),
     }
 
 
-def metadata_of(config: DictConfig, summary: dict[str, Any]) -> dict[str, Any]:
-    """What is told of best.ckpt where it is uploaded. A test on val would stand there beside others' tests."""
-    dataset = summary["dataset"]
-    test = summary["test"] if "test" in dataset["images"] else {}
-    return {
-        "best": summary["best"], "epoch": summary["best_epoch"], "monitor": config.monitor, "test": test,
-        "model": config.model.name, "name": identity.readable(config), "num_classes": dataset["num_classes"],
-        "image_size": config.data.image_size, "fingerprint": dataset["fingerprint"],
-    }  # fmt: skip
-
-
 def hardware(devices: Devices) -> dict[str, Any]:
-    """What a rank of the run works on."""
+    """Return the hardware of one rank."""
     cuda = devices.kind == "cuda"
     return {
         "devices": devices.kind,
@@ -77,167 +66,204 @@ def hardware(devices: Devices) -> dict[str, Any]:
     }
 
 
-def seconds_since(start: float, trainer: pl.Trainer | None) -> float:
-    """What a run took: the time since `start`, and before it, of a run that goes on, the time of training up to its
-    checkpoint."""
-    before = _rate(trainer).seconds_before if trainer is not None else 0.0
-    return round(time.monotonic() - start + before, 2)
-
-
-def _rate(trainer: pl.Trainer) -> Throughput:
+def throughput_of(trainer: pl.Trainer) -> Throughput:
     return next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
 
 
-def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> dict[str, Any]:
-    rate = _rate(trainer)
-    known = {**model.progress.get("metrics", {}), **trainer.callback_metrics}  # before, where nothing was left to do
+def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
+    """Return what a run has measured so far, in the form of summary.json."""
+    trainer, task = experiment.trainer, experiment.task
+    rate = throughput_of(trainer)
     gpus = trainer.world_size if trainer.strategy.root_device.type == "cuda" else 0
-    last = {key: round(float(value), 7) for key, value in known.items()}  # were float32
-    folder = run_dir / "checkpoints"
+    last = {key: round(float(value), 7) for key, value in experiment.last_metrics().items()}  # they were float32
     return {
-        "best": dict(model.best),
-        "best_epoch": model.best_epoch,
+        "best": dict(task.best),
+        "best_epoch": task.best_epoch,
         "last": {
-            k: v for k, v in last.items() if k.startswith(("train/", "val/")) and not k.endswith(("_best", "_step"))
+            key: value
+            for key, value in last.items()
+            if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step"))
         },
-        "checkpoints": {n: f"checkpoints/{n}.ckpt" for n in ("best", "last") if (folder / f"{n}.ckpt").is_file()},
+        "checkpoints": {
+            name: f"checkpoints/{name}.ckpt"
+            for name in ("best", "last")
+            if (path / f"checkpoints/{name}.ckpt").is_file()
+        },
         "images_per_second": round(rate.total_images / rate.total_seconds, 1) if rate.total_seconds else None,
         "data_wait": round(rate.total_waited / rate.total_seconds, 4) if rate.total_seconds else None,
         "epochs": trainer.fit_loop.epoch_progress.current.completed,
         "steps": trainer.fit_loop.epoch_loop.global_step,
-        "gpu_hours": round(gpus * rate.so_far()["seconds"] / 3600, 4),  # of training, resumes included
+        "gpu_hours": round(gpus * rate.so_far()["seconds"] / 3600, 4),  # of training, resumed parts included
     }
 
 
-def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: Plan, facts: dict[str, Any]) -> None:
+def metadata_of(config: Any, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what is uploaded with best.ckpt. A test on val must not stand beside the tests of other runs."""
+    dataset = summary["dataset"]
+    return {
+        "best": summary["best"],
+        "epoch": summary["best_epoch"],
+        "monitor": config.monitor,
+        "test": summary["test"] if "test" in dataset["images"] else {},
+        "model": config.model.name,
+        "name": naming.readable(config),
+        "num_classes": dataset["num_classes"],
+        "image_size": config.data.image_size,
+        "fingerprint": dataset["fingerprint"],
+    }
+
+
+# -- printed at the start
+
+
+def report_start(config: Any, experiment: "Experiment") -> None:
+    """Log what starts, and warn of settings that are allowed but rarely meant."""
+    data, plan, devices, facts = experiment.data, experiment.plan, experiment.devices, experiment.facts
     images = ", ".join(f"{name} {count:,}" for name, count in data.images.items())
+    names = ", ".join(data.readable_classes[:5]) + (", ..." if len(data.classes) > 5 else "")
+    log.info("%s: %s parameters | images: %s", config.model.name, f"{facts['parameters']:,}", images)
+    log.info("%d classes: %s", len(data.classes), names)
     log.info(
-        "%s: %s parameters | images: %s | %d classes",
-        config.model.name, f"{facts['parameters']:,}", images, len(data.classes),
-    )  # fmt: skip
-    log.info(
-        "%d x %s, %s | global batch %d | %d steps an epoch, %d in all | learning rate %g",
-        devices.world_size, devices.kind, facts["precision"], plan.global_batch,
-        plan.steps_per_epoch, plan.steps, plan.lr,
-    )  # fmt: skip
+        "%d x %s, %s | global batch %d | %d steps per epoch, %d in total | learning rate %g",
+        devices.world_size,
+        devices.kind,
+        facts["precision"],
+        plan.global_batch,
+        plan.steps_per_epoch,
+        plan.steps,
+        plan.lr,
+    )
+    if config.optimizer.lr_reference_batch:
+        log.info(
+            "effective learning rate %g: optimizer.lr=%g for %d images per step, %d in this run",
+            plan.lr,
+            config.optimizer.lr,
+            config.optimizer.lr_reference_batch,
+            plan.step_images,
+        )
     for line in [*data.left_out(), *data.lacking()]:
         log.warning("%s", line)
-    for word in configs.withheld(config):
-        log.warning(
-            "%s: a secret by its variable's name, so this is what config.yaml has, and eval.py, predict.py and such "
-            "get no more; if it is none, give the variable another name", word,
-        )  # fmt: skip
     if plan.warmup >= plan.steps:
         log.warning(
-            "the warm-up of %d steps is as long as the run: the rate never comes to %g; scheduler.warmup=0 has none",
-            plan.warmup, plan.lr,
-        )  # fmt: skip
+            "The warm-up of %d steps is as long as the run, so the learning rate never reaches %g: scheduler.warmup=0 "
+            "switches it off.",
+            plan.warmup,
+            plan.lr,
+        )
     frozen, epochs = config.finetune.freeze_epochs, config.trainer.max_epochs
-    if frozen and 0 < (epochs or 0) <= frozen:  # null and -1 are without end
-        log.warning("finetune.freeze_epochs=%d: the head alone learns in all %d epochs", frozen, epochs)
-    if frozen and not (config.model.net.get("pretrained") or config.init_from or config.ckpt_path):
-        log.warning("finetune.freeze_epochs=%d keeps random weights as they are: give init_from=RUN, or "
-                    "model.pretrained=true where the network has weights", frozen)  # fmt: skip
-    if config.optimizer.get("lr_reference_batch"):
-        log.info(
-            "effective learning rate %g: optimizer.lr=%g for %d images a step, here %d",
-            plan.lr, config.optimizer.lr, config.optimizer.lr_reference_batch, plan.step_images,
-        )  # fmt: skip
+    if frozen and 0 < (epochs or 0) <= frozen:  # null and -1 have no end
+        log.warning("`finetune.freeze_epochs=%d`: only the head learns in all %d epochs.", frozen, epochs)
+    if frozen and not (config.model.pretrained or config.init_from or config.ckpt_path):
+        log.warning(
+            "`finetune.freeze_epochs=%d` keeps random weights frozen: give init_from=RUN, or model.pretrained=true if "
+            "the network has published weights.",
+            frozen,
+        )
 
 
-def tell_stop(trainer: pl.Trainer, data: ImageFolders) -> None:
-    """Say why a run ended before its last epoch, and what it waited for."""
+# -- printed at the end
+
+
+def report_stop(trainer: pl.Trainer, data: ImageFolders) -> None:
+    """Say why a run stopped before its last epoch, and what bounds its speed."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
-            log.info("early stopping: no better %s in %d validations, the last in epoch %d.",
-                     callback.monitor, callback.wait_count, callback.stopped_epoch + 1)  # fmt: skip
+            log.info(
+                "Early stopping: %s did not improve in %d validations; the last one was in epoch %d.",
+                callback.monitor,
+                callback.wait_count,
+                callback.stopped_epoch + 1,
+            )
         if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
-            log.info("the time was up in epoch %d.", trainer.fit_loop.epoch_progress.current.ready)
-
-    rate = _rate(trainer)
+            log.info("The time was up in epoch %d.", trainer.fit_loop.epoch_progress.current.ready)
+    rate = throughput_of(trainer)
     if rate.total_seconds:
         log.info("%s", bound_by(round(rate.total_waited / rate.total_seconds, 4), data))
 
 
 def bound_by(wait: float, data: ImageFolders) -> str:
-    """Whether the input or the device held a training up, and what would help.
+    """Say whether the input or the device bounds a training, and what would help.
 
     Args:
-        wait: share of the training's time in which the device waited for images.
+        wait: fraction of the training time in which the device waited for data, 0 to 1.
     """
-    if wait < MUCH:
-        return f"bound by the device: it waited for images {wait:.0%} of the time."
-    more = []
-    free = min(MOST_THREADS, max(1, cores() // data.local_world_size))
-    if data.num_workers < free:
-        more.append(f"more threads (data.num_workers={free}, here {data.num_workers})")
+    if wait < INPUT_BOUND:
+        return f"Device-bound: the device waited for data {wait:.0%} of the time."
+    hints = []
+    most = min(MOST_THREADS, max(1, cores() // data.local_world_size))
+    if data.num_workers < most:
+        hints.append(f"data.num_workers={most} (now {data.num_workers})")
     train = data.splits["train"]
     if isinstance(train, ImageIndex):
-        more.append(f"images prepared once (python prepare.py data.root={data.root} out=PATH)")
+        hints.append(f"prepared data (alexlab prepare data.root={data.root} out=PATH)")
     elif train.format == "jpeg":
-        more.append("images prepared as pixels (prepare.py with format=raw)")
+        hints.append("data prepared as pixels (alexlab prepare with format=raw)")
     elif data.kind == "cuda" and train.extent is None:
-        more.append("pixels of one size, which the GPU crops (prepare.py with format=raw square=true)")
-    whole = data.keeping.left_whole(train, data.transforms["train"]) is not None
-    if data.keeping.cache is None and (whole or isinstance(train, ImageIndex)):
-        more.append("data.cache=device, if they fit" if whole else "data.cache=ram, if they fit decoded")
+        hints.append("pixels of one size, which the GPU crops (alexlab prepare with format=raw square=true)")
+    if data.could_cache_on_device():
+        hints.append("data.cache=device, if the images fit into its memory")
     if data.transforms["train"].policy != "none":
-        more.append("a lighter augment than its policy")
-    helps = f"; what would help: {', or '.join(more)}" if more else ""
-    return f"bound by the input: the device waited for images {wait:.0%} of the time{helps}."
+        hints.append("an augmentation without its policy")
+    tries = f" Try {', or '.join(hints)}." if hints else ""
+    return f"Input-bound: the device waited for data {wait:.0%} of the time.{tries}"
 
 
-def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
-    if not (run_dir / "checkpoints/last.ckpt").is_file():
-        return "No checkpoint was written yet to go on from: start it anew (checkpoint.every_n_steps writes sooner)."
-    return f"Go on with it: {how_to_resume(run_dir)}"
-
-
-def of_signal(config: DictConfig, run_dir: Path, number: int) -> list[str]:
-    """What to tell of a signal that has ended a run; asks SLURM for the job again, where that is wanted."""
-    told = [f"ended by {signal.Signals(number).name}. {how_to_go_on(config, run_dir)}"]
-    if config.resume.requeue and number == getattr(signal, "SIGUSR1", None):
-        told.append(f"{launch.requeue()}.")
-    return told
-
-
-def how_to_resume(run_dir: Path) -> str:
-    return f"python train.py resume={shlex.quote(rundir.shown(run_dir))}"
-
-
-def show_standing(config: DictConfig) -> None:
-    """Say how the run compares with those before it. What goes wrong with that is told; the run is well."""
-    try:
-        found = standing.stands(Path(config.run_dir), Path(config.paths.logs), config.monitor)
-    except Exception as error:  # of directories that may be anybody's
-        log.warning("how it compares with other runs could not be told (%s: %s)", type(error).__name__, error)
-        return
-    if found is not None:
-        log.info("%s", found, extra={"file_only": True})
-        print(f"stands:      {found}", flush=True)
-
-
-def show_end(summary: dict[str, Any], run_dir: Path, where: str | None) -> None:
+def show_end(summary: dict[str, Any], path: Path, wandb: "WandbLogger | None") -> None:
+    """Print the table of best, last and test metrics, and the next commands."""
     status = "pruned" if summary.get("pruned") else summary["status"]
     title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
-    table = Table(title=title)
     epoch = summary.get("best_epoch")
+    table = Table(title=title)
     for column in ("metric", f"best (epoch {epoch})" if epoch else "best", "last", tested):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name in ("loss", "acc1", "acc5"):
-        cells = [
-            summary["best"].get(f"val/{name}"),
-            summary["last"].get(f"val/{name}"),
-            summary["test"].get(f"test/{name}"),
-        ]
+    names = [key.partition("/")[2] for key in (*summary["best"], *summary["last"], *summary["test"]) if "train/" not in key]
+    for name in dict.fromkeys(names):
+        cells = (summary["best"].get(f"val/{name}"), summary["last"].get(f"val/{name}"), summary["test"].get(f"test/{name}"))
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)
     log.info("%s; best %s; test %s", title, summary["best"], summary["test"], extra={"file_only": True})
-    here = rundir.shown(run_dir)
-    if where is None:
-        board = run_dir / "tensorboard"
-        where = f"tensorboard --logdir {rundir.shown(board)}" if board.is_dir() else f"python compare.py runs={here}"
+    shown = run_dir.shown(path)
+    tensorboard = path / "tensorboard"
+    if wandb is not None and wandb.where is not None:
+        where = wandb.where
+    elif tensorboard.is_dir():
+        where = f"tensorboard --logdir {run_dir.shown(tensorboard)}"
+    else:
+        where = f"alexlab compare runs={shown}"
     print(f"look at it:  {where}")
-    print(f"evaluate it: python eval.py run={here}{'' if 'best' in summary['checkpoints'] else ' ckpt=last'}")
-    print("compare:     python compare.py", flush=True)
+    print(f"evaluate it: python eval.py run={shown}{'' if 'best' in summary['checkpoints'] else ' ckpt=last'}")
+    print("compare:     alexlab compare", flush=True)
+
+
+def show_standing(config: Any) -> None:
+    """Say how the run compares with earlier ones. If that fails, it is reported; the run is complete without it."""
+    try:
+        standing = compare.standing(Path(config.run_dir), Path(config.paths.logs), config.monitor)
+    except Exception as error:  # run directories may hold anything
+        log.warning("The run could not be compared with other runs (%s: %s).", type(error).__name__, error)
+        return
+    if standing is not None:
+        log.info("%s", standing, extra={"file_only": True})
+        print(f"rank:        {standing}", flush=True)
+
+
+# -- how to continue
+
+
+def how_to_resume(path: Path) -> str:
+    return f"python train.py resume={shlex.quote(run_dir.shown(path))}"
+
+
+def how_to_continue(path: Path) -> str:
+    if not (path / "checkpoints/last.ckpt").is_file():
+        return "No checkpoint was written yet: start it again (checkpoint.every_n_steps writes one sooner)."
+    return f"Resume it with: {how_to_resume(path)}"
+
+
+def of_signal(config: Any, number: int) -> list[str]:
+    """Return what to print after a signal has stopped a run; ask SLURM to queue the job again if that is wanted."""
+    lines = [f"Stopped by {signal.Signals(number).name}. {how_to_continue(Path(config.run_dir))}"]
+    if config.resume.requeue and number == getattr(signal, "SIGUSR1", None):
+        lines.append(f"{launcher.requeue()}.")
+    return lines

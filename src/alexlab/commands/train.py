@@ -1,4 +1,4 @@
-"""A run, from its composed config to its summary: the table of contents, and the place that instantiates."""
+"""THE RUN, in order: the task of `python train.py`."""
 
 import contextlib
 import faulthandler
@@ -6,332 +6,299 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 
-from alexlab.callbacks.checkpointing import Snapshots
-from alexlab.callbacks.nan_guard import OnNan
-from alexlab.callbacks.preemption import Notes, Preempted, Preemption
+from alexlab.callbacks.preemption import Preempted, SignalRecorder
 from alexlab.commands import plan as plans
-from alexlab.commands import repeat, restore, resume
-from alexlab.commands import summary as report
-from alexlab.commands.build import build_callbacks, build_data, build_loggers, build_model
-from alexlab.commands.plan import Plan
-from alexlab.commands.trainer import build_trainer, check_settings
-from alexlab.data.datamodule import ImageFolders, cores
-from alexlab.engine import checkpoint_io as checkpoint
-from alexlab.engine import config as configs
-from alexlab.engine import launcher as launch
-from alexlab.engine import naming as identity
-from alexlab.engine import provenance as code_state
-from alexlab.engine import run_dir as rundir
+from alexlab.commands import summary as summaries
+from alexlab.commands.build import Experiment, build, build_data
+from alexlab.commands.start import find_start
+from alexlab.engine import checkpoint_io, launcher, provenance, resume, run_dir
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import RunFailedError, UserError, lost_peer
 from alexlab.engine.memory import keep_memory
-from alexlab.tasks import optimizers as optim
-from alexlab.tasks.classification import ImageClassifier
-
-if TYPE_CHECKING:
-    from alexlab.loggers.wandb_logger import Status, WandbLogger
+from alexlab.engine.process import cores
+from alexlab.engine.schema import TrainConfig
 
 log = logging.getLogger("alexlab")
 
 
-def fit(config: DictConfig) -> float | None:
-    """Train; the task of train.py, after `rules.check`. Returns the best `config.monitor`, for a sweep to optimize.
+def train(config: TrainConfig) -> float | None:
+    """Train one network; return the best value of `monitor`, for a sweep to optimize.
 
-    Whatever can be found wrong is found before the run's directory is made.
+    Everything that can be found wrong is found before the run's directory exists.
     """
-    config, origin = repeat.repeat(configs.resolved(config))
+    recorder = SignalRecorder()
     try:
-        with Notes().taken():  # which end it at once, until a rank looks at them
-            if config.resume.run is not None:
-                restored = restore.restore(config)
-                if restored is None:
-                    return rundir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
-                config = restored
-            return _fit(config, origin)
+        with recorder.recording():  # a signal stops the run at once, until a callback looks for signals
+            start = find_start(config)  # a new run, a resumed one, or one like another
+            if start.is_finished:
+                return run_dir.read_summary(start.run_dir).get("best", {}).get(config.monitor)
+            config = start.config
+            devices = find_devices(config.trainer)
+            check_devices(config, devices)
+            if config.dry_run:
+                return show_plan(config, devices)
+            if devices.world_size > 1 and not launcher.external():
+                return train_on_workers(config, devices, start.notes)
+            return train_rank(config, start.notes, recorder)
     except Preempted as error:
-        if launch.rank() == 0:
-            print("\n".join(report.of_signal(config, Path(config.run_dir), error.number)), flush=True)
+        if launcher.rank() == 0:
+            print("\n".join(summaries.of_signal(config, error.number)), flush=True)
         raise SystemExit(128 + error.number) from None
 
 
-def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
-    """Claim the run's directory, and train in this process or in one a device."""
-    devices = find_devices(config)
-    if devices.nodes > 1 and not launch.external():
+def check_devices(config: TrainConfig, devices: Devices) -> None:
+    """Refuse what the devices cannot do, before the images are read."""
+    if devices.nodes > 1 and not launcher.external():
         raise UserError(
-            f"trainer.num_nodes={devices.nodes} needs torchrun or srun to start the ranks on each machine: "
+            f"`trainer.num_nodes={devices.nodes}` needs torchrun or srun to start the ranks on each machine: "
             "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
         )
-    if "wandb" in config.logger:
-        from alexlab.loggers.wandb_logger import check_environment
+    choose_precision(config.trainer.precision, devices.kind)
 
-        check_environment(config.logger.wandb.mode)
-    check_settings(config)
-    choose_precision(config.trainer.precision, devices.kind)  # told now where it cannot be
+
+def show_plan(config: TrainConfig, devices: Devices) -> None:
+    """Print what would run, and stop: dry_run=true."""
+    experiment = build(config, devices)
+    if launcher.rank() == 0:
+        plans.show(
+            experiment.plan, config, devices, experiment.data.images, experiment.task.net, experiment.data.readable_classes
+        )
+
+
+def train_on_workers(config: TrainConfig, devices: Devices, notes: list[str]) -> float | None:
+    """Train with one worker process per device. This process reads the images once, so that workers do not race."""
+    path = Path(config.run_dir)
     data = build_data(config, devices).read()
-    if origin is not None:
-        origin.compare(data.describe())
-    plan = plans.make_plan(config, devices.world_size, data.images)
-    model = prepare_model(config, data, plan)
-    if config.dry_run:
-        if launch.rank() == 0:
-            plans.show(plan, config, devices, data.images, model.net, len(data.classes))
-        return None
-    run_dir = Path(config.run_dir)
-    alone = devices.world_size == 1 or launch.external()  # no ranks are started here
-    if not alone:
-        launch.free_port(config.trainer.master_port)  # told now where it is in use
-    with contextlib.ExitStack() as held:
-        if launch.rank() == 0:
-            states = optim.state_tensors(configs.plain(config.optimizer))
-            rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
-            if restore.goes_on(config):
-                held.enter_context(restore.locked(run_dir))
-                held.enter_context(marking(run_dir))
-                with restore.locked(run_dir, ".lock.rank"):  # a rank may outlive the command that started it
-                    restore.take_up(config)
-                if not restore.own_ckpt(config):
-                    resume.take_best_along(config)
-            else:
-                rundir.claim(config)
-                held.enter_context(restore.locked(run_dir))
-                held.enter_context(marking(run_dir))
-                resume.take_best_along(config)
-                print(f"run directory: {rundir.shown(run_dir)}", flush=True)
-                if origin is not None:
-                    rundir.write_json(run_dir / repeat.NOTES, origin.notes())
-            if (other := code_state.keep(run_dir)) is not None:
-                print(f"warning: {other}", flush=True)
-        if alone:
-            return fit_rank(config, data, model)
-        del model
-        return fit_ranks(config, devices)
+    plans.make_plan(config, devices.world_size, data.images)
+    threads = max(1, cores() // devices.local)
+    payload = {"config": config.model_dump(exclude_unset=True), "notes": notes}
+    outcome = launcher.run_workers(payload, devices.world_size, threads, config.trainer.master_port)
+    if outcome.by_signal:
+        if not outcome.reported:
+            print("\n".join(summaries.of_signal(config, outcome.code - 128)), flush=True)
+        run_dir.mark(path, "preempted", outcome.why)
+        sys.exit(outcome.code)
+    if outcome.code:
+        run_dir.mark(path, "failed", outcome.why)
+        if outcome.code == 2:
+            raise UserError(outcome.why)
+        raise RunFailedError(f"{outcome.why}\n{summaries.how_to_continue(path)}", outcome.code)
+    return run_dir.read_summary(path)["best"].get(config.monitor)
 
 
-@contextlib.contextmanager
-def marking(run_dir: Path) -> Iterator[None]:
-    """summary.json tells of a signal that comes before any rank looks at them."""
-    try:
-        yield
-    except Preempted as error:
-        if not (run_dir / "summary.json").is_file():
-            rundir.mark(run_dir, "preempted", str(error))
-        raise
+def train_rank(config: TrainConfig, notes: list[str], recorder: SignalRecorder | None = None) -> float | None:
+    """Train as one rank, or alone.
+
+    Args:
+        notes: lines about the start of the run, for train.log.
+        recorder: of signals, if the caller has one already.
+    """
+    with contextlib.ExitStack() as stack:
+        recorder = recorder or stack.enter_context(SignalRecorder().recording())
+        devices = find_devices(config.trainer)
+        if devices.kind == "cpu":
+            keep_memory()
+        experiment = build(config, devices, recorder)
+        with RunSession(config, experiment, recorder, notes) as session:
+            # train
+            experiment.trainer.fit(
+                experiment.task, datamodule=experiment.data, ckpt_path=config.ckpt_path, weights_only=True
+            )
+            experiment.preemption.agree(experiment.trainer)
+            summaries.report_stop(experiment.trainer, experiment.data)
+            validate_last(experiment)
+            session.collect()
+            # test the best weights
+            if session.tests:
+                session.results["test"] = test_best(experiment, Path(config.run_dir))
+            session.complete()
+            # draw
+            if session.draws:
+                save_figures(config, experiment)
+    if launcher.rank() == 0:
+        summaries.show_end(session.summary, Path(config.run_dir), experiment.wandb)
+        summaries.show_standing(config)
+    return session.summary["best"].get(config.monitor)
 
 
-def fit_ranks(config: DictConfig, devices: Devices) -> float | None:
-    """Train on several devices of this machine, a process each."""
-    run_dir, threads = Path(config.run_dir), max(1, cores() // devices.local)
-    ended = launch.spawn(run_dir, devices.world_size, threads, config.trainer.master_port)
-    if ended.by_signal:
-        if not ended.told:
-            print("\n".join(report.of_signal(config, run_dir, ended.code - 128)), flush=True)
-        rundir.mark(run_dir, "preempted", ended.why)
-        sys.exit(ended.code)
-    if ended.code:
-        rundir.mark(run_dir, "failed", ended.why)
-        if ended.code == 2:
-            raise UserError(ended.why)
-        raise RunFailedError(f"{ended.why}\n{report.how_to_go_on(config, run_dir)}", ended.code)
-    return rundir.read_summary(run_dir)["best"].get(config.monitor)
+class RunSession:
+    """What surrounds the training: the run's directory, its lock and log, W&B; and summary.json however it ends."""
 
+    def __init__(
+        self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, notes: list[str]
+    ) -> None:
+        self.config, self.experiment, self.recorder, self.notes = config, experiment, recorder, notes
+        self.path = Path(config.run_dir)
+        self.is_first = launcher.rank() == 0
+        self.stack = contextlib.ExitStack()
+        self.results: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
+        self.summary: dict[str, Any] = {}
+        self.status = "failed"
 
-def fit_rank(
-    config: DictConfig, data: ImageFolders | None = None, model: ImageClassifier | None = None
-) -> float | None:
-    """Train as one rank, or alone; leaves summary.json and a closed W&B run behind, however it ends."""
-    run_dir = Path(config.run_dir)
-    rundir.set_up_logging(run_dir)
-    faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where
-    if hasattr(signal, "SIGUSR2"):  # kill -USR2 shows where each thread of a rank is
-        faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
-    with contextlib.ExitStack() as held:
-        notes = held.enter_context(Notes().taken())
-        if launch.rank() == 0:  # it may outlive the command that started it by some seconds
-            held.enter_context(restore.locked(run_dir, ".lock.rank"))
+    def __enter__(self) -> "RunSession":
+        self.start = time.monotonic()
+        if self.is_first:
+            self._open_directory()
+        run_dir.set_up_logging(self.path)
+        faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
+        if hasattr(signal, "SIGUSR2"):  # kill -USR2 prints where each thread of a rank is
+            faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
+        for note in self.notes:
+            log.info("%s", note, extra={"file_only": True})
         try:
-            summary, where = _fit_rank(config, data, model, notes)
-        except Preempted as error:  # a second Ctrl-C, while the run was being closed
-            raise SystemExit(128 + error.number) from None
-    if launch.rank() == 0:
-        report.show_end(summary, run_dir, where)
-        report.show_standing(config)
-    return summary["best"].get(config.monitor)
+            self.experiment.open_loggers(self.config)
+            summaries.report_start(self.config, self.experiment)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
 
+    def _open_directory(self) -> None:
+        """Create the run's directory, or restore that of a resumed run to what it was at its checkpoint."""
+        config = self.config
+        run_dir.check_space(self.path, plans.checkpoint_bytes(self.experiment.task.net, config))
+        if resume.is_resumed(config.resume.run, self.path):
+            self.stack.enter_context(run_dir.locked(self.path))
+            resume.restore_directory(config.model_dump(exclude_unset=True))
+            print(f"run directory: {run_dir.shown(self.path)} (resumed)", flush=True)
+        else:
+            run_dir.create(config.model_dump(exclude_unset=True))
+            self.stack.enter_context(run_dir.locked(self.path))
+            print(f"run directory: {run_dir.shown(self.path)}", flush=True)
+        if (changed := provenance.record(self.path)) is not None:
+            print(f"warning: {changed}", flush=True)
 
-def _fit_rank(
-    config: DictConfig, data: ImageFolders | None, model: ImageClassifier | None, notes: Notes
-) -> tuple[dict[str, Any], str | None]:
-    """Returns the summary, and what shows the run in W&B."""
-    start = time.monotonic()
-    run_dir = Path(config.run_dir)
-    devices = find_devices(config)
-    if devices.kind == "cpu":
-        keep_memory()
-    board: WandbLogger | None = None
-    trainer: pl.Trainer | None = None
-    facts: dict[str, Any] = {}
-    result: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
-    status: Status = "failed"
-    ended_by: int | None = None  # the signal
-    try:
-        data = data or build_data(config, devices).read()
-        plan = plans.make_plan(config, devices.world_size, data.images)
-        model = model or prepare_model(config, data, plan)
-        if config.compile:
-            model.net.compile()  # in place: the state dict's keys stay clean
-        facts = report.facts_of(config, devices, data, plan, model)
-        loggers, board = build_loggers(config)
-        if board is not None:
-            tell_board(board, config, facts, data)
-        report.tell_start(config, devices, data, plan, facts)
-        repeat.tell_again(run_dir)
-        on_nan, preemption, snapshots = own_callbacks(config, notes)
-        callbacks = [*build_callbacks(config), on_nan, preemption, snapshots]
-        trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
-        preemption.install(trainer)
-        snapshots.install(trainer)
-        model.keeps_best = restore.own_ckpt(config) or resume.best_beside(config) is not None
-        trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
-        preemption.agree(trainer)
-        report.tell_stop(trainer, data)
-        validate_end(trainer, model, data)
-        result |= report.metrics_of(trainer, model, run_dir)
-        pruned = any(getattr(callback, "pruned", False) for callback in callbacks)
-        if pruned:
-            result["pruned"] = True
-        if config.test and config.trainer.limit_test_batches not in (0, 0.0) and not pruned:
-            result["test"] = score_best(trainer, model, data, run_dir)
-        model.share_skipped()
-        preemption.agree(trainer)
-        status = "finished"
-    except Preempted as error:
-        status, ended_by = "preempted", error.number
-        result["error"] = str(error)
-        for line in report.of_signal(config, run_dir, error.number) if launch.rank() == 0 else ():
-            log.warning("%s", line)
-        raise SystemExit(128 + error.number) from None
-    except BaseException as error:
-        lost = lost_peer(error, config.trainer.timeout)
-        result["error"] = str(lost or f"{type(error).__name__}: {error}")
-        log.error("failed: %s", result["error"], exc_info=not isinstance(error, UserError), extra={"file_only": True})
-        if lost is not None:
-            raise lost from error
-        raise
-    finally:
-        notes.looked_at = True  # how it ended is settled: signals wait until that is written and told to W&B
-        if trainer is not None and model is not None and status != "finished":
-            result = report.metrics_of(trainer, model, run_dir) | {k: v for k, v in result.items() if v}
-        if model is not None and model.skipped:
-            result["skipped_images"] = list(model.skipped)
-            log.warning("%d broken images were left out: %s", len(model.skipped), ", ".join(list(model.skipped)[:5]))
-        summary = {
-            "status": status,
-            "seconds": report.seconds_since(start, trainer if restore.own_ckpt(config) else None),
-            "test": {},
-            **result,
-            **facts,
-        }
-        unwritten = keep_summary(run_dir, summary) if launch.rank() == 0 else None
-        if torch.distributed.is_initialized() and status == "finished":
+    @property
+    def tests(self) -> bool:
+        config = self.config
+        return config.test and config.trainer.limit_test_batches not in (0, 0.0) and not self.results.get("pruned")
+
+    @property
+    def draws(self) -> bool:
+        return self.is_first and self.config.callbacks.figures and not self.results.get("pruned")
+
+    def collect(self) -> None:
+        """Gather what the run has measured so far."""
+        self.results |= summaries.metrics_of(self.experiment, self.path)
+        if self.experiment.is_pruned:
+            self.results["pruned"] = True
+
+    def complete(self) -> None:
+        """Agree with the other ranks that the run is finished, and write its summary."""
+        self.experiment.task.share_skipped()
+        self.experiment.preemption.agree(self.experiment.trainer)
+        self.recorder.is_polled = True  # from here on a signal waits until the run is closed
+        self.status = "finished"
+        self._write_summary()
+        if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        draws = status == "finished" and config.callbacks.figures and not result.get("pruned")
-        if draws and data is not None and launch.rank() == 0:
-            draw_figures(config, data, devices, board)
-        if board is not None:
-            if status == "finished":
-                board.log_checkpoint(run_dir / "checkpoints/best.ckpt", report.metadata_of(config, summary))
-            board.log_summary(identity.without_paths({k: v for k, v in summary.items() if k not in facts}))
-            board.finish(status, ended_by)
-        if unwritten is not None and status == "finished":
-            raise unwritten
-    return summary, board.where if board is not None else None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.recorder.is_polled = True
+        wandb, stopped_by = self.experiment.wandb, None
+        replaced: BaseException | None = None
+        if isinstance(error, Preempted) and self.status != "finished":
+            self.status, stopped_by = "preempted", error.number
+            self.results["error"] = str(error)
+            for line in summaries.of_signal(self.config, error.number) if self.is_first else ():
+                log.warning("%s", line)
+            replaced = SystemExit(128 + error.number)
+        elif error is not None:
+            self.status = "failed"
+            lost = lost_peer(error, self.config.trainer.timeout)
+            self.results["error"] = str(lost or f"{type(error).__name__}: {error}")
+            with_trace = not isinstance(error, UserError)
+            log.error("failed: %s", self.results["error"], exc_info=with_trace, extra={"file_only": True})
+            replaced = lost
+        try:
+            if self.status != "finished":
+                measured = summaries.metrics_of(self.experiment, self.path)
+                self.results = measured | {key: value for key, value in self.results.items() if value}
+                self._write_summary()
+            if wandb is not None:
+                if self.status == "finished":
+                    metadata = summaries.metadata_of(self.config, self.summary)
+                    wandb.log_checkpoint(self.path / "checkpoints/best.ckpt", metadata)
+                wandb.log_summary({key: v for key, v in self.summary.items() if key not in self.experiment.facts})
+                wandb.finish(self.status, stopped_by)
+        finally:
+            self.stack.close()
+        if replaced is not None:
+            raise replaced from error
+
+    def _write_summary(self) -> None:
+        """Write summary.json on rank 0. A full disk must not keep W&B from hearing how the run ended."""
+        skipped = self.experiment.task.skipped
+        if skipped:
+            self.results["skipped_images"] = list(skipped)
+            log.warning("%d broken images were skipped: %s", len(skipped), ", ".join(list(skipped)[:5]))
+        seconds = time.monotonic() - self.start + self.experiment.seconds_before
+        self.summary = {
+            "status": self.status,
+            "seconds": round(seconds, 2),
+            "test": {},
+            **self.results,
+            **self.experiment.facts,
+        }
+        if not self.is_first:
+            return
+        try:
+            run_dir.write_json(self.path / "summary.json", self.summary)
+        except OSError as error:
+            log.error("summary.json could not be written: %s", error.strerror)
+            if self.status == "finished":
+                self.status = "failed"
+                raise
 
 
 # -- the stages of a run
 
 
-def tell_board(board: "WandbLogger", config: DictConfig, facts: dict[str, Any], data: ImageFolders) -> None:
-    """What W&B knows of a run from its start: settings, facts, images and code."""
-    run_dir = Path(config.run_dir)
-    board.log_config(identity.for_others(config))
-    board.log_summary(identity.without_paths({**facts, "code": code_state.read(run_dir)}))
-    board.log_dataset(configs.plain(config.data), facts["dataset"], data.readable_classes)
-    board.log_code(run_dir)
-
-
-def own_callbacks(config: DictConfig, notes: Notes) -> tuple[OnNan, Preemption, Snapshots]:
-    """Those of every run, in the order in which Lightning must call them."""
-    run_dir = Path(config.run_dir)
-    preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
-    source = Path(config.ckpt_path) if config.ckpt_path is not None else None
-    last, every = run_dir / "checkpoints" / checkpoint.LAST, config.checkpoint
-    on_nan = OnNan(config.on_nan, last, report.how_to_resume(run_dir), source)
-    return on_nan, preemption, Snapshots(last, preemption, on_nan, every.every_n_steps, every.every_minutes)
-
-
-def keep_summary(run_dir: Path, summary: dict[str, Any]) -> OSError | None:
-    """Write summary.json; returns why it could not be: a full disk must not keep W&B from hearing how the run ended."""
-    try:
-        rundir.write_json(run_dir / "summary.json", summary)
-    except OSError as error:
-        log.error("summary.json could not be written: %s", error.strerror)
-        return error
-    return None
-
-
-def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageClassifier:
-    """The classifier from its seed, after a look whether `ckpt_path` fits."""
-    pl.seed_everything(config.seed, verbose=False)
-    model = build_model(config, data, find_devices(config).kind, plan)
-    if config.init_from is not None:
-        resume.start_from(config, model.net, data.classes)
-    if config.ckpt_path is not None:
-        config.ckpt_path = str(resume.find_ckpt(config, "ckpt_path", "last"))
-        resume.check_ckpt(config, data, model, plan)
-    return model
-
-
-def validate_end(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders) -> None:
-    """Validate the last weights where the run ended between two validations, as trainer.max_steps lets it."""
-    if model.validated_at == trainer.global_step or trainer.limit_val_batches == 0 or not trainer.global_step:
+def validate_last(experiment: Experiment) -> None:
+    """Validate the last weights if the run stopped between two validations, as trainer.max_steps lets it."""
+    trainer, task = experiment.trainer, experiment.task
+    if task.validated_at == trainer.global_step or trainer.limit_val_batches == 0 or not trainer.global_step:
         return
     before = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
-    trainer.validate(model, datamodule=data, verbose=False)
+    trainer.validate(task, datamodule=experiment.data, verbose=False)
     trainer.callback_metrics.update(before)
 
 
-def score_best(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, run_dir: Path) -> dict[str, float]:
-    """The test metrics of best.ckpt, or of the last weights where nothing was validated."""
-    path = run_dir / "checkpoints/best.ckpt"
-    sharded = isinstance(trainer.strategy, pl.strategies.FSDPStrategy)  # whose weights Lightning must lay out itself
-    if path.is_file() and not sharded:
-        checkpoint.load_net(model.net, checkpoint.load(path), path)
-    ckpt_path = str(path) if path.is_file() and sharded else None
-    tested = trainer.test(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+def test_best(experiment: Experiment, path: Path) -> dict[str, float]:
+    """Return the test metrics of best.ckpt, or of the last weights if nothing was validated."""
+    best = path / "checkpoints/best.ckpt"
+    # Lightning must shard the weights itself
+    is_sharded = isinstance(experiment.trainer.strategy, pl.strategies.FSDPStrategy)
+    if best.is_file() and not is_sharded:
+        checkpoint_io.load_net(experiment.task.net, checkpoint_io.load(best), best)
+    tested = experiment.trainer.test(
+        experiment.task,
+        datamodule=experiment.data,
+        ckpt_path=str(best) if best.is_file() and is_sharded else None,
+        weights_only=True,
+        verbose=False,
+    )
     return {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}
 
 
-def draw_figures(config: DictConfig, data: ImageFolders, devices: Devices, board: "WandbLogger | None") -> None:
-    """The figures of a trained run, on the first rank alone. What goes wrong with them is told; the run is well."""
-    from alexlab.analysis import gallery  # and with it Matplotlib
+def save_figures(config: TrainConfig, experiment: Experiment) -> None:
+    """Draw the figures of a trained run. A figure that fails is reported; the run is complete without it."""
+    from alexlab.analysis import gallery  # imports Matplotlib
 
-    run_dir = Path(config.run_dir)
-    saved = [name for name in ("best", "last") if (run_dir / f"checkpoints/{name}.ckpt").is_file()]
+    path = Path(config.run_dir)
+    saved = [name for name in ("best", "last") if (path / f"checkpoints/{name}.ckpt").is_file()]
     try:
         log.info("drawing figures ...")
-        drawn = gallery.draw(run_dir, data, config.monitor, saved[0], among=500, device=devices.kind) if saved else []
-        tested = [run_dir / f"figures/{name}.png" for name in ("confusion_matrix", "per_class", "mistakes")]
-        if board is not None and drawn:
-            gallery.log_to(board, [*drawn, *(path for path in tested if path.is_file())])
+        kind = experiment.devices.kind
+        drawn = gallery.draw(path, experiment.data, config.monitor, saved[0], among=500, device=kind) if saved else []
+        tested = [path / f"figures/{name}.png" for name in ("confusion_matrix", "per_class", "mistakes")]
+        if experiment.wandb is not None and drawn:
+            gallery.log_to(experiment.wandb, [*drawn, *(path for path in tested if path.is_file())])
     except (Exception, Preempted) as error:
         log.warning("some figures could not be drawn (%s: %s)", type(error).__name__, str(error)[:200])

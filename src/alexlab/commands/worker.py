@@ -1,48 +1,45 @@
-"""One rank of a run on several devices: `python -m alexlab.commands.worker RUN_DIR`, started by `launch.spawn`."""
+"""One rank of a run on several devices: `python -m alexlab.commands.worker`, its config on standard input."""
 
 import ctypes
+import json
 import signal
 import sys
-import traceback
-from pathlib import Path
 
-from alexlab.engine import config
-from alexlab.engine import launcher as launch
+from alexlab.engine import launcher, schema
 from alexlab.engine.errors import RankLostError, mistake
 from alexlab.engine.process import importing, leave
 
 
-def end_with_parent() -> None:
-    """Get SIGTERM when the parent dies, even by kill -9: no rank trains on unseen. Linux alone can do that."""
+def stop_with_parent() -> None:
+    """Ask for SIGTERM when the parent dies, even by kill -9, so that no rank trains on unseen. Only Linux can do it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def main() -> int:
-    """Train; the process's exit code."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `fit_rank` takes it: no tracebacks of imports
+    """Train as one rank; return the exit code."""
+    stop_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run handles it: no tracebacks of imports
+    config = schema.validate(schema.TrainConfig, json.load(sys.stdin))
     try:
-        path = Path(sys.argv[1]) / "config.yaml"
-        goes_on = config.load(path).resume.run is not None  # and may be of a run from elsewhere
-        job = config.load(path, secrets=lambda key: not goes_on or key in (*config.REVEALED, "callbacks"))
         with importing():
-            from alexlab.commands import train as run
+            from alexlab.commands import train
+            from alexlab.commands.cli import short_traceback
 
-        run.fit_rank(job)
+        train.train_rank(config)
     except SystemExit as error:
         if not isinstance(error.code, int):
             raise
         return error.code
     except RankLostError as error:
-        launch.tell_parent(lost=str(error))
+        launcher.report_to_parent(lost=str(error))
         return 1
     except Exception as error:
-        told = mistake(error)
-        if told is not None:
-            launch.tell_parent(mistake=told)
+        text = mistake(error)
+        if text is not None:
+            launcher.report_to_parent(mistake=text)
             return 2
-        launch.tell_parent(failure=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        launcher.report_to_parent(failure=f"{type(error).__name__}: {error}", traceback=short_traceback(error))
         return 1
     return 0
 

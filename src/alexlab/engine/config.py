@@ -1,163 +1,27 @@
-"""A composed config as plain values; config.yaml, written and read."""
+"""Configs as plain values: composed by Hydra, written to a run's config.yaml, read from one."""
 
 import os
 import re
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from alexlab.engine import secrecy
-from alexlab.engine.errors import UserError, naming
+from alexlab.engine.errors import UserError
+from alexlab.engine.files import written
+
+Plain = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[3]  # the project's folder
 CONF = ROOT / "conf"
-REVEALED = ("logger", "data", "paths")  # where the config of a run that goes on may refer to the environment's secrets
-REBUILT = ("model", "data", "optimizer", "scheduler", "augment")  # by eval.py and the like, which reveal no secret
-LARGEST = 2**20  # bytes of a config.yaml
-DEEPEST = 50  # mappings and lists in each other
-LONGEST = 1000  # characters of a number: of more, it takes YAML minutes
-NUMBER = re.compile(r"[-+.:_0-9a-fox]+", re.IGNORECASE)
-SLASHES = r"(?<!\\)(\\*)"  # all that stand in a row, so that a million of them are looked at once
-MASK = re.compile(SLASHES + r"\$\{(oc\.env:[A-Za-z_]\w*\})?")
-DOLLAR = re.compile(SLASHES + r"\$\{([^}]*\}?)")
-
-
-def create(plain: dict[str, Any]) -> DictConfig:
-    """A config of these very values: what looks like an interpolation in them is none, now and when it is copied."""
-    made = OmegaConf.create(_each_text(plain, lambda text, _: escaped(text)))
-    assert isinstance(made, DictConfig)
-    return made
-
-
-def _each_text(node: Any, change: Callable[[str, str], str], top: str = "") -> Any:
-    """A copy whose texts are `change(text, the key at the top that they are below)`."""
-    if isinstance(node, dict):
-        return {key: _each_text(value, change, top or str(key)) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_each_text(value, change, top) for value in node]
-    return change(node, top) if isinstance(node, str) else node
-
-
-def escaped(text: str) -> str:
-    """`text` as a config must hold it, so that nothing in it is resolved."""
-    return re.sub(SLASHES + r"\$\{", r"\1\1\\${", text)
-
-
-def _unresolved(text: str) -> str:
-    """As `escaped`, but for the names of secrets, which are to be looked up."""
-    return MASK.sub(lambda found: 2 * found[1] + ("" if found[2] else "\\") + found[0][len(found[1]) :], text)
-
-
-def resolved(config: DictConfig) -> DictConfig:
-    """A copy without interpolations, its data root and file of class names absolute: relative ones are seen from the
-    working directory."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    plain["data"]["root"] = os.path.abspath(os.path.expanduser(str(plain["data"]["root"])))  # noqa: PTH100, PTH111
-    names = plain["data"].get("class_names")
-    if isinstance(names, str) and os.path.isfile(os.path.expanduser(names)):  # noqa: PTH113, PTH111
-        plain["data"]["class_names"] = os.path.abspath(os.path.expanduser(names))  # noqa: PTH100, PTH111
-    return create(plain)
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
-
-
-def told(config: DictConfig) -> dict[str, Any]:
-    """As plain values without secrets, for others to read; of a part of the config, too."""
-    return secrecy.hidden(plain(config), str(config._get_full_key(None) or ""))
-
-
-def withheld(config: DictConfig) -> list[str]:
-    """The settings that others do not get, as they hold secrets: what rebuilds the run would need them."""
-    ours, theirs = flat(plain(config)), flat(told(config))
-    return [f"{key}={theirs[key]}" for key in ours if key.split(".")[0] in REBUILT and ours[key] != theirs.get(key)]
-
-
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as "optimizer.lr"."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def save(config: DictConfig, path: Path) -> None:
-    """In one go: another rank, or a kill, meets the file before or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    with naming(path), beside.open("x") as file:
-        file.write(OmegaConf.to_yaml(_each_text(told(config), lambda text, _: _unresolved(text))))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def read(path: Path) -> Any:
-    """What is in a yaml file that may be anybody's.
-
-    Raises:
-        UserError: it is no file, no yaml, too large, or would fill the memory.
-    """
-    try:
-        return parsed(content(path, LARGEST))
-    except ValueError as error:
-        raise UserError(f"{path} is not a run's config: {error}.") from None
-
-
-def content(path: Path, most: int) -> bytes:
-    """
-    Raises:
-        ValueError: it is no file, as a pipe nobody writes to, or has more than `most` bytes.
-    """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no file")
-        raw = file.read(most + 1)
-    if len(raw) > most:
-        raise ValueError(f"it is larger than {most} bytes")
-    return raw
-
-
-def parsed(raw: bytes) -> Any:
-    """What a yaml text holds, which may be anybody's.
-
-    Raises:
-        ValueError: it is none, or would take long or fill the memory.
-    """
-    try:
-        depth = 0
-        for event in yaml.parse(raw, LOADER):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
-                raise ValueError("it has tags or has aliases")  # of which a small file becomes a large one
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise ValueError(f"it has more than {DEEPEST} mappings and lists in each other")
-            if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST and NUMBER.fullmatch(event.value):
-                raise ValueError(f"it has a number of more than {LONGEST} characters")
-        return yaml.load(raw, LOADER)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
-
-
-def _check_kinds(node: Any) -> None:
-    """Raises ValueError where there is something else than mappings, lists, texts, numbers, true, false and null."""
-    if isinstance(node, dict):
-        _check_kinds([*node, *node.values()])
-    elif isinstance(node, list):
-        for value in node:
-            _check_kinds(value)
-    elif node is not None and not isinstance(node, str | int | float):
-        raise ValueError(f"it holds a {type(node).__name__}, {str(node)[:40]}; texts that look like one need quotes")
-    elif isinstance(node, int) and abs(node) >= 2**64:
-        raise ValueError("it holds a whole number of more than 64 bits")
-
-
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# A value that is nothing but a reference to an environment variable: ${oc.env:WANDB_NOTES}
+REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
+# In these sections such a value stays a reference: it may be a secret, which no file of the run should hold.
+KEEPS_REFERENCES = ("logger", "callbacks")
 
 # Modules that older runs name in a `_target_`, and where their contents are now.
 MOVED_MODULES = {
@@ -165,10 +29,148 @@ MOVED_MODULES = {
     "alexlab.models.parts": "alexlab.models.introspection",
     "alexlab.callbacks.on_nan": "alexlab.callbacks.nan_guard",
     "alexlab.callbacks.snapshots": "alexlab.callbacks.checkpointing",
-    "alexlab.callbacks.checkpoints": "alexlab.callbacks.best_checkpoint",
+    "alexlab.callbacks.checkpoints": "alexlab.callbacks.checkpointing",
     "alexlab.callbacks.agreement": "alexlab.callbacks.same_config",
     "alexlab.callbacks.rates": "alexlab.callbacks.lr_monitor",
 }
+
+
+# -- composed by Hydra
+
+
+def resolve(composed: DictConfig) -> Plain:
+    """Return a composed config as plain values, with every interpolation resolved.
+
+    A bare `${oc.env:X}` within `logger` and `callbacks` stays as it is; `look_up` resolves it when it is used.
+
+    Raises:
+        OmegaConfBaseException: an interpolation cannot be resolved.
+    """
+    raw: Any = OmegaConf.to_container(composed, resolve=False)
+    for section in KEEPS_REFERENCES:
+        if section in raw:
+            raw[section] = _each_text(raw[section], lambda text: f"\\{text}" if REFERENCE.fullmatch(text) else text)
+    return OmegaConf.to_container(OmegaConf.create(raw), resolve=True)  # type: ignore[return-value]
+
+
+def look_up(node: Any) -> Any:
+    """Return a copy of plain values in which each bare `${oc.env:X}` is the value of the environment variable X.
+
+    Raises:
+        UserError: the variable is not set.
+    """
+
+    def value_of(text: str) -> str:
+        reference = REFERENCE.fullmatch(text)
+        if reference is None:
+            return text
+        if reference[1] not in os.environ:
+            raise UserError(f"`{text}` needs the environment variable {reference[1]}, which is not set: set it.")
+        return os.environ[reference[1]]
+
+    return _each_text(node, value_of)
+
+
+def masker(plain: Plain) -> Callable[[str], str]:
+    """Return a function that replaces, in a text, the values of the variables that the config keeps as references."""
+    names = {
+        reference[1]
+        for section in KEEPS_REFERENCES
+        for text in _texts(plain.get(section))
+        if (reference := REFERENCE.fullmatch(text))
+    }
+    values = sorted(
+        ((os.environ[name], f"${{oc.env:{name}}}") for name in names if os.environ.get(name)),
+        key=lambda pair: -len(pair[0]),
+    )
+
+    def mask(text: str) -> str:
+        for value, reference in values:
+            text = text.replace(value, reference)
+        return text
+
+    return mask
+
+
+def _each_text(node: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(node, dict):
+        return {key: _each_text(value, change) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_each_text(value, change) for value in node]
+    return change(node) if isinstance(node, str) else node
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def absolute(path: str) -> str:
+    """Return `path` as seen from the working directory, with ~ expanded; symbolic links stay."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
+
+
+# -- as files
+
+
+def save(plain: Plain, path: Path) -> None:
+    """Write a config in one step: another process, or a kill, meets the old file or the new one."""
+    with written(path, "x", sync=True) as file:
+        yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def read(path: Path) -> Any:
+    """Return what a yaml file holds, with nothing resolved in it.
+
+    Raises:
+        UserError: it is missing or is not yaml.
+    """
+    try:
+        return parsed(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as yaml: {error}.") from None
+
+
+def parsed(raw: bytes) -> Any:
+    """Return what a yaml text holds.
+
+    Raises:
+        ValueError: it is not yaml.
+    """
+    try:
+        return yaml.load(raw, LOADER)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def load(path: Path) -> Plain:
+    """Return a run's config.yaml in today's form; see `upgrade`.
+
+    Raises:
+        UserError: it is not a run's config.
+    """
+    plain = read(path)
+    if not isinstance(plain, dict) or "model" not in plain:
+        raise UserError(f"{path} is not a run's config: it has no `model`.")
+    return upgrade(plain)
+
+
+# Keys that older runs have and nothing reads any more.
+REMOVED_KEYS = ("repeats", "task", "floats")
+
+
+def upgrade(plain: Plain) -> Plain:
+    """Return the config of a run of any age with the names of today: moved targets, no removed keys or values."""
+    found = {key: value for key, value in with_current_targets(plain).items() if key not in REMOVED_KEYS}
+    if found.get("on_nan") == "rollback":
+        found["on_nan"] = "stop"
+    data = found.get("data")
+    if isinstance(data, dict) and data.get("cache") == "ram":
+        data["cache"] = None
+    return found
 
 
 def with_current_targets(node: Any) -> Any:
@@ -185,41 +187,9 @@ def with_current_targets(node: Any) -> Any:
     return renamed
 
 
-def load(path: Path, secrets: Callable[[str], bool] = lambda key: False) -> DictConfig:
-    """A config.yaml, with nothing resolved in it but references to the environment, and those where they are wanted:
-    a run from elsewhere must not have the values of this machine's.
-
-    Args:
-        secrets: of a key at the top, whether those below it are.
-
-    Raises:
-        UserError: it needs an environment variable that is not set, or is not what `save` writes.
-    """
-    plain = with_current_targets(read(path))
-    if not isinstance(plain, dict):
-        raise UserError(f"{path} is not a run's config.")
-    try:
-        _check_kinds(plain)
-    except ValueError as error:
-        raise UserError(f"{path} is not a run's config: {error}.") from None
-    secrecy.note(plain)
-
-    def reveal(text: str, top: str) -> str:
-        def replace(found: re.Match[str]) -> str:
-            slashes, inside = found.groups()
-            if len(slashes) % 2:  # it is text
-                return "\\" * (len(slashes) // 2) + "${" + inside
-            name = re.fullmatch(r"oc\.env:([A-Za-z_]\w*)\}", inside)
-            if name is None:
-                raise UserError(f"{path} is not a run's config: ${{{inside[:60]} is nothing that one refers to.")
-            if not secrets(top):
-                return found[0]
-            if name[1] not in os.environ:
-                raise UserError(
-                    f"{path} needs the environment variable {name[1]}, a secret that the run was given: set it."
-                )
-            return "\\" * (len(slashes) // 2) + os.environ[name[1]]
-
-        return DOLLAR.sub(replace, text)
-
-    return create(_each_text(plain, reveal))
+def flat(node: Plain, prefix: str = "") -> Plain:
+    """Return nested keys as dotted ones: {"optimizer": {"lr": 0.1}} -> {"optimizer.lr": 0.1}."""
+    found: Plain = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

@@ -1,7 +1,7 @@
-"""One process a device on this machine, each with the job's own resolved config.
+"""One worker process per device on this machine, each with the same config.
 
-The command's own process only watches: it never joins a process group and its environment stays as it was, so that the
-next job of a sweep starts clean, whatever its number of devices. Under torchrun or srun the ranks exist already.
+The parent only watches: it never joins a process group and its environment stays as it was, so that the next job of a
+sweep starts clean. Under torchrun or srun the ranks exist already and nothing is launched here.
 """
 
 import contextlib
@@ -13,75 +13,87 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from alexlab.engine.errors import UserError
-from alexlab.engine.secrecy import masked
 
-GRACE = 8.0  # seconds that the other ranks get to leave by themselves after one has failed,
+GRACE = 8.0  # seconds that the other ranks get to stop after one has failed,
 GRACE_AFTER_SIGNAL = 60.0  # or after a signal: rank 0 has loggers to close
-GRACE_OF_FIRST = 1200.0  # that rank 0 has for pictures and uploads when all others have finished
+GRACE_OF_FIRST = 1200.0  # that rank 0 gets for figures and uploads after all others have finished
 FORWARDED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
-SHOW = 0.5  # seconds for the stacks of those that do not
-KILLED = {9: " (kill -9, or memory was used up: `dmesg` tells)"}
-TELL = "ALEXLAB_TELL"  # the variable that holds the number of a rank's pipe to its parent
+TIME_TO_PRINT = 0.5  # seconds for the stacks of ranks that hang
+KILLED = {9: " (kill -9, or the system ran out of memory: `dmesg` says which)"}
+REPORT_PIPE = "ALEXLAB_REPORT_PIPE"  # the variable that holds the number of a worker's pipe to its parent
+RANKS = "ALEXLAB_RANKS"  # the variable that marks a worker process; its value is the world size
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a run on several devices ended: 0, or the exit code that it leaves with, and why."""
+class Outcome:
+    """How a run on several devices ended: exit code 0, or another one and why."""
 
     code: int
     why: str
-    by_signal: bool = False  # that was sent to the run
-    told: bool = False  # whether rank 0 has heard of it, and said so
+    by_signal: bool = False  # whether a signal to the run ended it
+    reported: bool = False  # whether rank 0 has already printed that
 
 
-class Rank:
-    """A process of the run, and what it has told: {"mistake": text}, {"failure": text, "traceback": text}, or {"lost":
-    text} where it has noticed that another one is gone.
+class Worker:
+    """A worker process and what it has reported: {"mistake": text}, {"failure": text, "traceback": text}, or
+    {"lost": text} if it noticed that another rank is gone.
 
-    It has a process group of its own: Ctrl-C reaches it once, from `spawn`, and not from the terminal as well.
+    It has a process group of its own, so that Ctrl-C reaches it once, through `run_workers`.
     """
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], config: bytes) -> None:
         self.reading, writing = os.pipe()
         os.set_blocking(self.reading, False)
         self.raw = b""
-        self.heard = 0  # signals that were passed on to it
-        self.process = subprocess.Popen(command, env={**env, TELL: str(writing)}, pass_fds=[writing], process_group=0)
+        self.forwarded = 0  # signals that were passed on to it
+        self.process = subprocess.Popen(
+            command,
+            env={**env, REPORT_PIPE: str(writing)},
+            pass_fds=[writing],
+            process_group=0,
+            stdin=subprocess.PIPE,
+        )
         os.close(writing)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once: `poll` sees that
+            self.process.stdin.write(config)
+            self.process.stdin.close()
 
     def poll(self) -> int | None:
         code = self.process.poll()
-        with contextlib.suppress(BlockingIOError):  # nothing more is there
+        with contextlib.suppress(BlockingIOError):  # the pipe is empty
             while chunk := os.read(self.reading, 65536):
                 self.raw += chunk
         return code
 
     @property
-    def told(self) -> dict[str, str]:
+    def report(self) -> dict[str, str]:
         try:
             return json.loads(self.raw or b"{}")
-        except ValueError:  # killed while it wrote
+        except ValueError:  # it was killed while it wrote
             return {}
 
-    def end(self) -> None:
+    def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
 
+# -- ranks
+
+
 def external() -> bool:
-    """Whether torchrun or srun, or `spawn` here, has started this process as a rank."""
+    """Whether this process is a rank already: started by torchrun, srun or `run_workers`."""
     slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    return "TORCHELASTIC_RUN_ID" in os.environ or slurm or "ALEXLAB_RANKS" in os.environ
+    return "TORCHELASTIC_RUN_ID" in os.environ or slurm or RANKS in os.environ
 
 
 def world_of_launcher() -> tuple[int, int] | None:
-    """(ranks in all, ranks on this machine) that torchrun or srun has started, or None where neither has."""
-    if not external() or "ALEXLAB_RANKS" in os.environ:
+    """Return (ranks in total, ranks on this machine) that torchrun or srun has started, or None without them."""
+    if not external() or RANKS in os.environ:
         return None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -93,27 +105,60 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if external() else 0
 
 
-def tells() -> bool:
-    """Whether what all ranks find out is this process's to print: the command's own, or the first of a launcher."""
-    return rank() == 0 and "ALEXLAB_RANKS" not in os.environ
+def prints() -> bool:
+    """Whether this process prints what every rank finds: the command itself, or the first rank of torchrun or srun."""
+    return rank() == 0 and RANKS not in os.environ
+
+
+def run_stamp(resumes: bool) -> str:
+    """Return the name of a new run's directory, the same on all ranks.
+
+    Args:
+        resumes: whether resume=auto asks for a directory that a repeated SLURM job finds again.
+    """
+    if os.environ.get("ALEXLAB_STAMP"):
+        return os.environ["ALEXLAB_STAMP"]
+    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):  # an agent may resume this run
+        return f"sweep-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
+    if "SLURM_JOB_ID" in os.environ and (external() or resumes):
+        return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
+    now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        # no store exists before the ranks have made one; without --rdzv-id every run has the id `none`
+        return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from datetime import timedelta
+
+        from torch.distributed import TCPStore
+
+        # torchrun's agent serves this store; rank 0 shares its time through it
+        store = TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=60)
+        )
+        key = f"alexlab/stamp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        if int(os.environ["RANK"]) == 0:
+            store.set(key, now)
+        return store.get(key).decode()
+    return now
 
 
 def requeue() -> str:
-    """Ask SLURM for this job again, with its number and so its run's directory; what to tell of that."""
+    """Ask SLURM to queue this job again, with the same number and so the same run directory; return what to print."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
-        return "resume.requeue=true: this is no job of SLURM, and nothing was asked for"
+        return "resume.requeue=true: this is no SLURM job, so nothing was queued"
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"SLURM was not asked for job {job} again: scontrol requeue {job}: {error}"
+        return f"SLURM could not be asked to queue job {job} again: scontrol requeue {job}: {error}"
     if done.returncode:
-        return f"SLURM does not take job {job} again: {done.stderr.strip() or f'scontrol left with {done.returncode}'}"
-    return f"SLURM was asked for job {job} again"
+        why = done.stderr.strip() or f"scontrol exited with {done.returncode}"
+        return f"SLURM did not queue job {job} again: {why}"
+    return f"SLURM queued job {job} again"
 
 
 def free_port(wanted: int | None) -> int:
-    """`wanted` if it is free, or any free port.
+    """Return `wanted` if it is free, or any free port for None.
 
     Raises:
         UserError: it is in use.
@@ -123,64 +168,76 @@ def free_port(wanted: int | None) -> int:
             probe.bind(("127.0.0.1", wanted or 0))
         except OSError as error:
             raise UserError(
-                f"trainer.master_port={wanted} cannot be used ({error.strerror}): choose another, or null."
+                f"`trainer.master_port={wanted}` cannot be used ({error.strerror}): choose another, or null."
             ) from None
         return int(probe.getsockname()[1])
 
 
-def tell_parent(**what: str) -> None:
-    """Tell `spawn` why this rank ends: it prints the same message of several ranks once."""
-    with os.fdopen(int(os.environ[TELL]), "w") as pipe:
+# -- workers
+
+
+def report_to_parent(**what: str) -> None:
+    """Tell `run_workers` why this rank stops. The parent prints the same message of several ranks once."""
+    with os.fdopen(int(os.environ[REPORT_PIPE]), "w") as pipe:
         json.dump(what, pipe)
 
 
-def spawn(run_dir: Path, world_size: int, threads: int, port: int | None) -> Ended:
-    """Train `run_dir/config.yaml` on `world_size` processes; when one fails, the others are ended."""
+def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int | None) -> Outcome:
+    """Train `config` on `world_size` processes of this machine. If one fails, the others are stopped.
+
+    Args:
+        threads: OpenMP threads of each process.
+        port: where the ranks meet; None takes a free one.
+    """
     shared = {
         **os.environ,
-        "ALEXLAB_RANKS": str(world_size),
+        RANKS: str(world_size),
         "WORLD_SIZE": str(world_size),
         "NODE_RANK": "0",
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # no stacks of peers that are leaving
+        # without torch's stacks of peers that are stopping
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port(port)),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
-    command = [sys.executable, "-m", "alexlab.commands.worker", str(run_dir)]
-    ranks: list[Rank] = []
-    signals: list[int] = []  # that have come
+    command = [sys.executable, "-m", "alexlab.commands.worker"]
+    encoded = json.dumps(config).encode()
+    workers: list[Worker] = []
+    signals: list[int] = []  # received so far
 
     def pass_on() -> None:
-        for rank in ranks:
-            while rank.heard < len(signals):
-                rank.heard += 1
+        for worker in workers:
+            while worker.forwarded < len(signals):
+                worker.forwarded += 1
                 with contextlib.suppress(ProcessLookupError):
-                    rank.process.send_signal(signals[rank.heard - 1])
+                    worker.process.send_signal(signals[worker.forwarded - 1])
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: Any) -> None:
         signals.append(number)
         pass_on()
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         for r in range(world_size):
-            ranks.append(Rank(command, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}))
-            pass_on()  # what came while it was started
-        return _watch(ranks, signals)
+            workers.append(Worker(command, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, encoded))
+            pass_on()  # signals that came while it was started
+        return _watch(workers, signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for rank in ranks:
-            rank.end()
-            os.close(rank.reading)
+        for worker in workers:
+            worker.kill()
+            os.close(worker.reading)
 
 
-def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
-    since: float | None = None  # when a signal had come, or some ranks had finished
+def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
+    """Wait until all workers have stopped, or stop them once one has failed; then find out which one and why."""
+    # wait
+    since: float | None = None  # when a signal came, or when the first worker finished
     while True:
-        codes = [rank.poll() for rank in ranks]
+        codes = [worker.poll() for worker in workers]
         if all(code == 0 for code in codes):
-            return Ended(0, "")
+            return Outcome(0, "")
         if any(codes):
             break
         if signals or 0 in codes:
@@ -189,62 +246,65 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
             if signals and waited > GRACE_AFTER_SIGNAL:
                 break
             if not signals and codes[0] == 0 and waited > GRACE_AFTER_SIGNAL:
-                print("ranks that had not left a minute after rank 0 were ended.", file=sys.stderr)
-                return Ended(0, "")
+                print("Ranks that had not stopped a minute after rank 0 were killed.", file=sys.stderr)
+                return Outcome(0, "")
             if not signals and codes[0] is None and waited > GRACE_OF_FIRST:
                 break
         time.sleep(0.1)
+
+    # let the others stop
     closing = signals and codes[0] is None
     end = time.monotonic() + (GRACE_AFTER_SIGNAL if closing else GRACE) * any(codes)
-    while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
+    while time.monotonic() < end and any(worker.poll() is None for worker in workers):
         time.sleep(0.1)
-    left = {r: code for r, rank in enumerate(ranks) if (code := rank.poll())}
-    silent = [r for r, rank in enumerate(ranks) if rank.poll() is None]
-    _show_where([ranks[r] for r in silent])
-    for rank in ranks:
-        rank.end()
-        rank.poll()
-    told = [rank.told for rank in ranks]
-    mistakes = list(dict.fromkeys(what["mistake"] for what in told if "mistake" in what))
-    if mistakes:  # whatever the other ranks said of the one that left them
-        return Ended(2, "\n".join(mistakes))
-    over = "the run has ended on all ranks."
-    if not left:  # by themselves
+    stopped = {r: code for r, worker in enumerate(workers) if (code := worker.poll())}
+    hanging = [r for r, worker in enumerate(workers) if worker.poll() is None]
+    _print_stacks([workers[r] for r in hanging])
+    for worker in workers:
+        worker.kill()
+        worker.poll()
+    reports = [worker.report for worker in workers]
+
+    # a user's mistake is the cause, whatever the other ranks say of the one that stopped for it
+    mistakes = list(dict.fromkeys(report["mistake"] for report in reports if "mistake" in report))
+    if mistakes:
+        return Outcome(2, "\n".join(mistakes))
+    over = "the run has stopped on all ranks."
+    if not stopped:  # none by itself
         if signals:
-            return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True)
-        return Ended(1, f"rank 0 of {len(ranks)} did not leave when the others had; {over}")
-    # the one that the others have lost, if there is one
-    number = min(left, key=lambda r: (left[r] > 0, "lost" in told[r], r))
-    code = left[number]
+            return Outcome(128 + signals[0], f"stopped by {signal.Signals(signals[0]).name}", by_signal=True)
+        return Outcome(1, f"Rank 0 of {len(workers)} did not stop after the others had finished; {over}")
+
+    # name the rank that failed, not those that noticed
+    number = min(stopped, key=lambda r: (stopped[r] > 0, "lost" in reports[r], r))
+    code = stopped[number]
     if signals and code in (128 + signals[0], -signals[0]):
-        told_of = left.get(0) == 128 + signals[0]
-        return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True, told=told_of)
-    for r, what in enumerate(told):
-        if "traceback" in what:
-            print(masked(f"rank {r}:\n{what['traceback']}"), file=sys.stderr)
-    if "lost" in told[number] and not silent:
-        texts = sorted(
-            {what["lost"].rstrip(".") for what in told if "lost" in what}, key=lambda text: "answer" not in text
-        )
-        return Ended(1, f"{' and '.join(f'rank {r}' for r in sorted(left))} of {len(ranks)}: {texts[0]}; {over}")
-    if "lost" in told[number]:
-        names = " and ".join(map(str, silent))
-        return Ended(1, f"of {len(ranks)} ranks rank {names} hung: {told[number]['lost'].rstrip('.')}; {over}")
-    how = (
-        f"was ended by signal {signal.Signals(-code).name}{KILLED.get(-code, '')}"
-        if code < 0
-        else f"left with exit code {code}"
-    )
-    failures = list(dict.fromkeys(what["failure"] for what in told if "failure" in what))
-    return Ended(
-        code if code > 0 else 128 - code, "\n".join([f"rank {number} of {len(ranks)} {how}; {over}", *failures])
-    )
+        reported = stopped.get(0) == 128 + signals[0]
+        why = f"stopped by {signal.Signals(signals[0]).name}"
+        return Outcome(128 + signals[0], why, by_signal=True, reported=reported)
+    for r, report in enumerate(reports):
+        if "traceback" in report:
+            print(f"rank {r}:\n{report['traceback']}", file=sys.stderr)
+    if "lost" in reports[number] and not hanging:
+        texts = sorted({r["lost"].rstrip(".") for r in reports if "lost" in r}, key=lambda text: "answer" not in text)
+        names = " and ".join(f"rank {r}" for r in sorted(stopped))
+        return Outcome(1, f"{names} of {len(workers)}: {texts[0]}; {over}")
+    if "lost" in reports[number]:
+        names = " and ".join(map(str, hanging))
+        return Outcome(1, f"Of {len(workers)} ranks rank {names} hung: {reports[number]['lost'].rstrip('.')}; {over}")
+    if code < 0:
+        how = f"was stopped by signal {signal.Signals(-code).name}{KILLED.get(-code, '')}"
+    else:
+        how = f"exited with code {code}"
+    failures = list(dict.fromkeys(report["failure"] for report in reports if "failure" in report))
+    why = "\n".join([f"Rank {number} of {len(workers)} {how}; {over}", *failures])
+    return Outcome(code if code > 0 else 128 - code, why)
 
 
-def _show_where(ranks: list[Rank]) -> None:
-    """Let ranks that do not leave print where each of their threads is: `run.fit_rank` has turned that on."""
-    for rank in ranks:
+def _print_stacks(workers: list[Worker]) -> None:
+    """Let hanging ranks print where each of their threads is: the run has turned that on for SIGUSR2."""
+    for worker in workers:
         with contextlib.suppress(ProcessLookupError):
-            rank.process.send_signal(signal.SIGUSR2)
-    if ranks:
-        time.sleep(SHOW)
+            worker.process.send_signal(signal.SIGUSR2)
+    if workers:
+        time.sleep(TIME_TO_PRINT)
