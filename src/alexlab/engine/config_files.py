@@ -1,0 +1,77 @@
+"""Find the yaml file that sets a key, so that messages can name it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]  # the project's folder
+Plain = dict[str, Any]
+
+
+def find_file(key: str, folders: list[Path], config_name: str, choices: Plain) -> str | None:
+    """Return the yaml file that sets `key`, or None if no file or several files set it.
+
+    The files are read without resolving anything: the command's own file, the chosen option of each group, and the
+    files that these list in their `defaults`.
+
+    Args:
+        key: dotted, such as "optimizer.lr".
+        folders: where Hydra finds configs, the first one first: conf/, then the folder of --config-dir.
+        config_name: the command's file, such as "train".
+        choices: the option of each group, or a list of options; the files' own defaults count for other groups.
+
+    Returns:
+        The path, relative to the project's folder if it is below that.
+    """
+    options: Plain = {}
+    files = list(_files(folders, config_name, "", options))
+    for group, option in (options | choices).items():
+        for name in option if isinstance(option, list) else [option]:
+            files += _files(folders, f"{group}/{name}", group.replace("/", "."), {})
+    found = {path for path, package, content in files if _sets(content, package, key)}
+    if len(found) != 1:
+        return None
+    path = found.pop()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def _files(folders: list[Path], name: str, package: str, options: Plain) -> Iterator[tuple[Path, str, Plain]]:
+    """Yield a config and those that it lists in its `defaults`, each as file, package and content.
+
+    Args:
+        name: without .yaml, such as "data/folder".
+        package: dotted, below which the config's keys are put; "" is the top.
+        options: is filled with the groups that the `defaults` list, and their options.
+    """
+    path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
+    if path is None:
+        return
+    text = path.read_text()
+    content = yaml.safe_load(text)
+    content = content if isinstance(content, dict) else {}
+    if header := re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE):
+        package = {"_global_": "", "_group_": package}.get(header[1], header[1])
+    entries = content.pop("defaults", None) or []
+    yield path, package, content
+    for entry in entries:
+        if isinstance(entry, dict):
+            options |= {group: option for group, option in entry.items() if " " not in group}  # no `override /group`
+        elif entry != "_self_":
+            listed, _, below = str(entry).partition("@")
+            parent = name.rpartition("/")[0]
+            absolute = listed.lstrip("/") if listed.startswith("/") or not parent else f"{parent}/{listed}"
+            yield from _files(folders, absolute, ".".join(filter(None, (package, below))), options)
+
+
+def _sets(content: Any, package: str, key: str) -> bool:
+    """Return whether a config that is put below `package` has the key."""
+    if package and not key.startswith(f"{package}."):
+        return False
+    for part in key.removeprefix(f"{package}.").split(".") if package else key.split("."):
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return True

@@ -1,0 +1,616 @@
+"""Every key of every command: its type, its range, its default, and one line that says what it does.
+
+A command's config is one frozen model (`TrainConfig`, `EvalConfig`, ...) that has one model per group of `conf/`.
+`validation.py` checks a composed config against it and reports all mistakes at once. Nothing is converted:
+`model_dump(exclude_unset=True)` equals the composed config, types included (an integer stays one, for 1.0 too).
+
+A default counts for a key that no yaml sets, so your own option may be short and configs of older runs stay valid.
+Your own keys belong in the section `my`. A mapping with a `_target_` takes any key: the class that it names gets it.
+
+Importing this module imports neither torch nor Lightning nor numpy, because `--help` needs it.
+"""
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+Plain = dict[str, Any]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Types of values. Messages derive their words from the type and its bounds, or take them from a Rule.
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule that a type alone cannot express.
+
+    Attributes:
+        words: what a value must be, as the end of "must be ...".
+        test: checks a value that has the right type.
+    """
+
+    words: str
+    test: Callable[[Any], bool] = lambda value: True
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any) -> Any:
+        if not self.test(value):
+            raise ValueError(self.words)
+        return value
+
+
+def _has_target(node: Plain) -> bool:
+    return isinstance(node.get("_target_"), str) and node["_target_"] != ""
+
+
+def _is_name(text: str) -> bool:
+    return text != "" and text == text.strip() and not set(text) & set("/\\#?%:")
+
+
+def _has_no_symbols(text: str) -> bool:
+    import unicodedata  # used by `alexlab dashboard` only
+
+    return text.strip() != "" and not any(unicodedata.category(letter)[0] in "SC" for letter in text)
+
+
+def _are_sizes(pairs: list[list[int]]) -> bool:
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        return False
+    epochs, pixels = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return epochs[0] == 1 and all(a < b for a, b in itertools.pairwise(epochs)) and min(pixels) >= 8
+
+
+def _are_devices(value: str | int | list[int]) -> bool:
+    if isinstance(value, list):
+        return len(value) > 0 and min(value) >= 0 and len(set(value)) == len(value)
+    return value == "auto" or (isinstance(value, int) and value > 0)
+
+
+Text = Annotated[str, MinLen(1)]
+Target = Annotated[Plain, Rule("a mapping with a _target_, which names a class", _has_target)]
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Pixels = Annotated[int, Ge(8)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Number = int | float
+Positive = Annotated[int, Gt(0)] | Annotated[float, Gt(0)]
+NotNegative = Annotated[int, Ge(0)] | Annotated[float, Ge(0)]
+Fraction = Annotated[int, Ge(0), Le(1)] | Annotated[float, Ge(0), Le(1)]
+Below1 = Annotated[int, Ge(0), Lt(1)] | Annotated[float, Ge(0), Lt(1)]
+Inside01 = Annotated[int, Gt(0), Lt(1)] | Annotated[float, Gt(0), Lt(1)]
+UpTo1 = Annotated[int, Gt(0), Le(1)] | Annotated[float, Gt(0), Le(1)]
+Batches = Annotated[
+    Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)],
+    Rule("a fraction from 0.0 to 1.0, or a whole number of batches"),
+]
+SomeBatches = Annotated[
+    Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)],
+    Rule("a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1"),
+]
+# Lightning would download what an address names, and run what is in it.
+LocalPath = Annotated[str, Rule("a run or a local file, not an address", lambda text: text != "" and "://" not in text)]
+Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
+PlainLetters = Annotated[str, Rule("a text without symbols such as + < = > | ~ ^ $ and emojis", _has_no_symbols)]
+WandbRun = Annotated[
+    str,
+    Rule(
+        "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page",
+        lambda text: text.count("/") == 2 and all(map(_is_name, text.split("/"))),
+    ),
+]
+Three = Rule("three numbers, for red, green and blue", lambda v: len(v) == 3)
+ThreePositive = Rule("three numbers above 0, for red, green and blue", lambda v: len(v) == 3 and min(v) > 0)
+Areas = Rule(
+    "a min and a max fraction of the area, above 0 and at most 1", lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1
+)
+Ratios = Rule("a min and a max aspect ratio, above 0", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+Sizes = Rule("pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]]", _are_sizes)
+Betas = Rule("two numbers from 0 to below 1", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v))
+Milestones = Rule("growing numbers above 0", lambda v: v == sorted(set(v)) and min(v, default=1) > 0)
+Steps = Rule("a whole number of at least 1, or -1 for no limit", lambda v: v == -1 or v > 0)
+Crops = Rule("1 or 10", lambda v: v in (1, 10))
+Devices = Rule("auto, a whole number above 0, or a list of different GPU numbers", _are_devices)
+MaxTime = Rule(
+    'a text "DAYS:HOURS:MINUTES:SECONDS", in quotes', lambda v: re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v) is not None
+)
+
+Metric = Literal["val/loss", "val/acc1", "val/acc5"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+Precision = Annotated[
+    Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+    | Annotated[int, Rule("32, 64 or 16", lambda bits: bits in (32, 64, 16))],
+    Rule("one of auto, 32, 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true"),
+]
+
+
+class Group(BaseModel):
+    """A mapping of known keys: frozen, without conversion of values, and without any other key."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True, defer_build=True
+    )
+
+
+def key(description: str, default: Any = ..., give: str | None = None, alias: str | None = None) -> Any:
+    """Declare a key.
+
+    Args:
+        description: one line for --help.
+        default: the value if no yaml sets the key, or the group's class; without one the key is required.
+        give: what to give if the key is missing, as the end of "is missing: give ...".
+        alias: the key's name in yaml if Python cannot have it.
+    """
+    extra: Any = {"give": give} if give else None
+    if isinstance(default, type):
+        return Field(default_factory=default, description=description, alias=alias, json_schema_extra=extra)
+    return Field(default, description=description, alias=alias, json_schema_extra=extra)
+
+
+def required_group(description: str, option: str) -> Any:
+    """Declare a required group of `conf/`, of which `option` is an example."""
+    return Field(description=description, json_schema_extra={"option": option})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The groups of `alexlab train`
+
+
+class ModelConfig(Group):
+    """The network (conf/model)."""
+
+    name: Text = key("Name of the network; model=torchvision and model=timm build the network of this name.")
+    pretrained: bool = key("Start from published ImageNet weights.", False)
+    mean: Literal["auto"] | Annotated[list[Number], Three] = key(
+        "Mean of RGB: the net gets (pixel / 255 - mean) / std; auto: its weights'."
+    )
+    std: Literal["auto"] | Annotated[list[Number], ThreePositive] = key(
+        "Standard deviation of RGB; auto: its weights'."
+    )
+    bias_lr_factor: Positive = key("Factor on the learning rate of biases; read by conf/optimizer.", 1.0)
+    net: Target = key("The network: its class as _target_, and the arguments of its constructor.")
+
+
+class DataConfig(Group):
+    """The images and how they are read (conf/data)."""
+
+    name: Text = key("Name of the data, in tables and run names.")
+    root: Text = key("Folder of the images.", give="the folder of the images with data.root=PATH")
+    idx: Text | None = key("Fashion-MNIST only: folder of the four idx files; auto finds or downloads them.", None)
+    demo_seed: Whole | None = key("Demo only: seed of the drawings.", None)
+    batch_size: Count = key("Images per step, all devices together.")
+    image_size: Pixels = key("Side of the images that the network gets, in pixels.")
+    num_workers: Whole | None = key("Decoding threads per device; null takes the available cores, at most 12.", None)
+    num_classes: Annotated[int, Ge(2)] | None = key("Classes that the data must have; null counts them.", None)
+    val_fraction: Inside01 | None = key("Fraction of each class to hold out for validation if there is no val/.", None)
+    test_fraction: Below1 = key("Fraction of each class to hold out for the test if there is no test/.", 0.0)
+    on_error: Literal["raise", "skip"] = key("Broken images: raise an error, or skip and list them.", "raise")
+    max_bad: Whole | None = key("Broken images that may be skipped, all splits together; null is any number.", 100)
+    crop_on: Literal["auto", "cpu", "device"] = key(
+        "Where to crop; auto: the GPU if images are pixels of one size.", "auto"
+    )
+    cache: Literal["device"] | None = key("Cache all images on the device, which then crops them too.", None)
+    class_names: Text | None = key("Class names: imagenet, fashion_mnist, or a file of lines: folder, tab, name.", None)
+
+
+class AugmentConfig(Group):
+    """Augmentation of training images (conf/augment)."""
+
+    crop: Literal["random_resized", "random", "center"] = key("How training images are cropped.", "center")
+    scale: Annotated[list[Number], Areas] = key("Min and max fraction of the area for random_resized.", [0.08, 1.0])
+    ratio: Annotated[list[Number], Ratios] = key("Min and max aspect for random_resized.", [0.75, 1.3333333333333333])
+    sizes: Annotated[list[list[int]], Sizes] | None = key(
+        "[[first epoch, pixels], ...] of training images; null: data.image_size.", None
+    )
+    crop_ratio: UpTo1 = key("image_size / short side for other crops, and in evaluation (224 / 256).", 0.875)
+    flip: Fraction = key("Probability of a horizontal flip.", 0.0)
+    policy: Literal["none", "trivial", "rand"] = key("trivial: TrivialAugmentWide, rand: RandAugment.", "none")
+    policy_ops: Count = key("Operations per image for rand.", 2)
+    policy_magnitude: Annotated[int, Ge(0), Le(30)] = key("Strength of rand.", 9)
+    pca: NotNegative = key("Standard deviation of PCA colour noise (paper: 0.1); 0 is off.", 0.0)
+    pca_by: Literal["eigenvalues", "deviations"] = key("Scale of the noise; deviations are their roots.", "eigenvalues")
+    erase: Fraction = key("Probability of erasing a rectangle.", 0.0)
+    mixup: NotNegative = key("Beta parameter of mixup; 0 is off.", 0.0)
+    cutmix: NotNegative = key("Beta parameter of CutMix; 0 is off.", 0.0)
+
+
+class OptimizerConfig(Group):
+    """The optimizer (conf/optimizer). Its class gets momentum, nesterov, betas and unlisted keys if they are set."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Text = key("The optimizer's class.", alias="_target_")
+    lr: Positive = key("Learning rate at the global batch size, or at lr_reference_batch.")
+    weight_decay: NotNegative = key("Weight decay of the weights of convolutions and linear layers.", 0.0)
+    momentum: Below1 = key("Momentum, for classes that have it.", 0.0)
+    nesterov: bool = key("Nesterov momentum, for classes that have it.", False)
+    betas: Annotated[list[Number], Betas] = key("Decay of Adam's averages, for classes that have it.", [0.9, 0.999])
+    decay_norm_and_bias: bool = key("Decay normalization layers and biases too.", False)
+    lr_reference_batch: Count | None = key("Images per step that lr is meant for, to scale it with the batch.", None)
+    bias_lr_factor: Positive = key("Factor on the learning rate of biases.", 1.0)
+    fused: Literal["auto"] | bool = key(
+        "Update all weights in one pass; auto: not if 16-mixed clips gradients.", "auto"
+    )
+
+
+class SchedulerConfig(Group):
+    """The learning-rate schedule (conf/scheduler)."""
+
+    name: Literal["constant", "cosine", "linear", "multistep", "plateau", "step"] = key("The schedule.")
+    unit: Literal["epoch", "step"] = key("Unit of all lengths of the schedule; a step is an optimizer step.", "epoch")
+    warmup: NotNegative = key("Length of the linear warm-up.", 0)
+    min_factor: Fraction = key("cosine, linear: final fraction of the learning rate.", 0.0)
+    step_size: Positive = key("step: length between two drops.", 30)
+    milestones: Annotated[list[Number], Milestones] = key("multistep: when to multiply by gamma.", [30, 60, 80])
+    gamma: UpTo1 = key("step, multistep: factor of each drop.", 0.1)
+    factor: Inside01 = key("plateau: factor of each drop.", 0.1)
+    patience: Whole = key("plateau: epochs without improvement before a drop.", 5)
+    min_lr: NotNegative = key("plateau: smallest learning rate.", 0.0)
+    monitor: Metric | None = key("plateau: metric that must improve.", None)
+
+
+class TrainerConfig(Group):
+    """Devices, precision and limits (conf/trainer): keys of our own, and arguments of Lightning's Trainer."""
+
+    accelerator: Accelerator = key("Kind of device.", "auto")
+    devices: Annotated[Literal["auto"] | int | list[int], Devices] = key(
+        "How many, or which GPUs, as [0, 2]; auto: all GPUs, or one CPU process.", "auto"
+    )
+    num_nodes: Count = key("Machines; more than one needs torchrun or srun.", 1)
+    strategy: Literal["auto", "ddp", "fsdp"] = key("Strategy; auto: ddp if there are several devices.", "auto")
+    precision: Precision = key("auto: bf16-mixed if the device is fast at it, 16-mixed on older GPUs, else 32.", "auto")
+    max_epochs: Count | None = key("Epochs; null is no limit.", 10)
+    min_epochs: Count | None = key("Epochs before early stopping may stop the run.", None)
+    max_steps: Annotated[int, Steps] = key("Optimizer steps; -1 is no limit.", -1)
+    min_steps: Count | None = key("Optimizer steps before early stopping may stop the run.", None)
+    max_time: Annotated[str, MaxTime] | None = key('Limit of time, as "DAYS:HOURS:MINUTES:SECONDS".', None)
+    accumulate_grad_batches: Count = key("Batches per optimizer step.", 1)
+    gradient_clip_val: Positive | None = key("Clip gradients to this norm; null does not clip.", None)
+    gradient_clip_algorithm: Literal["norm", "value"] | None = key("Clip by norm or by value; null is norm.", None)
+    limit_train_batches: SomeBatches | None = key("Fraction (0.5) or number (5) of training batches per epoch.", None)
+    limit_val_batches: Batches | None = key("Fraction or number of validation batches.", None)
+    limit_test_batches: Batches | None = key("Fraction or number of test batches.", None)
+    overfit_batches: Batches = key("Use only this fraction or number of training batches; 0.0 is off.", 0.0)
+    log_every_n_steps: Count = key("Optimizer steps between two points of the step curves.", 20)
+    check_val_every_n_epoch: Count = key("Epochs between validations.", 1)
+    val_check_interval: SomeBatches | None = key("Validate also after this fraction or number of batches.", None)
+    num_sanity_val_steps: Annotated[int, Ge(-1)] = key("Validation batches to try before training; -1 is all.", 0)
+    detect_anomaly: bool = key("Let autograd look for NaN, which is slow.", False)
+    profiler: Literal["simple", "advanced", "pytorch"] | None = key("Lightning's profiler.", None)
+    deterministic: bool | Literal["warn"] = key("Use deterministic algorithms only.", False)
+    inference_mode: bool = key("Evaluate in torch.inference_mode instead of torch.no_grad.", True)
+    sync_batchnorm: bool = key("Compute BatchNorm's statistics over all devices.", False)
+    channels_last: Literal["auto"] | bool = key("Memory format channels_last; auto is on for GPUs.", "auto")
+    tf32: bool = key("Allow TF32 on GPUs.", True)
+    cudnn_benchmark: bool = key("Let cuDNN measure its algorithms once on GPUs.", True)
+    timeout: Positive = key("Minutes that ranks wait for each other.", 10)
+    master_port: Annotated[int, Ge(1), Le(65535)] | None = key("Port at which ranks meet; null takes a free one.", None)
+
+
+# Keys of `trainer` that are ours; Lightning's Trainer takes all others as they are.
+OWN_TRAINER_KEYS = ("strategy", "precision", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port")
+
+
+class WandbConfig(Group):
+    """Weights & Biases (logger=wandb)."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = key("auto: online with an API key, else offline.", "auto")
+    project: Text = key("Project of the run.", "alexlab")
+    entity: Text | None = key("User or team; null is your default.", None)
+    name: Text | None = key("Name of the run; null names it after what the command line changed.", None)
+    group: Text | None = key("Group of the run; null is its sweep, or the same settings with any seed.", None)
+    tags: list[str] = key("Tags; none are the network, the data and the recipe.", [])
+    notes: Text | None = key("Notes on the run.", None)
+    log_model: bool = key("Upload the best checkpoint as an artifact.", False)
+    log_code: bool = key("Upload the commit and a patch of local changes as an artifact.", True)
+    init_timeout: Positive = key("Seconds that the server may take to answer before the run continues offline.", 8)
+
+
+class TensorBoardConfig(Group):
+    """TensorBoard event files in the run directory (logger=tensorboard)."""
+
+
+class LoggerConfig(Group):
+    """Loggers besides metrics.csv, which every run writes (conf/logger)."""
+
+    wandb: WandbConfig | None = key("Weights & Biases; null is off.", None)
+    tensorboard: TensorBoardConfig | None = key("TensorBoard; null is off.", None)
+
+
+class CallbacksConfig(Group):
+    """Callbacks (conf/callbacks). Any other entry must have a `_target_`: your own callback."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Target]
+
+    progress: Literal["auto", "rich", "plain", "none"] = key("auto: rich in a terminal, else plain.", "auto")
+    lr_monitor: bool = key("Log learning rates.", True)
+    figures: bool = key("Save figures of the trained network in figures/ and in W&B.", True)
+    model_summary: Whole = key("Depth of the table of layers; 0 is off.", 0)
+    device_stats: bool = key("Log statistics of the devices.", False)
+    grad_norm: bool = key("Log train/grad_norm of all weights, before clipping.", False)
+    early_stopping: Count | None = key("Stop after this many validations without improvement; null does not.", None)
+
+
+class EmaConfig(Group):
+    """Moving average of the weights."""
+
+    decay: Inside01 | None = key("Decay of the moving average of the weights, such as 0.9999; null is off.", None)
+
+
+class FinetuneConfig(Group):
+    """Training of a network that starts from trained weights."""
+
+    freeze_epochs: Whole = key("First epochs, in which only the head is trained.", 0)
+    backbone_lr_factor: Positive = key("Factor on the learning rate of all layers but the head.", 1.0)
+
+
+class ResumeConfig(Group):
+    """How to resume a run that was stopped."""
+
+    run: LocalPath | None = key("Directory, name, latest, or auto: the run in its own directory, if any.", None)
+    allow_changes: bool = key("Accept settings that differ from the run's.", False)
+    requeue: bool = key("On SLURM with resume=auto: requeue the job if SIGUSR1 stops it.", False)
+
+
+class CheckpointConfig(Group):
+    """When last.ckpt is written, besides each epoch's end and when a run is stopped."""
+
+    every_n_steps: Count | None = key("Optimizer steps between checkpoints; null is off.", None)
+    every_minutes: Positive | None = key("Minutes between checkpoints; null is off.", 15)
+
+
+class SweepConfig(Group):
+    """How -m treats jobs (conf/sweep)."""
+
+    keep_going: bool = key("Record a failed job and start the next one.", False)
+    pruner: Literal["median", "hyperband", "none"] = key("Optuna: how to stop bad trials early.", "none")
+    startup_trials: Whole = key("Optuna, median: first trials that are never stopped.", 5)
+    warmup_epochs: Whole = key("Optuna: first epochs in which no trial is stopped.", 2)
+
+
+class PathsConfig(Group):
+    """Folders that are read and written (conf/paths)."""
+
+    data: Text = key("Folder of the data sets.")
+    logs: Text = key("Folder of the runs.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The commands
+
+
+class CommandConfig(Group):
+    """What every command has."""
+
+    task: Text = key("The command, which names its folder below paths.logs.")
+    paths: PathsConfig = required_group("Folders that are read and written.", "default")
+    run_dir: Text | None = key("Filled in: the run directory.", None)
+    overrides: list[str] = key("Filled in: the overrides of the command line.", [])
+
+
+class TrainConfig(CommandConfig):
+    """alexlab train"""
+
+    model: ModelConfig = required_group("The network.", "alexnet")
+    data: DataConfig = required_group("The images.", "folder")
+    augment: AugmentConfig = required_group("Augmentation of training images.", "basic")
+    optimizer: OptimizerConfig = required_group("The optimizer.", "sgd")
+    scheduler: SchedulerConfig = required_group("The learning-rate schedule.", "cosine")
+    trainer: TrainerConfig = required_group("Devices, precision and limits.", "auto")
+    logger: LoggerConfig = required_group("Loggers.", "csv")
+    callbacks: CallbacksConfig = required_group("Callbacks.", "default")
+    sweep: SweepConfig = key("How -m treats jobs.", SweepConfig)
+    seed: Seed = key("Seed of split, order, augmentation, weights and dropout.", 0)
+    label_smoothing: Below1 = key("Label smoothing, in training only.", 0.0)
+    compile: bool = key("Compile the network with torch.compile.", False)
+    ema: EmaConfig = key("Moving average of the weights.", EmaConfig)
+    finetune: FinetuneConfig = key("Training from trained weights.", FinetuneConfig)
+    monitor: Metric = key("Metric that selects best.ckpt, and that a sweep optimizes.", "val/acc1")
+    on_nan: Literal["stop", "skip"] = key("If the loss is NaN or infinite: stop the run, or skip the step.", "stop")
+    test: bool = key("Test the best checkpoint at the end (on val if there is no test/).", True)
+    resume: ResumeConfig = key("resume=RUN resumes a run in its directory, with its config.", ResumeConfig)
+    checkpoint: CheckpointConfig = key("When last.ckpt is written.", CheckpointConfig)
+    ckpt_path: LocalPath | None = key("Run, latest, or last.ckpt to continue in a new run.", None)
+    init_from: LocalPath | None = key("Run, latest, or checkpoint whose weights to start from.", None)
+    from_run: LocalPath | None = key("Run, or latest, to train again with its config and seed.", None)
+    from_wandb: WandbRun | None = key("Likewise a run in W&B: ENTITY/PROJECT/RUN.", None)
+    dry_run: bool = key("Print what would run, and stop.", False)
+    my: dict[Any, Any] = key("Your own keys: any content.", {})
+    repeats: Text | None = key("Filled in: the run of from_run or from_wandb.", None)
+    choices: dict[str, Any] = key("Filled in: the option of each group.", {})
+
+
+class BenchmarkConfig(TrainConfig):
+    """alexlab benchmark"""
+
+    seconds: Positive = key("Duration of each of the four measurements, in seconds.", 10)
+    format: Literal["table", "json"] = key("json: one JSON object on standard output.", "table")
+
+
+class RunDataConfig(Group):
+    """What a command may change of the data of a run."""
+
+    root: Text | None = key("Another folder of images with the same classes; null is the run's.", None)
+    num_workers: Whole | None = key("Decoding threads; null takes the run's.", None)
+    on_error: Literal["raise", "skip"] | None = key("Broken images; null takes the run's.", None)
+
+
+class RunTrainerConfig(Group):
+    """What a command may change of the trainer of a run."""
+
+    accelerator: Accelerator | None = key("Kind of device; null takes the run's.", None)
+    precision: Precision | None = key("Precision; null takes the run's.", None)
+
+
+class RunConfig(CommandConfig):
+    """A command on a trained run."""
+
+    run: LocalPath = key("Run: directory, name, or latest.", give="a run's directory with run=PATH, or run=latest")
+    ckpt: LocalPath = key("Checkpoint: best, last, or a file.", "best")
+
+
+class EvaluatingConfig(RunConfig):
+    """A command that runs a trained network on the run's images."""
+
+    data: RunDataConfig = key("The images.", RunDataConfig)
+    compile: bool | None = key("torch.compile; null takes the run's, which reproduces its metrics exactly.", None)
+    trainer: RunTrainerConfig = key("Device and precision.", RunTrainerConfig)
+
+
+class EvalConfig(EvaluatingConfig):
+    """alexlab eval"""
+
+    crops: Annotated[int, Crops] = key("Crops per image: 1 (center), or the paper's 10 (averaged).", 1)
+
+
+class PredictConfig(RunConfig):
+    """alexlab predict"""
+
+    images: Text = key("An image, a folder, or a quoted glob.", give="an image, a folder or a glob with images=PATH")
+    topk: Count = key("Classes per image.", 5)
+    out: Text | None = key("CSV file; null is predictions.csv in the run directory.", None)
+    batch_size: Count = key("Images per batch.", 64)
+    num_workers: Whole | None = key("Decoding threads; null takes the available cores.", None)
+
+
+class FiguresConfig(EvaluatingConfig):
+    """alexlab figures"""
+
+    among: Whole = key("Training images among which nearest neighbours are searched; 0 draws none.", 2000)
+
+
+class ExportConfig(RunConfig):
+    """alexlab export"""
+
+    format: Literal["onnx", "torch_export"] = key("torch_export is for torch.export.load.", give="format=onnx")
+    out: Text | None = key("File; null is model.onnx or model.pt2 in the run directory.", None)
+    images: Text | None = key("Images to check the file on; null is the run's test/ or val/.", None)
+    tolerance: Positive = key("Largest difference of a logit from the run's; above it no file is written.", 1e-4)
+
+
+class PrepareDataConfig(Group):
+    """The images to prepare."""
+
+    root: Text = key("Folder of the images.", give="the folder of the images with data.root=PATH")
+    val_fraction: Inside01 | None = key("Fraction of each class to hold out for validation if there is no val/.", None)
+    test_fraction: Below1 = key("Fraction of each class to hold out for the test if there is no test/.", 0.0)
+    class_names: Text | None = key("Class names: imagenet, fashion_mnist, or a file of lines: folder, tab, name.", None)
+
+
+class PrepareConfig(CommandConfig):
+    """alexlab prepare"""
+
+    seed: Seed = key("Seed of the split by fractions, as in training.", 0)
+    data: PrepareDataConfig = key("The images.")
+    out: Text = key("New folder, or the folder of a preparation that was stopped.", give="a new folder with out=PATH")
+    format: Literal["jpeg", "raw"] = key("raw: pixels, which need no decoding.", "jpeg")
+    short_side: Pixels = key("Short side in pixels; smaller images keep their size.", 256)
+    square: bool = key("Store the center square only.", False)
+    quality: Annotated[int, Ge(1), Le(100)] = key("JPEG quality.", 90)
+    shard_mb: Positive = key("Size of a file in MB.", 512)
+    num_workers: Count | None = key("Threads; null takes the available cores.", None)
+
+
+class CompareConfig(CommandConfig):
+    """alexlab compare"""
+
+    runs: Text | list[Text] = key("Folder of runs, a glob, or a list of them.")
+    where: Text | None = key('Condition on runs, as where="optimizer.lr>0.01 and status=finished".', None)
+    sort: Text | None = key("Metric or setting to sort by; null is val/acc1.", None)
+    seeds: Literal["group", "each"] = key("group: a row of mean±std over seeds; each: a row per run.", "group")
+    format: Literal["table", "markdown", "csv", "json", "html"] = key("Output; html is a page with curves.", "table")
+    out: Text | None = key("File; null is the terminal, and logs/compare.html for html.", None)
+    most: Count | None = key("Rows; null is 30 in a table, 200 on a page, else all.", None)
+    equal: bool = key("Report whether two runs are equal step by step; exit with 1 if they are not.", False)
+
+
+class LoggedNames(Group):
+    """Names that your own code logs."""
+
+    history: list[Text] = key("Metrics logged per step.", [])
+    summary: list[Text] = key("Values of a run's summary.", [])
+    config: list[Text] = key("Settings.", [])
+    media: list[Text] = key("Images.", [])
+
+
+class LayoutConfig(Group):
+    """Sections and panels (conf/dashboard)."""
+
+    max_runs: Count = key("Newest runs that a panel shows.", 100)
+    sections: Annotated[Plain, Rule("sections by name, each with panels", bool)] = key(
+        "Sections by name, each with panels."
+    )
+
+
+class DashboardConfig(CommandConfig):
+    """alexlab dashboard"""
+
+    entity: Name | None = key("User or team; null is your default.", None)
+    project: Name = key("Project.", "alexlab")
+    name: PlainLetters = key("Name of the view.", "alexlab")
+    dry_run: bool = key("Print what would be saved, as JSON, without asking a server.", False)
+    metric: Text = key("Value of a run's summary for bars, sweeps and scatter plots.", "val/acc1_best")
+    x: Text = key("x axis of line plots.", "trainer/global_step")
+    swept: Annotated[list[Text], Rule("a list of settings, such as [optimizer.lr]", bool)] = key(
+        "Settings that sweeps change."
+    )
+    also: LoggedNames = key("Names that your own code logs.", LoggedNames)
+    timeout: Count = key("Seconds that the server may take to answer.", 8)
+    dashboard: LayoutConfig = required_group("Sections and panels.", "default")
+
+
+def mode_of(metric: str) -> Literal["min", "max"]:
+    """Return "min" for a loss and "max" for an accuracy."""
+    return "min" if metric.endswith("loss") else "max"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# For --help and for editors
+
+
+def describe(model: type[Group], above: str = "") -> dict[str, str]:
+    """Return the description of each key and group of a command, by its dotted name; with the options, if it has some.
+
+    Args:
+        above: goes before the names.
+    """
+    found: dict[str, str] = {}
+    for name, field in fields_of(model).items():
+        options = _options(field.annotation)
+        text = field.description or ""
+        found[above + name] = f"{text.removesuffix('.')} ({', '.join(options)})." if len(options) > 1 else text
+        if group := group_in(field):
+            found |= describe(group, f"{above}{name}.")
+    return found
+
+
+def _options(annotation: Any) -> list[str]:
+    """List the texts that a key takes, if its type lists them: of `Literal["auto", "ddp"] | None` auto and ddp."""
+    if get_origin(annotation) is Literal:
+        return list(map(str, get_args(annotation)))
+    return [option for part in get_args(annotation) for option in _options(part)]
+
+
+def json_schema(model: type[Group]) -> Plain:
+    """Return the JSON schema of a command or of a group, with which editors complete and check yaml files."""
+    return model.model_json_schema(by_alias=True)
+
+
+def fields_of(model: type[Group]) -> dict[str, FieldInfo]:
+    """Return the fields of a model by their names in yaml."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def group_in(field: FieldInfo) -> type[Group] | None:
+    """Return the model that a field holds; None for a field with a plain value."""
+    options = (field.annotation, *get_args(field.annotation))
+    return next((option for option in options if isinstance(option, type) and issubclass(option, Group)), None)

@@ -1,0 +1,417 @@
+"""Check a composed config against the schema: every mistake is one sentence, and all are reported at once."""
+
+import difflib
+import math
+import os
+import re
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from alexlab.engine.errors import UserError
+from alexlab.engine.schema import (
+    BenchmarkConfig,
+    CommandConfig,
+    Group,
+    OptimizerConfig,
+    Plain,
+    Rule,
+    TrainConfig,
+    WandbConfig,
+    describe,
+    fields_of,
+    group_in,
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names that users try
+
+# What other programs call our keys.
+SYNONYMS = {
+    "amp": "trainer.precision",
+    "arch": "model.name",
+    "batch_size": "data.batch_size",
+    "bs": "data.batch_size",
+    "checkpoint": "ckpt_path",
+    "data_dir": "data.root",
+    "data_path": "data.root",
+    "epoch": "trainer.max_epochs",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "img_size": "data.image_size",
+    "input_size": "data.image_size",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "num_epochs": "trainer.max_epochs",
+    "num_gpus": "trainer.devices",
+    "opt": "optimizer._target_",
+    "resume_from": "resume.run",
+    "wd": "optimizer.weight_decay",
+    "workers": "data.num_workers",
+}
+
+# Keys, and values as "key=value", that were removed or renamed or are set elsewhere: what to do, after the key's name.
+REPLACED = {
+    "on_nan=rollback": "was removed: use on_nan=skip, or on_nan=stop and resume the run with a smaller learning rate.",
+    "data.cache=ram": "was removed: prepare pixels with `alexlab prepare format=raw`, which are faster.",
+    "mode": "was removed: it follows from monitor, min for a loss and max for an accuracy.",
+    "trainer.barebones": "is not available: `alexlab benchmark` measures the speed of training.",
+    "trainer.benchmark": "is named trainer.cudnn_benchmark.",
+    "trainer.callbacks": "is not available: a callback is an entry of callbacks with a _target_.",
+    "trainer.default_root_dir": "is not available: paths.logs=PATH and hydra.run.dir=PATH choose the folders.",
+    "trainer.enable_autolog_hparams": "is not available: the whole config is logged.",
+    "trainer.enable_checkpointing": "is not available: every run writes best.ckpt and last.ckpt.",
+    "trainer.enable_model_summary": "is set by callbacks.model_summary=DEPTH.",
+    "trainer.enable_progress_bar": "is set by callbacks.progress=none.",
+    "trainer.fast_dev_run": "is not available: debug=fast runs two batches of each split.",
+    "trainer.limit_predict_batches": "is not available: `alexlab predict` takes the images that it gets.",
+    "trainer.logger": "is not available: choose loggers with logger=csv, wandb, tensorboard or all.",
+    "trainer.model_registry": "is not available: logger.wandb.log_model=true uploads the best checkpoint.",
+    "trainer.plugins": "is not available: trainer.precision and trainer.strategy choose plugins.",
+    "trainer.reload_dataloaders_every_n_epochs": "is not available: each epoch has an order of its own anyway.",
+    "trainer.use_distributed_sampler": "is not available: our sampler divides the images among the ranks.",
+}
+
+FILLED_IN = ("run_dir", "repeats", "overrides", "choices")
+RECIPES = ("experiment", "debug")  # groups whose options change the whole config
+NEAR, NEARER = 0.7, 0.8  # similarity by difflib that counts as a slip: in the same group, and in another one
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Validation
+
+M = TypeVar("M", bound=Group)
+KeyPath = tuple[Any, ...]  # ("optimizer", "lr")
+
+
+def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] = lambda key: None) -> M:
+    """Check a composed config and return it as a frozen model.
+
+    Args:
+        model: the command's, such as TrainConfig.
+        plain: the config as plain values, with `???` for what is missing.
+        file_of: returns the yaml file that sets a key, or None if that is not known.
+
+    Raises:
+        UserError: it names all mistakes, one per line, each with key, value, rule and fix.
+    """
+    config, mistakes = check(model, plain, file_of)
+    if config is None:
+        several = f"{len(mistakes)} values of the config are wrong:\n  "
+        raise UserError(mistakes[0] if len(mistakes) == 1 else several + "\n  ".join(mistakes))
+    return config
+
+
+def check(
+    model: type[M], plain: Plain, file_of: Callable[[str], str | None] = lambda key: None
+) -> tuple[M | None, list[str]]:
+    """Return a composed config as a frozen model, or None and all its mistakes. See `validate`."""
+    missing = {path: _missing(model, plain, path) for path, value in _walk(plain) if value == "???"}
+    wrong = {path: _unknown(model, plain, path) for path in _synonyms_in_optimizer(model, plain)}
+    config, errors = None, []
+    try:
+        config = model.model_validate(_without_missing(plain))
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+    for each in errors:
+        path = _path_of_key(model, each["loc"])
+        if each["type"] != "missing":
+            wrong.setdefault(path, _wrong(model, plain, path))
+        elif not any(f"Did you mean `{_name(path)}`?" in text for text in wrong.values()):
+            missing.setdefault(path, _missing(model, plain, path))
+    words = plain.get("overrides")
+    overridden = {str(word).lstrip("+~").partition("=")[0] for word in words} if isinstance(words, list) else set()
+    files = {path: None if _name(path) in overridden else file_of(_name(path)) for path in wrong}
+    lines = [*missing.values(), *(f"{text} ({files[path]})" if files[path] else text for path, text in wrong.items())]
+    if isinstance(config, CommandConfig) and not lines:  # these need each value to be right by itself
+        lines = [*_wrong_overrides(config), *(_wrong_together(config) if isinstance(config, TrainConfig) else ())]
+    return (None if lines else config), lines
+
+
+def _synonyms_in_optimizer(model: type[Group], plain: Plain) -> Iterator[KeyPath]:
+    """Find other programs' names of our own keys, as learning_rate, which the optimizer's class would be passed."""
+    node = plain.get("optimizer") if "optimizer" in model.model_fields else None
+    for name in node if isinstance(node, dict) else ():
+        if SYNONYMS.get(name, "").startswith("optimizer.") and name not in fields_of(OptimizerConfig):
+            yield "optimizer", name
+
+
+def _wrong_together(config: TrainConfig) -> Iterator[str]:
+    """Find values that are right by themselves and wrong together."""
+    trainer, model, scheduler, optimizer = config.trainer, config.model, config.scheduler, config.optimizer
+    if trainer.max_epochs is None and trainer.max_steps == -1:
+        yield "`trainer.max_epochs=null` and `trainer.max_steps=-1`: the run would never end. Set one of them."
+    freeze, clip = config.finetune.freeze_epochs, trainer.gradient_clip_algorithm
+    sharded = {  # by FSDP: no device has a whole weight or gradient
+        f"ema.decay={config.ema.decay}": "ema.decay=null" if config.ema.decay is not None else None,
+        f"finetune.freeze_epochs={freeze}": "finetune.freeze_epochs=0" if freeze else None,
+        f"trainer.gradient_clip_algorithm={clip}": "trainer.gradient_clip_algorithm=norm" if clip == "value" else None,
+        f"on_nan={config.on_nan}": "on_nan=stop" if config.on_nan != "stop" else None,
+        "callbacks.grad_norm=true": "callbacks.grad_norm=false" if config.callbacks.grad_norm else None,
+    }
+    for setting, instead in sharded.items() if trainer.strategy == "fsdp" else ():
+        if instead is not None:
+            yield f"`{setting}` does not work with FSDP, which shards the weights: use trainer=ddp, or {instead}."
+    if model.pretrained and "pretrained" not in model.net and config.init_from is None and config.ckpt_path is None:
+        yield (
+            f"`model.pretrained=true`: {model.name} has no published weights. Use model=alexnet_owt, torchvision or "
+            "timm, or start from a run's weights with init_from=RUN."
+        )
+    early = config.callbacks.early_stopping
+    waiting = {"scheduler=plateau": scheduler.name == "plateau", f"callbacks.early_stopping={early}": early is not None}
+    for setting, waits in waiting.items() if trainer.limit_val_batches == 0 else ():
+        if waits:
+            yield f"`{setting}` needs validation, and trainer.limit_val_batches=0 turns it off."
+    if scheduler.name == "plateau" and scheduler.monitor is None:
+        yield "`scheduler.monitor` is missing: scheduler=plateau needs a metric, such as `monitor: ${monitor}`."
+    root = os.path.expanduser(config.data.root)  # noqa: PTH111
+    created = config.data.demo_seed is not None or config.data.idx is not None  # on first use
+    if not created and not os.path.exists(root):  # noqa: PTH110
+        yield f"`data.root={root}` does not exist: give the folder of the images with data.root=PATH."
+    elif config.data.name == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
+        yield f"`data.root={root}` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out={root}`."
+    if config.resume.requeue and config.resume.run != "auto":
+        yield "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run."
+    if optimizer.nesterov and not optimizer.momentum:
+        yield "`optimizer.nesterov=true` needs optimizer.momentum above 0."
+    for name, run in {"from_run": config.from_run, "from_wandb": config.from_wandb}.items():
+        if run is not None and isinstance(config, BenchmarkConfig):
+            yield f"`{name}={run}` is for train only: give the settings of that run instead."
+
+
+def _wrong_overrides(config: CommandConfig) -> Iterator[str]:
+    """Find overrides that do not do what they say, although the config is right."""
+    last = {word.lstrip("+").partition("=")[0]: word for word in config.overrides}
+    for name in FILLED_IN:
+        if name in last:
+            instead = "choose a run directory with hydra.run.dir=PATH" if name == "run_dir" else "remove it"
+            yield f"`{last[name]}`: {name} is filled in by the command; {instead}."
+    if not isinstance(config, TrainConfig):
+        return
+    if word := last.get("model.net.num_classes"):
+        yield f"`{word}`: the network gets the number of classes from the images; data.num_classes=N only checks it."
+    word, option = last.get("model.name", ""), config.choices.get("model")
+    if word and "name" not in config.model.net and word.partition("=")[2] != option:
+        yield (
+            f"`{word}` would rename model={option} without changing the network. For the network of that name use "
+            f"model=torchvision {word}, or model=timm {word}."
+        )
+
+
+# -- One mistake as a sentence
+
+
+def _missing(model: type[Group], plain: Plain, path: KeyPath) -> str:
+    """Say what to give for a key that is absent or `???`."""
+    field, name = _field_at(model, path), _name(path)
+    hints = _hints(field)
+    if field is None:
+        return f"`{name}` is missing: give it with {name}=VALUE."
+    if "option" in hints:
+        return f"`{name}` is missing: choose an option by its name, such as {name}={hints['option']}."
+    if "give" in hints:
+        return f"`{name}` is missing: give {hints['give']}."
+    if len(path) > 1 and "option" in _hints(_field_at(model, path[:1])):
+        option = _at(plain, ("choices", path[0])) or "NAME"
+        return f"`{name}` is missing: conf/{path[0]}/{option}.yaml must set it to {_words(field)}."
+    return f"`{name}` is missing: set it to {_words(field)}."
+
+
+def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
+    """Say what the value at `path` must be."""
+    field, name, value = _field_at(model, path), _name(path), _at(plain, path)
+    setting = _setting(path, value)
+    if replaced := REPLACED.get(name) or REPLACED.get(f"{name}={shown(value)}"):
+        return f"{setting} {replaced}"
+    if field is None:
+        return _unknown(model, plain, path)
+    if value is None and {"give", "option"} & _hints(field).keys():
+        return _missing(model, plain, path)
+    if (group := group_in(field)) is not None:
+        if option := _hints(field).get("option"):
+            return f"{setting} must be a group of keys: a recipe chooses an option with `override /{name}: {option}`."
+        off = " logger=csv turns W&B off." if group is WandbConfig else ""
+        return (
+            f"{setting} must be a group of keys: set one, such as {name}.{next(iter(fields_of(group)), '')}=VALUE.{off}"
+        )
+    kinds, words = [kind for kind in _kinds(field) if kind[0] != "null"], _words(field)
+    if value == "" and kinds[0][0] == "a text":
+        return f"{setting} must not be empty."
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            return f"{setting} must be finite: {words}."
+        if len(kinds) == 1 and kinds[0][1] and (isinstance(value, int) or kinds[0][0] == "a number"):
+            return f"{setting} must be {words.removeprefix(kinds[0][0]).strip().removeprefix('of ')}."  # its range
+    return f"{setting} must be {words}."
+
+
+def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
+    """Say that there is no such key, and which one is meant or which there are."""
+    value, above, name = _at(plain, path), path[:-1], str(path[-1])
+    text = f"{_setting(path, value)}: there is no such key."
+    if "." in name:
+        return f"{text} Nest it in yaml: {name.replace('.', ': {')}: {shown(value)}{'}' * name.count('.')}."
+    if "choices" in fields_of(model) and (path[0] in RECIPES or path == ("sweep", "hydra")):
+        option = _at(plain, ("choices", path[0])) or "NAME"
+        return (
+            f"`{path[0]}={option}` has no effect: conf/{path[0]}/{option}.yaml must begin with `# @package _global_`."
+        )
+    has_target = name == "_target_" or (isinstance(value, dict) and "_target_" in value)
+    if has_target and path[0] == "logger":
+        return f"{text} Remove it: wandb, tensorboard and csv are built; own loggers are not built yet."
+    if has_target and path[0] != "callbacks":
+        return f"{text} Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
+    near = _nearest(model, plain, path)
+    if near is not None:
+        return f"{text} Did you mean `{near}`?"
+    if path[0] == "callbacks":
+        return f"{text} A callback of your own must be a mapping with a _target_."
+    if not above and "my" in fields_of(model):
+        return f"{text} Keys of your own belong in the section my, as +my.{name}=VALUE."
+    known = [key for key in fields_of(_group_at(model, above) or model) if key not in FILLED_IN]
+    if len(known) > 20:
+        return f"{text} `{model.__doc__} --help` lists the keys of {_name(above)}."
+    return f"{text} {_name(above) or 'The config'} has {', '.join(known) or 'no keys'}."
+
+
+def _nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
+    """Return the key that is probably meant: a synonym, the same name elsewhere, or a similar name."""
+    name, net = str(path[-1]), _at(plain, ("model", "net"))
+    keys = [key for key in describe(model) if key not in FILLED_IN]
+    keys += [f"model.net.{key}" for key in net] if isinstance(net, dict) and "model" in model.model_fields else []
+    if SYNONYMS.get(name) in keys:
+        return SYNONYMS[name]
+    leaves = {key: key.rpartition(".")[2] for key in keys}
+    same = sorted((key for key in keys if leaves[key] == name), key=lambda key: key.count("."))
+    if same and [key.count(".") for key in same].count(same[0].count(".")) == 1:
+        return same[0]
+    siblings = {leaves[key]: key for key in keys if key.rpartition(".")[0] == _name(path[:-1])}
+    parts = [leaf for leaf in siblings if name in leaf.split("_")]  # size of image_size
+    near = difflib.get_close_matches(name, siblings, 1, NEAR) or difflib.get_close_matches(name, parts, 1, 0)
+    if near:
+        return siblings[near[0]]
+    others = {leaf: key for key, leaf in reversed(leaves.items())}
+    near = difflib.get_close_matches(name, others, 1, NEARER)
+    return others[near[0]] if near else None
+
+
+def _words(field: FieldInfo) -> str:
+    """Say what values a key takes, as the end of "must be ..."."""
+    parts = [f"{noun} {bounds}".strip() for noun, bounds in _kinds(field)]
+    options = [part for part in parts if part != "null"]
+    text = f"one of {', '.join(options)}" if len(options) > 2 else " or ".join(options)
+    return f"{text}, or null" if "null" in parts else text
+
+
+def _kinds(field: FieldInfo) -> list[tuple[str, str]]:
+    """List what a key takes, each as a noun and its bounds: ("a number", "above 0")."""
+    nouns = {int: "a whole number", float: "a number", str: "a text", type(None): "null", dict: "a mapping"}
+
+    def walk(annotation: Any, metadata: Sequence[Any]) -> list[tuple[str, str]]:
+        origin, args = get_origin(annotation), get_args(annotation)
+        if rules := [part for part in metadata if isinstance(part, Rule)]:
+            return [(rules[0].words, "")]
+        if origin is Annotated:
+            return walk(args[0], [*args[1:], *metadata])
+        if origin in (Union, types.UnionType):
+            kinds = [kind for arg in args for kind in walk(arg, ())]
+            return [kind for kind in kinds if ("a number", kind[1]) not in kinds or kind[0] != "a whole number"]
+        if origin is Literal:
+            return [(shown(value), "") for value in args]
+        if annotation is bool:
+            return [("true", ""), ("false", "")]
+        if origin is list:
+            return [("a list of texts" if "str" in str(args) else "a list", "")]
+        return [(nouns.get(origin or annotation, f"of type {annotation}"), _bounds(metadata))]
+
+    return walk(field.annotation, field.metadata)
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    """Say a number's range, such as "above 0", from pydantic's constraints."""
+    found = {sign: getattr(part, sign) for part in metadata for sign in ("ge", "gt", "le", "lt") if hasattr(part, sign)}
+    low = f"from {found['ge']}" if "ge" in found else f"above {found['gt']}" if "gt" in found else ""
+    high = f"{found['le']}" if "le" in found else f"below {found['lt']}" if "lt" in found else ""
+    if low and high:
+        return f"{low} to {high}" if "ge" in found else f"{low} and {'at most ' if 'le' in found else ''}{high}"
+    return f"of at least {found['ge']}" if "ge" in found else low or (f"of at most {high}" if "le" in found else high)
+
+
+LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|null|yes|no|on|off", re.IGNORECASE)
+
+
+def _setting(path: KeyPath, value: Any) -> str:
+    """Return a key and its value as a message shows them; of a mapping or a long value, the key alone."""
+    text = shown(value)
+    return f"`{_name(path)}`" if isinstance(value, dict) or len(text) > 80 else f"`{_name(path)}={text}`"
+
+
+def shown(value: Any) -> str:
+    """Return a value as yaml and the command line write it: true, null, [0.5, 1.0], {a: 1}, '32' for a text."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{shown(key)}: {shown(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, str):
+        return f"'{value}'" if LIKE_ANOTHER_TYPE.fullmatch(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value:.0f}".replace("inf", ".inf").replace("nan", ".nan")
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+# -- Paths into models and into plain configs
+
+
+def _name(path: KeyPath) -> str:
+    return ".".join(map(str, path))
+
+
+def _group_at(model: type[Group], path: KeyPath) -> type[Group] | None:
+    group: type[Group] | None = model
+    for part in path:
+        field = fields_of(group).get(part) if group is not None else None
+        group = group_in(field) if field is not None else None
+    return group
+
+
+def _field_at(model: type[Group], path: KeyPath) -> FieldInfo | None:
+    group = _group_at(model, path[:-1])
+    return fields_of(group).get(path[-1]) if group is not None else None
+
+
+def _hints(field: FieldInfo | None) -> dict[str, Any]:
+    """Return what `key` and `group` say about a missing key."""
+    extra = field.json_schema_extra if field is not None else None
+    return extra if isinstance(extra, dict) else {}
+
+
+def _path_of_key(model: type[Group], location: KeyPath) -> KeyPath:
+    """Return the key that an error of pydantic is about: its location may lead into lists and branches of unions."""
+    length = 1
+    while length < len(location) and _group_at(model, location[:length]) is not None:
+        length += 1
+    return location[:length]
+
+
+def _at(plain: Any, path: KeyPath) -> Any:
+    for part in path:
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return plain
+
+
+def _walk(node: Plain, above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield each value that is no mapping, with its path."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _walk(value, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def _without_missing(node: Plain) -> Plain:
+    """Return a copy without the keys that are `???`."""
+    kept = {name: value for name, value in node.items() if value != "???"}
+    return {name: _without_missing(value) if isinstance(value, dict) else value for name, value in kept.items()}

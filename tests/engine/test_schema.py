@@ -1,0 +1,836 @@
+"""The typed config: every shipped yaml is valid and comes back unchanged, and each mistake is one sentence."""
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import hydra
+import pytest
+import yaml
+from annotated_types import Ge
+from conftest import ROOT
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from alexlab.commands.cli import register_resolvers
+from alexlab.engine import schema, validation
+from alexlab.engine.config_files import find_file
+from alexlab.engine.errors import UserError
+from alexlab.engine.schema import Group, TrainConfig, describe, fields_of, group_in, json_schema, key, mode_of
+from alexlab.engine.validation import check, validate
+
+CONF = ROOT / "conf"
+# Each command with what its user must give.
+COMMANDS: dict[str, tuple[type[Group], list[str]]] = {
+    "train": (schema.TrainConfig, []),
+    "benchmark": (schema.BenchmarkConfig, []),
+    "eval": (schema.EvalConfig, ["run=latest"]),
+    "predict": (schema.PredictConfig, ["run=latest", "images=a.jpg"]),
+    "figures": (schema.FiguresConfig, ["run=latest"]),
+    "export": (schema.ExportConfig, ["run=latest", "format=onnx"]),
+    "prepare": (schema.PrepareConfig, ["data.root=images", "out=prepared"]),
+    "compare": (schema.CompareConfig, []),
+    "dashboard": (schema.DashboardConfig, []),
+}
+NOT_AN_OPTION = ("hydra/default", "sweep/wandb", "dashboard/default", "paths/default")
+OPTIONS = sorted(
+    name
+    for path in CONF.glob("*/*.yaml")
+    if (name := f"{path.parent.name}/{path.stem}") not in NOT_AN_OPTION and not path.stem.startswith("_")
+)
+
+
+def compose(*overrides: str, command: str = "train") -> dict[str, Any]:
+    """Return a command's config as plain values, as the command gets it from Hydra."""
+    register_resolvers("now")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose(command, overrides=list(overrides))
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
+@pytest.fixture(scope="module")
+def default() -> dict[str, Any]:
+    return compose()
+
+
+def merged(plain: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of `plain` with other values, as a yaml would set them."""
+    return plain | {
+        name: merged(plain[name], value) if isinstance(value, dict) and isinstance(plain.get(name), dict) else value
+        for name, value in changes.items()
+    }
+
+
+def nested(key: str, value: Any) -> Any:
+    """Return {"a": {"b": value}} for "a.b"."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def walk(plain: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield each value that is no mapping with keys, with its path."""
+    for name, value in plain.items():
+        if isinstance(value, dict) and value:
+            yield from walk(value, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def as_yaml(value: Any) -> str:
+    """Return a value as a line of yaml has it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def mistakes(plain: dict[str, Any], model: type[Group] = TrainConfig, **more: Any) -> list[str]:
+    """Return the sentences with which `validate` refuses a config; none if it is valid."""
+    config, found = check(model, plain, **more)
+    assert (config is None) == bool(found)
+    return found
+
+
+def of_types(value: Any) -> Any:
+    """Return a structure in which 1, 1.0 and True differ."""
+    if isinstance(value, dict):
+        return {name: of_types(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [of_types(item) for item in value]
+    return type(value).__name__, value
+
+
+# -- What is shipped
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_valid_and_comes_back_unchanged(name: str) -> None:
+    model, overrides = COMMANDS[name]
+    plain = compose(*overrides, command=name)
+    config = validate(model, plain)
+    assert of_types(config.model_dump(exclude_unset=True)) == of_types(plain)
+    assert {path.stem for path in CONF.glob("*.yaml")} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_valid_and_comes_back_unchanged(name: str, tmp_path: Path) -> None:
+    (tmp_path / "prepared.json").touch()  # for data=prepared
+    plain = compose(name.replace("/", "="), f"data.root={tmp_path}")
+    config = validate(TrainConfig, plain)
+    assert of_types(config.model_dump(exclude_unset=True)) == of_types(plain)
+
+
+def test_several_loggers_are_valid() -> None:
+    config = validate(TrainConfig, compose("logger=[wandb,tensorboard]"))
+    assert config.logger.wandb is not None
+    assert config.logger.tensorboard is not None
+
+
+def test_every_key_of_conf_is_declared_and_described() -> None:
+    for name, (model, overrides) in COMMANDS.items():
+        described = describe(model)
+        keys = {".".join(path) for path, _ in walk(compose(*overrides, command=name))}
+        open_nodes = ("model.net.", "dashboard.sections.")
+        assert {each for each in keys if not each.startswith(open_nodes)} <= set(described)
+        for each, text in described.items():
+            assert text.endswith("."), each
+            assert "\n" not in text, each
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "not_shipped"),
+    [
+        (schema.AugmentConfig, "augment/none.yaml", set()),
+        (schema.CallbacksConfig, "callbacks/default.yaml", set()),
+        (
+            schema.TrainerConfig,
+            "trainer/auto.yaml",
+            {"min_epochs", "min_steps", "max_time", "gradient_clip_algorithm", "val_check_interval"}
+            | {"inference_mode", "sync_batchnorm"},
+        ),
+    ],
+)
+def test_defaults_are_those_of_the_shipped_option(model: type[Group], file: str, not_shipped: set[str]) -> None:
+    shipped = OmegaConf.to_container(OmegaConf.load(CONF / file))
+    declared = {name: field.default for name, field in fields_of(model).items() if name not in not_shipped}
+    assert of_types(declared) == of_types(shipped)
+
+
+def test_defaults_of_single_keys_are_those_of_train_yaml(default: dict[str, Any]) -> None:
+    for name, field in fields_of(TrainConfig).items():
+        group = group_in(field)
+        if name in default and not isinstance(default[name], dict):
+            assert of_types(field.default if not field.is_required() else default[name]) == of_types(default[name])
+        elif group in (schema.EmaConfig, schema.FinetuneConfig, schema.ResumeConfig, schema.CheckpointConfig):
+            assert of_types(group().model_dump()) == of_types(default[name]), name
+
+
+def test_a_short_option_of_a_user_is_completed_with_defaults(default: dict[str, Any]) -> None:
+    short = default | {
+        "data": {"name": "mine", "root": "/", "batch_size": 4, "image_size": 64},
+        "augment": {"crop": "random"},
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": 1},
+        "scheduler": {"name": "cosine"},
+        "trainer": {},
+        "callbacks": {},
+    }
+    for group in ("ema", "finetune", "resume", "checkpoint", "sweep"):
+        del short[group]
+    config = validate(TrainConfig, short)
+    assert (config.data.max_bad, config.scheduler.unit, config.trainer.max_epochs) == (100, "epoch", 10)
+    assert (config.ema.decay, config.checkpoint.every_minutes, config.sweep.pruner) == (None, 15, "none")
+    assert config.optimizer.model_dump(exclude_unset=True) == {"_target_": "torch.optim.Adam", "lr": 1}
+
+
+# -- Values are not converted
+
+
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [
+        (
+            "trainer",
+            {"limit_val_batches": 1, "limit_train_batches": 1.0, "limit_test_batches": 0, "overfit_batches": 2},
+        ),
+        (
+            "trainer",
+            {"devices": [0, 2], "precision": 32, "timeout": 1, "gradient_clip_val": 1, "deterministic": "warn"},
+        ),
+        ("trainer", {"devices": 2, "precision": "32", "timeout": 0.5, "max_time": "00:12:00:00", "profiler": "simple"}),
+        ("trainer", {"devices": "auto", "precision": "bf16-mixed", "master_port": 29500, "channels_last": False}),
+        ("trainer", {"max_epochs": None, "max_steps": 5, "val_check_interval": 0.25, "deterministic": True}),
+        ("optimizer", {"lr": 1, "weight_decay": 0, "momentum": 0, "fused": True, "amsgrad": True, "my_list": [1, 1.0]}),
+        ("optimizer", {"lr": 1e-4, "betas": [0, 0.999], "fused": "auto", "nested": {"a": [True, None, 1]}}),
+        ("scheduler", {"warmup": 5, "milestones": [30, 60.5], "name": "multistep", "gamma": 1}),
+        ("scheduler", {"warmup": 0.5, "milestones": [], "name": "multistep"}),
+        ("augment", {"scale": [1, 1.0], "sizes": [[1, 128], [31, 176]], "mixup": 1, "flip": 0}),
+        ("model", {"mean": "auto", "std": [1, 1.0, 0.5], "net": {"_target_": "a.B", "depth": 2, "act": {"slope": 0}}}),
+        ("callbacks", {"timer": {"_target_": "a.B", "n": 1, "x": 1.0}, "early_stopping": 1, "model_summary": 2}),
+        ("logger", {"tensorboard": {}, "wandb": None}),
+        ("sweep", {"pruner": "median", "startup_trials": 5, "warmup_epochs": 2}),
+        ("my", {"loss": {"_target_": "a.B"}, 3: [None, 1, 1.0, True], "text": "???x"}),
+    ],
+)
+def test_values_keep_their_types(group: str, values: dict[str, Any], default: dict[str, Any]) -> None:
+    plain = merged(default, {group: values})
+    config = validate(TrainConfig, plain)
+    assert of_types(config.model_dump(exclude_unset=True)) == of_types(plain)
+
+
+def test_a_config_is_frozen(default: dict[str, Any]) -> None:
+    config = validate(TrainConfig, default)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.trainer.max_epochs = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_seed_0_and_false_are_values(default: dict[str, Any]) -> None:
+    config = validate(TrainConfig, merged(default, {"seed": 0, "test": False}))
+    assert (config.seed, config.test) == (0, False)
+
+
+# -- Keys that do not exist
+
+
+OWN_CALLBACK = "A callback of your own must be a mapping with a _target_."
+OWN_LOGGER = "Remove it: wandb, tensorboard and csv are built; own loggers are not built yet."
+AUGMENT = "crop, scale, ratio, sizes, crop_ratio, flip, policy, policy_ops, policy_magnitude, pca, pca_by, erase"
+TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "answer"),
+    [
+        ("label_smothing", 0.1, "Did you mean `label_smoothing`?"),
+        ("data.bach_size", 3, "Did you mean `data.batch_size`?"),
+        ("augment.mixpu", 1.0, "Did you mean `augment.mixup`?"),
+        ("scheduler.warmpu", 1, "Did you mean `scheduler.warmup`?"),
+        ("ema.decya", 0.9, "Did you mean `ema.decay`?"),
+        ("callbacks.progres", "rich", "Did you mean `callbacks.progress`?"),
+        ("data.size", 64, "Did you mean `data.image_size`?"),
+        ("epochs", 3, "Did you mean `trainer.max_epochs`?"),
+        ("trainer.gpus", 1, "Did you mean `trainer.devices`?"),
+        ("trainer.lr", 1, "Did you mean `optimizer.lr`?"),
+        ("finetune.decay", 1, "Did you mean `ema.decay`?"),
+        ("batch_sz", 64, "Did you mean `data.batch_size`?"),
+        ("model.dropout", 0.5, "Did you mean `model.net.dropout`?"),
+        ("optimizer.learning_rate", 0.1, "Did you mean `optimizer.lr`?"),
+        ("optimizer.wd", 0.1, "Did you mean `optimizer.weight_decay`?"),
+        ("callbacks.mine", {"a": 1}, OWN_CALLBACK),
+        ("callbacks.mine", {"_target_": 3}, OWN_CALLBACK),
+        ("callbacks.mine", None, OWN_CALLBACK),
+        ("logger.mlflow", {"_target_": "a.B"}, OWN_LOGGER),
+        ("logger.wandb._target_", "a.B", OWN_LOGGER),
+        ("loss", {"_target_": "a.B"}, TARGETS),
+        ("data._target_", "a.B", TARGETS),
+        ("model.loss", "focal", "model has name, pretrained, mean, std, bias_lr_factor, net."),
+        ("augment.custom", [1, None], f"augment has {AUGMENT}, mixup, cutmix."),
+        ("trainer.turbo", True, "`alexlab train --help` lists the keys of trainer."),
+        ("logger.tensorboard.x", 1, "logger.tensorboard has no keys."),
+        ("foo", 1, "Keys of your own belong in the section my, as +my.foo=VALUE."),
+    ],
+)
+def test_an_unknown_key_is_an_error_with_the_nearest_key(
+    key: str, value: Any, answer: str, default: dict[str, Any]
+) -> None:
+    setting = f"`{key}`" if isinstance(value, dict) else f"`{key}={as_yaml(value)}`"
+    assert mistakes(merged(default, nested(key, value))) == [f"{setting}: there is no such key. {answer}"]
+
+
+def test_names_that_are_no_text_or_have_dots(default: dict[str, Any]) -> None:
+    assert mistakes(default | {3: 4, "optimizer.lr": 0.1}) == [
+        "`3=4`: there is no such key. Keys of your own belong in the section my, as +my.3=VALUE.",
+        "`optimizer.lr=0.1`: there is no such key. Nest it in yaml: optimizer: {lr: 0.1}.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"experiment": {"seed": 1}}, {"debug": {"seed": 1}}, {"sweep": {"hydra": {"a": 1}}}]
+)
+def test_a_recipe_without_its_first_line_is_an_error(changes: dict[str, Any], default: dict[str, Any]) -> None:
+    [group] = changes
+    sentence = f"`{group}=mine` has no effect: conf/{group}/mine.yaml must begin with `# @package _global_`."
+    assert mistakes(merged(default, changes) | {"choices": {group: "mine"}}) == [sentence]
+
+
+def test_unknown_keys_of_other_commands_are_errors() -> None:
+    plain = compose("run=latest", command="eval") | {"foo": 1, "crop": 10}
+    assert mistakes(plain, schema.EvalConfig) == [
+        "`foo=1`: there is no such key. The config has task, paths, run, ckpt, data, compile, trainer, crops.",
+        "`crop=10`: there is no such key. Did you mean `crops`?",
+    ]
+
+
+def test_an_optimizer_with_learning_rate_instead_of_lr_is_one_mistake(default: dict[str, Any]) -> None:
+    plain = default | {"optimizer": {"_target_": "torch.optim.SGD", "learning_rate": 0.1}}
+    assert mistakes(plain) == ["`optimizer.learning_rate=0.1`: there is no such key. Did you mean `optimizer.lr`?"]
+    plain = default | {"optimizer": {"_target_": "torch.optim.SGD", "lr_": 0.1}}
+    assert mistakes(plain | {"choices": {"optimizer": "mine"}}) == [
+        "`optimizer.lr` is missing: conf/optimizer/mine.yaml must set it to a number above 0."
+    ]
+
+
+# -- Missing keys and groups
+
+
+@pytest.mark.parametrize("group", ["model", "data", "augment", "optimizer", "scheduler", "trainer", "logger"])
+def test_a_group_that_is_missing_is_named_with_an_option(group: str, default: dict[str, Any]) -> None:
+    for plain in ({name: value for name, value in default.items() if name != group}, default | {group: None}):
+        [sentence] = mistakes(plain)
+        start, _, option = sentence.removesuffix(".").partition(f"such as {group}=")
+        assert start == f"`{group}` is missing: choose an option by its name, "
+        assert (CONF / group / f"{option}.yaml").is_file()
+
+
+@pytest.mark.parametrize("root", ["???", None])
+def test_a_missing_folder_of_images_is_asked_for(root: Any, default: dict[str, Any]) -> None:
+    sentence = "`data.root` is missing: give the folder of the images with data.root=PATH."
+    assert mistakes(merged(default, {"data": {"root": root}})) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "sentence"),
+    [
+        ("eval", [], "`run` is missing: give a run's directory with run=PATH, or run=latest."),
+        ("predict", ["run=x"], "`images` is missing: give an image, a folder or a glob with images=PATH."),
+        ("export", ["run=x"], "`format` is missing: give format=onnx."),
+        ("prepare", ["data.root=x"], "`out` is missing: give a new folder with out=PATH."),
+    ],
+)
+def test_what_a_command_needs_is_asked_for(name: str, overrides: list[str], sentence: str) -> None:
+    assert mistakes(compose(*overrides, command=name), COMMANDS[name][0]) == [sentence]
+
+
+def test_keys_that_a_yaml_of_an_option_must_have(default: dict[str, Any]) -> None:
+    net = {"_target_": "a.B", "depth": "???"}
+    plain = default | {"model": {"net": net}, "scheduler": {"unit": "step"}, "choices": {"model": "mine"}}
+    assert mistakes(plain) == [
+        "`model.net.depth` is missing: give it with model.net.depth=VALUE.",
+        "`model.name` is missing: conf/model/mine.yaml must set it to a text.",
+        "`model.mean` is missing: conf/model/mine.yaml must set it to auto or three numbers, for red, green and blue.",
+        (
+            "`model.std` is missing: conf/model/mine.yaml must set it to auto or three numbers above 0, for red, green "
+            "and blue."
+        ),
+        (
+            "`scheduler.name` is missing: conf/scheduler/NAME.yaml must set it to one of constant, cosine, linear, "
+            "multistep, plateau, step."
+        ),
+    ]
+
+
+# -- Values
+
+
+SIZES = "pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]], or null"
+BATCHES = "a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1, or null"
+DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
+PRECISIONS = "one of auto, 32, 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true"
+WANDB_RUN = "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page, or null"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("data.batch_size", 0, "at least 1"),
+        ("data.batch_size", "many", "a whole number of at least 1"),
+        ("data.batch_size", "32", "a whole number of at least 1"),
+        ("data.batch_size", 1.5, "a whole number of at least 1"),
+        ("data.num_workers", True, "a whole number of at least 0, or null"),
+        ("data.num_workers", -1, "at least 0, or null"),
+        ("data.image_size", 7, "at least 8"),
+        ("data.val_fraction", 1.0, "above 0 and below 1, or null"),
+        ("data.cache", "disk", "device, or null"),
+        ("data.crop_on", True, "one of auto, cpu, device"),
+        ("seed", -1, "from 0 to 4294967295"),
+        ("seed", 0.0, "a whole number from 0 to 4294967295"),
+        ("label_smoothing", 1, "from 0 to below 1"),
+        ("compile", 1, "true or false"),
+        ("monitor", "val/acc", "one of val/loss, val/acc1, val/acc5"),
+        ("optimizer.lr", -1, "above 0"),
+        ("optimizer.lr", -1.5, "above 0"),
+        ("optimizer.lr", "fast", "a number above 0"),
+        ("optimizer.lr", True, "a number above 0"),
+        ("optimizer.lr", float("inf"), "finite: a number above 0"),
+        ("optimizer.lr", float("nan"), "finite: a number above 0"),
+        ("optimizer.betas", [0.9, 1.0], "two numbers from 0 to below 1"),
+        ("optimizer.fused", "yes", "one of auto, true, false"),
+        ("scheduler.name", "cosin", "one of constant, cosine, linear, multistep, plateau, step"),
+        ("scheduler.gamma", 1.5, "above 0 and at most 1"),
+        ("scheduler.milestones", [3, 2], "growing numbers above 0"),
+        ("scheduler.milestones", [2, 2], "growing numbers above 0"),
+        ("augment.scale", [0.5, 0.2], "a min and a max fraction of the area, above 0 and at most 1"),
+        ("augment.ratio", [1.0], "a min and a max aspect ratio, above 0"),
+        ("augment.flip", 2, "from 0 to 1"),
+        ("augment.policy_magnitude", 31, "from 0 to 30"),
+        ("augment.sizes", [[2, 128]], SIZES),
+        ("augment.sizes", [[1, 128], [1, 64]], SIZES),
+        ("model.mean", [0.5, 0.5], "auto or three numbers, for red, green and blue"),
+        ("model.std", [0.5, 0, 0.5], "auto or three numbers above 0, for red, green and blue"),
+        ("model.net", "resnet18", "a mapping with a _target_, which names a class"),
+        ("trainer.precision", 17, PRECISIONS),
+        ("trainer.deterministic", 1, "one of true, false, warn"),
+        ("trainer.devices", [0, 0], DEVICES),
+        ("trainer.devices", [], DEVICES),
+        ("trainer.devices", 0, DEVICES),
+        ("trainer.max_epochs", 0, "at least 1, or null"),
+        ("trainer.max_steps", 0, "a whole number of at least 1, or -1 for no limit"),
+        ("trainer.max_time", 216000, 'a text "DAYS:HOURS:MINUTES:SECONDS", in quotes, or null'),
+        ("trainer.limit_train_batches", 1.5, BATCHES),
+        ("trainer.limit_train_batches", 0, BATCHES),
+        ("trainer.overfit_batches", None, "a fraction from 0.0 to 1.0, or a whole number of batches"),
+        ("trainer.master_port", 65536, "from 1 to 65535, or null"),
+        ("trainer.profiler", "fast", "one of simple, advanced, pytorch, or null"),
+        ("logger.wandb.mode", "on", "one of auto, online, offline, disabled"),
+        ("logger.wandb.tags", "a", "a list of texts"),
+        ("ckpt_path", "https://x/y.ckpt", "a run or a local file, not an address, or null"),
+        ("from_wandb", "a/b", WANDB_RUN),
+        ("ema", 0.99, "a group of keys: set one, such as ema.decay=VALUE"),
+        ("logger.wandb", False, "a group of keys: set one, such as logger.wandb.mode=VALUE. logger=csv turns W&B off"),
+        ("scheduler", "cosine", "a group of keys: a recipe chooses an option with `override /scheduler: cosine`"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_its_rule(key: str, value: Any, rule: str, default: dict[str, Any]) -> None:
+    assert mistakes(merged(default, nested(key, value))) == [f"`{key}={as_yaml(value)}` must be {rule}."]
+
+
+def test_a_single_mistake_is_reported_without_a_heading(default: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^`data\.batch_size=0` must be at least 1\.$"):
+        validate(TrainConfig, merged(default, {"data": {"batch_size": 0}}))
+
+
+def test_a_text_must_not_be_empty(default: dict[str, Any]) -> None:
+    assert mistakes(merged(default, {"data": {"name": ""}})) == ["`data.name=` must not be empty."]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "rule"),
+    [
+        ("eval", "crops", 5, "1 or 10"),
+        ("eval", "crops", True, "1 or 10"),
+        ("eval", "trainer.precision", 8, f"{PRECISIONS}, or null"),
+        ("predict", "topk", 0, "at least 1"),
+        ("figures", "among", -1, "at least 0"),
+        ("export", "format", "tflite", "onnx or torch_export"),
+        ("prepare", "quality", 101, "from 1 to 100"),
+        ("benchmark", "seconds", 0, "above 0"),
+        ("compare", "runs", 3, "a text or a list of texts"),
+        ("compare", "most", 0, "at least 1, or null"),
+        ("dashboard", "project", "a/b", "a name without spaces around it and without / \\ # ? % :"),
+        ("dashboard", "name", "a+b", "a text without symbols such as + < = > | ~ ^ $ and emojis"),
+        ("dashboard", "swept", [], "a list of settings, such as [optimizer.lr]"),
+        ("dashboard", "dashboard.sections", [], "sections by name, each with panels"),
+    ],
+)
+def test_a_wrong_value_of_other_commands(name: str, key: str, value: Any, rule: str) -> None:
+    model, overrides = COMMANDS[name]
+    plain = merged(compose(*overrides, command=name), nested(key, value))
+    assert mistakes(plain, model) == [f"`{key}={as_yaml(value)}` must be {rule}."]
+
+
+def test_all_mistakes_are_reported_at_once(default: dict[str, Any]) -> None:
+    changes = {"optimizer": {"lr": -1}, "data": {"root": "???", "bach_size": 3}, "seed": "x", "lable_smoothing": 0.1}
+    with pytest.raises(UserError) as error:
+        validate(TrainConfig, merged(default, changes))
+    assert str(error.value).split("\n  ") == [
+        "5 values of the config are wrong:",
+        "`data.root` is missing: give the folder of the images with data.root=PATH.",
+        "`data.bach_size=3`: there is no such key. Did you mean `data.batch_size`?",
+        "`optimizer.lr=-1` must be above 0.",
+        "`seed=x` must be a whole number from 0 to 4294967295.",
+        "`lable_smoothing=0.1`: there is no such key. Did you mean `label_smoothing`?",
+    ]
+
+
+class Inner(Group):
+    depth: int = key("Depth.")
+
+
+class OwnConfig(Group):
+    """Keys as a user may declare them."""
+
+    steps: int = key("Steps.", 1)
+    rate: Annotated[float, Ge(0.5)] | None = key("Rate.", None)
+    names: list[str] = key("Names.", [])
+    pair: tuple[int, int] = key("Pair.", (1, 2))
+    inner: Inner | None = key("Inner.", None)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"steps": "x"}, "`steps=x` must be a whole number."),
+        ({"rate": 0.1}, "`rate=0.1` must be at least 0.5, or null."),
+        ({"names": [1]}, "`names=[1]` must be a list of texts."),
+        ({"pair": [1]}, "`pair=[1]` must be of type tuple[int, int]."),
+        ({"inner": {}}, "`inner.depth` is missing: set it to a whole number."),
+        ({"inner": 1}, "`inner=1` must be a group of keys: set one, such as inner.depth=VALUE."),
+        ({"step": 1}, "`step=1`: there is no such key. Did you mean `steps`?"),
+    ],
+)
+def test_keys_that_a_user_declares_get_sentences_too(values: dict[str, Any], sentence: str) -> None:
+    assert mistakes(values, OwnConfig) == [sentence]
+
+
+def leaves(model: type[Group], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in fields_of(model).items():
+        yield (*above, name)
+        if group := group_in(field):
+            yield from leaves(group, (*above, name))
+
+
+@pytest.mark.parametrize(
+    "value", [object, "@@://", -(10**9), -0.5, [None], [{"a": 1}], {}, {"a": {"b": 1}}, True, None]
+)
+def test_no_value_of_any_key_leads_to_a_foreign_message(value: Any, default: dict[str, Any]) -> None:
+    for path in leaves(TrainConfig):
+        for sentence in mistakes(merged(default, nested(".".join(path), value))):
+            assert "`" in sentence, sentence
+            assert sentence.endswith((".", "?")), sentence
+            for foreign in ("Input should", "pydantic", "[type=", "https://errors", "Extra inputs"):
+                assert foreign not in sentence
+
+
+# -- Values that are wrong together, and overrides
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("ema.decay", 0.9, "ema.decay=null"),
+        ("finetune.freeze_epochs", 2, "finetune.freeze_epochs=0"),
+        ("trainer.gradient_clip_algorithm", "value", "trainer.gradient_clip_algorithm=norm"),
+        ("on_nan", "skip", "on_nan=stop"),
+        ("callbacks.grad_norm", True, "callbacks.grad_norm=false"),
+    ],
+)
+def test_what_does_not_work_with_fsdp(key: str, value: Any, instead: str, default: dict[str, Any]) -> None:
+    sharded = merged(default, {"trainer": {"strategy": "fsdp"}})
+    assert mistakes(sharded) == []
+    assert mistakes(merged(default, nested(key, value))) == []
+    assert mistakes(merged(sharded, nested(key, value))) == [
+        f"`{key}={as_yaml(value)}` does not work with FSDP, which shards the weights: use trainer=ddp, or {instead}."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"trainer": {"max_epochs": None}},
+            "`trainer.max_epochs=null` and `trainer.max_steps=-1`: the run would never end. Set one of them.",
+        ),
+        (
+            {"model": {"pretrained": True, "name": "mine"}},
+            (
+                "`model.pretrained=true`: mine has no published weights. Use model=alexnet_owt, torchvision or timm, "
+                "or start from a run's weights with init_from=RUN."
+            ),
+        ),
+        (
+            {"callbacks": {"early_stopping": 2}, "trainer": {"limit_val_batches": 0}},
+            "`callbacks.early_stopping=2` needs validation, and trainer.limit_val_batches=0 turns it off.",
+        ),
+        (
+            {"scheduler": {"name": "plateau", "monitor": "val/loss"}, "trainer": {"limit_val_batches": 0.0}},
+            "`scheduler=plateau` needs validation, and trainer.limit_val_batches=0 turns it off.",
+        ),
+        (
+            {"scheduler": {"name": "plateau"}},
+            "`scheduler.monitor` is missing: scheduler=plateau needs a metric, such as `monitor: ${monitor}`.",
+        ),
+        (
+            {"data": {"root": "/nowhere", "demo_seed": None}},
+            "`data.root=/nowhere` does not exist: give the folder of the images with data.root=PATH.",
+        ),
+        (
+            {"data": {"root": "/", "demo_seed": None, "name": "prepared"}},
+            "`data.root=/` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out=/`.",
+        ),
+        (
+            {"resume": {"requeue": True, "run": "latest"}},
+            "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run.",
+        ),
+        (
+            {"optimizer": {"nesterov": True, "momentum": 0}},
+            "`optimizer.nesterov=true` needs optimizer.momentum above 0.",
+        ),
+        (
+            {"overrides": ["run_dir=/x"]},
+            "`run_dir=/x`: run_dir is filled in by the command; choose a run directory with hydra.run.dir=PATH.",
+        ),
+        (
+            {"overrides": ["choices={}"]},
+            "`choices={}`: choices is filled in by the command; remove it.",
+        ),
+        (
+            {"overrides": ["+model.net.num_classes=7"]},
+            (
+                "`+model.net.num_classes=7`: the network gets the number of classes from the images; data.num_classes="
+                "N only checks it."
+            ),
+        ),
+        (
+            {"overrides": ["model.name=resnet18"], "choices": {"model": "alexnet"}},
+            (
+                "`model.name=resnet18` would rename model=alexnet without changing the network. For the network of "
+                "that name use model=torchvision model.name=resnet18, or model=timm model.name=resnet18."
+            ),
+        ),
+    ],
+)
+def test_values_that_are_wrong_together(changes: dict[str, Any], sentence: str, default: dict[str, Any]) -> None:
+    assert mistakes(merged(default, changes)) == [sentence]
+
+
+def test_a_home_directory_is_expanded(default: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plain = merged(default, {"data": {"root": "~/images", "demo_seed": None}})
+    [sentence] = mistakes(plain)
+    assert sentence.startswith(f"`data.root={tmp_path}/images` does not exist")
+    (tmp_path / "images").mkdir()
+    assert mistakes(plain) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer": {"max_epochs": None, "max_steps": 5}},
+        {"model": {"pretrained": True}, "init_from": "latest"},
+        {"model": {"pretrained": True, "net": {"pretrained": True}}},
+        {"callbacks": {"early_stopping": 2}, "trainer": {"limit_val_batches": None}},
+        {"data": {"root": "/nowhere"}},
+        {"data": {"root": "/", "demo_seed": None}},
+        {"resume": {"requeue": True, "run": "auto"}},
+        {"optimizer": {"nesterov": True}},
+        {"overrides": ["model.name=alexnet"], "choices": {"model": "alexnet"}},
+        {"overrides": ["model.name=resnet18"], "model": {"net": {"name": "resnet18"}}},
+    ],
+)
+def test_values_that_are_right_together(changes: dict[str, Any], default: dict[str, Any]) -> None:
+    assert mistakes(merged(default, changes)) == []
+
+
+def test_benchmark_does_not_repeat_a_run() -> None:
+    plain = compose("from_run=latest", command="benchmark")
+    assert mistakes(plain, schema.BenchmarkConfig) == [
+        "`from_run=latest` is for train only: give the settings of that run instead."
+    ]
+
+
+def test_filled_in_keys_of_other_commands_are_refused() -> None:
+    plain = compose("run=latest", command="eval") | {"overrides": ["run_dir=/x"]}
+    [sentence] = mistakes(plain, schema.EvalConfig)
+    assert sentence.startswith("`run_dir=/x`: run_dir is filled in")
+
+
+# -- Removed keys, Lightning's arguments
+
+
+@pytest.mark.parametrize("name", validation.REPLACED)
+def test_a_replaced_key_or_value_says_what_to_use(name: str, default: dict[str, Any]) -> None:
+    key, _, value = name.partition("=")
+    [sentence] = mistakes(merged(default, nested(key, value or True)))
+    assert sentence == f"`{key}={value or 'true'}` {validation.REPLACED[name]}"
+
+
+def test_trainer_takes_all_arguments_of_lightning_or_says_why_not() -> None:
+    import pytorch_lightning as pl
+
+    parameters = inspect.signature(pl.Trainer.__init__).parameters
+    fields = fields_of(schema.TrainerConfig)
+    refused = {name.removeprefix("trainer.") for name in validation.REPLACED if name.startswith("trainer.")}
+    own = {"channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port"}
+    assert set(fields) - own | refused == set(parameters) - {"self"}
+    assert set(schema.OWN_TRAINER_KEYS) == own | {"strategy", "precision"}
+    shipped: Any = OmegaConf.to_container(OmegaConf.load(CONF / "trainer/auto.yaml"))
+    for name in set(fields) - set(shipped):  # what no yaml sets must not change Lightning's default
+        assert fields[name].default == parameters[name].default, name
+
+
+def test_every_synonym_names_a_key() -> None:
+    assert set(validation.SYNONYMS.values()) <= set(describe(TrainConfig))
+    assert not set(validation.SYNONYMS) & set(fields_of(TrainConfig)) - {"checkpoint"}
+
+
+def test_mode_of_a_metric() -> None:
+    assert [mode_of(metric) for metric in ("val/loss", "val/acc1", "val/acc5")] == ["min", "max", "max"]
+
+
+# -- The file of a mistake
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    files = {
+        "train.yaml": "defaults: [_self_, {data: a}, {trainer: cpu}, {experiment: null}]\nseed: x\ntrainer: {a: 1}",
+        "benchmark.yaml": "defaults: [train, override logger: none, _self_]\nseconds: 3",
+        "data/_base.yaml": "root: x\nboth: 1",
+        "data/a.yaml": "defaults: [_base]\nbach_size: 3\nboth: 2",
+        "data/b.yaml": "only_b: 3",
+        "trainer/auto.yaml": "turbo: 1",
+        "trainer/cpu.yaml": "defaults: [auto]\ndevices: 1",
+        "experiment/mine.yaml": "# @package _global_\n# Mine.\ndefaults: [override /data: b]\ndata: {net: {deep: 1}}",
+        "sweep/none.yaml": "keep_going: 3",
+        "sweep/grid.yaml": "# @package _global_\ndefaults: [none@sweep]\nhydra: {verbose: true}\nema: {decya: 1}",
+        "logger/wandb.yaml": "wandb: {x: 1}",
+        "logger/board.yaml": "board: {x: 1}",
+        "logger/all.yaml": "defaults: [wandb, board]",
+        "model/my/net.yaml": "# @package model\nlayers: 3",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("key", "choices", "file"),
+    [
+        ("seed", {}, "train.yaml"),
+        ("trainer.a", {}, "train.yaml"),
+        ("data.bach_size", {}, "data/a.yaml"),
+        ("data.bach_size", {"data": "b"}, None),
+        ("data.root", {"data": "a"}, "data/_base.yaml"),
+        ("data.both", {}, None),
+        ("trainer.turbo", {"trainer": "cpu"}, "trainer/auto.yaml"),
+        ("trainer.devices", {"trainer": "auto"}, None),
+        ("data.net.deep", {"experiment": "mine"}, "experiment/mine.yaml"),
+        ("data.net", {"experiment": "mine"}, "experiment/mine.yaml"),
+        ("data.net.deep", {"experiment": None}, None),
+        ("sweep.keep_going", {"sweep": "grid"}, "sweep/none.yaml"),
+        ("ema.decya", {"sweep": "grid"}, "sweep/grid.yaml"),
+        ("logger.board.x", {"logger": "all"}, "logger/board.yaml"),
+        ("logger.wandb.x", {"logger": ["wandb", "board"]}, "logger/wandb.yaml"),
+        ("model.layers", {"model/my": "net"}, "model/my/net.yaml"),
+        ("defaults", {}, None),
+        ("no.such", {}, None),
+    ],
+)
+def test_the_file_that_sets_a_key_is_found(key: str, choices: dict[str, Any], file: str | None, conf: Path) -> None:
+    assert find_file(key, [conf], "train", choices) == (file and str(conf / file))
+
+
+def test_the_files_are_those_that_hydra_reads(conf: Path) -> None:
+    GlobalHydra.instance().clear()
+    overrides = ["experiment=mine", "+sweep=grid", "+logger=all", "+model/my=net"]
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        config: Any = hydra.compose("train", overrides, return_hydra_config=True)
+    choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    found = {name: find_file(name, [conf], "train", choices) for path, _ in walk(plain) if (name := ".".join(path))}
+    assert {name: file and file.removeprefix(f"{conf}/") for name, file in found.items()} == {
+        "seed": "train.yaml",
+        "trainer.a": "train.yaml",
+        "trainer.turbo": "trainer/auto.yaml",
+        "trainer.devices": "trainer/cpu.yaml",
+        "data.only_b": "data/b.yaml",
+        "data.net.deep": "experiment/mine.yaml",
+        "sweep.keep_going": "sweep/none.yaml",
+        "ema.decya": "sweep/grid.yaml",
+        "logger.wandb.x": "logger/wandb.yaml",
+        "logger.board.x": "logger/board.yaml",
+        "model.layers": "model/my/net.yaml",
+    }
+
+
+def test_the_file_of_a_command_that_extends_another(conf: Path) -> None:
+    assert find_file("seconds", [conf], "benchmark", {}) == str(conf / "benchmark.yaml")
+    assert find_file("data.bach_size", [conf], "benchmark", {}) == str(conf / "data/a.yaml")
+    assert find_file("seconds", [conf], "train", {}) is None
+
+
+def test_the_first_folder_wins_and_files_of_the_project_are_shown_relative_to_it(conf: Path) -> None:
+    assert find_file("scheduler.min_factor", [CONF, conf], "train", {}) == "conf/scheduler/cosine.yaml"
+    assert find_file("data.bach_size", [CONF, conf], "train", {"data": "a"}) == str(conf / "data/a.yaml")
+    assert find_file("trainer.turbo", [conf, CONF], "train", {}) == str(conf / "trainer/auto.yaml")
+
+
+def test_a_mistake_in_a_yaml_names_the_file_and_one_in_an_override_does_not(default: dict[str, Any]) -> None:
+    plain = merged(
+        default, {"data": {"bach_size": 3, "batch_size": 0, "root": "???"}, "overrides": ["data.batch_size=0"]}
+    )
+    assert mistakes(plain, file_of=lambda key: f"conf/{key}.yaml") == [
+        "`data.root` is missing: give the folder of the images with data.root=PATH.",
+        "`data.batch_size=0` must be at least 1.",
+        "`data.bach_size=3`: there is no such key. Did you mean `data.batch_size`? (conf/data.bach_size.yaml)",
+    ]
+
+
+# -- For --help and for editors
+
+
+def test_descriptions_list_options() -> None:
+    described = describe(TrainConfig)
+    assert described["data.batch_size"] == "Images per step, all devices together."
+    assert described["augment.crop"] == "How training images are cropped (random_resized, random, center)."
+    assert described["optimizer._target_"] == "The optimizer's class."
+    assert described["logger.wandb"] == "Weights & Biases; null is off."
+
+
+def test_the_json_schema_has_types_ranges_and_descriptions() -> None:
+    data = json_schema(schema.DataConfig)
+    assert data["properties"]["batch_size"]["minimum"] == 1
+    assert data["properties"]["on_error"]["enum"] == ["raise", "skip"]
+    assert data["properties"]["batch_size"]["description"] == "Images per step, all devices together."
+    assert data["additionalProperties"] is False
+    assert json_schema(schema.OptimizerConfig)["additionalProperties"] is True
+    assert set(json_schema(schema.OptimizerConfig)["required"]) == {"_target_", "lr"}
+    for model, _ in COMMANDS.values():
+        assert set(json_schema(model)["properties"]) == set(fields_of(model))
+    assert yaml.safe_load(yaml.safe_dump(json_schema(TrainConfig))) == json_schema(TrainConfig)  # plain values only
+
+
+def test_the_schema_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, alexlab.engine.validation, alexlab.engine.config_files\n"
+        "heavy = {'torch', 'pytorch_lightning', 'numpy', 'wandb', 'omegaconf', 'hydra'} & set(sys.modules)\n"
+        "sys.exit(f'heavy: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
