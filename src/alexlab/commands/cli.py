@@ -26,8 +26,10 @@ from alexlab.commands import sweep
 from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
+from alexlab.engine.config_files import find_file
 from alexlab.engine.errors import RunFailedError, UserError, mistake
 from alexlab.engine.process import importing, leave
+from alexlab.engine.validation import nearest, shown, validate
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Command:
     schema: str
     function: str  # "module:function" in alexlab.commands, imported once the config is right
     shown: str
+
+    @property
+    def model(self) -> type[schema.Group]:
+        return getattr(schema, self.schema)
 
     def call(self, config: Any) -> Any:
         module, _, function = self.function.partition(":")
@@ -210,7 +216,7 @@ def _as_key_value(word: str, after: list[str], command: Command) -> str:
         value = after[0]
     if name == "data":
         return f"data=folder data.root={value or 'PATH'}"
-    key = schema.nearest(name, list(configs.flat(_composed(command, []))))
+    key = nearest(command.model, _composed(command, []), (name,))
     return f"{key}={value or '...'}" if key else f"optimizer.lr=0.01 (there is no key {name})"
 
 
@@ -235,8 +241,7 @@ def read_config(command: Command, composed: DictConfig) -> Any:
         plain["choices"] = {k: name for k, name in choices.items() if name and k not in ("hydra", "paths", "sweep")}
         plain["data"] = _with_absolute_paths(plain.get("data"))
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
-    model = getattr(schema, command.schema)
-    return schema.validate(model, plain, lambda key: schema.find_file(key, folders, command.name, choices))
+    return validate(command.model, plain, lambda key: find_file(key, folders, command.name, choices))
 
 
 def _with_absolute_paths(data: Any) -> Any:
@@ -279,7 +284,7 @@ def help_of(command: Command, overrides: list[str]) -> str:
         "  --config-dir DIR     a folder of your own groups and files, beside conf/\n"
         "  --info, --hydra-help Hydra's own information"
     )
-    meanings = schema.describe(getattr(schema, command.schema))
+    meanings = schema.describe(command.model)
     plain = _composed(command, [word for word in overrides if not word.startswith("-")])
     lines = "\n".join(_lines(plain, meanings))
     parts.append(f"Keys: override any with key=value\n\n{lines}")
@@ -293,7 +298,7 @@ def _lines(node: Plain, meanings: dict[str, str], prefix: str = "") -> list[str]
         if isinstance(value, dict) and value:
             found += [f"{indent}{key}:", *_lines(value, meanings, f"{prefix}{key}.")]
             continue
-        line = f"{indent}{key}: {schema.shown(value)}"
+        line = f"{indent}{key}: {shown(value)}"
         meaning = meanings.get(f"{prefix}{key}")
         found.append(f"{line:38} # {meaning}" if meaning else line)
     return found
@@ -370,7 +375,7 @@ def _no_such_key(key: str, command: Command) -> str:
     if key in known or isinstance(node.get(leaf) if isinstance(node, dict) else None, dict):
         inside = [name for name in known if name.startswith(f"{key}.")]
         return f"{word}: {key} is no group of this command: set one of its keys, {', '.join(inside)}."
-    near = schema.nearest(key, list(known))
+    near = nearest(command.model, plain, tuple(key.split(".")))
     hint = _did_you_mean([f"`{'~' if word.startswith('~') else ''}{near}`"] if near else [])
     if isinstance(node, dict) and "_target_" in node and not word.startswith("~"):
         group = above.split(".")[0]

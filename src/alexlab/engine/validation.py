@@ -264,7 +264,7 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
         return f"{text} Remove it: wandb, tensorboard and csv are built; own loggers are not built yet."
     if has_target and path[0] != "callbacks":
         return f"{text} Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
-    near = _nearest(model, plain, path)
+    near = nearest(model, plain, path)
     if near is not None:
         return f"{text} Did you mean `{near}`?"
     if path[0] == "callbacks":
@@ -277,7 +277,7 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
     return f"{text} {_name(above) or 'The config'} has {', '.join(known) or 'no keys'}."
 
 
-def _nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
+def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
     """Return the key that is probably meant: a synonym, the same name elsewhere, or a similar name."""
     name, net = str(path[-1]), _at(plain, ("model", "net"))
     keys = [key for key in describe(model) if key not in FILLED_IN]
