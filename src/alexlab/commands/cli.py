@@ -8,6 +8,7 @@ import difflib
 import importlib
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -68,6 +69,118 @@ COMMANDS = {
 }
 
 
+class StopSweep(BaseException):
+    """Ends a sweep at its first failed job. Not an Exception, as Hydra keeps those until the last job.
+
+    Attributes:
+        code: exit code.
+    """
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Jobs:
+    """Runs the command's one job, or those of a sweep, and remembers how they ended.
+
+    Attributes:
+        error: of the one job. Raised later, as Hydra would print all overrides before it.
+        failed: a line for each failed job of a sweep that continues after failures.
+        mask: hides the values of secrets in a text.
+    """
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.error: Exception | None = None
+        self.failed: list[str] = []
+        self.mask: Callable[[str], str] = str
+        self.sweeps: dict[str, bool] = {}  # folder -> whether only a dry run was made
+        self.monitor = "val/acc1"
+
+    def run(self, composed: DictConfig) -> Any:
+        """Check and run one job; Hydra calls this."""
+        hydra_config = HydraConfig.get()
+        is_sweep = hydra_config.mode == hydra.types.RunMode.MULTIRUN
+        keep_going = bool(OmegaConf.select(composed, "sweep.keep_going"))
+        run_dir = Path(hydra_config.runtime.output_dir).resolve()
+        if is_sweep:
+            self.sweeps[hydra_config.sweep.dir] = bool(composed.get("dry_run"))
+            print(f"job {hydra_config.job.num}: {', '.join(hydra_config.overrides.task)}", flush=True)
+        try:
+            plain = configs.resolve(composed)
+            self.mask = configs.masker(plain)
+            config = checked_config(self.command, plain, hydra_config)
+            _check_start(config, hydra_config, is_sweep)
+            self.monitor = getattr(config, "monitor", self.monitor)
+            result = self.command.call(config)
+            if is_sweep and result is None and "study_name" in hydra_config.sweeper and not config.dry_run:
+                raise UserError(f"Nothing to optimize: the job has not measured `monitor={config.monitor}`.")
+            return result
+        except Exception as error:
+            if not is_sweep:
+                self.error = error
+                return None
+            if not composed.get("dry_run"):
+                sweep.record_failure(run_dir, OmegaConf.to_container(composed, resolve=False), self.mask, error)
+            self._fail(error, hydra_config, keep_going)
+            return None
+        finally:
+            top = Path(hydra_config.sweep.dir).resolve() if is_sweep else run_dir.parent
+            sweep.remove_empty(run_dir, top)
+
+    def _fail(self, error: Exception, hydra_config: Any, keep_going: bool) -> None:
+        text, number = mistake(error), hydra_config.job.num
+        if text is None and not isinstance(error, RunFailedError):
+            print(self.mask(short_traceback(error)), file=sys.stderr, flush=True)
+        why = self.mask(text or f"{type(error).__name__}: {error}")
+        if not keep_going:
+            code = 2 if text is not None else 1
+            raise StopSweep(f"Job {number} failed: {why}\nThe sweep stops; sweep.keep_going=true continues.", code)
+        self.failed.append(f"job {number} ({', '.join(hydra_config.overrides.task)}): {why}")
+        print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Raise the one job's error, or print the table of a sweep's jobs.
+
+        Raises:
+            RunFailedError: jobs failed.
+        """
+        if self.error is not None:
+            raise self.error
+        for folder, is_dry in self.sweeps.items():
+            if is_dry:
+                sweep.remove_empty(Path(folder), Path(folder).parent)
+                continue
+            from alexlab.analysis.runs import table_of_sweep
+
+            width = shutil.get_terminal_size((160, 24)).columns
+            print("\n".join(table_of_sweep(Path(folder), self.monitor, width)))
+            print(f"compare its jobs: alexlab compare runs={folder}", flush=True)
+        if self.failed:
+            raise RunFailedError(f"{len(self.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(self.failed), 1)
+
+
+def _check_start(config: Any, hydra_config: Any, is_sweep: bool) -> None:
+    """Refuse combinations of `resume`, -m and W&B's agent that cannot be meant."""
+    option = hydra_config.runtime.choices.get("sweep", "none")
+    if not is_sweep and option != "none":
+        raise UserError(f"sweep={option} is for many runs: add -m, as in -m sweep={option}.")
+    if not isinstance(config, schema.TrainConfig):
+        return
+    sweep.check_agent(config)
+    resumed = config.resume.run
+    if resumed in (None, "auto"):
+        return
+    if is_sweep:
+        raise UserError(f"resume={resumed} continues one run, and -m starts many: remove one of them.")
+    if words := [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]:
+        raise UserError(
+            f"resume={resumed} continues in the run's own directory: remove {words[0]}, or start a new run from its "
+            f"checkpoint with ckpt_path={resumed}."
+        )
+
+
 def main() -> None:
     """Run `alexlab VERB ...`, the console script."""
     verb, *sys.argv[1:] = sys.argv[1:] or ["--help"]
@@ -99,7 +212,7 @@ def _is_watched() -> bool:
 def execute(command: Command, argv: list[str]) -> int:
     """Compose, check and do `command`; print a mistake as one screen. Returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
-    jobs = sweep.Jobs(command)
+    jobs = Jobs(command)
     try:
         overrides = to_overrides(argv, command)
         if {"--help", "-h"} & {*overrides} and sum(word.startswith("-") for word in overrides) == 1:
@@ -117,11 +230,11 @@ def execute(command: Command, argv: list[str]) -> int:
         return 141
     except KeyboardInterrupt:
         return _answer("interrupted.", 130)
-    except (Exception, sweep.StopSweep) as error:
-        if isinstance(error, sweep.StopSweep):
-            return _answer(jobs.mask(str(error)), 2 if error.by_mistake else 1)
-        if isinstance(error, RunFailedError):
-            return _answer(jobs.mask(str(error)), error.code)
+    except StopSweep as error:
+        return _answer(str(error), error.code)
+    except RunFailedError as error:
+        return _answer(jobs.mask(str(error)), error.code)
+    except Exception as error:
         if isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
             return _answer(jobs.mask(hydra_mistake(error, command)), 2)
         text = mistake(error)
@@ -129,7 +242,7 @@ def execute(command: Command, argv: list[str]) -> int:
             print(jobs.mask(short_traceback(error)), file=sys.stderr, flush=True)
             return 1
         return _answer(jobs.mask(text), 2)
-    return jobs.exit_code
+    return 0
 
 
 def _answer(text: str, code: int) -> int:
@@ -175,7 +288,8 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     for number, word in enumerate(argv):
         if word.startswith("--") and word.partition("=")[0] not in FLAGS:
             raise UserError(f"{word}: settings are written key=value, as in {_as_key_value(word, argv[number + 1 :], command)}.")
-    words = sweep.agent_overrides(argv)
+    sweep.check_words(argv)
+    words = sweep.agent_overrides(argv) if agent() is not None else argv
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
     words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
     words = [_quoted(word) for word in words]
@@ -223,22 +337,24 @@ def _as_key_value(word: str, after: list[str], command: Command) -> str:
 # -- composed config -> checked config
 
 
-def read_config(command: Command, composed: DictConfig) -> Any:
+def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
     """Return the checked, frozen config of a job. What Hydra knows of the job is filled in here and nowhere else.
+
+    Args:
+        plain: the composed config, resolved.
 
     Raises:
         UserError: with all mistakes.
     """
-    hydra_config = HydraConfig.get()
     choices: Plain = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
-    plain = configs.resolve(composed)
-    for group in ("experiment", "debug", "sweep"):
-        if isinstance(plain.get(group), dict) and not (group == "sweep" and "keep_going" in plain[group]):
-            raise UserError(_not_global(group, choices.get(group)))
-    plain["run_dir"] = str(Path(hydra_config.runtime.output_dir).resolve())
-    plain["overrides"] = list(hydra_config.overrides.task)
-    if command.name in ("train", "benchmark"):
-        plain["choices"] = {k: name for k, name in choices.items() if name and k not in ("hydra", "paths", "sweep")}
+    plain = {
+        **plain,
+        "run_dir": str(Path(hydra_config.runtime.output_dir).resolve()),
+        "overrides": list(hydra_config.overrides.task),
+    }
+    if issubclass(command.model, schema.TrainConfig):
+        groups = ("hydra", "paths", "sweep")
+        plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in groups}
         plain["data"] = _with_absolute_paths(plain.get("data"))
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
     return validate(command.model, plain, lambda key: find_file(key, folders, command.name, choices))
