@@ -645,6 +645,7 @@ def test_a_home_directory_is_expanded(default: dict[str, Any], tmp_path: Path, m
         {"model": {"pretrained": True, "net": {"pretrained": True}}},
         {"callbacks": {"early_stopping": 2}, "trainer": {"limit_val_batches": None}},
         {"data": {"root": "/nowhere"}},
+        {"data": {"root": "/nowhere", "demo_seed": None, "idx": "auto"}},
         {"data": {"root": "/", "demo_seed": None}},
         {"resume": {"requeue": True, "run": "auto"}},
         {"optimizer": {"nesterov": True}},
@@ -809,6 +810,7 @@ def test_descriptions_list_options() -> None:
     described = describe(TrainConfig)
     assert described["data.batch_size"] == "Images per step, all devices together."
     assert described["augment.crop"] == "How training images are cropped (random_resized, random, center)."
+    assert described["trainer.channels_last"] == "Memory format channels_last; auto is on for GPUs."
     assert described["optimizer._target_"] == "The optimizer's class."
     assert described["logger.wandb"] == "Weights & Biases; null is off."
 

@@ -58,7 +58,7 @@ def _files(folders: list[Path], name: str, package: str, options: Plain) -> Iter
     yield path, package, content
     for entry in entries:
         if isinstance(entry, dict):
-            options |= {group: option for group, option in entry.items() if " " not in group}  # no `override /group`
+            options |= entry
         elif entry != "_self_":
             listed, _, below = str(entry).partition("@")
             parent = name.rpartition("/")[0]
