@@ -114,10 +114,10 @@ class Jobs:
         """The table of a sweep's jobs, the best first."""
         import shutil
 
-        from alexlab.analysis.standing import of_sweep
+        from alexlab.analysis.compare import sweep_table
 
         width = shutil.get_terminal_size((160, 24)).columns
-        print("\n".join(of_sweep(Path(sweep), self.monitor, width)), flush=True)
+        print("\n".join(sweep_table(Path(sweep), self.monitor, width)), flush=True)
 
     def _failed(self, config: DictConfig, error: Exception, number: int | None) -> None:
         """Keep why for the end, or end the sweep, or raise what needs its traceback."""

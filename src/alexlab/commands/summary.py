@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
-from alexlab.analysis import standing
+from alexlab.analysis import compare
 from alexlab.callbacks.throughput import Throughput
 from alexlab.commands.plan import Plan
 from alexlab.data.datamodule import MOST_THREADS, ImageFolders, cores
@@ -208,7 +208,7 @@ def how_to_resume(run_dir: Path) -> str:
 def show_standing(config: DictConfig) -> None:
     """Say how the run compares with those before it. What goes wrong with that is told; the run is well."""
     try:
-        found = standing.stands(Path(config.run_dir), Path(config.paths.logs), config.monitor)
+        found = compare.standing(Path(config.run_dir), Path(config.paths.logs), config.monitor)
     except Exception as error:  # of directories that may be anybody's
         log.warning("how it compares with other runs could not be told (%s: %s)", type(error).__name__, error)
         return
