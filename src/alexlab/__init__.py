@@ -1,15 +1,22 @@
-"""Image classification experiments; `load(run)` gives a trained network for use elsewhere."""
+"""Image classification experiments. `load(run)` gives a trained network, `runs()` a pandas DataFrame of all runs."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alexlab.analysis.compare import load_runs
     from alexlab.tasks.load import load as load
+
+    runs = load_runs
 
 
 def __getattr__(name: str) -> Any:
-    """`alexlab.load`, imported when it is asked for: the commands' --help must not wait for torch."""
+    """Import `alexlab.load` and `alexlab.runs` when they are first used: `--help` must not wait for torch or pandas."""
     if name == "load":
         from alexlab.tasks.load import load
 
         return load
+    if name == "runs":
+        from alexlab.analysis.compare import load_runs
+
+        return load_runs
     raise AttributeError(f"module 'alexlab' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The table of runs: found, read, filtered, grouped by seed, in each format, and whether two are equal."""
+"""Comparisons: the settings that differ, seeds, conditions, formats, equality, and what the command prints."""
 
 import csv
 import io
@@ -6,226 +6,178 @@ import json
 import math
 import os
 import statistics
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import yaml
 from conftest import command
+from test_runs import make_run, read_all, write_summary
 
-from alexlab.analysis import runs as reading
-from alexlab.analysis import table
-from alexlab.analysis.finding import find
-from alexlab.analysis.groups import grouped, ranked
-from alexlab.analysis.runs import Run, read
-from alexlab.analysis.settings import differing
-from alexlab.analysis.where import chosen
-from alexlab.commands.restore import locked
-from alexlab.engine import config as configs
-from alexlab.engine.settings import own_ckpt
+from alexlab.analysis.compare import (
+    Group,
+    as_text,
+    cell,
+    columns_of,
+    differing,
+    equality,
+    grouped,
+    ranked,
+    select,
+    table,
+)
+from alexlab.analysis.runs import Run, frame
+from alexlab.commands.compare import show
+from alexlab.engine.errors import UserError
 
-
-def make_run(folder: Path, lr: float, acc1: float | None, **more: object) -> Path:
-    folder.mkdir(parents=True)
-    config = {"model": {"name": "alexnet"}, "optimizer": {"lr": lr}, "run_dir": str(folder), **more}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    if acc1 is not None:
-        summary = {"status": "finished", "best": {"val/acc1": acc1, "val/loss": 1.5}, "last": {"val/acc1": acc1 / 2},
-                   "test": {"test/acc1": 0.25}, "images_per_second": 123.4, "seconds": 5.5}  # fmt: skip
-        (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
+Compare = Callable[..., tuple[str, str]]
 
 
-def run_of(config: dict, given: tuple[str, ...] = (), status: str = "finished", **numbers: float) -> Run:
-    best = {key.replace("_", "/"): value for key, value in numbers.items()}
-    return Run(Path("x"), "x", status, config, {"best": best}, set(given))
+def run_of(settings: dict, overridden: tuple[str, ...] = (), status: str = "finished", **best: float) -> Run:
+    """Return a run in memory; best values are given as val_acc1=0.5."""
+    summary = {"best": {key.replace("_", "/"): value for key, value in best.items()}}
+    return Run(Path("x"), "x", status, settings, set(overridden), summary)
+
+
+@pytest.fixture
+def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Compare:
+    """Return what `alexlab compare` prints on standard output and standard error; runs=tmp_path if nothing is said."""
+    defaults = {
+        "runs": str(tmp_path), "where": None, "sort": None, "seeds": "group", "format": "table", "out": None,
+        "most": None, "equal": False, "paths": SimpleNamespace(logs=str(tmp_path)),
+    }  # fmt: skip
+
+    def printed(**settings: Any) -> tuple[str, str]:
+        show(SimpleNamespace(**{**defaults, **settings}))
+        return capsys.readouterr()
+
+    return printed
 
 
 # -- the table
 
 
-def test_best_first_with_the_keys_that_differ(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs/a", 0.1, 0.5)
-    make_run(tmp_path / "runs/b", 0.2, 0.75)
-    make_run(tmp_path / "runs/c", 0.2, None)
-    (tmp_path / "runs/d").mkdir()
-    (tmp_path / "runs/d/config.yaml").write_text("{broken")
-    done = command("compare.py", f"runs={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    head, below, *rows = done.stdout.splitlines()
+def test_the_best_is_first_and_settings_that_differ_are_named(tmp_path: Path, compare: Compare) -> None:
+    make_run(tmp_path / "a", 0.1, 0.5)
+    make_run(tmp_path / "b", 0.2, 0.75)
+    make_run(tmp_path / "c", 0.2, None)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/config.yaml").write_text("{broken")
+    head, below, *rows = compare()[0].splitlines()
     assert head.split() == ["best.ckpt", "last", "best.ckpt"]
     assert below.split() == ["3", "runs", "val/acc1", "val/acc1", "val/loss", "test/acc1", "images/s", "seconds"]
-    assert [row.split()[0] for row in rows[:3]] == ["b", "a", "c"]
-    assert "0.7500" in rows[0]
-    assert "0.3750" in rows[0]
-    assert "unfinished" in rows[2]
-    assert "optimizer.lr=0.2" in rows[0]
-    assert "optimizer.lr=0.1" in rows[1]
-    assert "model.name" not in done.stdout
-    assert f"left out: {tmp_path}/runs/d (" in done.stdout
+    b = ["b", "finished", "0.7500", "0.3750", "1.5000", "0.2500", "123", "6", "optimizer.lr=0.2"]
+    assert [row.split() for row in rows[:3]] == [
+        b, ["a", "finished", "0.5000", "0.2500", *b[4:8], "optimizer.lr=0.1"], ["c", "unfinished", "optimizer.lr=0.2"],
+    ]  # fmt: skip
+    assert rows[3].startswith(f"skipped: {tmp_path}/d: ")
 
 
-def test_one_run_globs_lists_and_links(tmp_path: Path) -> None:
-    make_run(tmp_path / "multiruns/x/0", 0.1, 0.5)
-    make_run(tmp_path / "multiruns/x/1", 0.1, 0.5, seed=1)
-    found = find([str(tmp_path / "multiruns/*/0"), str(tmp_path / "multiruns/x/0"), "x/0"], tmp_path)
-    assert found == ([tmp_path / "multiruns/x/0"], [])
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/link").symlink_to(tmp_path / "multiruns/x/1")
-    assert find([str(tmp_path / "other")], tmp_path) == ([tmp_path / "multiruns/x/1"], [])
-    runs, left_out = read(find([str(tmp_path)], tmp_path)[0])
-    assert ([run.name for run in runs], left_out) == (["x/0", "x/1"], [])
-    assert differing(runs) == [{}, {"seed": 1}]
+def test_your_own_metrics_are_columns(tmp_path: Path, compare: Compare) -> None:
+    for name, f1 in (("a", 0.5), ("b", 0.75)):
+        write_summary(
+            make_run(tmp_path / name, 0.1, 0.5), best={"val/acc1": 0.5, "val/loss": 1, "val/acc5": 1, "val/f1": f1},
+            last={"val/f1": f1 / 2}, test={"test/f1": f1 / 3},
+        )  # fmt: skip
+    heads = compare()[0].splitlines()[1].split()
+    assert heads == ["2", "runs", "val/acc1", "val/loss", "val/f1", "images/s", "seconds"]
+    _, heads_of_f1, first, *_ = compare(sort="val/f1")[0].splitlines()
+    assert heads_of_f1.split()[2:] == ["val/f1", "val/f1", "val/loss", "val/acc1", "test/f1", "images/s", "seconds"]
+    assert first.split()[:7] == ["b", "finished", "0.7500", "0.3750", "1.0000", "0.5000", "0.2500"]
+    assert "val/acc5" in compare(sort="val/acc5")[0]
 
 
-def test_a_folder_that_holds_itself_ends(tmp_path: Path) -> None:
-    make_run(tmp_path / "a/run", 0.1, 0.5)
-    (tmp_path / "a/again").symlink_to(tmp_path)
-    assert find([str(tmp_path)], tmp_path) == ([tmp_path / "a/run"], [])
+def test_many_metrics_of_yours_leave_room_for_the_names() -> None:
+    runs = [run_of({"a": n}, **{f"val_c{i:03}": 0.5 for i in range(100)}) for n in range(2)]
+    columns = columns_of(grouped(runs), "val/c000")
+    assert columns == [f"val/c{i:03}" for i in range(9)]
+    assert columns_of(grouped(runs), "seconds")[:2] == ["seconds", "val/c000"], "the one asked for, measured or not"
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_it_fits_the_terminal(columns: int, tmp_path: Path) -> None:
-    """Whole names, which can be given again; no line is cut or wider than the terminal."""
+def test_the_table_fits_the_terminal(columns: int, tmp_path: Path) -> None:
+    """Names are whole, so that commands take them; no line is wider than the terminal."""
     names = ["2026-11-25_02-54-50_274", "2026-11-25_03-22-46_497"]
     for number, name in enumerate(names):
-        make_run(tmp_path / "train/runs" / name, 0.1 * (number + 1), 0.5, seed=number, label_smoothing=number / 10)
-    done = command("compare.py", f"paths.logs={tmp_path}", env={"COLUMNS": str(columns)})
-    assert done.returncode == 0, done.stderr
-    assert max(len(line) for line in done.stdout.splitlines()) <= columns
-    for name in names:
-        assert f"{name}  finished" in done.stdout
-    assert "0.5000" in done.stdout
-    assert "label_smoothing=0.1 optimizer.lr=0.2 seed=1" in " ".join(done.stdout.split())
-    done = command("compare.py", f"paths.logs={tmp_path}", f"runs=[{','.join(names)}]")
-    assert "2 runs" in done.stdout, "by the names that it shows"
+        make_run(tmp_path / name, 0.1 * (number + 1), 0.5, seed=number, label_smoothing=number / 10)
+    groups = ranked(grouped(read_all(tmp_path)), "val/acc1")
+    lines = table(groups, 2, "val/acc1", columns)
+    assert max(map(len, lines)) <= columns
+    assert all(any(line.startswith(f"{name}  finished") for line in lines) for name in names)
+    text = " ".join(" ".join(lines).split())
+    assert "0.5000" in text
+    assert "label_smoothing=0.1 optimizer.lr=0.2 seed=1" in text
 
 
-def test_mistakes(tmp_path: Path) -> None:
-    def told(*words: str) -> str:
-        done = command("compare.py", f"paths.logs={tmp_path}", *words)
-        assert done.returncode == 2, done.stdout
-        assert len(done.stderr.splitlines()) <= 4
-        return done.stderr
-
-    assert "no run is there" in told(f"runs={tmp_path}")
-    make_run(tmp_path / "runs/a", 0.1, 0.5)
-    near = "sort=val/acc: no run has such a number. Did you mean val/acc1? There are: images_per_second, last/val/acc1,"
-    assert near in told(f"runs={tmp_path}", "sort=val/acc")
-    assert "is a folder: give a file's name" in told(f"runs={tmp_path}", "format=csv", f"out={tmp_path}")
-    assert "equal=true compares two runs, and there are 1" in told(f"runs={tmp_path}", "equal=true")
-    for words, answer in {
-        "optimizer.l>1": "where=optimizer.l>1: no run has optimizer.l. Did you mean optimizer.lr?",
-        "model.name>1": "where=model.name>1: alexnet is no number: with texts, = and != and ~ (holds) do.",
-        "optimizer.lr": "optimizer.lr is no condition: write KEY SIGN VALUE",
-        "optimizer.lr>5": "where=optimizer.lr>5: it holds of none of the 1 runs: optimizer.lr is 0.1.",
-        "lr>5": "where=lr>5: no run has lr. Did you mean optimizer.lr?",
-        "model=alexnt and optimizer.lr>0.01": "no run has model. Did you mean model.name?",
-        "optimizer.lr!=0.01&seed=1": "conditions are joined by and and or: optimizer.lr!=0.01&seed=1 has another sign",
-        "optimizer.lr>0.01 & status=finished": "conditions are joined by and and or: optimizer.lr>0.01 & status",
-    }.items():
-        assert answer in told(f"runs={tmp_path}", f"where={words}")
-    assert "format=xml: must be one of table, markdown, csv, json, html" in told("format=xml")
-    assert "most=0: must be a whole number, at least 1" in told("most=0")
-
-
-# -- reading runs of any age
-
-
-def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
-    for name in ("on", "killed"):
-        folder = make_run(tmp_path / name, 0.1, None)
-        (folder / ".lock.rank").touch()
-        (folder / "metrics.csv").write_text(
-            "step,val/acc1,val/loss,train/loss_step,perf/images,perf/seconds\n9,,,1.5,,\n9,0.5,1.25,,,\n"
-            "19,0.75,1.5,,300,20\n24,nan,nan,,,\n29,0.7"
-        )
-    with locked(tmp_path / "on", ".lock.rank"):
-        runs, _ = read([tmp_path / "on", tmp_path / "killed"])
-    assert [run.status for run in runs] == ["running", "unfinished"]
-    for run in runs:  # what was measured so far; a torn row's numbers may be torn, too
-        assert run.numbers == {
-            "val/acc1": 0.75, "val/loss": 1.5,  # the best epoch's, as best.ckpt holds it
-            "images_per_second": 15.0, "seconds": 20.0,
-        }  # fmt: skip
+def test_narrow_tables_drop_the_speed_first_and_the_sorted_column_never() -> None:
+    run = run_of({"a": 1}, val_acc1=0.5, val_loss=1.0)
+    run.summary |= {"seconds": 5, "images_per_second": 7, "last": {"val/acc1": 0.5}, "test": {"test/acc1": 0.5}}
+    heads = {width: table([Group([run], {})], 1, "val/acc1", width)[1].split()[2:] for width in (90, 70, 60, 50, 40, 5)}
+    assert heads == {
+        90: ["val/acc1", "val/acc1", "val/loss", "test/acc1", "images/s", "seconds"],
+        70: ["val/acc1", "val/acc1", "val/loss", "test/acc1", "images/s"],
+        60: ["val/acc1", "val/acc1", "val/loss", "test/acc1"],
+        50: ["val/acc1", "val/loss", "test/acc1"],
+        40: ["val/acc1", "test/acc1"],
+        5: ["val/acc1"],
+    }
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("key", "values", "text"),
     [
-        ("summary.json", "[]"),
-        ("summary.json", '{"best": 3}'),
-        ("summary.json", '{"best": {"val/acc1": "x"}}'),
-        ("summary.json", '{"status": "\\u001b[2J"}'),
-        ("summary.json", "[" * 100_000),
-        ("config.yaml", "a: &a [x]\nmodel: *a\n"),
-        ("config.yaml", "model: &a [x]\nb: *a\n"),
-        ("config.yaml", "x" * (2**20 + 1)),
-        ("config.yaml", "[" * 50_000),
-        ("config.yaml", "model: {name: a}\n---\nmodel: {name: b}\n"),
+        ("val/acc1", (0.5,), "0.5000"), ("val/mae", (123456.7,), "1.235e+05"), ("val/mse", (0.0000125,), "1.25e-05"),
+        ("val/acc1", (0.0,), "0.0000"), ("val/acc1", (0.5, 0.75), "0.6250±0.1768"), ("seconds", (5.4, 5.4), "5±0"),
+        ("parameters", (61100840,), "61.1 M"), ("val/acc1", (0.5, math.nan, 0.75), "0.6250±0.1768 (2)"), ("x", (), ""),
     ],
-    ids=lambda value: value[:20],
-)
-def test_what_is_no_run_is_left_out_and_the_others_are_shown(name: str, text: str, tmp_path: Path) -> None:
-    make_run(tmp_path / "runs/a", 0.1, 0.5)
-    make_run(tmp_path / "runs/b", 0.2, 0.75)
-    (tmp_path / "runs/b" / name).write_text(text)
-    done = command("compare.py", f"runs={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert f"left out: {tmp_path}/runs/b" in done.stdout
-    assert "0.5000" in done.stdout
-    assert "\x1b[2J" not in done.stdout
+)  # fmt: skip
+def test_numbers_are_written_as_mean_and_deviation(key: str, values: tuple[float, ...], text: str) -> None:
+    runs = [run_of({}) for _ in values or (0,)]
+    for run, value in zip(runs, values, strict=False):
+        run.summary["best"][key] = value
+    assert cell(Group(runs, {}), key) == text
 
 
-def test_what_is_odd_in_one_run_does_not_hide_the_others(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs/a", 0.1, 0.5)
-    make_run(tmp_path / "runs/b", 0.1, 0.75, overrides=5, optimizer=["x"], model={"name": ["x"]}, note={"x": {1: [2]}})
-    folder = make_run(tmp_path / "runs/c", 0.1, 0.5)
-    odd = {
-        "status": "finished",
-        "best": {"val/acc1": 10**400},
-        "images_per_second": "x",
-        "dataset": [],
-        "seconds": None,
-    }
-    (folder / "summary.json").write_text(json.dumps(odd))
-    (tmp_path / "runs/d").mkdir()
-    os.mkfifo(tmp_path / "runs/d/config.yaml")
-    (tmp_path / "runs/e").mkdir()
-    os.mkfifo(tmp_path / "runs/e/run-x.wandb")
-    for form in ("table", "csv", "html", "json", "markdown"):
-        done = command("compare.py", f"runs={tmp_path}", f"format={form}", f"out={tmp_path}/{form}")
-        assert done.returncode == 0, done.stderr
-        assert f"{tmp_path}/runs/d (ValueError: its config.yaml is no file)" in done.stdout
-        assert "0.5" in (tmp_path / form).read_text()
+def test_losses_ascend_and_runs_without_the_metric_are_last() -> None:
+    runs = [run_of({"a": n}, val_loss=loss) for n, loss in enumerate((2.0, 1.0, math.nan))] + [run_of({"a": 9})]
+    assert [group.runs[0].settings["a"] for group in ranked(grouped(runs), "val/loss")] == [1, 0, 2, 9]
 
 
-def test_val_tested_again_is_no_test(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "a", 0.1, 0.5)
-    summary = json.loads((folder / "summary.json").read_text())
-    for images, known in (({"train": 5, "val": 2}, False), ({"train": 5, "test": 2}, True)):
-        (folder / "summary.json").write_text(json.dumps({**summary, "dataset": {"images": images}}))
-        assert ("test/acc1" in read([folder])[0][0].numbers) == known
+def test_what_the_table_is_sorted_by(tmp_path: Path, compare: Compare) -> None:
+    run = make_run(tmp_path / "a", 0.1, 0.5, monitor="val/f1")
+    assert "val/acc1" in compare()[0]
+    write_summary(run, best={"val/loss": 1.0, "val/f1": 0.5}, last={})
+    assert compare()[0].splitlines()[1].split()[2] == "val/f1", "what the runs monitor"
+    with pytest.raises(UserError) as error:
+        compare(sort="val/f2")
+    assert str(error.value) == (
+        "sort=val/f2: no run has this metric. Did you mean val/f1? Measured were: images_per_second, seconds, "
+        "test/acc1, val/f1, val/loss."
+    )
 
 
-def test_configs_are_read_by_their_blocks_as_yaml_reads_them(tmp_path: Path) -> None:
-    texts = [
-        "a: 1\nb:\n  c: [1, 2]\n  d: |\n    x: 1\n\n    y\nlist:\n- a\n- b: 2\n",
-        "# note\na: 'it''s'\n\nb: \"x\\n\"\n# more\nc: >-\n  folded\n  text\n'quoted key': 1\n? odd\n: 2\n",
-        "a: 1\na: 2\n",
-        "'a': {b: 1,\n  c: 2}\nd: null\ne: 1e-3\nf: 2026-01-01\n",
+def test_rows_beyond_the_limit_are_counted(tmp_path: Path, compare: Compare) -> None:
+    for number in range(32):
+        make_run(tmp_path / f"{number:02}", 0.1 + number, 0.5)
+    for most, rows in ((None, 30), (3, 3)):
+        lines = compare(most=most)[0].splitlines()
+        assert len(lines) == 2 + rows + 1
+        assert lines[-1] == f"{32 - rows} more: most=32 shows all."
+
+
+# -- the settings that differ
+
+
+def test_an_option_stands_for_the_settings_that_come_with_it() -> None:
+    """augment=strong is one setting, and not its erasing and mixup as well; what was changed by hand is."""
+    base = {"choices.augment": "basic", "augment.erase": 0.0, "augment.mixup": 0.0, "seed": 0}
+    strong = {**base, "choices.augment": "strong", "augment.erase": 0.25, "augment.mixup": 0.2}
+    assert differing([run_of(base), run_of(strong), run_of({**strong, "augment.mixup": 0.4})]) == [
+        {"augment": "basic"},
+        {"augment": "strong", "augment.mixup": 0.2},
+        {"augment": "strong", "augment.mixup": 0.4},
     ]
-    blocks: dict = {}
-    for number, text in enumerate(texts * 2):
-        path = tmp_path / f"{number}.yaml"
-        path.write_text(text)
-        assert reading.config_of(path, blocks) == configs.read(path) == yaml.safe_load(text)
-    assert b"a: 1\n" in blocks
-
-
-# -- settings
-
-
-def test_a_groups_choice_tells_what_comes_with_it() -> None:
     base = {"data.name": "demo", "data.root": "a", "optimizer.lr": 0.1}
     runs = [run_of(base), *(run_of({**base, "data.name": "folder", "data.root": root}) for root in "bc")]
     assert differing(runs) == [
@@ -235,92 +187,118 @@ def test_a_groups_choice_tells_what_comes_with_it() -> None:
     ]
 
 
-def test_an_option_tells_what_comes_with_it() -> None:
-    """augment=strong is one setting, and not its erasing, mixup and cutmix as well; what was changed by hand is."""
-    base = {"choices.augment": "basic", "augment.erase": 0.0, "augment.mixup": 0.0, "seed": 0}
-    strong = {**base, "choices.augment": "strong", "augment.erase": 0.25, "augment.mixup": 0.2}
-    assert differing([run_of(base), run_of(strong), run_of({**strong, "augment.mixup": 0.4})]) == [
-        {"augment": "basic"},
-        {"augment": "strong", "augment.mixup": 0.2},
-        {"augment": "strong", "augment.mixup": 0.4},
-    ]
-
-
-def test_what_a_command_line_gave_is_told_beside_another_option() -> None:
+def test_a_key_of_the_command_line_is_listed_for_all_runs_and_a_name_for_its_run_only() -> None:
     auto = {"choices.trainer": "auto", "trainer.max_epochs": 10, "trainer.devices": 1}
     ddp = {"choices.trainer": "ddp", "trainer.max_epochs": 50, "trainer.devices": 2}
-    assert differing([run_of(auto), run_of(ddp, given=("trainer.max_epochs",))]) == [
+    assert differing([run_of(auto), run_of(ddp, ("trainer.max_epochs",))]) == [
         {"trainer": "auto", "trainer.max_epochs": 10},
         {"trainer": "ddp", "trainer.max_epochs": 50},
     ]
-
-
-def test_a_name_that_a_command_line_gave_is_told_of_its_run_alone() -> None:
     ours = {"choices.model": "alexnet", "model.name": "alexnet", "choices.data": "demo", "data.root": "/demo"}
     theirs = {"choices.model": "torchvision", "model.name": "resnet18", "choices.data": "folder", "data.root": "/x"}
-    assert differing([run_of(ours), run_of(theirs, given=("model.name", "data.root"))]) == [
+    assert differing([run_of(ours), run_of(theirs, ("model.name", "data.root"))]) == [
         {"model": "alexnet", "data": "demo"},
         {"model": "torchvision", "model.name": "resnet18", "data": "folder", "data.root": "/x"},
     ]
 
 
-def test_a_runs_own_checkpoint_may_lie_behind_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real/run/checkpoints").mkdir(parents=True)
-    (tmp_path / "link").symlink_to("real")
-    ckpt = str(tmp_path / "real/run/checkpoints/last.ckpt")
-    assert own_ckpt({"run_dir": str(tmp_path / "link/run"), "ckpt_path": ckpt})
-    assert not own_ckpt({"run_dir": str(tmp_path / "link/other"), "ckpt_path": ckpt})
-
-
-def test_null_and_what_an_older_run_did_not_know_are_the_same() -> None:
-    runs = [run_of({"seed": 0, "ema.decay": None, "trainer.limit_val_batches": 1.0}), run_of({"seed": 1})]
-    assert len(grouped(runs)) == 1
-    assert len(grouped([run_of({"seed": 0, "trainer.limit_val_batches": 1}), run_of({"seed": 1})])) == 2
-    lines = table.table(ranked(grouped([run_of({"ema.decay": None}), run_of({"ema.decay": 0.9})]), "val/acc1"), 2,
-                        "val/acc1", 120)  # fmt: skip
-    assert "null" not in "".join(lines), "goes without saying"
-    assert sum("ema.decay=0.9" in line for line in lines) == 1
-
-
-def test_code_that_git_could_not_tell_is_the_same_as_none() -> None:
-    runs = [run_of({"seed": seed}) for seed in range(3)]
-    for run in runs[:2]:
-        run.code = {"commit": "c" * 40, "dirty": None, "patch_sha256": None, "left_out": "git could not tell it"}
-    runs[2].code = {"commit": "c" * 40, "dirty": False}
-    groups = grouped(runs)
-    assert [group.apart["commit"] for group in groups] == ["ccccccc+?", "ccccccc+?", "ccccccc"]
-
-
-def test_runs_from_before_options_were_kept_are_compared_by_their_keys() -> None:
+def test_a_run_that_recorded_no_options_is_compared_by_its_keys() -> None:
     old, new = run_of({"optimizer.lr": 0.1}), run_of({"optimizer.lr": 0.2, "choices.optimizer": "sgd"})
     assert differing([old, new]) == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
+
+
+def test_a_setting_that_only_one_option_has_is_not_listed() -> None:
+    sgd = {"choices.optimizer": "sgd", "optimizer.momentum": 0.9}
+    assert differing([run_of(sgd), run_of({"choices.optimizer": "adamw", "optimizer.betas": [0.9, 0.99]})]) == [
+        {"optimizer": "sgd"}, {"optimizer": "adamw"},
+    ]  # fmt: skip
+
+
+def test_settings_are_written_as_on_the_command_line() -> None:
+    assert as_text({"a": 0.1234567, "b": True, "c": None, "d": "\x1b"}) == "a=0.123457 b=true c=null d=?"
 
 
 # -- seeds
 
 
-def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
+def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Compare) -> None:
     scores = [0.5, 0.625, 0.75]
     for seed, score in enumerate(scores):
-        make_run(tmp_path / f"runs/s{seed}", 0.1, score, seed=seed)
-    make_run(tmp_path / "runs/other", 0.2, 0.7, seed=0)
-    make_run(tmp_path / "runs/open", 0.1, None, seed=3)
-    done = command("compare.py", f"runs={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line for line in done.stdout.splitlines()[2:]}
+        make_run(tmp_path / f"s{seed}", 0.1, score, seed=seed)
+    make_run(tmp_path / "other", 0.2, 0.7, seed=0)
+    make_run(tmp_path / "open", 0.1, None, seed=3)
+    rows = {line.split()[0]: line for line in compare()[0].splitlines()[2:]}
     assert list(rows) == ["other", "s0", "open"], "by the mean, 0.625"
     assert "s0 +2  finished" in rows["s0"]
     assert f"0.6250±{statistics.stdev(scores):.4f}" in rows["s0"]
     assert "seed=0,1,2" in rows["s0"]
-    each = command("compare.py", f"runs={tmp_path}", "seeds=each").stdout
+    each, _ = compare(seeds="each")
     assert [line.split()[0] for line in each.splitlines()[2:]] == ["s2", "other", "s1", "s0", "open"]
 
 
-def test_losses_ascend_and_what_is_not_known_is_last() -> None:
-    runs = [run_of({"a": n}, val_loss=loss) for n, loss in enumerate((2.0, 1.0, float("nan")))] + [run_of({"a": 9})]
-    order = [group.runs[0].config["a"] for group in ranked(grouped(runs), "val/loss")]
-    assert order[:2] == [1, 0]
-    assert set(order[2:]) == {2, 9}
+def test_runs_on_other_images_code_or_devices_are_rows_of_their_own(tmp_path: Path) -> None:
+    base: dict[str, Any] = {
+        "status": "finished", "best": {"val/acc1": 0.5}, "dataset": {"fingerprint": {"train": "aaaa", "val": "b"}},
+        "git": {"commit": "c" * 40, "dirty": False}, "world_size": 1,
+        "hardware": {"devices": "cuda", "device": "NVIDIA A100"},
+    }  # fmt: skip
+    others: dict[str, dict] = {
+        "a": {}, "b": {}, "images": {"dataset": {"fingerprint": {"train": "aaaa", "val": "c"}}},
+        "code": {"git": {"commit": "d" * 40, "dirty": True}}, "ranks": {"world_size": 8}, "pruned": {"pruned": True},
+        "device": {"hardware": {"devices": "cpu", "device": "x86_64"}}, "precision": {"precision": "bf16-mixed"},
+        "failed": {"status": "failed"},
+    }  # fmt: skip
+    for seed, (name, more) in enumerate(others.items()):
+        write_summary(make_run(tmp_path / name, 0.1, None, seed=seed), **{**base, **more})
+    write_summary(make_run(tmp_path / "repeated", 0.1, None, seed=0), **base)
+    runs = read_all(tmp_path)
+    rows = {group.name: group.settings for group in grouped(runs)}
+    assert set(rows) == {"a +1", *(set(others) - {"a", "b"}), "repeated"}, "nor is the same seed grouped twice"
+    assert len(rows["images"]["images"]) == len(rows["a +1"]["images"]) == 8
+    assert rows["images"]["images"] != rows["a +1"]["images"]
+    assert (rows["device"]["device"], rows["a +1"]["device"]) == ("x86_64", "NVIDIA A100")
+    assert (rows["precision"]["precision"], rows["a +1"]["precision"]) == ("bf16-mixed", "unknown")
+    assert rows["code"]["commit"] == "ddddddd+changes"
+    assert rows["ranks"]["world_size"] == 8
+    assert next(run.status for run in runs if run.name == "pruned") == "pruned"
+    for text, names in {
+        f"images={rows['images']['images']}": {"images"}, "commit~ddddddd or device=x86_64": {"code", "device"},
+        "precision=unknown": {*others, "repeated"} - {"precision"},
+    }.items():  # fmt: skip
+        assert set(select(frame(runs), text)["name"]) == names
+
+
+def test_seeds_are_grouped_whatever_a_resume_and_an_older_run_wrote(tmp_path: Path) -> None:
+    """A resume, how a sweep is driven, where images are and null make no difference; another run's checkpoint does."""
+    own = str(tmp_path / "b/checkpoints/last.ckpt")
+    settings: dict[str, dict] = {
+        "a": {"ckpt_path": None, "sweep": {"keep_going": False}, "data": {"root": "/x"}},
+        "b": {"ckpt_path": own, "sweep": {"keep_going": True}, "data": {"root": "/y"}},
+        "c": {"ckpt_path": "/another/run/checkpoints/last.ckpt", "data": {"root": "/x"}},
+        "d": {"ema": {"decay": None}, "trainer": {"limit_val_batches": 1.0}, "data": {"root": "/x"}},
+        "e": {"trainer": {"limit_val_batches": 1}, "data": {"root": "/x"}},
+    }
+    for seed, (name, more) in enumerate(settings.items()):
+        write_summary(make_run(tmp_path / name, 0.1, 0.5, seed=seed, **more), dataset={"fingerprint": "f"})
+    assert {group.name for group in grouped(read_all(tmp_path))} == {"a +2", "c", "e"}
+
+
+def test_runs_without_a_seed_or_with_unknown_code_are_rows_with_what_is_known() -> None:
+    runs = [run_of({"a": 1}), run_of({"a": 1})]
+    for run, ranks in zip(runs, (1, 8), strict=True):
+        run.summary["world_size"] = ranks
+    assert [group.settings for group in grouped(runs)] == [{"world_size": 1}, {"world_size": 8}]
+    runs = [run_of({"seed": seed}) for seed in range(3)]
+    for run in runs[:2]:
+        run.code = {"commit": "c" * 40, "dirty": None, "left_out": "git could not tell it"}
+    runs[2].code = {"commit": "c" * 40, "dirty": False}
+    assert [group.settings["commit"] for group in grouped(runs)] == ["ccccccc+?", "ccccccc+?", "ccccccc"]
+
+
+def test_several_sets_of_images_in_one_table_are_mentioned(tmp_path: Path, compare: Compare) -> None:
+    for name in "ab":
+        write_summary(make_run(tmp_path / name, 0.1, 0.5), dataset={"fingerprint": name})
+    assert "The list contains 2 sets of images: where=images=" in compare()[0]
 
 
 # -- where
@@ -333,230 +311,234 @@ def test_losses_ascend_and_what_is_not_known_is_last() -> None:
         ("optimizer.lr==1e-1", "a"), ("ema=null", "abc"), ("optimizer.lr<1e9", "abc"), ("val/acc1>0", "ab"),
         ("optimizer.lr!=0.1", "bc"), ("val/acc1>0.5 and optimizer.lr<0.3", "b"), ("val/acc1<=0.5 or seed=7", "ac"),
         ("model.name=alexnet and seed=7 or optimizer.lr=0.1", "ac"), ("model.name~LEX", "abc"), ("name~b", "b"),
-        ("status=finished", "ab"), ("seed=7 OR name=a", "ac"),
-        ("augment.scale=[0.25,1.0]", "abc"),
-        ("note=\"this and that or none\"", "a"), ("rate>0.05", "b"), ("status=FINISHED", "ab"),
-        ("compile=true", "c"), ("compile!=true", "ab"), ("compile=1", ""), ("hash=70380e39", "a"),
-        ("hash!=70380e39", "bc"), ("hash=1.50", "b"), ("hash=1.5", ""),
+        ("status=finished", "ab"), ("seed=7 OR name=a", "ac"), ("augment.scale=[0.25,1.0]", "abc"),
+        ('note="this and that or none"', "a"), ("note~that or name=b", "ab"), ("rate>0.05", "b"),
+        ("status=FINISHED", "ab"), ("compile=true", "c"), ("compile!=true", "ab"), ("hash=70380e39", "a"),
+        ("hash!=70380e39", "bc"), ("hash=1.50", "b"), ("late=5", "c"), ("optimizer.lr~0.3", "c"), ("model=resnet", "c"),
+        ("label~'>'", "a"), ("name=a_1", None), ("hash=1.5", None), ("compile=1", None),
     ],
 )  # fmt: skip
-def test_where(text: str, names: str) -> None:
-    more: list[dict] = [{"seed": 0, "compile": False}, {"seed": 0, "compile": False}, {"seed": 7, "compile": True}]
+def test_conditions_select_runs(text: str, names: str | None) -> None:
     runs = []
-    for name, lr, acc, rest in zip("abc", (0.1, 0.2, 0.3), (0.5, 0.75, None), more, strict=True):
-        note, rate = ("this and that or none", "auto") if name == "a" else ("x", lr if name == "b" else None)
-        config = {"model.name": "alexnet", "optimizer.lr": lr, "ema": None, "augment.scale": [0.25, 1.0], "note": note,
-                  "rate": rate, "hash": {"a": "70380e39", "b": "1.50", "c": "0071"}[name], **rest}  # fmt: skip
-        summary = {"best": {"val/acc1": acc}}
-        runs.append(Run(Path(name), name, "finished" if acc else "failed", config, summary))
-    assert "".join(run.name for run in chosen(runs, text)) == names
+    for name, lr, acc in zip("abc", (0.1, 0.2, 0.3), (0.5, 0.75, None), strict=True):
+        first, last = name == "a", name == "c"
+        settings = {
+            "model.name": "alexnet", "optimizer.lr": lr, "ema": None, "augment.scale": [0.25, 1.0],
+            "note": "this and that or none" if first else "x", "label": "x>y" if first else "",
+            "rate": "auto" if first else None if last else lr, "seed": 7 if last else 0, "compile": last,
+            "hash": {"a": "70380e39", "b": "1.50", "c": "0071"}[name], "choices.model": "resnet" if last else "vgg",
+        }  # fmt: skip
+        if last:
+            settings["late"] = 5
+        status = "finished" if acc else "failed"
+        runs.append(Run(Path(name), name, status, settings, summary={"best": {"val/acc1": acc}}))
+    if names is None:
+        with pytest.raises(UserError, match="none of the 3 runs matches"):
+            select(frame(runs), text)
+    else:
+        assert "".join(select(frame(runs), text)["name"]) == names
 
 
-def test_where_on_the_command_line(tmp_path: Path) -> None:
-    """Whatever signs it has, quoted for Hydra by us or by the user."""
-    for lr in (0.1, 0.2, 0.3):
-        make_run(tmp_path / f"runs/{lr}", lr, 0.5, note="it's \\ odd")
-    for words in (
-        "where=optimizer.lr>0.15 and status=finished",
-        "where='optimizer.lr>0.15'",
-        "where=note~it's and optimizer.lr!=0.1",
-    ):
-        done = command("compare.py", f"runs={tmp_path}", words)
-        assert done.returncode == 0, done.stderr
-        assert "2 runs" in done.stdout
-    assert "3 runs" in command("compare.py", f"runs={tmp_path}", "where=null").stdout
+@pytest.mark.parametrize(
+    ("text", "names"), [("name~0003", ["r_0003"]), ("name~26_20", ["r_26_20"]), ("optimizer.lr>=1e-1", ["r_0003"])]
+)
+def test_names_that_look_like_numbers_are_compared_as_text(text: str, names: list[str]) -> None:
+    runs = [
+        Run(Path(name), name, "finished", {"optimizer.lr": lr})
+        for name, lr in (("r_0003", 0.1), ("r_0031", 0.01), ("r_26_20", 0.01), ("r_2620", 0.01))
+    ]
+    assert select(frame(runs), text)["name"].to_list() == names
+
+
+NO_CONDITION = (
+    "is not a condition: write KEY SIGN VALUE with one of == != >= <= = > < ~, as in where='optimizer.lr>0.01"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("optimizer.l>1", "no run has optimizer.l. Did you mean optimizer.lr?"),
+        ("model.name>1", "`alexnet` is not a number: compare text with =, != or ~ (contains)."),
+        ("optimizer.lr>abc", "`abc` is not a number: compare text with =, != or ~ (contains)."),
+        ("optimizer.lr", f"`optimizer.lr` {NO_CONDITION}"),
+        ("optimizer.lr=", f"`optimizer.lr=` {NO_CONDITION}"),
+        ("", f"`` {NO_CONDITION}"),
+        ("(seed=1)", f"`(seed=1)` {NO_CONDITION}"),
+        ("seed=1 and or", f"`or` {NO_CONDITION}"),
+        ("optimizer.lr>5", "none of the 2 runs matches: optimizer.lr is 0.1 to 0.2."),
+        ("model.name=x", "none of the 2 runs matches: model.name is alexnet."),
+        ("lr>5", "no run has lr. Did you mean optimizer.lr?"),
+        ("unheard=5", "no run has unheard. Keys are status, name, metrics and settings."),
+        ("optimizer.lr!=0.01&seed=1", "join conditions with `and` or `or`, not as in `optimizer.lr!=0.01&seed=1`."),
+        ("optimizer.lr>0.01 & seed=1", "join conditions with `and` or `or`, not as in `optimizer.lr>0.01 & seed=1`."),
+    ],
+)
+def test_conditions_that_cannot_be_met_are_answered(text: str, answer: str) -> None:
+    runs = [run_of({"optimizer.lr": lr, "model.name": "alexnet", "seed": 0}) for lr in (0.1, 0.2)]
+    with pytest.raises(UserError) as error:
+        select(frame(runs), text)
+    assert str(error.value).startswith(f"where={text}: {answer}")
 
 
 # -- formats
 
 
-def test_markdown_csv_and_json(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs/a", 0.1, 0.5, seed=0, note="x|y")
-    make_run(tmp_path / "runs/b", 0.1, 0.75, seed=1, note="x|y")
-    make_run(tmp_path / "runs/c", 0.123456789, 0.25, seed=0, note="z")
-    (tmp_path / "runs/d").mkdir()
-    (tmp_path / "runs/d/config.yaml").write_text("{broken")
+def test_markdown_csv_and_json_are_for_other_programs(tmp_path: Path, compare: Compare) -> None:
+    make_run(tmp_path / "a", 0.1, 0.5, seed=0, note="x|y")
+    make_run(tmp_path / "b", 0.1, 0.75, seed=1, note="x|y")
+    make_run(tmp_path / "c", 0.123456789, 0.25, seed=0, note="z")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/config.yaml").write_text("{broken")
 
-    def told(*words: str) -> str:
-        done = command("compare.py", f"runs={tmp_path}", *words)
-        assert done.returncode == 0, done.stderr
-        assert "left out" in done.stderr, "beside what another program reads"
-        return done.stdout
+    def printed(**settings: Any) -> str:
+        out, err = compare(**settings)
+        assert err.startswith(f"skipped: {tmp_path}/d: "), "not where another program reads"
+        return out
 
-    lines = told("format=markdown").splitlines()
-    heads = "| run | status | seed | note | optimizer.lr | best val/acc1 |"
-    assert sorted(lines[0].split(" | ")[2:5]) == ["note", "optimizer.lr", "seed"], heads
-    assert "x\\|y" in lines[2]
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
-    first, second = csv.DictReader(io.StringIO(told("format=csv")))
+    lines = printed(format="markdown").splitlines()
+    assert lines[0] == (
+        "| run | status | note | optimizer.lr | seed | best.ckpt val/acc1 | last val/acc1 | best.ckpt val/loss | "
+        "test/acc1 | images/s | seconds |"
+    )
+    assert lines[2] == (
+        "| a +1 | finished | x\\|y | 0.1 | 0,1 | 0.6250±0.1768 | 0.3125±0.0884 | 1.5000±0.0000 | 0.2500±0.0000 | "
+        "123±0 | 6±0 |"
+    )
+    first, second = csv.DictReader(io.StringIO(printed(format="csv")))
     assert (first["run"], first["n"], first["val/acc1"], first["seed"]) == ("a +1", "2", "0.625", "0,1")
     assert float(first["val/acc1_std"]) == pytest.approx(statistics.stdev([0.5, 0.75]))
     assert (second["optimizer.lr"], second["val/acc1_std"]) == ("0.123456789", "")
-    whole = json.loads(told("format=json"))
+    whole = json.loads(printed(format="json"))
     assert whole["groups"][0]["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
-    assert [run["path"] for run in whole["groups"][0]["runs"]] == [f"{tmp_path}/runs/a", f"{tmp_path}/runs/b"]
+    assert [run["path"] for run in whole["groups"][0]["runs"]] == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert len(whole["left_out"]) == 1
-    make_run(tmp_path / "runs/=e", 0.5, 0.1, status="x", seconds=3, **{"=f": 1, "[g](javascript:x)": "[g](http://x)"})
-    (first, *_) = csv.DictReader(io.StringIO(told("format=csv", "where=name~'=e'")))
-    assert first["run"] == "'=e"
-    (*_, last) = list(csv.DictReader(io.StringIO(told("format=csv"))))
+
+    out, _ = compare(format="csv", out=f"{tmp_path}/new/table.csv")
+    assert out.startswith(f"written to {tmp_path}/new/table.csv")
+    assert (tmp_path / "new/table.csv").read_text() == printed(format="csv")
+
+
+def test_a_metric_that_some_seeds_lack_says_of_how_many_the_mean_is(tmp_path: Path, compare: Compare) -> None:
+    for seed in range(3):
+        make_run(tmp_path / f"{seed}", 0.1, 0.5, seed=seed)
+    write_summary(tmp_path / "2", best={"val/acc1": 0.5})
+    (row,) = csv.DictReader(io.StringIO(compare(format="csv")[0]))
+    assert (row["n"], row["val/loss_n"], "val/acc1_n" in row) == ("3", "2", False)
+
+
+def test_texts_of_a_run_are_neither_formulas_nor_links_nor_control_characters(tmp_path: Path, compare: Compare) -> None:
+    make_run(tmp_path / "a\x1b[31m", 0.1, 0.75, note="\x1b]0;x\x07\u202e")
+    make_run(tmp_path / "b", 0.1, 0.5, note="<b> =1")
+    make_run(tmp_path / "=e", 0.5, 0.1, status="x", seconds=3, **{"=f": 1, "[g](javascript:x)": "[g](http://x)"})
+    make_run(tmp_path / "c", 0.1, 0.25, note="=HYPERLINK(1)")
+    for form in ("table", "markdown", "csv", "json"):
+        out = "".join(compare(format=form))
+        assert not {"\x1b", "\x07", "\u202e"} & set(out)
+    *_, last = csv.DictReader(io.StringIO(compare(format="csv")[0]))
     assert (last["run"], last["status"], last["config/status"]) == ("'=e", "finished", "x")
     assert (last["seconds"], last["config/seconds"], last["'=f"]) == ("5.5", "3", "1")
-    assert "](" not in told("format=markdown")
-    done = command("compare.py", f"runs={tmp_path}", "format=csv", f"out={tmp_path}/new/table.csv")
-    assert f"written to {tmp_path}/new/table.csv" in done.stdout
-    assert (tmp_path / "new/table.csv").read_text() == told("format=csv")
+    assert ",'=HYPERLINK" in compare(format="csv")[0]
+    assert not {"](", "<b>"} & {part for part in ("](", "<b>") if part in compare(format="markdown")[0]}
+
+
+# -- what the command refuses
+
+
+def test_mistakes_are_answered_with_the_fix(tmp_path: Path, compare: Compare) -> None:
+    def answer(**settings: Any) -> str:
+        with pytest.raises(UserError) as error:
+            compare(**settings)
+        return str(error.value)
+
+    assert answer() == (
+        f"runs={tmp_path}: {tmp_path}: there is no run. A run is a folder with a config.yaml, and names are looked up "
+        f"in {tmp_path}/train."
+    )
+    assert answer(runs=["nowhere", 12]).startswith("runs=[nowhere,12]: nowhere: there is no run. 12: there is no run.")
+    for empty in ("", ["x", " "]):
+        assert answer(runs=empty).startswith(
+            "runs=: give a folder of runs, a glob, the name of a run, latest, or a list"
+        )
+    run = make_run(tmp_path / "a", 0.1, 0.5)
+    assert answer(format="csv", out=str(tmp_path)) == f"out={tmp_path} is a folder: give the name of a file."
+    for out in (run / "config.yaml/x", Path("/dev/null/a/b")):
+        for form in ("csv", "html"):
+            assert "is a file and not a folder: choose another path." in answer(format=form, out=str(out))
+    assert answer(equal=True) == "equal=true compares two runs, and 1 were found: give runs=[A,B]. "
+    assert f"{tmp_path}/TYPO: there is no run." in answer(equal=True, runs=[str(run), f"{tmp_path}/TYPO"])
+    assert "none of the 1 runs matches" in answer(where="optimizer.lr>5")
+
+
+def test_the_command_line_takes_conditions_and_names_like_numbers(tmp_path: Path) -> None:
+    for number, name in enumerate(("2026_11", "1e5", "1.50", "12", "1E-5")):
+        run = make_run(tmp_path / "train/runs" / name, 0.1 * (number + 1), 0.5, note="it's \\ odd")
+        os.utime(run / "config.yaml", (1000 - number, 1000 - number))
+    for words, count in {
+        "where=optimizer.lr>0.35 and status=finished": 2, "where='optimizer.lr>0.35'": 2, "where=null": 5,
+        "where=note~it's and optimizer.lr!=0.1": 4, "runs=latest": 1, "runs=2026_11": 1, "runs=[1e5,2026_11, 12]": 3,
+        "runs=1.50": 1, "runs=1E-5": 1, "runs=12": 1,
+    }.items():  # fmt: skip
+        done = command("compare.py", f"paths.logs={tmp_path}", words)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 2 + count, words
+    done = command("eval.py", f"paths.logs={tmp_path}", "run=2026_11")
+    assert f"{tmp_path}/train/runs/2026_11" in done.stderr, "and not 202611"
+    for key in ("from_run", "resume", "init_from"):
+        done = command("train.py", f"paths.logs={tmp_path}", f"{key}=2026_11", "data=demo", "dry_run=true")
+        assert "202611" not in done.stderr, key
+        assert "2026_11" in done.stderr, key
+    done = command("compare.py", "format=xml", "most=0")
+    assert done.returncode == 2
+    assert "format=xml" in done.stderr
+    assert "most=0" in done.stderr
 
 
 # -- equal
 
 
-def test_equal_names_the_first_step_that_differs(tmp_path: Path) -> None:
+def test_two_runs_are_equal_or_the_first_difference_is_named(
+    tmp_path: Path, compare: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
     head = "epoch,lr,perf/images_per_second,step,train/loss_step,val/loss\n"
     rows = ["0,0.1,55.5,9,1.5,", "0,0.1,57.5,19,1.25,", "0,,,19,,1.125"]
-    folders = {
+    curves = {
         "a": rows,
-        "same": ["0,0.1,99.5,9,1.5,", "0,0.1,98.5,19,1.25,1.125"],  # speeds differ, and rows are divided otherwise
+        "same": ["0,0.1,99.5,9,1.5,", "0,0.1,98.5,19,1.25,1.125"],  # other speeds, and rows divided differently
         "other": [rows[0], rows[1].replace("1.25", "1.2500001"), rows[2]],
+        "nan": [rows[0], rows[1].replace("1.25", "nan"), rows[2]],
         "longer": [*rows, "1,0.1,55.5,29,1.0,"],
         "apart": ["0,0.1,55.5,14,1.5,"],
         "fewer": ["0,,55.5,19,1.25,1.125"],
         "means": ["0,0.1,55.5,14,7.0,", "0,0.1,55.5,19,6.0,"],
+        "empty": ["0,0.1,55.5,14,,"],
     }
-    for name, lines in folders.items():
+    for name, lines in curves.items():
         (make_run(tmp_path / name, 0.1, 0.5) / "metrics.csv").write_text(head + "\n".join(lines) + "\n")
+    runs = {run.name: run for run in read_all(tmp_path)}
 
-    def equal(a: str, b: str) -> tuple[int, str]:
-        done = command("compare.py", f"runs=[{tmp_path / a},{tmp_path / b}]", "equal=true")
-        return done.returncode, done.stdout + done.stderr
+    assert equality(runs["a"], runs["same"]) == (True, "a and same are equal in all 5 numbers of 2 steps.")
+    assert equality(runs["nan"], runs["nan"])[0]
+    for name, value in (("other", "1.2500001"), ("nan", "nan")):
+        difference = f"a and {name} differ first at step 19: train/loss_step is 1.25 and {value}."
+        assert equality(runs["a"], runs[name]) == (False, difference)
+    assert equality(runs["longer"], runs["a"]) == (
+        False, "longer stops at step 29 and a at step 19; they are equal until then."
+    )  # fmt: skip
+    # train/loss_step of `fewer` is a mean since the start, and that of `a` since step 9
+    few = "a and fewer are equal in all 1 numbers of 1 steps. 5 numbers that only one of them logged were not compared."
+    assert equality(runs["a"], runs["fewer"]) == (True, few)
+    for name in ("means", "apart"):
+        with pytest.raises(
+            UserError, match=rf"a and {name} logged no loss and no accuracy of the same steps: train both"
+        ):
+            equality(runs["a"], runs[name])
+    with pytest.raises(UserError, match=r"empty has no numbers to compare in metrics.csv"):
+        equality(runs["a"], runs["empty"])
 
-    assert equal("a", "same") == (0, "a and same are equal in all 5 numbers of 2 steps.\n")
-    assert equal("a", "other") == (1, "a and other differ first at step 19: train/loss_step is 1.25 and 1.2500001.\n")
-    assert equal("longer", "a") == (1, "a ends at step 19, and longer goes on to step 29; equal up to there.\n")
-    code, told = equal("a", "fewer")
-    few = "equal in all 1 numbers of 1 steps. 1 more steps and 2 more numbers were logged by one of them alone"
-    assert (code, few in told) == (0, True), "a mean since step 9 is none since the start"
-    code, told = equal("a", "means")
-    assert code == 2
-    assert "no loss and no accuracy of a and means can be compared, as none is of the same steps" in told
-    code, told = equal("a", "apart")
-    assert code == 2
-    assert "no step is logged in both a and apart" in told
-    (tmp_path / "apart/metrics.csv").unlink()
-    assert f"{tmp_path}/apart has no numbers to compare" in equal("a", "apart")[1]
-
-
-# -- what sets runs with the same settings apart
-
-
-def test_other_images_code_or_devices_are_no_seeds(tmp_path: Path) -> None:
-    base = {"status": "finished", "best": {"val/acc1": 0.5}, "dataset": {"fingerprint": {"train": "aaaa", "val": "b"}},
-            "git": {"commit": "c" * 40, "dirty": False}, "world_size": 1,
-            "hardware": {"devices": "cuda", "device": "NVIDIA A100"}}  # fmt: skip
-    others: dict[str, dict] = {
-        "a": {}, "b": {}, "images": {"dataset": {"fingerprint": {"train": "aaaa", "val": "c"}}},
-        "code": {"git": {"commit": "d" * 40, "dirty": True}}, "ranks": {"world_size": 8}, "pruned": {"pruned": True},
-        "device": {"hardware": {"devices": "cpu", "device": "x86_64"}},
-    }  # fmt: skip
-    for seed, (name, more) in enumerate(others.items()):
-        folder = make_run(tmp_path / name, 0.1, 0.5, seed=seed)
-        (folder / "summary.json").write_text(json.dumps({**base, **more}))
-    make_run(tmp_path / "again", 0.1, None, seed=0)
-    (tmp_path / "again/summary.json").write_text(json.dumps(base))
-    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
-    rows = {group.name: group.apart for group in grouped(runs)}
-    assert set(rows) == {"a +1", "again", "images", "code", "ranks", "pruned", "device"}, "nor is the same seed again"
-    assert len(rows["images"]["images"]) == len(rows["a +1"]["images"]) == 8
-    assert rows["images"]["images"] != rows["a +1"]["images"]
-    assert (rows["device"]["device"], rows["a +1"]["device"]) == ("x86_64", "NVIDIA A100")
-    assert [run.name for run in chosen(runs, "precision=unknown")] == [run.name for run in runs]
-    assert [run.name for run in chosen(runs, f"images={rows['images']['images']}")] == ["images"]
-    assert {run.name for run in chosen(runs, "commit~ddddddd or device=x86_64")} == {"code", "device"}
-    assert rows["code"]["commit"] == "ddddddd+changes"
-    assert rows["ranks"]["world_size"] == 8
-    assert next(run.status for run in runs if run.name == "pruned") == "pruned"
-
-
-def test_runs_without_a_seed_tell_their_facts_too() -> None:
-    runs = [run_of({"a": 1}), run_of({"a": 1})]
-    for run, ranks in zip(runs, (1, 8), strict=True):
-        run.summary["world_size"] = ranks
-    assert [group.apart for group in grouped(runs)] == [{"world_size": 1}, {"world_size": 8}]
-
-
-def test_what_is_no_number_is_in_no_mean() -> None:
-    runs = [run_of({"seed": seed, "a": 1}, val_acc1=acc) for seed, acc in enumerate((0.5, math.nan, 0.75))]
-    (group,) = grouped(runs)
-    stat = group.stat("val/acc1")
-    assert stat is not None
-    assert (stat.mean, stat.n) == (0.625, 2)
-    assert table.cell(group, "val/acc1", ".3f") == f"0.625±{statistics.stdev([0.5, 0.75]):.3f} (2)"
-
-
-def test_a_name_with_brackets_and_names_of_nothing(tmp_path: Path) -> None:
-    make_run(tmp_path / "exp[1]/a", 0.1, 0.5)
-    done = command("compare.py", f"runs=['{tmp_path}/exp[1]/a',{tmp_path}/nope*]")
-    assert done.returncode == 0, done.stderr
-    assert "1 run " in done.stdout
-    assert f"left out: {tmp_path}/nope* (no run is there)" in done.stdout
-    (tmp_path / "lost").mkdir()
-    (tmp_path / "lost/summary.json").write_text("{}")
-    assert "lost (ValueError: it has no config.yaml)" in command("compare.py", f"runs={tmp_path}").stdout
-
-
-def test_curves_that_cannot_be_read_are_told(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", 0.1, 0.5)
-    folder = make_run(tmp_path / "b", 0.1, None)
-    (folder / "metrics.csv").write_text(f"step,note\n1,{'x' * 200_000}\n")
-    for form in ("table", "html"):
-        done = command("compare.py", f"runs={tmp_path}", f"format={form}", f"out={tmp_path}/{form}.txt")
-        assert done.returncode == 0, done.stderr
-        assert f"left out: the curves of {tmp_path}/b (Error: field larger" in done.stdout
-
-
-def test_no_text_of_a_run_reaches_the_terminal_as_more_than_text(tmp_path: Path) -> None:
-    make_run(tmp_path / "a\x1b[31m", 0.1, 0.5, note="\x1b]0;x\x07\u202e")
-    make_run(tmp_path / "b", 0.1, 0.5, note="<b> =1")
-    make_run(tmp_path / "c", 0.1, 0.5, note="=HYPERLINK(1)")
-    for form in ("table", "markdown", "csv", "json"):
-        out = command("compare.py", f"runs={tmp_path}", f"format={form}").stdout
-        assert not {"\x1b", "\x07", "\u202e"} & set(out)
-        assert "<b>" not in out or form != "markdown"
-        assert ",=HYPERLINK" not in out
-
-
-def test_what_no_run_learns_from_keeps_no_seeds_apart(tmp_path: Path) -> None:
-    """A resume, how a sweep is driven, and a run that failed with the same seed before."""
-    own = str(tmp_path / "b/checkpoints/last.ckpt")
-    make_run(tmp_path / "a", 0.1, 0.5, seed=0, ckpt_path=None, sweep={"keep_going": False})
-    make_run(tmp_path / "b", 0.1, 0.5, seed=1, ckpt_path=own, sweep={"keep_going": True})
-    make_run(tmp_path / "0", 0.1, 0.5, seed=1, ckpt_path=None)
-    summary = json.loads((tmp_path / "0/summary.json").read_text())
-    (tmp_path / "0/summary.json").write_text(json.dumps({**summary, "status": "failed"}))
-    make_run(tmp_path / "c", 0.1, 0.5, seed=2, ckpt_path="/another/run/checkpoints/last.ckpt")
-    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
-    groups = {tuple(run.path.name for run in group.runs): group.apart for group in grouped(runs)}
-    assert set(groups) == {("a", "b"), ("0",), ("c",)}
-    assert groups["c",]["ckpt_path"] == "/another/run/checkpoints/last.ckpt"
-
-
-def test_code_is_known_by_its_patch(tmp_path: Path) -> None:
-    """Of a run's code.json; a working tree may be dirty by what is no code."""
-    git = {"status": "finished", "best": {"val/acc1": 0.5}, "git": {"commit": "c" * 40, "dirty": True}}
-    patches: dict[str, dict] = {
-        "a": {"dirty": False}, "b": {"dirty": False}, "c": {"dirty": True, "patch_sha256": "1" * 64},
-        "d": {"dirty": True, "patch_sha256": "2" * 64},
-    }  # fmt: skip
-    for seed, (name, code) in enumerate(patches.items()):
-        folder = make_run(tmp_path / name, 0.1, 0.5, seed=seed)
-        (folder / "summary.json").write_text(json.dumps(git))
-        (folder / "code.json").write_text(json.dumps({"commit": "c" * 40, **code}))
-    runs, _ = read(find([str(tmp_path)], tmp_path)[0])
-    rows = {group.name: group.apart.get("commit") for group in grouped(runs)}
-    assert rows == {"a +1": "ccccccc", "c": "ccccccc+111111", "d": "ccccccc+222222"}
-
-
-def test_equal_names_what_is_not_there(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", 0.1, 0.5)
-    done = command("compare.py", f"runs=[{tmp_path}/a,{tmp_path}/TYPO]", "equal=true")
-    assert (done.returncode, f"equal=true: {tmp_path}/TYPO (no run is there)" in done.stderr) == (2, True)
+    out, _ = compare(runs=[str(tmp_path / "a"), str(tmp_path / "same")], equal=True)
+    assert out == "a and same are equal in all 5 numbers of 2 steps.\n"
+    with pytest.raises(SystemExit) as stop:
+        compare(runs=[str(tmp_path / "a"), str(tmp_path / "other")], equal=True)
+    assert stop.value.code == 1
+    assert "differ first at step 19" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The page: what it holds, and what Chromium makes of it. The console of a browser has no errors."""
+"""The page: its data, and how Chromium renders it, without an error in the console."""
 
 import json
 import re
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from conftest import command
 from PIL import Image
-from test_compare import make_run
+from test_runs import make_run, write_summary
 
 from alexlab.analysis import page
-from alexlab.analysis.groups import grouped
+from alexlab.analysis.compare import grouped
 from alexlab.analysis.runs import Run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -33,10 +33,11 @@ def make_runs(folder: Path, count: int, rows: int = 10) -> None:
             note=NOTES[number % 3],
             trainer={"accumulate_grad_batches": 2}, data={"batch_size": 8},
         )  # fmt: skip
-        summary = json.loads((run / "summary.json").read_text())
-        summary["hardware"] = {"devices": "cpu", "device": "x86"}
-        summary["others"] = {"constructor": number % 4, "__proto__": number / 8}
-        (run / "summary.json").write_text(json.dumps(summary))
+        best = {"val/acc1": 0.25 + 0.5 * number / count, "val/loss": 1.5}
+        write_summary(
+            run, hardware={"devices": "cpu", "device": "x86"},
+            best={**best, "constructor": number % 4, "__proto__": number / 8},
+        )  # fmt: skip
         lines = []
         for row in range(rows):
             step = 10 * row + 9
@@ -48,10 +49,10 @@ def make_runs(folder: Path, count: int, rows: int = 10) -> None:
         (run / "figures/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
 
 
-def written(tmp_path: Path, count: int, *words: str) -> tuple[Path, dict[str, Any]]:
+def written(tmp_path: Path, count: int, *overrides: str) -> tuple[Path, dict[str, Any]]:
     make_runs(tmp_path / "runs", count)
     out = tmp_path / "page.html"
-    done = command("compare.py", f"runs={tmp_path / 'runs'}", "format=html", f"out={out}", *words)
+    done = command("compare.py", f"runs={tmp_path / 'runs'}", "format=html", f"out={out}", *overrides)
     assert done.returncode == 0, done.stderr
     assert f"{count} run(s) on one page: {out}" in done.stdout
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', out.read_text(), re.S)
@@ -59,10 +60,10 @@ def written(tmp_path: Path, count: int, *words: str) -> tuple[Path, dict[str, An
     return out, json.loads(found[1])
 
 
-def test_what_the_page_holds(tmp_path: Path) -> None:
+def test_the_data_of_the_page(tmp_path: Path) -> None:
     out, data = written(tmp_path, 3, "seeds=each")
     group = data["groups"][0]
-    assert data["asked"] == f"python compare.py runs={tmp_path / 'runs'} sort=val/acc1 seeds=each format=html"
+    assert data["asked"] == f"alexlab compare runs={tmp_path / 'runs'} sort=val/acc1 seeds=each format=html"
     assert data["x"] == "epoch"
     assert {key: key in data["low"] for key in ("val/loss", "seconds", "val/acc1", "images_per_second")} == {
         "val/loss": True, "seconds": True, "val/acc1": False, "images_per_second": False,
@@ -71,7 +72,7 @@ def test_what_the_page_holds(tmp_path: Path) -> None:
     assert group["settings"] == {"optimizer.lr": 0.1 / 3, "seed": 2, "note": "a&b"}
     run = group["runs"][0]
     steps = [10.0 * row + 9 for row in range(10)]
-    assert run["curves"]["train/loss"] == [steps, [round(2 - row / 10, 5) for row in range(10)]], "the finer one"
+    assert run["curves"]["train/loss"] == [steps, [round(2 - row / 10, 5) for row in range(10)]], "the finer curve"
     assert "train/loss_step" not in run["curves"]
     assert "val/acc1_best" not in run["curves"]
     assert run["clock"] == [steps, [0.5 * row for row in range(10)]]
@@ -94,14 +95,18 @@ def test_long_curves_are_drawn_as_means() -> None:
     assert page.thinned(curve[:3], 100) == [[0.0, 1.0, 2.0], [0.0, 1.0, 0.0]]
 
 
-def test_curves_of_a_run_that_says_nothing_of_its_epochs() -> None:
+def test_steps_per_epoch_follow_from_the_first_validation() -> None:
     run = Run(Path("x"), "x", "finished", {})
     run.rows = [{"step": 4.0, "epoch": 0.0, "val/loss": 1.0}, {"step": 9.0, "epoch": 1.0, "val/loss": float("nan")}]
-    told = page.curves_of(run, 10)
-    assert told == {"curves": {"val/loss": [[4.0], [1.0]]}, "per_epoch": 5.0, "per_step": None, "clock": [[], []]}
+    assert page.curves_of(run, 10) == {
+        "curves": {"val/loss": [[4.0], [1.0]]},
+        "per_epoch": 5.0,
+        "per_step": None,
+        "clock": [[], []],
+    }
 
 
-def test_the_axis_is_one_that_all_curves_know(tmp_path: Path) -> None:
+def test_curves_are_drawn_by_epoch_if_all_runs_recorded_epochs(tmp_path: Path) -> None:
     known, foreign = (Run(tmp_path, name, "finished", {"seed": name}) for name in "ab")
     known.rows = [{"step": 4.0, "epoch": 0.0, "val/loss": 1.0}]
     foreign.rows = [{"step": 4.0, "val/loss": 1.0}]
@@ -109,21 +114,21 @@ def test_the_axis_is_one_that_all_curves_know(tmp_path: Path) -> None:
     assert page.data_of(grouped([known, foreign]), "val/loss", [])["x"] == "step"
 
 
-def test_the_page_says_what_it_was_made_with(tmp_path: Path) -> None:
+def test_the_page_shows_the_command_that_writes_it(tmp_path: Path) -> None:
     make_runs(tmp_path / "runs", 3)
     out = tmp_path / "page.html"
-    words = (f"runs=[{tmp_path}/runs/r00?*,{tmp_path}/runs/r002*]", "where=optimizer.lr>0.01 and status=finished")
-    done = command("compare.py", *words, "sort=val/loss", "most=2", "format=html", f"out={out}")
+    overrides = (f"runs=[{tmp_path}/runs/r00?*,{tmp_path}/runs/r002*]", "where=optimizer.lr>0.01 and status=finished")
+    done = command("compare.py", *overrides, "sort=val/loss", "most=2", "format=html", f"out={out}")
     assert done.returncode == 0, done.stderr
-    told = re.search(r'"asked": ("(?:[^"\\]|\\.)*")', out.read_text())
-    assert told is not None
-    assert json.loads(told[1]) == (
-        f'python compare.py "{words[0]}" "{words[1]}" most=2 sort=val/loss seeds=group format=html'
+    command_shown = re.search(r'"asked": ("(?:[^"\\]|\\.)*")', out.read_text())
+    assert command_shown is not None
+    assert json.loads(command_shown[1]) == (
+        f'alexlab compare "{overrides[0]}" "{overrides[1]}" most=2 sort=val/loss seeds=group format=html'
     )
 
 
 def dom(path: Path, state: str, profile: Path, width: int = 1400) -> tuple[str, list[str]]:
-    """The document as Chromium has made it, and what its console said."""
+    """Return the document as rendered by Chromium, and the lines of its console."""
     assert CHROMIUM is not None
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
@@ -131,16 +136,16 @@ def dom(path: Path, state: str, profile: Path, width: int = 1400) -> tuple[str, 
          "--enable-logging=stderr", "--log-level=0", "--dump-dom", f"file://{path}#{state}"],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "GL Driver Message" not in line]
-    return done.stdout, said
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "GL Driver Message" not in line]
+    return done.stdout, console
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
 @pytest.mark.parametrize("count", [1, 8, 100])
-def test_in_a_browser(count: int, tmp_path: Path) -> None:
+def test_the_page_is_drawn_in_a_browser(count: int, tmp_path: Path) -> None:
     out, _ = written(tmp_path, count, "seeds=each", "most=null")
-    html, said = dom(out, "x=seconds&theme=dark", tmp_path / "profile")
-    assert said == []
+    html, console = dom(out, "x=seconds&theme=dark", tmp_path / "profile")
+    assert console == []
     assert f'data-ready="true" data-shown="{count}"' in html or f'data-shown="{count}" data-ready="true"' in html
     assert 'data-theme="dark"' in html
     assert html.count('aria-label="show r') == count
@@ -150,7 +155,7 @@ def test_in_a_browser(count: int, tmp_path: Path) -> None:
     assert lines is not None
     assert html.count("js-line") >= 4 * count
     assert 'data-title="Share' not in html, "Plotly's button that sends a chart away"
-    assert "<title>Comparison of runs</title>" in html, "no run's text is a script"
+    assert "<title>Comparison of runs</title>" in html, "no text of a run is a script"
     assert "<b>bold</b>" not in html.split("<footer")[0].split("</script>")[0]
     parallel = '<section id="parallel" hidden' not in html
     assert parallel == (count > 1)
@@ -158,7 +163,7 @@ def test_in_a_browser(count: int, tmp_path: Path) -> None:
     assert html.count("<figure>") == min(count, page.WITH_FIGURES)
 
 
-STATES = {  # and how many of eight runs are left
+STATES = {  # the address after #, and how many of eight runs are shown
     "filter=optimizer.lr>0.04": 3, "filter=seed%3D0+note!%3Da%26b": 3, "filter=R00": 8, "filter=val/acc1>%3D0.5": 4,
     "filter=nothing": 0, "off=0+1": 6, "filter=optimizer.lr+>+0.04+and+status=finished": 3,
     "filter=name~r00+AND+model.name~ALEX": 8, "filter=seed%3D0+or+note%3D'a%26b'": 5, "filter=toString": 0,
@@ -167,22 +172,22 @@ STATES = {  # and how many of eight runs are left
     "filter=unheard=3": 0, "filter=val/acc1>null": 0, "filter=seed>0": 5, "filter=device=x86": 8,
     "filter=status=finished+%26+seed=0": 0, "filter=(seed=0)": 0, "filter=seed=": 8,
 }  # fmt: skip
-NO_NUMBER = "is no number: with texts, = and != and ~ (holds) do."
-NO_CONDITION = "is no condition: write KEY SIGN VALUE, joined by and and or, without brackets."
+NO_NUMBER = "is not a number: compare text with =, != or ~ (contains)."
+NO_CONDITION = "is not a condition: write KEY SIGN VALUE, joined with `and` or `or`, without brackets."
 MISTAKES = {
     "filter=optimizer.l>0.04": "no run has optimizer.l. Did you mean optimizer.lr?",
     "filter=lr>0.04": "no run has lr. Did you mean optimizer.lr?",
-    "filter=optimizer.lr>abc": f"abc {NO_NUMBER}", "filter=val/acc1>null": f"null {NO_NUMBER}",
-    "filter=note<%3D3": f"{NOTES[7 % 3]} {NO_NUMBER}",
-    "filter=status=finished+%26+seed=0": f"& {NO_CONDITION}", "filter=(seed=0)": f"(seed=0) {NO_CONDITION}",
-    "filter=seed=": f"seed= {NO_CONDITION}",
-    "filter=unheard=3": "no run has unheard. status, name, metrics and settings are known.",
+    "filter=optimizer.lr>abc": f"`abc` {NO_NUMBER}", "filter=val/acc1>null": f"`null` {NO_NUMBER}",
+    "filter=note<%3D3": f"`{NOTES[7 % 3]}` {NO_NUMBER}",
+    "filter=status=finished+%26+seed=0": f"`&` {NO_CONDITION}", "filter=(seed=0)": f"`(seed=0)` {NO_CONDITION}",
+    "filter=seed=": f"`seed=` {NO_CONDITION}",
+    "filter=unheard=3": "no run has unheard. Keys are status, name, metrics and settings.",
 }  # fmt: skip
 VISITS = """
 (() => {
   const states = STATES;
-  if (!location.hash) { location.hash = states[0]; return; }  // as a bookmark does: the page loads again
-  document.body.dataset.told = JSON.stringify(states.map((chosen, place) => {
+  if (!location.hash) { location.hash = states[0]; return; }  // like a bookmark: the page loads again
+  document.body.dataset.states = JSON.stringify(states.map((chosen, place) => {
     if (place) choose(Object.fromEntries(new URLSearchParams(chosen)));
     return [document.body.dataset.shown, $("wrong").textContent, getComputedStyle(document.body).backgroundColor];
   }));
@@ -209,8 +214,10 @@ VISITS = """
   found.empty = ["lines", "parallel", "against", "pictures"].filter((id) => !$(id).hidden);
   choose({ sx: "constructor", sy: "__proto__" });
   found.points = document.querySelectorAll("#scatter .point").length;
+  const own = document.querySelector('[data-panel="val/my acc"]');
+  found.spaced = own.querySelectorAll(".js-line").length;
   [...$("choose").children].find((label) => label.textContent === "val/my acc").firstElementChild.click();
-  found.spaced = document.querySelectorAll('[data-panel="val/my acc"] .js-line').length;
+  found.closed = own.hidden;
   choose({ panels: "", theme: "dark" });
   found.charts = [...document.querySelectorAll(".chart")].filter((node) => !node.hidden).length;
   found.axis = getComputedStyle(document.querySelector(".parcoords .axis path")).stroke;
@@ -228,7 +235,7 @@ VISITS = """
   scroll.scrollLeft = 120;
 })();
 """
-WRITTEN = {  # numbers (mean, deviation) of one column, and their words
+WRITTEN = {  # (mean, deviation) in one column, and how they are written
     "images_per_second": ([(195.2, 6.41), (1009.71,)], ["195±6", "1010"]),
     "seconds": ([(34.87, 1.66), (9.27,), (48.1,), (109,)], ["34.9±1.7", "9.3", "48.1", "109.0"]),
     "parameters": ([(56890000,), (11689512,)], ["56.89 M", "11.69 M"]),
@@ -240,22 +247,22 @@ WRITTEN = {  # numbers (mean, deviation) of one column, and their words
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
-def test_what_is_chosen_in_a_browser(tmp_path: Path) -> None:
-    """One start of it, in which the page is told to show one choice after the other; the first comes as its address."""
+def test_controls_of_the_page_in_a_browser(tmp_path: Path) -> None:
+    """Chromium starts once: a script applies one state after the other; the first state comes with the address."""
     out, _ = written(tmp_path, 8, "seeds=each")
     page_of_all = tmp_path / "all.html"
     columns = json.dumps([[key, *rows] for key, (rows, _) in WRITTEN.items()])
     script = VISITS.replace("STATES", json.dumps(list(STATES))).replace("WRITTEN", columns)
     page_of_all.write_text(out.read_text().replace("</body>", f"<script>{script}</script></body>"))
-    html, said = dom(page_of_all, "", tmp_path / "profile", width=500)
-    assert said == []
-    told, found = (
-        json.loads(unescape(said_of[1])) for name in ("told", "found")
-        if (said_of := re.search(rf'data-{name}="([^"]*)"', html))
+    html, console = dom(page_of_all, "", tmp_path / "profile", width=500)
+    assert console == []
+    states, found = (
+        json.loads(unescape(value[1])) for name in ("states", "found")
+        if (value := re.search(rf'data-{name}="([^"]*)"', html))
     )  # fmt: skip
-    assert {state: int(row[0]) for state, row in zip(STATES, told, strict=True)} == STATES
-    assert {state: row[1] for state, row in zip(STATES, told, strict=True) if row[1]} == MISTAKES
-    assert told[10][2] == "rgb(255, 255, 255)", "light"
+    assert {state: int(row[0]) for state, row in zip(STATES, states, strict=True)} == STATES
+    assert {state: row[1] for state, row in zip(STATES, states, strict=True) if row[1]} == MISTAKES
+    assert states[10][2] == "rgb(255, 255, 255)", "light"
 
     assert found["heads"] == [
         "run", "best.ckpt\nval/acc1", "status", "best.ckpt\nval/loss", "test/acc1", "images/s", "seconds",
@@ -272,9 +279,10 @@ def test_what_is_chosen_in_a_browser(tmp_path: Path) -> None:
     assert found["crowded"] == 4, "no label lies over another"
     assert "r007%{y}" in found["hover"]
     assert found["empty"] == []
-    assert found["points"] == found["spaced"] == 8
+    assert found["points"] == found["spaced"] == 8, "the curves of a metric of yours are shown"
+    assert found["closed"], "by its checkbox"
     assert found["charts"] == 0
     assert found["axis"] == "rgb(154, 167, 180)", "--quiet of the dark theme"
     assert found["ticks"] == [1, None, None]
-    assert found["order"] == 3, "settings first, as in where="
+    assert found["order"] == 3, "a setting comes before a metric of the same name"
     assert found["written"] == [words for _, words in WRITTEN.values()]

@@ -8,7 +8,6 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from alexlab.analysis import settings
 from alexlab.commands.cli import register_resolvers
 from alexlab.engine import config as configs
 from alexlab.engine import naming as identity
@@ -147,8 +146,6 @@ def test_a_checkpoint_is_told_with_its_runs_name() -> None:
     config.resume.run = "auto"
     told = identity.for_others(config)
     assert (told["init_from"], told["ckpt_path"]) == ("weights.ckpt", "last.ckpt"), "its own, after a resume"
-    assert settings.own_ckpt(told)
-    assert not settings.own_ckpt({**told, "ckpt_path": "y/last.ckpt"})
 
 
 def test_whole_numbers_that_are_floats_are_told() -> None:

@@ -7,18 +7,20 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT, TINY, clean_env, command, summary_of, tiny_train
+from wandb.proto import wandb_internal_pb2
 from wandb_server import WandbServer, wandb_server
 
-from alexlab.analysis import wandb_files as boards
 from alexlab.engine.errors import UserError
 from alexlab.engine.launcher import free_port
 from alexlab.loggers.wandb_logger import WandbLogger, check_environment
@@ -233,16 +235,30 @@ def test_wandbs_own_upload_of_code_is_off_where_ours_is_on(ours: bool, tmp_path:
     assert board._wandb_init["settings"].save_code is (False if ours else None)
 
 
+def records_of(path: Path) -> Iterator[Any]:
+    """Yield the records of an offline run's file: LevelDB's log format, blocks of 32 KiB with parts of records."""
+    raw, place, record = path.read_bytes(), 7, b""
+    while place + 7 <= len(raw):
+        if 32768 - place % 32768 < 7:  # the rest of a block, too short for a part
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", raw, place)
+        record += raw[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # the whole record, or its last part
+            yield wandb_internal_pb2.Record.FromString(record)  # type: ignore[attr-defined]
+            record = b""
+
+
 def test_artifacts_of_a_run_without_a_server_are_kept_for_the_upload(shapes: Path, tmp_path: Path) -> None:
     """In its file, as all else that `wandb sync` uploads."""
     done = tiny_train(shapes, tmp_path / "run", "logger=wandb", "logger.wandb.log_model=true", "test=false")
     assert done.returncode == 0, done.stderr
     assert "was not taken" not in done.stdout + done.stderr
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
-    made = [
-        r.request.log_artifact.artifact for r in boards.records(file, {"request"}) if r.request.HasField("log_artifact")
-    ]
-    made += [record.artifact for record in boards.records(file, {"artifact"}) if record.HasField("artifact")]
+    records = list(records_of(file))
+    made = [record.request.log_artifact.artifact for record in records if record.request.HasField("log_artifact")]
+    made += [record.artifact for record in records if record.HasField("artifact")]
     assert {artifact.type: artifact.use_after_commit for artifact in made} == {
         "dataset": True, "code": False, "model": False
     }  # fmt: skip

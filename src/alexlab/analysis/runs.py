@@ -1,339 +1,368 @@
-"""Runs as compare.py knows them, read from directories of any age: a run's own, and W&B's where there is no other."""
+"""Run directories of any age as data.
+
+`find` looks for run directories and `read` reads them into plain records; nothing that a run directory names is
+imported or run. `frame` makes a pandas DataFrame with one row per run, `curves` one of a run's metrics.csv. Only these
+two import pandas, which takes 0.4 s: the line about a run's rank, at the end of each training, reads runs without it.
+"""
 
 import csv
+import difflib
+import glob
 import hashlib
 import itertools
 import json
-import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alexlab.analysis import wandb_files as boards
 from alexlab.engine import config as configs
-from alexlab.engine import provenance as code_state
-from alexlab.engine.kinds import printable
-from alexlab.engine.run_dir import LARGEST, name_of
-from alexlab.engine.settings import same_as, settings_of, words_of
+from alexlab.engine import provenance
+from alexlab.engine.errors import UserError
+from alexlab.engine.kinds import is_number, printable
+from alexlab.engine.metrics import lower_is_better
+from alexlab.engine.run_dir import name_of
+from alexlab.engine.settings import canonical, overridden_keys, settings_of
 
-LONGEST = 2**28  # bytes of a metrics.csv
-# numbers at the top of summary.json
-FACTS = ("seconds", "images_per_second", "data_wait", "parameters", "macs", "epochs", "steps", "gpu_hours",
-         "effective_lr", "best_epoch", "world_size")  # fmt: skip
-LOW_IS_GOOD = re.compile(r"loss(?!less|y|i)|error|perplexity|(^|[/._-])(err|ppl|m[as]e|rmse|wer|cer)\d*($|[/._-])"
-                         r"|(^|/)(seconds|data_wait|parameters|macs|gpu_hours)$", re.IGNORECASE)  # fmt: skip
-Row = dict[str, float]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+MAX_METRICS_BYTES = 2**28  # of a metrics.csv
+# the numbers at the top level of summary.json
+NUMBERS = (
+    "seconds",
+    "images_per_second",
+    "data_wait",
+    "parameters",
+    "macs",
+    "epochs",
+    "steps",
+    "gpu_hours",
+    "effective_lr",
+    "best_epoch",
+    "world_size",
+)
+FACTS = ("images", "commit", "device", "world_size", "effective_lr", "precision")
+Row = dict[str, float]  # of a metrics.csv: {"step": 9, "val/acc1": 0.5}
 
 
 @dataclass
 class Run:
-    """
+    """A run.
+
     Attributes:
-        config: its settings that may make a difference, flat.
-        given: keys of its command line.
-        source: what holds its curves: metrics.csv, or a file of W&B's.
-        board_id: W&B's, where it was read from a folder of W&B's.
-        code: its commit, and whether and how its code differed from that.
-        problems: what of it could not be read.
-        earlier: the run before it went on in a folder of its own, as W&B's do.
+        path: the run directory.
+        name: as tables show it and every command takes it.
+        status: finished, failed, preempted, pruned, running, or unfinished (killed, or running elsewhere).
+        settings: the flat config without keys that make no difference. "choices.model" is the option of conf/model.
+        overridden: keys that the command line set.
+        summary: the content of summary.json, {} before the run has ended.
+        code: the commit, and a hash of how the code differed from it.
+        problems: what could not be read, as sentences.
     """
 
     path: Path
     name: str
     status: str
-    config: dict[str, Any]
+    settings: dict[str, Any]
+    overridden: set[str] = field(default_factory=set)
     summary: dict[str, Any] = field(default_factory=dict)
-    given: set[str] = field(default_factory=set)
-    source: Path | None = None
-    board_id: str = ""
     code: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    earlier: "Run | None" = None
-
-    @property
-    def foreign(self) -> bool:
-        """Whether it is not of this project: a run in W&B whose settings are called otherwise."""
-        return bool(self.board_id) and not any(key.startswith("choices.") for key in self.config)
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The numbers of its curves, in the order of their steps; each row has "step". What cannot be read is in
-        `problems`."""
-        rows: list[Row] = []
-        if self.source is not None and self.source.is_file():
-            try:
-                rows = list(boards.history(self.source) if self.source.suffix == ".wandb" else rows_of(self.source))
-            except (OSError, ValueError, csv.Error) as error:
-                self.problems.append(f"the curves of {self.path} ({type(error).__name__}: {str(error)[:100]})")
-        if self.earlier is not None:
-            rows = boards.joined(self.earlier.rows, rows)
-            self.problems += [line for line in self.earlier.problems if line not in self.problems]
-        return sorted(rows, key=lambda row: row["step"])
+        """The rows of metrics.csv by step; [] (and a line in `problems`) if they cannot be read."""
+        try:
+            return read_metrics(self.path / "metrics.csv")
+        except (OSError, ValueError) as error:
+            self.problems.append(f"the curves of {self.path}: {error}")
+            return []
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """All finite numbers that a run has: "val/acc1" of best.ckpt, "last/val/acc1" of the last epoch, "test/acc1",
+        "images_per_second" and so on. A run without a summary has those of metrics.csv so far."""
+        found: dict[str, Any] = {key: self.summary.get(key) for key in NUMBERS}
+        best, last = self.summary.get("best") or {}, self.summary.get("last") or {}
+        if not best and not last:
+            best, last, speed = _so_far(self.rows, str(self.settings.get("monitor") or "val/acc1"))
+            found |= {key: value for key, value in speed.items() if found[key] is None}
+        found |= {key: value for key, value in last.items() if key.startswith("train/")}
+        found |= {f"last/{key}": value for key, value in last.items() if key.startswith("val/")}
+        found |= best
+        dataset = self.summary.get("dataset")
+        images = dataset.get("images") if isinstance(dataset, dict) else None
+        if not isinstance(images, dict) or "test" in images:  # else the test was of the validation images again
+            found |= self.summary.get("test") or {}
+        return {key: value for key, value in found.items() if is_number(value) and abs(value) < 1e300}
 
     @property
-    def images(self) -> Any:
-        """The fingerprint of its images, or None."""
+    def fingerprint(self) -> Any:
+        """The fingerprint of the run's images, or None."""
         dataset = self.summary.get("dataset")
         return dataset.get("fingerprint") if isinstance(dataset, dict) else None
 
     @property
-    def code_untold(self) -> bool:
-        """Whether git could not say how its code differs from the commit."""
+    def code_is_unknown(self) -> bool:
+        """Whether git could not say how the code differed from the commit."""
         return bool(self.code.get("left_out")) and not self.code.get("patch_sha256")
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
-        """What may set runs with the same settings apart all the same."""
-        commit, patch = self.code.get("commit"), self.code.get("patch_sha256")
-        dirty = (f"+{str(patch)[:6]}" if patch else "+changes") if self.code.get("dirty") else ""
-        dirty = "+?" if self.code_untold else dirty
+        """What may differ between runs of equal settings, by the keys of FACTS; None for what is not known."""
+        commit, patch, changes = self.code.get("commit"), self.code.get("patch_sha256"), ""
+        if self.code_is_unknown:
+            changes = "+?"
+        elif self.code.get("dirty"):
+            changes = f"+{str(patch)[:6]}" if patch else "+changes"
         hardware = self.summary.get("hardware")
         hardware = hardware if isinstance(hardware, dict) else {}
-        facts = {
-            "images": hashlib.sha256(same_as(self.images).encode()).hexdigest()[:8] if self.images else None,
-            "commit": f"{str(commit)[:7]}{dirty}" if commit else None,
+        images = hashlib.sha256(canonical(self.fingerprint).encode()).hexdigest()[:8] if self.fingerprint else None
+        return {
+            **{key: self.summary.get(key) for key in FACTS},
+            "images": images,
+            "commit": f"{str(commit)[:7]}{changes}" if commit else None,
             "device": hardware.get("device") or hardware.get("devices"),
         }
-        return facts | {key: self.summary.get(key) for key in ("world_size", "effective_lr", "precision")}
-
-    @cached_property
-    def numbers(self) -> dict[str, float]:
-        """All numbers that sort= and where= know: "val/acc1" of best.ckpt's epoch, "last/val/acc1" of the last, then
-        "test/acc1", "images_per_second" and the like."""
-        found: dict[str, float] = {key: self.summary[key] for key in FACTS if _is_number(self.summary.get(key))}
-        last = self.summary.get("last") or {}
-        best = self.summary.get("best") or {}
-        if not last and not best:  # it goes on, or was killed
-            last, best = _from_rows(self.rows, str(self.config.get("monitor") or "val/acc1"))
-            found = _speed(self.rows) | found
-        found |= {key: value for key, value in (self.summary.get("others") or {}).items() if key not in found}
-        found |= {key: value for key, value in last.items() if key.startswith("train/")}
-        found |= {f"last/{key}": value for key, value in last.items() if key.startswith("val/")}
-        found |= best
-        if "test" in _images_of(self.summary):  # else val was tested again
-            found |= self.summary.get("test") or {}
-        return {key: value for key, value in found.items() if _is_number(value) and math.isfinite(value)}
-
-    def value(self, key: str) -> Any:
-        """A setting, or what its label says of it, or a number, or its status or name; None where it has none such."""
-        facts = {key: "unknown" if fact is None else fact for key, fact in self.facts.items()}
-        label = {"status": self.status, "name": self.name, **facts}
-        for known in (self.config, self.numbers, label):
-            if key in known:
-                return known[key]
-        return self.config.get(f"choices.{key}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+def frame(runs: Iterable[Run]) -> "DataFrame":
+    """Return one row per run: name, path, status, metrics, facts, settings ("optimizer.lr", "model" for the chosen
+    option). A setting that is called like a metric or a fact is in the column "config/NAME"."""
+    import pandas as pd
+
+    runs = list(runs)
+    rows = [{"name": run.name, "path": str(run.path), "status": run.status, **run.facts, **run.metrics} for run in runs]
+    taken = set().union(*rows)
+    for run, row in zip(runs, rows, strict=True):
+        for key, value in run.settings.items():
+            label = key.removeprefix("choices.")
+            row[f"config/{label}" if label in taken else label] = value
+    # as objects: a column of integers would become floats if a run lacks the setting
+    return pd.DataFrame(rows, dtype=object)
 
 
-def _images_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """How many images each split had; of a run that does not say it, all that there may be."""
-    dataset = summary.get("dataset")
-    images = dataset.get("images") if isinstance(dataset, dict) else None
-    return images if isinstance(images, dict) else {"test": None}
+def curves(run_dir: Path | str) -> "DataFrame":
+    """Return a run's metrics.csv: one row per step (the index), one column per metric, NaN if it was not measured.
+
+    Raises:
+        UserError: the file cannot be read as a run's metrics.csv.
+    """
+    import pandas as pd
+
+    rows = read_metrics(Path(run_dir) / "metrics.csv")
+    return pd.DataFrame(rows or {"step": []}).groupby("step").last()
 
 
-def _from_rows(rows: list[Row], monitor: str) -> tuple[Row, Row]:
-    """The last of what was measured, and that of the epoch that was best by `monitor`, as best.ckpt holds it."""
-    last: Row = {}
-    best: Row = {}
-    for _, together in itertools.groupby(rows, key=lambda row: row["step"]):
-        here = {
-            key: value for row in together for key, value in row.items()
-            if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step"))
-        }  # fmt: skip
-        last |= here
-        measured = {key: value for key, value in here.items() if key.startswith("val/")}
-        by = monitor if monitor in measured else next(iter(sorted(measured)), "")
-        sign = 1 if low_is_good(by) else -1
-        new = measured.get(by, math.nan)
-        if math.isfinite(new) and (by not in best or sign * new < sign * best[by]):
-            best = measured
-    return last, best
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding
 
 
-def _speed(rows: list[Row]) -> Row:
-    """So far."""
-    known = [row for row in rows if row.get("perf/seconds") and row.get("perf/images")]
-    if not known:
-        return {}
-    seconds, images = known[-1]["perf/seconds"], known[-1]["perf/images"]
-    return {"seconds": round(seconds, 2), "images_per_second": round(images / seconds, 1)}
+def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
+    """Return the run directories that are meant, and as sentences what was not found or cannot be opened.
+
+    Args:
+        names: folders that hold runs, globs, names of runs or sweeps as tables show them, or "latest".
+        logs: the folder of runs/ and multiruns/.
+    """
+    found: dict[Path, None] = {}
+    problems: list[str] = []
+    for name in names:
+        runs: list[Path] = []
+        for place in (Path(name).expanduser(), logs / "runs" / name, logs / "multiruns" / name):
+            # a name may contain brackets, so it is a glob only if there is no such file
+            matches = [str(place)] if place.exists() else sorted(glob.glob(str(place)))  # noqa: PTH207
+            runs = [run for match in matches if os.path.isdir(match) for run in _below(match, problems)]  # noqa: PTH112
+            if runs:
+                break
+        if not runs and name == "latest":
+            runs = sorted(_below(str(logs), []), key=modified)[-1:]
+        if not runs:
+            kinds = ("runs", "multiruns")
+            near = difflib.get_close_matches(name, {path.name for kind in kinds for path in logs.glob(f"{kind}/*")}, 2)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            if any(Path(name).expanduser().glob("**/*.wandb")):
+                hint = " W&B's own folders are not read: give the run directory, or see the run's page in W&B."
+            problems.append(f"{name}: there is no run.{hint}")
+        found |= dict.fromkeys(run.resolve() for run in runs)
+    return list(found), problems
 
 
-def low_is_good(key: str) -> bool:
-    """Whether of a number of that name the smaller is the better."""
-    return LOW_IS_GOOD.search(key) is not None
+def _below(folder: str, problems: list[str]) -> Iterator[Path]:
+    """Yield the run directories at and below `folder`, except in hidden folders; a run directory contains no other."""
+    seen: set[tuple[int, int]] = set()  # links may lead to a folder again
+
+    def note(error: OSError) -> None:
+        problems.append(f"{error.filename}: {error.strerror}.")
+
+    for path, folders, files in os.walk(folder, followlinks=True, onerror=note):
+        status = Path(path).stat()
+        if {"config.yaml", "summary.json"} & {*files, *folders}:
+            yield Path(path)
+            folders.clear()
+        elif (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-# -- reading
+def modified(run_dir: Path) -> float:
+    """Return when config.yaml was written, in seconds since 1970; 0 if there is none."""
+    try:
+        return (run_dir / "config.yaml").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
-def read(folders: list[Path]) -> tuple[list[Run], list[str]]:
-    """The runs, and why others could not be read."""
-    runs, left_out = [], []
-    going_on = locked_files()
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs, and as sentences which folders could not be read and why."""
+    runs: list[Run] = []
+    problems: list[str] = []
     blocks: dict[bytes, Any] = {}
+    locked = _locked_inodes()
     for folder in folders:
         try:
-            runs.append(_read(folder, going_on, blocks))
-        except Exception as error:  # of folders that may be anybody's: the others are shown
-            why = (str(error).splitlines() or [""])[0][:100]
-            left_out.append(printable(f"{folder} ({type(error).__name__}: {why})"))
-    return _one_each(runs, left_out), left_out
+            runs.append(_read_run(folder, locked, blocks))
+        except Exception as error:  # whatever somebody's folder contains, the other runs are shown
+            why = str(error).partition("\n")[0][:200] or type(error).__name__
+            problems.append(printable(f"{folder}: {why}"))
+    return runs, problems
 
 
-def _one_each(runs: list[Run], left_out: list[str]) -> list[Run]:
-    """A run of W&B's that was gone on with has several folders, by time: the last one says how it ended, and the curves
-    are of all."""
-    last: dict[str, Run] = {}
-    named = {  # by the folder's name: of what was downloaded the project is not known
-        _begun(run)[0]: run.board_id for run in runs if run.board_id and not run.board_id.startswith("/")
-    }
-    for run in sorted((run for run in runs if run.board_id), key=_begun):
-        if run.board_id.startswith("/"):
-            run.board_id = named.get(_begun(run)[0], run.board_id)
-        before = last.get(run.board_id)
-        if before is not None:
-            copied = _begun(run)[0] == _begun(before)[0]
-            if copied and (before.source is None) == (run.source is None):
-                left_out.append(f"{before.path} (the same run as {run.path})")
-                last[run.board_id] = run
-                continue
-            run.earlier, run.problems = None if copied else before, before.problems + run.problems
-            run.config, run.given = before.config | run.config, before.given | run.given
-            others = [part.summary.get("others") or {} for part in (before, run)]
-            run.summary["others"] = others[0] | others[1]
-        last[run.board_id] = run
-    return [run for run in runs if not run.board_id or last[run.board_id] is run]
-
-
-def _begun(run: Run) -> tuple[str, bool]:
-    """The name of W&B's folder, which begins with the time; what was downloaded of it tells less."""
-    folder = run.path.parent if run.path.name == "files" else run.path
-    return folder.name.removeprefix("offline-"), run.source is not None
-
-
-def _read(folder: Path, going_on: set[int] | None, blocks: dict[bytes, Any]) -> Run:
-    """
-    Raises:
-        ValueError: it is nothing that a run writes.
-    """
-    if (folder / "config.yaml").exists() and not (folder / "config.yaml").is_file():
-        raise ValueError("its config.yaml is no file")
-    board = (folder / "wandb-summary.json").is_file() or any(folder.glob("*.wandb"))
-    if not (folder / "config.yaml").is_file() and not board:
-        raise ValueError("it has no config.yaml")
-    if not (folder / "config.yaml").is_file() or (folder / "wandb-summary.json").is_file():
-        return Run(folder, **boards.read(folder))
-    config = configs.with_current_targets(config_of(folder / "config.yaml", blocks))
+def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError("config.yaml is not a file." if path.exists() else "there is no config.yaml.")
+    config = _read_config(path, blocks)
     if not isinstance(config, dict) or "model" not in config:
-        raise ValueError("its config.yaml is not a run's")
-    summary = summary_of(folder)
-    lock = folder / ".lock.rank"
-    if going_on is not None and lock.is_file() and lock.stat().st_ino in going_on and _held(lock):
-        status, summary = "running", {key: value for key, value in summary.items() if key != "status"}
+        raise ValueError("config.yaml is not the config of a run.")
+    summary = _read_summary(folder / "summary.json")
+    if _is_running(folder, locked):  # summary.json, if there is one, is of the time before a resume
+        old = ("status", "best", "last", "test", "seconds", "images_per_second")
+        status, summary = "running", {key: value for key, value in summary.items() if key not in old}
     else:
-        status = "pruned" if summary.get("pruned") is True else str(summary.get("status", "unfinished"))
-    name, source, code = printable(name_of(folder)), folder / "metrics.csv", code_state.read(folder)
-    run = Run(folder, name, status, settings_of(config), summary, words_of(config), source, code=code)
+        status = "pruned" if summary.get("pruned") is True else printable(str(summary.get("status", "unfinished")))
+    code = provenance.read(folder)
+    run = Run(folder, printable(name_of(folder)), status, settings_of(config), overridden_keys(config), summary, code)
     if not code and (folder / "code.json").exists():
-        run.problems.append(f"which code {folder} was trained with (its code.json cannot be read)")
+        run.problems.append(f"which code {folder} was trained with: code.json cannot be read")
     return run
 
 
-def config_of(path: Path, blocks: dict[bytes, Any]) -> Any:
-    """What `config.read` gives. Runs differ in a few of their blocks (model:, data:, ...), and YAML is slow to read:
-    each is read once.
+def _read_config(path: Path, blocks: dict[bytes, Any]) -> Any:
+    """Return the content of a config.yaml.
+
+    Parsing YAML takes most of the time that a comparison takes, and runs differ in few of their top-level blocks
+    (model:, data:, ...), so each block is parsed once.
 
     Args:
-        blocks: those that were read before; new ones are added.
+        blocks: the blocks parsed so far; new ones are added.
     """
-    with path.open("rb") as file:
-        raw = file.read(LARGEST + 1)
-    if len(raw) > LARGEST:
-        return configs.read(path)  # which says so
-    whole: dict[str, Any] = {}
-    for block in re.split(rb"^(?=[^\s#\-])", raw, flags=re.MULTILINE):
-        if block not in blocks:
-            try:
-                found = configs.parsed(block)
-            except ValueError:
-                found = None
-            if not isinstance(found, dict) and block.strip():
-                return configs.read(path)
-            blocks[block] = found or {}
-        whole |= blocks[block]
-    return whole
+    config: dict[str, Any] = {}
+    try:
+        for block in re.split(rb"^(?=[^\s#\-])", path.read_bytes(), flags=re.MULTILINE):
+            if block not in blocks:
+                blocks[block] = configs.with_current_targets(configs.parsed(block) or {})
+            config |= blocks[block]
+    except (ValueError, TypeError):  # some block cannot be read alone
+        return configs.with_current_targets(configs.read(path))
+    return config
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    """
-    Raises:
-        ValueError: it is nothing that a run writes.
-    """
-    path = folder / "summary.json"
+def _read_summary(path: Path) -> dict[str, Any]:
+    """Return the content of a summary.json; {} if there is none."""
     if not path.is_file():
         return {}
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"its summary.json has more than {LARGEST} bytes")
-    try:
-        told = json.loads(path.read_text())
-    except RecursionError:
-        raise ValueError("its summary.json is no summary") from None
-    numbers = [told.get(key) or {} for key in ("best", "last", "test", "others")] if isinstance(told, dict) else [None]
-    whole = all(
-        isinstance(part, dict) and all(isinstance(value, (int, float, type(None))) for value in part.values())
-        for part in numbers
-    )
-    if not whole or not str(told.get("status", "")).isalpha():
-        raise ValueError("its summary.json is no summary")
-    return told
+    summary = json.loads(path.read_text())
+    parts = [summary.get(key) or {} for key in ("best", "last", "test")] if isinstance(summary, dict) else [None]
+    if not all(isinstance(part, dict) and all(v is None or is_number(v) for v in part.values()) for part in parts):
+        raise ValueError("summary.json is not the summary of a run.")
+    return summary
 
 
-def rows_of(path: Path) -> Iterator[Row]:
-    """A metrics.csv; what is no number in it is left out.
+def read_metrics(path: Path) -> list[Row]:
+    """Return the rows of a metrics.csv by step, without cells that are not numbers; [] if there is no such file.
+
+    Rows without a step, torn rows and a last line without an end (it is being written) are skipped.
 
     Raises:
-        ValueError: it is larger than any run's.
+        UserError: the file is larger than any run's, or not a CSV file.
     """
-    if path.stat().st_size > LONGEST:
-        raise ValueError(f"its metrics.csv has more than {LONGEST} bytes")
+    if not path.is_file():
+        return []
+    if path.stat().st_size > MAX_METRICS_BYTES:
+        raise UserError(f"{path} has more than {MAX_METRICS_BYTES} bytes, so it is not a run's.")
     text = path.read_text(encoding="utf-8", errors="replace")
-    reader = csv.reader(text[: text.rfind("\n") + 1].splitlines())  # what follows was being written, or is cut
-    keys = next(reader, [])
-    for cells in reader:
-        row: Row = {}
-        for key, cell in zip(keys, cells, strict=False):
-            if cell and len(cells) == len(keys):
+    reader = csv.reader(text[: text.rfind("\n") + 1].splitlines())
+    rows: list[Row] = []
+    try:
+        keys = next(reader, [])
+        for cells in reader:
+            row: Row = {}
+            for key, cell in zip(keys, cells, strict=False):
                 try:
                     row[key] = float(cell)
                 except ValueError:
                     continue
-        if math.isfinite(row.get("step", math.nan)):
-            yield row
+            if len(cells) == len(keys) and 0 <= row.get("step", -1) < 2**63 and 0 <= row.get("epoch", 0) < 2**63:
+                rows.append(row)
+    except csv.Error as error:
+        raise UserError(f"{path} is not a run's: {error}.") from None
+    return sorted(rows, key=lambda row: row["step"])
 
 
-def locked_files() -> set[int] | None:
-    """The inodes that processes of this machine have locked, as a run has its directory; None where nothing tells.
-    Asking for each lock itself might keep a run that begins from it."""
+def _so_far(rows: list[Row], monitor: str) -> tuple[Row, Row, Row]:
+    """Return what was measured at the best epoch by `monitor`, what was measured last, and the speed so far."""
+    best: Row = {}
+    last: Row = {}
+    speed: Row = {}
+    for _, of_step in itertools.groupby(rows, key=lambda row: row["step"]):
+        merged = {key: value for row in of_step for key, value in row.items()}
+        measured = {
+            key: value
+            for key, value in merged.items()
+            if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step"))
+        }
+        last |= measured
+        validated = {key: value for key, value in measured.items() if key.startswith("val/")}
+        by = monitor if monitor in validated else min(validated, default="")
+        sign = -1 if lower_is_better(by) else 1
+        value = validated.get(by, float("nan"))
+        if abs(value) < 1e300 and (by not in best or sign * value > sign * best[by]):  # False for NaN
+            best = validated
+        if merged.get("perf/seconds") and merged.get("perf/images"):
+            seconds = merged["perf/seconds"]
+            speed = {"seconds": round(seconds, 2), "images_per_second": round(merged["perf/images"] / seconds, 1)}
+    return best, last, speed
+
+
+def _locked_inodes() -> set[int]:
+    """Return the inodes that processes of this machine have locked; a run locks its directory's `.lock.rank`.
+
+    Locks are listed first because trying each lock could make a run that starts just then fail.
+    """
     try:
         lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return None
+    except OSError:  # not Linux: no run is known to be running
+        return set()
     return {int(found[1]) for line in lines if (found := re.search(r"FLOCK .*:(\d+) \d+ \S+$", line))}
 
 
-def _held(lock: Path) -> bool:
-    """Whether it is this file that is locked, and not another file system's of the same number."""
-    import fcntl  # where /proc/locks is, this is
+def _is_running(folder: Path, locked: set[int]) -> bool:
+    lock = folder / ".lock.rank"
+    if not lock.is_file() or lock.stat().st_ino not in locked:
+        return False
+    import fcntl  # Linux has it
 
-    with lock.open("rb") as file:
+    with lock.open("rb") as file:  # another file system may have locked a file of the same inode
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

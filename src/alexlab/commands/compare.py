@@ -1,149 +1,129 @@
-"""The task of compare.py."""
+"""alexlab compare: a table of runs, a page with curves, or whether two runs are equal."""
 
-import difflib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from alexlab.analysis import formats
-from alexlab.analysis.equal import say_equal
-from alexlab.analysis.finding import find
-from alexlab.analysis.groups import grouped, ranked
-from alexlab.analysis.runs import Run, read
-from alexlab.analysis.table import table
-from alexlab.analysis.where import chosen, why_none
-from alexlab.engine import run_dir as rundir
+from alexlab.analysis import compare
+from alexlab.analysis import runs as reading
 from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
+from alexlab.engine.kinds import printable
+from alexlab.engine.run_dir import shown
 
-MOST = {"table": 30, "html": 200}  # rows, where most=null
+MAX_ROWS = {"table": 30, "html": 200}  # unless `most` says how many
 
 
-def show(config: DictConfig) -> None:
-    """Print the table, or write the page.
+def show(config: Any) -> None:
+    """Print the table or write the page; with equal=true exit with 1 if the two runs are not equal.
 
     Raises:
-        UserError: no runs there, no such metric, or `where` is no condition.
+        UserError: there is no run, no such metric, `where` is not a condition or matches no run, or `out` is a folder.
     """
-    named = OmegaConf.to_container(config.runs) if OmegaConf.is_list(config.runs) else [str(config.runs)]
-    assert isinstance(named, list)
-    if not all(str(name).strip() for name in named):
-        raise UserError("runs=: give a folder of runs, a glob, a run's name, latest, or a list of them: runs=[A,B].")
-    folders, nothing = find([str(name) for name in named], Path(config.paths.logs, "train"))
-    runs, left_out = read(folders)
+    asked = [config.runs] if isinstance(config.runs, str | int | float) else config.runs
+    names = [str(name).strip() for name in asked]
+    if not all(names):
+        raise UserError("runs=: give a folder of runs, a glob, the name of a run, latest, or a list: runs=[A,B].")
+    logs = Path(config.paths.logs, "train")
+    folders, missing = reading.find(names, logs)
+    runs, skipped = reading.read(folders)
     if not runs:
-        why = f" Left out: {'; '.join(left_out[:3])}." if left_out else ""
-        none = "; ".join(nothing) or f"{', '.join(map(str, named))} (no run is there)"
+        given = f"[{','.join(names)}]" if len(names) > 1 else names[0]
         raise UserError(
-            f"runs={_words(config.runs)}: {none}. A run is a folder with config.yaml, as python train.py makes them, "
-            f"and names are looked for in {rundir.shown(Path(config.paths.logs, 'train'))}.{why}"
+            f"runs={given}: {' '.join([*missing, *skipped[:3]])} A run is a folder with a config.yaml, and names are "
+            f"looked up in {shown(logs)}."
         )
-    left_out += nothing
-    if config.equal and nothing:
-        raise UserError(f"equal=true: {'; '.join(nothing)}.")
     if config.equal:
-        if not say_equal(runs):
+        if missing or len(runs) != 2:
+            raise UserError(
+                f"equal=true compares two runs, and {len(runs)} were found: give runs=[A,B]. {' '.join(missing)}"
+            )
+        equal, sentence = compare.equality(*runs)
+        print(sentence, flush=True)
+        if not equal:
             sys.exit(1)
         return
-    kept = chosen(runs, config.where) if config.where is not None else runs
-    if not kept:
-        raise UserError(why_none(runs, config.where))
-    sort = chosen_sort(kept, config.sort)
-    groups = ranked(grouped(kept, config.seeds == "group"), sort)
-    most = config.most or MOST.get(config.format, len(groups))
-    rest = f"{len(groups) - most} more: most={len(groups)} shows all." if len(groups) > most else None
-    shown = groups[:most]
-    if config.format == "html":
-        from alexlab.analysis import page  # and with it Plotly's library
 
-        out = Path(config.out or Path(config.paths.logs, "compare.html")).expanduser()
+    skipped += missing
+    if config.where is not None:
+        runs = [runs[number] for number in compare.select(reading.frame(runs), config.where).index]
+    sort = compare.sort_metric(runs, config.sort)
+    groups = compare.ranked(compare.grouped(runs, config.seeds == "group"), sort)
+    rows = groups[: config.most or MAX_ROWS.get(config.format)]
+    notes = []
+    if len(rows) < len(groups):
+        notes.append(f"{len(groups) - len(rows)} more: most={len(groups)} shows all.")
+    out = Path(config.out).expanduser() if config.out is not None else None
+    if config.format == "html":
+        out = out or Path(config.paths.logs, "compare.html")
+    if out is not None:
         check_file(out)
-        left_out += _problems([run for group in shown for run in group.runs if run.rows is not None])
-        noted = [*([rest] if rest else []), *(f"left out: {line}" for line in left_out)]
-        page.write(out, shown, sort, noted, asked(config, named, sort))
-        count = sum(len(group.runs) for group in shown)
-        of = f" of {len(kept)}" if count < len(kept) else ""
-        notes = [f"{count}{of} run(s) on one page: {rundir.shown(out.resolve())}"]
+
+    if out is not None and config.format == "html":
+        from alexlab.analysis import page  # imports Pillow
+
+        command = command_of(config, names, sort)
+        page.write(out, rows, sort, [*notes, *(f"skipped: {line}" for line in skipped)], command)
+        skipped += problems_of(runs)
+        count = sum(len(group.runs) for group in rows)
+        of_all = f" of {len(runs)}" if count < len(runs) else ""
+        notes.insert(0, f"{count}{of_all} run(s) on one page: {shown(out.resolve())}")
     else:
-        left_out += _problems(kept)
+        skipped += problems_of(runs)
         if config.format == "table":
-            known_width = Console().is_terminal or "COLUMNS" in os.environ
-            text = "\n".join(table(shown, len(kept), sort, Console().width if known_width else 160)) + "\n"
+            # a file or another program gets wide lines
+            width = Console().width if Console().is_terminal or "COLUMNS" in os.environ else 160
+            text = "\n".join(compare.table(rows, len(runs), sort, width)) + "\n"
         elif config.format == "markdown":
-            text = formats.markdown(shown, sort)
+            text = compare.as_markdown(rows, sort)
         else:
-            text = formats.as_csv(shown) if config.format == "csv" else formats.as_json(shown, left_out)
-        notes = []
-        if config.out is None:
+            text = compare.as_csv(rows) if config.format == "csv" else compare.as_json(rows, skipped)
+        if out is None:
             sys.stdout.write(text)
         else:
-            out = Path(config.out).expanduser()
-            check_file(out)
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(text)
-            notes = [f"written to {rundir.shown(out.resolve())}"]
-    notes += [rest] if rest else []
-    images = list(dict.fromkeys(run.facts["images"] for run in kept if run.facts["images"]))
+            notes.insert(0, f"written to {shown(out.resolve())}")
+    images = list(dict.fromkeys(run.facts["images"] for run in runs if run.facts["images"]))
     if len(images) > 1:
-        notes.append(f"on {len(images)} sets of images, in one list: where=images={images[0]} keeps one.")
-    notes += [f"left out: {line}" for line in left_out]
-    # what another program reads on standard output stays whole
-    to = sys.stdout if config.format in ("table", "html") or config.out is not None else sys.stderr
-    for line in notes:
-        print(line, file=to, flush=True)
+        notes.append(f"The list contains {len(images)} sets of images: where=images={images[0]} selects one.")
+    # standard output gets nothing else if another program reads it
+    stream = sys.stdout if config.format in ("table", "html") or out is not None else sys.stderr
+    for line in [*notes, *(f"skipped: {line}" for line in skipped)]:
+        print(printable(line), file=stream, flush=True)
 
 
-def asked(config: DictConfig, named: list[Any], sort: str) -> str:
-    """The command that makes the page, as one types it."""
-    runs = ",".join(name if re.fullmatch(r"[\w./*?+@~-]+", name) else f"'{name}'" for name in map(str, named))
-    words = [f"runs=[{runs}]" if len(named) > 1 else f"runs={named[0]}"]
-    words += [f"{key}={config[key]}" for key in ("where", "most") if config[key] is not None]
-    words += [f"paths.logs={config.paths.logs}"] if Path(config.paths.logs) != ROOT / "logs" else []
-    words += [f"sort={sort}", f"seeds={config.seeds}", "format=html"]
-    # between " a shell changes nothing but these
-    between = [bool(re.search(r"[^\w./=+@~,-]", word) and not re.search(r'["$`\\!]', word)) for word in words]
-    quoted = [f'"{word}"' if whole else shlex.quote(word) for word, whole in zip(words, between, strict=True)]
-    return " ".join(["python compare.py", *quoted])
-
-
-def chosen_sort(runs: list[Run], sort: str | None) -> str:
-    """The number to sort by: the one that was asked for, or the first of these that a run has.
-
-    Raises:
-        UserError: no run has it.
-    """
-    known = sorted({key for run in runs for key in run.numbers})
-    if sort is None:
-        usual = ("val/acc1", "last/val/acc1", "val/loss", "last/val/loss", "train/loss")
-        return next((key for key in (*usual, *known) if key in known), usual[0])
-    if sort not in known:
-        near = difflib.get_close_matches(sort, known, n=1, cutoff=0.6)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        there = f" There are: {', '.join(known)}." if known else " Nothing was measured yet."
-        raise UserError(f"sort={sort}: no run has such a number.{hint}{there}")
-    return sort
-
-
-def _words(value: Any) -> str:
-    """As the command line has it."""
-    return f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else str(value)
-
-
-def _problems(runs: Sequence[Run]) -> list[str]:
+def problems_of(runs: list[reading.Run]) -> list[str]:
+    """Return what could not be read of the runs that could be read; for the page that includes their curves."""
     return list(dict.fromkeys(problem for run in runs for problem in run.problems))
 
 
+def command_of(config: Any, names: list[str], sort: str) -> str:
+    """Return the command that writes the page, as one types it in a shell."""
+    runs = ",".join(name if re.fullmatch(r"[\w./*?+@~-]+", name) else f"'{name}'" for name in names)
+    overrides = [f"runs=[{runs}]" if len(names) > 1 else f"runs={names[0]}"]
+    overrides += [
+        f"{key}={value}" for key, value in (("where", config.where), ("most", config.most)) if value is not None
+    ]
+    overrides += [f"paths.logs={config.paths.logs}"] if Path(config.paths.logs) != ROOT / "logs" else []
+    overrides += [f"sort={sort}", f"seeds={config.seeds}", "format=html"]
+
+    def quoted(text: str) -> str:  # in double quotes if possible, as texts often contain single ones
+        special, active = re.search(r"[^\w./=+@~,-]", text), re.search(r'["$`\\!]', text)
+        return f'"{text}"' if special and not active else shlex.quote(text)
+
+    return " ".join(["alexlab compare", *map(quoted, overrides)])
+
+
 def check_file(out: Path) -> None:
-    """Raises UserError where the file cannot be one."""
+    """Raise UserError if `out` cannot be a file."""
     if out.is_dir():
-        raise UserError(f"out={out} is a folder: give a file's name.")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise UserError(f"out={out}: {above} is a file, and no folder: give another place.")
+        raise UserError(f"out={out} is a folder: give the name of a file.")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"out={out}: {parent} is a file and not a folder: choose another path.")

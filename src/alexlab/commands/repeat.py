@@ -24,7 +24,7 @@ from alexlab.engine.config import CONF
 from alexlab.engine.errors import UserError
 from alexlab.engine.kinds import shown
 from alexlab.engine.options import at, put, take
-from alexlab.engine.settings import own_ckpt
+from alexlab.engine.settings import is_own_checkpoint
 
 log = logging.getLogger("alexlab")
 
@@ -122,7 +122,7 @@ def _of_directory(config: DictConfig) -> Origin:
     origin = Origin(asked, name, plain, dataset or {}, code_state.read(run_dir), patch)
     _check_whole(origin)
     here = Path(str(plain.get("ckpt_path"))).parent == run_dir / "checkpoints"
-    _begin_as_then(origin, here or own_ckpt(plain))  # which knows it of a run that was moved
+    _begin_as_then(origin, here or is_own_checkpoint(plain))  # which knows it of a run that was moved
     return origin
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from alexlab.engine import config as configs
 from alexlab.engine.errors import UserError
 from alexlab.engine.kinds import shown
-from alexlab.engine.settings import same_as, settings_of
+from alexlab.engine.settings import canonical, settings_of
 
 Space = dict[str, BaseDistribution]
 
@@ -246,7 +246,7 @@ def check_settings(study: Study, now: dict[str, Any], space: Space, folder: Path
     differ = {
         key: f"{key}={shown(now[key])} (there {shown(then[key])})"
         for key in {*then} & {*now}
-        if same_as(then[key], key) != same_as(now[key], key)
+        if canonical(then[key], key) != canonical(now[key], key)
     }
     before = {name.lstrip("+") for trial in held for name in trial.params}
     drawn = {name.lstrip("+") for name in space}

@@ -11,7 +11,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import options
 from alexlab.engine.kinds import shown
 from alexlab.engine.run_dir import name_of
-from alexlab.engine.settings import IGNORED, same_as, settings_of
+from alexlab.engine.settings import IGNORED, canonical, settings_of
 
 LONGEST = 80  # letters of a name
 SHORT = {"seed": "s", "trainer.max_epochs": "ep", "data.batch_size": "bs", "optimizer.weight_decay": "wd",
@@ -48,7 +48,7 @@ def _gives_default(plain: dict[str, Any], key: str, word: str) -> bool:
     if key in choices:
         return bool(choices[key] == options.default_option(choices, key))
     value = options.at(plain, key)
-    return value is not None and same_as(value, key) == same_as(options.default(choices, key), key)
+    return value is not None and canonical(value, key) == canonical(options.default(choices, key), key)
 
 
 def _named(plain: dict[str, Any], without: str | None) -> tuple[str, bool]:
@@ -91,8 +91,8 @@ def _digest(plain: dict[str, Any], without: str | None) -> str:
     root, shipped = PurePath(str(found.get("data.root"))), str((plain.get("paths") or {}).get("data"))
     if root.is_relative_to(shipped):  # the same on another machine
         found["data.root"] = str(root.relative_to(shipped))
-    texts = {key: same_as(value, key) for key, value in found.items() if key != without}
-    lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != same_as(None, key)]
+    texts = {key: canonical(value, key) for key, value in found.items() if key != without}
+    lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != canonical(None, key)]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:6]
 
 

@@ -38,6 +38,7 @@ from alexlab.engine.kinds import (
     shown,
     whole,
 )
+from alexlab.engine.metrics import lower_is_better
 
 Plain = dict[str, Any]
 
@@ -346,5 +347,5 @@ def _at(plain: Plain, key: str) -> Any:
 
 
 def mode_of(metric: str) -> Literal["min", "max"]:
-    """ "min" for a loss, "max" for an accuracy."""
-    return "min" if metric.endswith("loss") else "max"
+    """Return "min" for a metric that is better low, such as a loss, and "max" for an accuracy."""
+    return "min" if lower_is_better(metric) else "max"

@@ -1,13 +1,12 @@
-"""What of a run's config sets it apart from other runs."""
+"""The settings of a run that set it apart from other runs: for run names, comparisons and studies."""
 
 import json
 import os
-from pathlib import PurePath
 from typing import Any
 
 from alexlab.engine.config import flat
 
-# differ without making a difference, or say again what another key says
+# These keys make no difference to what is trained, or repeat what another key says.
 IGNORED = {
     "run", "run_dir", "overrides", "paths", "sweep", "task", "dry_run", "test", "logger", "resume",
     "callbacks.progress", "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary",
@@ -17,59 +16,58 @@ IGNORED = {
     "from_wandb", "repeats", "floats",
 }  # fmt: skip
 
-
-CKPTS = ("last.ckpt", "previous.ckpt")  # that a run goes on from
+# What null means for these keys. A float is a fraction and an integer a number of batches: 1.0 is all, 1 is one batch.
+NULL_LIMITS = {
+    "trainer.limit_train_batches": 1.0,
+    "trainer.limit_val_batches": 1.0,
+    "trainer.limit_test_batches": 1.0,
+    "trainer.overfit_batches": 0.0,
+}
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat, without what makes no difference."""
+    """Return the flat config ("optimizer.lr") without the keys that make no difference."""
     found = {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & IGNORED}
-    if own_ckpt(config):  # it was gone on with
+    if is_own_checkpoint(config):
         found["ckpt_path"] = None
-    if "model.pretrained" in found:  # which says the same
-        found.pop("model.net.pretrained", None)
+    if "model.pretrained" in found:
+        found.pop("model.net.pretrained", None)  # repeats it
     return found
 
 
-def own_ckpt(config: dict[str, Any]) -> bool:
-    """Whether a run's config names a checkpoint of the run's own, as it does after a resume."""
-    ckpt, run_dir = config.get("ckpt_path"), config.get("run_dir")
-    if not isinstance(ckpt, str):
+def is_own_checkpoint(config: dict[str, Any]) -> bool:
+    """Return whether `ckpt_path` is a checkpoint of the run itself, as it is after a resume."""
+    ckpt_path, run_dir = config.get("ckpt_path"), config.get("run_dir")
+    if not isinstance(ckpt_path, str) or not isinstance(run_dir, str):
         return False
-    if run_dir:
-        folder = PurePath(str(run_dir), "checkpoints")
-        return PurePath(ckpt).parent == folder or os.path.realpath(os.path.dirname(ckpt)) == os.path.realpath(folder)  # noqa: PTH120
-    gone_on = config.get("resume")  # in W&B, which hears of no folders, and of another run's the name before it
-    return isinstance(gone_on, dict) and gone_on.get("run") is not None and ckpt in CKPTS
+    folders = os.path.dirname(ckpt_path), os.path.join(run_dir, "checkpoints")  # noqa: PTH120
+    return os.path.realpath(folders[0]) == os.path.realpath(folders[1])  # either may be reached through a link
 
 
-def words_of(config: dict[str, Any]) -> set[str]:
-    """The keys that the run's command line gave."""
-    words = config.get("overrides")
-    return {str(word).lstrip("+~").partition("=")[0] for word in words} if isinstance(words, list) else set()
+def overridden_keys(config: dict[str, Any]) -> set[str]:
+    """Return the keys that the run's command line set."""
+    overrides = config.get("overrides")
+    return {str(text).lstrip("+~").partition("=")[0] for text in overrides} if isinstance(overrides, list) else set()
 
 
-LIMITS = {f"trainer.limit_{name}_batches": 1.0 for name in ("train", "val", "test")}  # what null is
-LIMITS["trainer.overfit_batches"] = 0.0
+def canonical(value: Any, key: str = "") -> str:
+    """Return a text that is equal for equal settings.
 
-
-def same_as(value: Any, key: str = "") -> str:
-    """Equal for equal values: 1 and true are none; 1 and 1.0 are, but where 1.0 is all batches, and 1 is one."""
-    if key in LIMITS:
-        value = LIMITS[key] if value is None else value
+    1 and 1.0 are equal, except for the keys of NULL_LIMITS; 1, true and "1" all differ.
+    """
+    if key in NULL_LIMITS:
+        value = NULL_LIMITS[key] if value is None else value
         return repr(value) if value else "0"
     if isinstance(value, str):
-        return f'"{value}'  # as no other begins
-    if isinstance(value, bool) or value is None:
+        return f'"{value}'  # no other text begins with a quote
+    if value is None or isinstance(value, bool | int):
         return str(value)
-    if isinstance(value, int):
-        return str(value)
-    return json.dumps(_plain(value), sort_keys=True, default=str)
+    return json.dumps(_whole_as_int(value), sort_keys=True, default=str)
 
 
-def _plain(value: Any) -> Any:
+def _whole_as_int(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): _whole_as_int(item) for key, item in value.items()}
+    return [_whole_as_int(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,8 @@
 "use strict";
-// Values, their words and colours, and the filter. What is shown follows from `data` (page.py says what it holds) and
-// `state`, which the address keeps after its #.
-// keys are a run's own words, "constructor" and "__proto__" among them: no object has any but its own
+// Values, how they are written, colours, and the filter. What is shown depends on `data` (written by page.py) and on
+// `state`, which is stored in the address after the #.
+
+// a run may have keys such as "constructor" and "__proto__", so objects are created without a prototype
 const own = (v) => (v && typeof v === "object" && !Array.isArray(v) ? Object.assign(Object.create(null), v) : v);
 const data = JSON.parse(document.getElementById("data").textContent, (_, v) => own(v));
 const has = (object, key) => Object.hasOwn(object, key);
@@ -9,7 +10,7 @@ const $ = (id) => document.getElementById(id);
 const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d31", "#7f7f7f", "#9467bd", "#b5b837"];
 const SCALE = [[0, "#e69f00"], [0.25, "#7fb21f"], [0.5, "#1f9a8a"], [0.75, "#3a6fb5"], [1, "#8a55c4"]];
 const AXES = { step: "step", epoch: "epoch", images: "images seen", seconds: "training time (s)" };
-const listed = (key) => key.replace(/[%\s]/g, encodeURIComponent);  // in a list that spaces divide
+const listed = (key) => key.replace(/[%\s]/g, encodeURIComponent);  // for lists that are separated by spaces
 const DEFAULTS = { x: data.x, filter: "", colour: data.groups.length <= PALETTE.length ? "run" : data.sort, smooth: "0",
   logy: "", theme: "", sx: data.scatter[0], sy: data.sort, figure: data.figures[0] || "", off: "",
   panels: data.shown.map(listed).join(" "), by: "", down: "" };
@@ -26,12 +27,12 @@ const value = (g, key) => has(g.settings, key) ? g.settings[key] : has(g.config,
   : has(g.metrics, key) ? g.metrics[key] : key === "status" ? g.status : key === "name" ? g.name
   : has(g.facts, key) ? g.facts[key]
   : has(g.config, `choices.${key}`) ? g.config[`choices.${key}`] : undefined;
-// of a long text its end, where paths differ
+// the end of a long text: paths differ there
 const ending = (s, most) => (s.length > most ? `…${s.slice(1 - most)}` : s);
-const leaf = (s) => (/^[\w.~-]*\//.test(s) ? s.replace(/\/+$/, "").split("/").pop() : s);  // of a path
+const leaf = (s) => (/^[\w.~-]*\//.test(s) ? s.replace(/\/+$/, "").split("/").pop() : s);  // the last part of a path
 const shortest = (v) => Math.abs(v) >= 1e9 ? `${(v / 1e9).toPrecision(4)} G` : Math.abs(v) >= 1e6 ? `${(v / 1e6).toPrecision(4)} M`
   : v !== 0 && Math.abs(v) < 1e-3 ? String(Number(v.toPrecision(3))) : String(Number(v.toPrecision(Math.abs(v) >= 1e4 ? 7 : 4)));
-function writer(key) {  // how a number of that name is written in all rows: [mean, deviation] => words
+function writer(key) {  // returns (mean, std) => text, with equal decimals in all rows
   const all = data.groups.map((g) => g.metrics[key]).filter(isNumber).map(Math.abs).sort((a, b) => a - b);
   const usual = all[all.length >> 1] || 0;
   const whole = all.every(Number.isInteger) && !data.groups.some((g) => g.std[key]);
@@ -42,17 +43,17 @@ function writer(key) {  // how a number of that name is written in all rows: [me
   const one = (v) => (tiny || Math.abs(v) >= 1e7 * unit ? v.toExponential(2) : (v / unit).toFixed(places));
   return (mean, std) => one(mean) + (std ? `±${one(std)}` : "") + name;
 }
-// Plotly takes some HTML in its texts
+// Plotly interprets some HTML in its texts
 const plain = (s) => String(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-// -- filter: as where= of compare.py, and words that a name or a setting must hold; spaces and `and` join, `or` divides
+// -- filter: the syntax of where=, and plain text that a name or a setting must contain; spaces mean `and`
 
 const SIGNS = { "==": (a, b) => a === b, "!=": (a, b) => a !== b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b,
   "=": (a, b) => a === b, ">": (a, b) => a > b, "<": (a, b) => a < b, "~": (a, b) => a.includes(b) };
 const CONDITION = /^([\w./@-]+?)(==|!=|>=|<=|=|>|<|~)(.+)$/;
 const unquoted = (s) => (/^(['"]).*\1$/.test(s) ? s.slice(1, -1) : s);
 const bare = (v) => text(v).replace(/[\s'"]/g, "").toLowerCase();
-function parsed(filter) {  // a list of ways, each a list of conditions and words
+function parsed(filter) {  // a list of alternatives, each a list of conditions and texts
   const joined = filter.trim().replace(/\s*(==|!=|>=|<=|=|>|<|~)\s*/g, "$1");
   const tokens = joined.match(/(?:[^\s'"]|'[^']*'|"[^"]*")+|['"]/g) || [];
   const ways = [[]];
@@ -70,7 +71,7 @@ function keeps(g, ways) {
   return ways.some((way) => way.every(({ word, key, sign, wanted }) => {
     if (word !== undefined) return all.includes(word);
     const got = value(g, key), number = Number(wanted);
-    if (key === "seed" && typeof got === "string")  // of a group: any of its runs
+    if (key === "seed" && typeof got === "string")  // of a group: any of its seeds
       return got.split(",").some((seed) => (sign === "~" ? seed.includes(wanted) : SIGNS[sign](Number(seed), number)));
     if (key === "name") return g.runs.some((run) => SIGNS[sign](bare(run.name), bare(wanted)));
     if (isNumber(got) && !Number.isNaN(number) && sign !== "~") return SIGNS[sign](got, number);
@@ -78,18 +79,18 @@ function keeps(g, ways) {
     return SIGNS[sign](bare(got === undefined ? null : got), bare(wanted.toLowerCase() === "none" ? "null" : wanted));
   }));
 }
-// where= says the same of the same mistakes
+// the same answers to mistakes as where= gives
 function mistake(ways) {
   const odd = ways.flat().map((condition) => condition.word).find((word) => word && /^[&|()]+|[=<>~]$|^\(.*[=<>~]/.test(word));
-  if (odd) return `${odd} is no condition: write KEY SIGN VALUE, joined by and and or, without brackets.`;
+  if (odd) return `\`${odd}\` is not a condition: write KEY SIGN VALUE, joined with \`and\` or \`or\`, without brackets.`;
   for (const { key, sign, wanted } of ways.flat().filter((condition) => condition.key)) {
     const known = data.groups.map((g) => value(g, key)).filter((v) => v !== undefined);
     if (!known.length) return `no run has ${key}.${nearest(key)}`;
-    if (/&&|\|\||[&|]\s*[\w./@-]+\s*(?:[=<>~]|!=)/.test(wanted)) return `conditions are joined by and and or: ${key}${sign}${wanted} has another sign.`;
+    if (/&&|\|\||[&|]\s*[\w./@-]+\s*(?:[=<>~]|!=)/.test(wanted)) return `join conditions with \`and\` or \`or\`, not as in \`${key}${sign}${wanted}\`.`;
     const number = wanted.trim() !== "" && !Number.isNaN(Number(wanted)), values = known.filter((v) => v !== null);
     const words = number ? (key === "seed" || values.some(isNumber) ? undefined : values[0]) : wanted;
     if ([">", "<", ">=", "<="].includes(sign) && words !== undefined)
-      return `${text(words)} is no number: with texts, = and != and ~ (holds) do.`;
+      return `\`${text(words)}\` is not a number: compare text with =, != or ~ (contains).`;
   }
   return "";
 }
@@ -101,12 +102,11 @@ function nearest(key) {
   const shared = (k) => { const [a, b] = [pairs(key), pairs(k)]; return 2 * [...a].filter((pair) => b.has(pair)).length / (a.size + b.size || 1); };
   const same = [...known].filter((k) => last(k) === last(key));
   const near = same.length ? same : [...known].filter((k) => shared(k) >= 0.5).sort((a, b) => shared(b) - shared(a));
-  return near.length ? ` Did you mean ${near.slice(0, 3).join(" or ")}?` : " status, name, metrics and settings are known.";
+  return near.length ? ` Did you mean ${near.slice(0, 3).join(" or ")}?` : " Keys are status, name, metrics and settings.";
 }
-const words = () => parsed(state.filter);
 const off = () => new Set(state.off.split(" ").filter(Boolean).map(Number));
-const kept = () => data.groups.filter((g) => keeps(g, words()));
-const shown = () => { const hidden = off(); return kept().filter((g) => !hidden.has(g.id)); };
+const matching = () => data.groups.filter((g) => keeps(g, parsed(state.filter)));
+const shown = () => { const hidden = off(); return matching().filter((g) => !hidden.has(g.id)); };
 
 // -- colours
 
@@ -122,7 +122,7 @@ function colours() {
   const values = data.groups.map((g) => value(g, key));
   const numbers = values.filter(isNumber);
   if (numbers.length === values.filter((v) => v !== undefined && v !== null).length && new Set(numbers).size > 2) {
-    // by rank: rates and times are far apart, accuracies are not
+    // by rank: learning rates and times differ by orders of magnitude, accuracies do not
     const sorted = [...new Set(numbers)].sort((a, b) => (isLow(key) ? a - b : b - a));
     return (g) => { const v = value(g, key); return isNumber(v) ? mixed(sorted.indexOf(v) / Math.max(1, sorted.length - 1)) : "#8a8a8a"; };
   }

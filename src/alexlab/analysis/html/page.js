@@ -1,5 +1,5 @@
 "use strict";
-// What is drawn, and the controls. page.filter.js has what is known and what is chosen.
+// Drawing and controls. The data, the filter and the colours are in page.filter.js.
 
 // -- the legend
 
@@ -12,7 +12,7 @@ function drawLegend(colour) {
     item.append(swatch, ` ${label}`);
     return item;
   };
-  if (key === "run") { $("legend").replaceChildren(); return; }  // the table has them
+  if (key === "run") { $("legend").replaceChildren(); return; }  // the table shows the colours
   const seen = new Map();
   for (const g of groups) seen.set(colour(g), value(g, key));
   const order = [...seen].sort(([, a], [, b]) => (isNumber(a) && isNumber(b) ? a - b : text(a).localeCompare(text(b))));
@@ -23,7 +23,7 @@ function drawLegend(colour) {
 
 // -- the table
 
-// the number by which the page is sorted stands beside the name: it is seen however many settings differ
+// the metric that the page is sorted by follows the name, so that it is visible however many settings differ
 const ORDER = ["name", ...data.columns.slice(0, 1), "status", ...data.columns.slice(1), ...settingKeys];
 const TITLES = { name: "run", images_per_second: "images/s" };
 const WRITERS = new Map(data.columns.map((key) => [key, writer(key)]));
@@ -45,7 +45,7 @@ function drawTable(colour) {
     head.append(cell);
   }
   $("runs").tHead.replaceChildren(head);
-  const rows = kept();
+  const rows = matching();
   if (state.by) {
     const sign = state.down ? -1 : 1;
     const absent = (v) => v === undefined || v === null;
@@ -95,7 +95,7 @@ function drawName(cell, g, hidden, colour) {
   cell.append(box, swatch, ` ${g.name}`);
   cell.title = g.paths.join("\n");
 }
-// the shadows at the sides of what can be scrolled there
+// shadows at the sides to which something can be scrolled
 for (const held of document.querySelectorAll(".edged")) {
   const inner = held.firstElementChild;
   const edges = () => {
@@ -111,14 +111,14 @@ for (const held of document.querySelectorAll(".edged")) {
 
 // -- curves
 
-function between(x, xs, ys) {  // linear, and null beyond what is known
+function between(x, xs, ys) {  // linear interpolation; null outside the known range
   if (!xs.length || x < xs[0] || x > xs[xs.length - 1]) return null;
   let low = 0, high = xs.length - 1;
   while (high - low > 1) { const middle = (low + high) >> 1; if (xs[middle] <= x) low = middle; else high = middle; }
   const part = xs[high] === xs[low] ? 0 : (x - xs[low]) / (xs[high] - xs[low]);
   return ys[low] + part * (ys[high] - ys[low]);
 }
-function along(run, steps) {  // steps as the chosen axis has them; null where that is not known of the run
+function along(run, steps) {  // steps converted to the chosen axis; null if the run does not record it
   if (state.x === "step") return steps;
   if (state.x === "seconds") return run.clock[0].length ? steps.map((s) => between(s, ...run.clock)) : null;
   const factor = state.x === "epoch" ? 1 / run.per_epoch : run.per_step;
@@ -129,14 +129,14 @@ function smoothed(ys) {
   let mean = 0, total = 0;
   return ys.map((y) => { mean = weight * mean + (1 - weight) * y; total = weight * total + (1 - weight); return mean / total; });
 }
-// a run that has diverged would leave the others a line at the bottom
+// a diverged run would squeeze the others into a line at the bottom
 const lowest = (traces) => { const low = Math.min(...traces.map((t) => Math.min(...t.y))); return low >= 0 ? 0 : low; };
 function cut(traces) {
   const ys = traces.flatMap((t) => t.y).filter((y) => y !== null).sort((a, b) => a - b);
   const most = ys[Math.floor(0.9 * (ys.length - 1))];
   return traces.length > 1 && most > 0 && ys[ys.length - 1] > 20 * most ? 1.3 * most : null;
 }
-function wholeEpochs(traces) {  // no ticks at 1.2 and 1.4
+function wholeEpochs(traces) {  // no ticks at 1.2 and 1.4 epochs
   const most = Math.max(...traces.map((t) => t.x[t.x.length - 1] ?? 0)), least = Math.min(...traces.map((t) => t.x[0] ?? 0));
   return state.x === "epoch" && most >= 1 && most - least <= 6 ? { tick0: 0, dtick: 1 } : {};
 }
@@ -148,11 +148,11 @@ function layout(more) {
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--quiet"), activecolor: css("--accent") }, hovermode: "closest", ...more,
     hoverlabel: { namelength: -1, align: "left" }, xaxis: { ...axis, ...more.xaxis, title: { standoff: 6, ...more.xaxis?.title } }, yaxis: { ...axis, ...more.yaxis } };
 }
-// Plotly would offer to send a chart to its cloud
+// without Plotly's button that sends a chart to its cloud
 const CONFIG = { displaylogo: false, showSendToCloud: false, plotlyServerURL: "", displayModeBar: "hover", responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 function drawCurves(groups, colour) {
-  const wanted = new Set(state.panels.split(" ").filter(Boolean));  // as `listed` writes them
+  const wanted = new Set(state.panels.split(" ").filter(Boolean));  // encoded by `listed`
   $("choose").replaceChildren(...data.panels.map((key) => {
     const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: wanted.has(listed(key)) });
     box.onchange = () => {
@@ -173,7 +173,7 @@ function drawCurves(groups, colour) {
       if (!curve) continue;
       const xs = along(run, curve[0]);
       if (!xs) { absent.add(run.name); continue; }
-      // a template is no place for a name: `%{y}` in it would be filled in
+      // names are not written into the template: Plotly would fill in a `%{y}` of a name
       const line = { x: xs, mode: curve[0].length < 3 ? "lines+markers" : "lines",
         meta: [plain(run.label)], hovertemplate: "%{y:.5~g} at %{x:.5~g}<br>%{meta[0]}<extra></extra>" };
       if (Number(state.smooth) && curve[0].length > 3) {
@@ -183,7 +183,7 @@ function drawCurves(groups, colour) {
     }
     let chart = document.querySelector(`[data-panel="${CSS.escape(key)}"]`);
     if (wanted.has(listed(key)) && !traces.length) empty.push(key);
-    if (!traces.length) { if (chart) chart.hidden = true; continue; }  // and no axes of nothing
+    if (!traces.length) { if (chart) chart.hidden = true; continue; }  // no empty axes
     if (!chart) {
       chart = Object.assign(document.createElement("div"), { className: "chart" });
       chart.dataset.panel = key;
@@ -196,9 +196,9 @@ function drawCurves(groups, colour) {
     const title = top === null ? plain(key) : `${plain(key)} <i>cut at ${shortest(top)}</i>`;
     Plotly.react(chart, traces, layout({ title: { text: title, font: { size: 13 }, x: 0.03, xanchor: "left" },
       xaxis: { title: { text: AXES[state.x] }, ...wholeEpochs(traces) }, yaxis: { type: state.logy ? "log" : "linear", ...(top === null ? { autorange: true } : { range: [lowest(traces), top] }) } }), CONFIG);
-    if (again) Plotly.Plots.resize(chart);  // the window may have changed
+    if (again) Plotly.Plots.resize(chart);  // the window may have been resized meanwhile
   }
-  const unknown = absent.size ? `${absent.size} run(s) do not tell their ${AXES[state.x]}, and are left out here: ${[...absent].slice(0, 5).join(", ")}. ` : "";
+  const unknown = absent.size ? `${absent.size} run(s) did not record ${AXES[state.x]} and are not drawn: ${[...absent].slice(0, 5).join(", ")}. ` : "";
   $("absent").textContent = unknown + (empty.length ? `No run shown has a curve of ${empty.join(", ")}.` : "");
 }
 
@@ -237,7 +237,7 @@ function drawParallel(groups, colour) {
     { ...layout({}), paper_bgcolor: css("--page"), margin: { l: Math.max(70, 14 + 6 * first), r: 60, t: keys.length > 6 ? 110 : 60, b: 30 } }, CONFIG);
 }
 
-// what tells points apart in few words: all settings that differ among them, or what their names do not share
+// short labels for points: the settings that differ among them, else the parts of their names that differ
 function labels(points) {
   const most = 36, once = (words) => words.every((w) => w && w.length <= most) && new Set(words).size === words.length;
   const differ = settingKeys.filter((key) => ![state.sx, state.sy].includes(key) && new Set(points.map((g) => text(g.settings[key]))).size > 1);
@@ -252,7 +252,7 @@ function labels(points) {
   while (shared > 0 && /[^\s/_-]/.test(names[0][shared - 1])) shared--;  // whole words
   return names.map((name) => ending(shared ? `…${name.slice(shared)}` : name, most));
 }
-// a label that would lie over another one or a point, or be cut, is not drawn: hovering has them all
+// a label that would overlap another one or a point, or be cut off, is hidden: hovering shows it
 function declutter() {
   const rect = (node) => node.getBoundingClientRect();
   const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
@@ -314,7 +314,7 @@ function set(changes) {
 }
 function draw() {
   if (state.theme) document.documentElement.dataset.theme = state.theme; else delete document.documentElement.dataset.theme;
-  const groups = shown(), colour = colours(), wrong = mistake(words());
+  const groups = shown(), colour = colours(), wrong = mistake(parsed(state.filter));
   $("wrong").textContent = wrong;
   $("none").hidden = groups.length > 0 || Boolean(wrong);
   $("lines").hidden = !data.panels.length || !groups.length;
@@ -344,5 +344,5 @@ for (const id of ["filter", "x", "colour", "smooth", "theme", "sx", "sy", "figur
 $("logy").checked = Boolean(state.logy);
 $("logy").onchange = () => set({ logy: $("logy").checked ? "1" : "" });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-addEventListener("hashchange", () => location.reload());  // a bookmark of this page, opened where it is open
+addEventListener("hashchange", () => location.reload());  // a bookmark of this page was opened in the same tab
 draw();

@@ -1,0 +1,653 @@
+"""Comparisons of runs: the settings that differ, means over seeds, conditions, tables, equality, a run's rank.
+
+Only `load_runs`, `select`, `as_csv` and `equality` import pandas, which takes 0.4 s. The rank of a run and the table of
+a sweep, which are printed when a training ends, do without it.
+"""
+
+import contextlib
+import difflib
+import json
+import math
+import operator
+import re
+import statistics
+import textwrap
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from alexlab.analysis.runs import FACTS, Run, find, frame, modified, read
+from alexlab.engine.config import ROOT
+from alexlab.engine.errors import UserError
+from alexlab.engine.kinds import is_number, printable, shown
+from alexlab.engine.metrics import lower_is_better
+from alexlab.engine.settings import NULL_LIMITS, canonical
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+MAX_SIBLINGS = 1000  # runs that a finished run is ranked among, the newest
+MAX_JOBS = 10  # rows in the table of a sweep
+MAX_OTHER_METRICS = 8  # columns of a table for validation metrics besides the one that it is sorted by
+
+
+def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", where: str | None = None) -> "DataFrame":
+    """Return a DataFrame with one row per run, for a notebook; see `runs.frame` for its columns.
+
+    Args:
+        logs: a folder that holds runs, a glob, the name of a run or sweep, or a list of them.
+        where: a condition, such as "optimizer.lr>0.01 and status=finished".
+
+    Raises:
+        UserError: `where` is not a condition, or no run matches it.
+    """
+    names = [logs] if isinstance(logs, str | Path) else logs
+    folders, missing = find([str(name) for name in names], ROOT / "logs/train")
+    found, skipped = read(folders)
+    for line in (*missing, *skipped):
+        warnings.warn(f"skipped: {line}", stacklevel=2)
+    rows = frame(found)
+    return (select(rows, where) if where is not None and found else rows).infer_objects()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The settings that differ
+
+
+def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
+    """Return for each run the settings that set it apart from the others.
+
+    The chosen option of a group stands for the settings that come with it: `augment=strong` for all keys of augment.
+    Another key of the group is listed for runs with the same option that differ in it, and for all runs if a command
+    line set it. A name or a folder that a command line set is listed for that run only.
+
+    Args:
+        texts: the runs' canonical settings, if they are known already.
+    """
+    texts = canonical_settings(runs) if texts is None else texts
+    found: list[dict[str, Any]] = [{} for _ in runs]
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        values = [each.get(key) for each in texts]
+        if len(set(values)) == 1:
+            continue
+        group, label = key.split(".")[0], key.removeprefix("choices.")
+        names = (f"choices.{group}", f"{group}.name", f"{group}._target_")
+        options = [name for name in names if all(name in run.settings for run in runs)]
+        if group == "choices" and not all(key in run.settings for run in runs):
+            continue  # older runs did not record which option was chosen
+        overridden = {number for number, run in enumerate(runs) if {key, label} & run.overridden}
+        is_name = key in options or key == "data.root"
+        implied_by = options[: options.index(key)] if key in options else options
+        if overridden and not is_name:
+            implied_by = []
+        peers: dict[tuple[str | None, ...], set[int]] = defaultdict(set)
+        for number, each in enumerate(texts):
+            peers[tuple(each.get(name) for name in implied_by)].add(number)
+        listed = set(overridden) if is_name else set()
+        for members in peers.values():
+            if len({values[number] for number in members}) > 1:
+                listed |= members
+        for number in listed:
+            if key in runs[number].settings:
+                found[number][label] = runs[number].settings[key]
+    return found
+
+
+def canonical_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return each run's settings as texts that are equal for equal settings, without null and what means the same: an
+    older run may lack the key. The folder of the images counts only if their fingerprint is not known."""
+    found = []
+    roots: dict[str, str] = {}
+    for run in runs:
+        texts = {
+            key: text
+            for key, value in run.settings.items()
+            if (text := canonical(value, key)) != "None" and not (key in NULL_LIMITS and text == canonical(None, key))
+        }
+        if "data.root" in texts and run.fingerprint is not None:
+            texts["data.root"] = roots.setdefault(canonical(run.fingerprint), texts["data.root"])
+        found.append(texts)
+    return found
+
+
+def as_text(settings: dict[str, Any]) -> str:
+    """Return settings as text: "optimizer.lr=0.1 seed=1", with at most six digits of a float."""
+    pairs = (
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={shown(value)}" for key, value in settings.items()
+    )
+    return printable(" ".join(pairs))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Seeds
+
+
+class Stat(NamedTuple):
+    """A metric of a group: mean, standard deviation of a sample (None for one run), and how many runs have it."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass
+class Group:
+    """A row of a table: runs that differ in their seed only, or one run.
+
+    Attributes:
+        runs: at least one.
+        settings: what sets the group apart from other groups, and its seeds.
+    """
+
+    runs: list[Run]
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.runs[0].name + (f" +{len(self.runs) - 1}" if len(self.runs) > 1 else "")
+
+    @property
+    def status(self) -> str:
+        return self.runs[0].status
+
+    @cached_property
+    def stats(self) -> dict[str, Stat]:
+        found = {}
+        for key in dict.fromkeys(key for run in self.runs for key in run.metrics):
+            values = [run.metrics[key] for run in self.runs if key in run.metrics]
+            std = statistics.stdev(values) if len(values) > 1 else None
+            found[key] = Stat(sum(values) / len(values), std, len(values))
+        return found
+
+
+def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
+    """Group finished runs that differ in their seed only; every other run is a group of its own.
+
+    Runs with other images, code, devices or precision are not grouped, and neither is a second run of the same seed.
+    """
+    texts = canonical_settings(runs)
+    apart = differing(runs, texts)
+    groups: dict[Any, list[int]] = defaultdict(list)
+    same_settings: dict[Any, list[int]] = defaultdict(list)
+    seeds: set[Any] = set()
+    for number, run in enumerate(runs):
+        settings = frozenset(item for item in texts[number].items() if item[0] != "seed")
+        same_settings[settings].append(number)
+        key: Any = (settings, canonical(run.facts))
+        seed = (key, texts[number].get("seed"))
+        grouping = by_seed and run.status == "finished" and "seed" in run.settings and not run.code_is_unknown
+        if not grouping or seed in seeds:
+            key = number
+        else:
+            seeds.add(seed)
+        groups[key].append(number)
+    for members in same_settings.values():  # what sets runs of equal settings apart
+        for fact in FACTS:
+            if len({canonical(runs[number].facts[fact]) for number in members}) > 1:
+                for number in members:
+                    value = runs[number].facts[fact]
+                    apart[number][fact] = "unknown" if value is None else value
+    found = []
+    for members in groups.values():
+        members.sort(key=lambda number: shown(runs[number].settings.get("seed")).zfill(20))
+        settings_of_group = dict(apart[members[0]])
+        if len(members) > 1:
+            settings_of_group["seed"] = ",".join(shown(runs[number].settings["seed"]) for number in members)
+        found.append(Group([runs[number] for number in members], settings_of_group))
+    return found
+
+
+def ranked(groups: Iterable[Group], sort: str) -> list[Group]:
+    """Return the groups by a metric, the best first; groups without it come last."""
+    sign = 1 if lower_is_better(sort) else -1
+    return sorted(groups, key=lambda group: sign * group.stats[sort].mean if sort in group.stats else math.inf)
+
+
+def sort_metric(runs: Iterable[Run], sort: str | None) -> str:
+    """Return the metric to sort by: `sort`, or a usual one that some run has.
+
+    Raises:
+        UserError: no run has `sort`.
+    """
+    runs = list(runs)
+    known = sorted({key for run in runs for key in run.metrics})
+    if sort is None:
+        monitors = [str(run.settings.get("monitor")) for run in runs]
+        usual = ("val/acc1", "last/val/acc1", *monitors, "val/loss", "last/val/loss", "train/loss", *known)
+        return next((key for key in usual if key in known), usual[0])
+    if sort not in known:
+        near = difflib.get_close_matches(sort, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"sort={sort}: no run has this metric.{hint} Measured were: {', '.join(known) or 'none'}.")
+    return sort
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conditions: where="optimizer.lr>0.01 and status=finished"
+
+SIGNS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+    "~": operator.contains,
+}
+ORDERING = (">", "<", ">=", "<=")
+CONDITION = re.compile(
+    rf"""\s*([\w./@-]+)\s*({"|".join(SIGNS)})\s*('[^']*'|"[^"]*"|[^=<>\s].*?)\s*(?:\s(and|or)\s|$)""", re.IGNORECASE
+)
+OTHER_JOINS = re.compile(r"\s&\s|&&|\|\||[&|]\s*[\w./@-]+\s*(?:[=<>~]|!=)")  # conditions joined with & or |
+
+
+class Condition(NamedTuple):
+    key: str
+    sign: str
+    value: Any
+    text: str  # the value as it was written, without quotes
+
+
+def select(frame: "DataFrame", text: str) -> "DataFrame":
+    """Return the rows of `runs.frame` for which a condition holds: `optimizer.lr>0.01 and model~resnet or seed=7`.
+
+    `and` binds closer than `or`; `=` and `~` (contains) ignore upper and lower case.
+
+    Raises:
+        UserError: the text is not a condition, no run has a key, a text is compared by its size, or no row is left.
+    """
+    import pandas as pd
+
+    mask = pd.Series(False, index=frame.index)
+    columns: dict[str, list[Any]] = {}
+    for way in _parsed(text):
+        holds = pd.Series(True, index=frame.index)
+        for condition in way:
+            column = _column(frame, condition, text)
+            columns[condition.key] = column.dropna().to_list()
+            holds &= column.map(lambda value, condition=condition: _holds(value, condition)).astype(bool)
+        mask |= holds
+    if len(frame) and not mask.any():
+        values = "; ".join(_values(key, values) for key, values in columns.items())
+        raise UserError(f"where={text}: none of the {len(frame)} runs matches: {values}.")
+    return frame[mask]
+
+
+def _parsed(text: str) -> list[list[Condition]]:
+    """Return the alternatives, each a list of conditions that must all hold."""
+    ways: list[list[Condition]] = [[]]
+    rest = text.strip()
+    while rest or not ways[-1]:
+        found = CONDITION.match(rest)
+        if found is None:
+            raise UserError(
+                f"where={text}: `{rest}` is not a condition: write KEY SIGN VALUE with one of {' '.join(SIGNS)}, as in "
+                "where='optimizer.lr>0.01 and status=finished', joined with `and` or `or`, without brackets. Quote it: "
+                "to a shell, > is a redirection."
+            )
+        key, sign, written, joined = found.groups()
+        plain = written[1:-1] if written[0] in "'\"" and written[-1] == written[0] else written
+        if plain == written and OTHER_JOINS.search(written):
+            raise UserError(f"where={text}: join conditions with `and` or `or`, not as in `{found[0].strip()}`.")
+        value: Any = {"true": True, "false": False, "null": None, "none": None}.get(written.lower(), plain)
+        if plain == written and "_" not in written:  # Python reads 26_20 as a number
+            with contextlib.suppress(TypeError, ValueError):
+                value = value if isinstance(value, bool) else float(value)
+        ways[-1].append(Condition(key, sign, value, plain))
+        if joined and joined.lower() == "or":
+            ways.append([])
+        rest = rest[found.end() :]
+        if not joined:
+            break
+    return ways
+
+
+def _column(frame: "DataFrame", condition: Condition, text: str) -> "Series[Any]":
+    """Return the values that a condition is about."""
+    key, sign, wanted, _ = condition
+    if key not in frame:
+        known = [str(name) for name in frame]
+        near = sorted(name for name in known if name.endswith((f".{key}", f"/{key}")))[:3]  # lr: optimizer.lr
+        near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else " Keys are status, name, metrics and settings."
+        raise UserError(f"where={text}: no run has {key}.{hint}")
+    column = frame[key].astype(object)
+    column = column.fillna("unknown") if key in FACTS else column
+    values = column.dropna().to_list() if is_number(wanted) else [wanted]
+    if sign in ORDERING and values and not any(map(is_number, values)):
+        raise UserError(f"where={text}: `{shown(values[0])}` is not a number: compare text with =, != or ~ (contains).")
+    return column
+
+
+def _holds(value: Any, condition: Condition) -> bool:
+    _, sign, wanted, text = condition
+    value = None if isinstance(value, float) and math.isnan(value) else value
+    if sign == "~":
+        return text.lower() in shown(value).lower()
+    if sign in ORDERING:
+        return is_number(value) and SIGNS[sign](value, wanted)
+    whole = int(wanted) if isinstance(wanted, float) and wanted.is_integer() else wanted
+    equal = value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
+    equal = equal or _bare(value) in (_bare(text), _bare(whole))  # lists, and names like 1e5
+    return equal == (sign != "!=")
+
+
+def _bare(value: Any) -> str:
+    return re.sub(r"[\s'\"]", "", shown(value)).lower()
+
+
+def _values(key: str, values: list[Any]) -> str:
+    if len(values) > 1 and all(map(is_number, values)) and min(values) < max(values):
+        return f"{key} is {min(values):g} to {max(values):g}"
+    texts = list(dict.fromkeys(shown(value) for value in values))
+    more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
+    return f"{key} is {', '.join(texts[:5]) or 'null'}{more}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+SIZES = ("parameters", "macs")
+SPEED = ("images_per_second", "seconds")
+
+
+def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
+    """Return the metrics that a table shows: the one that it is sorted by, its value at the last epoch, every other
+    validation metric, the test, the size if it differs, and the speed."""
+    measured = {key for group in groups for key in group.stats}
+    # with few classes val/acc5 is 1; sort=val/acc5, csv, json and html show it
+    validated = {key for key in measured if key.startswith("val/") and key != "val/acc5"}
+    main = sort if sort.startswith("val/") else min(validated, key=lambda key: (key != "val/acc1", key), default=sort)
+    others = sorted(validated - {main}, key=lambda key: (key != "val/loss", key))[:MAX_OTHER_METRICS]
+    test = f"test/{main.removeprefix('val/')}"
+    one_size = len({group.stats["parameters"].mean for group in groups if "parameters" in group.stats}) < 2
+    wanted = dict.fromkeys((sort, main, f"last/{main}", *others, test, *(() if one_size else SIZES[:1]), *SPEED))
+    return [key for key in wanted if key in measured or key == sort]
+
+
+def heading(key: str) -> tuple[str, str]:
+    """Return the two lines above a column."""
+    if key.startswith("last/"):
+        return "last", key.removeprefix("last/")
+    return "best.ckpt" if key.startswith("val/") else "", "images/s" if key == "images_per_second" else key
+
+
+def cell(group: Group, key: str) -> str:
+    """Return "0.5000", "0.5000±0.0100" of several runs, or "0.5000±0.0100 (2)" if not all have it; "" if none has."""
+    if key not in group.stats:
+        return ""
+    mean, std, n = group.stats[key]
+    if key in SIZES:
+        return f"{mean / 1e6:.4g} M"
+    how = ".0f" if key in SPEED else ".4f" if not mean or 1e-3 <= abs(mean) < 1e5 else ".4g"
+    few = f" ({n})" if n < len(group.runs) else ""
+    return f"{mean:{how}}" + ("" if std is None else f"±{std:{how}}") + few
+
+
+def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str]:
+    """Return the lines of a table for a terminal, none wider than `width` characters if names permit.
+
+    Columns that do not fit are dropped, the speed first; settings that do not fit stand below their row.
+
+    Args:
+        runs: how many there are in all.
+    """
+    columns = columns_of(groups, sort)
+    rest = [key for key in columns if key != sort]
+    rest.sort(key=lambda key: (key.startswith("test/"), key.startswith("val/"), key.startswith("last/")))
+    droppable = [
+        *(key for key in ("seconds", "images_per_second", *SIZES) if key in rest),
+        *(key for key in rest if key not in (*SPEED, *SIZES)),
+    ]
+    labels = [as_text({key: value for key, value in group.settings.items() if value is not None}) for group in groups]
+    names = max(len(group.name) for group in groups)
+    statuses = max(len(group.status) for group in groups)
+    for dropped in (None, *droppable):
+        columns = [key for key in columns if key != dropped]
+        cells = [[cell(group, key) for key in columns] for group in groups]
+        heads = [heading(key) for key in columns]
+        widths = [
+            max(10, 2 + max(map(len, (*head, *column))))
+            for head, column in zip(heads, zip(*cells, strict=True), strict=True)
+        ]
+        used = names + 2 + statuses + sum(widths)
+        if used <= width:
+            break
+
+    def line(start: str, texts: Iterable[str]) -> str:
+        return f"{start:{names + 2 + statuses}}" + "".join(
+            f"{text:>{room}}" for text, room in zip(texts, widths, strict=True)
+        )
+
+    count = f"{runs} run" + ("s" if runs > 1 else "")
+    lines = [line("", (above for above, _ in heads)), line(count, (below for _, below in heads))]
+    fits = used + 2 + max(map(len, labels)) <= width
+    for group, row, text in zip(groups, cells, labels, strict=True):
+        start = line(f"{group.name:{names}}  {group.status}", row)
+        lines.append(f"{start}  {text}" if fits else start)
+        if text and not fits:
+            lines += textwrap.wrap(
+                text,
+                width,
+                initial_indent="    ",
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return [text.rstrip() for text in lines]
+
+
+def as_markdown(groups: Sequence[Group], sort: str) -> str:
+    """Return a table in GitHub's Markdown: the settings that differ, then the metrics."""
+    columns, settings = columns_of(groups, sort), _settings_of(groups)
+    heads = ["run", "status", *settings, *(" ".join(heading(key)).strip() for key in columns)]
+    rows = [
+        [
+            group.name,
+            group.status,
+            *(shown(group.settings[key]) if key in group.settings else "" for key in settings),
+            *(cell(group, key) for key in columns),
+        ]
+        for group in groups
+    ]
+    rule = ["---"] * (2 + len(settings)) + ["---:"] * len(columns)
+
+    def escaped(text: str) -> str:  # no text of a run becomes a column, HTML or a link
+        return " ".join(printable(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
+
+    return "".join(f"| {' | '.join(map(escaped, line))} |\n" for line in (heads, rule, *rows))
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """Return one line per group: run, status, n, the settings that differ, all metrics, KEY_std of several runs, and
+    KEY_n if only n of them have the metric. A setting that is called like another column is config/NAME."""
+    import pandas as pd
+
+    def text(value: Any) -> str:  # a spreadsheet would compute a text that begins like a formula
+        plain = printable(shown(value))
+        return f"'{plain}" if plain[:1] in ("=", "+", "-", "@") and not is_number(value) else plain
+
+    taken = {"run", "status", "n"}.union(*(group.stats for group in groups))
+    rows = [
+        (
+            {"run": text(group.name), "status": group.status, "n": len(group.runs)},
+            {text(f"config/{key}" if key in taken else key): text(value) for key, value in group.settings.items()},
+            {text(key): stat.mean for key, stat in group.stats.items()},
+            {text(f"{key}_std"): stat.std for key, stat in group.stats.items() if stat.std is not None},
+            {text(f"{key}_n"): stat.n for key, stat in group.stats.items() if stat.n < len(group.runs)},
+        )
+        for group in groups
+    ]
+    columns = dict.fromkeys(key for parts in zip(*rows, strict=True) for part in parts for key in part)
+    lines: list[dict[str, Any]] = [{key: value for part in row for key, value in part.items()} for row in rows]
+    return pd.DataFrame(lines, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
+    """Return {"groups": [{name, status, n, settings, metrics: {key: {mean, std, n}}, runs: [{name, path, status,
+    config, metrics}]}], "left_out": [sentences]}; null stands for NaN and infinity."""
+    found = [
+        {
+            "name": group.name,
+            "status": group.status,
+            "n": len(group.runs),
+            "settings": group.settings,
+            "metrics": {key: stat._asdict() for key, stat in group.stats.items()},
+            "runs": [
+                {
+                    "name": run.name,
+                    "path": str(run.path),
+                    "status": run.status,
+                    "config": run.settings,
+                    "metrics": run.metrics,
+                }
+                for run in group.runs
+            ],
+        }
+        for group in groups
+    ]
+    return json.dumps(finite({"groups": found, "left_out": list(skipped)}), indent=2, default=str) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Return plain values for JSON, which has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _settings_of(groups: Iterable[Group]) -> list[str]:
+    return list(dict.fromkeys(key for group in groups for key in group.settings))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Equality: whether a change of code changed what is trained
+
+
+def equality(a: Run, b: Run) -> tuple[bool, str]:
+    """Compare exactly all losses, accuracies and learning rates that two runs logged at the same steps.
+
+    Speed and time are not compared, nor the test, which follows from the rest. A `train/..._step` value is a mean since
+    the step at which it was logged before, so it is compared only if that is the same step in both runs.
+
+    Returns:
+        Whether the runs are equal, and a sentence that names the first difference.
+
+    Raises:
+        UserError: no loss and no accuracy can be compared.
+    """
+    one, other = _texts_by_step(a), _texts_by_step(b)
+    steps, keys = one.index.intersection(other.index), one.columns.intersection(other.columns)
+    ours, theirs = one.loc[steps, keys], other.loc[steps, keys]
+    paired = ours.notna() & theirs.notna()
+    for key in keys[keys.str.endswith("_step")]:
+        before = [each[key].dropna().index.to_series().shift(fill_value=-1).reindex(steps) for each in (one, other)]
+        paired[key] &= before[0] == before[1]
+    if not paired.loc[:, keys.str.startswith(("train/", "val/"))].any(axis=None):
+        raise UserError(
+            f"equal=true: {a.name} and {b.name} logged no loss and no accuracy of the same steps: train both with the "
+            "same trainer.log_every_n_steps."
+        )
+    differ = paired & (ours != theirs)
+    # the last step that was trained: a validation at the end may have a row of its own
+    end, end_other = (each.filter(like="train/").dropna(how="all").index.max() for each in (one, other))
+    if differ.any(axis=None):
+        step = differ.any(axis=1).idxmax()
+        key = min(differ.columns[differ.loc[step]])
+        values = f"{key} is {ours[key][step]} and {theirs[key][step]}"
+        return False, f"{a.name} and {b.name} differ first at step {step}: {values}."
+    if end != end_other:
+        return False, f"{a.name} stops at step {end} and {b.name} at step {end_other}; they are equal until then."
+    numbers, common = paired.to_numpy().sum(), paired.any(axis=1).sum()
+    alone = one.notna().to_numpy().sum() + other.notna().to_numpy().sum() - 2 * numbers
+    note = f" {alone} numbers that only one of them logged were not compared." if alone else ""
+    return True, f"{a.name} and {b.name} are equal in all {numbers} numbers of {common} steps.{note}"
+
+
+def _texts_by_step(run: Run) -> "DataFrame":
+    """Return what a run logged of its training, by step, as texts: so a NaN that was logged is not a missing value."""
+    import pandas as pd
+
+    rows = [{k: repr(v) for k, v in row.items() if k.startswith(("train/", "val/", "lr"))} for row in run.rows]
+    if not any(key.startswith(("train/", "val/")) for row in rows for key in row):
+        raise UserError(f"equal=true: {run.path} has no numbers to compare in metrics.csv.")
+    return pd.DataFrame(rows, index=[int(row["step"]) for row in run.rows], dtype=object).groupby(level=0).last()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The end of a training
+
+
+def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
+    """Return the rank of a finished run among the finished runs of logs/train that were validated on the same images.
+
+    Such as "3rd of 12 by val/acc1: 0.8123, 0.0222 below the best run NAME, which has optimizer.lr=0.02 (this run:
+    0.01)". None if there is no other run, or this one has no such metric.
+    """
+    (run, *_), _ = read([run_dir.resolve()])
+    if run.fingerprint is None or run.status != "finished" or monitor not in run.metrics:
+        return None
+    folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run.path]
+    if len(folders) >= MAX_SIBLINGS:
+        folders = sorted(folders, key=modified)[1 - MAX_SIBLINGS :]
+    siblings = [
+        other
+        for other in read(folders)[0]
+        if other.status == "finished" and _validated_on(other) == _validated_on(run) and monitor in other.metrics
+    ]
+    if not siblings:
+        return None
+    low = lower_is_better(monitor)
+    value, sign = run.metrics[monitor], 1 if low else -1
+    best = min(siblings, key=lambda other: sign * other.metrics[monitor])
+    rank = 1 + sum(sign * other.metrics[monitor] < sign * value for other in siblings)
+    distance = abs(value - best.metrics[monitor])
+    how_far = "less than 0.0001" if distance < 5e-5 else f"{distance:.4f}"
+    direction = "above" if (rank == 1) != low else "below"
+    far = f"{how_far} {direction}" if distance else "equal to"
+    which = "the next run" if rank == 1 else "the best run"
+    start = f"{ordinal(rank)} of {1 + len(siblings)} by {monitor}: {value:.4f}"
+    return f"{start}, {far} {which} {best.name}, which has {_difference(best, run)}"
+
+
+def _validated_on(run: Run) -> tuple[Any, ...]:
+    limits = ("trainer.limit_val_batches", "trainer.overfit_batches")
+    return canonical(run.fingerprint), *(canonical(run.settings.get(key), key) for key in limits)
+
+
+def _difference(other: Run, run: Run) -> str:
+    """Return up to four settings of `other` that differ from those of `run`."""
+    theirs, ours = differing([other, run])
+    if theirs:
+        texts = [
+            as_text({key: value})
+            + (f" (this run: {as_text({key: ours[key]}).partition('=')[2]})" if key in ours else "")
+            for key, value in list(theirs.items())[:4]
+        ]
+        return " ".join(texts) + (" and more" if len(theirs) > 4 else "")
+    if ours:
+        return f"no {' and no '.join(list(ours)[:4])}"
+    facts = {key: value for key, value in other.facts.items() if value is not None and value != run.facts[key]}
+    return f"the same settings{f' and {as_text(facts)}' if facts else ''}"
+
+
+def ordinal(number: int) -> str:
+    """Return "1st", "2nd", "3rd", "4th", "11th"."""
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def sweep_table(sweep: Path, monitor: str, width: int) -> list[str]:
+    """Return the lines of a table of a sweep's jobs, the best first; [] if there is one job or none was measured."""
+    runs, _ = read(find([str(sweep)], sweep)[0])
+    if len(runs) < 2 or not any(monitor in run.metrics for run in runs):
+        return []
+    groups = ranked(grouped(runs), monitor)
+    lines = table(groups[:MAX_JOBS], len(runs), monitor, width)
+    return [*lines, *([f"... and {len(groups) - MAX_JOBS} more"] if len(groups) > MAX_JOBS else [])]
