@@ -2,7 +2,7 @@
 
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 import torch
@@ -25,7 +25,9 @@ from alexlab.loggers.csv_logger import MetricsLogger
 from alexlab.models.introspection import head_of
 from alexlab.tasks import optimizers as optim
 from alexlab.tasks.augment import BatchAugment
+from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier
+from alexlab.tasks.losses import CrossEntropy
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
@@ -72,30 +74,29 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
     m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
     for size in {config.data.image_size, *(pixels for _, pixels in a.get("sizes") or ())}:
         try_net(net, size, num_classes)
-    training: dict[str, Any] = {}
+    settings = None
     if plan is not None:
         if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
             head_of(net, num_classes)
         optimizer, scheduler = configs.plain(config.optimizer), configs.plain(config.scheduler)
         optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
         optim.build_optimizer(net, optimizer, plan.step_images)
-        training = {
-            "optimizer": optimizer, "scheduler": scheduler, "step_images": plan.step_images, "steps": plan.steps,
-            "steps_per_epoch": plan.steps_per_epoch, "label_smoothing": config.label_smoothing,
-        }  # fmt: skip
+        settings = optim.OptimizerSettings(optimizer, scheduler, plan.step_images, plan.steps, plan.steps_per_epoch)
     return ImageClassifier(
         net=net,
         augment=BatchAugment(
             list(m.mean), list(m.std), num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.get("pca_by") or "eigenvalues"
         ),
-        class_names=data.readable_classes,
-        seed=config.seed,
-        provenance=secrecy.hidden({"config": configs.plain(config), **data.provenance()}),
-        monitor=config.monitor,
-        max_bad=config.data.get("max_bad"),
-        leaves_nan=config.get("on_nan", "stop") != "stop",
-        channels_last=kind == "cuda" if layout == "auto" else bool(layout),
-        **training,
+        criterion=CrossEntropy(config.label_smoothing),
+        optimizer=settings,
+        run=RunInfo(
+            class_names=data.readable_classes,
+            seed=config.seed,
+            monitor=config.monitor,
+            max_bad=config.data.get("max_bad"),
+            channels_last=kind == "cuda" if layout == "auto" else bool(layout),
+            provenance=secrecy.hidden({"config": configs.plain(config), **data.provenance()}),
+        ),
     )
 
 

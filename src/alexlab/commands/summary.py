@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alexlab.analysis import standing
+from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.callbacks.throughput import Throughput
 from alexlab.commands.plan import Plan
 from alexlab.data.datamodule import MOST_THREADS, ImageFolders, cores
@@ -90,7 +91,8 @@ def _rate(trainer: pl.Trainer) -> Throughput:
 
 def metrics_of(trainer: pl.Trainer, model: ImageClassifier, run_dir: Path) -> dict[str, Any]:
     rate = _rate(trainer)
-    known = {**model.progress.get("metrics", {}), **trainer.callback_metrics}  # before, where nothing was left to do
+    checkpointing = next(c for c in trainer.callbacks if isinstance(c, Checkpointing))  # type: ignore[attr-defined]
+    known: dict[str, Any] = {**checkpointing.restored_metrics, **trainer.callback_metrics}  # if nothing was left to do
     gpus = trainer.world_size if trainer.strategy.root_device.type == "cuda" else 0
     last = {key: round(float(value), 7) for key, value in known.items()}  # were float32
     folder = run_dir / "checkpoints"
@@ -195,7 +197,7 @@ def how_to_go_on(config: DictConfig, run_dir: Path) -> str:
 
 def of_signal(config: DictConfig, run_dir: Path, number: int) -> list[str]:
     """What to tell of a signal that has ended a run; asks SLURM for the job again, where that is wanted."""
-    told = [f"ended by {signal.Signals(number).name}. {how_to_go_on(config, run_dir)}"]
+    told = [f"stopped by {signal.Signals(number).name}. {how_to_go_on(config, run_dir)}"]
     if config.resume.requeue and number == getattr(signal, "SIGUSR1", None):
         told.append(f"{launch.requeue()}.")
     return told

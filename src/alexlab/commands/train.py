@@ -15,9 +15,9 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from alexlab.callbacks.checkpointing import Snapshots
-from alexlab.callbacks.nan_guard import OnNan
-from alexlab.callbacks.preemption import Notes, Preempted, Preemption
+from alexlab.callbacks.checkpointing import Checkpointing
+from alexlab.callbacks.nan_guard import NanGuard
+from alexlab.callbacks.preemption import Preempted, Preemption, SignalRecorder
 from alexlab.commands import plan as plans
 from alexlab.commands import repeat, restore, resume
 from alexlab.commands import summary as report
@@ -50,7 +50,7 @@ def fit(config: DictConfig) -> float | None:
     """
     config, origin = repeat.repeat(configs.resolved(config))
     try:
-        with Notes().taken():  # which end it at once, until a rank looks at them
+        with SignalRecorder().recording():  # which end it at once, until a rank looks at them
             if config.resume.run is not None:
                 restored = restore.restore(config)
                 if restored is None:
@@ -155,11 +155,11 @@ def fit_rank(
     if hasattr(signal, "SIGUSR2"):  # kill -USR2 shows where each thread of a rank is
         faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
     with contextlib.ExitStack() as held:
-        notes = held.enter_context(Notes().taken())
+        recorder = held.enter_context(SignalRecorder().recording())
         if launch.rank() == 0:  # it may outlive the command that started it by some seconds
             held.enter_context(restore.locked(run_dir, ".lock.rank"))
         try:
-            summary, where = _fit_rank(config, data, model, notes)
+            summary, where = _fit_rank(config, data, model, recorder)
         except Preempted as error:  # a second Ctrl-C, while the run was being closed
             raise SystemExit(128 + error.number) from None
     if launch.rank() == 0:
@@ -169,7 +169,7 @@ def fit_rank(
 
 
 def _fit_rank(
-    config: DictConfig, data: ImageFolders | None, model: ImageClassifier | None, notes: Notes
+    config: DictConfig, data: ImageFolders | None, model: ImageClassifier | None, recorder: SignalRecorder
 ) -> tuple[dict[str, Any], str | None]:
     """Returns the summary, and what shows the run in W&B."""
     start = time.monotonic()
@@ -195,16 +195,15 @@ def _fit_rank(
             tell_board(board, config, facts, data)
         report.tell_start(config, devices, data, plan, facts)
         repeat.tell_again(run_dir)
-        on_nan, preemption, snapshots = own_callbacks(config, notes)
-        callbacks = [*build_callbacks(config), on_nan, preemption, snapshots]
+        nan_guard, preemption, checkpointing = own_callbacks(config, recorder, plan)
+        callbacks = [*build_callbacks(config), nan_guard, preemption, checkpointing]
         trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
         preemption.install(trainer)
-        snapshots.install(trainer)
-        model.keeps_best = restore.own_ckpt(config) or resume.best_beside(config) is not None
+        checkpointing.install(trainer)
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         preemption.agree(trainer)
         report.tell_stop(trainer, data)
-        validate_end(trainer, model, data)
+        validate_end(trainer, model, data, checkpointing.validated_at)
         result |= report.metrics_of(trainer, model, run_dir)
         pruned = any(getattr(callback, "pruned", False) for callback in callbacks)
         if pruned:
@@ -228,7 +227,7 @@ def _fit_rank(
             raise lost from error
         raise
     finally:
-        notes.looked_at = True  # how it ended is settled: signals wait until that is written and told to W&B
+        recorder.is_polled = True  # how it ended is settled: signals wait until that is written and told to W&B
         if trainer is not None and model is not None and status != "finished":
             result = report.metrics_of(trainer, model, run_dir) | {k: v for k, v in result.items() if v}
         if model is not None and model.skipped:
@@ -269,14 +268,24 @@ def tell_board(board: "WandbLogger", config: DictConfig, facts: dict[str, Any], 
     board.log_code(run_dir)
 
 
-def own_callbacks(config: DictConfig, notes: Notes) -> tuple[OnNan, Preemption, Snapshots]:
+def own_callbacks(
+    config: DictConfig, recorder: SignalRecorder, plan: Plan
+) -> tuple[NanGuard, Preemption, Checkpointing]:
     """Those of every run, in the order in which Lightning must call them."""
     run_dir = Path(config.run_dir)
-    preemption = Preemption(notes, timedelta(minutes=config.trainer.timeout))
-    source = Path(config.ckpt_path) if config.ckpt_path is not None else None
-    last, every = run_dir / "checkpoints" / checkpoint.LAST, config.checkpoint
-    on_nan = OnNan(config.on_nan, last, report.how_to_resume(run_dir), source)
-    return on_nan, preemption, Snapshots(last, preemption, on_nan, every.every_n_steps, every.every_minutes)
+    folder, every = run_dir / "checkpoints", config.checkpoint
+    preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
+    nan_guard = NanGuard(config.on_nan, folder / checkpoint.LAST, report.how_to_resume(run_dir))
+    checkpointing = Checkpointing(
+        folder,
+        preemption,
+        nan_guard,
+        every.every_n_steps,
+        every.every_minutes,
+        plan.steps_per_epoch,
+        restores_best=restore.own_ckpt(config) or resume.best_beside(config) is not None,
+    )
+    return nan_guard, preemption, checkpointing
 
 
 def keep_summary(run_dir: Path, summary: dict[str, Any]) -> OSError | None:
@@ -301,9 +310,9 @@ def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageCl
     return model
 
 
-def validate_end(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders) -> None:
+def validate_end(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, validated_at: int) -> None:
     """Validate the last weights where the run ended between two validations, as trainer.max_steps lets it."""
-    if model.validated_at == trainer.global_step or trainer.limit_val_batches == 0 or not trainer.global_step:
+    if validated_at == trainer.global_step or trainer.limit_val_batches == 0 or not trainer.global_step:
         return
     before = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
     trainer.validate(model, datamodule=data, verbose=False)

@@ -27,12 +27,11 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from alexlab.callbacks.best_checkpoint import BestCheckpoint
 from alexlab.callbacks.freezing import Freezing
 from alexlab.callbacks.grad_norm import GradNorm
-from alexlab.callbacks.lr_monitor import Rates
+from alexlab.callbacks.lr_monitor import LearningRateLogger
 from alexlab.callbacks.media import Media
-from alexlab.callbacks.progress import Bar, PlainProgress
+from alexlab.callbacks.progress import ProgressBar, ProgressReporter
 from alexlab.callbacks.same_config import SameConfig
 from alexlab.callbacks.throughput import Throughput
 from alexlab.engine import launcher as launch
@@ -129,13 +128,9 @@ def _strategy(config: DictConfig, devices: Devices, net_type: type[nn.Module]) -
 
 def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list[Callback]:
     wanted = config.callbacks
-    folder = run_dir / "checkpoints"
-    callbacks: list[Callback] = [
-        SameConfig(config),
-        BestCheckpoint(folder / "best.ckpt"),
-    ]
+    callbacks: list[Callback] = [SameConfig(config)]
     if wanted.lr_monitor:
-        callbacks.append(Rates("step"))
+        callbacks.append(LearningRateLogger("step"))
     if wanted.model_summary:
         callbacks.append(RichModelSummary(wanted.model_summary))
     if wanted.device_stats:
@@ -150,8 +145,8 @@ def _callbacks(config: DictConfig, run_dir: Path, loggers: list[Logger]) -> list
         callbacks.append(Freezing(config.finetune.freeze_epochs))
     kind = _progress_kind(config)
     if kind == "rich":
-        callbacks.append(Bar(leave=True))
-    callbacks.append(PlainProgress(console=kind == "plain"))
+        callbacks.append(ProgressBar(leave=True))
+    callbacks.append(ProgressReporter(console=kind == "plain"))
     board = next((logger for logger in loggers if isinstance(logger, pl.loggers.WandbLogger)), None)
     if wanted.figures:
         callbacks.append(Media(run_dir / "figures", board))  # type: ignore[arg-type]

@@ -165,7 +165,7 @@ MOVED_MODULES = {
     "alexlab.models.parts": "alexlab.models.introspection",
     "alexlab.callbacks.on_nan": "alexlab.callbacks.nan_guard",
     "alexlab.callbacks.snapshots": "alexlab.callbacks.checkpointing",
-    "alexlab.callbacks.checkpoints": "alexlab.callbacks.best_checkpoint",
+    "alexlab.callbacks.checkpoints": "alexlab.callbacks.checkpointing",
     "alexlab.callbacks.agreement": "alexlab.callbacks.same_config",
     "alexlab.callbacks.rates": "alexlab.callbacks.lr_monitor",
 }

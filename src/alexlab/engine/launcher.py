@@ -211,14 +211,14 @@ def _watch(ranks: list[Rank], signals: list[int]) -> Ended:
     over = "the run has ended on all ranks."
     if not left:  # by themselves
         if signals:
-            return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True)
+            return Ended(128 + signals[0], f"stopped by {signal.Signals(signals[0]).name}", by_signal=True)
         return Ended(1, f"rank 0 of {len(ranks)} did not leave when the others had; {over}")
     # the one that the others have lost, if there is one
     number = min(left, key=lambda r: (left[r] > 0, "lost" in told[r], r))
     code = left[number]
     if signals and code in (128 + signals[0], -signals[0]):
         told_of = left.get(0) == 128 + signals[0]
-        return Ended(128 + signals[0], f"ended by {signal.Signals(signals[0]).name}", by_signal=True, told=told_of)
+        return Ended(128 + signals[0], f"stopped by {signal.Signals(signals[0]).name}", by_signal=True, told=told_of)
     for r, what in enumerate(told):
         if "traceback" in what:
             print(masked(f"rank {r}:\n{what['traceback']}"), file=sys.stderr)
