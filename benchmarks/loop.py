@@ -26,9 +26,9 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from alexlab.callbacks.checkpointing import Snapshots
-from alexlab.callbacks.nan_guard import OnNan
-from alexlab.callbacks.preemption import Notes, Preemption
+from alexlab.callbacks.checkpointing import Checkpointing
+from alexlab.callbacks.nan_guard import NanGuard
+from alexlab.callbacks.preemption import Preemption, SignalRecorder
 from alexlab.commands import build as assemble
 from alexlab.commands.trainer import build_trainer
 from alexlab.data.dataset import Batch
@@ -38,6 +38,7 @@ from alexlab.engine.memory import keep_memory
 from alexlab.models.alexnet import AlexNet
 from alexlab.tasks import optimizers as optim
 from alexlab.tasks.augment import BatchAugment
+from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -97,20 +98,24 @@ def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> fl
     config = OmegaConf.create(OmegaConf.to_container(config))
     config.run_dir = str(folder)
     folder.mkdir(parents=True)
-    model = ImageClassifier(
-        net, BatchAugment(MEAN, STD, 10), [str(i) for i in range(10)], 0, configs.plain(config.optimizer),
-        configs.plain(config.scheduler), config.data.batch_size, len(batches), len(batches),
-    )  # fmt: skip
+    settings = optim.OptimizerSettings(
+        configs.plain(config.optimizer),
+        configs.plain(config.scheduler),
+        config.data.batch_size,
+        len(batches),
+        len(batches),
+    )
+    run = RunInfo(class_names=[str(i) for i in range(10)])
+    model = ImageClassifier(net, BatchAugment(MEAN, STD, 10), optimizer=settings, run=run)
     loggers, board = assemble.build_loggers(config)
     if board is not None:
         board.start()
-    preemption = Preemption(Notes())
-    last = Path(config.run_dir, "last.ckpt")
-    on_nan = OnNan(config.on_nan, last, "")
-    snapshots = Snapshots(last, preemption, on_nan, None, config.checkpoint.every_minutes)
-    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [on_nan, preemption, snapshots])
+    preemption = Preemption(SignalRecorder())
+    nan_guard = NanGuard(config.on_nan, folder / "last.ckpt", "")
+    checkpointing = Checkpointing(folder, preemption, nan_guard, None, config.checkpoint.every_minutes)
+    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [nan_guard, preemption, checkpointing])
     preemption.install(trainer)
-    snapshots.install(trainer)
+    checkpointing.install(trainer)
     # all but best.ckpt's, which needs a validation; it has nothing to do in a step
     trainer.callbacks = [c for c in trainer.callbacks if getattr(c, "monitor", None) is None]  # type: ignore[attr-defined]
     clock = Clock()

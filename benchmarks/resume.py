@@ -115,7 +115,7 @@ def of_ours(root: Path, folder: Path, place: str, *words: str) -> str:
         harness = Harness(root, folder, patch)
         straight = harness.train("straight", *words)
         for count in range(1, BATCHES + 1):
-            harness.end(at_batch(count, place), str(count), *words)
+            harness.stop(at_batch(count, place), str(count), *words)
             kept += difference(straight, harness.train(str(count), *words, "resume.run=auto")) is None
     return f"{kept} of {BATCHES}"
 

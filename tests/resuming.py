@@ -1,4 +1,4 @@
-"""Runs of a tiny network in this process, ended where a test wants it, and compared with one that was not."""
+"""Runs of a tiny network in this process, stopped where a test wants it, and compared with uninterrupted ones."""
 
 import csv
 import itertools
@@ -13,21 +13,32 @@ from omegaconf import OmegaConf
 from test_configs import compose
 from torch import Tensor, nn
 
-from alexlab.callbacks.checkpointing import Snapshots
+from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.commands import build as assemble
 from alexlab.commands import resume
 from alexlab.commands import train as run
 from alexlab.engine.config import CONF
 
-WORDS = [
-    "data=folder", "data.image_size=32", "data.batch_size=8", "data.num_workers=0", "logger=csv", "augment=strong",
-    "trainer.accelerator=cpu", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.figures=false",
-    "callbacks.progress=none", "callbacks.model_summary=0", "model.net.dropout=0.5", "checkpoint.every_n_steps=1",
-]  # fmt: skip
+OVERRIDES = [
+    "data=folder",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "augment=strong",
+    "model.net.dropout=0.5",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "checkpoint.every_n_steps=1",
+    "logger=csv",
+    "callbacks.figures=false",
+    "callbacks.progress=none",
+    "callbacks.model_summary=0",
+]
 
 
 class TinyNet(nn.Module):
-    """With all that a resume could forget: BatchNorm's statistics and dropout."""
+    """Has what a resume could forget: BatchNorm's statistics and dropout."""
 
     def __init__(self, num_classes: int, **_: Any) -> None:
         super().__init__()
@@ -41,11 +52,11 @@ class TinyNet(nn.Module):
 
 
 class Killed(BaseException):
-    """Stands for a process that is gone: nothing after it is looked at."""
+    """Stands for a process that was killed."""
 
 
 class Harness:
-    """Trains `root` in folders below `folder`."""
+    """Trains on the images in `root`, in run directories below `folder`."""
 
     def __init__(self, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.folder, self.monkeypatch = root, folder, monkeypatch
@@ -53,7 +64,7 @@ class Harness:
             monkeypatch.setattr(module, "network", lambda settings, num_classes, fetch=False: TinyNet(num_classes))
 
     def train(self, name: str, *words: str) -> Path:
-        composed = compose(*WORDS, f"data.root={self.root}", *words)
+        composed = compose(*OVERRIDES, f"data.root={self.root}", *words)
         OmegaConf.set_struct(composed, False)
         composed.run_dir = str(self.folder / name)
         composed.overrides = [f"data.root={self.root}", *words]
@@ -61,11 +72,11 @@ class Harness:
         run.fit(composed)
         return self.folder / name
 
-    def end(self, at: "Callable[[Snapshots, str], bool]", name: str, *words: str) -> Path:
-        """The same until `at(snapshots, "before" or "after")` each step's end is true."""
-        plain = Snapshots._after_step
+    def stop(self, at: "Callable[[Checkpointing, str], bool]", name: str, *words: str) -> Path:
+        """Train until `at(checkpointing, "before" or "after" the end of a batch)` is true."""
+        plain = Checkpointing._after_step
 
-        def after_step(self: Snapshots, fetcher: Any) -> None:
+        def after_step(self: Checkpointing, fetcher: Any) -> None:
             if at(self, "before"):
                 raise Killed
             plain(self, fetcher)
@@ -73,28 +84,28 @@ class Harness:
                 raise Killed
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(Snapshots, "_after_step", after_step)
+            patch.setattr(Checkpointing, "_after_step", after_step)
             with pytest.raises(Killed):
                 self.train(name, *words)
         return self.folder / name
 
 
-def at_batch(count: int, place: str) -> "Callable[[Snapshots, str], bool]":
-    """Around the end of batch `count` of the run."""
-    return lambda snapshots, where: (
-        where == place and snapshots.trainer.fit_loop.epoch_loop.batch_progress.total.completed == count
+def at_batch(count: int, place: str) -> "Callable[[Checkpointing, str], bool]":
+    """Stop "before" or "after" the end of batch `count` of the run."""
+    return lambda checkpointing, where: (
+        where == place and checkpointing.trainer.fit_loop.epoch_loop.batch_progress.total.completed == count
     )
 
 
 def rows_of(run_dir: Path) -> list[dict[str, str]]:
-    """metrics.csv without what a clock measured."""
+    """Read metrics.csv without what a clock measured."""
     with (run_dir / "metrics.csv").open() as file:
         rows = [{k: v for k, v in row.items() if v and not k.startswith("perf/")} for row in csv.DictReader(file)]
     return [row for row in rows if row.keys() - {"epoch", "step"}]
 
 
 def difference(one: Path, other: Path) -> str | None:
-    """The first thing in which two runs differ: weights, states, lines of metrics, or how they ended."""
+    """Return the first difference of two runs: weights, states, rows of metrics, or summary."""
     a, b = (torch.load(path / "checkpoints/last.ckpt", weights_only=True) for path in (one, other))
     for key, value in a["state_dict"].items():
         if not torch.equal(value, b["state_dict"][key]):
@@ -105,9 +116,9 @@ def difference(one: Path, other: Path) -> str | None:
     best, other_best = (torch.load(path / "checkpoints/best.ckpt", weights_only=True) for path in (one, other))
     if any(not torch.equal(value, other_best["state_dict"][key]) for key, value in best["state_dict"].items()):
         return "best.ckpt"
-    for n, (row, its) in enumerate(itertools.zip_longest(rows_of(one), rows_of(other))):
-        if row != its:
-            return f"row {n} of metrics.csv: {row} and {its}"
+    for n, (row, other_row) in enumerate(itertools.zip_longest(rows_of(one), rows_of(other))):
+        if row != other_row:
+            return f"row {n} of metrics.csv: {row} and {other_row}"
     ends = [json.loads((path / "summary.json").read_text()) for path in (one, other)]
     for key in ("status", "best", "best_epoch", "last", "test"):
         if ends[0][key] != ends[1][key]:

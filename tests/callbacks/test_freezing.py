@@ -1,4 +1,4 @@
-"""finetune: the head alone first, then all layers, on any number of ranks, resumed or not."""
+"""finetune: first the head, then all layers, on any number of ranks, resumed or not."""
 
 from pathlib import Path
 
@@ -7,9 +7,14 @@ import torch
 from conftest import tiny_train
 
 FROZEN = [
-    "finetune.freeze_epochs=2", "finetune.backbone_lr_factor=0.1", "scheduler=constant", "scheduler.warmup=0",
-    "trainer.precision=32-true", "test=false", "augment=none",
-]  # fmt: skip
+    "finetune.freeze_epochs=2",
+    "finetune.backbone_lr_factor=0.1",
+    "scheduler=constant",
+    "scheduler.warmup=0",
+    "trainer.precision=32-true",
+    "test=false",
+    "augment=none",
+]
 
 
 def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -20,8 +25,8 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {key for key in before if not torch.equal(before[key], after[key])}
 
 
-def test_the_head_alone_learns_at_first(shapes: Path, tmp_path: Path) -> None:
-    """BatchNorm's statistics stay too; later each layer learns, also where the run was resumed in between."""
+def test_only_the_head_learns_at_first(shapes: Path, tmp_path: Path) -> None:
+    """BatchNorm's statistics stay too. Later each layer learns, also if the run was resumed in between."""
     for epochs in (1, 2, 4):
         done = tiny_train(shapes, tmp_path / str(epochs), *FROZEN, f"trainer.max_epochs={epochs}")
         assert done.returncode == 0, done.stderr
@@ -42,7 +47,7 @@ def test_the_head_alone_learns_at_first(shapes: Path, tmp_path: Path) -> None:
     assert "finetune.freeze_epochs=0 (there 2)" in wrong.stderr
 
 
-def test_what_makes_little_sense_is_said(shapes: Path, tmp_path: Path) -> None:
+def test_settings_that_make_little_sense_are_reported(shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(shapes, tmp_path / "run", *FROZEN)
     assert "finetune.freeze_epochs=2: the head alone learns in all 1 epochs" in done.stdout
     assert "finetune.freeze_epochs=2 keeps random weights as they are: give init_from=RUN" in done.stdout
@@ -51,8 +56,8 @@ def test_what_makes_little_sense_is_said(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_two_ranks_learn_as_one(shapes: Path, tmp_path: Path) -> None:
-    """Also after the release, where DDP must sum gradients that there were none of before."""
-    # one image a rank and step: BatchNorm alone would see a difference, so none of it is in this network
+    """Also after the release, when DDP must sum gradients of layers that had none before."""
+    # without BatchNorm, which sees one image per rank and step
     words = [
         *FROZEN,
         "model=alexnet",

@@ -1,4 +1,4 @@
-"""The pictures of a run: which are chosen, and that they are what the net sees."""
+"""The pictures of a run: which images are chosen, and that they are what the network sees."""
 
 import math
 from pathlib import Path
@@ -13,12 +13,13 @@ from torch import nn
 from alexlab.analysis.drawing import GAP
 from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused, spread
 from alexlab.tasks.augment import BatchAugment
+from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def test_the_most_confident_mistakes_of_a_test_are_kept() -> None:
+def test_the_most_confident_mistakes_of_a_test_are_chosen() -> None:
     media, trainer = Media(Path()), SimpleNamespace(world_size=1)
     # three classes; of 40 images every second one is wrong, each a little more confident than the one before
     logits, targets = torch.zeros(40, 3), torch.zeros(40, dtype=torch.int64)
@@ -30,25 +31,25 @@ def test_the_most_confident_mistakes_of_a_test_are_kept() -> None:
     assert [int(m.image[0, 0, 0]) for m in media.mistakes] == list(range(39, 39 - 2 * MISTAKES, -2))
     assert {(m.truth, m.predicted) for m in media.mistakes} == {(0, 1)}
     first = media.mistakes[0]  # logits (0, 10, 0), and the truth is the first class
-    assert first.best[0] == (1, pytest.approx(1 / (1 + 2 * math.exp(-10))))
-    assert first.confidence == first.best[0][1]
-    assert [k for k, _ in first.best[1:]] in ([0, 2], [2, 0])
+    assert first.top5[0] == (1, pytest.approx(1 / (1 + 2 * math.exp(-10))))
+    assert first.confidence == first.top5[0][1]
+    assert [k for k, _ in first.top5[1:]] in ([0, 2], [2, 0])
     assert first.loss == pytest.approx(10 + math.log(1 + 2 * math.exp(-10)))
-    shares = [media.mistakes[::2], media.mistakes[1::2]]
-    assert most_confident([mistake for share in shares for mistake in share]) == media.mistakes
+    ranks = [media.mistakes[::2], media.mistakes[1::2]]
+    assert most_confident([mistake for rank in ranks for mistake in rank]) == media.mistakes
 
 
 @pytest.mark.parametrize("images", [5, 16, 31, 32, 40, 1000])
 @pytest.mark.parametrize("batch", [7, 1000])
-def test_predictions_are_from_all_over_the_split(images: int, batch: int) -> None:
-    """As many as there may be, whatever the batches."""
+def test_sample_predictions_are_spread_over_the_split(images: int, batch: int) -> None:
+    """For any size of the batches."""
     media, trainer = Media(Path()), SimpleNamespace(world_size=1)
     pixels = torch.arange(images).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
     for first in range(0, images, batch):
         part = slice(first, first + batch)
         targets = torch.zeros(len(pixels[part]), dtype=torch.int64)
         media.on_test_batch_end(trainer, None, {"logits": torch.zeros(len(targets), 3)}, (pixels[part], targets, []), 0)  # type: ignore[arg-type]
-    shown = [int(m.image[0, 0, 0]) for m in spread(media.some, MISTAKES)]
+    shown = [int(m.image[0, 0, 0]) for m in spread(media.samples, MISTAKES)]
     assert len(shown) == min(images, MISTAKES)
     assert shown == sorted(set(shown))
     gaps = [b - a for a, b in zip(shown, [*shown[1:], images], strict=True)]
@@ -73,7 +74,9 @@ def test_an_image_is_captioned_with_its_class_or_its_mixture() -> None:
 def test_the_grid_holds_the_pictures_of_the_first_step(tmp_path: Path) -> None:
     logged: dict = {}
     logger = SimpleNamespace(experiment=SimpleNamespace(log=logged.update))
-    model = ImageClassifier(nn.Identity(), BatchAugment(MEAN, STD, 3, pca=0.1, erase=0.5), ["a", "b", "c"], seed=4)
+    model = ImageClassifier(
+        nn.Identity(), BatchAugment(MEAN, STD, 3, pca=0.1, erase=0.5), run=RunInfo(["a", "b", "c"], seed=4)
+    )
     model._trainer = trainer = SimpleNamespace(  # type: ignore[assignment]
         current_epoch=0, global_rank=0, world_size=1, global_step=0, is_global_zero=True
     )

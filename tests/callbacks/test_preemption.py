@@ -1,4 +1,4 @@
-"""Signals: a note, looked at by all ranks at the same batch; threads of the loader do not hold it up."""
+"""Signals: recorded, and acted on by all ranks at the same batch; the loader's threads do not delay it."""
 
 import os
 import signal
@@ -14,32 +14,33 @@ from conftest import ROOT, TINY, clean_env, summary_of
 from resuming import Harness
 from test_configs import compose
 
-from alexlab.callbacks.preemption import Notes, Preempted, Preemption
+from alexlab.callbacks.preemption import Preempted, Preemption, SignalRecorder
 from alexlab.commands import train as run
 from alexlab.engine import launcher as launch
 from alexlab.loggers.wandb_logger import WandbLogger
 
 
-def test_a_signal_before_training_ends_at_once_and_later_ones_are_noted() -> None:
+def test_a_signal_before_training_stops_at_once_and_later_ones_are_recorded() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with Notes().taken() as notes:
-        with pytest.raises(Preempted, match="ended by SIGTERM"):
+    with SignalRecorder().recording() as recorder:
+        with pytest.raises(Preempted, match="stopped by SIGTERM"):
             os.kill(os.getpid(), signal.SIGTERM)
-        notes.looked_at, notes.number = True, 0
+        recorder.is_polled, recorder.number = True, 0
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert notes.number == signal.SIGUSR1, "the first one tells why"
-        with pytest.raises(Preempted, match="ended by SIGINT"):  # a second Ctrl-C does not wait
+        assert recorder.number == signal.SIGUSR1, "the first one is the reason"
+        with pytest.raises(Preempted, match="stopped by SIGINT"):  # a second Ctrl-C stops at once
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_is_taken_out_of_lightning_is_still_there() -> None:
-    """Both are Lightning's own affairs, and may move with a new version."""
+def test_lightnings_own_signal_handling_is_switched_off() -> None:
+    """Of private methods: a version of Lightning without them is refused."""
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    assert callable(trainer._signal_connector.register_signal_handlers)
-    assert callable(trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor)
-    Preemption(Notes()).install(trainer)
+    loop = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=object()), _signal_connector=trainer._signal_connector)
+    with pytest.raises(AttributeError, match=r"Lightning \S+ has no object._broadcast_sigterm_tensor: use 2.6"):
+        Preemption(SignalRecorder()).install(loop)  # type: ignore[arg-type]
+    Preemption(SignalRecorder()).install(trainer)
     before = signal.getsignal(signal.SIGTERM)
     trainer._signal_connector.register_signal_handlers()
     assert signal.getsignal(signal.SIGTERM) is before
@@ -49,10 +50,10 @@ def test_what_is_taken_out_of_lightning_is_still_there() -> None:
     ("number", "devices", "whom"),
     [(signal.SIGTERM, 1, "all"), (signal.SIGINT, 1, "all"), (signal.SIGUSR1, 2, "rank 1"), (signal.SIGINT, 2, "all")],
 )
-def test_a_run_with_threads_ends_quietly(
+def test_a_run_with_threads_stops_without_a_traceback(
     number: signal.Signals, devices: int, whom: str, shapes: Path, tmp_path: Path
 ) -> None:
-    """To the whole process group, as a terminal or a scheduler sends it; or to one rank of two."""
+    """On a signal to the whole process group, as from a terminal or a scheduler, or to one rank of two."""
     words = [
         "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=5000",
         "data.num_workers=1", f"hydra.run.dir={tmp_path / 'run'}", f"trainer.devices={devices}",
@@ -75,36 +76,36 @@ def test_a_run_with_threads_ends_quietly(
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert summary_of(tmp_path / "run")["status"] == "preempted"
-    assert summary_of(tmp_path / "run")["error"] == f"ended by {number.name}"
+    assert summary_of(tmp_path / "run")["error"] == f"stopped by {number.name}"
 
 
 @pytest.mark.parametrize("within", ["build_data", "fit_rank"])
-def test_a_signal_before_the_first_step_is_told(
+def test_a_signal_before_the_first_step_is_reported(
     within: str, harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before the run has a directory, and after; a job of SLURM is asked for again."""
+    """Before and after the run has a directory; SLURM is asked to run the job again."""
 
-    def struck(*_: Any) -> None:
+    def interrupted(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr(run, within, struck)
+    monkeypatch.setattr(run, within, interrupted)
     monkeypatch.setattr(launch, "requeue", lambda: "SLURM was asked")
     before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as stopped:
         harness.train("run", "resume.run=auto", "resume.requeue=true")
-    assert ended.value.code == 128 + signal.SIGUSR1
+    assert stopped.value.code == 128 + signal.SIGUSR1
     told = capsys.readouterr().out
-    assert "ended by SIGUSR1. No checkpoint was written yet to go on from: start it anew" in told
+    assert "stopped by SIGUSR1. No checkpoint was written yet to go on from: start it anew" in told
     assert told.endswith("SLURM was asked.\n")
     run_dir = harness.folder / "run"
     assert run_dir.exists() == (within == "fit_rank")
     if run_dir.exists():
-        assert summary_of(run_dir) == {"status": "preempted", "error": "ended by SIGUSR1"}
+        assert summary_of(run_dir) == {"status": "preempted", "error": "stopped by SIGUSR1"}
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
-def test_a_signal_while_ranks_import_is_told(shapes: Path, tmp_path: Path) -> None:
-    """They die of it without a word; the command tells, and asks SLURM for the job again."""
+def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path) -> None:
+    """The ranks die of it silently; their parent reports it, and asks SLURM to run the job again."""
     scontrol, asked = tmp_path / "bin/scontrol", tmp_path / "asked"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
@@ -122,25 +123,25 @@ def test_a_signal_while_ranks_import_is_told(shapes: Path, tmp_path: Path) -> No
     process.send_signal(signal.SIGUSR1)
     told = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.SIGUSR1
-    assert told.startswith("ended by SIGUSR1. No checkpoint was written yet to go on from: start it anew")
+    assert told.startswith("stopped by SIGUSR1. No checkpoint was written yet to go on from: start it anew")
     assert told.endswith("SLURM was asked for job 91 again.\n")
     assert asked.read_text() == "requeue 91\n"
     assert summary_of(tmp_path / "run")["status"] == "preempted"
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_signal_while_the_run_is_closed_waits(
+def test_a_signal_while_the_run_is_being_closed_waits(
     times: int, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How the run ended is settled by then; a second Ctrl-C ends it all the same."""
+    """The run's status is decided by then. Only a second Ctrl-C stops it."""
 
-    def interrupted(self: WandbLogger, *told: Any) -> None:
+    def finish_interrupted(self: WandbLogger, *arguments: Any) -> None:
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-        finish(self, *told)
+        finish(self, *arguments)
 
     finish = WandbLogger.finish
-    monkeypatch.setattr(WandbLogger, "finish", interrupted)
+    monkeypatch.setattr(WandbLogger, "finish", finish_interrupted)
     monkeypatch.setenv("WANDB_MODE", "offline")
     words = [word for word in TINY if word != "logger=csv"]
     composed = compose(*words, "data=folder", f"data.root={shapes}", "data.batch_size=8", "debug=fast")
@@ -148,26 +149,26 @@ def test_a_signal_while_the_run_is_closed_waits(
     if times == 1:
         run.fit(composed)
     else:
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as stopped:
             run.fit(composed)
-        assert ended.value.code == 128 + signal.SIGINT
+        assert stopped.value.code == 128 + signal.SIGINT
     assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
-def test_ranks_agree_also_where_no_batch_follows() -> None:
-    notes = Notes()
-    preemption, trainer = Preemption(notes), pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+def test_ranks_can_agree_after_the_last_batch() -> None:
+    recorder = SignalRecorder()
+    preemption, trainer = Preemption(recorder), pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     preemption.agree(trainer)
-    notes.number = signal.SIGTERM
-    with pytest.raises(Preempted, match="ended by SIGTERM"):
+    recorder.number = signal.SIGTERM
+    with pytest.raises(Preempted, match="stopped by SIGTERM"):
         preemption.agree(trainer)
 
 
-def test_a_checkpoint_answers_the_question_that_is_on_its_way() -> None:
-    """Else ranks would write a second one a step later."""
-    preemption, waited = Preemption(Notes()), []
-    preemption.wish = 1
-    preemption.numbers[1] = 1
-    preemption.asked = SimpleNamespace(wait=lambda: waited.append(True))
-    preemption.grant()
-    assert (preemption.wish, preemption.wished, preemption.asked, waited) == (0, 0, None, [True])
+def test_a_written_checkpoint_withdraws_the_wish_that_is_under_way() -> None:
+    """Otherwise the ranks would write a second one a step later."""
+    preemption, waited = Preemption(SignalRecorder()), []
+    preemption.wants_checkpoint = True
+    preemption._values[1] = 1
+    preemption._pending = SimpleNamespace(wait=lambda: waited.append(True))
+    preemption.checkpoint_written()
+    assert (preemption.wants_checkpoint, preemption.checkpoint_due, waited) == (False, False, [True])

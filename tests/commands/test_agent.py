@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on_when_it_is_given_out_again(
     run = server.runs["sweep0r1"]
     assert not run.preempting, "W&B wants it ended, as `stop` of early_terminate does"
     assert (run.complete, run.exit_code) == (True, 0), printed
-    assert "ended by SIGTERM. Go on with it" in printed
+    assert "stopped by SIGTERM. Go on with it" in printed
     assert summary_of(run_dir)["status"] == "finished"
     epochs = [line for line in (run_dir / "train.log").read_text().splitlines() if "| train/loss" in line]
     numbers = [int(line.split("epoch ")[1].split("/")[0]) for line in epochs]

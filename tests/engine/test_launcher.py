@@ -94,7 +94,7 @@ def test_a_signal_while_ranks_are_started_reaches_all(
 
     monkeypatch.setattr(launch, "Rank", Starting)
     monkeypatch.setattr(launch, "GRACE", 20.0)
-    assert launch.spawn(tmp_path, 2, 1, None) == launch.Ended(128 + 15, "ended by SIGTERM", by_signal=True)
+    assert launch.spawn(tmp_path, 2, 1, None) == launch.Ended(128 + 15, "stopped by SIGTERM", by_signal=True)
     assert [rank.process.returncode for rank in started] == [-signal.SIGTERM] * 2, "none had to be killed"
 
 
@@ -102,7 +102,7 @@ def test_whether_rank_0_has_told_of_the_signal() -> None:
     """One that was still importing dies of it without a word."""
     for code, told in (("sys.exit(143)", True), ("os.kill(os.getpid(), 15)", False)):
         ranks = ranks_of(code, "os.kill(os.getpid(), 15)")
-        assert launch._watch(ranks, [15]) == launch.Ended(128 + 15, "ended by SIGTERM", by_signal=True, told=told)
+        assert launch._watch(ranks, [15]) == launch.Ended(128 + 15, "stopped by SIGTERM", by_signal=True, told=told)
 
 
 def test_ports() -> None:
@@ -176,7 +176,7 @@ def test_a_first_rank_that_does_not_leave(signals: list[int], monkeypatch: pytes
         for rank in ranks:
             rank.end()
     if signals:
-        assert ended == launch.Ended(128 + 15, "ended by SIGTERM", by_signal=True)
+        assert ended == launch.Ended(128 + 15, "stopped by SIGTERM", by_signal=True)
     else:
         assert ended.why == "rank 0 of 2 did not leave when the others had; the run has ended on all ranks."
     assert all(rank.process.poll() is not None for rank in ranks)

@@ -1,10 +1,13 @@
-"""last.ckpt: after each epoch, at steps and minutes as asked, and where a run is ended; and how to go on from it.
+"""best.ckpt and last.ckpt, and the exact resume from last.ckpt. The only file that changes Lightning's loops.
 
-Lightning can write a checkpoint from within its hooks, where some of what belongs to a step or an epoch is done and
-some is not: validation, the numbers of an epoch, the rate's next step. What it does with such a file when it is started
-again differs by the hook, and a validation or a line of metrics is lost or doubled. Here a checkpoint is written in
-three places alone, between two hooks, and holds which: after an optimizer's step, whose validation is still to come
-("step"); where a run has ended within an epoch ("end"); and after all of an epoch ("epoch").
+best.ckpt has weights only, of the best validation. last.ckpt has everything, and is written after each epoch, every
+few steps or minutes if wanted, and where a run stops.
+
+Lightning writes checkpoints from within its hooks, where parts of a step or an epoch are done and others are not:
+validation, the metrics of an epoch, the next learning rate. What it does with such a file on a resume depends on the
+hook, and a validation or a row of metrics is lost or doubled. Here last.ckpt is written at three points only, between
+two hooks, and stores which one: after an optimizer step, before its validation ("step"); where a run stopped within an
+epoch ("end"); and after everything of an epoch ("epoch").
 """
 
 import time
@@ -13,162 +16,314 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, EarlyStopping, WeightAveraging
 from pytorch_lightning.trainer import call
+from torch import Tensor
+from torchmetrics import Metric
 
-from alexlab.callbacks.nan_guard import OnNan
+from alexlab.callbacks.nan_guard import NanGuard
 from alexlab.callbacks.preemption import Preempted, Preemption
+from alexlab.engine.checkpoint_io import LAST, position_of
+from alexlab.engine.errors import UserError
 from alexlab.loggers.csv_logger import MetricsLogger
+from alexlab.tasks.metrics import LossAndAccuracy
+
+CHANGED = {  # the parts of Lightning's loops that this file replaces or reads
+    "fit_loop": ("_iteration_based_training", "_can_stop_early", "on_advance_end"),
+    "epoch_loop": ("on_advance_end", "on_run_start", "_should_accumulate", "_num_ready_batches_reached"),
+}
 
 
-class Snapshots(Callback):
-    """
+class Checkpointing(Callback):
+    """Writes best.ckpt and last.ckpt, and resumes from last.ckpt.
+
+    What a rank alone knows (sums of the metrics, BatchNorm's statistics) is gathered from all ranks. If the number of
+    ranks changes, the first rank gets the sums of all, and each rank the mean statistics.
+
     Args:
-        path: of last.ckpt.
-        every_n_steps: optimizer steps of the run between two files; None writes none within an epoch.
-        every_minutes: the same by the first rank's clock.
-        preemption: says where a signal is to end the run.
-        on_nan: looks, before a file is written, whether the weights are spoiled.
+        folder: for the checkpoints.
+        preemption: says whether a signal stops the run.
+        nan_guard: checks the weights before last.ckpt is written.
+        every_n_steps: optimizer steps between two last.ckpt; None writes none within an epoch.
+        every_minutes: the same by the clock.
+        steps_per_epoch: stored in last.ckpt, as a resume must have the same.
+        restores_best: whether the best metrics of the resumed checkpoint count, because its best.ckpt is in `folder`.
+
+    Attributes:
+        validated_at: optimizer steps of the run at the last validation.
+        restored_metrics: the last values of all metrics, of the resumed checkpoint.
     """
 
     def __init__(
         self,
-        path: Path,
+        folder: Path,
         preemption: Preemption,
-        on_nan: OnNan,
+        nan_guard: NanGuard,
         every_n_steps: int | None = None,
         every_minutes: float | None = None,
+        steps_per_epoch: int = 0,
+        restores_best: bool = False,
     ) -> None:
-        self.path, self.preemption, self.on_nan = path, preemption, on_nan
+        self.best_path, self.last_path = folder / "best.ckpt", folder / LAST
+        self.preemption, self.nan_guard = preemption, nan_guard
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
-        self.written_at = time.monotonic()
-        self.held = False  # whether a stop waits for the end of an accumulation
-        self.time_up = False  # whether the run has ended within an epoch, to be prolonged from a "step"
+        self.steps_per_epoch, self.restores_best = steps_per_epoch, restores_best
+        self.validated_at = -1
+        self.restored_metrics: dict[str, float] = {}
+        self._written_at = time.monotonic()
+        self._position: dict[str, Any] = {}  # of the last.ckpt that is being written
+        self._resumed: dict[str, Any] = {}  # the position that this run resumes at
+        self._resumed_point: str | None = None  # its point, until training has started from there
+        self._stop_held = False  # whether a stop waits for the end of an accumulation
+        self._out_of_time = False  # whether the run stops within an epoch, as Timer does
 
     def install(self, trainer: pl.Trainer) -> None:
-        """Stand between Lightning's hooks."""
+        """Replace the ends of Lightning's steps and epochs.
+
+        Raises:
+            AttributeError: this version of Lightning has other loops.
+        """
         epochs: Any = trainer.fit_loop
-        steps = epochs.epoch_loop
+        steps: Any = epochs.epoch_loop
+        for loop, names in ((epochs, CHANGED["fit_loop"]), (steps, CHANGED["epoch_loop"])):
+            for name in names:
+                if not hasattr(loop, name):
+                    raise AttributeError(f"Lightning {pl.__version__} has no {type(loop).__name__}.{name}: use 2.6.")
         self.trainer = trainer
-        # where max_steps ends a run Lightning counts an epoch anew that it goes on from the end of
-        epochs._iteration_based_training = lambda: False
-        self.after_step, self.after_epoch, self.before_steps = (
-            steps.on_advance_end, epochs.on_advance_end, steps.on_run_start,
-        )  # fmt: skip
+        epochs._iteration_based_training = lambda: False  # after max_steps, Lightning counts the resumed epoch twice
+        self._lightnings_step_end, self._lightnings_epoch_end = steps.on_advance_end, epochs.on_advance_end
+        self._lightnings_steps_start = steps.on_run_start
         steps.on_advance_end, epochs.on_advance_end = self._after_step, self._after_epoch
         steps.on_run_start = self._before_steps
 
-    # -- writing
+    # -- when to write
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        self.validated_at = trainer.fit_loop.epoch_loop.global_step
+        if pl_module.improved:
+            trainer.save_checkpoint(self.best_path, weights_only=True)
 
     def _after_step(self, fetcher: Any) -> None:
-        """In place of Lightning's own, which validates where it is time, and counts the step."""
+        """Replace Lightning's own end of a batch, which validates if it is time, and counts the step."""
         loop: Any = self.trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
             self._within_accumulation(fetcher)
             return
-        self.trainer.should_stop |= self.held
-        at_end = loop.max_steps != -1 and loop.global_step >= loop.max_steps  # "end" is written then
-        if not at_end:
+        self.trainer.should_stop |= self._stop_held
+        at_max_steps = loop.max_steps != -1 and loop.global_step >= loop.max_steps  # "end" follows
+        if not at_max_steps:
             if self.preemption.stop:
                 self.save("step")
                 raise Preempted(self.preemption.stop)
             stops: bool = self.trainer.should_stop and self.trainer.fit_loop._can_stop_early
-            self.time_up = stops and not self._stopped_early()
-            # Lightning validates a run that stops out of turn, which is not to be seen where it is prolonged
-            if not loop._num_ready_batches_reached() and (self._due() or self.time_up):
+            self._out_of_time = stops and not self._stopped_early()
+            # Lightning validates a run that stops within an epoch; if it is prolonged, that validation must be gone
+            if not loop._num_ready_batches_reached() and (self._is_due() or self._out_of_time):
                 self.save("step")
         try:
-            self.after_step(fetcher)
-        except Preempted:  # in the validation, which is done again
-            self._end_validation()
+            self._lightnings_step_end(fetcher)
+        except Preempted:  # within the validation, which the resumed run repeats
+            self._leave_validation()
             self.save("step")
             raise
 
     def _within_accumulation(self, fetcher: Any) -> None:
-        """Nothing ends a run here: the gradients so far are in no checkpoint."""
-        self._hold()
-        with self.preemption.waiting():
-            self.after_step(fetcher)
-        self._hold()  # early stopping, that is
+        """End a batch that makes no step. Nothing may stop the run here: its gradients are in no checkpoint."""
+        self._hold_stop()
+        with self.preemption.postponed():
+            self._lightnings_step_end(fetcher)
+        self._hold_stop()  # of early stopping
 
-    def _hold(self) -> None:
-        self.held |= self.trainer.should_stop
+    def _hold_stop(self) -> None:
+        self._stop_held |= self.trainer.should_stop
         self.trainer.should_stop = False
 
     def _stopped_early(self) -> bool:
-        stoppers = [each for each in self.trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
-        return any(each.wait_count >= each.patience for each in stoppers)
+        stoppers = [c for c in self.trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+        return any(stopper.wait_count >= stopper.patience for stopper in stoppers)
 
     def _after_epoch(self) -> None:
-        loop: Any = self.trainer.fit_loop.epoch_loop
-        whole = loop._num_ready_batches_reached()
-        if not whole and not self.time_up:
+        """Replace Lightning's own end of an epoch."""
+        whole = self.trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if not whole and not self._out_of_time:
             self.save("end")
-        self.after_epoch()
+        self._lightnings_epoch_end()
         if whole:
             self.save("epoch")
         if self.preemption.stop:
             raise Preempted(self.preemption.stop)
 
-    def _due(self) -> bool:
-        """Whether it is time for another file. `wished` is what the ranks have agreed on."""
+    def _is_due(self) -> bool:
         by_step = self.every_n_steps is not None and self.trainer.global_step % self.every_n_steps == 0
-        if self.every_minutes is not None and time.monotonic() - self.written_at >= 60 * self.every_minutes:
-            self.preemption.wish = 1
-        by_clock, self.preemption.wished = self.preemption.wished, 0
-        return by_step or bool(by_clock)
+        if self.every_minutes is not None and time.monotonic() - self._written_at >= 60 * self.every_minutes:
+            self.preemption.wants_checkpoint = True
+        by_clock, self.preemption.checkpoint_due = self.preemption.checkpoint_due, False
+        return by_step or by_clock
 
-    def save(self, place: str) -> None:
-        """Write the file, on all ranks together."""
-        trainer, model = self.trainer, self.trainer.lightning_module
-        nans = self.on_nan.before_saving(trainer)
-        rows = [logger.settle() for logger in trainer.loggers if isinstance(logger, MetricsLogger)]
-        model.place = {"of": place, "rows": rows[0] if rows else None, **nans}  # type: ignore[assignment]
-        try:
-            trainer.save_checkpoint(self.path)
-        finally:
-            model.place = None  # type: ignore[assignment]
-        self.written_at = time.monotonic()
-        self.preemption.grant()
-
-    def _end_validation(self) -> None:
+    def _leave_validation(self) -> None:
         """Leave a validation as if it had not begun."""
         self.trainer.training = True
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):  # the average stood in for the weights
+            if isinstance(callback, WeightAveraging):  # swaps average and weights back
                 callback.on_validation_epoch_end(self.trainer, self.trainer.lightning_module)
 
-    # -- going on
+    # -- last.ckpt
+
+    def save(self, point: str) -> None:
+        """Write last.ckpt, on all ranks together.
+
+        Args:
+            point: "step", "end" or "epoch", see above.
+
+        Raises:
+            UserError: the weights are NaN or infinite.
+        """
+        trainer, model = self.trainer, self.trainer.lightning_module
+        self.nan_guard.check(trainer, weights=True)
+        model.share_skipped()  # type: ignore[operator]
+        rows = [logger.settle() for logger in trainer.loggers if isinstance(logger, MetricsLogger)]
+        self._position = {
+            "of": point,
+            "rows": rows[0] if rows else None,  # of metrics.csv
+            "epochs": trainer.fit_loop.epoch_progress.current.completed,
+            "steps_per_epoch": self.steps_per_epoch,
+            "validated_at": self.validated_at,
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "skipped": model.skipped,
+            "ranks": self._gather_ranks(model),
+        }
+        try:
+            trainer.save_checkpoint(self.last_path)
+        finally:
+            self._position = {}
+        self._written_at = time.monotonic()
+        self.preemption.checkpoint_written()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._position  # empty, and so not stored, in a checkpoint that a user's own callback writes
+
+    def _gather_ranks(self, model: Any) -> list[dict[str, Any]]:
+        """Gather what each rank alone knows: the states of the training metrics, and BatchNorm's statistics, also those
+        of averaged weights."""
+        own: dict[str, Any] = {"metrics": {name: _to(m.metric_state, "cpu") for name, m in _metrics(model).items()}}
+        if self.trainer.world_size == 1:  # the statistics are in the state dict
+            return [own]
+        names = [name for name, buffer in model.net.named_buffers() if buffer.is_floating_point()]
+        own["buffers"] = {name: model.net.get_buffer(name).cpu() for name in names}
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
+                average: dict[str, Any] = {"state_dict": {}}
+                callback.on_save_checkpoint(self.trainer, model, average)
+                own["average"] = {name: average["state_dict"][f"net.{name}"].cpu() for name in names}
+        ranks: list[dict[str, Any]] = [{}] * self.trainer.world_size
+        dist.all_gather_object(ranks, own)
+        return ranks
+
+    # -- resume
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":
+            return
+        if self.restores_best:
+            pl_module.best, pl_module.best_epoch = checkpoint["alexlab"]["best"], checkpoint["alexlab"]["best_epoch"]
+        self._resumed = position_of(checkpoint) or {}
+        self._resumed_point = self._resumed.get("of")
+        self.validated_at = self._resumed.get("validated_at", -1)
+        self.restored_metrics = self._resumed.get("metrics", {})
+        pl_module.skipped = dict(self._resumed.get("skipped", {}))
+        for name, value in self._statistics("average").items():  # WeightAveraging, a later callback, reads them there
+            checkpoint["state_dict"][f"net.{name}"] = value
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # of a validation before the checkpoint: plateaus, early stopping and the epoch's line may ask for it
-        known = pl_module.progress.get("metrics", {})
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in known.items()})
-        if pl_module.came_from == "epoch":  # nothing is left of it to be done
+        # metrics of a validation before the checkpoint: plateau schedules, early stopping and the log may read them
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.restored_metrics.items()})
+        if self._resumed_point == "epoch":  # nothing of the epoch is left to do
             trainer.fit_loop.restarting = False
-        if pl_module.came_from in ("epoch", "end"):
+        if self._resumed_point in ("epoch", "end"):
             trainer.should_stop |= self._stopped_early()
 
     def _before_steps(self, fetcher: Any) -> None:
-        """In place of Lightning's own, which finds its place among the epoch's batches."""
-        self.before_steps(fetcher)
-        trainer, model = self.trainer, self.trainer.lightning_module
-        came_from, model.came_from = model.came_from, None  # type: ignore[assignment]
-        if came_from not in ("step", "end"):
+        """Replace Lightning's own start of an epoch's batches, which finds the position among them."""
+        self._lightnings_steps_start(fetcher)
+        trainer = self.trainer
+        point, self._resumed_point = self._resumed_point, None
+        if point not in ("step", "end"):
             return
         loop: Any = trainer.fit_loop.epoch_loop
-        trainer.fit_loop.restarting = False  # and so all loops'
+        trainer.fit_loop.restarting = False  # and with it all loops
         loop.reset_restart_stage()
         loop.val_loop.reset_restart_stage()
-        # which Lightning leaves out within an epoch
+        # Lightning does not call these hooks within an epoch
         call._call_callback_hooks(trainer, "on_train_epoch_start")
-        model.restore_sums()  # type: ignore[operator]
-        if came_from == "step":
-            self._do_what_is_owed(fetcher)
+        call._call_lightning_module_hook(trainer, "on_train_epoch_start")
+        self._restore_ranks()
+        if point == "step":
+            self._finish_step(fetcher)
 
-    def _do_what_is_owed(self, fetcher: Any) -> None:
+    def _restore_ranks(self) -> None:
+        """Restore what `_gather_ranks` gathered.
+
+        Raises:
+            UserError: the number of ranks changed, and a user's metric cannot add the states of several ranks.
+        """
+        model: Any = self.trainer.lightning_module
+        ranks, rank = self._saved_ranks(), self.trainer.global_rank
+        for name, metric in _metrics(model).items():
+            states = [_to(each["metrics"][name], model.device) for each in ranks if name in each["metrics"]]
+            if len(ranks) == self.trainer.world_size:
+                for key, value in (states[rank] if states else {}).items():
+                    setattr(metric, key, value)
+                continue
+            for state in states if rank == 0 else []:
+                try:
+                    metric.merge_state(state)
+                except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+                    raise UserError(
+                        f"The metric {name} cannot be resumed on {self.trainer.world_size} ranks instead of "
+                        f"{len(ranks)} ({error}): resume on {len(ranks)}."
+                    ) from error
+        for name, value in self._statistics("buffers").items():
+            model.net.get_buffer(name).copy_(value)
+
+    def _statistics(self, key: str) -> dict[str, Tensor]:
+        """Return BatchNorm's saved statistics for this rank; the mean over all if the number of ranks changed."""
+        ranks = [each[key] for each in self._saved_ranks() if key in each]
+        if len(ranks) == self.trainer.world_size:
+            return ranks[self.trainer.global_rank]
+        return {name: torch.stack([each[name] for each in ranks]).mean(0) for name in (ranks[0] if ranks else {})}
+
+    def _saved_ranks(self) -> list[dict[str, Any]]:
+        if "sums" not in self._resumed:
+            return self._resumed.get("ranks", [])
+        # a checkpoint of an older version: sums (ranks, 8), and buffers (ranks, ...) if there are several
+        ranks = []
+        for rank, sums in enumerate(self._resumed["sums"]):
+            states = {"past": sums[:4], "window": sums[4:]}
+            buffers = {name: values[rank] for name, values in self._resumed.get("buffers", {}).items()}
+            ranks.append({"metrics": {LossAndAccuracy.__name__: states}, **({"buffers": buffers} if buffers else {})})
+        return ranks
+
+    def _finish_step(self, fetcher: Any) -> None:
+        """Do what follows a step's checkpoint: its validation, if it is time, and counting the step."""
         try:
-            self.after_step(fetcher)
+            self._lightnings_step_end(fetcher)
         except Preempted:
-            self._end_validation()
-            raise  # the file is still the one of this step
+            self._leave_validation()
+            raise  # last.ckpt is still the one of this step
+
+
+def _metrics(model: Any) -> dict[str, Metric]:
+    """Return the metrics of the training epoch by their names."""
+    further = dict(model.metrics["train"].items(keep_base=True)) if model.metrics else {}
+    return {LossAndAccuracy.__name__: model.loss_and_accuracy["train"], **further}
+
+
+def _to(state: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """Move a metric's state, of tensors and lists of tensors."""
+    return {
+        key: [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
+        for key, value in state.items()
+    }

@@ -1,9 +1,9 @@
-"""The head alone learns in the first epochs; then all of the network does.
+"""Train only the head in the first epochs, then the whole network.
 
-Lightning's BackboneFinetuning freezes before DDP is set up, which then never sums the gradients of what was frozen:
-each rank would go its own way after the release, unsaid. It also adds groups to a running optimizer, which schedules by
-step do not take. Here DDP and the optimizer know all parameters from the start, and which are frozen follows from the
-epoch alone, so that a resume needs to know nothing.
+Lightning's BackboneFinetuning freezes before DDP is set up. DDP then never sums the gradients of frozen layers: after
+the release each rank trains its own copy, without a warning. It also adds parameter groups to a running optimizer,
+which schedules by step do not allow. Here DDP and the optimizer know all parameters from the start. Which are frozen
+follows from the epoch alone, so a resume needs no state.
 """
 
 from typing import Any
@@ -18,15 +18,15 @@ from alexlab.models.introspection import head_of
 
 
 class Freezing(Callback):
-    """No gradients and no new BatchNorm statistics outside of the head.
+    """Freezes parameters and BatchNorm statistics outside of the head.
 
     Args:
-        epochs: how many, from the first.
+        epochs: how many of the first epochs.
     """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-        self.parameters: list[nn.Parameter] = []  # outside of the head, that are to learn at all
+        self.parameters: list[nn.Parameter] = []
         self.norms: list[nn.Module] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
@@ -41,20 +41,16 @@ class Freezing(Callback):
             parameter.requires_grad_(not frozen)
         for module in self.norms:
             module.train(not frozen)
-        self.complete(trainer)
-
-    def complete(self, trainer: pl.Trainer) -> None:
-        """What an optimizer that knew the head alone lacks after the release; also one that went back to then."""
-        if trainer.current_epoch >= self.epochs:
-            give_momentum(trainer.optimizers)
+        if not frozen:
+            for optimizer in trainer.optimizers:
+                add_momentum(optimizer)
 
 
-def give_momentum(optimizers: list[torch.optim.Optimizer]) -> None:
-    """Zeroes as SGD's momentum of those parameters that had no gradient before, of which its first step makes what it
-    would without; the fused one takes none that are missing beside others."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
-                for parameter in group["params"]:
-                    if optimizer.state[parameter].get("momentum_buffer") is None:
-                        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+def add_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD zeros as the momentum of parameters that had no gradient so far. Its first step gives the same result;
+    fused SGD fails if some parameters have momentum and others have none."""
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""The learning rate, and in W&B beside it what its curve is drawn over."""
+"""The learning rate, and in W&B the axes that its curve is drawn over."""
 
 from typing import Any
 
@@ -8,16 +8,14 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from alexlab.callbacks.throughput import Throughput
 
 
-class Rates(LearningRateMonitor):
-    """Lightning's, whose rows have the step alone: W&B draws a curve over a name that stands in the same row.
-
-    Others draw over the step, where the axes stand already, once.
-    """
+class LearningRateLogger(LearningRateMonitor):
+    """Lightning's monitor, which logs rows with only the step. W&B draws a curve over an axis only if both are in the
+    same row; other loggers draw over the step."""
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         super().on_train_start(trainer, *args, **kwargs)
-        rate = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            if rate is not None and hasattr(logger, "axes_of_rates"):
-                # a row is stamped with the step that begins, whose images the step's other rows count
-                logger.axes_of_rates = lambda: {"epoch": trainer.current_epoch, **rate.axes(ahead=1)}
+            if throughput is not None and hasattr(logger, "axes_of_rates"):
+                # the row belongs to the step that begins, whose images the step's other rows count
+                logger.axes_of_rates = lambda: {"epoch": trainer.current_epoch, **throughput.axes(ahead=1)}

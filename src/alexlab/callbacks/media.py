@@ -1,7 +1,5 @@
-"""Training images as the net sees them; of the test the confusion matrix, accuracy by class, most confident mistakes.
-
-As pictures in the run's `figures/`, and in W&B where it logs.
-"""
+"""Pictures of a run: training images as the network sees them; of the test, the confusion matrix, accuracy by class and
+the most confident mistakes. They are written to `figures/` of the run, and logged to W&B."""
 
 import logging
 from pathlib import Path
@@ -17,61 +15,62 @@ from pytorch_lightning.callbacks import Callback
 
 from alexlab.analysis import drawing as figures
 from alexlab.engine import run_dir as rundir
-from alexlab.tasks.classification import ImageClassifier
+from alexlab.tasks.base import BaseTask
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
 
 log = logging.getLogger("alexlab")
 
-GRID = 16  # training images shown
-MISTAKES = 16  # shown: the most confident ones of all ranks
-MOST_CLASSES = 50  # drawn in the confusion matrix: those confused most
-MOST_ROWS = 2000  # classes in W&B's table of them, the worst first
+GRID = 16  # training images
+MISTAKES = 16  # of all ranks
+MOST_CLASSES = 50  # in the confusion matrix: those confused most
+MOST_ROWS = 2000  # classes in W&B's table, the worst first
 
 
-class Mistake(NamedTuple):
-    """
+class Prediction(NamedTuple):
+    """What the network says about a test image.
+
     Attributes:
-        confidence: of the prediction, 0 to 1.
+        confidence: probability of the predicted class, 0 to 1.
         image: uint8 (3, H, W).
-        best: up to five classes with their probabilities, the most probable first.
+        top5: up to five (class, probability), the most probable first.
         loss: cross-entropy, in nats.
     """
 
     confidence: float
     image: torch.Tensor
     truth: int
-    best: list[tuple[int, float]]
+    top5: list[tuple[int, float]]
     loss: float
 
     @property
     def predicted(self) -> int:
-        return self.best[0][0]
+        return self.top5[0][0]
 
 
 class Media(Callback):
-    """Makes pictures, once each and bounded in number.
+    """Draws pictures, once each and a limited number.
 
     Args:
-        folder: where they are written, by rank 0; the others take part with their share of the images.
-        logger: rank 0's, or None.
-        weights: the name of the checkpoint that is tested; None is what training keeps as the best.
+        folder: rank 0 writes the pictures there; the other ranks contribute their part of the images.
+        logger: of rank 0.
+        weights: the name of the checkpoint that is tested; None is the best one of training.
     """
 
     def __init__(self, folder: Path, logger: "WandbLogger | None" = None, weights: str | None = None) -> None:
         self.folder = folder
         self.logger = logger
         self.weights = weights
-        self.mistakes: list[Mistake] = []
-        self.some: list[Mistake] = []  # right or wrong, each `apart` images after the one before
-        self.apart, self.tested = 1, 0
+        self.mistakes: list[Prediction] = []
+        self.samples: list[Prediction] = []  # every `spacing`-th image, right or wrong
+        self.spacing, self.tested = 1, 0
         self.written: list[Path] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):
             return
-        model: ImageClassifier = pl_module
+        model: BaseTask = pl_module
         seen, targets = (part[:GRID] for part in model.augmented(batch[0], batch[1], batch_idx))
         pixels = ((seen - model.augment.shift) / model.augment.scale).clamp(0, 255).byte().cpu()
         grid = figures.tiles(list(pixels.permute(0, 2, 3, 1).numpy()), captions_of(targets, model.class_names))
@@ -79,42 +78,42 @@ class Media(Callback):
         if self.logger is not None:
             import wandb
 
-            self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the net sees them")})
+            self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the network sees them")})
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if outputs is None:  # an empty share
+        if outputs is None:  # a batch without images
             return
         logits, targets = outputs["logits"], batch[1]
         confidence, predicted = logits.softmax(1).max(1)
         wrong = (predicted != targets).nonzero().flatten()
 
-        def kept(i: int) -> Mistake:
-            shares, classes = logits[i].softmax(0).topk(min(5, logits.shape[1]))
-            best = list(zip(classes.tolist(), shares.tolist(), strict=True))
+        def prediction(i: int) -> Prediction:
+            probabilities, classes = logits[i].softmax(0).topk(min(5, logits.shape[1]))
+            top5 = list(zip(classes.tolist(), probabilities.tolist(), strict=True))
             loss = float(F.cross_entropy(logits[i], targets[i]))
-            return Mistake(best[0][1], batch[0][i].cpu(), int(targets[i]), best, loss)
+            return Prediction(top5[0][1], batch[0][i].cpu(), int(targets[i]), top5, loss)
 
-        self.mistakes += map(kept, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
+        self.mistakes += map(prediction, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
         for i in range(len(targets)):
-            if (self.tested + i) % self.apart == 0:
-                self.some.append(kept(i))
-                if len(self.some) == 2 * MISTAKES:  # how many there will be is not known
-                    self.some, self.apart = self.some[::2], 2 * self.apart
+            if (self.tested + i) % self.spacing == 0:
+                self.samples.append(prediction(i))
+                if len(self.samples) == 2 * MISTAKES:  # the number of images is unknown here: thin out
+                    self.samples, self.spacing = self.samples[::2], 2 * self.spacing
         self.tested += len(targets)
         self.mistakes = most_confident(self.mistakes)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.world_size > 1:
-            gathered: list[list[Mistake]] = [[]] * trainer.world_size
+            gathered: list[list[Prediction]] = [[]] * trainer.world_size
             dist.all_gather_object(gathered, self.mistakes)
-            self.mistakes = most_confident([mistake for share in gathered for mistake in share])
+            self.mistakes = most_confident([mistake for of_rank in gathered for mistake in of_rank])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        from alexlab.analysis import plots  # Matplotlib takes half a second, which the start need not wait for
+        from alexlab.analysis import plots  # imports Matplotlib, which takes half a second
 
         names, matrix = pl_module.class_names, pl_module.confusion_matrix.numpy()
         rows = most_confused(matrix, MOST_CLASSES)
@@ -125,19 +124,19 @@ class Media(Callback):
         of = f"{split}, {self.weights or ('best.ckpt' if best else 'last weights')}"
         shown = [names[row] for row in rows]
         self._write("confusion_matrix", figures.confusion(part, shown, counts[rows], len(names), of))
-        (self.folder / "mistakes.png").unlink(missing_ok=True)  # of a test before; `_write` has seen the folder
-        shares = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
+        (self.folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
+        acc1 = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
         if counts.any():
-            self._write("per_class", plots.per_class(shares, names, of))
+            self._write("per_class", plots.per_class(acc1, names, of))
         if self.mistakes:
             images = [mistake.image.permute(1, 2, 0).numpy() for mistake in self.mistakes]
             captions = [(f"{m.confidence:.0%} {names[m.predicted]}", f"is {names[m.truth]}") for m in self.mistakes]
             self._write("mistakes", figures.tiles(images, captions))
         if self.logger is not None:
             try:
-                self._log_end(self.logger.experiment, split, names, matrix, rows, shares)
-            except Exception as error:  # whatever W&B's client raises; the run itself is well
-                log.warning("W&B did not take the confusion matrix and the mistakes: %s", str(error)[:200])
+                self._log_end(self.logger.experiment, split, names, matrix, rows, acc1)
+            except Exception as error:  # whatever W&B's client raises; the run itself is fine
+                log.warning("The confusion matrix and the mistakes could not be logged to W&B: %s", str(error)[:200])
 
     def _write(self, name: str, picture: Image.Image) -> None:
         self.written.append(rundir.folder_of(self.folder.parent, self.folder.name) / f"{name}.png")
@@ -151,27 +150,26 @@ class Media(Callback):
         names: list[str],
         matrix: np.ndarray,
         rows: list[int],
-        shares: list[float | None],
+        acc1: list[float | None],
     ) -> None:
-        """Under the name of the split: what is val's must not stand beside others' tests."""
+        """Log the test under the name of its split: results on val must not be compared with those on test."""
         import wandb
 
         tables = {}
-        some = spread(self.some, MISTAKES)
-        for key, shown in {f"{split}/mistakes": self.mistakes, f"{split}/predictions": some}.items():
+        samples = spread(self.samples, MISTAKES)
+        for key, shown in {f"{split}/mistakes": self.mistakes, f"{split}/predictions": samples}.items():
             table = tables[key] = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
             for m in shown:
-                top5 = ", ".join(f"{names[k]} {share:.1%}" for k, share in m.best)
+                top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
                 picture = wandb.Image(m.image.permute(1, 2, 0).numpy())
                 confidence, loss = round(m.confidence, 4), round(m.loss, 4)
                 table.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
         per_class = wandb.Table(columns=["class", "images", "acc1"])
-        rows_of = zip(names, shares, matrix.sum(1), strict=True)
-        for name, share, count in sorted(rows_of, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
-            per_class.add_data(name, int(count), share)
-        counts = [
-            [names[a], names[p], int(matrix[a, p])] for a in rows for p in rows
-        ]  # the columns that wandb.plot.confusion_matrix draws from
+        classes = zip(names, acc1, matrix.sum(1), strict=True)
+        for name, accuracy, count in sorted(classes, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
+            per_class.add_data(name, int(count), accuracy)
+        # as wandb.plot.confusion_matrix makes it, which wants every prediction
+        counts = [[names[a], names[p], int(matrix[a, p])] for a in rows for p in rows]
         drawn = wandb.plot_table(
             "wandb/confusion_matrix/v1",
             wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=counts),
@@ -182,26 +180,26 @@ class Media(Callback):
 
 
 def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]]:
-    """Of each image its class, or with mixed targets (B, C) its two classes and their shares in percent."""
+    """Caption images with their class, or, if targets (B, C) are mixed, with their two classes and percentages."""
     if targets.ndim == 1:
         return [(names[target],) for target in targets.tolist()]
-    shares, classes = targets.topk(2)
+    fractions, classes = targets.topk(2)
     return [
-        tuple(f"{share:.0%} {names[k]}" if share else "" for k, share in zip(which, much, strict=True))
-        for which, much in zip(classes.tolist(), shares.tolist(), strict=True)
+        tuple(f"{part:.0%} {names[k]}" if part else "" for k, part in zip(of_classes, parts, strict=True))
+        for of_classes, parts in zip(classes.tolist(), fractions.tolist(), strict=True)
     ]
 
 
 def spread(items: list[Any], most: int) -> list[Any]:
-    """At most so many, from all over a list."""
+    """Choose at most `most` items at even distances."""
     return [items[len(items) * k // most] for k in range(most)] if len(items) > most else items
 
 
-def most_confident(mistakes: list[Mistake]) -> list[Mistake]:
+def most_confident(mistakes: list[Prediction]) -> list[Prediction]:
     return sorted(mistakes, key=lambda mistake: -mistake.confidence)[:MISTAKES]
 
 
 def most_confused(matrix: np.ndarray, most: int) -> list[int]:
-    """The classes with the most mistakes in their row and column, at most `most`, in their own order."""
+    """Choose at most `most` classes, those with most mistakes in their row and column, in the order of the classes."""
     wrong = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
     return sorted(np.argsort(-wrong, kind="stable")[:most].tolist())

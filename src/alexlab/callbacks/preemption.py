@@ -1,8 +1,8 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C end a run at the same batch on all ranks, so that each can say how it ended.
+"""SIGTERM, SIGUSR1 and Ctrl-C stop a run at the same batch on all ranks, so that each can report how it stopped.
 
-Lightning broadcasts from inside its signal handler, wherever the rank is then, and before each batch waits for the
-device to hear of it: ranks were seen to wait for each other for ever. Here a signal leaves a note; the notes travel
-beside the training, over gloo, and each rank looks at the answer one batch later.
+Lightning broadcasts from inside its signal handler, wherever the rank is at that moment, and before each batch waits
+for the device to learn about it: ranks were seen to wait for each other forever. Here the handler only records the
+signal. The ranks compare their records over gloo while they train, and each reads the result one batch later.
 """
 
 import contextlib
@@ -22,118 +22,149 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, 
 
 
 class Preempted(BaseException):
-    """A signal ended the run.
+    """A signal stopped the run.
 
     Attributes:
         number: of the signal.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}")
+        super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
 
 
-class Notes:
-    """The first signal that has come, or 0."""
+class SignalRecorder:
+    """Records the first signal.
+
+    Attributes:
+        number: of the signal, or 0.
+        is_polled: whether somebody reads `number` soon. Otherwise the handler raises Preempted at once.
+    """
 
     def __init__(self) -> None:
         self.number = 0
-        self.looked_at = False  # whether a callback looks at `number` soon; else the handler raises
+        self.is_polled = False
 
-    def take(self, number: int, frame: FrameType | None) -> None:
-        again = self.number and number == signal.SIGINT
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal. A second Ctrl-C does not wait for anybody.
+
+        Raises:
+            Preempted: see above.
+        """
+        second = self.number and number == signal.SIGINT
         self.number = self.number or number
-        if again or not self.looked_at:
+        if second or not self.is_polled:
             raise Preempted(number)
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator["Notes"]:
-        """Take the signals' notes while the block runs."""
+    def recording(self) -> Iterator["SignalRecorder"]:
+        """Handle signals while the block runs; in the main thread only, as Python allows no other."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self.take) for number in SIGNALS}
+        previous = {number: signal.signal(number, self.record) for number in SIGNALS}
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
 class Preemption(Callback):
-    """Finds out, on all ranks at the end of the same batch, that any of them has got a signal: raises Preempted, or
-    while training says so in `stop`, as a checkpoint is written first.
+    """Finds out, on all ranks at the end of the same batch, that any of them received a signal.
+
+    It then raises Preempted within validation and test, and sets `stop` in training, where the checkpoint callback
+    writes last.ckpt first. The ranks agree in the same way that it is time for a checkpoint, as their clocks differ.
+
+    Args:
+        recorder: of this rank's signals.
+        timeout: how long a rank waits for the others.
 
     Attributes:
-        stop: the signal, or 0.
-        wish, wished: 1 where this rank, or any, wants a checkpoint.
+        stop: the signal that any rank received, or 0.
+        wants_checkpoint: whether this rank wants a checkpoint.
+        checkpoint_due: whether any rank wanted one, as of the batch before.
     """
 
-    def __init__(self, notes: Notes, timeout: timedelta | None = None) -> None:
-        self.notes, self.timeout = notes, timeout
-        self.group: Any = None
-        self.asked: Any = None
-        self.numbers = torch.zeros(2, dtype=torch.int64)
-        self.stop = self.wish = self.wished = 0
-        self.waits = False
+    def __init__(self, recorder: SignalRecorder, timeout: timedelta | None = None) -> None:
+        self.recorder, self.timeout = recorder, timeout
+        self.stop = 0
+        self.wants_checkpoint = self.checkpoint_due = False
+        self._group: Any = None
+        self._pending: Any = None  # the comparison that is under way
+        self._values = torch.zeros(2, dtype=torch.int64)  # its values: signal, wants_checkpoint
+        self._postponed = False
 
     def install(self, trainer: pl.Trainer) -> None:
-        """Take Lightning's own handling out."""
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        """Switch off Lightning's own signal handling.
+
+        Raises:
+            AttributeError: this version of Lightning does it elsewhere.
+        """
+        for owner, name in (
+            (trainer._signal_connector, "register_signal_handlers"),
+            (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
+        ):
+            if not hasattr(owner, name):
+                raise AttributeError(f"Lightning {pl.__version__} has no {type(owner).__name__}.{name}: use 2.6.")
+            setattr(owner, name, lambda: None)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.world_size > 1 and self.group is None:
-            self.group = dist.new_group(backend="gloo", timeout=self.timeout)
-        self.notes.looked_at = True
+        if trainer.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=self.timeout)
+        self.recorder.is_polled = True
 
     def agree(self, trainer: pl.Trainer) -> None:
-        """Ask all ranks and wait for the answer, where no batch follows that would be asked at."""
-        self._look(trainer)
-        self._answer()
-        self._end()
+        """Compare the records and wait for the result, at a point after which no batch follows.
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
-        self._look(trainer)
+        Raises:
+            Preempted: any rank received a signal.
+        """
+        self._compare(trainer)
+        self._read_result()
+        self._raise_if_stopped()
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
-        self._look(trainer)
-        self._end()
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._compare(trainer)
 
-    def on_test_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
-        self._look(trainer)
-        self._end()
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._compare(trainer)
+        self._raise_if_stopped()
 
-    def _look(self, trainer: pl.Trainer) -> None:
-        """Ask all ranks for their notes, and take the answer to the question of the batch before."""
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._compare(trainer)
+        self._raise_if_stopped()
+
+    def _compare(self, trainer: pl.Trainer) -> None:
+        """Start to compare the records of all ranks, and read the result of the batch before."""
         if trainer.world_size == 1:
-            self.stop, self.wished = self.notes.number, self.wish
+            self.stop, self.checkpoint_due = self.recorder.number, self.wants_checkpoint
             return
-        self._answer()
-        self.numbers[0], self.numbers[1] = self.notes.number, self.wish
-        self.asked = dist.all_reduce(self.numbers, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self._read_result()
+        self._values[0], self._values[1] = self.recorder.number, self.wants_checkpoint
+        self._pending = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def _answer(self) -> None:
-        if self.asked is not None:
-            self.asked.wait()
-            self.asked = None
-            self.stop, wished = self.numbers.tolist()
-            self.wished |= wished
+    def _read_result(self) -> None:
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+            self.stop, due = self._values.tolist()
+            self.checkpoint_due |= bool(due)
 
-    def grant(self) -> None:
-        """The wish for a checkpoint is fulfilled, that of a question on its way included."""
-        self._answer()
-        self.wish = self.wished = 0
+    def _raise_if_stopped(self) -> None:
+        if self.stop and not self._postponed:
+            raise Preempted(self.stop)
+
+    def checkpoint_written(self) -> None:
+        """Withdraw all wishes for a checkpoint, including those that are under way."""
+        self._read_result()
+        self.wants_checkpoint = self.checkpoint_due = False
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """No Preempted is raised meanwhile."""
-        self.waits = True
+    def postponed(self) -> Iterator[None]:
+        """Raise no Preempted while the block runs."""
+        self._postponed = True
         try:
             yield
         finally:
-            self.waits = False
-
-    def _end(self) -> None:
-        if self.stop and not self.waits:
-            raise Preempted(self.stop)
+            self._postponed = False

@@ -1,4 +1,4 @@
-"""Progress: a bar with loss, accuracy and images a second on a terminal, a line an epoch elsewhere."""
+"""Progress: a bar on a terminal; elsewhere, and in train.log, a line per epoch."""
 
 import logging
 import time
@@ -9,85 +9,96 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 log = logging.getLogger("alexlab")
 
-# what the bar shows: its name there, and how the number is written
-SHOWN = {
-    "train/loss_step": ("loss", "{:.3f}"),
-    "train/acc1_step": ("acc1", "{:.3f}"),
-    "perf/images_per_second_step": ("images/s", "{:.0f}"),
-    "val/acc1": ("val", "{:.3f}"),
+# metrics with a name or format of their own; others are printed with their name and four digits
+BAR_FORMATS = {
+    "train/loss_step": "loss {:.3f}",
+    "train/acc1_step": "acc1 {:.3f}",
+    "perf/images_per_second_step": "images/s {:.0f}",
+    "val/acc1": "val {:.3f}",
 }
-# what a line an epoch tells
-TOLD = {
-    "train/loss": "train/loss {:.4f}",
-    "train/acc1": "train/acc1 {:.4f}",
-    "val/loss": "val/loss {:.4f}",
-    "val/acc1": "val/acc1 {:.4f}",
-    "perf/images_per_second": "{:.0f} images/s",
-    "perf/data_wait": "data wait {:.0%}",
-}
-QUIET = 60.0  # seconds after which a long epoch says how far it is, where there is no bar
+BAR_HIDES = ("v_num", "val/loss", "val/acc5")  # there is room for a few only
+LINE_FORMATS = {"perf/images_per_second": "{:.0f} images/s", "perf/data_wait": "data wait {:.0%}"}
+LINE_HIDES = ("train/acc5", "val/acc5", "train/grad_norm")
+LONG_EPOCH = 60.0  # seconds between two lines within an epoch
 
 
-class Bar(RichProgressBar):
-    """Lightning's bar in one line of 100 columns, its epochs counted from 1 as everywhere else."""
+def bar_metrics(metrics: dict[str, Any]) -> dict[str, str]:
+    """Format the metrics of a bar: name -> number."""
+    parts = {}
+    for key, value in metrics.items():
+        if key not in BAR_HIDES and not key.endswith("_best"):
+            name, _, number = BAR_FORMATS.get(key, key + " {:.4f}").rpartition(" ")
+            parts[name] = number.format(float(value))
+    return parts
+
+
+def epoch_metrics(metrics: dict[str, Any]) -> list[str]:
+    """Format the metrics of an epoch's line: those of training, then of validation, then speed."""
+    known = [key for group in ("train/", "val/") for key in metrics if key.startswith(group)]
+    shown = [key for key in known if key not in LINE_HIDES and not key.endswith(("_step", "_best"))]
+    parts = [f"{key} {float(metrics[key]):.4f}" for key in shown]
+    return parts + [how.format(float(metrics[key])) for key, how in LINE_FORMATS.items() if key in metrics]
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar in one line of 100 columns. Epochs count from 1, as everywhere else."""
 
     def configure_columns(self, trainer: pl.Trainer) -> list[Any]:
-        columns = super().configure_columns(trainer)[:-1]  # without batches a second: images/s is there
+        columns = super().configure_columns(trainer)[:-1]  # without batches per second: images/s is a metric
         columns[1].bar_width = 16  # leaves room for the metrics
         return columns
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-        found: Any = super().get_metrics(trainer, pl_module)
-        return {name: how.format(float(found[key])) for key, (name, how) in SHOWN.items() if key in found}
+        return bar_metrics(super().get_metrics(trainer, pl_module))
 
     def _get_train_description(self, current_epoch: int) -> str:
+        # overrides a private method of Lightning's bar, which counts from 0; if it is renamed, the bar counts from 0
         epochs = self.trainer.max_epochs
         return f"epoch {current_epoch + 1}" + (f"/{epochs}" if epochs is not None and epochs > 0 else "")
 
 
-class PlainProgress(Callback):
-    """Tells `epoch 3/10 | 12 s | train/loss 1.234 ...` on rank 0, and in long epochs a line a minute.
+class ProgressReporter(Callback):
+    """Logs `epoch 3/10 | 12 s | train/loss 1.234 ...` on rank 0, and in long epochs a line per minute.
 
     Args:
-        console: on the console too, not in train.log alone.
+        console: whether to print on the console too, not only in train.log.
     """
 
     def __init__(self, console: bool = True) -> None:
         self.console = console
-        self.start: float | None = None
-        self.epoch = 0
-        self.told = 0.0
+        self._epoch = 0
+        self._epoch_start: float | None = None  # None before the first epoch
+        self._last_report = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._tell(trainer)
-        self.start = self.told = time.monotonic()
-        self.epoch = trainer.current_epoch
+        self._report_epoch(trainer)
+        self._epoch, self._epoch_start = trainer.current_epoch, time.monotonic()
+        self._last_report = self._epoch_start
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() - self.told < QUIET or not trainer.is_global_zero:
+        if time.monotonic() - self._last_report < LONG_EPOCH or not trainer.is_global_zero:
             return
-        self.told = time.monotonic()
-        values = trainer.progress_bar_metrics
-        parts = [f"{name} {how.format(float(values[key]))}" for key, (name, how) in SHOWN.items() if key in values]
-        self._say(f"{self._where(trainer)}, batch {batch_idx + 1}/{trainer.num_training_batches} | {' | '.join(parts)}")
+        self._last_report = time.monotonic()
+        parts = [f"{name} {number}" for name, number in bar_metrics(trainer.progress_bar_metrics).items()]
+        done = f"{self._epoch_of(trainer)}, batch {batch_idx + 1}/{trainer.num_training_batches}"
+        self._log(f"{done} | {' | '.join(parts)}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._tell(trainer)
+        self._report_epoch(trainer)
 
-    def _tell(self, trainer: pl.Trainer) -> None:
-        """Called once an epoch's metrics are all there, which on_train_epoch_end is too early for."""
-        if self.start is None or not trainer.is_global_zero:
+    def _report_epoch(self, trainer: pl.Trainer) -> None:
+        """Report the epoch before. In on_train_epoch_end, not all of its metrics are logged yet."""
+        if self._epoch_start is None or not trainer.is_global_zero:
             return
-        values = trainer.callback_metrics
-        parts = [how.format(float(values[key])) for key, how in TOLD.items() if key in values]
-        seconds = time.monotonic() - self.start
-        self._say(f"{self._where(trainer)} | {seconds:.1f} s | {' | '.join(parts)}")
+        seconds = time.monotonic() - self._epoch_start
+        parts = [self._epoch_of(trainer), f"{seconds:.1f} s", *epoch_metrics(trainer.callback_metrics)]
+        self._log(" | ".join(parts))
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         log.info(text, extra={"file_only": not self.console})
 
-    def _where(self, trainer: pl.Trainer) -> str:
+    def _epoch_of(self, trainer: pl.Trainer) -> str:
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
-        return f"epoch {self.epoch + 1}/{epochs}"
+        return f"epoch {self._epoch + 1}/{epochs}"

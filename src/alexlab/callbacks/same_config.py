@@ -1,4 +1,4 @@
-"""All ranks train with the same config, or none does."""
+"""Make sure that all ranks train with the same config."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ from alexlab.engine.errors import UserError
 
 
 class SameConfig(Callback):
-    """Gathers a hash of the config from all ranks at the start."""
+    """Compares a hash of the config over all ranks at the start; otherwise each would train its own way."""
 
     def __init__(self, config: DictConfig) -> None:
         self.hash = hashlib.sha256(OmegaConf.to_yaml(config, resolve=True, sort_keys=True).encode()).hexdigest()[:16]
@@ -21,9 +21,9 @@ class SameConfig(Callback):
             return
         hashes: list[str] = [""] * trainer.world_size
         dist.all_gather_object(hashes, self.hash)
-        other = [rank for rank, found in enumerate(hashes) if found != hashes[0]]
-        if other:
+        different = [str(rank) for rank, other in enumerate(hashes) if other != hashes[0]]
+        if different:
             raise UserError(
-                f"The ranks were started with different configs: {', '.join(map(str, other))} differ from rank 0 "
+                f"The ranks were started with different configs: {', '.join(different)} differ from rank 0 "
                 f"(hashes {', '.join(hashes)}). Start all of them with the same command line and files."
             )

@@ -1,4 +1,4 @@
-"""Images a second, the share of a step spent waiting for data, and what a run has done so far."""
+"""Images per second, the fraction of time spent waiting for data, and the images and seconds of the run so far."""
 
 import time
 from typing import Any
@@ -8,36 +8,45 @@ from pytorch_lightning.callbacks import Callback
 
 
 class Throughput(Callback):
-    """Logs perf/images_per_second (all devices) and perf/data_wait (0 to 1, this rank's) of each epoch, and
-    perf/images_per_second_step of the last `log_every_n_steps` optimizer steps. Beside these and each validation stand
-    perf/images and perf/seconds, the images trained on so far and the time for them, resumes included: axes for curves.
+    """Logs how fast training is, and axes for curves.
 
-    Host clocks alone, without a device sync: over a window of steps they agree with the device's.
+    Per epoch: perf/images_per_second (all devices) and perf/data_wait (0 to 1, of this rank). Every
+    `log_every_n_steps` optimizer steps: perf/images_per_second_step. With both, and with each validation:
+    perf/images and perf/seconds, the images trained on so far and the training time, earlier parts of a resumed run
+    included.
+
+    Only the host's clock is read, without a device synchronization: over a window of steps both agree.
+
+    Args:
+        global_batch: images per batch, over all devices.
     """
 
     def __init__(self, global_batch: int) -> None:
         self.global_batch = global_batch
-        self.total_images, self.total_seconds, self.total_waited = 0, 0.0, 0.0  # of whole epochs
-        self.seconds_before = 0.0  # of training, of a run that goes on
-        self.steps, self.waited, self.epoch_start, self.ended = 0, 0.0, 0.0, 0.0  # of the one that goes on
+        self.total_images, self.total_seconds, self.total_waited = 0, 0.0, 0.0  # of finished epochs
+        self.seconds_before = 0.0  # training time before the resume
+        self.batches, self.waited = 0, 0.0  # of this epoch
+        self.epoch_start = self.batch_end = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.ended = time.perf_counter()
-        self.epoch_start, self.waited, self.steps = self.ended, 0.0, 0
-        self.window_start, self.window_steps, self.logged_at = self.ended, 0, trainer.global_step
+        self.epoch_start = self.batch_end = self.window_start = time.perf_counter()
+        self.batches, self.waited = 0, 0.0
+        self.window_batches, self.logged_at = 0, trainer.global_step
 
     def so_far(self) -> dict[str, float]:
-        seconds = max(self.ended - self.epoch_start, 1e-9) if self.steps else 0.0
+        """Return images, seconds and seconds of waiting of the whole run."""
+        seconds = max(self.batch_end - self.epoch_start, 1e-9) if self.batches else 0.0
         return {
-            "images": self.total_images + self.steps * self.global_batch,
+            "images": self.total_images + self.batches * self.global_batch,
             "seconds": self.total_seconds + seconds,
             "waited": self.total_waited + min(self.waited, seconds),
         }
 
     def axes(self, ahead: int = 0) -> dict[str, float]:
-        """
+        """Return the axes for curves.
+
         Args:
-            ahead: steps that are counted already, though they have only begun.
+            ahead: batches that count already, although they have only begun.
         """
         so_far = self.so_far()
         return {"perf/images": so_far["images"] + ahead * self.global_batch, "perf/seconds": so_far["seconds"]}
@@ -46,29 +55,29 @@ class Throughput(Callback):
         return self.so_far()
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._keep(state_dict)
+        self._set_totals(state_dict)
         self.seconds_before = self.total_seconds
 
-    def _keep(self, state_dict: dict[str, float]) -> None:
-        self.total_images = int(state_dict["images"])
-        self.total_seconds, self.total_waited = state_dict["seconds"], state_dict["waited"]
+    def _set_totals(self, so_far: dict[str, float]) -> None:
+        self.total_images = int(so_far["images"])
+        self.total_seconds, self.total_waited = so_far["seconds"], so_far["waited"]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.waited += time.perf_counter() - self.ended
+        self.waited += time.perf_counter() - self.batch_end
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.steps += 1
-        self.window_steps += 1
-        self.ended = time.perf_counter()
-        done, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if done > self.logged_at and done % every == 0:
-            rate = self.window_steps * self.global_batch / (self.ended - self.window_start)
-            pl_module.log("perf/images_per_second_step", rate, prog_bar=True)
-            self.window_start, self.window_steps, self.logged_at = self.ended, 0, done
+        self.batches += 1
+        self.window_batches += 1
+        self.batch_end = time.perf_counter()
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step > self.logged_at and step % every == 0:
+            speed = self.window_batches * self.global_batch / (self.batch_end - self.window_start)
+            pl_module.log("perf/images_per_second_step", speed, prog_bar=True)
+            self.window_start, self.window_batches, self.logged_at = self.batch_end, 0, step
             self._log_axes(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,12 +89,11 @@ class Throughput(Callback):
             pl_module.log(name, value)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.steps:  # all were done before the run went on
+        if not self.batches:  # all of them were done before the resume
             return
-        seconds = max(self.ended - self.epoch_start, 1e-9)
-        pl_module.log("perf/images_per_second", self.steps * self.global_batch / seconds)
+        seconds = max(self.batch_end - self.epoch_start, 1e-9)
+        pl_module.log("perf/images_per_second", self.batches * self.global_batch / seconds)
         pl_module.log("perf/data_wait", min(1.0, self.waited / seconds))
         self._log_axes(pl_module)
-        so_far = self.so_far()
-        self._keep(so_far)
-        self.steps = 0
+        self._set_totals(self.so_far())
+        self.batches = 0

@@ -221,9 +221,11 @@ def take_up(config: DictConfig) -> None:
         summary.replace(run_dir / "summary.before.json")
     rows = 0
     if own_ckpt(config):
-        found = checkpoint.load(Path(config.ckpt_path))["alexlab"]
-        rows = found["place"]["rows"]
-        drop_later_best(run_dir / "checkpoints/best.ckpt", found["best"])
+        found = checkpoint.load(Path(config.ckpt_path))
+        position = checkpoint.position_of(found)
+        assert position is not None, "check_ckpt refuses such a checkpoint"
+        rows = position["rows"]
+        drop_later_best(run_dir / "checkpoints/best.ckpt", found["alexlab"]["best"])
     taken = metrics.cut_back(run_dir / "metrics.csv", rows)
     again = f" ({taken} rows of metrics.csv are worked out again)" if taken else ""
     print(f"run directory: {rundir.shown(run_dir)}, which goes on{again}", flush=True)

@@ -180,7 +180,7 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
         raise UserError(f"{named} holds weights alone, and training cannot go on from it: give last.ckpt.")
     checkpoint.check_classes(found, data.classes, data.root)
     check_function(named, found, model.net, config.data.image_size, same_classes=True)
-    place = found["alexlab"].get("place")
+    place = checkpoint.position_of(found)
     if place is None:
         raise UserError(
             f"{named} was written by an older version, and training cannot go on from it; a new run can start "

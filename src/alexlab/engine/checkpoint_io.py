@@ -151,6 +151,12 @@ def load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def position_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """Return where in its run a last.ckpt was written, see `callbacks/checkpointing.py`; None for weights only."""
+    older = checkpoint["alexlab"].get("place")
+    return checkpoint.get("callbacks", {}).get("Checkpointing") or older
+
+
 def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights into `net`.
 

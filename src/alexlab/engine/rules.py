@@ -49,7 +49,7 @@ RULES: dict[str, Rule] = {
     "test": SWITCH,
     "dry_run": SWITCH,
     "monitor": METRIC,
-    "on_nan": one_of("stop", "skip", "rollback"),
+    "on_nan": one_of("stop", "skip"),
     "ckpt_path": or_null(PATH),
     "resume.run": or_null(PATH),
     "resume.allow_changes": SWITCH,

@@ -1,33 +1,35 @@
-"""The batch-wise part of augmentation, on the device in one pass: float, colour noise, normalize, erase, mix."""
+"""Augmentation of whole batches on the device: colour noise, normalization, erasing, mixup and cutmix."""
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-# Principal axes (columns) of ImageNet's RGB values on a 0-1 scale, with the numbers that most code since Facebook's
-# fb.resnet.torch calls eigenvalues and multiplies the noise with, as the AlexNet paper does with eigenvalues. Whoever
-# takes the noise for a share of the spread along an axis wants its standard deviation, the eigenvalue's square root.
+# Principal axes (columns) of ImageNet's RGB values on a 0-1 scale. Most code since Facebook's fb.resnet.torch calls the
+# lengths eigenvalues and multiplies the noise with them, as the AlexNet paper does with eigenvalues. To scale noise by
+# the standard deviation along an axis, take their square roots.
 PCA_EIGENVALUES = (0.2175, 0.0188, 0.0045)
 PCA_EIGENVECTORS = (
     (-0.5675, 0.7192, 0.4009),
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
+ERASED_AREA = (0.02, 0.33)  # fraction of the image (Zhong et al. 2017)
+ERASED_ASPECT = 3.3  # height / width is between 1 / 3.3 and 3.3
 
 
 class BatchAugment:
-    """uint8 images -> what the net sees.
+    """Turn uint8 images into the network's input.
 
-    What is drawn for an image depends on (seed, epoch, batch, its place in the global batch), not on the rank, so that
-    runs on one or more devices see the same pictures. Mixing alone pairs images within a device.
+    The random numbers of an image follow from (seed, epoch, batch, position in the global batch), not from the rank:
+    runs on one or more devices see the same images. Only mixup and cutmix pair images within a device.
 
     Args:
         mean, std: of RGB on a 0-1 scale.
-        pca: standard deviation of the colour noise along each principal axis, relative to its eigenvalue (the AlexNet
-            paper: 0.1; 0 is off).
+        pca: standard deviation of the colour noise along each principal axis, relative to its eigenvalue (AlexNet
+            paper: 0.1); 0 is off.
+        erase: probability that a rectangle of 2 to 33 % of an image is replaced by the mean colour.
+        mixup, cutmix: parameter of the Beta distribution; 0 is off. With both on, each batch uses one of them.
         pca_by: "eigenvalues", or "deviations" for noise relative to their square roots, which is 2 to 15 times as much.
-        erase: probability that a rectangle of 2 to 33 % of an image becomes the mean colour.
-        mixup, cutmix: parameter of the Beta distribution; 0 is off; with both on, one is drawn for each batch.
     """
 
     def __init__(
@@ -56,50 +58,52 @@ class BatchAugment:
         self.generator = torch.Generator()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) of 0..255 -> float32 of the same shape and memory format."""
-        self._follow(images)
+        """Normalize uint8 images (B, 3, H, W) to float32 of the same shape and memory format."""
+        if self.scale.device != images.device:
+            self.scale, self.shift, self.std = (t.to(images.device) for t in (self.scale, self.shift, self.std))
         return images.float().mul_(self.scale).add_(self.shift)
 
     def __call__(
         self, images: Tensor, targets: Tensor, seed: int, rank: int = 0, world_size: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """uint8 (B, 3, H, W), int64 (B,) -> float32 (B, 3, H, W), targets: int64 (B,), or float32 (B, num_classes)
-        where images were mixed.
+        """Augment and normalize this rank's part of a batch.
 
         Args:
-            seed: of this batch, the same on all ranks.
+            images: uint8 (B, 3, H, W).
+            targets: int64 (B,).
+            seed: of the batch, the same on all ranks.
+
+        Returns:
+            Images float32 (B, 3, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.
         """
         images = self.normalize(images)
         count = len(images)
-        mine = slice(rank * count, (rank + 1) * count)
+        own = slice(rank * count, (rank + 1) * count)
         self.generator.manual_seed(seed)
         if self.pca > 0:
-            alphas = torch.randn(world_size * count, 3, generator=self.generator)[mine] * self.pca
+            alphas = torch.randn(world_size * count, 3, generator=self.generator)[own] * self.pca
             noise = (alphas @ self.axes.T).view(count, 3, 1, 1).to(images.device, non_blocking=True)
             images.add_(noise / self.std)
         if self.erase > 0:
-            draws = torch.rand(world_size * count, 5, generator=self.generator)[mine]
-            images.masked_fill_(self._rectangles(draws, images), 0.0)
+            uniform = torch.rand(world_size * count, 5, generator=self.generator)[own]
+            images.masked_fill_(self._rectangles(uniform, images), 0.0)
         if self.mix is not None and count > 1:
             images, targets = self.mix(images, targets)
         return images, targets
 
-    def _rectangles(self, draws: Tensor, images: Tensor) -> Tensor:
-        """bool (B, 1, H, W), from five uniform numbers an image: whether, area, aspect, top, left (Zhong et al. 2017:
-        areas of 2 to 33 %, aspects of 0.3 to 3.3)."""
+    def _rectangles(self, uniform: Tensor, images: Tensor) -> Tensor:
+        """Draw the pixels to erase, bool (B, 1, H, W), from five uniform numbers per image: whether to erase, area,
+        aspect, top, left."""
         height, width = images.shape[-2:]
-        area = 0.02 + draws[:, 1] * (0.33 - 0.02)
-        aspect = torch.exp((draws[:, 2] * 2 - 1) * torch.log(torch.tensor(3.3)))
+        smallest, largest = ERASED_AREA
+        area = smallest + uniform[:, 1] * (largest - smallest)
+        aspect = torch.exp((uniform[:, 2] * 2 - 1) * torch.log(torch.tensor(ERASED_ASPECT)))
         rows = (area * aspect).sqrt().clamp(max=1) * height
         columns = (area / aspect).sqrt().clamp(max=1) * width
-        top, left = draws[:, 3] * (height - rows), draws[:, 4] * (width - columns)
-        rows = torch.where(draws[:, 0] < self.erase, rows, 0.0)
+        top, left = uniform[:, 3] * (height - rows), uniform[:, 4] * (width - columns)
+        rows = torch.where(uniform[:, 0] < self.erase, rows, 0.0)
         limits = torch.stack([top, top + rows, left, left + columns], 1).to(images.device, non_blocking=True)
         y = torch.arange(height, device=images.device).view(1, 1, -1, 1)
         x = torch.arange(width, device=images.device).view(1, 1, 1, -1)
-        t, b, le, r = (limits[:, i].view(-1, 1, 1, 1) for i in range(4))
-        return (y >= t) & (y < b) & (x >= le) & (x < r)
-
-    def _follow(self, images: Tensor) -> None:
-        if self.scale.device != images.device:
-            self.scale, self.shift, self.std = (t.to(images.device) for t in (self.scale, self.shift, self.std))
+        first_row, end_row, first_column, end_column = (limits[:, i].view(-1, 1, 1, 1) for i in range(4))
+        return (y >= first_row) & (y < end_row) & (x >= first_column) & (x < end_column)

@@ -1,7 +1,8 @@
-"""Optimizer with weight decay by module type, and learning rate schedules by step."""
+"""Optimizers with parameter groups for weight decay and learning rate; learning rate schedules by step."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,53 +14,76 @@ from alexlab.engine.rules import mode_of
 from alexlab.engine.targets import locate
 from alexlab.models.introspection import head_of
 
-OWN_KEYS = (
-    "bias_lr_factor", "backbone_lr_factor", "lr", "weight_decay", "decay_norm_and_bias", "lr_reference_batch", "fused",
+# keys of conf/optimizer/*.yaml that are used here; all others are arguments of the optimizer's class
+OUR_KEYS = {
     "_target_",
-)  # fmt: skip
+    "lr",
+    "lr_reference_batch",
+    "weight_decay",
+    "decay_norm_and_bias",
+    "bias_lr_factor",
+    "backbone_lr_factor",
+    "fused",
+}
 
 
-def effective_lr(settings: dict[str, Any], batch: int) -> float:
-    """The rate that is used: `lr`, or lr * batch / lr_reference_batch (the linear rule of Goyal et al. 2017).
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What `build_optimizer` and `build_schedulers` need.
 
-    Args:
-        batch: images an optimizer step, over all devices and accumulated batches.
+    Attributes:
+        optimizer, scheduler: plain values of conf/optimizer/*.yaml and conf/scheduler/*.yaml.
+        images_per_step: images per optimizer step, over all devices and accumulated batches.
+        steps: optimizer steps of the whole run. Lightning's own estimate would load the first training batches before
+            the epoch is restored from a checkpoint.
+        steps_per_epoch: optimizer steps in a whole epoch.
     """
+
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    images_per_step: int
+    steps: int
+    steps_per_epoch: int
+
+
+def effective_lr(settings: dict[str, Any], images_per_step: int) -> float:
+    """Compute the learning rate: `lr`, or `lr * images_per_step / lr_reference_batch` (linear scaling, Goyal et al.
+    2017)."""
     reference = settings.get("lr_reference_batch")
-    return settings["lr"] * (batch / reference if reference else 1.0)
+    return settings["lr"] * (images_per_step / reference if reference else 1.0)
 
 
 def build_optimizer(
-    net: nn.Module, settings: dict[str, Any], batch: int, may_fuse: bool = True
+    net: nn.Module, settings: dict[str, Any], images_per_step: int, may_fuse: bool = True
 ) -> torch.optim.Optimizer:
-    """`settings` is conf/optimizer/*.yaml: `_target_` names the class, what is not ours goes to it as it is.
+    """Build the optimizer of conf/optimizer/*.yaml: `_target_` is its class, unknown keys are arguments of the class.
 
     Args:
-        may_fuse: what `fused: auto` means here.
+        may_fuse: what `fused: auto` means.
 
     Raises:
-        UserError: a class from elsewhere than `targets.ALLOWED`, or one that refuses a setting.
+        UserError: `_target_` is not allowed, or the class refuses a setting.
     """
     cls = locate(settings["_target_"])
-    lr, decay = effective_lr(settings, batch), settings.get("weight_decay", 0.0)
-    groups = decay_groups(net, decay, settings.get("decay_norm_and_bias", False))
-    groups = split_rates(groups, net, lr, settings.get("bias_lr_factor", 1.0), settings.get("backbone_lr_factor", 1.0))
-    extra = {key: value for key, value in settings.items() if key not in OWN_KEYS}
+    lr, weight_decay = effective_lr(settings, images_per_step), settings.get("weight_decay", 0.0)
+    groups = decay_groups(net, weight_decay, settings.get("decay_norm_and_bias", False))
+    groups = lr_groups(groups, net, lr, settings.get("bias_lr_factor", 1.0), settings.get("backbone_lr_factor", 1.0))
+    arguments = {key: value for key, value in settings.items() if key not in OUR_KEYS}
     if "fused" in settings:
-        extra["fused"] = may_fuse if settings["fused"] == "auto" else settings["fused"]
+        arguments["fused"] = may_fuse if settings["fused"] == "auto" else settings["fused"]
     try:
-        return cls(groups, lr=lr, **extra)
+        return cls(groups, lr=lr, **arguments)
     except (TypeError, ValueError) as error:
-        shown = ", ".join(f"optimizer.{key}={value}" for key, value in extra.items())
+        shown = ", ".join(f"optimizer.{key}={value}" for key, value in arguments.items())
         raise UserError(
-            f"{settings['_target_']} does not take these settings ({shown}): {error}. A key is taken out with "
-            f"~optimizer.{next(iter(extra), 'KEY')}."
+            f"{settings['_target_']} does not take these settings ({shown}): {error}. Remove a key with "
+            f"~optimizer.{next(iter(arguments), 'KEY')}."
         ) from error
 
 
 def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Parameter groups: weights of convolutions, linear layers and embeddings decay; biases, and all parameters of
-    other modules (normalization, scales), only with `decay_norm_and_bias`."""
+    """Group parameters by weight decay: the weights of convolutions, linear layers and embeddings have it; biases and
+    the parameters of other modules (normalization, scales) only with `decay_norm_and_bias`."""
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
     seen: set[int] = set()
     weighted = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
@@ -74,67 +98,86 @@ def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool)
     return [{"params": ps, "weight_decay": decays_by[name], "name": name} for name, ps in groups.items() if ps]
 
 
-def split_rates(
+def lr_groups(
     groups: list[dict[str, Any]], net: nn.Module, lr: float, bias_factor: float, backbone_factor: float
 ) -> list[dict[str, Any]]:
-    """`groups` with rates of their own for biases, and for all that is not the head, where their factor is not 1."""
+    """Split groups whose parameters have different learning rates: biases have `lr * bias_factor`, all parameters
+    outside of the head `lr * backbone_factor`, and biases outside of the head both factors."""
     biases = {id(p) for name, p in net.named_parameters() if bias_factor != 1 and name.endswith("bias")}
     head = {id(p) for p in head_of(net).parameters()} if backbone_factor != 1 else None
-    parts: list[dict[str, Any]] = []
-    for slow in (False, True):
-        for bias in (False, True):
+    split: list[dict[str, Any]] = []
+    for in_backbone in (False, True):
+        for is_bias in (False, True):
             for group in groups:
-                mine = [
+                params = [
                     p
                     for p in group["params"]
-                    if (id(p) in biases) == bias and (head is not None and id(p) not in head) == slow
+                    if (id(p) in biases) == is_bias and (head is not None and id(p) not in head) == in_backbone
                 ]
-                name = group["name"] + ("_bias" if bias else "") + ("_backbone" if slow else "")
-                rate = lr * (bias_factor if bias else 1) * (backbone_factor if slow else 1)
-                if mine:
-                    own = {"lr": rate} if rate != lr else {}
-                    parts.append({**group, "params": mine, "name": name, **own})
-    return parts
+                if not params:
+                    continue
+                name = group["name"] + ("_bias" if is_bias else "") + ("_backbone" if in_backbone else "")
+                group_lr = lr * (bias_factor if is_bias else 1) * (backbone_factor if in_backbone else 1)
+                own = {"lr": group_lr} if group_lr != lr else {}
+                split.append({**group, "params": params, "name": name, **own})
+    return split
 
 
 def warmup_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
-    """Optimizer steps of the warm-up of conf/scheduler/*.yaml."""
+    """Compute the optimizer steps of the warm-up in conf/scheduler/*.yaml."""
     return round(settings["warmup"] * (steps_per_epoch if settings["unit"] == "epoch" else 1))
 
 
 def build_schedulers(
-    optimizer: torch.optim.Optimizer, settings: dict[str, Any], steps: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+    steps: int,
+    steps_per_epoch: int,
+    check_val_every_n_epoch: int = 1,
 ) -> list[dict[str, Any]]:
-    """Lightning's list of schedulers for conf/scheduler/*.yaml; the rate is logged under "lr".
+    """Build Lightning's list of schedulers for conf/scheduler/*.yaml. The learning rate is logged as "lr".
 
     Args:
         steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps in a whole epoch, also where the run ends before one.
+        steps_per_epoch: optimizer steps in a whole epoch, even if the run stops within its first.
+        check_val_every_n_epoch: a plateau needs a validation.
     """
-    name = settings["name"]
-    unit = steps_per_epoch if settings["unit"] == "epoch" else 1
     warmup = warmup_steps(settings, steps_per_epoch)
-    if name == "plateau":
-        plateau = ReduceLROnPlateau(
-            optimizer, mode=mode_of(settings["monitor"]), factor=settings["factor"], patience=settings["patience"],
-            min_lr=settings["min_lr"],
-        )  # fmt: skip
-        schedulers: list[dict[str, Any]] = [
-            {"scheduler": plateau, "interval": "epoch", "monitor": settings["monitor"], "name": "lr"}
-        ]
-        if warmup:  # both multiply the current rate, so they compose
-            ramp = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-            schedulers.append({"scheduler": ramp, "interval": "step", "name": "lr-warmup"})
-        return schedulers
-    factor = factor_of(settings, steps, unit, warmup)
-    return [{"scheduler": LambdaLR(optimizer, factor), "interval": "step", "name": "lr"}]
+    if settings["name"] != "plateau":
+        factor = lr_factor(settings, steps, steps_per_epoch if settings["unit"] == "epoch" else 1, warmup)
+        return [{"scheduler": LambdaLR(optimizer, factor), "interval": "step", "name": "lr"}]
+    plateau = ReduceLROnPlateau(
+        optimizer,
+        mode=mode_of(settings["monitor"]),
+        factor=settings["factor"],
+        patience=settings["patience"],
+        min_lr=settings["min_lr"],
+    )
+    schedulers: list[dict[str, Any]] = [
+        {
+            "scheduler": plateau,
+            "interval": "epoch",
+            "frequency": check_val_every_n_epoch,
+            "monitor": settings["monitor"],
+            "name": "lr",
+        }
+    ]
+    if warmup:  # both multiply the current learning rate, so they combine
+        ramp = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+        schedulers.append({"scheduler": ramp, "interval": "step", "name": "lr-warmup"})
+    return schedulers
 
 
-def factor_of(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> Callable[[int], float]:
-    """step -> factor on the rate; step 0 is the first. Warm-up rises linearly from 1 / (warmup + 1)."""
+def lr_factor(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> Callable[[int], float]:
+    """Return the function from step (0 is the first) to the factor on the learning rate. The warm-up rises linearly
+    from 1 / (warmup + 1).
+
+    Args:
+        unit: optimizer steps in one unit of the settings' lengths.
+    """
     name, floor = settings["name"], settings.get("min_factor", 0.0)
     span = max(1, steps - warmup)
-    edges = [round(edge * unit) for edge in settings.get("milestones", [])]
+    milestones = [round(milestone * unit) for milestone in settings.get("milestones", [])]
     period = max(1, round(settings.get("step_size", 1) * unit))
     gamma = settings.get("gamma", 0.1)
 
@@ -149,7 +192,7 @@ def factor_of(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> C
         if name == "step":
             return gamma ** (step // period)
         if name == "multistep":
-            return gamma ** sum(step >= edge for edge in edges)
+            return gamma ** sum(step >= milestone for milestone in milestones)
         assert name == "constant", name
         return 1.0
 
@@ -157,7 +200,7 @@ def factor_of(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> C
 
 
 def state_tensors(settings: dict[str, Any]) -> int:
-    """Tensors of a parameter's size that the optimizer keeps for each: 1 for SGD with momentum, 2 for AdamW."""
+    """Count the tensors that the optimizer stores for each parameter: 1 for SGD with momentum, 2 for AdamW."""
     net = nn.Linear(2, 3, bias=False)
     optimizer = build_optimizer(net, settings, 1, may_fuse=False)
     net(torch.ones(1, 2)).sum().backward()

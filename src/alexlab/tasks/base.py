@@ -1,0 +1,323 @@
+"""The base class of tasks: metrics, best values, broken images, checkpoint contents, and workarounds for Lightning.
+
+A task that overrides one of the hooks below must call `super()`.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.strategies import FSDPStrategy
+from pytorch_lightning.utilities import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MetricCollection
+
+from alexlab.data.dataset import Batch
+from alexlab.data.sample_rng import mix
+from alexlab.engine.errors import UserError
+from alexlab.engine.rules import mode_of
+from alexlab.tasks.augment import BatchAugment
+from alexlab.tasks.metrics import LossAndAccuracy
+
+Stage = Literal["train", "val", "test"]
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a task needs to know about its run.
+
+    Attributes:
+        class_names: readable names of the classes, in the order of the logits.
+        seed: of augmentation and dropout.
+        monitor: the validation metric that decides which weights are the best, such as "val/acc1".
+        max_bad: how many broken images may be skipped, of all splits together; None is no limit.
+        channels_last: whether the network runs in channels-last memory format.
+        provenance: plain values for each checkpoint: config, class names, fingerprint of the images.
+    """
+
+    class_names: Sequence[str] = ()
+    seed: int = 0
+    monitor: str = "val/acc1"
+    max_bad: int | None = None
+    channels_last: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class BaseTask(pl.LightningModule):
+    """A task calls `update_metrics` in each step; this class logs the metrics and remembers the best validation.
+
+    Args:
+        net: the network; a checkpoint's weights are its state dict, with the prefix "net.".
+        augment: uint8 images -> float images, on the device.
+        metrics: further torchmetrics beside loss, acc1 and acc5.
+        run: what the task must know about its run.
+
+    Attributes:
+        best, best_epoch: all validation metrics of the epoch with the best `monitor`, and its number, from 1.
+        improved: whether the last validation was the best so far, so that best.ckpt must be written.
+        skipped: path -> reason of each broken image that was skipped.
+        ignores_nonfinite_loss: whether training metrics ignore batches with a NaN or infinite loss (on_nan=skip).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        augment: BatchAugment,
+        metrics: MetricCollection | None = None,
+        run: RunInfo | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.augment = augment
+        self.run = run or RunInfo()
+        self.class_names = list(self.run.class_names)
+        if self.run.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        # plain dicts: as submodules they would be rounded to bfloat16 with the weights by trainer.precision=bf16-true
+        self.loss_and_accuracy = {stage: LossAndAccuracy() for stage in STAGES}
+        self.metrics = {stage: metrics.clone() for stage in STAGES} if metrics is not None else {}
+        self.ignores_nonfinite_loss, self.nonfinite_losses = False, 0
+        self.skipped: dict[str, str] = {}
+        self.best: dict[str, float] = {}
+        self.best_epoch: int | None = None
+        self.improved = False
+
+    # -- from a batch to what the network sees
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch and note its broken images. Lightning's own search for tensors in a batch takes 0.2 ms."""
+        self.note_skipped(batch.skipped)
+        return batch.to(device)
+
+    def augmented(self, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Augment training batch `batch_idx` of this epoch, see `BatchAugment`. The random numbers follow from seed,
+        epoch, batch and rank, so that a resumed run draws the same ones, for dropout too."""
+        batch_seed = mix(self.run.seed, self.current_epoch, batch_idx)
+        reseed(mix(batch_seed, self.global_rank), self.device)
+        images, targets = self.augment(images, targets, batch_seed, self.global_rank, self.trainer.world_size)
+        return self._as_input(images), targets
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Convert uint8 images (B, 3, H, W) of an evaluation to what the network takes."""
+        return self._as_input(self.augment.normalize(images))
+
+    def _as_input(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.run.channels_last else torch.contiguous_format
+        return images.to(self.dtype).contiguous(memory_format=layout)  # float32, except for trainer.precision=*-true
+
+    def zero_loss(self) -> Tensor:
+        """Return a loss for a batch without images: all ranks must take part in the backward pass."""
+        return cast(Tensor, sum(parameter.sum() for parameter in self.net.parameters()) * 0.0)
+
+    # -- metrics
+
+    def update_metrics(self, stage: Stage, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Add a batch to the metrics of a stage.
+
+        Args:
+            logits: (B, C).
+            targets: int64 (B,), or class probabilities (B, C), of which the largest counts as the label.
+            loss: the mean loss of the batch.
+        """
+        if stage == "train" and self.ignores_nonfinite_loss and not torch.isfinite(loss):
+            self.nonfinite_losses += 1
+            return
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        self.loss_and_accuracy[stage].update(logits, labels, loss)
+        if self.metrics:
+            self.metrics[stage].update(logits.detach(), labels)
+
+    def reset_metrics(self, stage: Stage) -> None:
+        sums = self.loss_and_accuracy[stage]
+        if self.device.type == "mps":  # has no float64
+            sums.set_dtype(torch.float32)
+        sums.to(self.device).reset()
+        if self.metrics:
+            self.metrics[stage].to(self.device).reset()
+
+    def log_metrics(self, stage: Stage) -> dict[str, float]:
+        """Log the metrics of an epoch over all ranks, and return them under their logged names.
+
+        Raises:
+            UserError: no image could be read, the loss is NaN or infinite, or a metric gives more than one number.
+        """
+        with warnings.catch_warnings():  # no images in this process is nothing to warn about
+            warnings.filterwarnings("ignore", message=".*method of metric .* was called before the ``update`` method")
+            means = self.loss_and_accuracy[stage].compute()
+            further = self.metrics[stage].compute() if self.metrics else {}
+        if not means and self._has_nonfinite_losses(stage):
+            return {}
+        if not means:
+            example = next(iter(self.skipped.values()), "none")
+            raise UserError(
+                f"No image of {stage} could be read: data.on_error=skip skipped all of them, such as {example}."
+            )
+        if not math.isfinite(means["loss"]):
+            raise UserError(
+                f"{stage}/loss became {means['loss']} in epoch {self.current_epoch + 1}: lower optimizer.lr, clip with "
+                "trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
+            )
+        for name, value in further.items():
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise UserError(
+                    f"The metric {name} gives {_shape(value)}, and must give one number: average it over the classes, "
+                    "as torchmetrics do with average='macro'."
+                )
+            means[name] = float(value)
+        logged = {f"{stage}/{name}": value for name, value in means.items()}
+        for name, value in logged.items():
+            self.log(name, value, prog_bar=stage == "val")
+        return logged
+
+    def _has_nonfinite_losses(self, stage: Stage) -> bool:
+        """Check on all ranks whether batches were ignored; an epoch in which all images are broken is an error."""
+        if stage != "train" or not self.ignores_nonfinite_loss:
+            return False
+        count = torch.tensor(float(self.nonfinite_losses), device=self.device)
+        return bool(self.trainer.strategy.reduce(count, reduce_op="sum") > 0) or not self.skipped
+
+    def on_train_epoch_start(self) -> None:
+        self.reset_metrics("train")
+        self.nonfinite_losses = 0
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if stepped and self.global_step % every == 0:
+            # NaN of a window without images is logged too: without a value, Lightning logs the one before again
+            for name, value in self.loss_and_accuracy["train"].window_means().items():
+                self.log(f"train/{name}_step", value, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.share_buffers()  # for last.ckpt, as not every epoch is validated
+        self.log_metrics("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self.reset_metrics("val")
+        self.share_buffers()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics and compare them with the best. Callbacks' hooks run before this one, so none can do it."""
+        self.share_skipped()
+        logged = self.log_metrics("val")
+        if self.trainer.sanity_checking:
+            return
+        monitor = self.run.monitor
+        if monitor not in logged:
+            raise UserError(f"monitor={monitor} is not a metric of the validation, which are {', '.join(logged)}.")
+        sign = 1 if mode_of(monitor) == "max" else -1
+        self.improved = not self.best or sign * logged[monitor] > sign * self.best[monitor]
+        if self.improved:
+            self.best, self.best_epoch = logged, self.trainer.fit_loop.epoch_progress.current.ready
+        for name, value in self.best.items():
+            self.log(f"{name}_best", value)
+
+    def on_test_epoch_start(self) -> None:
+        self.reset_metrics("test")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_metrics("test")
+
+    # -- what the ranks share
+
+    def share_buffers(self) -> None:
+        """Average BatchNorm's statistics over the ranks, once per validation instead of at each step."""
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))
+
+    def note_skipped(self, skipped: dict[str, str]) -> None:
+        """Add broken images to `skipped`.
+
+        Raises:
+            UserError: there are more than `max_bad`.
+        """
+        if not skipped:
+            return
+        self.skipped.update(skipped)
+        if self.run.max_bad is not None and len(self.skipped) > self.run.max_bad:
+            some = ", ".join(list(self.skipped.values())[:5])
+            raise UserError(
+                f"{len(self.skipped)} images are broken, more than data.max_bad={self.run.max_bad}: {some}, ... Repair "
+                "or remove them, or raise data.max_bad; null is no limit."
+            )
+
+    def share_skipped(self) -> None:
+        """Tell all ranks about the broken images of each."""
+        if self.trainer.world_size > 1:
+            gathered: list[dict[str, str]] = [{}] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, self.skipped)
+            self.note_skipped({path: why for skipped in gathered for path, why in skipped.items()})
+
+    # -- optimizer and checkpoints
+
+    def on_train_start(self) -> None:
+        """Recompute the learning rate: a checkpoint has the one of its own schedule, which is wrong if
+        trainer.max_epochs was changed."""
+        for entry in self.trainer.lr_scheduler_configs:
+            schedule = entry.scheduler
+            if isinstance(schedule, LambdaLR):
+                groups = schedule.optimizer.param_groups
+                for group, base_lr, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                    group["lr"] = base_lr * factor(schedule.last_epoch)
+
+    @property
+    def clips_scaled_gradients(self) -> bool:
+        """Whether 16-mixed clips gradients. A fused optimizer undoes the loss scaling within its step: too late."""
+        return self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip as Lightning does, also for FSDP, and for bf16 with a fused optimizer: Lightning refuses that, although
+        only 16-mixed scales the loss."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            sharded: Any = self.trainer.strategy.model
+            if gradient_clip_val:
+                sharded.clip_grad_norm_(gradient_clip_val)  # the norm of all shards together
+        elif isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the run's provenance and the best metrics, and to best.ckpt the averaged weights that were validated:
+        Lightning calls no callback for a checkpoint of weights only."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging) and "current_model_state" not in checkpoint:
+                callback.on_save_checkpoint(self.trainer, self, checkpoint)
+                for key in ("current_model_state", "averaging_state"):
+                    checkpoint.pop(key, None)
+        checkpoint["alexlab"] = {**self.run.provenance, "best": self.best, "best_epoch": self.best_epoch}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set the attribute that Lightning sets forty times per step without nn.Module's checks (4 microseconds each).
+        If Lightning renames it, only this speed is lost."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed the generators that dropout and mixing use. torch.manual_seed takes 131 microseconds for it."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def _shape(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
