@@ -47,7 +47,7 @@ from alexlab.engine.checkpoint_io import AtomicCheckpointIO
 from alexlab.engine.config import look_up
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.errors import UserError
-from alexlab.engine.schema import TrainConfig, mode_of
+from alexlab.engine.schema import OWN_TRAINER_KEYS, TrainConfig, mode_of
 from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.models.introspection import head_of
 from alexlab.tasks import optimizers
@@ -59,10 +59,6 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB on a 0-1 scale
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-# keys of the group `trainer` that Lightning's Trainer does not get as they are
-OWN_TRAINER_KEYS = (
-    "strategy", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port", "precision", "devices", "num_nodes",
-)  # fmt: skip
 
 
 @dataclass
@@ -168,7 +164,7 @@ def build_task(config: Any, data: ImageFolders, kind: str, plan: Plan | None = N
     if plan is not None:
         if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
             head_of(net, num_classes)
-        optimizer = {**config.optimizer.model_dump(), "backbone_lr_factor": config.finetune.backbone_lr_factor}
+        optimizer = {**config.optimizer.model_dump(exclude_unset=True), "backbone_lr_factor": config.finetune.backbone_lr_factor}
         optimizers.build_optimizer(net, optimizer, plan.step_images)
         settings = OptimizerSettings(
             optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch
@@ -324,7 +320,7 @@ def build_trainer(
         net_type: class of the network, which FSDP shards as one unit.
     """
     t, path = config.trainer, Path(config.run_dir)
-    settings = {key: v for key, v in t.model_dump(exclude_unset=True).items() if key not in OWN_TRAINER_KEYS}
+    settings = {key: value for key, value in t.model_dump().items() if key not in OWN_TRAINER_KEYS}
     settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
     settings["devices"] = t.devices if isinstance(t.devices, list) else devices.local
     settings["num_nodes"] = devices.nodes

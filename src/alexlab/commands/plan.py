@@ -86,7 +86,7 @@ def make_plan(config: Any, world_size: int, images: Images) -> Plan:
         steps=min(ends),
         warmup=optimizers.warmup_steps(config.scheduler.model_dump(), steps_per_epoch),
         unseen=images["train"] - batches * batch,
-        lr=optimizers.effective_lr(config.optimizer.model_dump(), step_images),
+        lr=optimizers.effective_lr(config.optimizer.model_dump(exclude_unset=True), step_images),
     )
 
 
@@ -106,7 +106,7 @@ def _limited(batches: int, key: str, limit: "int | float | None") -> int:
 
 def checkpoint_bytes(net: nn.Module, config: Any) -> dict[str, int]:
     """Estimate the size of each checkpoint file in bytes."""
-    states = optimizers.state_tensors(config.optimizer.model_dump())
+    states = optimizers.state_tensors(config.optimizer.model_dump(exclude_unset=True))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
     averages = weights if config.ema.decay is not None else 0
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
@@ -116,7 +116,7 @@ def checkpoint_bytes(net: nn.Module, config: Any) -> dict[str, int]:
 
 def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Module, classes: list[str]) -> None:
     """Print what `dry_run=true` shows."""
-    settings = config.optimizer.model_dump()
+    settings = config.optimizer.model_dump(exclude_unset=True)
     parameters = sum(p.numel() for p in net.parameters())
     size = checkpoint_bytes(net, config)
     reference = settings.get("lr_reference_batch")
