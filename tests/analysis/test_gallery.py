@@ -1,9 +1,8 @@
-"""What is chosen for a run's figures, and where its numbers come from."""
+"""The figures of a run: what they show, and where the numbers come from."""
 
 import csv
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from alexlab.analysis import drawing as figures
-from alexlab.analysis import gallery, plots
+from alexlab.analysis import drawing, gallery, plots
 from alexlab.commands import train as run
 from alexlab.data import folder as index
 from alexlab.engine.devices import Devices
@@ -37,7 +35,7 @@ def test_the_head_gives_the_logits(name: str) -> None:
     assert (head.out_channels if isinstance(head, nn.Conv2d) else head.out_features) == 7
 
 
-def test_the_head_of_timms_networks_and_of_none() -> None:
+def test_the_head_of_timms_networks_and_of_networks_without_one() -> None:
     timm = pytest.importorskip("timm")
     net = timm.create_model("mobilenetv4_conv_small", num_classes=7)
     assert head_of(net) is net.get_classifier()
@@ -51,8 +49,8 @@ def test_the_head_of_timms_networks_and_of_none() -> None:
         head_of(nn.Identity())
 
 
-def test_the_papers_filters_come_in_two_groups() -> None:
-    """Its second convolution sees 48 of the 96 maps in each half."""
+def test_alexnets_filters_are_drawn_in_two_groups() -> None:
+    """The second convolution of the paper has two groups, which see 48 of the 96 maps each."""
     for net, maps, groups in [
         (AlexNet(5), 96, 2),
         (torchvision.models.alexnet(), 64, 1),
@@ -64,19 +62,19 @@ def test_the_papers_filters_come_in_two_groups() -> None:
     assert first_convolution(nn.Linear(2, 2)) is None
 
 
-def test_filters_have_their_own_contrast_and_zero_is_grey() -> None:
+def test_each_filter_is_scaled_by_its_largest_weight_and_zero_is_grey() -> None:
     weights = np.zeros((96, 3, 11, 11), dtype=np.float32)
     weights[48, 0, 0, 0], weights[48, 1, 0, 0] = 0.02, -0.01
-    sheet = np.asarray(figures.filters(weights, 2)).astype(int)
+    sheet = np.asarray(drawing.filters(weights, 2)).astype(int)
     size = 11 * 4
-    height = 3 * (size + figures.GAP) + 3 * figures.GAP  # of a group: three rows of sixteen
-    assert sheet.shape[1] == 16 * (size + figures.GAP) + figures.GAP
-    first = sheet[figures.GAP + height, figures.GAP]
+    height = 3 * (size + drawing.GAP) + 3 * drawing.GAP  # of a group: three rows of sixteen tiles
+    assert sheet.shape[1] == 16 * (size + drawing.GAP) + drawing.GAP
+    first = sheet[drawing.GAP + height, drawing.GAP]
     assert np.abs(first - [255, 127.5 - 63.75, 127.5]).max() <= 1
-    assert np.abs(sheet[figures.GAP, figures.GAP] - 127.5).max() <= 1
-    assert (sheet[height - 2 * figures.GAP : height] == 255).all(), "a gap between the groups"
-    grey = np.asarray(figures.filters(np.ones((4, 1, 3, 3), dtype=np.float32)))
-    assert (grey[figures.GAP, figures.GAP] == 255).all()
+    assert np.abs(sheet[drawing.GAP, drawing.GAP] - 127.5).max() <= 1
+    assert (sheet[height - 2 * drawing.GAP : height] == 255).all(), "a gap between the groups"
+    grey = np.asarray(drawing.filters(np.ones((4, 1, 3, 3), dtype=np.float32)))
+    assert (grey[drawing.GAP, drawing.GAP] == 255).all()
 
 
 def test_neighbours_are_the_nearest_in_the_last_hidden_layer() -> None:
@@ -89,25 +87,25 @@ def test_neighbours_are_the_nearest_in_the_last_hidden_layer() -> None:
     assert gallery.nearest(torch.tensor(queries), torch.tensor(among[:2]), 4)[1].shape == (3, 2)
 
 
-def test_what_the_net_makes_of_an_image(shapes: Path) -> None:
+def test_probabilities_and_features_are_those_of_the_network(shapes: Path) -> None:
     net = AlexNet(10).eval()
     transform = EvalTransform(64, 0.875, MEAN, STD)
-    looker = gallery.Looker(Trained(net, transform, list("abcdefghij")), torch.device("cpu"))
+    extractor = gallery.FeatureExtractor(Trained(net, transform, list("abcdefghij")), torch.device("cpu"))
     val = index.scan(shapes / "val")
-    numbers, pixels = looker.read(val, [0, 3])
+    numbers, pixels = extractor.read(val, [0, 3])
     assert numbers == [0, 3]
-    probabilities, hidden = looker.look(pixels)
+    probabilities, hidden = extractor.predict(pixels)
     with torch.no_grad():
         images = torch.stack([transform(val.path(i)) for i in numbers])
         assert probabilities == pytest.approx(net(images).softmax(1), abs=1e-6)
         before_last: list[torch.Tensor] = []
-        net.classifier[-2].register_forward_hook(lambda _, given, out: before_last.append(out))
+        net.classifier[-2].register_forward_hook(lambda _, inputs, out: before_last.append(out))
         net(images)
         assert hidden == pytest.approx(before_last[-1], abs=1e-5)
     assert hidden.shape == (2, 4096)
 
 
-def test_images_lie_at_even_distances_and_broken_ones_are_left_out(shapes: Path, tmp_path: Path) -> None:
+def test_images_are_evenly_spaced_and_broken_ones_are_skipped(shapes: Path, tmp_path: Path) -> None:
     val = index.scan(shapes / "val")
     assert len({int(val.targets[i]) for i in gallery.spread(val, 8)}) == 8
     assert gallery.spread(val, 1000) == list(range(len(val)))
@@ -117,8 +115,9 @@ def test_images_lie_at_even_distances_and_broken_ones_are_left_out(shapes: Path,
     (folder / "whole.jpg").write_bytes(Path(val.path(0)).read_bytes())
     (tmp_path / "b").mkdir()
     (tmp_path / "b/broken.jpg").write_bytes(b"no")
-    looker = gallery.Looker(Trained(AlexNet(2), EvalTransform(64, 1.0, MEAN, STD), ["a", "b"]), torch.device("cpu"))
-    assert looker.read(index.scan(tmp_path), [0, 1, 2])[0] == [1]
+    trained = Trained(AlexNet(2), EvalTransform(64, 1.0, MEAN, STD), ["a", "b"])
+    extractor = gallery.FeatureExtractor(trained, torch.device("cpu"))
+    assert extractor.read(index.scan(tmp_path), [0, 1, 2])[0] == [1]
 
 
 def write_metrics(path: Path, rows: list[dict]) -> Path:
@@ -148,33 +147,34 @@ def test_curves_are_drawn_over_epochs(tmp_path: Path) -> None:
     assert sheet is not None
     assert sheet.width == pytest.approx(3 * sheet.height * 4.4 / 3.5, rel=0.01), "three panels"
     cut = write_metrics(tmp_path / "cut.csv", [*rows, {"epoch": 5, "step": 44, "val/loss": 1.0, "val/acc1": 0.3}])
-    assert plots.Curves(cut).line("val/acc1")[0].tolist() == [1, 2, 3, 4, 4.5], "ended within its fifth epoch"
+    assert plots.Curves(cut).line("val/acc1")[0].tolist() == [1, 2, 3, 4, 4.5], "stopped within the fifth epoch"
     assert plots.Curves(cut, epoch_steps=10).unit == "epoch"
     below = plots.Curves(path, epoch_steps=50)
     assert (below.unit, below.line("val/acc1")[0].tolist()) == ("step", [10, 20, 30, 40]), "no epoch was finished"
-    only_rate = write_metrics(tmp_path / "rate.csv", rows[:3])
-    assert plots.Curves(only_rate).unit == "step"
-    assert plots.curves(only_rate) is not None
+    only_lr = write_metrics(tmp_path / "lr.csv", rows[:3])
+    assert plots.Curves(only_lr).unit == "step"
+    assert plots.curves(only_lr) is not None
     assert plots.curves(write_metrics(tmp_path / "empty.csv", [{"step": 1, "epoch": 0}])) is None
 
 
 def coloured(sheet: Image.Image, colour: str, over: float = 1.0) -> int:
-    """Pixels of a colour, drawn over white with that opacity."""
+    """Count the pixels of a colour that was drawn over white with this opacity."""
     rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
     return int((np.abs(np.asarray(sheet).astype(float) - (255 - over * (255 - rgb))).max(2) < 3).sum())
 
 
-def test_the_true_class_has_its_own_colour() -> None:
+def test_the_bar_of_the_true_class_has_another_colour() -> None:
     white = np.full((32, 32, 3), 255, dtype=np.uint8)
     names = ["cat", "dog", "a very long name of a class with $", "cow", "owl"]
-    shares = [0.6, 0.2, 0.1, 0.05, 0.05]
-    sheet = plots.top5([white], ["dog"], [list(zip(names, shares, strict=True))])
+    probabilities = [0.6, 0.2, 0.1, 0.05, 0.05]
+    sheet = plots.top5([white], ["dog"], [list(zip(names, probabilities, strict=True))])
     right, other = coloured(sheet, plots.RIGHT, 0.65), coloured(sheet, plots.OTHER, 0.65)
-    assert other / right == pytest.approx(0.8 / 0.2, rel=0.5), "bars as long as their probabilities, under their words"
-    assert coloured(plots.top5([white], ["fox"], [list(zip(names, shares, strict=True))]), plots.RIGHT, 0.65) == 0
+    assert other / right == pytest.approx(0.8 / 0.2, rel=0.5), "bars as long as their probabilities, below their text"
+    wrong = plots.top5([white], ["fox"], [list(zip(names, probabilities, strict=True))])
+    assert coloured(wrong, plots.RIGHT, 0.65) == 0
 
 
-def test_accuracy_by_class_of_few_and_of_many() -> None:
+def test_accuracy_per_class_of_few_and_of_many_classes() -> None:
     two = plots.per_class([1.0, 0.5, None], ["cat", "dog", "none"])
     many = plots.per_class(np.linspace(0, 1, 1000).tolist(), [f"class {i}" for i in range(1000)])
     assert two.width == many.width
@@ -183,7 +183,7 @@ def test_accuracy_by_class_of_few_and_of_many() -> None:
     assert coloured(two, plots.OTHER) > 1000
 
 
-def test_figures_py_draws_all_of_a_run(shapes: Path, tmp_path: Path) -> None:
+def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert tiny_train(shapes, folder, "trainer.precision=32-true").returncode == 0
     assert not (folder / "figures").exists()
@@ -202,7 +202,7 @@ def test_figures_py_draws_all_of_a_run(shapes: Path, tmp_path: Path) -> None:
     assert summary["status"] == "finished"
 
 
-def test_figures_that_fail_are_told_and_the_run_is_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_figures_that_cannot_be_drawn_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
     config = OmegaConf.create({"run_dir": str(tmp_path), "monitor": "val/acc1"})
@@ -211,8 +211,7 @@ def test_figures_that_fail_are_told_and_the_run_is_well(tmp_path: Path, caplog: 
     assert "some figures could not be drawn (" in caplog.text
 
 
-def test_curves_of_a_file_that_is_no_runs(tmp_path: Path) -> None:
-    """Texts, other columns and nan are left out of it; `figures.py` draws what there is."""
+def test_curves_of_a_damaged_file_are_drawn_without_what_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(
         "epoch,step,val/loss,val/acc1,lr\nx,y,z,w,v\n0,9,1.5,nan,x\n-1,9,1,1\n1,1e400,2,2\n1,19,text,nan,0.1,7\n"
@@ -220,9 +219,6 @@ def test_curves_of_a_file_that_is_no_runs(tmp_path: Path) -> None:
     read = plots.Curves(path, "x")  # type: ignore[arg-type]
     assert read.line("val/loss")[1].tolist() == [1.5]
     assert plots.curves(path, "val/acc1") is not None
-    path.write_text('a,"' + "b" * 200_000)
-    with pytest.raises(UserError, match=r"metrics.csv is not a run's \(field larger than"):
-        plots.Curves(path)
-    os.truncate(path, 2**27)
-    with pytest.raises(UserError, match=r"metrics.csv has more than 67108864 bytes, and is not a run's"):
+    path.write_text('a,"' + "b" * 200_000 + "\n")
+    with pytest.raises(UserError, match=r"metrics.csv is not a run's: field larger than"):
         plots.Curves(path)

@@ -1,5 +1,7 @@
-"""Pictures for the run's `figures/`, pixel by pixel with Pillow: tiles of images with captions, filters, a confusion
-matrix. `plots.py` has the others."""
+"""Figures that Pillow draws pixel by pixel: tiles of images with captions, filters, a confusion matrix.
+
+Unlike `plots.py` this does not import Matplotlib, which takes half a second.
+"""
 
 import functools
 import importlib.util
@@ -10,16 +12,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 4  # pixels between tiles
-TEXT = 12  # pixels, the size of the type
-INK, PAPER, FULL = (20, 20, 20), (255, 255, 255), np.array([8, 69, 148])  # FULL: a cell that holds its whole row
+TEXT = 12  # font size in pixels
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+FULL = np.array([8, 69, 148])  # colour of a cell of the confusion matrix that contains its whole row
 
 
 def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), columns: int = 4) -> Image.Image:
-    """Images side by side, each over its lines of caption.
+    """Draw images side by side, each above the lines of its caption.
 
     Args:
-        images: uint8 (H, W, 3), all of one size; small ones are enlarged to whole multiples.
-        captions: lines for each image, all of one count; none for no captions.
+        images: uint8 (H, W, 3), all of one size; small ones are enlarged by a whole factor.
+        captions: the lines of each image, equally many for all; empty for no captions.
     """
     height, width = images[0].shape[:2]
     times = max(1, 144 // max(height, width))
@@ -44,13 +47,13 @@ def confusion(
     classes: int | None = None,
     of: str | None = None,
 ) -> Image.Image:
-    """The matrix as squares, the darker the larger their share of the row.
+    """Draw a confusion matrix as squares: the larger the fraction of its row, the darker.
 
     Args:
-        counts: int (C, C), how many images of a row's class were taken for a column's.
+        counts: int (C, C), how many images of the row's class were predicted as the column's class.
         names: of the C classes.
-        totals: int (C,), images of each class, where the matrix is a part of a larger one.
-        classes: of that, how many there are in all.
+        totals: int (C,), images per class, if the matrix is a part of a larger one.
+        classes: the number of classes of that larger matrix.
         of: which images and weights, such as "test, best.ckpt".
     """
     font = _font()
@@ -60,7 +63,7 @@ def confusion(
     side = cell * len(names)
     sheet = Image.new("RGB", (left + side + 12, top + side + 12), PAPER)
     draw = ImageDraw.Draw(sheet)
-    share = counts / np.maximum(counts.sum(1) if totals is None else totals, 1)[:, None]
+    fraction = counts / np.maximum(counts.sum(1) if totals is None else totals, 1)[:, None]
     for row, name in enumerate(names):
         y = top + row * cell
         label = _fitting(name, margin - 8, font)
@@ -68,28 +71,28 @@ def confusion(
         _upright(sheet, label, left + row * cell + cell // 2, top - 6, font)
         for column in range(len(names)):
             x = left + column * cell
-            colour = tuple(int(value) for value in 255 + (FULL - 255) * share[row, column] ** 0.6)
+            colour = tuple(int(value) for value in 255 + (FULL - 255) * fraction[row, column] ** 0.6)
             draw.rectangle((x, y, x + cell - 2, y + cell - 2), colour if counts[row, column] else (246, 246, 246))
             if counts[row, column]:
-                ink = PAPER if share[row, column] > 0.4 else INK
+                ink = PAPER if fraction[row, column] > 0.4 else INK
                 number = str(counts[row, column])
                 if font.getlength(number) < cell - 2:
                     draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
-    words = [of] if of else []
+    notes = [of] if of else []
     if classes and classes > len(names):
-        words.append(f"{len(names)} of {classes:,} classes, those confused most")
-    title = f"predicted ({'; '.join(words)})" if words else "predicted"
+        notes.append(f"{len(names)} of {classes:,} classes, those confused most")
+    title = f"predicted ({'; '.join(notes)})" if notes else "predicted"
     draw.text((sheet.width / 2, 4), _fitting(title, sheet.width - 8, font), INK, font, anchor="mt")
     _upright(sheet, "true", 4 + TEXT // 2, top + side // 2, font)
     return sheet
 
 
 def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
-    """The filters of a first convolution as tiles, zero as grey, each with the contrast of its largest weight.
+    """Draw the filters of a first convolution as tiles: zero is grey, and each is scaled by its largest weight.
 
     Args:
         weights: float (maps, channels, H, W); three channels are drawn as red, green and blue, others as their mean.
-        groups: of maps, drawn one below the other with a gap between.
+        groups: of maps, drawn one below the other with a gap between them.
     """
     if weights.shape[1] != 3:
         weights = weights.mean(1, keepdims=True).repeat(3, 1)
@@ -112,15 +115,15 @@ def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with Matplotlib: Pillow's own has no letters but a to z."""
-    found = importlib.util.find_spec("matplotlib")  # importing it would take half a second
+    """Return DejaVu Sans, which comes with Matplotlib: Pillow's default font lacks most letters beyond ASCII."""
+    found = importlib.util.find_spec("matplotlib")  # does not import it
     assert found is not None
     assert found.origin is not None
     return ImageFont.truetype(str(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), TEXT)
 
 
 def _fitting(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """`line`, or as much of its start as `width` pixels hold."""
+    """Return `line`, or as much of its start as fits into `width` pixels."""
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(f"{line}…") > width:
@@ -129,7 +132,7 @@ def _fitting(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
 
 
 def _upright(sheet: Image.Image, line: str, x: int, bottom: int, font: ImageFont.FreeTypeFont) -> None:
-    """Write `line` from `bottom` upwards, centred on `x`."""
+    """Write `line` upwards from `bottom`, centred on `x`."""
     strip = Image.new("L", (int(font.getlength(line)) + 2, TEXT + 4), 0)
     ImageDraw.Draw(strip).text((0, 0), line, 255, font)
     turned = strip.rotate(90, expand=True)

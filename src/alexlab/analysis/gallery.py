@@ -1,7 +1,7 @@
-"""The figures of a trained run, for the end of training and for figures.py.
+"""The figures of a trained run, for the end of a training and for `alexlab figures`.
 
-Drawn from the run's directory and its images: first filters, top-5 bars, nearest neighbours, training curves. The test
-itself gives the confusion matrix, accuracy by class and the mistakes (`callbacks/media.py`).
+They are drawn from the run directory and the images: first filters, top-5 bars, nearest neighbours, training curves.
+The confusion matrix, the accuracy per class and the mistakes are drawn during the test (`callbacks/media.py`).
 """
 
 import contextlib
@@ -30,8 +30,8 @@ NAMES = ("filters", "curves", "top5", "neighbours")
 SIDE = 132  # pixels of an image among its neighbours
 
 
-class Looker:
-    """Reads images as a trained network sees them, and tells what it makes of them."""
+class FeatureExtractor:
+    """Reads images as a trained network gets them, and computes its probabilities and last hidden layer."""
 
     def __init__(self, trained: loading.Trained, device: torch.device) -> None:
         self.net, self.transform, self.classes = trained
@@ -39,15 +39,15 @@ class Looker:
         self.device = device
         self.hidden: Tensor | None = None
 
-        def keep(head: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
-            self.hidden = given[0].mean((2, 3)) if given[0].dim() == 4 else given[0]
+        def store(head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.hidden = inputs[0].mean((2, 3)) if inputs[0].dim() == 4 else inputs[0]
 
-        with contextlib.suppress(UserError):  # without a head there are no neighbours
-            head_of(self.net).register_forward_pre_hook(keep)
+        with contextlib.suppress(UserError):  # no head is found: no neighbours are drawn
+            head_of(self.net).register_forward_pre_hook(store)
 
     def read(self, index: Index, numbers: list[int]) -> tuple[list[int], Tensor]:
-        """The images that can be read: their numbers, and uint8 (N, 3, S, S)."""
-        with ThreadPoolExecutor(cores()) as threads:  # decoding lets other threads run
+        """Return the numbers of the images that can be read, and their pixels, uint8 (N, 3, S, S)."""
+        with ThreadPoolExecutor(cores()) as threads:  # decoding releases the GIL
             found = list(threads.map(lambda i: self._read(index, i), numbers))
         whole = [(i, pixels) for i, pixels in zip(numbers, found, strict=True) if pixels is not None]
         size = self.transform.crop.image_size
@@ -60,9 +60,9 @@ class Looker:
             return None
 
     @torch.inference_mode()
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 (N, 3, S, S) -> probabilities (N, classes), last hidden layer (N, units), both float32 on the CPU; None
-        where no head was found."""
+    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 (N, 3, S, S) -> probabilities (N, num_classes), last hidden layer (N, units) or None if no head was
+        found; both float32 on the CPU."""
         logits, hidden = [], []
         for part in pixels.split(BATCH):
             logits.append(self.net(self.transform.normalize(part.to(self.device))).float().softmax(1).cpu())
@@ -70,27 +70,28 @@ class Looker:
                 hidden.append(self.hidden.float().cpu())
         return torch.cat(logits), torch.cat(hidden) if hidden else None
 
-    def look_at(self, index: Index, numbers: list[int]) -> tuple[list[int], Tensor]:
-        """The last hidden layer (N, units) of the images that can be read, and their numbers; a batch of pixels at a
-        time, so that any number of images fits. For networks with a head."""
+    def features(self, index: Index, numbers: list[int]) -> tuple[list[int], Tensor]:
+        """Return the numbers of the images that can be read, and their last hidden layer (N, units).
+
+        Reads one batch at a time, so that any number of images fits into memory. Only for networks with a head."""
         read, hidden = [], []
         for start in range(0, len(numbers), BATCH):
             found, pixels = self.read(index, numbers[start : start + BATCH])
             if found:
                 read += found
-                hidden.append(self.look(pixels)[1])
+                hidden.append(self.predict(pixels)[1])
         return read, torch.cat([part for part in hidden if part is not None]) if hidden else torch.empty(0, 0)
 
 
 def spread(index: Index, count: int) -> list[int]:
-    """Up to `count` images at even distances, so of as many classes as there can be: they lie class by class."""
+    """Return up to `count` evenly spaced image numbers: images are sorted by class, so many classes are drawn."""
     count = min(count, len(index))
     return [int((i + 0.5) * len(index) / count) for i in range(count)]
 
 
 def nearest(queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(distances, places), both (Q, count): for each of `queries` (Q, D) its nearest rows of `among` (N, D), by the
-    Euclidean distance, as in the paper's figure 4."""
+    """Find the nearest rows of `among` (N, D) to each of `queries` (Q, D) by Euclidean distance, as in figure 4 of
+    AlexNet's paper: distances and row numbers, both (Q, count)."""
     found = torch.cdist(queries.double(), among.double()).topk(min(count, len(among)), largest=False)
     return found.values, found.indices
 
@@ -98,10 +99,10 @@ def nearest(queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]
 def pictures(
     run_dir: Path, trained: loading.Trained, data: ImageFolders, among: int, device: torch.device, monitor: str
 ) -> Iterator[tuple[str, Image.Image]]:
-    """(name, picture) of each figure that the run has.
+    """Yield the name and the image of each figure.
 
     Args:
-        among: training images that the neighbours are looked for among, at even distances of all.
+        among: how many training images, evenly spaced, the neighbours are searched in.
         monitor: the metric whose best epoch is marked in the curves.
     """
     first = first_convolution(trained.net)
@@ -111,42 +112,42 @@ def pictures(
         drawn = plots.curves(run_dir / "metrics.csv", monitor, rundir.read_summary(run_dir).get("steps_per_epoch"))
         if drawn is not None:
             yield "curves", drawn
-    looker = Looker(trained, device)
+    extractor = FeatureExtractor(trained, device)
     held_out, train = data.splits[data.tested_split if "val" not in data.splits else "val"], data.splits.get("train")
-    numbers, pixels = looker.read(held_out, spread(held_out, SHOWN))
+    numbers, pixels = extractor.read(held_out, spread(held_out, SHOWN))
     if not numbers:
         return
-    probabilities, hidden = looker.look(pixels)
+    probabilities, hidden = extractor.predict(pixels)
     best = probabilities.topk(min(5, probabilities.shape[1]), 1)
-    names = looker.classes
+    names = extractor.classes
     yield (
         "top5",
         plots.top5(
             [_array(image) for image in pixels],
             [names[held_out.targets[i]] for i in numbers],
             [
-                [(names[k], p) for k, p in zip(places, shares, strict=True)]
-                for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                [(names[k], p) for k, p in zip(classes, probabilities, strict=True)]
+                for classes, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ],
         ),
     )
     if train is None or not among or hidden is None:
         return
-    train_numbers, train_hidden = looker.look_at(train, spread(train, among))
+    train_numbers, train_hidden = extractor.features(train, spread(train, among))
     if not train_numbers:
         return
     count = min(QUERIES, len(numbers))
     queries = [round(i * (len(numbers) - 1) / max(1, count - 1)) for i in range(count)]
     distances, places = nearest(hidden[queries], train_hidden, NEIGHBOURS)
     shown = sorted({train_numbers[place] for near in places.tolist() for place in near})
-    train_pixels = dict(zip(*looker.read(train, shown), strict=True))
+    train_pixels = dict(zip(*extractor.read(train, shown), strict=True))
     images, captions = [], []
     for query, far, near in zip(queries, distances.tolist(), places.tolist(), strict=True):
         images.append(_small(pixels[query]))
-        captions.append((names[held_out.targets[numbers[query]]], "asked for"))
+        captions.append((names[held_out.targets[numbers[query]]], "query"))
         for distance, place in zip(far, near, strict=True):
             images.append(_small(train_pixels[train_numbers[place]]))
-            captions.append((names[train.targets[train_numbers[place]]], f"at {distance:.3g}"))
+            captions.append((names[train.targets[train_numbers[place]]], f"distance {distance:.3g}"))
     yield "neighbours", figures.tiles(images, captions, columns=1 + distances.shape[1])
 
 
@@ -164,10 +165,10 @@ def _small(image: Tensor) -> np.ndarray:
 def draw(
     run_dir: Path, data: ImageFolders, monitor: str, ckpt: str = "best", among: int = 2000, device: str = "cpu"
 ) -> list[Path]:
-    """Write the figures of a run into its `figures/`; returns their files."""
+    """Write the figures of a run into its `figures/` and return their paths."""
     trained = loading.load(run_dir, ckpt)
     folder = rundir.folder_of(run_dir, "figures")
-    for name in NAMES:  # none of another checkpoint or other images stays among the new ones
+    for name in NAMES:  # figures of another checkpoint or of other images
         (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor):
@@ -177,8 +178,8 @@ def draw(
     return written
 
 
-def log_to(board: Any, paths: list[Path]) -> None:
-    """Give W&B the pictures as figures/<name>."""
+def log_to(wandb_logger: Any, paths: list[Path]) -> None:
+    """Log the figures to W&B as figures/<name>."""
     import wandb
 
-    board.experiment.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+    wandb_logger.experiment.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
