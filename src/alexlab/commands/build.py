@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
 from alexlab import models
+from alexlab.commands import sweep
 from alexlab.commands.plan import Plan
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
@@ -17,7 +18,7 @@ from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
 from alexlab.engine import naming as identity
-from alexlab.engine import secrecy, sweeps
+from alexlab.engine import secrecy
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import UserError
 from alexlab.engine.instantiate import build, network, without_weights
@@ -163,9 +164,5 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     nodes = [configs.plain(node) for node in config.callbacks.values() if isinstance(node, DictConfig)]
     known = config.get("ckpt_path") is not None
     built = [build(without_weights(node) if known else node) for node in nodes if "_target_" in node]
-    trial = sweeps.trial()
-    if trial is not None:
-        from alexlab.callbacks.pruning import Pruning
-
-        built.append(Pruning(trial, sweeps.make_pruner(config.sweep, config.trainer.max_epochs), config.monitor))
-    return built
+    pruning = sweep.make_pruning_callback(config, launch.rank())
+    return built if pruning is None else [*built, pruning]

@@ -16,15 +16,16 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexlab.commands import beforehand, help, refound, words
+from alexlab.commands import help, sweep, words
 from alexlab.engine import config as configs
-from alexlab.engine import secrecy, sweeps
+from alexlab.engine import secrecy
 from alexlab.engine.config import CONF, ROOT
 from alexlab.engine.errors import RunFailedError, UserError, mistake
 from alexlab.engine.launcher import external
 from alexlab.engine.process import hanging, leave, nothing_follows
 from alexlab.engine.rules import mode_of
 from alexlab.engine.secrecy import masked
+from alexlab.engine.sweeps import agent
 
 
 class StopSweep(BaseException):
@@ -64,8 +65,8 @@ class Jobs:
         mistake: of the one job; Hydra would print all overrides before it.
     """
 
-    def __init__(self, task: Callable[[DictConfig], Any], command: str) -> None:
-        self.task, self.command = task, command
+    def __init__(self, task: Callable[[DictConfig], Any]) -> None:
+        self.task = task
         self.sweeps: dict[str, bool] = {}
         self.failed: list[str] = []
         self.mistake: Exception | None = None
@@ -73,19 +74,17 @@ class Jobs:
 
     def run(self, config: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
-        _fill_in(config, hydra_config)
-        sweep = hydra_config.runtime.choices.get("sweep", "none")
+        fill_in(config, hydra_config)
+        option = hydra_config.runtime.choices.get("sweep", "none")
         sweeping = hydra_config.mode == hydra.types.RunMode.MULTIRUN
         if sweeping:
             self.sweeps[hydra_config.sweep.dir] = config.get("dry_run") is True
             self.monitor = config.get("monitor", self.monitor)
             print(masked(f"job {hydra_config.job.num}: {', '.join(config.overrides)}"), flush=True)
         try:
-            if not sweeping and sweep != "none":
-                raise UserError(f"sweep={sweep} is for many runs: say -m sweep={sweep}.")
-            sweeps.check_agent(config)
-            if sweeps.given and "data" in config:
-                refound.check(config, self.command)
+            if not sweeping and option != "none":
+                raise UserError(f"sweep={option} is for many runs: say -m sweep={option}.")
+            sweep.check_agent(config)
             resumed = OmegaConf.select(config, "resume.run")
             if sweeping and resumed not in (None, "auto"):
                 raise UserError(f"resume={resumed} goes on with one run, and -m starts many: leave one of them out.")
@@ -95,29 +94,25 @@ class Jobs:
                     f"resume={resumed} goes on in the run's own directory: leave {elsewhere[0]} out, or start a new "
                     f"run from its checkpoint with ckpt_path={resumed}."
                 )
-            with sweeps.told():
-                found = self.task(config)
-            optimizes = sweeping and "optuna" in str(hydra_config.sweeper.get("_target_")).lower()
-            if optimizes and config.get("dry_run"):
-                print("dry_run=true shows the first job alone: what it would measure picks the next.", flush=True)
-                sys.exit(0)
-            if optimizes and found is None:
+            found = self.task(config)
+            if sweeping and found is None and "study_name" in hydra_config.sweeper and not config.dry_run:
                 raise UserError(f"nothing to optimize: the job has not measured {config.monitor}.")
             return found
         except Exception as error:
             self._failed(config, error, hydra_config.job.num if sweeping else None)
             return None
         finally:
-            sweeps.remove_empty(Path(config.run_dir), Path(hydra_config.sweep.dir) if sweeping else None)
+            run_dir = Path(config.run_dir)
+            sweep.remove_empty(run_dir, Path(hydra_config.sweep.dir).resolve() if sweeping else run_dir.parent)
 
-    def show(self, sweep: str) -> None:
+    def show(self, folder: str) -> None:
         """The table of a sweep's jobs, the best first."""
         import shutil
 
         from alexlab.analysis.standing import of_sweep
 
         width = shutil.get_terminal_size((160, 24)).columns
-        print("\n".join(of_sweep(Path(sweep), self.monitor, width)), flush=True)
+        print("\n".join(of_sweep(Path(folder), self.monitor, width)), flush=True)
 
     def _failed(self, config: DictConfig, error: Exception, number: int | None) -> None:
         """Keep why for the end, or end the sweep, or raise what needs its traceback."""
@@ -128,7 +123,8 @@ class Jobs:
                 raise error
             self.mistake = UserError(told) if told else error
             return
-        sweeps.record_failure(config, error)
+        if config.get("dry_run") is not True:
+            sweep.record_failure(config, error)
         if needs_traceback:
             secrecy.show(type(error), error, error.__traceback__)
         told = told or f"{type(error).__name__}: {error}"
@@ -145,15 +141,19 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     # with other flags, such as --config-dir, Hydra answers
     wants_help = any(w in ("--help", "-h") for w in sys.argv) and sum(w.startswith("-") for w in sys.argv[1:]) == 1
     try:
-        sweeps.check_words(sys.argv[1:])
-        sys.argv[1:] = words.tidied(sweeps.agent_words(sys.argv[1:]), lambda: _all_keys(config_name))
+        sweep.check_words(sys.argv[1:])
+        if agent() is not None:
+            # W&B lays the parameters of this file over the run's config, which has them already
+            os.environ.pop("WANDB_SWEEP_PARAM_PATH", None)
+            sys.argv[1:] = sweep.agent_overrides(sys.argv[1:])
+        sys.argv[1:] = words.tidied(sys.argv[1:], lambda: _all_keys(config_name))
     except UserError as error:
         _leave(str(error), 2)
     secret = secrecy.mistakes_in(sys.argv[1:])
     if secret:  # before Hydra, which keeps a sweep's words
         _leave("\n  ".join(secret), 2)
     register_resolvers("" if wants_help else _stamp())
-    jobs = Jobs(task, config_name)
+    jobs = Jobs(task)
 
     def job(config: DictConfig) -> Any:
         return jobs.run(config)
@@ -163,14 +163,12 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if wants_help:
             print(help.text(CONF, config_name, _composed(config_name, sys.argv[1:])), flush=True)
             return
-        if "-m" in sys.argv:
-            beforehand.check_jobs_of(config_name, _fill_in)
         main()
         if jobs.mistake is not None:
             raise jobs.mistake
-        for sweep in (folder for folder, only_shown in jobs.sweeps.items() if not only_shown):
-            jobs.show(sweep)
-            print(f"compare its jobs: python compare.py runs={sweep}", flush=True)
+        for folder in (each for each, only_shown in jobs.sweeps.items() if not only_shown):
+            jobs.show(folder)
+            print(f"compare its jobs: python compare.py runs={folder}", flush=True)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -191,13 +189,13 @@ def _main(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             raise
         _leave(told, 2)
     finally:
-        for sweep in (folder for folder, only_shown in jobs.sweeps.items() if only_shown):
-            sweeps.leave_nothing(Path(sweep))
+        for folder in (each for each, only_shown in jobs.sweeps.items() if only_shown):
+            sweep.remove_empty(Path(folder), Path(folder).parent)
     if jobs.failed:
         _leave(f"{len(jobs.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(jobs.failed), 1)
 
 
-def _fill_in(config: DictConfig, hydra_config: Any) -> None:
+def fill_in(config: DictConfig, hydra_config: Any) -> None:
     """What Hydra knows of the run: its directory, the command line's words, the groups' options, its sweep."""
     OmegaConf.set_struct(config, False)
     secrecy.note(OmegaConf.to_container(config))
@@ -206,11 +204,13 @@ def _fill_in(config: DictConfig, hydra_config: Any) -> None:
     config.overrides = [configs.escaped(word) for word in given]
     if "choices" in config:
         chosen = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
-        config.choices = {k: name for k, name in chosen.items() if name and k not in ("hydra", "paths", "sweep")}
+        config.choices = {
+            k: name for k, name in chosen.items() if name and k.split("/")[0] not in ("hydra", "paths", "sweep")
+        }
     board = OmegaConf.select(config, "logger.wandb")
-    agent, sweeping = sweeps.agent(), hydra_config.mode == hydra.types.RunMode.MULTIRUN
-    if (sweeping or agent) and OmegaConf.is_dict(board) and board.get("group") is None:
-        board.group = agent[0] if agent else Path(hydra_config.sweep.dir).name
+    started_by, sweeping = agent(), hydra_config.mode == hydra.types.RunMode.MULTIRUN
+    if (sweeping or started_by) and OmegaConf.is_dict(board) and board.get("group") is None:
+        board.group = started_by[0] if started_by else Path(hydra_config.sweep.dir).name
 
 
 def register_resolvers(stamp: str) -> None:
@@ -237,9 +237,9 @@ def _stamp() -> str:
     given = os.environ.get("ALEXLAB_STAMP")
     if given:
         return given
-    agent = sweeps.agent()
-    if agent is not None:  # which may give the same run again, to go on with
-        return f"sweep-{agent[0]}/{agent[1]}"
+    started_by = agent()
+    if started_by is not None:  # which may give the same run again, to go on with
+        return f"sweep-{started_by[0]}/{started_by[1]}"
     goes_on = "resume.run=auto" in sys.argv  # a job that SLURM starts again finds its directory by its number
     if "SLURM_JOB_ID" in os.environ and (external() or goes_on):
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
