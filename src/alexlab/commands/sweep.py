@@ -1,0 +1,583 @@
+"""Run many jobs from one command: a grid, an Optuna study, or the runs of a W&B agent.
+
+Hydra calls the sweepers in src/hydra_plugins/, which call this module. Every command imports it, so it imports Optuna
+only in the functions that a study needs.
+"""
+
+import ast
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import Override, Transformer
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from alexlab.engine import config as configs
+from alexlab.engine import rules
+from alexlab.engine.config import CONF
+from alexlab.engine.errors import UserError
+from alexlab.engine.run_dir import read_summary, shown
+from alexlab.engine.sweeps import agent
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+    from alexlab.callbacks.pruning import Pruning
+
+log = logging.getLogger("alexlab")
+
+Compose = Callable[[int, list[str]], DictConfig]  # the config of a job from its number and overrides
+
+RULES_OF = {
+    "train": [rules.RULES],
+    "eval": [rules.EVAL_RULES],
+    "predict": [rules.PREDICT_RULES],
+    "figures": [rules.FIGURES_RULES],
+    "export": [rules.EXPORT_RULES],
+    "prepare": [rules.PREPARE_RULES],
+    "benchmark": [rules.RULES, rules.BENCHMARK_RULES],
+    "compare": [rules.COMPARE_RULES],
+    "dashboard": [rules.DASHBOARD_RULES],
+}
+
+
+# -- The check before the first job
+
+
+def mistakes_of(command: str, config: DictConfig) -> list[str]:
+    """List what is wrong with the config of a job.
+
+    Args:
+        command: the name of the job's main config, such as train.
+    """
+    found: list[str] = []
+    for rules_of_command in RULES_OF[command]:
+        try:
+            rules.check(config, rules_of_command)
+        except UserError as error:
+            first, *others = str(error).split("\n  ")
+            found += others if others and first.endswith(":") else [first, *others]
+    return found
+
+
+def check_jobs(command: str, compose: Compose, jobs: list[list[str]]) -> None:
+    """Check the configs of jobs.
+
+    Args:
+        command: the name of their main config.
+        jobs: the overrides of each.
+
+    Raises:
+        UserError: some are wrong. The message has each mistake once, with the jobs that have it.
+    """
+    wrong: dict[str, list[int]] = {}
+    for number, overrides in enumerate(jobs):
+        for mistake in mistakes_of(command, compose(number, overrides)):
+            wrong.setdefault(mistake, []).append(number)
+    if wrong:
+        count = len({number for numbers in wrong.values() for number in numbers})
+        lines = [f"{_jobs(numbers, len(jobs))}: {mistake}" for mistake, numbers in wrong.items()]
+        raise _refusal(f"{count} of the sweep's {len(jobs)} jobs have wrong values", lines)
+
+
+def _jobs(numbers: list[int], count: int) -> str:
+    if len(numbers) == count:
+        return "all jobs"
+    return f"job{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:8]))}{', ...' * (len(numbers) > 8)}"
+
+
+def _refusal(what: str, lines: list[str], most: int = 12) -> UserError:
+    more = [f"... and {len(lines) - most} more mistakes"] if len(lines) > most else []
+    listed = "\n  ".join([*lines[:most], *more])
+    return UserError(
+        f"{what}, so no job was started (sweep.keep_going=true starts them, and records those that fail):\n  {listed}"
+    )
+
+
+def values_of_grid(override: Override) -> list[str]:
+    """List the overrides, one per job, that a sweep such as `lr=0.1,0.2` stands for; one without values is itself."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise UserError(f"{override.input_line}: a grid needs single values. Add sweep=optuna, or list values: A,B,C.")
+    values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    if not values:
+        raise UserError(f"{override.input_line} stands for no value, so there is no job.")
+    return values
+
+
+# -- Studies of Optuna
+
+HEARTBEAT = 20  # seconds
+GRACE = 60  # seconds without a heartbeat after which a running trial counts as killed
+TRIAL = "ALEXLAB_TRIAL"  # the environment variable that names a job's trial; the job's own processes have it too
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """The keys of `hydra.sweeper`, which conf/hydra/sweeper/optuna.yaml describes."""
+
+    study_name: str
+    storage: str | None
+    direction: str
+    n_trials: int
+    sampler: DictConfig
+    n_jobs: int = 1
+    max_failure_rate: float = 1.0
+
+    def check(self) -> None:
+        """Raises UserError for a value that no study can have."""
+        for key, fits, rule in (
+            ("study_name", self.study_name is not None, "a name; the study's folder has the same name"),
+            (
+                "direction",
+                self.direction in ("minimize", "maximize"),
+                "minimize or maximize; by default it fits monitor",
+            ),
+            ("n_trials", type(self.n_trials) is int and self.n_trials > 0, "a whole number of at least 1"),
+            (
+                "n_jobs",
+                self.n_jobs == 1,
+                "1; for parallel trials start the command again with hydra.sweeper.study_name",
+            ),
+            ("max_failure_rate", self.max_failure_rate == 1, "1.0; sweep.keep_going=true ignores failed trials"),
+        ):
+            if not fits:
+                raise UserError(f"`hydra.sweeper.{key}={getattr(self, key)}` must be {rule}.")
+
+
+def run_study(
+    settings: StudySettings,
+    overrides: list[Override],
+    folder: Path,
+    compose: Compose,
+    launch: Callable[[int, list[str]], float | None],
+) -> None:
+    """Run trials, one after the other, until the study has `n_trials` that are complete or pruned.
+
+    Args:
+        overrides: the ranges to search, and what all trials share.
+        folder: of the trials' runs.
+        launch: runs the job with a number and overrides, and returns its best `monitor`; None if it failed.
+    """
+    optuna = import_optuna()
+    from alexlab.callbacks.pruning import STORAGE_ERRORS
+
+    # what to search
+    settings.check()
+    space = {each.get_key_element(): distribution_of(each) for each in overrides if each.is_sweep_override()}
+    fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
+    config = check_space(compose, space, fixed)
+    url = None if config.dry_run else settings.storage
+    if settings.storage is None and config.sweep.pruner != "none":
+        raise UserError(
+            f"`sweep.pruner={config.sweep.pruner}` needs a storage that jobs can read. Remove "
+            "hydra.sweeper.storage=null, or add sweep.pruner=none."
+        )
+
+    # the study, new or continued
+    with storage_errors(settings.storage):
+        storage = open_storage(url) if url else None
+        study = optuna.create_study(
+            storage=storage,
+            study_name=settings.study_name,
+            direction=settings.direction,
+            sampler=instantiate(settings.sampler),
+            pruner=make_pruner(config),
+            load_if_exists=True,
+        )
+        check_study(study, settings, config.monitor, space)
+        study.set_metric_names([config.monitor])
+        recover_results(compose, study, fixed)
+        finished = _count_finished(study)
+        if study.trials:
+            study.sampler.reseed_rng()  # a sampler with a seed would draw the first values again
+        if not config.dry_run:
+            _print_start(study, settings, finished)
+
+        # its trials
+        for _ in range(settings.n_trials - finished):
+            optuna.storages.fail_stale_trials(study)  # of processes that were killed; Optuna retries each once
+            trial = study.ask(space)
+            values = [f"{name}={value}" for name, value in trial.params.items()]
+            with job_environment(url, study.study_name, trial), heartbeat(storage, trial):
+                try:
+                    score = launch(trial.number, [*values, *fixed])
+                except BaseException:
+                    with contextlib.suppress(*STORAGE_ERRORS):  # without heartbeats the trial will count as killed
+                        study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+                    raise
+            if config.dry_run:
+                print("dry_run=true shows the first trial alone: its result would choose the next values.", flush=True)
+                return
+            pruned = "pruned" in study.trials[trial.number].user_attrs  # the job has written this to the storage
+            study.tell(trial, **_result(score, pruned), skip_if_finished=True)
+            if _count_finished(study) >= settings.n_trials:  # another process may have added some
+                break
+        _save_results(study, config.monitor, folder)
+
+
+def import_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(f"a study needs Optuna ({error}): pip install 'optuna>=4.9'.") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, metric names
+    warnings.filterwarnings("ignore", "Heartbeat of storage")  # without Study.optimize: see `heartbeat`
+    return optuna
+
+
+def distribution_of(override: Override) -> "BaseDistribution":
+    """Turn Hydra's `interval`, `range`, `choice` or `a,b,c` into what Optuna draws from.
+
+    Both ends of an interval and of a range can be drawn. `tag(log, interval(...))` draws the logarithm uniformly, and
+    `int(interval(...))` draws whole numbers.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value: Any = override.value()
+    try:
+        if override.is_choice_sweep():  # null, lists and mappings become texts, which Optuna can store
+            return CategoricalDistribution(list(override.sweep_iterator(transformer=Transformer.encode)))  # type: ignore[arg-type]
+        is_range = override.is_range_sweep()
+        low, high, step = (value.start, value.stop, value.step) if is_range else (value.start, value.end, None)
+        if all(isinstance(each, int) for each in (low, high, step or 1)):
+            return IntDistribution(low, high, log="log" in value.tags, step=step or 1)
+        return FloatDistribution(low, high, log="log" in value.tags, step=step)
+    except ValueError as error:
+        raise UserError(
+            f"{override.input_line}: Optuna cannot draw from this ({str(error).splitlines()[0]}). Write interval(LOW, "
+            "HIGH), tag(log, interval(LOW, HIGH)) with LOW above 0, range(LOW, HIGH) or choice(A, B)."
+        ) from None
+
+
+def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: list[str]) -> DictConfig:
+    """Check configs with the ends of the search space: all parameters at their first value, then each at its others.
+
+    Returns:
+        The config of the first values.
+
+    Raises:
+        UserError: there is no parameter; or values are wrong, and `sweep.keep_going` is false.
+    """
+
+    def ends(distribution: Any) -> list[Any]:
+        return list(getattr(distribution, "choices", ())) or [distribution.low, distribution.high]
+
+    if not space:
+        raise UserError("the study has nothing to search. Give a range: 'optimizer.lr=tag(log, interval(0.001, 0.1))'.")
+    first = {name: ends(distribution)[0] for name, distribution in space.items()}
+    corners = [first, *({**first, name: end} for name in space for end in ends(space[name])[1:])]
+    configs = [compose(0, [*(f"{name}={value}" for name, value in each.items()), *fixed]) for each in corners]
+    if "pruner" not in configs[0].sweep:
+        raise UserError("hydra/sweeper=optuna needs the settings of conf/sweep/optuna.yaml: give sweep=optuna instead.")
+    mistakes = [mistake for config in configs for mistake in mistakes_of("train", config)]
+    if mistakes and configs[0].sweep.keep_going is not True:
+        raise _refusal("the study's trials could have wrong values", list(dict.fromkeys(mistakes)))
+    return configs[0]
+
+
+def check_study(
+    study: "optuna.Study", settings: StudySettings, monitor: str, space: "dict[str, BaseDistribution]"
+) -> None:
+    """Raises UserError if the study's trials have another metric, or parameters of another kind."""
+    from optuna.distributions import check_distribution_compatibility
+
+    direction, metric = (
+        study.direction.name.lower(),
+        (study.metric_names or [monitor])[0],
+    )  # older studies have no names
+    if (direction, metric) != (settings.direction, monitor):
+        raise UserError(
+            f"`hydra.sweeper.study_name={study.study_name}`: that study is to {direction} {metric}, and this command "
+            f"is to {settings.direction} monitor={monitor}. Choose another name."
+        )
+    for name, earlier in {name: each for trial in study.trials for name, each in trial.distributions.items()}.items():
+        try:
+            check_distribution_compatibility(earlier, space.get(name, earlier))
+        except ValueError:
+            raise UserError(
+                f"{name}: study {study.study_name} has drawn from {earlier}, and this command draws from "
+                f"{space[name]}. A study can move the ends of a range. For another kind of range or other choices, "
+                "choose another hydra.sweeper.study_name."
+            ) from None
+
+
+def recover_results(compose: Compose, study: "optuna.Study", fixed: list[str]) -> None:
+    """Give the study the result of each run that finished, if the sweep's process was killed before it could do so."""
+    for trial in study.trials:
+        values = [f"{name}={value}" for name, value in trial.params.items()]
+        if trial.state.name != "RUNNING":
+            continue
+        config = compose(trial.number, [*values, *fixed])
+        run_dir = Path(config.run_dir)
+        summary = read_summary(run_dir)
+        if summary.get("status") == "finished":
+            if not set(values) <= set(configs.read(run_dir / "config.yaml").get("overrides") or []):
+                continue  # a run of another study with this name
+            result = _result(summary["best"].get(config.monitor), summary.get("pruned") is True)
+            study.tell(trial.number, **result, skip_if_finished=True)
+            print(f"trial {trial.number} had finished: {shown(run_dir)}/summary.json has its result.", flush=True)
+
+
+def _result(score: float | None, pruned: bool) -> dict[str, Any]:
+    """The arguments of `Study.tell`. Of a pruned trial Optuna takes the last value that it has reported."""
+    from optuna.trial import TrialState
+
+    if pruned:
+        return {"state": TrialState.PRUNED}
+    valid = score is not None and math.isfinite(score)
+    return {"values": score, "state": TrialState.COMPLETE} if valid else {"state": TrialState.FAIL}
+
+
+def _count_finished(study: "optuna.Study") -> int:
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials)
+
+
+def _print_start(study: "optuna.Study", settings: StudySettings, finished: int) -> None:
+    name, count = study.study_name, settings.n_trials
+    print(f"study {name}: {f'{finished} of {count} trials are done' if study.trials else 'new'}", flush=True)
+    if finished >= count:
+        print(f"hydra.sweeper.n_trials={2 * finished} adds as many.", flush=True)
+    elif settings.storage is not None:
+        words = [word for word in sys.argv if not word.startswith("hydra.sweeper.study_name=")]
+        command = shlex.join(["python", *words, f"hydra.sweeper.study_name={name}"])
+        print(f"to continue it after an interruption: {command}", flush=True)
+
+
+def _save_results(study: "optuna.Study", monitor: str, folder: Path) -> None:
+    """Print how the trials ended and which is the best, and write that and plots to `folder`."""
+    states = sorted(trial.state.name.lower() for trial in study.trials)
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"study {study.study_name}: {counts}", flush=True)
+    if "complete" not in states:
+        return
+    best = study.best_trial
+    values = " ".join(f"{name}={value}" for name, value in best.params.items())
+    print(f"best: trial {best.number}, {monitor} {best.value:.4f} with {values}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"name": "optuna", "best_trial": best.number, "best_params": best.params, "best_value": best.value}
+    OmegaConf.save(OmegaConf.create(result), folder / "optimization_results.yaml")
+    from alexlab.analysis import study_plots  # imports Matplotlib
+
+    try:
+        plots = study_plots.draw(study, monitor, folder / "figures")
+        print(f"plots: {', '.join(shown(path) for path in plots)}", flush=True)
+    except Exception as error:  # a plot must not turn a complete study into a failed command
+        print(f"warning: the study's plots could not be drawn ({type(error).__name__}: {error})", flush=True)
+
+
+def open_storage(url: str) -> "optuna.storages.RDBStorage":
+    """Open a database; a new one gets its tables."""
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+
+    # SQLite waits 5 seconds by itself, which is not enough if several processes write to a file on a network's disk
+    patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") and "timeout=" not in url else {}
+    retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
+    return RDBStorage(
+        url, patient, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
+    )
+
+
+@contextlib.contextmanager
+def storage_errors(url: str | None) -> Iterator[None]:
+    """Turn what a database raises into a UserError."""
+    from alexlab.callbacks.pruning import STORAGE_ERRORS
+
+    try:
+        yield
+    except (ImportError, RuntimeError, *STORAGE_ERRORS) as error:
+        address = re.sub(r":[^:@/]*@", ":***@", str(url))  # without a password
+        if "table schema" in str(error):
+            raise UserError(
+                f"`hydra.sweeper.storage={address}` was made by another version of Optuna. Upgrade it with `optuna "
+                f"storage upgrade --storage {address}`, or choose another storage."
+            ) from None
+        if isinstance(error, RuntimeError):
+            raise
+        raise UserError(
+            f"`hydra.sweeper.storage={address}` cannot be used ({str(error.__cause__ or error).splitlines()[0]}). Try "
+            "again, or give another address, such as sqlite:///logs/optuna.db."
+        ) from error
+
+
+@contextlib.contextmanager
+def heartbeat(storage: "optuna.storages.RDBStorage | None", trial: "optuna.Trial") -> Iterator[None]:
+    """Record while a trial runs that its process is alive. Optuna does so itself only in `Study.optimize`."""
+    from alexlab.callbacks.pruning import STORAGE_ERRORS
+
+    finished = threading.Event()
+
+    def record() -> None:
+        while storage is not None:
+            with contextlib.suppress(*STORAGE_ERRORS):  # the next one may succeed
+                storage.record_heartbeat(trial._trial_id)
+            if finished.wait(HEARTBEAT):
+                return
+
+    thread = threading.Thread(target=record, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def job_environment(url: str | None, study_name: str, trial: "optuna.Trial") -> Iterator[None]:
+    """Name the trial to the job that runs meanwhile, if the job can reach the study."""
+    if url is not None:
+        os.environ[TRIAL] = json.dumps([url, study_name, trial._trial_id])
+    try:
+        yield
+    finally:
+        os.environ.pop(TRIAL, None)
+
+
+def make_pruning_callback(config: DictConfig, rank: int) -> "Pruning | None":
+    """Build the callback that reports this job to its trial; None if the job is no trial."""
+    if TRIAL not in os.environ:
+        return None
+    optuna, trial = import_optuna(), None
+    from alexlab.callbacks.pruning import STORAGE_ERRORS, Pruning
+
+    url, study_name, trial_id = json.loads(os.environ[TRIAL])
+    if rank == 0:
+        sampler = optuna.samplers.RandomSampler()  # draws nothing: the trial has its values
+        try:
+            study = optuna.load_study(
+                study_name=study_name, storage=open_storage(url), sampler=sampler, pruner=make_pruner(config)
+            )
+            trial = optuna.Trial(study, trial_id)
+        except STORAGE_ERRORS as error:
+            why = str(error.__cause__ or error).splitlines()[0]
+            log.warning("the study %s does not answer, so this trial cannot be pruned: %s", study_name, why)
+    return Pruning(trial, config.monitor)
+
+
+def make_pruner(config: DictConfig) -> "optuna.pruners.BasePruner":
+    """Build Optuna's pruner from the keys of conf/sweep/optuna.yaml."""
+    from optuna import pruners
+
+    if config.sweep.pruner == "median":
+        return pruners.MedianPruner(config.sweep.startup_trials, config.sweep.warmup_epochs)
+    if config.sweep.pruner == "hyperband":
+        return pruners.HyperbandPruner(max(1, config.sweep.warmup_epochs), config.trainer.max_epochs or "auto")
+    return pruners.NopPruner()
+
+
+# -- W&B's agent, which starts train.py once for each run of its sweep
+
+PLAIN = re.compile(r"[A-Za-z0-9_./:+\-]+")  # a text that Hydra reads without quotes
+
+
+def agent_overrides(words: list[str]) -> list[str]:
+    """Turn the words that W&B's agent puts on the command line into Hydra's overrides.
+
+    A parameter with parameters below it, `optimizer={'lr': 0.1}`, becomes `optimizer.lr=0.1`, and `choices={'model':
+    'vgg'}` becomes `model=vgg`. Other words stay as they are. The option None of a group is `~group`, or no override
+    if train.yaml gives the group no option.
+
+    Raises:
+        UserError: the words have -m.
+    """
+    if {"-m", "--multirun"} & set(words):
+        raise UserError("-m: a run of a W&B agent is one run; the sweep's file says what varies. Remove -m.")
+    found: list[str] = []
+    for word in words:
+        key, _, text = word.partition("=")
+        value = _literal(text)
+        if text == "None":
+            found.append(f"{key}=null")
+        elif not isinstance(value, dict):
+            found.append(word)
+        elif key == "choices":
+            chosen = {group: option for group, option in value.items() if option is not None or _has_default(group)}
+            found += [f"~{group}" if option is None else f"{group}={option}" for group, option in chosen.items()]
+        else:
+            found += [f"{name}={_written(item)}" for name, item in configs.flat(value, f"{key}.").items()]
+    return found
+
+
+def _has_default(group: str) -> bool:
+    """Whether train.yaml gives a group an option."""
+    entries = configs.read(CONF / "train.yaml")["defaults"]
+    return any(entry.get(group) is not None for entry in entries if isinstance(entry, dict))
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _written(value: Any) -> str:
+    """Write a value in Hydra's grammar."""
+    if isinstance(value, str) and not PLAIN.fullmatch(value):
+        escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+        return f"'{escaped}'"
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def check_agent(config: DictConfig) -> None:
+    """Raises UserError if W&B's agent has started a run that does not log to W&B."""
+    if agent() is None or "logger" not in config:
+        return
+    mode = OmegaConf.select(config, "logger.wandb.mode")
+    if mode is None or mode in ("offline", "disabled"):
+        what = "without W&B" if mode is None else f"with logger.wandb.mode={mode}"
+        raise UserError(
+            f"a run of a W&B agent {what}: the sweep would never receive {config.monitor}. Add logger=wandb "
+            "logger.wandb.mode=auto, or run python train.py -m sweep=grid, which needs no agent."
+        )
+
+
+# -- What the command line does around a sweep
+
+
+def check_words(words: list[str]) -> None:
+    """Raises UserError if W&B's file is chosen as an option."""
+    if any(word.lstrip("+") == "sweep=wandb" for word in words):
+        raise UserError(
+            "sweep=wandb: conf/sweep/wandb.yaml is a file for W&B's own sweeps, not an option of train.py. `wandb "
+            "sweep conf/sweep/wandb.yaml` creates a sweep and prints the `wandb agent` that runs it. -m sweep=grid is "
+            "the same without W&B's server."
+        )
+
+
+def record_failure(config: DictConfig, error: Exception) -> None:
+    """Write the config and the summary of a job that failed before it could do so itself."""
+    run_dir = Path(config.run_dir)
+    with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (run_dir / "config.yaml").exists():
+            configs.save(config, run_dir / "config.yaml")
+        if not (run_dir / "summary.json").exists():
+            summary = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def remove_empty(folder: Path, top: Path) -> None:
+    """Remove `folder` and its parents up to `top` (which stays) as far as they are empty."""
+    with contextlib.suppress(OSError):  # it has files
+        for each in [folder, *(parent for parent in folder.parents if top in parent.parents)]:
+            if each not in (Path.cwd(), top):
+                each.rmdir()

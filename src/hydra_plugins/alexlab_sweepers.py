@@ -1,0 +1,97 @@
+"""The two sweepers of train.py and the other commands, where Hydra looks for them.
+
+Hydra imports this module at each start, so it must stay light: alexlab/commands/sweep.py does the work of a study.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+class CheckedSweeper(Sweeper):
+    """Run one job per combination of the values, as Hydra's basic sweeper does, after a check of all their configs.
+
+    Args:
+        params: overrides that apply unless the command line has the same key.
+        max_batch_size: of the jobs that the launcher gets at once; None for all.
+    """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(self, params: DictConfig | None = None, max_batch_size: int | None = None) -> None:
+        self.params: Any = params or {}
+        self.max_batch_size = max_batch_size
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.folder = Path(config.hydra.sweep.dir)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        from alexlab.commands import sweep
+
+        options = [sweep.values_of_grid(override) for override in self.parse(arguments)]
+        jobs = [list(job) for job in itertools.product(*options)]
+        if not self.selected("sweep.keep_going"):
+            sweep.check_jobs(self.config.hydra.job.config_name, self.compose, jobs)
+        if not self.selected("dry_run"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, self.folder / "multirun.yaml")  # unresolved, as Hydra does
+        size = self.max_batch_size if self.max_batch_size and self.max_batch_size > 0 else len(jobs)
+        for first in range(0, len(jobs), size):
+            self.launch(first, *jobs[first : first + size])
+
+    def parse(self, arguments: list[str]) -> list[Override]:
+        """Parse `params` and the command line's overrides; if several have the same key, the last one is used."""
+        texts = [f"{key}={'null' if value is None else value}" for key, value in self.params.items()]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        found = {each.get_key_element().lstrip("+"): each for each in parser.parse_overrides([*texts, *arguments])}
+        return list(found.values())
+
+    def selected(self, key: str) -> Any:
+        """The value of a key that all jobs share; None if the command has no such key."""
+        return OmegaConf.select(self.config, key)
+
+    def compose(self, number: int, overrides: list[str]) -> DictConfig:
+        """Compose the config of a job as Hydra's launcher will, without starting the job."""
+        from alexlab.commands.cli import fill_in
+
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+            config.hydra.runtime.output_dir = str(self.folder / str(config.hydra.sweep.subdir))
+        HydraConfig.instance().set_config(config)  # for ${hydra:...}
+        job_config: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        fill_in(job_config, HydraConfig.get())
+        return job_config
+
+    def launch(self, number: int, *jobs: list[str]) -> Any:
+        """Run jobs, of which the first has `number`. Returns the result of the last; raises what a job has raised."""
+        return [job.return_value for job in self.launcher.launch(jobs, initial_job_idx=number)][-1]
+
+
+class OptunaSweeper(CheckedSweeper):
+    """Run the trials of an Optuna study. conf/hydra/sweeper/optuna.yaml describes the settings."""
+
+    def __init__(self, params: DictConfig, **settings: Any) -> None:
+        super().__init__(params)
+        self.settings = settings
+
+    def sweep(self, arguments: list[str]) -> None:
+        from alexlab.commands import sweep
+
+        settings = sweep.StudySettings(**self.settings)
+        sweep.run_study(settings, self.parse(arguments), self.folder, self.compose, self.launch)
