@@ -46,7 +46,7 @@ class CheckedSweeper(Sweeper):
         options = [sweep.values_of_grid(override) for override in self.parse(arguments)]
         jobs = [list(job) for job in itertools.product(*options)]
         if not self.selected("sweep.keep_going"):
-            sweep.check_jobs(self.config.hydra.job.config_name, self.compose, jobs)
+            sweep.check_jobs(self.command.model, self.compose, jobs)
         if not self.selected("dry_run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, self.folder / "multirun.yaml")  # unresolved, as Hydra does
@@ -65,9 +65,15 @@ class CheckedSweeper(Sweeper):
         """The value of a key that all jobs share; None if the command has no such key."""
         return OmegaConf.select(self.config, key)
 
-    def compose(self, number: int, overrides: list[str]) -> DictConfig:
+    @property
+    def command(self) -> Any:
+        from alexlab.commands.cli import COMMANDS
+
+        return COMMANDS[self.config.hydra.job.config_name]
+
+    def compose(self, number: int, overrides: list[str]) -> dict[str, Any]:
         """Compose the config of a job as Hydra's launcher will, without starting the job."""
-        from alexlab.commands.cli import fill_in
+        from alexlab.commands.cli import plain_config
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
@@ -75,8 +81,7 @@ class CheckedSweeper(Sweeper):
             config.hydra.runtime.output_dir = str(self.folder / str(config.hydra.sweep.subdir))
         HydraConfig.instance().set_config(config)  # for ${hydra:...}
         job_config: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        fill_in(job_config, HydraConfig.get())
-        return job_config
+        return plain_config(self.command, job_config, HydraConfig.get())
 
     def launch(self, number: int, *jobs: list[str]) -> Any:
         """Run jobs, of which the first has `number`. Returns the result of the last; raises what a job has raised."""

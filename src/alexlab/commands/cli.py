@@ -30,6 +30,7 @@ from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.config_files import find_file
 from alexlab.engine.errors import RunFailedError, UserError, mistake
 from alexlab.engine.process import importing, leave
+from alexlab.engine.sweeps import agent
 from alexlab.engine.validation import nearest, shown, validate
 
 
@@ -108,7 +109,7 @@ class Jobs:
             self.sweeps[hydra_config.sweep.dir] = bool(composed.get("dry_run"))
             print(f"job {hydra_config.job.num}: {', '.join(hydra_config.overrides.task)}", flush=True)
         try:
-            plain = configs.resolve(composed)
+            plain = plain_config(self.command, composed, hydra_config)
             self.mask = configs.masker(plain)
             config = checked_config(self.command, plain, hydra_config)
             _check_start(config, hydra_config, is_sweep)
@@ -122,7 +123,8 @@ class Jobs:
                 self.error = error
                 return None
             if not composed.get("dry_run"):
-                sweep.record_failure(run_dir, OmegaConf.to_container(composed, resolve=False), self.mask, error)
+                unresolved: Any = OmegaConf.to_container(composed, resolve=False)
+                sweep.record_failure(run_dir, unresolved, self.mask(f"{type(error).__name__}: {error}"))
             self._fail(error, hydra_config, keep_going)
             return None
         finally:
@@ -337,27 +339,34 @@ def _as_key_value(word: str, after: list[str], command: Command) -> str:
 # -- composed config -> checked config
 
 
-def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
-    """Return the checked, frozen config of a job. What Hydra knows of the job is filled in here and nowhere else.
-
-    Args:
-        plain: the composed config, resolved.
-
-    Raises:
-        UserError: with all mistakes.
-    """
-    choices: Plain = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
-    plain = {
-        **plain,
+def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> Plain:
+    """Return a composed config as plain values. What Hydra knows of the job is filled in here and nowhere else."""
+    plain = configs.resolve(composed)
+    plain |= {
         "run_dir": str(Path(hydra_config.runtime.output_dir).resolve()),
         "overrides": list(hydra_config.overrides.task),
     }
     if issubclass(command.model, schema.TrainConfig):
-        groups = ("hydra", "paths", "sweep")
-        plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in groups}
+        choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
+        plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
         plain["data"] = _with_absolute_paths(plain.get("data"))
+    return plain
+
+
+def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
+    """Return the checked, frozen config of a job.
+
+    Raises:
+        UserError: with all mistakes.
+    """
+    choices = _choices(hydra_config)
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
     return validate(command.model, plain, lambda key: find_file(key, folders, command.name, choices))
+
+
+def _choices(hydra_config: Any) -> Plain:
+    """Return the chosen option of each group of conf/."""
+    return {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
 
 
 def _with_absolute_paths(data: Any) -> Any:

@@ -25,10 +25,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from alexlab.engine import config as configs
-from alexlab.engine import rules
-from alexlab.engine.config import CONF
+from alexlab.engine import schema, validation
+from alexlab.engine.config import CONF, Plain
 from alexlab.engine.errors import UserError
-from alexlab.engine.run_dir import read_summary, shown
+from alexlab.engine.run_dir import read_summary, shown, write_json
+from alexlab.engine.schema import TrainConfig
 from alexlab.engine.sweeps import agent
 
 if TYPE_CHECKING:
@@ -39,45 +40,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("alexlab")
 
-Compose = Callable[[int, list[str]], DictConfig]  # the config of a job from its number and overrides
-
-RULES_OF = {
-    "train": [rules.RULES],
-    "eval": [rules.EVAL_RULES],
-    "predict": [rules.PREDICT_RULES],
-    "figures": [rules.FIGURES_RULES],
-    "export": [rules.EXPORT_RULES],
-    "prepare": [rules.PREPARE_RULES],
-    "benchmark": [rules.RULES, rules.BENCHMARK_RULES],
-    "compare": [rules.COMPARE_RULES],
-    "dashboard": [rules.DASHBOARD_RULES],
-}
-
+Compose = Callable[[int, list[str]], Plain]  # the config of a job from its number and overrides
 
 # -- The check before the first job
 
 
-def mistakes_of(command: str, config: DictConfig) -> list[str]:
-    """List what is wrong with the config of a job.
-
-    Args:
-        command: the name of the job's main config, such as train.
-    """
-    found: list[str] = []
-    for rules_of_command in RULES_OF[command]:
-        try:
-            rules.check(config, rules_of_command)
-        except UserError as error:
-            first, *others = str(error).split("\n  ")
-            found += others if others and first.endswith(":") else [first, *others]
-    return found
-
-
-def check_jobs(command: str, compose: Compose, jobs: list[list[str]]) -> None:
+def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]]) -> None:
     """Check the configs of jobs.
 
     Args:
-        command: the name of their main config.
+        model: the schema of their command.
         jobs: the overrides of each.
 
     Raises:
@@ -85,7 +57,7 @@ def check_jobs(command: str, compose: Compose, jobs: list[list[str]]) -> None:
     """
     wrong: dict[str, list[int]] = {}
     for number, overrides in enumerate(jobs):
-        for mistake in mistakes_of(command, compose(number, overrides)):
+        for mistake in validation.check(model, compose(number, overrides))[1]:
             wrong.setdefault(mistake, []).append(number)
     if wrong:
         count = len({number for numbers in wrong.values() for number in numbers})
@@ -265,7 +237,7 @@ def distribution_of(override: Override) -> "BaseDistribution":
         ) from None
 
 
-def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: list[str]) -> DictConfig:
+def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: list[str]) -> TrainConfig:
     """Check configs with the ends of the search space: all parameters at their first value, then each at its others.
 
     Returns:
@@ -282,13 +254,18 @@ def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: l
         raise UserError("the study has nothing to search. Give a range: 'optimizer.lr=tag(log, interval(0.001, 0.1))'.")
     first = {name: ends(distribution)[0] for name, distribution in space.items()}
     corners = [first, *({**first, name: end} for name in space for end in ends(space[name])[1:])]
-    configs = [compose(0, [*(f"{name}={value}" for name, value in each.items()), *fixed]) for each in corners]
-    if "pruner" not in configs[0].sweep:
-        raise UserError("hydra/sweeper=optuna needs the settings of conf/sweep/optuna.yaml: give sweep=optuna instead.")
-    mistakes = [mistake for config in configs for mistake in mistakes_of("train", config)]
-    if mistakes and configs[0].sweep.keep_going is not True:
+    found: TrainConfig | None = None
+    mistakes: list[str] = []
+    for corner in corners:
+        plain = compose(0, [*(f"{name}={value}" for name, value in corner.items()), *fixed])
+        if "pruner" not in plain["sweep"]:
+            raise UserError("hydra/sweeper=optuna needs the settings of conf/sweep/optuna.yaml: give sweep=optuna instead.")
+        config, wrong = validation.check(TrainConfig, plain)
+        mistakes += wrong
+        found = found or config
+    if found is None or (mistakes and not found.sweep.keep_going):
         raise _refusal("the study's trials could have wrong values", list(dict.fromkeys(mistakes)))
-    return configs[0]
+    return found
 
 
 def check_study(
@@ -324,12 +301,12 @@ def recover_results(compose: Compose, study: "optuna.Study", fixed: list[str]) -
         if trial.state.name != "RUNNING":
             continue
         config = compose(trial.number, [*values, *fixed])
-        run_dir = Path(config.run_dir)
+        run_dir = Path(config["run_dir"])
         summary = read_summary(run_dir)
         if summary.get("status") == "finished":
             if not set(values) <= set(configs.read(run_dir / "config.yaml").get("overrides") or []):
                 continue  # a run of another study with this name
-            result = _result(summary["best"].get(config.monitor), summary.get("pruned") is True)
+            result = _result(summary["best"].get(config["monitor"]), summary.get("pruned") is True)
             study.tell(trial.number, **result, skip_if_finished=True)
             print(f"trial {trial.number} had finished: {shown(run_dir)}/summary.json has its result.", flush=True)
 
@@ -449,7 +426,7 @@ def job_environment(url: str | None, study_name: str, trial: "optuna.Trial") -> 
         os.environ.pop(TRIAL, None)
 
 
-def make_pruning_callback(config: DictConfig, rank: int) -> "Pruning | None":
+def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
     """Build the callback that reports this job to its trial; None if the job is no trial."""
     if TRIAL not in os.environ:
         return None
@@ -470,7 +447,7 @@ def make_pruning_callback(config: DictConfig, rank: int) -> "Pruning | None":
     return Pruning(trial, config.monitor)
 
 
-def make_pruner(config: DictConfig) -> "optuna.pruners.BasePruner":
+def make_pruner(config: TrainConfig) -> "optuna.pruners.BasePruner":
     """Build Optuna's pruner from the keys of conf/sweep/optuna.yaml."""
     from optuna import pruners
 
@@ -537,13 +514,11 @@ def _written(value: Any) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
 
 
-def check_agent(config: DictConfig) -> None:
-    """Raises UserError if W&B's agent has started a run that does not log to W&B."""
-    if agent() is None or "logger" not in config:
-        return
-    mode = OmegaConf.select(config, "logger.wandb.mode")
-    if mode is None or mode in ("offline", "disabled"):
-        what = "without W&B" if mode is None else f"with logger.wandb.mode={mode}"
+def check_agent(config: TrainConfig) -> None:
+    """Raise UserError if W&B's agent has started a run that does not log to W&B."""
+    wandb = config.logger.wandb
+    if agent() is not None and (wandb is None or wandb.mode in ("offline", "disabled")):
+        what = "without W&B" if wandb is None else f"with logger.wandb.mode={wandb.mode}"
         raise UserError(
             f"a run of a W&B agent {what}: the sweep would never receive {config.monitor}. Add logger=wandb "
             "logger.wandb.mode=auto, or run python train.py -m sweep=grid, which needs no agent."
@@ -563,16 +538,14 @@ def check_words(words: list[str]) -> None:
         )
 
 
-def record_failure(config: DictConfig, error: Exception) -> None:
+def record_failure(run_dir: Path, config: Plain, why: str) -> None:
     """Write the config and the summary of a job that failed before it could do so itself."""
-    run_dir = Path(config.run_dir)
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / "config.yaml").exists():
             configs.save(config, run_dir / "config.yaml")
         if not (run_dir / "summary.json").exists():
-            summary = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            write_json(run_dir / "summary.json", {"status": "failed", "error": why})
 
 
 def remove_empty(folder: Path, top: Path) -> None:
