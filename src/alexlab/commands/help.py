@@ -35,4 +35,4 @@ def text(conf: Path, name: str, config: DictConfig) -> str:
 
 def options(group: Path) -> list[str]:
     """The options of a group: its files' names."""
-    return sorted(path.stem for path in group.glob("*.yaml"))
+    return sorted(path.stem for path in group.glob("[!_]*.yaml"))  # _base.yaml is what the options extend
