@@ -45,7 +45,7 @@ def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
         eval_transform=SampleTransform(size, "center", crop_ratio=a.crop_ratio), num_workers=d.num_workers,
         val_fraction=d.val_fraction, test_fraction=d.test_fraction, num_classes=d.num_classes, on_error=d.on_error,
         demo_seed=d.demo_seed, idx=d.get("idx"), class_names=d.class_names, world_size=devices.world_size,
-        local_world_size=devices.local, kept=str(Path(config.paths.logs, ".index")), kind=devices.kind,
+        local_world_size=devices.local, index_cache=str(Path(config.paths.logs, ".index")), device=devices.kind,
         crop_on=d.get("crop_on") or "auto", cache=d.get("cache"), timeout=60 * config.trainer.timeout,
     )  # fmt: skip
 

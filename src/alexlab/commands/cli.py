@@ -22,7 +22,7 @@ from alexlab.engine import secrecy, sweeps
 from alexlab.engine.config import CONF, ROOT
 from alexlab.engine.errors import RunFailedError, UserError, mistake
 from alexlab.engine.launcher import external
-from alexlab.engine.process import hanging, leave, nothing_follows
+from alexlab.engine.process import leave, nothing_follows
 from alexlab.engine.rules import mode_of
 from alexlab.engine.secrecy import masked
 
@@ -45,7 +45,7 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], C
                 if not isinstance(error.code, int):
                     raise
                 code = error.code
-            if hanging.is_set() or nothing_follows(sys._getframe(1)):
+            if nothing_follows(sys._getframe(1)):
                 leave(code)
             if code:
                 sys.exit(code)

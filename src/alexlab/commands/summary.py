@@ -20,7 +20,7 @@ from rich.table import Table
 from alexlab.analysis import standing
 from alexlab.callbacks.throughput import Throughput
 from alexlab.commands.plan import Plan
-from alexlab.data.datamodule import MOST_THREADS, ImageFolders, cores
+from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.folder import ImageIndex
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
@@ -28,6 +28,7 @@ from alexlab.engine import naming as identity
 from alexlab.engine import provenance as code_state
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices, choose_precision
+from alexlab.engine.process import cores
 from alexlab.models.introspection import macs
 from alexlab.tasks.classification import ImageClassifier
 
@@ -120,7 +121,7 @@ def tell_start(config: DictConfig, devices: Devices, data: ImageFolders, plan: P
         devices.world_size, devices.kind, facts["precision"], plan.global_batch,
         plan.steps_per_epoch, plan.steps, plan.lr,
     )  # fmt: skip
-    for line in [*data.left_out(), *data.lacking()]:
+    for line in data.notes():
         log.warning("%s", line)
     for word in configs.withheld(config):
         log.warning(
@@ -168,7 +169,7 @@ def bound_by(wait: float, data: ImageFolders) -> str:
     if wait < MUCH:
         return f"bound by the device: it waited for images {wait:.0%} of the time."
     more = []
-    free = min(MOST_THREADS, max(1, cores() // data.local_world_size))
+    free = default_threads(data.local_world_size)
     if data.num_workers < free:
         more.append(f"more threads (data.num_workers={free}, here {data.num_workers})")
     train = data.splits["train"]
@@ -176,11 +177,10 @@ def bound_by(wait: float, data: ImageFolders) -> str:
         more.append(f"images prepared once (python prepare.py data.root={data.root} out=PATH)")
     elif train.format == "jpeg":
         more.append("images prepared as pixels (prepare.py with format=raw)")
-    elif data.kind == "cuda" and train.extent is None:
+    elif data.device == "cuda" and train.raw_size is None:
         more.append("pixels of one size, which the GPU crops (prepare.py with format=raw square=true)")
-    whole = data.keeping.left_whole(train, data.transforms["train"]) is not None
-    if data.keeping.cache is None and (whole or isinstance(train, ImageIndex)):
-        more.append("data.cache=device, if they fit" if whole else "data.cache=ram, if they fit decoded")
+    if data.cache is None and data.crops_on_device("train"):
+        more.append("data.cache=device, if they fit")
     if data.transforms["train"].policy != "none":
         more.append("a lighter augment than its policy")
     helps = f"; what would help: {', or '.join(more)}" if more else ""

@@ -24,7 +24,7 @@ from alexlab.commands import summary as report
 from alexlab.commands.build import build_callbacks, build_data, build_loggers, build_model
 from alexlab.commands.plan import Plan
 from alexlab.commands.trainer import build_trainer, check_settings
-from alexlab.data.datamodule import ImageFolders, cores
+from alexlab.data.datamodule import ImageFolders
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
@@ -34,6 +34,7 @@ from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import RunFailedError, UserError, lost_peer
 from alexlab.engine.memory import keep_memory
+from alexlab.engine.process import cores
 from alexlab.tasks import optimizers as optim
 from alexlab.tasks.classification import ImageClassifier
 
