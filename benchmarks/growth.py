@@ -22,14 +22,14 @@ def ours(root: Path, workers: int) -> Iterator[Any]:
     from alexlab.data.dataset import ImageDataset
     from alexlab.data.folder import scan
     from alexlab.data.loader import Loader
-    from alexlab.data.sampler import TrainBatches
+    from alexlab.data.sampler import TrainBatchSampler
     from alexlab.data.transforms import SampleTransform
     from alexlab.engine.memory import keep_memory
 
     keep_memory()
     index = scan(root)
     data = ImageDataset(index, SampleTransform(32, "random_resized", flip=0.5), seed=0)
-    yield from Loader(data, TrainBatches(len(index), 256, seed=0), workers)
+    yield from Loader(data, TrainBatchSampler(len(index), 256, seed=0), workers)
 
 
 def image_folder(root: Path, workers: int) -> Iterator[Any]:

@@ -1,5 +1,5 @@
-"""The index of a large folder: read cold and recalled, beside a bare os.scandir walk and torchvision's ImageFolder; and
-which images a pass begins with that starts late in its epoch.
+"""The index of a large folder: read and loaded from its cache, compared with a bare os.scandir walk and torchvision's
+ImageFolder; its fingerprint; and which images a pass starts with that resumes late in its epoch.
 
 python benchmarks/index.py [--files 1281167] [--classes 1000] [--rounds 3] [--torchvision]
 
@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from alexlab.data.fast.folder_cache import scan_or_recall
-from alexlab.data.folder import scan
-from alexlab.data.sampler import TrainBatches
+from alexlab.data.fast.folder_cache import cached_scan
+from alexlab.data.folder import ImageIndex, scan
+from alexlab.data.sampler import TrainBatchSampler
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def make(root: Path, files: int, classes: int) -> None:
 
 
 def walk(root: Path) -> int:
-    """Each entry seen, and nothing done with it."""
+    """Look at each entry, and do nothing with it."""
     count = 0
     waiting = [str(root)]
     while waiting:
@@ -49,8 +49,13 @@ def walk(root: Path) -> int:
     return count
 
 
+def sizes(index: ImageIndex) -> int:
+    """Read the size of each file, of which the fingerprint reads a sample."""
+    return sum(os.stat(index.path(i)).st_size for i in range(len(index)))  # noqa: PTH116, as folder.py does
+
+
 def timed(what: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds, MB by which the process has grown, and what came of it."""
+    """Return seconds, MB by which the process has grown, and the result."""
     memory, start = psutil.Process().memory_info().rss, time.perf_counter()
     found = what()
     return time.perf_counter() - start, (psutil.Process().memory_info().rss - memory) / 1e6, found
@@ -64,20 +69,29 @@ def main() -> None:
     parser.add_argument("--torchvision", action="store_true", help="ImageFolder too, once")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root, kept = Path(folder, "images"), Path(folder, "kept")
+        root, cache = Path(folder, "images"), Path(folder, "cache")
         make(root, args.files, args.classes)
-        times: dict[str, list[float]] = {"walk": [], "scan": [], "recall": [], "late start": []}
+        times: dict[str, list[float]] = {
+            "walk": [],
+            "scan": [],
+            "cached": [],
+            "fingerprint": [],
+            "all sizes": [],
+            "late start": [],
+        }
         assert walk(root) == args.files  # the system's cache of names is warm for all
-        time.sleep(2.5)  # an index of a folder that has just changed is not kept
-        scan_or_recall(root, None, kept)
+        time.sleep(2.5)  # the index of a folder that has just changed is not saved
+        cached_scan(root, None, cache)
         for _ in range(args.rounds):
             times["walk"].append(timed(lambda: walk(root))[0])
             times["scan"].append(timed(lambda: scan(root))[0])
-            seconds, _, index = timed(lambda: scan_or_recall(root, None, kept))
-            times["recall"].append(seconds)
+            seconds, _, index = timed(lambda: cached_scan(root, None, cache))
+            times["cached"].append(seconds)
+            times["fingerprint"].append(timed(lambda index=index: index.fingerprint)[0])  # type: ignore[misc]
+            times["all sizes"].append(timed(lambda index=index: sizes(index))[0])  # type: ignore[misc]
             assert len(index) == args.files
-            late = TrainBatches(len(index), min(256, len(index)), seed=0)
-            late.begins_at = (0, len(late) * 4 // 5)
+            late = TrainBatchSampler(len(index), min(256, len(index)), seed=0)
+            late.resume_at = (0, len(late) * 4 // 5)
             times["late start"].append(timed(lambda late=late: next(iter(late), None))[0])  # type: ignore[misc]
         held = len(index.names) + index.ends.nbytes + index.targets.nbytes
         found: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in times.items()}

@@ -47,26 +47,24 @@ class Repeated:
 
 
 def ours(
-    root: Path, threads: int, batch: int, policy: str = "none", prepared: bool = False, whole: bool = False,
-    cache: bool = False,
-) -> Iterator[int]:  # fmt: skip
+    root: Path, threads: int, batch: int, policy: str = "none", prepared: bool = False, whole: bool = False
+) -> Iterator[int]:
     """The batches of a training, on the CPU, uint8."""
     from alexlab.data.dataset import ImageDataset
     from alexlab.data.fast import prepared as preparations
-    from alexlab.data.fast.ram_cache import RamCache, memory_at_hand
     from alexlab.data.folder import scan
     from alexlab.data.loader import Loader
-    from alexlab.data.sampler import TrainBatches
+    from alexlab.data.sampler import TrainBatchSampler
     from alexlab.data.transforms import SampleTransform
     from alexlab.engine.memory import keep_memory
 
     keep_memory()  # as a training on a CPU does; on a GPU torch keeps pinned batches
-    read: Any = preparations.read(root)["train"] if prepared else scan(root)
-    index = Repeated(RamCache(read, memory_at_hand() // 2) if cache else read)
+    images: Any = preparations.read(root)["train"] if prepared else scan(root)
+    index = Repeated(images)
     transform = SampleTransform(SIDE, "random_resized", flip=0.5, policy=policy)
-    batches = TrainBatches(len(index.targets), min(batch, len(index.targets)), seed=0)
-    extent = read.extent if whole else None
-    loader = Loader(ImageDataset(index, transform, seed=0, whole=extent), batches, threads)
+    batches = TrainBatchSampler(len(index.targets), min(batch, len(index.targets)), seed=0)
+    raw_size = images.raw_size if whole else None
+    loader = Loader(ImageDataset(index, transform, seed=0, raw_size=raw_size), batches, threads)
     for epoch in itertools.count():
         batches.set_epoch(epoch)
         yield from (len(images) for images, *_ in loader)
@@ -80,11 +78,6 @@ def prepared(root: Path, threads: int, batch: int) -> Iterator[int]:
 def whole(root: Path, threads: int, batch: int) -> Iterator[int]:
     """Squares of 256 as prepare.py writes them, copied into batches, with the crops left to the device."""
     return ours(root, threads, batch, prepared=True, whole=True)
-
-
-def cached(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """The folder's images with data.cache=ram, after their first epoch."""
-    return ours(root, threads, batch, cache=True)
 
 
 def memory_copy(root: Path, threads: int, batch: int) -> Iterator[int]:
@@ -242,7 +235,6 @@ CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str 
     "decode_only": (decode_only, "simplejpeg", None),
     "ours": (ours, "alexlab", None),
     "ours_strong": (ours_strong, "alexlab", None),
-    "ours_cached": (cached, "alexlab", None),
     "litdata": (litdata_streaming, "litdata", None),
     "ffcv_jpeg": (ffcv_jpeg, "ffcv", None),
     "prepared_jpeg": (prepared, "alexlab", "jpeg"),

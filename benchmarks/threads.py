@@ -19,7 +19,7 @@ from alexlab.data import decode
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.folder import scan
 from alexlab.data.loader import Loader
-from alexlab.data.sampler import TrainBatches
+from alexlab.data.sampler import TrainBatchSampler
 from alexlab.data.transforms import SampleTransform
 
 
@@ -47,7 +47,7 @@ def main() -> None:
         index = index.subset(np.tile(np.arange(50), 400))
         data = ImageDataset(index, SampleTransform(16, "random_resized", flip=0.5), seed=0)
         for threads in a.threads:
-            loader, done = Loader(data, TrainBatches(len(index), 256, seed=0), threads), 0
+            loader, done = Loader(data, TrainBatchSampler(len(index), 256, seed=0), threads), 0
             start = time.perf_counter()
             while time.perf_counter() - start < a.seconds:
                 for images, *_ in loader:

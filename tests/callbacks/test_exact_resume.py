@@ -204,8 +204,8 @@ def _off_by_one(patch: pytest.MonkeyPatch) -> None:
 
     def loader(self: ImageFolders) -> Any:
         made = plain(self)
-        epoch, batch = made.batch_sampler.begins_at  # type: ignore[union-attr]
-        made.batch_sampler.begins_at = (epoch, max(0, batch - 1))  # type: ignore[union-attr]
+        epoch, batch = made.batch_sampler.resume_at  # type: ignore[union-attr]
+        made.batch_sampler.resume_at = (epoch, max(0, batch - 1))  # type: ignore[union-attr]
         return made
 
     patch.setattr(ImageFolders, "train_dataloader", loader)
@@ -227,7 +227,7 @@ def _after_load(change: Callable[[ImageClassifier, dict[str, Any]], None]) -> Ca
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a batch twice": _off_by_one,
     "no batch is skipped": lambda patch: patch.setattr(
-        "alexlab.data.sampler.TrainBatches.begins_at", property(lambda _: (0, 0), lambda *_: None), raising=False
+        "alexlab.data.sampler.TrainBatchSampler.resume_at", property(lambda _: (0, 0), lambda *_: None), raising=False
     ),
     "the epoch's sums are forgotten": lambda patch: patch.setattr(Checkpointing, "_restore_ranks", lambda self: None),
     "the validation of the last step is forgotten": lambda patch: patch.setattr(

@@ -1,4 +1,4 @@
-"""Each row of the two tables in docs/data.md, and files that are damaged at random."""
+"""Each row of the two tables in docs/data.md, and files that were damaged at random."""
 
 import contextlib
 import io
@@ -39,14 +39,14 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, packed: bytes, more: bytes = b"") -> bytes:
-    """PNG, third edition, sections 5 and 11; `packed` are the filtered rows."""
+    """Write a PNG (third edition, sections 5 and 11); `packed` are the filtered rows."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = chunk(b"IHDR", header), more, chunk(b"IDAT", packed), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def black(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel, packed row by row."""
+    """Write a PNG of one bit per pixel, packed row by row."""
     packer = zlib.compressobj(1)
     row = bytes(1 + width // 8)
     return png(width, height, 1, 0, b"".join(packer.compress(row) for _ in range(height)) + packer.flush())
@@ -61,21 +61,21 @@ def source() -> Image.Image:
     return Image.fromarray(coarse).resize((96, 72), Image.Resampling.BICUBIC)
 
 
-def turned(kind: str = "JPEG", **save: object) -> bytes:
+def rotated(kind: str = "JPEG", **save: object) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(source(), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else save))
 
 
 def upright(raw: bytes) -> np.ndarray:
-    """EXIF 2.32: 6 is to be turned by 90 degrees with the clock."""
+    """Return the pixels rotated by 90 degrees clockwise, which is orientation 6 of EXIF 2.32."""
     if raw[:2] == b"\xff\xd8":
         return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(raw))))
     return np.asarray(source().transpose(Image.Transpose.ROTATE_270))
 
 
 def many_scans() -> bytes:
-    """The last scan of a progressive JPEG again and again, each of which decodes all pixels anew."""
+    """Repeat the last scan of a progressive JPEG, each of which decodes all pixels again."""
     raw = encoded(source(), "JPEG", progressive=True)
     last = raw[raw.rindex(b"\xff\xda") : -2]
     return raw[:-2] + last * 300 + raw[-2:]
@@ -105,7 +105,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "text": lambda: b"a cat\n" * 20,
     "HTML page instead of the image": lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
     "archive or other data": lambda: b"PK\x03\x04" + bytes(range(256)) * 4,
-    "EPS, which Pillow alone would start Ghostscript for": lambda: (
+    "EPS, for which Pillow would start Ghostscript": lambda: (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(%pipe%touch /tmp/no) (w) file\n"
     ),
     "floating-point TIFF": floats,
@@ -123,25 +123,25 @@ FILES: dict[str, Callable[[], bytes]] = {
     "PNG with a palette and a transparent colour": lambda: encoded(source().convert("P"), "PNG", transparency=3),
     "16-bit grey PNG": grey16,
     "16-bit RGB PNG": rgb16,
-    "turned by EXIF": turned,
+    "rotated by EXIF": rotated,
     "animated GIF": lambda: encoded(source(), "GIF", **PAGES),
     "animated WebP": lambda: encoded(source(), "WEBP", lossless=True, **PAGES),
     "TIFF of several pages": lambda: encoded(source(), "TIFF", **PAGES),
     "PNG called .jpg": lambda: encoded(source(), "PNG"),
-    "turned by EXIF, as TIFF": lambda: turned("TIFF"),
-    "turned by EXIF, as WebP": lambda: turned("WEBP", lossless=True),
-    "turned by EXIF, as PNG": lambda: turned("PNG"),
+    "rotated by EXIF, as TIFF": lambda: rotated("TIFF"),
+    "rotated by EXIF, as WebP": lambda: rotated("WEBP", lossless=True),
+    "rotated by EXIF, as PNG": lambda: rotated("PNG"),
     "16-bit TIFF with a sign": lambda: encoded(Image.fromarray(np.array([[-5, 0, 0x1234, 0x7FFF]], np.int32)), "TIFF"),
     "JPEG of 300 scans": many_scans,
-    "bytes behind the JPEG's end": lambda: encoded(source(), "JPEG") + b"more" * 99,
+    "bytes after the end of the JPEG": lambda: encoded(source(), "JPEG") + b"more" * 99,
     "one pixel": lambda: encoded(source().crop((0, 0, 1, 1)), "PNG"),
     "3,000 pixels by one": lambda: encoded(source().resize((3000, 1)), "JPEG"),
 }
-# where Pillow itself is not what is right: the upper byte of each 16 bits; a viewer's picture; the first one alone
+# the right pixels if Pillow's are not: the upper byte of 16 bits; what a viewer shows; the first image only
 RIGHT: dict[str, Callable[[bytes], np.ndarray]] = {
     "16-bit grey PNG": lambda _: np.repeat(np.uint8([[[0], [0x12], [0x80], [0xFF]]]), 3, 2),
     "16-bit RGB PNG": lambda _: np.uint8([[[0, 0x12, 0x80], [0xFF, 1, 0]]]),
-    **{kind: upright for kind in FILES if kind.startswith("turned by EXIF")},
+    **{kind: upright for kind in FILES if kind.startswith("rotated by EXIF")},
     "16-bit TIFF with a sign": lambda _: np.repeat(np.uint8([[[0], [0], [0x12], [0x7F]]]), 3, 2),
     "animated WebP": lambda _: np.asarray(source()),
     "TIFF of several pages": lambda _: np.asarray(source()),
@@ -153,14 +153,14 @@ RIGHT: dict[str, Callable[[bytes], np.ndarray]] = {
 
 
 def table(first: str) -> dict[str, str]:
-    """The rows of the table in docs/data.md whose header begins with `first`."""
+    """Return the rows of the table in docs/data.md whose header begins with `first`."""
     text = (ROOT / "docs/data.md").read_text()
     _, _, below = text.partition(f"| {first} |")
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", below.partition("\n\n")[0], re.MULTILINE)
     return {kind: outcome for kind, outcome in rows if not kind.startswith("-")}
 
 
-def test_the_tables_have_the_kinds_that_are_tested() -> None:
+def test_the_tables_list_the_kinds_that_are_tested() -> None:
     assert set(table("file")) == set(FILES)
     assert len(FILES) >= 27
     assert set(table("in the folder")) == set(FOLDERS)
@@ -172,15 +172,15 @@ def test_file(kind: str, tmp_path: Path) -> None:
     outcome = table("file")[kind]
     path = tmp_path / "x.jpg"
     path.write_bytes(FILES[kind]())
-    if outcome.startswith("told: "):
-        with pytest.raises(decode.BrokenImageError) as told:
+    if outcome.startswith("error: "):
+        with pytest.raises(decode.BrokenImageError) as raised:
             decode.read(str(path), SampleTransform(32))
-        assert f"{path} cannot be read as an image ({outcome.removeprefix('told: ')}" in str(told.value)
+        assert f"{path} cannot be read as an image ({outcome.removeprefix('error: ')}" in str(raised.value)
         return
     assert outcome.startswith("read")
     assert decode.read(str(path), SampleTransform(32)).shape == (3, 32, 32)
     if "megapixels" in kind and "PNG" in kind:
-        return  # its pixels would be a gigabyte once more
+        return  # its pixels would take another gigabyte
     right = RIGHT.get(kind, lambda raw: np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
     assert np.array_equal(pixels_of(path), right(path.read_bytes()))
 
@@ -221,17 +221,17 @@ def others(root: Path) -> None:
         (root / "train/cat" / name).touch()
 
 
-# what is put into a folder of two classes with two images each, in train and val; and how many it holds then
+# a change to a folder with two images of two classes in train and val, and how many images it has afterwards
 FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
     "a link in a circle": (lambda root: (root / "train/cat/round").symlink_to(root / "train/cat"), 0),
-    "a class of val that train has not": (lambda root: images(root, "val/zebra/1.jpg"), 0),
-    "a class of train that val has not": (lambda root: (root / "val/dog").rename(root / "gone"), 6),
+    "a class of val that train lacks": (lambda root: images(root, "val/zebra/1.jpg"), 0),
+    "a class of train that val lacks": (lambda root: (root / "val/dog").rename(root / "gone"), 6),
     "an empty class in train": (lambda root: (root / "train/empty").mkdir(), 0),
     "a class that may not be read": (lambda root: (root / "train/dog").chmod(0), 0),
     "no val": (lambda root: (root / "val").rename(root / "gone"), 0),
     "hidden folders and files": (lambda root: images(root, "train/.git/1.jpg", "train/cat/._1.jpg"), 8),
-    "files of other suffixes": (others, 8),
-    "images beside the class folders": (lambda root: images(root, "train/1.jpg"), 8),
+    "files with other suffixes": (others, 8),
+    "images outside of the class folders": (lambda root: images(root, "train/1.jpg"), 8),
     "a suffix in capitals": (lambda root: (root / "train/cat/1.jpg").rename(root / "train/cat/1.JPG"), 8),
     "folders within a class": (lambda root: images(root, "train/cat/deep/deeper/1.jpg"), 9),
     "a link to a folder elsewhere": (link_elsewhere, 10),
@@ -247,7 +247,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may read everything."""
+    """Give up root's permissions, with which everything can be read."""
     if os.geteuid() != 0:
         yield
         return
@@ -275,22 +275,21 @@ def test_folder(kind: str) -> None:
             *(f"{split}/{label}/{n}.jpg" for split in ("train", "val") for label in ("cat", "dog") for n in (1, 2)),
         )
         change(root)
-        if "told before the run: " in outcome:
+        if "error before the run: " in outcome:
             with as_nobody(), pytest.raises(UserError, match=re.escape(outcome.partition("run: ")[2])):
                 data_of(root).read()
             return
         data = data_of(root).read()
         assert sum(data.images.values()) == count
         assert {split.targets.max() for split in data.splits.values()} <= {0, 1}
-        notes = [*data.left_out(), *data.lacking()]
-        warned = outcome.partition("warned: ")[2]
-        assert len(notes) == bool(warned)
-        assert not warned or notes[0].endswith(warned)
-        words = outcome.partition("told with its path: ")[2]
-        with pytest.raises(UserError) if words else contextlib.nullcontext() as told:
+        warning = outcome.partition("warning: ")[2]
+        assert len(data.notes()) == bool(warning)
+        assert not warning or data.notes()[0].endswith(warning)
+        error = outcome.partition("error with its path: ")[2]
+        with pytest.raises(UserError) if error else contextlib.nullcontext() as raised:
             seen = sum(len(batch.targets) for batch in data.train_dataloader())
             assert seen == data.images["train"] // 2 * 2
-        assert not words or f"{root}/train/cat/x.jpg cannot be read as an image ({words}" in str(told.value)
+        assert not error or f"{root}/train/cat/x.jpg cannot be read as an image ({error}" in str(raised.value)
 
 
 # -- skipped, counted, and too many
@@ -298,14 +297,14 @@ def test_folder(kind: str) -> None:
 
 @pytest.fixture
 def with_broken(tmp_path: Path) -> Path:
-    """Sixteen good images of two classes and each kind of file that is told."""
+    """Sixteen good images of two classes, and each kind of file that is an error."""
     root = tmp_path / "data"
     for split in ("train", "val"):
         images(
             root, *(f"{split}/{label}/{n}.jpg" for label in ("cat", "dog") for n in range(8 if split == "train" else 2))
         )
-    told = [kind for kind, outcome in table("file").items() if outcome.startswith("told") and "megapixels" not in kind]
-    for n, kind in enumerate(told):
+    kinds = [kind for kind, outcome in table("file").items() if outcome.startswith("error") and "mega" not in kind]
+    for n, kind in enumerate(kinds):
         (root / f"train/cat/bad{n}.jpg").write_bytes(FILES[kind]())
     return root
 
@@ -335,7 +334,7 @@ def test_too_many_broken_images_end_the_run(with_broken: Path, tmp_path: Path) -
 
 
 def mutate(raw: bytes, draw: random.Random) -> bytes:
-    """Bytes changed, cut out, doubled, or the end gone."""
+    """Change, remove or repeat bytes, or cut the end."""
     changed = bytearray(raw)
     for _ in range(draw.choice([1, 1, 2, 8, 64])):
         at = draw.randrange(len(changed))
@@ -360,15 +359,15 @@ def mutate(raw: bytes, draw: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_five_thousand_damaged_files_are_images_or_told(kind: str, tmp_path: Path) -> None:
-    """No other exception, no crash (the process would be gone), no leak, and no picture of absurd size."""
+def test_each_of_5000_damaged_files_is_an_image_or_an_error(kind: str, tmp_path: Path) -> None:
+    """No other exception, no crash (the process would be gone), no leak, and no image of absurd size."""
     draw = random.Random(kind)
     small = source().resize((40, 30))
     seeds = [encoded(small, kind), encoded(small.convert("L"), kind), encoded(source(), kind)]
     seeds += [encoded(small, kind, **({"progressive": True} if kind == "JPEG" else {"compress_level": 0}))]
     path = tmp_path / f"x.{kind.lower()}"
     process, transform = psutil.Process(), SampleTransform(24, "random_resized")
-    counts = {"image": 0, "told": 0}
+    counts = {"image": 0, "error": 0}
     before = 0
     for n in range(5_000):
         path.write_bytes(mutate(draw.choice(seeds), draw))
@@ -376,7 +375,7 @@ def test_five_thousand_damaged_files_are_images_or_told(kind: str, tmp_path: Pat
             assert decode.read(str(path), transform).shape == (3, 24, 24)
             counts["image"] += 1
         except decode.BrokenImageError as error:
-            counts["told"] += str(path) in str(error)
+            counts["error"] += str(path) in str(error)
         if n == 1_000:
             before = process.memory_info().rss
     assert sum(counts.values()) == 5_000

@@ -18,7 +18,7 @@ from alexlab.tasks import optimizers as optim
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml"))
 
 
 @pytest.mark.parametrize("name", choices("model"))

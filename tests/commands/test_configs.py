@@ -18,7 +18,7 @@ CONF = ROOT / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
 OTHER = ("hydra", "paths", "callbacks", "dashboard")  # groups that are no choice of train.py's
 WANDBS = CONF / "sweep/wandb.yaml"  # is W&B's file and no option: tests/test_agent.py
-CHOICES = [p for p in FILES if p.parent != CONF and p.relative_to(CONF).parts[0] not in OTHER and p != WANDBS]
+CHOICES = [p for p in FILES if p.parent != CONF and p.parent.name not in OTHER and p != WANDBS and p.stem[0] != "_"]
 
 
 def compose(*overrides: str, hydra_too: bool = False) -> DictConfig:

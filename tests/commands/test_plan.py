@@ -10,10 +10,10 @@ from test_configs import compose
 from torch import nn
 
 from alexlab.commands import plan
-from alexlab.data.demo import SPLITS
+from alexlab.data.demo import IMAGES_PER_CLASS
 from alexlab.engine.errors import UserError
 
-DEMO = {split: 10 * count for split, count in SPLITS.items()}
+DEMO = {split: 10 * count for split, count in IMAGES_PER_CLASS.items()}
 
 
 def test_counts_of_a_run() -> None:

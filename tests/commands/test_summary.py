@@ -17,18 +17,16 @@ def data_of(shapes: Path, workers: int, policy: str = "none", **more: str) -> Im
 
 
 def test_what_bounds_a_training_is_told_with_what_helps(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "cores", lambda: 8)
+    monkeypatch.setattr("alexlab.data.datamodule.cores", lambda: 8)
     few = data_of(shapes, 2)
     assert report.bound_by(0.1, few) == "bound by the device: it waited for images 10% of the time."
     assert report.bound_by(0.43, few) == (
         "bound by the input: the device waited for images 43% of the time; what would help: more threads "
-        f"(data.num_workers=8, here 2), or images prepared once (python prepare.py data.root={shapes} out=PATH), or "
-        "data.cache=ram, if they fit decoded."
+        f"(data.num_workers=8, here 2), or images prepared once (python prepare.py data.root={shapes} out=PATH)."
     )
     told = report.bound_by(0.43, data_of(shapes, 8, "trivial"))
     assert "more threads" not in told
-    assert told.endswith("out=PATH), or data.cache=ram, if they fit decoded, or a lighter augment than its policy.")
-    assert "data.cache" not in report.bound_by(0.43, data_of(shapes, 8, cache="ram"))
+    assert told.endswith("out=PATH), or a lighter augment than its policy.")
 
 
 def test_a_run_from_prepared_images_is_told_of_pixels(
@@ -55,7 +53,7 @@ def test_a_run_from_prepared_images_is_told_of_pixels(
             np.savez(out / "train.npz", **arrays)
         assert report.bound_by(0.5, data_of(out, 99)).endswith(f"50% of the time{told}")
         told = on_gpu or told
-        assert report.bound_by(0.5, data_of(out, 99, kind="cuda")).endswith(f"50% of the time{told}")
+        assert report.bound_by(0.5, data_of(out, 99, device="cuda")).endswith(f"50% of the time{told}")
 
 
 def test_a_run_ends_with_it(shapes: Path, tmp_path: Path) -> None:

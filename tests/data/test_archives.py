@@ -1,4 +1,4 @@
-"""ImageNet's archives, small: the images are read where they lie, and prepared without being unpacked."""
+"""Small archives like ImageNet's: the images are read in place, and prepared without being unpacked."""
 
 import hashlib
 import io
@@ -57,7 +57,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_images_are_read_where_they_lie(root: Path) -> None:
+def test_images_are_read_in_place(root: Path) -> None:
     before = sorted(path.name for path in root.iterdir())
     splits = archives.read(root)
     train, val = splits["train"], splits["val"]
@@ -65,14 +65,14 @@ def test_images_are_read_where_they_lie(root: Path) -> None:
     assert [train.name(i).decode() for i in range(6)] == [f"{w}/{w}_{i}.JPEG" for w in WNIDS for i in (10, 2)]
     assert train.targets.tolist() == [0, 0, 1, 1, 2, 2]
     assert [train.picture(i).size for i in range(6)] == [(100, 80), (92, 80)] * 3
-    told = sorted((WNIDS[k], f"ILSVRC2012_val_{i + 1:08d}.JPEG", (100, 70 + i)) for i, k in enumerate(VAL))
+    expected = sorted((WNIDS[k], f"ILSVRC2012_val_{i + 1:08d}.JPEG", (100, 70 + i)) for i, k in enumerate(VAL))
     found = [(*val.name(i).decode().split("/"), val.picture(i).size) for i in range(4)]
-    assert found == told
-    assert [WNIDS[k] for k in val.targets] == [wnid for wnid, *_ in told]
-    assert sorted(path.name for path in root.iterdir()) == before, "nothing is written beside them"
+    assert found == expected
+    assert [WNIDS[k] for k in val.targets] == [wnid for wnid, *_ in expected]
+    assert sorted(path.name for path in root.iterdir()) == before, "nothing is written into their folder"
 
 
-def test_the_pixels_are_those_of_the_member(root: Path) -> None:
+def test_the_pixels_equal_those_of_the_tar_member(root: Path) -> None:
     train = archives.read(root)["train"]
     with (
         tarfile.open(root / archives.TRAIN) as outer,
@@ -82,7 +82,7 @@ def test_the_pixels_are_those_of_the_member(root: Path) -> None:
         assert np.array_equal(train.picture(3).pixels()[0], np.asarray(image))
 
 
-def test_they_train_and_are_prepared_without_being_unpacked(root: Path, tmp_path: Path) -> None:
+def test_archives_are_trained_on_and_prepared_without_being_unpacked(root: Path, tmp_path: Path) -> None:
     plain = SampleTransform(32)
     data = ImageFolders(str(root), 2, 0, plain, plain, class_names="imagenet").read()
     assert data.images == {"train": 6, "val": 4}
@@ -95,24 +95,24 @@ def test_they_train_and_are_prepared_without_being_unpacked(root: Path, tmp_path
         assert set(arrays.files) == {*prepared.ARRAYS, "names"}
         assert arrays["source_widths"].tolist() == [100, 92] * 3
     with pytest.raises(
-        UserError, match=r"val_fraction=0.1, .*are ImageNet's archives, with a split of their own: leave"
+        UserError, match=r"val_fraction=0.1, .*are ImageNet's archives, which have their own split: remove"
     ):
         ImageFolders(str(root), 2, 0, plain, plain, val_fraction=0.1).read()
 
 
-def test_what_is_missing_or_damaged_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_damaged_archives_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = (root / archives.VAL).read_bytes()
     with tarfile.open(root / archives.VAL, "w") as tar:
         add(tar, "ILSVRC2012_val_00000001.JPEG", b"x")
-    with pytest.raises(UserError, match=r"img_val.tar holds 1 images, and the devkit tells of 4: fetch it again"):
+    with pytest.raises(UserError, match=r"img_val.tar contains 1 images, but the devkit lists 4: download it again"):
         archives.read(root)
     (root / archives.VAL).write_bytes(b"no archive" * 100)
-    with pytest.raises(UserError, match=r"an archive cannot be read \(.*\): fetch it again"):
+    with pytest.raises(UserError, match=r"an archive cannot be read \(.*\): download it again"):
         archives.read(root)
     (root / archives.VAL).write_bytes(whole)
     monkeypatch.setitem(imagenet.ARCHIVE_META, "devkit", (archives.DEVKIT, "0" * 32))
-    with pytest.raises(UserError, match=r"cannot be read as ImageNet's devkit \(.*\): fetch it again"):
+    with pytest.raises(UserError, match=r"cannot be read as ImageNet's devkit \(.*\): download it again"):
         archives.read(root)
     (root / archives.DEVKIT).unlink()
-    with pytest.raises(UserError, match=rf"holds {archives.TRAIN} but no {archives.DEVKIT}: all three"):
+    with pytest.raises(UserError, match=rf"contains {archives.TRAIN} but no {archives.DEVKIT}: all three"):
         archives.read(root)

@@ -1,4 +1,4 @@
-"""Readable class names."""
+"""Readable names of classes."""
 
 from pathlib import Path
 
@@ -8,48 +8,29 @@ from alexlab.data import class_names as names
 from alexlab.engine.errors import UserError
 
 
-def test_imagenets_thousand_synsets() -> None:
+def test_the_thousand_synsets_of_imagenet() -> None:
     found = names.read("imagenet")
     assert len(found) == len(set(found.values())) == 1000
     assert list(found) == sorted(found)
     # the first, the last, and Imagenette's ten (its page on GitHub lists them)
     assert found["n01440764"] == "tench"
     assert found["n15075141"] == "toilet tissue"
-    imagenette = [
-        "n02102040",
-        "n02979186",
-        "n03000684",
-        "n03028079",
-        "n03394916",
-        "n03417042",
-        "n03425413",
-        "n03445777",
-        "n03888257",
-    ]
-    wanted = [
-        "English springer",
-        "cassette player",
-        "chain saw",
-        "church",
-        "French horn",
-        "garbage truck",
-        "gas pump",
-        "golf ball",
-        "parachute",
-    ]
-    assert [found[key].lower().replace("chainsaw", "chain saw") for key in imagenette] == [
-        name.lower() for name in wanted
-    ]
+    imagenette = "n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257"
+    names_there = (
+        "english springer/cassette player/chain saw/church/french horn/garbage truck/gas pump/golf ball/parachute"
+    )
+    ours = [found[key].lower().replace("chainsaw", "chain saw") for key in imagenette.split()]
+    assert ours == names_there.split("/")
 
 
-def test_wrong_files(tmp_path: Path) -> None:
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.class_names=/none is not a file: give one, or imagenet"):
         names.read("/none")
     (tmp_path / "x.tsv").write_text("a\tb\n\nonly\n")
     with pytest.raises(UserError, match=r"x\.tsv, line 3: 'only' must be a folder, a tab and its name"):
         names.read(str(tmp_path / "x.tsv"))
     (tmp_path / "latin.tsv").write_bytes("katze\tKätzchen\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"data\.class_names=.*latin.tsv is not text in UTF-8: save it as that"):
+    with pytest.raises(UserError, match=r"data\.class_names=.*latin.tsv is not UTF-8 text: save it in that encoding"):
         names.read(str(tmp_path / "latin.tsv"))
     with pytest.raises(
         UserError, match=r"data\.class_names=imagenet names none of the class folders \(cat, dog, ...\)"
@@ -57,6 +38,6 @@ def test_wrong_files(tmp_path: Path) -> None:
         names.readable(["cat", "dog"], "imagenet")
 
 
-def test_a_mark_at_the_files_start_is_no_part_of_a_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_bytes(b"\xef\xbb\xbfcat\tthe Cat\n")
     assert names.readable(["cat", "dog"], str(tmp_path / "x.tsv")) == ["the Cat", "dog"]

@@ -1,4 +1,4 @@
-"""Which images each epoch of a real Lightning training sees, resumed or not, with any number of workers."""
+"""Which images each epoch of a real Lightning training sees, resumed or not, with any number of threads."""
 
 from pathlib import Path
 
@@ -9,8 +9,10 @@ import torch
 from conftest import photo
 from torch import Tensor, nn
 
-from alexlab.data.datamodule import ImageFolders
+from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.dataset import Batch
+from alexlab.data.fast.device_cache import Index
+from alexlab.data.folder import ImageIndex
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 
@@ -19,7 +21,7 @@ COUNT, BATCH = 12, 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A class an image, so that the targets tell which image it is."""
+    """One class per image, so that the targets identify the images."""
     root = tmp_path_factory.mktemp("one-a-class")
     for i in range(COUNT):
         photo(root / "train" / f"{i:02d}" / "x.jpg", (48, 40), seed=i)
@@ -34,7 +36,7 @@ def data_of(folder: Path, workers: int = 0, **more: object) -> ImageFolders:
 
 
 class Recorder(pl.LightningModule):
-    """Notes what it is given."""
+    """Records the images that it receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class Recorder(pl.LightningModule):
         return self.weight.sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Validation takes its turn, as in a real run."""
+        """Let validation run between the epochs, as in a real run."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -57,18 +59,18 @@ class Recorder(pl.LightningModule):
 
 def train(data: ImageFolders, epochs: int, folder: Path, ckpt_path: Path | None = None, **more: object) -> Recorder:
     model = Recorder()
-    trainer = pl.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False,
-        callbacks=[pl.callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False,
-                                                save_on_train_epoch_end=True)],
-        enable_model_summary=False, num_sanity_val_steps=0, **more,  # type: ignore[arg-type]
-    )  # fmt: skip
+    checkpoint = pl.callbacks.ModelCheckpoint(
+        folder, "last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    settings = {"max_epochs": epochs, "accelerator": "cpu", "use_distributed_sampler": False} | quiet | more
+    trainer = pl.Trainer(callbacks=[checkpoint], **settings)  # type: ignore[arg-type]
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return model
 
 
 def order(epoch: int) -> list[int]:
-    """NumPy's own permutation for (seed, epoch)."""
+    """Return NumPy's permutation for (seed, epoch)."""
     return np.random.Generator(np.random.PCG64([5, epoch])).permutation(COUNT).tolist()
 
 
@@ -81,46 +83,36 @@ def test_each_epoch_has_its_own_order_and_crops(folder: Path, tmp_path: Path, wo
     assert sum(changed) > COUNT // 2, "an image is cropped anew in each epoch"
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(folder: Path, tmp_path: Path) -> None:
+def test_images_do_not_depend_on_the_number_of_threads(folder: Path, tmp_path: Path) -> None:
     alone, three = (train(data_of(folder, workers), 2, tmp_path / str(workers)) for workers in (0, 3))
     assert alone.seen == three.seen
     assert all(torch.equal(alone.pixels[key], three.pixels[key]) for key in alone.pixels)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_goes_on_with_the_next_epochs_order(folder: Path, tmp_path: Path, workers: int) -> None:
+def test_a_resumed_run_continues_with_the_order_of_the_next_epoch(folder: Path, tmp_path: Path, workers: int) -> None:
     train(data_of(folder, workers), 2, tmp_path)
     resumed = train(data_of(folder, workers), 4, tmp_path, tmp_path / "last.ckpt")
     assert resumed.seen == {2: order(2), 3: order(3)}
 
 
-def test_overfitting_sees_the_same_batches_again(folder: Path, tmp_path: Path) -> None:
+def test_overfitting_repeats_the_same_batches(folder: Path, tmp_path: Path) -> None:
     model = train(data_of(folder), 3, tmp_path, overfit_batches=2)
     assert model.seen == {epoch: order(0)[: 2 * BATCH] for epoch in range(3)}
 
 
-def test_workers_default_to_the_cores_shared_by_the_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_number_of_threads_is_the_cores_per_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alexlab.data.datamodule.cores", lambda: 16)
-    assert data_of(folder, None).num_workers == 12, "more than Python's lock lets work"  # type: ignore[arg-type]
-    assert data_of(folder, None, local_world_size=8).num_workers == 2  # type: ignore[arg-type]
-    assert data_of(folder, None, local_world_size=32).num_workers == 1  # type: ignore[arg-type]
+    assert [default_threads(devices) for devices in (1, 8, 32)] == [12, 2, 1], "at most as Python's lock allows"
 
 
-def test_no_val_and_no_train(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "a/train").mkdir(parents=True)
-    photo(tmp_path / "a/train/cat/1.jpg")
-    with pytest.raises(UserError, match=r"has train/ but no val/: add .*data.val_fraction=0.1"):
-        data_of(tmp_path / "a").read()
-    for near in (tmp_path / "a/train", tmp_path):
-        with pytest.raises(UserError, match=rf"no train/ folder: .* Did you mean data.root={tmp_path}/a\?"):
-            data_of(near).read()
-    (tmp_path / "b/cat").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds no train/ folder: .* data.val_fraction=0.1\.$"):
-        data_of(tmp_path / "b").read()
-    with pytest.raises(UserError, match=r"val_fraction=0.5, .*they split class folders, and .* has train/ already"):
-        data_of(folder, val_fraction=0.5).read()
-    with pytest.raises(UserError, match=r"data.num_classes=7, but .* holds 12 classes: data.num_classes=null"):
+def test_the_number_of_classes_must_fit(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.num_classes=7, but .* contains 12 classes: data.num_classes=null"):
         data_of(folder, num_classes=7).read()
+    for split in ("train", "val"):
+        photo(tmp_path / split / "images" / "cat" / "1.jpg")
+    with pytest.raises(UserError, match=r"only one class, images: .* Its folders are cat: are they the classes\?"):
+        data_of(tmp_path).read()
 
 
 def test_one_folder_is_split_by_fractions(tmp_path: Path) -> None:
@@ -129,5 +121,24 @@ def test_one_folder_is_split_by_fractions(tmp_path: Path) -> None:
             photo(tmp_path / label / f"{i}.jpg", seed=i)
     data = data_of(tmp_path, val_fraction=0.2, test_fraction=0.1).read()
     assert data.images == {"train": 14, "val": 4, "test": 2}
-    assert data.tested_split == "test"
+    assert data.test_split == "test"
     assert data.describe()["num_classes"] == 2
+    assert set(data.describe()["fingerprint"]) == {"train", "val", "test"}
+
+
+def test_a_subclass_can_have_images_from_anywhere(folder: Path, tmp_path: Path) -> None:
+    """As docs/data.md shows: with an index per split, everything else works."""
+
+    class Listed(ImageFolders):
+        def find_splits(self) -> dict[str, Index]:
+            names = [f"train/{i:02d}/x.jpg".encode() for i in range(COUNT)]
+            targets = [i % 2 for i in range(COUNT)]
+            images = ImageIndex.from_names(self.root, names, targets, ("even", "odd"))
+            return {"train": images, "val": images.subset(np.arange(4))}
+
+    transform = SampleTransform(32)
+    data = Listed(str(folder), BATCH, 5, transform, transform, num_workers=2)
+    model = train(data, 1, tmp_path)
+    assert model.seen == {0: [i % 2 for i in order(0)]}
+    assert data.images == {"train": COUNT, "val": 4}
+    assert data.classes == ("even", "odd")

@@ -1,4 +1,4 @@
-"""A sample is a function of (seed, epoch, index); broken images are named or left out."""
+"""A sample is a function of (seed, epoch, index); broken images are reported or skipped."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from alexlab.engine.errors import UserError
 
 
 def pixels(data: ImageDataset, i: int, epoch: int) -> Tensor:
-    images = data.room([(i, epoch)])
+    images = data.allocate([(i, epoch)])
     assert data.fill([(i, epoch)], images) == []
     return images[0]
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text"])
-def test_broken_images_are_named(tmp_path: Path, damage: str) -> None:
+def test_broken_images_are_reported_or_skipped_with_their_path(tmp_path: Path, damage: str) -> None:
     path = photo(tmp_path / "c" / "bad.jpg", (300, 300))
     raw = path.read_bytes()
     path.write_bytes({"empty": b"", "cut": raw[: len(raw) // 3], "text": b"not an image"}[damage])
@@ -30,26 +30,30 @@ def test_broken_images_are_named(tmp_path: Path, damage: str) -> None:
     keys = [(1, 0), (0, 0), (1, 1)]
     raising = ImageDataset(index, SampleTransform(32), 0)
     with pytest.raises(decode.BrokenImageError, match=r"bad.jpg cannot be read as an image .*data.on_error=skip"):
-        raising.fill(keys, raising.room(keys))
+        raising.fill(keys, raising.allocate(keys))
+    assert raising.reading == {}
     skipping = ImageDataset(index, SampleTransform(32), 0, "skip")
-    images = skipping.room(keys)
-    batch = skipping.batch(keys, images, skipping.fill(keys, images))
+    images = skipping.allocate(keys)
+    batch = skipping.to_batch(keys, images, skipping.fill(keys, images))
     assert batch.targets.tolist() == [1, 1]
     assert torch.equal(batch.images, torch.stack([pixels(skipping, 1, 0)] * 2))
     assert list(batch.skipped) == [str(path)]
     assert batch.skipped[str(path)].startswith(f"{path} cannot be read as an image (")
-    nothing = skipping.batch(keys[1:2], images[1:2], [(0, "why")])
+    nothing = skipping.to_batch(keys[1:2], images[1:2], [(0, "why")])
     assert (nothing.images.shape, len(nothing.targets)) == ((0, 3, 32, 32), 0)
 
 
-def test_an_image_that_memory_cannot_hold_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_an_image_that_does_not_fit_into_memory_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     path = photo(tmp_path / "c" / "large.png")
 
     def fails(*_: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(decode.Picture, "pixels", fails)
-    with pytest.raises(UserError, match=rf"{path} needs more memory to be decoded than there is: make it smaller"):
+    with pytest.raises(UserError, match=rf"{path} does not fit into memory when it is decoded: make it smaller"):
         pixels(ImageDataset(scan(tmp_path), SampleTransform(32), 0), 0, 0)
 
 
@@ -62,8 +66,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path: Path) -> N
     torch.rand(5)
     assert torch.equal(first, pixels(data, 0, 3))
     assert not torch.equal(first, pixels(data, 0, 4))
-    other = ImageDataset(data.index, data.transform, seed=2)
-    assert not torch.equal(first, pixels(other, 0, 3))
+    assert not torch.equal(first, pixels(ImageDataset(data.index, data.transform, seed=2), 0, 3))
 
 
 def test_half_of_the_images_are_mirrored(tmp_path: Path) -> None:
@@ -71,17 +74,17 @@ def test_half_of_the_images_are_mirrored(tmp_path: Path) -> None:
     index = scan(tmp_path)
     plain = pixels(ImageDataset(index, SampleTransform(64, crop_ratio=1.0), 0), 0, 0)
     data = ImageDataset(index, SampleTransform(64, crop_ratio=1.0, flip=0.5), seed=0)
-    mirrored = [torch.equal(pixels(data, 0, epoch), plain.flip(-1)) for epoch in range(400)]
-    same = [torch.equal(pixels(data, 0, epoch), plain) for epoch in range(400)]
-    assert sum(mirrored) + sum(same) == 400
-    assert abs(sum(mirrored) - 200) < 4 * 10, "four standard deviations of 400 throws"
+    images = [pixels(data, 0, epoch) for epoch in range(400)]
+    mirrored = sum(torch.equal(image, plain.flip(-1)) for image in images)
+    assert mirrored + sum(torch.equal(image, plain) for image in images) == 400
+    assert abs(mirrored - 200) < 4 * 10, "four standard deviations of 400 throws"
 
 
 def test_images_grow_with_the_epochs(shapes: Path) -> None:
     """The side follows from the epoch of the key alone, so that threads and resumed runs see the same."""
     transform = SampleTransform(48, "random_resized", sizes=((1, 16), (3, 32), (4, 48)))
     data = ImageDataset(scan(shapes / "train"), transform, seed=1)
-    assert [data.room([(0, epoch)]).shape[-1] for epoch in (5, 0, 1, 2, 3)] == [48, 16, 16, 32, 48]
+    assert [data.allocate([(0, epoch)]).shape[-1] for epoch in (5, 0, 1, 2, 3)] == [48, 16, 16, 32, 48]
     fixed = ImageDataset(scan(shapes / "train"), SampleTransform(16, "random_resized"), seed=1)
     assert torch.equal(pixels(data, 7, 1), pixels(fixed, 7, 1))
     assert SampleTransform(48).at(9) == SampleTransform(48)

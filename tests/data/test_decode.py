@@ -1,24 +1,26 @@
-"""Decoding, cropping and resizing, against Pillow and torchvision."""
+"""Decoding, cropping and resizing, compared with Pillow and torchvision."""
 
 import io
 import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import photo
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from alexlab.data import decode
-from alexlab.data.sample_rng import Draws
+from alexlab.data.sample_rng import SampleRng
 from alexlab.data.transforms import SampleTransform
 
 
 def whole(path: Path) -> np.ndarray:
-    """All pixels, uint8 (H, W, 3), by the way that training takes."""
+    """Return all pixels, uint8 (H, W, 3), as training reads them."""
     picture = decode.Picture(path.read_bytes())
     width, height = picture.size
     out = torch.empty(1, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -27,24 +29,26 @@ def whole(path: Path) -> np.ndarray:
 
 
 def difference(one: object, other: object) -> float:
-    """Mean absolute difference of 255."""
+    """Return the mean absolute difference, of 255."""
     return float(np.abs(np.asarray(one).astype(float) - np.asarray(other)).mean())
 
 
 def reference(path: Path, size: int, short: int) -> np.ndarray:
-    """torchvision's evaluation transform."""
+    """Apply torchvision's evaluation transform."""
     return np.asarray(v2.Compose([v2.Resize(short), v2.CenterCrop(size)])(Image.open(path).convert("RGB")))
 
 
 @pytest.mark.parametrize("extent", [(500, 375), (375, 500), (257, 300), (160, 128), (60, 300), (40, 50)])
-def test_center_crop_is_torchvisions(tmp_path: Path, extent: tuple[int, int]) -> None:
+def test_the_center_crop_equals_torchvisions(tmp_path: Path, extent: tuple[int, int]) -> None:
     path = photo(tmp_path / "a.png", extent)
     ours = decode.read(str(path), SampleTransform(112))
     assert difference(ours.permute(1, 2, 0), reference(path, 112, 128)) < 0.05
 
 
 @pytest.mark.parametrize(("extent", "times"), [((1200, 900), 4), ((1203, 901), 4), ((640, 511), 2), ((2051, 1539), 8)])
-def test_scaled_decoding_gives_nearly_the_same_picture(tmp_path: Path, extent: tuple[int, int], times: int) -> None:
+def test_decoding_at_a_smaller_scale_gives_nearly_the_same_image(
+    tmp_path: Path, extent: tuple[int, int], times: int
+) -> None:
     path = photo(tmp_path / "big.jpg", extent, quality=95)
     assert decode.Picture(path.read_bytes()).pixels(times)[1] == times
     ours = decode.read(str(path), SampleTransform(112))
@@ -52,8 +56,8 @@ def test_scaled_decoding_gives_nearly_the_same_picture(tmp_path: Path, extent: t
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_a_crop_is_the_reference_pipelines(tmp_path: Path, factor: int) -> None:
-    """Of whole pixels of the scaled picture; with factor 1 it is the very crop."""
+def test_a_crop_equals_torchvisions(tmp_path: Path, factor: int) -> None:
+    """Of whole pixels of the scaled image; with factor 1 it is the same crop."""
     path = photo(tmp_path / "a.jpg", (800, 600), quality=95)
     left, top, width, height = 96, 40, 104 * factor, 96 * factor
     out = torch.empty(1, 80, 80, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -65,7 +69,7 @@ def test_a_crop_is_the_reference_pipelines(tmp_path: Path, factor: int) -> None:
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, ending: str) -> None:
+def test_the_exif_rotation_is_applied(tmp_path: Path, orientation: int, ending: str) -> None:
     exif = Image.Exif()
     exif[decode.ORIENTATION] = orientation
     path = photo(tmp_path / f"r.{ending}", (160, 96), exif=exif, **({"quality": 95} if ending == "jpg" else {}))
@@ -76,10 +80,10 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, ending: str)
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("target", [16, 30, 60])
-def test_a_turned_picture_is_scaled_and_cropped_like_one_that_lies_so(
+def test_a_rotated_image_is_scaled_and_cropped_like_an_upright_one(
     tmp_path: Path, orientation: int, target: int
 ) -> None:
-    """Of sides that no scale divides: libjpeg rounds them up at the end, which turning makes the start."""
+    """With sides that no scale divides: libjpeg rounds them up at the end, which the rotation makes the start."""
     exif = Image.Exif()
     exif[decode.ORIENTATION] = orientation
     path = photo(tmp_path / "r.jpg", (505, 387), exif=exif, quality=95)
@@ -87,8 +91,8 @@ def test_a_turned_picture_is_scaled_and_cropped_like_one_that_lies_so(
     width, height = upright.size
     ours = decode.read(str(path), SampleTransform(target, crop_ratio=1.0)).permute(1, 2, 0)
     expected = v2.Compose([v2.Resize(target), v2.CenterCrop(target)])(upright)
-    assert difference(ours, expected) < 1.2, "a shift by a pixel makes 2"
-    left, top = 8, 16  # whole pixels of all scales, and a side of the stored picture
+    assert difference(ours, expected) < 1.2, "a shift by a pixel would make 2"
+    left, top = 8, 16  # whole pixels of all scales, and a side of the stored image
     right, bottom = width if orientation in (1, 4, 5, 8) else width - 9, height - 8
     out = torch.empty(1, target, target, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     picture = decode.Picture(path.read_bytes())
@@ -100,7 +104,7 @@ def test_a_turned_picture_is_scaled_and_cropped_like_one_that_lies_so(
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("extent", [(1, 40), (40, 1), (1, 1)])
-def test_a_pixel_wide_and_turned(tmp_path: Path, orientation: int, extent: tuple[int, int]) -> None:
+def test_images_one_pixel_wide_are_rotated(tmp_path: Path, orientation: int, extent: tuple[int, int]) -> None:
     exif = Image.Exif()
     exif[decode.ORIENTATION] = orientation
     path = photo(tmp_path / "r.jpg", extent, exif=exif, quality=95)
@@ -108,7 +112,7 @@ def test_a_pixel_wide_and_turned(tmp_path: Path, orientation: int, extent: tuple
     assert decode.read(str(path), SampleTransform(8)).shape == (3, 8, 8)
 
 
-def test_exif_behind_the_frames_header(tmp_path: Path) -> None:
+def test_exif_after_the_frame_header_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[decode.ORIENTATION] = 6
     raw = photo(tmp_path / "x.jpg", (64, 48), exif=exif).read_bytes()
@@ -116,15 +120,15 @@ def test_exif_behind_the_frames_header(tmp_path: Path) -> None:
     end = start + 2 + int.from_bytes(raw[start + 2 : start + 4], "big")
     segment, without = raw[start:end], raw[:start] + raw[end:]
     frame = without.index(b"\xff\xc0")
-    behind = frame + 2 + int.from_bytes(without[frame + 2 : frame + 4], "big")
-    (tmp_path / "x.jpg").write_bytes(without[:behind] + segment + without[behind:])
+    after = frame + 2 + int.from_bytes(without[frame + 2 : frame + 4], "big")
+    (tmp_path / "x.jpg").write_bytes(without[:after] + segment + without[after:])
     assert np.array_equal(
         whole(tmp_path / "x.jpg"), np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.jpg")))
     )
 
 
-def test_an_orientation_that_is_none_is_left_alone(tmp_path: Path) -> None:
-    """As text, as some cameras write it, and out of range."""
+def test_an_invalid_orientation_is_ignored(tmp_path: Path) -> None:
+    """As text, which some cameras write, and out of range."""
     entries = [struct.pack("<HHI4s", 0x112, 2, 2, b"1\0\0\0"), struct.pack("<HHIHH", 0x112, 3, 1, 9, 0)]
     for entry in entries:
         exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
@@ -132,7 +136,7 @@ def test_an_orientation_that_is_none_is_left_alone(tmp_path: Path) -> None:
         assert np.array_equal(whole(path), np.asarray(Image.open(path)))
 
 
-def test_rotation_by_xmp(tmp_path: Path) -> None:
+def test_the_rotation_of_xmp_is_applied(tmp_path: Path) -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     path = photo(tmp_path / "x.jpg", (64, 48), xmp=xmp)
     assert np.array_equal(whole(path), np.asarray(ImageOps.exif_transpose(Image.open(path))))
@@ -140,7 +144,7 @@ def test_rotation_by_xmp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "LA", "I;16", "1"])
-def test_other_colour_modes(tmp_path: Path, mode: str) -> None:
+def test_other_colour_modes_are_converted_to_rgb(tmp_path: Path, mode: str) -> None:
     source = Image.open(photo(tmp_path / "source.png"))
     path = tmp_path / f"x.{'jpg' if mode == 'CMYK' else 'png'}"
     if mode == "I;16":
@@ -153,7 +157,7 @@ def test_other_colour_modes(tmp_path: Path, mode: str) -> None:
     assert np.array_equal(whole(path), expected)
 
 
-def test_jpegs_that_are_grey_progressive_of_other_sampling_or_in_rgb(tmp_path: Path) -> None:
+def test_jpegs_of_other_kinds_are_decoded_by_simplejpeg(tmp_path: Path) -> None:
     source = Image.open(photo(tmp_path / "source.png", (323, 241)))
     source.convert("L").save(tmp_path / "grey.jpg", quality=95)
     source.save(tmp_path / "progressive.jpg", progressive=True, quality=95)
@@ -162,13 +166,13 @@ def test_jpegs_that_are_grey_progressive_of_other_sampling_or_in_rgb(tmp_path: P
     source.save(tmp_path / "rgb.jpg", keep_rgb=True, quality=95)
     for name in ("grey", "progressive", "full", "half", "rgb"):
         path = tmp_path / f"{name}.jpg"
-        plain = decode.plain_jpeg(path.read_bytes())
-        assert plain is not None, "simplejpeg's"
-        assert plain[:2] == ((323, 241), 1)
+        header = decode.parse_jpeg(path.read_bytes())
+        assert header is not None, "simplejpeg decodes it"
+        assert header[:2] == ((323, 241), 1)
         assert np.array_equal(whole(path), np.asarray(Image.open(path).convert("RGB"))), name
 
 
-def test_a_name_of_another_format_and_the_first_of_moving_pictures(tmp_path: Path) -> None:
+def test_the_content_counts_and_of_animations_the_first_image(tmp_path: Path) -> None:
     source = Image.open(photo(tmp_path / "source.png", (320, 240)))
     other = source.transpose(Image.Transpose.ROTATE_180)
     with (tmp_path / "png.JPEG").open("wb") as opened:  # as one file of ImageNet
@@ -183,7 +187,7 @@ def test_a_name_of_another_format_and_the_first_of_moving_pictures(tmp_path: Pat
 
 
 def test_a_jpeg_with_blemishes_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
-    """Bytes before a marker, which libjpeg warns of, as some files of ImageNet have them."""
+    """Bytes before a marker, of which libjpeg warns; some files of ImageNet have them."""
     path = photo(tmp_path / "x.jpg", (64, 48))
     raw = path.read_bytes()
     path.write_bytes(raw[:-2] + b"\0\0\0" + raw[-2:])
@@ -191,8 +195,6 @@ def test_a_jpeg_with_blemishes_is_read_as_pillow_reads_it(tmp_path: Path) -> Non
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    import zlib
-
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
@@ -206,7 +208,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
         (b"\xff\xd8\xff\xc0\0\x11\x08\0\0\0\0\x03", "Truncated File Read"),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_damaged_files_are_reported_with_their_path(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "bad.jpg"
     path.write_bytes(content)
     with pytest.raises(decode.BrokenImageError, match=rf"bad.jpg cannot be read as an image \(.*{reason}"):
@@ -214,8 +216,8 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes, reason: str) ->
 
 
 @pytest.mark.parametrize("bottom", [8, 48])
-def test_any_cut_of_a_file_is_named(tmp_path: Path, bottom: int) -> None:
-    """Also where the part that is there would be enough for the crop."""
+def test_a_file_that_was_cut_anywhere_is_reported(tmp_path: Path, bottom: int) -> None:
+    """Even if the remaining part would be enough for the crop."""
     path = photo(tmp_path / "x.jpg", (64, 96))
     raw = path.read_bytes()
     out = torch.empty(1, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -237,43 +239,47 @@ def test_any_cut_of_a_file_is_named(tmp_path: Path, bottom: int) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_rows_below_the_crop_are_left_out_and_the_others_the_same(tmp_path: Path, kind: dict, factor: int) -> None:
+def test_rows_below_the_crop_are_not_decoded_and_the_other_rows_stay_the_same(
+    tmp_path: Path, kind: dict, factor: int
+) -> None:
     source = Image.open(photo(tmp_path / "source.png", (203, 157))).convert(kind.pop("mode", "RGB"))
     source.save(tmp_path / "x.jpg", **kind)
     encoded = (tmp_path / "x.jpg").read_bytes()
     whole, _ = decode.Picture(encoded).pixels(factor)
     assert whole.shape == (-(-157 // factor), -(-203 // factor), 3)
     for bottom in (1, 16, 33, 64, 100, 140, 157):
-        part, told = decode.Picture(encoded).pixels(factor, bottom)
-        assert told == factor
+        part, used = decode.Picture(encoded).pixels(factor, bottom)
+        assert used == factor
         assert len(part) == min(len(whole), -(-(-(-bottom // 16) * 16 + 16) // factor))
         needed = -(-bottom // factor)
         assert np.array_equal(part[:needed], whole[:needed])
 
 
-def test_what_eight_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)).save(tmp_path / "x.tif")
-    with pytest.raises(decode.BrokenImageError, match="its pixels are floating-point numbers: save it with eight bits"):
+    with pytest.raises(
+        decode.BrokenImageError, match="its pixels are floating-point numbers: save it with eight bits per channel"
+    ):
         decode.read(str(tmp_path / "x.tif"), SampleTransform(32))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_a_picture_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+def test_an_image_of_too_many_pixels_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     path = photo(tmp_path / f"bomb.{ending}", (80, 70))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(decode.BrokenImageError, match=rf"bomb.{ending} cannot be read as an image .*exceeds limit"):
         decode.read(str(path), SampleTransform(32))
 
 
-def test_a_jpeg_is_held_once(tmp_path: Path) -> None:
-    """Beside the result there is room for the file and its decoded pixels, and for nothing of their size."""
+def test_a_jpeg_is_decoded_without_further_copies(tmp_path: Path) -> None:
+    """Memory is used for the file and its decoded pixels once, and for nothing else of their size."""
     path = photo(tmp_path / "x.jpg", (1024, 1024), quality=90)
     out = torch.empty(1, 600, 600, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     transform = SampleTransform(600, crop_ratio=1.0)
-    decode.read(str(path), lambda picture: transform.write(picture, Draws(0), out))
+    decode.read(str(path), lambda picture: transform.write(picture, SampleRng(0), out))
     tracemalloc.start()
     try:
-        decode.read(str(path), lambda picture: transform.write(picture, Draws(0), out))
+        decode.read(str(path), lambda picture: transform.write(picture, SampleRng(0), out))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -281,8 +287,19 @@ def test_a_jpeg_is_held_once(tmp_path: Path) -> None:
     assert decoded <= peak < decoded + 2 * path.stat().st_size + 100_000
 
 
-def test_an_opened_image_is_taken_too(tmp_path: Path) -> None:
+def test_an_image_that_pillow_opened_can_be_used(tmp_path: Path) -> None:
     path = photo(tmp_path / "x.png", (64, 48))
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         ours = SampleTransform(32)(decode.Picture(image))
     assert torch.equal(ours, decode.read(str(path), SampleTransform(32)))
+
+
+@pytest.mark.parametrize("size", [(48, 48), (20, 70), (150, 130)])
+def test_the_private_resize_of_torch_equals_the_public_one(size: tuple[int, int]) -> None:
+    """The installed torch still has it, with the same arguments."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 90, 100, 3), np.uint8)).permute(0, 3, 1, 2)
+    expected = F.interpolate(image, size, mode="bilinear", antialias=True)
+    out = torch.empty(1, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    decode._resize(image, size, False, None, None, out=out)
+    assert torch.equal(out, expected)
+    assert torch.equal(decode._resize(image, size, False, size[0] / 90, size[1] / 100), expected)

@@ -1,4 +1,4 @@
-"""The idx files, written as the folder that everything else reads."""
+"""The idx files, written as an ordinary folder of images."""
 
 import gzip
 import struct
@@ -42,7 +42,7 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def test_each_picture_lies_in_its_class(files: Path, tmp_path: Path) -> None:
+def test_each_image_is_in_the_folder_of_its_class(files: Path, tmp_path: Path) -> None:
     root = tmp_path / "data" / "clothes"
     write_fashion_mnist(root, str(files))
     assert {p.name for p in root.iterdir()} == {"train", "val", "test"}
@@ -60,25 +60,27 @@ def test_each_picture_lies_in_its_class(files: Path, tmp_path: Path) -> None:
     assert not numbers["train"] & numbers["val"]
 
 
-def test_names_are_the_sets_own() -> None:
+def test_class_names_are_the_datasets_own() -> None:
     """torchvision's list, in the order of the labels."""
     assert names.readable(CLASSES, "fashion_mnist") == FashionMNIST.classes
     assert tuple(sorted(CLASSES)) == CLASSES
 
 
-def test_a_folder_is_read_as_it_is(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_folder_is_used_as_it_is(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine/train/a").mkdir(parents=True)
     write_fashion_mnist(tmp_path / "mine", "/none")
-    assert "mine has its images already, and data.idx=/none is not looked at" in capsys.readouterr().out
+    assert "mine has its images already, so data.idx=/none is not used" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["train"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
-    with pytest.raises(UserError, match=r"other holds files, but no train/: choose another data\.root"):
+    with pytest.raises(UserError, match=r"other contains files, but no train/: choose another data\.root"):
         write_fashion_mnist(tmp_path / "other", str(files))
 
 
-def test_wrong_files(files: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none holds no train-images-idx3-ubyte or .*: data\.idx must be the folder"):
+def test_wrong_files_are_refused(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"none contains no train-images-idx3-ubyte or .*: data\.idx must be the folder"
+    ):
         write_fashion_mnist(tmp_path / "root", "/none")
     labels = files / "t10k-labels-idx1-ubyte"
     good = labels.read_bytes()
@@ -90,11 +92,13 @@ def test_wrong_files(files: Path, tmp_path: Path) -> None:
             write_fashion_mnist(tmp_path / "root", str(files))
     for wrong in (np.arange(30, dtype=np.uint8), np.zeros(29, np.uint8)):
         labels.write_bytes(idx(wrong))
-        with pytest.raises(UserError, match=r"30 test images, and \d+ labels up to \d+: one label of 0 to 9 an image"):
+        with pytest.raises(
+            UserError, match=r"30 test images and \d+ labels up to \d+: Fashion-MNIST has one label from 0 to 9"
+        ):
             write_fashion_mnist(tmp_path / "root", str(files))
     packed = files / "train-images-idx3-ubyte.gz"
     packed.write_bytes(packed.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz cannot be unpacked .*: fetch it again"):
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz cannot be unpacked .*: download it again"):
         write_fashion_mnist(tmp_path / "root", str(files))
     labels.write_bytes(good)
     whole = gzip.compress(bytes(4000))
@@ -104,8 +108,8 @@ def test_wrong_files(files: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
-def test_nowhere_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's own download, from a port of this machine where nobody listens."""
+def test_a_failed_download_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's download, from a port of this machine where nothing listens."""
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
     monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(UserError, match=r"its download failed \(.*data\.idx=FOLDER"):

@@ -1,4 +1,4 @@
-"""Folders -> arrays, and the answers to folders that are wrong."""
+"""From folders to arrays, and the answers to folders that are wrong."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import photo
 
-from alexlab.data.folder import scan, split
+from alexlab.data.folder import find_splits, new_folder, scan, split
 from alexlab.engine.errors import UserError
 
 
@@ -19,7 +19,7 @@ def make(root: Path, **classes: int) -> Path:
     return root
 
 
-def test_sorted_classes_and_paths(tmp_path: Path) -> None:
+def test_classes_and_paths_are_sorted(tmp_path: Path) -> None:
     make(tmp_path, dog=2, cat=1)
     (tmp_path / "cat" / "deep").mkdir()
     (tmp_path / "cat" / "deep" / "B.JPEG").touch()
@@ -31,6 +31,9 @@ def test_sorted_classes_and_paths(tmp_path: Path) -> None:
         str(tmp_path / name) for name in ("cat/0.jpg", "cat/deep/B.JPEG", "dog/0.jpg", "dog/1.jpg")
     ]
     assert index.targets.tolist() == [0, 0, 1, 1]
+    assert index.ignored == {".txt": 1}
+    last = index.subset(np.array([3, 1]))
+    assert [last.path(i) for i in (0, 1)] == [str(tmp_path / "dog/1.jpg"), str(tmp_path / "cat/deep/B.JPEG")]
 
 
 def test_names_in_any_encoding(tmp_path: Path) -> None:
@@ -42,62 +45,25 @@ def test_names_in_any_encoding(tmp_path: Path) -> None:
     assert all(Path(index.path(i)).exists() for i in range(2))
 
 
-@pytest.mark.parametrize(
-    ("layout", "words"),
-    [
-        ({}, "holds no class folders"),
-        ({"cat": 1, "dog": 0}, "dog is a class without images"),
-    ],
-)
-def test_wrong_folders(tmp_path: Path, layout: dict[str, int], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        scan(make(tmp_path, **layout))
-
-
-def test_missing_folder_and_file(tmp_path: Path) -> None:
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="contains no class folders: it must contain one folder of images per class"):
+        scan(tmp_path)
+    make(tmp_path, cat=1, dog=0)
+    with pytest.raises(UserError, match="dog is a class without images: add images"):
+        scan(tmp_path)
+    with pytest.raises(UserError, match="contains class folders but no image"):
+        scan(make(tmp_path / "empty", dog=0), ("cat", "dog"))
     with pytest.raises(UserError, match="nowhere does not exist: give the folder"):
         scan(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file, and a folder of images is needed"):
+    with pytest.raises(UserError, match="file is a file: give a folder of images"):
         scan(tmp_path / "file")
 
 
-def test_val_classes_not_in_train(tmp_path: Path) -> None:
+def test_val_may_lack_a_class_but_not_have_a_new_one(tmp_path: Path) -> None:
+    assert scan(make(tmp_path / "a", dog=2), ("cat", "dog")).targets.tolist() == [1, 1]
     with pytest.raises(UserError, match="classes that the training images do not: bird"):
-        scan(make(tmp_path, bird=1, cat=1), ("cat", "dog"))
-
-
-def test_val_may_lack_a_class_and_keeps_the_numbers(tmp_path: Path) -> None:
-    assert scan(make(tmp_path, dog=2), ("cat", "dog")).targets.tolist() == [1, 1]
-
-
-def test_no_images_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds class folders but no image"):
-        scan(make(tmp_path, dog=0), ("cat", "dog"))
-
-
-def test_split_is_stratified_disjoint_and_by_seed(tmp_path: Path) -> None:
-    index = scan(make(tmp_path, a=20, b=40))
-    parts = split(index, {"val": 0.2, "test": 0.1}, seed=3)
-    assert {name: Counter(part.targets.tolist()) for name, part in parts.items()} == {
-        "train": {0: 14, 1: 28}, "val": {0: 4, 1: 8}, "test": {0: 2, 1: 4},
-    }  # fmt: skip
-    paths = [part.path(i) for part in parts.values() for i in range(len(part))]
-    assert len(set(paths)) == 60
-    again, other = split(index, {"val": 0.2, "test": 0.1}, 3), split(index, {"val": 0.2, "test": 0.1}, 4)
-    assert again["val"].fingerprint() == parts["val"].fingerprint() != other["val"].fingerprint()
-
-
-def test_split_needs_enough_images(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds 1 images, and at least 2 are needed"):
-        split(scan(make(tmp_path, a=1, b=9)), {"val": 0.1}, 0)
-
-
-def test_fingerprint_sees_names_and_classes(tmp_path: Path) -> None:
-    first = scan(make(tmp_path / "x", a=2))
-    assert first.fingerprint() == scan(make(tmp_path / "y", a=2)).fingerprint()
-    assert first.fingerprint() != scan(make(tmp_path / "z", a=3)).fingerprint()
-    assert first.subset(np.array([1])).path(0).endswith("a/1.jpg")
+        scan(make(tmp_path / "b", bird=1, cat=1), ("cat", "dog"))
 
 
 def test_links_are_followed_and_circles_refused(tmp_path: Path) -> None:
@@ -110,5 +76,61 @@ def test_links_are_followed_and_circles_refused(tmp_path: Path) -> None:
     names = [index.path(i).removeprefix(f"{tmp_path}/data/") for i in range(len(index))]
     assert names == ["cat/0.jpg", "cat/linked/0.jpg", "cat/linked/1.jpg", "cat/one.JPG", "dog/0.jpg", "dog/1.jpg"]
     (tmp_path / "real/more/back").symlink_to(tmp_path / "data/cat")
-    with pytest.raises(UserError, match=r"cat/linked/back is a link to a folder that it lies in: remove it"):
+    with pytest.raises(UserError, match=r"cat/linked/back is a link to a folder that contains it: remove the link"):
         scan(tmp_path / "data")
+
+
+def test_a_split_is_stratified_disjoint_and_by_seed(tmp_path: Path) -> None:
+    index = scan(make(tmp_path, a=20, b=40))
+    parts = split(index, {"val": 0.2, "test": 0.1}, seed=3)
+    assert {name: Counter(part.targets.tolist()) for name, part in parts.items()} == {
+        "train": {0: 14, 1: 28},
+        "val": {0: 4, 1: 8},
+        "test": {0: 2, 1: 4},
+    }
+    paths = [part.path(i) for part in parts.values() for i in range(len(part))]
+    assert len(set(paths)) == 60
+    again, another = split(index, {"val": 0.2, "test": 0.1}, 3), split(index, {"val": 0.2, "test": 0.1}, 4)
+    assert again["val"].names == parts["val"].names != another["val"].names
+    with pytest.raises(UserError, match="contains 1 images, and at least 2 are needed"):
+        split(scan(make(tmp_path / "few", a=1, b=9)), {"val": 0.1}, 0)
+
+
+def test_a_folder_that_is_neither_split_nor_to_be_split(tmp_path: Path) -> None:
+    make(tmp_path / "a/train", cat=1)
+    with pytest.raises(UserError, match=r"has train/ but no val/: add .*data.val_fraction=0.1"):
+        find_splits(tmp_path / "a", None, 0.0, 0)
+    for near in (tmp_path / "a/train", tmp_path):
+        with pytest.raises(UserError, match=rf"no train/ folder: .* Did you mean data.root={tmp_path}/a\?"):
+            find_splits(near, None, 0.0, 0)
+    make(tmp_path / "b", cat=1)
+    with pytest.raises(UserError, match=r"contains no train/ folder: .* data.val_fraction=0.1\.$"):
+        find_splits(tmp_path / "b", None, 0.0, 0)
+    make(tmp_path / "c/val", cat=1)
+    with pytest.raises(UserError, match=r"contains val but no train/: add it"):
+        find_splits(tmp_path / "c", 0.5, 0.0, 0)
+    make(tmp_path / "a/val", cat=1)
+    with pytest.raises(UserError, match=r"val_fraction=0.5, .*they split class folders, and .* has train/ already"):
+        find_splits(tmp_path / "a", 0.5, 0.0, 0)
+
+
+def test_a_new_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    def write(*names: str) -> None:
+        with new_folder(tmp_path / "new", "last") as folder:
+            for name in names:
+                (folder / name).write_text(name)
+                if name == "stop":
+                    raise KeyboardInterrupt
+            if (tmp_path / "new").exists():  # another process was faster
+                (tmp_path / "new/first").write_text("theirs")
+
+    with pytest.raises(KeyboardInterrupt):
+        write("first", "stop")
+    assert list(tmp_path.iterdir()) == []
+    write("first", "last")
+    write("first", "last")
+    assert (tmp_path / "new/first").read_text() == "theirs"
+    (tmp_path / "new/last").unlink()
+    with pytest.raises(OSError, match="not empty"):
+        write("first", "last")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

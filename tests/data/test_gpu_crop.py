@@ -1,4 +1,4 @@
-"""Crops on the device against those of the CPU, and against torch's own resizing in floats."""
+"""Crops on the device, compared with those of the CPU, and with torch's own resizing in floats."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from alexlab.data.decode import Pixels
-from alexlab.data.fast.gpu_crop import CHUNK, Cuts, crop
-from alexlab.data.sample_rng import Draws, ManyDraws
+from alexlab.data.fast.gpu_crop import CHUNK, BatchCrops, crop
+from alexlab.data.sample_rng import BatchRng, SampleRng
 from alexlab.data.transforms import SampleTransform
 
 CROPS = [
@@ -22,7 +22,7 @@ EXTENTS = [(64, 64), (85, 64), (64, 150), (200, 200), (40, 44)]  # the last are 
 
 
 def pictures(count: int, extent: tuple[int, int]) -> torch.Tensor:
-    """Soft shapes below sharp noise: uint8 (N, 3, H, W), channels last."""
+    """Return soft shapes with sharp noise: uint8 (N, 3, H, W), channels-last."""
     width, height = extent
     rng = np.random.default_rng(width)
     soft = torch.from_numpy(rng.uniform(0, 200, (count, 3, 5, 5)).astype(np.float32))
@@ -34,50 +34,54 @@ def pictures(count: int, extent: tuple[int, int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("transform", CROPS, ids=lambda t: f"{t.crop}-{t.crop_ratio}")
 @pytest.mark.parametrize("extent", EXTENTS, ids=str)
-def test_cuts_are_those_of_the_images_one_by_one(transform: SampleTransform, extent: tuple[int, int]) -> None:
-    numbers = np.arange(3000, dtype=np.int64)[::-1]
-    cuts = transform.cuts(*extent, ManyDraws((3, 7), numbers))
-    assert cuts.dtype == np.int32
+def test_the_boxes_of_a_batch_are_those_of_its_images_one_by_one(
+    transform: SampleTransform, extent: tuple[int, int]
+) -> None:
+    indices = np.arange(3000, dtype=np.int64)[::-1]
+    boxes = transform.crop_boxes(*extent, BatchRng((3, 7), indices))
+    assert boxes.dtype == np.int32
     for row in range(0, 3000, 7):
-        draws = Draws(3, 7, int(numbers[row]))
-        cut = transform.cut(*extent, draws)
-        flipped = transform.flip > 0 and draws.uniform() < transform.flip
-        assert tuple(cuts[row]) == (*cut.box, *cut.size, *cut.at, int(flipped))
+        rng = SampleRng(3, 7, int(indices[row]))
+        one = transform.crop_box(*extent, rng)
+        flipped = transform.flip > 0 and rng.uniform() < transform.flip
+        assert tuple(boxes[row]) == (*one.box, *one.size, *one.at, int(flipped))
 
 
 @pytest.mark.parametrize("transform", CROPS, ids=lambda t: f"{t.crop}-{t.crop_ratio}")
 @pytest.mark.parametrize("extent", EXTENTS, ids=str)
 @pytest.mark.parametrize("device", ["cpu", GPU])
-def test_the_devices_crop_is_the_cpus(transform: SampleTransform, extent: tuple[int, int], device: str) -> None:
+def test_the_crop_of_the_device_is_that_of_the_cpu(
+    transform: SampleTransform, extent: tuple[int, int], device: str
+) -> None:
     count = 40
     images = pictures(count, extent)
-    cuts = transform.cuts(*extent, ManyDraws((1, 2), np.arange(count)))
-    found = crop(images.to(device), Cuts(torch.from_numpy(cuts).to(device), 48)).cpu()
-    assert (found.dtype, found.shape) == (torch.uint8, (count, 3, 48, 48))
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    one_by_one = [transform(Pixels(images[i].permute(1, 2, 0).numpy()), Draws(1, 2, i)) for i in range(count)]
-    apart = (found.int() - torch.stack(one_by_one).int()).abs()
+    boxes = torch.from_numpy(transform.crop_boxes(*extent, BatchRng((1, 2), np.arange(count))))
+    result = crop(images.to(device), BatchCrops(boxes.to(device), 48)).cpu()
+    assert (result.dtype, result.shape) == (torch.uint8, (count, 3, 48, 48))
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    one_by_one = [transform(Pixels(images[i].permute(1, 2, 0).numpy()), SampleRng(1, 2, i)) for i in range(count)]
+    apart = (result.int() - torch.stack(one_by_one).int()).abs()
     assert apart.max() <= 2
     assert apart.float().mean() < 0.35
 
 
 @pytest.mark.parametrize("extent", EXTENTS, ids=str)
-def test_before_it_is_rounded_it_is_torchs_resizing_of_floats(extent: tuple[int, int]) -> None:
+def test_before_rounding_the_crop_equals_torchs_resizing_of_floats(extent: tuple[int, int]) -> None:
     images = pictures(30, extent)
-    cuts = torch.from_numpy(CROPS[0].cuts(*extent, ManyDraws((5, 0), np.arange(30))))
-    found = crop(images, Cuts(cuts, 48))
-    for i, (left, top, right, bottom, *_, mirrored) in enumerate(cuts.tolist()):
+    boxes = torch.from_numpy(CROPS[0].crop_boxes(*extent, BatchRng((5, 0), np.arange(30))))
+    result = crop(images, BatchCrops(boxes, 48))
+    for i, (left, top, right, bottom, *_, mirrored) in enumerate(boxes.tolist()):
         part = images[i : i + 1, :, top:bottom, left:right].float()
         expected = F.interpolate(part, (48, 48), mode="bilinear", antialias=True)[0]
         expected = expected.flip(-1) if mirrored else expected
-        assert (found[i].float() - expected).abs().max() < 0.51
+        assert (result[i].float() - expected).abs().max() < 0.51
 
 
 def test_large_and_empty_batches() -> None:
     images = pictures(CHUNK + 3, (20, 20))
     transform = SampleTransform(16, "random_resized", flip=0.5)
-    cuts = torch.from_numpy(transform.cuts(20, 20, ManyDraws((0, 0), np.arange(CHUNK + 3))))
-    whole = crop(images, Cuts(cuts, 16))
-    assert torch.equal(whole[-5:], crop(images[-5:], Cuts(cuts[-5:], 16)))
+    boxes = torch.from_numpy(transform.crop_boxes(20, 20, BatchRng((0, 0), np.arange(CHUNK + 3))))
+    whole = crop(images, BatchCrops(boxes, 16))
+    assert torch.equal(whole[-5:], crop(images[-5:], BatchCrops(boxes[-5:], 16)))
     assert whole.is_contiguous(memory_format=torch.channels_last)
-    assert crop(images[:0], Cuts(cuts[:0], 16)).shape == (0, 3, 16, 16)
+    assert crop(images[:0], BatchCrops(boxes[:0], 16)).shape == (0, 3, 16, 16)

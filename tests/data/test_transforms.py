@@ -1,4 +1,4 @@
-"""Which part of an image is kept, against torchvision."""
+"""Which part of an image is cropped, compared with torchvision."""
 
 from statistics import NormalDist
 
@@ -7,14 +7,14 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from alexlab.data.sample_rng import Draws
+from alexlab.data.sample_rng import SampleRng
 from alexlab.data.transforms import SampleTransform
 
 BOUND = 1.95 * (2 / 1500) ** 0.5  # two-sample Kolmogorov-Smirnov, 1,500 numbers each, p = 0.001
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest distance of two distribution functions."""
+    """Return the largest distance of two distribution functions."""
     a, b = np.sort(a), np.sort(b)
     grid = np.concatenate([a, b])
     return float(np.abs(np.searchsorted(a, grid, "right") - np.searchsorted(b, grid, "right")).max() / len(a))
@@ -23,14 +23,14 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("extent", "scale"),
     [((500, 375), (0.08, 1.0)), ((500, 375), (0.9, 1.0)), ((900, 100), (0.08, 1.0)), ((90, 700), (0.5, 1.0))],
-)  # fmt: skip
+)
 def test_random_resized_crop_has_torchvisions_distribution(extent: tuple[int, int], scale: tuple[float, float]) -> None:
-    """Also where all ten tries fail often, and the middle is taken."""
+    """Also if all ten tries often fail, so that the middle is taken."""
     ours, theirs = SampleTransform(64, "random_resized", scale=scale), v2.RandomResizedCrop(64, scale=scale)
     torch.manual_seed(0)
-    cuts = [ours.cut(*extent, Draws(7, i)) for i in range(1500)]
-    assert {(cut.size, cut.at) for cut in cuts} == {((64, 64), (0, 0))}
-    boxes = np.array([cut.box for cut in cuts])
+    crops = [ours.crop_box(*extent, SampleRng(7, i)) for i in range(1500)]
+    assert {(crop.size, crop.at) for crop in crops} == {((64, 64), (0, 0))}
+    boxes = np.array([crop.box for crop in crops])
     drawn = [theirs.make_params([torch.empty(3, extent[1], extent[0], device="meta")]) for _ in range(1500)]
     reference = np.array([(d["left"], d["top"], d["left"] + d["width"], d["top"] + d["height"]) for d in drawn])
     sizes = lambda b: np.stack([b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]], 1)  # noqa: E731
@@ -42,36 +42,35 @@ def test_random_resized_crop_has_torchvisions_distribution(extent: tuple[int, in
     assert (boxes[:, 2:] <= extent).all()
 
 
-def test_paper_crop_is_a_224_of_256() -> None:
-    """Of the middle square of the image whose short side is 256, at each of its 33 x 33 places alike."""
-    cuts = [SampleTransform(224, "random").cut(400, 300, Draws(0, i)) for i in range(3000)]
-    assert {(cut.box, cut.size) for cut in cuts} == {((0, 0, 400, 300), (256, 341))}
-    tops, lefts = ([cut.at[axis] for cut in cuts] for axis in (0, 1))
+def test_the_papers_crop_is_uniform_over_the_33_x_33_places_of_224_in_256() -> None:
+    crops = [SampleTransform(224, "random").crop_box(400, 300, SampleRng(0, i)) for i in range(3000)]
+    assert {(crop.box, crop.size) for crop in crops} == {((0, 0, 400, 300), (256, 341))}
+    tops, lefts = ([crop.at[axis] for crop in crops] for axis in (0, 1))
     assert sorted(set(tops)) == list(range(33))
-    assert sorted(set(lefts)) == [42 + i for i in range(33)], "(341 - 256) / 2 = 42.5 is even rounded"
+    assert sorted(set(lefts)) == [42 + i for i in range(33)], "(341 - 256) / 2 = 42.5 is rounded to even"
     chance = 3000 / 33
     limit = NormalDist().inv_cdf(1 - 1e-5) * chance**0.5
     assert max(abs(tops.count(i) - chance) for i in range(33)) < limit
 
 
-def test_center_crop_is_of_the_middle() -> None:
-    assert SampleTransform(224).cut(256, 256, Draws(0)) == ((0, 0, 256, 256), (256, 256), (16, 16))
-    assert SampleTransform(224).cut(300, 400, Draws(0)) == ((0, 0, 300, 400), (341, 256), (58, 16))
+def test_the_center_crop_is_in_the_middle() -> None:
+    assert SampleTransform(224).crop_box(256, 256, SampleRng(0)) == ((0, 0, 256, 256), (256, 256), (16, 16))
+    assert SampleTransform(224).crop_box(300, 400, SampleRng(0)) == ((0, 0, 300, 400), (341, 256), (58, 16))
 
 
 @pytest.mark.parametrize("extent", [(40, 9000), (9001, 30), (4, 20_000), (100, 2000)])
 @pytest.mark.parametrize("crop", ["center", "random"])
-def test_a_strip_is_scaled_around_what_is_kept_alone(extent: tuple[int, int], crop: str) -> None:
+def test_only_the_surroundings_of_the_crop_are_resized_in_a_long_strip(extent: tuple[int, int], crop: str) -> None:
     for i in range(20):
-        cut = SampleTransform(224, crop).cut(*extent, Draws(1, i))
-        left, top, right, bottom = cut.box
+        chosen = SampleTransform(224, crop).crop_box(*extent, SampleRng(1, i))
+        left, top, right, bottom = chosen.box
         assert 0 <= left < right <= extent[0]
         assert 0 <= top < bottom <= extent[1]
-        assert max(cut.size) < 12 * 224, "and not 4,000 times"
-        assert all(0 <= at <= size - 224 for at, size in zip(cut.at, cut.size, strict=True))
+        assert max(chosen.size) < 12 * 224, "not 4,000 times"
+        assert all(0 <= at <= size - 224 for at, size in zip(chosen.at, chosen.size, strict=True))
         long = 0 if extent[1] > extent[0] else 1
-        times = cut.size[long] / ((bottom - top), (right - left))[long]
+        times = chosen.size[long] / ((bottom - top), (right - left))[long]
         assert times == pytest.approx(256 / min(extent), rel=0.02)
-        middle = (top, left)[long] + (cut.at[long] + 112) / times
+        middle = (top, left)[long] + (chosen.at[long] + 112) / times
         slack = 0 if crop == "center" else 16 / times
         assert abs(middle - max(extent) / 2) <= slack + 1 / times + 0.01 * 224 / times

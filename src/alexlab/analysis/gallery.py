@@ -17,9 +17,11 @@ from torch import Tensor
 
 from alexlab.analysis import drawing as figures
 from alexlab.analysis import plots
-from alexlab.data.datamodule import ImageFolders, Index, cores
+from alexlab.data.datamodule import ImageFolders
+from alexlab.data.fast.device_cache import Index
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
+from alexlab.engine.process import cores
 from alexlab.models.introspection import first_convolution, head_of
 from alexlab.tasks import load as loading
 
@@ -113,7 +115,7 @@ def pictures(
         if drawn is not None:
             yield "curves", drawn
     extractor = FeatureExtractor(trained, device)
-    held_out, train = data.splits[data.tested_split if "val" not in data.splits else "val"], data.splits.get("train")
+    held_out, train = data.splits[data.test_split if "val" not in data.splits else "val"], data.splits.get("train")
     numbers, pixels = extractor.read(held_out, spread(held_out, SHOWN))
     if not numbers:
         return

@@ -120,7 +120,7 @@ class Media(Callback):
         counts = matrix.sum(1)
         part = matrix[np.ix_(rows, rows)]
         best = (self.folder.parent / "checkpoints/best.ckpt").is_file()
-        split = trainer.datamodule.tested_split  # type: ignore[attr-defined]
+        split = trainer.datamodule.test_split  # type: ignore[attr-defined]
         of = f"{split}, {self.weights or ('best.ckpt' if best else 'last weights')}"
         shown = [names[row] for row in rows]
         self._write("confusion_matrix", figures.confusion(part, shown, counts[rows], len(names), of))

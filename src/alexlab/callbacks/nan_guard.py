@@ -181,7 +181,7 @@ class NanGuard(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch = trainer.current_epoch
         ranks = list(range(trainer.world_size)) if ranks is None else ranks
-        images = [path for batch in batches for rank in ranks for path in data.images_of(epoch, batch, rank)]
+        images = [path for batch in batches for rank in ranks for path in data.paths_of_batch(epoch, batch, rank)]
         which = f"batch {batches[0] + 1}" if len(batches) == 1 else f"batches {batches[0] + 1} to {batches[-1] + 1}"
         what = f"{what} in {which} of epoch {epoch + 1}"
         log.info("%s: its images are %s", what, ", ".join(images), extra={"file_only": True})

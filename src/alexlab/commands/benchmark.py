@@ -20,7 +20,7 @@ from alexlab.commands import plan as plans
 from alexlab.commands import summary as report
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
-from alexlab.data.loader import decoding_threads
+from alexlab.data.reader_threads import ReaderThreads
 from alexlab.engine import config as configs
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices, choose_precision, find_devices
@@ -100,7 +100,7 @@ def decode_only(data: ImageFolders, seconds: float) -> float:
                 raise
 
     def batches() -> Iterator[int]:
-        with decoding_threads(data.num_workers) if data.num_workers else ThreadPoolExecutor(1) as pool:
+        with ReaderThreads(data.num_workers) if data.num_workers else ThreadPoolExecutor(1) as pool:
             while True:
                 for start in range(0, len(index), size):
                     part = range(start, min(start + size, len(index)))

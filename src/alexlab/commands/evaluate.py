@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alexlab.commands import build as assemble
 from alexlab.data.datamodule import ImageFolders
+from alexlab.data.fingerprint import changed_splits
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import run_dir as rundir
@@ -34,8 +35,7 @@ def check_images(found: dict[str, Any], data: ImageFolders, its: DictConfig) -> 
     Raises:
         UserError: its held-out images were drawn from it by fraction, and training's are among them now.
     """
-    then, now = found["alexlab"]["dataset"]["fingerprint"], data.describe()["fingerprint"]
-    changed = [name for name in now if then.get(name) != now[name]]
+    changed = changed_splits(found["alexlab"]["dataset"], data.describe())
     if changed and its.data.val_fraction is not None:
         raise UserError(
             f"{data.root} holds other images than in training, so that its split by data.val_fraction is another, "
@@ -45,19 +45,19 @@ def check_images(found: dict[str, Any], data: ImageFolders, its: DictConfig) -> 
         print(f"note: the files of {', '.join(changed)} in {data.root} are not those of the training any more.")
 
 
-def read_other(data: ImageFolders, then: dict[str, str]) -> None:
+def read_other(data: ImageFolders, then: dict[str, Any]) -> None:
     """Read the images of a folder given by hand: the run's own split of it, where its images have moved there as they
     were; else all of its test/, val/ or class folders."""
     if data.val_fraction is not None:
         with contextlib.suppress(UserError):  # it holds other images, which may not be split so
-            if data.read().describe()["fingerprint"] == then:
+            if not changed_splits(then, data.read().describe()):
                 return
         data.splits = {}
         print(
             f"note: the run's images were drawn from one folder, and {data.root} is not as that was: all its images "
             "count, so none of them must be from training."
         )
-    data.read_to_evaluate()
+    data.read_for_evaluation()
 
 
 class TenCrops(torch.nn.Module):
@@ -125,7 +125,7 @@ def read_images(
     if config.data.root is None:
         data.read()
     else:
-        read_other(data, found["alexlab"]["dataset"]["fingerprint"])
+        read_other(data, found["alexlab"]["dataset"])
     checkpoint.check_classes(found, data.classes, data.root)
     data.readable_classes = loading.readable_classes(found, its)
     if its.trainer.limit_test_batches is None:  # the very batches of training's own test, whose sums round alike
@@ -133,7 +133,7 @@ def read_images(
         data.world_size = ranks if isinstance(ranks, int) and 1 <= ranks <= MOST_RANKS else 1
     if config.data.root is None:
         check_images(found, data, its)
-    for line in [*data.left_out(), *data.lacking()]:
+    for line in data.notes():
         print(f"note: {line}")
     return data
 
@@ -214,7 +214,7 @@ def evaluate(config: DictConfig) -> float:
     share = [float(hits / count) if count else None for hits, count in zip(matrix.diag(), matrix.sum(1), strict=True)]
     result: dict[str, Any] = {
         "checkpoint": str(tested.checkpoint),
-        "split": tested.data.tested_split,
+        "split": tested.data.test_split,
         "images": int(matrix.sum()),
         "crops": config.crops,
         "root": str(tested.data.root),

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from alexlab.commands.predict import Listed, find_images
 from alexlab.data import decode
-from alexlab.data.dataset import Files
+from alexlab.data.dataset import ImageSource
 from alexlab.data.fast import prepared
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import run_dir as rundir
@@ -123,7 +123,7 @@ def need_extra(format: str) -> None:
         raise UserError(f"format=onnx needs the extra: pip install 'alexlab[export]' ({error}).") from None
 
 
-def find_real(config: DictConfig, its: DictConfig) -> tuple[Files, list[int]]:
+def find_real(config: DictConfig, its: DictConfig) -> tuple[ImageSource, list[int]]:
     """At most `CHECKED` of the images given, or of the run's own test/, val/ or class folders, from all over them.
 
     Raises:
@@ -131,7 +131,7 @@ def find_real(config: DictConfig, its: DictConfig) -> tuple[Files, list[int]]:
     """
     root = Path(its.data.root)
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
-    images: Files
+    images: ImageSource
     try:
         if not config.images and prepared.is_prepared(root):
             splits = prepared.read(root)
@@ -148,7 +148,7 @@ def find_real(config: DictConfig, its: DictConfig) -> tuple[Files, list[int]]:
     return images, [i * found // count for i in range(count)]
 
 
-def read_pixels(images: Files, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
+def read_pixels(images: ImageSource, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
     """uint8 (B, 3, S, S), cropped as in the run's evaluation; broken images are told and left out.
 
     Raises:
@@ -159,7 +159,7 @@ def read_pixels(images: Files, numbers: list[int], transform: loading.EvalTransf
         try:
             pixels.append(transform.crop(images.picture(i)))
         except OSError as error:
-            print(f"note: {decode.BrokenImageError(images.path(i), error).what}: left out of the check.")
+            print(f"note: {decode.BrokenImageError(images.path(i), error).reason}: left out of the check.")
     if not pixels:
         raise UserError("no image is left to check the file on: give whole ones with images=PATH.")
     return torch.stack(pixels).contiguous()

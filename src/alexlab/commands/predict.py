@@ -14,13 +14,13 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from alexlab.data import decode
-from alexlab.data.datamodule import cores
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.folder import EXTENSIONS
 from alexlab.data.loader import Loader
-from alexlab.data.sampler import EvalBatches
+from alexlab.data.sampler import EvalBatchSampler
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.process import cores
 from alexlab.tasks import load as loading
 
 SHOWN = 10  # images in the table on the screen; the file has all
@@ -77,7 +77,7 @@ def predict(config: DictConfig) -> None:
     net.to(device)
     workers = cores() if config.num_workers is None else config.num_workers
     images = ImageDataset(Listed(paths), transform.crop, seed=0, on_error="skip")
-    loader = Loader(images, EvalBatches(len(paths), config.batch_size), min(workers, len(paths)))
+    loader = Loader(images, EvalBatchSampler(len(paths), config.batch_size), min(workers, len(paths)))
     out = Path(config.out).expanduser() if config.out else run_dir / "predictions.csv"
     if out.is_dir():
         raise UserError(f"out={out} is a folder: give the file to write, as in out={out / 'predictions.csv'}.")

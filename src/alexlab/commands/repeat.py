@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from alexlab.commands import restore
 from alexlab.commands.reworded import OWN, Plain, differences, follow, key_of, stays
 from alexlab.data.class_names import SHIPPED
+from alexlab.data.fingerprint import changed_splits
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
@@ -301,7 +302,7 @@ def _images(name: str, then: Plain, now: Plain) -> str | None:
     if not isinstance(theirs, dict):
         return f"which images {name} was trained on is not known: it ended before it could tell."
     counts = _dict(then.get("images"))
-    other = [split for split in {**ours, **theirs} if ours.get(split) != theirs.get(split)]
+    other = changed_splits(then, now)
     told = ", ".join(
         f"{split} {now['images'].get(split)} of fingerprint {ours.get(split)} (there {counts.get(split)} of "
         f"{theirs.get(split)})"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alexlab.commands.plan import Plan
 from alexlab.data.datamodule import ImageFolders
+from alexlab.data.fingerprint import changed_splits
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
@@ -198,7 +199,7 @@ def check_ckpt(config: DictConfig, data: ImageFolders, model: ImageClassifier, p
             "ones, or start anew."
         )
     then, now = found["alexlab"]["dataset"], data.describe()
-    changed = [name for name in ("train", "val") if then["fingerprint"].get(name) != now["fingerprint"].get(name)]
+    changed = [name for name in changed_splits(then, now) if name in ("train", "val")]
     if changed:
         counts = ", ".join(f"{name} {now['images'].get(name)} (there {then['images'].get(name)})" for name in changed)
         raise UserError(

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from alexlab.analysis import compare
 from alexlab.callbacks.throughput import Throughput
-from alexlab.data.datamodule import MOST_THREADS, ImageFolders
+from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.folder import ImageIndex
 from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
@@ -141,7 +141,7 @@ def report_start(config: Any, experiment: "Experiment") -> None:
             config.optimizer.lr_reference_batch,
             plan.step_images,
         )
-    for line in [*data.left_out(), *data.lacking()]:
+    for line in data.notes():
         log.warning("%s", line)
     if plan.warmup >= plan.steps:
         log.warning(
@@ -190,7 +190,7 @@ def bound_by(wait: float, data: ImageFolders) -> str:
     if wait < INPUT_BOUND:
         return f"Device-bound: the device waited for data {wait:.0%} of the time."
     hints = []
-    most = min(MOST_THREADS, max(1, cores() // data.local_world_size))
+    most = default_threads(data.local_world_size)
     if data.num_workers < most:
         hints.append(f"data.num_workers={most} (now {data.num_workers})")
     train = data.splits["train"]
@@ -198,9 +198,9 @@ def bound_by(wait: float, data: ImageFolders) -> str:
         hints.append(f"prepared data (alexlab prepare data.root={data.root} out=PATH)")
     elif train.format == "jpeg":
         hints.append("data prepared as pixels (alexlab prepare with format=raw)")
-    elif data.kind == "cuda" and train.extent is None:
+    elif data.device == "cuda" and train.raw_size is None:
         hints.append("pixels of one size, which the GPU crops (alexlab prepare with format=raw square=true)")
-    if data.could_cache_on_device():
+    if data.cache is None and data.crops_on_device("train"):
         hints.append("data.cache=device, if the images fit into its memory")
     if data.transforms["train"].policy != "none":
         hints.append("an augmentation without its policy")

@@ -1,1 +1,1 @@
-"""Image folders -> batches of uint8."""
+"""From image files to batches of uint8 tensors."""

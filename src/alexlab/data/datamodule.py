@@ -1,6 +1,10 @@
-"""The LightningDataModule: image folders -> batches for this rank."""
+"""The LightningDataModule: from a folder of images to batches for this rank. Copy this file for another dataset.
 
-import os
+For images that are organized in another way, `find_splits` is the method to change: it returns one index per split, and
+everything below it (loaders, samplers, caches, fingerprints) works with any index that has the methods of an
+`ImageIndex`.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +13,52 @@ import pytorch_lightning as pl
 import torch
 
 from alexlab.data import class_names as names
-from alexlab.data import demo, fashion_mnist
-from alexlab.data import folder as folder_index
-from alexlab.data.dataset import Files, ImageDataset
+from alexlab.data import demo, fashion_mnist, folder
+from alexlab.data.dataset import ImageDataset
 from alexlab.data.fast import archives, prepared
-from alexlab.data.fast.caches import Index, Keeping
-from alexlab.data.fast.device_cache import DeviceLoader
-from alexlab.data.fast.folder_cache import scan_or_recall
+from alexlab.data.fast.device_cache import (
+    CACHED,
+    DeviceCache,
+    DeviceLoader,
+    Index,
+    check_device_input,
+    why_not_on_device,
+)
+from alexlab.data.fast.folder_cache import cached_scan
 from alexlab.data.folder import ImageIndex
 from alexlab.data.loader import Loader
-from alexlab.data.sampler import EvalBatches, InTurn, TrainBatches
+from alexlab.data.sampler import ChainedSampler, EvalBatchSampler, TrainBatchSampler
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
+from alexlab.engine.process import cores
 
-MOST_THREADS = 12  # by default: more are slower, by Python's lock (benchmarks/threads.py)
-SPLITS = ("train", "val", "test")
+MAX_THREADS = 12  # by default: more are slower, because of Python's lock (benchmarks/threads.py)
 
 
 class ImageFolders(pl.LightningDataModule):
-    """An ImageNet-style folder. `read()` finds the images; batches are (images uint8 (B, 3, H, W), targets int64 (B,),
-    skipped paths).
+    """Batches of an ImageNet-style folder, of what `prepare` has made of one, or of ImageNet's archives.
+
+    `read()` finds the images. Batches are `Batch`es: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths.
 
     Args:
-        root: holds train/, val/ and perhaps test/, each with a folder a class; or, with val_fraction, class folders; or
-            what prepare.py made of them; or ImageNet's archives.
-        batch_size: global: images a step over all devices; must divide by their number.
-        num_workers: threads a device that decode; None takes the cores at hand, shared among this machine's
-            devices, and at most MOST_THREADS.
-        val_fraction, test_fraction: share of each class held out where `root` has no train/ and val/ (0 to 1).
-        num_classes: None, or the number that the folder must hold.
-        on_error: of a broken image: "raise" (its path is told) or "skip" (counted and listed).
-        class_names: None, "imagenet" (its 1,000 synsets), "fashion_mnist", or a file with lines of a folder, a tab and
-            its name.
-        world_size: ranks of the run; one process alone gives all their batches in turn when it evaluates.
-        demo_seed: write the built-in shapes into `root` first, from this seed.
-        idx: write Fashion-MNIST into `root` first: see `fashion_mnist`.
-        kept: the folder for the indexes of large folders; None reads the names anew each time.
-        kind: of the devices: "cuda", "mps" or "cpu".
-        crop_on: where images are cropped: "cpu", "device", or "auto", which is a GPU where that can be: with images of
-            one size as pixels, and for training no policy.
-        cache: None, "ram" (decoded images are kept in memory, as many as there is room for), or "device" (the images,
-            which are cropped there, are kept on each device).
-        timeout: seconds that images are waited for, as from a disk that hangs; None is for ever.
+        root: contains train/, val/ and optionally test/, each with one folder per class; or, with val_fraction, class
+            folders; or prepared images; or ImageNet's archives.
+        batch_size: images per step over all devices; a multiple of their number.
+        num_workers: decoding threads per device; None is the cores of this machine divided by its devices, at most
+            MAX_THREADS.
+        val_fraction, test_fraction: fractions of each class to hold out if `root` has no train/ and val/ (0 to 1).
+        num_classes: the number of classes that the folder must have; None is any.
+        on_error: what to do about a broken image: "raise" (with its path) or "skip" (it is counted and listed).
+        class_names: readable names of the classes, see `class_names.read`; None for the folders' names.
+        world_size: ranks of the run. A process that evaluates alone yields the batches of all of them.
+        local_world_size: ranks on this machine.
+        demo_seed: write the demo's shapes into `root` first, from this seed.
+        idx: write Fashion-MNIST into `root` first, see `write_fashion_mnist`.
+        index_cache: the folder for saved indexes of large folders; None reads the names each time.
+        device: type of the devices: "cuda", "mps" or "cpu".
+        crop_on: where images are cropped: "cpu", "device", or "auto": on a GPU, if it can crop them.
+        cache: None, or "device": the images stay in the memory of each device, which crops them.
+        timeout: seconds to wait for images, as from a disk that hangs; None waits forever.
     """
 
     def __init__(
@@ -65,269 +73,232 @@ class ImageFolders(pl.LightningDataModule):
         test_fraction: float = 0.0,
         num_classes: int | None = None,
         on_error: str = "raise",
-        demo_seed: int | None = None,
-        idx: str | None = None,
         class_names: str | None = None,
         world_size: int = 1,
         local_world_size: int = 1,
-        kept: str | None = None,
-        kind: str = "cpu",
+        demo_seed: int | None = None,
+        idx: str | None = None,
+        index_cache: str | None = None,
+        device: str = "cpu",
         crop_on: str = "auto",
         cache: str | None = None,
         timeout: float | None = None,
     ) -> None:
         super().__init__()
-        self.root = Path(root)
-        self.batch_size, self.seed = batch_size, seed
+        self.root, self.batch_size, self.seed = Path(root), batch_size, seed
         self.transforms = {"train": train_transform, "val": eval_transform, "test": eval_transform}
+        self.num_workers = default_threads(local_world_size) if num_workers is None else num_workers
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.expected_classes, self.on_error, self.demo_seed, self.idx = num_classes, on_error, demo_seed, idx
-        self.class_names, self.kept, self.timeout = class_names, kept, timeout
+        self.num_classes, self.on_error, self.class_names = num_classes, on_error, class_names
         self.world_size, self.local_world_size = world_size, local_world_size
-        shared = max(1, cores() // local_world_size)
-        self.num_workers = min(MOST_THREADS, shared) if num_workers is None else num_workers
-        self.kind, self.keeping = kind, Keeping(kind, crop_on, cache, local_world_size)
+        self.demo_seed, self.idx, self.index_cache = demo_seed, idx, index_cache
+        self.device, self.crop_on, self.cache, self.timeout = device, crop_on, cache, timeout
         self.splits: dict[str, Index] = {}
-        self._readable: list[str] | None = None
+        self._readable_classes: list[str] | None = None
+        self._on_device: dict[str, DeviceCache] = {}
+
+    # -- finding the images
 
     def read(self) -> "ImageFolders":
-        """Find the images of all splits.
+        """Find the images of all splits, and check that they can be used as the config demands.
 
         Raises:
-            UserError: a folder that is missing, empty, or does not fit the others.
+            UserError: a folder is missing, empty, or does not fit the others.
         """
         if self.splits:
             return self
+        splits = self.find_splits()
+        train = splits["train"]
+        if len(train.classes) == 1:
+            deeper = folder.class_folders(train.root / train.classes[0]) if isinstance(train, ImageIndex) else ()
+            hint = f" Its folders are {folder.listed(deeper)}: are they the classes?" if deeper else ""
+            raise UserError(f"{train.root} contains only one class, {train.classes[0]}: at least two are needed.{hint}")
+        if self.num_classes not in (None, len(train.classes)):
+            raise UserError(
+                f"data.num_classes={self.num_classes}, but {train.root} contains {len(train.classes)} classes: "
+                "data.num_classes=null counts them; or point data.root at another folder."
+            )
+        check_device_input(self.crop_on, self.cache, self.device, splits, self.transforms)
+        self.splits = splits
+        return self
+
+    def find_splits(self) -> dict[str, Index]:
+        """Return the index of each split: train, val, and test if it exists."""
         if self.demo_seed is not None:
             demo.write_demo(self.root, seed=self.demo_seed)
         if self.idx is not None:
             fashion_mnist.write_fashion_mnist(self.root, self.idx)
         if prepared.is_prepared(self.root):
-            self.splits = self._read_prepared()
-        elif archives.is_archives(self.root):
-            self._not_split("are ImageNet's archives, with a split of their own")
-            self.splits = {**archives.read(self.root)}
-        else:
-            self.splits = {**(self._read_splits() if (self.root / "train").is_dir() else self._read_one_folder())}
-        train = self.splits["train"]
-        if len(train.classes) == 1:
-            (label,) = train.classes
-            inside = folder_index.class_folders(train.root / label) if isinstance(train, ImageIndex) else ()
-            deeper = f": its folders are {folder_index.some(inside)}; are they the classes?" if inside else "."
-            raise UserError(f"{train.root} holds one class, {label}, and there is nothing to tell apart{deeper}")
-        if self.expected_classes is not None and self.expected_classes != len(train.classes):
-            raise UserError(
-                f"data.num_classes={self.expected_classes}, but {train.root} holds {len(train.classes)} classes: "
-                "data.num_classes=null counts them; or point data.root elsewhere."
-            )
-        self.keeping.check(self.root, self.splits, self.transforms)
-        return self
+            self._refuse_fractions("were split when they were prepared")
+            return {**prepared.read(self.root)}
+        if archives.is_archives(self.root):
+            self._refuse_fractions("are ImageNet's archives, which have their own split")
+            return {**archives.read(self.root)}
+        return {**folder.find_splits(self.root, self.val_fraction, self.test_fraction, self.seed, self._scan)}
 
-    def _read_prepared(self) -> dict[str, Index]:
-        self._not_split("were split when they were prepared")
-        if self._readable is None and self.class_names is None:
-            self._readable = prepared.about(self.root)["readable_classes"]
-        return {**prepared.read(self.root)}
-
-    def _not_split(self, why: str) -> None:
-        if self.val_fraction is not None or self.test_fraction > 0:
-            raise UserError(
-                f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: the images of "
-                f"{self.root} {why}: leave them out."
-            )
-
-    def _read_splits(self) -> dict[str, ImageIndex]:
-        if self.val_fraction is not None or self.test_fraction > 0:
-            raise UserError(
-                f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: they split class "
-                f"folders, and {self.root} has train/ already: leave them out, or give data.root={self.root / 'train'}."
-            )
-        train = self._scan(self.root / "train")
-        splits = {"train": train}
-        for name in ("val", "test"):
-            if (self.root / name).is_dir():
-                splits[name] = self._scan(self.root / name, train.classes)
-        if "val" not in splits:
-            raise UserError(
-                f"{self.root} has train/ but no val/: add {self.root / 'val'}, or point data.root at "
-                f"{self.root / 'train'} and split it with data.val_fraction=0.1."
-            )
-        return splits
-
-    def read_to_evaluate(self) -> "ImageFolders":
-        """Find the images of a folder that need hold no training images: test/, else val/, else its class folders.
+    def read_for_evaluation(self) -> None:
+        """Find the images of a folder that needs no training images: test/, else val/, else its class folders.
 
         Raises:
             UserError: as `read`.
         """
         if prepared.is_prepared(self.root):
             self.splits = {**prepared.read(self.root)}
-            return self
-        if archives.is_archives(self.root):
+        elif archives.is_archives(self.root):
             self.splits = {"val": archives.read(self.root)["val"]}
-            return self
-        name = next((name for name in ("test", "val") if (self.root / name).is_dir()), None)
-        self.splits = {name or "test": self._scan(self.root / name if name else self.root)}
-        return self
+        else:
+            split = next((split for split in ("test", "val") if (self.root / split).is_dir()), None)
+            self.splits = {split or "test": self._scan(self.root / split if split else self.root)}
 
-    def _read_one_folder(self) -> dict[str, ImageIndex]:
-        if self.val_fraction is None:
-            inside = folder_index.class_folders(self.root)  # a missing folder is told as such
-            beside = [self.root.parent, *(self.root / name for name in inside)]
-            near = next((path for path in beside if (path / "train").is_dir()), None)
-            raise UserError(
-                f"{self.root} holds no train/ folder: it must hold train/ and val/ with a folder of images a class in "
-                "each, or class folders alone, to be split with data.val_fraction=0.1."
-                + (f" Did you mean data.root={near}?" if near else "")
-            )
-        splits = [name for name in folder_index.class_folders(self.root) if name in SPLITS]
-        if splits:
-            raise UserError(
-                f"{self.root} holds {' and '.join(splits)} but no train/: add it, or point data.root at a folder of "
-                "class folders to split it with data.val_fraction."
-            )
-        fractions = {"val": self.val_fraction, "test": self.test_fraction}
-        return folder_index.split(
-            self._scan(self.root), {name: part for name, part in fractions.items() if part > 0}, self.seed
-        )
+    def _scan(self, path: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
+        if self.index_cache is None:
+            return folder.scan(path, classes)
+        return cached_scan(path, classes, Path(self.index_cache))
 
-    def _scan(self, folder: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
-        if self.kept is None:
-            return folder_index.scan(folder, classes)
-        return scan_or_recall(folder, classes, Path(self.kept))
+    def _refuse_fractions(self, reason: str) -> None:
+        if self.val_fraction is not None or self.test_fraction > 0:
+            raise UserError(
+                f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: the images of "
+                f"{self.root} {reason}: remove these settings."
+            )
+
+    # -- what the program asks about the images
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class folders' names, in the order of the targets."""
+        """Names of the class folders, in the order of the targets."""
         return next(iter(self.splits.values())).classes
 
     @property
     def readable_classes(self) -> list[str]:
-        """The classes' names for people, where the data's config has them ("n01440764": "tench")."""
-        if self._readable is None:
-            self._readable = names.readable(self.classes, self.class_names)
-        return self._readable
+        """Names of the classes for people ("n01440764" is "tench"), in the order of the targets."""
+        if self._readable_classes is None and self.class_names is None and prepared.is_prepared(self.root):
+            self._readable_classes = prepared.about(self.root)["readable_classes"]
+        if self._readable_classes is None:
+            self._readable_classes = names.readable(self.classes, self.class_names)
+        return self._readable_classes
 
     @readable_classes.setter
     def readable_classes(self, readable: list[str]) -> None:
-        self._readable = readable
-
-    def left_out(self) -> list[str]:
-        """The files that are in no split, a line a folder and reason."""
-        lines = []
-        for index in self.splits.values():
-            counts = dict(index.ignored) if isinstance(index, ImageIndex) else {}
-            loose = counts.pop("", 0)
-            if counts:
-                told = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(counts.items(), key=lambda c: -c[1]))
-                lines.append(f"{index.root}: files that are no images by their suffix are left out: {told}")
-            if loose:
-                lines.append(f"{index.root}: images beside the class folders are of no class, and left out: {loose:,}")
-        return lines
-
-    def lacking(self) -> list[str]:
-        """The classes that a split has no image of, a line a split."""
-        lines = []
-        for name, index in self.splits.items():
-            counts = np.bincount(index.targets, minlength=len(index.classes))
-            empty = [index.classes[i] for i in np.flatnonzero(counts == 0)]
-            if empty:
-                lines.append(f"{name} holds no image of {len(empty)} classes: {folder_index.some(empty)}")
-        return lines
+        self._readable_classes = readable
 
     @property
     def images(self) -> dict[str, int]:
         """The number of images of each split."""
-        return {name: len(index) for name, index in self.splits.items()}
+        return {split: len(index) for split, index in self.splits.items()}
+
+    @property
+    def test_split(self) -> str:
+        """The split that a test uses: "test", or "val" if there are no test images."""
+        return "test" if "test" in self.splits else "val"
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data: root, classes, sizes and fingerprint of each split."""
+        """Return what identifies the images, as plain values: see fingerprint.py for the two fingerprints."""
         return {
             "root": str(self.root),
             "num_classes": len(self.classes),
             "images": self.images,
-            "fingerprint": {name: index.fingerprint() for name, index in self.splits.items()},
+            "fingerprint": {split: index.fingerprint for split, index in self.splits.items()},
+            "names_fingerprint": {split: index.names_fingerprint for split, index in self.splits.items()},
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data, as plain values."""
+        """Return what a checkpoint saves about the images, as plain values."""
         return {
             "classes": list(self.classes),
             "readable_classes": self.readable_classes,
             "dataset": self.describe(),
         }
 
+    def notes(self) -> list[str]:
+        """Return one line per kind of file that is not used, and per split in which classes have no images."""
+        lines = []
+        for index in self.splits.values():
+            ignored = dict(index.ignored) if isinstance(index, ImageIndex) else {}
+            outside = ignored.pop("", 0)
+            if ignored:
+                counts = ", ".join(
+                    f"{count:,} {suffix}" for suffix, count in sorted(ignored.items(), key=lambda c: -c[1])
+                )
+                lines.append(f"{index.root}: files without the suffix of an image are ignored: {counts}")
+            if outside:
+                lines.append(f"{index.root}: images outside of the class folders are ignored: {outside:,}")
+        for split, index in self.splits.items():
+            counts_by_class = np.bincount(index.targets, minlength=len(index.classes))
+            empty = [index.classes[target] for target in np.flatnonzero(counts_by_class == 0)]
+            if empty:
+                lines.append(f"{split} contains no image of {len(empty)} classes: {folder.listed(empty)}")
+        return lines
+
+    def paths_of_batch(self, epoch: int, batch: int, rank: int) -> list[str]:
+        """Return the paths of the images of a training batch (from 0) of an epoch (from 0) on a rank."""
+        keys = next(self._train_sampler(rank).batches(epoch, batch))
+        return [self.splits["train"].path(i) for i, _ in keys]
+
+    # -- batches
+
     def setup(self, stage: str) -> None:
         self.read()
 
     def train_dataloader(self) -> Loader | DeviceLoader:
-        sampler = self._sampler(self._rank)
+        sampler = self._train_sampler(self._rank)
         if self.trainer is not None:
-            # Lightning's first iter() comes before its own set_epoch(), which reads this very number; after a resume
+            # Lightning iterates before it calls set_epoch() for the first time, with this same number; after a resume,
             # `current_epoch` is still that of the epoch before
             loop: Any = self.trainer.fit_loop
             sampler.set_epoch(loop.epoch_progress.current.processed)
-            if loop.epoch_progress.total.processed < loop.epoch_progress.total.started:  # it goes on within an epoch
-                sampler.begins_at = (sampler.epoch, loop.epoch_loop.batch_progress.current.completed)
+            if loop.epoch_progress.total.processed < loop.epoch_progress.total.started:  # resumed within an epoch
+                sampler.resume_at = (sampler.epoch, loop.epoch_loop.batch_progress.current.completed)
         return self._loader("train", sampler)
-
-    def _sampler(self, rank: int) -> TrainBatches:
-        sampler = TrainBatches(len(self.splits["train"]), self.batch_size, self.seed, rank, self.world_size)
-        sampler.repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        return sampler
-
-    def images_of(self, epoch: int, batch: int, rank: int) -> list[str]:
-        """The paths of training batch `batch` (from 0) of an epoch (from 0) on a rank."""
-        return [self.splits["train"].path(i) for i, _ in next(self._sampler(rank).of(epoch, batch))]
 
     def val_dataloader(self) -> Loader | DeviceLoader:
         return self._eval_loader("val")
 
     def test_dataloader(self) -> Loader | DeviceLoader:
-        return self._eval_loader(self.tested_split)
+        return self._eval_loader(self.test_split)
 
-    @property
-    def tested_split(self) -> str:
-        """ "test", or "val" where there are no test images."""
-        return "test" if "test" in self.splits else "val"
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer is not None else 0
+    def _train_sampler(self, rank: int) -> TrainBatchSampler:
+        sampler = TrainBatchSampler(len(self.splits["train"]), self.batch_size, self.seed, rank, self.world_size)
+        sampler.repeat = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return sampler
 
     def _eval_loader(self, split: str) -> Loader | DeviceLoader:
-        share = self.batch_size // self.world_size
-        seed = self.seed if self._limited() else None  # a part must not be the first classes alone
+        seed = self.seed if self._is_limited() else None  # the first batches alone would be of the first classes
         alone = self.trainer is None or self.trainer.world_size < self.world_size
         ranks = range(self.world_size) if alone else [self._rank]
-        shares = [EvalBatches(len(self.splits[split]), share, rank, self.world_size, seed) for rank in ranks]
-        return self._loader(split, InTurn(shares) if len(shares) > 1 else shares[0])
+        size, per_rank = len(self.splits[split]), self.batch_size // self.world_size
+        samplers = [EvalBatchSampler(size, per_rank, rank, self.world_size, seed) for rank in ranks]
+        return self._loader(split, ChainedSampler(samplers) if len(samplers) > 1 else samplers[0])
 
-    def _limited(self) -> bool:
+    def _is_limited(self) -> bool:
         trainer: Any = self.trainer
         if trainer is None:
             return False
         limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
         return not (isinstance(limit, float) and limit == 1.0)
 
-    def _loader(self, split: str, batches: "TrainBatches | EvalBatches | InTurn") -> Loader | DeviceLoader:
-        whole = self.keeping.left_whole(self.splits[split], self.transforms[split])
-        index: Files = self.splits[split]
-        if self.keeping.cache == "ram" and split != "test":  # which is read once
-            index = self.keeping.in_ram(split, self.splits, self.trainer)
-        dataset = ImageDataset(index, self.transforms[split], self.seed, self.on_error, whole)
-        if self.keeping.cache == "device" and split != "test":
-            held = self.keeping.on_device(split, dataset, self._device, self.num_workers, self.timeout)
-            return DeviceLoader(dataset, batches, held)
-        return Loader(dataset, batches, self.num_workers, self._device.type == "cuda", self.timeout)
+    def _loader(
+        self, split: str, sampler: TrainBatchSampler | EvalBatchSampler | ChainedSampler
+    ) -> Loader | DeviceLoader:
+        size = self.splits[split].raw_size if self.crops_on_device(split) else None
+        dataset = ImageDataset(self.splits[split], self.transforms[split], self.seed, self.on_error, size)
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device(self.device)
+        if self.cache == "device" and split in CACHED:
+            if split not in self._on_device:
+                self._on_device[split] = DeviceCache(dataset, device, self.num_workers, split, self.timeout)
+            return DeviceLoader(dataset, sampler, self._on_device[split])
+        return Loader(dataset, sampler, self.num_workers, device.type == "cuda", self.timeout)
+
+    def crops_on_device(self, split: str) -> bool:
+        """Whether the device crops the images of a split, and not the threads that decode them."""
+        wanted = self.crop_on == "device" or (self.crop_on == "auto" and self.device == "cuda")
+        return wanted and why_not_on_device(self.splits[split], self.transforms[split]) is None
 
     @property
-    def _device(self) -> torch.device:
-        return self.trainer.strategy.root_device if self.trainer is not None else torch.device(self.kind)
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
 
 
-def cores() -> int:
-    """The cores that this process may use: a job of a scheduler often has fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS has no affinities
+def default_threads(local_world_size: int) -> int:
+    """Return how many threads decode for each device of this machine, if the config does not say it."""
+    return min(MAX_THREADS, max(1, cores() // local_world_size))

@@ -1,4 +1,4 @@
-"""Images of the index -> rows of a batch, uint8, each cropped by (seed, epoch, index)."""
+"""From images of an index to rows of a batch: uint8, each cropped by (seed, epoch, index)."""
 
 import threading
 from collections.abc import Sequence
@@ -9,42 +9,41 @@ import torch
 from torch import Tensor
 
 from alexlab.data import decode
-from alexlab.data.fast import gpu_crop as batch_crop
-from alexlab.data.sample_rng import Draws, ManyDraws
+from alexlab.data.fast import gpu_crop
+from alexlab.data.sample_rng import BatchRng, SampleRng
+from alexlab.data.sampler import Key
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 
-Key = tuple[int, int]  # (index of the image, epoch), as the samplers yield them
+BrokenRows = list[tuple[int, str]]  # rows of a batch, and what is wrong with their images
 
 
 class Batch(NamedTuple):
-    """
+    """A batch of images.
+
     Attributes:
         images: uint8 (B, 3, H, W) in channels-last memory.
         targets: int64 (B,).
-        skipped: the paths of broken images, which are not among the others, and what is wrong with each.
-        cuts: of whole images, which are still to be cropped; None for those that are.
+        skipped: the paths of broken images, which are not in the batch, and what is wrong with each.
+        crops: what to crop from each image, if the device does it; None for images that are cropped already.
     """
 
     images: Tensor
     targets: Tensor
     skipped: dict[str, str]
-    cuts: batch_crop.Cuts | None = None
+    crops: gpu_crop.BatchCrops | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch there, cropped."""
+        """Move the batch to `device`, and crop it there if that is still to be done."""
         images, targets = (part.to(device, non_blocking=True) for part in (self.images, self.targets))
-        if self.cuts is not None:
-            boxes = self.cuts.boxes.to(device, non_blocking=True)
-            images = batch_crop.crop(images, batch_crop.Cuts(boxes, self.cuts.side))
+        if self.crops is not None:
+            boxes = self.crops.boxes.to(device, non_blocking=True)
+            images = gpu_crop.crop(images, gpu_crop.BatchCrops(boxes, self.crops.side))
         return Batch(images, targets, self.skipped)
 
 
-Broken = list[tuple[int, str]]  # rows, and what is wrong with the image
-
-
-class Files(Protocol):
-    """What an ImageIndex is, here."""
+class ImageSource(Protocol):
+    """Images that can be opened by their index, such as an `ImageIndex`."""
 
     @property
     def targets(self) -> np.ndarray: ...
@@ -54,107 +53,115 @@ class Files(Protocol):
     def picture(self, i: int) -> decode.AnyPicture: ...
 
 
-class WholeFiles(Files, Protocol):
-    """Those of images of one size, which can be copied as they are."""
+class RawImages(ImageSource, Protocol):
+    """Images that are stored as pixels of one size, which can be copied as they are."""
 
-    def copy(self, numbers: np.ndarray, out: Tensor) -> None: ...
+    def copy(self, indices: np.ndarray, out: Tensor) -> None: ...
 
 
 class ImageDataset:
-    """The images of an index, written where they are wanted.
+    """The images of an index, written into the memory of a batch.
 
     Args:
-        on_error: of a broken image: "raise", or "skip".
-        whole: (width, height) of all images, which are then left whole, with what `Batch.to` needs to crop them.
+        index: the images and their targets.
+        on_error: what to do about a broken image: "raise" or "skip".
+        raw_size: (width, height) of all images if the device is to crop them: they are then copied whole, as
+            `RawImages`. None crops each image here.
     """
 
     def __init__(
         self,
-        index: Files,
+        index: ImageSource,
         transform: SampleTransform,
         seed: int,
         on_error: str = "raise",
-        whole: tuple[int, int] | None = None,
+        raw_size: tuple[int, int] | None = None,
     ) -> None:
-        self.index, self.transform, self.seed, self.on_error, self.whole = index, transform, seed, on_error, whole
-
-        self.reading: dict[int, int] = {}  # by its thread, the number of each image that is read just now
+        self.index, self.transform, self.seed, self.on_error = index, transform, seed, on_error
+        self.raw_size = raw_size
+        self.reading: dict[int, int] = {}  # by thread, the index of the image that it is reading
 
     def __len__(self) -> int:
         return len(self.index.targets)
 
-    def room(self, keys: Sequence[Key], pinned: bool = False) -> Tensor:
-        """Memory for the images of a batch: uint8 (B, 3, H, W), channels last."""
+    def allocate(self, keys: Sequence[Key], pinned: bool = False) -> Tensor:
+        """Return memory for the images of a batch: uint8 (B, 3, H, W), channels-last, uninitialized."""
         side = self.transform.at(keys[0][1]).image_size if keys else 1
-        width, height = self.whole or (side, side)
+        width, height = self.raw_size or (side, side)
         return torch.empty((len(keys), height, width, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
-    def fill(self, keys: Sequence[Key], images: Tensor, stop: threading.Event | None = None) -> Broken:
-        """Write each key's image into its row of `images`; returns those that are broken, whose rows hold anything.
+    def fill(self, keys: Sequence[Key], images: Tensor, stop: threading.Event | None = None) -> BrokenRows:
+        """Write the image of each key into its row of `images`, and return the rows of broken images.
 
         Args:
-            stop: leaves the rest as it is once it is set.
+            images: as `allocate` returns; the rows of broken images are undefined afterwards.
+            stop: once it is set, the remaining rows are not written.
 
         Raises:
-            BrokenImageError: a broken image, unless such are skipped.
-            UserError: there was no memory for one.
+            BrokenImageError: a broken image, if `on_error` is "raise".
+            UserError: an image does not fit into memory.
         """
-        if self.whole is not None and keys:
+        if self.raw_size is not None and keys:
             try:
-                cast(WholeFiles, self.index).copy(_numbers(keys), images.permute(0, 2, 3, 1))
+                cast(RawImages, self.index).copy(_indices(keys), images.permute(0, 2, 3, 1))
                 return []
             except OSError:
-                pass  # one after the other, to tell which
-        broken: Broken = []
-        rows, me = images.split(1), threading.get_ident()
-        for row, (i, epoch) in enumerate(keys):
-            if stop is not None and stop.is_set():
-                break
-            self.reading[me] = i
-            try:
-                if self.whole is None:
-                    self.transform.at(epoch).write(self.index.picture(i), Draws(self.seed, epoch, i), rows[row])
-                else:
-                    cast(WholeFiles, self.index).copy(np.array([i]), rows[row].permute(0, 2, 3, 1))
-            except OSError as error:
-                found = decode.BrokenImageError(self.index.path(i), error)
-                if self.on_error == "raise":
-                    raise found from None
-                broken.append((row, found.what))
-            except (MemoryError, RuntimeError) as error:  # torch's own way to say so
-                if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
-                    error.add_note(f"while {self.index.path(i)} was read")
-                    raise
-                raise UserError(
-                    f"{self.index.path(i)} needs more memory to be decoded than there is: make it smaller."
-                ) from None
-            except Exception as error:
-                error.add_note(f"while {self.index.path(i)} was read")
-                raise
-        self.reading.pop(me, None)
+                pass  # copied one by one below, to see which image is broken
+        broken: BrokenRows = []
+        thread = threading.get_ident()
+        try:
+            for row, ((i, epoch), image) in enumerate(zip(keys, images.split(1), strict=True)):
+                if stop is not None and stop.is_set():
+                    break
+                self.reading[thread] = i
+                try:
+                    self._write(i, epoch, image)
+                except OSError as error:
+                    broken_image = decode.BrokenImageError(self.index.path(i), error)
+                    if self.on_error == "raise":
+                        raise broken_image from None
+                    broken.append((row, broken_image.reason))
+        finally:
+            self.reading.pop(thread, None)
         return broken
 
-    def batch(self, keys: Sequence[Key], images: Tensor, broken: Broken) -> Batch:
-        """`images`, as `fill` left them, with their targets and without the rows that are `broken`."""
-        numbers = _numbers(keys)
-        targets = torch.from_numpy(self.index.targets[numbers])
-        cuts = self.cuts(numbers, keys[0][1]) if self.whole is not None and keys else None
+    def _write(self, i: int, epoch: int, image: Tensor) -> None:
+        try:
+            if self.raw_size is None:
+                self.transform.at(epoch).write(self.index.picture(i), SampleRng(self.seed, epoch, i), image)
+            else:
+                cast(RawImages, self.index).copy(np.array([i]), image.permute(0, 2, 3, 1))
+        except OSError:
+            raise
+        except Exception as error:
+            # torch reports a failed allocation as a RuntimeError
+            if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+                raise UserError(
+                    f"{self.index.path(i)} does not fit into memory when it is decoded: make it smaller."
+                ) from None
+            error.add_note(f"while {self.index.path(i)} was read")
+            raise
+
+    def to_batch(self, keys: Sequence[Key], images: Tensor, broken: BrokenRows) -> Batch:
+        """Make a batch of `images`, as `fill` wrote them, without the rows that are `broken`."""
+        indices = _indices(keys)
+        targets = torch.from_numpy(self.index.targets[indices])
+        crops = self.crops(indices, keys[0][1]) if self.raw_size is not None and keys else None
         if not broken:
-            return Batch(images, targets, {}, cuts)
-        skipped = dict(broken)
-        whole = [row for row in range(len(keys)) if row not in skipped]
-        if cuts is not None:
-            cuts = batch_crop.Cuts(cuts.boxes[whole], cuts.side)
-        paths = {self.index.path(keys[row][0]): why for row, why in broken}
-        return Batch(images[whole], targets[whole], paths, cuts)
+            return Batch(images, targets, {}, crops)
+        rows = sorted(set(range(len(keys))) - {row for row, _ in broken})
+        if crops is not None:
+            crops = gpu_crop.BatchCrops(crops.boxes[rows], crops.side)
+        skipped = {self.index.path(keys[row][0]): reason for row, reason in broken}
+        return Batch(images[rows], targets[rows], skipped, crops)
 
-    def cuts(self, numbers: np.ndarray, epoch: int) -> batch_crop.Cuts:
-        """Of the images `numbers`, which are left whole."""
-        assert self.whole is not None
+    def crops(self, indices: np.ndarray, epoch: int) -> gpu_crop.BatchCrops:
+        """Choose what the device crops from the images `indices`."""
+        assert self.raw_size is not None
         transform = self.transform.at(epoch)
-        boxes = transform.cuts(*self.whole, ManyDraws((self.seed, epoch), numbers))
-        return batch_crop.Cuts(torch.from_numpy(boxes), transform.image_size)
+        boxes = transform.crop_boxes(*self.raw_size, BatchRng((self.seed, epoch), indices))
+        return gpu_crop.BatchCrops(torch.from_numpy(boxes), transform.image_size)
 
 
-def _numbers(keys: Sequence[Key]) -> np.ndarray:
+def _indices(keys: Sequence[Key]) -> np.ndarray:
     return np.fromiter((i for i, _ in keys), np.int64, len(keys))

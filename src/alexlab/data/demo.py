@@ -1,37 +1,34 @@
-"""The built-in data: ten classes of drawn shapes as an ImageNet-style folder of JPEG files. A test piece."""
+"""The built-in data: ten classes of drawn shapes, as an ImageNet-style folder of JPEG files."""
 
 import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from alexlab.data.folder import new_folder
 from alexlab.engine.errors import UserError
 
-FORMAT = 2
-SPLITS = {"train": 350, "val": 50, "test": 50}  # images a class
-TURN = 0.4  # radians (23 degrees) that a figure is rotated at most; a turned square is another class's look-alike
+FORMAT = 2  # of the drawings; another one is other images
+IMAGES_PER_CLASS = {"train": 350, "val": 50, "test": 50}
+MAX_ROTATION = 0.4  # radians (23 degrees): rotated further, a square looks like another class
 MARKER = ".demo.json"
 
 Points = list[tuple[float, float]]
 
 
 def _polygon(n: int, inner: float = 1.0) -> Points:
-    """A regular polygon of n corners in the unit circle; with inner < 1 a star of n points."""
-    step = n if inner == 1.0 else 2 * n
-    return [
-        (math.sin(2 * math.pi * i / step) * (1.0 if i % 2 == 0 or inner == 1.0 else inner),
-         -math.cos(2 * math.pi * i / step) * (1.0 if i % 2 == 0 or inner == 1.0 else inner))
-        for i in range(step)
-    ]  # fmt: skip
+    """Return a regular polygon of n corners in the unit circle; with inner < 1 a star of n points."""
+    corners = n if inner == 1.0 else 2 * n
+    radii = [1.0 if i % 2 == 0 or inner == 1.0 else inner for i in range(corners)]
+    angles = [2 * math.pi * i / corners for i in range(corners)]
+    return [(math.sin(angle) * radius, -math.cos(angle) * radius) for angle, radius in zip(angles, radii, strict=True)]
 
 
-def _circle(n: int = 48) -> Points:
-    return _polygon(n)
+def _circle() -> Points:
+    return _polygon(48)
 
 
 def _heart() -> Points:
@@ -48,13 +45,12 @@ def _crescent() -> Points:
     return outer + inner
 
 
-_CROSS: Points = [
-    (-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3),
-    (0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3),
-]  # fmt: skip
+_CROSS_X = (-0.3, 0.3, 0.3, 1, 1, 0.3, 0.3, -0.3, -0.3, -1, -1, -0.3)
+_CROSS_Y = (-1, -1, -0.3, -0.3, 0.3, 0.3, 1, 1, 0.3, 0.3, -0.3, -0.3)
+_CROSS: Points = list(zip(_CROSS_X, _CROSS_Y, strict=True))
 _ARROW: Points = [(0, -1), (0.75, -0.15), (0.28, -0.15), (0.28, 1), (-0.28, 1), (-0.28, -0.15), (-0.75, -0.15)]
 
-# outlines, each filled with the figure's colour or (second, for the ring) cut out again
+# outlines: the first is filled with the figure's colour, the second (of the ring) is cut out of it
 SHAPES: dict[str, list[Points]] = {
     "arrow": [_ARROW],
     "bar": [[(-1, -0.22), (1, -0.22), (1, 0.22), (-1, 0.22)]],
@@ -72,58 +68,50 @@ SHAPES: dict[str, list[Points]] = {
 def write_demo(
     root: Path, seed: int = 0, image_size: int = 80, per_class: dict[str, int] | None = None, quality: int = 88
 ) -> None:
-    """Write `root/{train,val,test}/<class>/NNNN.jpg`, unless they are there already.
+    """Write `root/{train,val,test}/<class>/NNNN.jpg`, unless they exist.
 
     Args:
         seed: the same seed gives the same bytes.
         image_size: side in pixels.
-        per_class: images a class in each split.
+        per_class: images per class of each split.
 
     Raises:
-        UserError: `root` holds something else.
+        UserError: `root` contains something else.
     """
-    counts = per_class or SPLITS
+    counts = per_class or IMAGES_PER_CLASS
     wanted = {"format": FORMAT, "seed": seed, "image_size": image_size, "per_class": counts, "quality": quality}
     if root.exists() and any(root.iterdir()):
-        found = json.loads((root / MARKER).read_text()) if (root / MARKER).is_file() else None
-        if found == wanted:
-            return
-        if found is None:
-            raise UserError(
-                f"{root} holds files that are not the demo's, and data=demo would write its shapes there: "
-                "take your own images with data=folder data.root=PATH, or choose another data.root for the shapes."
-            )
-        other = ", ".join(
-            f"{key}={found.get(key)} instead of {wanted[key]}" for key in wanted if found.get(key) != wanted[key]
-        )
-        raise UserError(
-            f"{root} holds demo images of other settings ({other}): remove that folder, or choose another data.root."
-        )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))  # so that a kill leaves nothing half done
-    try:
-        beside.chmod(0o755)
+        _check_settings(root, wanted)
+        return
+    with new_folder(root, MARKER) as folder:
         for split_number, (split, count) in enumerate(counts.items()):
             for target, label in enumerate(sorted(SHAPES)):
-                folder = beside / split / label
-                folder.mkdir(parents=True)
+                (folder / split / label).mkdir(parents=True)
                 for i in range(count):
                     rng = np.random.Generator(np.random.PCG64([seed, split_number, target, i]))
-                    draw(label, image_size, rng).save(folder / f"{i:04d}.jpg", quality=quality)
-        (beside / MARKER).write_text(json.dumps(wanted))
-        try:
-            if root.is_dir():
-                root.rmdir()
-            os.rename(beside, root)  # noqa: PTH104
-        except OSError:
-            if not (root / MARKER).is_file():  # else another process was faster, and its bytes are the same
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+                    draw(label, image_size, rng).save(folder / split / label / f"{i:04d}.jpg", quality=quality)
+        (folder / MARKER).write_text(json.dumps(wanted))
+
+
+def _check_settings(root: Path, wanted: dict[str, Any]) -> None:
+    if not (root / MARKER).is_file():
+        raise UserError(
+            f"{root} contains files that are not the demo's, and data=demo would write its shapes there: use your own "
+            "images with data=folder data.root=PATH, or choose another data.root for the shapes."
+        )
+    settings = json.loads((root / MARKER).read_text())
+    differ = [
+        f"{key}={settings.get(key)} instead of {value}" for key, value in wanted.items() if settings.get(key) != value
+    ]
+    if differ:
+        raise UserError(
+            f"{root} contains demo images of other settings ({', '.join(differ)}): remove that folder, or choose "
+            "another data.root."
+        )
 
 
 def draw(label: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """One picture of size x size pixels: background, figure, light noise."""
+    """Draw an image of size x size pixels: background, figure, light noise."""
     pixels = _background(size, rng)
     colour = _far_colour(pixels.mean((0, 1)), rng)
     mask = np.asarray(_mask(label, size, rng), dtype=np.float32)[..., None] / 255
@@ -136,7 +124,7 @@ def _mask(label: str, size: int, rng: np.random.Generator) -> Image.Image:
     over = 4  # drawn larger and scaled down, for smooth edges
     radius = size * rng.uniform(0.28, 0.44)
     middle = size / 2 + rng.uniform(-1, 1, 2) * (size / 2 - radius) * 0.8
-    angle = rng.uniform(-TURN, TURN)
+    angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
     cos, sin = math.cos(angle), math.sin(angle)
     image = Image.new("L", (size * over, size * over))
     pen = ImageDraw.Draw(image)
@@ -150,7 +138,7 @@ def _mask(label: str, size: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 (size, size, 3): plain, a gradient, stripes or blotches of two related colours."""
+    """Draw float32 (size, size, 3): plain, a gradient, stripes or blotches of two related colours."""
     first = rng.uniform(20, 235, 3)
     second = (first + rng.normal(0, 28, 3)).clip(0, 255)
     y, x = np.mgrid[0:size, 0:size] / size

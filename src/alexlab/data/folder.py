@@ -1,41 +1,48 @@
-"""An ImageNet-style folder -> arrays: which files there are, and the class of each.
+"""An ImageNet-style folder -> arrays: which images exist, and the class of each.
 
-`root/train/<class>/*.jpg`, `root/val/<class>/*.jpg` and, where there is one, `root/test/<class>/*.jpg`; or one folder
-of class folders, split by stated fractions (stratified, by seed).
+`root/train/<class>/*.jpg`, `root/val/<class>/*.jpg` and optionally `root/test/<class>/*.jpg`; or one folder of class
+folders, split by fractions (stratified, by seed).
 """
 
 import contextlib
+import functools
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from alexlab.data import decode
+from alexlab.data.fingerprint import sample
 from alexlab.engine.errors import UserError
 
+SPLITS = ("train", "val", "test")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-KNOWN = frozenset(ext.encode() for ext in EXTENSIONS)
-TELL = 5.0  # seconds between what a long scan tells
+KNOWN = frozenset(extension.encode() for extension in EXTENSIONS)
+REPORT_EVERY = 5.0  # seconds, while a large folder is read
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images of one split, held in arrays: a Python list of a million (path, class) tuples would be copied into
-    every process as its reference counts change.
+    """The images of one split, in arrays: a Python list of a million (path, class) tuples would be copied into every
+    process as its reference counts change.
 
     Attributes:
         root: the folder that the names are relative to.
         names: all names joined, as bytes of the file system's encoding.
         ends: int64 (N,): where in `names` the name of image i ends.
         targets: int64 (N,): its class, 0 to len(classes) - 1.
-        classes: the class folders' names, sorted.
-        ignored: how many files were left out, by their suffix, and under "" those beside the class folders; not hidden
-            ones.
+        classes: names of the class folders, sorted.
+        ignored: number of files that are not images, by suffix, and under "" of images outside of the class folders.
+            Hidden files are not counted.
     """
 
     root: Path
@@ -44,172 +51,248 @@ class ImageIndex:
     targets: np.ndarray
     classes: tuple[str, ...]
     ignored: dict[str, int] = field(default_factory=dict)
+    raw_size: ClassVar[None] = None  # of images that are stored as pixels of one size, see `PreparedIndex`
+
+    @classmethod
+    def from_names(
+        cls, root: Path, names: Sequence[bytes], targets: Sequence[int] | np.ndarray, classes: tuple[str, ...]
+    ) -> "ImageIndex":
+        """Make an index from one name (relative to `root`) and one target per image."""
+        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        return cls(root, b"".join(names), ends, np.asarray(targets, dtype=np.int64), classes)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def name(self, i: int) -> bytes:
-        """Of image i, relative to `root`."""
+        """Return the name of image i, relative to `root`."""
         return self.names[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])]
 
     def path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.name(i)))
 
     def picture(self, i: int) -> decode.Picture:
-        """
+        """Open image i.
+
         Raises:
             OSError: it cannot be read, or is not an image.
         """
         return decode.open_picture(self.path(i))
 
-    def subset(self, keep: np.ndarray) -> "ImageIndex":
-        """The images at the positions `keep` (int64), in that order."""
-        starts = np.concatenate([[0], self.ends[:-1]])
-        parts = [self.names[starts[i] : self.ends[i]] for i in keep]
-        return _pack(self.root, parts, self.targets[keep], self.classes)
+    def subset(self, indices: np.ndarray) -> "ImageIndex":
+        """Return the images `indices` (int64), in that order."""
+        starts = np.concatenate([[0], self.ends[:-1]])[indices].tolist()
+        names = [self.names[start:end] for start, end in zip(starts, self.ends[indices].tolist(), strict=True)]
+        return ImageIndex.from_names(self.root, names, self.targets[indices], self.classes)
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the names, targets and classes (not the pixels): two folders that differ in a file's name,
-        a class or the number of images differ here."""
+        """The fingerprint of names, classes and file sizes; see fingerprint.py."""
+        digest = self._names_digest()
+        sizes = [_bytes_of(self.path(i)) for i in sample(digest.digest(), len(self)).tolist()]
+        digest.update(np.array(sizes, np.int64).tobytes())
+        return f"sizes:{digest.hexdigest()[:16]}"
+
+    @property
+    def names_fingerprint(self) -> str:
+        """The fingerprint that older runs have: of names and classes alone."""
+        return self._names_digest().hexdigest()[:16]
+
+    def _names_digest(self) -> Any:
         digest = hashlib.sha256(self.names)
         digest.update(self.ends.tobytes())
         digest.update(self.targets.tobytes())
         digest.update("\0".join(self.classes).encode(errors="surrogateescape"))
-        return digest.hexdigest()[:16]
+        return digest
 
 
-def _pack(root: Path, names: list[bytes], targets: np.ndarray, classes: tuple[str, ...]) -> ImageIndex:
-    ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-    return ImageIndex(root, b"".join(names), ends, np.asarray(targets, dtype=np.int64), classes)
+def _bytes_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116, a Path of each of thousands of files takes longer
+    except OSError:
+        return -1  # such as a broken link, which is an error when the image is read
+
+
+# -- reading the names
+
+
+def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[bytes, int] | None = None) -> ImageIndex:
+    """Read the names of all images in `folder/<class>/` at any depth, sorted within their class.
+
+    Args:
+        folder: contains one folder per class.
+        classes: the classes of the training split, which the folder may not exceed. None is for the training split
+            itself, where every class needs an image.
+        visited: filled with each folder that was read, and the time of its last change in nanoseconds.
+
+    Raises:
+        UserError: no class folders, an empty class, a class that `classes` lacks, or a link in a circle.
+    """
+    visited = {} if visited is None else visited
+    with contextlib.suppress(OSError):  # `class_folders` reports it
+        visited[os.fsencode(folder)] = modified_ns(os.fsencode(folder))
+    present = class_folders(folder)
+    if not present:
+        raise UserError(
+            f"{folder} contains no class folders: it must contain one folder of images per class, as in "
+            f"{folder.name}/cat/1.jpg and {folder.name}/dog/2.jpg."
+        )
+    unknown = [name for name in present if classes is not None and name not in classes]
+    if classes is not None and unknown:
+        raise UserError(
+            f"{folder} contains classes that the training images do not: {listed(unknown)}. "
+            f"Training has {len(classes)} classes: {listed(classes)}. Rename or remove those folders."
+        )
+    labels = present if classes is None else classes
+    names, lengths, counts = bytearray(), [], np.zeros(len(labels), np.int64)
+    ignored = Counter({"": _images_outside_of_classes(folder)})
+    reported, with_folder = time.monotonic(), set(present)
+    for target, label in enumerate(labels):
+        images = sorted(_images_of_class(folder, label, visited, ignored)) if label in with_folder else []
+        if not images and classes is None:
+            raise UserError(
+                f"{folder / label} is a class without images: add images ({', '.join(EXTENSIONS[:4])}, ...) or remove "
+                "the folder."
+            )
+        counts[target] = len(images)
+        names += b"".join(images)  # class by class: a million names as objects would take 100 MB
+        lengths.append(np.fromiter(map(len, images), np.int64, len(images)))
+        if time.monotonic() - reported > REPORT_EVERY:
+            reported = time.monotonic()
+            progress = f"{target + 1:,} of {len(labels):,} classes, {counts.sum():,} images ..."
+            print(f"reading {folder}: {progress}", file=sys.stderr, flush=True)
+    if not names:
+        raise UserError(f"{folder} contains class folders but no image ({', '.join(EXTENSIONS[:4])}, ...).")
+    targets = np.repeat(np.arange(len(labels)), counts)
+    return ImageIndex(folder, bytes(names), np.cumsum(np.concatenate(lengths)), targets, labels, dict(+ignored))
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The sorted names of the class folders in `folder`; hidden ones are left out."""
+    """Return the names of the class folders in `folder`, sorted, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
     except FileNotFoundError:
         raise UserError(f"{folder} does not exist: give the folder of the images with data.root=PATH.") from None
     except NotADirectoryError:
-        raise UserError(f"{folder} is a file, and a folder of images is needed: data.root=PATH.") from None
+        raise UserError(f"{folder} is a file: give a folder of images with data.root=PATH.") from None
     except PermissionError:
         raise UserError(f"{folder} may not be read: ask for read permission, or copy the images.") from None
 
 
-def changed(folder: bytes) -> int:
-    """When a name in `folder` was last added, removed or changed, in nanoseconds."""
+def modified_ns(folder: bytes) -> int:
+    """Return when a name in `folder` was last added, removed or changed, in nanoseconds."""
     return os.stat(folder).st_mtime_ns  # noqa: PTH116, a Path of each of thousands of folders takes longer
 
 
-def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[bytes, int] | None = None) -> ImageIndex:
-    """Read the names of all images below `folder/<class>/`, at any depth, sorted within their class.
-
-    Args:
-        folder: holds one folder a class.
-        classes: the classes of the training split: others here are refused, and so are missing ones in training.
-        visited: gets each folder that was read, with the time of its last change in nanoseconds.
-
-    Raises:
-        UserError: no class folders, an empty class, a class that `classes` does not hold, or a link in a circle.
-    """
-    visited = {} if visited is None else visited
-    with contextlib.suppress(OSError):  # told by `class_folders`
-        visited[os.fsencode(folder)] = changed(os.fsencode(folder))
-    here = class_folders(folder)
-    if not here:
-        raise UserError(
-            f"{folder} holds no class folders: it must hold one folder of images a class, as in "
-            f"{folder.name}/cat/1.jpg and {folder.name}/dog/2.jpg."
-        )
-    unknown = [name for name in here if classes is not None and name not in classes]
-    if classes is not None and unknown:
-        raise UserError(
-            f"{folder} holds classes that the training images do not: {some(unknown)}. "
-            f"Training has {len(classes)} classes: {some(classes)}. Rename or remove those folders."
-        )
-    labels = classes if classes is not None else here
-    joined, lengths, counts = bytearray(), [], np.zeros(len(labels), np.int64)
-    ignored = Counter({"": loose_images(folder)})
-    told, present = time.monotonic(), set(here)
-    for target, label in enumerate(labels):
-        found = _images(folder, label, visited, ignored) if label in present else []
-        if not found and classes is None:
-            raise UserError(
-                f"{folder / label} is a class without images: put images there ({', '.join(EXTENSIONS[:4])}, ...) "
-                "or remove the folder."
-            )
-        found.sort()
-        counts[target] = len(found)
-        joined += b"".join(found)  # here and not at the end: a million names as objects would be 100 MB
-        lengths.append(np.fromiter(map(len, found), np.int64, len(found)))
-        if time.monotonic() - told > TELL:
-            told = time.monotonic()
-            print(
-                f"reading {folder}: {target + 1:,} of {len(labels):,} classes, {counts.sum():,} images ...",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-    if not joined:
-        raise UserError(f"{folder} holds class folders but no image ({', '.join(EXTENSIONS[:4])}, ...).")
-    targets = np.repeat(np.arange(len(labels)), counts)
-    return ImageIndex(folder, bytes(joined), np.cumsum(np.concatenate(lengths)), targets, labels, dict(+ignored))
-
-
-def loose_images(folder: Path) -> int:
-    """The number of images beside the class folders, which belong to none."""
+def _images_outside_of_classes(folder: Path) -> int:
     with os.scandir(os.fsencode(folder)) as entries:
         return sum(
-            entry.name[entry.name.rfind(b".") :].lower() in KNOWN
-            and not entry.name.startswith(b".")
-            and not entry.is_dir()
-            for entry in entries
+            _is_image(entry.name) and not entry.name.startswith(b".") and not entry.is_dir() for entry in entries
         )
 
 
-def _images(folder: Path, label: str, visited: dict[bytes, int], ignored: Counter[str]) -> list[bytes]:
-    """The names of all images of a class, relative to `folder`, as bytes; links to folders are followed.
+def _is_image(name: bytes) -> bool:
+    return name[name.rfind(b".") :].lower() in KNOWN
+
+
+def _images_of_class(folder: Path, label: str, visited: dict[bytes, int], ignored: Counter[str]) -> list[bytes]:
+    """Return the names of all images of a class, relative to `folder`; links to folders are followed.
 
     Raises:
-        UserError: a folder that may not be read, or a link to one that it lies in.
+        UserError: a folder that may not be read, or a link to a folder that contains it.
     """
-    found: list[bytes] = []
+    images: list[bytes] = []
     top = os.fsencode(folder) + b"/"
     waiting: list[tuple[bytes, tuple[bytes, ...]]] = [(os.fsencode(label), ())]
     while waiting:
-        here, above = waiting.pop()
-        prefix = here + b"/"
+        current, parents = waiting.pop()
+        prefix = current + b"/"
         try:
-            visited[top + here] = changed(top + here)
-            with os.scandir(top + here) as entries:
+            visited[top + current] = modified_ns(top + current)
+            with os.scandir(top + current) as entries:
                 for entry in entries:
                     name = entry.name
                     if name[0] == 46:  # a dot: hidden
                         continue
-                    ending = name[name.rfind(b".") :]
-                    if (ending in KNOWN or ending.lower() in KNOWN) and not (
+                    suffix = name[name.rfind(b".") :]
+                    if (suffix in KNOWN or suffix.lower() in KNOWN) and not (
                         entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir())
                     ):
-                        found.append(prefix + name)
+                        images.append(prefix + name)
                     elif entry.is_dir():
-                        within = (*above, os.path.realpath(top + here))
+                        within = (*parents, os.path.realpath(top + current))
                         if os.path.realpath(top + prefix + name) in within:
-                            raise UserError(
-                                f"{os.fsdecode(top + prefix + name)} is a link to a folder that it lies in: remove it."
-                            )
+                            path = os.fsdecode(top + prefix + name)
+                            raise UserError(f"{path} is a link to a folder that contains it: remove the link.")
                         waiting.append((prefix + name, within))
                     else:
-                        ignored[os.fsdecode(ending.lower()) if b"." in name else "no suffix"] += 1
+                        ignored[os.fsdecode(suffix.lower()) if b"." in name else "no suffix"] += 1
         except PermissionError:
+            path = os.fsdecode(top + current)
+            raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
+    return images
+
+
+# -- splits
+
+
+def find_splits(
+    root: Path,
+    val_fraction: float | None,
+    test_fraction: float,
+    seed: int,
+    scan: Callable[[Path, tuple[str, ...] | None], ImageIndex] = scan,
+) -> dict[str, ImageIndex]:
+    """Read train/, val/ and (if it exists) test/ of `root`; or split the class folders in `root` by fractions.
+
+    Args:
+        val_fraction, test_fraction: see `split`; None and 0 if `root` has the splits already.
+        scan: reads the images of one folder, given the classes of training.
+
+    Raises:
+        UserError: neither form fits the folder.
+    """
+    if (root / "train").is_dir():
+        if val_fraction is not None or test_fraction > 0:
             raise UserError(
-                f"{os.fsdecode(top + here)} may not be read: ask for read permission, or remove the folder."
-            ) from None
-    return found
+                f"data.val_fraction={val_fraction}, data.test_fraction={test_fraction}: they split class folders, and "
+                f"{root} has train/ already: remove these settings, or give data.root={root / 'train'}."
+            )
+        splits = {"train": scan(root / "train", None)}
+        for name in ("val", "test"):
+            if (root / name).is_dir():
+                splits[name] = scan(root / name, splits["train"].classes)
+        if "val" not in splits:
+            raise UserError(
+                f"{root} has train/ but no val/: add {root / 'val'}, or point data.root at {root / 'train'} and split "
+                "it with data.val_fraction=0.1."
+            )
+        return splits
+    folders = class_folders(root)
+    if val_fraction is None:
+        candidates = [root.parent, *(root / name for name in folders)]
+        near = next((path for path in candidates if (path / "train").is_dir()), None)
+        raise UserError(
+            f"{root} contains no train/ folder: it must contain train/ and val/ with one folder of images per class, "
+            "or class folders alone, to be split with data.val_fraction=0.1."
+            + (f" Did you mean data.root={near}?" if near else "")
+        )
+    present = [name for name in folders if name in SPLITS]
+    if present:
+        raise UserError(
+            f"{root} contains {' and '.join(present)} but no train/: add it, or point data.root at a folder of class "
+            "folders to split it with data.val_fraction."
+        )
+    fractions = {"val": val_fraction, "test": test_fraction}
+    return split(scan(root, None), {name: fraction for name, fraction in fractions.items() if fraction > 0}, seed)
 
 
 def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str, ImageIndex]:
     """Split one folder at random by (seed, class), each class in the same proportions.
 
     Args:
-        fractions: of the images that each split but `train` takes, e.g. {"val": 0.1, "test": 0.1}, each in 0..1.
+        fractions: of the images that each split other than train gets, such as {"val": 0.1, "test": 0.1}; 0 to 1.
 
     Raises:
         UserError: a class with too few images for every split to get one.
@@ -225,14 +308,42 @@ def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str
             taken += size
         if taken >= len(members):
             raise UserError(
-                f"{index.root / label} holds {len(members)} images, and at least {taken + 1} are needed for each of "
+                f"{index.root / label} contains {len(members)} images, and at least {taken + 1} are needed for each of "
                 f"train, {', '.join(fractions)} to get one: add images, or lower data.val_fraction and "
                 "data.test_fraction."
             )
         parts["train"].append(np.sort(members[taken:]))
-    whole = {name: index.subset(np.concatenate(members)) for name, members in parts.items() if len(members)}
-    return whole | {"train": replace(whole["train"], ignored=index.ignored)}
+    splits = {name: index.subset(np.concatenate(members)) for name, members in parts.items()}
+    return splits | {"train": replace(splits["train"], ignored=index.ignored)}
 
 
-def some(names: "tuple[str, ...] | list[str]", limit: int = 8) -> str:
+# -- for messages, and for data that is written as a folder
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Join names for a message; the rest of many is counted."""
     return ", ".join(names[:limit]) + (f", ... ({len(names) - limit} more)" if len(names) > limit else "")
+
+
+@contextlib.contextmanager
+def new_folder(root: Path, marker: str) -> Iterator[Path]:
+    """Write into the folder that this yields; it becomes `root` when all is written, so that a kill leaves no part.
+
+    Args:
+        root: does not exist, or is empty.
+        marker: a name in `root` that another process has written when it was faster; then its folder is kept.
+    """
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        try:
+            if root.is_dir():
+                root.rmdir()
+            temporary.rename(root)
+        except OSError:
+            if not (root / marker).exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""TrivialAugment and RandAugment on one image, by Pillow: as torchvision's on a PIL image, with draws of one's own.
+"""TrivialAugment and RandAugment of one image by Pillow, equal to torchvision's on a PIL image.
 
-torchvision draws from the generator that all threads share, and works on tensors three to ten times as long.
+torchvision draws from the generator that all threads share, and its operations on tensors take three to ten times as
+long.
 """
 
 from collections.abc import Callable
@@ -8,13 +9,13 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from alexlab.data.sample_rng import Draws
+from alexlab.data.sample_rng import SampleRng
 
-BINS = 31  # of magnitudes, as torchvision has for both
+BINS = 31  # strengths, as in torchvision
 
 
-def apply(pixels: np.ndarray, policy: str, ops: int, magnitude: int, draws: Draws) -> np.ndarray:
-    """uint8 (H, W, 3) -> the same shape.
+def apply(pixels: np.ndarray, policy: str, ops: int, magnitude: int, rng: SampleRng) -> np.ndarray:
+    """Augment one image: uint8 (H, W, 3) -> uint8 (H, W, 3).
 
     Args:
         policy: "trivial" (Mueller and Hutter 2021, the wide space: one operation of any strength) or "rand" (Cubuk et
@@ -22,31 +23,31 @@ def apply(pixels: np.ndarray, policy: str, ops: int, magnitude: int, draws: Draw
     """
     image = Image.fromarray(pixels)
     if policy == "trivial":
-        return np.asarray(operate(image, *trivial(draws)))
+        return np.asarray(operate(image, *trivial(rng)))
     for _ in range(ops):
-        image = operate(image, *rand(magnitude, image.size, draws))
+        image = operate(image, *rand(magnitude, image.size, rng))
     return np.asarray(image)
 
 
-def trivial(draws: Draws) -> tuple[str, float]:
-    """An operation and its amount."""
-    name = NAMES[draws.below(len(NAMES))]
-    strength = draws.below(BINS) / (BINS - 1)
+def trivial(rng: SampleRng) -> tuple[str, float]:
+    """Draw an operation of TrivialAugment and its amount."""
+    name = NAMES[rng.below(len(NAMES))]
+    strength = rng.below(BINS) / (BINS - 1)
     if name in SIGNED:
-        most = {"translate": 32.0, "rotate": 135.0}.get(name.split("_")[0], 0.99)
-        return name, most * strength * (-1 if draws.below(2) else 1)
+        largest = {"translate": 32.0, "rotate": 135.0}.get(name.split("_")[0], 0.99)
+        return name, largest * strength * (-1 if rng.below(2) else 1)
     return name, _unsigned(name, strength, posterize=6)
 
 
-def rand(magnitude: int, size: tuple[int, int], draws: Draws) -> tuple[str, float]:
-    """An operation and its amount, for an image of (width, height) `size`."""
-    name = NAMES[draws.below(len(NAMES))]
+def rand(magnitude: int, size: tuple[int, int], rng: SampleRng) -> tuple[str, float]:
+    """Draw an operation of RandAugment and its amount, for an image of `size` (width, height)."""
+    name = NAMES[rng.below(len(NAMES))]
     strength = magnitude / (BINS - 1)
     if name in SIGNED:
-        share = 150 / 331  # of 331 pixels, Cubuk's image size
-        most = {"translate_x": share * size[0], "translate_y": share * size[1], "rotate": 30.0, "shear_x": 0.3,
-                "shear_y": 0.3}.get(name, 0.9)  # fmt: skip
-        return name, most * strength * (-1 if draws.below(2) else 1)
+        moved = 150 / 331  # of 331 pixels, the image size of Cubuk et al.
+        limits = {"translate_x": moved * size[0], "translate_y": moved * size[1], "rotate": 30.0}
+        limits |= {"shear_x": 0.3, "shear_y": 0.3}
+        return name, limits.get(name, 0.9) * strength * (-1 if rng.below(2) else 1)
     return name, _unsigned(name, strength, posterize=4)
 
 
@@ -57,6 +58,7 @@ def _unsigned(name: str, strength: float, posterize: int) -> float:
 
 
 def operate(image: Image.Image, name: str, amount: float) -> Image.Image:
+    """Apply one operation of `OPERATIONS`."""
     return OPERATIONS[name](image, amount)
 
 

@@ -1,7 +1,7 @@
-"""What is done to each image on its own, on the CPU: which part is cut out, and policies that differ by image.
+"""What happens to each image by itself, on the CPU: which part is cropped, and policies that differ by image.
 
-`decode.crop_resize` cuts and resizes in one pass, `policies.py` has TrivialAugment and RandAugment. Parts that can be
-done batch-wise (float, normalization, colour noise, erasing, mixup) are in `augment.py`, on the device.
+`decode.crop_resize` crops and resizes in one pass, `policies.py` has TrivialAugment and RandAugment. What can be done
+to whole batches (float, normalization, colour noise, erasing, mixup) is in `tasks/augment.py`, on the device.
 """
 
 import functools
@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 from alexlab.data import decode, policies
-from alexlab.data.sample_rng import Draws, ManyDraws
+from alexlab.data.sample_rng import BatchRng, SampleRng
 
-LONG = 8  # times what the net sees
-TRIES = 10  # torchvision's, before a random resized crop takes the middle
+LONG = 8  # the most that an image may be longer than the crop before only a part of it is resized
+TRIES = 10  # of torchvision's random resized crop, before it takes the middle
 
 
-class Cut(NamedTuple):
-    """A box of the image in pixels (left, top, right, bottom), the (height, width) that it is resized to, and the (top,
-    left) in that of the square that is kept."""
+class CropBox(NamedTuple):
+    """What is cropped from an image, in three steps.
+
+    Attributes:
+        box: the part of the image that is resized: left, top, right, bottom in pixels.
+        size: (height, width) that this part is resized to.
+        at: (top, left) of the square in the resized part that is the result.
+    """
 
     box: decode.Box
     size: tuple[int, int]
@@ -35,15 +40,16 @@ class SampleTransform:
 
     Attributes:
         image_size: side of the result in pixels.
-        crop: "random_resized" (area and aspect drawn, as in Inception), "random" (as in the AlexNet paper: a random
-            square of the middle square, which is scaled to a side of image_size / crop_ratio) or "center" (its middle).
-        scale: least and largest share of the area that "random_resized" keeps.
-        ratio: least and largest aspect (width / height) that "random_resized" draws.
+        crop: "random_resized" (random area and aspect, as in Inception), "random" (as in the AlexNet paper: a random
+            square of the middle square, which is resized to a side of image_size / crop_ratio) or "center" (the middle
+            of that square).
+        scale: smallest and largest fraction of the area that "random_resized" crops.
+        ratio: smallest and largest aspect (width / height) that "random_resized" draws.
         crop_ratio: image_size / short side for "random" and "center"; 0.875 = 224 / 256.
         flip: probability of mirroring left to right.
         policy: "none", "trivial" (TrivialAugmentWide) or "rand" (RandAugment).
-        policy_ops, policy_magnitude: of RandAugment: operations an image, and their strength (0 to 30).
-        sizes: (first epoch, counted from 1; pixels) of the sides that take the place of image_size, in growing order.
+        policy_ops, policy_magnitude: operations per image of RandAugment, and their strength (0 to 30).
+        sizes: (first epoch, counted from 1; pixels): sides that replace image_size, for images that grow with training.
     """
 
     image_size: int
@@ -58,69 +64,76 @@ class SampleTransform:
     sizes: tuple[tuple[int, int], ...] = ()
 
     def at(self, epoch: int) -> "SampleTransform":
-        """What it is in an epoch, counted from 0."""
+        """Return the transform of an epoch, counted from 0."""
         return _at(self, epoch) if self.sizes else self
 
-    def __call__(self, picture: decode.AnyPicture, draws: Draws | None = None) -> Tensor:
-        """
+    def __call__(self, picture: decode.AnyPicture, rng: SampleRng | None = None) -> Tensor:
+        """Transform one image.
+
         Args:
-            draws: of this image; None for transforms that draw nothing.
+            rng: of this image; None for transforms without randomness.
         """
         out = torch.empty((1, self.image_size, self.image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        self.write(picture, draws or Draws(0), out)
+        self.write(picture, rng or SampleRng(0), out)
         return out[0]
 
-    def write(self, picture: decode.AnyPicture, draws: Draws, out: Tensor) -> None:
-        """Write the image into `out`: uint8 (1, 3, image_size, image_size) in channels-last memory."""
-        decode.crop_resize(picture, *self.cut(picture.size[0], picture.size[1], draws), out)
-        if self.flip > 0 and draws.uniform() < self.flip:
+    def write(self, picture: decode.AnyPicture, rng: SampleRng, out: Tensor) -> None:
+        """Write the transformed image into `out`: uint8 (1, 3, image_size, image_size) in channels-last memory."""
+        decode.crop_resize(picture, *self.crop_box(picture.size[0], picture.size[1], rng), out)
+        if self.flip > 0 and rng.uniform() < self.flip:
             out.copy_(out.flip(-1))
         if self.policy != "none":
             pixels = out[0].permute(1, 2, 0).numpy()
-            np.copyto(pixels, policies.apply(pixels, self.policy, self.policy_ops, self.policy_magnitude, draws))
+            np.copyto(pixels, policies.apply(pixels, self.policy, self.policy_ops, self.policy_magnitude, rng))
 
-    def cut(self, width: int, height: int, draws: Draws) -> Cut:
-        """The part of a width x height image that is kept."""
+    def crop_box(self, width: int, height: int, rng: SampleRng) -> CropBox:
+        """Choose what is cropped from an image of width x height pixels."""
         side = self.image_size
         if self.crop == "random_resized":
-            return Cut(random_box(width, height, self.scale, self.ratio, draws), (side, side))
+            return CropBox(random_box(width, height, self.scale, self.ratio, rng), (side, side))
         short = round(side / self.crop_ratio)
-        # torchvision's Resize(short), whose long side is rounded down, and the middle of its CenterCrop
+        # torchvision's Resize(short), which rounds the long side down, and the middle of its CenterCrop
         size = (short, short * width // height) if height <= width else (short * height // width, short)
         if self.crop == "random":
-            top, left = (round((edge - short) / 2) + draws.below(short - side + 1) for edge in size)
+            top, left = (round((edge - short) / 2) + rng.below(short - side + 1) for edge in size)
         else:
             top, left = (round((edge - side) / 2) for edge in size)
         if max(size) > LONG * side:
-            return _middle_of_long(width, height, size, (top, left), side)
-        return Cut((0, 0, width, height), size, (top, left))
+            return _part_of_long_image(width, height, size, (top, left), side)
+        return CropBox((0, 0, width, height), size, (top, left))
 
-    def cuts(self, width: int, height: int, draws: ManyDraws) -> np.ndarray:
-        """The parts that are kept of images of one size, for `batch_crop.crop`: int32 (N, 9), each a `Cut`'s eight
-        numbers and whether it is mirrored. They are those that `write` would take, draw by draw.
+    def crop_boxes(self, width: int, height: int, rng: BatchRng) -> np.ndarray:
+        """Choose what is cropped from each of N images of one size, for `gpu_crop.crop`.
+
+        The numbers are those that `crop_box` and `write` would draw for each image.
 
         Args:
             width, height: in pixels, neither more than LONG times the other.
+
+        Returns:
+            int32 (N, 9): the eight numbers of a `CropBox`, and 1 if the image is mirrored.
         """
-        count, side = len(draws.states), self.image_size
-        found = np.empty((count, 9), np.int32)
+        side = self.image_size
+        boxes = np.empty((len(rng.states), 9), np.int32)
         if self.crop == "random_resized":
-            found[:, :4] = random_boxes(width, height, self.scale, self.ratio, draws)
-            found[:, 4:8] = (side, side, 0, 0)
+            boxes[:, :4] = random_boxes(width, height, self.scale, self.ratio, rng)
+            boxes[:, 4:8] = (side, side, 0, 0)
         else:
-            box, size, at = replace(self, crop="center").cut(width, height, Draws(0))
-            found[:, :8] = (*box, *size, *at)
+            box, size, at = replace(self, crop="center").crop_box(width, height, SampleRng(0))
+            boxes[:, :8] = (*box, *size, *at)
             if self.crop == "random":
                 short = min(size)
                 for axis in (0, 1):
-                    found[:, 6 + axis] = round((size[axis] - short) / 2) + draws.below(short - side + 1)
-        found[:, 8] = draws.uniform() < self.flip if self.flip > 0 else 0
-        return found
+                    boxes[:, 6 + axis] = round((size[axis] - short) / 2) + rng.below(short - side + 1)
+        boxes[:, 8] = rng.uniform() < self.flip if self.flip > 0 else 0
+        return boxes
 
 
-def _middle_of_long(width: int, height: int, size: tuple[int, int], at: tuple[int, int], side: int) -> Cut:
-    """Of an image many times as long as it is wide the part around what is kept alone, to half a pixel: scaled as a
-    whole, a strip of 4 x 20,000 pixels would take a gigabyte."""
+def _part_of_long_image(width: int, height: int, size: tuple[int, int], at: tuple[int, int], side: int) -> CropBox:
+    """Resize only the surroundings of the crop, accurate to half a pixel, of an image that is very long.
+
+    Resized as a whole, a strip of 4 x 20,000 pixels would take a gigabyte.
+    """
     axis = 0 if height > width else 1
     source = (height, width)[axis]
     times = size[axis] / source
@@ -129,28 +142,27 @@ def _middle_of_long(width: int, height: int, size: tuple[int, int], at: tuple[in
     long = max(side, round((last - first) * times))
     within = min(long - side, max(0, round(at[axis] - first * times)))
     if axis == 0:
-        return Cut((0, first, width, last), (long, size[1]), (within, at[1]))
-    return Cut((first, 0, last, height), (size[0], long), (at[0], within))
+        return CropBox((0, first, width, last), (long, size[1]), (within, at[1]))
+    return CropBox((first, 0, last, height), (size[0], long), (at[0], within))
 
 
 def random_box(
-    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: SampleRng
 ) -> decode.Box:
-    """A box of torchvision's RandomResizedCrop: of an area between the shares `scale` of the whole, of an aspect
-    between the bounds `ratio` (evenly by its logarithm), anywhere."""
+    """Draw a box as torchvision's RandomResizedCrop does: area, aspect (uniform in its logarithm) and place."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(TRIES):
-        area = width * height * draws.uniform(*scale)
-        aspect = math.exp(draws.uniform(low, high))
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
         columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < columns <= width and 0 < rows <= height:
-            top, left = draws.below(height - rows + 1), draws.below(width - columns + 1)
+            top, left = rng.below(height - rows + 1), rng.below(width - columns + 1)
             return (left, top, left + columns, top + rows)
     return middle_box(width, height, ratio)
 
 
 def middle_box(width: int, height: int, ratio: tuple[float, float]) -> decode.Box:
-    """The largest box of an aspect between the bounds `ratio`, in the middle."""
+    """Return the largest box in the middle whose aspect is within `ratio`."""
     columns, rows = width, height
     if width / height < ratio[0]:
         rows = min(height, round(width / ratio[0]))
@@ -161,24 +173,23 @@ def middle_box(width: int, height: int, ratio: tuple[float, float]) -> decode.Bo
 
 
 def random_boxes(
-    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draws: ManyDraws
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: BatchRng
 ) -> np.ndarray:
-    """`random_box` of each stream: int64 (N, 4)."""
+    """Draw the `random_box` of each stream: int64 (N, 4)."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    left = np.arange(len(draws.states))
-    # the middle, for those that never find a box
-    boxes = np.tile(np.array(middle_box(width, height, ratio)), (len(left), 1))
+    open_rows = np.arange(len(rng.states))  # those without a box
+    boxes = np.tile(np.array(middle_box(width, height, ratio)), (len(open_rows), 1))
     for _ in range(TRIES):
-        area = width * height * draws.uniform(*scale, among=left)
-        aspect = np.exp(draws.uniform(low, high, among=left))
+        area = width * height * rng.uniform(*scale, rows=open_rows)
+        aspect = np.exp(rng.uniform(low, high, rows=open_rows))
         columns, rows = (np.rint(np.sqrt(part)).astype(np.int64) for part in (area * aspect, area / aspect))
         fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
-        done, columns, rows = left[fits], columns[fits], rows[fits]
-        top = draws.below(height - rows + 1, among=done)
-        start = draws.below(width - columns + 1, among=done)
-        boxes[done] = np.stack([start, top, start + columns, top + rows], 1)
-        left = left[~fits]
-        if not len(left):
+        done, columns, rows = open_rows[fits], columns[fits], rows[fits]
+        top = rng.below(height - rows + 1, rows=done)
+        left = rng.below(width - columns + 1, rows=done)
+        boxes[done] = np.stack([left, top, left + columns, top + rows], 1)
+        open_rows = open_rows[~fits]
+        if not len(open_rows):
             break
     return boxes
 

@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-hanging = threading.Event()  # set where a thread will not end, which Python would wait for when it does
+
+def cores() -> int:
+    """Return how many cores this process may use: a job of a scheduler often has fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinities
 
 
 @contextlib.contextmanager
@@ -50,8 +55,7 @@ def leave(code: int) -> NoReturn:
     That takes 1.3 seconds where torch and Lightning are imported. With gloo it can abort as well: its threads may still
     take the GIL to free what a backward pass has sent (torch 2.15), and a rank that has finished would count as failed.
     """
-    if not hanging.is_set():
-        threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a closed stream

@@ -86,7 +86,9 @@ RULES: dict[str, Rule] = {
     "data.on_error": one_of("raise", "skip"),
     "data.max_bad": or_null(FROM_0_WHOLE),
     "data.crop_on": one_of("auto", "cpu", "device"),
-    "data.cache": or_null(one_of("ram", "device")),
+    "data.cache": or_null(
+        ("device (ram was removed: pixels from prepare.py format=raw are faster)", lambda v: v == "device")
+    ),
     "data.class_names": or_null(TEXT),
     "callbacks.progress": one_of("auto", "rich", "plain", "none"),
     "callbacks.lr_monitor": SWITCH,

@@ -48,7 +48,7 @@ class EvalTransform:
             try:
                 pixels = decode.read(str(image), self.crop)
             except decode.BrokenImageError as error:
-                raise UserError(f"{error.what}.") from None
+                raise UserError(f"{error.reason}.") from None
         return self.normalize(pixels[None])[0]
 
 

@@ -1,1 +1,1 @@
-"""Fast paths of the input: prepared shards, archives, the crop on the GPU, caches."""
+"""Faster ways to the images: prepared shards, archives, the crop on the GPU, the device cache, the folder cache."""

@@ -1,7 +1,7 @@
-"""ImageNet's official archives, read where they lie: the images of a tar of tars are whole files at known places.
+"""ImageNet's official archives, read in place: the images of a tar of tars are whole files at known offsets.
 
 A folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz is a dataset without
-being unpacked. The devkit, which has the classes of the validation images, is read by torchvision's parser.
+being unpacked. torchvision's parser reads the classes of the validation images from the devkit.
 """
 
 import os
@@ -18,9 +18,9 @@ from alexlab.data.fast.prepared import ARRAYS, PreparedIndex
 from alexlab.engine.errors import UserError
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-TELL = 10.0  # seconds between what a long reading tells
+REPORT_EVERY = 10.0  # seconds, while an archive is read
 
-Found = tuple[str, str, int, int]  # class, name, offset and size in bytes
+Member = tuple[str, str, int, int]  # class, name, offset and size in bytes
 
 
 def is_archives(root: Path) -> bool:
@@ -28,93 +28,89 @@ def is_archives(root: Path) -> bool:
 
 
 def read(root: Path) -> dict[str, PreparedIndex]:
-    """The images of train and val.
+    """Find the images of train and val.
 
     Raises:
-        UserError: an archive is missing, or not what it should be.
+        UserError: an archive is missing, or is not what it should be.
     """
     for name in (VAL, DEVKIT):
         if not (root / name).is_file():
-            raise UserError(f"{root} holds {TRAIN} but no {name}: all three of ImageNet's archives are needed.")
+            raise UserError(f"{root} contains {TRAIN} but no {name}: all three of ImageNet's archives are needed.")
     wnids = val_classes(root)
     try:
-        train = sorted(_told(_members_of_members(root / TRAIN), "train"))
-        val = sorted(_told(_members(root / VAL), "val"), key=lambda found: found[1])
+        train = sorted(_reported(_nested_members(root / TRAIN), "train"))
+        val = sorted(_reported(_members(root / VAL), "val"), key=lambda member: member[1])
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{root}: an archive cannot be read ({error}): fetch it again.") from None
+        raise UserError(f"{root}: an archive cannot be read ({error}): download it again.") from None
     if len(val) != len(wnids):
         raise UserError(
-            f"{root / VAL} holds {len(val):,} images, and the devkit tells of {len(wnids):,}: fetch it again."
+            f"{root / VAL} contains {len(val):,} images, but the devkit lists {len(wnids):,}: download it again."
         )
-    labelled = [(wnid, name, offset, size) for wnid, (_, name, offset, size) in zip(wnids, val, strict=True)]
-    classes = tuple(sorted({found[0] for found in train}))
-    strange = set(wnids) - set(classes)
-    if strange or not train:
-        raise UserError(
-            f"{root / TRAIN} lacks classes that the devkit tells of, such as {min(strange, default='all')}."
-        )
-    labelled.sort()
+    labelled = sorted((wnid, name, offset, size) for wnid, (_, name, offset, size) in zip(wnids, val, strict=True))
+    classes = tuple(sorted({wnid for wnid, *_ in train}))
+    missing = set(wnids) - set(classes)
+    if missing or not train:
+        raise UserError(f"{root / TRAIN} lacks classes that the devkit lists, such as {min(missing, default='all')}.")
     return {"train": _index(root / TRAIN, train, classes), "val": _index(root / VAL, labelled, classes)}
 
 
 def val_classes(root: Path) -> list[str]:
-    """The WordNet identities of the validation images, in the order of their names.
+    """Return the WordNet identities of the validation images, in the order of their names.
 
     Raises:
-        UserError: the devkit is not ImageNet's, or SciPy, with which torchvision reads it, is missing.
+        UserError: the devkit is not ImageNet's, or SciPy is missing, with which torchvision reads it.
     """
     from torchvision.datasets import imagenet
 
-    with tempfile.TemporaryDirectory() as folder:  # torchvision writes beside the archive
+    with tempfile.TemporaryDirectory() as folder:  # torchvision writes into the folder of the archive
         Path(folder, DEVKIT).symlink_to((root / DEVKIT).resolve())
         try:
             imagenet.parse_devkit_archive(folder)
             return list(imagenet.load_meta_file(folder)[1])
         except ImportError as error:
-            raise UserError(f"{DEVKIT} is read with SciPy: pip install scipy ({error}).") from None
-        except Exception as error:  # of another archive, of tarfile, of SciPy
-            raise UserError(f"{root / DEVKIT} cannot be read as ImageNet's devkit ({error}): fetch it again.") from None
+            raise UserError(f"reading {DEVKIT} needs SciPy: pip install scipy ({error}).") from None
+        except Exception as error:  # of torchvision, tarfile or SciPy
+            message = f"{root / DEVKIT} cannot be read as ImageNet's devkit ({error}): download it again."
+            raise UserError(message) from None
 
 
-def _members(path: Path) -> Iterator[Found]:
+def _members(path: Path) -> Iterator[Member]:
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             if member.isfile():
                 yield "", os.path.basename(member.name), member.offset_data, member.size  # noqa: PTH119
 
 
-def _members_of_members(path: Path) -> Iterator[Found]:
+def _nested_members(path: Path) -> Iterator[Member]:
     with tarfile.open(path, "r:") as outer:
         for archive in outer:
             if not archive.isfile() or not archive.name.endswith(".tar"):
                 continue
             wnid = os.path.basename(archive.name).removesuffix(".tar")  # noqa: PTH119
-            inside = outer.extractfile(archive)
-            assert inside is not None
-            with tarfile.open(fileobj=inside, mode="r:") as tar:
-                for member in tar:
+            with tarfile.open(fileobj=outer.extractfile(archive), mode="r:") as inner:
+                for member in inner:
                     if member.isfile():
                         name = os.path.basename(member.name)  # noqa: PTH119
                         yield wnid, name, archive.offset_data + member.offset_data, member.size
 
 
-def _told(found: Iterator[Found], split: str) -> Iterator[Found]:
-    told = time.monotonic()
-    for count, each in enumerate(found):
-        yield each
-        if time.monotonic() - told > TELL:
-            told = time.monotonic()
+def _reported(members: Iterator[Member], split: str) -> Iterator[Member]:
+    last = time.monotonic()
+    for count, member in enumerate(members):
+        yield member
+        if time.monotonic() - last > REPORT_EVERY:
+            last = time.monotonic()
             print(f"reading the archive of {split}: {count:,} images ...", file=sys.stderr, flush=True)
 
 
-def _index(path: Path, found: list[Found], classes: tuple[str, ...]) -> PreparedIndex:
-    number = {wnid: k for k, wnid in enumerate(classes)}
-    names = [os.fsencode(f"{wnid}/{name}") for wnid, name, _, _ in found]
-    unknown = np.zeros(len(found), np.int64)  # sizes in pixels, and the one archive's number
+def _index(path: Path, members: list[Member], classes: tuple[str, ...]) -> PreparedIndex:
+    number = {wnid: target for target, wnid in enumerate(classes)}
+    names = [os.fsencode(f"{wnid}/{name}") for wnid, name, _, _ in members]
+    unknown = np.zeros(len(members), np.int64)  # sizes in pixels; and 0 is the number of the only file
     arrays = dict.fromkeys(ARRAYS, unknown) | {
-        "targets": np.array([number[wnid] for wnid, *_ in found], np.int64),
-        "offsets": np.array([offset for *_, offset, _ in found], np.int64),
-        "sizes": np.array([size for *_, size in found], np.int64),
+        "targets": np.array([number[wnid] for wnid, *_ in members], np.int64),
+        "offsets": np.array([offset for *_, offset, _ in members], np.int64),
+        "sizes": np.array([size for *_, size in members], np.int64),
         "ends": np.cumsum([len(name) for name in names], dtype=np.int64),
     }
     return PreparedIndex(path.parent, "jpeg", (path,), classes, b"".join(names), arrays, "archive")

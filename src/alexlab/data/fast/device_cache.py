@@ -1,4 +1,4 @@
-"""Images that lie wholly on the device, from which its batches are taken without the CPU."""
+"""Images that the device crops (`data.crop_on`) and that stay in its memory (`data.cache=device`)."""
 
 import logging
 import time
@@ -9,75 +9,128 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from alexlab.data.dataset import Batch, ImageDataset, Key
+from alexlab.data.dataset import Batch, ImageDataset
+from alexlab.data.fast.prepared import PreparedIndex
+from alexlab.data.folder import ImageIndex
 from alexlab.data.loader import Loader
+from alexlab.data.sampler import EvalBatchSampler, Key
+from alexlab.data.transforms import LONG, SampleTransform
+from alexlab.engine.errors import UserError
 
-PART = 512  # images that are moved at once
+Index = ImageIndex | PreparedIndex
+CACHED = ("train", "val")  # the test split is read once
+MAX_FRACTION = 0.7  # of the device's memory that the images may take
+CHUNK = 512  # images that are moved to the device at once
 
 log = logging.getLogger("alexlab")
 
 
-class InTurns(Sampler[list[Key]]):
-    """All images in the index's order."""
+def why_not_on_device(index: Index, transform: SampleTransform) -> str | None:
+    """Return why the device cannot crop the images, and what would help; None if it can."""
+    size = index.raw_size
+    if size is None or max(size) > LONG * transform.crop_ratio * min(size):  # see SampleTransform.crop_box
+        return (
+            "the device crops only images of one size that are stored as pixels: prepare them with "
+            "python prepare.py data.root=PATH out=PATH format=raw square=true"
+        )
+    if transform.policy != "none":
+        return f"augment.policy={transform.policy} works on cropped images, on the CPU: set augment.policy=none"
+    return None
 
-    def __init__(self, count: int) -> None:
-        self.count = count
 
-    def __len__(self) -> int:
-        return -(-self.count // PART)
+def check_device_input(
+    crop_on: str, cache: str | None, device: str, splits: dict[str, Index], transforms: dict[str, SampleTransform]
+) -> None:
+    """Check that the device can crop and cache the images if the config demands it.
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, self.count, PART):
-            yield [(i, 0) for i in range(start, min(start + PART, self.count))]
-
-
-class OnDevice:
-    """The whole images of a dataset, and their targets, in the device's memory.
+    Args:
+        device: type of the devices: "cuda", "mps" or "cpu".
 
     Raises:
-        BrokenImageError: one cannot be read.
+        UserError: it cannot.
     """
+    if cache == "ram":
+        raise UserError(
+            "data.cache=ram was removed, as prepared pixels are faster: set data.cache=null, and prepare the images "
+            "with python prepare.py data.root=PATH out=PATH format=raw."
+        )
+    if cache != "device" and crop_on != "device":
+        return
+    if crop_on == "cpu" or (crop_on == "auto" and device != "cuda"):
+        raise UserError(
+            f"data.cache=device caches images that the device crops, but data.crop_on={crop_on} crops them on the CPU "
+            "here: add data.crop_on=device, or set data.cache=null."
+        )
+    key = "data.cache=device" if cache == "device" else "data.crop_on=device"
+    for split in CACHED:
+        reason = why_not_on_device(splits[split], transforms[split])
+        if reason is not None:
+            images = f"the {split} images of {splits[split].root}"
+            raise UserError(f"{key} cannot be used for {images}: {reason}, or remove {key}.")
+    if cache == "device" and device == "cuda":
+        check_fits(bytes_of(splits), torch.cuda.get_device_properties(0).total_memory)
+
+
+def bytes_of(splits: dict[str, Index]) -> int:
+    """Return the bytes of the pixels of all splits that are cached."""
+    indexes = [splits[split] for split in CACHED]
+    return sum(int(index.arrays["sizes"].sum()) for index in indexes if isinstance(index, PreparedIndex))
+
+
+def check_fits(needed: int, memory: int) -> None:
+    """Raise a UserError if `needed` bytes are too many for a device of `memory` bytes."""
+    if needed > MAX_FRACTION * memory:
+        raise UserError(
+            f"data.cache=device: the images take {needed / 1e9:.1f} GB, and may take at most {MAX_FRACTION:.0%} of the "
+            f"device's {memory / 1e9:.1f} GB: set data.cache=null, or prepare them with a smaller short_side."
+        )
+
+
+class DeviceCache:
+    """All images of a dataset, uncropped, and their targets, in the memory of a device."""
 
     def __init__(
-        self, dataset: ImageDataset, device: torch.device, num_workers: int, name: str, timeout: float | None = None
+        self, dataset: ImageDataset, device: torch.device, num_workers: int, split: str, timeout: float | None = None
     ) -> None:
-        """
+        """Read the images.
+
         Args:
-            dataset: of images of one size that are left whole.
-            name: of the split, for what is told.
+            dataset: with a `raw_size`.
+            split: its name, for the log.
+
+        Raises:
+            BrokenImageError: an image cannot be read.
         """
-        assert dataset.whole is not None
-        width, height = dataset.whole
-        began, count = time.monotonic(), len(dataset)
-        reader = ImageDataset(dataset.index, dataset.transform, dataset.seed, "raise", dataset.whole)
+        assert dataset.raw_size is not None
+        width, height = dataset.raw_size
+        start, count = time.monotonic(), len(dataset)
+        reader = ImageDataset(dataset.index, dataset.transform, dataset.seed, "raise", dataset.raw_size)
         self.images = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
         self.targets = torch.from_numpy(dataset.index.targets).to(device)
         done = 0
-        for images, *_ in Loader(reader, InTurns(count), num_workers, device.type == "cuda", timeout):
-            self.images[done : done + len(images)] = images.permute(0, 2, 3, 1)
-            done += len(images)
-        log.info(
-            "data.cache=device: the %s images, %.2f GB, are on the device (%.0f s)",
-            name, self.images.nbytes / 1e9, time.monotonic() - began,
-        )  # fmt: skip
+        for batch in Loader(reader, EvalBatchSampler(count, CHUNK), num_workers, device.type == "cuda", timeout):
+            self.images[done : done + len(batch.images)] = batch.images.permute(0, 2, 3, 1)
+            done += len(batch.images)
+        size, seconds = self.images.nbytes / 1e9, time.monotonic() - start
+        log.info("data.cache=device: the %s images (%.2f GB) are on the device after %.0f s", split, size, seconds)
 
-    def take(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        """uint8 (B, 3, H, W) in channels-last memory, int64 (B,), both on the device."""
-        places = torch.from_numpy(numbers).to(self.images.device, non_blocking=True)
+    def take(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return images, uint8 (B, 3, H, W) in channels-last memory, and targets, int64 (B,), on the device."""
+        places = torch.from_numpy(indices).to(self.images.device, non_blocking=True)
         return self.images.index_select(0, places).permute(0, 3, 1, 2), self.targets.index_select(0, places)
 
 
 class DeviceLoader:
-    """What a `Loader` is, for images on the device."""
+    """What a `Loader` is, for the images of a `DeviceCache`."""
 
-    def __init__(self, dataset: ImageDataset, batch_sampler: "Sampler[list[Key]]", held: OnDevice) -> None:
-        self.dataset, self.batch_sampler, self.held = dataset, batch_sampler, held
+    def __init__(self, dataset: ImageDataset, batch_sampler: "Sampler[list[Key]]", cache: DeviceCache) -> None:
+        self.dataset, self.batch_sampler, self.cache = dataset, batch_sampler, cache
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
         for keys in self.batch_sampler:
-            numbers = np.fromiter((i for i, _ in keys), np.int64, len(keys))
-            images, targets = self.held.take(numbers)
-            yield Batch(images, targets, {}, self.dataset.cuts(numbers, keys[0][1]) if keys else None)
+            indices = np.fromiter((i for i, _ in keys), np.int64, len(keys))
+            images, targets = self.cache.take(indices)
+            yield Batch(images, targets, {}, self.dataset.crops(indices, keys[0][1]) if keys else None)

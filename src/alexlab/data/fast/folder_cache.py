@@ -1,7 +1,8 @@
-"""The index of a large folder, kept beside the logs: a million names are read once, and by one process.
+"""The index of a large folder, saved with the logs: a million names are read once, and by one process.
 
-A folder's time of last change moves with each file that is added, removed or renamed in it, so an index is right as
-long as all its folders have the times that they had when they were read.
+A folder's time of last change moves with each file that is added, removed or renamed in it, so a saved index is right
+as long as all its folders have the times that they had when they were read. Sizes of files are not saved: a file that
+is written again in place changes its size, but not the time of its folder.
 """
 
 import contextlib
@@ -10,133 +11,109 @@ import json
 import logging
 import os
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from alexlab.data.fast import npz
-from alexlab.data.folder import ImageIndex, changed, class_folders, scan
+from alexlab.data.folder import ImageIndex, class_folders, modified_ns, scan
 
 try:
     import fcntl
-except ImportError:  # not on Windows: each process reads for itself
+except ImportError:  # Windows: each process reads the folder by itself
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("alexlab")
 
-FROM = 10_000  # images; fewer are read faster than they are worth a file
-SETTLED = 2.0  # seconds: a folder that changed so shortly before it was read may change again within the same tick
-VERSION = 2
+MIN_IMAGES = 10_000  # fewer are read about as fast as a file
+SETTLED = 2.0  # seconds: a folder that changed within them may change again within one tick of the file system's clock
+VERSION = 2  # of the file
 
 
-def scan_or_recall(folder: Path, classes: tuple[str, ...] | None, kept: Path) -> ImageIndex:
-    """`index.scan`, or what it found last time, as long as no folder has changed since.
+def cached_scan(folder: Path, classes: tuple[str, ...] | None, cache_dir: Path) -> ImageIndex:
+    """Return what `folder.scan` does, from a file if no folder has changed since it was written.
 
     Args:
-        folder, classes: see `index.scan`.
-        kept: the folder of kept indexes; made when it is needed, and never inside of the images' folder.
+        folder, classes: see `folder.scan`.
+        cache_dir: the folder of saved indexes, created if it is needed; not within the images' folder.
 
     Raises:
-        UserError: as `index.scan`.
+        UserError: as `folder.scan`.
     """
-    whole = folder.absolute()
-    name = hashlib.sha256(b"\0".join([os.fsencode(whole), *(os.fsencode(c) for c in classes or ())])).hexdigest()[:24]
-    file = kept / f"{name}.npz"
-    index = _recall(file, folder)
+    parts = [os.fsencode(folder.absolute()), *(os.fsencode(name) for name in classes or ())]
+    file = cache_dir / (hashlib.sha256(b"\0".join(parts)).hexdigest()[:24] + ".npz")
+    index = _load(file, folder)
     if index is not None:
         return index
     if not _is_large(folder):
         return scan(folder, classes)
-    with _one_at_a_time(kept / "lock"):
-        index = _recall(file, folder)  # another process may have read it meanwhile
+    with _lock(cache_dir / "lock"):
+        index = _load(file, folder)  # another process may have read the folder meanwhile
         if index is None:
-            began, visited = time.time(), dict[bytes, int]()
+            start, visited = time.time(), dict[bytes, int]()
             index = scan(folder, classes, visited)
-            if len(index) >= FROM and max(visited.values()) / 1e9 < began - SETTLED:
-                _keep(file, index, visited)
+            if len(index) >= MIN_IMAGES and max(visited.values()) / 1e9 < start - SETTLED:
+                _save(file, index, visited)
     return index
 
 
 def _is_large(folder: Path) -> bool:
-    """Whether at least `FROM` files are there; it looks no further, and leaves nothing behind."""
+    """Whether the folder has at least MIN_IMAGES files; reads no further."""
     files = 0
     for label in class_folders(folder):
         for _, _, names in os.walk(folder / label):
             files += len(names)
-            if files >= FROM:
+            if files >= MIN_IMAGES:
                 return True
     return False
 
 
-def _recall(file: Path, folder: Path) -> ImageIndex | None:
-    """The kept index, if all its folders are as they were."""
+def _load(file: Path, folder: Path) -> ImageIndex | None:
+    """Return the saved index if all its folders have the times that they had."""
     try:
-        npz.check(file, file.stat().st_size)  # nothing in it is compressed
-        with np.load(file, allow_pickle=False) as held:
-            if int(held["version"]) != VERSION:
+        with np.load(file, allow_pickle=False) as arrays:
+            if int(arrays["version"]) != VERSION:
                 return None
-            folders = held["folders"].tobytes().split(b"\0")
-            if any(changed(path) != time for path, time in zip(folders, held["times"].tolist(), strict=True)):
+            folders = arrays["folders"].tobytes().split(b"\0")
+            if any(modified_ns(path) != ns for path, ns in zip(folders, arrays["times"].tolist(), strict=True)):
                 return None
-            classes = tuple(os.fsdecode(name) for name in held["classes"].tobytes().split(b"\0"))
-            ignored = json.loads(held["ignored"].tobytes())
-            index = ImageIndex(folder, held["names"].tobytes(), held["ends"], held["targets"], classes, ignored)
-            return index if _fits(index) else None
-    except npz.BROKEN:
-        return None  # not there, or not whole: read anew
+            classes = tuple(os.fsdecode(name) for name in arrays["classes"].tobytes().split(b"\0"))
+            ignored = json.loads(arrays["ignored"].tobytes())
+            return ImageIndex(folder, arrays["names"].tobytes(), arrays["ends"], arrays["targets"], classes, ignored)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None  # it does not exist, or is damaged: the folder is read again
 
 
-def _fits(index: ImageIndex) -> bool:
-    """Whether each array is what `scan` makes: whole numbers, targets that grow, names one after the other."""
-    ends, targets = index.ends, index.targets
-    if ends.dtype != np.int64 or targets.dtype != np.int64 or ends.shape != targets.shape or ends.ndim != 1:
-        return False
-    steps = np.diff(ends, prepend=0)
-    counted = isinstance(index.ignored, dict) and all(isinstance(n, int) for n in index.ignored.values())
-    return bool(
-        len(ends) and steps.min() > 0 and ends[-1] == len(index.names) and counted
-        and targets[0] >= 0 and np.diff(targets, prepend=0).min() >= 0 and targets[-1] < len(index.classes)
-        and _stays_below(index)
-    )  # fmt: skip
-
-
-def _stays_below(index: ImageIndex) -> bool:
-    """Whether all names lead to files in the folder."""
-    letters = np.frombuffer(index.names, np.uint8)
-    starts = np.concatenate([[0], index.ends[:-1]])
-    if (letters[starts] == ord("/")).any() or b"\0" in index.names:
-        return False
-    if b".." not in index.names:  # a million names are looked at one by one in a second
-        return True
-    return not any(b".." in index.names[a:b].split(b"/") for a, b in zip(starts, index.ends, strict=True))
-
-
-def _keep(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:
-    beside = file.with_name(f"{file.name}.{os.getpid()}")
+def _save(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:
+    tmp_path = file.with_name(f"{file.name}.{os.getpid()}")
+    arrays = {
+        "version": np.array(VERSION),
+        "names": np.frombuffer(index.names, np.uint8),
+        "ends": index.ends,
+        "targets": index.targets,
+        "classes": np.frombuffer(b"\0".join(map(os.fsencode, index.classes)), np.uint8),
+        "ignored": np.frombuffer(json.dumps(index.ignored).encode(), np.uint8),
+        "folders": np.frombuffer(b"\0".join(visited), np.uint8),
+        "times": np.array(list(visited.values()), np.int64),
+    }
     try:
-        with open(beside, "wb") as opened:
-            np.savez(
-                opened, version=np.array(VERSION), names=np.frombuffer(index.names, np.uint8), ends=index.ends,
-                targets=index.targets, times=np.array(list(visited.values()), np.int64),
-                folders=np.frombuffer(b"\0".join(visited), np.uint8),
-                ignored=np.frombuffer(json.dumps(index.ignored).encode(), np.uint8),
-                classes=np.frombuffer(b"\0".join(map(os.fsencode, index.classes)), np.uint8),
-            )  # fmt: skip
-        beside.replace(file)
+        with tmp_path.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
+        tmp_path.replace(file)
     except OSError as error:
-        log.warning("the names in %s are read anew next time: %s cannot be written (%s)", index.root, file, error)
+        log.warning("the names in %s will be read again next time: %s cannot be written (%s)", index.root, file, error)
         with contextlib.suppress(OSError):
-            beside.unlink()
+            tmp_path.unlink()
 
 
 @contextlib.contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Where nothing can be locked (a folder that may not be written, a file system without locks), each reads alone."""
+def _lock(path: Path) -> Iterator[None]:
+    """Let one process at a time read a folder; without an effect if the file system has no locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            opened = stack.enter_context(lock.open("wb"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            opened = stack.enter_context(path.open("wb"))
             if fcntl is not None:
                 fcntl.flock(opened, fcntl.LOCK_EX)
         yield
