@@ -11,11 +11,11 @@ except ModuleNotFoundError as error:
 
 @hydra_command("dashboard")
 def main(config):  # type: ignore[no-untyped-def]
-    from alexlab.commands.dashboard import make
+    from alexlab.commands.dashboard import save_dashboard
     from alexlab.engine.rules import DASHBOARD_RULES, check
 
     check(config, DASHBOARD_RULES)
-    make(config)
+    save_dashboard(config)
 
 
 if __name__ == "__main__":

@@ -238,9 +238,9 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         Snapshots, "_do_what_is_owed", lambda self, fetcher: None
     ),
     "the score is forgotten": _after_load(lambda self, _: setattr(self, "best", {})),
-    "metrics are not cut back": lambda patch: patch.setattr(metrics, "cut_back", lambda path, rows: 0),
+    "metrics are not cut back": lambda patch: patch.setattr(metrics, "truncate", lambda path, rows: 0),
     "metrics are cut back too far": lambda patch: patch.setattr(
-        restore.metrics, "cut_back", lambda path, rows, plain=metrics.cut_back: plain(path, rows - 1)
+        restore.metrics, "truncate", lambda path, rows, plain=metrics.truncate: plain(path, rows - 1)
     ),
     "the optimizer's state is forgotten": _after_load(
         lambda _, checkpoint: checkpoint["optimizer_states"][0].update(state={})

@@ -18,7 +18,7 @@ from pytorch_lightning.trainer import call
 
 from alexlab.callbacks.nan_guard import OnNan
 from alexlab.callbacks.preemption import Preempted, Preemption
-from alexlab.loggers.csv_logger import MetricsLogger
+from alexlab.loggers.csv_logger import CsvLogger
 
 
 class Snapshots(Callback):
@@ -122,7 +122,7 @@ class Snapshots(Callback):
         """Write the file, on all ranks together."""
         trainer, model = self.trainer, self.trainer.lightning_module
         nans = self.on_nan.before_saving(trainer)
-        rows = [logger.settle() for logger in trainer.loggers if isinstance(logger, MetricsLogger)]
+        rows = [logger.sync() for logger in trainer.loggers if isinstance(logger, CsvLogger)]
         model.place = {"of": place, "rows": rows[0] if rows else None, **nans}  # type: ignore[assignment]
         try:
             trainer.save_checkpoint(self.path)

@@ -18,6 +18,6 @@ class Rates(LearningRateMonitor):
         super().on_train_start(trainer, *args, **kwargs)
         rate = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            if rate is not None and hasattr(logger, "axes_of_rates"):
+            if rate is not None and hasattr(logger, "learning_rate_axes"):
                 # a row is stamped with the step that begins, whose images the step's other rows count
-                logger.axes_of_rates = lambda: {"epoch": trainer.current_epoch, **rate.axes(ahead=1)}
+                logger.learning_rate_axes = lambda: {"epoch": trainer.current_epoch, **rate.axes(ahead=1)}

@@ -16,12 +16,11 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
-from alexlab.engine import naming as identity
-from alexlab.engine import secrecy, sweeps
+from alexlab.engine import naming, provenance, secrecy, sweeps
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import UserError
 from alexlab.engine.instantiate import build, network, without_weights
-from alexlab.loggers.csv_logger import MetricsLogger
+from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.models.introspection import head_of
 from alexlab.tasks import optimizers as optim
 from alexlab.tasks.augment import BatchAugment
@@ -90,7 +89,10 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
         ),
         class_names=data.readable_classes,
         seed=config.seed,
-        provenance=secrecy.hidden({"config": configs.plain(config), **data.provenance()}),
+        provenance={
+            **secrecy.hidden({"config": configs.plain(config), **data.provenance()}),
+            "sources": provenance.source_hashes(net),
+        },
         monitor=config.monitor,
         max_bad=config.data.get("max_bad"),
         leaves_nan=config.get("on_nan", "stop") != "stop",
@@ -135,7 +137,7 @@ def normalization(net: torch.nn.Module) -> tuple[list[float], list[float]]:
 def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None]":
     """metrics.csv always; the others as `config.logger` says, on rank 0. W&B's is given by itself too."""
     run_dir = Path(config.run_dir)
-    loggers: list[Logger] = [MetricsLogger(run_dir)]
+    loggers: list[Logger] = [CsvLogger(run_dir)]
     board = None
     if launch.rank() > 0:
         return loggers, board
@@ -143,10 +145,11 @@ def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None
         from alexlab.loggers.wandb_logger import WandbLogger
 
         settings = configs.told(config.logger.wandb)
-        settings["name"] = settings["name"] or identity.readable(config)
-        # of a sweep's jobs it is the sweep; else runs that differ in their seed alone are one
-        settings["group"] = settings["group"] or identity.group_of(config)
-        settings["tags"] = settings["tags"] or identity.tags_for(config)
+        plain = configs.told(config)
+        settings["name"] = settings["name"] or naming.run_name(plain)
+        # the jobs of a sweep have the sweep as their group
+        settings["group"] = settings["group"] or naming.group_name(plain)
+        settings["tags"] = settings["tags"] or naming.tags(plain)
         board = WandbLogger(save_dir=str(run_dir), **settings)
         loggers.append(board)
     if "tensorboard" in config.logger:

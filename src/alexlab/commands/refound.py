@@ -30,7 +30,7 @@ def check(config: DictConfig, command: str) -> None:
     """
     for its in RULES_OF[command]:
         rules.check(config, its)
-    check_told(for_others(configs.resolved(config)), _sweep)
+    check_told(for_others(configs.told(configs.resolved(config))), _sweep)
 
 
 def check_told(told: dict[str, Any], ask: Callable[[], dict[str, Any] | None]) -> None:

@@ -224,7 +224,7 @@ def take_up(config: DictConfig) -> None:
         found = checkpoint.load(Path(config.ckpt_path))["alexlab"]
         rows = found["place"]["rows"]
         drop_later_best(run_dir / "checkpoints/best.ckpt", found["best"])
-    taken = metrics.cut_back(run_dir / "metrics.csv", rows)
+    taken = metrics.truncate(run_dir / "metrics.csv", rows)
     again = f" ({taken} rows of metrics.csv are worked out again)" if taken else ""
     print(f"run directory: {rundir.shown(run_dir)}, which goes on{again}", flush=True)
 

@@ -24,8 +24,7 @@ from alexlab.data.datamodule import MOST_THREADS, ImageFolders, cores
 from alexlab.data.folder import ImageIndex
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
-from alexlab.engine import naming as identity
-from alexlab.engine import provenance as code_state
+from alexlab.engine import naming, provenance
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.models.introspection import macs
@@ -42,7 +41,7 @@ def facts_of(
     return {
         "world_size": devices.world_size,
         "parameters": sum(p.numel() for p in model.net.parameters()),
-        "git": code_state.committed(Path(config.run_dir)),
+        "git": provenance.commit_of(Path(config.run_dir)),
         "versions": {name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "alexlab")},
         "dataset": data.describe(),
         "precision": str(choose_precision(config.trainer.precision, devices.kind)),
@@ -59,8 +58,9 @@ def metadata_of(config: DictConfig, summary: dict[str, Any]) -> dict[str, Any]:
     test = summary["test"] if "test" in dataset["images"] else {}
     return {
         "best": summary["best"], "epoch": summary["best_epoch"], "monitor": config.monitor, "test": test,
-        "model": config.model.name, "name": identity.readable(config), "num_classes": dataset["num_classes"],
-        "image_size": config.data.image_size, "fingerprint": dataset["fingerprint"],
+        "model": config.model.name, "name": naming.run_name(configs.told(config)),
+        "num_classes": dataset["num_classes"], "image_size": config.data.image_size,
+        "fingerprint": dataset["fingerprint"],
     }  # fmt: skip
 
 

@@ -28,8 +28,7 @@ from alexlab.data.datamodule import ImageFolders, cores
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
-from alexlab.engine import naming as identity
-from alexlab.engine import provenance as code_state
+from alexlab.engine import naming, provenance
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import RunFailedError, UserError, lost_peer
@@ -72,9 +71,9 @@ def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
             "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
         )
     if "wandb" in config.logger:
-        from alexlab.loggers.wandb_logger import check_environment
+        from alexlab.loggers.wandb_logger import choose_mode
 
-        check_environment(config.logger.wandb.mode)
+        choose_mode(config.logger.wandb.mode)
     check_settings(config)
     choose_precision(config.trainer.precision, devices.kind)  # told now where it cannot be
     data = build_data(config, devices).read()
@@ -109,7 +108,7 @@ def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
                 print(f"run directory: {rundir.shown(run_dir)}", flush=True)
                 if origin is not None:
                     rundir.write_json(run_dir / repeat.NOTES, origin.notes())
-            if (other := code_state.keep(run_dir)) is not None:
+            if (other := provenance.save(run_dir)) is not None:
                 print(f"warning: {other}", flush=True)
         if alone:
             return fit_rank(config, data, model)
@@ -250,11 +249,11 @@ def _fit_rank(
         if board is not None:
             if status == "finished":
                 board.log_checkpoint(run_dir / "checkpoints/best.ckpt", report.metadata_of(config, summary))
-            board.log_summary(identity.without_paths({k: v for k, v in summary.items() if k not in facts}))
+            board.log_summary(naming.without_paths({k: v for k, v in summary.items() if k not in facts}))
             board.finish(status, ended_by)
         if unwritten is not None and status == "finished":
             raise unwritten
-    return summary, board.where if board is not None else None
+    return summary, board.view if board is not None else None
 
 
 # -- the stages of a run
@@ -263,8 +262,8 @@ def _fit_rank(
 def tell_board(board: "WandbLogger", config: DictConfig, facts: dict[str, Any], data: ImageFolders) -> None:
     """What W&B knows of a run from its start: settings, facts, images and code."""
     run_dir = Path(config.run_dir)
-    board.log_config(identity.for_others(config))
-    board.log_summary(identity.without_paths({**facts, "code": code_state.read(run_dir)}))
+    board.log_config(naming.for_others(configs.told(config)))
+    board.log_summary(naming.without_paths({**facts, "code": provenance.read(run_dir)}))
     board.log_dataset(configs.plain(config.data), facts["dataset"], data.readable_classes)
     board.log_code(run_dir)
 
