@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from alexlab.engine import provenance as code_state
+from alexlab.engine import provenance
 from alexlab.models.lrn import LocalResponseNorm
 
 SHAPES = {"conv1": (96, 55, 55), "conv2": (256, 27, 27)}
@@ -60,7 +60,7 @@ def main() -> None:
                 f"{where} {layout:13} torch {medians['torch']:7.2f} ms, ours {medians['ours']:7.2f} ms: "
                 f"x{medians['torch'] / medians['ours']:.2f}; apart by {apart[0]:.1e} (value), {apart[1]:.1e} (gradient)"
             )
-    commit = code_state.state()[0]["commit"]
+    commit = provenance.state()[0]["commit"]
     print({"device": device, "threads": torch.get_num_threads(), "batch": batch, "rounds": rounds,
            "torch": torch.__version__, "commit": (commit or "")[:7]})  # fmt: skip
 

@@ -81,7 +81,7 @@ def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "tensorboard": {"TensorBoardLogger"},
         "all": {"WandbLogger", "TensorBoardLogger"},
     }
-    assert kinds == {"MetricsLogger"} | wanted.get(name, set())
+    assert kinds == {"CsvLogger"} | wanted.get(name, set())
     assert (board is not None) == (name in ("wandb", "all"))
 
 

@@ -12,8 +12,7 @@ from test_naming import composed
 
 from alexlab.commands import repeat, reworded
 from alexlab.engine import config as configs
-from alexlab.engine import naming as identity
-from alexlab.engine import options
+from alexlab.engine import naming, options
 from alexlab.engine.errors import UserError
 from alexlab.loggers import wandb_api as fetch
 
@@ -279,7 +278,7 @@ def test_an_option_of_another_folder_is_refused(folders: dict[str, str]) -> None
 def test_whole_numbers_come_back_as_floats_from_wandb(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     words = f"{FOLDER} augment.scale=[0.5,1.0] trainer.limit_val_batches=1.0 trainer.limit_train_batches=1"
     then = plain(words, folders)
-    told = identity.for_others(configs.create({**then, "run_dir": "/logs/then"}))
+    told = naming.for_others({**then, "run_dir": "/logs/then"})
     made = of_board(told, "data.root={data}", folders, monkeypatch)
     assert str(without(made)) == str(without(then)), "a float is one again, and no other number"
     told["floats"] = ["trainer.limit_val_batches", "nowhere.0", "augment.scale.7", "seed.x", 3]  # of an older version
@@ -298,7 +297,7 @@ def test_whole_numbers_come_back_as_floats_from_wandb(folders: dict[str, str], m
 def test_files_that_a_run_of_wandb_began_with_are_asked_for(
     words: str, asked: str, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = identity.for_others(composed(*f"{FOLDER} {words}".format(**folders).split()))
+    told = naming.for_others(configs.plain(composed(*f"{FOLDER} {words}".format(**folders).split())))
     with pytest.raises(UserError, match=asked):
         of_board(told, "data.root={data}", folders, monkeypatch)
     key = words.partition("=")[0]
@@ -308,7 +307,7 @@ def test_files_that_a_run_of_wandb_began_with_are_asked_for(
 
 def test_images_of_a_run_of_wandb_may_be_others(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """And names that are shipped here are no file."""
-    told = identity.for_others(composed(*f"{FOLDER} data.class_names=imagenet".format(**folders).split()))
+    told = naming.for_others(configs.plain(composed(*f"{FOLDER} data.class_names=imagenet".format(**folders).split())))
     made = of_board(told, "data=demo", folders, monkeypatch)
     assert (made["data"]["name"], made["data"]["class_names"]) == ("demo", "imagenet")
 
@@ -319,5 +318,5 @@ def test_a_run_of_wandb_that_had_gone_on_begins_as_then(
     config = composed(*FOLDER.format(**folders).split())
     for last in ("last.ckpt", "previous.ckpt"):
         config.ckpt_path, config.resume.run = f"{config.run_dir}/checkpoints/{last}", "latest"
-        made = of_board(identity.for_others(config), "data.root={data}", folders, monkeypatch)
+        made = of_board(naming.for_others(configs.plain(config)), "data.root={data}", folders, monkeypatch)
         assert made["ckpt_path"] is None

@@ -1,14 +1,19 @@
-"""A run's code: what is kept of it brings it back, and what is told of other code."""
+"""The code of a run: what is saved restores it, and changes since then are reported."""
 
 import hashlib
+import importlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from alexlab.engine import provenance as code_state
-from alexlab.loggers import wandb_artifacts as artifacts
+from alexlab.engine import provenance
+from alexlab.models.alexnet import AlexNet
+
+NOTHING = {"commit": None, "dirty": None, "patch_sha256": None, "left_out": None}
 
 
 def git(root: Path, *words: str) -> str:
@@ -19,7 +24,7 @@ def git(root: Path, *words: str) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A repository with code, texts, and a file that git is told to leave out."""
+    """A repository with code, a document, and a pattern of ignored files."""
     root = tmp_path / "project"
     for name in ("train.py", "src/net.py", "conf/train.yaml", "README.md"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,203 +37,172 @@ def project(tmp_path: Path) -> Path:
 
 
 def change(root: Path) -> None:
-    """Of each kind: a file that is other, one that is gone, one that is new, and one of bytes."""
+    """Change a file, remove one, add three, of which one is staged and one is binary, and an ignored one."""
     (root / "src/net.py").write_text("# other\n")
     (root / "conf/train.yaml").unlink()
     (root / "src/new file.py").write_text("# new\n")
     (root / "src/bytes.bin").write_bytes(bytes(range(256)))
-    (root / "src/left_out.pyc").write_bytes(b"x")
+    (root / "conf/staged.yaml").write_text("a: 1\n")
+    git(root, "add", "conf/staged.yaml")
+    (root / "src/ignored.pyc").write_bytes(b"x")
 
 
-def test_the_commit_and_the_patch_bring_the_code_back(project: Path, tmp_path: Path) -> None:
+def difference(then: dict, root: Path) -> str:
+    return provenance.difference(then, "R", "git apply P", root) or "none"
+
+
+def test_the_commit_and_the_patch_restore_the_code(project: Path, tmp_path: Path) -> None:
     commit = git(project, "rev-parse", "HEAD")
-    assert code_state.state(project) == (
-        {"commit": commit, "dirty": False, "patch_sha256": None, "left_out": None},
-        None,
-    )
+    assert provenance.state(project) == ({**NOTHING, "commit": commit, "dirty": False}, None)
     change(project)
     before = git(project, "status", "--porcelain")
-    told, patch = code_state.state(project)
+    code, patch = provenance.state(project)
     assert patch is not None
-    assert told == {
-        "commit": commit, "dirty": True, "patch_sha256": hashlib.sha256(patch).hexdigest(), "left_out": None
-    }  # fmt: skip
-    assert git(project, "status", "--porcelain") == before, "the user's index is as it was"
+    digest = hashlib.sha256(patch).hexdigest()
+    assert code == {"commit": commit, "dirty": True, "patch_sha256": digest, "left_out": None}
+    assert git(project, "status", "--porcelain") == before, "the user's index is unchanged"
     other = tmp_path / "other"
     git(tmp_path, "clone", "--quiet", str(project), str(other))
     (tmp_path / "code.patch").write_bytes(patch)
     git(other, "apply", str(tmp_path / "code.patch"))
-    for name in ("src/net.py", "src/new file.py", "src/bytes.bin"):
+    for name in ("src/net.py", "src/new file.py", "src/bytes.bin", "conf/staged.yaml"):
         assert (other / name).read_bytes() == (project / name).read_bytes()
     assert not (other / "conf/train.yaml").exists()
-    assert not (other / "src/left_out.pyc").exists()
-    assert code_state.state(other)[0] == told
-    assert code_state.differs(told, "R", "git apply P", other) is None
+    assert not (other / "src/ignored.pyc").exists()
+    assert provenance.state(other)[0] == code
+    assert difference(code, other) == "none"
 
 
-def test_settings_of_git_make_no_other_hash(project: Path) -> None:
+def test_the_hash_of_the_same_changes_is_always_the_same(project: Path) -> None:
+    """With other settings of git, and after the changes were committed with a change of a document."""
     change(project)
-    told = code_state.state(project)[0]
+    code = provenance.state(project)[0]
     for key, value in (("diff.noprefix", "true"), ("diff.context", "9"), ("diff.algorithm", "histogram"),
                        ("color.ui", "always"), ("diff.external", "false"), ("core.abbrev", "4")):  # fmt: skip
         git(project, "config", key, value)
-    assert code_state.state(project)[0] == told
-
-
-def test_the_same_code_under_another_commit_is_the_same(project: Path) -> None:
-    """Texts changed, or what was new was committed."""
-    change(project)
-    told = code_state.state(project)[0]
+    assert provenance.state(project)[0] == code
     (project / "README.md").write_text("other\n")
     git(project, "add", ".")
     git(project, "commit", "--quiet", "--message=second")
-    assert code_state.state(project)[0]["commit"] != told["commit"]
-    assert code_state.differs(told, "R", "git apply P", project) is None
+    assert provenance.state(project)[0]["commit"] != code["commit"]
+    assert difference(code, project) == "none"
 
 
-def test_other_code_is_told_with_the_way_back(project: Path) -> None:
+def test_changed_code_is_reported_with_the_way_back(project: Path) -> None:
     first = git(project, "rev-parse", "HEAD")
-    clean = code_state.state(project)[0]
+    clean = provenance.state(project)[0]
     change(project)
-    dirty = code_state.state(project)[0]
-    assert code_state.differs(clean, "R", "git apply P", project) == (
-        f"the code differs from that of R: there commit {first}, here {first} and changes. "
-        f"Its own code: `git checkout {first}`."
+    dirty = provenance.state(project)[0]
+    assert difference(clean, project) == (
+        f"the code differs from that of R: commit {first}, now {first} with changes. "
+        f"To restore it: `git checkout {first}`."
     )
     git(project, "add", ".")
     git(project, "commit", "--quiet", "--message=second")
     (project / "train.py").write_text("# again other\n")
     git(project, "commit", "--quiet", "--all", "--message=third")
     third = git(project, "rev-parse", "HEAD")
-    assert code_state.differs(dirty, "R", "git apply P", project) == (
-        f"the code differs from that of R: there commit {first} and changes, here {third}. "
-        f"Its own code: `git checkout {first}` and `git apply P`."
+    assert difference(dirty, project) == (
+        f"the code differs from that of R: commit {first} with changes, now {third}. "
+        f"To restore it: `git checkout {first}` and `git apply P`."
     )
-    large = {**dirty, "left_out": "it is large"}
-    told = code_state.differs(large, "R", "git apply P", project)
-    assert told is not None
-    assert told.endswith(f"`git checkout {first}` (what differed from it was not kept: it is large).")
-    of_summary = {"commit": third, "dirty": True}  # of an older version
-    assert "was not kept" in (code_state.differs(of_summary, "R", "git apply P", project) or "")
-    assert code_state.differs({"commit": third, "dirty": False}, "R", "git apply P", project) is None
-    for nothing in ({}, {"commit": None}, {"commit": "; rm -rf x"}):
-        assert "is not known" in (code_state.differs(nothing, "R", "git apply P", project) or "")
+    large = difference({**dirty, "left_out": "they are large"}, project)
+    assert large.endswith(f"`git checkout {first}` (its uncommitted changes were not saved: they are large).")
+    of_old_summary = {"commit": third, "dirty": True}
+    assert "were not saved" in difference(of_old_summary, project)
+    assert difference({"commit": third, "dirty": False}, project) == "none"
+    assert "the code differs" in difference({"commit": "a" * 40, "dirty": False}, project), "a commit of elsewhere"
+    for unknown in ({}, {"commit": None}, {"commit": "; rm -rf x"}):
+        assert difference(unknown, project) == "the code of R is not known."
 
 
-def test_large_changes_are_left_out_and_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_state, "MOST", 2000)
+def test_a_large_patch_is_not_saved(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "MAX_PATCH", 2000)
     (project / "src/net.py").write_text("# long\n" * 500)
-    told, patch = code_state.state(project)
+    code, patch = provenance.state(project)
     assert patch is None
-    assert told["left_out"].startswith("it has ")
-    assert told["left_out"].endswith(" bytes, and 2,000 are the most")
-    one = told["patch_sha256"]
+    assert code["dirty"]
+    assert code["left_out"].startswith("the changes are ")
+    assert code["left_out"].endswith(" bytes, and at most 2,000 are saved")
     (project / "src/net.py").write_text("# long\n" * 501)
-    assert code_state.state(project)[0]["patch_sha256"] != one, "it is known whether it is the same"
-    (project / "src/weights.bin").write_bytes(b"x" * 3000)
-    assert code_state.state(project)[0]["left_out"] == "src/weights.bin is larger than 2,000 bytes"
+    assert provenance.state(project)[0]["patch_sha256"] != code["patch_sha256"], "other changes have another hash"
 
 
-def test_there_may_be_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    nothing = {"commit": None, "dirty": None, "patch_sha256": None, "left_out": None}
-    assert code_state.state(tmp_path) == (nothing, None)
-    told = code_state.differs({"commit": "a" * 40}, "R", "git apply P", tmp_path)
-    assert told is not None
-    assert "this is no git repository (there aaaa" in told
-    monkeypatch.setenv("PATH", str(tmp_path))  # without git
-    assert code_state.state(tmp_path) == ({**nothing, "left_out": "git could not be asked"}, None)
-
-
-def lose(root: Path, commit: str, path: str) -> None:
-    """A file of a commit, as in a clone without all blobs whose server is not there."""
-    blob = git(root, "rev-parse", f"{commit}:{path}")
-    (root / ".git/objects" / blob[:2] / blob[2:]).unlink()
-
-
-def test_code_that_git_cannot_compare_is_not_the_same(project: Path) -> None:
-    first = git(project, "rev-parse", "HEAD")
-    clean = code_state.state(project)[0]
+def test_a_run_saves_its_code_once_and_reports_changes(project: Path, tmp_path: Path) -> None:
     (project / "src/net.py").write_text("# other\n")
-    lose(project, first, "src/net.py")
-    told = code_state.state(project)[0]
-    assert told == {"commit": first, "dirty": None, "patch_sha256": None, "left_out": "git could not tell it"}
-    assert code_state.differs(clean, "R", "git apply P", project) == (
-        f"whether this is the code of R cannot be told: how it differs from commit {first} is not known (git could not "
-        "tell it)."
-    )
-    git(project, "commit", "--quiet", "--all", "--message=second")
-    assert "cannot be told" in (code_state.differs(clean, "R", "git apply P", project) or "")
-    now = code_state.state(project)[0]
-    assert code_state.differs(now, "R", "git apply P", project) is None
-    for then in (told, {**told, "dirty": False}):  # the latter of an older version
-        assert code_state.differs(then, "R", "git apply P", project) == (
-            f"whether this is the code of R cannot be told: what differed there from commit {first} is not known (git "
-            "could not tell it)."
-        )
-
-
-def test_a_repository_of_another_owner_is_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git's own reason is told."""
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "true")
-    told = code_state.state(project)[0]
-    why = f"git says: detected dubious ownership in repository at '{project}'"
-    assert told["left_out"].startswith(why)
-    assert {**told, "left_out": None} == dict.fromkeys(("commit", "dirty", "patch_sha256", "left_out"))
-    said = code_state.differs({"commit": "a" * 40}, "R", "git apply P", project)
-    assert said is not None
-    assert said.startswith(f"whether this is the code of R cannot be told: {why}; `git config --global --add safe.dir")
-    assert said.endswith(f"helps (there {'a' * 40}).")
-    assert f"R was trained with is not known: {why}" in (code_state.differs(told, "R", "git apply P", project) or "")
-
-
-def test_a_run_without_code_json_may_have_been_in_a_repository(project: Path) -> None:
-    nothing = code_state.differs({}, "R", "git apply P", project)
-    assert nothing == "which code R was trained with is not known."
-    outside = {"commit": None, "dirty": None, "patch_sha256": None, "left_out": None}
-    assert code_state.differs(outside, "R", "git apply P", project) == (
-        "which code R was trained with is not known: it was no git repository."
-    )
-
-
-def test_a_runs_summary_tells_of_code_what_its_code_json_does(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A new text in the repository is no other code."""
-    monkeypatch.setattr(code_state.state, "__defaults__", (project,))
-    (project / "notes.txt").write_text("x")
-    commit = git(project, "rev-parse", "HEAD")
-    assert code_state.committed(tmp_path) == {"commit": commit, "dirty": False}
-    code_state.keep(tmp_path)
-    (project / "src/net.py").write_text("# other\n")
-    assert code_state.committed(tmp_path) == {"commit": commit, "dirty": False}, "of its start"
-
-
-def test_a_runs_directory_has_it_without_secrets(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
-    (project / "src/net.py").write_text('TOKEN = "hunter2hunter2"\n')
-    monkeypatch.setattr(code_state.state, "__defaults__", (project,))
-    monkeypatch.setattr(code_state.differs, "__defaults__", (project,))
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    assert code_state.keep(run_dir) is None
-    kept = (run_dir / "code.patch").read_text()
-    assert "hunter2" not in kept
-    assert '+TOKEN = "${oc.env:MY_TOKEN}"' in kept
-    assert json.loads((run_dir / "code.json").read_text()) == code_state.state()[0] == code_state.read(run_dir)
-    assert code_state.keep(run_dir) is None, "it goes on with the same code"
+    assert provenance.save(run_dir, project) is None
+    code, patch = provenance.state(project)
+    assert (run_dir / "code.patch").read_bytes() == patch
+    assert json.loads((run_dir / "code.json").read_text()) == code == provenance.read(run_dir)
+    assert provenance.commit_of(run_dir) == {"commit": code["commit"], "dirty": True}
+    assert provenance.save(run_dir, project) is None, "resumed with the same code"
+    (project / "src/net.py").write_text("# again other\n")
+    assert "the code differs from that of" in (provenance.save(run_dir, project) or "")
+    assert (run_dir / "code.patch").read_bytes() == patch, "of the start"
+
+
+def test_without_a_repository_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.state(tmp_path) == (NOTHING, None)
+    assert provenance.save(tmp_path, tmp_path) is None, "not worth a warning"
+    assert "(commit aaaa" in difference({"commit": "a" * 40}, tmp_path)
+    assert "not a git repository" in difference({"commit": "a" * 40}, tmp_path)
+
+
+def test_git_that_is_missing_or_refuses_is_reported(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = git(project, "rev-parse", "HEAD")
+    clean = provenance.state(project)[0]
     (project / "src/net.py").write_text("# other\n")
-    assert "the code differs from that of" in (code_state.keep(run_dir) or "")
-    assert (run_dir / "code.patch").read_text() == kept, "that of its start"
+    blob = git(project, "rev-parse", f"{first}:src/net.py")
+    (project / ".git/objects" / blob[:2] / blob[2:]).unlink()  # as in a clone without all blobs
+    code = provenance.state(project)[0]
+    assert code["commit"] == first
+    assert code["left_out"].startswith("git failed: ")
+    assert difference(clean, project).startswith(f"the code cannot be compared with that of R (commit {first}): git f")
+    assert difference(code, project).startswith(f"the changes of R to commit {first} are not known (git failed: ")
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "true")
+        reason = provenance.state(project)[0]["left_out"]
+        assert reason.startswith("git failed: fatal: detected dubious ownership in repository")
+        assert "git config --global --add safe.directory" in reason
+    monkeypatch.setenv("PATH", str(tmp_path))
+    warning = provenance.save(tmp_path, project)
+    assert warning is not None
+    assert warning.startswith("the code of this run is not recorded: git did not run (")
 
 
-def test_code_that_could_not_be_told_is_no_version_of_the_clean_one() -> None:
-    commit, digest = "c" * 40, "d" * 64
-    clean = {"commit": commit, "dirty": False, "patch_sha256": None, "left_out": None}
-    other = {"commit": commit, "dirty": True, "patch_sha256": digest, "left_out": "it has 2,000,000 bytes"}
-    untold = {"commit": commit, "dirty": None, "patch_sha256": None, "left_out": "git could not tell it"}
-    assert artifacts.alias(clean) == "c" * 12
-    assert artifacts.alias(other) == f"{'c' * 12}-{'d' * 12}"
-    assert artifacts.alias(untold) == f"{'c' * 12}-unknown"
+# -- the source files of a network
+
+
+def test_only_own_source_files_of_a_network_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "hashed_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from torch import nn\nclass Base(nn.Module):\n    pass\n")
+    (package / "block.py").write_text("from torch import nn\nclass Block(nn.Conv2d):\n    pass\n")
+    (package / "net.py").write_text(
+        "from hashed_package import Base\nfrom hashed_package.block import Block\n"
+        "class Net(Base):\n    def __init__(self):\n        super().__init__()\n        self.block = Block(3, 4, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module("hashed_package.net").Net()
+    hashes = provenance.source_hashes(net)
+    files = {f"hashed_package/{name}.py" for name in ("__init__", "block", "net")}
+    assert hashes.keys() == files, "base classes and parts, no file of torch"
+    assert hashes["hashed_package/net.py"] == hashlib.sha256((package / "net.py").read_bytes()).hexdigest()
+    assert provenance.changed_sources(hashes, net) == []
+    (package / "block.py").write_text("# edited\n")
+    assert provenance.changed_sources(hashes, net) == ["hashed_package/block.py"]
+    assert provenance.changed_sources({**hashes, "gone.py": "x"}, net) == ["hashed_package/block.py", "gone.py"]
+    for name in [name for name in sys.modules if name.startswith("hashed_package")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_network_of_the_project_has_paths_in_the_project() -> None:
+    assert {"src/alexlab/models/alexnet.py"} <= provenance.source_hashes(AlexNet(10)).keys()
+    assert provenance.source_hashes(nn.Linear(1, 1)) == {}
+    for none in (None, {}, "text"):
+        assert provenance.changed_sources(none, nn.Linear(1, 1)) == []

@@ -168,7 +168,7 @@ def draw(
     run_dir: Path, data: ImageFolders, monitor: str, ckpt: str = "best", among: int = 2000, device: str = "cpu"
 ) -> list[Path]:
     """Write the figures of a run into its `figures/` and return their paths."""
-    trained = loading.load(run_dir, ckpt)
+    trained = loading.load(run_dir, ckpt, check_sources=False)
     folder = rundir.folder_of(run_dir, "figures")
     for name in NAMES:  # figures of another checkpoint or of other images
         (folder / f"{name}.png").unlink(missing_ok=True)

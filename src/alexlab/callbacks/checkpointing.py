@@ -26,7 +26,7 @@ from alexlab.callbacks.nan_guard import NanGuard
 from alexlab.callbacks.preemption import Preempted, Preemption
 from alexlab.engine.checkpoint_io import LAST, position_of
 from alexlab.engine.errors import UserError
-from alexlab.loggers.csv_logger import MetricsLogger
+from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.tasks.metrics import LossAndAccuracy
 
 CHANGED = {  # the parts of Lightning's loops that this file replaces or reads
@@ -184,7 +184,7 @@ class Checkpointing(Callback):
         trainer, model = self.trainer, self.trainer.lightning_module
         self.nan_guard.check(trainer, weights=True)
         model.share_skipped()  # type: ignore[operator]
-        rows = [logger.settle() for logger in trainer.loggers if isinstance(logger, MetricsLogger)]
+        rows = [logger.sync() for logger in trainer.loggers if isinstance(logger, CsvLogger)]
         self._position = {
             "of": point,
             "rows": rows[0] if rows else None,  # of metrics.csv

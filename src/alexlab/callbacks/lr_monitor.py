@@ -16,6 +16,6 @@ class LearningRateLogger(LearningRateMonitor):
         super().on_train_start(trainer, *args, **kwargs)
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            if throughput is not None and hasattr(logger, "axes_of_rates"):
+            if throughput is not None and hasattr(logger, "learning_rate_axes"):
                 # the row belongs to the step that begins, whose images the step's other rows count
-                logger.axes_of_rates = lambda: {"epoch": trainer.current_epoch, **throughput.axes(ahead=1)}
+                logger.learning_rate_axes = lambda: {"epoch": trainer.current_epoch, **throughput.axes(ahead=1)}

@@ -1,188 +1,245 @@
-"""The dashboard of a W&B project, built from conf/dashboard/*.yaml: the task of dashboard.py."""
+"""Save the view of a W&B project that conf/dashboard/*.yaml describes, or update it in place."""
 
+import dataclasses
+import difflib
 import hashlib
 import json
 import os
 import string
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from alexlab.commands import panels
 from alexlab.engine import config as configs
 from alexlab.engine.errors import UserError
-from alexlab.loggers.wandb_key import key_at_hand, refused
-
-if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Workspace
 
 Plain = dict[str, Any]
 
 
-def make(config: DictConfig) -> None:
-    """Save the view, or update the one that was saved under this name before, and print its address.
+class Kind(NamedTuple):
+    """A kind of panel: its class in wandb-workspaces, the keys that it needs, and keys that have another name there."""
+
+    panel: str
+    needs: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
+
+
+KINDS = {
+    "line": Kind("LinePlot", ("y",), (("smoothing", "smoothing_factor"),)),
+    "bar": Kind("BarPlot", ("keys",), (("keys", "metrics"),)),
+    "scatter": Kind("ScatterPlot", ("x", "y")),
+    "parallel": Kind("ParallelCoordinatesPlot", ("columns", "metric")),
+    "importance": Kind("ParameterImportancePlot", ("metric",), (("metric", "with_respect_to"),)),
+    "comparer": Kind("RunComparer"),
+    "media": Kind("MediaBrowser", ("keys",), (("keys", "media_keys"), ("columns", "num_columns"))),
+}
+
+
+def save_dashboard(config: DictConfig) -> None:
+    """Save the view, or update the one with the same name, and print its address.
 
     Raises:
-        UserError: a mistake in the config, or no extra, key, server or project.
+        UserError: the config has mistakes; or the extra, the API key, the server or the project is missing.
     """
     plain = configs.plain(config)
-    names = panels.Names(plain["also"])
-    panels.check(plain, names)
-    need_extra(plain["timeout"])
-    if plain["dry_run"]:
-        print(json.dumps(as_json(build(plain, names), plain), indent=2), flush=True)
-        return
-    if not key_at_hand():
-        raise UserError(
-            "dashboard.py needs an API key of W&B: run `wandb login` or set WANDB_API_KEY; dry_run=true needs none."
-        )
-    save(plain, names)
-
-
-def need_extra(timeout: int) -> None:
-    """Import W&B's packages, which read their settings as they are imported.
-
-    Raises:
-        UserError: wandb-workspaces is missing.
-    """
-    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(timeout))
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's reports on itself hold a command up for long
+    # both packages read these when they are imported
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(plain["timeout"]))
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else W&B reports its own errors, and waits for that
     if os.environ.get("WANDB_MODE") == "":
-        del os.environ["WANDB_MODE"]  # which W&B's client does not take
+        del os.environ["WANDB_MODE"]  # W&B fails on an empty one
     try:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError as error:
-        raise UserError(f"dashboard.py needs the extra: pip install 'alexlab[dashboard]' ({error}).") from None
+        raise UserError(f"The dashboard needs an extra: pip install 'alexlab[dashboard]' ({error}).") from None
+    from alexlab.loggers.wandb_logger import has_api_key
+
+    workspace = build(plain)
+    if plain["dry_run"]:
+        view = {key: plain[key] for key in ("entity", "project", "name", "x")}
+        print(json.dumps({**view, **plain["dashboard"]}, indent=2), flush=True)
+    elif has_api_key():
+        save(workspace, plain)
+    else:
+        raise UserError(
+            "The dashboard needs an API key of W&B: run `wandb login` or set WANDB_API_KEY. dry_run=true needs none."
+        )
 
 
-def build(plain: Plain, names: panels.Names) -> "Workspace":
-    """The view of a checked config; the same at each call."""
+# -- from yaml to wandb-workspaces, which checks the values
+
+
+def build(plain: Plain) -> Any:
+    """Build the workspace.
+
+    Raises:
+        UserError: with all mistakes, one per line.
+    """
     import wandb_workspaces.workspaces as ws
 
-    layout = plain["dashboard"]
-    sections = []
-    for key, section in layout["sections"].items():
-        made = []
+    sections, mistakes = [], []
+    for key, section in plain["dashboard"]["sections"].items():
+        place, panels = f"dashboard.sections.{key}", []
+        if not isinstance(section, dict) or not isinstance(section.get("panels"), dict):
+            mistakes.append(f"`{place}` must have panels by name; ~{place} removes the section.")
+            continue
         for name, panel in section["panels"].items():
-            made.append(panel_of({"title": words(name), "x": plain["x"], **panel}, names))
-            made[-1]._id = token(f"{key}.{name}")  # the library's are random
-        size = ws.SectionLayoutSettings(columns=section.get("columns", 3), rows=section.get("rows", 2))
-        title, is_open = section.get("title", words(key)), section.get("open", True)
-        sections.append(ws.Section(name=title, panels=made, is_open=is_open, layout_settings=size))
-    settings = ws.WorkspaceSettings(x_axis=plain["x"], max_runs=layout["max_runs"])
-    return ws.Workspace(
-        entity=plain["entity"] or "", project=plain["project"], name=plain["name"], sections=sections, settings=settings
+            try:
+                panels.append(build_panel(f"{place}.panels.{name}", panel, name, plain["x"]))
+            except UserError as error:
+                mistakes.append(str(error))
+        arguments = {"title": key.replace("_", " "), "open": True, **section, "panels": panels}
+        grid = {name: arguments.pop(name, default) for name, default in (("columns", 3), ("rows", 2))}
+        try:
+            arguments["layout_settings"] = make(ws.SectionLayoutSettings, place, grid)
+            sections.append(make(ws.Section, place, arguments, (("title", "name"), ("open", "is_open"))))
+        except UserError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        lines = "\n".join(mistakes).splitlines()
+        count = f"{len(lines)} values of the dashboard are wrong:\n  " if len(lines) > 1 else ""
+        raise UserError(count + "\n  ".join(lines))
+    settings = make(
+        ws.WorkspaceSettings, "dashboard", {"x_axis": plain["x"], "max_runs": plain["dashboard"]["max_runs"]}
     )
+    about = {"entity": plain["entity"] or "", "project": plain["project"], "name": plain["name"]}
+    return make(ws.Workspace, "dashboard", {**about, "sections": sections, "settings": settings})
 
 
-def panel_of(panel: Plain, names: panels.Names) -> Any:
-    """A panel of wandb-workspaces.
+def build_panel(place: str, panel: Any, name: str, x: str) -> Any:
+    """Build one panel. Any option of its class in wandb-workspaces may be a key of it.
 
-    A setting and a value of a run's summary must be said to be one: a plain text would be taken for the latter, and
-    the short form "c::optimizer.lr" as well.
+    Args:
+        place: key of the panel in the config, for messages.
+        name: last part of `place`, which is the title if the panel has none.
+        x: the axis of line plots.
+
+    Raises:
+        UserError: with all mistakes, one per line.
     """
     import wandb_workspaces.reports.v2 as wr
 
-    def value(name: str) -> Any:
-        return wr.Config(name) if name in names.config else wr.SummaryMetric(name)
-
-    def column(name: str, log: bool) -> Any:
-        return wr.ParallelCoordinatesPlotColumn(metric=value(name), display_name=name, log=log or None)
-
-    kind, title, get = panel["kind"], panel["title"], panel.get
+    kind = panel.get("kind") if isinstance(panel, dict) else None
+    if kind not in KINDS:
+        raise UserError(f"`{place}.kind={kind}` must be one of {', '.join(KINDS)}; ~{place} removes the panel.")
+    panel_class, needs, names = KINDS[kind]
+    missing = [key for key in needs if not panel.get(key)]
+    if missing:
+        raise UserError(f"`{place}.{missing[0]}` is missing: a panel of kind {kind} needs it.")
+    arguments = {key: value for key, value in panel.items() if key != "kind"}
+    if "title" in field_names(getattr(wr, panel_class)):
+        arguments.setdefault("title", name.replace("_", " "))
     if kind == "line":
-        smoothing = get("smoothing")
-        return wr.LinePlot(
-            title=title, x=panel["x"], y=panel["y"], log_x=get("log_x"), log_y=get("log_y"),
-            smoothing_factor=smoothing, smoothing_type="exponentialTimeWeighted" if smoothing else None,
-        )  # fmt: skip
-    if kind == "bar":
-        return wr.BarPlot(title=title, metrics=panel["keys"])
+        arguments.setdefault("x", x)
+        if panel.get("smoothing"):
+            arguments.setdefault("smoothing_type", "exponentialTimeWeighted")
     if kind == "scatter":
-        z = value(panel["z"]) if get("z") else None
-        x, y = value(panel["x"]), value(panel["y"])
-        return wr.ScatterPlot(title=title, x=x, y=y, z=z, log_x=get("log_x"), log_y=get("log_y"))
+        arguments |= {axis: setting_or_summary(panel[axis]) for axis in "xyz" if panel.get(axis)}
     if kind == "parallel":
-        columns = [column(name, name in (get("log") or ())) for name in (*panel["columns"], panel["metric"])]
-        return wr.ParallelCoordinatesPlot(title=title, columns=columns)
-    if kind == "importance":
-        return wr.ParameterImportancePlot(with_respect_to=panel["metric"])
-    if kind == "comparer":
-        return wr.RunComparer(diff_only=get("diff_only") or None)
-    assert kind == "media", kind
-    return wr.MediaBrowser(title=title, media_keys=panel["keys"], num_columns=get("columns"))
+        logarithmic, metric = arguments.pop("log", None) or (), arguments.pop("metric")
+        arguments["columns"] = [
+            wr.ParallelCoordinatesPlotColumn(
+                setting_or_summary(column), display_name=column, log=column in logarithmic or None
+            )
+            for column in (*panel["columns"], metric)
+        ]
+    return make(getattr(wr, panel_class), place, arguments, names)
 
 
-def as_json(workspace: "Workspace", plain: Plain) -> Plain:
-    """What would be sent, and for whom."""
-    spec = workspace._to_model().spec.model_dump(by_alias=True, exclude_none=True, mode="json")
-    return {"entity": plain["entity"], "project": plain["project"], "displayName": plain["name"], "spec": spec}
+def setting_or_summary(name: Any) -> Any:
+    """Return a setting for "optimizer.lr", "seed" or "config:NAME", and else a value of the summary.
+
+    wandb-workspaces takes a plain text for a value of the summary, and its short form "c::optimizer.lr", too.
+    """
+    import wandb_workspaces.reports.v2 as wr
+
+    section, _, rest = str(name).partition(":")
+    if section in ("config", "summary") and rest:
+        return wr.Config(rest) if section == "config" else wr.SummaryMetric(rest)
+    is_setting = "/" not in str(name) and ("." in str(name) or name in OmegaConf.load(configs.CONF / "train.yaml"))
+    return wr.Config(name) if is_setting else wr.SummaryMetric(name)
 
 
-def save(plain: Plain, names: panels.Names) -> None:
-    """The view's own name follows from entity, project and `name`, so that it is found again from any machine.
+def make(cls: Any, place: str, values: Plain, names: tuple[tuple[str, str], ...] = ()) -> Any:
+    """Build an object of wandb-workspaces.
+
+    Args:
+        values: its fields by their names in the yaml.
+        names: pairs of the name in the yaml and the name of the field, if these differ.
 
     Raises:
-        UserError: the server does not answer, or refuses.
+        UserError: with all wrong keys, one per line.
+    """
+    from pydantic import ValidationError
+
+    to_field, to_yaml = dict(names), {field: name for name, field in names}
+    try:
+        return cls(**{to_field.get(key, key): value for key, value in values.items()})
+    except ValidationError as error:
+        lines: Plain = {}
+        for each in error.errors():
+            key = to_yaml.get(str(each["loc"][0]), str(each["loc"][0]))
+            known = [to_yaml.get(field, field) for field in field_names(cls)]
+            near = difflib.get_close_matches(key, known, n=1) if key not in known else []
+            hint = f" Did you mean {near[0]}?" if near else ""
+            lines.setdefault(key, f"`{place}.{key}={values.get(key)}`: {each['msg']}.{hint}")
+        raise UserError("\n".join(lines.values())) from None
+
+
+def field_names(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")]
+
+
+# -- the server
+
+
+def save(workspace: Any, plain: Plain) -> None:
+    """Save the view under an internal name that follows from entity, project and `name`, so that any machine finds it.
+
+    Raises:
+        UserError: the server does not answer, refuses, or knows no such project.
     """
     import wandb
-    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-    from wandb_workspaces.workspaces import internal
+    import wandb_workspaces.workspaces as ws
 
     wandb.setup(settings=wandb.Settings(silent=True))
+    project, done = plain["project"], "created"
     try:
         entity = plain["entity"] or wandb.Api().default_entity
         if not entity:
-            raise UserError("entity=null: the server knows none of yours: give a user or a team with entity=NAME.")
-        plain = {**plain, "entity": entity}
-        workspace = build(plain, names)
-        name = token(f"{entity}/{plain['project']}/{plain['name']}")
-        workspace._internal_name = f"nw-{name}-v"
-        workspace._internal_id = known_as = _id_of(internal, entity, plain["project"], name)
+            raise UserError(
+                "`entity=null`: the server knows no entity of yours; set a user or a team with entity=NAME."
+            )
+        workspace.entity, name = entity, view_id(f"{entity}/{project}/{plain['name']}")
+        try:
+            saved = ws.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={name}")
+            saved.name, saved.sections, saved.settings = workspace.name, workspace.sections, workspace.settings
+            workspace, done = saved, "updated"
+        except ValueError as error:
+            if not str(error).startswith("Workspace "):  # else there is no such view yet
+                raise UserError(
+                    f"`project={project}`: {first_line(error)} The first run creates a project (python train.py "
+                    f"logger.wandb.mode=online logger.wandb.project={project}); or choose another one with "
+                    "entity=NAME project=NAME."
+                ) from error
+            # private, as its error message recommends; the public way is a random name, which nobody finds again
+            workspace._internal_name = f"nw-{name}-v"
         workspace.save()
-        address = workspace.url.replace(" ", "%20")
-        print(f"{'updated' if known_as else 'made'} the view {plain['name']}: {address}", flush=True)
-    except wandb.errors.AuthenticationError as error:
-        if refused(error):
-            raise UserError(f"W&B refuses the API key ({_first_line(error)}): run `wandb login` again.") from error
-        raise UserError(_silent(error, plain["timeout"])) from error
-    except WandbApiFailedError as error:
-        if error.response is None:
-            raise UserError(_silent(error, plain["timeout"])) from error
-        whose = f"entity={plain['entity']} project={plain['project']}"
-        raise UserError(f"{whose}: W&B does not take the view ({_first_line(error)}): may you write there?") from error
-
-
-def _id_of(internal: Any, entity: str, project: str, name: str) -> str:
-    """The server's id of the view, or "" where it has none of that name."""
-    try:
-        return internal.get_view_dict(entity, project, name)["id"]
-    except ValueError as error:
-        if str(error).startswith("Workspace "):
-            return ""
+        print(f"{done} the view {plain['name']}: {workspace.url.replace(' ', '%20')}", flush=True)
+    except UserError:
+        raise
+    except Exception as error:  # W&B raises many types
         raise UserError(
-            f"project={project}: {entity} has no such project, or you may not see it: the first run makes it "
-            f"(python train.py logger.wandb.mode=online logger.wandb.project={project}), or give another with "
-            "entity=NAME project=NAME."
+            f"`project={project}`: W&B did not save the view ({first_line(error)}): check the API key (`wandb login`), "
+            f"whether you may write to the project, and whether the server answers (timeout={2 * plain['timeout']} "
+            "waits longer)."
         ) from error
 
 
-def _silent(error: Exception, seconds: int) -> str:
-    return (
-        f"W&B's server did not answer ({_first_line(error)}): try again, with timeout={2 * seconds} where it is slow; "
-        "dry_run=true needs none."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def words(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def token(text: str) -> str:
-    """11 letters and digits, as W&B's own names have, that follow from `text`."""
+def view_id(text: str) -> str:
+    """Return 11 letters and digits, like W&B's own ids, that follow from `text`."""
     number, alphabet = int.from_bytes(hashlib.sha256(text.encode()).digest()), string.ascii_lowercase + string.digits
     return "".join(alphabet[number // 36**place % 36] for place in range(11))
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -192,6 +192,7 @@ def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = 
     model = assemble.build_model(its, data, devices.kind)
     checkpoint.load_net(model.net, found, path)
     loading.check_own(found, its, path, run_dir)
+    loading.warn_of_changed_sources(found, model.net, path)
     if its.compile:
         model.net.compile()
     if config.get("crops") == 10:

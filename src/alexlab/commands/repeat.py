@@ -59,7 +59,7 @@ class Origin:
 
     def compare(self, described: Plain) -> None:
         """Say where the images here, or the code, are not those of the run."""
-        other = code_state.differs(self.code, self.name, self.applies)
+        other = code_state.difference(self.code, self.name, self.applies)
         self.differs = [line for line in (_images(self.name, self.dataset, described), other) if line]
         for line in self.differs:
             restore.tell(f"warning: {line}")
@@ -128,15 +128,15 @@ def _of_directory(config: DictConfig) -> Origin:
 
 
 def _of_board(today: Plain, words: dict[str, str]) -> Origin:
-    from alexlab.loggers import wandb_artifacts as artifacts
     from alexlab.loggers.wandb_api import fetch
+    from alexlab.loggers.wandb_logger import CODE_ARTIFACT, code_alias
 
     name = today["from_wandb"]
     config, summary = fetch(name)
     config = configs.with_current_targets(config)
     dataset, code = _dict(summary.get("dataset")), _dict(summary.get("code")) or _dict(summary.get("git"))
     board = name.rpartition("/")[0]
-    patch = f"wandb artifact get {board}/{artifacts.CODE}:{artifacts.alias(code)} --root code"
+    patch = f"wandb artifact get {board}/{CODE_ARTIFACT}:{code_alias(code)} --root code"
     patch = f"{patch} && git apply code/code.patch"
     origin = Origin(f"from_wandb={name}", name, identity.without_paths(config), dataset, code, patch)
     _check_whole(origin)

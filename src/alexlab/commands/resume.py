@@ -21,6 +21,7 @@ from alexlab.engine.instantiate import network
 from alexlab.models.introspection import heads_of
 from alexlab.models.pretrained import load_but_head
 from alexlab.tasks.classification import ImageClassifier
+from alexlab.tasks.load import warn_of_changed_sources
 
 # settings that a checkpoint's optimizer, schedule and order of images go on with, whatever the config says
 KEPT_ON_RESUME = (
@@ -134,6 +135,7 @@ def start_from(config: DictConfig, net: nn.Module, classes: Sequence[str]) -> No
     if words:
         raise UserError(f"init_from={path}: its weights are used to other inputs: add {' '.join(words)}.")
     if launch.tells():
+        warn_of_changed_sources(found, net, path)
         new = "" if same else "; the last layer is new, as the classes are others"
         print(f"weights of {rundir.shown(path)}{new}", flush=True)
 

@@ -1,179 +1,167 @@
-"""What a run is called, and what others are told of its config: nothing of this machine's folders."""
+"""What a run is called in W&B, and what W&B gets of its config: nothing of this machine's folders."""
 
 import hashlib
 import re
 from pathlib import PurePath
 from typing import Any
 
-from omegaconf import DictConfig
-
-from alexlab.engine import config as configs
-from alexlab.engine import options
-from alexlab.engine.kinds import shown
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import IGNORED, canonical, settings_of
 
-LONGEST = 80  # letters of a name
-SHORT = {"seed": "s", "trainer.max_epochs": "ep", "data.batch_size": "bs", "optimizer.weight_decay": "wd",
-         "label_smoothing": "smooth", "data.image_size": "px"}  # fmt: skip
-# told by another part of the name, or no setting of what is learned
-NAMELESS = {"model", "model.name", "trainer", "trainer.devices", "trainer.accelerator", "monitor",
-            "sweep"}  # fmt: skip
+Plain = dict[str, Any]
+
+MAX_LENGTH = 80  # characters of a name
+ABBREVIATIONS = {
+    "seed": "s",
+    "trainer.max_epochs": "ep",
+    "data.batch_size": "bs",
+    "optimizer.weight_decay": "wd",
+    "label_smoothing": "smooth",
+    "data.image_size": "px",
+}
+# overrides that another part of the name shows, or that do not change what is learned
+UNNAMED = {"model", "model.name", "trainer", "trainer.devices", "trainer.accelerator", "monitor", "sweep"}
 
 
-def readable(config: DictConfig) -> str:
-    """A name of what the command line changed: alexnet_bn-lr0.05-s1 for `model=alexnet_bn optimizer.lr=0.05 seed=1`.
+def run_name(config: Plain) -> str:
+    """Name a run by its model and what the command line changed: "alexnet_bn-lr0.05-s1".
 
-    Where letters, a folder or places of a number are left out of it, it ends with six letters that follow from the
-    settings; a folder of images is told by its name alone.
+    If the name leaves something out (a folder, digits of a number, letters above `MAX_LENGTH`), it ends with six
+    characters of a hash of the settings.
     """
-    plain = configs.told(config)
-    name, whole = _named(plain, None)
-    return _cut(name, None if whole and len(name) <= LONGEST else _digest(plain, None))
+    parts, is_exact = _name_parts(config, config["overrides"])
+    name = "-".join(parts)
+    return name if is_exact and len(name) <= MAX_LENGTH else _shorten(name, _settings_hash(config, None))
 
 
-def group_of(config: DictConfig) -> str:
-    """The name of the runs that differ from this one in their seed alone, and of no others: it always ends with the six
-    letters, as words do not tell what conf/ says. Words that give defaults are left out, and the others sorted."""
-    plain = configs.told(config)
-    words = {str(word).lstrip("+~").partition("=")[0]: str(word) for word in plain.get("overrides") or []}
-    plain["overrides"] = [word for key, word in sorted(words.items()) if not _gives_default(plain, key, word)]
-    return _cut(_named(plain, "seed")[0], _digest(plain, "seed"))
+def group_name(config: Plain) -> str:
+    """Name the group of a run: the runs of one command that differ only in their seed.
+
+    It always ends with six characters of a hash of the settings, because overrides do not show what conf/ contains.
+    """
+    parts, _ = _name_parts(config, [word for word in sorted(config["overrides"], key=_key) if _key(word) != "seed"])
+    return _shorten("-".join(parts), _settings_hash(config, "seed"))
 
 
-def _gives_default(plain: dict[str, Any], key: str, word: str) -> bool:
-    choices = plain.get("choices") or {}
-    if word.startswith(("~", "+")):
-        return False
-    if key in choices:
-        return bool(choices[key] == options.default_option(choices, key))
-    value = options.at(plain, key)
-    return value is not None and canonical(value, key) == canonical(options.default(choices, key), key)
+def tags(config: Plain) -> list[str]:
+    """Return the tags of a run: the network, the images, the experiment."""
+    data = config["data"]
+    images = PurePath(str(data["root"])).name if data["name"] == "folder" else data["name"]
+    found = [config["model"]["name"], images, (config.get("choices") or {}).get("experiment")]
+    return list(dict.fromkeys(str(tag) for tag in found if tag))
 
 
-def _named(plain: dict[str, Any], without: str | None) -> tuple[str, bool]:
-    """A name of any length, and whether it tells the whole values."""
-    parts, whole = [str(plain["model"]["name"])], True
-    for word in plain.get("overrides") or []:
-        key, _, value = str(word).lstrip("+").partition("=")
+def _name_parts(config: Plain, overrides: list[str]) -> tuple[list[str], bool]:
+    """Return the parts of a name, and whether they show each value exactly."""
+    parts, is_exact = [str(config["model"]["name"])], True
+    for word in {_key(word): word for word in overrides}.values():  # the last one of each key
+        key, _, value = word.lstrip("+").partition("=")
         leaf = key.rpartition(".")[2]
         if key.startswith("~"):
-            parts.append(f"no_{key[1:].rpartition('.')[2]}")
-        elif key == "data.root" and plain["choices"].get("data") == "folder":
+            parts.append(f"no_{leaf.removeprefix('~')}")
+        elif key == "data.root" or (key == "data" and value == "folder"):
+            folder = PurePath(str(config["data"]["root"])).name
+            parts += [folder] if folder not in parts else []
+        elif value == "null" or key in UNNAMED or {key, key.split(".")[0]} & IGNORED:
             continue
-        elif key == "data.root":
-            parts.append(PurePath(value).name)
-        elif value == "null" or key == without:
-            continue
-        elif key == "data" and value == "folder":
-            parts.append(PurePath(str(plain["data"]["root"])).name)
-        elif key in NAMELESS or {key, key.split(".")[0]} & IGNORED:
-            continue
-        elif key in plain.get("choices", {}):
+        elif key in (config.get("choices") or {}):
             parts.append(value)
+        elif value.lower() == "true":
+            parts.append(leaf)
         else:
-            short = _short(PurePath(value).name)
-            whole = whole and _exact(short) == _exact(value)
-            parts.append(leaf if value.lower() == "true" else f"{SHORT.get(key, leaf)}{short}")
-    return "-".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts if part), whole
+            short = _shorten_value(value)
+            is_exact = is_exact and _number(short) == _number(value)
+            parts.append(f"{ABBREVIATIONS.get(key, leaf)}{short}")
+    parts = [re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts]
+    return [part for part in parts if part], is_exact
 
 
-def _cut(name: str, digest: str | None) -> str:
-    """At most `LONGEST` letters; the last words tell the jobs of a sweep apart."""
-    most = LONGEST - (len(digest) + 1 if digest else 0)
-    name = name if len(name) <= most else f"{name[: most - 31]}…{name[-30:]}"
-    return f"{name}-{digest}" if digest else name
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
-def _digest(plain: dict[str, Any], without: str | None) -> str:
-    """Six letters that are others for other settings, whether a word, a recipe or conf/ has given them."""
-    found = settings_of(plain)
-    root, shipped = PurePath(str(found.get("data.root"))), str((plain.get("paths") or {}).get("data"))
-    if root.is_relative_to(shipped):  # the same on another machine
-        found["data.root"] = str(root.relative_to(shipped))
-    texts = {key: canonical(value, key) for key, value in found.items() if key != without}
-    lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != canonical(None, key)]
+def _shorten_value(value: str) -> str:
+    """Return the last part of a path; of a long number five significant digits."""
+    number = _number(value)
+    return f"{number:.5g}" if isinstance(number, float) and len(value) > 8 else PurePath(value).name
+
+
+def _number(value: str) -> float | str:
+    """Return the value of a number with a point or an exponent; other values unchanged."""
+    try:
+        return value if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        return value
+
+
+def _shorten(name: str, digest: str) -> str:
+    """Append a hash; cut the middle of a long name, because the last overrides distinguish the jobs of a sweep."""
+    length = MAX_LENGTH - len(digest) - 1
+    name = name if len(name) <= length else f"{name[: length - 31]}…{name[-30:]}"
+    return f"{name}-{digest}"
+
+
+def _settings_hash(config: Plain, without: str | None) -> str:
+    """Return six characters that differ for other settings, whatever set them: an override, an experiment or conf/."""
+    settings = settings_of(config)
+    root, shipped = PurePath(str(settings.get("data.root"))), str((config.get("paths") or {}).get("data"))
+    if root.is_relative_to(shipped):  # the same images on another machine
+        settings["data.root"] = str(root.relative_to(shipped))
+    texts = {key: same_as(value, key) for key, value in settings.items() if key != without}
+    lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != same_as(None, key)]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:6]
 
 
-def _short(value: str) -> str:
-    """Five places of a number, as a sweep may have drawn it, written in one way; a whole number as it is. 1.0 is none:
-    of a limit it is all of it."""
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    if value.lstrip("-").isdigit():
-        return value
-    return f"{number:.1f}" if number.is_integer() and abs(number) < 1e5 else f"{number:.5g}"
+# -- what W&B gets
 
 
-def _exact(value: str) -> str:
-    """A number written in one way, with all its places."""
-    try:
-        return value if value.lstrip("-").isdigit() else repr(float(value))
-    except ValueError:
-        return value
+def for_others(config: Plain) -> Plain:
+    """Return the config without this machine's folders: of a path the last part, of a checkpoint RUN/best.ckpt.
 
-
-def for_others(config: DictConfig) -> dict[str, Any]:
-    """The config as plain values, without secrets; of a folder or file of this machine its name alone, and of a run's
-    checkpoint the run's before it.
-
-    `run` is the run's name in `logs/`, by which compare.py, eval.py and the like take it. `floats` are the keys of
-    1.0 and the like ("augment.scale.1" is in a list): W&B makes it 1, and of a limit one is a share and the other a
-    number of batches.
+    Adds `run`, the name of the run in logs/, by which `alexlab eval run=NAME` finds it; and `floats`, the keys of
+    values such as 1.0 ("augment.scale.1" is in a list): W&B stores 1, and a limit of 1 is one batch, of 1.0 all.
     """
-    plain = configs.told(config)
-    run_dir = PurePath(plain.pop("run_dir"))
-    plain.pop("paths", None)
-    started = {key: _checkpoint(plain[key], run_dir) for key in ("init_from", "ckpt_path") if plain.get(key)}
-    return {**without_paths(plain), **started, "run": name_of(run_dir), "floats": _floats(plain)}
+    run_dir = PurePath(config["run_dir"])
+    shared = {key: value for key, value in config.items() if key not in ("run_dir", "paths")}
+    starts = {key: _without_folder(shared[key], run_dir) for key in ("init_from", "ckpt_path") if shared.get(key)}
+    return {**without_paths(shared), **starts, "run": name_of(run_dir), "floats": _whole_floats(shared)}
 
 
-def _checkpoint(path: str, run_dir: PurePath) -> str:
-    """RUN/best.ckpt for a checkpoint of another run's."""
-    file = PurePath(path)
+def _without_folder(checkpoint: str, run_dir: PurePath) -> str:
+    """Return RUN/best.ckpt for the checkpoint of another run; best.ckpt for the run's own, or any other file."""
+    file = PurePath(checkpoint)
     if file.suffix != ".ckpt" or file.parent.name != "checkpoints" or file.parent.parent == run_dir:
-        return str(without_paths(path))
+        return str(without_paths(checkpoint))
     return f"{name_of(file.parent.parent)}/{file.name}"
 
 
-def _floats(node: Any, prefix: str = "") -> list[str]:
+def _whole_floats(node: Any, prefix: str = "") -> list[str]:
     if isinstance(node, dict | list):
-        inner = node.items() if isinstance(node, dict) else enumerate(node)
-        return [found for key, value in inner for found in _floats(value, f"{prefix}.{key}" if prefix else str(key))]
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        return [
+            key for name, value in items for key in _whole_floats(value, f"{prefix}.{name}" if prefix else str(name))
+        ]
     return [prefix] if isinstance(node, float) and node.is_integer() else []
 
 
-# the folders of a path that is absolute, of home (~) or of here (./, ../), with or without a drive; not of an address
+# The folders at the start of a path: absolute, or from ~, ./ or ../, with or without a drive. No part of an address.
 FOLDERS = re.compile(
     r"""(?:file://|(?<![\w.:/\\~])(?:[A-Za-z]:(?=[\\/]))?)(?:~|\.\.?)?[\\/](?=\S)(?:[^\s,'"\[\]{}()=]*[\\/])?"""
 )
-
-
-# a path from one of them, and nothing else; quoted as a word of the command line may be
-WHOLE = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~|\.{0,2})[\\/](?=\S).*)\2""", re.DOTALL)
+# A text that is a path as a whole, or an override whose value is one, quoted or not. It may contain any character.
+PATH = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~|\.{0,2})[\\/](?=\S).*)\2""", re.DOTALL)
 
 
 def without_paths(node: Any) -> Any:
-    """Plain values, of folders in them the last part alone."""
+    """Return plain values in which each path is replaced by its last part."""
     if isinstance(node, dict):
         return {key: without_paths(value) for key, value in node.items()}
     if isinstance(node, list):
         return [without_paths(value) for value in node]
     if not isinstance(node, str):
         return node
-    whole = WHOLE.fullmatch(node)
-    if whole is not None:  # whatever letters are in it
-        key, quote, path = whole.groups()
+    if match := PATH.fullmatch(node):
+        key, quote, path = match.groups()
         name = path.replace("\\", "/").rstrip("/").rpartition("/")[2]
         return f"{key or ''}{quote}{name}{quote}"
     return FOLDERS.sub("", re.sub(r"[\w.\-]+(?:/[\w.\-]+)*/\.\./", "../", node))
-
-
-def tags_for(config: DictConfig) -> list[str]:
-    """Of W&B: the network, the images, the recipe."""
-    data = PurePath(str(config.data.root)).name if config.data.name == "folder" else config.data.name
-    found = [config.model.name, data, (config.get("choices") or {}).get("experiment")]
-    return list(dict.fromkeys(shown(tag) for tag in found if tag))

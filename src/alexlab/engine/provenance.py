@@ -1,216 +1,213 @@
-"""The code that a run was started with: its commit, and what differed from that. Light.
+"""The code of a run: its commit, its uncommitted changes, and the source files of its network.
 
-`code.json` in the run's directory has the commit and the hash of the differences, `code.patch` the differences:
-`git checkout COMMIT` and `git apply code.patch` bring the code back.
+`code.json` in the run directory has the commit and the hash of the changes, `code.patch` the changes themselves:
+`git checkout COMMIT` and `git apply code.patch` restore the code.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from alexlab.engine import run_dir as rundir
-from alexlab.engine import secrecy
 from alexlab.engine.config import ROOT
-from alexlab.engine.errors import naming
 
-# what a run is made of: texts and tests may change beside it
-PARTS = (":(glob)*.py", "src", "conf", "pyproject.toml", "requirements.lock")
-NO_REPOSITORY = "this is no git repository"
-MOST = 1_000_000  # bytes of a patch that is kept
-# whatever the user's own settings of git say, so that the same differences have the same hash
-DIFF = ("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames",
-        "--no-indent-heuristic", "--diff-algorithm=myers", "--unified=3", "--inter-hunk-context=0", "--no-relative",
-        "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none")  # fmt: skip
+if TYPE_CHECKING:
+    from torch import nn
+
+PARTS = (":(glob)*.py", "src", "conf", "pyproject.toml", "requirements.lock")  # documents and tests may change
+MAX_PATCH = 1_000_000  # bytes of a saved patch
+GIT_TIMEOUT = 60  # seconds
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# With any settings of the user's, the same changes have the same hash.
+DIFF = (
+    *("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("--no-indent-heuristic", "--diff-algorithm=myers", "--unified=3", "--inter-hunk-context=0", "--no-relative"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none"),
+)
 
 
-def keep(run_dir: Path) -> str | None:
-    """Write code.json and code.patch; of a run that goes on they stay those of its start.
+class GitError(Exception):
+    """Git is missing or failed; the message is its reason."""
+
+
+def save(run_dir: Path, root: Path = ROOT) -> str | None:
+    """Write code.json and code.patch of a new run; those of a resumed run stay as they are.
 
     Returns:
-        What to tell where a run goes on with other code.
+        A warning: the code of a new run is not known, or the code of a resumed run has changed. Else None.
     """
     if (run_dir / "code.json").is_file():
-        return differs(read(run_dir), rundir.shown(run_dir), f"git apply {rundir.shown(run_dir / 'code.patch')}")
-    told, patch = state()
+        apply_command = f"git apply {rundir.shown(run_dir / 'code.patch')}"
+        return difference(read(run_dir), rundir.shown(run_dir), apply_command, root)
+    code, patch = state(root)
     if patch:
-        text = secrecy.masked(patch.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-        beside = run_dir / f".code.patch.{os.getpid()}.tmp"
-        beside.unlink(missing_ok=True)
-        with naming(run_dir / "code.patch"), beside.open("xb") as file:
-            file.write(text)
-        beside.replace(run_dir / "code.patch")
-    rundir.write_json(run_dir / "code.json", told)
-    return None
+        with rundir.written(run_dir / "code.patch") as file:
+            file.write(patch)
+    rundir.write_json(run_dir / "code.json", code)
+    unknown = code["dirty"] is None and code["left_out"]
+    return f"the code of this run is not recorded: {unknown}." if unknown else None
 
 
 def read(run_dir: Path) -> dict[str, Any]:
-    """What is known of a run's code: its code.json, or, of an older version, the commit of its summary."""
+    """Return what is known of a run's code: code.json, or the commit in the summary of an older run; else {}."""
     path = run_dir / "code.json"
-    if path.exists() or path.is_symlink():  # nothing, where it cannot be read
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            told = json.loads(path.read_text()) if path.is_file() and path.stat().st_size < 2**16 else None
-            if isinstance(told, dict):
-                return told
-        return {}
-    git = rundir.read_summary(run_dir).get("git")
-    return git if isinstance(git, dict) else {}
+    if not (path.exists() or path.is_symlink()):
+        code = rundir.read_summary(run_dir).get("git")
+        return code if isinstance(code, dict) else {}
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        code = json.loads(path.read_text()) if path.is_file() and path.stat().st_size < 2**16 else None
+        if isinstance(code, dict):
+            return code
+    return {}
 
 
-def committed(run_dir: Path) -> dict[str, Any]:
-    """The commit of a run's start, and whether its code differed from it, as its code.json says."""
-    told = read(run_dir) or state()[0]
-    return {key: told.get(key) for key in ("commit", "dirty")}
+def commit_of(run_dir: Path) -> dict[str, Any]:
+    """Return the commit of a run, and whether its code had uncommitted changes; of the code at hand for a new run."""
+    code = read(run_dir) or state()[0]
+    return {key: code.get(key) for key in ("commit", "dirty")}
 
 
 def state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
-    """The commit, whether code differs from it, the SHA-256 of how, and why that is not kept, if it is not; and the
-    patch, of at most `MOST` bytes.
+    """Return the content of code.json for the code at hand, and the patch, if it is not too large to be saved.
 
-    The hash is of the patch before secrets are masked in it. All is null outside a git repository; `dirty` is where git
-    does not tell what differs, and `commit` where it does not tell that, `left_out` having why.
+    `commit` is null without a repository; `dirty` and `patch_sha256` are null if git cannot tell; `left_out` is the
+    reason if something is not known or not saved.
     """
-    commit, why = _commit(root)
-    if commit is None:
-        why = None if why == NO_REPOSITORY else why
-        return {"commit": None, "dirty": None, "patch_sha256": None, "left_out": why}, None
-    patch, digest, left_out = _patch(root, commit)
-    dirty = None if digest is None and left_out else digest is not None
-    return {"commit": commit, "dirty": dirty, "patch_sha256": digest, "left_out": left_out}, patch
+    code: dict[str, Any] = {"commit": None, "dirty": None, "patch_sha256": None, "left_out": None}
+    try:
+        code["commit"] = _head(root)
+        patch = _patch(root, code["commit"])
+    except GitError as error:
+        return {**code, "left_out": None if "not a git repository" in str(error) else str(error)}, None
+    if not patch:
+        return {**code, "dirty": False}, None
+    code |= {"dirty": True, "patch_sha256": hashlib.sha256(patch).hexdigest()}
+    if len(patch) > MAX_PATCH:
+        code["left_out"] = f"the changes are {len(patch):,} bytes, and at most {MAX_PATCH:,} are saved"
+    return code, None if code["left_out"] else patch
 
 
-def differs(then: dict[str, Any], name: str, applies: str, root: Path = ROOT) -> str | None:
-    """In words where the code here is not that of `then`, and how to bring that back; None where it is the same.
+def difference(then: dict[str, Any], name: str, apply_command: str, root: Path = ROOT) -> str | None:
+    """Describe how the code at hand differs from that of a run, and how to restore it; None if it is the same.
 
-    Another commit whose code is the same, as only texts differ or as the differences were committed, is the same.
+    Another commit with the same code counts as the same: only documents differ, or the changes were committed.
 
     Args:
-        name: of the run whose code it was.
-        applies: the command that applies its patch.
+        then: content of the run's code.json.
+        name: name of the run in the message.
+        apply_command: command that applies the run's patch.
     """
-    commit, (here, why) = then.get("commit"), _commit(root)
-    digest, kept, left_out = then.get("patch_sha256"), "patch_sha256" in then, then.get("left_out")
-    if not isinstance(commit, str) or not _is_hash(commit):
-        was = f": {left_out or 'it was no git repository'}" if kept and commit is None else ""
-        return f"which code {name} was trained with is not known{was}."
-    untold = f"whether this is the code of {name} cannot be told"
-    if here is None:
-        return f"{untold}: {why} (there {commit})."
-    if left_out and digest is None:
-        return f"{untold}: what differed there from commit {commit} is not known ({left_out})."
-    known = _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
-    if known and (kept or not then.get("dirty")):
-        _, ours, why = _patch(root, commit)
-        if ours is None and why:
-            return f"{untold}: how it differs from commit {commit} is not known ({why})."
-        if ours == digest:
-            return None
-    was = f"commit {commit}{' and changes' if then.get('dirty') else ''}"
-    now = f"{here}{' and changes' if _patch(root, here)[1] else ''}"
-    back = f"`git checkout {commit}`"
-    if digest and not then.get("left_out"):
-        back += f" and `{applies}`"
-    elif then.get("dirty"):
-        back += f" (what differed from it was not kept{f': {left_out}' if left_out else ''})"
-    return f"the code differs from that of {name}: there {was}, here {now}. Its own code: {back}."
-
-
-def _is_hash(commit: str) -> bool:
-    return len(commit) in (40, 64) and set(commit) <= set("0123456789abcdef")
-
-
-def _commit(root: Path) -> tuple[str | None, str | None]:
-    """The commit, or None and why git does not tell it."""
+    commit, digest, reason = then.get("commit"), then.get("patch_sha256"), then.get("left_out")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        return f"the code of {name} is not known{f': {reason}' if reason else ''}."
+    if reason and not digest:
+        return f"the changes of {name} to commit {commit} are not known ({reason}): its code cannot be compared."
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], cwd=root, stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=60, check=False, env={**os.environ, "LC_ALL": "C"}, text=True, errors="replace",
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None, "git could not be asked"
-    if not done.returncode:
-        return done.stdout.strip(), None
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
-    if "not a git repository" in lines[0]:
-        return None, NO_REPOSITORY
-    helps = [f"; `{line}` helps" for line in lines if line.startswith("git config ")]  # of another owner's repository
-    return None, f"git says: {lines[0].removeprefix('fatal: ')}{''.join(helps)}"
+        head = _head(root)
+        here = f"{head}{' with changes' if _patch(root, head) else ''}"
+        if _has_commit(root, commit) and ("patch_sha256" in then or not then.get("dirty")):
+            patch = _patch(root, commit)
+            if (hashlib.sha256(patch).hexdigest() if patch else None) == digest:
+                return None
+    except GitError as error:
+        return f"the code cannot be compared with that of {name} (commit {commit}): {error}."
+    was = f"commit {commit}{' with changes' if then.get('dirty') else ''}"
+    return f"the code differs from that of {name}: {was}, now {here}. {how_to_restore(then, apply_command)}"
 
 
-def _git(root: Path, *words: str, given: bytes | None = None, env: dict[str, str] | None = None) -> bytes | None:
-    """What git prints; None where it fails, or is not there."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            ["git", *words], cwd=root, input=given, stdin=None if given is not None else subprocess.DEVNULL,
-            capture_output=True, check=True, timeout=60, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
-        )  # fmt: skip
-        return done.stdout
-    return None
+def how_to_restore(code: dict[str, Any], apply_command: str) -> str:
+    """Return the sentence that says how to restore the code of a code.json, which anybody may have written."""
+    commit = code.get("commit")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        return "The commit of its code is not known."
+    restore = f"To restore it: `git checkout {commit}`"
+    if code.get("patch_sha256") and not code.get("left_out"):
+        return f"{restore} and `{apply_command}`."
+    reason = f": {code['left_out']}" if code.get("left_out") else ""
+    return f"{restore} (its uncommitted changes were not saved{reason})." if code.get("dirty") else f"{restore}."
 
 
-def _patch(root: Path, commit: str) -> tuple[bytes | None, str | None, str | None]:
-    """How the code differs from `commit`, files that git does not know yet included: the patch if it is kept, its
-    SHA-256, and why it is not kept."""
-    with _index_with_new(root) as (env, too_large):
-        try:
-            process = subprocess.Popen(
-                ["git", *DIFF, commit, "--", *PARTS], cwd=root, env=env, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-        except OSError:
-            return None, None, "git could not be asked"
-        assert process.stdout is not None
-        digest, size, head = hashlib.sha256(), 0, b""
-        while chunk := process.stdout.read(1 << 16):
-            digest.update(chunk)
-            size += len(chunk)
-            head = head + chunk if size <= MOST else b""
-        if process.wait():
-            return None, None, "git could not tell it"
-    if not size and not too_large:
-        return None, None, None
-    for name in too_large:  # another one of these is another state, too
-        digest.update(name.encode(errors="surrogateescape") + b"\0")
-    if too_large:
-        return None, digest.hexdigest(), f"{', '.join(too_large[:3])} is larger than {MOST:,} bytes"
-    if size > MOST:
-        return None, digest.hexdigest(), f"it has {size:,} bytes, and {MOST:,} are the most"
-    return head, digest.hexdigest(), None
+def _head(root: Path) -> str:
+    return _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
 
 
-@contextlib.contextmanager
-def _index_with_new(root: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """An environment for git whose index knows of the new files, and those that are too large for it. The user's own
-    index stays as it is."""
-    env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS) or b""
-    new = [os.fsdecode(name) for name in listed.split(b"\0") if name]
-    too_large = sorted(name for name in new if _size(root / name) > MOST)
-    new = [name for name in new if name not in too_large]
-    index = _git(root, "rev-parse", "--git-path", "index")
-    if not new or index is None:
-        yield env, too_large
-        return
+def _has_commit(root: Path, commit: str) -> bool:
+    try:
+        _git(root, "cat-file", "-e", f"{commit}^{{commit}}")
+    except GitError:
+        return False
+    return True
+
+
+def _patch(root: Path, commit: str) -> bytes:
+    """Return how the code differs from `commit`, untracked files included. The user's index stays as it is."""
+    index = root / os.fsdecode(_git(root, "rev-parse", "--git-path", "index").strip())
     with tempfile.TemporaryDirectory() as folder:
-        env["GIT_INDEX_FILE"] = str(Path(folder, "index"))
+        env = {"GIT_INDEX_FILE": f"{folder}/index"}
         with contextlib.suppress(FileNotFoundError):
-            shutil.copy2(root / os.fsdecode(index.rstrip(b"\n")), env["GIT_INDEX_FILE"])
-        _git(
-            root, "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul",
-            given=b"\0".join(os.fsencode(name) for name in new),
-            env={"GIT_INDEX_FILE": env["GIT_INDEX_FILE"], "GIT_LITERAL_PATHSPECS": "1"},
-        )  # fmt: skip
-        yield env, too_large
+            shutil.copy2(index, f"{folder}/index")
+        untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS, env=env)
+        if untracked:
+            add = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
+            _git(root, *add, stdin=untracked, env={**env, "GIT_LITERAL_PATHSPECS": "1"})
+        return _git(root, *DIFF, commit, "--", *PARTS, env=env)
 
 
-def _size(path: Path) -> int:
+def _git(root: Path, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> bytes:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})}
     try:
-        return path.lstat().st_size
-    except OSError:
-        return 0
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, input=stdin, capture_output=True, timeout=GIT_TIMEOUT, env=environment,
+            check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        raise GitError(f"git did not run ({error})") from error
+    if done.returncode:
+        reason = " ".join(done.stderr.decode(errors="replace").split())[:300]
+        raise GitError(f"git failed: {reason or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+# -- the source files of a network
+
+
+def source_hashes(net: "nn.Module") -> dict[str, str]:
+    """Return path -> SHA-256 of the source files that define the classes of a network.
+
+    Files of installed libraries are skipped. Paths are relative to the project, or start with the name of the package.
+    """
+    hashes = {}
+    for name in {base.__module__ for module in net.modules() for base in type(module).__mro__}:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is None or not file.endswith(".py") or _is_library(Path(file)):
+            continue
+        path = Path(file).resolve()
+        package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        key = path.relative_to(ROOT) if path.is_relative_to(ROOT) else PurePath(*package, path.name)
+        with contextlib.suppress(OSError):  # a file that was removed after its import
+            hashes[key.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(sorted(hashes.items()))
+
+
+def changed_sources(then: Any, net: "nn.Module") -> list[str]:
+    """Return the paths of `then`, as `source_hashes` returned it, whose files are missing now or have other content.
+
+    A checkpoint without hashes has none. Anybody may have written it, so unprintable paths are skipped.
+    """
+    now = source_hashes(net)
+    hashes = then.items() if isinstance(then, dict) else ()
+    return [path for path, digest in hashes if now.get(path) != digest and str(path).isprintable()]
+
+
+def _is_library(path: Path) -> bool:
+    """Check whether a file belongs to an installed package or to Python itself."""
+    python = Path(os.__file__).parent
+    return bool({"site-packages", "dist-packages"} & {*path.parts}) or path.is_relative_to(python)

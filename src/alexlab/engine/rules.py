@@ -223,7 +223,6 @@ COMPARE_RULES: dict[str, Rule] = {
 DASHBOARD_RULES: dict[str, Rule] = {
     "entity": or_null(NAME), "project": NAME, "name": LETTERS, "dry_run": SWITCH, "metric": TEXT, "x": TEXT,
     "swept": ("a list of settings, such as [optimizer.lr]", lambda v: TEXTS[1](v) and len(v) > 0),
-    **{f"also.{part}": TEXTS for part in ("history", "summary", "config", "media")},
     "timeout": COUNT,
     "dashboard.max_runs": COUNT,
     "dashboard.sections": ("sections by their names, each with panels", lambda v: isinstance(v, dict) and len(v) > 0),

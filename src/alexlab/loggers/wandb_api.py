@@ -1,4 +1,4 @@
-"""A run's config and summary, and a sweep's file, from W&B's server."""
+"""The config and summary of a run, and the file of a sweep, from W&B's server."""
 
 import logging
 from typing import Any
@@ -6,50 +6,41 @@ from typing import Any
 import wandb
 
 from alexlab.engine.errors import UserError
-from alexlab.loggers.wandb_key import key_at_hand, refused
+from alexlab.loggers.wandb_logger import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
-TIMEOUT = 20  # seconds that the server gets for an answer,
-SOON = 10  # and where a run does without
+
+RUN_TIMEOUT = 20  # seconds that the server gets to answer
+SWEEP_TIMEOUT = 10  # the same for a question that a run can do without
 
 
 def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and summary of the run `path` (ENTITY/PROJECT/RUN), as its server has them: anybody's, to be checked.
+    """Fetch the config and the summary of the run `path` (ENTITY/PROJECT/RUN). Anybody may have written them.
 
     Raises:
-        UserError: no key, no answer, or no such run.
+        UserError: there is no API key, no answer, or no such run.
     """
-    if not key_at_hand():
-        raise UserError(f"from_wandb={path} needs an API key: run `wandb login` or set WANDB_API_KEY.")
+    if not has_api_key():
+        raise UserError(f"`from_wandb={path}` needs an API key: run `wandb login` or set WANDB_API_KEY.")
     try:
-        run = wandb.Api(timeout=TIMEOUT).run(path)
-        config, summary = dict(run.config), dict(run.summary_metrics)
-    except wandb.errors.AuthenticationError as error:
-        if not refused(error):
-            raise UserError(
-                f"from_wandb={path}: W&B's server did not answer ({_line(error)}): try again; a run's directory is "
-                "repeated without it: from_run=DIRECTORY."
-            ) from error
-        raise UserError(f"from_wandb={path}: W&B refuses the API key ({_line(error)}): run `wandb login`.") from error
-    except (wandb.errors.Error, ValueError, OSError, TypeError) as error:
+        run = wandb.Api(timeout=RUN_TIMEOUT).run(path)
+        return dict(run.config), dict(run.summary_metrics)
+    except Exception as error:  # W&B raises many types
+        refused = isinstance(error, wandb.errors.AuthenticationError)
+        what = "the server did not answer or refused the API key" if refused else "the server did not return that run"
+        fix = "run `wandb login`, or try again" if refused else "check the name, which is part of the run's address"
         raise UserError(
-            f"from_wandb={path}: W&B does not give that run ({_line(error)}): check the name, which its page's address "
-            "has, and whether the server answers; a run's directory is repeated without it: from_run=DIRECTORY."
+            f"`from_wandb={path}`: {what} ({first_line(error)}): {fix}. from_run=DIRECTORY needs no server."
         ) from error
-    return config, summary
 
 
 def fetch_sweep(path: str) -> dict[str, Any] | None:
-    """What the file of the sweep `path` (ENTITY/PROJECT/SWEEP) holds, at its server; None where that gives none."""
-    if not key_at_hand():
+    """Fetch the file of the sweep `path` (ENTITY/PROJECT/SWEEP); None if the server does not return it."""
+    if not has_api_key():
         return None
     try:
-        found = wandb.Api(timeout=SOON).sweep(path).config
-    except Exception as error:  # of many kinds; it is one more question alone
-        log.info("W&B: the sweep %s cannot be looked up (%s).", path, _line(error))
+        sweep = wandb.Api(timeout=SWEEP_TIMEOUT).sweep(path).config
+    except Exception as error:  # W&B raises many types
+        log.info("W&B: the sweep %s was not found (%s).", path, first_line(error))
         return None
-    return found if isinstance(found, dict) else None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return sweep if isinstance(sweep, dict) else None

@@ -1,93 +1,101 @@
-"""Weights & Biases: online with a key, offline without; its state tells how the run really ended."""
+"""Weights & Biases: online with an API key, offline without one. Training continues if W&B fails, hangs or refuses."""
 
+import json
 import logging
+import netrc
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import pytorch_lightning.loggers
 import wandb
-from pytorch_lightning.utilities import rank_zero_only
 
-from alexlab.engine import secrecy, sweeps
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
-from alexlab.loggers import wandb_artifacts as artifacts
-from alexlab.loggers.wandb_key import key_at_hand
 
 log = logging.getLogger("alexlab")
 
-# that W&B's client takes from WANDB_MODE; its `shared` is for several processes that write one run
-MODES = {name: name for name in ("online", "offline", "disabled")} | {"dryrun": "offline", "run": "online"}
+Status = Literal["finished", "failed", "preempted"]
+Mode = Literal["online", "offline", "disabled"]
+
+# The values of WANDB_MODE that fit a run, as W&B reads them. Its `shared` is for several processes that write one run.
+MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
+MODES |= {"dryrun": "offline", "run": "online"}
+ID_FILE = ".wandb-id"  # in the run directory: the id of the run in W&B, so that a resumed run is the same one
+FINISH_TIMEOUT = 15.0  # seconds to upload the last metrics at the end, unless WANDB_FINISH_TIMEOUT is set
+ARTIFACT_TIMEOUT = 5.0  # seconds that the end of the run waits for the upload of the dataset and the code
+SLOWEST_UPLOAD = 1e6  # bytes per second: the checkpoint gets FINISH_TIMEOUT and its size divided by this
+MAX_CLASSES = 10_000  # whose names the dataset artifact holds
+CODE_ARTIFACT = "alexlab-code"
 
 
-def require_key(asked: str = "logger.wandb.mode=online") -> None:
-    """Raises UserError where no API key is at hand."""
-    if not key_at_hand():
-        raise UserError(
-            f"{asked} needs an API key: run `wandb login` or set WANDB_API_KEY, or take "
-            f"{asked.partition('=')[0]}=offline (upload later with `wandb sync`)."
-        )
+def has_api_key() -> bool:
+    """Check for an API key in the environment, or in the netrc file, where `wandb login` stores it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        file = Path(path).expanduser() if path else None
+        if file is not None and file.is_file():
+            try:
+                return netrc.netrc(str(file)).authenticators(host) is not None
+            except netrc.NetrcParseError as error:
+                log.warning("W&B: no API key was read from %s, which is not a valid netrc file (%s).", file, error)
+                return False
+    return False
 
 
-def check_environment(mode: str) -> None:
-    """Take an empty WANDB_MODE, with which W&B's client ends in a traceback, out of the environment.
-
-    Args:
-        mode: logger.wandb.mode.
+def choose_mode(mode: str) -> tuple[Mode, str]:
+    """Return W&B's mode for `logger.wandb.mode`, and the reason in words. WANDB_MODE decides if it is "auto".
 
     Raises:
-        UserError: WANDB_MODE has none of W&B's modes that fit a run, or it or `mode` asks for a key that is not there.
+        UserError: WANDB_MODE is not a mode for a run, or the mode needs an API key and there is none.
     """
-    asked = os.environ.get("WANDB_MODE")
-    if asked == "":
-        del os.environ["WANDB_MODE"]
-    if asked and asked not in MODES:
-        raise UserError(f"WANDB_MODE={asked}: must be online, offline or disabled, or not be set.")
-    if mode == "online":
-        require_key()
-    elif mode == "auto" and MODES.get(asked or "") == "online":
-        require_key(f"WANDB_MODE={asked}")
+    variable = os.environ.get("WANDB_MODE")
+    if variable == "":
+        del os.environ["WANDB_MODE"]  # W&B fails on an empty one
+    if variable and variable not in MODES:
+        raise UserError(f"`WANDB_MODE={variable}` must be online, offline or disabled, or must not be set.")
+    reason = f"logger.wandb.mode={mode}"
+    if mode == "auto" and not variable:
+        return ("online", "found an API key") if has_api_key() else ("offline", "no API key: `wandb login` stores one")
+    if mode == "auto":
+        mode, reason = str(variable), f"WANDB_MODE={variable}"
+    if MODES[mode] == "online" and not has_api_key():
+        raise UserError(
+            f"`{reason}` needs an API key: run `wandb login` or set WANDB_API_KEY, or use "
+            f"{reason.partition('=')[0]}=offline (and upload later with `wandb sync`)."
+        )
+    return MODES[mode], reason
 
 
-def _rank() -> int:
-    return getattr(rank_zero_only, "rank", 0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _gave_up(folder: Path) -> bool:
-    """Whether W&B's own process has stopped uploading, which it says in a file alone that it is sure to write."""
-    told = folder / "logs/debug-internal.log"
-    return told.is_file() and "filestream: fatal error" in told.read_text(errors="replace")
-
-
-Status = Literal["finished", "failed", "preempted"]
-FINISH = 15.0  # seconds that the server gets to take the last numbers,
-ANSWER = 5.0  # to answer about an artifact that it is still to be asked about when the run ends,
-SLOWEST = 1e6  # and, beside FINISH, for a checkpoint: bytes a second
-ID = ".wandb-id"  # the file in a run's directory that says which of W&B's it is
+def started_by_agent() -> bool:
+    """Check whether a W&B agent started this process, to train one run of its sweep."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
 class WandbLogger(pytorch_lightning.loggers.WandbLogger):
-    """A run in `save_dir`, W&B's own files included.
+    """Log one run to W&B. Use it on rank 0 only.
+
+    Lightning's logger opens its run when it is first used and never closes it, so that a failed run looks finished in
+    W&B, and the next job of a sweep logs into the run of the job before. Here `start` opens the run and `finish` closes
+    it with its status. Lightning's `log_image`, `log_table`, `log_text` and `watch` work as usual.
 
     Args:
-        save_dir: the run directory.
-        mode: "auto" (online where a key is at hand, else offline), "online", "offline" or "disabled".
-        log_model: upload the best checkpoint when the run ends.
-        log_code: upload the commit and what differs from it; W&B's own upload of code is off then, as it would be the
-            same again, secrets included.
-        init_timeout: seconds that the server gets to answer before the run goes on offline.
+        save_dir: run directory, where W&B's own files go too.
+        mode: "auto" (online with an API key, else offline), "online", "offline" or "disabled".
+        log_model: upload the best checkpoint when the run finishes.
+        log_code: upload the commit and the uncommitted changes. W&B's own upload of code is then off.
+        init_timeout: seconds that the server gets to answer before the run continues offline.
 
     Raises:
-        UserError: online without a key, or, when it starts, with one that W&B refuses, or settings that it does.
+        UserError: as `choose_mode`.
     """
 
     def __init__(
@@ -104,191 +112,243 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         log_code: bool = True,
         init_timeout: float = 8,
     ) -> None:
-        if mode not in ("auto", "online", "offline", "disabled"):
-            raise UserError(f"logger.wandb.mode={mode}: must be auto, online, offline or disabled.")
-        self._must_be_online = mode == "online"
-        reason = "as asked"
-        if mode == "auto":
-            asked = os.environ.get("WANDB_MODE")
-            has_key = key_at_hand()
-            mode = MODES.get(asked, asked) if asked else ("online" if has_key else "offline")
-            without = "an API key is there" if has_key else "no API key: `wandb login` keeps one"
-            reason = f"WANDB_MODE={asked}" if asked else without
-        if mode == "online":
-            require_key()
+        self.must_be_online = mode == "online"
+        self.mode, self.reason = choose_mode(mode)
+        super().__init__(project=project, save_dir=save_dir)
         self.upload_best, self.upload_code = log_model, log_code
-        self._sending: list[tuple[threading.Thread, threading.Event, float | None]] = []
-        settings: dict[str, Any] = {
-            "entity": entity,
+        self.finish_timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT") or FINISH_TIMEOUT)
+        self.id_file = Path(save_dir) / ID_FILE
+        run_id = self.id_file.read_text().strip() if self.id_file.is_file() else None
+        self.init_args: dict[str, Any] = {
+            "dir": save_dir,
+            "name": name,
             "group": group,
             "job_type": "train",
             "tags": list(tags),
             "notes": notes,
-            # not `offline=True`: after an earlier run in the process that went online
-            "mode": mode,
+            "settings": wandb.Settings(
+                init_timeout=init_timeout,
+                finish_timeout=self.finish_timeout,
+                finish_timeout_raises=True,
+                silent=True,
+                console="off",
+                save_code=False if log_code else None,  # ours would be uploaded twice; None is the user's own setting
+            ),
         }
-        quiet = wandb.Settings(
-            init_timeout=init_timeout, finish_timeout=FINISH, finish_timeout_raises=False, silent=True, console="off",
-            x_disable_stats=False, save_code=False if log_code else None,
-        )  # fmt: skip
-        Path(save_dir).mkdir(parents=True, exist_ok=True)
-        self._known_by = Path(save_dir) / ID
-        if self._known_by.is_file():  # a run that goes on
-            settings["version"] = self._known_by.read_text().strip()
-        super().__init__(name=name, save_dir=save_dir, project=project, settings=quiet, **settings)
-        self._wandb_init.pop("anonymous", None)  # W&B warns of it even where it is None
-        if sweeps.agent() is not None:  # which has said where the run belongs, and made it already
-            for key in ("project", "entity", "id"):
-                self._wandb_init.pop(key, None)
-            if not self._known_by.is_file():
-                self._wandb_init["resume"] = None
-        self._reason = reason
-        self._finished = False
-        self.axes_of_rates: Callable[[], dict[str, float]] | None = None  # for rows that have the step alone
-        self._tests = True  # whether there are images to test with
-        self.where: str | None = None  # what shows the run: an address, or a command
+        if not started_by_agent():  # the agent has created the run, in its sweep's project
+            self.init_args |= {"project": project, "entity": entity, "id": run_id, "resume": "allow"}
+        elif run_id is not None:
+            self.init_args["resume"] = "allow"
+        self.run: Any = None
+        self.is_broken = self.is_closing = False
+        self.uploads: list[tuple[threading.Thread, float]] = []  # with the seconds that the run's end waits for each
+        self.has_test_images = True
+        self.learning_rate_axes: Callable[[], dict[str, float]] | None = None  # set by the callback that logs them
+        self.view: str | None = None  # the address of the run, or the command that shows an offline run
+
+    @property
+    def experiment(self) -> Any:
+        """The run in W&B, as `wandb.init` returns it; opened when it is first needed."""
+        self.start()
+        return self.run
+
+    @property
+    def version(self) -> str | None:
+        return self.run.id if self.run is not None else None
 
     def start(self) -> None:
-        """Open the run, offline where the server does not answer."""
-        if _rank() != 0:
+        """Open the run, or open it offline if the server does not answer.
+
+        Raises:
+            UserError: W&B refuses the settings; or the API key, if the run must be online.
+        """
+        if self.run is not None:
             return
-        # W&B's reports on itself: a server that hangs would hold the process up for 22 s when it ends
+        # a server that hangs would delay the end of the process by 22 s while W&B reports its own errors
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        mode = self._wandb_init["mode"]
+        Path(self.init_args["dir"]).mkdir(parents=True, exist_ok=True)
         try:
-            run = self.experiment
+            self.run = wandb.init(**self.init_args, mode=self.mode)
         except wandb.errors.UsageError as error:
-            raise UserError(f"W&B does not take the settings of logger.wandb: {_first_line(error)}") from error
+            raise UserError(f"W&B does not accept the settings of logger.wandb: {first_line(error)}") from error
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             refused = isinstance(error, wandb.errors.AuthenticationError)
-            what = f"{'W&B refuses the API key' if refused else 'the server did not answer'} ({_first_line(error)})"
-            if refused and self._must_be_online:
-                raise UserError(f"{what}: run `wandb login` again, or take logger.wandb.mode=offline.") from error
-            log.warning("W&B: %s: the run goes on offline.", what)
-            mode, self._reason = "offline", "no answer"
-            self._wandb_init["mode"] = mode
-            self._experiment = None
-            run = self.experiment
-        self._known_by.unlink(missing_ok=True)
-        self._known_by.write_text(f"{run.id}\n")
-        folder = shown(Path(run.dir).parent)
-        where = f" upload later with `wandb sync {folder}`" if mode == "offline" else f" {run.url}"
-        if mode != "disabled":
-            self.where = run.url if mode == "online" else f"wandb leet {Path(folder).parent}"
-        log.info("W&B: %s (%s).%s", mode, self._reason, where if mode != "disabled" else "")
-        for pattern in ("train/*", "val/*", "test/*", "perf/*", "lr*"):
-            run.define_metric(pattern, step_metric="trainer/global_step", step_sync=True)
+            what = f"{'W&B refuses the API key' if refused else 'the server did not answer'} ({first_line(error)})"
+            if refused and self.must_be_online:
+                raise UserError(f"{what}: run `wandb login` again, or use logger.wandb.mode=offline.") from error
+            log.warning("W&B: %s: the run continues offline.", what)
+            self.mode, self.reason = "offline", "no answer"
+            self.run = wandb.init(**self.init_args, mode=self.mode)
+        self.id_file.unlink(missing_ok=True)  # it may be a link
+        self.id_file.write_text(f"{self.run.id}\n")
+        self.run.define_metric("trainer/global_step")
+        self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        folder = self.folder
+        more = {"online": f" {self.run.url}", "offline": f" upload later with `wandb sync {folder}`"}
+        self.view = {"online": self.run.url, "offline": f"wandb leet {Path(folder).parent}"}.get(self.mode)
+        log.info("W&B: %s (%s).%s", self.mode, self.reason, more.get(self.mode, ""))
+
+    @property
+    def folder(self) -> str:
+        """The folder that `wandb sync` uploads."""
+        return shown(Path(self.run.dir).parent)
+
+    # -- metrics and facts
 
     def log_config(self, config: dict[str, Any]) -> None:
-        """The resolved config, once, nested as it is."""
-        if _rank() == 0:
-            self.start()
-            self.experiment.config.update(config)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Without test/ they were measured on val once more: in a column beside other runs they would pass for more."""
-        told = {key: value for key, value in metrics.items() if self._tests or not key.startswith("test/")}
-        if self.axes_of_rates is not None and any(key.startswith("lr") for key in told):
-            told = {**self.axes_of_rates(), **told}
-        if told.keys() - {"epoch"} or told.keys() == metrics.keys():
-            super().log_metrics(told, step)
-
-    def log_summary(self, values: dict[str, Any]) -> None:
-        if not self._tests and "test" in values:
-            values = {**values, "test": {}}
-        if _rank() == 0 and self._experiment is not None:  # it may not have started
-            self.experiment.summary.update(secrecy.hidden(values))
+        """Log the config, nested as it is."""
+        self.start()
+        self._call(lambda run: run.config.update(config))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `log_config` has logged the config already."""
+        """Do nothing: `log_config` logs the whole config."""
 
-    def finish(self, status: Status, ended_by: int | None = None) -> None:
-        """Close the run so that W&B shows how it ended; a second call does nothing.
-
-        Args:
-            ended_by: the signal of a run that is preempted. SIGTERM is how W&B's agent stops a run that its server
-                wants ended: marked as preempting, it would be given out again.
-        """
-        if _rank() != 0 or self._finished or self._experiment is None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log one row. Without test images, skip test/*: they were measured on val/, and would look like test results
+        beside those of other runs."""
+        row = {key: value for key, value in metrics.items() if self.has_test_images or not key.startswith("test/")}
+        if not row.keys() - {"epoch"} and row.keys() != metrics.keys():
             return
-        self._sent()
-        self._finished = True
-        if status == "preempted" and not (sweeps.agent() is not None and ended_by == signal.SIGTERM):
-            self.experiment.mark_preempting()
-        run = self.experiment
-        run.finish(exit_code=0 if status == "finished" else 1)
-        folder = Path(run.dir).parent
-        timed_out = getattr(run, "_finish_timed_out", False)
-        if timed_out or _gave_up(folder):
-            within = f" within {FINISH:g} s" if timed_out else ""
-            log.warning(
-                "W&B: the server did not take all numbers%s: upload them with `wandb sync %s`.", within, shown(folder)
-            )
-        self._experiment = None
+        if self.learning_rate_axes is not None and any(key.startswith("lr") for key in row):
+            row = {**self.learning_rate_axes(), **row}  # W&B draws a curve over what is in the same row
+        self.start()
+        self._call(lambda run: run.log(row if step is None else {**row, "trainer/global_step": step}))
+
+    def log_summary(self, values: dict[str, Any]) -> None:
+        """Set values of the run's summary, if the run was opened."""
+        summary = values if self.has_test_images or "test" not in values else {**values, "test": {}}
+        self._call(lambda run: run.summary.update(summary))
+
+    def _call(self, function: "Callable[[Any], None]") -> None:
+        """Call a function with the run, if it is open. If W&B's process is gone, warn once, and log no more."""
+        if self.run is None or self.is_broken:
+            return
+        try:
+            function(self.run)
+        except Exception as error:  # W&B raises many types
+            self.is_broken = True
+            log.warning("W&B failed (%s): it gets no more metrics of this run. metrics.csv has all.", first_line(error))
+
+    # -- artifacts
 
     def log_dataset(self, data: dict[str, Any], described: dict[str, Any], classes: list[str]) -> None:
-        """What the run is trained on, as the artifact that it uses: a fingerprint, and no image; see `artifacts`."""
-        self._tests = "test" in described["images"]
-        if _rank() == 0 and self._experiment is not None:
-            self._send(artifacts.dataset(data, described, classes), used=True)
+        """Log what the run is trained on as an input artifact: fingerprint, counts and class names, and no image.
+
+        Its content has no folder of this machine, so that all runs on the same images use the same version of it.
+
+        Args:
+            data: the config's group `data`.
+            described: `ImageFolders.describe()`.
+        """
+        self.has_test_images = "test" in described["images"]
+        name = PurePath(str(data["root"])).name if data["name"] in ("folder", "prepared") else str(data["name"])
+        facts = {key: described[key] for key in ("fingerprint", "images", "num_classes")}
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:100] or "images"  # the characters that W&B accepts
+        artifact = wandb.Artifact(f"dataset-{name}", type="dataset", metadata=facts)
+        _add_json(artifact, "dataset.json", {**facts, "classes": classes[:MAX_CLASSES]})
+        self._upload(artifact, is_input=True)
 
     def log_code(self, run_dir: Path) -> None:
-        """The run's code.json and code.patch as the artifact `alexlab-code`, where `log_code` asks for it."""
-        found = artifacts.code(run_dir) if _rank() == 0 and self._experiment is not None and self.upload_code else None
-        if found is not None:
-            self._send(*found)
+        """Log code.json and code.patch of the run as an artifact, if `log_code` is set and the commit is known."""
+        path = run_dir / "code.json"
+        code = json.loads(path.read_text()) if path.is_file() else {}
+        if not self.upload_code or not code.get("commit"):
+            return
+        artifact = wandb.Artifact(CODE_ARTIFACT, type="code", metadata=code)
+        _add_json(artifact, "code.json", code)
+        if (run_dir / "code.patch").is_file():
+            artifact.add_file(str(run_dir / "code.patch"))
+        self._upload(artifact, ["latest", code_alias(code)])
 
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
-        """Upload a checkpoint as the run's artifact `model-<id>:best`, where `log_model` asks for it."""
-        if _rank() == 0 and self._experiment is not None and self.upload_best and path.is_file():
-            # W&B cuts an upload off that is not done FINISH seconds after the run's end, and the run with it
-            within = FINISH + path.stat().st_size / SLOWEST
-            self._send(artifacts.checkpoint(self.experiment.id, path, metadata), ["best", "latest"], within=within)
+        """Upload a checkpoint as the artifact `model-ID:best`, if `log_model` is set."""
+        if self.upload_best and self.run is not None and path.is_file():
+            artifact = wandb.Artifact(f"model-{self.run.id}", type="model", metadata=metadata)
+            artifact.add_file(str(path))
+            self._upload(artifact, ["best", "latest"], self.finish_timeout + path.stat().st_size / SLOWEST_UPLOAD)
 
-    def _send(
+    def _upload(
         self,
         artifact: wandb.Artifact,
         aliases: "list[str] | None" = None,
-        used: bool = False,
-        within: float | None = None,
+        timeout: float = ARTIFACT_TIMEOUT,
+        is_input: bool = False,
     ) -> None:
-        """Beside the run: W&B asks its server about an artifact first, and for one that hangs it waits for long.
-
-        Args:
-            used: as what the run came from. `use_artifact` refuses that offline, and waits for the upload else.
-            within: seconds for the upload, which the run's end waits for; None leaves it to W&B.
-        """
-        mode = self._wandb_init["mode"]
-        if mode == "disabled":
+        """Upload in a thread: W&B asks its server about the artifact first, and waits long for one that hangs."""
+        if self.run is None or self.is_broken or self.mode == "disabled":
             return
-        run, name, given = self.experiment, artifact.name, threading.Event()
+        run, name = self.run, artifact.name
 
-        def send() -> None:
+        def upload() -> None:
             try:
-                sent = run._log_artifact(artifact, aliases=aliases, is_user_created=used, use_after_commit=used)
-                given.set()
-                if sent._save_handle is not None:  # online; not `wait`, which fetches the artifact after that
-                    told = sent._save_handle.wait_or(timeout=within).response.log_artifact_response
-                    if told.error_message:
-                        raise wandb.errors.CommError(told.error_message)
-            except TimeoutError:
-                pass  # what is not there then, `finish` tells
-            except Exception as error:  # of many kinds; the run is well without it
-                if not self._finished:
-                    log.warning("W&B: the artifact %s was not taken (%s).", name, _first_line(error))
-            finally:
-                given.set()
+                if self.mode == "offline":  # `wandb sync` uploads it
+                    run.log_artifact(artifact, aliases=aliases)
+                elif is_input:
+                    run.use_artifact(artifact, aliases=aliases)
+                else:
+                    run.log_artifact(artifact, aliases=aliases).wait()
+            except Exception as error:  # W&B raises many types; the run itself is well
+                if not self.is_closing:
+                    log.warning("W&B: the artifact %s was not uploaded (%s).", name, first_line(error))
 
-        thread = threading.Thread(target=send, name=f"W&B {name}", daemon=True)
-        self._sending.append((thread, given, within))
+        thread = threading.Thread(target=upload, name=f"W&B {name}", daemon=True)
+        self.uploads.append((thread, timeout))
         thread.start()
 
-    def _sent(self) -> None:
-        """Wait until W&B's own process has all of those, and for the upload of a checkpoint; but not for long."""
+    # -- the end
+
+    def finish(self, status: Status, signal_number: int | None = None) -> None:
+        """Close the run so that W&B shows how it ended. A second call does nothing.
+
+        Args:
+            signal_number: the signal that preempted the run. An agent sends SIGTERM to a run that its sweep stops;
+                W&B would start a preempted run again, so such a run only counts as failed.
+        """
+        if self.run is None:
+            return
         start = time.monotonic()
-        for thread, given, within in self._sending:
-            if not given.wait(max(0.0, start + ANSWER - time.monotonic())):
-                log.warning("W&B: the server does not answer: %s is not uploaded.", thread.name.removeprefix("W&B "))
-            elif within is not None:
-                thread.join(max(0.0, start + within - time.monotonic()))
+        for thread, timeout in self.uploads:
+            thread.join(max(0.0, start + timeout - time.monotonic()))
+            if thread.is_alive():
+                name = thread.name.removeprefix("W&B ")
+                log.warning("W&B: the artifact %s was not uploaded within %g s.", name, timeout)
+        self.is_closing = True
+        if status == "preempted" and not (started_by_agent() and signal_number == signal.SIGTERM):
+            self._call(lambda run: run.mark_preempting())
+        folder, within = self.folder, ""
+        try:
+            if not self.is_broken:
+                self.run.finish(exit_code=0 if status == "finished" else 1)
+        except TimeoutError:
+            within = f" within {self.finish_timeout:g} s"
+        except Exception as error:  # W&B raises many types
+            log.warning("W&B failed (%s): it may show another status of this run.", first_line(error))
+        self.run = None
+        # W&B reports that it gave up in no other place; if it words this line differently, only our warning is lost
+        internal_log = Path(folder, "logs/debug-internal.log")
+        gave_up = internal_log.is_file() and "filestream: fatal error" in internal_log.read_text(errors="replace")
+        if within or gave_up:
+            log.warning(
+                "W&B: the server did not receive all metrics%s: upload them with `wandb sync %s`.", within, folder
+            )
+
+
+def code_alias(code: dict[str, Any]) -> str:
+    """Return the alias of the version of `CODE_ARTIFACT` that holds this state of the code.
+
+    Args:
+        code: content of code.json. Changes that could not be hashed are not the clean commit.
+    """
+    unknown = code.get("patch_sha256") is None and (code.get("left_out") or code.get("dirty"))
+    known = [str(code[key])[:12] for key in ("commit", "patch_sha256") if code.get(key)]
+    return "-".join([*known, "unknown"] if unknown else known)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _add_json(artifact: wandb.Artifact, name: str, values: dict[str, Any]) -> None:
+    with artifact.new_file(name, mode="w") as file:
+        file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -12,6 +12,7 @@ from alexlab.data import decode
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import config as configs
+from alexlab.engine import provenance
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
 from alexlab.engine.instantiate import network
@@ -76,13 +77,19 @@ def config_of(run_dir: Path) -> DictConfig:
     return config
 
 
-def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = configs.ROOT / "logs") -> Trained:
+def load(
+    run: "str | Path" = "latest",
+    ckpt: str = "best",
+    logs: "str | Path" = configs.ROOT / "logs",
+    check_sources: bool = True,
+) -> Trained:
     """The network of a run, rebuilt from the run's own config, on the CPU.
 
     Args:
         run: its directory or name, or "latest".
         ckpt: "best", "last" or a file.
         logs: where runs with a name lie.
+        check_sources: print a warning if the network's source files have changed since the run.
 
     Raises:
         UserError: no such run or checkpoint, or one that does not fit the run's network.
@@ -94,6 +101,8 @@ def load(run: "str | Path" = "latest", ckpt: str = "best", logs: "str | Path" = 
     net = network(config.model.net, len(found["alexlab"]["classes"]))
     checkpoint.load_net(net, found, path)
     check_own(found, config, path, run_dir)
+    if check_sources:
+        warn_of_changed_sources(found, net, path)
     m = config.model
     transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, list(m.mean), list(m.std))
     return Trained(net.eval(), transform, readable_classes(found, config))
@@ -112,6 +121,30 @@ def check_own(found: dict[str, Any], config: DictConfig, path: Path, run_dir: Pa
         raise UserError(
             f"ckpt={path} is of a run with another {' and '.join(differ)}: give that run with run=PATH, or a "
             "checkpoint of this one."
+        )
+
+
+def warn_of_changed_sources(found: dict[str, Any], net: nn.Module, path: Path) -> None:
+    """Print one warning if source files of a network have changed since its checkpoint was written.
+
+    Its weights fit the changed network, so that nothing else would show it. Checkpoints without hashes of the source
+    files, which older versions wrote, are not checked.
+
+    Args:
+        found: content of the checkpoint.
+        net: the network, rebuilt from the code at hand.
+        path: file of the checkpoint.
+    """
+    changed = provenance.changed_sources(found["alexlab"].get("sources"), net)
+    if changed:
+        run_dir = path.resolve().parent.parent
+        restore = provenance.how_to_restore(
+            provenance.read(run_dir), f"git apply {rundir.shown(run_dir / 'code.patch')}"
+        )
+        print(
+            f"warning: {', '.join(changed)} changed since {rundir.shown(path)} was trained: the network may compute "
+            f"something else than in training. {restore}",
+            flush=True,
         )
 
 
