@@ -107,8 +107,8 @@ def _settings_hash(config: Plain, without: str | None) -> str:
     root, shipped = PurePath(str(settings.get("data.root"))), str((config.get("paths") or {}).get("data"))
     if root.is_relative_to(shipped):  # the same images on another machine
         settings["data.root"] = str(root.relative_to(shipped))
-    texts = {key: same_as(value, key) for key, value in settings.items() if key != without}
-    lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != same_as(None, key)]
+    texts = {key: canonical(value, key) for key, value in settings.items() if key != without}
+    lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != canonical(None, key)]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:6]
 
 
