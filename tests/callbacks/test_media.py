@@ -71,7 +71,7 @@ def test_an_image_is_captioned_with_its_class_or_its_mixture() -> None:
     assert captions_of(mixed, names) == [("70% eel", "30% cat"), ("100% dog", "")]
 
 
-def test_the_grid_holds_the_pictures_of_the_first_step(tmp_path: Path) -> None:
+def test_the_grid_shows_the_images_of_the_first_step(tmp_path: Path) -> None:
     logged: dict = {}
     logger = SimpleNamespace(experiment=SimpleNamespace(log=logged.update))
     model = ImageClassifier(

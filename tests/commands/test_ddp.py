@@ -233,16 +233,23 @@ def test_fsdp_finds_its_network_again_in_each_stage(tmp_path: Path) -> None:
     assert done.stdout.count("whole") == 2
 
 
-def test_averages_of_batchnorm_go_on_exactly(shapes: Path, tmp_path: Path) -> None:
-    """With ema.decay validation averages the other weights' statistics: last.ckpt must hold those of all ranks."""
-    words = [*TWO, "ema.decay=0.9", "scheduler=constant", "test=false", "trainer.precision=32-true",
-             "trainer.limit_train_batches=null"]  # fmt: skip
-    assert tiny_train(shapes, tmp_path / "four", *words, "trainer.max_epochs=3").returncode == 0
-    assert tiny_train(shapes, tmp_path / "two", *words, "trainer.max_epochs=2").returncode == 0
-    last = f"ckpt_path={tmp_path / 'two/checkpoints/last.ckpt'}"
+@pytest.mark.parametrize("first", ["trainer.max_epochs=2", "trainer.max_steps=7"])
+def test_batchnorm_and_averaged_weights_resume_exactly(first: str, shapes: Path, tmp_path: Path) -> None:
+    """At the end of an epoch and within one. Each rank has statistics of its own, and averages of them."""
+    words = [
+        *TWO,
+        "ema.decay=0.9",
+        "scheduler=constant",
+        "test=false",
+        "trainer.precision=32-true",
+        "trainer.limit_train_batches=null",
+    ]
+    assert tiny_train(shapes, tmp_path / "straight", *words, "trainer.max_epochs=3").returncode == 0
+    assert tiny_train(shapes, tmp_path / "first", *words, "trainer.max_epochs=3", first).returncode == 0
+    last = f"ckpt_path={tmp_path / 'first/checkpoints/last.ckpt'}"
     done = tiny_train(shapes, tmp_path / "more", *words, "trainer.max_epochs=3", last)
     assert done.returncode == 0, done.stderr
-    a, b = weights(tmp_path / "four"), weights(tmp_path / "more")
+    a, b = weights(tmp_path / "straight"), weights(tmp_path / "more")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 

@@ -322,8 +322,8 @@ def _metrics(model: Any) -> dict[str, Metric]:
 
 
 def _to(state: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """Move a metric's state, of tensors and lists of tensors."""
+    """Copy a metric's state, of tensors and lists of tensors, to a device."""
     return {
-        key: [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
+        key: [part.to(device, copy=True) for part in value] if isinstance(value, list) else value.to(device, copy=True)
         for key, value in state.items()
     }

@@ -98,7 +98,7 @@ class NanGuard(Callback):
         self.check(trainer, weights=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.check(trainer, weights=True)
+        self.check(trainer)  # before the epoch's metrics are logged; its checkpoint checks the weights
 
     def check(self, trainer: pl.Trainer, weights: bool = False) -> None:
         """Check the losses since the last time; skip has none left, as it checks each step.
@@ -120,14 +120,11 @@ class NanGuard(Callback):
             self.weights_checked_at = batches
             spoiled = ~all_finite([*model.net.parameters(), *model.net.buffers()])
         values = _of_all_ranks(trainer, [spoiled, *(loss for _, loss in losses)])
-        for (batch, _), of_ranks in zip(losses, values[1:], strict=True):
-            if not all(map(math.isfinite, of_ranks)):
-                self._stop(self._describe_loss(trainer, batch, of_ranks))
-        if any(values[0]):  # by the last step: an earlier one would have shown in a loss
-            what = self._describe(trainer, "the weights became nan or inf", self._batches_of_step(trainer))
-            self._stop(what)
-
-    def _stop(self, what: str) -> None:
+        what = self._first_nonfinite(trainer, losses, values[1:])
+        if what is None and any(values[0]):  # by the last step: an earlier one would have shown in a loss
+            what = self._describe(trainer, "the weights became nan or inf")
+        if what is None:
+            return
         if self.skips:
             raise UserError(f"on_nan=skip: {what}, although loss and gradient were finite: no step to skip. {HELP}.")
         resume = ""
@@ -141,13 +138,9 @@ class NanGuard(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):  # the average must not count this step either
                 callback.load_state_dict({"latest_update_step": trainer.global_step})
-        what = None
-        for (batch, _), of_ranks in zip(
-            self.losses, _of_all_ranks(trainer, [loss for _, loss in self.losses]), strict=True
-        ):
-            if what is None and not all(map(math.isfinite, of_ranks)):
-                what = self._describe_loss(trainer, batch, of_ranks)
-        what = what or self._describe(trainer, "a gradient became nan or inf", self._batches_of_step(trainer))
+        values = _of_all_ranks(trainer, [loss for _, loss in self.losses])
+        what = self._first_nonfinite(trainer, self.losses, values)
+        what = what or self._describe(trainer, "a gradient became nan or inf")
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_IN_A_ROW:
             raise UserError(
@@ -169,18 +162,28 @@ class NanGuard(Callback):
 
     # -- messages
 
-    def _batches_of_step(self, trainer: pl.Trainer) -> list[int]:
-        return list(range(self.last_batch - self.last_batch % trainer.accumulate_grad_batches, self.last_batch + 1))
+    def _first_nonfinite(
+        self, trainer: pl.Trainer, losses: list[tuple[int, Tensor]], values: list[list[float]]
+    ) -> str | None:
+        """Describe the first loss that is not finite; `values` are those of each rank."""
+        for (batch, _), of_ranks in zip(losses, values, strict=True):
+            ranks = [rank for rank, value in enumerate(of_ranks) if not math.isfinite(value)]
+            if ranks:
+                return self._describe(trainer, f"train/loss became {of_ranks[ranks[0]]}", [batch], ranks)
+        return None
 
-    def _describe_loss(self, trainer: pl.Trainer, batch: int, of_ranks: list[float]) -> str:
-        ranks = [rank for rank, value in enumerate(of_ranks) if not math.isfinite(value)]
-        return self._describe(trainer, f"train/loss became {of_ranks[ranks[0]]}", [batch], ranks)
+    def _describe(
+        self, trainer: pl.Trainer, what: str, batches: list[int] | None = None, ranks: list[int] | None = None
+    ) -> str:
+        """Add batches and images to `what`; all images go to train.log.
 
-    def _describe(self, trainer: pl.Trainer, what: str, batches: list[int], ranks: list[int] | None = None) -> str:
-        """Add batches and images to `what`; all images go to train.log."""
+        Args:
+            batches, ranks: None for all of the last step.
+        """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        epoch = trainer.current_epoch
-        ranks = list(range(trainer.world_size)) if ranks is None else ranks
+        epoch, first = trainer.current_epoch, self.last_batch - self.last_batch % trainer.accumulate_grad_batches
+        batches = batches or list(range(first, self.last_batch + 1))
+        ranks = ranks or list(range(trainer.world_size))
         images = [path for batch in batches for rank in ranks for path in data.paths_of_batch(epoch, batch, rank)]
         which = f"batch {batches[0] + 1}" if len(batches) == 1 else f"batches {batches[0] + 1} to {batches[-1] + 1}"
         what = f"{what} in {which} of epoch {epoch + 1}"

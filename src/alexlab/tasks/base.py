@@ -131,7 +131,7 @@ class BaseTask(pl.LightningModule):
             self.nonfinite_losses += 1
             return
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        self.loss_and_accuracy[stage].update(logits, labels, loss)
+        self.loss_and_accuracy[stage].add(logits, labels, loss)
         if self.metrics:
             self.metrics[stage].update(logits.detach(), labels)
 
