@@ -19,8 +19,8 @@ from alexlab.analysis.groups import grouped, ranked
 from alexlab.analysis.runs import Run, read
 from alexlab.analysis.settings import differing
 from alexlab.analysis.where import chosen
-from alexlab.commands.restore import locked
 from alexlab.engine import config as configs
+from alexlab.engine.files import lock
 from alexlab.engine.settings import own_ckpt
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path: Path) -> 
             "step,val/acc1,val/loss,train/loss_step,perf/images,perf/seconds\n9,,,1.5,,\n9,0.5,1.25,,,\n"
             "19,0.75,1.5,,300,20\n24,nan,nan,,,\n29,0.7"
         )
-    with locked(tmp_path / "on", ".lock.rank"):
+    with lock(tmp_path / "on", ".lock.rank"):
         runs, _ = read([tmp_path / "on", tmp_path / "killed"])
     assert [run.status for run in runs] == ["running", "unfinished"]
     for run in runs:  # what was measured so far; a torn row's numbers may be torn, too

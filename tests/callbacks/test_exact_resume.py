@@ -18,12 +18,10 @@ import torch
 from resuming import Harness, Killed, at_batch, difference, rows_of
 
 from alexlab.callbacks.checkpointing import Snapshots
-from alexlab.commands import restore
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.folder import scan
-from alexlab.engine import config
+from alexlab.engine import config, files, resume
 from alexlab.engine.errors import UserError
-from alexlab.loggers import csv_logger as metrics
 from alexlab.tasks.classification import ImageClassifier
 
 BATCHES = 10  # of two epochs
@@ -238,9 +236,9 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         Snapshots, "_do_what_is_owed", lambda self, fetcher: None
     ),
     "the score is forgotten": _after_load(lambda self, _: setattr(self, "best", {})),
-    "metrics are not cut back": lambda patch: patch.setattr(metrics, "cut_back", lambda path, rows: 0),
+    "metrics are not cut back": lambda patch: patch.setattr(resume, "cut_csv", lambda path, rows: 0),
     "metrics are cut back too far": lambda patch: patch.setattr(
-        restore.metrics, "cut_back", lambda path, rows, plain=metrics.cut_back: plain(path, rows - 1)
+        resume, "cut_csv", lambda path, rows: files.cut_csv(path, rows - 1)
     ),
     "the optimizer's state is forgotten": _after_load(
         lambda _, checkpoint: checkpoint["optimizer_states"][0].update(state={})
@@ -305,33 +303,36 @@ def test_what_resume_cannot_do_is_told(harness: Harness, capsys: pytest.CaptureF
     for words, told in (
         (
             ["optimizer.lr=0.5"],
-            r"was started with other settings: optimizer.lr=0.5 \(there 0.005\). Leave them out; a new run with ",
+            r"was started with other settings: optimizer.lr=0.5 \(the run has 0.005\). Leave these overrides out. For",
         ),
         (
             ["label_smoothing=0.1"],
-            r"label_smoothing=0.1 \(there 0.0\). Leave them out, or say resume.allow_changes=true; a new",
+            r"label_smoothing=0.1 \(the run has 0.0\). Leave these overrides out, or add resume.allow_changes=true",
         ),
-        (["model=alexnet_bn", "resume.allow_changes=true"], r"model=alexnet_bn: a run that goes on keeps its options"),
+        (["model=alexnet_bn", "resume.allow_changes=true"], r"model=alexnet_bn: a resumed run keeps its options"),
         (
             ["init_from=x", "resume.allow_changes=true"],
-            r"init_from=x: a run that goes on has its own checkpoint: leave",
+            r"init_from=x: a resumed run continues from its own checkpoint: leave",
         ),
-        (["ckpt_path=x"], r"ckpt_path=x: a run that goes on has its own checkpoint: leave it out, or start a new run"),
+        (
+            ["ckpt_path=x"],
+            r"ckpt_path=x: a resumed run continues from its own checkpoint: leave it out",
+        ),
     ):
         with pytest.raises(UserError, match=told):
             harness.train("x", named, *words)
-    with pytest.raises(UserError, match=r"goes on with its own settings, and these differ: optimizer.lr=0.5"):
+    with pytest.raises(UserError, match=r"continues with its own settings, and these differ: optimizer.lr=0.5"):
         harness.train("x", named, "optimizer.lr=0.5", "resume.allow_changes=true")
     with pytest.raises(UserError, match=r"resume=.*nowhere is not a run's directory"):
         harness.train("x", f"resume.run={folder / 'nowhere'}")
-    with restore.locked(folder / "ended"), pytest.raises(UserError, match="is a run that is still going on: wait"):
+    with files.lock(folder / "ended"), pytest.raises(UserError, match="is still training in another process: wait"):
         harness.train("x", named)
     assert not (folder / "x").exists()
     harness.train("x", named, "label_smoothing=0.1", "resume.allow_changes=true")
-    with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 2 prolongs it."):
+    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 2 to train it longer."):
         harness.train("x", named, "label_smoothing=0.1")
     with pytest.raises(
-        UserError, match=r"has done 2 epochs, and trainer.max_epochs=1 would have ended before: give 2 or"
+        UserError, match=r"has done 2 epochs, and trainer.max_epochs=1 would have stopped before: give 2 or"
     ):
         harness.train("x", named, "trainer.max_epochs=1")
     capsys.readouterr()
@@ -339,7 +340,7 @@ def test_what_resume_cannot_do_is_told(harness: Harness, capsys: pytest.CaptureF
     assert "resume=auto: " in capsys.readouterr().out
     (folder / "empty").mkdir()
     (folder / "ended/config.yaml").rename(folder / "empty/config.yaml")
-    with pytest.raises(UserError, match=r"has no checkpoint to go on from: start it anew, or say resume=auto hydra"):
+    with pytest.raises(UserError, match=r"to resume from: start it again from scratch, or use resume=auto hydra"):
         harness.train("x", f"resume.run={folder / 'empty'}")
 
 
@@ -350,7 +351,7 @@ def test_the_latest_run_must_have_a_checkpoint(harness: Harness) -> None:
     harness.end(at_batch(1, "before"), "train/runs/new")
     os.utime(harness.folder / "train/runs/old/config.yaml", (0, 0))
     with pytest.raises(
-        UserError, match=r"the latest run, .*new, has no checkpoint yet: start it anew, or name the one"
+        UserError, match=r"the latest run, .*new, has no checkpoint yet: start it again from scratch, or name the run"
     ):
         harness.train("x", "resume.run=latest", logs)
 
@@ -391,7 +392,7 @@ def test_a_word_of_an_earlier_command_line_counts_again(harness: Harness) -> Non
     assert len(keys) == len(set(keys)), "one word of each"
     saved = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)
     assert saved["alexlab"]["place"]["epochs"] == 3
-    with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 3 prolongs it."):
+    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 3 to train it longer."):
         harness.train("x", f"resume.run={harness.folder / 'run'}", "trainer.max_epochs=3")
 
 
@@ -441,7 +442,7 @@ def test_a_best_of_steps_that_are_not_done_again_is_removed(
     )
     assert best != last, "the second validation was better, and its epoch's file was not written"
     harness.train("ended", *words, "resume.run=auto", "trainer.max_epochs=1")
-    assert "best.ckpt was of later steps than the checkpoint, and is removed" in capsys.readouterr().out
+    assert "best.ckpt: it was of later steps than the checkpoint" in capsys.readouterr().out
     assert not (folder / "best.ckpt").exists()
 
 
@@ -452,7 +453,7 @@ def test_auto_begins_where_there_is_nothing(harness: Harness, capsys: pytest.Cap
     assert difference(straight, new) is None
     harness.end(at_batch(1, "before"), "early")
     early = harness.train("early", "resume.run=auto")
-    assert "has no checkpoint yet: its run begins anew." in capsys.readouterr().out
+    assert "has no checkpoint yet: it starts again from scratch." in capsys.readouterr().out
     assert difference(straight, early) is None
 
 
@@ -469,9 +470,9 @@ def test_damaged_checkpoints_are_passed_over(harness: Harness, capsys: pytest.Ca
     kept = shutil.copytree(harness.folder / "ended", harness.folder / "both")
     going_on = harness.train("ended", "resume.run=auto")
     told = capsys.readouterr().out
-    assert "last.ckpt, which is damaged (its SHA-256 is not the one of SHA256SUMS); going on from previous.ckpt" in told
+    assert "last.ckpt, which is damaged (its SHA-256 is not the one in SHA256SUMS); resuming from previous.ckpt" in told
     assert not (folder / ".last.ckpt.123.tmp").exists()
     assert difference(straight, going_on) is None
     os.truncate(kept / "checkpoints/previous.ckpt", 4000)
-    with pytest.raises(UserError, match=r"no whole checkpoint is left: .*last.ckpt, which is damaged .*previous.ckpt"):
+    with pytest.raises(UserError, match=r"no undamaged checkpoint is left: .*last.ckpt, which is damaged .*previous"):
         harness.train("both", "resume.run=auto")

@@ -20,6 +20,7 @@ from alexlab.analysis import plots
 from alexlab.data.datamodule import ImageFolders, Index, cores
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
+from alexlab.engine.files import atomic_write, make_folder
 from alexlab.models.introspection import first_convolution, head_of
 from alexlab.tasks import load as loading
 
@@ -166,12 +167,12 @@ def draw(
 ) -> list[Path]:
     """Write the figures of a run into its `figures/`; returns their files."""
     trained = loading.load(run_dir, ckpt)
-    folder = rundir.folder_of(run_dir, "figures")
+    folder = make_folder(run_dir, "figures")
     for name in NAMES:  # none of another checkpoint or other images stays among the new ones
         (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor):
-        with rundir.written(folder / f"{name}.png") as file:
+        with atomic_write(folder / f"{name}.png") as file:
             picture.save(file, "PNG")
         written.append(folder / f"{name}.png")
     return written

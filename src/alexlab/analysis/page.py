@@ -21,7 +21,7 @@ from alexlab.analysis.formats import finite
 from alexlab.analysis.groups import Group
 from alexlab.analysis.runs import Row, Run, low_is_good
 from alexlab.analysis.settings import told
-from alexlab.engine.errors import naming
+from alexlab.engine.files import name_in_errors
 from alexlab.engine.kinds import is_number
 
 HERE = Path(__file__).parent / "html"
@@ -55,7 +55,7 @@ def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], 
     }  # fmt: skip
     pieces = re.split(r"__([A-Z]+)__", (HERE / "page.html").read_text())
     page = "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
-    with naming(path):
+    with name_in_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from alexlab.analysis import drawing as figures
-from alexlab.engine import run_dir as rundir
+from alexlab.engine.files import atomic_write, make_folder
 from alexlab.tasks.classification import ImageClassifier
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ class Media(Callback):
                 log.warning("W&B did not take the confusion matrix and the mistakes: %s", str(error)[:200])
 
     def _write(self, name: str, picture: Image.Image) -> None:
-        self.written.append(rundir.folder_of(self.folder.parent, self.folder.name) / f"{name}.png")
-        with rundir.written(self.written[-1]) as file:
+        self.written.append(make_folder(self.folder.parent, self.folder.name) / f"{name}.png")
+        with atomic_write(self.written[-1]) as file:
             picture.save(file, "PNG")
 
     def _log_end(

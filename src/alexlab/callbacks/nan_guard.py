@@ -182,7 +182,7 @@ class OnNan(Callback):
         """The newest checkpoint that is whole and of numbers."""
         paths = [self.path, self.path.with_name(checkpoint.PREVIOUS), *([self.start] if self.start else [])]
         for path in paths:
-            if path.is_file() and checkpoint.why_damaged(path) is None:
+            if path.is_file() and checkpoint.damage_of(path) is None:
                 found = checkpoint.load(path)
                 if "place" in found["alexlab"] and all_finite(list(found["state_dict"].values())):
                     return found

@@ -20,17 +20,15 @@ from alexlab.engine import naming as identity
 from alexlab.engine import secrecy, sweeps
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import UserError
-from alexlab.engine.instantiate import build, network, without_weights
+from alexlab.engine.targets import build, build_network, without_weights
 from alexlab.loggers.csv_logger import MetricsLogger
-from alexlab.models.introspection import head_of
+from alexlab.models.introspection import head_of, normalization
 from alexlab.tasks import optimizers as optim
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.classification import ImageClassifier
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB on a 0-1 scale
 
 
 def build_data(config: DictConfig, devices: Devices) -> ImageFolders:
@@ -67,9 +65,8 @@ def build_model(config: DictConfig, data: ImageFolders, kind: str, plan: Plan | 
             "many: take the key out."
         )
     known = plan is None or config.get("ckpt_path") is not None  # a checkpoint will give all weights
-    net = network(m.net, num_classes, fetch=not known)
-    mean, std = normalization(net)
-    m.mean, m.std = mean if m.mean == "auto" else m.mean, std if m.std == "auto" else m.std
+    net = build_network(m.net, num_classes, fetch=not known)
+    m.mean, m.std = normalization(net, m.mean, m.std)
     for size in {config.data.image_size, *(pixels for _, pixels in a.get("sizes") or ())}:
         try_net(net, size, num_classes)
     training: dict[str, Any] = {}
@@ -124,12 +121,6 @@ def try_net(net: torch.nn.Module, image_size: int, num_classes: int) -> None:
             f"the network must turn images into logits (B, {num_classes}), and gives {gives} for one image."
         )
     net.train(training)
-
-
-def normalization(net: torch.nn.Module) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that the net's weights belong to, where it tells as timm's do; else ImageNet's."""
-    told = getattr(net, "pretrained_cfg", None) or {}
-    return list(told.get("mean", IMAGENET_MEAN)), list(told.get("std", IMAGENET_STD))
 
 
 def build_loggers(config: DictConfig) -> "tuple[list[Logger], WandbLogger | None]":

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,17 @@ from omegaconf import DictConfig
 from alexlab.callbacks.checkpointing import Snapshots
 from alexlab.callbacks.nan_guard import OnNan
 from alexlab.callbacks.preemption import Notes, Preempted, Preemption
+from alexlab.commands import from_run
 from alexlab.commands import plan as plans
-from alexlab.commands import repeat, restore, resume
 from alexlab.commands import summary as report
 from alexlab.commands.build import build_callbacks, build_data, build_loggers, build_model
+from alexlab.commands.checks import check_ckpt
 from alexlab.commands.plan import Plan
 from alexlab.commands.trainer import build_trainer, check_settings
 from alexlab.data.datamodule import ImageFolders, cores
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import config as configs
+from alexlab.engine import files, resume, rules, targets
 from alexlab.engine import launcher as launch
 from alexlab.engine import naming as identity
 from alexlab.engine import provenance as code_state
@@ -36,6 +38,7 @@ from alexlab.engine.errors import RunFailedError, UserError, lost_peer
 from alexlab.engine.memory import keep_memory
 from alexlab.tasks import optimizers as optim
 from alexlab.tasks.classification import ImageClassifier
+from alexlab.tasks.load import load_initial_weights, load_net
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import Status, WandbLogger
@@ -48,14 +51,22 @@ def fit(config: DictConfig) -> float | None:
 
     Whatever can be found wrong is found before the run's directory is made.
     """
-    config, origin = repeat.repeat(configs.resolved(config))
+    config = configs.resolved(config)
+    origin = from_run.repeat(configs.plain(config))
+    if origin is not None:
+        report_lines(origin.notes)
+        config = configs.create(origin.config)
+        rules.check(config)
     try:
         with Notes().taken():  # which end it at once, until a rank looks at them
             if config.resume.run is not None:
-                restored = restore.restore(config)
-                if restored is None:
+                logs = Path(config.paths.logs)
+                resumed = resume.resume_config(configs.plain(config), list(config.overrides), logs)
+                report_lines(resumed.notes)
+                if resumed.finished:
                     return rundir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
-                config = restored
+                config = configs.create(resumed.config)
+                rules.check(config)
             return _fit(config, origin)
     except Preempted as error:
         if launch.rank() == 0:
@@ -63,7 +74,7 @@ def fit(config: DictConfig) -> float | None:
         raise SystemExit(128 + error.number) from None
 
 
-def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
+def _fit(config: DictConfig, origin: from_run.Repeated | None) -> float | None:
     """Claim the run's directory, and train in this process or in one a device."""
     devices = find_devices(config)
     if devices.nodes > 1 and not launch.external():
@@ -78,8 +89,9 @@ def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
     check_settings(config)
     choose_precision(config.trainer.precision, devices.kind)  # told now where it cannot be
     data = build_data(config, devices).read()
-    if origin is not None:
-        origin.compare(data.describe())
+    targets.check_targets(configs.plain(config.callbacks))
+    differs = origin.compare(data.describe()) if origin is not None else []
+    report_lines(f"warning: {line}" for line in differs)
     plan = plans.make_plan(config, devices.world_size, data.images)
     model = prepare_model(config, data, plan)
     if config.dry_run:
@@ -94,21 +106,23 @@ def _fit(config: DictConfig, origin: repeat.Origin | None) -> float | None:
         if launch.rank() == 0:
             states = optim.state_tensors(configs.plain(config.optimizer))
             rundir.check_space(run_dir, plans.checkpoint_bytes(model.net, config, states))
-            if restore.goes_on(config):
-                held.enter_context(restore.locked(run_dir))
+            source = Path(config.ckpt_path) if config.ckpt_path is not None else None
+            if config.resume.run is not None and resume.holds_run(run_dir):
+                held.enter_context(files.lock(run_dir))
                 held.enter_context(marking(run_dir))
-                with restore.locked(run_dir, ".lock.rank"):  # a rank may outlive the command that started it
-                    restore.take_up(config)
-                if not restore.own_ckpt(config):
-                    resume.take_best_along(config)
+                with files.lock(run_dir, ".lock.rank"):  # a rank may outlive the command that started it
+                    configs.save(config, run_dir / "config.yaml")
+                    report_lines(resume.reset_directory(run_dir, source))
             else:
                 rundir.claim(config)
-                held.enter_context(restore.locked(run_dir))
+                held.enter_context(files.lock(run_dir))
                 held.enter_context(marking(run_dir))
-                resume.take_best_along(config)
                 print(f"run directory: {rundir.shown(run_dir)}", flush=True)
                 if origin is not None:
-                    rundir.write_json(run_dir / repeat.NOTES, origin.notes())
+                    rundir.write_json(run_dir / from_run.RECORD, origin.record(differs))
+            if source is not None and not resume.is_own(source, run_dir):
+                note = resume.copy_best(source, run_dir, config.monitor)
+                report_lines([note] if note is not None else [])
             if (other := code_state.keep(run_dir)) is not None:
                 print(f"warning: {other}", flush=True)
         if alone:
@@ -157,7 +171,7 @@ def fit_rank(
     with contextlib.ExitStack() as held:
         notes = held.enter_context(Notes().taken())
         if launch.rank() == 0:  # it may outlive the command that started it by some seconds
-            held.enter_context(restore.locked(run_dir, ".lock.rank"))
+            held.enter_context(files.lock(run_dir, ".lock.rank"))
         try:
             summary, where = _fit_rank(config, data, model, notes)
         except Preempted as error:  # a second Ctrl-C, while the run was being closed
@@ -194,13 +208,14 @@ def _fit_rank(
         if board is not None:
             tell_board(board, config, facts, data)
         report.tell_start(config, devices, data, plan, facts)
-        repeat.tell_again(run_dir)
+        if launch.rank() == 0:
+            from_run.log_repetition(run_dir)
         on_nan, preemption, snapshots = own_callbacks(config, notes)
         callbacks = [*build_callbacks(config), on_nan, preemption, snapshots]
         trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(model.net))
         preemption.install(trainer)
         snapshots.install(trainer)
-        model.keeps_best = restore.own_ckpt(config) or resume.best_beside(config) is not None
+        model.keeps_best = keeps_best(config)
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         preemption.agree(trainer)
         report.tell_stop(trainer, data)
@@ -236,7 +251,7 @@ def _fit_rank(
             log.warning("%d broken images were left out: %s", len(model.skipped), ", ".join(list(model.skipped)[:5]))
         summary = {
             "status": status,
-            "seconds": report.seconds_since(start, trainer if restore.own_ckpt(config) else None),
+            "seconds": report.seconds_since(start, trainer if resume.is_own(config.ckpt_path, run_dir) else None),
             "test": {},
             **result,
             **facts,
@@ -293,12 +308,38 @@ def prepare_model(config: DictConfig, data: ImageFolders, plan: Plan) -> ImageCl
     """The classifier from its seed, after a look whether `ckpt_path` fits."""
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config, data, find_devices(config).kind, plan)
-    if config.init_from is not None:
-        resume.start_from(config, model.net, data.classes)
+    logs, run_dir = Path(config.paths.logs), Path(config.run_dir)
+    if config.init_from is not None and config.ckpt_path is not None:
+        report_lines([f"note: init_from is ignored: ckpt_path={config.ckpt_path} holds the weights to continue with."])
+    elif config.init_from is not None:
+        path = resume.find_ckpt(config.init_from, "init_from", "best", logs, run_dir)
+        config.init_from = str(path)
+        m = config.model
+        new_head = load_initial_weights(model.net, path, data.classes, config.data.image_size, m.mean, m.std)
+        new = "; the last layer is new, as the classes are others" if new_head else ""
+        report_lines([f"initial weights: {rundir.shown(path)}{new}"])
     if config.ckpt_path is not None:
-        config.ckpt_path = str(resume.find_ckpt(config, "ckpt_path", "last"))
-        resume.check_ckpt(config, data, model, plan)
+        path = resume.find_ckpt(config.ckpt_path, "ckpt_path", "last", logs, run_dir)
+        config.ckpt_path = str(path)
+        check_ckpt(
+            path, configs.told(config), model.net, data.describe(), list(data.classes), plan.steps_per_epoch,
+            plan.steps, config.resume.run is not None, rundir.read_summary(run_dir).get("status") == "finished",
+        )  # fmt: skip
     return model
+
+
+def keeps_best(config: DictConfig) -> bool:
+    """Check whether the best value of the checkpoint counts for this run, because its best.ckpt is there as well."""
+    if config.ckpt_path is None:
+        return False
+    path = Path(config.ckpt_path)
+    return resume.is_own(path, Path(config.run_dir)) or resume.best_of_same_run(path, config.monitor) is not None
+
+
+def report_lines(lines: Iterable[str]) -> None:
+    """Print lines once for all ranks."""
+    for line in lines if launch.tells() else ():
+        print(line, flush=True)
 
 
 def validate_end(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders) -> None:
@@ -315,7 +356,7 @@ def score_best(trainer: pl.Trainer, model: ImageClassifier, data: ImageFolders, 
     path = run_dir / "checkpoints/best.ckpt"
     sharded = isinstance(trainer.strategy, pl.strategies.FSDPStrategy)  # whose weights Lightning must lay out itself
     if path.is_file() and not sharded:
-        checkpoint.load_net(model.net, checkpoint.load(path), path)
+        load_net(model.net, checkpoint.load(path), path)
     ckpt_path = str(path) if path.is_file() and sharded else None
     tested = trainer.test(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
     return {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}

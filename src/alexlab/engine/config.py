@@ -11,7 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from alexlab.engine import secrecy
-from alexlab.engine.errors import UserError, naming
+from alexlab.engine.errors import UserError
+from alexlab.engine.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[3]  # the project's folder
 CONF = ROOT / "conf"
@@ -88,13 +89,8 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def save(config: DictConfig, path: Path) -> None:
     """In one go: another rank, or a kill, meets the file before or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    with naming(path), beside.open("x") as file:
+    with atomic_write(path, "x", sync=True) as file:
         file.write(OmegaConf.to_yaml(_each_text(told(config), lambda text, _: _unresolved(text))))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def read(path: Path) -> Any:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from alexlab.engine import config as configs
 from alexlab.engine import options
 from alexlab.engine.kinds import shown
+from alexlab.engine.overrides import get
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import IGNORED, same_as, settings_of
 
@@ -47,7 +48,7 @@ def _gives_default(plain: dict[str, Any], key: str, word: str) -> bool:
         return False
     if key in choices:
         return bool(choices[key] == options.default_option(choices, key))
-    value = options.at(plain, key)
+    value = get(plain, key)
     return value is not None and same_as(value, key) == same_as(options.default(choices, key), key)
 
 

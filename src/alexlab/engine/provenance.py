@@ -18,7 +18,7 @@ from typing import Any
 from alexlab.engine import run_dir as rundir
 from alexlab.engine import secrecy
 from alexlab.engine.config import ROOT
-from alexlab.engine.errors import naming
+from alexlab.engine.files import atomic_write
 
 # what a run is made of: texts and tests may change beside it
 PARTS = (":(glob)*.py", "src", "conf", "pyproject.toml", "requirements.lock")
@@ -41,11 +41,8 @@ def keep(run_dir: Path) -> str | None:
     told, patch = state()
     if patch:
         text = secrecy.masked(patch.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-        beside = run_dir / f".code.patch.{os.getpid()}.tmp"
-        beside.unlink(missing_ok=True)
-        with naming(run_dir / "code.patch"), beside.open("xb") as file:
+        with atomic_write(run_dir / "code.patch") as file:
             file.write(text)
-        beside.replace(run_dir / "code.patch")
     rundir.write_json(run_dir / "code.json", told)
     return None
 

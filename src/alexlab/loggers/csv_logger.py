@@ -9,8 +9,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from alexlab.engine.errors import naming
-from alexlab.engine.run_dir import unlinked
+from alexlab.engine.files import name_in_errors, open_no_link, read_csv, write_csv
 
 
 class MetricsLogger(Logger):
@@ -52,19 +51,19 @@ class MetricsLogger(Logger):
         new = row.keys() - set(self.columns)
         if new:
             self.columns = sorted({*self.columns, *new})
-            write(self.path, self.columns, read(self.path)[1])
+            write_csv(self.path, self.columns, read_csv(self.path)[1])
         line = io.StringIO(newline="")
         csv.DictWriter(line, self.columns).writerow(row)
         with (
-            naming(self.path),
-            open(self.path, "ab", opener=unlinked) as file,
+            name_in_errors(self.path),
+            open(self.path, "ab", opener=open_no_link) as file,
         ):  # one write: a kill leaves it out, or leaves it whole
             file.write(line.getvalue().encode())
         self.rows += 1
 
     def _look(self) -> None:
         if self.columns is None:
-            self.columns, held = read(self.path)
+            self.columns, held = read_csv(self.path)
             self.rows = len(held)
 
     @rank_zero_only
@@ -75,36 +74,3 @@ class MetricsLogger(Logger):
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
         return self.rows
-
-
-def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and whole rows of a metrics.csv; none where there is no file."""
-    if not path.is_file():
-        return [], []
-    with path.open(newline="") as file:
-        text = file.read()
-    whole = text[: text.rfind("\n") + 1]  # what follows was being written when its process ended
-    rows = csv.DictReader(io.StringIO(whole, newline=""))
-    columns = list(rows.fieldnames or [])
-    return columns, [row for row in rows if None not in row and None not in row.values()]
-
-
-def write(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    """Put a file with these rows in the place of `path`, in one go."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    with naming(path), beside.open("x", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def cut_back(path: Path, rows: int) -> int:
-    """Keep the first rows alone, for a run that goes on from when it had so many; returns how many were taken away."""
-    columns, held = read(path)
-    if columns:
-        write(path, columns, held[:rows])
-    return max(0, len(held) - rows)
