@@ -108,7 +108,7 @@ def kill_writing(root: Path, folder: Path, times: int) -> list[Row]:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             os.close(reading)
-            count += checkpoint.why_damaged(path) is not None
+            count += checkpoint.damage_of(path) is not None
         damaged.append(f"{count} of {times}")
     return [("kill -9 while a checkpoint is written: the only file is damaged", damaged[0], damaged[1])]
 
@@ -127,7 +127,7 @@ def bits(root: Path, folder: Path, times: int) -> list[Row]:
             torch.load(path, weights_only=True)
         except Exception:
             noticed[0] += 1
-        noticed[1] += checkpoint.why_damaged(path) is not None
+        noticed[1] += checkpoint.damage_of(path) is not None
     return [("flipped bits in a checkpoint that are noticed", *(f"{n} of {5 * times}" for n in noticed))]
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.commands import build as assemble
-from alexlab.commands import resume
 from alexlab.commands import train as run
 from alexlab.engine.config import CONF
+from alexlab.tasks import load as loading
 
 OVERRIDES = [
     "data=folder",
@@ -60,8 +60,10 @@ class Harness:
 
     def __init__(self, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.folder, self.monkeypatch = root, folder, monkeypatch
-        for module in (assemble, resume):
-            monkeypatch.setattr(module, "network", lambda settings, num_classes, fetch=False: TinyNet(num_classes))
+        for module in (assemble, loading):
+            monkeypatch.setattr(
+                module, "build_network", lambda settings, num_classes, fetch=False: TinyNet(num_classes)
+            )
 
     def train(self, name: str, *words: str) -> Path:
         composed = compose(*OVERRIDES, f"data.root={self.root}", *words)

@@ -40,12 +40,12 @@ def test_the_head_of_timms_networks_and_of_networks_without_one() -> None:
     net = timm.create_model("mobilenetv4_conv_small", num_classes=7)
     assert head_of(net) is net.get_classifier()
     deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=7)
-    with pytest.raises(UserError, match=r"has no last layer alone that gives the 7 logits, so its head is not known"):
+    with pytest.raises(UserError, match=r"has no single last layer that gives the 7 logits, so its head is unknown"):
         head_of(deit, 7)
     with pytest.raises(UserError, match="gives the 7 logits"):
         head_of(AlexNet(5), 7)
     assert head_of(net, 7) is net.get_classifier()
-    with pytest.raises(UserError, match="Identity has neither linear nor convolutional layers, so no head is found"):
+    with pytest.raises(UserError, match="Identity has neither linear nor convolutional layers, so it has no kn"):
         head_of(nn.Identity())
 
 

@@ -24,7 +24,7 @@ import alexlab
 from alexlab.commands import export as exporting
 from alexlab.commands.export import FromPixels, capture, export, write_onnx
 from alexlab.engine.errors import RunFailedError, UserError
-from alexlab.engine.instantiate import build
+from alexlab.engine.targets import build
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.S)
 FORMATS = {"onnx": "model.onnx", "torch_export": "model.pt2"}

@@ -21,6 +21,7 @@ from conftest import TINY, command, summary_of
 from resuming import difference, rows_of
 
 from alexlab.engine import checkpoint_io as checkpoint
+from alexlab.engine.files import remove_temporary
 
 TIMES = int(os.environ.get("ALEXLAB_FAULTS", "1"))
 WORDS = [
@@ -139,16 +140,16 @@ def test_kills_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest
             told += part
         os.close(reading)
         last = max(last + 1, int.from_bytes(told[-4:], "little") if told else 0)
-        checkpoint.sweep(folder)
+        remove_temporary(folder)
         path = folder / "last.ckpt"
-        assert checkpoint.why_damaged(path) is None
+        assert checkpoint.damage_of(path) is None
         found = torch.load(path, weights_only=True)["n"]
         assert (found == found[0]).all()
         assert int(found[0]) in (last, last + 1)
         last = int(found[0])
         kept = folder / "previous.ckpt"
         if kept.is_file():
-            assert checkpoint.why_damaged(kept) is None
+            assert checkpoint.damage_of(kept) is None
         assert sorted(each.name for each in folder.iterdir()) in (
             ["SHA256SUMS", "last.ckpt"], ["SHA256SUMS", "last.ckpt", "previous.ckpt"],
         )  # fmt: skip
@@ -167,7 +168,7 @@ def test_each_flipped_bit_and_each_cut_is_noticed(with_sums: bool, tmp_path: Pat
     checkpoint.AtomicCheckpointIO().save_checkpoint(state, path)
     if not with_sums:
         (tmp_path / checkpoint.SUMS).unlink()
-    assert checkpoint.why_damaged(path) is None
+    assert checkpoint.damage_of(path) is None
     whole = path.read_bytes()
     stored = whole.index(state["weights"].numpy().tobytes())
     for _ in range(200):
@@ -175,10 +176,10 @@ def test_each_flipped_bit_and_each_cut_is_noticed(with_sums: bool, tmp_path: Pat
         at = draw.randrange(len(whole)) if with_sums else stored + draw.randrange(40_000)
         damaged[at] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
-        assert checkpoint.why_damaged(path) is not None
+        assert checkpoint.damage_of(path) is not None
     for _ in range(100):
         path.write_bytes(whole[: draw.randrange(len(whole))])
-        assert checkpoint.why_damaged(path) is not None
+        assert checkpoint.damage_of(path) is not None
 
 
 @pytest.fixture
@@ -213,7 +214,7 @@ def test_a_disk_that_fills_up_on_the_way(small_disk: Path, shapes: Path) -> None
     assert re.search(rf"error: {run_dir}/.*: no space is left there: free some, or write elsewhere", done.stderr)
     assert "Traceback" not in done.stderr
     for name in ("last", "previous"):
-        assert checkpoint.why_damaged(run_dir / f"checkpoints/{name}.ckpt") is None
+        assert checkpoint.damage_of(run_dir / f"checkpoints/{name}.ckpt") is None
     filler.unlink()
     before = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=200", f"trainer.max_steps={before + 10}")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT, TINY, command, summary_of, tiny_train
 
-from alexlab.commands.resume import check_function
 from alexlab.engine.errors import UserError
 from alexlab.models.pretrained import alexnet_owt, load_but_head, timm_net, torchvision_net
+from alexlab.tasks.load import check_function
 
 WORDS = ["scheduler=constant", "test=false", "trainer.limit_train_batches=null", "data.batch_size=8"]
 
@@ -60,16 +60,16 @@ def test_a_best_that_did_not_come_along_counts_anew(
         torch.save(other, folder / "best.ckpt")
     done = tiny_train(shapes, tmp_path / "run", *WORDS, f"ckpt_path={folder / 'last.ckpt'}", "trainer.max_epochs=3")
     assert done.returncode == 0, done.stderr
-    assert "note: no best.ckpt by val/acc1 of that very moment lies beside" in done.stdout
+    assert "there is no best.ckpt by val/acc1 of the same moment" in done.stdout
     assert summary_of(tmp_path / "run")["best_epoch"] == 3
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["optimizer.lr=0.5"], "these differ: optimizer.lr=0.5 (there 0.005). Give the same ones"),
-        (["scheduler=cosine"], "scheduler.name=cosine (there constant)"),
-        (["seed=1", "data.batch_size=4"], "data.batch_size=4 (there 8), seed=1 (there 0)"),
+        (["optimizer.lr=0.5"], "these differ: optimizer.lr=0.5 (the checkpoint has 0.005). Give the same ones"),
+        (["scheduler=cosine"], "scheduler.name=cosine (the checkpoint has constant)"),
+        (["seed=1", "data.batch_size=4"], "data.batch_size=4 (the checkpoint has 8), seed=1 (the checkpoint has 0)"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(
@@ -94,7 +94,7 @@ def test_other_classes_and_weights_alone_are_refused(shapes: Path, two_epochs: P
     best = two_epochs / "checkpoints/best.ckpt"
     done = tiny_train(shapes, tmp_path / "x", *WORDS, f"ckpt_path={best}")
     assert done.returncode == 2
-    assert "holds weights alone, and training cannot go on from it: give last.ckpt" in done.stderr
+    assert "holds weights alone, and training cannot continue from it: give a last.ckpt" in done.stderr
 
 
 def test_a_new_run_goes_on_from_the_middle_of_an_epoch(shapes: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_new_run_goes_on_from_the_middle_of_an_epoch(shapes: Path, tmp_path: P
     torch.save(found, tmp_path / "old.ckpt")
     done = tiny_train(shapes, tmp_path / "d", *words, "trainer.max_steps=8", f"ckpt_path={tmp_path / 'old.ckpt'}")
     assert done.returncode == 2
-    assert "was written by an older version, and training cannot go on from it; a new run can start from" in done.stderr
+    assert "was written by an older version, and training cannot continue from it; a new run can" in done.stderr
 
 
 def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(shapes: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_other_images_other_steps_and_nothing_left_are_refused(shapes: Path, two
     done = go_on(grown, tmp_path / "x", two_epochs)
     assert done.returncode == 2
     assert "was trained on other images than those of" in done.stderr
-    assert "train 41 (there 40), by the names of their files" in done.stderr
+    assert "train 41 (the checkpoint has 40), by the names of their files" in done.stderr
     moved = shapes.rename(shapes.with_name("moved"))
     try:
         done = go_on(moved, tmp_path / "y", two_epochs)
@@ -141,9 +141,7 @@ def test_other_images_other_steps_and_nothing_left_are_refused(shapes: Path, two
     assert done.returncode == 0, "elsewhere is not other"
     done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.limit_train_batches=2")
     assert done.returncode == 2
-    assert (
-        "has done 10 steps in epochs of 5, and an epoch has 2 here, so that the schedule would not fit" in done.stderr
-    )
+    assert "has done 10 steps in epochs of 5 steps. An epoch has 2 now, which does not fit its schedule" in done.stderr
     done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.max_epochs=2")
     assert done.returncode == 2
     assert (
@@ -215,7 +213,10 @@ def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path
     for words, told in (
         ([f"init_from={last}", "model.name=resnet18"], "Its run had model=torchvision model.name=shufflenet_v2_x0_5."),
         (["init_from=/none.ckpt"], "/none.ckpt is not a file"),
-        ([f"init_from={last}", "model.std=[0.1,0.1,0.1]"], "used to other inputs: add model.std=[0.229,0.224,0.225]."),
+        (
+            [f"init_from={last}", "model.std=[0.1,0.1,0.1]"],
+            "on other inputs: add model.std=[0.229,0.224,0.225].",
+        ),
     ):
         done = tiny_train(shapes, tmp_path / "x", *words)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
@@ -224,7 +225,7 @@ def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path
     assert tiny_train(shapes, tmp_path / "one", *words).returncode == 0
     done = tiny_train(shapes, tmp_path / "on", *words, "trainer.max_epochs=2", f"ckpt_path={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
-    assert "has the weights to go on with: init_from is not read" in done.stdout
+    assert "note: init_from is ignored: ckpt_path=" in done.stdout
 
 
 def test_a_head_of_other_classes_is_new(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
@@ -252,15 +253,15 @@ def test_layers_that_are_others_are_refused(shapes: Path, tmp_path: Path) -> Non
         more = [*words, f"{key}={tmp_path / 'run'}", f"trainer.max_epochs={epochs}"]
         done = tiny_train(shapes, tmp_path / f"other-{key}", *more, "+model.net.lrn={k:1.0}")
         assert done.returncode == 2
-        told = rf"{key}=\S+: its network, model=alexnet, makes something else of an image with the same weights"
+        told = rf"{key}=\S+: its network, model=alexnet, gives other outputs with the same weights"
         assert re.search(told, done.stderr), done.stderr
-        assert "give its model.net.*, which its run's config.yaml has." in done.stderr
+        assert "give its model.net.* settings, which are in the config.yaml of its run." in done.stderr
         done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}", "model.net.dropout=0.3")
         assert done.returncode == 0, done.stderr
         assert command("eval.py", f"run={tmp_path / f'same-{key}'}", f"paths.logs={tmp_path}").returncode == 0
     done = command("eval.py", f"run={tmp_path / 'run'}", f"ckpt={tmp_path / 'same-init_from/checkpoints/best.ckpt'}")
     assert done.returncode == 2
-    assert "best.ckpt is of a run with another model.net: give that run with run=PATH, or a checkpoint" in done.stderr
+    assert "best.ckpt is from a run with another model.net: give that run with run=PATH, or a checkpoint" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_heads_of_attention_are_in_no_weights_shape() -> None:
             state[key] *= 20
     net = timm_net("test_vit", 5, num_heads=4)
     net.load_state_dict(state)
-    with pytest.raises(UserError, match="init_from=x: its network, model=test_vit, makes something else of an image"):
+    with pytest.raises(UserError, match="init_from=x: its network, model=test_vit, gives other outputs"):
         check_function("init_from=x", found_of({"name": "test_vit"}, state), net, 160, same_classes=True)
 
 
@@ -317,4 +318,4 @@ def test_all_jobs_of_a_sweep_start_from_the_same_run(shapes: Path, tmp_path: Pat
         "trainer.limit_train_batches=2", *WORDS, logs, "init_from=latest", "seed=1,2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"weights of {tmp_path / 'train/runs/one/checkpoints/best.ckpt'}\n") == 2
+    assert done.stdout.count(f"initial weights: {tmp_path / 'train/runs/one/checkpoints/best.ckpt'}\n") == 2

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine.errors import UserError
@@ -25,7 +24,7 @@ def test_a_write_that_fails_leaves_the_previous_file(tmp_path: Path, monkeypatch
         io.save_checkpoint({"state_dict": {"a": torch.zeros(3)}, "alexlab": {}}, path)
     assert path.read_bytes() == before
     assert sorted(p.name for p in path.parent.iterdir()) == ["SHA256SUMS", "last.ckpt"]
-    assert checkpoint.why_damaged(path) is None
+    assert checkpoint.damage_of(path) is None
 
 
 def test_what_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -47,20 +46,12 @@ def test_other_files(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "foreign.pt")
 
 
-def test_weights_of_another_network_are_told() -> None:
-    state = {"state_dict": {"net.weight": torch.zeros(3, 3), "net.extra": torch.zeros(1)}, "alexlab": {}}
-    with pytest.raises(
-        UserError, match=r"(?s)another network.*bias is missing.*extra is not in.*\(3, 3\), and \(2, 3\)"
-    ):
-        checkpoint.load_net(nn.Linear(3, 2), state, Path("x.ckpt"))
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_is_told_as_such() -> None:
     """torch's archive says "unexpected pos" instead."""
     file = Path("/dev/full").open("wb")  # noqa: SIM115
     with pytest.raises(OSError, match="No space left on device") as told:
-        checkpoint._write({"state_dict": {"a": torch.zeros(1_000_000)}}, file)
+        checkpoint.write_checkpoint({"state_dict": {"a": torch.zeros(1_000_000)}}, file)
     assert told.value.filename == "/dev/full"
     with contextlib.suppress(OSError):
         file.close()

@@ -12,9 +12,9 @@ from PIL import Image
 from alexlab.analysis import gallery
 from alexlab.callbacks.media import Media
 from alexlab.engine import checkpoint_io as checkpoint
+from alexlab.engine import files
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
-from alexlab.loggers import csv_logger as metrics
 
 
 def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
@@ -53,16 +53,16 @@ def test_nothing_is_written_through_links(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
     for link in (path, path.with_name(f".out.txt.{os.getpid()}.tmp")):
         link.symlink_to(precious)
-    with pytest.raises(ValueError, match="I/O operation on closed file"), rundir.written(path, "x") as file:
+    with pytest.raises(ValueError, match="I/O operation on closed file"), files.atomic_write(path, "x") as file:
         (file.close(), file.write("x"))
     assert path.is_symlink(), "half a file takes no place"
-    with rundir.written(path, "x") as file:
+    with files.atomic_write(path, "x") as file:
         file.write("whole")
     assert (path.read_text(), path.is_symlink(), precious.read_text()) == ("whole", False, "mine")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["elsewhere", "out.txt", "precious"]
     (tmp_path / "figures").symlink_to(folder)
     with pytest.raises(UserError, match=r"figures is a link, and the files of a run are not written through one: rem"):
-        rundir.folder_of(tmp_path, "figures")
+        files.make_folder(tmp_path, "figures")
     with pytest.raises(UserError, match=r"figures is a link"):
         Media(tmp_path / "figures")._write("mistakes", Image.new("RGB", (1, 1)))
     assert not list(folder.iterdir())
@@ -81,7 +81,7 @@ def test_pictures_and_tables_take_the_place_of_links(tmp_path: Path, monkeypatch
     monkeypatch.setattr(gallery.loading, "load", lambda *args, **kwargs: None)
     monkeypatch.setattr(gallery, "pictures", lambda *given: [("curves", picture)])
     gallery.draw(tmp_path, None, "val/acc1")  # type: ignore[arg-type]
-    metrics.write(tmp_path / "metrics.csv", ["step"], [{"step": "1"}])
+    files.write_csv(tmp_path / "metrics.csv", ["step"], [{"step": "1"}])
     checkpoint.AtomicCheckpointIO().save_checkpoint({}, tmp_path / "x.ckpt")
     assert precious.read_text() == "mine"
     assert Image.open(tmp_path / "figures/curves.png").size == (1, 1)

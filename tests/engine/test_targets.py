@@ -18,7 +18,7 @@ import alexlab
 from alexlab.engine import config as configs
 from alexlab.engine import targets
 from alexlab.engine.errors import UserError
-from alexlab.engine.instantiate import build, network, without_weights
+from alexlab.engine.targets import build, build_network, without_weights
 from alexlab.models.alexnet import AlexNet
 from alexlab.tasks import load as loading
 
@@ -43,7 +43,7 @@ def test_allowed_classes_and_functions() -> None:
     ],
 )
 def test_everything_else_is_refused(target: str) -> None:
-    with pytest.raises(UserError, match=r"is not allowed.*it must be of alexlab\.models, .*targets\.py holds the list"):
+    with pytest.raises(UserError, match=r"is not allowed.*must be from alexlab\.models, .*targets\.py holds the list"):
         targets.locate(target)
 
 
@@ -168,14 +168,14 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        (traced({"a": LAYER, EVIL: LAYER, "z": LAYER}), "what begins with _ is its package's own affair"),
-        ({"_target_": "timm.models.FeatureGraphNet"}, "must be a network for classification"),
+        (traced({"a": LAYER, EVIL: LAYER, "z": LAYER}), "names that begin with _ are private to their package"),
+        ({"_target_": "timm.models.FeatureGraphNet"}, "only networks for classification, layers"),
         ({"_target_": "torch.nn.ModuleDict", "_args_": [{EVIL: LAYER}]}, "a key below a _target_ is 'a"),
         ({"_target_": "torchvision.models.resnet18", "norm_layer": {"_target_": "torch.nn.ModuleDict",
           "_args_": [[[EVIL, LAYER]]]}}, "torch.nn.ModuleDict: a part is called 'a"),
-        ({"_target_": "alexlab.models.pretrained.torchvision_weights"}, "as it says itself, is no network"),
-        ({"_target_": "alexlab.models.pretrained.load_but_head"}, "as it says itself, is no network"),
-        ({"_target_": "timm.create_model", "_args_": ["hf-hub:evil/net"]}, "say model=timm model.name=hf-hub:evil/net"),
+        ({"_target_": "alexlab.models.pretrained.torchvision_weights"}, "its return type is not a network"),
+        ({"_target_": "alexlab.models.pretrained.load_but_head"}, "its return type is not a network"),
+        ({"_target_": "timm.create_model", "_args_": ["hf-hub:evil/net"]}, "use model=timm model.name=hf-hub:evil/net"),
         ({"_target_": "timm.create_model", "model_name": "local-dir:/x"}, "is an address"),
         (
 {"_target_": "alexlab.models.pretrained.timm_net", "name": "local-dir:/x"},
@@ -185,20 +185,20 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
 {"_target_": "alexlab.models.pretrained.timm_net", "name": "hf-hub:evil/net"},
 "a run's own config fetches nothing",
 ),
-        ({"_target_": "torchvision.models.resnet18", "_args_": ["DEFAULT"]}, "takes 0 of its 1 _args_ by their place"),
-        ({"_target_": "torch.nn.Identity..x"}, "is no dotted path, such as torch.nn.Linear"),
-        ({"_target_": "torch.nn.Identity", "_recursive_": False}, "_recursive_=False is Hydra's, and not done here"),
+        ({"_target_": "torchvision.models.resnet18", "_args_": ["DEFAULT"]}, "takes 0 of its 1 _args_ by position"),
+        ({"_target_": "torch.nn.Identity..x"}, "is not a dotted path, such as torch.nn.Linear"),
+        ({"_target_": "torch.nn.Identity", "_recursive_": False}, "_recursive_=False is Hydra's and is not"),
         ({"_target_": "torch.nn.Identity", "inner": {**LAYER, "_partial_": "false"}}, "must be true or false"),
-        ({"_target_": "torch.nn.Identity", "_partial_": True}, "model.net._partial_: the network itself must be made"),
+        ({"_target_": "torch.nn.Identity", "_partial_": True}, "_partial_: only parts of a network can be partial"),
         ({"_target_": "torch.nn.Sequential", "_args_": 5}, "_args_ must be a list"),
-        ("x", "model.net: it must hold a _target_"),
+        ("x", "model.net must have a _target_"),
     ],
 )  # fmt: skip
 def test_networks_that_are_refused(net: object, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     settings = json.loads(json.dumps(net).replace("{ran}", str(tmp_path / "ran")))
     with pytest.raises(UserError) as told:
-        network(settings, num_classes=2)
+        build_network(settings, num_classes=2)
     assert why in str(told.value)
     assert not (tmp_path / "ran").exists()
 
@@ -207,9 +207,9 @@ def test_a_partial_part_cannot_get_such_a_name_either() -> None:
     """Made where nobody but its owner sees it, and found in what that makes."""
     parts = {"_target_": "torch.nn.ModuleDict", "_partial_": True, "_args_": [[["a b", LAYER]]]}
     net = {"_target_": "torchvision.models.vgg.VGG", "features": {"_target_": "torch.nn.Sequential", "_args_": [LAYER]}}
-    assert network(net, 2).features is not None
-    with pytest.raises(UserError, match=r"cannot be made|a part is called 'a b'"):
-        network({"_target_": "torchvision.models.resnet18", "norm_layer": parts}, 2)
+    assert build_network(net, 2).features is not None
+    with pytest.raises(UserError, match=r"cannot be built|a part is called 'a b'"):
+        build_network({"_target_": "torchvision.models.resnet18", "norm_layer": parts}, 2)
 
 
 OURS = """
@@ -268,10 +268,10 @@ def test_networks_of_ones_own(net: dict[str, object]) -> None:
     if net.get("_args_") == [2]:
         assert build(net).layer.out_features == 2
     elif net["_target_"] != "torchvision.models.resnet18":
-        assert network(net, 3, fetch=True).layer.out_features == 3
-        assert network(net, 3).layer.out_features == 3
+        assert build_network(net, 3, fetch=True).layer.out_features == 3
+        assert build_network(net, 3).layer.out_features == 3
     else:
-        assert isinstance(network(net, 3).bn1, torch.nn.GroupNorm)
+        assert isinstance(build_network(net, 3).bn1, torch.nn.GroupNorm)
 
 
 @pytest.mark.usefixtures("ours")
@@ -279,10 +279,10 @@ def test_of_ones_own_package_nothing_that_is_anothers() -> None:
     for target in ("mynets.loads", "mynets.torch.load", "mynets.functools.partial"):
         with pytest.raises(UserError, match="is not allowed"):
             targets.locate(target)
-    with pytest.raises(UserError, match=r"model.net._target_=mynets.number makes a int, and no network"):
-        network({"_target_": "mynets.number"}, 2)
-    assert network({"_target_": "mynets.Net"}, 2, fetch=True).pretrained is True
-    assert network({"_target_": "mynets.Net"}, 2).pretrained is False, "as its own default says"
+    with pytest.raises(UserError, match=r"model.net._target_=mynets.number builds a int, which is no network"):
+        build_network({"_target_": "mynets.number"}, 2)
+    assert build_network({"_target_": "mynets.Net"}, 2, fetch=True).pretrained is True
+    assert build_network({"_target_": "mynets.Net"}, 2).pretrained is False, "as its own default says"
     assert without_weights({"_target_": "mynets.plain", "weights": [3, 4]})["weights"] == [3, 4], "its own numbers"
 
 
@@ -379,9 +379,9 @@ def test_a_config_that_lacks_what_every_run_has(tmp_path: Path) -> None:
 
 
 def test_names_that_do_not_exist() -> None:
-    with pytest.raises(UserError, match=r"alexlab.models.alexnet holds no AlexNett: check its name"):
+    with pytest.raises(UserError, match=r"alexlab.models.alexnet contains no AlexNett: check its name"):
         targets.locate("alexlab.models.alexnet.AlexNett")
-    with pytest.raises(UserError, match=r"alexlab.models holds no no_such_net"):
+    with pytest.raises(UserError, match=r"alexlab.models contains no no_such_net"):
         targets.locate("alexlab.models.no_such_net.Net")
     with pytest.raises(UserError, match=r"is a float, and a class or a function is needed"):
         targets.locate("alexlab.models.alexnet.RELU_GAIN")
@@ -400,9 +400,9 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_build_makes_nested_objects_and_tells_what_is_refused() -> None:
     made = build(OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2}), out_features=3)
     assert made.weight.shape == (3, 2)
-    with pytest.raises(UserError, match=r"norm=x: must be lrn.* \(alexlab.models.alexnet.AlexNet\)"):
+    with pytest.raises(UserError, match=r"norm=x must be lrn.* \(alexlab.models.alexnet.AlexNet\)"):
         build(OmegaConf.create({"_target_": "alexlab.models.alexnet.AlexNet", "norm": "x"}), num_classes=2)
-    with pytest.raises(UserError, match=r"torch.nn.Linear cannot be made .*depth"):
+    with pytest.raises(UserError, match=r"torch.nn.Linear cannot be built .*depth"):
         build(OmegaConf.create({"_target_": "torch.nn.Linear", "depth": 2}))
     nested = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.getcwd"}]}
     with pytest.raises(UserError, match=r"_target_=os.getcwd is not allowed"):

@@ -1,4 +1,4 @@
-"""The AlexNet family against the paper's, the released code's and other listings' numbers."""
+"""The AlexNet family against published numbers: of the paper, the released code, Caffe and other listings."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from test_configs import compose
 from torch import nn
 
 from alexlab.engine import config as configs
-from alexlab.engine.instantiate import build
+from alexlab.engine.targets import build
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.lrn import LocalResponseNorm
 
@@ -25,7 +25,7 @@ def parameters(net: nn.Module) -> int:
 
 
 def macs(net: nn.Module, size: int) -> float:
-    """Million multiplications with a weight, of one image."""
+    """Count the multiply-accumulates of one image, in millions, with hooks."""
     total = 0
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -48,7 +48,7 @@ def macs(net: nn.Module, size: int) -> float:
         ("alexnet_bn", 60_965_224 + 2 * (96 + 256 + 384 + 384 + 256), 224, 724.4),
         ("alexnet_owt", 61_100_840, 224, 714.2),
         ("alexnet_wide", 61_264_904, 224, 861.3),
-        ("alexnet_half", 1_927_912 - 352, 224, 267),  # of them 352 statistics of BatchNorm, which are not trained
+        ("alexnet_half", 1_927_912 - 352, 224, 267),  # the listing counts 352 running statistics of BatchNorm, too
     ],
 )
 def test_parameters_and_macs(name: str, expected: int, size: int, million_macs: float) -> None:
@@ -57,7 +57,7 @@ def test_parameters_and_macs(name: str, expected: int, size: int, million_macs: 
     assert macs(net, size) == pytest.approx(million_macs, abs=0.05 if million_macs != 267 else 0.5)
 
 
-def test_counts_of_two_classes_and_of_the_ungrouped_network() -> None:
+def test_parameters_of_two_classes_and_of_the_ungrouped_network() -> None:
     assert parameters(net_of("alexnet_wide", 2)) == 57_176_098
     half = net_of("alexnet_half", 2)
     assert parameters(half) == 1_798_818
@@ -77,7 +77,7 @@ HALF = [(48, 54), (48, 26), (128, 26), (128, 12), (192, 12), (192, 12), (128, 12
     [("alexnet", 224, PAPER), ("alexnet_krizhevsky2012", 224, PAPER), ("alexnet_caffe", 227, PAPER),
      ("alexnet_bn", 224, PAPER), ("alexnet_half", 224, HALF)],
 )  # fmt: skip
-def test_maps_of_each_convolution_and_pooling(name: str, size: int, expected: list[tuple[int, int]]) -> None:
+def test_each_layer_has_the_published_shape(name: str, size: int, expected: list[tuple[int, int]]) -> None:
     found = []
     net = net_of(name, 10).eval()
     for layer in net.features:
@@ -88,7 +88,7 @@ def test_maps_of_each_convolution_and_pooling(name: str, size: int, expected: li
     assert net.classifier[0].in_features == {"alexnet_half": 3200}.get(name, 9216)
 
 
-def test_the_first_convolution_is_padded_right_and_below() -> None:
+def test_the_first_convolution_is_padded_on_the_right_and_at_the_bottom() -> None:
     net = net_of("alexnet", 10).eval()
     images = torch.randn(1, 3, 224, 224)
     conv, seen = net.layers[0], []
@@ -100,31 +100,31 @@ def test_the_first_convolution_is_padded_right_and_below() -> None:
 
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize("size", [64, 65, 96, 130, 224, 227, 256])
-def test_other_sizes(name: str, size: int) -> None:
+def test_images_of_other_sizes_give_logits(name: str, size: int) -> None:
     assert net_of(name, 7).eval()(torch.zeros(1, 3, size, size)).shape == (1, 7)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_other_channels(channels: int) -> None:
+def test_other_numbers_of_channels_give_logits(channels: int) -> None:
     net = AlexNet(7, in_channels=channels)
     assert net.eval()(torch.zeros(1, channels, 64, 64)).shape == (1, 7)
 
 
-def test_too_small_images_and_wrong_words() -> None:
+def test_images_that_are_too_small_and_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 64 pixels, and these have 63 x 63: set data.image_size=64"):
         AlexNet(7)(torch.zeros(1, 3, 63, 63))
     for wrong, words in (
-        ({"norm": "x"}, "norm=x: must be lrn, bn or none"),
-        ({"init": "x"}, "init=x: must be one of paper, released, caffe, centered, torch"),
-        ({"dropout": 1}, "dropout=1: must be from 0 to below 1"),
-        ({"padding": "left"}, "padding=left: must be right_bottom or a number of pixels"),
+        ({"norm": "x"}, "norm=x must be lrn, bn or none"),
+        ({"init": "x"}, "init=x must be one of paper, released, caffe, centered, torch"),
+        ({"dropout": 1}, "dropout=1 must be at least 0 and below 1"),
+        ({"padding": "left"}, "padding=left must be right_bottom or a number of pixels"),
     ):
         with pytest.raises(ValueError, match=words):
             AlexNet(7, **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_all_gradients_are_finite_and_not_zero(name: str) -> None:
+def test_all_gradients_are_finite_and_nonzero(name: str) -> None:
     torch.manual_seed(0)
     composed = compose(f"model={name}").model
     net = net_of(name, 10)
@@ -140,7 +140,7 @@ def test_all_gradients_are_finite_and_not_zero(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_does_not_overflow_on_extreme_pixels(name: str, dtype: torch.dtype) -> None:
-    """Black, white and both side by side, as the net sees them with its own mean and std."""
+    """Black, white, stripes and noise, with the mean and std of the net's config."""
     torch.manual_seed(0)
     composed = compose(f"model={name}").model
     net = net_of(name, 10)
@@ -167,7 +167,7 @@ PAPER_BIAS = [0, 1, 0, 1, 1, 1, 1, 0]
         ("caffe", [0.01] * 5 + [0.005, 0.005, 0.01], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]),
     ],
 )
-def test_init_layer_by_layer(init: str, stds: list[float], biases: list[float]) -> None:
+def test_each_layer_is_initialized_as_published(init: str, stds: list[float], biases: list[float]) -> None:
     torch.manual_seed(0)
     for layer, std, bias in zip(AlexNet(1000, init=init).layers, stds, biases, strict=True):
         assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.03)
@@ -184,12 +184,12 @@ def test_centered_init_gives_outputs_of_deviation_one() -> None:
         layer.register_forward_hook(lambda _, __, out: found.append(float(out.detach().std())))
     net(torch.randn(8, 3, 224, 224))
     assert found[0] == pytest.approx(1, rel=0.05)
-    assert max(found) < 2, "poolings take the largest and so raise it a little; nothing grows from layer to layer"
+    assert max(found) < 2, "max pooling raises it a little, and it does not grow from layer to layer"
     assert min(found) > 0.5
 
 
-def test_two_halves_joined_are_one_grouped_convolution() -> None:
-    """As the paper's network lay on two GPUs."""
+def test_a_grouped_convolution_equals_two_convolutions_of_half_the_maps() -> None:
+    """The paper's network ran on two GPUs."""
     torch.manual_seed(0)
     grouped = AlexNet(10).layers[1]
     maps = torch.randn(2, 96, 27, 27)
@@ -206,7 +206,7 @@ def test_two_halves_joined_are_one_grouped_convolution() -> None:
     ("name", "alpha", "k", "groups"),
     [("alexnet", 1e-4, 2.0, 1), ("alexnet_caffe", 1e-4 / 5, 1.0, 1), ("alexnet_krizhevsky2012", 1e-4 / 5, 2.0, 2)],
 )
-def test_each_normalizes_by_its_own_convention(name: str, alpha: float, k: float, groups: int) -> None:
+def test_each_variant_has_its_own_normalization(name: str, alpha: float, k: float, groups: int) -> None:
     norms = [layer for layer in net_of(name, 10).features if isinstance(layer, LocalResponseNorm)]
     assert len(norms) == 2
     for norm in norms:
@@ -214,7 +214,7 @@ def test_each_normalizes_by_its_own_convention(name: str, alpha: float, k: float
         assert (norm.size, norm.beta, norm.k, norm.groups) == (5, 0.75, k, groups)
 
 
-def test_biases_of_the_released_code_learn_twice_as_fast_and_do_not_decay() -> None:
+def test_biases_of_the_released_code_learn_twice_as_fast() -> None:
     composed = compose("model=alexnet_krizhevsky2012")
     assert configs.plain(composed.optimizer)["bias_lr_factor"] == 2
     assert configs.plain(compose("model=alexnet").optimizer)["bias_lr_factor"] == 1

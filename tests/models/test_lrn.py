@@ -11,7 +11,7 @@ from alexlab.models.lrn import LocalResponseNorm
 
 
 @pytest.mark.parametrize("maps", [3, 16])
-def test_lrn_is_the_papers_formula(maps: int) -> None:
+def test_lrn_equals_the_formula_of_the_paper(maps: int) -> None:
     a = np.random.default_rng(0).normal(0, 50, (2, maps, 3, 3))
     expected = np.empty_like(a)
     for i in range(maps):
@@ -22,7 +22,7 @@ def test_lrn_is_the_papers_formula(maps: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 4, 5])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_lrn_equals_torchs(layout: torch.memory_format, size: int) -> None:
+def test_lrn_equals_that_of_torch(layout: torch.memory_format, size: int) -> None:
     torch.manual_seed(0)
     x = (torch.randn(2, 24, 9, 9) * 30).contiguous(memory_format=layout).requires_grad_()
     y = x.detach().clone().requires_grad_()
@@ -34,8 +34,8 @@ def test_lrn_equals_torchs(layout: torch.memory_format, size: int) -> None:
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_neighbours_are_sought_within_each_group() -> None:
-    """The released code had half of the maps on each GPU."""
+def test_neighbours_are_counted_within_each_group() -> None:
+    """The released code had half of the maps on each of two GPUs."""
     x = torch.randn(2, 12, 3, 3) * 30
     halves = [nn.LocalResponseNorm(5, 1e-4, 0.75, 2)(half) for half in x.chunk(2, dim=1)]
     ours = LocalResponseNorm(divide=True, groups=2)
@@ -44,14 +44,14 @@ def test_neighbours_are_sought_within_each_group() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"size": 4}, {"groups": 3, "beta": 0.5}, {"size": 9}])
-def test_the_gradient_is_the_numerical_one(settings: dict) -> None:
+def test_the_gradient_equals_the_numerical_gradient(settings: dict) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 6, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(LocalResponseNorm(alpha=0.3, **settings), (x,))
 
 
 @pytest.mark.parametrize("settings", [{}, {"groups": 2, "divide": True}])
-def test_what_is_compiled_is_the_same(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_form_gives_the_same_values(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     x = (torch.randn(2, 8, 4, 4) * 30).requires_grad_()
     y = x.detach().clone().requires_grad_()
     norm = LocalResponseNorm(**settings)
@@ -65,7 +65,7 @@ def test_what_is_compiled_is_the_same(settings: dict, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_holds_large_activations(dtype: torch.dtype) -> None:
+def test_half_precision_does_not_overflow_on_large_activations(dtype: torch.dtype) -> None:
     """300 squared is more than float16 holds, and inputs of 0-255 give activations of thousands."""
     large = torch.tensor([10.0, 300, 10, 20_000, 10]).view(1, 5, 1, 1)
     x, y = large.to(dtype).requires_grad_(), large.clone().requires_grad_()
@@ -77,7 +77,7 @@ def test_half_precision_holds_large_activations(dtype: torch.dtype) -> None:
     torch.testing.assert_close(x.grad.float(), y.grad, rtol=0.05, atol=2e-3)
 
 
-def test_lrn_beta_other_than_the_papers() -> None:
+def test_another_beta_than_the_papers() -> None:
     x = torch.randn(1, 8, 2, 2)
     torch.testing.assert_close(
         LocalResponseNorm(beta=0.5, divide=True)(x), nn.LocalResponseNorm(5, 1e-4, 0.5, 2)(x), rtol=1e-5, atol=1e-6

@@ -16,7 +16,7 @@ from alexlab.models.alexnet import AlexNet
 from alexlab.models.pretrained import alexnet_owt, load_but_head, timm_net, torchvision_net
 
 
-def test_owt_is_torchvisions() -> None:
+def test_alexnet_owt_equals_torchvisions_alexnet() -> None:
     theirs = torchvision.models.alexnet().eval()
     ours = alexnet_owt(1000).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -24,7 +24,7 @@ def test_owt_is_torchvisions() -> None:
     assert torch.equal(ours(images), theirs(images))
 
 
-def test_weights_load_but_for_a_head_of_other_size() -> None:
+def test_weights_load_except_a_head_of_another_size() -> None:
     source = torchvision_net("resnet18", 5)
     net = torchvision_net("resnet18", 3)
     before = net.fc.weight.clone()
@@ -41,7 +41,7 @@ def test_weights_load_but_for_a_head_of_other_size() -> None:
         load_but_head(net, {k: v for k, v in source.state_dict().items() if "layer1" not in k})
 
 
-def test_unknown_names_and_weights_that_cannot_be_had(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_unknown_names_and_unavailable_weights_are_refused(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=r"model.name=resnet19: torchvision has no such network. Did you mean resnet"):
         torchvision_net("resnet19", 3)
     with pytest.raises(ValueError, match=r"model.name=resnet19x: timm has no such network"):
@@ -50,11 +50,11 @@ def test_unknown_names_and_weights_that_cannot_be_had(tmp_path, monkeypatch) -> 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for pretrained in (True, False):
         with pytest.raises(
-            ValueError, match=r"model.name=hf-hub:timm/x: what the hub has of it cannot be had \(.*take an"
+            ValueError, match=r"model.name=hf-hub:timm/x: its files on the hub are not available \(.*choose an"
         ):
             timm_net("hf-hub:timm/x", 3, pretrained=pretrained)
     with pytest.raises(
-        ValueError, match=r"model.name=resnet18: what the hub has of it .*, or set model.pretrained=false"
+        ValueError, match=r"model.name=resnet18: its files on the hub .*, or set model.pretrained=false"
     ):
         timm_net("resnet18", 3, pretrained=True)
     with pytest.raises(ValueError, match=r"model.name=resnet18.nosuch: Invalid pretrained tag"):
@@ -63,18 +63,20 @@ def test_unknown_names_and_weights_that_cannot_be_had(tmp_path, monkeypatch) -> 
         timm_net("resnet18", 3, foo=1)
     assert torchvision_net("googlenet", 3).transform_input
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(ValueError, match=r"pretrained=true: the weights of alexnet cannot be had .*Connect once, put"):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # no server is there
+    with pytest.raises(ValueError, match=r"pretrained=true: the weights of alexnet are not available .*Connect"):
         alexnet_owt(10, pretrained=True)
 
 
-def test_torchvisions_weights_are_those_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_file_of_torchvision_must_be_the_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"others")
     found = hashlib.sha256(b"others").hexdigest()[:8]
-    with pytest.raises(ValueError, match=f"not what was published: its SHA-256 begins with {found}, not with 7be5be79"):
+    with pytest.raises(ValueError, match=f"not the published file: its SHA-256 begins with {found}, not with 7be5be79"):
         alexnet_owt(10, pretrained=True)
 
 
@@ -87,7 +89,7 @@ except ValueError as error:
 """
 
 
-def test_timms_weights_come_from_the_hubs_cache_and_are_those_published(tmp_path: Path) -> None:
+def test_timms_weights_are_read_from_the_hubs_cache_and_must_be_the_published_ones(tmp_path: Path) -> None:
     net = timm.create_model("mobilenetv3_small_050")
     repository = net.pretrained_cfg["hf_hub_id"].replace("/", "--")
     cache = tmp_path / f"hub/models--{repository}"
@@ -108,11 +110,11 @@ def test_timms_weights_come_from_the_hubs_cache_and_are_those_published(tmp_path
     held = bytearray(blob.read_bytes())
     held[-1] ^= 1
     blob.write_bytes(held)
-    assert "is not what was published: its SHA-256 begins with" in loaded().stderr
+    assert "is not the published file: its SHA-256 begins with" in loaded().stderr
 
 
-def test_torchvisions_inputs_are_those_of_the_weights() -> None:
-    """All of its networks take ImageNet's scale, but for one."""
+def test_torchvisions_networks_have_the_input_statistics_of_their_weights() -> None:
+    """All use those of ImageNet except one."""
     for name, mean in (("shufflenet_v2_x0_5", [0.485, 0.456, 0.406]), ("efficientnet_v2_l", [0.5, 0.5, 0.5])):
         with torch.device("meta"):
             assert torchvision_net(name, 3).pretrained_cfg["mean"] == mean

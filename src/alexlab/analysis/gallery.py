@@ -22,6 +22,7 @@ from alexlab.data.fast.device_cache import Index
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
 from alexlab.engine.process import cores
+from alexlab.engine.files import atomic_write, make_folder
 from alexlab.models.introspection import first_convolution, head_of
 from alexlab.tasks import load as loading
 
@@ -169,12 +170,12 @@ def draw(
 ) -> list[Path]:
     """Write the figures of a run into its `figures/` and return their paths."""
     trained = loading.load(run_dir, ckpt, check_sources=False)
-    folder = rundir.folder_of(run_dir, "figures")
+    folder = make_folder(run_dir, "figures")
     for name in NAMES:  # figures of another checkpoint or of other images
         (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor):
-        with rundir.written(folder / f"{name}.png") as file:
+        with atomic_write(folder / f"{name}.png") as file:
             picture.save(file, "PNG")
         written.append(folder / f"{name}.png")
     return written

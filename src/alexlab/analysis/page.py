@@ -19,7 +19,7 @@ from PIL import Image
 
 from alexlab.analysis.compare import Group, as_text, columns_of, finite
 from alexlab.analysis.runs import Row, Run
-from alexlab.engine.errors import naming
+from alexlab.engine.files import name_in_errors
 from alexlab.engine.kinds import is_number
 from alexlab.engine.metrics import lower_is_better
 
@@ -55,7 +55,7 @@ def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], 
         "SCRIPT": (HTML / "page.filter.js").read_text() + (HTML / "page.js").read_text(),
     }
     page = re.sub(r"__([A-Z]+)__", lambda found: parts[found[1]], (HTML / "page.html").read_text())
-    with naming(path):
+    with name_in_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
 

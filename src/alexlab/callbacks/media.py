@@ -14,7 +14,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from alexlab.analysis import drawing as figures
-from alexlab.engine import run_dir as rundir
+from alexlab.engine.files import atomic_write, make_folder
 from alexlab.tasks.base import BaseTask
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ class Media(Callback):
                 log.warning("The confusion matrix and the mistakes could not be logged to W&B: %s", str(error)[:200])
 
     def _write(self, name: str, picture: Image.Image) -> None:
-        self.written.append(rundir.folder_of(self.folder.parent, self.folder.name) / f"{name}.png")
-        with rundir.written(self.written[-1]) as file:
+        self.written.append(make_folder(self.folder.parent, self.folder.name) / f"{name}.png")
+        with atomic_write(self.written[-1]) as file:
             picture.save(file, "PNG")
 
     def _log_end(

@@ -126,7 +126,7 @@ def read_images(
         data.read()
     else:
         read_other(data, found["alexlab"]["dataset"])
-    checkpoint.check_classes(found, data.classes, data.root)
+    loading.check_classes(found, data.classes, data.root)
     data.readable_classes = loading.readable_classes(found, its)
     if its.trainer.limit_test_batches is None:  # the very batches of training's own test, whose sums round alike
         ranks = rundir.read_summary(run_dir).get("world_size", 1)
@@ -190,7 +190,7 @@ def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = 
     data = read_images(config, its, found, devices, run_dir)
     pl.seed_everything(its.seed, verbose=False)
     model = assemble.build_model(its, data, devices.kind)
-    checkpoint.load_net(model.net, found, path)
+    loading.load_net(model.net, found, path)
     loading.check_own(found, its, path, run_dir)
     loading.warn_of_changed_sources(found, model.net, path)
     if its.compile:

@@ -4,6 +4,7 @@ import csv
 import glob
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from alexlab.data.sampler import EvalBatchSampler
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.process import cores
+from alexlab.engine.files import atomic_write
 from alexlab.tasks import load as loading
 
 SHOWN = 10  # images in the table on the screen; the file has all
@@ -86,8 +88,8 @@ def predict(config: DictConfig) -> None:
     broken: dict[str, str] = {}
     table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
     console = Console()
-    text = {"encoding": "utf-8", "errors": "surrogateescape"}
-    with rundir.written(out, "x", newline="", **text) as file, torch.inference_mode():
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+    with atomic_write(out, "x", newline="", **text) as file, torch.inference_mode():
         writer = csv.writer(file)
         writer.writerow(["path", "rank", "class", "probability"])
         for place, (pixels, _, skipped, _) in enumerate(
@@ -114,7 +116,7 @@ def predict(config: DictConfig) -> None:
         listed = "\n  ".join(shown(line) for line in told[:SHOWN])
         if len(broken) > SHOWN:
             rest = out.with_name(f"{out.stem}-broken.txt")
-            with rundir.written(rest, "x", **text) as file:
+            with atomic_write(rest, "x", **text) as file:
                 file.write("\n".join(told) + "\n")
             listed += f"\n  ... ({len(broken) - SHOWN} more, all in {rundir.shown(rest)})"
         raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)

@@ -1,10 +1,7 @@
 """The exceptions that a command shows on one screen, without a traceback."""
 
-import contextlib
 import errno
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 
 class UserError(ValueError):
@@ -55,16 +52,6 @@ SYSTEM = {
     errno.ELOOP: "that is a link, through which nothing is written: remove it, or choose another place.",
     errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
 }
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """What cannot be written tells its path; Python leaves it out for a file that is open."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def mistake(error: BaseException) -> str | None:

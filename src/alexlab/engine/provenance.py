@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.config import ROOT
+from alexlab.engine.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +50,7 @@ def save(run_dir: Path, root: Path = ROOT) -> str | None:
         return difference(read(run_dir), rundir.shown(run_dir), apply_command, root)
     code, patch = state(root)
     if patch:
-        with rundir.written(run_dir / "code.patch") as file:
+        with atomic_write(run_dir / "code.patch") as file:
             file.write(patch)
     rundir.write_json(run_dir / "code.json", code)
     unknown = code["dirty"] is None and code["left_out"]

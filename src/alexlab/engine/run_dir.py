@@ -9,16 +9,16 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from alexlab.engine import config as configs
 from alexlab.engine import launcher as launch
 from alexlab.engine import secrecy
-from alexlab.engine.errors import SYSTEM, UserError, naming
+from alexlab.engine.errors import SYSTEM, UserError
+from alexlab.engine.files import atomic_write, open_no_link
 
 LARGEST = 2**25  # bytes of a summary.json, which lists the images that were left out
 
@@ -132,17 +132,12 @@ class Console(logging.StreamHandler):
             super().handleError(record)
 
 
-def unlinked(path: str, flags: int) -> int:
-    """To open with: an OSError for a symbolic link."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
-
-
 class LogFile(logging.FileHandler):
     """No link, which a run from elsewhere might have to somebody's file. On a full disk the run has something better
     to tell than that its log could not be written."""
 
     def _open(self) -> Any:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=unlinked)
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_no_link)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         error = sys.exc_info()[1]
@@ -178,44 +173,8 @@ def set_up_logging(run_dir: Path) -> None:
     logger.addHandler(file)
 
 
-@contextlib.contextmanager
-def written(path: Path, mode: str = "xb", **more: Any) -> "Iterator[IO[Any]]":
-    """A new file, which takes the place of `path` when all is written; nothing is left of half a one. Where `path` is a
-    link, which a run from elsewhere might have to somebody's file, it takes the link's place.
-
-    Args:
-        mode: "xb", or "x" for text.
-        more: for `open`.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    try:
-        with naming(path), beside.open(mode, **more) as file:  # no link either, as it must be new
-            yield file
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def folder_of(run_dir: Path, name: str) -> Path:
-    """A folder for files in a run's directory, made where it is missing.
-
-    Raises:
-        UserError: it is a link, by which files elsewhere would be overwritten and removed.
-    """
-    refuse_link(run_dir / name)
-    (run_dir / name).mkdir(exist_ok=True)
-    return run_dir / name
-
-
-def refuse_link(folder: Path) -> None:
-    if folder.is_symlink():
-        raise UserError(f"{folder} is a link, and the files of a run are not written through one: remove it.")
-
-
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    with written(path, "x") as file:
+    with atomic_write(path, "x") as file:
         file.write(json.dumps(_finite(secrecy.hidden(values)), indent=2, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,12 @@
-"""`_target_` of a config -> a class or function, from allowed places only: a config must not run anything else."""
+"""Build the objects that a config names by `_target_`, and nothing that is not on the allow-list.
+
+A run directory may come from somebody else, and eval, predict, export, `alexlab.load` and resume build what its config
+names. So a target must be on this list by its path and by the module that defines the object it leads to: an allowed
+module may import anything. Configs of one's own command line pass the same list and the same builder, because the run
+that they start must be rebuilt from its directory later. `hydra.utils.instantiate` is not that builder: it resolves
+texts as references once more after they were checked, and its `_partial_` objects check each call, so that one of an
+activation function takes 250 microseconds instead of 1.
+"""
 
 import contextlib
 import functools
@@ -10,85 +18,125 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from omegaconf import OmegaConf
+from torch import nn
+
 from alexlab.engine.errors import UserError
 
-# Your own package goes here, if its networks do not live in src/alexlab/models/.
-OWN = (
-    "alexlab.models",
-    "alexlab.callbacks",
-    "alexlab.optimizers",
-)
-# Of these, networks and layers, optimizers and callbacks alone: among their functions are some that load pickles.
-OTHERS = (
-    "torch.nn",
-    "torch.optim",
-    "torchvision.models",
-    "timm",
-    "pytorch_lightning.callbacks",
-)
-ALLOWED = OWN + OTHERS
+# Your own code. Add the name of your package here if it is not in one of these folders of src/alexlab/.
+OWN = ("alexlab.models", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimizers")
+# Of these libraries only networks, layers, optimizers and callbacks: some of their functions load pickles.
+LIBRARIES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "pytorch_lightning.callbacks")
+ALLOWED = OWN + LIBRARIES
 MODULE, OPTIMIZER, CALLBACK = (
     "torch.nn.modules.module.Module",
     "torch.optim.optimizer.Optimizer",
     "pytorch_lightning.callbacks.callback.Callback",
 )
-# Where others' networks and layers are defined: in no private module, and in none for other tasks than ours.
+# The modules that define the libraries' networks and layers; not the private ones, nor those for other tasks.
 NETWORKS = re.compile(r"torch\.nn\.modules\.[a-z]\w*|torchvision\.models\.[a-z]\w*|timm\.(layers|models)(\.[a-z]\w*)*")
-# These turn the text of a program that they have written into a program.
+# Classes of these packages turn text into a program.
 WRITES_CODE = ("torch.fx.", "torch.jit.")
-# Functions of others that a network may be given: activations, ways to draw weights, timm's choices by name.
-FUNCTIONS = {
-    *(f"torch.nn.functional.{name}" for name in (
-        "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "glu", "hardswish", "hardsigmoid",
-        "hardtanh", "sigmoid", "logsigmoid", "tanh", "softplus", "softsign", "softmax", "log_softmax", "normalize",
-    )),
-    *(f"torch.nn.init.{name}_" for name in (
-        "uniform", "normal", "trunc_normal", "constant", "ones", "zeros", "eye", "dirac", "xavier_uniform",
-        "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal", "sparse",
-    )),
-    *(f"timm.layers.{name}" for name in ("get_norm_layer", "get_act_layer", "get_act_fn", "get_attn")),
-}  # fmt: skip
+# The libraries' functions that a network may be given: activations, initializers, timm's choices by name.
+FUNCTIONS = re.compile(
+    r"torch\.nn\.functional\.(relu6?|leaky_relu|elu|selu|celu|gelu|silu|mish|glu|hardswish|hardsigmoid|hardtanh|sigmoid"
+    r"|logsigmoid|tanh|softplus|softsign|softmax|log_softmax|normalize)"
+    r"|torch\.nn\.init\.(uniform|normal|trunc_normal|constant|ones|zeros|eye|dirac|xavier_uniform|xavier_normal"
+    r"|kaiming_uniform|kaiming_normal|orthogonal|sparse)_"
+    r"|timm\.layers\.(get_norm_layer|get_act_layer|get_act_fn|get_attn)"
+)
+# Names of keys and of submodules: torch.fx and torch.compile write them into programs.
+NAME = re.compile(r"\w[\w.\-]*", re.ASCII)
+# Hydra's keys that have no meaning here, with the values that ask for what is done anyway.
+UNUSED = {"_recursive_": (True,), "_convert_": ("all",)}
+# Arguments by which a network, or a part of it, downloads or reads weights, and their values without that.
+FETCHES = {
+    "pretrained": False,
+    "pretrained_backbone": False,
+    "weights": None,
+    "weights_backbone": None,
+    "checkpoint_path": "",
+    "online": False,
+}
+
+
+# -- the allow-list
 
 
 def locate(target: str) -> Callable[..., Any]:
-    """The class or function at the dotted path `target`.
-
-    Where it is defined counts, not the path alone: `alexlab.models.pretrained.torch.hub.load` is torch.hub's.
+    """Return the class or function at the dotted path `target`.
 
     Raises:
-        UserError: it is outside `ALLOWED`, does not exist, or is not a class or a function that makes something.
+        UserError: it is not on the allow-list, does not exist, or is neither a class nor a function that builds one of
+            the allowed kinds.
     """
-    if not _allowed(target):
+    if not _is_in(target, ALLOWED):
         raise UserError(_refusal(target))
     parts = target.split(".")
     if not all(part.isidentifier() for part in parts):
-        raise UserError(f"_target_={target} is no dotted path, such as torch.nn.Linear: check its name.")
+        raise UserError(f"_target_={target} is not a dotted path, such as torch.nn.Linear: check its name.")
     if any(part.startswith("_") for part in parts):
-        raise UserError(f"_target_={target} is not allowed: what begins with _ is its package's own affair.")
-    place, found = _reached(target, parts)
-    if target in FUNCTIONS:
+        raise UserError(f"_target_={target} is not allowed: names that begin with _ are private to their package.")
+    module, found = _import(target, parts)
+    if FUNCTIONS.fullmatch(target):
         return found
-    made = found.func if isinstance(found, functools.partial) and _among(place, OWN) else found
+    made = found.func if isinstance(found, functools.partial) and _is_in(module, OWN) else found
     home = getattr(made, "__module__", None)
-    if home is not None and not _allowed(home):
+    if home is not None and not _is_in(home, ALLOWED):
         raise UserError(_refusal(target, home))
-    if not (inspect.isclass(made) or inspect.isfunction(made) or _is_constructor(made)):
+    if not (inspect.isclass(made) or inspect.isfunction(made) or _is_own_constructor(made)):
         raise UserError(f"_target_={target} is a {type(found).__name__}, and a class or a function is needed.")
-    if home is not None and _among(home, OWN):
-        if inspect.isfunction(made) and not _may_make_a_part(made):
-            raise UserError(f"_target_={target} is not allowed: what it gives, as it says itself, is no network.")
-    elif home is not None and not _makes_a_part(made):
+    if home is not None and _is_in(home, OWN):
+        if inspect.isfunction(made) and not _may_return_a_part(made):
+            raise UserError(f"_target_={target} is not allowed: its return type is not a network, layer or function.")
+    elif home is not None and not _is_a_librarys_part(made):
         raise UserError(
-            f"_target_={target} is not allowed: what is {parts[0]}'s must be a network for classification, a layer, an "
-            "optimizer or a callback. A function of yours in src/alexlab/models/ may make anything of it."
+            f"_target_={target} is not allowed: of {parts[0]}, only networks for classification, layers, optimizers "
+            "and callbacks are. A function of your own in src/alexlab/models/ may use anything else."
         )
     return found
 
 
-def _reached(target: str, parts: list[str]) -> tuple[str, Any]:
-    """The module that the path leads to, and what it leads to there."""
+def check_targets(config: Any, inside: bool = False) -> None:
+    """Check all `_target_`s of a config, or of a part of it, and the keys below them, before anything is built.
+
+    Args:
+        config: plain values.
+        inside: it is a part of a node with a `_target_`.
+
+    Raises:
+        UserError: one is not allowed, does not exist, or has keys that the builder cannot use.
+    """
+    inside = inside or (isinstance(config, dict) and "_target_" in config)
+    for key in config if isinstance(config, dict) and inside else ():
+        if isinstance(key, str) and not NAME.fullmatch(key):
+            raise UserError(f"a key below a _target_ is {key[:40]!r}: use letters, digits, _, - and . alone.")
+    if isinstance(config, dict) and "_target_" in config:
+        _check_node(config)
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        check_targets(value, inside)
+
+
+def _check_node(node: dict[str, Any]) -> None:
+    name = str(node["_target_"])
+    target = locate(name)
+    for key, values in UNUSED.items():
+        if key in node and node[key] not in values:
+            raise UserError(f"{name}: {key}={node[key]} is Hydra's and is not supported here: leave it out.")
+    if not isinstance(node.get("_partial_", False), bool):
+        raise UserError(f"{name}: _partial_={node['_partial_']} must be true or false.")
+    if not isinstance(node.get("_args_", []), list):
+        raise UserError(f"{name}: _args_ must be a list.")
+    by_position = dict(zip(_names_of_args(target, node), node.get("_args_", []), strict=True))
+    model_name = str(node.get("model_name", by_position.get("model_name", "")))
+    if getattr(target, "__qualname__", "") == "create_model" and ":" in model_name:
+        raise UserError(f"{name}: {model_name} is an address: use model=timm model.name={model_name}.")
+
+
+def _import(target: str, parts: list[str]) -> tuple[str, Any]:
+    """Import the longest part of a path that is a module. Returns its name, and what the whole path leads to."""
     found: Any = None
-    for length in range(len(parts) - 1, 0, -1):  # the longest part of it that is a module
+    for length in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:length])
         try:
             found = importlib.import_module(name)
@@ -101,35 +149,37 @@ def _reached(target: str, parts: list[str]) -> tuple[str, Any]:
         raise UserError(f"_target_={target}: the package {parts[0]} is not installed.")
     for part in parts[length:]:
         if not hasattr(found, part):
-            raise UserError(f"_target_={target}: {getattr(found, '__name__', found)} holds no {part}: check its name.")
+            raise UserError(
+                f"_target_={target}: {getattr(found, '__name__', found)} contains no {part}: check its name."
+            )
         found = getattr(found, part)
     return name, found
 
 
-def _is_constructor(found: Any) -> bool:
-    """Whether it is a classmethod that a class of `OWN` has written itself; what it inherits may load pickles."""
-    return inspect.ismethod(found) and inspect.isclass(found.__self__) and _among(found.__self__.__module__, OWN)
+def _is_own_constructor(found: Any) -> bool:
+    """Check for a classmethod that a class of `OWN` defines itself; an inherited one may load pickles."""
+    return inspect.ismethod(found) and inspect.isclass(found.__self__) and _is_in(found.__self__.__module__, OWN)
 
 
-def _may_make_a_part(function: Any) -> bool:
-    """Whether a function of `OWN` gives a part of `KINDS`, a function, or does not say what."""
+def _may_return_a_part(function: Any) -> bool:
+    """Check that a function of `OWN` returns a network, optimizer, callback or function, or does not say what."""
     hints: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # names that exist for type checkers alone
+    with contextlib.suppress(Exception):  # names that exist for type checkers only
         hints = typing.get_type_hints(function)
-    gives = typing.get_origin(hints.get("return", Any)) or hints.get("return", Any)
-    if gives is Any or gives is Callable or not inspect.isclass(gives):
+    returns = typing.get_origin(hints.get("return", Any)) or hints.get("return", Any)
+    if returns is Any or returns is Callable or not inspect.isclass(returns):
         return True
-    return _is_one_of(gives, MODULE, OPTIMIZER, CALLBACK)
+    return _is_one_of(returns, MODULE, OPTIMIZER, CALLBACK)
 
 
-def _makes_a_part(found: Any) -> bool:
-    """Whether a class or function of others is a layer, an optimizer or a callback, or a network by its name."""
+def _is_a_librarys_part(found: Any) -> bool:
+    """Check for a layer, optimizer or callback class, or a function that the library registers as a network."""
     if inspect.isclass(found):
         if _is_one_of(found, MODULE):
             writes = any(f"{base.__module__}.".startswith(WRITES_CODE) for base in found.__mro__)
             return not writes and NETWORKS.fullmatch(found.__module__) is not None
         return _is_one_of(found, OPTIMIZER, CALLBACK)
-    name = found.__qualname__  # with a dot for a method
+    name = found.__qualname__  # has a dot if it is a method
     package = sys.modules[found.__module__.partition(".")[0]]
     if package.__name__ == "timm":
         return name == "create_model" or (package.is_model(name) and package.model_entrypoint(name) is found)
@@ -140,17 +190,136 @@ def _is_one_of(found: type, *kinds: str) -> bool:
     return any(f"{base.__module__}.{base.__qualname__}" in kinds for base in found.__mro__)
 
 
-def _allowed(path: str) -> bool:
-    return _among(path, ALLOWED)
-
-
-def _among(path: str, places: tuple[str, ...]) -> bool:
-    return any(path == place or path.startswith(f"{place}.") for place in places)
+def _is_in(path: str, packages: tuple[str, ...]) -> bool:
+    return any(path == package or path.startswith(f"{package}.") for package in packages)
 
 
 def _refusal(target: str, module: str | None = None) -> str:
-    comes = f" (it is {module}'s)" if module else ""
+    defined = f" (it is defined in {module})" if module else ""
     return (
-        f"_target_={target} is not allowed{comes}: it must be of {', '.join(ALLOWED)} "
-        "(src/alexlab/targets.py holds the list)."
+        f"_target_={target} is not allowed{defined}: it must be from {', '.join(ALLOWED)} "
+        "(src/alexlab/engine/targets.py holds the list)."
     )
+
+
+# -- building
+
+
+def build(settings: Any, **more: Any) -> Any:
+    """Build the object that `settings._target_` names, with the other keys and `more` as its arguments.
+
+    `_args_` are arguments by position; `_partial_: true` gives a `functools.partial` instead.
+
+    Raises:
+        UserError: a target is not allowed, or its constructor refuses the values.
+    """
+    node = _plain(settings)
+    check_targets(node)
+    return _build(node, more)
+
+
+def build_network(settings: Any, num_classes: int, fetch: bool = False) -> nn.Module:
+    """Build the network of `model.net`.
+
+    Args:
+        fetch: download or read published weights, if the settings ask for them. Without, a config from somebody else
+            reaches no file and no server.
+
+    Raises:
+        UserError: as `build`, or it is not a network.
+    """
+    node = _plain(settings)
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise UserError("model.net must have a _target_, the class of the network, and its settings.")
+    if node.get("_partial_"):
+        raise UserError("model.net._partial_: only parts of a network can be partial, not the network itself.")
+    check_targets(node)
+    net = _build(node if fetch else without_weights(node), {"num_classes": num_classes})
+    if not isinstance(net, nn.Module):
+        raise UserError(f"model.net._target_={node['_target_']} builds a {type(net).__name__}, which is no network.")
+    return net
+
+
+def _plain(settings: Any) -> Any:
+    return OmegaConf.to_container(settings, resolve=True) if OmegaConf.is_config(settings) else settings
+
+
+def _build(node: Any, more: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_build(value, {}) for value in node]
+    if not isinstance(node, dict):
+        return node
+    kwargs = {key: _build(value, {}) for key, value in node.items() if key not in ("_target_", *UNUSED)}
+    if "_target_" not in node:
+        return kwargs
+    args, partial = kwargs.pop("_args_", []), kwargs.pop("_partial_", False)
+    name = str(node["_target_"])
+    target = locate(name)
+    try:
+        made = functools.partial(target, *args, **kwargs, **more) if partial else target(*args, **{**kwargs, **more})
+    except UserError:
+        raise
+    except ValueError as error:  # its own words on a wrong value
+        raise UserError(f"{error} ({name})") from error
+    except TypeError as error:
+        hint = " (the constructor of a network must take num_classes)" if "'num_classes'" in str(error) else ""
+        raise UserError(f"{name} cannot be built from its settings: {error}{hint}") from error
+    except Exception as error:
+        raise UserError(f"{name} cannot be built from its settings: {type(error).__name__}: {error}") from error
+    for module in made.modules() if isinstance(made, nn.Module) else ():
+        for part in (*module._modules, *module._parameters, *module._buffers):
+            if not NAME.fullmatch(part):
+                raise UserError(f"{name}: a part is called {part[:40]!r}: use letters, digits, _, - and . alone.")
+    return made
+
+
+def without_weights(node: Any) -> Any:
+    """Copy the settings of a network without the arguments that download or read weights, at any depth, by name or by
+    position."""
+    if isinstance(node, list):
+        return [without_weights(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    if "_target_" not in node:
+        return {key: _without(key, value, False) for key, value in node.items()}
+    target = locate(str(node["_target_"]))
+    torchvisions = str(getattr(target, "__module__", "")).startswith("torchvision.")
+    args = list(zip(_names_of_args(target, node), node.get("_args_") or [], strict=True))
+    cleaned = {key: _without(key, value, torchvisions) for key, value in node.items() if key != "_args_"}
+    if args:
+        cleaned["_args_"] = [_without(name, value, torchvisions) for name, value in args]
+    given = {name for name, _ in args} | {"weights"}
+    defaults = {key: value for key, value in FETCHES.items() if key in _parameters(target) and key not in given}
+    return {**cleaned, **defaults}  # its own defaults may ask for weights, too
+
+
+def _without(name: str, value: Any, torchvisions: bool) -> Any:
+    if name == "weights" and not torchvisions and not isinstance(value, str | bool):
+        return without_weights(value)  # numbers of the network's own
+    return FETCHES[name] if name in FETCHES else without_weights(value)
+
+
+def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str]:
+    """Return the parameters that `_args_` fill; "" for those that go into *args.
+
+    Raises:
+        UserError: the target takes fewer by position.
+    """
+    count, names = len(node.get("_args_") or []), list[str]()
+    for name, parameter in _parameters(target).items() if count else ():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(name)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            names += [""] * (count - len(names))
+    if len(names) < count:
+        raise UserError(
+            f"{node['_target_']} takes {len(names)} of its {count} _args_ by position: give the others by name."
+        )
+    return names[:count]
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(target).parameters)
+    except (TypeError, ValueError):  # some that are written in C have no signature
+        return {}

@@ -9,8 +9,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from alexlab.engine.errors import naming
-from alexlab.engine.run_dir import unlinked, written
+from alexlab.engine.files import name_in_errors, open_no_link, read_csv, write_csv
 
 
 class CsvLogger(Logger):
@@ -49,17 +48,17 @@ class CsvLogger(Logger):
         columns = self._read_columns()
         if row.keys() - set(columns):
             columns = self.columns = sorted({*columns, *row})
-            write(self.path, columns, read(self.path)[1])
+            write_csv(self.path, columns, read_csv(self.path)[1])
         line = io.StringIO(newline="")
         csv.DictWriter(line, columns).writerow(row)
         # a single write: after a kill the row is either whole or missing
-        with naming(self.path), open(self.path, "ab", opener=unlinked) as file:
+        with name_in_errors(self.path), open(self.path, "ab", opener=open_no_link) as file:
             file.write(line.getvalue().encode())
         self.rows += 1
 
     def _read_columns(self) -> list[str]:
         if self.columns is None:
-            self.columns, rows = read(self.path)
+            self.columns, rows = read_csv(self.path)
             self.rows = len(rows)
         return self.columns
 
@@ -71,33 +70,3 @@ class CsvLogger(Logger):
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
         return self.rows
-
-
-def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and the whole rows of a metrics.csv; none if there is no file."""
-    if not path.is_file():
-        return [], []
-    with path.open(newline="") as file:
-        text = file.read()
-    whole = text[: text.rfind("\n") + 1]  # the process was killed while it wrote what follows
-    rows = csv.DictReader(io.StringIO(whole, newline=""))
-    columns = list(rows.fieldnames or [])
-    return columns, [row for row in rows if None not in row and None not in row.values()]
-
-
-def write(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    """Replace `path` by a file with these rows, atomically."""
-    with written(path, "x", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def truncate(path: Path, rows: int) -> int:
-    """Keep the first `rows` rows, as a resumed run needs; return the number of removed rows."""
-    columns, existing = read(path)
-    if columns:
-        write(path, columns, existing[:rows])
-    return max(0, len(existing) - rows)

@@ -1,1 +1,1 @@
-"""Networks: plain nn.Modules, torch alone (and torchvision, timm in zoo.py)."""
+"""Networks: plain nn.Modules on torch; pretrained.py wraps those of torchvision and timm."""

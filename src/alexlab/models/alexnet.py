@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky, Sutskever, Hinton 2012), and the networks that go by its name."""
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) and its published variants."""
 
 import math
 from collections.abc import Sequence
@@ -12,39 +12,40 @@ from alexlab.models.lrn import LocalResponseNorm
 
 # 1 / sqrt(1/2 - 1/(2 pi)): one over the standard deviation of a rectified unit Gaussian
 RELU_GAIN = (0.5 - 0.5 / math.pi) ** -0.5
-MIN_SIZE = 64  # pixels: below, too little is left for the last maps
+MIN_SIZE = 64  # pixels: of smaller images nothing is left for the last maps
 
-# of each layer, five convolutions and three linear ones: standard deviation of its weights, and its bias
+# per layer, five convolutions and three linear layers: standard deviation of the weights, and the bias
 INITS: dict[str, list[tuple[float, float]]] = {
     "paper": [(0.01, bias) for bias in (0, 1, 0, 1, 1, 1, 1, 0)],
     "released": list(zip([0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01], [0, 1, 0, 1, 1, 1, 1, 0], strict=True)),
-    # "1 gave flat loss", says Caffe's readme of the biases
+    # Caffe's readme on biases: "1 gave flat loss"
     "caffe": list(zip([0.01] * 5 + [0.005] * 2 + [0.01], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0], strict=True)),
 }
 
 
 class AlexNet(nn.Module):
-    """Five convolutions, two hidden layers, one of classes; laid out and named as torchvision's, whose weights fit
-    where the settings do.
+    """Five convolutions, two hidden layers and the classifier. The layers have the names of torchvision's AlexNet, so
+    that its weights load if the settings are the same.
 
     Args:
-        num_classes: size of the logits.
+        num_classes: number of logits.
         in_channels: 3 for RGB.
-        maps: of the five convolutions.
-        groups: of the second, fourth and fifth convolution: 2 where they lay on two GPUs.
-        padding: of the first convolution: pixels on each side, or "right_bottom" for the released code's 3 on those.
-        conv_bias: whether the convolutions have biases.
-        ceil_mode: whether poolings keep what fills no whole window, as Caffe's do.
+        maps: number of maps of each of the five convolutions.
+        groups: of the second, fourth and fifth convolution; 2 in the paper, which split them over two GPUs.
+        padding: of the first convolution: pixels on each side, or "right_bottom" for 3 pixels there, as in the released
+            code.
+        conv_bias: give the convolutions biases.
+        ceil_mode: pool incomplete windows at the border, too, as Caffe does.
         norm: "lrn", "bn" (BatchNorm) or "none", after the ReLU.
-        normed: the convolutions, from 1, that are followed by it.
-        lrn: settings of `LocalResponseNorm`; none are the paper's.
-        map_size: of the last maps, to which other ones are averaged: 6, but where the poolings leave 5.
+        normed: the convolutions that `norm` follows, counted from 1.
+        lrn: settings of `LocalResponseNorm`; the defaults are the paper's.
+        map_size: side of the last maps; maps of another size are averaged to it.
         hidden: units of the two hidden layers.
         dropout: probability.
-        dropout_before: whether it is before the hidden layers, as torchvision has it, or after them.
-        init: "paper", "released" (Krizhevsky's code) or "caffe", which belong to inputs of 0-255 minus the mean;
-            "centered" (each unit's weights sum to zero, and its output has deviation 1), which belongs to inputs of
-            deviation 1 and learns from the first step; or "torch", torch's own.
+        dropout_before: place dropout before the hidden layers, as torchvision does, instead of after them.
+        init: "paper", "released" (Krizhevsky's code) or "caffe", made for inputs of 0-255 minus the mean; "centered"
+            (the weights of each unit sum to zero, and its output has standard deviation 1), made for inputs of standard
+            deviation 1, which learns from the first step; or "torch", torch's default.
     """
 
     def __init__(
@@ -67,13 +68,13 @@ class AlexNet(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in ("lrn", "bn", "none"):
-            raise ValueError(f"norm={norm}: must be lrn, bn or none.")
+            raise ValueError(f"norm={norm} must be lrn, bn or none.")
         if init not in (*INITS, "centered", "torch"):
-            raise ValueError(f"init={init}: must be one of {', '.join((*INITS, 'centered', 'torch'))}.")
+            raise ValueError(f"init={init} must be one of {', '.join((*INITS, 'centered', 'torch'))}.")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: must be from 0 to below 1.")
+            raise ValueError(f"dropout={dropout} must be at least 0 and below 1.")
         if padding != "right_bottom" and not (isinstance(padding, int) and padding >= 0):
-            raise ValueError(f"padding={padding}: must be right_bottom or a number of pixels, at least 0.")
+            raise ValueError(f"padding={padding} must be right_bottom or a number of pixels, at least 0.")
         self.map_size = map_size
         layers: list[nn.Module] = [nn.ZeroPad2d((0, 3, 0, 3))] if padding == "right_bottom" else []
         pads = (0 if padding == "right_bottom" else int(padding), 2, 1, 1, 1)
@@ -97,10 +98,10 @@ class AlexNet(nn.Module):
         self._init(init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float (B, in_channels, H, W) -> logits (B, num_classes). The shapes are the paper's at 224 pixels.
+        """float (B, in_channels, H, W) -> logits (B, num_classes). The comments show the paper's shapes at 224 pixels.
 
         Raises:
-            ValueError: images smaller than 64 pixels.
+            ValueError: the images are smaller than 64 pixels.
         """
         if min(x.shape[-2:]) < MIN_SIZE:
             raise ValueError(
@@ -125,8 +126,8 @@ class AlexNet(nn.Module):
             if how == "centered":
                 nn.init.normal_(layer.weight)
                 with torch.no_grad():
-                    # All pictures share the positive mean of the ReLUs below; weights that sum to zero do not pass it
-                    # on, and without it eight layers deep the pictures look alike and nothing is learned at first.
+                    # ReLU outputs have a positive mean that all images share. Weights that sum to zero remove it; if
+                    # it adds up over eight layers, all images look alike and nothing is learned at first.
                     layer.weight -= layer.weight.flatten(1).mean(1).view(-1, *[1] * (layer.weight.ndim - 1))
                     gain = 1.0 if number in (0, 7) else RELU_GAIN
                     layer.weight *= gain / layer.weight[0].numel() ** 0.5
@@ -139,7 +140,7 @@ class AlexNet(nn.Module):
 
 
 class Pool(nn.MaxPool2d):
-    """Max pooling that makes one of maps smaller than its window."""
+    """Max pooling that turns maps smaller than its window into one value each."""
 
     kernel_size: int
 

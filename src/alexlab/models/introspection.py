@@ -1,5 +1,6 @@
-"""Of any network: its first filters, its head, and what an image costs it."""
+"""Questions to any network: its head, its first filters, its inputs' statistics, and the cost of one image."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,30 +9,33 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alexlab.engine.errors import UserError
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB on a 0-1 scale
+
 
 def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
-    """The layer that gives the logits: what timm calls the classifier, else the last linear or convolutional layer.
+    """Return the layer that gives the logits: timm's classifier if it is one, else the last linear or convolutional
+    layer.
 
     Args:
-        num_classes: what it must give, where it matters that it is the head.
+        num_classes: the outputs that it must have, if it must be the head for certain.
 
     Raises:
-        UserError: there is none, or it does not give `num_classes` numbers.
+        UserError: there is none, or it does not have `num_classes` outputs.
     """
     head = _last_layer(net)
-    gives = head.out_features if isinstance(head, nn.Linear) else head.out_channels
+    outputs = head.out_features if isinstance(head, nn.Linear) else head.out_channels
     several = isinstance(getattr(net, "get_classifier", lambda: None)(), tuple)
-    if num_classes is not None and (gives != num_classes or several):
+    if num_classes is not None and (outputs != num_classes or several):
         raise UserError(
-            f"{type(net).__name__} has no last layer alone that gives the {num_classes} logits, so its head is not "
-            "known: leave finetune.freeze_epochs=0 finetune.backbone_lr_factor=1, and give init_from=RUN only where "
+            f"{type(net).__name__} has no single last layer that gives the {num_classes} logits, so its head is "
+            "unknown: leave finetune.freeze_epochs=0 finetune.backbone_lr_factor=1, and give init_from=RUN only if "
             "the classes are that run's."
         )
     return head
 
 
 def heads_of(net: nn.Module, num_classes: int | None = None) -> tuple[nn.Module, ...]:
-    """`head_of`, or the several classifiers that timm tells of.
+    """Return the layers that give the logits: several for some of timm's networks, else `head_of`.
 
     Raises:
         UserError: as `head_of`.
@@ -41,39 +45,51 @@ def heads_of(net: nn.Module, num_classes: int | None = None) -> tuple[nn.Module,
 
 
 def _last_layer(net: nn.Module) -> "nn.Linear | nn.Conv2d":
-    told: Any = getattr(net, "get_classifier", None)
-    if told is not None and isinstance(told(), nn.Linear | nn.Conv2d):
-        return told()
+    get_classifier: Any = getattr(net, "get_classifier", None)
+    if get_classifier is not None and isinstance(get_classifier(), nn.Linear | nn.Conv2d):
+        return get_classifier()
     layers = [module for module in net.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if not layers:
-        raise UserError(f"{type(net).__name__} has neither linear nor convolutional layers, so no head is found.")
+        raise UserError(f"{type(net).__name__} has neither linear nor convolutional layers, so it has no known head.")
     return layers[-1]
 
 
 def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
-    """The network's first convolution, and the groups that its maps are in for the second; None where there is none.
+    """Return the first convolution, and the number of groups of the second one, in which its maps are used; None if
+    there is no convolution.
 
-    The paper's network has two: its first 48 filters were one GPU's and turned out grey, the others' coloured.
+    The paper's network has two groups: its first 48 filters were on one GPU and became grey, the others coloured.
     """
     layers = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     if not layers:
         return None
     groups = layers[1].groups if len(layers) > 1 else 1
-    return layers[0], groups if groups < layers[0].out_channels else 1  # not a group a map, as in depthwise layers
+    return layers[0], groups if groups < layers[0].out_channels else 1  # a depthwise layer has no such groups
+
+
+def normalization(
+    net: nn.Module, mean: "Sequence[float] | str" = "auto", std: "Sequence[float] | str" = "auto"
+) -> tuple[list[float], list[float]]:
+    """Return mean and std of the inputs, of RGB on a 0-1 scale. "auto" is what the network's published weights were
+    trained with, if it says so in `pretrained_cfg` as timm's networks do, else ImageNet's."""
+    published = getattr(net, "pretrained_cfg", None) or {}
+    mean = published.get("mean", IMAGENET_MEAN) if isinstance(mean, str) else mean
+    std = published.get("std", IMAGENET_STD) if isinstance(std, str) else std
+    return list(mean), list(std)
 
 
 def macs(net: nn.Module, image_size: int) -> int | None:
-    """Multiplications (with their additions) in convolutions, linear layers and attention, of one image's forward pass.
+    """Count the multiply-accumulates of convolutions, linear layers and attention in one image's forward pass.
 
-    Half of what torch's own counter says, which counts both. It sees shapes alone: nothing is computed, and neither
-    weights nor random numbers change. None of a network that cannot run so.
+    This is half of what torch's counter returns, which counts multiplications and additions. Only shapes are used:
+    nothing is computed, and neither weights nor random numbers change. None if the network cannot run without values.
     """
     training = net.training
     shapes = {name: value.to("meta") for name, value in (*net.named_parameters(), *net.named_buffers())}
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
             torch.func.functional_call(net.eval(), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
-    except (RuntimeError, NotImplementedError, ValueError):  # it makes tensors of its own on the way
+    except (RuntimeError, NotImplementedError, ValueError):  # it creates tensors on a real device
         return None
     finally:
         net.train(training)

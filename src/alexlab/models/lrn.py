@@ -1,4 +1,4 @@
-"""Local response normalization over neighbouring maps, in few passes."""
+"""Local response normalization over neighbouring maps, in few passes over memory."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ class LocalResponseNorm(nn.Module):
 
     Args:
         divide: divide alpha by size, as torch.nn.LocalResponseNorm and Caffe do; the paper's formula does not.
-        groups: neighbours are sought within each of as many equal parts of the maps, as where the released code kept
-            half of them on each GPU.
+        groups: number of equal parts of the maps within which neighbours are counted; the released code had half of the
+            maps on each of two GPUs.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class LocalResponseNorm(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape and type.
 
-        Squares of float16 overflow from 256 on, so that float16 is worked on in float32; bfloat16 has its range.
+        float16 is computed in float32: squares of values from 256 on overflow. bfloat16 has float32's range.
         """
         alpha = self.alpha / self.size if self.divide else self.alpha
         wide = a.float() if a.dtype == torch.float16 else a
-        if torch.compiler.is_compiling():  # which fuses the expression and its gradient
+        if torch.compiler.is_compiling():  # the compiler fuses the expression and its gradient
             parts = [self._summed(part * part) for part in wide.chunk(self.groups, dim=1)]
             scale = self.k + alpha * (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
             return (wide * _to_minus(scale, self.beta)).to(a.dtype)
@@ -54,7 +54,7 @@ class LocalResponseNorm(nn.Module):
 
 
 class _Normalize(torch.autograd.Function):
-    """The same with its gradient written out: autograd's own keeps and passes over each term of the sum.
+    """The same with an explicit gradient: autograd would store and read each term of the sum.
 
     With s the scale and f = s^-beta: b = a f, and da = g f - 2 alpha beta a * (sum over the neighbours of g a f / s).
     """
@@ -73,13 +73,13 @@ class _Normalize(torch.autograd.Function):
         a, scale, factor = ctx.saved_tensors
         size, alpha, beta, groups = ctx.settings
         direct = grad * factor
-        # a map is the neighbour of those that it has as neighbours, seen from the other side
+        # if map i counts map j as a neighbour after it, map j counts map i as one before it
         through = _sum_of_neighbours((direct * a).div_(scale), (size - 1) // 2, size // 2, groups)
         return direct.addcmul_(a, through, value=-2 * alpha * beta), None, None, None, None, None
 
 
 def _sum_of_neighbours(x: Tensor, before: int, after: int, groups: int) -> Tensor:
-    """Each map (B, C, H, W) plus the `before` maps before it and the `after` maps after it, within its group."""
+    """Add to each map (B, C, H, W) the `before` maps before it and the `after` maps after it, within its group."""
     total = x.clone()
     for t, part in zip(total.chunk(groups, dim=1), x.chunk(groups, dim=1), strict=True):
         maps = part.shape[1]
@@ -91,7 +91,7 @@ def _sum_of_neighbours(x: Tensor, before: int, after: int, groups: int) -> Tenso
 
 
 def _to_minus(scale: Tensor, beta: float) -> Tensor:
-    """scale ** -beta; for the paper's beta two square roots, which cost far less than a power."""
+    """Return scale ** -beta; the paper's beta takes two square roots, which cost far less than a power."""
     if beta == 0.75:
         root = torch.rsqrt(scale)
         return root * torch.sqrt(root)

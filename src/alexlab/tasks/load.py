@@ -1,35 +1,47 @@
-"""A trained network for use elsewhere: `net, transform, classes = alexlab.load(run)`."""
+"""A trained network from its run: `net, transform, classes = alexlab.load(run)`; and whether weights fit a network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
 from alexlab.data import class_names as names
 from alexlab.data import decode
 from alexlab.data.transforms import SampleTransform
-from alexlab.engine import checkpoint_io as checkpoint
+from alexlab.engine import checkpoint_io
 from alexlab.engine import config as configs
 from alexlab.engine import provenance
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
-from alexlab.engine.instantiate import network
+from alexlab.engine.overrides import has
+from alexlab.engine.run_dir import ckpt_of, find_run
+from alexlab.engine.targets import build_network
+from alexlab.models.introspection import heads_of, normalization
+from alexlab.models.pretrained import load_but_head
 from alexlab.tasks.augment import BatchAugment
 
-NEEDED = (
-    "model.net", "model.name", "model.mean", "model.std", "data.root", "data.image_size", "data.num_workers",
-    "data.val_fraction", "data.batch_size", "data.class_names", "augment.crop_ratio", "augment.crop",
-    "trainer.precision", "trainer.accelerator", "trainer.limit_test_batches", "paths.logs", "compile", "seed",
-    "monitor",
-)  # fmt: skip
-ABSENT = object()
-NO_MATTER = ("pretrained", "dropout", "init", "num_classes")  # keys of a network that its weights' use does not follow
+NEEDED = {
+    "model": ("net", "name", "mean", "std"),
+    "data": ("root", "image_size", "num_workers", "val_fraction", "batch_size", "class_names"),
+    "augment": ("crop_ratio", "crop"),
+    "trainer": ("precision", "accelerator", "limit_test_batches"),
+    "paths": ("logs",),
+}
+TRAINING_ONLY = ("pretrained", "dropout", "init", "num_classes")  # network settings that do not change trained outputs
 
 
 class EvalTransform:
-    """An image, or the path of one -> float32 (3, S, S), cropped and normalized as in the run's own evaluation."""
+    """Turns an image, or the path of one, into float32 (3, S, S), cropped and normalized as in the run's evaluation.
+
+    Args:
+        image_size: S, in pixels.
+        crop_ratio: S divided by the short side that the image is resized to.
+        mean, std: of RGB on a 0-1 scale.
+    """
 
     def __init__(self, image_size: int, crop_ratio: float, mean: list[float], std: list[float]) -> None:
         self.crop = SampleTransform(image_size, "center", crop_ratio=crop_ratio)
@@ -54,27 +66,17 @@ class EvalTransform:
 
 
 class Trained(NamedTuple):
-    """What is needed to use a network.
+    """A trained network, and what is needed to use it.
 
     Attributes:
-        net: float (B, 3, S, S) -> logits (B, len(classes)); in eval mode.
-        transform: of an image or its path.
-        classes: the classes' readable names, in the order of the logits.
+        net: float (B, 3, S, S) -> logits (B, len(classes)); in eval mode, on the CPU.
+        transform: turns an image or its path into the network's input.
+        classes: readable class names, in the order of the logits.
     """
 
     net: nn.Module
     transform: EvalTransform
     classes: list[str]
-
-
-def config_of(run_dir: Path) -> DictConfig:
-    """The run's own config; a checkpoint holds the weights, so that `network` fetches no others."""
-    config = configs.load(run_dir / "config.yaml")
-    lacking = [key for key in NEEDED if OmegaConf.select(config, key, default=ABSENT) is ABSENT]
-    if lacking:
-        raise UserError(f"{run_dir / 'config.yaml'} is not a run's config: it has no {', '.join(lacking)}.")
-    config.model.pretrained = False
-    return config
 
 
 def load(
@@ -83,43 +85,158 @@ def load(
     logs: "str | Path" = configs.ROOT / "logs",
     check_sources: bool = True,
 ) -> Trained:
-    """The network of a run, rebuilt from the run's own config, on the CPU.
+    """Rebuild the network of a run from the run's own config, on the CPU.
 
     Args:
-        run: its directory or name, or "latest".
+        run: a run's directory or name, or "latest".
         ckpt: "best", "last" or a file.
-        logs: where runs with a name lie.
+        logs: the folder of named runs.
         check_sources: print a warning if the network's source files have changed since the run.
 
     Raises:
-        UserError: no such run or checkpoint, or one that does not fit the run's network.
+        UserError: there is no such run or checkpoint, or the checkpoint does not fit the run's network.
     """
-    run_dir = rundir.find_run(str(run), Path(logs), ckpt)
+    run_dir = find_run(str(run), Path(logs), ckpt)
     config = config_of(run_dir)
-    path = rundir.ckpt_of(run_dir, ckpt)
-    found = checkpoint.load(path)
-    net = network(config.model.net, len(found["alexlab"]["classes"]))
-    checkpoint.load_net(net, found, path)
+    path = ckpt_of(run_dir, ckpt)
+    found = checkpoint_io.load(path)
+    net = build_network(config.model.net, len(found["alexlab"]["classes"]))
+    load_net(net, found, path)
     check_own(found, config, path, run_dir)
     if check_sources:
         warn_of_changed_sources(found, net, path)
-    m = config.model
-    transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, list(m.mean), list(m.std))
+    mean, std = normalization(net, config.model.mean, config.model.std)
+    transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, mean, std)
     return Trained(net.eval(), transform, readable_classes(found, config))
 
 
+def config_of(run_dir: Path) -> DictConfig:
+    """Read the config of a trained run.
+
+    Raises:
+        UserError: it lacks keys that every run has.
+    """
+    config = configs.load(run_dir / "config.yaml")
+    needed = [*(f"{group}.{key}" for group, keys in NEEDED.items() for key in keys), "compile", "seed", "monitor"]
+    lacking = [key for key in needed if not has(configs.plain(config), key)]
+    if lacking:
+        raise UserError(f"{run_dir / 'config.yaml'} is not a run's config: it has no {', '.join(lacking)}.")
+    return config
+
+
+def readable_classes(found: dict[str, Any], config: DictConfig) -> list[str]:
+    """Return the readable class names of a checkpoint, of a run with this config."""
+    saved = found["alexlab"].get("readable_classes")  # older checkpoints lack them
+    return saved or names.readable(found["alexlab"]["classes"], config.data.class_names)
+
+
+# -- weights into a network
+
+
+def trained_weights(found: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the network's weights in a checkpoint.
+
+    `alexlab.load`, eval, predict, export, figures, resume, `ckpt_path` and `init_from` all take weights from here, so
+    this is the one place to compare the code of the checkpoint's network with today's.
+    """
+    return {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
+
+
+def load_net(net: nn.Module, found: dict[str, Any], path: Path) -> None:
+    """Load all weights of a checkpoint into `net`.
+
+    Raises:
+        UserError: they are another network's; names the keys or shapes that differ.
+    """
+    state, own = trained_weights(found, path), net.state_dict()
+    differ = [f"{key} is missing" for key in own if key not in state]
+    differ += [f"{key} is not in this network" for key in state if key not in own]
+    differ += [
+        f"{key} has shape {tuple(state[key].shape)}, and {tuple(value.shape)} is needed"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if differ:
+        lines = "\n  ".join(differ[:5]) + (f"\n  ... ({len(differ) - 5} more)" if len(differ) > 5 else "")
+        raise UserError(
+            f"{path} holds the weights of another network:\n  {lines}\n"
+            "Choose the model it was trained with (see its run's config.yaml), or another checkpoint."
+        )
+    net.load_state_dict(state)
+
+
+def load_initial_weights(
+    net: nn.Module,
+    path: Path,
+    classes: Sequence[str],
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> bool:
+    """Load the weights of `init_from` into `net`, all but the last layer if the classes are others.
+
+    Args:
+        path: the checkpoint.
+        classes: class folders of the new run, in the order of its logits.
+        image_size: of the new run, in pixels.
+        mean, std: of the new run's inputs.
+
+    Returns:
+        Whether the last layer is new.
+
+    Raises:
+        UserError: no such checkpoint, one of another network, or weights that were trained on other inputs.
+    """
+    found = checkpoint_io.load(path)
+    same = list(found["alexlab"]["classes"]) == list(classes)
+    try:
+        load_but_head(net, trained_weights(found, path), keep_head=same, num_classes=len(classes))
+    except ValueError as error:
+        config = found["alexlab"]["config"]
+        option, name = config.get("choices", {}).get("model"), config["model"]["name"]
+        option = option if option is None or option not in ("torchvision", "timm") else f"{option} model.name={name}"
+        how = f"model={option}" if option else f"the network of model.name={name}"
+        raise UserError(f"init_from={path}: {error} Its run had {how}.") from error
+    check_function(f"init_from={path}", found, net, image_size, same)
+    wanted = dict(zip(("mean", "std"), input_statistics(found["alexlab"]["config"]["model"]), strict=True))
+    differ = [key for key, value in (("mean", mean), ("std", std)) if wanted[key] != list(value)]
+    if differ:
+        fix = " ".join(f"model.{key}={wanted[key]}".replace(" ", "") for key in differ)
+        raise UserError(f"init_from={path}: its weights were trained on other inputs: add {fix}.")
+    return not same
+
+
+# -- whether a checkpoint fits
+
+
+def check_classes(found: dict[str, Any], classes: Sequence[str], root: Path) -> None:
+    """Raise UserError if the images in `root` have other classes than the checkpoint, or another order."""
+    trained = list(found["alexlab"]["classes"])
+    if list(classes) != trained:
+        raise UserError(
+            f"{root} has other classes than the run: missing {_some(set(trained) - set(classes))}, "
+            f"new {_some(set(classes) - set(trained))}. Choose a folder with the run's classes."
+        )
+
+
+def _some(names: set[str]) -> str:
+    more = f", ... ({len(names) - 8} more)" if len(names) > 8 else ""
+    return f"{', '.join(sorted(names)[:8]) or 'none'}{more}"
+
+
 def check_own(found: dict[str, Any], config: DictConfig, path: Path, run_dir: Path) -> None:
-    """Raises UserError where a checkpoint from elsewhere is of a network of other settings than those of the run."""
+    """Raise UserError if a checkpoint from outside the run is of a network with other settings than the run's."""
     if path.resolve().parent == run_dir.resolve() / "checkpoints":
         return
-    theirs, ours = found["alexlab"]["config"]["model"], configs.told(config.model)
-    differ = [f"model.{key}" for key in ("mean", "std") if theirs[key] != ours[key]]
-    nets = [{key: value for key, value in m["net"].items() if key not in NO_MATTER} for m in (theirs, ours)]
+    theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
+    statistics = zip(("mean", "std"), input_statistics(theirs), input_statistics(ours), strict=True)
+    differ = [f"model.{key}" for key, their_value, our_value in statistics if their_value != our_value]
+    nets = [{key: value for key, value in m["net"].items() if key not in TRAINING_ONLY} for m in (theirs, ours)]
     if nets[0] != nets[1]:
         differ.append("model.net")
     if differ:
         raise UserError(
-            f"ckpt={path} is of a run with another {' and '.join(differ)}: give that run with run=PATH, or a "
+            f"ckpt={path} is from a run with another {' and '.join(differ)}: give that run with run=PATH, or a "
             "checkpoint of this one."
         )
 
@@ -148,7 +265,71 @@ def warn_of_changed_sources(found: dict[str, Any], net: nn.Module, path: Path) -
         )
 
 
-def readable_classes(found: dict[str, Any], config: DictConfig) -> list[str]:
-    """The classes' names for people that a checkpoint of a run with `config` holds."""
-    kept = found["alexlab"].get("readable_classes")  # which older checkpoints lack
-    return kept or names.readable(found["alexlab"]["classes"], config.data.class_names)
+def check_function(key: str, found: dict[str, Any], net: nn.Module, image_size: int, same_classes: bool) -> None:
+    """Compare the outputs of the checkpoint's network with those of `net`, which has its weights, on one image.
+
+    The shapes of weights do not show strides, paddings or kinds of normalization.
+
+    Args:
+        key: what a user gave, for messages: "init_from=PATH".
+        image_size: in pixels.
+        same_classes: compare the logits; otherwise the inputs of the last layer.
+
+    Raises:
+        UserError: they differ.
+    """
+    model = found["alexlab"]["config"]["model"]
+    image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    try:
+        theirs = _outputs(_rebuild(found, device="meta"), image, same_classes)
+    except Exception:  # it computes with values while it is built, or holds some that are in no checkpoint
+        try:
+            theirs = _outputs(_rebuild(found, device="cpu"), image, same_classes)
+        except Exception as error:
+            raise UserError(
+                f"{key}: its network, model={model['name']}, cannot take images of {image_size} pixels ({error})."
+            ) from error
+    ours = _outputs(net, image, same_classes)
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
+        raise UserError(
+            f"{key}: its network, model={model['name']}, gives other outputs with the same weights (their shapes do "
+            "not show strides, paddings or kinds of normalization): give its model.net.* settings, which are in the "
+            "config.yaml of its run."
+        )
+
+
+def _rebuild(found: dict[str, Any], device: str) -> nn.Module:
+    """Build a checkpoint's network with its weights. On "meta", no other weights are made first."""
+    with torch.device(device):
+        net = build_network(found["alexlab"]["config"]["model"]["net"], len(found["alexlab"]["classes"]))
+    state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
+    net.load_state_dict(state, assign=device == "meta")
+    return net
+
+
+def input_statistics(model: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Return mean and std of a network's inputs, of RGB on a 0-1 scale, from the `model` settings of a config."""
+    if "auto" not in (model["mean"], model["std"]):
+        return list(model["mean"]), list(model["std"])
+    try:
+        with torch.device("meta"):  # builds no weights
+            net = build_network(model["net"], 2)
+    except Exception:  # it computes with values while it is built
+        net = build_network(model["net"], 2)
+    return normalization(net, model["mean"], model["std"])
+
+
+@torch.no_grad()
+def _outputs(net: nn.Module, image: Tensor, logits: bool) -> Tensor:
+    """The logits of an image (1, 3, S, S), or the inputs of the last layer or layers."""
+    inputs: list[Tensor] = []
+    heads = [] if logits else heads_of(net)
+    hooks = [head.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for head in heads]
+    training = net.training
+    try:
+        outputs = net.eval()(image).float()
+    finally:
+        net.train(training)
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([part.float().flatten() for part in inputs]) if inputs else outputs

@@ -1,0 +1,105 @@
+"""Whether training can continue from a checkpoint: settings, images and steps."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from alexlab.engine import checkpoint_io
+from alexlab.engine.config import flat
+from alexlab.engine.errors import UserError
+from alexlab.engine.overrides import shown
+from alexlab.engine.resume import FIXED
+from alexlab.engine.run_dir import shown as shown_path
+from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
+
+# keys that older checkpoints lack, with what was done then
+ADDED_LATER = {
+    "optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0,
+}  # fmt: skip
+
+
+def check_ckpt(
+    path: Path,
+    config: dict[str, Any],
+    net: nn.Module,
+    dataset: dict[str, Any],
+    classes: list[str],
+    steps_per_epoch: int,
+    steps: int,
+    resumes: bool,
+    finished: bool,
+) -> None:
+    """Check that training can continue from the checkpoint `path`, and load its weights into `net`.
+
+    Args:
+        config: plain values.
+        dataset: as the datamodule describes its images: `fingerprint` and `images` of each split.
+        classes: the class folders.
+        steps_per_epoch, steps: optimizer steps of an epoch and of the whole run, as the plan has them.
+        resumes: it is the run's own checkpoint (`resume=`), and not the start of a new run (`ckpt_path=`).
+        finished: the run of the checkpoint ended by itself; otherwise its test may still be to do.
+
+    Raises:
+        UserError: another network, other classes or images, weights alone, a checkpoint of an older version, no step
+            left to train, or settings that the checkpoint's optimizer and schedule would ignore.
+    """
+    named = f"the run's {shown_path(path)}" if resumes else f"ckpt_path={path}"
+    root, trainer = config["data"]["root"], config["trainer"]
+    found = checkpoint_io.load(path)
+    load_net(net, found, path)
+    if "optimizer_states" not in found:
+        raise UserError(f"{named} holds weights alone, and training cannot continue from it: give a last.ckpt.")
+    check_classes(found, classes, root)
+    check_function(named, found, net, config["data"]["image_size"], same_classes=True)
+    place = found["alexlab"].get("place")
+    if place is None:
+        raise UserError(
+            f"{named} was written by an older version, and training cannot continue from it; a new run can start from "
+            "its weights with init_from."
+        )
+
+    saved = found["alexlab"]["config"]
+    now, then = flat(config), {**ADDED_LATER, **flat(saved)}
+    for flat_config, model in ((now, config["model"]), (then, saved["model"])):  # either may have "auto"
+        flat_config["model.mean"], flat_config["model.std"] = input_statistics(model)
+    differ = [
+        f"{key}={shown(now.get(key))} (the checkpoint has {shown(then.get(key))})"
+        for key in sorted({*now, *then})
+        if FIXED.fullmatch(key) and now.get(key) != then.get(key)
+    ]
+    if differ:
+        raise UserError(
+            f"{named} continues with its own settings, and these differ: {', '.join(differ)}. Give the same ones, or "
+            "start a new run."
+        )
+
+    before = found["alexlab"]["dataset"]
+    changed = [name for name in ("train", "val")
+               if before["fingerprint"].get(name) != dataset["fingerprint"].get(name)]  # fmt: skip
+    if changed:
+        counts = ", ".join(f"{name} {dataset['images'].get(name)} (the checkpoint has {before['images'].get(name)})"
+                           for name in changed)  # fmt: skip
+        raise UserError(
+            f"{named} was trained on other images than those of {root}: {counts}, by the names of their files. Give "
+            "the same images, or start a new run."
+        )
+
+    epochs, done = place["epochs"], found["global_step"]
+    if place["steps_per_epoch"] != steps_per_epoch:
+        raise UserError(
+            f"{named} has done {done} steps in epochs of {place['steps_per_epoch']} steps. An epoch has "
+            f"{steps_per_epoch} now, which does not fit its schedule: give the same trainer.limit_train_batches and "
+            "trainer.overfit_batches."
+        )
+    most = trainer["max_epochs"]
+    if most is not None and 0 <= most < epochs:
+        raise UserError(
+            f"{named} has done {epochs} epochs, and trainer.max_epochs={most} would have stopped before: give "
+            f"{epochs} or more."
+        )
+    if steps <= done and (finished or not resumes):
+        raise UserError(
+            f"{named} has done {epochs} epochs ({done} steps), and this run would end after {steps} steps: give a "
+            f"trainer.max_epochs above {epochs}."
+        )

@@ -1,0 +1,145 @@
+"""Files that no kill, full disk or link can spoil: atomic writes, the rows of metrics.csv, the lock of a run."""
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from alexlab.engine.errors import UserError
+
+
+@contextlib.contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Add the file's path to any OSError raised in this block (Python omits it for files that are already open)."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "xb", sync: bool = False, **more: Any) -> Iterator[IO[Any]]:
+    """Open a new file that replaces `path` at the end of the block. An error leaves `path` as it was.
+
+    If `path` is a link, the link is replaced and its target stays untouched: a run directory from somebody else may
+    hold links to files of this machine.
+
+    Args:
+        mode: "xb", or "x" for text.
+        sync: wait until the content is on the disk before the file is replaced.
+        more: passed to `open`.
+    """
+    tmp_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tmp_path.unlink(missing_ok=True)
+    try:
+        with name_in_errors(path), tmp_path.open(mode, **more) as file:  # "x" does not follow a link either
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        tmp_path.replace(path)
+    except BaseException:
+        tmp_path.unlink(missing_ok=True)
+        raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Delete the unfinished files that killed processes left in a folder."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_file():
+            path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of a folder's files are on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+# -- links
+
+
+def open_no_link(path: str, flags: int) -> int:
+    """Open a file for `open(..., opener=open_no_link)`; a symbolic link raises OSError."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise UserError if a folder is a link, through which files elsewhere would be overwritten."""
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, and the files of a run are not written through one: remove it.")
+
+
+def make_folder(run_dir: Path, name: str) -> Path:
+    """Create a folder in a run directory if it is missing.
+
+    Raises:
+        UserError: it is a link.
+    """
+    refuse_link(run_dir / name)
+    (run_dir / name).mkdir(exist_ok=True)
+    return run_dir / name
+
+
+# -- metrics.csv
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read the columns and the complete rows of a metrics.csv; both are empty if there is no file."""
+    if not path.is_file():
+        return [], []
+    with path.open(newline="") as file:
+        text = file.read()
+    complete = text[: text.rfind("\n") + 1]  # a killed process may have left half a row at the end
+    rows = csv.DictReader(io.StringIO(complete, newline=""))
+    columns = list(rows.fieldnames or [])
+    return columns, [row for row in rows if None not in row and None not in row.values()]
+
+
+def write_csv(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    """Replace a metrics.csv by these rows."""
+    with atomic_write(path, "x", sync=True, newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def cut_csv(path: Path, rows: int) -> int:
+    """Keep the first `rows` rows of a metrics.csv. Returns how many were removed."""
+    columns, found = read_csv(path)
+    if columns:
+        write_csv(path, columns, found[:rows])
+    return max(0, len(found) - rows)
+
+
+# -- locks
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold the lock of a run directory. The system releases it when the process ends, whatever ends it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    file = os.open(run_dir / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run_dir} is still training in another process: wait for it, or stop it first.") from None
+        yield
+    finally:
+        os.close(file)

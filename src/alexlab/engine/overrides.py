@@ -1,0 +1,110 @@
+"""Overrides of a command line, and the nested dicts that they change. Light: no heavy import."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+
+from alexlab.engine.config import CONF, flat
+from alexlab.engine.errors import UserError
+
+Plain = dict[str, Any]
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Override:
+    """One override of a command line.
+
+    Attributes:
+        text: as it was given: "optimizer.lr=0.1".
+        key: "optimizer.lr", or a group: "optimizer".
+        value: what Hydra reads: 0.1. A reference to another key stays text: "${seed}".
+        leaves: the values below a mapping by their whole keys; of `trainer={max_epochs:2}` {"trainer.max_epochs": 2}.
+        deletes: it begins with ~.
+        adds: it begins with + or ++.
+        chooses: it chooses an option of a group in conf/.
+    """
+
+    text: str
+    key: str
+    value: Any
+    leaves: Mapping[str, Any]
+    deletes: bool
+    adds: bool
+    chooses: bool
+
+
+def parse(overrides: Iterable[str]) -> list[Override]:
+    """Read overrides with Hydra's own grammar.
+
+    Raises:
+        UserError: one cannot be read, as in the config.yaml of a damaged run.
+    """
+    parser, found = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            each = parser.parse_override(text)
+            value = each.value()
+        except OverrideParseException as error:
+            raise UserError(f"{text}: cannot be read as key=value ({str(error).splitlines()[0]}).") from None
+        key, deletes = each.key_or_group, each.is_delete()
+        chooses = not isinstance(value, dict) and not deletes and (CONF / key).is_dir()
+        leaves = flat(value, f"{key}.") if isinstance(value, dict) and value else {key: value}
+        found.append(Override(text, key, value, leaves, deletes, each.is_add() or each.is_force_add(), chooses))
+    return found
+
+
+def key_of(text: str) -> str:
+    """The key of an override, without reading its value: "optimizer.lr" of "++optimizer.lr=0.1"."""
+    return text.lstrip("+~").partition("=")[0]
+
+
+def by_key(overrides: Iterable[str]) -> dict[str, str]:
+    """Overrides by their keys; the last one of each key counts."""
+    return {key_of(str(text)): str(text) for text in overrides}
+
+
+def shown(value: Any) -> str:
+    """A value as a command line or yaml has it."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+# -- nested dicts by keys such as "optimizer.lr"
+
+
+def has(node: Plain, key: str) -> bool:
+    return _get(node, key) is not _ABSENT
+
+
+def get(node: Plain, key: str) -> Any:
+    """Return the value of a key, or None if there is none."""
+    value = _get(node, key)
+    return None if value is _ABSENT else value
+
+
+def _get(node: Plain, key: str) -> Any:
+    value: Any = node
+    for part in key.split("."):
+        value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+    return value
+
+
+def put(node: Plain, key: str, value: Any) -> None:
+    """Set a key, and create the dicts above it that are missing."""
+    *above, last = key.split(".")
+    for part in above:
+        if not isinstance(node.get(part), dict):
+            node[part] = {}
+        node = node[part]
+    node[last] = value
+
+
+def remove(node: Plain, key: str) -> None:
+    """Delete a key if it exists."""
+    *above, last = key.split(".")
+    parent = get(node, ".".join(above)) if above else node
+    if isinstance(parent, dict):
+        parent.pop(last, None)

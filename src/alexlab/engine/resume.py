@@ -1,0 +1,293 @@
+"""Resume a run: find it, apply the overrides that may change, pick its newest undamaged checkpoint, reset its folder.
+
+Works on plain dicts: the config that it returns is validated once, afterwards. In this order:
+`resume_config` (reads only) -> build everything -> `files.lock` -> `reset_directory` (writes) -> train.
+"""
+
+import copy
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alexlab.engine import checkpoint_io
+from alexlab.engine import config as configs
+from alexlab.engine.errors import UserError
+from alexlab.engine.files import cut_csv, refuse_link, remove_temporary
+from alexlab.engine.overrides import Override, by_key, get, has, parse, put, remove, shown
+from alexlab.engine.run_dir import ckpt_of, find_run, read_summary
+from alexlab.engine.run_dir import shown as shown_path
+
+Plain = dict[str, Any]
+
+# Keys that may change: they say how far the run goes and what is shown of it, and not what a step computes.
+FREE = re.compile(
+    r"trainer\.(max_epochs|max_steps|max_time|timeout|master_port)|data\.(num_workers|cache|on_error|max_bad)"
+    r"|callbacks\.progress|on_nan|dry_run|(checkpoint|resume|paths)\..*"
+)
+# Keys that may never change: the checkpoint's optimizer, schedule and order of images continue as they were.
+FIXED = re.compile(
+    r"(optimizer|scheduler|ema|finetune)\..*|seed|data\.(batch_size|val_fraction|test_fraction)"
+    r"|trainer\.accumulate_grad_batches|model\.(mean|std)"
+)
+ENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run that `resume=` found.
+
+    Attributes:
+        config: what to train with, to be validated: the run's config with the overrides; today's if a new run starts.
+        run_dir: the run's directory.
+        ckpt_path: the newest undamaged checkpoint; None if there is none yet.
+        resumes: false if `resume=auto` starts a new run.
+        finished: the run is complete, and `resume=auto` has nothing to add.
+        changes: the overrides that change the run, by their keys.
+        notes: lines to print once.
+    """
+
+    config: Plain
+    run_dir: Path
+    ckpt_path: Path | None = None
+    resumes: bool = True
+    finished: bool = False
+    changes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def resume_config(today: Plain, overrides: list[str], logs: Path) -> Resumed:
+    """Return the config and the checkpoint to continue a run with. Writes nothing.
+
+    Args:
+        today: the config that the command line composes; `resume.run`, `run_dir` and the values of `overrides` count.
+        overrides: of the command line.
+        logs: the folder of named runs.
+
+    Raises:
+        UserError: no such run, no checkpoint that can be used, or overrides that would change what the run computes.
+    """
+    named, own = today["resume"]["run"], Path(today["run_dir"])
+    if named == "auto" and not holds_run(own):
+        return Resumed(
+            today, own, resumes=False, notes=[f"resume=auto: {shown_path(own)} holds no run yet: a new one starts."]
+        )
+    run_dir = own if named == "auto" else _find(named, logs)
+    asked, name = f"resume={named}", shown_path(run_dir)
+    before = configs.plain(configs.load(run_dir / "config.yaml", secrets=lambda key: key in configs.REVEALED))
+    groups = [before.get(key) for key in ("trainer", "model", "data")]
+    if not isinstance(before.get("overrides"), list) or not all(isinstance(group, dict) for group in groups):
+        raise UserError(f"{run_dir / 'config.yaml'} is incomplete: start the run again from scratch.")
+    refuse_link(run_dir / "figures")
+
+    config, changes = _with_overrides(before, today, overrides)
+    if changes and not today["resume"]["allow_changes"]:
+        allowed = not any(FIXED.fullmatch(key) for key in changes)
+        raise UserError(
+            f"{asked}: {name} was started with other settings: {', '.join(changes.values())}. Leave these overrides "
+            f"out{', or add resume.allow_changes=true' if allowed else ''}. For a new run with them, use its weights "
+            f"with init_from={named}, or its config with from_run={named}."
+        )
+    _refuse_secrets(config["callbacks"], name, parse(overrides))
+    config |= {"resume": today["resume"], "run_dir": str(run_dir), "dry_run": today["dry_run"]}
+    new = by_key(text for text in overrides if not text.startswith("resume."))
+    # in one order, so that a rank that reads what rank 0 has just written comes to the same config
+    config["overrides"] = list((by_key(before["overrides"]) | new).values())
+
+    ckpt_path, notes = newest_checkpoint(run_dir / "checkpoints")
+    if ckpt_path is None and named != "auto":
+        raise UserError(
+            f"{asked}: {name} has no checkpoint to resume from: start it again from scratch, or use resume=auto "
+            f"hydra.run.dir={name}, which starts from scratch if there is no checkpoint."
+        )
+    if ckpt_path is None:
+        notes.append(f"resume=auto: {name} has no checkpoint yet: it starts again from scratch.")
+        return Resumed(config, run_dir, changes=changes, notes=notes)
+    config |= {"init_from": None, "ckpt_path": str(ckpt_path)}
+    finished = read_summary(run_dir).get("status") == "finished"
+    if finished and all(get(config, key) == get(before, key) for key in ENDS):
+        if named != "auto":
+            raise UserError(
+                f"{asked}: {name} is finished. Give a trainer.max_epochs above {before['trainer'].get('max_epochs')} "
+                "to train it longer."
+            )
+        notes.append(f"resume=auto: {name} is finished.")
+        return Resumed(config, run_dir, ckpt_path, finished=True, changes=changes, notes=notes)
+    return Resumed(config, run_dir, ckpt_path, changes=changes, notes=notes)
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Check whether a run was started in this directory."""
+    return (run_dir / "config.yaml").is_file()
+
+
+def _find(named: str, logs: Path) -> Path:
+    """Find the run to resume. "latest" must be the latest of all: an older one is never resumed in its place."""
+    run_dir = find_run(named, logs, checkpoint_io.LAST.removesuffix(".ckpt"), "resume")
+    latest = find_run(named, logs, "", "resume")
+    if run_dir != latest:
+        raise UserError(
+            f"resume={named}: the latest run, {shown_path(latest)}, has no checkpoint yet: start it again from "
+            f"scratch, or name the run before it, resume={shown_path(run_dir)}."
+        )
+    return run_dir
+
+
+def _with_overrides(before: Plain, today: Plain, overrides: list[str]) -> tuple[Plain, dict[str, str]]:
+    """The run's config with the overrides, and those of them that change it.
+
+    Raises:
+        UserError: an override chooses another option of a group, or another checkpoint.
+    """
+    config, changes = copy.deepcopy(before), dict[str, str]()
+    for key in today.keys() - before.keys():  # newer than the run
+        config[key] = copy.deepcopy(today[key])
+    previous = by_key(before["overrides"])
+    for override in parse(by_key(overrides).values()):
+        key, text = override.key, override.text
+        if override.chooses:
+            choice = get(before, f"choices.{key}")
+            if choice != override.value and previous.get(key) != text:
+                raise UserError(
+                    f"{text}: a resumed run keeps its options ({key}={choice}). Give single keys instead, or start a "
+                    "new run."
+                )
+            continue
+        for leaf in override.leaves:
+            secret = leaf.startswith("callbacks.") and "${oc.env:" in str(get(before, leaf))
+            if previous.get(key) == text and not secret:  # config.yaml may show the same in another form
+                continue
+            if leaf in ("ckpt_path", "init_from"):
+                raise UserError(
+                    f"{text}: a resumed run continues from its own checkpoint: leave it out, or start a new run."
+                )
+            old, new = get(before, leaf), get(today, leaf)
+            if not has(before, leaf) if override.deletes else old == new:
+                continue
+            if override.deletes:
+                remove(config, leaf)
+            else:
+                put(config, leaf, copy.deepcopy(new))
+            if not FREE.fullmatch(leaf) and not secret:
+                changes[leaf] = f"{text} (the run has {shown(old) if has(before, leaf) else 'none'})"
+    return config, changes
+
+
+def _refuse_secrets(callbacks: Any, name: str, overrides: list[Override]) -> None:
+    """Raise UserError if a callback of the run, which may be somebody else's, would be given a secret that no override
+    names."""
+    given = {leaf for override in overrides for leaf in override.leaves}
+    for key, value in configs.flat({"callbacks": callbacks}).items():
+        reference = re.search(r"\$\{(oc\.env:\w+)\}", str(value))
+        if reference is not None and key not in given:
+            raise UserError(
+                f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
+                f"secret for its callbacks. If it is your own run, give it again: '{key}=${{{reference[1]}}}'."
+            )
+
+
+# -- checkpoints
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt. Returns also a line for a damaged one.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    damaged: list[str] = []
+    for name in (checkpoint_io.LAST, checkpoint_io.PREVIOUS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        why = checkpoint_io.damage_of(path)
+        if why is None:
+            return path, [f"skipped {line}; resuming from {name}" for line in damaged]
+        damaged.append(f"{shown_path(path)}, which is damaged ({why})")
+    if damaged:
+        raise UserError(f"no undamaged checkpoint is left: {'; '.join(damaged)}. Start again from scratch.")
+    return None, []
+
+
+def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Path:
+    """Find the checkpoint that `init_from=` or `ckpt_path=` names: a file, a run's directory or name, or "latest".
+
+    Args:
+        named: the value.
+        key: the key that has it, for messages.
+        ckpt: "best" or "last", if a run is named.
+        logs: the folder of named runs.
+        run_dir: of the run that starts. If it is a job of a sweep, the sweep's jobs are not "latest": all of them
+            start from the same checkpoint.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    path = Path(named).expanduser()
+    path = path.parent.resolve() / path.name  # a checkpoint that is a link belongs to the run that holds the link
+    if path.is_file() or path.suffix == ".ckpt":
+        return path
+    sweep = run_dir.parent
+    return ckpt_of(find_run(named, logs, ckpt, key, sweep if sweep.parent.name == "multiruns" else None), ckpt)
+
+
+def is_own(ckpt_path: "Path | str | None", run_dir: Path) -> bool:
+    """Check whether a checkpoint is in the checkpoints/ of this run, and not of another run that it started from."""
+    return ckpt_path is not None and Path(ckpt_path).parent.resolve() == (run_dir / "checkpoints").resolve()
+
+
+def best_of_same_run(ckpt_path: Path, monitor: str) -> Path | None:
+    """Find the best.ckpt next to a last.ckpt, if it is the best that the last one knows, by the same `monitor`."""
+    path = ckpt_path.with_name("best.ckpt")
+    if not path.is_file():
+        return None
+    last, best = (checkpoint_io.load(each)["alexlab"] for each in (ckpt_path, path))
+    same = last.get("best") and last["best"] == best.get("best") and last["config"]["monitor"] == monitor
+    return path if same else None
+
+
+# -- the run directory; rank 0 alone, with the lock held
+
+
+def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
+    """Reset a resumed run's directory to the state of its checkpoint. Returns lines to print.
+
+    Cuts metrics.csv back, removes a best.ckpt of later steps, renames the summary of the previous end.
+
+    Args:
+        ckpt_path: to resume from; without one of the run's own, the run starts again from its first step.
+    """
+    remove_temporary(run_dir / "checkpoints")
+    summary = run_dir / "summary.json"
+    if summary.is_file():
+        summary.replace(run_dir / "summary.before.json")
+    rows, notes, best_path = 0, [], run_dir / "checkpoints/best.ckpt"
+    if ckpt_path is not None and is_own(ckpt_path, run_dir):
+        found = checkpoint_io.load(ckpt_path)["alexlab"]
+        rows = found["place"]["rows"]
+        if best_path.is_file() and checkpoint_io.load(best_path)["alexlab"].get("best") != found["best"]:
+            best_path.unlink()
+            notes.append(
+                f"removed {shown_path(best_path)}: it was of later steps than the checkpoint, and these are trained "
+                "again"
+            )
+    removed = cut_csv(run_dir / "metrics.csv", rows)
+    again = f" ({removed} rows of metrics.csv are computed again)" if removed else ""
+    return [*notes, f"run directory: {shown_path(run_dir)}, resumed{again}"]
+
+
+def copy_best(ckpt_path: Path, run_dir: Path, monitor: str) -> str | None:
+    """Copy the best weights so far into the directory of a new run that starts from another run's checkpoint. Returns a
+    line to print if there are none."""
+    best = best_of_same_run(ckpt_path, monitor)
+    if best is None:
+        return (
+            f"note: next to {ckpt_path} there is no best.ckpt by {monitor} of the same moment: the best value so far "
+            "is unknown, and `best` counts from here."
+        )
+    folder = run_dir / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(best, folder / ".best.ckpt.tmp")
+    (folder / ".best.ckpt.tmp").replace(folder / "best.ckpt")
+    return None

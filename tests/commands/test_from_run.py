@@ -1,0 +1,442 @@
+"""from_run and from_wandb: the config of an earlier run with the overrides of today, and the same numbers again."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import wandb
+import yaml
+from conftest import command, summary_of, tiny_train
+from test_naming import composed
+from wandb_server import WandbServer, wandb_server
+
+from alexlab.commands import from_run
+from alexlab.engine import config as configs
+from alexlab.engine import naming
+from alexlab.engine.config import flat
+from alexlab.engine.errors import UserError
+from alexlab.loggers import wandb_api
+
+FOLDER = "data=folder data.root={data}"
+SHUFFLE = f"{FOLDER} model=torchvision model.name=shufflenet_v2_x0_5"
+
+
+# -- the config, without training
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, str]:
+    for name in ("photos", "other"):
+        (tmp_path / name).mkdir()
+    return {"data": str(tmp_path / "photos"), "other": str(tmp_path / "other"), "run": str(tmp_path / "runs/then")}
+
+
+def plain(words: str, folders: dict[str, str]) -> dict[str, Any]:
+    """What a plain command line composes."""
+    return configs.plain(configs.resolved(composed(*words.format(**folders).split())))
+
+
+def save_run(words: str, folders: dict[str, str], change: dict[str, Any] | None = None) -> None:
+    """Write the config.yaml of a run with these overrides; None in `change` takes a key out."""
+    config = plain(words, folders) | {"run_dir": folders["run"]}
+    for key, value in (change or {}).items():
+        *above, last = key.split(".")
+        node = config
+        for part in above:
+            node = node[part]
+        node.pop(last)
+        if value is not None:
+            node[last] = value
+    Path(folders["run"]).mkdir(parents=True, exist_ok=True)
+    configs.save(configs.create(config), Path(folders["run"], "config.yaml"))
+
+
+def repeat(words: str, folders: dict[str, str]) -> from_run.Repeated:
+    repeated = from_run.repeat(plain(f"from_run={{run}} {words}", folders))
+    assert repeated is not None
+    return repeated
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    own = {"run_dir", "overrides", "paths", "repeats", "from_run", "from_wandb"}
+    return {key: value for key, value in flat(config).items() if key.split(".")[0] not in own}
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        (SHUFFLE, "seed=3 optimizer.lr=0.5"),
+        (SHUFFLE, "model.name=resnet18"),  # model.net.name follows
+        (SHUFFLE, "++model.pretrained=true model.name=resnet18"),
+        (f"{SHUFFLE} model.net.pretrained=false", "++model.pretrained=true"),  # this one was given itself
+        (f"{FOLDER} model=alexnet_krizhevsky2012", "++model.bias_lr_factor=4"),  # optimizer.bias_lr_factor follows
+        (f"{FOLDER} ~optimizer.bias_lr_factor", "+model.bias_lr_factor=4"),
+        (f"{FOLDER} scheduler=plateau", "monitor=val/loss"),
+        (f"{FOLDER} scheduler=plateau scheduler.monitor=val/acc5", "monitor=val/loss"),
+        (f"{FOLDER} optimizer=adamw", "optimizer=adamw optimizer.betas=[0.8,0.9] ~trainer.tf32"),
+        (FOLDER + " optimizer.weight_decay=${{optimizer.lr}}", "optimizer.lr=0.5"),
+        (FOLDER + " augment.scale=[${{label_smoothing}},0.99] label_smoothing=0.2", "label_smoothing=0.3"),
+        (f"{FOLDER} optimizer.lr=0.25", "optimizer.weight_decay=${{optimizer.lr}}"),
+        (f"{FOLDER} trainer.max_epochs=2", "trainer={{max_epochs:3,precision:32-true}}"),
+        ("experiment=fashion_mnist debug=limit logger=csv", "experiment=fashion_mnist trainer.max_epochs=7 +my.note=x"),
+        (f"{FOLDER} logger=wandb", "~logger.wandb data.root={other}"),
+        ("paths.data={data}", "paths.data={other}"),  # data.root follows
+        ("data.root={data} paths.data={data}", "paths.data={other}"),
+    ],
+)
+def test_overrides_have_the_same_effect_as_at_the_end_of_the_runs_own_command_line(
+    words: str, more: str, folders: dict[str, str]
+) -> None:
+    save_run(words, folders)
+    assert settings(repeat(more, folders).config) == settings(plain(f"{words} {more}", folders))
+
+
+def test_the_runs_values_count_and_not_the_defaults_of_today(folders: dict[str, str]) -> None:
+    """As if conf/ had other values when the run started; a reference is followed all the same."""
+    save_run(SHUFFLE, folders, {"optimizer.lr": 0.125, "monitor": "val/acc5"})
+    repeated = repeat("model.name=resnet18 paths.data={other}", folders)
+    assert repeated.changes == [
+        "model.name=resnet18 (the run has shufflenet_v2_x0_5)",
+        "model.net.name=resnet18 (the run has shufflenet_v2_x0_5)",
+    ]
+    found = repeated.config
+    assert (found["optimizer"]["lr"], found["monitor"], found["data"]["root"]) == (0.125, "val/acc5", folders["data"])
+    assert found["paths"]["data"] == folders["other"], "paths are those of this machine"
+    assert (found["repeats"], found["from_run"]) == (folders["run"], None)
+    assert repeated.notes[0].startswith(f"repeats {folders['run']}, with model.name=resnet18 (the run has shuff")
+
+
+def test_overrides_of_the_run_stay_in_its_list_unless_they_are_given_again(folders: dict[str, str]) -> None:
+    save_run(f"{SHUFFLE} seed=7 trainer.max_epochs=2", folders)
+    made = repeat("seed=8", folders).config["overrides"]
+    expected = f"{SHUFFLE} trainer.max_epochs=2 from_run={{run}} seed=8".format(**folders)
+    assert made == expected.split()
+
+
+def test_what_was_filled_in_when_an_older_run_started_is_worked_out_again(folders: dict[str, str]) -> None:
+    filled = {"data.num_classes": 5, "model.mean": [0.1, 0.2, 0.3], "logger.wandb.group": "x7k2m9qa"}
+    words = f"{FOLDER} model=timm model.std=[0.5,0.5,0.5]"
+    save_run(words, folders, filled)
+    repeated = repeat("data.root={other}", folders)
+    assert settings(repeated.config) == settings(plain(f"{words} data.root={{other}}", folders))
+    assert repeated.changes == [f"data.root={folders['other']} (the run has {folders['data']})"]
+    given = "data.num_classes=5 model.mean=[0.1,0.2,0.3] logger.wandb.group=x7k2m9qa"
+    save_run(f"{FOLDER} model=timm {given}", folders)
+    found = repeat("", folders).config
+    assert (found["data"]["num_classes"], found["model"]["mean"]) == (5, [0.1, 0.2, 0.3])
+    assert found["logger"]["wandb"]["group"] == "x7k2m9qa", "an override of the run set it"
+
+
+def test_an_older_run_gets_todays_defaults_for_keys_that_it_lacks(folders: dict[str, str]) -> None:
+    lacks = {"data.crop_on": None, "label_smoothing": None, "model.net.dropout": None}
+    save_run(f"{FOLDER} ~trainer.tf32", folders, lacks)
+    repeated = repeat("", folders)
+    assert repeated.notes[1] == (
+        f"note: {folders['run']} is of an older version, and gets today's defaults for label_smoothing=0.0, "
+        "data.crop_on=auto."
+    )
+    assert "dropout" not in repeated.config["model"]["net"], "the default of the network's class counts"
+    assert "tf32" not in repeated.config["trainer"], "the run had taken it out"
+
+
+def test_a_run_whose_options_are_gone_is_repeated_and_says_what_it_cannot_follow(folders: dict[str, str]) -> None:
+    save_run(SHUFFLE, folders, {"choices.model": "gone"})
+    assert len(repeat("", folders).notes) == 1
+    repeated = repeat("model.name=resnet18", folders)
+    assert repeated.config["model"]["net"]["name"] == "shufflenet_v2_x0_5"
+    assert "no longer has the options of" in repeated.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "message"),
+    [
+        (FOLDER, "model=alexnet_bn", r"model=alexnet_bn: from_run=\S+ keeps the options of that run \(model=alexnet\)"),
+        (FOLDER, "debug=fast", r"debug=fast: .*\(debug=null\). Give single keys instead, as debug.KEY=VALUE, or start"),
+        (f"{FOLDER} optimizer=adamw", "optimizer.momentum=0.5",
+         r"optimizer.momentum=0.5: \S+ has no optimizer.momentum; \+optimizer.momentum=0.5 adds it"),
+        (FOLDER, "resume.run=latest", r"starts a new run, and resume=latest continues one: leave one of them out"),
+        (FOLDER, "from_wandb=a/b/c", r"from_run=\S+ and from_wandb=a/b/c: only one run can be repeated"),
+        (FOLDER, "optimizer.lr=${{seed}}${{my.x}}", "'my.x' not found"),
+    ],
+)  # fmt: skip
+def test_overrides_that_do_not_fit_the_run_are_refused(
+    words: str, more: str, message: str, folders: dict[str, str]
+) -> None:
+    save_run(words, folders)
+    today = plain("from_run={run}", folders)
+    config = configs.create(today)
+    for text in more.format(**folders).split():
+        key, _, value = text.partition("=")
+        today["overrides"].append(text)
+        configs.OmegaConf.set_struct(config, False)
+        if key in ("resume.run", "from_wandb", "ckpt_path"):
+            configs.OmegaConf.update(config, key, value)
+    today = configs.plain(config) | {"overrides": today["overrides"]}
+    with pytest.raises(UserError, match=message):
+        from_run.repeat(today)
+
+
+def test_secrets_of_the_run_are_asked_for(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config from somebody else gets nothing of this machine's environment."""
+    monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
+    save_run(FOLDER, folders)
+    path = Path(folders["run"], "config.yaml")
+    config = yaml.safe_load(path.read_text())
+    config["logger"]["wandb"]["notes"] = "${oc.env:MY_TOKEN}"
+    config["overrides"] += ["+my.a=${oc.env:MY_TOKEN}", "+my.b=\\${root:}"]
+    config["my"] = {"a": "x", "b": "y"}
+    path.write_text(yaml.safe_dump(config))
+    asked = r"secrets are not saved with a run: give logger.wandb.notes=\.\.\. \(the run has \$\{oc.env:MY_TOKEN\}\)"
+    with pytest.raises(UserError, match=asked):
+        repeat("", folders)
+    repeated = repeat("logger.wandb.notes=mine", folders)
+    assert repeated.config["my"] == {"a": "x", "b": "y"}
+
+
+def test_a_resumed_run_is_repeated_from_its_start(folders: dict[str, str]) -> None:
+    own = {"ckpt_path": f"{folders['run']}/checkpoints/last.ckpt"}
+    save_run(f"{FOLDER} init_from=/first.ckpt", folders, own)
+    found = repeat("", folders).config
+    assert (found["ckpt_path"], found["init_from"]) == (None, "/first.ckpt")
+    save_run(f"{FOLDER} init_from=latest", folders, own)
+    with pytest.raises(UserError, match=r"started from init_from=latest, which was another run then: use that one"):
+        repeat("", folders)
+    save_run(FOLDER, folders, own)
+    moved = Path(folders["run"]).rename(folders["other"] + "/moved")
+    folders["run"] = str(moved)
+    assert repeat("", folders).config["ckpt_path"] is None
+
+
+def test_a_config_that_is_incomplete_is_refused(folders: dict[str, str]) -> None:
+    save_run(FOLDER, folders, {"choices": None})
+    with pytest.raises(UserError, match=r"from_run=\S+: its config is incomplete, as of a run that failed before it"):
+        repeat("", folders)
+
+
+# -- from W&B, without a server
+
+
+def from_wandb(
+    logged: dict[str, Any], words: str, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """The config of from_wandb=a/b/c if W&B has `logged` of that run, as its JSON has it."""
+    text = re.sub(r"(\d)\.0\b(?!\.)", r"\1", json.dumps(logged))
+    monkeypatch.setattr(wandb_api, "fetch", lambda name: (json.loads(text), {}))
+    repeated = from_run.repeat(plain(f"from_wandb=a/b/c {words}", folders))
+    assert repeated is not None
+    return repeated.config
+
+
+def test_floats_come_back_from_wandb_as_floats(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = f"{FOLDER} augment.scale=[0.5,1.0] trainer.limit_val_batches=1.0 trainer.limit_train_batches=1"
+    then = plain(words, folders) | {"run_dir": "/logs/then"}
+    logged = naming.for_others(configs.create(then))
+    assert str(settings(from_wandb(logged, "data.root={data}", folders, monkeypatch))) == str(settings(then))
+    logged["floats"] = ["trainer.limit_val_batches", "nowhere.0", "augment.scale.7", "seed.x", 3]
+    made = from_wandb(logged, "data.root={data}", folders, monkeypatch)
+    assert repr(made["trainer"]["limit_val_batches"]) == "1.0"
+    assert made["augment"]["scale"] == [0.5, 1]
+    del logged["floats"]
+    with pytest.raises(UserError, match=r"one batch from all \(1.0\): give trainer.limit_train_batches=\.\.\. "):
+        from_wandb(logged, "data.root={data} trainer.limit_val_batches=1.0", folders, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("init_from=/r/A/checkpoints/best.ckpt", r"give init_from=\.\.\. \(the run has A/best\.ckpt\)\."),
+        ("data.class_names=/r/names.tsv", r"give data\.class_names=\.\.\. \(the run has names\.tsv\)\."),
+        ("data.class_names=imagenet", None),
+    ],
+)
+def test_paths_of_a_wandb_run_are_asked_for(
+    words: str, asked: str | None, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = naming.for_others(composed(*f"{FOLDER} {words}".format(**folders).split()))
+    with pytest.raises(UserError, match=r"give .*data.root=\.\.\. \(the run has photos\)\."):
+        from_wandb(logged, "", folders, monkeypatch)
+    if asked is not None:
+        with pytest.raises(UserError, match=asked):
+            from_wandb(logged, "data.root={data}", folders, monkeypatch)
+    key = words.partition("=")[0]
+    given = f"{key}={{other}}" if asked is not None else ""
+    made = from_wandb(logged, f"data.root={{data}} {given}", folders, monkeypatch)
+    assert flat(made)[key] == (folders["other"] if asked is not None else "imagenet")
+
+
+def test_a_resumed_wandb_run_is_repeated_from_its_start(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(*FOLDER.format(**folders).split())
+    for last in ("last.ckpt", "previous.ckpt"):
+        config.ckpt_path, config.resume.run = f"{config.run_dir}/checkpoints/{last}", "latest"
+        assert from_wandb(naming.for_others(config), "data.root={data}", folders, monkeypatch)["ckpt_path"] is None
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (None, r"from_wandb=a/b/c: W&B's server did not answer \(no\): try again; .* from_run=DIRECTORY"),
+        (500, r"from_wandb=a/b/c: W&B's server did not answer \(no\)"),
+        (401, r"from_wandb=a/b/c: W&B refuses the API key \(no\): run `wandb login`"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_not_a_wrong_key(
+    status: int | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's client raises one error for both."""
+
+    def api(timeout: float) -> None:
+        cause = RuntimeError("no")
+        cause.response = SimpleNamespace(http_status=status) if status else None  # type: ignore[attr-defined]
+        raise wandb.errors.AuthenticationError("no") from cause
+
+    monkeypatch.setattr(wandb, "Api", api)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with pytest.raises(UserError, match=message):
+        wandb_api.fetch("a/b/c")
+
+
+# -- the whole command
+
+
+SETTINGS = [
+    "seed=7", "augment=strong", "optimizer=adamw", "optimizer.lr=0.002", "trainer.max_epochs=2",
+    "trainer.limit_val_batches=1.0", "trainer.log_every_n_steps=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[WandbServer]:
+    with wandb_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def first(server: WandbServer, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with other settings than the defaults, in W&B as well."""
+    run_dir = tmp_path_factory.mktemp("logs") / "train/runs/first"
+    done = tiny_train(shapes, run_dir, *SETTINGS, "logger=wandb", "ema.decay=0.9", env=server.env())
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+def logs_of(run_dir: Path) -> str:
+    return f"paths.logs={run_dir.parents[2]}"
+
+
+def config_of(run_dir: Path) -> dict[str, Any]:
+    return yaml.safe_load((run_dir / "config.yaml").read_text())
+
+
+def equal(a: Path, b: Path) -> str:
+    done = command("compare.py", f"runs=[{a},{b}]", "equal=true")
+    return done.stdout + done.stderr if done.returncode else "equal"
+
+
+def test_a_repeated_run_has_the_same_numbers(first: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    done = command("train.py", "from_run=first", logs_of(first), f"hydra.run.dir={again}")
+    assert done.returncode == 0, done.stderr
+    assert f"repeats {first}\n" in done.stdout
+    assert "warning: " not in done.stdout
+    assert equal(first, again) == "equal"
+    a, b = summary_of(first), summary_of(again)
+    assert (a["best"], a["test"]) == (b["best"], b["test"])
+    assert settings(config_of(first)) == settings(config_of(again))
+    assert config_of(again)["repeats"] == str(first)
+    assert f"repeats {first}" in (again / "train.log").read_text()
+    assert json.loads((again / "repeats.json").read_text())["run"] == str(first)
+    third = tmp_path / "third"  # repeats a repetition
+    done = command("train.py", f"from_run={again}", "seed=8", f"hydra.run.dir={third}", logs_of(first))
+    assert done.returncode == 0, done.stderr
+    assert f"repeats {again}, with seed=8 (the run has 7)\n" in done.stdout
+    assert "differ first at step" in equal(first, third)
+
+
+def test_a_repeated_wandb_run_has_the_same_numbers(
+    server: WandbServer, first: Path, shapes: Path, tmp_path: Path
+) -> None:
+    again, name = tmp_path / "again", server.run_of("first").name
+    words = [f"from_wandb=tester/alexlab/{name}", "~logger.wandb", f"hydra.run.dir={again}", f"data.root={shapes}"]
+    done = command("train.py", *words, env=server.env())
+    assert done.returncode == 0, done.stderr
+    assert f"repeats tester/alexlab/{name}, with " in done.stdout
+    assert "warning: " not in done.stdout
+    assert equal(first, again) == "equal"
+    then, now = (
+        {k: v for k, v in settings(config_of(run)).items() if "logger" not in k.split(".")[0]} for run in (first, again)
+    )
+    assert now == then
+    assert isinstance(now["trainer.limit_val_batches"], float), "all batches, and not one"
+    assert {line.partition(":")[0] for line in server.unknown} <= {"ServerFeaturesQuery"}
+    done = command("train.py", "from_wandb=tester/alexlab/none", f"hydra.run.dir={tmp_path}/x", env=server.env())
+    assert done.returncode == 2, done.stdout
+    assert "from_wandb=tester/alexlab/none: W&B does not give that run (Could not find run" in done.stderr
+    assert "from_run=DIRECTORY" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["from_run=nowhere"], "from_run=nowhere is not a run's directory"),
+        (["from_run=first", "optimizer.lr=-1"], "optimizer.lr=-1"),
+        (["from_run=first", "data.root=/nowhere"], "/nowhere does not exist"),
+        (["from_run=first", "model=alexnet_bn"], "model=alexnet_bn: from_run=first keeps the options of that run"),
+        (["from_wandb=b/c"], "must be ENTITY/PROJECT/RUN"),
+        (["from_wandb=a/b/c"], "from_wandb=a/b/c needs an API key: run `wandb login`"),
+    ],
+)
+def test_mistakes_leave_no_directory(words: list[str], message: str, first: Path) -> None:
+    done = command("train.py", *words, logs_of(first))
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in first.parent.iterdir()] == ["first"]
+
+
+def test_other_commands_repeat_nothing() -> None:
+    done = command("benchmark.py", "from_run=latest")
+    assert done.returncode == 2, done.stdout
+    assert "from_run and from_wandb are for train.py alone" in done.stderr
+
+
+def test_other_images_and_other_code_are_reported(first: Path, shapes: Path, tmp_path: Path) -> None:
+    less = tmp_path / "less"
+    shutil.copytree(shapes, less)
+    next((less / "train").glob("*/*.jpg")).unlink()
+    other = tmp_path / "other"
+    shutil.copytree(first, other, ignore=shutil.ignore_patterns("wandb"))
+    commit = "0123456789abcdef" * 2 + "01234567"
+    code = {"commit": commit, "dirty": True, "patch_sha256": "1" * 64, "left_out": None}
+    (other / "code.json").write_text(json.dumps(code))
+    done = command("train.py", f"from_run={other}", f"data.root={less}", "dry_run=true", f"hydra.run.dir={tmp_path}/x")
+    assert done.returncode == 0, done.stderr
+    then = summary_of(first)["dataset"]["fingerprint"]["train"]
+    assert f"warning: the images differ from those of {other}: train 39 of fingerprint " in done.stdout
+    assert f"(the run has 40 of {then})." in done.stdout
+    assert f"warning: the code differs from that of {other}: " in done.stdout
+    assert f"`git checkout {commit}` and `git apply {other}/code.patch`" in done.stdout
+
+
+def test_a_sweep_around_a_run_and_one_of_its_jobs_again(first: Path, tmp_path: Path) -> None:
+    """resume=auto starts that repetition, and finds it finished the second time."""
+    sweep = tmp_path / "train/multiruns/s"
+    done = command(
+        "train.py", "-m", f"from_run={first}", "optimizer.lr=0.01,0.02", "~logger.wandb", "trainer.max_epochs=1",
+        "test=false", f"hydra.sweep.dir={sweep}", f"paths.logs={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"repeats {first}, with ") == 2
+    assert [config_of(sweep / job)["optimizer"]["lr"] for job in ("0", "1")] == [0.01, 0.02]
+    words = ["from_run=s/1", "resume=auto", "test=false", f"paths.logs={tmp_path}", f"hydra.run.dir={tmp_path}/one"]
+    done = command("train.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert equal(sweep / "1", tmp_path / "one") == "equal"
+    done = command("train.py", *words)
+    assert (done.returncode, "is finished" in done.stdout) == (0, True), done.stderr
