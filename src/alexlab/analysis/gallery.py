@@ -21,8 +21,8 @@ from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fast.device_cache import Index
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
-from alexlab.engine.process import cores
 from alexlab.engine.files import atomic_write, make_folder
+from alexlab.engine.process import cores
 from alexlab.models.introspection import first_convolution, head_of
 from alexlab.tasks import load as loading
 

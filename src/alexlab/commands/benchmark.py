@@ -10,44 +10,46 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
-from alexlab.commands import build as assemble
 from alexlab.commands import plan as plans
 from alexlab.commands import summary as report
+from alexlab.commands.build import build_data, build_task
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
 from alexlab.data.reader_threads import ReaderThreads
-from alexlab.engine import config as configs
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import UserError
 from alexlab.engine.memory import keep_memory
+from alexlab.engine.schema import BenchmarkConfig
 
 WARM = 3  # steps that are not counted
 NAMES = ("decode_only", "loader", "device", "end_to_end")
 
 
-def benchmark(config: DictConfig) -> None:
+def benchmark(config: BenchmarkConfig) -> None:
     """Measure one device's training for `config.seconds` each, and print images a second.
 
     Raises:
         UserError: as a training would.
     """
-    config = configs.resolved(config)
-    devices = find_devices(config)
+    devices = find_devices(config.trainer)
     if devices.kind == "cpu":
         keep_memory()
-    config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
     devices = Devices(devices.kind, 1, 1)
-    # the rate must not spoil the weights while one batch comes again and again
-    config.optimizer.lr, config.optimizer.lr_reference_batch = 1e-9, None
+    plain = config.model_dump(exclude_unset=True)
+    plain["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    plain["optimizer"] |= {
+        "lr": 1e-9,
+        "lr_reference_batch": None,
+    }  # one batch again and again must not spoil the weights
+    config = BenchmarkConfig.model_validate(plain)
     rundir.quiet_libraries()
     logging.getLogger("alexlab").setLevel(logging.WARNING)
-    data = assemble.build_data(config, devices).read()
+    data = build_data(config, devices).read()
     plan = plans.make_plan(config, 1, data.images)
     data.world_size = 1
     found: dict[str, Any] = {"decode_only": decode_only(data, config.seconds)}
@@ -81,7 +83,7 @@ def verdict(found: dict[str, float], bound: str, data: ImageFolders, kind: str) 
     """What bounds a training, and what would help."""
     reached = found["end_to_end"] / found["device"]
     if bound == "input":
-        return report.bound_by(max(report.MUCH, 1 - reached), data)
+        return report.bound_by(max(report.INPUT_BOUND, 1 - reached), data)
     said = f"bound by the device: the loader alone is {found['loader'] / found['device']:.1f} times as fast."
     shared = f" Both share the CPU's cores: a training runs at {reached:.0%} of the device alone."
     return said + (shared if kind == "cpu" and reached < 0.95 else "")
@@ -169,11 +171,15 @@ class UntilTimeIsUp:
 
 
 def trained(
-    config: DictConfig, devices: Devices, data: ImageFolders, plan: plans.Plan, batches: Callable[[], Iterator[Batch]]
+    config: BenchmarkConfig,
+    devices: Devices,
+    data: ImageFolders,
+    plan: plans.Plan,
+    batches: Callable[[], Iterator[Batch]],
 ) -> float:
     """Images a second of Lightning's loop, with the classifier, precision and layout of a training."""
     pl.seed_everything(config.seed, verbose=False)
-    model = assemble.build_model(config, data, devices.kind, plan)
+    model = build_task(config, data, devices.kind, plan)
     if config.compile:
         model.net.compile()
     clock = Clock(config.seconds, torch.device(devices.kind))

@@ -32,32 +32,36 @@ from alexlab import models
 from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.callbacks.freezing import Freezing
 from alexlab.callbacks.grad_norm import GradNorm
-from alexlab.callbacks.lr_monitor import Rates
+from alexlab.callbacks.lr_monitor import LearningRateLogger
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.nan_guard import NanGuard
 from alexlab.callbacks.preemption import Preemption, SignalRecorder
 from alexlab.callbacks.progress import ProgressBar, ProgressReporter
 from alexlab.callbacks.same_config import SameConfig
 from alexlab.callbacks.throughput import Throughput
+from alexlab.commands import sweep
+from alexlab.commands.checks import check_ckpt
 from alexlab.commands.plan import Plan, make_plan
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
-from alexlab.engine import launcher, naming
-from alexlab.engine.checkpoint_io import AtomicCheckpointIO
+from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, targets
+from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.config import look_up
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import OWN_TRAINER_KEYS, TrainConfig, mode_of
 from alexlab.loggers.csv_logger import CsvLogger
-from alexlab.models.introspection import head_of
+from alexlab.models.introspection import head_of, normalization
 from alexlab.tasks import optimizers
 from alexlab.tasks.augment import BatchAugment
+from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier
+from alexlab.tasks.load import load_initial_weights
+from alexlab.tasks.losses import CrossEntropy
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB on a 0-1 scale
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
@@ -85,6 +89,24 @@ class Experiment:
         """Whether a sweep's pruner has stopped the run."""
         return any(getattr(callback, "pruned", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
 
+    @property
+    def throughput(self) -> Throughput:
+        return next(c for c in self.trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+
+    def last_metrics(self) -> dict[str, Any]:
+        """Return the last value of each metric; of the checkpoint if a resumed run had nothing left to do."""
+        return {**self.checkpointing.restored_metrics, **self.trainer.callback_metrics}
+
+    def open_loggers(self, config: TrainConfig) -> None:
+        """Start the W&B run, and log to it what is known before the training."""
+        if self.wandb is None:
+            return
+        path, plain = Path(config.run_dir or ""), config.model_dump(exclude_unset=True)
+        self.wandb.log_config(naming.for_others(plain))
+        self.wandb.log_summary(naming.without_paths({**self.facts, "code": provenance.read(path)}))
+        self.wandb.log_dataset(plain["data"], self.facts["dataset"], self.data.readable_classes)
+        self.wandb.log_code(path)
+
 
 def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Experiment:
     """Build all parts of a run, once per rank.
@@ -96,7 +118,7 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Ex
     plan = make_plan(config, devices.world_size, data.images)
     pl.seed_everything(config.seed, verbose=False)
     task = build_task(config, data, devices.kind, plan)
-    load_start(config, task, data, plan)
+    load_checkpoint(config, task, data, plan)
     if config.compile:
         task.net.compile()  # in place: the names in the state dict stay
     loggers, wandb = build_loggers(config)
@@ -147,32 +169,33 @@ def build_data(config: Any, devices: Devices) -> ImageFolders:
     )
 
 
-def build_task(config: Any, data: ImageFolders, kind: str, plan: Plan | None = None, own: bool = True) -> ImageClassifier:
+def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | None = None) -> ImageClassifier:
     """Build the task around `config.model.net`, and try its network and optimizer once.
 
     Args:
         kind: of the devices.
         plan: None for evaluation only.
-        own: whether the config is the user's own, and not read from a run's directory.
     """
     a, m, num_classes = config.augment, config.model, len(data.classes)
     has_weights = plan is None or config.ckpt_path is not None  # a checkpoint gives all weights
-    net = build_network(m.net, num_classes, own=own, fetch=not has_weights)
+    net = targets.build_network(m.net, num_classes, fetch=not has_weights)
     for size in {config.data.image_size, *(pixels for _, pixels in a.sizes or ())}:
         try_net(net, size, num_classes)
     settings = None
     if plan is not None:
         if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
             head_of(net, num_classes)
-        optimizer = {**config.optimizer.model_dump(exclude_unset=True), "backbone_lr_factor": config.finetune.backbone_lr_factor}
+        optimizer = {
+            **config.optimizer.model_dump(exclude_unset=True),
+            "backbone_lr_factor": config.finetune.backbone_lr_factor,
+        }
         optimizers.build_optimizer(net, optimizer, plan.step_images)
-        settings = OptimizerSettings(
+        settings = optimizers.OptimizerSettings(
             optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch
         )
-    mean, std = normalization(m, net)
+    mean, std = normalization(net, m.mean, m.std)
     layout = config.trainer.channels_last
-    plain = config.model_dump(exclude_unset=True)
-    return ImageClassifier(
+    task = ImageClassifier(
         net=net,
         augment=BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by),
         criterion=CrossEntropy(config.label_smoothing),
@@ -183,9 +206,52 @@ def build_task(config: Any, data: ImageFolders, kind: str, plan: Plan | None = N
             monitor=config.monitor,
             max_bad=config.data.max_bad,
             channels_last=kind == "cuda" if layout == "auto" else layout,
-            provenance={"config": plain, "sources": source_hashes(net), **data.provenance()},
+            provenance={
+                "config": config.model_dump(exclude_unset=True),
+                "sources": provenance.source_hashes(net),
+                **data.provenance(),
+            },
         ),
     )
+    if config.monitor not in task.metric_names("val"):
+        raise UserError(
+            f"`monitor={config.monitor}` is not a metric of the validation: choose one of "
+            f"{', '.join(task.metric_names('val'))}."
+        )
+    return task
+
+
+def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolders, plan: Plan) -> None:
+    """Load the weights of `init_from`, or check that training can continue from `ckpt_path`."""
+    path = Path(config.run_dir or "")
+    if config.init_from is not None:
+        ckpt, m = Path(config.init_from), config.model
+        mean, std = normalization(task.net, m.mean, m.std)
+        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, mean, std)
+        if launcher.prints():
+            new = "; the last layer is new, as the classes are others" if new_head else ""
+            print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)
+    if config.ckpt_path is not None:
+        check_ckpt(
+            Path(config.ckpt_path),
+            config.model_dump(exclude_unset=True),
+            task.net,
+            data.describe(),
+            list(data.classes),
+            plan.steps_per_epoch,
+            plan.steps,
+            resumes=config.resume.run is not None,
+            finished=run_dirs.read_summary(path).get("status") == "finished",
+        )
+
+
+def keeps_best(config: TrainConfig) -> bool:
+    """Check whether the best value of the checkpoint counts for this run, because its best.ckpt is there as well."""
+    if config.ckpt_path is None:
+        return False
+    ckpt = Path(config.ckpt_path)
+    own = resume.is_own(ckpt, Path(config.run_dir or ""))
+    return own or resume.best_of_same_run(ckpt, config.monitor) is not None
 
 
 def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
@@ -218,7 +284,7 @@ def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
 
 def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | None]":
     """Build the loggers of this rank: metrics.csv always, the others on rank 0 only. No file is written yet."""
-    path = Path(config.run_dir)
+    path, plain = Path(config.run_dir or ""), config.model_dump(exclude_unset=True)
     loggers: list[Logger] = [CsvLogger(path)]
     wandb = None
     if launcher.rank() > 0:
@@ -227,16 +293,16 @@ def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | Non
         from alexlab.loggers.wandb_logger import WandbLogger
 
         settings = config.logger.wandb.model_dump()
-        settings["name"] = settings["name"] or naming.readable(config)
-        settings["group"] = settings["group"] or naming.group_of(config)
-        settings["tags"] = settings["tags"] or naming.tags_for(config)
+        settings["name"] = settings["name"] or naming.run_name(plain)
+        settings["group"] = settings["group"] or sweep.name_of(path) or naming.group_name(plain)
+        settings["tags"] = settings["tags"] or naming.tags(plain)
         wandb = WandbLogger(save_dir=str(path), **settings)
         loggers.append(wandb)
     if config.logger.tensorboard is not None:
         from pytorch_lightning.loggers import TensorBoardLogger
 
         # a resumed run logs the steps after its checkpoint again
-        step = load(Path(config.ckpt_path))["global_step"] if config.ckpt_path is not None else None
+        step = checkpoint_io.load(Path(config.ckpt_path))["global_step"] if config.ckpt_path is not None else None
         loggers.append(TensorBoardLogger(str(path), name="", version="tensorboard", purge_step=step))
     return loggers, wandb
 
@@ -245,21 +311,21 @@ def build_callbacks(
     config: TrainConfig, recorder: SignalRecorder, plan: Plan, wandb: "WandbLogger | None"
 ) -> tuple[Preemption, Checkpointing, list[Callback]]:
     """Build the callbacks in the order in which Lightning must call them: the user's own first."""
-    path, wanted = Path(config.run_dir), config.callbacks
+    path, wanted = Path(config.run_dir or ""), config.callbacks
     folder = path / "checkpoints"
 
     # the user's own: entries with a _target_
+    own = (wanted.model_extra or {}).values()
+    fetch = config.ckpt_path is None  # a checkpoint gives all weights
     callbacks: list[Callback] = [
-        instantiate(look_up(entry)) for entry in (wanted.model_extra or {}).values() if isinstance(entry, dict)
+        targets.build(look_up(entry if fetch else targets.without_weights(entry))) for entry in own
     ]
-    if (trial := sweep.trial()) is not None:
-        from alexlab.callbacks.pruning import Pruning
-
-        callbacks.append(Pruning(trial, sweep.make_pruner(config.sweep, config.trainer.max_epochs), config.monitor))
+    pruning = sweep.make_pruning_callback(config, launcher.rank())
+    callbacks += [pruning] if pruning is not None else []
 
     # what keeps the run safe
     preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
-    nan_guard = NanGuard(config.on_nan, folder / LAST, how_to_resume(path))
+    nan_guard = NanGuard(config.on_nan, folder / checkpoint_io.LAST, f"python train.py resume={run_dirs.shown(path)}")
     checkpointing = Checkpointing(
         folder,
         preemption,
@@ -267,7 +333,7 @@ def build_callbacks(
         config.checkpoint.every_n_steps,
         config.checkpoint.every_minutes,
         plan.steps_per_epoch,
-        restores_best=resume.is_own_ckpt(config.ckpt_path, path) or best_beside(config) is not None,
+        restores_best=keeps_best(config),
     )
     callbacks += [nan_guard, preemption, checkpointing, SameConfig(config.model_dump(exclude_unset=True))]
 
@@ -319,7 +385,7 @@ def build_trainer(
         batches: training batches per epoch, if they are known.
         net_type: class of the network, which FSDP shards as one unit.
     """
-    t, path = config.trainer, Path(config.run_dir)
+    t, path = config.trainer, Path(config.run_dir or "")
     settings = {key: value for key, value in t.model_dump().items() if key not in OWN_TRAINER_KEYS}
     settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
     settings["devices"] = t.devices if isinstance(t.devices, list) else devices.local
@@ -332,7 +398,7 @@ def build_trainer(
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = t.tf32
     if t.profiler is not None:
         settings["profiler"] = PROFILERS[t.profiler](dirpath=path, filename="profile")
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [checkpoint_io.AtomicCheckpointIO()]
     if launcher.RANKS in os.environ:
         plugins.append(LightningEnvironment())  # reads what launcher.run_workers has set
     return pl.Trainer(

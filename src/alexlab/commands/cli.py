@@ -289,7 +289,9 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     """
     for number, word in enumerate(argv):
         if word.startswith("--") and word.partition("=")[0] not in FLAGS:
-            raise UserError(f"{word}: settings are written key=value, as in {_as_key_value(word, argv[number + 1 :], command)}.")
+            raise UserError(
+                f"{word}: settings are written key=value, as in {_as_key_value(word, argv[number + 1 :], command)}."
+            )
     sweep.check_words(argv)
     words = sweep.agent_overrides(argv) if agent() is not None else argv
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
@@ -397,7 +399,9 @@ def help_of(command: Command, overrides: list[str]) -> str:
     defaults = OmegaConf.load(CONF / f"{command.name}.yaml").defaults
     used = sorted({str(key).split("@")[0] for entry in defaults if isinstance(entry, DictConfig) for key in entry})
     groups = [
-        f"  {group:11} {', '.join(options(group))}" for group in used if group not in ("hydra", "paths") and "/" not in group
+        f"  {group:11} {', '.join(options(group))}"
+        for group in used
+        if group not in ("hydra", "paths") and "/" not in group
     ]
     parts = [_summary(command.name)]
     if groups:
@@ -467,7 +471,9 @@ def hydra_mistake(error: Exception, command: Command) -> str:
         if group == "model" and not near:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
         return f"{group}={name}: there is no such option.{hint} There are: {', '.join(options(group))}."
-    if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text):
+    if found := re.search(
+        r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
+    ):
         return _no_such_key(found[1] or found[2], command)
     if found := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
         key, values = found[1], found[2]
@@ -523,7 +529,8 @@ def short_traceback(error: BaseException, most: int = 40) -> str:
     kept = [
         frame
         for frame in stack
-        if frame is stack[-1] or not (any(part in frame.filename for part in between) or frame.filename.startswith(ours))
+        if frame is stack[-1]
+        or not (any(part in frame.filename for part in between) or frame.filename.startswith(ours))
     ]
     head = ["Traceback (most recent call last):\n"]
     body = traceback.format_list(kept)

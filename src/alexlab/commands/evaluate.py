@@ -1,4 +1,4 @@
-"""Evaluate a run on its own test images or another folder: the task of eval.py."""
+"""Test a run on its own test images or on another folder: the task of `python eval.py`."""
 
 import contextlib
 import math
@@ -8,211 +8,48 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from alexlab.commands import build as assemble
+from alexlab.commands.build import build_data, build_task
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fingerprint import changed_splits
 from alexlab.data.transforms import SampleTransform
-from alexlab.engine import checkpoint_io as checkpoint
-from alexlab.engine import run_dir as rundir
+from alexlab.engine import checkpoint_io
+from alexlab.engine import config as configs
+from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import UserError
 from alexlab.engine.memory import keep_memory
-from alexlab.tasks import load as loading
+from alexlab.engine.schema import EvalConfig, FiguresConfig, TrainConfig
+from alexlab.engine.validation import validate_saved
 from alexlab.tasks.classification import ImageClassifier
+from alexlab.tasks.load import check_classes, check_own, load_net, readable_classes, warn_of_changed_sources
 
-MOST_RANKS = 65_536  # that a summary.json may tell of
-
-
-def check_images(found: dict[str, Any], data: ImageFolders, its: DictConfig) -> None:
-    """Tell where the run's own folder holds other images by now.
-
-    Raises:
-        UserError: its held-out images were drawn from it by fraction, and training's are among them now.
-    """
-    changed = changed_splits(found["alexlab"]["dataset"], data.describe())
-    if changed and its.data.val_fraction is not None:
-        raise UserError(
-            f"{data.root} holds other images than in training, so that its split by data.val_fraction is another, "
-            "with images of training among those held out: put the images back, or give others with data.root=PATH."
-        )
-    if changed:
-        print(f"note: the files of {', '.join(changed)} in {data.root} are not those of the training any more.")
-
-
-def read_other(data: ImageFolders, then: dict[str, Any]) -> None:
-    """Read the images of a folder given by hand: the run's own split of it, where its images have moved there as they
-    were; else all of its test/, val/ or class folders."""
-    if data.val_fraction is not None:
-        with contextlib.suppress(UserError):  # it holds other images, which may not be split so
-            if not changed_splits(then, data.read().describe()):
-                return
-        data.splits = {}
-        print(
-            f"note: the run's images were drawn from one folder, and {data.root} is not as that was: all its images "
-            "count, so none of them must be from training."
-        )
-    data.read_for_evaluation()
-
-
-class TenCrops(torch.nn.Module):
-    """A net that sees the corners and the middle of larger images, and their mirror images."""
-
-    def __init__(self, net: torch.nn.Module, size: int) -> None:
-        super().__init__()
-        self.net, self.size = net, size
-
-    def forward(self, images: Tensor) -> Tensor:
-        """float (B, 3, R, R), R above `size` -> (B, num_classes), the logarithm of the ten crops' mean probability."""
-        far = images.shape[-1] - self.size
-        middle = round(far / 2)
-        places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
-        crops = [images[..., y : y + self.size, x : x + self.size] for y, x in places]
-        crops += [crop.flip(-1) for crop in crops]
-        told = torch.stack([self.net(crop.contiguous()).float().log_softmax(1) for crop in crops])
-        return told.logsumexp(0) - math.log(len(crops))  # the mean's own logarithm would be -inf where all are small
-
-
-def use_ten_crops(model: ImageClassifier, data: ImageFolders, size: int, crop_ratio: float) -> None:
-    """As Krizhevsky et al. 2012 tested: crops of `size` out of a square of size / crop_ratio pixels (224 of 256).
-
-    Raises:
-        UserError: there is nothing around the middle.
-    """
-    square = round(size / crop_ratio)
-    if square == size:
-        raise UserError(
-            f"crops=10 needs something around the {size} pixels that the net sees, and with the run's "
-            f"augment.crop_ratio={crop_ratio} there is nothing: crops=1."
-        )
-    data.transforms["val"] = data.transforms["test"] = SampleTransform(square, "center", crop_ratio=1.0)
-    model.net = TenCrops(model.net, size)
-
-
-def settings_of(config: DictConfig, run_dir: Path) -> DictConfig:
-    """The run's own config, with what eval.py was asked for, for one process and a network of known weights."""
-    its = loading.config_of(run_dir)
-    its.paths.logs = config.paths.logs  # not those of the machine that trained it, where indexes would be kept
-    if config.data.root is not None:
-        its.data.root = str(Path(config.data.root).expanduser().resolve())
-        its.data.demo_seed = its.data.idx = None
-    elif not Path(its.data.root).resolve().is_relative_to(Path(config.paths.data).resolve()):
-        its.data.demo_seed = its.data.idx = None  # of a run from elsewhere: nothing is written where it says
-    if config.data.num_workers is not None:
-        its.data.num_workers = config.data.num_workers
-    its.data.cache = None  # each image is read once
-    its.data.on_error = config.data.on_error or its.data.on_error
-    its.compile = its.compile if config.compile is None else config.compile
-    its.trainer.accelerator = config.trainer.accelerator or its.trainer.accelerator
-    its.trainer.precision = config.trainer.precision or its.trainer.precision
-    its.trainer.devices, its.trainer.num_nodes, its.trainer.strategy = 1, 1, "auto"
-    its.data.num_classes = None
-    if its.trainer.limit_test_batches in (0, 0.0):  # training was not to test; who runs eval.py wants to
-        its.trainer.limit_test_batches = None
-    return its
-
-
-def read_images(
-    config: DictConfig, its: DictConfig, found: dict[str, Any], devices: Devices, run_dir: Path
-) -> ImageFolders:
-    """The images to score, in the order and batches of training's own test where they are the run's own."""
-    data = assemble.build_data(its, devices)
-    if config.data.root is None:
-        data.read()
-    else:
-        read_other(data, found["alexlab"]["dataset"])
-    loading.check_classes(found, data.classes, data.root)
-    data.readable_classes = loading.readable_classes(found, its)
-    if its.trainer.limit_test_batches is None:  # the very batches of training's own test, whose sums round alike
-        ranks = rundir.read_summary(run_dir).get("world_size", 1)
-        data.world_size = ranks if isinstance(ranks, int) and 1 <= ranks <= MOST_RANKS else 1
-    if config.data.root is None:
-        check_images(found, data, its)
-    for line in data.notes():
-        print(f"note: {line}")
-    return data
-
-
-def named(metric: str, crops: int) -> str:
-    """A metric's own name where it is of ten crops an image."""
-    return metric if crops == 1 else f"{metric}_{crops}crops"
-
-
-def show(result: dict[str, Any], run_dir: Path, out: Path) -> None:
-    print(f"run: {rundir.shown(run_dir)} ({rundir.read_summary(run_dir).get('status', 'running or killed')})")
-    crops = ", ten crops each" if result["crops"] == 10 else ""
-    print(f"{result['images']} images of {result['split']}, {Path(result['checkpoint']).name}{crops}")
-    table = Table()
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for key in ("loss", "acc1", "acc5"):
-        name = named(key, result["crops"])
-        table.add_row(name, f"{result[name]:.4f}")
-    for name, value in list(result["per_class_acc1"].items())[:20]:
-        table.add_row(escape(f"acc1 of {name}"), "no image" if value is None else f"{value:.4f}")
-    Console().print(table)
-    skipped = result["skipped_images"]
-    if skipped:
-        print(f"{len(skipped)} broken images were left out: {', '.join(skipped[:5])}")
-    print(f"written to {rundir.shown(out)}", flush=True)
+MOST_RANKS = 65_536  # that a summary.json may name
+MOST_CLASSES = 20  # rows of the printed table
 
 
 class Tested(NamedTuple):
-    """A run, tested anew."""
+    """A run that was tested again."""
 
-    config: DictConfig
+    config: TrainConfig
     data: ImageFolders
-    model: ImageClassifier
+    task: ImageClassifier
     checkpoint: Path
     precision: str
     device: str
     metrics: dict[str, float]
 
 
-def score(config: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback] = ()) -> Tested:
-    """Rebuild a run from its own config and test it as `config` (conf/eval.yaml) asks."""
-    its = settings_of(config, run_dir)
-    path = rundir.ckpt_of(run_dir, str(config.ckpt))
-    found = checkpoint.load(path)
-    devices = find_devices(its)
-    if devices.kind == "cpu":
-        keep_memory()
-    if config.trainer.precision is None and devices.kind == "cpu" and its.trainer.precision in ("16-mixed", 16):
-        print("note: the run's trainer.precision=16-mixed needs a GPU; evaluated in 32-true.")
-        its.trainer.precision = "32-true"
-    precision = choose_precision(its.trainer.precision, devices.kind)
-    rundir.quiet_libraries()
-    data = read_images(config, its, found, devices, run_dir)
-    pl.seed_everything(its.seed, verbose=False)
-    model = assemble.build_model(its, data, devices.kind)
-    loading.load_net(model.net, found, path)
-    loading.check_own(found, its, path, run_dir)
-    loading.warn_of_changed_sources(found, model.net, path)
-    if its.compile:
-        model.net.compile()
-    if config.get("crops") == 10:
-        use_ten_crops(model, data, its.data.image_size, its.augment.crop_ratio)
-    trainer = pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False, precision=precision,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-        limit_test_batches=its.trainer.limit_test_batches, use_distributed_sampler=False, inference_mode=True,
-    )  # fmt: skip
-    tested = trainer.test(model, datamodule=data, verbose=False)[0]
-    metrics = {key.removeprefix("test/"): float(value) for key, value in tested.items()}
-    return Tested(its, data, model, path, str(precision), devices.kind, metrics)
-
-
-def evaluate(config: DictConfig) -> float:
-    """Test a run, print and write the numbers. Returns top-1."""
-    run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
-    tested = score(config, run_dir)
-    matrix = tested.model.confusion_matrix.double()
-    share = [float(hits / count) if count else None for hits, count in zip(matrix.diag(), matrix.sum(1), strict=True)]
+def evaluate(config: EvalConfig) -> float:
+    """Test a run; print and write the metrics. Returns the top-1 accuracy."""
+    run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
+    tested = score(config, run_dir, config.crops)
+    matrix = tested.task.confusion_matrix.double()
+    accuracies = [float(hits / n) if n else None for hits, n in zip(matrix.diag(), matrix.sum(1), strict=True)]
     result: dict[str, Any] = {
         "checkpoint": str(tested.checkpoint),
         "split": tested.data.test_split,
@@ -220,11 +57,198 @@ def evaluate(config: DictConfig) -> float:
         "crops": config.crops,
         "root": str(tested.data.root),
         "precision": tested.precision,
-        "skipped_images": list(tested.model.skipped),
-        **{named(key, config.crops): value for key, value in tested.metrics.items()},
-        "per_class_acc1": dict(zip(tested.data.readable_classes, share, strict=True)),
+        "skipped_images": list(tested.task.skipped),
+        **{_with_crops(key, config.crops): value for key, value in tested.metrics.items()},
+        "per_class_acc1": dict(zip(tested.data.readable_classes, accuracies, strict=True)),
     }
     out = run_dir / ("eval.json" if config.crops == 1 else f"eval-{config.crops}crops.json")
-    rundir.write_json(out, result)
-    show(result, run_dir, out)
+    run_dirs.write_json(out, result)
+    show(result, [_with_crops(key, config.crops) for key in tested.metrics], run_dir, out)
     return tested.metrics["acc1"]
+
+
+def score(
+    config: EvalConfig | FiguresConfig, run_dir: Path, crops: int = 1, callbacks: Sequence[pl.Callback] = ()
+) -> Tested:
+    """Rebuild a run from its own config and test it as `config` asks."""
+    # the run's config, images and network
+    run_config = config_for_test(config, run_dir)
+    path = run_dirs.ckpt_of(run_dir, config.ckpt)
+    found = checkpoint_io.load(path)
+    devices = find_devices(run_config.trainer)
+    if devices.kind == "cpu":
+        keep_memory()
+    wanted = run_config.trainer.precision
+    if config.trainer.precision is None and devices.kind == "cpu" and wanted in ("16-mixed", 16):
+        print("note: the run's trainer.precision=16-mixed needs a GPU; tested in 32-true.")
+        wanted = "32-true"
+    precision = choose_precision(wanted, devices.kind)
+    run_dirs.quiet_libraries()
+    data = read_images(config, run_config, found, devices, run_dir)
+    pl.seed_everything(run_config.seed, verbose=False)
+    task = build_task(run_config, data, devices.kind)
+    load_net(task.net, found, path)
+    check_own(found, run_config, path, run_dir)
+    warn_of_changed_sources(found, task.net, path)
+
+    # the test
+    if run_config.compile:
+        task.net.compile()
+    if crops == 10:
+        use_ten_crops(task, data, run_config.data.image_size, run_config.augment.crop_ratio)
+    trainer = pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind),
+        devices=1,
+        logger=False,
+        precision=precision,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        limit_test_batches=run_config.trainer.limit_test_batches,
+        use_distributed_sampler=False,
+        inference_mode=True,
+    )
+    tested = trainer.test(task, datamodule=data, verbose=False)[0]
+    metrics = {key.removeprefix("test/"): float(value) for key, value in tested.items()}
+    return Tested(run_config, data, task, path, str(precision), devices.kind, metrics)
+
+
+def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainConfig:
+    """Return the run's own config, changed for one process, known weights, and what the command line gives."""
+    path = run_dir / "config.yaml"
+    plain = configs.load(path)
+    validate_saved(plain, path)
+    data, trainer = plain["data"], plain["trainer"]
+    plain["paths"]["logs"] = config.paths.logs  # where the index of a folder is cached
+    plain |= {"init_from": None, "ckpt_path": None}
+    if config.compile is not None:
+        plain["compile"] = config.compile
+
+    # the images: nothing is created where a run from elsewhere says
+    from_elsewhere = not Path(data["root"]).resolve().is_relative_to(Path(config.paths.data).resolve())
+    if config.data.root is not None:
+        data["root"] = str(Path(config.data.root).expanduser().resolve())
+    if config.data.root is not None or from_elsewhere:
+        data |= {"demo_seed": None, "idx": None}
+    for key, value in (("num_workers", config.data.num_workers), ("on_error", config.data.on_error)):
+        data |= {key: value} if value is not None else {}
+    data |= {"cache": None, "num_classes": None}  # each image is read once
+
+    # one device
+    for key, value in (("accelerator", config.trainer.accelerator), ("precision", config.trainer.precision)):
+        trainer |= {key: value} if value is not None else {}
+    trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    if trainer.get("limit_test_batches") in (0, 0.0):  # the training skipped the test; this command asks for it
+        trainer["limit_test_batches"] = None
+    return validate_saved(plain, path)
+
+
+def read_images(
+    config: EvalConfig | FiguresConfig, run_config: TrainConfig, found: dict[str, Any], devices: Devices, run_dir: Path
+) -> ImageFolders:
+    """Read the images to test on: in the order and batches of the training's own test if they are the run's."""
+    data = build_data(run_config, devices)
+    dataset = found["alexlab"]["dataset"]
+    if config.data.root is None:
+        data.read()
+    else:
+        read_other_folder(data, dataset)
+    check_classes(found, data.classes, data.root)
+    data.readable_classes = readable_classes(found, run_config)
+    if run_config.trainer.limit_test_batches is None:  # the same batches, so that sums are rounded in the same way
+        ranks = run_dirs.read_summary(run_dir).get("world_size", 1)
+        data.world_size = ranks if isinstance(ranks, int) and 1 <= ranks <= MOST_RANKS else 1
+    if config.data.root is None:
+        check_images(dataset, data, run_config)
+    for line in data.notes():
+        print(f"note: {line}")
+    return data
+
+
+def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
+    """Read a folder that the command line gives: the run's own split of it if it is the run's folder, moved; else all
+    of its test/, val/ or class folders."""
+    if data.val_fraction is not None:
+        with contextlib.suppress(UserError):  # other images may not be enough for a split
+            if not changed_splits(dataset, data.read().describe()):
+                return
+        data.splits = {}
+        print(
+            f"note: the run's images were split by data.val_fraction, and {data.root} is not the same folder: all its "
+            "images are tested, so none of them must be from the training."
+        )
+    data.read_for_evaluation()
+
+
+def check_images(dataset: dict[str, Any], data: ImageFolders, run_config: TrainConfig) -> None:
+    """Print a note if the run's own folder holds other images now.
+
+    Raises:
+        UserError: its images were split by fraction, so that training images would be tested now.
+    """
+    changed = changed_splits(dataset, data.describe())
+    if changed and run_config.data.val_fraction is not None:
+        raise UserError(
+            f"{data.root} holds other images than in training, so its split by data.val_fraction is another one, with "
+            "training images among those to test: restore the images, or give others with data.root=PATH."
+        )
+    if changed:
+        print(f"note: the files of {', '.join(changed)} in {data.root} are not those of the training any more.")
+
+
+class TenCrops(torch.nn.Module):
+    """A network that sees the corners and the center of larger images, and their mirror images."""
+
+    def __init__(self, net: torch.nn.Module, size: int) -> None:
+        super().__init__()
+        self.net, self.size = net, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float (B, 3, R, R), R above `size` -> (B, num_classes): the logarithm of the ten crops' mean probability."""
+        far = images.shape[-1] - self.size
+        middle = round(far / 2)
+        places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
+        crops = [images[..., y : y + self.size, x : x + self.size] for y, x in places]
+        crops += [crop.flip(-1) for crop in crops]
+        logs = torch.stack([self.net(crop.contiguous()).float().log_softmax(1) for crop in crops])
+        return logs.logsumexp(0) - math.log(len(crops))  # the mean's own logarithm would be -inf if all are small
+
+
+def use_ten_crops(task: ImageClassifier, data: ImageFolders, size: int, crop_ratio: float) -> None:
+    """Test as Krizhevsky et al. 2012: crops of `size` out of a square of size / crop_ratio pixels (224 of 256).
+
+    Raises:
+        UserError: there is nothing around the center.
+    """
+    square = round(size / crop_ratio)
+    if square == size:
+        raise UserError(
+            f"`crops=10` needs pixels around the {size} that the network sees, and with the run's "
+            f"augment.crop_ratio={crop_ratio} there are none: use crops=1."
+        )
+    data.transforms["val"] = data.transforms["test"] = SampleTransform(square, "center", crop_ratio=1.0)
+    task.net = TenCrops(task.net, size)
+
+
+def _with_crops(metric: str, crops: int) -> str:
+    """Ten crops give a metric another name."""
+    return metric if crops == 1 else f"{metric}_{crops}crops"
+
+
+def show(result: dict[str, Any], metrics: list[str], run_dir: Path, out: Path) -> None:
+    print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
+    crops = ", ten crops each" if result["crops"] == 10 else ""
+    print(f"{result['images']} images of {result['split']}, {Path(result['checkpoint']).name}{crops}")
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name in metrics:
+        table.add_row(name, f"{result[name]:.4f}")
+    for name, value in list(result["per_class_acc1"].items())[:MOST_CLASSES]:
+        table.add_row(escape(f"acc1 of {name}"), "no image" if value is None else f"{value:.4f}")
+    Console().print(table)
+    skipped = result["skipped_images"]
+    if skipped:
+        print(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
+    print(f"written to {run_dirs.shown(out)}", flush=True)

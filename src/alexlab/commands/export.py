@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -23,6 +22,8 @@ from alexlab.data.fast import prepared
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.schema import ExportConfig, TrainConfig
+from alexlab.models.introspection import normalization
 from alexlab.tasks import load as loading
 
 NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
@@ -77,7 +78,7 @@ class FromPixels(nn.Module):
         return self.net(images.float() * self.scale + self.shift)
 
 
-def export(config: DictConfig) -> None:
+def export(config: ExportConfig) -> None:
     """Write the file beside its place, load it, compare its logits with the run's on real images, and move it there.
 
     Raises:
@@ -93,7 +94,8 @@ def export(config: DictConfig) -> None:
     net, transform, classes = loading.load(run_dir, ckpt, logs)
     its = loading.config_of(run_dir)
     pixels = read_pixels(*find_real(config, its), transform)
-    about = describe(run_dir, ckpt, its, classes)
+    mean, std = normalization(net, its.model.mean, its.model.std)
+    about = {**describe(run_dir, ckpt, its, classes), "mean": mean, "std": std}
     program = capture(FromPixels(net.requires_grad_(False), about["mean"], about["std"]), its.data.image_size)
     with torch.no_grad():
         expected = net(transform.normalize(pixels))
@@ -123,7 +125,7 @@ def need_extra(format: str) -> None:
         raise UserError(f"format=onnx needs the extra: pip install 'alexlab[export]' ({error}).") from None
 
 
-def find_real(config: DictConfig, its: DictConfig) -> tuple[ImageSource, list[int]]:
+def find_real(config: ExportConfig, its: TrainConfig) -> tuple[ImageSource, list[int]]:
     """At most `CHECKED` of the images given, or of the run's own test/, val/ or class folders, from all over them.
 
     Raises:
@@ -165,7 +167,7 @@ def read_pixels(images: ImageSource, numbers: list[int], transform: loading.Eval
     return torch.stack(pixels).contiguous()
 
 
-def describe(run_dir: Path, ckpt: str, its: DictConfig, classes: list[str]) -> dict[str, Any]:
+def describe(run_dir: Path, ckpt: str, its: TrainConfig, classes: list[str]) -> dict[str, Any]:
     """What goes into the file beside the network: all that its user needs to know."""
     size, ratio, path = its.data.image_size, its.augment.crop_ratio, rundir.ckpt_of(run_dir, ckpt)
     return {
@@ -177,7 +179,6 @@ def describe(run_dir: Path, ckpt: str, its: DictConfig, classes: list[str]) -> d
         "many, rounded down; the middle image_size x image_size of that (torchvision's Resize and CenterCrop)",
         "image_size": size, "crop_ratio": ratio, "short_side": round(size / ratio),
         "interpolation": "bilinear, antialiased",
-        "mean": list(its.model.mean), "std": list(its.model.std),
         "model": its.model.name, "run": rundir.name_of(run_dir), "checkpoint": path.name,
         "alexlab": version("alexlab"), "torch": torch.__version__,
     }  # fmt: skip

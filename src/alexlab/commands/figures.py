@@ -1,26 +1,25 @@
-"""Test a run anew and draw all its figures: the task of figures.py."""
+"""Test a run again and draw all its figures: the task of `alexlab figures`."""
 
 from pathlib import Path
-
-from omegaconf import DictConfig
 
 from alexlab.analysis import gallery
 from alexlab.callbacks.media import Media
 from alexlab.commands import evaluate
-from alexlab.engine import run_dir as rundir
+from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.files import refuse_link
+from alexlab.engine.schema import FiguresConfig
 
 
-def redraw(config: DictConfig) -> None:
+def redraw(config: FiguresConfig) -> None:
     """Draw the figures of a run from one of its checkpoints, and print their files.
 
     Raises:
-        UserError: no such run, checkpoint or images.
+        UserError: there is no such run, checkpoint or images.
     """
-    run_dir = rundir.find_run(str(config.run), Path(config.paths.logs), str(config.ckpt))
+    run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
     refuse_link(run_dir / "figures")
-    media = Media(run_dir / "figures", weights=rundir.ckpt_of(run_dir, str(config.ckpt)).name)
-    tested = evaluate.score(config, run_dir, [media])
-    drawn = gallery.draw(run_dir, tested.data, tested.config.monitor, str(config.ckpt), config.among, tested.device)
+    media = Media(run_dir / "figures", weights=run_dirs.ckpt_of(run_dir, config.ckpt).name)
+    tested = evaluate.score(config, run_dir, callbacks=[media])
+    drawn = gallery.draw(run_dir, tested.data, tested.config.monitor, config.ckpt, config.among, tested.device)
     for path in [*media.written, *drawn]:
-        print(rundir.shown(path), flush=True)
+        print(run_dirs.shown(path), flush=True)

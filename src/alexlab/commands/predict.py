@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -21,8 +20,9 @@ from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
-from alexlab.engine.process import cores
 from alexlab.engine.files import atomic_write
+from alexlab.engine.process import cores
+from alexlab.engine.schema import PredictConfig
 from alexlab.tasks import load as loading
 
 SHOWN = 10  # images in the table on the screen; the file has all
@@ -64,7 +64,7 @@ def shown(path: str) -> str:
     return os.fsencode(rundir.shown(Path(path))).decode(errors="replace")
 
 
-def predict(config: DictConfig) -> None:
+def predict(config: PredictConfig) -> None:
     """Write a line a class of the `config.topk` most probable ones of each image, and show the first images' best.
 
     Raises:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
@@ -35,6 +34,7 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.process import cores
+from alexlab.engine.schema import PrepareConfig
 
 PARTS = ".parts"  # the folder of an unfinished preparation's state
 SHOWN = 10  # broken files on the screen; prepared.json has all
@@ -73,7 +73,7 @@ class Converted(NamedTuple):
     broken: str | None = None
 
 
-def prepare(config: DictConfig) -> None:
+def prepare(config: PrepareConfig) -> None:
     """Write the images of `config.data.root` into `config.out`, or continue, or check what is complete.
 
     Raises:

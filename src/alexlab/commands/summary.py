@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
 from rich.table import Table
 
 from alexlab.analysis import compare
-from alexlab.callbacks.throughput import Throughput
 from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.folder import ImageIndex
 from alexlab.engine import launcher, naming, provenance, run_dir
@@ -66,14 +64,9 @@ def hardware(devices: Devices) -> dict[str, Any]:
     }
 
 
-def throughput_of(trainer: pl.Trainer) -> Throughput:
-    return next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-
-
 def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
     """Return what a run has measured so far, in the form of summary.json."""
-    trainer, task = experiment.trainer, experiment.task
-    rate = throughput_of(trainer)
+    trainer, task, rate = experiment.trainer, experiment.task, experiment.throughput
     gpus = trainer.world_size if trainer.strategy.root_device.type == "cuda" else 0
     last = {key: round(float(value), 7) for key, value in experiment.last_metrics().items()}  # they were float32
     return {
@@ -106,7 +99,7 @@ def metadata_of(config: Any, summary: dict[str, Any]) -> dict[str, Any]:
         "monitor": config.monitor,
         "test": summary["test"] if "test" in dataset["images"] else {},
         "model": config.model.name,
-        "name": naming.readable(config),
+        "name": naming.run_name(config.model_dump(exclude_unset=True)),
         "num_classes": dataset["num_classes"],
         "image_size": config.data.image_size,
         "fingerprint": dataset["fingerprint"],
@@ -164,8 +157,9 @@ def report_start(config: Any, experiment: "Experiment") -> None:
 # -- printed at the end
 
 
-def report_stop(trainer: pl.Trainer, data: ImageFolders) -> None:
+def report_stop(experiment: "Experiment") -> None:
     """Say why a run stopped before its last epoch, and what bounds its speed."""
+    trainer, rate = experiment.trainer, experiment.throughput
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             log.info(
@@ -176,9 +170,8 @@ def report_stop(trainer: pl.Trainer, data: ImageFolders) -> None:
             )
         if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
             log.info("The time was up in epoch %d.", trainer.fit_loop.epoch_progress.current.ready)
-    rate = throughput_of(trainer)
     if rate.total_seconds:
-        log.info("%s", bound_by(round(rate.total_waited / rate.total_seconds, 4), data))
+        log.info("%s", bound_by(round(rate.total_waited / rate.total_seconds, 4), experiment.data))
 
 
 def bound_by(wait: float, data: ImageFolders) -> str:
@@ -217,16 +210,22 @@ def show_end(summary: dict[str, Any], path: Path, wandb: "WandbLogger | None") -
     table = Table(title=title)
     for column in ("metric", f"best (epoch {epoch})" if epoch else "best", "last", tested):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    names = [key.partition("/")[2] for key in (*summary["best"], *summary["last"], *summary["test"]) if "train/" not in key]
+    names = [
+        key.partition("/")[2] for key in (*summary["best"], *summary["last"], *summary["test"]) if "train/" not in key
+    ]
     for name in dict.fromkeys(names):
-        cells = (summary["best"].get(f"val/{name}"), summary["last"].get(f"val/{name}"), summary["test"].get(f"test/{name}"))
+        cells = (
+            summary["best"].get(f"val/{name}"),
+            summary["last"].get(f"val/{name}"),
+            summary["test"].get(f"test/{name}"),
+        )
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)
     log.info("%s; best %s; test %s", title, summary["best"], summary["test"], extra={"file_only": True})
     shown = run_dir.shown(path)
     tensorboard = path / "tensorboard"
-    if wandb is not None and wandb.where is not None:
-        where = wandb.where
+    if wandb is not None and wandb.view is not None:
+        where = wandb.view
     elif tensorboard.is_dir():
         where = f"tensorboard --logdir {run_dir.shown(tensorboard)}"
     else:

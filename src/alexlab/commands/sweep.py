@@ -259,7 +259,9 @@ def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: l
     for corner in corners:
         plain = compose(0, [*(f"{name}={value}" for name, value in corner.items()), *fixed])
         if "pruner" not in plain["sweep"]:
-            raise UserError("hydra/sweeper=optuna needs the settings of conf/sweep/optuna.yaml: give sweep=optuna instead.")
+            raise UserError(
+                "hydra/sweeper=optuna needs the settings of conf/sweep/optuna.yaml: give sweep=optuna instead."
+            )
         config, wrong = validation.check(TrainConfig, plain)
         mistakes += wrong
         found = found or config
@@ -536,6 +538,14 @@ def check_words(words: list[str]) -> None:
             "sweep conf/sweep/wandb.yaml` creates a sweep and prints the `wandb agent` that runs it. -m sweep=grid is "
             "the same without W&B's server."
         )
+
+
+def name_of(run_dir: Path) -> str | None:
+    """Return the name of the sweep that a run belongs to; None for a single run."""
+    started_by = agent()
+    if started_by is not None:
+        return started_by[0]
+    return run_dir.parent.name if run_dir.parent.parent.name == "multiruns" else None
 
 
 def record_failure(run_dir: Path, config: Plain, why: str) -> None:

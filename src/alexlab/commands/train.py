@@ -6,8 +6,9 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,14 +16,22 @@ import torch
 from alexlab.callbacks.preemption import Preempted, SignalRecorder
 from alexlab.commands import plan as plans
 from alexlab.commands import summary as summaries
-from alexlab.commands.build import Experiment, build, build_data
-from alexlab.commands.start import find_start
-from alexlab.engine import checkpoint_io, launcher, provenance, resume, run_dir
+from alexlab.commands.build import Experiment, build, build_data, build_task, load_checkpoint
+from alexlab.commands.start import Start, find_start, is_resumed
+from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, run_dir
+from alexlab.engine.config import masker, save
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import RunFailedError, UserError, lost_peer
+from alexlab.engine.files import lock
 from alexlab.engine.memory import keep_memory
 from alexlab.engine.process import cores
 from alexlab.engine.schema import TrainConfig
+from alexlab.tasks.load import load_net
+
+if TYPE_CHECKING:
+    from alexlab.loggers.wandb_logger import Status
+
+LOCK = ".lock.rank"  # held by rank 0, also after the command that started it has died
 
 log = logging.getLogger("alexlab")
 
@@ -36,16 +45,17 @@ def train(config: TrainConfig) -> float | None:
     try:
         with recorder.recording():  # a signal stops the run at once, until a callback looks for signals
             start = find_start(config)  # a new run, a resumed one, or one like another
-            if start.is_finished:
-                return run_dir.read_summary(start.run_dir).get("best", {}).get(config.monitor)
+            report(start.notes)
             config = start.config
+            if start.is_finished:
+                return run_dir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
             devices = find_devices(config.trainer)
             check_devices(config, devices)
             if config.dry_run:
-                return show_plan(config, devices)
+                return show_plan(config, devices, recorder)
             if devices.world_size > 1 and not launcher.external():
-                return train_on_workers(config, devices, start.notes)
-            return train_rank(config, start.notes, recorder)
+                return train_on_workers(start, devices)
+            return train_rank(start, recorder)
     except Preempted as error:
         if launcher.rank() == 0:
             print("\n".join(summaries.of_signal(config, error.number)), flush=True)
@@ -62,22 +72,31 @@ def check_devices(config: TrainConfig, devices: Devices) -> None:
     choose_precision(config.trainer.precision, devices.kind)
 
 
-def show_plan(config: TrainConfig, devices: Devices) -> None:
+def report(lines: Iterable[str]) -> None:
+    """Print lines once for all ranks."""
+    for line in lines if launcher.prints() else ():
+        print(line, flush=True)
+
+
+def show_plan(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> None:
     """Print what would run, and stop: dry_run=true."""
-    experiment = build(config, devices)
+    data = build_data(config, devices).read()
+    plan = plans.make_plan(config, devices.world_size, data.images)
+    task = build_task(config, data, devices.kind, plan)
+    load_checkpoint(config, task, data, plan)
     if launcher.rank() == 0:
-        plans.show(
-            experiment.plan, config, devices, experiment.data.images, experiment.task.net, experiment.data.readable_classes
-        )
+        plans.show(plan, config, devices, data.images, task.net, data.readable_classes)
 
 
-def train_on_workers(config: TrainConfig, devices: Devices, notes: list[str]) -> float | None:
+def train_on_workers(start: Start, devices: Devices) -> float | None:
     """Train with one worker process per device. This process reads the images once, so that workers do not race."""
-    path = Path(config.run_dir)
+    config, path = start.config, Path(start.config.run_dir)
     data = build_data(config, devices).read()
     plans.make_plan(config, devices.world_size, data.images)
+    changes = [f"warning: {line}" for line in start.compare(data.describe())]
+    report(changes)
     threads = max(1, cores() // devices.local)
-    payload = {"config": config.model_dump(exclude_unset=True), "notes": notes}
+    payload = {"config": config.model_dump(exclude_unset=True), "notes": [*start.notes, *changes]}
     outcome = launcher.run_workers(payload, devices.world_size, threads, config.trainer.master_port)
     if outcome.by_signal:
         if not outcome.reported:
@@ -92,26 +111,29 @@ def train_on_workers(config: TrainConfig, devices: Devices, notes: list[str]) ->
     return run_dir.read_summary(path)["best"].get(config.monitor)
 
 
-def train_rank(config: TrainConfig, notes: list[str], recorder: SignalRecorder | None = None) -> float | None:
+def train_rank(start: Start, recorder: SignalRecorder | None = None) -> float | None:
     """Train as one rank, or alone.
 
     Args:
-        notes: lines about the start of the run, for train.log.
         recorder: of signals, if the caller has one already.
     """
+    config = start.config
     with contextlib.ExitStack() as stack:
         recorder = recorder or stack.enter_context(SignalRecorder().recording())
         devices = find_devices(config.trainer)
         if devices.kind == "cpu":
             keep_memory()
         experiment = build(config, devices, recorder)
+        changes = [f"warning: {line}" for line in start.compare(experiment.data.describe())]
+        report(changes)
+        notes = [*start.notes, *changes]
         with RunSession(config, experiment, recorder, notes) as session:
             # train
             experiment.trainer.fit(
                 experiment.task, datamodule=experiment.data, ckpt_path=config.ckpt_path, weights_only=True
             )
             experiment.preemption.agree(experiment.trainer)
-            summaries.report_stop(experiment.trainer, experiment.data)
+            summaries.report_stop(experiment)
             validate_last(experiment)
             session.collect()
             # test the best weights
@@ -130,49 +152,65 @@ def train_rank(config: TrainConfig, notes: list[str], recorder: SignalRecorder |
 class RunSession:
     """What surrounds the training: the run's directory, its lock and log, W&B; and summary.json however it ends."""
 
-    def __init__(
-        self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, notes: list[str]
-    ) -> None:
+    def __init__(self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, notes: list[str]) -> None:
         self.config, self.experiment, self.recorder, self.notes = config, experiment, recorder, notes
         self.path = Path(config.run_dir)
         self.is_first = launcher.rank() == 0
         self.stack = contextlib.ExitStack()
-        self.results: dict[str, Any] = {"best": {}, "last": {}, "test": {}, "checkpoints": {}, "images_per_second": None}
+        self.results: dict[str, Any] = {
+            "best": {},
+            "last": {},
+            "test": {},
+            "checkpoints": {},
+            "images_per_second": None,
+        }
         self.summary: dict[str, Any] = {}
-        self.status = "failed"
+        self.status: Status = "failed"
+        self.opened = not self.is_first  # whether the directory is this run's
 
     def __enter__(self) -> "RunSession":
         self.start = time.monotonic()
-        if self.is_first:
-            self._open_directory()
-        run_dir.set_up_logging(self.path)
-        faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
-        if hasattr(signal, "SIGUSR2"):  # kill -USR2 prints where each thread of a rank is
-            faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
-        for note in self.notes:
-            log.info("%s", note, extra={"file_only": True})
+        config, experiment = self.config, self.experiment
+        mask = masker(config.model_dump(exclude_unset=True))
         try:
-            self.experiment.open_loggers(self.config)
-            summaries.report_start(self.config, self.experiment)
+            if self.is_first:
+                self._open_directory()
+            run_dir.set_up_logging(self.path, mask)
+            faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
+            if hasattr(signal, "SIGUSR2"):  # kill -USR2 prints where each thread of a rank is
+                faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
+            for note in self.notes:
+                log.info("%s", note, extra={"file_only": True})
+            experiment.facts |= summaries.facts_of(
+                config, experiment.devices, experiment.data, experiment.plan, experiment.task.net
+            )
+            experiment.open_loggers(config)
+            summaries.report_start(config, experiment)
         except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
+            if not self.__exit__(type(error), error, error.__traceback__):
+                raise
         return self
 
     def _open_directory(self) -> None:
-        """Create the run's directory, or restore that of a resumed run to what it was at its checkpoint."""
-        config = self.config
-        run_dir.check_space(self.path, plans.checkpoint_bytes(self.experiment.task.net, config))
-        if resume.is_resumed(config.resume.run, self.path):
-            self.stack.enter_context(run_dir.locked(self.path))
-            resume.restore_directory(config.model_dump(exclude_unset=True))
-            print(f"run directory: {run_dir.shown(self.path)} (resumed)", flush=True)
+        """Create the run's directory, or reset that of a resumed run to its checkpoint."""
+        config, path = self.config, self.path
+        plain = config.model_dump(exclude_unset=True)
+        source = Path(config.ckpt_path) if config.ckpt_path is not None else None
+        run_dir.check_space(path, plans.checkpoint_bytes(self.experiment.task.net, config))
+        if is_resumed(config.resume.run, path):
+            self.stack.enter_context(lock(path, LOCK))
+            save(plain, path / "config.yaml")
+            lines = resume.reset_directory(path, source)
         else:
-            run_dir.create(config.model_dump(exclude_unset=True))
-            self.stack.enter_context(run_dir.locked(self.path))
-            print(f"run directory: {run_dir.shown(self.path)}", flush=True)
-        if (changed := provenance.record(self.path)) is not None:
-            print(f"warning: {changed}", flush=True)
+            run_dir.create(path, plain)
+            self.stack.enter_context(lock(path, LOCK))
+            lines = [f"run directory: {run_dir.shown(path)}"]
+        self.opened = True
+        if source is not None and not resume.is_own(source, path):
+            lines += [note] if (note := resume.copy_best(source, path, config.monitor)) is not None else []
+        if (changed := provenance.save(path)) is not None:
+            lines.append(f"warning: {changed}")
+        print("\n".join(lines), flush=True)
 
     @property
     def tests(self) -> bool:
@@ -200,6 +238,9 @@ class RunSession:
             torch.distributed.destroy_process_group()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not self.opened:  # nothing was written
+            self.stack.close()
+            return
         self.recorder.is_polled = True
         wandb, stopped_by = self.experiment.wandb, None
         replaced: BaseException | None = None
@@ -218,14 +259,15 @@ class RunSession:
             replaced = lost
         try:
             if self.status != "finished":
-                measured = summaries.metrics_of(self.experiment, self.path)
-                self.results = measured | {key: value for key, value in self.results.items() if value}
+                so_far = summaries.metrics_of(self.experiment, self.path)
+                self.results = so_far | {key: value for key, value in self.results.items() if value}
                 self._write_summary()
             if wandb is not None:
                 if self.status == "finished":
                     metadata = summaries.metadata_of(self.config, self.summary)
                     wandb.log_checkpoint(self.path / "checkpoints/best.ckpt", metadata)
-                wandb.log_summary({key: v for key, v in self.summary.items() if key not in self.experiment.facts})
+                measured = {key: v for key, v in self.summary.items() if key not in self.experiment.facts}
+                wandb.log_summary(naming.without_paths(measured))
                 wandb.finish(self.status, stopped_by)
         finally:
             self.stack.close()
@@ -238,7 +280,9 @@ class RunSession:
         if skipped:
             self.results["skipped_images"] = list(skipped)
             log.warning("%d broken images were skipped: %s", len(skipped), ", ".join(list(skipped)[:5]))
-        seconds = time.monotonic() - self.start + self.experiment.seconds_before
+        seconds = time.monotonic() - self.start
+        if resume.is_own(self.config.ckpt_path, self.path):
+            seconds += self.experiment.throughput.seconds_before
         self.summary = {
             "status": self.status,
             "seconds": round(seconds, 2),
@@ -263,7 +307,11 @@ class RunSession:
 def validate_last(experiment: Experiment) -> None:
     """Validate the last weights if the run stopped between two validations, as trainer.max_steps lets it."""
     trainer, task = experiment.trainer, experiment.task
-    if task.validated_at == trainer.global_step or trainer.limit_val_batches == 0 or not trainer.global_step:
+    if (
+        experiment.checkpointing.validated_at == trainer.global_step
+        or trainer.limit_val_batches == 0
+        or not trainer.global_step
+    ):
         return
     before = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
     trainer.validate(task, datamodule=experiment.data, verbose=False)
@@ -276,7 +324,7 @@ def test_best(experiment: Experiment, path: Path) -> dict[str, float]:
     # Lightning must shard the weights itself
     is_sharded = isinstance(experiment.trainer.strategy, pl.strategies.FSDPStrategy)
     if best.is_file() and not is_sharded:
-        checkpoint_io.load_net(experiment.task.net, checkpoint_io.load(best), best)
+        load_net(experiment.task.net, checkpoint_io.load(best), best)
     tested = experiment.trainer.test(
         experiment.task,
         datamodule=experiment.data,

@@ -20,13 +20,15 @@ def main() -> int:
     """Train as one rank; return the exit code."""
     stop_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run handles it: no tracebacks of imports
-    config = schema.validate(schema.TrainConfig, json.load(sys.stdin))
+    payload = json.load(sys.stdin)
+    config = schema.TrainConfig.model_validate(payload["config"])
     try:
         with importing():
             from alexlab.commands import train
             from alexlab.commands.cli import short_traceback
+            from alexlab.commands.start import Start
 
-        train.train_rank(config)
+        train.train_rank(Start(config, payload["notes"]))
     except SystemExit as error:
         if not isinstance(error.code, int):
             raise

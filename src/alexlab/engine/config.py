@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from alexlab.engine.errors import UserError
-from alexlab.engine.files import written
+from alexlab.engine.files import atomic_write
 
 Plain = dict[str, Any]
 
@@ -20,6 +20,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # A value that is nothing but a reference to an environment variable: ${oc.env:WANDB_NOTES}
 REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
+SHORTEST_SECRET = 4  # characters: a shorter value would be replaced within other words
 # In these sections such a value stays a reference: it may be a secret, which no file of the run should hold.
 KEEPS_REFERENCES = ("logger", "callbacks")
 
@@ -80,7 +81,11 @@ def masker(plain: Plain) -> Callable[[str], str]:
         if (reference := REFERENCE.fullmatch(text))
     }
     values = sorted(
-        ((os.environ[name], f"${{oc.env:{name}}}") for name in names if os.environ.get(name)),
+        (
+            (os.environ[name], f"${{oc.env:{name}}}")
+            for name in names
+            if len(os.environ.get(name, "")) >= SHORTEST_SECRET
+        ),
         key=lambda pair: -len(pair[0]),
     )
 
@@ -118,7 +123,7 @@ def absolute(path: str) -> str:
 
 def save(plain: Plain, path: Path) -> None:
     """Write a config in one step: another process, or a kill, meets the old file or the new one."""
-    with written(path, "x", sync=True) as file:
+    with atomic_write(path, "x", sync=True) as file:
         yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True, width=10_000)
 
 
@@ -158,13 +163,9 @@ def load(path: Path) -> Plain:
     return upgrade(plain)
 
 
-# Keys that older runs have and nothing reads any more.
-REMOVED_KEYS = ("repeats", "task", "floats")
-
-
 def upgrade(plain: Plain) -> Plain:
-    """Return the config of a run of any age with the names of today: moved targets, no removed keys or values."""
-    found = {key: value for key, value in with_current_targets(plain).items() if key not in REMOVED_KEYS}
+    """Return the config of a run of any age with the names of today: moved targets, no removed values."""
+    found = with_current_targets(plain)
     if found.get("on_nan") == "rollback":
         found["on_nan"] = "stop"
     data = found.get("data")

@@ -123,7 +123,9 @@ MaxTime = Rule(
     'a text "DAYS:HOURS:MINUTES:SECONDS", in quotes', lambda v: re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v) is not None
 )
 
-Metric = Annotated[str, Rule("a metric of the validation, such as val/acc1 or val/loss", lambda v: v.startswith("val/"))]
+Metric = Annotated[
+    str, Rule("a metric of the validation, such as val/acc1 or val/loss", lambda v: v.startswith("val/"))
+]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Annotated[
     Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]

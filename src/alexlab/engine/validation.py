@@ -6,6 +6,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -129,6 +130,23 @@ def check(
     if isinstance(config, CommandConfig) and not lines:  # these need each value to be right by itself
         lines = [*_wrong_overrides(config), *(_wrong_together(config) if isinstance(config, TrainConfig) else ())]
     return (None if lines else config), lines
+
+
+def validate_saved(plain: Plain, path: Path) -> TrainConfig:
+    """Return the config of a run's config.yaml as a frozen model.
+
+    Unlike `validate`, it does not ask whether the run could start here: its images may be elsewhere.
+
+    Raises:
+        UserError: it is not the config of a run; names up to five keys.
+    """
+    try:
+        return TrainConfig.model_validate(plain)
+    except ValidationError as error:
+        paths = [_path_of_key(TrainConfig, each["loc"]) for each in error.errors(include_url=False)]
+        keys = list(dict.fromkeys(f"`{_name(each)}`" for each in paths))
+        more = ", ..." if len(keys) > 5 else ""
+        raise UserError(f"{path} is not a run's config: {', '.join(keys[:5])}{more} cannot be read.") from None
 
 
 def _synonyms_in_optimizer(model: type[Group], plain: Plain) -> Iterator[KeyPath]:

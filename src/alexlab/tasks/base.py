@@ -119,6 +119,11 @@ class BaseTask(pl.LightningModule):
 
     # -- metrics
 
+    def metric_names(self, stage: Stage) -> list[str]:
+        """Return the names under which the metrics of a stage are logged."""
+        further = self.metrics[stage].keys() if self.metrics else ()
+        return [f"{stage}/{name}" for name in (*LossAndAccuracy.NAMES, *further)]
+
     def update_metrics(self, stage: Stage, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Add a batch to the metrics of a stage.
 

@@ -5,32 +5,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
 from alexlab.data import class_names as names
 from alexlab.data import decode
 from alexlab.data.transforms import SampleTransform
-from alexlab.engine import checkpoint_io
+from alexlab.engine import checkpoint_io, provenance
 from alexlab.engine import config as configs
-from alexlab.engine import provenance
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
-from alexlab.engine.overrides import has
 from alexlab.engine.run_dir import ckpt_of, find_run
+from alexlab.engine.schema import TrainConfig
 from alexlab.engine.targets import build_network
+from alexlab.engine.validation import validate_saved
 from alexlab.models.introspection import heads_of, normalization
 from alexlab.models.pretrained import load_but_head
 from alexlab.tasks.augment import BatchAugment
 
-NEEDED = {
-    "model": ("net", "name", "mean", "std"),
-    "data": ("root", "image_size", "num_workers", "val_fraction", "batch_size", "class_names"),
-    "augment": ("crop_ratio", "crop"),
-    "trainer": ("precision", "accelerator", "limit_test_batches"),
-    "paths": ("logs",),
-}
 TRAINING_ONLY = ("pretrained", "dropout", "init", "num_classes")  # network settings that do not change trained outputs
 
 
@@ -110,21 +102,17 @@ def load(
     return Trained(net.eval(), transform, readable_classes(found, config))
 
 
-def config_of(run_dir: Path) -> DictConfig:
+def config_of(run_dir: Path) -> TrainConfig:
     """Read the config of a trained run.
 
     Raises:
-        UserError: it lacks keys that every run has.
+        UserError: its config.yaml is not a run's.
     """
-    config = configs.load(run_dir / "config.yaml")
-    needed = [*(f"{group}.{key}" for group, keys in NEEDED.items() for key in keys), "compile", "seed", "monitor"]
-    lacking = [key for key in needed if not has(configs.plain(config), key)]
-    if lacking:
-        raise UserError(f"{run_dir / 'config.yaml'} is not a run's config: it has no {', '.join(lacking)}.")
-    return config
+    path = run_dir / "config.yaml"
+    return validate_saved(configs.load(path), path)
 
 
-def readable_classes(found: dict[str, Any], config: DictConfig) -> list[str]:
+def readable_classes(found: dict[str, Any], config: TrainConfig) -> list[str]:
     """Return the readable class names of a checkpoint, of a run with this config."""
     saved = found["alexlab"].get("readable_classes")  # older checkpoints lack them
     return saved or names.readable(found["alexlab"]["classes"], config.data.class_names)
@@ -224,11 +212,11 @@ def _some(names: set[str]) -> str:
     return f"{', '.join(sorted(names)[:8]) or 'none'}{more}"
 
 
-def check_own(found: dict[str, Any], config: DictConfig, path: Path, run_dir: Path) -> None:
+def check_own(found: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path) -> None:
     """Raise UserError if a checkpoint from outside the run is of a network with other settings than the run's."""
     if path.resolve().parent == run_dir.resolve() / "checkpoints":
         return
-    theirs, ours = found["alexlab"]["config"]["model"], configs.plain(config.model)
+    theirs, ours = found["alexlab"]["config"]["model"], config.model.model_dump(exclude_unset=True)
     statistics = zip(("mean", "std"), input_statistics(theirs), input_statistics(ours), strict=True)
     differ = [f"model.{key}" for key, their_value, our_value in statistics if their_value != our_value]
     nets = [{key: value for key, value in m["net"].items() if key not in TRAINING_ONLY} for m in (theirs, ours)]

@@ -19,6 +19,7 @@ class LossAndAccuracy(Metric):
     metrics of torchmetrics cost 200.
     """
 
+    NAMES = ("loss", "acc1", "acc5")
     full_state_update = False
     past: Tensor  # the sums up to the last window_means: loss x images, top-1 hits, top-5 hits, images
     window: Tensor  # the same sums since then

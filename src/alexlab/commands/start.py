@@ -1,0 +1,73 @@
+"""Which run starts: a new one, one that `resume=` continues, or one like `from_run=`. Reads only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alexlab.commands import from_run
+from alexlab.engine import resume, run_dir
+from alexlab.engine.schema import TrainConfig
+from alexlab.engine.targets import check_targets
+from alexlab.engine.validation import validate
+
+
+@dataclass(frozen=True)
+class Start:
+    """What starts.
+
+    Attributes:
+        config: what to train with.
+        notes: lines that are printed once, and written to train.log.
+        is_finished: the run that `resume=auto` found is complete, and there is nothing to do.
+        compare: returns lines if the images, as `ImageFolders.describe` has them, or the code are not those of
+            from_run's run.
+    """
+
+    config: TrainConfig
+    notes: list[str] = field(default_factory=list)
+    is_finished: bool = False
+    compare: Callable[[dict[str, Any]], list[str]] = lambda dataset: []
+
+
+def find_start(config: TrainConfig) -> Start:
+    """Return what starts. The config that it returns is final.
+
+    Raises:
+        UserError: there is no such run, or the overrides do not fit it.
+    """
+    plain, notes, compare = config.model_dump(exclude_unset=True), [], Start.compare
+    path, logs = Path(config.run_dir or ""), Path(config.paths.logs)
+
+    # from_run=, from_wandb=: the config of that run
+    repeated = from_run.repeat(plain)
+    if repeated is not None:
+        plain, compare = repeated.config, repeated.compare
+        notes += repeated.notes
+
+    # resume=: the config, the directory and the newest checkpoint of that run
+    if config.resume.run is not None:
+        resumed = resume.resume_config(plain, list(plain["overrides"]), logs)
+        plain = resumed.config
+        notes += resumed.notes
+        if resumed.finished:
+            return Start(validate(TrainConfig, plain), notes, is_finished=True)
+        if resumed.resumes:  # the run may be somebody else's
+            check_targets(plain["callbacks"])
+        path = resumed.run_dir
+
+    # init_from=, ckpt_path=: a file
+    if plain.get("init_from") and plain.get("ckpt_path"):
+        notes.append(f"note: init_from is ignored: ckpt_path={plain['ckpt_path']} has the weights to continue with.")
+        plain["init_from"] = None
+    for key, ckpt in (("init_from", "best"), ("ckpt_path", "last")):
+        if plain.get(key) is not None and not resume.is_own(plain[key], path):
+            plain[key] = str(resume.find_ckpt(plain[key], key, ckpt, logs, path))
+    if not is_resumed(plain["resume"]["run"], path):
+        run_dir.check_new(path)
+    return Start(validate(TrainConfig, plain), notes, compare=compare)
+
+
+def is_resumed(named: str | None, path: Path) -> bool:
+    """Check whether the run continues in a directory that it was in before."""
+    return named is not None and resume.holds_run(path)
