@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, plain, and refused where they do not fit."""
+"""Checkpoints are written completely or not at all, and reading one runs no code."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def test_a_write_that_fails_leaves_the_previous_file(tmp_path: Path, monkeypatch
     assert checkpoint.damage_of(path) is None
 
 
-def test_what_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -38,7 +38,7 @@ def test_what_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_other_files(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.ckpt is not a file: give a checkpoint"):
         checkpoint.load(tmp_path / "none.ckpt")
     torch.save({"weights": 1}, tmp_path / "foreign.pt")
@@ -46,12 +46,12 @@ def test_other_files(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "foreign.pt")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_full_disk_is_told_as_such() -> None:
-    """torch's archive says "unexpected pos" instead."""
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_reported_as_such() -> None:
+    """torch reports "unexpected pos" instead."""
     file = Path("/dev/full").open("wb")  # noqa: SIM115
-    with pytest.raises(OSError, match="No space left on device") as told:
+    with pytest.raises(OSError, match="No space left on device") as raised:
         checkpoint.write_checkpoint({"state_dict": {"a": torch.zeros(1_000_000)}}, file)
-    assert told.value.filename == "/dev/full"
+    assert raised.value.filename == "/dev/full"
     with contextlib.suppress(OSError):
         file.close()

@@ -1,4 +1,4 @@
-"""What a config may name as `_target_`, and what not."""
+"""What a config may name as `_target_`, and what it may not."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ import alexlab
 from alexlab.engine import config as configs
 from alexlab.engine import targets
 from alexlab.engine.errors import UserError
-from alexlab.engine.targets import build, build_network, without_weights
+from alexlab.engine.targets import build, build_network, check_targets, without_weights
 from alexlab.models.alexnet import AlexNet
 from alexlab.tasks import load as loading
 
@@ -34,12 +34,14 @@ def test_allowed_classes_and_functions() -> None:
     [
         "os.system",
         "torch.hub.load",
-        "torch.nnx.Linear",  # begins with an allowed name, and is no part of it
-        "alexlab.models.pretrained.torch.hub.load",  # an allowed module's import of something else
+        "torch.nnx.Linear",  # begins with an allowed name, but is another module
+        "alexlab.models.pretrained.torch.hub.load",  # something else that an allowed module imports
         "alexlab.models.pretrained.torch.load",
         "torch.nn.modules.module.functools.partial",
         "pytorch_lightning.callbacks.model_checkpoint.os.system",
         "alexlab.engine.launcher.spawn",
+        "alexlab.tasks.classification.ImageClassifier.load_from_checkpoint",  # inherited, and loads any file
+        "alexlab.tasks.load.checkpoint_io.torch.load",
     ],
 )
 def test_everything_else_is_refused(target: str) -> None:
@@ -50,21 +52,21 @@ def test_everything_else_is_refused(target: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "timm.models._helpers.load_state_dict",  # loads any pickle with weights_only=false
-        "torchvision.models.resnet.ResNet18_Weights.get_state_dict",  # of any address that it is given as self
+        "timm.models._helpers.load_state_dict",  # loads any pickle, with weights_only=False
+        "torchvision.models.resnet.ResNet18_Weights.get_state_dict",  # downloads from any address that it gets as self
         "torchvision.models._api.Weights",
         "torch.nn.utils.clip_grad_norm_",
         "timm.models.load_checkpoint",
         "pytorch_lightning.callbacks.model_checkpoint.warning_cache.warn",
     ],
 )
-def test_of_others_only_what_makes_a_part(target: str) -> None:
+def test_of_libraries_only_parts_of_networks_are_allowed(target: str) -> None:
     with pytest.raises(UserError, match=r"_target_=.* (is not allowed|and a class or a function is needed)"):
         targets.locate(target)
 
 
-def test_a_pickle_is_not_run(tmp_path: Path) -> None:
-    """What such a target would do, and did."""
+def test_no_target_loads_a_pickle(tmp_path: Path) -> None:
+    """What such a target would do, and once did."""
 
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -100,8 +102,8 @@ def a_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("callbacks.mine", "subprocess.call"),
     ],
 )
-def test_a_run_from_elsewhere_runs_nothing(key: str, target: str, a_run: Path, shapes: Path, tmp_path: Path) -> None:
-    """Whatever its config says, and whichever command reads it."""
+def test_a_run_of_somebody_else_runs_nothing(key: str, target: str, a_run: Path, shapes: Path, tmp_path: Path) -> None:
+    """Whatever its config names, and whichever command reads it."""
     run_dir = shutil.copytree(a_run, tmp_path / "run")
     config = OmegaConf.load(run_dir / "config.yaml")
     OmegaConf.update(config, key, {"_target_": target}, force_add=True)
@@ -118,8 +120,8 @@ def test_a_run_from_elsewhere_runs_nothing(key: str, target: str, a_run: Path, s
             alexlab.load(run_dir)
 
 
-def test_a_text_is_not_read_a_second_time(tmp_path: Path) -> None:
-    """By which Hydra's own instantiate came to targets that nobody had checked, however deep they were escaped."""
+def test_text_is_not_resolved_as_a_reference(tmp_path: Path) -> None:
+    """Hydra's instantiate reached targets this way that nothing had checked, at any depth of escapes."""
     path, copied = tmp_path / "config.yaml", tmp_path / "copied"
     node = f"${{oc.create:{{_target_: shutil.copy, _args_: [{__file__}, {copied}]}}}}"
     for slashes in range(8):
@@ -135,7 +137,7 @@ def test_a_text_is_not_read_a_second_time(tmp_path: Path) -> None:
     assert not copied.exists()
 
 
-def test_a_run_from_elsewhere_fetches_nothing() -> None:
+def test_a_run_of_somebody_else_fetches_nothing() -> None:
     """At any depth of its network's settings."""
     inner = {
         "_target_": "timm.create_model",
@@ -150,13 +152,31 @@ def test_a_run_from_elsewhere_fetches_nothing() -> None:
     assert isinstance(build(cleaned)[0], torch.nn.Module)
 
 
+@pytest.mark.parametrize("target", ["subprocess.call", "alexlab.callbacks.none.Mine", "torch.nn.functional.relux"])
+def test_a_target_of_ones_own_command_line_is_checked_before_a_run_directory_exists(
+    target: str, shapes: Path, tmp_path: Path
+) -> None:
+    done = tiny_train(shapes, tmp_path / "run", f"+callbacks.mine={{_target_: {target}}}")
+    assert done.returncode == 2, done.stdout
+    assert f"_target_={target}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_targets_are_checked_at_any_depth_of_a_config() -> None:
+    check_targets({"callbacks": {"early stopping": None, "mine": [{"_target_": "torch.nn.Identity", "a-b": {"c": 1}}]}})
+    with pytest.raises(UserError, match=r"_target_=os.system is not allowed"):
+        check_targets({"callbacks": {"mine": [{"_target_": "torch.nn.Identity", "x": [{"_target_": "os.system"}]}]}})
+    with pytest.raises(UserError, match=r"a key below a _target_ is 'a b'"):
+        check_targets({"loss": {"_target_": "torch.nn.Identity", "x": [{"a b": 1}]}})
+
+
 LAYER = {"_target_": "torch.nn.Identity"}
-# a name that torch.fx writes into the program that it makes, as it is
+# torch.fx writes names into a program as they are
 EVIL = 'a", getattr(__import__("os"), "system")("touch {ran}") or "'
 
 
 def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]:
-    """A network in whose making a module with such parts is traced."""
+    """A network whose construction traces a module with such parts."""
     inner = {
         "_target_": "torchvision.models._utils.IntermediateLayerGetter",
         "_args_": [{"_target_": "torch.nn.ModuleDict", names: [parts]}, {"z": "z"}],
@@ -194,7 +214,7 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
         ("x", "model.net must have a _target_"),
     ],
 )  # fmt: skip
-def test_networks_that_are_refused(net: object, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_networks_are_refused(net: object, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     settings = json.loads(json.dumps(net).replace("{ran}", str(tmp_path / "ran")))
     with pytest.raises(UserError) as told:
@@ -203,8 +223,8 @@ def test_networks_that_are_refused(net: object, why: str, tmp_path: Path, monkey
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_partial_part_cannot_get_such_a_name_either() -> None:
-    """Made where nobody but its owner sees it, and found in what that makes."""
+def test_a_partial_object_cannot_get_such_a_name_either() -> None:
+    """Its owner builds it; the name is found in the result."""
     parts = {"_target_": "torch.nn.ModuleDict", "_partial_": True, "_args_": [[["a b", LAYER]]]}
     net = {"_target_": "torchvision.models.vgg.VGG", "features": {"_target_": "torch.nn.Sequential", "_args_": [LAYER]}}
     assert build_network(net, 2).features is not None
@@ -238,7 +258,7 @@ def factory() -> "Callable[..., nn.Module]":
 
 @pytest.fixture
 def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that a user has added to `OWN`."""
+    """A package that the user added to `OWN`."""
     (tmp_path / "mynets.py").write_text(OURS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mynets", raising=False)
@@ -264,7 +284,7 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                                                                    "_args_": [1]}},
     ],
 )  # fmt: skip
-def test_networks_of_ones_own(net: dict[str, object]) -> None:
+def test_networks_of_ones_own_package_are_built(net: dict[str, object]) -> None:
     if net.get("_args_") == [2]:
         assert build(net).layer.out_features == 2
     elif net["_target_"] != "torchvision.models.resnet18":
@@ -275,18 +295,18 @@ def test_networks_of_ones_own(net: dict[str, object]) -> None:
 
 
 @pytest.mark.usefixtures("ours")
-def test_of_ones_own_package_nothing_that_is_anothers() -> None:
+def test_what_ones_own_package_imports_is_refused() -> None:
     for target in ("mynets.loads", "mynets.torch.load", "mynets.functools.partial"):
         with pytest.raises(UserError, match="is not allowed"):
             targets.locate(target)
     with pytest.raises(UserError, match=r"model.net._target_=mynets.number builds a int, which is no network"):
         build_network({"_target_": "mynets.number"}, 2)
     assert build_network({"_target_": "mynets.Net"}, 2, fetch=True).pretrained is True
-    assert build_network({"_target_": "mynets.Net"}, 2).pretrained is False, "as its own default says"
-    assert without_weights({"_target_": "mynets.plain", "weights": [3, 4]})["weights"] == [3, 4], "its own numbers"
+    assert build_network({"_target_": "mynets.Net"}, 2).pretrained is False, "instead of its default"
+    assert without_weights({"_target_": "mynets.plain", "weights": [3, 4]})["weights"] == [3, 4], "these are numbers"
 
 
-def test_networks_of_others_are_all_allowed() -> None:
+def test_all_networks_and_optimizers_of_the_libraries_are_allowed() -> None:
     for name in timm.list_models():
         entry = timm.model_entrypoint(name)
         assert targets.locate(f"{entry.__module__}.{entry.__qualname__}") is entry
@@ -296,7 +316,7 @@ def test_networks_of_others_are_all_allowed() -> None:
         assert targets.locate(f"torch.optim.{name}") is getattr(torch.optim, name)
 
 
-def test_weights_are_taken_out_by_place_too() -> None:
+def test_weights_given_by_position_are_removed_too() -> None:
     """timm 1.0.15 would unpickle the file."""
     by_place = ["resnet18", True, {"url": "http://127.0.0.1/x.pth"}, None, "/evil.pth"]
     cleaned = without_weights({"_target_": "timm.create_model", "_args_": by_place})
@@ -308,7 +328,7 @@ def test_weights_are_taken_out_by_place_too() -> None:
     assert tuple(map(int, pickled[1].split("."))) >= (1, 0, 26), "whose loading is weights_only by default"
 
 
-def test_a_run_that_goes_on_fetches_nothing_either(a_run: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_fetches_nothing_either(a_run: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(a_run, tmp_path / "run")
     config = OmegaConf.load(run_dir / "config.yaml")
     config.model.net.checkpoint_path = str(tmp_path / "evil.pth")
@@ -317,10 +337,10 @@ def test_a_run_that_goes_on_fetches_nothing_either(a_run: Path, tmp_path: Path) 
     OmegaConf.save(config, run_dir / "config.yaml")
     done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")
     assert done.returncode == 2
-    assert "holds the weights of another network" in done.stderr, "and not: evil.pth is not there"
+    assert "holds the weights of another network" in done.stderr, "evil.pth was not looked for"
 
 
-def test_a_config_that_would_fill_the_memory(tmp_path: Path) -> None:
+def test_a_config_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n")
     with pytest.raises(UserError, match=r"config.yaml is not a run's config: .* or has aliases"):
@@ -348,7 +368,7 @@ def test_a_config_that_would_fill_the_memory(tmp_path: Path) -> None:
     ],
     ids=range(12),
 )
-def test_configs_that_would_take_long(text: str, why: str, tmp_path: Path) -> None:
+def test_configs_that_would_take_minutes_are_refused(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError) as told:
         configs.load(tmp_path / "config.yaml")
@@ -356,14 +376,14 @@ def test_configs_that_would_take_long(text: str, why: str, tmp_path: Path) -> No
     assert why in str(told.value)
 
 
-def test_a_config_that_is_no_file(tmp_path: Path) -> None:
-    """A pipe, which nobody writes to, would be waited for."""
+def test_a_config_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Reading it would wait for a writer for ever."""
     os.mkfifo(tmp_path / "config.yaml")
     with pytest.raises(UserError, match=r"config.yaml is not a run's config: it is no file"):
         configs.read(tmp_path / "config.yaml")
 
 
-def test_long_texts_and_deep_settings_are_in_order(tmp_path: Path) -> None:
+def test_long_texts_and_deep_settings_are_accepted(tmp_path: Path) -> None:
     plain: dict[str, object] = {"notes": "as in 12 words " * 100, "slashes": "\\" * 3000}
     deep: dict[str, object] = plain
     for _ in range(40):
@@ -372,13 +392,13 @@ def test_long_texts_and_deep_settings_are_in_order(tmp_path: Path) -> None:
     assert configs.plain(configs.load(tmp_path / "config.yaml")) == plain
 
 
-def test_a_config_that_lacks_what_every_run_has(tmp_path: Path) -> None:
+def test_a_config_that_lacks_keys_of_every_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {name: x, net: x}\ndata: {root: x}\n")
     with pytest.raises(UserError, match=r"config.yaml is not a run's config: it has no model.mean, model.std, data.im"):
         loading.config_of(tmp_path)
 
 
-def test_names_that_do_not_exist() -> None:
+def test_names_that_do_not_exist_are_refused() -> None:
     with pytest.raises(UserError, match=r"alexlab.models.alexnet contains no AlexNett: check its name"):
         targets.locate("alexlab.models.alexnet.AlexNett")
     with pytest.raises(UserError, match=r"alexlab.models contains no no_such_net"):
@@ -387,7 +407,7 @@ def test_names_that_do_not_exist() -> None:
         targets.locate("alexlab.models.alexnet.RELU_GAIN")
 
 
-def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "needy.py").write_text("import a_package_that_nobody_has\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(targets, "ALLOWED", ("needy", "gone"))
@@ -397,7 +417,7 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         targets.locate("gone.Net")
 
 
-def test_build_makes_nested_objects_and_tells_what_is_refused() -> None:
+def test_nested_objects_are_built_and_refused_values_are_named() -> None:
     made = build(OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2}), out_features=3)
     assert made.weight.shape == (3, 2)
     with pytest.raises(UserError, match=r"norm=x must be lrn.* \(alexlab.models.alexnet.AlexNet\)"):

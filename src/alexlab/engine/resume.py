@@ -141,8 +141,7 @@ def _with_overrides(before: Plain, today: Plain, overrides: list[str]) -> tuple[
         UserError: an override chooses another option of a group, or another checkpoint.
     """
     config, changes = copy.deepcopy(before), dict[str, str]()
-    for key in today.keys() - before.keys():  # newer than the run
-        config[key] = copy.deepcopy(today[key])
+    config |= {key: copy.deepcopy(today[key]) for key in today if key not in before}  # newer than the run
     previous = by_key(before["overrides"])
     for override in parse(by_key(overrides).values()):
         key, text = override.key, override.text

@@ -1,0 +1,52 @@
+"""Overrides of a command line, and nested dicts by dotted keys."""
+
+import pytest
+
+from alexlab.engine import overrides
+from alexlab.engine.errors import UserError
+
+
+def test_an_override_is_read_as_hydra_reads_it() -> None:
+    lr, betas, fresh, gone, option, several = overrides.parse(
+        [
+            "optimizer.lr=1e-3",
+            "optimizer.betas=[0.9,${a.b}]",
+            "++my.note='x y'",
+            "~ema.decay",
+            "model=alexnet_bn",
+            "trainer={max_epochs:2,devices:[0,1]}",
+        ]
+    )
+    assert (lr.key, lr.value, lr.leaves) == ("optimizer.lr", 0.001, {"optimizer.lr": 0.001})
+    assert betas.value == [0.9, "${a.b}"]
+    assert (fresh.key, fresh.value, fresh.adds, fresh.deletes) == ("my.note", "x y", True, False)
+    assert (gone.key, gone.deletes, gone.adds) == ("ema.decay", True, False)
+    assert (option.chooses, option.value, lr.chooses) == (True, "alexnet_bn", False)
+    assert several.leaves == {"trainer.max_epochs": 2, "trainer.devices": [0, 1]}
+    assert not several.chooses, "a mapping sets keys of the group"
+
+
+def test_an_override_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer.lr=\[1: cannot be read as key=value \(no viable alternative"):
+        overrides.parse(["optimizer.lr=[1"])
+
+
+def test_the_last_override_of_a_key_counts() -> None:
+    assert overrides.by_key(["+a.b=1", "c=2", "a.b=3"]) == {"a.b": "a.b=3", "c": "c=2"}
+
+
+def test_keys_of_nested_dicts_are_read_set_and_removed() -> None:
+    node = {"a": {"b": None}, "c": 1}
+    assert (overrides.get(node, "a.b"), overrides.has(node, "a.b"), overrides.has(node, "a.x")) == (None, True, False)
+    assert overrides.get(node, "c.d.e") is None
+    overrides.put(node, "a.x.y", 2)
+    overrides.put(node, "c.d", 3)
+    overrides.remove(node, "a.b")
+    overrides.remove(node, "no.such.key")
+    overrides.remove(node, "c.e")
+    assert node == {"a": {"x": {"y": 2}}, "c": {"d": 3}}
+
+
+@pytest.mark.parametrize(("value", "text"), [(True, "true"), (None, "null"), (0.5, "0.5"), ("x", "x"), ([1], "[1]")])
+def test_values_are_shown_as_yaml_has_them(value: object, text: str) -> None:
+    assert overrides.shown(value) == text

@@ -1,0 +1,189 @@
+"""resume= without training: the config to continue with, the checkpoint, and the directory at that checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_naming import composed
+
+from alexlab.engine import config as configs
+from alexlab.engine import files, resume
+from alexlab.engine.errors import UserError
+
+WORDS = ["data=folder", "data.root=/photos", "model=alexnet_bn", "optimizer.lr=0.25", "trainer.max_epochs=3"]
+
+
+def save_checkpoint(path: Path, best: float = 0.5, rows: int = 2) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"best": {"val/acc1": best}, "place": {"rows": rows}, "config": {"monitor": "val/acc1"}}
+    torch.save({"state_dict": {}, "alexlab": about}, path)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "train/runs/then"
+    save_checkpoint(folder / "checkpoints/last.ckpt")
+    config = configs.plain(configs.resolved(composed(*WORDS))) | {"run_dir": str(folder)}
+    configs.save(configs.create(config), folder / "config.yaml")
+    return folder
+
+
+def resumed(run_dir: Path, *words: str, named: str | None = None) -> resume.Resumed:
+    today = configs.plain(composed(f"resume.run={named or run_dir}", *words))
+    return resume.resume_config(today, today["overrides"], run_dir.parents[2])
+
+
+def test_the_runs_config_counts_with_the_overrides_that_may_change(run_dir: Path) -> None:
+    before = yaml.safe_load((run_dir / "config.yaml").read_text())
+    found = resumed(run_dir, "trainer={max_epochs:9,timeout:5}", "data.num_workers=3", "optimizer.lr=0.25")
+    assert (found.run_dir, found.ckpt_path) == (run_dir, run_dir / "checkpoints/last.ckpt")
+    assert (found.resumes, found.finished, found.changes) == (True, False, {})
+    config, trainer = found.config, found.config["trainer"]
+    assert (trainer["max_epochs"], trainer["timeout"], config["data"]["num_workers"]) == (9, 5, 3)
+    assert trainer["precision"] == before["trainer"]["precision"], "only the given keys of a mapping change"
+    assert config["model"] == before["model"]
+    assert (config["run_dir"], config["ckpt_path"]) == (str(run_dir), str(found.ckpt_path))
+    assert config["overrides"] == [
+        *WORDS[:3],
+        "optimizer.lr=0.25",
+        "trainer.max_epochs=3",
+        "trainer={max_epochs:9,timeout:5}",
+        "data.num_workers=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["optimizer.lr=0.5"],
+            r"other settings: optimizer.lr=0.5 \(the run has 0.25\). Leave these overrides out. For",
+        ),
+        (["seed=1", "compile=true"], r"seed=1 \(the run has 0\), compile=true \(the run has false\). Leave these"),
+        (
+            ["compile=true"],
+            r"compile=true \(the run has false\). Leave these overrides out, or add resume.allow_changes",
+        ),
+        (["+my.note=x"], r"\+my.note=x \(the run has none\)"),
+        (["~trainer.tf32"], r"~trainer.tf32 \(the run has true\)"),
+        (["model=alexnet"], r"model=alexnet: a resumed run keeps its options \(model=alexnet_bn\). Give single keys"),
+        (
+            ["init_from=x"],
+            r"init_from=x: a resumed run continues from its own checkpoint: leave it out, or start a new",
+        ),
+    ],
+)
+def test_overrides_that_would_change_the_run_are_refused(words: list[str], message: str, run_dir: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        resumed(run_dir, *words)
+
+
+def test_changes_can_be_allowed(run_dir: Path) -> None:
+    found = resumed(run_dir, "resume.allow_changes=true", "compile=true", "~trainer.tf32", "model=alexnet_bn")
+    assert found.changes.keys() == {"compile", "trainer.tf32"}
+    assert found.config["compile"] is True
+    assert "tf32" not in found.config["trainer"]
+
+
+def test_a_run_of_an_older_version_gets_top_level_keys_that_it_lacks(run_dir: Path) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    del config["finetune"]
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    assert resumed(run_dir).config["finetune"] == {"freeze_epochs": 0, "backbone_lr_factor": 1.0}
+
+
+@pytest.mark.parametrize("text", ["{}", "overrides: []\nmodel: 1\ntrainer: {}\ndata: {}\n"])
+def test_a_config_that_is_incomplete_is_refused(text: str, run_dir: Path) -> None:
+    (run_dir / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config.yaml is incomplete: start the run again from scratch"):
+        resumed(run_dir)
+
+
+def test_callbacks_get_a_secret_only_if_it_is_given_again(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config["callbacks"]["mine"] = {"_target_": "alexlab.callbacks.mine.Mine", "token": "${oc.env:MY_TOKEN}"}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"callbacks.mine.token of \S+ refers to the environment, .*give it again"):
+        resumed(run_dir)
+    found = resumed(run_dir, "+callbacks.mine.token=${oc.env:MY_TOKEN}")
+    assert found.config["callbacks"]["mine"]["token"] in ("hunter2hunter2", "${oc.env:MY_TOKEN}")
+
+
+def test_auto_starts_a_new_run_or_one_from_scratch_or_says_that_it_is_finished(run_dir: Path) -> None:
+    def auto(folder: Path, *words: str) -> resume.Resumed:
+        today = configs.plain(composed("resume.run=auto", *words)) | {"run_dir": str(folder)}
+        return resume.resume_config(today, today["overrides"], run_dir.parents[2])
+
+    new = auto(run_dir.with_name("new"))
+    assert (new.resumes, new.ckpt_path, len(new.notes)) == (False, None, 1)
+    assert new.config["model"]["name"] == "alexnet", "today's config"
+    files.write_csv(run_dir / "metrics.csv", ["step"], [{"step": "1"}])
+    (run_dir / "summary.json").write_text('{"status": "finished"}')
+    found = auto(run_dir)
+    assert (found.finished, found.notes) == (True, [f"resume=auto: {run_dir} is finished."])
+    assert not auto(run_dir, "trainer.max_epochs=9").finished
+    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 3 to train it longer"):
+        resumed(run_dir)
+    (run_dir / "checkpoints/last.ckpt").unlink()
+    scratch = auto(run_dir)
+    assert (scratch.ckpt_path, scratch.resumes) == (None, True)
+    assert "has no checkpoint yet: it starts again from scratch." in scratch.notes[0]
+    with pytest.raises(
+        UserError, match=r"has no checkpoint to resume from: start it again from scratch, or use resume"
+    ):
+        resumed(run_dir)
+
+
+def test_the_directory_is_reset_to_its_checkpoint(run_dir: Path) -> None:
+    rows = [{"step": str(step)} for step in range(5)]
+    last, best = (run_dir / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
+    for own, left in ((True, 2), (False, 0)):
+        files.write_csv(run_dir / "metrics.csv", ["step"], rows)
+        (run_dir / "summary.json").write_text("{}")
+        (run_dir / "checkpoints/.last.ckpt.7.tmp").write_text("half")
+        save_checkpoint(best, best=0.5)
+        path = last if own else run_dir.with_name("other") / "last.ckpt"
+        (line,) = resume.reset_directory(run_dir, path)
+        assert line == f"run directory: {run_dir}, resumed ({5 - left} rows of metrics.csv are computed again)"
+        assert files.read_csv(run_dir / "metrics.csv") == (["step"], rows[:left])
+        assert not (run_dir / "summary.json").exists()
+        assert (run_dir / "summary.before.json").is_file()
+        assert sorted(each.name for each in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    save_checkpoint(best, best=0.75)
+    lines = resume.reset_directory(run_dir, last)
+    assert lines[0].startswith(f"removed {best}: it was of later steps than the checkpoint")
+    assert not best.exists()
+
+
+def test_the_best_checkpoint_so_far_is_copied_if_it_is_known(run_dir: Path, tmp_path: Path) -> None:
+    last, new = run_dir / "checkpoints/last.ckpt", tmp_path / "new"
+    new.mkdir()
+    unknown = "there is no best.ckpt by val/acc1 of the same moment"
+    assert unknown in str(resume.copy_best(last, new, "val/acc1"))
+    save_checkpoint(last.with_name("best.ckpt"), best=0.75)
+    assert unknown in str(resume.copy_best(last, new, "val/acc1")), "of another moment"
+    save_checkpoint(last.with_name("best.ckpt"), best=0.5)
+    assert "by val/loss" in str(resume.copy_best(last, new, "val/loss"))
+    assert not (new / "checkpoints").exists()
+    assert resume.copy_best(last, new, "val/acc1") is None
+    assert [each.name for each in (new / "checkpoints").iterdir()] == ["best.ckpt"]
+
+
+def test_jobs_of_a_sweep_start_from_the_same_run(run_dir: Path, tmp_path: Path) -> None:
+    logs, sweep = run_dir.parents[2], run_dir.parents[1] / "multiruns/s"
+    save_checkpoint(sweep / "0/checkpoints/last.ckpt")
+    (sweep / "0/config.yaml").write_text("{}")
+    job = resume.find_ckpt("latest", "init_from", "last", logs, sweep / "1")
+    assert job == run_dir / "checkpoints/last.ckpt"
+    alone = resume.find_ckpt("latest", "init_from", "last", logs, tmp_path / "runs/x")
+    assert alone == sweep / "0/checkpoints/last.ckpt"
+    assert resume.find_ckpt("/none.ckpt", "init_from", "last", logs, tmp_path) == Path("/none.ckpt")
+
+
+def test_a_lock_is_held_by_one_process(tmp_path: Path) -> None:
+    with files.lock(tmp_path), pytest.raises(UserError, match="is still training in another process: wait for it"):
+        files.lock(tmp_path).__enter__()
+    with files.lock(tmp_path):
+        pass
