@@ -18,9 +18,8 @@ from typing import Any
 from PIL import Image
 
 from alexlab.analysis.compare import Group, as_text, columns_of, finite
-from alexlab.analysis.runs import Row, Run
+from alexlab.analysis.runs import Row, Run, is_number
 from alexlab.engine.files import name_in_errors
-from alexlab.engine.kinds import is_number
 from alexlab.engine.metrics import lower_is_better
 
 HTML = Path(__file__).parent / "html"

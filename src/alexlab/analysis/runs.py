@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from alexlab.engine import config as configs
 from alexlab.engine import provenance
 from alexlab.engine.errors import UserError
-from alexlab.engine.kinds import is_number, printable
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import canonical, overridden_keys, settings_of
@@ -47,6 +46,15 @@ NUMBERS = (
 )
 FACTS = ("images", "commit", "device", "world_size", "effective_lr", "precision")
 Row = dict[str, float]  # of a metrics.csv: {"step": 9, "val/acc1": 0.5}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def printable(text: str) -> str:
+    """Replace what moves a terminal's cursor or reverses a line: a run directory from elsewhere may hold it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass

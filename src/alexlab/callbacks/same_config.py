@@ -1,10 +1,11 @@
 """Make sure that all ranks train with the same config."""
 
 import hashlib
+import json
+from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 from alexlab.engine.errors import UserError
@@ -13,8 +14,9 @@ from alexlab.engine.errors import UserError
 class SameConfig(Callback):
     """Compares a hash of the config over all ranks at the start; otherwise each would train its own way."""
 
-    def __init__(self, config: DictConfig) -> None:
-        self.hash = hashlib.sha256(OmegaConf.to_yaml(config, resolve=True, sort_keys=True).encode()).hexdigest()[:16]
+    def __init__(self, config: dict[str, Any]) -> None:
+        text = json.dumps(config, sort_keys=True, default=str)
+        self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size == 1:

@@ -101,7 +101,7 @@ class Experiment:
         """Start the W&B run, and log to it what is known before the training."""
         if self.wandb is None:
             return
-        path, plain = Path(config.run_dir or ""), config.model_dump(exclude_unset=True)
+        path, plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
         self.wandb.log_config(naming.for_others(plain))
         self.wandb.log_summary(naming.without_paths({**self.facts, "code": provenance.read(path)}))
         self.wandb.log_dataset(plain["data"], self.facts["dataset"], self.data.readable_classes)
@@ -223,7 +223,7 @@ def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | 
 
 def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolders, plan: Plan) -> None:
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`."""
-    path = Path(config.run_dir or "")
+    path = Path(config.run_dir)
     if config.init_from is not None:
         ckpt, m = Path(config.init_from), config.model
         mean, std = normalization(task.net, m.mean, m.std)
@@ -250,7 +250,7 @@ def keeps_best(config: TrainConfig) -> bool:
     if config.ckpt_path is None:
         return False
     ckpt = Path(config.ckpt_path)
-    own = resume.is_own(ckpt, Path(config.run_dir or ""))
+    own = resume.is_own(ckpt, Path(config.run_dir))
     return own or resume.best_of_same_run(ckpt, config.monitor) is not None
 
 
@@ -284,7 +284,7 @@ def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
 
 def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | None]":
     """Build the loggers of this rank: metrics.csv always, the others on rank 0 only. No file is written yet."""
-    path, plain = Path(config.run_dir or ""), config.model_dump(exclude_unset=True)
+    path, plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
     loggers: list[Logger] = [CsvLogger(path)]
     wandb = None
     if launcher.rank() > 0:
@@ -311,7 +311,7 @@ def build_callbacks(
     config: TrainConfig, recorder: SignalRecorder, plan: Plan, wandb: "WandbLogger | None"
 ) -> tuple[Preemption, Checkpointing, list[Callback]]:
     """Build the callbacks in the order in which Lightning must call them: the user's own first."""
-    path, wanted = Path(config.run_dir or ""), config.callbacks
+    path, wanted = Path(config.run_dir), config.callbacks
     folder = path / "checkpoints"
 
     # the user's own: entries with a _target_
@@ -385,7 +385,7 @@ def build_trainer(
         batches: training batches per epoch, if they are known.
         net_type: class of the network, which FSDP shards as one unit.
     """
-    t, path = config.trainer, Path(config.run_dir or "")
+    t, path = config.trainer, Path(config.run_dir)
     settings = {key: value for key, value in t.model_dump().items() if key not in OWN_TRAINER_KEYS}
     settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
     settings["devices"] = t.devices if isinstance(t.devices, list) else devices.local

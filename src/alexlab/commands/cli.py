@@ -39,13 +39,13 @@ class Command:
     """A verb: its schema, the function that does it, and what people type for it."""
 
     name: str
-    schema: str
+    schema_name: str
     function: str  # "module:function" in alexlab.commands, imported once the config is right
     shown: str
 
     @property
     def model(self) -> type[schema.Group]:
-        return getattr(schema, self.schema)
+        return getattr(schema, self.schema_name)
 
     def call(self, config: Any) -> Any:
         module, _, function = self.function.partition(":")
@@ -154,10 +154,10 @@ class Jobs:
             if is_dry:
                 sweep.remove_empty(Path(folder), Path(folder).parent)
                 continue
-            from alexlab.analysis.runs import table_of_sweep
+            from alexlab.analysis.compare import sweep_table
 
             width = shutil.get_terminal_size((160, 24)).columns
-            print("\n".join(table_of_sweep(Path(folder), self.monitor, width)))
+            print("\n".join(sweep_table(Path(folder), self.monitor, width)))
             print(f"compare its jobs: alexlab compare runs={folder}", flush=True)
         if self.failed:
             raise RunFailedError(f"{len(self.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(self.failed), 1)
@@ -290,7 +290,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     for number, word in enumerate(argv):
         if word.startswith("--") and word.partition("=")[0] not in FLAGS:
             raise UserError(
-                f"{word}: settings are written key=value, as in {_as_key_value(word, argv[number + 1 :], command)}."
+                f"{word}: settings are written key=value, as in {_as_ours(word, argv[number + 1 :], command)}."
             )
     sweep.check_words(argv)
     words = sweep.agent_overrides(argv) if agent() is not None else argv
@@ -326,7 +326,7 @@ def _is_readable(word: str) -> bool:
     return True
 
 
-def _as_key_value(word: str, after: list[str], command: Command) -> str:
+def _as_ours(word: str, after: list[str], command: Command) -> str:
     """Return `--max-epochs 3`, another program's form, as ours: `trainer.max_epochs=3`."""
     name, sign, value = word.lstrip("-").partition("=")
     name = name.replace("-", "_")

@@ -41,7 +41,7 @@ def save_dashboard(config: DictConfig) -> None:
     Raises:
         UserError: the config has mistakes; or the extra, the API key, the server or the project is missing.
     """
-    plain = configs.plain(config)
+    plain = config.model_dump(exclude_unset=True)
     # both packages read these when they are imported
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(plain["timeout"]))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else W&B reports its own errors, and waits for that

@@ -131,13 +131,11 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
         data["root"] = str(Path(config.data.root).expanduser().resolve())
     if config.data.root is not None or from_elsewhere:
         data |= {"demo_seed": None, "idx": None}
-    for key, value in (("num_workers", config.data.num_workers), ("on_error", config.data.on_error)):
-        data |= {key: value} if value is not None else {}
+    data |= {key: value for key, value in config.data.model_dump().items() if value is not None and key != "root"}
     data |= {"cache": None, "num_classes": None}  # each image is read once
 
     # one device
-    for key, value in (("accelerator", config.trainer.accelerator), ("precision", config.trainer.precision)):
-        trainer |= {key: value} if value is not None else {}
+    trainer |= {key: value for key, value in config.trainer.model_dump().items() if value is not None}
     trainer |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     if trainer.get("limit_test_batches") in (0, 0.0):  # the training skipped the test; this command asks for it
         trainer["limit_test_batches"] = None

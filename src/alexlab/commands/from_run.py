@@ -6,7 +6,6 @@ still hold, are put back first, so that a key that follows another one follows a
 """
 
 import copy
-import json
 import logging
 import re
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from alexlab.engine.overrides import by_key, get, has, key_of, parse, put, shown
 from alexlab.engine.resume import holds_run
 from alexlab.engine.run_dir import find_run, read_summary
 from alexlab.engine.run_dir import shown as shown_path
-from alexlab.engine.settings import own_ckpt
+from alexlab.engine.settings import is_own_checkpoint
 
 log = logging.getLogger("alexlab")
 Plain = dict[str, Any]
@@ -40,7 +39,6 @@ GROUPS = ("trainer", "model", "data", "augment", "optimizer", "scheduler", "logg
 FILLED_IN = {"data.num_classes": None, "model.mean": "auto", "model.std": "auto", "logger.wandb.group": None}
 OPTION = re.compile(r"[\w-]+(/[\w-]+)*")
 TO_KEYS = re.compile(r"(?:[^$]|\$\{[\w.]+\})*")  # text whose references are to other keys alone: "${seed}_x"
-RECORD = "repeats.json"  # in the run directory: which run it repeats, and how it differs
 MOST = 12  # changes that are printed
 
 
@@ -68,12 +66,8 @@ class Repeated:
 
     def compare(self, dataset: Plain) -> list[str]:
         """Return a sentence for the images of the new run (`dataset`), and for the code, if they are not the run's."""
-        code = provenance.differs(self.code, self.name, self.patch)
+        code = provenance.difference(self.code, self.name, self.patch)
         return [line for line in (_other_images(self.name, self.dataset, dataset), code) if line]
-
-    def record(self, differs: list[str]) -> Plain:
-        """Return the content of repeats.json, with what `compare` returned."""
-        return {"run": self.name, "changes": self.changes, "differs": differs, "code": self.code}
 
 
 def repeat(today: Plain) -> Repeated | None:
@@ -96,22 +90,13 @@ def repeat(today: Plain) -> Repeated | None:
         raise UserError(f"{asked[0]} starts a new run, and resume={resume} continues one: leave one of them out.")
     run = _read_directory(today) if today["from_run"] is not None else _read_wandb(today, asked[0])
     _check_complete(run.config, asked[0])
-    if own_ckpt(run.config):  # it was resumed; what it first started from is in its overrides
+    if is_own_checkpoint(run.config):  # it was resumed; what it first started from is in its overrides
         given = dict(str(text).split("=", 1) for text in run.config["overrides"] if "=" in str(text))
         for key in ("ckpt_path", "init_from"):
             if given.get(key) == "latest":
                 raise UserError(f"{asked[0]} started from {key}=latest, which was another run then: use that one.")
             run.config[key] = None if given.get(key, "null") == "null" else given[key]
     return _with_overrides(run, today, asked[0])
-
-
-def log_repetition(run_dir: Path) -> None:
-    """Write into train.log what the command printed before that file existed."""
-    if (run_dir / RECORD).is_file():
-        record = json.loads((run_dir / RECORD).read_text())
-        log.info("%s", _headline(record["run"], record["changes"]), extra={"file_only": True})
-        for line in record["differs"]:
-            log.warning("%s", line, extra={"file_only": True})
 
 
 # -- the run
@@ -125,17 +110,17 @@ def _read_directory(today: Plain) -> Repeated:
     dataset, last = read_summary(run_dir).get("dataset"), run_dir / "checkpoints" / checkpoint_io.LAST
     if dataset is None and last.is_file():  # a killed run has no summary
         dataset = checkpoint_io.load(last)["alexlab"]["dataset"]
-    config, patch = configs.plain(configs.load(run_dir / "config.yaml")), shown_path(run_dir / "code.patch")
+    config, patch = configs.load(run_dir / "config.yaml"), shown_path(run_dir / "code.patch")
     return Repeated(shown_path(run_dir), config, _dict(dataset), provenance.read(run_dir), f"git apply {patch}")
 
 
 def _read_wandb(today: Plain, asked: str) -> Repeated:
-    from alexlab.loggers import wandb_artifacts as artifacts
     from alexlab.loggers.wandb_api import fetch
+    from alexlab.loggers.wandb_logger import CODE_ARTIFACT, code_alias
 
     name = today["from_wandb"]
     config, summary = fetch(name)
-    config = configs.with_current_targets(config)
+    config = configs.upgrade(config)
     _check_complete(config, asked)
     config["run_dir"], floats = str(config.pop("run", "")), config.pop("floats", None)
     for key in floats if isinstance(floats, list) else []:
@@ -145,12 +130,12 @@ def _read_wandb(today: Plain, asked: str) -> Repeated:
     given = by_key(today["overrides"])
     limits = [key for key in flat(config) if key.startswith("trainer.limit_") and get(config, key) == 1]
     _ask(asked, config, limits if floats is None else [], given, "W&B does not tell one batch from all (1.0)")
-    paths = ["data.root", "init_from", *([] if own_ckpt(config) else ["ckpt_path"])]
+    paths = ["data.root", "init_from", *([] if is_own_checkpoint(config) else ["ckpt_path"])]
     paths += [] if get(config, "data.class_names") in SHIPPED else ["data.class_names"]
     paths = [key for key in paths if get(config, key) is not None]
     _ask(asked, config, paths, given, "W&B has only the last part of paths")
     code = _dict(summary.get("code")) or _dict(summary.get("git"))
-    patch = f"wandb artifact get {name.rpartition('/')[0]}/{artifacts.CODE}:{artifacts.alias(code)} --root code"
+    patch = f"wandb artifact get {name.rpartition('/')[0]}/{CODE_ARTIFACT}:{code_alias(code)} --root code"
     return Repeated(name, config, _dict(summary.get("dataset")), code, f"{patch} && git apply code/code.patch")
 
 
@@ -196,7 +181,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
     for key, value in FILLED_IN.items():
         if conf is not None and key not in fixed and has(config, key) and get(conf, key) == value:
             put(config, key, value)
-    made = configs.create({"paths": today["paths"], **config})
+    made = _create({"paths": today["paths"], **config})
     newer = _add_newer(made, config, today if conf is None else conf)
     references = {key: text for key, text in {**flat(conf or {}), **values}.items() if key not in fixed}
     _restore_references(made, config, references)
@@ -207,6 +192,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
     new = by_key(today["overrides"])
     leaves = {leaf for override in parse(today["overrides"]) for leaf in override.leaves}
     hidden = [key for key, value in flat(result).items() if "${oc.env:" in str(value) or value == "***"]
+    hidden = [key for key in hidden if not key.startswith("logger.")]  # there a reference is never looked up
     hidden = [key for key in hidden if get(before, key) == get(result, key)]
     _ask(asked, result, hidden, leaves, "secrets are not saved with a run")  # a config from elsewhere gets none
     changes = _changes(before, result)
@@ -280,7 +266,9 @@ def _restore_references(made: DictConfig, config: Plain, references: Plain) -> N
         OmegaConf.update(made, key, text, merge=False)
         try:
             value = OmegaConf.select(made, key, throw_on_missing=True)
-            holds = (configs.plain(value) if OmegaConf.is_config(value) else value) == get(config, key)
+            holds = (OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value) == get(
+                config, key
+            )
         except OmegaConfBaseException:
             holds = False
         if not holds:
@@ -315,14 +303,24 @@ def _apply(made: DictConfig, before: Plain, today: Plain, name: str, asked: str)
 
 def _resolved(made: DictConfig) -> Plain:
     try:
-        return {key: value for key, value in configs.plain(made).items() if not _is_new(key)}
+        resolved: Any = OmegaConf.to_container(made, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
+    return {key: value for key, value in resolved.items() if not _is_new(key)}
+
+
+def _create(plain: Plain) -> DictConfig:
+    """Return a config of these very values: a text that looks like a reference is none."""
+    return OmegaConf.create(_escaped(plain))
 
 
 def _escaped(value: Any) -> Any:
     """Return a value as a config must hold it so that nothing in it is a reference."""
-    return OmegaConf.to_container(configs.create({"value": value}))["value"]  # type: ignore[call-overload, index]
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(?<!\\)(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 # -- what is reported

@@ -37,7 +37,7 @@ def find_start(config: TrainConfig) -> Start:
         UserError: there is no such run, or the overrides do not fit it.
     """
     plain, notes, compare = config.model_dump(exclude_unset=True), [], Start.compare
-    path, logs = Path(config.run_dir or ""), Path(config.paths.logs)
+    path, logs = Path(config.run_dir), Path(config.paths.logs)
 
     # from_run=, from_wandb=: the config of that run
     repeated = from_run.repeat(plain)

@@ -52,7 +52,8 @@ def train(config: TrainConfig) -> float | None:
             devices = find_devices(config.trainer)
             check_devices(config, devices)
             if config.dry_run:
-                return show_plan(config, devices, recorder)
+                show_plan(config, devices)
+                return None
             if devices.world_size > 1 and not launcher.external():
                 return train_on_workers(start, devices)
             return train_rank(start, recorder)
@@ -78,7 +79,7 @@ def report(lines: Iterable[str]) -> None:
         print(line, flush=True)
 
 
-def show_plan(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> None:
+def show_plan(config: TrainConfig, devices: Devices) -> None:
     """Print what would run, and stop: dry_run=true."""
     data = build_data(config, devices).read()
     plan = plans.make_plan(config, devices.world_size, data.images)
@@ -187,8 +188,8 @@ class RunSession:
             experiment.open_loggers(config)
             summaries.report_start(config, experiment)
         except BaseException as error:
-            if not self.__exit__(type(error), error, error.__traceback__):
-                raise
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def _open_directory(self) -> None:

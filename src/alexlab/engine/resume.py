@@ -75,7 +75,7 @@ def resume_config(today: Plain, overrides: list[str], logs: Path) -> Resumed:
         )
     run_dir = own if named == "auto" else _find(named, logs)
     asked, name = f"resume={named}", shown_path(run_dir)
-    before = configs.plain(configs.load(run_dir / "config.yaml", secrets=lambda key: key in configs.REVEALED))
+    before = configs.load(run_dir / "config.yaml")
     groups = [before.get(key) for key in ("trainer", "model", "data")]
     if not isinstance(before.get("overrides"), list) or not all(isinstance(group, dict) for group in groups):
         raise UserError(f"{run_dir / 'config.yaml'} is incomplete: start the run again from scratch.")

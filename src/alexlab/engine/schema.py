@@ -395,7 +395,7 @@ class CommandConfig(Group):
 
     task: Text = key("The command, which names its folder below paths.logs.")
     paths: PathsConfig = required_group("Folders that are read and written.", "default")
-    run_dir: Text | None = key("Filled in: the run directory.", None)
+    run_dir: Text = key("Filled in: the run directory.", "")
     overrides: list[str] = key("Filled in: the overrides of the command line.", [])
 
 

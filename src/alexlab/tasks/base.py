@@ -22,7 +22,7 @@ from torchmetrics import MetricCollection
 from alexlab.data.dataset import Batch
 from alexlab.data.sample_rng import mix
 from alexlab.engine.errors import UserError
-from alexlab.engine.rules import mode_of
+from alexlab.engine.schema import mode_of
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.metrics import LossAndAccuracy
 

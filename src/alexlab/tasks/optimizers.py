@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from alexlab.engine.errors import UserError
-from alexlab.engine.rules import mode_of
+from alexlab.engine.schema import mode_of
 from alexlab.engine.targets import locate
 from alexlab.models.introspection import head_of
 
