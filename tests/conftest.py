@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -28,8 +28,11 @@ from alexlab.data.demo import write_demo
 if TYPE_CHECKING:
     from resuming import Harness
 
+    from alexlab.engine.schema import TrainConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 
+VERBS = ("train", "eval", "predict", "export", "figures", "prepare", "benchmark", "compare", "dashboard")
 SMALL_NET = ["model=torchvision", "model.name=shufflenet_v2_x0_5"]  # with BatchNorm, and 2 MB to write
 TINY = [
     *SMALL_NET, "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu",
@@ -58,6 +61,32 @@ def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "I
     torch.set_num_threads(1)
     yield Harness(shapes, tmp_path, monkeypatch)
     torch.set_num_threads(before)
+
+
+def composed(*overrides: str, command: str = "train", run_dir: Path | str = "") -> dict[str, Any]:
+    """Compose a command's config as the command line does, as plain values, without a check."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from alexlab.commands.cli import COMMANDS, plain_config, register_resolvers
+
+    register_resolvers("now")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        whole = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
+    whole.hydra.runtime.output_dir = str(run_dir or "/nonexistent/run")
+    HydraConfig.instance().set_config(whole)
+    own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+    return plain_config(COMMANDS[command], own, HydraConfig.get())
+
+
+def config_of(*overrides: str, run_dir: Path | str = "") -> "TrainConfig":
+    """Return train.py's config with these overrides, frozen; images need not exist."""
+    from alexlab.engine.schema import TrainConfig
+
+    return TrainConfig.model_validate(composed(*overrides, run_dir=run_dir))
 
 
 def photo(path: Path, size: tuple[int, int] = (80, 70), seed: int = 0, **save: object) -> Path:
@@ -153,8 +182,15 @@ def command(
     timeout: float = 240,
     watch: Callable[[int], None] | None = None,
 ) -> subprocess.CompletedProcess:
-    """Run `python <words>` in the project's root, without a key of W&B."""
-    if words[0].endswith(".py") and not (env or {}).get("PYTHONPATH"):
+    """Run `python <words>` in the project's root, without a key of W&B.
+
+    Args:
+        words: train.py or eval.py, or a command such as predict, and its overrides; else Python's own arguments.
+        watch: called again and again with the command's process, until that ends.
+    """
+    if words[0] in VERBS:
+        words = ("-m", "alexlab", *words)
+    if (words[0].endswith(".py") or words[:2] == ("-m", "alexlab")) and not (env or {}).get("PYTHONPATH"):
         return _zygote.run(list(words), clean_env(env), timeout, watch)
     return subprocess.run(
         [sys.executable, *words],

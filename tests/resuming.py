@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from test_configs import compose
+from conftest import config_of
 from torch import Tensor, nn
 
 from alexlab.callbacks.checkpointing import Checkpointing
-from alexlab.commands import build as assemble
 from alexlab.commands import train as run
-from alexlab.engine.config import CONF
-from alexlab.tasks import load as loading
+from alexlab.engine import targets
+from alexlab.tasks import load
 
 OVERRIDES = [
     "data=folder",
@@ -60,18 +58,13 @@ class Harness:
 
     def __init__(self, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.folder, self.monkeypatch = root, folder, monkeypatch
-        for module in (assemble, loading):
+        for module in (targets, load):
             monkeypatch.setattr(
                 module, "build_network", lambda settings, num_classes, fetch=False: TinyNet(num_classes)
             )
 
     def train(self, name: str, *words: str) -> Path:
-        composed = compose(*OVERRIDES, f"data.root={self.root}", *words)
-        OmegaConf.set_struct(composed, False)
-        composed.run_dir = str(self.folder / name)
-        composed.overrides = [f"data.root={self.root}", *words]
-        composed.choices = dict(word.split("=") for word in words if (CONF / word.partition("=")[0]).is_dir())
-        run.fit(composed)
+        run.train(config_of(*OVERRIDES, f"data.root={self.root}", *words, run_dir=self.folder / name))
         return self.folder / name
 
     def stop(self, at: "Callable[[Checkpointing, str], bool]", name: str, *words: str) -> Path:

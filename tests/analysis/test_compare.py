@@ -479,7 +479,7 @@ def test_the_command_line_takes_conditions_and_names_like_numbers(tmp_path: Path
         "where=note~it's and optimizer.lr!=0.1": 4, "runs=latest": 1, "runs=2026_11": 1, "runs=[1e5,2026_11, 12]": 3,
         "runs=1.50": 1, "runs=1E-5": 1, "runs=12": 1,
     }.items():  # fmt: skip
-        done = command("compare.py", f"paths.logs={tmp_path}", words)
+        done = command("compare", f"paths.logs={tmp_path}", words)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2 + count, words
     done = command("eval.py", f"paths.logs={tmp_path}", "run=2026_11")
@@ -488,7 +488,7 @@ def test_the_command_line_takes_conditions_and_names_like_numbers(tmp_path: Path
         done = command("train.py", f"paths.logs={tmp_path}", f"{key}=2026_11", "data=demo", "dry_run=true")
         assert "202611" not in done.stderr, key
         assert "2026_11" in done.stderr, key
-    done = command("compare.py", "format=xml", "most=0")
+    done = command("compare", "format=xml", "most=0")
     assert done.returncode == 2
     assert "format=xml" in done.stderr
     assert "most=0" in done.stderr

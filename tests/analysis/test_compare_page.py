@@ -52,7 +52,7 @@ def make_runs(folder: Path, count: int, rows: int = 10) -> None:
 def written(tmp_path: Path, count: int, *overrides: str) -> tuple[Path, dict[str, Any]]:
     make_runs(tmp_path / "runs", count)
     out = tmp_path / "page.html"
-    done = command("compare.py", f"runs={tmp_path / 'runs'}", "format=html", f"out={out}", *overrides)
+    done = command("compare", f"runs={tmp_path / 'runs'}", "format=html", f"out={out}", *overrides)
     assert done.returncode == 0, done.stderr
     assert f"{count} run(s) on one page: {out}" in done.stdout
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', out.read_text(), re.S)
@@ -118,7 +118,7 @@ def test_the_page_shows_the_command_that_writes_it(tmp_path: Path) -> None:
     make_runs(tmp_path / "runs", 3)
     out = tmp_path / "page.html"
     overrides = (f"runs=[{tmp_path}/runs/r00?*,{tmp_path}/runs/r002*]", "where=optimizer.lr>0.01 and status=finished")
-    done = command("compare.py", *overrides, "sort=val/loss", "most=2", "format=html", f"out={out}")
+    done = command("compare", *overrides, "sort=val/loss", "most=2", "format=html", f"out={out}")
     assert done.returncode == 0, done.stderr
     command_shown = re.search(r'"asked": ("(?:[^"\\]|\\.)*")', out.read_text())
     assert command_shown is not None

@@ -187,16 +187,16 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
     folder = tmp_path / "run"
     assert tiny_train(shapes, folder, "trainer.precision=32-true").returncode == 0
     assert not (folder / "figures").exists()
-    done = command("figures.py", f"run={folder}", "among=12", timeout=120)
+    done = command("figures", f"run={folder}", "among=12", timeout=120)
     assert done.returncode == 0, done.stderr
     assert [Path(line).stem for line in done.stdout.splitlines() if line.endswith(".png")] == [
         "confusion_matrix", "per_class", "mistakes", "filters", "curves", "top5", "neighbours",
     ]  # fmt: skip
     assert {path.stem for path in (folder / "figures").iterdir()} == DRAWN
-    wrong = command("figures.py", f"run={folder}", "among=-1", "crops=10")
+    wrong = command("figures", f"run={folder}", "among=-1", "crops=10")
     assert wrong.returncode == 2
     assert "crops: there is no such key" in wrong.stderr
-    wrong = command("figures.py", f"run={folder}", "among=-1")
+    wrong = command("figures", f"run={folder}", "among=-1")
     assert (wrong.returncode, wrong.stderr) == (2, "error: among=-1: must be a whole number, at least 0.\n")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"

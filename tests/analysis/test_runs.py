@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from alexlab.commands.restore import locked
 from conftest import command
 from test_bad_inputs import as_nobody
 
 import alexlab
 from alexlab.analysis import runs as reading
 from alexlab.analysis.runs import Run, curves, find, frame, read
-from alexlab.commands.restore import locked
 from alexlab.engine.errors import UserError
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.settings import canonical, is_own_checkpoint

@@ -17,16 +17,13 @@ import pytorch_lightning as pl
 import torch
 from resuming import Harness, Killed, at_batch, difference, rows_of
 
-<<<<<<< HEAD
 from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.commands import restore
-=======
-from alexlab.callbacks.checkpointing import Snapshots
->>>>>>> 26c269665d1033a767f7b7601cac4867875b82e1
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.folder import scan
-from alexlab.engine import config, files, resume
+from alexlab.engine import config
 from alexlab.engine.errors import UserError
+from alexlab.loggers import csv_logger as metrics
 from alexlab.tasks.classification import ImageClassifier
 
 BATCHES = 10  # of two epochs
@@ -207,8 +204,8 @@ def _off_by_one(patch: pytest.MonkeyPatch) -> None:
 
     def loader(self: ImageFolders) -> Any:
         made = plain(self)
-        epoch, batch = made.batch_sampler.resume_at  # type: ignore[union-attr]
-        made.batch_sampler.resume_at = (epoch, max(0, batch - 1))  # type: ignore[union-attr]
+        epoch, batch = made.batch_sampler.begins_at  # type: ignore[union-attr]
+        made.batch_sampler.begins_at = (epoch, max(0, batch - 1))  # type: ignore[union-attr]
         return made
 
     patch.setattr(ImageFolders, "train_dataloader", loader)
@@ -230,7 +227,7 @@ def _after_load(change: Callable[[ImageClassifier, dict[str, Any]], None]) -> Ca
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a batch twice": _off_by_one,
     "no batch is skipped": lambda patch: patch.setattr(
-        "alexlab.data.sampler.TrainBatchSampler.resume_at", property(lambda _: (0, 0), lambda *_: None), raising=False
+        "alexlab.data.sampler.TrainBatches.begins_at", property(lambda _: (0, 0), lambda *_: None), raising=False
     ),
     "the epoch's sums are forgotten": lambda patch: patch.setattr(Checkpointing, "_restore_ranks", lambda self: None),
     "the validation of the last step is forgotten": lambda patch: patch.setattr(
@@ -239,16 +236,9 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "the best metrics are forgotten": lambda patch: patch.setattr(
         Checkpointing, "restores_best", property(lambda _: False, lambda *_: None), raising=False
     ),
-<<<<<<< HEAD
     "metrics.csv is not cut": lambda patch: patch.setattr(metrics, "cut_back", lambda path, rows: 0),
     "metrics.csv is cut too far": lambda patch: patch.setattr(
         restore.metrics, "cut_back", lambda path, rows, plain=metrics.cut_back: plain(path, rows - 1)
-=======
-    "the score is forgotten": _after_load(lambda self, _: setattr(self, "best", {})),
-    "metrics are not cut back": lambda patch: patch.setattr(resume, "cut_csv", lambda path, rows: 0),
-    "metrics are cut back too far": lambda patch: patch.setattr(
-        resume, "cut_csv", lambda path, rows: files.cut_csv(path, rows - 1)
->>>>>>> 26c269665d1033a767f7b7601cac4867875b82e1
     ),
     "the optimizer's state is forgotten": _after_load(
         lambda _, checkpoint: checkpoint["optimizer_states"][0].update(state={})
@@ -313,53 +303,41 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
     for words, message in (
         (
             ["optimizer.lr=0.5"],
-            r"was started with other settings: optimizer.lr=0.5 \(the run has 0.005\). Leave these overrides out. For",
+            r"was started with other settings: optimizer.lr=0.5 \(there 0.005\). Leave them out; a new run with ",
         ),
         (
             ["label_smoothing=0.1"],
-            r"label_smoothing=0.1 \(the run has 0.0\). Leave these overrides out, or add resume.allow_changes=true",
+            r"label_smoothing=0.1 \(there 0.0\). Leave them out, or say resume.allow_changes=true; a new",
         ),
-        (["model=alexnet_bn", "resume.allow_changes=true"], r"model=alexnet_bn: a resumed run keeps its options"),
+        (["model=alexnet_bn", "resume.allow_changes=true"], r"model=alexnet_bn: a run that goes on keeps its options"),
         (
             ["init_from=x", "resume.allow_changes=true"],
-            r"init_from=x: a resumed run continues from its own checkpoint: leave",
+            r"init_from=x: a run that goes on has its own checkpoint: leave",
         ),
-        (
-            ["ckpt_path=x"],
-            r"ckpt_path=x: a resumed run continues from its own checkpoint: leave it out",
-        ),
+        (["ckpt_path=x"], r"ckpt_path=x: a run that goes on has its own checkpoint: leave it out, or start a new run"),
     ):
         with pytest.raises(UserError, match=message):
             harness.train("x", named, *words)
-    with pytest.raises(UserError, match=r"continues with its own settings, and these differ: optimizer.lr=0.5"):
+    with pytest.raises(UserError, match=r"goes on with its own settings, and these differ: optimizer.lr=0.5"):
         harness.train("x", named, "optimizer.lr=0.5", "resume.allow_changes=true")
     with pytest.raises(UserError, match=r"resume=.*nowhere is not a run's directory"):
         harness.train("x", f"resume.run={folder / 'nowhere'}")
-<<<<<<< HEAD
     with restore.locked(folder / "stopped"), pytest.raises(UserError, match="is a run that is still going on: wait"):
-=======
-    with files.lock(folder / "ended"), pytest.raises(UserError, match="is still training in another process: wait"):
->>>>>>> 26c269665d1033a767f7b7601cac4867875b82e1
         harness.train("x", named)
     assert not (folder / "x").exists()
     harness.train("x", named, "label_smoothing=0.1", "resume.allow_changes=true")
-    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 2 to train it longer."):
+    with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 2 prolongs it."):
         harness.train("x", named, "label_smoothing=0.1")
     with pytest.raises(
-        UserError, match=r"has done 2 epochs, and trainer.max_epochs=1 would have stopped before: give 2 or"
+        UserError, match=r"has done 2 epochs, and trainer.max_epochs=1 would have ended before: give 2 or"
     ):
         harness.train("x", named, "trainer.max_epochs=1")
     capsys.readouterr()
     harness.train("stopped", "resume.run=auto")
     assert "resume=auto: " in capsys.readouterr().out
     (folder / "empty").mkdir()
-<<<<<<< HEAD
     (folder / "stopped/config.yaml").rename(folder / "empty/config.yaml")
     with pytest.raises(UserError, match=r"has no checkpoint to go on from: start it anew, or say resume=auto hydra"):
-=======
-    (folder / "ended/config.yaml").rename(folder / "empty/config.yaml")
-    with pytest.raises(UserError, match=r"to resume from: start it again from scratch, or use resume=auto hydra"):
->>>>>>> 26c269665d1033a767f7b7601cac4867875b82e1
         harness.train("x", f"resume.run={folder / 'empty'}")
 
 
@@ -370,7 +348,7 @@ def test_the_latest_run_must_have_a_checkpoint(harness: Harness) -> None:
     harness.stop(at_batch(1, "before"), "train/runs/new")
     os.utime(harness.folder / "train/runs/old/config.yaml", (0, 0))
     with pytest.raises(
-        UserError, match=r"the latest run, .*new, has no checkpoint yet: start it again from scratch, or name the run"
+        UserError, match=r"the latest run, .*new, has no checkpoint yet: start it anew, or name the one"
     ):
         harness.train("x", "resume.run=latest", logs)
 
@@ -409,13 +387,8 @@ def test_an_override_can_be_changed_back_by_a_later_resume(harness: Harness) -> 
     keys = [word.partition("=")[0] for word in found.overrides]
     assert len(keys) == len(set(keys)), "one override per key"
     saved = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)
-<<<<<<< HEAD
     assert saved["callbacks"]["Checkpointing"]["epochs"] == 3
     with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 3 prolongs it."):
-=======
-    assert saved["alexlab"]["place"]["epochs"] == 3
-    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 3 to train it longer."):
->>>>>>> 26c269665d1033a767f7b7601cac4867875b82e1
         harness.train("x", f"resume.run={harness.folder / 'run'}", "trainer.max_epochs=3")
 
 
@@ -462,13 +435,8 @@ def test_a_best_checkpoint_of_later_steps_is_removed(harness: Harness, capsys: p
         torch.load(folder / f"{name}.ckpt", weights_only=True)["alexlab"]["best"] for name in ("best", "last")
     )
     assert best != last, "the second validation was better, and its epoch's file was not written"
-<<<<<<< HEAD
     harness.train("stopped", *words, "resume.run=auto", "trainer.max_epochs=1")
     assert "best.ckpt was of later steps than the checkpoint, and is removed" in capsys.readouterr().out
-=======
-    harness.train("ended", *words, "resume.run=auto", "trainer.max_epochs=1")
-    assert "best.ckpt: it was of later steps than the checkpoint" in capsys.readouterr().out
->>>>>>> 26c269665d1033a767f7b7601cac4867875b82e1
     assert not (folder / "best.ckpt").exists()
 
 
@@ -479,7 +447,7 @@ def test_auto_starts_a_new_run_if_there_is_none(harness: Harness, capsys: pytest
     assert difference(straight, new) is None
     harness.stop(at_batch(1, "before"), "early")
     early = harness.train("early", "resume.run=auto")
-    assert "has no checkpoint yet: it starts again from scratch." in capsys.readouterr().out
+    assert "has no checkpoint yet: its run begins anew." in capsys.readouterr().out
     assert difference(straight, early) is None
 
 
@@ -493,21 +461,14 @@ def test_a_damaged_checkpoint_is_skipped(harness: Harness, capsys: pytest.Captur
         file.seek(5000)
         file.write(bytes([byte[0] ^ 1]))
     (folder / ".last.ckpt.123.tmp").write_bytes(b"left by a kill")
-<<<<<<< HEAD
     kept = shutil.copytree(harness.folder / "stopped", harness.folder / "both")
     resumed = harness.train("stopped", "resume.run=auto")
     printed = capsys.readouterr().out
     assert (
         "last.ckpt, which is damaged (its SHA-256 is not the one of SHA256SUMS); going on from previous.ckpt" in printed
     )
-=======
-    kept = shutil.copytree(harness.folder / "ended", harness.folder / "both")
-    going_on = harness.train("ended", "resume.run=auto")
-    told = capsys.readouterr().out
-    assert "last.ckpt, which is damaged (its SHA-256 is not the one in SHA256SUMS); resuming from previous.ckpt" in told
->>>>>>> 26c269665d1033a767f7b7601cac4867875b82e1
     assert not (folder / ".last.ckpt.123.tmp").exists()
     assert difference(straight, resumed) is None
     os.truncate(kept / "checkpoints/previous.ckpt", 4000)
-    with pytest.raises(UserError, match=r"no undamaged checkpoint is left: .*last.ckpt, which is damaged .*previous"):
+    with pytest.raises(UserError, match=r"no whole checkpoint is left: .*last.ckpt, which is damaged .*previous.ckpt"):
         harness.train("both", "resume.run=auto")

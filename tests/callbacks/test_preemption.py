@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 from conftest import ROOT, TINY, clean_env, summary_of
+from conftest import config_of as compose
 from resuming import Harness
-from test_configs import compose
 
 from alexlab.callbacks.preemption import Preempted, Preemption, SignalRecorder
 from alexlab.commands import train as run

@@ -19,14 +19,14 @@ WORDS = [*TINY, "data=folder", "data.batch_size=8", "data.num_workers=2", "secon
 
 def test_four_rates_and_the_bound(shapes: Path, tmp_path: Path) -> None:
     words = [word for word in WORDS if not word.startswith("logger")]
-    done = command("benchmark.py", *words, f"data.root={shapes}", "format=json")
+    done = command("benchmark", *words, f"data.root={shapes}", "format=json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     bound = found.pop("bound_by")
     assert set(found) == set(benchmark.NAMES)
     assert all(rate > 0 for rate in found.values())
     assert bound == ("input" if found["loader"] < found["device"] else "device")
-    done = command("benchmark.py", *words, f"data.root={shapes}", "model=torchvision", "augment=strong")
+    done = command("benchmark", *words, f"data.root={shapes}", "model=torchvision", "augment=strong")
     assert done.returncode == 0, done.stderr
     for line in ("decoding alone", "the loader alone", "the device alone, on one batch", "a training"):
         assert re.search(rf"{line} +│ +[0-9,]+ │", done.stdout)
@@ -40,7 +40,7 @@ def test_mistakes(shapes: Path) -> None:
         (["seconds=0"], "seconds=0: must be a number above 0"),
         (["data.batch_size=5000"], "data.batch_size=5000 is larger than the"),
     ):
-        done = command("benchmark.py", *WORDS, f"data.root={shapes}", *words)
+        done = command("benchmark", *WORDS, f"data.root={shapes}", *words)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert told in done.stderr
 
@@ -51,7 +51,7 @@ def test_all_broken(tmp_path: Path) -> None:
             (tmp_path / split / label).mkdir(parents=True)
             for i in range(8):
                 (tmp_path / split / label / f"{i}.jpg").write_bytes(b"none")
-    done = command("benchmark.py", *WORDS, f"data.root={tmp_path}")
+    done = command("benchmark", *WORDS, f"data.root={tmp_path}")
     assert done.returncode == 2
     assert "every image of the first batch is broken: there is nothing to measure with." in done.stderr
 

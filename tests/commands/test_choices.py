@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from alexlab.commands.trainer import build_trainer
 from conftest import ROOT
-from test_configs import compose
+from conftest import config_of as compose
 
 from alexlab.commands import build as assemble
 from alexlab.commands.plan import make_plan
-from alexlab.commands.trainer import build_trainer
 from alexlab.engine import config as configs
 from alexlab.engine import rules
 from alexlab.engine.devices import Devices, choose_precision, find_devices

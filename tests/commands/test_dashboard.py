@@ -79,20 +79,20 @@ def keys_of(panel: dict[str, Any]) -> dict[str, set[str]]:
 
 def test_a_view_is_created_once_and_then_updated(server: WandbServer) -> None:
     server.views.clear()
-    first = command("dashboard.py", env=server.env())
+    first = command("dashboard", env=server.env())
     assert (first.returncode, first.stderr) == (0, ""), first.stderr
     (view,) = server.views
     before = {**view}
     address = rf"{server.url}/tester/alexlab\?nw=[a-z0-9]{{11}}"
     assert re.fullmatch(f"created the view alexlab: {address}\n", first.stdout)
-    second = command("dashboard.py", "x=epoch", env={**server.env(), "WANDB_MODE": "offline"})
+    second = command("dashboard", "x=epoch", env={**server.env(), "WANDB_MODE": "offline"})
     assert second.stdout == first.stdout.replace("created", "updated"), second.stderr
     assert server.views == [view]
     assert {key for key in view if view[key] != before[key]} == {"spec"}
     settings = json.loads(view["spec"])["section"]["settings"]
     assert (settings["xAxis"], settings["maxRuns"]) == ("epoch", 100)
     assert len(panels_of(view)) == len(panels_of(before)), "replaced, not added"
-    other = command("dashboard.py", "name=of two", "entity=tester", env=server.env())
+    other = command("dashboard", "name=of two", "entity=tester", env=server.env())
     assert re.fullmatch(f"created the view of two: {address}\n", other.stdout), other.stderr
     assert [view["displayName"] for view in server.views] == ["alexlab", "of two"]
     assert not [line for line in server.unknown if "View" in line or "Entity" in line]
@@ -149,7 +149,7 @@ def test_the_dashboard_of_the_page(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
     (tmp_path / "dashboard").mkdir()
     (tmp_path / "dashboard/mine.yaml").write_text(text)
-    done = command("dashboard.py", "--config-dir", str(tmp_path), "dashboard=mine", "dry_run=true")
+    done = command("dashboard", "--config-dir", str(tmp_path), "dashboard=mine", "dry_run=true")
     assert done.returncode == 0, done.stderr
     view = json.loads(done.stdout)
     assert list(view["sections"])[-2:] == ["pictures", "dropout"]
@@ -202,14 +202,14 @@ def test_a_mistake_is_reported_on_one_screen_before_a_server_is_asked() -> None:
         "dashboard.max_runs=0": "dashboard.max_runs=0",
         "swept=[]": "swept=[]",
     }.items():
-        done = command("dashboard.py", overrides, env={"WANDB_API_KEY": "0" * 40})
+        done = command("dashboard", overrides, env={"WANDB_API_KEY": "0" * 40})
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 
 def test_without_a_key() -> None:
-    done = command("dashboard.py")
+    done = command("dashboard")
     assert (done.returncode, done.stdout) == (2, "")
     assert "needs an API key of W&B: run `wandb login` or set WANDB_API_KEY. dry_run=true needs none." in done.stderr
 
@@ -273,7 +273,7 @@ def test_a_server_that_does_not_answer(address: str | None) -> None:
     with wandb_server() as server:
         server.fault, server.faulty_from = 500, "start"
         done = command(
-            "dashboard.py", "timeout=1", env={**server.env(), **({"WANDB_BASE_URL": address} if address else {})}
+            "dashboard", "timeout=1", env={**server.env(), **({"WANDB_BASE_URL": address} if address else {})}
         )
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(

@@ -188,7 +188,7 @@ def test_a_sweep_under_torchrun_is_refused(shapes: Path, tmp_path: Path) -> None
 
 FSDP_TWICE = """
 import os, torch, torch.distributed as dist
-from test_configs import compose
+from conftest import config_of as compose
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from alexlab.engine.devices import (Devices)

@@ -220,7 +220,7 @@ def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) ->
     for name in ("eval.json.tmp", ".predictions.csv.tmp"):
         (run_dir / name).symlink_to(precious)
     assert command("eval.py", f"run={run_dir}").returncode == 0
-    assert command("predict.py", f"run={run_dir}", f"images={data}/val").returncode == 0
+    assert command("predict", f"run={run_dir}", f"images={data}/val").returncode == 0
     own = (run_dir / "config.yaml").read_text()
     config = OmegaConf.load(run_dir / "config.yaml")
     config.data.demo_seed, config.data.root = 0, str(tmp_path / "elsewhere")
@@ -236,7 +236,7 @@ def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) ->
     for number in range(12):
         (tmp_path / f"broken/{number}.jpg").write_text("x")
     (run_dir / "predictions-broken.txt").symlink_to(precious)
-    done = command("predict.py", f"run={run_dir}", f"images={tmp_path / 'broken'}")
+    done = command("predict", f"run={run_dir}", f"images={tmp_path / 'broken'}")
     assert "(2 more, all in " in done.stderr
     assert precious.read_text() == "mine"
     assert len((run_dir / "predictions-broken.txt").read_text().splitlines()) == 12

@@ -53,7 +53,7 @@ def run_dir(composed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(run_dir: Path, *words: str) -> subprocess.CompletedProcess:
-    return command("export.py", "run=one", f"paths.logs={run_dir.parents[2]}", *words)
+    return command("export", "run=one", f"paths.logs={run_dir.parents[2]}", *words)
 
 
 def config_of(run_dir: Path, **more: object) -> Any:
@@ -284,7 +284,7 @@ def test_mistakes(run_dir: Path, composed: Any, tmp_path: Path) -> None:
             "a/x.onnx cannot be written (Not a directory): choose",
         ),
     ):
-        done = command("export.py", *words, f"paths.logs={run_dir.parents[2]}")
+        done = command("export", *words, f"paths.logs={run_dir.parents[2]}")
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert told in done.stderr
         assert len(done.stderr.splitlines()) <= 14

@@ -335,7 +335,7 @@ def config_of(run_dir: Path) -> dict[str, Any]:
 
 
 def equal(a: Path, b: Path) -> str:
-    done = command("compare.py", f"runs=[{a},{b}]", "equal=true")
+    done = command("compare", f"runs=[{a},{b}]", "equal=true")
     return done.stdout + done.stderr if done.returncode else "equal"
 
 
@@ -401,7 +401,7 @@ def test_mistakes_leave_no_directory(words: list[str], message: str, first: Path
 
 
 def test_other_commands_repeat_nothing() -> None:
-    done = command("benchmark.py", "from_run=latest")
+    done = command("benchmark", "from_run=latest")
     assert done.returncode == 2, done.stdout
     assert "from_run and from_wandb are for train.py alone" in done.stderr
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, tiny_train
-from test_configs import compose
+from conftest import config_of as compose
 from torch import nn
 
 from alexlab.commands import plan

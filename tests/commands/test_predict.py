@@ -29,7 +29,7 @@ def run_dir(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predicted(run_dir: Path, images: object, *words: str):  # type: ignore[no-untyped-def]
-    done = command("predict.py", "run=one", f"images={images}", f"paths.logs={run_dir.parents[2]}", *words)
+    done = command("predict", "run=one", f"images={images}", f"paths.logs={run_dir.parents[2]}", *words)
     out = next((word[4:] for word in words if word.startswith("out=")), run_dir / "predictions.csv")
     with open(out) as file:
         return done, list(csv.DictReader(file))
@@ -95,7 +95,7 @@ def test_mistakes(run_dir: Path, tmp_path: Path) -> None:
         (["run=two", "images=x"], "run=two is not a run's directory"),
         (["run=one", "images=x", "topk=0"], "topk=0: must be a whole number, at least 1"),
     ):
-        done = command("predict.py", *words, logs)
+        done = command("predict", *words, logs)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert told in done.stderr
     assert not list(tmp_path.iterdir())
@@ -141,7 +141,7 @@ def test_names_of_any_bytes_and_with_brackets(run_dir: Path, tmp_path: Path) -> 
         photo(folder / name.replace("/", "d"))
     (folder / "ok.jpg").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg"))
     done = command(
-        "predict.py", "run=one", f"images={folder.parent}", f"paths.logs={run_dir.parents[2]}", f"out={tmp_path}/x.csv"
+        "predict", "run=one", f"images={folder.parent}", f"paths.logs={run_dir.parents[2]}", f"out={tmp_path}/x.csv"
     )
     assert done.returncode == 0, done.stderr
     assert "cat [final].jpg" in done.stdout.replace("\n", "")

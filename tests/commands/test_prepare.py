@@ -128,7 +128,7 @@ def test_broken_files_are_skipped_counted_and_listed(
     content = (tmp_path / "in/train/cat/0.jpg").read_bytes()
     (tmp_path / "in/train/cat/0.jpg").write_bytes(content[: len(content) // 2])
     (tmp_path / "in/val/dog/2.jpg").write_bytes(b"none")
-    done = command("prepare.py", f"data.root={tmp_path / 'in'}", f"out={tmp_path / 'out'}", "num_workers=3")
+    done = command("prepare", f"data.root={tmp_path / 'in'}", f"out={tmp_path / 'out'}", "num_workers=3")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "2 images could not be read and were skipped:\n" in done.stderr
@@ -171,7 +171,7 @@ def test_training_evaluation_and_export_use_it_like_a_folder(photos: Path, tmp_p
     result = json.loads((tmp_path / "run/eval.json").read_text())
     assert result["acc1"] == summary_of(tmp_path / "run")["test"]["test/acc1"]
     assert "House cat" in result["per_class_acc1"]
-    done = command("export.py", f"run={tmp_path / 'run'}", "format=torch_export", logs)
+    done = command("export", f"run={tmp_path / 'run'}", "format=torch_export", logs)
     assert done.returncode == 0, done.stderr
 
 
@@ -317,10 +317,10 @@ def test_wrong_folders_are_refused(photos: Path, jpegs: Path, tmp_path: Path) ->
 
 
 def test_wrong_settings_are_refused(photos: Path, tmp_path: Path) -> None:
-    done = command("prepare.py", f"data.root={photos}", f"out={tmp_path / 'x'}", "format=png")
+    done = command("prepare", f"data.root={photos}", f"out={tmp_path / 'x'}", "format=png")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "format=png: must be one of jpeg, raw" in done.stderr
-    done = command("prepare.py", f"data.root={photos}")
+    done = command("prepare", f"data.root={photos}")
     assert "out is missing: give a new folder with out=PATH." in done.stderr
 
 

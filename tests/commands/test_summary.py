@@ -45,7 +45,7 @@ def test_a_run_from_prepared_images_is_told_of_pixels(
     ):
         out = tmp_path / f"{form}-{square}"
         words = [f"data.root={shapes}", f"out={out}", f"format={form}", f"square={square}", "short_side=40"]
-        done = command("prepare.py", *words)
+        done = command("prepare", *words)
         assert done.returncode == 0, done.stderr
         if square == "false" and form == "raw":  # the shapes are squares by themselves
             arrays = dict(np.load(out / "train.npz"))

@@ -27,7 +27,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(count):
             photo(root / "photos" / split / f"{i % 3}" / f"{i}.jpg", (60 + i, 50), seed=i)
     words = [f"data.root={root / 'photos'}", f"out={root / 'out'}", "format=raw", "square=true", "short_side=40"]
-    done = command("prepare.py", *words, "shard_mb=0.03")
+    done = command("prepare", *words, "shard_mb=0.03")
     assert done.returncode == 0, done.stderr
     assert len(list((root / "out").glob("train-*.shard"))) > 3
     return root / "out"

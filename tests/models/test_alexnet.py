@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from test_configs import compose
+from conftest import config_of as compose
 from torch import nn
 
 from alexlab.engine import config as configs

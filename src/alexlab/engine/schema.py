@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
+from alexlab.engine.metrics import lower_is_better
+
 Plain = dict[str, Any]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -571,8 +573,8 @@ class DashboardConfig(CommandConfig):
 
 
 def mode_of(metric: str) -> Literal["min", "max"]:
-    """Return "min" for a loss and "max" for an accuracy."""
-    return "min" if metric.endswith("loss") else "max"
+    """Return "min" for a metric whose lower value is better, such as a loss, else "max"."""
+    return "min" if lower_is_better(metric) else "max"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
