@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from alexlab.commands.restore import locked
+from alexlab.engine.files import lock as locked
 from conftest import command
 from test_bad_inputs import as_nobody
 

@@ -18,12 +18,10 @@ import torch
 from resuming import Harness, Killed, at_batch, difference, rows_of
 
 from alexlab.callbacks.checkpointing import Checkpointing
-from alexlab.commands import restore
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.folder import scan
-from alexlab.engine import config
+from alexlab.engine import config, files, resume
 from alexlab.engine.errors import UserError
-from alexlab.loggers import csv_logger as metrics
 from alexlab.tasks.classification import ImageClassifier
 
 BATCHES = 10  # of two epochs
@@ -236,9 +234,9 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "the best metrics are forgotten": lambda patch: patch.setattr(
         Checkpointing, "restores_best", property(lambda _: False, lambda *_: None), raising=False
     ),
-    "metrics.csv is not cut": lambda patch: patch.setattr(metrics, "cut_back", lambda path, rows: 0),
+    "metrics.csv is not cut": lambda patch: patch.setattr(resume, "cut_csv", lambda path, rows: 0),
     "metrics.csv is cut too far": lambda patch: patch.setattr(
-        restore.metrics, "cut_back", lambda path, rows, plain=metrics.cut_back: plain(path, rows - 1)
+        resume, "cut_csv", lambda path, rows: files.cut_csv(path, rows - 1)
     ),
     "the optimizer's state is forgotten": _after_load(
         lambda _, checkpoint: checkpoint["optimizer_states"][0].update(state={})
@@ -322,7 +320,7 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
         harness.train("x", named, "optimizer.lr=0.5", "resume.allow_changes=true")
     with pytest.raises(UserError, match=r"resume=.*nowhere is not a run's directory"):
         harness.train("x", f"resume.run={folder / 'nowhere'}")
-    with restore.locked(folder / "stopped"), pytest.raises(UserError, match="is a run that is still going on: wait"):
+    with files.lock(folder / "stopped", ".lock.rank"), pytest.raises(UserError, match="is still training in another process: wait"):
         harness.train("x", named)
     assert not (folder / "x").exists()
     harness.train("x", named, "label_smoothing=0.1", "resume.allow_changes=true")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_naming import composed
+from conftest import composed
 
 from alexlab.engine import config as configs
 from alexlab.engine import files, resume
@@ -24,13 +24,12 @@ def save_checkpoint(path: Path, best: float = 0.5, rows: int = 2) -> None:
 def run_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "train/runs/then"
     save_checkpoint(folder / "checkpoints/last.ckpt")
-    config = configs.plain(configs.resolved(composed(*WORDS))) | {"run_dir": str(folder)}
-    configs.save(configs.create(config), folder / "config.yaml")
+    configs.save(composed(*WORDS, run_dir=folder), folder / "config.yaml")
     return folder
 
 
 def resumed(run_dir: Path, *words: str, named: str | None = None) -> resume.Resumed:
-    today = configs.plain(composed(f"resume.run={named or run_dir}", *words))
+    today = composed(f"resume.run={named or run_dir}", *words)
     return resume.resume_config(today, today["overrides"], run_dir.parents[2])
 
 
@@ -113,7 +112,7 @@ def test_callbacks_get_a_secret_only_if_it_is_given_again(run_dir: Path, monkeyp
 
 def test_auto_starts_a_new_run_or_one_from_scratch_or_says_that_it_is_finished(run_dir: Path) -> None:
     def auto(folder: Path, *words: str) -> resume.Resumed:
-        today = configs.plain(composed("resume.run=auto", *words)) | {"run_dir": str(folder)}
+        today = composed("resume.run=auto", *words) | {"run_dir": str(folder)}
         return resume.resume_config(today, today["overrides"], run_dir.parents[2])
 
     new = auto(run_dir.with_name("new"))
