@@ -340,12 +340,18 @@ def test_conditions_select_runs(text: str, names: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "names"), [("name~0003", ["r_0003"]), ("name~26_20", ["r_26_20"]), ("optimizer.lr>=1e-1", ["r_0003"])]
+    ("text", "names"),
+    [
+        ("name~0003", ["r_0003"]),
+        ("name~26_20", ["r_26_20"]),
+        ("optimizer.lr>=1e-1", ["r_0003"]),
+        ("name!=26_20 and name~2620", ["r_2620", "2620"]),
+    ],
 )
 def test_names_that_look_like_numbers_are_compared_as_text(text: str, names: list[str]) -> None:
     runs = [
         Run(Path(name), name, "finished", {"optimizer.lr": lr})
-        for name, lr in (("r_0003", 0.1), ("r_0031", 0.01), ("r_26_20", 0.01), ("r_2620", 0.01))
+        for name, lr in (("r_0003", 0.1), ("r_0031", 0.01), ("r_26_20", 0.01), ("r_2620", 0.01), ("2620", 0.01))
     ]
     assert select(frame(runs), text)["name"].to_list() == names
 

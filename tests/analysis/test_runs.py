@@ -320,9 +320,9 @@ def test_runs_gives_a_notebook_a_typed_frame_and_warns_of_what_it_skips(tmp_path
 
 
 def test_curves_have_a_row_per_step(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("step,train/loss_step,val/acc1\n9,1.5,\n9,,0.5\n19,1.0,text\n29,1\n")
+    (tmp_path / "metrics.csv").write_text("step,train/loss_step,val/acc1\n9,1.5,\n9,,0.5\n19,1,x\n29,1\n39,1.0,0.7")
     found = curves(tmp_path)
-    assert found.index.to_list() == [9, 19], "the row at step 29 is torn"
+    assert found.index.to_list() == [9, 19], "row 29 is torn, and row 39 may be 0.75 when it is complete"
     assert found["train/loss_step"].to_list() == [1.5, 1.0]
     assert found["val/acc1"].dropna().to_dict() == {9: 0.5}
 

@@ -1,4 +1,4 @@
-"""Options of training that change what a run does."""
+"""Options of training that change what a run does, end to end."""
 
 import csv
 import json
@@ -19,8 +19,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
-def test_average_of_the_weights_is_what_is_kept_and_evaluated(shapes: Path, tmp_path: Path) -> None:
-    """Also: labels smoothed, gradients clipped, a scaled rate, and the bar of a terminal."""
+def test_the_moving_average_of_the_weights_is_saved_and_evaluated(shapes: Path, tmp_path: Path) -> None:
+    """Also: label smoothing, gradient clipping, a scaled learning rate, and a progress bar."""
     done = tiny_train(
         shapes, tmp_path / "ema", "ema.decay=0.5", "label_smoothing=0.1", "trainer.gradient_clip_val=1",
         "optimizer.lr_reference_batch=16", "callbacks.progress=rich", "trainer.log_every_n_steps=1",
@@ -63,7 +63,7 @@ def test_compiled_and_plain_models_share_checkpoints(shapes: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
-def test_overfitting_three_batches_works(shapes: Path, tmp_path: Path) -> None:
+def test_three_batches_can_be_overfitted(shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(
         shapes, tmp_path / "o", "model=alexnet", "model.name=alexnet", "debug=overfit", "trainer.max_epochs=12",
         "test=false", "trainer.limit_train_batches=1.0", "data.batch_size=4", "model.net.dropout=0",
@@ -76,7 +76,7 @@ def test_overfitting_three_batches_works(shapes: Path, tmp_path: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_readable_names_and_broken_images_left_out(shapes: Path, tmp_path: Path) -> None:
+def test_class_names_are_saved_and_broken_images_are_skipped(shapes: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(shapes, root)
     broken = root / "train/ring/0000.jpg"
@@ -88,7 +88,7 @@ def test_readable_names_and_broken_images_left_out(shapes: Path, tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert summary_of(tmp_path / "run")["skipped_images"] == [str(broken)]
-    (tmp_path / "names.tsv").unlink()  # the checkpoint has them
+    (tmp_path / "names.tsv").unlink()  # the checkpoint holds the names
     assert command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}").returncode == 0
     assert "golden ring" in alexlab.load(tmp_path / "run").classes
     names = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
@@ -104,8 +104,8 @@ def without_test(shapes: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_best_holds_the_averaged_weights_that_were_validated(devices: int, shapes: Path, tmp_path: Path) -> None:
-    """Its test on val gives the numbers of validation."""
+def test_best_ckpt_holds_the_averaged_weights_that_were_validated(devices: int, shapes: Path, tmp_path: Path) -> None:
+    """Testing them on val gives the numbers of validation."""
     done = tiny_train(
         without_test(shapes, tmp_path), tmp_path / "ema", "ema.decay=0.9", "optimizer.lr=0.05", "trainer.max_epochs=2",
         "trainer.precision=32-true", f"trainer.devices={devices}", "monitor=val/loss",
@@ -118,7 +118,7 @@ def test_best_holds_the_averaged_weights_that_were_validated(devices: int, shape
     assert "val, best.ckpt" in done.stdout
 
 
-def test_a_loss_that_is_no_number_fails_the_run(shapes: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_fails_the_run(shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(shapes, tmp_path / "nan", "optimizer.lr=1e8", "trainer.max_epochs=3")
     assert done.returncode == 2
     assert "lower optimizer.lr, clip with trainer.gradient_clip_val=1" in done.stderr
@@ -136,7 +136,7 @@ def test_a_loss_that_is_no_number_fails_the_run(shapes: Path, tmp_path: Path) ->
         ["trainer.check_val_every_n_epoch=2"],
     ],
 )
-def test_the_end_of_a_run_is_validated(words: list[str], shapes: Path, tmp_path: Path) -> None:
+def test_the_last_weights_are_validated(words: list[str], shapes: Path, tmp_path: Path) -> None:
     root = without_test(shapes, tmp_path)
     done = tiny_train(root, tmp_path / "end", *words, "trainer.precision=32-true")
     assert done.returncode == 0, done.stderr
@@ -159,14 +159,14 @@ def test_the_end_of_a_run_is_validated(words: list[str], shapes: Path, tmp_path:
     ],
     ids=lambda words: words[0].split("=")[0] + "=" + words[0].split("=")[1][:12],
 )
-def test_legal_combinations_run(words: list[str], shapes: Path, tmp_path: Path) -> None:
+def test_rare_combinations_of_options_train(words: list[str], shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(shapes, tmp_path / "run", *words)
     assert done.returncode == 0, done.stderr
     assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
-def test_best_is_of_one_epoch_and_early_stopping_says_so(shapes: Path, tmp_path: Path) -> None:
-    """The row of best.ckpt: not the best loss of one epoch beside the best accuracy of another."""
+def test_the_best_metrics_are_of_one_epoch_and_early_stopping_is_reported(shapes: Path, tmp_path: Path) -> None:
+    """Those of best.ckpt: not the best loss of one epoch with the best accuracy of another."""
     done = tiny_train(
         shapes, tmp_path / "run", "trainer.max_epochs=9", "callbacks.early_stopping=1", "optimizer.lr=0.2",
         "trainer.precision=32-true", "data.batch_size=4",
@@ -187,7 +187,7 @@ def test_best_is_of_one_epoch_and_early_stopping_says_so(shapes: Path, tmp_path:
     assert scored["loss"] == pytest.approx(summary["best"]["val/loss"], rel=1e-5)
 
 
-def test_a_profile_and_a_summary_of_the_layers_are_shown(shapes: Path, tmp_path: Path) -> None:
+def test_a_profile_and_a_summary_of_layers_are_written(shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(shapes, tmp_path / "run", "debug=profiler", "callbacks.model_summary=1", "test=false")
     assert done.returncode == 0, done.stderr
     assert "run_training_epoch" in (tmp_path / "run/fit-profile.txt").read_text()
@@ -203,12 +203,13 @@ class Mine(torch.optim.SGD):
 """
 
 
-def test_an_optimizer_of_ones_own(shapes: Path, tmp_path: Path) -> None:
-    """One file in optimizers/ and one yaml with what it takes, and nothing else."""
+def test_an_optimizer_of_the_users_own(shapes: Path, tmp_path: Path) -> None:
+    """Takes one file in optimizers/ and one yaml with its settings."""
     for part in ("conf", "src"):
         shutil.copytree(ROOT / part, tmp_path / "project" / part)
     shutil.copy(ROOT / "train.py", tmp_path / "project")
     package = tmp_path / "project/src/alexlab"
+    (package / "optimizers").mkdir()
     (package / "optimizers/mine.py").write_text(OWN_OPTIMIZER)
     (tmp_path / "project/conf/optimizer/mine.yaml").write_text(
         "# Mine.\n_target_: alexlab.optimizers.mine.Mine\nlr: 0.1\n"

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: as if nothing had happened, or a refusal."""
+"""ckpt_path and init_from: training continues exactly, or is refused."""
 
 import csv
 import re
@@ -28,14 +28,14 @@ def two_epochs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def go_on(shapes: Path, run_dir: Path, two_epochs: Path, *words: str):  # type: ignore[no-untyped-def]
+def continue_run(shapes: Path, run_dir: Path, two_epochs: Path, *words: str):  # type: ignore[no-untyped-def]
     last = two_epochs / "checkpoints/last.ckpt"
     return tiny_train(shapes, run_dir, *WORDS, f"ckpt_path={last}", "trainer.max_epochs=3", *words)
 
 
-def test_three_epochs_are_two_and_one_more_bit_for_bit(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+def test_three_epochs_equal_two_and_one_more_bit_for_bit(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
     straight = tiny_train(shapes, tmp_path / "straight", *WORDS, "trainer.max_epochs=3")
-    done = go_on(shapes, tmp_path / "more", two_epochs, "data.num_workers=1")
+    done = continue_run(shapes, tmp_path / "more", two_epochs, "data.num_workers=1")
     assert (straight.returncode, done.returncode) == (0, 0), done.stderr
     assert "epoch 3/3" in done.stdout
     assert "epoch 2/3" not in done.stdout
@@ -47,14 +47,14 @@ def test_three_epochs_are_two_and_one_more_bit_for_bit(shapes: Path, two_epochs:
     assert all(torch.equal(best[0]["state_dict"][key], best[1]["state_dict"][key]) for key in best[0]["state_dict"])
 
 
-@pytest.mark.parametrize("beside", [None, "another run's"])
-def test_a_best_that_did_not_come_along_counts_anew(
-    beside: str | None, shapes: Path, two_epochs: Path, tmp_path: Path
+@pytest.mark.parametrize("neighbour", [None, "of another run"])
+def test_best_counts_from_the_checkpoint_if_its_best_ckpt_is_missing(
+    neighbour: str | None, shapes: Path, two_epochs: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copied"
     folder.mkdir()
     shutil.copy(two_epochs / "checkpoints/last.ckpt", folder)
-    if beside:
+    if neighbour:
         other = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)
         other["alexlab"]["best"]["val/acc1"] = 0.99
         torch.save(other, folder / "best.ckpt")
@@ -65,30 +65,30 @@ def test_a_best_that_did_not_come_along_counts_anew(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["optimizer.lr=0.5"], "these differ: optimizer.lr=0.5 (the checkpoint has 0.005). Give the same ones"),
         (["scheduler=cosine"], "scheduler.name=cosine (the checkpoint has constant)"),
         (["seed=1", "data.batch_size=4"], "data.batch_size=4 (the checkpoint has 8), seed=1 (the checkpoint has 0)"),
     ],
 )
-def test_settings_that_would_be_ignored_are_refused(
-    words: list[str], told: str, shapes: Path, two_epochs: Path, tmp_path: Path
+def test_settings_that_the_checkpoint_would_ignore_are_refused(
+    words: list[str], message: str, shapes: Path, two_epochs: Path, tmp_path: Path
 ) -> None:
-    done = go_on(shapes, tmp_path / "x", two_epochs, *words)
+    done = continue_run(shapes, tmp_path / "x", two_epochs, *words)
     assert done.returncode == 2
-    assert told in done.stderr
-    assert not (tmp_path / "x").exists(), "found wrong before the directory is made"
+    assert message in done.stderr
+    assert not (tmp_path / "x").exists(), "refused before the directory is created"
 
 
-def test_other_classes_and_weights_alone_are_refused(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+def test_other_classes_and_weights_only_checkpoints_are_refused(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
     renamed = tmp_path / "data"
     for split in ("train", "val"):
         for folder in (shapes / split).iterdir():
             target = renamed / split / ("zebra" if folder.name == "arrow" else folder.name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(folder)
-    done = go_on(renamed, tmp_path / "x", two_epochs)
+    done = continue_run(renamed, tmp_path / "x", two_epochs)
     assert done.returncode == 2
     assert "has other classes than the run: missing arrow, new zebra." in done.stderr
     best = two_epochs / "checkpoints/best.ckpt"
@@ -97,7 +97,7 @@ def test_other_classes_and_weights_alone_are_refused(shapes: Path, two_epochs: P
     assert "holds weights alone, and training cannot continue from it: give a last.ckpt" in done.stderr
 
 
-def test_a_new_run_goes_on_from_the_middle_of_an_epoch(shapes: Path, tmp_path: Path) -> None:
+def test_a_new_run_continues_from_the_middle_of_an_epoch(shapes: Path, tmp_path: Path) -> None:
     words = [*WORDS, "trainer.max_epochs=null"]
     assert tiny_train(shapes, tmp_path / "a", *words, "trainer.max_steps=3").returncode == 0
     last = tmp_path / "a/checkpoints/last.ckpt"
@@ -113,8 +113,8 @@ def test_a_new_run_goes_on_from_the_middle_of_an_epoch(shapes: Path, tmp_path: P
     assert "was written by an older version, and training cannot continue from it; a new run can" in done.stderr
 
 
-def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(shapes: Path, tmp_path: Path) -> None:
-    """Step 5 of 15: the checkpoint's schedule had come to 0, and Lightning would take one more step with that."""
+def test_a_longer_run_continues_at_the_learning_rate_of_its_own_schedule(shapes: Path, tmp_path: Path) -> None:
+    """Step 5 of 15: the checkpoint's schedule was at 0, and Lightning would take one more step with that."""
     words = ["scheduler=linear", "scheduler.warmup=0", "test=false", "trainer.limit_train_batches=null",
              "trainer.log_every_n_steps=1"]  # fmt: skip
     assert tiny_train(shapes, tmp_path / "a", *words).returncode == 0
@@ -126,23 +126,25 @@ def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(shapes: Path, tmp_
     assert rates == pytest.approx([0.005 * (1 - step / 15) for step in range(5, 15)])
 
 
-def test_other_images_other_steps_and_nothing_left_are_refused(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+def test_other_images_other_epochs_and_finished_runs_are_refused(
+    shapes: Path, two_epochs: Path, tmp_path: Path
+) -> None:
     grown = Path(shutil.copytree(shapes, tmp_path / "data"))
     shutil.copy(grown / "train/ring/0000.jpg", grown / "train/ring/more.jpg")
-    done = go_on(grown, tmp_path / "x", two_epochs)
+    done = continue_run(grown, tmp_path / "x", two_epochs)
     assert done.returncode == 2
     assert "was trained on other images than those of" in done.stderr
     assert "train 41 (the checkpoint has 40), by the names of their files" in done.stderr
     moved = shapes.rename(shapes.with_name("moved"))
     try:
-        done = go_on(moved, tmp_path / "y", two_epochs)
+        done = continue_run(moved, tmp_path / "y", two_epochs)
     finally:
         moved.rename(shapes)
-    assert done.returncode == 0, "elsewhere is not other"
-    done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.limit_train_batches=2")
+    assert done.returncode == 0, "the same images in another folder"
+    done = continue_run(shapes, tmp_path / "x", two_epochs, "trainer.limit_train_batches=2")
     assert done.returncode == 2
     assert "has done 10 steps in epochs of 5 steps. An epoch has 2 now, which does not fit its schedule" in done.stderr
-    done = go_on(shapes, tmp_path / "x", two_epochs, "trainer.max_epochs=2")
+    done = continue_run(shapes, tmp_path / "x", two_epochs, "trainer.max_epochs=2")
     assert done.returncode == 2
     assert (
         "has done 2 epochs (10 steps), and this run would end after 10 steps: give a trainer.max_epochs" in done.stderr
@@ -150,8 +152,8 @@ def test_other_images_other_steps_and_nothing_left_are_refused(shapes: Path, two
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_that_a_time_limit_ended_goes_on(shapes: Path, tmp_path: Path) -> None:
-    """Lightning's Timer, whose clock is a count of steps here, ends the run in the third epoch's second step."""
+def test_a_run_stopped_by_a_time_limit_continues(shapes: Path, tmp_path: Path) -> None:
+    """Lightning's Timer, with a count of steps as its clock, stops the run in the second step of the third epoch."""
     words = [*WORDS, "trainer.max_epochs=3"]
     code = (
         "import sys\nfrom pytorch_lightning.callbacks import Timer\n"
@@ -173,7 +175,7 @@ def test_a_run_that_a_time_limit_ended_goes_on(shapes: Path, tmp_path: Path) -> 
     assert all(torch.equal(value, c[key]) for key, value in b.items())
 
 
-def test_a_run_is_named_by_its_directory_or_as_the_latest(shapes: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_named_by_its_run_or_as_the_latest(shapes: Path, tmp_path: Path) -> None:
     logs, words = f"paths.logs={tmp_path}", [*WORDS, "dry_run=true"]
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=latest", logs)
     assert done.returncode == 2
@@ -189,8 +191,8 @@ def test_a_run_is_named_by_its_directory_or_as_the_latest(shapes: Path, tmp_path
     assert "init_from=two is not a run's directory" in done.stderr
 
 
-def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
-    """All of them where the classes are as many; else all but the head. The rate and the epochs are new."""
+def test_a_run_starts_from_the_weights_of_another(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    """All of them if the classes are the same; otherwise all but the head. Learning rate and epochs start again."""
     best = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     few = tmp_path / "few"
     for split in ("train", "val"):
@@ -210,7 +212,7 @@ def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path
                 same = now[key].shape == value.shape and torch.allclose(now[key], value, atol=1e-6)
                 assert same == (key not in heads), key
     last = two_epochs / "checkpoints/last.ckpt"
-    for words, told in (
+    for words, message in (
         ([f"init_from={last}", "model.name=resnet18"], "Its run had model=torchvision model.name=shufflenet_v2_x0_5."),
         (["init_from=/none.ckpt"], "/none.ckpt is not a file"),
         (
@@ -220,7 +222,7 @@ def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path
     ):
         done = tiny_train(shapes, tmp_path / "x", *words)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-        assert told in done.stderr
+        assert message in done.stderr
     words = [f"init_from={two_epochs}", "test=false", "trainer.max_epochs=1"]
     assert tiny_train(shapes, tmp_path / "one", *words).returncode == 0
     done = tiny_train(shapes, tmp_path / "on", *words, "trainer.max_epochs=2", f"ckpt_path={tmp_path / 'one'}")
@@ -228,8 +230,8 @@ def test_weights_of_a_run_to_start_from(shapes: Path, two_epochs: Path, tmp_path
     assert "note: init_from is ignored: ckpt_path=" in done.stdout
 
 
-def test_a_head_of_other_classes_is_new(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
-    """Also where they are as many."""
+def test_the_head_is_new_for_other_classes(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    """Also if there are equally many."""
     for split in ("train", "val"):
         for number, folder in enumerate(sorted((shapes / split).iterdir())):
             shutil.copytree(folder, tmp_path / "data" / split / f"other{number}")
@@ -245,16 +247,16 @@ def test_a_head_of_other_classes_is_new(shapes: Path, two_epochs: Path, tmp_path
     assert not torch.allclose(now["net.fc.weight"], before["net.fc.weight"], atol=1e-3)
 
 
-def test_layers_that_are_others_are_refused(shapes: Path, tmp_path: Path) -> None:
-    """No weight's shape tells it. What is written out is no other than what is meant by itself."""
+def test_networks_with_other_outputs_are_refused(shapes: Path, tmp_path: Path) -> None:
+    """The shapes of weights are the same. A setting that is equal to its default changes nothing."""
     words = ["model=alexnet", "model.name=alexnet", "+model.net.hidden=[16,16]", "test=false"]
     assert tiny_train(shapes, tmp_path / "run", *words).returncode == 0
     for key, epochs in (("init_from", 1), ("ckpt_path", 2)):
         more = [*words, f"{key}={tmp_path / 'run'}", f"trainer.max_epochs={epochs}"]
         done = tiny_train(shapes, tmp_path / f"other-{key}", *more, "+model.net.lrn={k:1.0}")
         assert done.returncode == 2
-        told = rf"{key}=\S+: its network, model=alexnet, gives other outputs with the same weights"
-        assert re.search(told, done.stderr), done.stderr
+        message = rf"{key}=\S+: its network, model=alexnet, gives other outputs with the same weights"
+        assert re.search(message, done.stderr), done.stderr
         assert "give its model.net.* settings, which are in the config.yaml of its run." in done.stderr
         done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}", "model.net.dropout=0.3")
         assert done.returncode == 0, done.stderr
@@ -267,12 +269,12 @@ def test_layers_that_are_others_are_refused(shapes: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "other", "classes"),
     [
-        ("test_convnext", {"drop_path_rate": 0.3}, 5),  # stochastic depth is no layer of its own when it evaluates
+        ("test_convnext", {"drop_path_rate": 0.3}, 5),  # stochastic depth does nothing in evaluation
         ("deit_tiny_distilled_patch16_224", {}, 2),  # two heads
         ("test_vit", {"drop_rate": 0.5}, 2),
     ],
 )
-def test_networks_that_are_the_same_but_for_what_may_differ(name: str, other: dict, classes: int) -> None:
+def test_settings_for_training_only_may_differ(name: str, other: dict, classes: int) -> None:
     source, net = timm_net(name, 5), timm_net(name, classes, **other)
     state = source.state_dict()
     load_but_head(net, state, keep_head=classes == 5, num_classes=classes)
@@ -280,10 +282,10 @@ def test_networks_that_are_the_same_but_for_what_may_differ(name: str, other: di
     check_function("init_from=x", found_of({"name": name}, state), net, size, same_classes=classes == 5)
 
 
-def test_heads_of_attention_are_in_no_weights_shape() -> None:
+def test_another_number_of_attention_heads_is_noticed() -> None:
     state = timm_net("test_vit", 5).state_dict()
     for key in state:
-        if "qkv.weight" in key:  # as trained ones: at first attention is nearly even, however many heads there are
+        if "qkv.weight" in key:  # at first attention is nearly uniform for any number of heads
             state[key] *= 20
     net = timm_net("test_vit", 5, num_heads=4)
     net.load_state_dict(state)
@@ -292,7 +294,7 @@ def test_heads_of_attention_are_in_no_weights_shape() -> None:
 
 
 def found_of(settings: dict, state: dict) -> dict:
-    """What a checkpoint of timm's network holds."""
+    """A checkpoint of a network of timm."""
     model = {"name": settings["name"], "net": {"_target_": "alexlab.models.pretrained.timm_net", **settings}}
     return {
         "alexlab": {"config": {"model": model}, "classes": ["a", "b", "c", "d", "e"]},
@@ -300,7 +302,7 @@ def found_of(settings: dict, state: dict) -> dict:
     }
 
 
-def test_torchvisions_alexnet_and_ours_take_each_others_weights() -> None:
+def test_torchvisions_alexnet_and_ours_load_each_others_weights() -> None:
     source = torchvision_net("alexnet", 5)
     ours = alexnet_owt(5)
     ours.load_state_dict(source.state_dict())

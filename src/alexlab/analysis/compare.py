@@ -291,11 +291,12 @@ def _parsed(text: str) -> list[list[Condition]]:
                 "to a shell, > is a redirection."
             )
         key, sign, written, joined = found.groups()
-        plain = written[1:-1] if written[0] in "'\"" and written[-1] == written[0] else written
-        if plain == written and OTHER_JOINS.search(written):
+        quoted = len(written) > 1 and written[0] in "'\"" and written[-1] == written[0]
+        plain = written[1:-1] if quoted else written
+        if not quoted and OTHER_JOINS.search(written):
             raise UserError(f"where={text}: join conditions with `and` or `or`, not as in `{found[0].strip()}`.")
         value: Any = {"true": True, "false": False, "null": None, "none": None}.get(written.lower(), plain)
-        if plain == written and "_" not in written:  # Python reads 26_20 as a number
+        if not quoted and "_" not in written:  # Python reads 26_20 as a number
             with contextlib.suppress(TypeError, ValueError):
                 value = value if isinstance(value, bool) else float(value)
         ways[-1].append(Condition(key, sign, value, plain))
@@ -317,7 +318,7 @@ def _column(frame: "DataFrame", condition: Condition, text: str) -> "Series[Any]
         hint = f" Did you mean {' or '.join(near)}?" if near else " Keys are status, name, metrics and settings."
         raise UserError(f"where={text}: no run has {key}.{hint}")
     column = frame[key].astype(object)
-    column = column.fillna("unknown") if key in FACTS else column
+    column = column.where(column.notna(), "unknown") if key in FACTS else column
     values = column.dropna().to_list() if is_number(wanted) else [wanted]
     if sign in ORDERING and values and not any(map(is_number, values)):
         raise UserError(f"where={text}: `{shown(values[0])}` is not a number: compare text with =, != or ~ (contains).")
@@ -392,18 +393,15 @@ def cell(group: Group, key: str) -> str:
 def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str]:
     """Return the lines of a table for a terminal, none wider than `width` characters if names permit.
 
-    Columns that do not fit are dropped, the speed first; settings that do not fit stand below their row.
+    Columns that do not fit are dropped: speed, size, last epoch, other validation metrics, test. Settings that do not
+    fit beside the columns are printed below their row.
 
     Args:
         runs: how many there are in all.
     """
     columns = columns_of(groups, sort)
-    rest = [key for key in columns if key != sort]
-    rest.sort(key=lambda key: (key.startswith("test/"), key.startswith("val/"), key.startswith("last/")))
-    droppable = [
-        *(key for key in ("seconds", "images_per_second", *SIZES) if key in rest),
-        *(key for key in rest if key not in (*SPEED, *SIZES)),
-    ]
+    droppable = [key for key in reversed(columns) if key != sort]
+    droppable.sort(key=lambda key: (key.startswith("test/"), key.startswith("val/"), key.startswith("last/")))
     labels = [as_text({key: value for key, value in group.settings.items() if value is not None}) for group in groups]
     names = max(len(group.name) for group in groups)
     statuses = max(len(group.status) for group in groups)

@@ -29,10 +29,10 @@ from alexlab.engine.errors import UserError
 from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.tasks.metrics import LossAndAccuracy
 
-CHANGED = {  # the parts of Lightning's loops that this file replaces or reads
-    "fit_loop": ("_iteration_based_training", "_can_stop_early", "on_advance_end"),
-    "epoch_loop": ("on_advance_end", "on_run_start", "_should_accumulate", "_num_ready_batches_reached"),
-}
+# the parts of Lightning that this file replaces or reads, some of which are private
+FIT_LOOP_PARTS = ("_iteration_based_training", "_can_stop_early", "on_advance_end")
+EPOCH_LOOP_PARTS = ("on_advance_end", "on_run_start", "_should_accumulate", "_num_ready_batches_reached")
+CALL_PARTS = ("_call_callback_hooks", "_call_lightning_module_hook")
 
 
 class Checkpointing(Callback):
@@ -86,10 +86,10 @@ class Checkpointing(Callback):
         """
         epochs: Any = trainer.fit_loop
         steps: Any = epochs.epoch_loop
-        for loop, names in ((epochs, CHANGED["fit_loop"]), (steps, CHANGED["epoch_loop"])):
+        for owner, names in ((epochs, FIT_LOOP_PARTS), (steps, EPOCH_LOOP_PARTS), (call, CALL_PARTS)):
             for name in names:
-                if not hasattr(loop, name):
-                    raise AttributeError(f"Lightning {pl.__version__} has no {type(loop).__name__}.{name}: use 2.6.")
+                if not hasattr(owner, name):
+                    raise AttributeError(f"Lightning {pl.__version__} has no {type(owner).__name__}.{name}: use 2.6.")
         self.trainer = trainer
         epochs._iteration_based_training = lambda: False  # after max_steps, Lightning counts the resumed epoch twice
         self._lightnings_step_end, self._lightnings_epoch_end = steps.on_advance_end, epochs.on_advance_end

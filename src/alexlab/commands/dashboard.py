@@ -51,7 +51,7 @@ def save_dashboard(config: DictConfig) -> None:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError as error:
         raise UserError(f"The dashboard needs an extra: pip install 'alexlab[dashboard]' ({error}).") from None
-    from alexlab.loggers.wandb_logger import has_api_key
+    from alexlab.loggers.wandb_api import has_api_key
 
     workspace = build(plain)
     if plain["dry_run"]:
@@ -201,6 +201,8 @@ def save(workspace: Any, plain: Plain) -> None:
     import wandb
     import wandb_workspaces.workspaces as ws
 
+    from alexlab.loggers.wandb_api import first_line
+
     wandb.setup(settings=wandb.Settings(silent=True))
     project, done = plain["project"], "created"
     try:
@@ -239,7 +241,3 @@ def view_id(text: str) -> str:
     """Return 11 letters and digits, like W&B's own ids, that follow from `text`."""
     number, alphabet = int.from_bytes(hashlib.sha256(text.encode()).digest()), string.ascii_lowercase + string.digits
     return "".join(alphabet[number // 36**place % 36] for place in range(11))
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

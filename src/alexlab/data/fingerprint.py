@@ -5,6 +5,7 @@ before sizes were part of it have 16 hex digits of names and classes alone, and 
 too: with an old run, the names are compared. Light: imports no torch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,31 +28,23 @@ def sample(digest: bytes, count: int) -> np.ndarray:
     return np.unique(numbers % count).astype(np.int64)
 
 
+def comparable(datasets: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return {split: fingerprint} of each dataset: of names and sizes, or of names alone if a dataset lacks the sizes.
+
+    Args:
+        datasets: as `ImageFolders.describe` returns, of runs of any age.
+    """
+    of_sizes = [dataset["fingerprint"] for dataset in datasets]
+    if all(fingerprint.startswith("sizes:") for each in of_sizes for fingerprint in each.values()):
+        return of_sizes
+    return [dataset.get("names_fingerprint", dataset["fingerprint"]) for dataset in datasets]
+
+
 def changed_splits(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the splits in which two datasets have different images, or which only one of them has.
 
     Args:
-        then, now: as `ImageFolders.describe` returns, of runs of any age.
+        then, now: see `comparable`.
     """
-    splits = [*now["fingerprint"], *(split for split in then["fingerprint"] if split not in now["fingerprint"])]
-    return [split for split in splits if _differ(then, now, split)]
-
-
-def _differ(then: dict[str, Any], now: dict[str, Any], split: str) -> bool:
-    ours, theirs = (dataset["fingerprint"].get(split) for dataset in (now, then))
-    if ours is None or theirs is None:
-        return True
-    if has_sizes(ours) == has_sizes(theirs):
-        return bool(ours != theirs)
-    return names_fingerprint(then, split) != names_fingerprint(now, split)
-
-
-def has_sizes(fingerprint: str) -> bool:
-    """Whether a fingerprint covers sizes, or is that of an older run."""
-    return fingerprint.startswith("sizes:")
-
-
-def names_fingerprint(dataset: dict[str, Any], split: str) -> str | None:
-    """Return the fingerprint of names alone from what `ImageFolders.describe` returns or an older run has saved."""
-    fingerprint: str = dataset["fingerprint"][split]
-    return dataset.get("names_fingerprint", {}).get(split) if has_sizes(fingerprint) else fingerprint
+    before, after = comparable([then, now])
+    return [split for split in dict.fromkeys([*after, *before]) if before.get(split) != after.get(split)]

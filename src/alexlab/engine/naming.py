@@ -1,5 +1,6 @@
 """What a run is called in W&B, and what W&B gets of its config: nothing of this machine's folders."""
 
+import contextlib
 import hashlib
 import re
 from pathlib import PurePath
@@ -70,7 +71,7 @@ def _name_parts(config: Plain, overrides: list[str]) -> tuple[list[str], bool]:
             parts.append(leaf)
         else:
             short = _shorten_value(value)
-            is_exact = is_exact and _number(short) == _number(value)
+            is_exact = is_exact and short == value
             parts.append(f"{ABBREVIATIONS.get(key, leaf)}{short}")
     parts = [re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts]
     return [part for part in parts if part], is_exact
@@ -81,17 +82,11 @@ def _key(override: str) -> str:
 
 
 def _shorten_value(value: str) -> str:
-    """Return the last part of a path; of a long number five significant digits."""
-    number = _number(value)
-    return f"{number:.5g}" if isinstance(number, float) and len(value) > 8 else PurePath(value).name
-
-
-def _number(value: str) -> float | str:
-    """Return the value of a number with a point or an exponent; other values unchanged."""
-    try:
-        return value if value.lstrip("-").isdigit() else float(value)
-    except ValueError:
-        return value
+    """Return the last part of a path, and five significant digits of a long number."""
+    if len(value) > 8 and not value.lstrip("-").isdigit():
+        with contextlib.suppress(ValueError):
+            return f"{float(value):.5g}"
+    return PurePath(value).name
 
 
 def _shorten(name: str, digest: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 
 from alexlab.engine.config import CONF, flat
 from alexlab.engine.errors import UserError
@@ -48,7 +48,7 @@ def parse(overrides: Iterable[str]) -> list[Override]:
         try:
             each = parser.parse_override(text)
             value = each.value()
-        except OverrideParseException as error:
+        except HydraException as error:
             raise UserError(f"{text}: cannot be read as key=value ({str(error).splitlines()[0]}).") from None
         key, deletes = each.key_or_group, each.is_delete()
         chooses = not isinstance(value, dict) and not deletes and (CONF / key).is_dir()

@@ -1,17 +1,36 @@
-"""The config and summary of a run, and the file of a sweep, from W&B's server."""
+"""Questions to W&B's server: the config and summary of a run, the file of a sweep. Does not import Lightning."""
 
 import logging
+import netrc
+import os
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import wandb
 
 from alexlab.engine.errors import UserError
-from alexlab.loggers.wandb_logger import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
 
 RUN_TIMEOUT = 20  # seconds that the server gets to answer
 SWEEP_TIMEOUT = 10  # the same for a question that a run can do without
+
+
+def has_api_key() -> bool:
+    """Check for an API key in the environment, or in the netrc file, where `wandb login` stores it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        file = Path(path).expanduser() if path else None
+        if file is not None and file.is_file():
+            try:
+                return netrc.netrc(str(file)).authenticators(host) is not None
+            except netrc.NetrcParseError as error:
+                log.warning("W&B: no API key was read from %s, which is not a valid netrc file (%s).", file, error)
+                return False
+    return False
 
 
 def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -44,3 +63,8 @@ def fetch_sweep(path: str) -> dict[str, Any] | None:
         log.info("W&B: the sweep %s was not found (%s).", path, first_line(error))
         return None
     return sweep if isinstance(sweep, dict) else None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import netrc
 import os
 import re
 import signal
@@ -11,13 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import pytorch_lightning.loggers
 import wandb
 
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
+from alexlab.loggers.wandb_api import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
 
@@ -33,22 +32,6 @@ ARTIFACT_TIMEOUT = 5.0  # seconds that the end of the run waits for the upload o
 SLOWEST_UPLOAD = 1e6  # bytes per second: the checkpoint gets FINISH_TIMEOUT and its size divided by this
 MAX_CLASSES = 10_000  # whose names the dataset artifact holds
 CODE_ARTIFACT = "alexlab-code"
-
-
-def has_api_key() -> bool:
-    """Check for an API key in the environment, or in the netrc file, where `wandb login` stores it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        file = Path(path).expanduser() if path else None
-        if file is not None and file.is_file():
-            try:
-                return netrc.netrc(str(file)).authenticators(host) is not None
-            except netrc.NetrcParseError as error:
-                log.warning("W&B: no API key was read from %s, which is not a valid netrc file (%s).", file, error)
-                return False
-    return False
 
 
 def choose_mode(mode: str) -> tuple[Mode, str]:
@@ -342,11 +325,6 @@ def code_alias(code: dict[str, Any]) -> str:
     unknown = code.get("patch_sha256") is None and (code.get("left_out") or code.get("dirty"))
     known = [str(code[key])[:12] for key in ("commit", "patch_sha256") if code.get(key)]
     return "-".join([*known, "unknown"] if unknown else known)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _add_json(artifact: wandb.Artifact, name: str, values: dict[str, Any]) -> None:
