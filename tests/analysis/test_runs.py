@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from alexlab.engine.files import lock as locked
 from conftest import command
 from test_bad_inputs import as_nobody
 
@@ -19,6 +18,7 @@ import alexlab
 from alexlab.analysis import runs as reading
 from alexlab.analysis.runs import Run, curves, find, frame, read
 from alexlab.engine.errors import UserError
+from alexlab.engine.files import lock as locked
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.settings import canonical, is_own_checkpoint
 

@@ -320,7 +320,10 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
         harness.train("x", named, "optimizer.lr=0.5", "resume.allow_changes=true")
     with pytest.raises(UserError, match=r"resume=.*nowhere is not a run's directory"):
         harness.train("x", f"resume.run={folder / 'nowhere'}")
-    with files.lock(folder / "stopped", ".lock.rank"), pytest.raises(UserError, match="is still training in another process: wait"):
+    with (
+        files.lock(folder / "stopped", ".lock.rank"),
+        pytest.raises(UserError, match="is still training in another process: wait"),
+    ):
         harness.train("x", named)
     assert not (folder / "x").exists()
     harness.train("x", named, "label_smoothing=0.1", "resume.allow_changes=true")

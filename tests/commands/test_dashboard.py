@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from conftest import ROOT, command, tiny_train
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from conftest import composed as compose
 from wandb_server import Run, WandbServer, wandb_server
 
 from alexlab.commands import dashboard
-from alexlab.commands.cli import register_resolvers
-from alexlab.engine.config import flat, plain
+from alexlab.engine.config import flat
 from alexlab.engine.errors import UserError
+from alexlab.engine.schema import DashboardConfig
 
 PAGE = (ROOT / "docs/dashboard.md").read_text()
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # within wandb-workspaces
@@ -41,10 +39,7 @@ def run(server: WandbServer, shapes: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    register_resolvers("now")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return plain(hydra.compose("dashboard", overrides=list(overrides)))
+    return compose(*overrides, command="dashboard")
 
 
 def panels_of(view: dict[str, Any]) -> list[dict[str, Any]]:
@@ -221,7 +216,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_HTTP_TIMEOUT", "WANDB_ERROR_REPORTING"):  # restored afterwards
         monkeypatch.setenv(name, "8")
     with pytest.raises(UserError, match=r"needs an extra: pip install 'alexlab\[dashboard\]' \(.*wandb"):
-        dashboard.save_dashboard(OmegaConf.create({**composed(), "dry_run": True}))
+        dashboard.save_dashboard(DashboardConfig.model_validate({**composed(), "dry_run": True}))
 
 
 @pytest.fixture
@@ -237,7 +232,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
         for name, value in {**server.env(), **env}.items():
             monkeypatch.setenv(name, value)
         try:
-            dashboard.save_dashboard(OmegaConf.create(composed(*overrides)))
+            dashboard.save_dashboard(DashboardConfig.model_validate(composed(*overrides)))
         except UserError as error:
             return str(error)
         return ""

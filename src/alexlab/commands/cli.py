@@ -65,7 +65,7 @@ COMMANDS = {
         Command("prepare", "PrepareConfig", "prepare:prepare", "alexlab prepare"),
         Command("benchmark", "BenchmarkConfig", "benchmark:benchmark", "alexlab benchmark"),
         Command("compare", "CompareConfig", "compare:show", "alexlab compare"),
-        Command("dashboard", "DashboardConfig", "dashboard:make", "alexlab dashboard"),
+        Command("dashboard", "DashboardConfig", "dashboard:save_dashboard", "alexlab dashboard"),
     )
 }
 
