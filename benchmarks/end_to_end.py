@@ -1,11 +1,11 @@
 """AlexNet's training from a folder, prepared JPEGs, prepared pixels and the device's memory.
 
-python benchmarks/end_to_end.py FOLDER [--batch 1024] [--seconds 20] [--rounds 3] [--words WORD ...]
+python benchmarks/end_to_end.py FOLDER [--batch 1024] [--seconds 20] [--rounds 3] [--overrides KEY=VALUE ...]
 
-Beside the device alone, and beside a loop with torchvision's reference input; the forms take turns. FOLDER holds train/
-and val/ with class folders; its images are linked as often as it takes for ten batches. On a GPU the paper's AlexNet is
-compiled and trained in bf16 with 224-pixel crops; elsewhere it is neither, and --batch 32 is enough to see the script
-work. --words are passed on to benchmark.py, for instance data.num_workers=16.
+Compared with the device alone, and with a loop that uses torchvision's reference input; the forms take turns. FOLDER
+has train/ and val/ with class folders; its images are linked as often as ten batches need. On a GPU the paper's AlexNet
+is compiled and trained in bf16 with 224-pixel crops. On a CPU it is neither compiled nor in bf16, and --batch 32 is
+enough to see that the script works. --overrides are passed to `alexlab benchmark`, for instance data.num_workers=16.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDE = 224
 FORMS = {
     "folder": ("folder", []),
@@ -30,7 +29,7 @@ FORMS = {
 
 
 def reference(root: Path, batch: int, seconds: float) -> float:
-    """Images a second of a plain loop with what torchvision's references/classification does to images."""
+    """Return the images per second of a plain loop with what torchvision's references/classification does to images."""
     import os
 
     import torch
@@ -76,7 +75,7 @@ def reference(root: Path, batch: int, seconds: float) -> float:
 
 
 def linked(source: Path, out: Path, least: int) -> Path:
-    """A folder of links to the images of `source`, its training images so often that there are `least`."""
+    """Make a folder of links to the images of `source`; training images are repeated until there are `least`."""
     found = sorted((source / "train").glob("*/*"))
     for k in range(-(-least // len(found))):
         for path in found:
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--words", nargs="*", default=[])
+    parser.add_argument("--overrides", nargs="*", default=[])
     parser.add_argument("--reference", action="store_true")
     a = parser.parse_args()
     if a.reference:
@@ -110,18 +109,18 @@ def main() -> None:
 
     gpu = torch.cuda.is_available()
     model = ["model=alexnet", f"data.image_size={SIDE}", f"data.batch_size={a.batch}", f"compile={gpu}".lower()]
-    model += ["augment=basic", f"seconds={a.seconds}", "format=json", *a.words]
+    model += ["augment=basic", f"seconds={a.seconds}", "format=json", *a.overrides]
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in FORMS}
     plain: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         roots = {"folder": linked(a.folder, Path(folder, "folder"), 10 * a.batch)}
         for name, how in (("jpeg", ["format=jpeg"]), ("raw", ["format=raw", "square=true"])):
             roots[name] = Path(folder, name)
-            run([str(ROOT / "prepare.py"), f"data.root={roots['folder']}", f"out={roots[name]}", *how])
+            run(["-m", "alexlab", "prepare", f"data.root={roots['folder']}", f"out={roots[name]}", *how])
         for _ in range(a.rounds):
             for name, (form, words) in FORMS.items():
                 data = [f"data.root={roots[form]}", *(words or ["data=folder"])]
-                rates[name].append(json.loads(run([str(ROOT / "benchmark.py"), *data, *model])))
+                rates[name].append(json.loads(run(["-m", "alexlab", "benchmark", *data, *model])))
             words = [__file__, str(roots["folder"]), "--batch", str(a.batch), "--seconds", str(a.seconds)]
             plain.append(float(run([*words, "--reference"])))
     where = torch.cuda.get_device_name(0) if gpu else "CPU: these are no figures of a GPU"

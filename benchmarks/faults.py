@@ -1,14 +1,14 @@
-"""The same faults with Lightning as its tutorials use it (stock.py) and with ours, in turn; a line each.
+"""The same faults with Lightning as its tutorials use it (stock.py) and with ours, in turn; one line per fault.
 
 python benchmarks/faults.py [--only NAME ...] [--times 40]
 
 kill_writing: kill -9 while a checkpoint is written, TMPDIR on another file system: how many files are damaged then
 bits:         flipped bits in a checkpoint that its reader notices
-nan:          a learning rate of 1e30: how the run ends, and whether its checkpoints hold numbers
-sigterm:      SIGTERM in the second epoch: exit code, and whether what was trained until then is kept
+nan:          a learning rate of 1e30: how the run ends, and whether its checkpoints have finite weights
+sigterm:      SIGTERM in the second epoch: exit code, and how many trained steps the checkpoint has
 rank:         kill -9 of one of two ranks: seconds until no process is left, and the exit code
-files:        the kinds of files and folders of tests/test_bad_inputs.py: how many end in the right pixels or a message
-wandb:        a W&B server that hangs from the first numbers on: seconds that a run takes longer
+files:        files and folders of tests/commands/test_bad_inputs.py: how many give the right pixels or a message
+wandb:        a W&B server that hangs from the first metrics on: seconds that a run takes longer
 
 Needs Linux, and for `files` about 2 GB of memory.
 """
@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / "tests" / name) for name in ("", "commands", "data"))
 import test_bad_inputs as inputs
 from conftest import ROOT, SMALL_NET, clean_env
 from wandb_server import wandb_server
@@ -47,8 +47,8 @@ from alexlab.data.demo import write_demo
 from alexlab.engine import checkpoint_io as checkpoint
 
 HERE = Path(__file__).resolve().parent
-Row = tuple[str, ...]  # what, Lightning's, ours
-LONGEST = 150  # seconds that a run is waited for
+Row = tuple[str, ...]  # fault, Lightning's result, ours
+LONGEST = 150  # seconds to wait for a run
 
 
 def stock_words(root: Path, out: Path, *more: str) -> list[str]:
@@ -64,8 +64,8 @@ def our_words(root: Path, out: Path, *more: str) -> list[str]:
 
 
 def run(words: list[str], watch: Callable[[int], bool] | None = None, env: dict[str, str] | None = None) -> Any:
-    """Returns the exit code (None after LONGEST), seconds from the moment that `watch` says true, or from the start,
-    and what was printed."""
+    """Return the exit code (None after LONGEST), the seconds since `watch` returned true (or since the start), and what
+    was printed."""
     process = subprocess.Popen(
         words, cwd=ROOT, env=clean_env(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -145,7 +145,7 @@ def nan(root: Path, folder: Path, times: int) -> list[Row]:
     code, _, _ = run(stock_words(root, folder / "stock", "--lr", "1e30"))
     ours, _, _ = run(our_words(root, folder / "ours", "optimizer.lr=1e30", "scheduler.warmup=0"))
     ends = [f"exit code {c}, {finite(folder / n)}" for c, n in ((code, "stock"), (ours, "ours"))]
-    return [("a loss that is no number", *ends)]
+    return [("a loss that is NaN", *ends)]
 
 
 def step_of(folder: Path) -> int:
@@ -163,8 +163,8 @@ def logged(folder: Path) -> int:
 
 
 def sigterm(root: Path, folder: Path, times: int) -> list[Row]:
-    """Sent when some lines are logged, which stock.py's logger writes at the end of each epoch alone."""
-    told = []
+    """Send SIGTERM once some lines are logged, which stock.py's logger writes only at the end of each epoch."""
+    results = []
     for name, words in (
         ("stock", stock_words(root, folder / "stock", "--epochs", "500")),
         ("ours", our_words(root, folder / "ours", "trainer.max_epochs=500", "trainer.log_every_n_steps=1")),
@@ -179,12 +179,12 @@ def sigterm(root: Path, folder: Path, times: int) -> list[Row]:
 
         code, seconds, _ = run(words, strike)
         kept, done = step_of(folder / name), logged(folder / name)
-        told.append(f"exit code {code} after {seconds:.1f} s, {kept} of {done} logged steps kept")
-    return [("SIGTERM within an epoch", *told)]
+        results.append(f"exit code {code} after {seconds:.1f} s, {kept} of {done} logged steps kept")
+    return [("SIGTERM within an epoch", *results)]
 
 
 def rank(root: Path, folder: Path, times: int) -> list[Row]:
-    told = []
+    results = []
     for name, words, of in (
         ("stock", stock_words(root, folder / "stock", "--epochs", "1000", "--devices", "2"), "stock.py"),
         ("ours", our_words(root, folder / "ours", "trainer.max_epochs=1000", "trainer=ddp_cpu", "trainer.devices=2"),
@@ -203,8 +203,8 @@ def rank(root: Path, folder: Path, times: int) -> list[Row]:
         code, seconds, printed = run(words, strike)
         left = sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in started)
         ended = f"exit code {code} after {seconds:.1f} s" if code is not None else f"still there after {LONGEST} s"
-        told.append(f"{ended}, {left} processes left, {len(printed.splitlines())} lines printed")
-    return [("kill -9 of one of two ranks", *told)]
+        results.append(f"{ended}, {left} processes left, {len(printed.splitlines())} lines printed")
+    return [("kill -9 of one of two ranks", *results)]
 
 
 def wandb(root: Path, folder: Path, times: int) -> list[Row]:
@@ -225,24 +225,24 @@ def wandb(root: Path, folder: Path, times: int) -> list[Row]:
 
 
 def in_child(what: Callable[[], str], nobody: bool = False) -> str:
-    """What it returns or raises, in a process of its own: it may hang, and nobody may not read everything."""
+    """Return what `what` returns or raises, in its own process, as it may hang. `nobody`: without root's rights."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             if nobody and os.geteuid() == 0:
                 os.setuid(65534)
-            told = what()
+            answer = what()
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-        os.write(writing, told.encode())
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writing, answer.encode())
         os._exit(0)
     os.close(writing)
-    told = os.read(reading, 65536).decode() if select.select([reading], [], [], 30)[0] else "it hangs"
+    answer = os.read(reading, 65536).decode() if select.select([reading], [], [], 30)[0] else "it hangs"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(reading)
-    return told
+    return answer
 
 
 def digest(pixels: Any) -> str:
@@ -250,8 +250,8 @@ def digest(pixels: Any) -> str:
 
 
 def files(root: Path, folder: Path, times: int) -> list[Row]:
-    """Of a file: the pixels that test_bad_inputs.py holds to be right, or an error that names it. Of a folder: as many
-    images as it holds to be right, or an error that names what is wrong, within 30 seconds."""
+    """Count the files that give the pixels that test_bad_inputs.py expects, or an error that names them; and folders
+    that give as many images as it expects, or an error that names what is wrong, within 30 seconds."""
     hits, table = [0, 0], inputs.table("file")
     for n, (kind, make) in enumerate(inputs.FILES.items()):
         path = folder / f"{n}/a/x.jpg"
@@ -266,7 +266,7 @@ def files(root: Path, folder: Path, times: int) -> list[Row]:
 
         stock = in_child(lambda path=path: digest(ImageFolder(str(path.parent.parent))[0][0]))  # type: ignore[misc]
         for side, said in enumerate((stock, in_child(ours))):
-            if table[kind].startswith("told"):
+            if table[kind].startswith("error: "):
                 hits[side] += str(path) in said
             else:
                 right = inputs.RIGHT.get(kind, lambda raw: np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
@@ -285,7 +285,7 @@ def seen_by_ours(root: Path) -> str:
     data = inputs.data_of(root, timeout=30.0).read()
     for _ in data.train_dataloader():
         pass
-    return f"{sum(data.images.values())} {data.left_out()} {data.lacking()}"
+    return f"{sum(data.images.values())} {data.notes()}"
 
 
 def folders() -> Row:
@@ -299,12 +299,12 @@ def folders() -> Row:
             change(root)
             for side, look in enumerate((seen_by_stock, seen_by_ours)):
                 said = in_child(lambda look=look, root=root: look(root), nobody=True)  # type: ignore[misc]
-                if "told" in outcome:
+                if "error" in outcome:
                     hits[side] += name in said
                 else:
-                    hits[side] += said.split()[0] == str(count) and outcome.partition("warned: ")[2] in said
+                    hits[side] += said.split()[0] == str(count) and outcome.partition("warning: ")[2] in said
     one, other = (f"{n} of {len(table)}" for n in hits)
-    return ("folders that are read right, with what is left out told, or refused with what is wrong", one, other)
+    return ("folders that are read right, with a warning of what is ignored, or refused with the reason", one, other)
 
 
 ALL = {"kill_writing": kill_writing, "bits": bits, "nan": nan, "sigterm": sigterm, "rank": rank, "files": files,

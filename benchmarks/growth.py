@@ -1,9 +1,9 @@
-"""What an epoch adds to the memory of a loader's processes, ours beside torchvision's ImageFolder in a DataLoader.
+"""What an epoch adds to the memory of a loader's processes: ours, and torchvision's ImageFolder in a DataLoader.
 
 python benchmarks/growth.py [--images 200000] [--workers 2]
 
-The images are links to one small JPEG. Told is the memory (PSS: what processes share is dealt out) of the process that
-loads, and of its workers, after the first batches and at the end of the epoch.
+The images are links to one small JPEG. The script prints the memory (PSS: shared pages are divided among the processes)
+of the loading process and of its workers, after the first batches and at the end of the epoch.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FEW = 50  # batches, after which all buffers are there
+FEW = 50  # batches, after which all buffers exist
 
 
 def ours(root: Path, workers: int) -> Iterator[Any]:
@@ -45,7 +45,7 @@ CANDIDATES = {"ours": ours, "image_folder": image_folder}
 
 
 def private() -> list[float]:
-    """MB of this process, and of each of its children."""
+    """Return the MB of this process, and of each of its children."""
     import psutil
 
     me = psutil.Process()
@@ -63,7 +63,7 @@ def child(name: str, root: Path, workers: int) -> None:
     for n, _ in enumerate(batches):
         if n == FEW:
             early = private()
-        if n == total - 10:  # the workers are still there
+        if n == total - 10:  # the workers still run
             late = private()
     print(json.dumps([early, late]))
 

@@ -3,7 +3,7 @@
 python benchmarks/loop.py [--rounds 5] [--only tiny]      CPU; nothing else should run. Prints a table and JSON.
 
 Both loops train the same network on the same in-memory uint8 batches with the same optimizer, in turn, round by round,
-in one process. The first step of each round is not counted. `host ms` is the difference a step of the medians.
+in one process. The first step of each round is not counted. `host ms` is the difference of the medians, per step.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -18,21 +19,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from alexlab.callbacks.checkpointing import Checkpointing
-from alexlab.callbacks.nan_guard import NanGuard
-from alexlab.callbacks.preemption import Preemption, SignalRecorder
-from alexlab.commands import build as assemble
-from alexlab.commands.trainer import build_trainer
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from conftest import config_of
+
+from alexlab.callbacks.preemption import SignalRecorder
+from alexlab.commands.build import build_callbacks, build_loggers, build_trainer
+from alexlab.commands.plan import Plan
 from alexlab.data.dataset import Batch
-from alexlab.engine import config as configs
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.memory import keep_memory
 from alexlab.models.alexnet import AlexNet
@@ -42,13 +41,20 @@ from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+OVERRIDES = [
+    "trainer=cpu",
+    "scheduler=constant",
+    "trainer.max_epochs=1",
+    "logger.wandb.mode=offline",
+    "callbacks.progress=none",
+]
 
 
 class Batches:
     """`count` passes over a few uint8 batches (images, targets, skipped)."""
 
     def __init__(self, count: int, batch: int, size: int) -> None:
-        self.count = count
+        self.count, self.batch = count, batch
         self.held: list[Any] = [
             Batch(torch.randint(0, 255, (batch, 3, size, size), dtype=torch.uint8), torch.randint(0, 10, (batch,)), {})
             for _ in range(4)
@@ -76,7 +82,7 @@ def tiny() -> nn.Module:
 
 
 def bare(net: nn.Module, batches: Batches, settings: dict[str, Any], bf16: bool) -> float:
-    """Seconds a step of the plain loop."""
+    """Return the seconds per step of the plain loop."""
     augment = BatchAugment(MEAN, STD, 10)
     optimizer = optim.build_optimizer(net, settings, 64)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -93,59 +99,41 @@ def bare(net: nn.Module, batches: Batches, settings: dict[str, Any], bf16: bool)
     return (time.perf_counter() - start) / (len(batches) - 1)
 
 
-def lightning(net: nn.Module, batches: Batches, config: Any, folder: Path) -> float:
-    """Seconds a step of the Trainer that train.py builds, with its default callbacks, metrics.csv and W&B offline."""
-    config = OmegaConf.create(OmegaConf.to_container(config))
-    config.run_dir = str(folder)
+def lightning(net: nn.Module, batches: Batches, folder: Path) -> float:
+    """Return the seconds per step of train.py's Trainer: its default callbacks, metrics.csv and W&B offline."""
     folder.mkdir(parents=True)
+    config = config_of(*OVERRIDES, f"data.batch_size={batches.batch}", run_dir=folder)
+    count = len(batches)
+    plan = Plan(batches.batch, batches.batch, batches.batch, count, count, count, 0, 0, config.optimizer.lr)
     settings = optim.OptimizerSettings(
-        configs.plain(config.optimizer),
-        configs.plain(config.scheduler),
-        config.data.batch_size,
-        len(batches),
-        len(batches),
+        config.optimizer.model_dump(exclude_unset=True), config.scheduler.model_dump(), batches.batch, count, count
     )
     run = RunInfo(class_names=[str(i) for i in range(10)])
-    model = ImageClassifier(net, BatchAugment(MEAN, STD, 10), optimizer=settings, run=run)
-    loggers, board = assemble.build_loggers(config)
-    if board is not None:
-        board.start()
-    preemption = Preemption(SignalRecorder())
-    nan_guard = NanGuard(config.on_nan, folder / "last.ckpt", "")
-    checkpointing = Checkpointing(folder, preemption, nan_guard, None, config.checkpoint.every_minutes)
-    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [nan_guard, preemption, checkpointing])
+    task = ImageClassifier(net, BatchAugment(MEAN, STD, 10), optimizer=settings, run=run)
+    loggers, wandb = build_loggers(config)
+    if wandb is not None:
+        wandb.start()
+    preemption, checkpointing, callbacks = build_callbacks(config, SignalRecorder(), plan, wandb)
+    clock = Clock()
+    trainer = build_trainer(config, Devices("cpu", 1, 1), loggers, [*callbacks, clock])
     preemption.install(trainer)
     checkpointing.install(trainer)
-    # all but best.ckpt's, which needs a validation; it has nothing to do in a step
-    trainer.callbacks = [c for c in trainer.callbacks if getattr(c, "monitor", None) is None]  # type: ignore[attr-defined]
-    clock = Clock()
-    trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-    trainer.fit(model, train_dataloaders=batches)
-    if board is not None:
-        board.finish("finished")
-    return (clock.end - clock.start) / (len(batches) - 1)
+    trainer.fit(task, train_dataloaders=batches)
+    if wandb is not None:
+        wandb.finish("finished")
+    return (clock.end - clock.start) / (count - 1)
 
 
 def measure(name: str, make: Any, size: int, batch: int, steps: int, rounds: int, folder: Path) -> dict[str, Any]:
-    conf = Path(__file__).resolve().parents[1] / "conf"
-    OmegaConf.register_new_resolver("stamp", lambda: "now", replace=True)
-    OmegaConf.register_new_resolver("root", lambda: str(conf.parent), replace=True)
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        config = hydra.compose(
-            "train",
-            ["trainer=cpu", "scheduler=constant", f"data.batch_size={batch}", "trainer.max_epochs=1",
-             "logger.wandb.mode=offline", "callbacks.model_summary=0", "callbacks.progress=none"],
-        )  # fmt: skip
-    config = configs.resolved(config)
     batches = Batches(steps, batch, size)
-    settings = configs.plain(config.optimizer)
+    settings = config_of(*OVERRIDES, f"data.batch_size={batch}").optimizer.model_dump(exclude_unset=True)
     bf16 = str(choose_precision("auto", "cpu")) == "bf16-mixed"
     times: dict[str, list[float]] = {"bare": [], "lightning": []}
     for number in range(rounds + 1):  # the first round warms up
         torch.manual_seed(0)
         first = bare(make(), batches, settings, bf16)
         torch.manual_seed(0)
-        second = lightning(make(), batches, config, folder / f"{name}-{number}")
+        second = lightning(make(), batches, folder / f"{name}-{number}")
         if number:
             times["bare"].append(first)
             times["lightning"].append(second)
@@ -170,7 +158,7 @@ def main() -> None:
         results = [measure(name, *how, a.rounds, Path(folder)) for name, how in nets.items() if a.only in (None, name)]
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     for result in results:
-        print("{net:8} bare {bare_ms} ms, Lightning {lightning_ms} ms: {host_ms} ms a step, x{ratio}".format(**result))
+        print("{net:8} bare {bare_ms} ms, Lightning {lightning_ms} ms: {host_ms} ms/step, x{ratio}".format(**result))
     about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
              "pytorch_lightning": pl.__version__, "commit": git.strip()}  # fmt: skip
     print(json.dumps({"results": results, **about}))

@@ -77,14 +77,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), arguments.runs)
-        compare = [str(ROOT / "compare.py"), f"runs={folder}"]
+        compare = ["-m", "alexlab", "compare", f"runs={folder}"]
         commands = {
             "table": compare,
             "where": [*compare, "where=optimizer.lr>0.01 and model.name=alexnet"],
             "csv": [*compare, "format=csv"],
             "json": [*compare, "format=json"],
             "html": [*compare, "format=html", f"out={folder}/page.html", "most=100"],
-            "table, one run": [str(ROOT / "compare.py"), f"runs={folder}/2026-01-01_00-00-00_0000"],
+            "table, one run": ["-m", "alexlab", "compare", f"runs={folder}/2026-01-01_00-00-00_0000"],
             "yaml.safe_load": ["-c", PLAIN, folder],
         }
         times: dict[str, list[float]] = {name: [] for name in commands}

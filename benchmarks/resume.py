@@ -1,10 +1,10 @@
-"""Runs that are ended after each batch and go on: how many are what they would have been, Lightning's and ours.
+"""Runs that are stopped after each batch and resumed: how many equal a run that was not stopped, Lightning's and ours.
 
 python benchmarks/resume.py
 
 The same small network with BatchNorm and dropout, on the same drawn shapes, two epochs of five batches, on a CPU. A run
-counts as the same where weights, the optimizer's state and the logged training losses are, bit for bit. Lightning is
-used as its documentation does: seed_everything, a DataLoader that shuffles, and one of its checkpoint callbacks.
+counts as equal if weights, the optimizer's state and the logged training losses are equal bit for bit. Lightning is
+used as in its documentation: seed_everything, a DataLoader that shuffles, and one of its checkpoint callbacks.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ BATCHES = 10
 
 
 class Stock(pl.LightningModule):
-    """What a tutorial has."""
+    """The LightningModule of a tutorial."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Stock(pl.LightningModule):
 
 
 class End(Callback):
-    """Ends the run after a batch."""
+    """Stop the run after a batch."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -142,11 +142,11 @@ def main() -> None:
                 )
             for place in ("before", "after"):
                 ours = of_ours(root, Path(name, f"ours-{place}"), place)
-                rows.append((f"ours, each step, ended {place} a step's checkpoint", ours))
+                rows.append((f"ours, each step, stopped {place} a step's checkpoint", ours))
             epochs = of_ours(root, Path(name, "ours-epochs"), "after", "checkpoint.every_n_steps=null")
             rows.append(("ours, each epoch", epochs))
     for what, kept in rows:
-        print(f"{what:60s} {kept} are the same")
+        print(f"{what:60s} {kept} are equal")
 
 
 if __name__ == "__main__":

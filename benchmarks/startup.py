@@ -1,5 +1,5 @@
-"""How fast a command answers: --help and --cfg job of train.py beside a bare Hydra script, and a training's imports as
-train.py does them beside plain ones, in turn.
+"""How fast a command answers: --help and --cfg job of train.py compared with a bare Hydra script, and the imports of a
+training as train.py does them compared with plain imports, in turn.
 
 python benchmarks/startup.py [--rounds 15]
 """
@@ -20,7 +20,7 @@ BARE = """import hydra
 def main(config): pass
 main()
 """
-IMPORT = "from alexlab import run"
+IMPORT = "from alexlab.commands import train"
 PAUSED = f"""from alexlab.engine.process import importing
 with importing():
     {IMPORT}

@@ -1,9 +1,9 @@
-"""How many images a second Python's lock lets one process decode, on more cores than this machine has.
+"""How many images per second Python's lock lets one process decode, on more cores than this machine has.
 
 python benchmarks/threads.py [--milliseconds 0.9] [--seconds 3] [--threads 1 4 8 16 24]
 
-Decoding is replaced by a sleep of as long as a core takes for a photograph, which needs no core; all else is the real
-loader on tiny images, so that a second core is enough for it.
+Decoding is replaced by a sleep as long as the decoding of a photograph, which needs no core. All else is the real
+loader on tiny images, for which a second core is enough.
 """
 
 import argparse
