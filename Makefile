@@ -14,10 +14,10 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## create .venv and install the locked dependencies and this package into it
 
-# Bytecode is compiled here: where PYTHONDONTWRITEBYTECODE is set, each command would otherwise spend eight more seconds.
-# The stamp makes a second `make` cost nothing; it is older than the lock file when the lock changed.
+# Bytecode is compiled here: with PYTHONDONTWRITEBYTECODE set, each command would otherwise take eight seconds longer.
+# The stamp makes a second `make` cost nothing; it is older than the lock file if the lock has changed.
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: say which with PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: choose another one with PYTHON=python3.12" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "Installing the locked dependencies into $(VENV) (about 6 GB with torch's CUDA libraries) ..."
@@ -25,19 +25,19 @@ $(STAMP): requirements.lock pyproject.toml
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-train: setup  ## train: make train ARGS="model=alexnet trainer=ddp"
+train: setup  ## train, with overrides: make train ARGS="model=alexnet trainer=ddp"
 	@$(BIN)/python train.py $(ARGS)
-	@test "$$VIRTUAL_ENV" = "$(CURDIR)/$(VENV)" || echo "before these: source $(VENV)/bin/activate"
+	@test "$$VIRTUAL_ENV" = "$(CURDIR)/$(VENV)" || echo "first:       source $(VENV)/bin/activate"
 
 test: setup  ## run the whole test suite; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)
 
-faults: setup  ## kill runs, ranks and writers at random, 25 times as often as `make test`, and all of W&B's faults: half an hour
-	@ALEXLAB_FAULTS=25 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 tests/commands/test_faults.py tests/commands/test_dying_ranks.py tests/loggers/test_wandb.py $(ARGS)
+faults: setup  ## kill runs, ranks and writers at random, 25 times as often as `make test`, and test all faults of W&B: half an hour
+	@ALEXLAB_FAULTS=25 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 tests/commands/test_faults.py tests/commands/test_dying_ranks.py tests/loggers/test_wandb_logger.py $(ARGS)
 
 lint: setup  ## run what pre-commit runs: ruff, mypy, YAML, large files, secrets
 	@$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no addresses)
+lock: setup  ## resolve pyproject.toml again into requirements.lock (hashes, no addresses)
 	@$(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --all-extras --no-emit-index-url --no-annotate \
 		--quiet pyproject.toml --output-file requirements.lock

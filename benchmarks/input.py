@@ -1,11 +1,11 @@
-"""The input pipeline beside torchvision's reference loader, DALI's CPU pipeline, litdata, FFCV and decoding alone.
+"""The input pipeline, torchvision's reference loader, DALI's CPU pipeline, litdata, FFCV and decoding alone, in turn.
 
 python benchmarks/input.py FOLDER [--rounds 5] [--threads 2] [--batch 256] [--seconds 5] [--only NAME ...]
 
 FOLDER holds class folders, or train/ with them. 224-pixel random resized crops of 8 to 100 % of the area, and flips,
-in batches, from a warm page cache, each image twenty times a pass, as that of a few hundred would be a short one. The
-candidates take turns; each candidate of each round is a process of its own that first passes over the images. What is
-not installed is left out, and said.
+in batches, from a warm page cache; each image comes twenty times per pass, because a pass over a few hundred would be
+short. The candidates take turns; each candidate of each round is its own process, which first passes over the images.
+Candidates that are not installed are skipped, and named.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class Repeated:
-    """An index whose images come TIMES times."""
+    """An index whose images are repeated TIMES times."""
 
     def __init__(self, index: Any) -> None:
         import numpy as np
@@ -71,12 +71,12 @@ def ours(
 
 
 def prepared(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """The same from what prepare.py makes of the folder: JPEGs, or pixels, of a short side of 256."""
+    """The same from what `alexlab prepare` wrote of the folder: JPEGs, or pixels, with a short side of 256."""
     return ours(root, threads, batch, prepared=True)
 
 
 def whole(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """Squares of 256 as prepare.py writes them, copied into batches, with the crops left to the device."""
+    """Squares of 256 as `alexlab prepare` writes them, copied into batches; the device crops."""
     return ours(root, threads, batch, prepared=True, whole=True)
 
 
@@ -296,7 +296,7 @@ def main() -> None:
             split = [] if (a.folder / "val").is_dir() else ["data.val_fraction=0.1"]
             how = ["format=raw", "square=true"] if form == "square" else [f"format={form}"]
             words = [f"data.root={a.folder.resolve()}", f"out={roots[form]}", *how, *split]
-            run([str(ROOT / "prepare.py"), *words])
+            run(["-m", "alexlab", "prepare", *words])
         for _ in range(a.rounds):
             for name in names:
                 words = ["--threads", str(a.threads), "--batch", str(a.batch), "--seconds", str(a.seconds)]

@@ -1,6 +1,6 @@
-"""Local response normalization beside torch's own, forward and backward: python benchmarks/lrn.py [batch] [rounds]
+"""Local response normalization: torch's and ours, forward and backward: python benchmarks/lrn.py [batch] [rounds]
 
-Both in turn on AlexNet's two shapes at 224 pixels; on a GPU where there is one, on the CPU else. Prints medians, ratios
+Both in turn on AlexNet's two shapes at 224 pixels; on a GPU if there is one, else on the CPU. Prints medians, ratios
 and the largest differences in value and gradient, relative to the largest value.
 """
 
@@ -20,7 +20,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 
 
 def timed(norm: Callable[[Tensor], Tensor], maps: Tensor, grad: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Milliseconds of a forward and backward pass, the values and the gradient."""
+    """Return the milliseconds of a forward and backward pass, the values and the gradient."""
     maps = maps.clone(memory_format=torch.preserve_format).requires_grad_()
     wait()
     start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""What keeping freed memory saves a CPU's training step: AlexNet's steps with `keep_memory()` and without, in turn.
+"""What keeping freed memory saves per step on a CPU: AlexNet's training with and without `keep_memory()`, in turn.
 
 python benchmarks/memory.py [--rounds 5] [--image-size 64] [--batch 64]
 
-Each candidate is a process of its own, as the setting cannot be taken back. The first steps are not counted.
+Each candidate is its own process, because the setting cannot be undone. The first steps are not counted.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def child(keep: bool, image_size: int, batch: int) -> None:
     from alexlab.models.alexnet import AlexNet
 
     if keep and not keep_memory():
-        sys.exit("keep_memory() does nothing here: not glibc, or its settings are in the environment")
+        sys.exit("keep_memory() does nothing here: the C library is not glibc, or the environment has its settings")
     torch.manual_seed(0)
     net = AlexNet(10)
     optimizer = torch.optim.SGD(net.parameters(), 0.005, momentum=0.9, fused=True)

@@ -1,9 +1,9 @@
-"""What a tutorial of Lightning makes of a folder of images: the other side of faults.py.
+"""A training on a folder of images as a tutorial of Lightning has it; faults.py compares ours with it.
 
 python benchmarks/stock.py FOLDER OUT [--epochs 2] [--devices 1] [--lr 0.01] [--wandb]
 
-ImageFolder, a DataLoader that shuffles, ModelCheckpoint with save_last, CSVLogger or WandbLogger, and ckpt_path where
-OUT holds a last.ckpt.
+ImageFolder, a DataLoader that shuffles, ModelCheckpoint with save_last, CSVLogger or WandbLogger, and ckpt_path if
+OUT has a last.ckpt.
 """
 
 import argparse
