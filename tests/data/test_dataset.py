@@ -88,3 +88,12 @@ def test_images_grow_with_the_epochs(shapes: Path) -> None:
     fixed = ImageDataset(scan(shapes / "train"), SampleTransform(16, "random_resized"), seed=1)
     assert torch.equal(pixels(data, 7, 1), pixels(fixed, 7, 1))
     assert SampleTransform(48).at(9) == SampleTransform(48)
+
+
+def test_a_rank_without_images_in_the_last_batch_gets_an_empty_batch(tmp_path: Path) -> None:
+    photo(tmp_path / "c" / "0.jpg")
+    data = ImageDataset(scan(tmp_path), SampleTransform(32), seed=0)
+    images = data.allocate([])
+    assert data.fill([], images) == []
+    batch = data.to_batch([], images, [])
+    assert (len(batch.images), len(batch.targets)) == (0, 0)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from alexlab.data.fingerprint import changed_splits
 from alexlab.engine import checkpoint_io
 from alexlab.engine.config import flat
 from alexlab.engine.errors import UserError
@@ -75,13 +76,14 @@ def check_ckpt(
         )
 
     before = found["alexlab"]["dataset"]
-    changed = [name for name in ("train", "val")
-               if before["fingerprint"].get(name) != dataset["fingerprint"].get(name)]  # fmt: skip
+    changed = [name for name in changed_splits(before, dataset) if name != "test"]
     if changed:
-        counts = ", ".join(f"{name} {dataset['images'].get(name)} (the checkpoint has {before['images'].get(name)})"
-                           for name in changed)  # fmt: skip
+        counts = ", ".join(
+            f"{name} {dataset['images'].get(name)} (the checkpoint has {before['images'].get(name)})"
+            for name in changed
+        )
         raise UserError(
-            f"{named} was trained on other images than those of {root}: {counts}, by the names of their files. Give "
+            f"{named} was trained on other images than those of {root}: {counts}, by the names and sizes of their files. Give "
             "the same images, or start a new run."
         )
 

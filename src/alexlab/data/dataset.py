@@ -101,7 +101,9 @@ class ImageDataset:
             BrokenImageError: a broken image, if `on_error` is "raise".
             UserError: an image does not fit into memory.
         """
-        if self.raw_size is not None and keys:
+        if not keys:  # a rank without images in the last batch
+            return []
+        if self.raw_size is not None:
             try:
                 cast(RawImages, self.index).copy(_indices(keys), images.permute(0, 2, 3, 1))
                 return []
