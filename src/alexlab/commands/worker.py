@@ -6,7 +6,7 @@ import signal
 import sys
 
 from alexlab.engine import launcher, schema
-from alexlab.engine.errors import RankLostError, mistake
+from alexlab.engine.errors import RankLostError, mistake, short_traceback
 from alexlab.engine.process import importing, leave
 
 
@@ -25,7 +25,6 @@ def main() -> int:
     try:
         with importing():
             from alexlab.commands import train
-            from alexlab.commands.cli import short_traceback
             from alexlab.commands.start import Start
 
         train.train_rank(Start(config, payload["notes"]))
