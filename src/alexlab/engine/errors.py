@@ -71,7 +71,7 @@ def mistake(error: BaseException) -> str | None:
 # The engine's own folders and files, whose frames a traceback on the screen skips.
 PACKAGE = Path(__file__).resolve().parents[1]
 ENGINE = (*(f"{PACKAGE / folder}{os.sep}" for folder in ("commands", "engine")), *(str(PACKAGE / "__main__.py"),))
-LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
 
 
 def short_traceback(error: BaseException, most: int = 40) -> str:
@@ -99,7 +99,7 @@ def short_traceback(error: BaseException, most: int = 40) -> str:
 
 
 def _is_library(frame: traceback.FrameSummary) -> bool:
-    return frame.filename.startswith((*LIBRARIES, "<"))
+    return frame.filename.startswith((STDLIB, "<")) or "site-packages" in Path(frame.filename).parts
 
 
 def _is_lightning(frame: traceback.FrameSummary) -> bool:
