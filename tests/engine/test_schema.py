@@ -294,7 +294,7 @@ def test_names_that_are_no_text_or_have_dots(default: dict[str, Any]) -> None:
 )
 def test_a_recipe_without_its_first_line_is_an_error(changes: dict[str, Any], default: dict[str, Any]) -> None:
     [group] = changes
-    sentence = f"`{group}=mine` has no effect: conf/{group}/mine.yaml must begin with `# @package _global_`."
+    sentence = f"`{group}=mine`: its yaml must begin with `# @package _global_`, or its keys have no effect."
     assert mistakes(merged(default, changes) | {"choices": {group: "mine"}}) == [sentence]
 
 
@@ -351,14 +351,14 @@ def test_keys_that_a_yaml_of_an_option_must_have(default: dict[str, Any]) -> Non
     plain = default | {"model": {"net": net}, "scheduler": {"unit": "step"}, "choices": {"model": "mine"}}
     assert mistakes(plain) == [
         "`model.net.depth` is missing: give it with model.net.depth=VALUE.",
-        "`model.name` is missing: conf/model/mine.yaml must set it to a text.",
-        "`model.mean` is missing: conf/model/mine.yaml must set it to auto or three numbers, for red, green and blue.",
+        "`model.name` is missing: the yaml of model=mine must set it to a text.",
+        "`model.mean` is missing: the yaml of model=mine must set it to auto or three numbers, for red, green and blue.",
         (
-            "`model.std` is missing: conf/model/mine.yaml must set it to auto or three numbers above 0, for red, green "
+            "`model.std` is missing: the yaml of model=mine must set it to auto or three numbers above 0, for red, green "
             "and blue."
         ),
         (
-            "`scheduler.name` is missing: conf/scheduler/NAME.yaml must set it to one of constant, cosine, linear, "
+            "`scheduler.name` is missing: the yaml of scheduler=NAME must set it to one of constant, cosine, linear, "
             "multistep, plateau, step."
         ),
     ]

@@ -259,12 +259,13 @@ def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
 
     Raises:
         UserError: it cannot take the size, or does not return logits (1, num_classes).
+        Exception: a bug in its code, such as a NameError.
     """
     training = net.training
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:
+    except (RuntimeError, ValueError, AssertionError) as error:  # any other error is a bug in its code
         line = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, ValueError) and Path(line.filename).parent == Path(models.__file__).parent:
             raise UserError(str(error)) from error  # it says itself what it needs
@@ -293,6 +294,8 @@ def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | Non
         from alexlab.loggers.wandb_logger import WandbLogger
 
         settings = config.logger.wandb.model_dump()
+        # W&B shows the other texts, so that a reference to a secret stays a reference in them
+        settings |= look_up({key: settings[key] for key in ("entity", "project")})
         settings["name"] = settings["name"] or naming.run_name(plain)
         settings["group"] = settings["group"] or sweep.name_of(path) or naming.group_name(plain)
         settings["tags"] = settings["tags"] or naming.tags(plain)

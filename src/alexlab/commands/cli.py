@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,11 @@ from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.config_files import find_file
-from alexlab.engine.errors import RunFailedError, UserError, mistake
+from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
+from alexlab.engine.overrides import key_of
 from alexlab.engine.process import importing, leave
 from alexlab.engine.sweeps import agent
-from alexlab.engine.validation import nearest, shown, validate
+from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, shown, validate, value_at
 
 
 @dataclass(frozen=True)
@@ -214,14 +214,14 @@ def _is_watched() -> bool:
 def execute(command: Command, argv: list[str]) -> int:
     """Compose, check and do `command`; print a mistake as one screen. Returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
-    jobs = Jobs(command)
+    jobs, words = Jobs(command), argv
     try:
-        overrides = to_overrides(argv, command)
-        if {"--help", "-h"} & {*overrides} and sum(word.startswith("-") for word in overrides) == 1:
-            print(help_of(command, overrides), flush=True)
+        words = to_overrides(argv, command)
+        if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
+            print(help_of(command, words), flush=True)
             return 0
-        register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in overrides))
-        sys.argv[1:] = overrides
+        register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words))
+        sys.argv[1:] = words
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.name)(jobs.run)()
         jobs.finish()
         sys.stdout.flush()
@@ -238,7 +238,7 @@ def execute(command: Command, argv: list[str]) -> int:
         return _answer(jobs.mask(str(error)), error.code)
     except Exception as error:
         if isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
-            return _answer(jobs.mask(hydra_mistake(error, command)), 2)
+            return _answer(jobs.mask(hydra_mistake(error, command, words)), 2)
         text = mistake(error)
         if text is None:
             print(jobs.mask(short_traceback(error)), file=sys.stderr, flush=True)
@@ -272,6 +272,7 @@ FLAGS = (
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
     "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
 )  # fmt: skip
+CONFIG_DIR = "--config-dir="
 NAMES_A_RUN = ("run", "runs", "from_run", "resume.run", "init_from")
 # 26_20, 1e5 and 1.50: Hydra would read them as numbers and write them in another way
 NUMBER = r"(?i)(^\[?\s*|,\s*)(\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)(?=\s*(?:,|\]?$))"
@@ -280,13 +281,14 @@ NUMBER = r"(?i)(^\[?\s*|,\s*)(\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)(?=\s*(?:,|\]?$))
 def to_overrides(argv: list[str], command: Command) -> list[str]:
     """Turn a command line into overrides that Hydra's grammar reads as they are meant.
 
-    `resume=X` is `resume.run=X`. Quotes are added to `where=` (its signs mean something else to Hydra), to runs whose
-    names look like numbers, and to values that Hydra cannot parse. A ~ before a path is the home folder. W&B's agent
-    writes Python literals. -m comes first.
+    `resume=X` is `resume.run=X`, and `--config-dir DIR` is `--config-dir=DIR`. Quotes are added to `where=` (its signs
+    mean something else to Hydra), to runs whose names look like numbers, and to values that Hydra cannot parse. A ~
+    before a path is the home folder. W&B's agent writes Python literals. -m comes first.
 
     Raises:
         UserError: an option in another program's form (--lr 0.1), or a sweep under torchrun or srun.
     """
+    argv = _with_config_dir(argv)
     for number, word in enumerate(argv):
         if word.startswith("--") and word.partition("=")[0] not in FLAGS:
             raise UserError(
@@ -301,6 +303,19 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     if flags and launcher.external():
         raise UserError("A sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
     return ["-m", *(word for word in words if word not in flags)] if flags else words
+
+
+def _with_config_dir(argv: list[str]) -> list[str]:
+    words = list(argv)
+    for number in range(len(words) - 2, -1, -1):
+        if words[number] in ("--config-dir", "-cd"):
+            words[number : number + 2] = [CONFIG_DIR + words[number + 1]]
+    return words
+
+
+def folders_of(words: list[str]) -> list[Path]:
+    """Return the folders of configs: conf/, and that of --config-dir."""
+    return [CONF, *(Path(word.removeprefix(CONFIG_DIR)).resolve() for word in words if word.startswith(CONFIG_DIR))]
 
 
 def _quoted(word: str) -> str:
@@ -334,7 +349,7 @@ def _as_ours(word: str, after: list[str], command: Command) -> str:
         value = after[0]
     if name == "data":
         return f"data=folder data.root={value or 'PATH'}"
-    key = nearest(command.model, _composed(command, []), (name,))
+    key = nearest(command.model, compose(command, [])[0], (name,))
     return f"{key}={value or '...'}" if key else f"optimizer.lr=0.01 (there is no key {name})"
 
 
@@ -384,23 +399,14 @@ def _with_absolute_paths(data: Any) -> Any:
     return data
 
 
-def _not_global(group: str, option: Any) -> str:
-    return (
-        f"{group}={option}: conf/{group}/{option}.yaml must begin with the line `# @package _global_`; without it "
-        f"its keys are below `{group}`, where nothing reads them."
-    )
-
-
 # -- what is printed
 
 
-def help_of(command: Command, overrides: list[str]) -> str:
+def help_of(command: Command, words: list[str]) -> str:
     """Return the help of a command: its groups, its keys with their values and meanings, Hydra's flags."""
-    defaults = OmegaConf.load(CONF / f"{command.name}.yaml").defaults
-    used = sorted({str(key).split("@")[0] for entry in defaults if isinstance(entry, DictConfig) for key in entry})
     groups = [
-        f"  {group:11} {', '.join(options(group))}"
-        for group in used
+        f"  {group:11} {', '.join(options(group, folders_of(words)))}"
+        for group in groups_of(command)
         if group not in ("hydra", "paths") and "/" not in group
     ]
     parts = [_summary(command.name)]
@@ -414,7 +420,7 @@ def help_of(command: Command, overrides: list[str]) -> str:
         "  --info, --hydra-help Hydra's own information"
     )
     meanings = schema.describe(command.model)
-    plain = _composed(command, [word for word in overrides if not word.startswith("-")])
+    plain, _ = compose(command, words)
     lines = "\n".join(_lines(plain, meanings))
     parts.append(f"Keys: override any with key=value\n\n{lines}")
     return "\n\n".join(parts)
@@ -438,103 +444,111 @@ def _summary(name: str) -> str:
     return (CONF / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
 
 
-def options(group: str) -> list[str]:
-    """The options of a group: its files, without those that only others extend."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+def groups_of(command: Command) -> list[str]:
+    """Return the groups of which a command has an option, sorted."""
+    defaults = OmegaConf.load(CONF / f"{command.name}.yaml").defaults
+    return sorted({str(key).split("@")[0] for entry in defaults if isinstance(entry, DictConfig) for key in entry})
 
 
-def _composed(command: Command, overrides: list[str]) -> Plain:
-    """What conf/ gives, unresolved."""
+def options(group: str, folders: list[Path]) -> list[str]:
+    """Return the options of a group: its files, without those that only others extend."""
+    files = [path for folder in folders for path in (folder / group).glob("*.yaml")]
+    return sorted({path.stem for path in files if not path.stem.startswith("_")})
+
+
+def compose(command: Command, words: list[str]) -> tuple[Plain, Plain]:
+    """Compose a config from the overrides among `words`, without resolving it; return it and the option of each group.
+
+    For messages and --help: Hydra composes the config of a job itself.
+    """
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     register_resolvers("")
+    further = ",".join(f"file://{folder}" for folder in folders_of(words)[1:])
+    overrides = [word for word in words if not word.startswith("-")] + [f"hydra.searchpath=[{further}]"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra.compose(command.name, overrides)
-    return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
+        composed = hydra.compose(command.name, overrides, return_hydra_config=True)
+    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    return plain, plain.pop("hydra")["runtime"]["choices"]
 
 
 def _did_you_mean(names: list[str]) -> str:
     return f" Did you mean {names[0]}?" if names else ""
 
 
-def hydra_mistake(error: Exception, command: Command) -> str:
-    """Return Hydra's answer to a wrong override, with the nearest key or option added."""
-    text = str(error)
+def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
+    """Return Hydra's answer to a wrong override as a sentence, with the nearest key or option.
+
+    Args:
+        words: the command line, as `to_overrides` returns it.
+    """
+    text, folders = str(error), folders_of(words)
     if found := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
-        words = [word.partition("=")[2] for word in sys.argv if word.lstrip("+").startswith(f"{found[1]}=")]
-        return _not_global(found[1], words[-1] if words else None)
+        group = found[1]
+        chosen = next((word for word in words if word.lstrip("+").startswith(f"{group}=")), group).lstrip("+")
+        files = [folder / group / f"{chosen.partition('=')[2]}.yaml" for folder in folders]
+        file = next((f" ({path})" for path in files if path.is_file()), "")
+        return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect.{file}"
     if found := re.search(r"Could not find '([^']+)'", text):
         group, _, name = found[1].rpartition("/")
-        near = difflib.get_close_matches(name, options(group), n=1)
-        hint = _did_you_mean([f"{group}={near[0]}"] if near else [])
+        known = options(group, folders)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = _did_you_mean([f"`{group}={near[0]}`"] if near else [])
         if group == "model" and not near:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
-        return f"{group}={name}: there is no such option.{hint} There are: {', '.join(options(group))}."
+        return f"`{group}={name}`: there is no such option.{hint} The options are {', '.join(known)}."
     if found := re.search(
         r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
     ):
-        return _no_such_key(found[1] or found[2], command)
+        return _no_such_key(found[1] or found[2], command, words)
     if found := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
         key, values = found[1], found[2]
         return (
-            f"{key}={values}: several values are a sweep: {command.shown} -m {key}={values}. One value that is a list "
-            f"is written '{key}=[{values}]'."
+            f"`{key}={values}`: several values are a sweep: {command.shown} -m {key}={values}. One value that is a "
+            f"list is written '{key}=[{values}]'."
         )
     if found := re.search(r"Multiple values for (\w+)\.", text):
-        return f"+{found[1]}=...: this group has an option already: choose another as {found[1]}=OPTION, without the +."
+        word = next((word for word in words if word.startswith(f"+{found[1]}=")), found[1])
+        return f"`{word}`: this group has an option already: choose another without the +: {found[1]}=OPTION."
     if "Config group override" in text:
-        for word in sys.argv[1:]:
+        for word in words:
             group, sign, value = word.partition("=")
             if sign and (CONF / group).is_dir() and (value in ("null", "None", "") or value.isdigit()):
-                return f"{word}: choose an option by its name: {', '.join(options(group))}."
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"{error.override}: settings are written key=value; `{command.shown} --help` shows them."
+                return f"`{word}`: choose an option by its name: {', '.join(options(group, folders))}."
+    if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them."
+        return f"`{error.override}` cannot be read as key=value ({text.splitlines()[0]})."
     return "\n".join(text.splitlines()[:12])
 
 
-def _no_such_key(key: str, command: Command) -> str:
-    """Say that an override's key does not exist: within an option which keys it has, else the nearest key."""
-    word = next((word for word in sys.argv[1:] if word.lstrip("+~").partition("=")[0] == key), key)
-    choices = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
-    plain = _composed(command, choices)
-    known = configs.flat(plain)
-    above, _, leaf = key.rpartition(".")
-    node: Any = plain
-    for part in above.split(".") if above else ():
-        node = node.get(part, {}) if isinstance(node, dict) else {}
-    if key in known or isinstance(node.get(leaf) if isinstance(node, dict) else None, dict):
-        inside = [name for name in known if name.startswith(f"{key}.")]
-        return f"{word}: {key} is no group of this command: set one of its keys, {', '.join(inside)}."
-    near = nearest(command.model, plain, tuple(key.split(".")))
-    hint = _did_you_mean([f"`{'~' if word.startswith('~') else ''}{near}`"] if near else [])
-    if isinstance(node, dict) and "_target_" in node and not word.startswith("~"):
-        group = above.split(".")[0]
-        option = next((w for w in choices if w.startswith(f"{group}=")), f"conf/{group}")
-        has = ", ".join(name for name in node if name != "_target_")
-        return f"`{word}`: {option} has no such key.{hint} It has {has}. `+{word}` passes it on to {node['_target_']}."
+def _no_such_key(key: str, command: Command, words: list[str]) -> str:
+    """Say that there is no key of this name to override, and which key is meant or which keys the option has."""
+    word = next((word for word in words if word.lstrip("+~").partition("=")[0] == key), key)
+    if key in REPLACED:
+        return f"`{word}` {REPLACED[key]}"
+    if key in FILLED_IN:
+        return f"`{word}`: {key} is filled in; a run directory is chosen with hydra.run.dir=PATH."
+    folders = [word for word in words if word.startswith(CONFIG_DIR)]
+    try:  # the options that were chosen
+        plain, choices = compose(command, folders + [each for each in words if key_of(each) in groups_of(command)])
+    except HydraException:  # one of them is the mistake
+        plain, choices = compose(command, folders)
+    path = tuple(key.split("."))
+    node = value_at(plain, path[:-1])
+    if isinstance(value_at(plain, path), dict):
+        inside = [f"{key}.{name}" for name in schema.fields_of(group_at(command.model, path) or schema.Group)]
+        return f"`{word}`: {command.shown} has no options of {key}: set one of its keys, {', '.join(inside)}."
+    near = nearest(command.model, plain, path)
+    if near is None and isinstance(node, dict):
+        siblings = difflib.get_close_matches(path[-1], node, n=1)
+        near = ".".join((*path[:-1], siblings[0])) if siblings else None
+    hint = _did_you_mean([f"`{'~' if word.startswith('~') else ''}{near}`"] if near not in (None, key) else [])
+    option, group = choices.get(path[0]), node if isinstance(node, dict) else {}
+    if not word.startswith("~") and option and ("_target_" in group or near == key):
+        text = f"`{word}`: {path[0]}={option} has no such key."
+        has = hint or f" It has {', '.join(name for name in group if name != '_target_')}."
+        reads = f"passes it to {group['_target_']}" if "_target_" in group else "adds it"
+        return f"{text}{has} `+{word}` {reads}."
     return f"`{word}`: there is no such key.{hint} `{command.shown} --help` lists all."
-
-
-def short_traceback(error: BaseException, most: int = 40) -> str:
-    """Return the traceback without the frames of Hydra, Lightning and our engine, the user's own last.
-
-    Args:
-        most: lines; train.log has the whole traceback.
-    """
-    lines = traceback.format_exception_only(error)
-    stack = traceback.extract_tb(error.__traceback__)
-    between = (f"{os.sep}hydra{os.sep}", f"{os.sep}pytorch_lightning{os.sep}", f"{os.sep}lightning_fabric{os.sep}")
-    ours = tuple(str(ROOT / "src/alexlab" / folder) for folder in ("commands", "engine", "callbacks"))
-    kept = [
-        frame
-        for frame in stack
-        if frame is stack[-1]
-        or not (any(part in frame.filename for part in between) or frame.filename.startswith(ours))
-    ]
-    head = ["Traceback (most recent call last):\n"]
-    body = traceback.format_list(kept)
-    room = most - len("".join(lines).splitlines()) - 2
-    while len("".join(body).splitlines()) > room and len(body) > 1:
-        body = ["  ...\n", *body[2:]]
-    return "".join([*head, *body, *lines]).rstrip()

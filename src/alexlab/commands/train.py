@@ -124,6 +124,7 @@ def train_rank(start: Start, recorder: SignalRecorder | None = None) -> float | 
         devices = find_devices(config.trainer)
         if devices.kind == "cpu":
             keep_memory()
+        run_dir.quiet_libraries()
         experiment = build(config, devices, recorder)
         changes = [f"warning: {line}" for line in start.compare(experiment.data.describe())]
         report(changes)

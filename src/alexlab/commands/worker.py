@@ -6,7 +6,8 @@ import signal
 import sys
 
 from alexlab.engine import launcher, schema
-from alexlab.engine.errors import RankLostError, mistake
+from alexlab.engine.config import masker
+from alexlab.engine.errors import RankLostError, mistake, short_traceback
 from alexlab.engine.process import importing, leave
 
 
@@ -22,10 +23,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run handles it: no tracebacks of imports
     payload = json.load(sys.stdin)
     config = schema.TrainConfig.model_validate(payload["config"])
+    mask = masker(payload["config"])
     try:
         with importing():
             from alexlab.commands import train
-            from alexlab.commands.cli import short_traceback
             from alexlab.commands.start import Start
 
         train.train_rank(Start(config, payload["notes"]))
@@ -41,7 +42,8 @@ def main() -> int:
         if text is not None:
             launcher.report_to_parent(mistake=text)
             return 2
-        launcher.report_to_parent(failure=f"{type(error).__name__}: {error}", traceback=short_traceback(error))
+        failure = f"{type(error).__name__}: {error}"
+        launcher.report_to_parent(failure=mask(failure), traceback=mask(short_traceback(error)))
         return 1
     return 0
 

@@ -67,7 +67,9 @@ def _files(folders: list[Path], name: str, package: str, options: Plain) -> Iter
 
 
 def _sets(content: Any, package: str, key: str) -> bool:
-    """Return whether a config that is put below `package` has the key."""
+    """Check whether a config that is put below `package` sets the key."""
+    if package == key:
+        return True
     if package and not key.startswith(f"{package}."):
         return False
     for part in key.removeprefix(f"{package}.").split(".") if package else key.split("."):

@@ -1,18 +1,22 @@
-"""The exceptions that a command shows on one screen, without a traceback."""
+"""The exceptions that a command prints on one screen, and how it prints them."""
 
 import errno
+import os
 import re
+import sysconfig
+import traceback
+from pathlib import Path
 
 
 class UserError(ValueError):
-    """A user's mistake, exit code 2. Its text names the value, the rule and the fix."""
+    """A user's mistake, exit code 2 and no traceback. Its text names the value, the rule and the fix."""
 
 
 class RunFailedError(RuntimeError):
-    """A run on several devices failed; its ranks' tracebacks are printed already.
+    """A run on several devices, or a sweep, failed; the tracebacks are printed already.
 
     Attributes:
-        code: what the command exits with.
+        code: exit code of the command.
     """
 
     def __init__(self, text: str, code: int) -> None:
@@ -21,20 +25,20 @@ class RunFailedError(RuntimeError):
 
 
 class RankLostError(RunFailedError):
-    """Another rank is gone, or does not answer: what this one meets is a consequence."""
+    """Another rank is gone, or does not answer. The error of this rank is a consequence."""
 
 
-# how gloo, NCCL and torch's store say so
+# Messages of gloo, NCCL and torch's store about a rank that is gone, or that does not answer.
 GONE = re.compile(r"connection (closed|reset|refused)|broken pipe|(read|write) error|remote process exited", re.I)
 SILENT = re.compile(r"timed? ?out", re.I)
 SAID_BY = re.compile(r"gloo|nccl|TCPStore|process group|socket|clients joined", re.I)
 
 
 def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:
-    """What to tell of an error of torch's that comes from another rank; None for all others.
+    """Return the error to raise if torch failed because of another rank, else None.
 
     Args:
-        minutes: that ranks wait for each other.
+        minutes: how long ranks wait for each other.
     """
     text = str(error)
     if not isinstance(error, RuntimeError) or not SAID_BY.search(text):
@@ -44,6 +48,7 @@ def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:
     return RankLostError("another rank was lost.", 1) if GONE.search(text) else None
 
 
+# Errors of the system that the user can mend: what is wrong, and the fix.
 SYSTEM = {
     errno.ENOSPC: "no space is left there: free some, or write elsewhere with paths.logs=PATH.",
     errno.EDQUOT: "the disk quota is used up: free some, or write elsewhere with paths.logs=PATH.",
@@ -55,9 +60,53 @@ SYSTEM = {
 
 
 def mistake(error: BaseException) -> str | None:
-    """What to tell the user of `error`, or None where it is no mistake of theirs and the traceback is needed."""
+    """Return the message for a user's mistake; None for any other error, which needs its traceback."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'a file'}: {SYSTEM[error.errno]}"
     return None
+
+
+# The engine's own folders and files, whose frames a traceback on the screen skips.
+PACKAGE = Path(__file__).resolve().parents[1]
+ENGINE = (*(f"{PACKAGE / folder}{os.sep}" for folder in ("commands", "engine")), *(str(PACKAGE / "__main__.py"),))
+STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
+
+
+def short_traceback(error: BaseException, most: int = 40) -> str:
+    """Return the traceback that the screen shows: the user's own frames, and below them those that they called.
+
+    It begins after the last frame of Hydra, Lightning or the engine that led to the user's code. If no frame is the
+    user's, its end is shown. train.log has the whole traceback.
+
+    Args:
+        most: lines.
+    """
+    stack = traceback.extract_tb(error.__traceback__)
+    own = [number for number, frame in enumerate(stack) if not _is_library(frame) and not _is_engine(frame)]
+    first = last = own[-1] if own else 0
+    while own and first > 0 and not _is_engine(stack[first - 1]) and not _is_lightning(stack[first - 1]):
+        first -= 1
+    frames = [frame for number, frame in enumerate(stack) if number >= last or (number >= first and number in own)]
+    head, message = "Traceback (most recent call last):\n", traceback.format_exception_only(error)
+    message = "".join(message).splitlines(keepends=True)[: most // 2]
+    calls = "".join(traceback.format_list(frames)).splitlines(keepends=True)
+    room = most - len(message) - 1
+    if len(calls) > room:
+        calls = ["  ...\n", *calls[1 - room :]]
+    return "".join([head, *calls, *message]).rstrip()
+
+
+def _is_library(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith((STDLIB, "<")) or "site-packages" in Path(frame.filename).parts
+
+
+def _is_lightning(frame: traceback.FrameSummary) -> bool:
+    parts = Path(frame.filename).parts
+    return "site-packages" in parts and bool({"pytorch_lightning", "lightning_fabric", "hydra"} & {*parts})
+
+
+def _is_engine(frame: traceback.FrameSummary) -> bool:
+    scripts = (PACKAGE.parents[1] / "train.py", PACKAGE.parents[1] / "eval.py")
+    return frame.filename.startswith(ENGINE) or Path(frame.filename) in scripts

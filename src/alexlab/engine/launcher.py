@@ -282,9 +282,12 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
         reported = stopped.get(0) == 128 + signals[0]
         why = f"stopped by {signal.Signals(signals[0]).name}"
         return Outcome(128 + signals[0], why, by_signal=True, reported=reported)
+    tracebacks: dict[str, list[str]] = {}  # the same bug on several ranks is printed once
     for r, report in enumerate(reports):
         if "traceback" in report:
-            print(f"rank {r}:\n{report['traceback']}", file=sys.stderr)
+            tracebacks.setdefault(report["traceback"], []).append(f"rank {r}")
+    for text, names in tracebacks.items():
+        print(f"{', '.join(names)}:\n{text}", file=sys.stderr)
     if "lost" in reports[number] and not hanging:
         texts = sorted({r["lost"].rstrip(".") for r in reports if "lost" in r}, key=lambda text: "answer" not in text)
         names = " and ".join(f"rank {r}" for r in sorted(stopped))

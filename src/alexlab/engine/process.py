@@ -1,4 +1,4 @@
-"""The heavy imports: done fast, ended cleanly by Ctrl-C, and left without being taken apart."""
+"""The heavy imports of a process: done fast, stopped cleanly by Ctrl-C, and skipped by the cleanup at the end."""
 
 import atexit
 import contextlib
@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any, NoReturn
 
 
@@ -21,12 +20,12 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Around imports of torch, Lightning and what uses them.
+    """Wrap imports of torch, Lightning and what uses them.
 
-    No garbage is collected meanwhile, which takes a fifth off their time: they make some million objects that stay, and
-    each collection walks them all. Those are left out of later collections too, so that forked processes share them.
+    No garbage is collected meanwhile, which saves a fifth of the time: the imports create a million objects that stay,
+    and each collection walks them all. Later collections skip them too, so that forked processes share them.
 
-    Ctrl-C ends the process at once: torch swallows it where it imports numpy, and numpy would fail later.
+    Ctrl-C ends the process at once: torch ignores it while it imports numpy, and numpy would fail later.
     """
 
     def end(number: int, frame: Any) -> None:
@@ -43,27 +42,21 @@ def importing() -> Iterator[None]:
     finally:
         if collected:
             gc.freeze()
-            atexit.register(gc.unfreeze)  # for a Python that ends as usual: some libraries complain of what is left
+            atexit.register(gc.unfreeze)  # some libraries complain of frozen objects at the end
             gc.enable()
         if before is signal.default_int_handler:
             signal.signal(signal.SIGINT, before)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as Python would, but without taking its objects apart.
+    """End this process as Python would, but without the cleanup of its objects.
 
-    That takes 1.3 seconds where torch and Lightning are imported. With gloo it can abort as well: its threads may still
-    take the GIL to free what a backward pass has sent (torch 2.15), and a rank that has finished would count as failed.
+    The cleanup takes 1.3 seconds if torch and Lightning are imported. With gloo it can also abort: its threads may
+    still take the GIL to free tensors of a backward pass (torch 2.15), and a finished rank would count as failed.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a closed stream
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
             stream.flush()
     os._exit(code)
-
-
-def nothing_follows(caller: FrameType | None) -> bool:
-    """Whether the process ends when `caller`, the frame of a script, has: it is run by no profiler, debugger or other
-    program, and torch's objects are there to be left."""
-    return caller is not None and caller.f_back is None and not sys.flags.interactive and "torch" in sys.modules

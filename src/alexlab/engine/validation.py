@@ -125,6 +125,7 @@ def check(
             missing.setdefault(path, _missing(model, plain, path))
     words = plain.get("overrides")
     overridden = {str(word).lstrip("+~").partition("=")[0] for word in words} if isinstance(words, list) else set()
+    overridden -= {*RECIPES}
     files = {path: None if _name(path) in overridden else file_of(_name(path)) for path in wrong}
     lines = [*missing.values(), *(f"{text} ({files[path]})" if files[path] else text for path, text in wrong.items())]
     if isinstance(config, CommandConfig) and not lines:  # these need each value to be right by itself
@@ -233,14 +234,14 @@ def _missing(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if "give" in hints:
         return f"`{name}` is missing: give {hints['give']}."
     if len(path) > 1 and "option" in _hints(_field_at(model, path[:1])):
-        option = _at(plain, ("choices", path[0])) or "NAME"
-        return f"`{name}` is missing: conf/{path[0]}/{option}.yaml must set it to {_words(field)}."
+        option = value_at(plain, ("choices", path[0])) or "NAME"
+        return f"`{name}` is missing: the yaml of {path[0]}={option} must set it to {_words(field)}."
     return f"`{name}` is missing: set it to {_words(field)}."
 
 
 def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
     """Say what the value at `path` must be."""
-    field, name, value = _field_at(model, path), _name(path), _at(plain, path)
+    field, name, value = _field_at(model, path), _name(path), value_at(plain, path)
     setting = _setting(path, value)
     if replaced := REPLACED.get(name) or REPLACED.get(f"{name}={shown(value)}"):
         return f"{setting} {replaced}"
@@ -268,15 +269,13 @@ def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
 
 def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
     """Say that there is no such key, and which one is meant or which there are."""
-    value, above, name = _at(plain, path), path[:-1], str(path[-1])
+    value, above, name = value_at(plain, path), path[:-1], str(path[-1])
     text = f"{_setting(path, value)}: there is no such key."
     if "." in name:
         return f"{text} Nest it in yaml: {name.replace('.', ': {')}: {shown(value)}{'}' * name.count('.')}."
     if "choices" in fields_of(model) and (path[0] in RECIPES or path == ("sweep", "hydra")):
-        option = _at(plain, ("choices", path[0])) or "NAME"
-        return (
-            f"`{path[0]}={option}` has no effect: conf/{path[0]}/{option}.yaml must begin with `# @package _global_`."
-        )
+        option = value_at(plain, ("choices", path[0])) or "NAME"
+        return f"`{path[0]}={option}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
     has_target = name == "_target_" or (isinstance(value, dict) and "_target_" in value)
     if has_target and path[0] == "logger":
         return f"{text} Remove it: wandb, tensorboard and csv are built; own loggers are not built yet."
@@ -289,7 +288,7 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
         return f"{text} A callback of your own must be a mapping with a _target_."
     if not above and "my" in fields_of(model):
         return f"{text} Keys of your own belong in the section my, as +my.{name}=VALUE."
-    known = [key for key in fields_of(_group_at(model, above) or model) if key not in FILLED_IN]
+    known = [key for key in fields_of(group_at(model, above) or model) if key not in FILLED_IN]
     if len(known) > 20:
         return f"{text} `{model.__doc__} --help` lists the keys of {_name(above)}."
     return f"{text} {_name(above) or 'The config'} has {', '.join(known) or 'no keys'}."
@@ -297,7 +296,7 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
 
 def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
     """Return the key that is probably meant: a synonym, the same name elsewhere, or a similar name."""
-    name, net = str(path[-1]), _at(plain, ("model", "net"))
+    name, net = str(path[-1]), value_at(plain, ("model", "net"))
     keys = [key for key in describe(model) if key not in FILLED_IN]
     keys += [f"model.net.{key}" for key in net] if isinstance(net, dict) and "model" in model.model_fields else []
     if SYNONYMS.get(name) in keys:
@@ -387,7 +386,7 @@ def _name(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
-def _group_at(model: type[Group], path: KeyPath) -> type[Group] | None:
+def group_at(model: type[Group], path: KeyPath) -> type[Group] | None:
     group: type[Group] | None = model
     for part in path:
         field = fields_of(group).get(part) if group is not None else None
@@ -396,7 +395,7 @@ def _group_at(model: type[Group], path: KeyPath) -> type[Group] | None:
 
 
 def _field_at(model: type[Group], path: KeyPath) -> FieldInfo | None:
-    group = _group_at(model, path[:-1])
+    group = group_at(model, path[:-1])
     return fields_of(group).get(path[-1]) if group is not None else None
 
 
@@ -409,12 +408,12 @@ def _hints(field: FieldInfo | None) -> dict[str, Any]:
 def _path_of_key(model: type[Group], location: KeyPath) -> KeyPath:
     """Return the key that an error of pydantic is about: its location may lead into lists and branches of unions."""
     length = 1
-    while length < len(location) and _group_at(model, location[:length]) is not None:
+    while length < len(location) and group_at(model, location[:length]) is not None:
         length += 1
     return location[:length]
 
 
-def _at(plain: Any, path: KeyPath) -> Any:
+def value_at(plain: Any, path: KeyPath) -> Any:
     for part in path:
         plain = plain.get(part) if isinstance(plain, dict) else None
     return plain
