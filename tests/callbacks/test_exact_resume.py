@@ -91,7 +91,7 @@ def test_resume_from_a_signal(hook: str, words: list[str], harness: Harness, mon
         shutil.rmtree(harness.folder / "stopped", ignore_errors=True)
         sender = SignalAt(hook, count, number)
         with monkeypatch.context() as patch:
-            patch.setattr("alexlab.commands.train.build_callbacks", lambda _, sender=sender: [sender])
+            patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _, sender=sender: [sender])
             with pytest.raises(SystemExit) as stopped:
                 harness.train("stopped", *words)
         assert stopped.value.code == 128 + number
@@ -114,7 +114,7 @@ def test_resume_from_a_signal_in_a_validation_within_an_accumulation(
     straight = harness.train("straight", *words)
     sender = SignalAt("on_validation_batch_start", count, signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr("alexlab.commands.train.build_callbacks", lambda _: [sender])
+        patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [sender])
         with pytest.raises(SystemExit):
             harness.train("stopped", *words)
     saved = torch.load(harness.folder / "stopped/checkpoints/last.ckpt", weights_only=True)
@@ -138,7 +138,7 @@ def test_resume_after_the_time_was_up(count: int, harness: Harness, monkeypatch:
     words = [*ACCUMULATING, "trainer.max_epochs=3"]
     straight = harness.train("straight", *words)
     with monkeypatch.context() as patch:
-        patch.setattr("alexlab.commands.train.build_callbacks", lambda _: [TimeIsUpAt(count)])
+        patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [TimeIsUpAt(count)])
         stopped = harness.train("stopped", *words)
     saved = torch.load(stopped / "checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == -(-count // 3), "the step under way is finished"
@@ -301,24 +301,24 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
     for words, message in (
         (
             ["optimizer.lr=0.5"],
-            r"was started with other settings: optimizer.lr=0.5 \(there 0.005\). Leave them out; a new run with ",
+            r"was started with other settings: optimizer.lr=0.5 \(the run has 0.005\). Leave these overrides out. For",
         ),
         (
             ["label_smoothing=0.1"],
-            r"label_smoothing=0.1 \(there 0.0\). Leave them out, or say resume.allow_changes=true; a new",
+            r"label_smoothing=0.1 \(the run has 0.0\). Leave these overrides out, or add resume.allow_changes=true",
         ),
-        (["model=alexnet_bn", "resume.allow_changes=true"], r"model=alexnet_bn: a run that goes on keeps its options"),
+        (["model=alexnet_bn", "resume.allow_changes=true"], r"model=alexnet_bn: a resumed run keeps its options"),
         (
             ["init_from=x", "resume.allow_changes=true"],
-            r"init_from=x: a run that goes on has its own checkpoint: leave",
+            r"init_from=x: a resumed run continues from its own checkpoint: leave",
         ),
-        (["ckpt_path=x"], r"ckpt_path=x: a run that goes on has its own checkpoint: leave it out, or start a new run"),
+        (["ckpt_path=x"], r"ckpt_path=x: a resumed run continues from its own checkpoint: leave it out, or"),
     ):
         with pytest.raises(UserError, match=message):
             harness.train("x", named, *words)
-    with pytest.raises(UserError, match=r"goes on with its own settings, and these differ: optimizer.lr=0.5"):
+    with pytest.raises(UserError, match=r"last.ckpt was trained with other settings: optimizer.lr=0.5"):
         harness.train("x", named, "optimizer.lr=0.5", "resume.allow_changes=true")
-    with pytest.raises(UserError, match=r"resume=.*nowhere is not a run's directory"):
+    with pytest.raises(UserError, match=r"resume=.*nowhere` is not a run's directory"):
         harness.train("x", f"resume.run={folder / 'nowhere'}")
     with (
         files.lock(folder / "stopped", ".lock.rank"),
@@ -327,10 +327,10 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
         harness.train("x", named)
     assert not (folder / "x").exists()
     harness.train("x", named, "label_smoothing=0.1", "resume.allow_changes=true")
-    with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 2 prolongs it."):
+    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 2 to train it longer"):
         harness.train("x", named, "label_smoothing=0.1")
     with pytest.raises(
-        UserError, match=r"has done 2 epochs, and trainer.max_epochs=1 would have ended before: give 2 or"
+        UserError, match=r"has done 2 epochs, and trainer.max_epochs=1 would have stopped before: set 2 or"
     ):
         harness.train("x", named, "trainer.max_epochs=1")
     capsys.readouterr()
@@ -338,7 +338,9 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
     assert "resume=auto: " in capsys.readouterr().out
     (folder / "empty").mkdir()
     (folder / "stopped/config.yaml").rename(folder / "empty/config.yaml")
-    with pytest.raises(UserError, match=r"has no checkpoint to go on from: start it anew, or say resume=auto hydra"):
+    with pytest.raises(
+        UserError, match=r"has no checkpoint to resume from: start it again from scratch, or use resume=auto hydra"
+    ):
         harness.train("x", f"resume.run={folder / 'empty'}")
 
 
@@ -349,7 +351,7 @@ def test_the_latest_run_must_have_a_checkpoint(harness: Harness) -> None:
     harness.stop(at_batch(1, "before"), "train/runs/new")
     os.utime(harness.folder / "train/runs/old/config.yaml", (0, 0))
     with pytest.raises(
-        UserError, match=r"the latest run, .*new, has no checkpoint yet: start it anew, or name the one"
+        UserError, match=r"the latest run, .*new, has no checkpoint yet: start it again from scratch, or name the run"
     ):
         harness.train("x", "resume.run=latest", logs)
 
@@ -370,7 +372,7 @@ def test_a_folder_of_runs_may_be_a_link(harness: Harness) -> None:
     (harness.folder / "link").symlink_to(harness.folder)
     harness.train("x", f"resume.run={harness.folder / 'link/stopped'}")
     assert difference(straight, harness.folder / "stopped") is None
-    assert config.load(harness.folder / "stopped/config.yaml").run_dir == str((harness.folder / "stopped").resolve())
+    assert config.load(harness.folder / "stopped/config.yaml")["run_dir"] == str((harness.folder / "stopped").resolve())
     harness.stop(at_batch(8, "after"), "auto")
     last = harness.folder / "auto/checkpoints/last.ckpt"
     last.rename(harness.folder / "elsewhere.ckpt")
@@ -384,12 +386,12 @@ def test_an_override_can_be_changed_back_by_a_later_resume(harness: Harness) -> 
     harness.train("run", *resume, "on_nan=stop", "trainer.max_epochs=2", "data.max_bad=3")
     harness.train("run", *resume, "on_nan=skip", "trainer.max_epochs=3")
     found = config.load(harness.folder / "run/config.yaml")
-    assert (found.on_nan, found.trainer.max_epochs, found.data.max_bad) == ("skip", 3, 3)
-    keys = [word.partition("=")[0] for word in found.overrides]
+    assert (found["on_nan"], found["trainer"]["max_epochs"], found["data"]["max_bad"]) == ("skip", 3, 3)
+    keys = [word.partition("=")[0] for word in found["overrides"]]
     assert len(keys) == len(set(keys)), "one override per key"
     saved = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)
     assert saved["callbacks"]["Checkpointing"]["epochs"] == 3
-    with pytest.raises(UserError, match=r"is finished: a larger trainer.max_epochs than its 3 prolongs it."):
+    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 3 to train it longer"):
         harness.train("x", f"resume.run={harness.folder / 'run'}", "trainer.max_epochs=3")
 
 
@@ -412,7 +414,7 @@ def test_early_stopping_survives_a_resume(harness: Harness, monkeypatch: pytest.
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("alexlab.commands.train.score_best", killed)
+        patch.setattr("alexlab.commands.train.test_best", killed)
         with pytest.raises(Killed):
             harness.train("stopped", *words)
     assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
@@ -437,7 +439,9 @@ def test_a_best_checkpoint_of_later_steps_is_removed(harness: Harness, capsys: p
     )
     assert best != last, "the second validation was better, and its epoch's file was not written"
     harness.train("stopped", *words, "resume.run=auto", "trainer.max_epochs=1")
-    assert "best.ckpt was of later steps than the checkpoint, and is removed" in capsys.readouterr().out
+    assert (
+        "best.ckpt: it was of later steps than the checkpoint, and these are trained again" in capsys.readouterr().out
+    )
     assert not (folder / "best.ckpt").exists()
 
 
@@ -448,7 +452,7 @@ def test_auto_starts_a_new_run_if_there_is_none(harness: Harness, capsys: pytest
     assert difference(straight, new) is None
     harness.stop(at_batch(1, "before"), "early")
     early = harness.train("early", "resume.run=auto")
-    assert "has no checkpoint yet: its run begins anew." in capsys.readouterr().out
+    assert "has no checkpoint yet: it starts again from scratch." in capsys.readouterr().out
     assert difference(straight, early) is None
 
 
@@ -466,10 +470,12 @@ def test_a_damaged_checkpoint_is_skipped(harness: Harness, capsys: pytest.Captur
     resumed = harness.train("stopped", "resume.run=auto")
     printed = capsys.readouterr().out
     assert (
-        "last.ckpt, which is damaged (its SHA-256 is not the one of SHA256SUMS); going on from previous.ckpt" in printed
+        "last.ckpt, which is damaged (its SHA-256 is not the one in SHA256SUMS); resuming from previous.ckpt" in printed
     )
     assert not (folder / ".last.ckpt.123.tmp").exists()
     assert difference(straight, resumed) is None
     os.truncate(kept / "checkpoints/previous.ckpt", 4000)
-    with pytest.raises(UserError, match=r"no whole checkpoint is left: .*last.ckpt, which is damaged .*previous.ckpt"):
+    with pytest.raises(
+        UserError, match=r"no undamaged checkpoint is left: .*last.ckpt, which is damaged .*previous.ckpt"
+    ):
         harness.train("both", "resume.run=auto")

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.precision import Precision
 from resuming import Harness, at_batch, difference, rows_of
 
-from alexlab.commands import train as run
+from alexlab.commands import build
 from alexlab.data.folder import scan
 from alexlab.engine.errors import UserError
 from alexlab.tasks.classification import ImageClassifier
@@ -52,7 +52,7 @@ class Watch(pl.Callback):
 def watched(harness: Harness, monkeypatch: pytest.MonkeyPatch, name: str, *words: str) -> Watch:
     watch = Watch()
     with monkeypatch.context() as patch:
-        patch.setattr("alexlab.commands.train.build_callbacks", lambda _: [watch])
+        patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [watch])
         harness.train(name, *words)
     return watch
 
@@ -137,7 +137,7 @@ def test_an_infinite_gradient_spoils_no_checkpoint(
     """No loss shows it before the next batch. Also in the last batch of an epoch, and within an accumulation."""
     for count, more in ((6, []), (10, []), (11, ["trainer.accumulate_grad_batches=2", "data.batch_size=4"])):
         shutil.rmtree(harness.folder / "run", ignore_errors=True)
-        monkeypatch.setattr("alexlab.commands.train.build_callbacks", lambda _, count=count: [Spoil(count)])
+        monkeypatch.setattr("alexlab.commands.build.build_own_callbacks", lambda _, count=count: [Spoil(count)])
         with pytest.raises(UserError, match=r" became nan .*last.ckpt is from before it"):
             harness.train("run", *words, *more)
         for path in (harness.folder / "run/checkpoints").glob("*.ckpt"):
@@ -166,21 +166,21 @@ class Scaling(Precision):
 
 
 def scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = run.build_trainer
+    plain = build.build_trainer
 
     def build_trainer(*words: Any) -> pl.Trainer:
         trainer = plain(*words)
         trainer.strategy.precision_plugin = Scaling()
         return trainer
 
-    monkeypatch.setattr(run, "build_trainer", build_trainer)
+    monkeypatch.setattr(build, "build_trainer", build_trainer)
 
 
 @pytest.mark.parametrize("fused", ["true", "false"])
 def test_skip_works_with_a_gradient_scaler(fused: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scaler skips the step, and BatchNorm is restored. A gradient that only overflows is not reported."""
     watch = Watch()
-    monkeypatch.setattr("alexlab.commands.train.build_callbacks", lambda _: [Spoil(2), watch])
+    monkeypatch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [Spoil(2), watch])
     scale(monkeypatch)
     poison(monkeypatch, {(0, 3)})
     harness.train("run", "on_nan=skip", "trainer.precision=32-true", f"optimizer.fused={fused}")
@@ -306,7 +306,7 @@ def test_skip_does_not_change_the_averaged_weights(
     if scaled:
         scale(monkeypatch)
     watch = WatchAverage()
-    monkeypatch.setattr("alexlab.commands.train.build_callbacks", lambda _: [watch])
+    monkeypatch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [watch])
     poison(monkeypatch, {(0, 2)})
     harness.train("run", "on_nan=skip", "ema.decay=0.5", "trainer.precision=32-true", "trainer.max_epochs=1")
     assert [n for n in range(4) if same(watch.states[n], watch.states[n + 1])] == [2]
@@ -314,7 +314,7 @@ def test_skip_does_not_change_the_averaged_weights(
 
 def test_skip_skips_an_infinite_gradient_too(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch()
-    monkeypatch.setattr("alexlab.commands.train.build_callbacks", lambda _: [Spoil(3), watch])
+    monkeypatch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [Spoil(3), watch])
     harness.train("run", "on_nan=skip")
     assert same(watch.states[1], watch.states[2])
     assert not same(watch.states[2], watch.states[3])

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from conftest import ROOT, TINY, clean_env, summary_of
-from conftest import config_of as compose
+from conftest import ROOT, TINY, clean_env, config_of, summary_of
 from resuming import Harness
 
 from alexlab.callbacks.preemption import Preempted, Preemption, SignalRecorder
-from alexlab.commands import train as run
-from alexlab.engine import launcher as launch
+from alexlab.commands import train
+from alexlab.engine import launcher
 from alexlab.loggers.wandb_logger import WandbLogger
 
 
@@ -79,7 +78,7 @@ def test_a_run_with_threads_stops_without_a_traceback(
     assert summary_of(tmp_path / "run")["error"] == f"stopped by {number.name}"
 
 
-@pytest.mark.parametrize("within", ["build_data", "fit_rank"])
+@pytest.mark.parametrize("within", ["build.build_data", "summary.report_start"])
 def test_a_signal_before_the_first_step_is_reported(
     within: str, harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,19 +87,20 @@ def test_a_signal_before_the_first_step_is_reported(
     def interrupted(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr(run, within, interrupted)
-    monkeypatch.setattr(launch, "requeue", lambda: "SLURM was asked")
+    monkeypatch.setattr(f"alexlab.commands.{within}", interrupted)
+    monkeypatch.setattr(launcher, "requeue", lambda: "SLURM was asked")
     before = signal.getsignal(signal.SIGUSR1)
     with pytest.raises(SystemExit) as stopped:
         harness.train("run", "resume.run=auto", "resume.requeue=true")
     assert stopped.value.code == 128 + signal.SIGUSR1
-    told = capsys.readouterr().out
-    assert "stopped by SIGUSR1. No checkpoint was written yet to go on from: start it anew" in told
-    assert told.endswith("SLURM was asked.\n")
+    printed = capsys.readouterr().out
+    assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in printed
+    assert printed.endswith("SLURM was asked.\n")
     run_dir = harness.folder / "run"
-    assert run_dir.exists() == (within == "fit_rank")
+    assert run_dir.exists() == (within == "summary.report_start")
     if run_dir.exists():
-        assert summary_of(run_dir) == {"status": "preempted", "error": "stopped by SIGUSR1"}
+        summary = summary_of(run_dir)
+        assert (summary["status"], summary["error"]) == ("preempted", "stopped by SIGUSR1")
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
@@ -121,10 +121,10 @@ def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path
         if line.startswith("run directory:"):
             break
     process.send_signal(signal.SIGUSR1)
-    told = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.SIGUSR1
-    assert told.startswith("stopped by SIGUSR1. No checkpoint was written yet to go on from: start it anew")
-    assert told.endswith("SLURM was asked for job 91 again.\n")
+    assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in printed
+    assert printed.endswith("SLURM queued job 91 again.\n")
     assert asked.read_text() == "requeue 91\n"
     assert summary_of(tmp_path / "run")["status"] == "preempted"
 
@@ -144,13 +144,13 @@ def test_a_signal_while_the_run_is_being_closed_waits(
     monkeypatch.setattr(WandbLogger, "finish", finish_interrupted)
     monkeypatch.setenv("WANDB_MODE", "offline")
     words = [word for word in TINY if word != "logger=csv"]
-    composed = compose(*words, "data=folder", f"data.root={shapes}", "data.batch_size=8", "debug=fast")
-    composed.run_dir = str(tmp_path / "run")
+    words += ["data=folder", f"data.root={shapes}", "data.batch_size=8", "debug=fast"]
+    config = config_of(*words, run_dir=tmp_path / "run")
     if times == 1:
-        run.fit(composed)
+        train.train(config)
     else:
         with pytest.raises(SystemExit) as stopped:
-            run.fit(composed)
+            train.train(config)
         assert stopped.value.code == 128 + signal.SIGINT
     assert summary_of(tmp_path / "run")["status"] == "finished"
 

@@ -49,7 +49,7 @@ def test_two_processes_end_with_the_weights_of_one(shapes: Path, tmp_path: Path)
 
 
 def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: Path) -> None:
-    """One val image for two ranks, with BatchNorm; broken training images are left out, and listed from all ranks."""
+    """One val image for two ranks, with BatchNorm; broken training images are skipped, and listed from all ranks."""
     root = tmp_path / "data"
     shutil.copytree(shapes / "train", root / "train")
     (root / "val/ring").mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     summary = summary_of(tmp_path / "run")
     assert sorted(summary["skipped_images"]) == [str(path) for path in broken]
-    assert "6 broken images were left out" in done.stdout
+    assert "6 broken images were skipped" in done.stdout
     alone = command("eval.py", f"run={tmp_path / 'run'}", "ckpt=last", f"paths.logs={tmp_path}")
     assert alone.returncode == 0, alone.stderr
     found = json.loads((tmp_path / "run/eval.json").read_text())
@@ -162,7 +162,7 @@ def test_a_rank_that_fails_ends_the_run_as_failed(shapes: Path, tmp_path: Path) 
     )
     assert done.returncode == 2
     assert "0000.jpg cannot be read as an image" in done.stderr
-    assert len(done.stderr.splitlines()) == 1, "told once, without a traceback"
+    assert len(done.stderr.splitlines()) == 1, "once, without a traceback"
     assert summary_of(tmp_path / "run")["status"] == "failed"
 
 
@@ -191,8 +191,8 @@ import os, torch, torch.distributed as dist
 from conftest import config_of as compose
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from alexlab.engine.devices import (Devices)
-from alexlab.commands.trainer import (_strategy)
+from alexlab.commands.build import _strategy
+from alexlab.engine.devices import Devices
 
 made = FSDP.__init__
 FSDP.__init__ = lambda self, *a, device_id=None, **k: made(self, *a, device_id=torch.device("cpu"), **k)
@@ -269,7 +269,7 @@ def test_slurm_is_asked_for_the_job_again(shapes: Path, tmp_path: Path) -> None:
 
     done = command(*words, env=env, watch=kill_when(due, signal.SIGUSR1))
     assert done.returncode == 128 + signal.SIGUSR1, done.stderr
-    assert "SLURM was asked for job 91 again." in done.stdout
+    assert "SLURM queued job 91 again." in done.stdout
     assert asked.read_text() == "requeue 91\n"
     assert summary_of(folder)["status"] == "preempted"
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
@@ -305,8 +305,8 @@ def test_torchrun_starts_again_from_the_newest_checkpoint(shapes: Path, tmp_path
     while process.poll() is None and not killed:
         with contextlib.suppress(psutil.NoSuchProcess):
             watch(process.pid)
-    told = process.communicate(timeout=200)[0]
+    printed = process.communicate(timeout=200)[0]
     assert killed
-    assert process.returncode == 0, told
-    assert ", resumed" in told
+    assert process.returncode == 0, printed
+    assert ", resumed" in printed
     assert difference(tmp_path / "x", run_dir) is None

@@ -1,4 +1,4 @@
-"""Ranks that are killed or freeze while they train, under both launchers: the others leave, and one message tells."""
+"""Ranks that are killed or freeze while they train, under both launchers: the others stop, with one message."""
 
 import contextlib
 import os
@@ -59,7 +59,7 @@ SOME = [(signal.SIGTERM, "rank 1", 2), (signal.SIGUSR1, "command", 2), (signal.S
 
 @pytest.mark.parametrize(("number", "target", "ranks"), MATRIX if os.environ.get("ALEXLAB_FAULTS") else SOME)
 def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, tmp_path: Path) -> None:
-    """To whom a scheduler, a terminal or a colleague sends them: all ranks end at the same step, which is kept."""
+    """A scheduler, a terminal or a colleague sends them: all ranks stop at the same step, which is saved."""
     run_dir, sent = tmp_path / "run", list[psutil.Process]()
 
     def watch(pid: int) -> None:
@@ -84,9 +84,9 @@ def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, 
     assert "Traceback" not in done.stdout + done.stderr
     assert not [process for process in sent if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert summary_of(run_dir)["status"] == "preempted"
-    kept = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    saved = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     steps = [int(row["step"]) for row in rows_of(run_dir) if "train/loss_step" in row]
-    assert steps == list(range(kept)), "none is lost"
+    assert steps == list(range(saved)), "none is lost"
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -98,12 +98,12 @@ def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None
     assert strike.left == []
     assert done.returncode == 128 + signal.SIGKILL
     why = (
-        f"rank {which} of 2 was ended by signal SIGKILL (kill -9, or memory was used up: `dmesg` tells); the run has "
-        "ended on all ranks."
+        f"rank {which} of 2 was stopped by signal SIGKILL (kill -9, or the system ran out of memory: `dmesg` says which); "
+        "the run has stopped on all ranks."
     )
-    assert done.stderr == f"error: {why}\nGo on with it: python train.py resume={run_dir}\n"
-    told = summary_of(run_dir)
-    assert (told["status"], told["error"]) == ("failed", why)
+    assert done.stderr == f"error: {why}\nResume it with: python train.py resume={run_dir}\n"
+    summary = summary_of(run_dir)
+    assert (summary["status"], summary["error"]) == ("failed", why)
 
 
 def test_a_rank_that_freezes(shapes: Path, tmp_path: Path) -> None:
@@ -115,10 +115,10 @@ def test_a_rank_that_freezes(shapes: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert (
-        "error: of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=0.1 minutes; the run has "
-        "ended on all ranks.\nGo on with it: python train.py resume=" in done.stderr
+        "error: Of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=0.1 minutes; the run has "
+        "stopped on all ranks.\nResume it with: python train.py resume=" in done.stderr
     )
-    assert "RuntimeError: " in (run_dir / "train.log").read_text(), "what torch said is kept"
+    assert "RuntimeError: " in (run_dir / "train.log").read_text(), "torch's own message is in the log"
     assert summary_of(run_dir)["status"] == "failed"
 
 
@@ -129,17 +129,17 @@ def test_a_rank_of_torchrun_that_is_killed(shapes: Path, tmp_path: Path) -> None
     process = subprocess.Popen(words, cwd=ROOT, env=clean_env(), stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not strike.ranks:
         strike(process.pid)
-    told = process.communicate(timeout=120)[1]
+    printed = process.communicate(timeout=120)[1]
     assert strike.left == []
     assert process.returncode == 1
-    assert told.count("error: another rank was lost.") == 1
-    assert re.search(r"exitcode *: -9", told), "torchrun's own report"
-    assert "[rank0]:" not in told, "no traceback of the one that was left alone"
+    assert printed.count("error: another rank was lost.") == 1
+    assert re.search(r"exitcode *: -9", printed), "torchrun's own report"
+    assert "[rank0]:" not in printed, "no traceback of the rank that noticed"
     assert summary_of(run_dir)["status"] == "failed"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer.", "another rank was lo"),
         ("[gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:1", "another rank was lost."),
@@ -148,10 +148,10 @@ def test_a_rank_of_torchrun_that_is_killed(shapes: Path, tmp_path: Path) -> None
         ("wait timeout after 600000ms, keys: /x (TCPStore)", "another rank did not answer"),
     ],
 )
-def test_what_torch_says_of_lost_ranks(text: str, told: str) -> None:
+def test_what_torch_says_of_lost_ranks(text: str, message: str) -> None:
     found = lost_peer(RuntimeError(text), 2.5)
     assert isinstance(found, RankLostError)
-    assert told in str(found)
+    assert message in str(found)
 
 
 def test_other_errors_are_no_lost_ranks() -> None:

@@ -122,7 +122,7 @@ def test_kills_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest
     for _ in range(100 * TIMES):
         reading, writing = os.pipe()
         child = os.fork()
-        if child == 0:  # writes one after the other, and tells of each
+        if child == 0:  # writes one after the other, and reports each
             try:
                 for n in range(last + 1, last + 10_000):
                     state = {"n": torch.full((20_000,), n), "state_dict": {}, "alexlab": {}}  # too few for OpenMP
@@ -135,11 +135,11 @@ def test_kills_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest
         time.sleep(draw.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        told = b""
+        written = b""
         while part := os.read(reading, 65536):
-            told += part
+            written += part
         os.close(reading)
-        last = max(last + 1, int.from_bytes(told[-4:], "little") if told else 0)
+        last = max(last + 1, int.from_bytes(written[-4:], "little") if written else 0)
         remove_temporary(folder)
         path = folder / "last.ckpt"
         assert checkpoint.damage_of(path) is None
@@ -147,9 +147,9 @@ def test_kills_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest
         assert (found == found[0]).all()
         assert int(found[0]) in (last, last + 1)
         last = int(found[0])
-        kept = folder / "previous.ckpt"
-        if kept.is_file():
-            assert checkpoint.damage_of(kept) is None
+        previous = folder / "previous.ckpt"
+        if previous.is_file():
+            assert checkpoint.damage_of(previous) is None
         assert sorted(each.name for each in folder.iterdir()) in (
             ["SHA256SUMS", "last.ckpt"], ["SHA256SUMS", "last.ckpt", "previous.ckpt"],
         )  # fmt: skip
@@ -197,7 +197,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_on_the_way(small_disk: Path, shapes: Path) -> None:
-    """Told with what could not be written; what was written before is whole, and the run goes on once there is room."""
+    """The error names the file. What was written before is undamaged, and the run can be resumed once there is space."""
     run_dir, filler = small_disk / "run", small_disk / "filler"
 
     def fill(pid: int) -> None:

@@ -67,7 +67,10 @@ def test_best_counts_from_the_checkpoint_if_its_best_ckpt_is_missing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["optimizer.lr=0.5"], "these differ: optimizer.lr=0.5 (the checkpoint has 0.005). Give the same ones"),
+        (
+            ["optimizer.lr=0.5"],
+            "was trained with other settings: optimizer.lr=0.5 (the checkpoint has 0.005). Give the same ones",
+        ),
         (["scheduler=cosine"], "scheduler.name=cosine (the checkpoint has constant)"),
         (["seed=1", "data.batch_size=4"], "data.batch_size=4 (the checkpoint has 8), seed=1 (the checkpoint has 0)"),
     ],
@@ -94,7 +97,7 @@ def test_other_classes_and_weights_only_checkpoints_are_refused(shapes: Path, tw
     best = two_epochs / "checkpoints/best.ckpt"
     done = tiny_train(shapes, tmp_path / "x", *WORDS, f"ckpt_path={best}")
     assert done.returncode == 2
-    assert "holds weights alone, and training cannot continue from it: give a last.ckpt" in done.stderr
+    assert "has weights only, and training cannot continue from it: give a last.ckpt" in done.stderr
 
 
 def test_a_new_run_continues_from_the_middle_of_an_epoch(shapes: Path, tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_other_images_other_epochs_and_finished_runs_are_refused(
     done = continue_run(grown, tmp_path / "x", two_epochs)
     assert done.returncode == 2
     assert "was trained on other images than those of" in done.stderr
-    assert "train 41 (the checkpoint has 40), by the names of their files" in done.stderr
+    assert "train 41 (the checkpoint has 40); names or sizes of the files differ" in done.stderr
     moved = shapes.rename(shapes.with_name("moved"))
     try:
         done = continue_run(moved, tmp_path / "y", two_epochs)
@@ -147,7 +150,7 @@ def test_other_images_other_epochs_and_finished_runs_are_refused(
     done = continue_run(shapes, tmp_path / "x", two_epochs, "trainer.max_epochs=2")
     assert done.returncode == 2
     assert (
-        "has done 2 epochs (10 steps), and this run would end after 10 steps: give a trainer.max_epochs" in done.stderr
+        "has done 2 epochs (10 steps), and this run would end after 10 steps: set a trainer.max_epochs" in done.stderr
     )
     assert not (tmp_path / "x").exists()
 
@@ -179,16 +182,16 @@ def test_a_checkpoint_is_named_by_its_run_or_as_the_latest(shapes: Path, tmp_pat
     logs, words = f"paths.logs={tmp_path}", [*WORDS, "dry_run=true"]
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=latest", logs)
     assert done.returncode == 2
-    assert "ckpt_path=latest: there is no run below" in done.stderr
+    assert "`ckpt_path=latest`: there is no run below" in done.stderr
     folder = tmp_path / "train/runs/slurm-12.0"
     assert tiny_train(shapes, folder, *WORDS).returncode == 0
     for named in ("latest", str(folder), "slurm-12.0", str(folder / "checkpoints/last.ckpt")):
         done = tiny_train(shapes, tmp_path / "x", *words, f"ckpt_path={named}", "trainer.max_epochs=2", logs)
         assert done.returncode == 0, done.stderr
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=two", logs)
-    assert "ckpt_path=two is not a run's directory" in done.stderr
+    assert "`ckpt_path=two` is not a run's directory" in done.stderr
     done = tiny_train(shapes, tmp_path / "x", *words, "init_from=two", logs)
-    assert "init_from=two is not a run's directory" in done.stderr
+    assert "`init_from=two` is not a run's directory" in done.stderr
 
 
 def test_a_run_starts_from_the_weights_of_another(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:

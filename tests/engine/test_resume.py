@@ -92,10 +92,16 @@ def test_a_run_of_an_older_version_gets_top_level_keys_that_it_lacks(run_dir: Pa
     assert resumed(run_dir).config["finetune"] == {"freeze_epochs": 0, "backbone_lr_factor": 1.0}
 
 
-@pytest.mark.parametrize("text", ["{}", "overrides: []\nmodel: 1\ntrainer: {}\ndata: {}\n"])
-def test_a_config_that_is_incomplete_is_refused(text: str, run_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "is not a run's config: it has no `model`"),
+        ("overrides: []\nmodel: 1\ntrainer: {}\ndata: {}\n", "is incomplete: start the run again from scratch"),
+    ],
+)
+def test_a_config_that_is_incomplete_is_refused(text: str, message: str, run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"config.yaml is incomplete: start the run again from scratch"):
+    with pytest.raises(UserError, match=f"config.yaml {message}"):
         resumed(run_dir)
 
 

@@ -1,4 +1,4 @@
-"""The run's directory: claimed once, its summary the truth."""
+"""The directory of a run: it holds one run, and its summary.json says how that ended."""
 
 import json
 import logging
@@ -6,25 +6,25 @@ import os
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
 
 from alexlab.analysis import gallery
 from alexlab.callbacks.media import Media
 from alexlab.engine import checkpoint_io as checkpoint
+from alexlab.engine import config as configs
 from alexlab.engine import files
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
 
 
-def test_a_directory_is_claimed_once(tmp_path: Path) -> None:
-    config = OmegaConf.create({"run_dir": str(tmp_path / "run"), "seed": 3})
-    rundir.claim(config)
-    assert OmegaConf.load(tmp_path / "run/config.yaml").seed == 3
+def test_a_directory_holds_one_run(tmp_path: Path) -> None:
+    config = {"run_dir": str(tmp_path / "run"), "seed": 3}
+    rundir.create(tmp_path / "run", config)
+    assert configs.read(tmp_path / "run/config.yaml") == config
     with pytest.raises(
-        UserError, match=r"run holds a run already, .*: leave hydra.run.dir out, choose another, or remove it"
+        UserError, match=r"run holds a run already: remove hydra.run.dir, choose another directory, or resume the run"
     ):
-        rundir.claim(config)
+        rundir.create(tmp_path / "run", {})
 
 
 def test_checkpoints_must_fit_before_training_starts(tmp_path: Path) -> None:
@@ -35,7 +35,10 @@ def test_checkpoints_must_fit_before_training_starts(tmp_path: Path) -> None:
         rundir.check_space(tmp_path, {"best": 10**15, "last": 2 * 10**15})
 
 
-def test_marks_tell_the_end_but_do_not_overrule_what_a_rank_said(tmp_path: Path) -> None:
+def test_mark_keeps_the_status_that_a_rank_wrote(tmp_path: Path) -> None:
+    rundir.mark(tmp_path, "failed", "no run has started here")
+    assert not (tmp_path / "summary.json").exists()
+    (tmp_path / "config.yaml").touch()
     rundir.mark(tmp_path, "failed", "rank 1 was killed")
     assert json.loads((tmp_path / "summary.json").read_text()) == {"status": "failed", "error": "rank 1 was killed"}
     rundir.write_json(tmp_path / "summary.json", {"status": "preempted"})
@@ -90,6 +93,7 @@ def test_pictures_and_tables_take_the_place_of_links(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"best": []}', '{"x": ', "\xff", "1" * 5000])
 def test_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(text, encoding="latin-1")
+    (tmp_path / "config.yaml").touch()
     assert rundir.read_summary(tmp_path) == {}
     rundir.mark(tmp_path, "failed", "x")
     assert rundir.read_summary(tmp_path) == {"status": "failed", "error": "x"}
@@ -106,7 +110,7 @@ def test_only_rank_0_writes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ALEXLAB_RANKS", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        rundir.set_up_logging(tmp_path)
+        rundir.set_up_logging(tmp_path, lambda text: text)
         logging.getLogger("alexlab").info("from rank %s", rank)
     assert "from rank 0" in (tmp_path / "train.log").read_text()
     assert "from rank 1" not in (tmp_path / "train.log").read_text()

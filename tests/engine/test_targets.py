@@ -1,6 +1,5 @@
 """What a config may name as `_target_`, and what it may not."""
 
-import contextlib
 import json
 import os
 import re
@@ -12,15 +11,13 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, command, tiny_train
-from omegaconf import OmegaConf
 
 import alexlab
 from alexlab.engine import config as configs
-from alexlab.engine import targets
+from alexlab.engine import overrides, targets
 from alexlab.engine.errors import UserError
 from alexlab.engine.targets import build, build_network, check_targets, without_weights
 from alexlab.models.alexnet import AlexNet
-from alexlab.tasks import load as loading
 
 
 def test_allowed_classes_and_functions() -> None:
@@ -81,7 +78,7 @@ def test_no_target_loads_a_pickle(tmp_path: Path) -> None:
         ("torchvision.models.resnet.ResNet18_Weights.get_state_dict", by_url),
     ):
         with pytest.raises(UserError, match="is not allowed"):
-            build(OmegaConf.create({"_target_": target, **settings}))
+            build({"_target_": target, **settings})
     assert not (tmp_path / "ran").exists()
 
 
@@ -105,11 +102,11 @@ def a_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_of_somebody_else_runs_nothing(key: str, target: str, a_run: Path, shapes: Path, tmp_path: Path) -> None:
     """Whatever its config names, and whichever command reads it."""
     run_dir = shutil.copytree(a_run, tmp_path / "run")
-    config = OmegaConf.load(run_dir / "config.yaml")
-    OmegaConf.update(config, key, {"_target_": target}, force_add=True)
-    OmegaConf.save(config, run_dir / "config.yaml")
+    config = configs.read(run_dir / "config.yaml")
+    overrides.put(config, f"{key}._target_", target)
+    configs.save(config, run_dir / "config.yaml")
     image = next((shapes / "val").rglob("*.jpg"))
-    words = {"eval.py": [], "predict.py": [f"images={image}"], "export.py": ["format=torch_export"], "figures.py": []}
+    words = {"eval.py": [], "predict": [f"images={image}"], "export": ["format=torch_export"], "figures": []}
     commands = [[name, f"run={run_dir}", *more] for name, more in words.items()] if key == "model.net" else []
     for words_ in [*commands, ["train.py", f"resume={run_dir}", "trainer.max_epochs=2"]]:
         done = command(*words_)
@@ -128,12 +125,8 @@ def test_text_is_not_resolved_as_a_reference(tmp_path: Path) -> None:
         text = "\\" * slashes + node
         settings = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.Identity", "x": text}]}
         build(settings)
-        build(configs.create({"net": settings}).net)
         path.write_text(json.dumps({"model": {"net": settings}}))
-        with contextlib.suppress(UserError):  # "is nothing that one refers to"
-            loaded = configs.load(path)
-            build(loaded.model.net)
-            build(configs.resolved(configs.create({**configs.plain(loaded), "data": {"root": "/x"}})).model.net)
+        build(configs.load(path)["model"]["net"])
     assert not copied.exists()
 
 
@@ -203,7 +196,7 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
 ),
         (
 {"_target_": "alexlab.models.pretrained.timm_net", "name": "hf-hub:evil/net"},
-"a run's own config fetches nothing",
+"the config of a run fetches nothing",
 ),
         ({"_target_": "torchvision.models.resnet18", "_args_": ["DEFAULT"]}, "takes 0 of its 1 _args_ by position"),
         ({"_target_": "torch.nn.Identity..x"}, "is not a dotted path, such as torch.nn.Linear"),
@@ -217,9 +210,9 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
 def test_other_networks_are_refused(net: object, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     settings = json.loads(json.dumps(net).replace("{ran}", str(tmp_path / "ran")))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         build_network(settings, num_classes=2)
-    assert why in str(told.value)
+    assert why in str(error.value)
     assert not (tmp_path / "ran").exists()
 
 
@@ -330,72 +323,41 @@ def test_weights_given_by_position_are_removed_too() -> None:
 
 def test_a_resumed_run_fetches_nothing_either(a_run: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(a_run, tmp_path / "run")
-    config = OmegaConf.load(run_dir / "config.yaml")
-    config.model.net.checkpoint_path = str(tmp_path / "evil.pth")
-    config.model.net._target_ = "alexlab.models.pretrained.timm_net"
-    config.model.net.name = "resnet10t"
-    OmegaConf.save(config, run_dir / "config.yaml")
+    config = configs.read(run_dir / "config.yaml")
+    config["model"]["net"] |= {
+        "_target_": "alexlab.models.pretrained.timm_net",
+        "name": "resnet10t",
+        "checkpoint_path": str(tmp_path / "evil.pth"),
+    }
+    configs.save(config, run_dir / "config.yaml")
     done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")
     assert done.returncode == 2
     assert "holds the weights of another network" in done.stderr, "evil.pth was not looked for"
 
 
-def test_a_config_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n")
-    with pytest.raises(UserError, match=r"config.yaml is not a run's config: .* or has aliases"):
-        configs.load(path)
-    path.write_text("a: " + "x" * configs.LARGEST)
-    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it is larger than 1048576 bytes"):
-        configs.load(path)
-
-
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("x: " + "[" * 60_000 + "]" * 60_000, "more than 50 mappings and lists in each other"),  # ended the process
-        ("a: " + "[" * 400_000, "more than 50 mappings"),  # took minutes
-        ("a: " + "{b: " * 400, "more than 50 mappings"),
-        ("- " * 500, "more than 50 mappings"),
-        ("a: 1" + ":59" * 300_000, "a number of more than 1000 characters"),  # of base 60
-        ("a: 0x" + "f" * 100, "a whole number of more than 64 bits"),
-        ("a: '" + "\\" * 200_000 + "${b'", "is nothing that one refers to"),  # took minutes
-        ('a: "' + "${oc.env:A " * 60_000 + '"', "is nothing that one refers to"),  # took minutes
-        ("a: 2026-11-26", "it holds a date, 2026-11-26; texts that look like one need quotes"),
-        ("a: !!set {b}", "it has tags"),
-        ("a: b: c", "mapping values are not allowed"),
-        ("- a", "is not a run's config"),
+        ("a: b: c", "cannot be read as yaml: mapping values are not allowed"),
+        ("a: !!python/object:os.system x", "cannot be read as yaml: could not determine a constructor"),
+        ("- a", "is not a run's config: it has no `model`"),
+        ("a: " + "x" * 2**20, "has more than 1,048,576 bytes, which no run's config has"),
     ],
-    ids=range(12),
+    ids=range(4),
 )
-def test_configs_that_would_take_minutes_are_refused(text: str, why: str, tmp_path: Path) -> None:
+def test_files_that_are_not_a_config_are_refused(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         configs.load(tmp_path / "config.yaml")
-    assert str(tmp_path / "config.yaml") in str(told.value)
-    assert why in str(told.value)
+    assert str(tmp_path / "config.yaml") in str(error.value)
+    assert why in str(error.value)
 
 
 def test_a_config_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
-    """Reading it would wait for a writer for ever."""
+    """Reading it would wait for a writer forever."""
     os.mkfifo(tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it is no file"):
+    with pytest.raises(UserError, match=r"config.yaml is not a file"):
         configs.read(tmp_path / "config.yaml")
-
-
-def test_long_texts_and_deep_settings_are_accepted(tmp_path: Path) -> None:
-    plain: dict[str, object] = {"notes": "as in 12 words " * 100, "slashes": "\\" * 3000}
-    deep: dict[str, object] = plain
-    for _ in range(40):
-        deep["a"] = deep = {}
-    configs.save(configs.create(plain), tmp_path / "config.yaml")
-    assert configs.plain(configs.load(tmp_path / "config.yaml")) == plain
-
-
-def test_a_config_that_lacks_keys_of_every_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("model: {name: x, net: x}\ndata: {root: x}\n")
-    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it has no model.mean, model.std, data.im"):
-        loading.config_of(tmp_path)
 
 
 def test_names_that_do_not_exist_are_refused() -> None:
@@ -418,12 +380,12 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_nested_objects_are_built_and_refused_values_are_named() -> None:
-    made = build(OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2}), out_features=3)
+    made = build({"_target_": "torch.nn.Linear", "in_features": 2}, out_features=3)
     assert made.weight.shape == (3, 2)
     with pytest.raises(UserError, match=r"norm=x must be lrn.* \(alexlab.models.alexnet.AlexNet\)"):
-        build(OmegaConf.create({"_target_": "alexlab.models.alexnet.AlexNet", "norm": "x"}), num_classes=2)
+        build({"_target_": "alexlab.models.alexnet.AlexNet", "norm": "x"}, num_classes=2)
     with pytest.raises(UserError, match=r"torch.nn.Linear cannot be built .*depth"):
-        build(OmegaConf.create({"_target_": "torch.nn.Linear", "depth": 2}))
+        build({"_target_": "torch.nn.Linear", "depth": 2})
     nested = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.getcwd"}]}
     with pytest.raises(UserError, match=r"_target_=os.getcwd is not allowed"):
-        build(OmegaConf.create(nested))
+        build(nested)

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from alexlab.analysis.runs import FACTS, Run, find, frame, is_number, modified, printable, read
 from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
-from alexlab.engine.overrides import shown
 from alexlab.engine.metrics import lower_is_better
+from alexlab.engine.overrides import shown
 from alexlab.engine.settings import NULL_LIMITS, canonical
 
 if TYPE_CHECKING:

@@ -317,12 +317,7 @@ def build_callbacks(
     path, wanted = Path(config.run_dir), config.callbacks
     folder = path / "checkpoints"
 
-    # the user's own: entries with a _target_
-    own = (wanted.model_extra or {}).values()
-    fetch = config.ckpt_path is None  # a checkpoint gives all weights
-    callbacks: list[Callback] = [
-        targets.build(look_up(entry if fetch else targets.without_weights(entry))) for entry in own
-    ]
+    callbacks = build_own_callbacks(config)
     pruning = sweep.make_pruning_callback(config, launcher.rank())
     callbacks += [pruning] if pruning is not None else []
 
@@ -363,6 +358,15 @@ def build_callbacks(
         callbacks.append(Media(path / "figures", wandb))
     callbacks.append(Throughput(config.data.batch_size))  # last: the others' time is not waiting for data
     return preemption, checkpointing, callbacks
+
+
+def build_own_callbacks(config: TrainConfig) -> list[Callback]:
+    """Build the user's own callbacks: the entries of `callbacks` that have a _target_."""
+    fetch = config.ckpt_path is None  # a checkpoint gives all weights
+    return [
+        targets.build(look_up(entry if fetch else targets.without_weights(entry)))
+        for entry in (config.callbacks.model_extra or {}).values()
+    ]
 
 
 def _progress_kind(wanted: str) -> str:

@@ -16,8 +16,10 @@ from alexlab.tasks.load import check_classes, check_function, input_statistics, 
 
 # keys that older checkpoints lack, with what was done then
 ADDED_LATER = {
-    "optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0,
-}  # fmt: skip
+    "optimizer.bias_lr_factor": 1.0,
+    "finetune.freeze_epochs": 0,
+    "finetune.backbone_lr_factor": 1.0,
+}
 
 
 def check_ckpt(
@@ -35,7 +37,7 @@ def check_ckpt(
 
     Args:
         config: plain values.
-        dataset: as the datamodule describes its images: `fingerprint` and `images` of each split.
+        dataset: as `ImageFolders.describe` returns.
         classes: the class folders.
         steps_per_epoch, steps: optimizer steps of an epoch and of the whole run, as the plan has them.
         resumes: it is the run's own checkpoint (`resume=`), and not the start of a new run (`ckpt_path=`).
@@ -50,11 +52,11 @@ def check_ckpt(
     found = checkpoint_io.load(path)
     load_net(net, found, path)
     if "optimizer_states" not in found:
-        raise UserError(f"{named} holds weights alone, and training cannot continue from it: give a last.ckpt.")
+        raise UserError(f"{named} has weights only, and training cannot continue from it: give a last.ckpt.")
     check_classes(found, classes, root)
     check_function(named, found, net, config["data"]["image_size"], same_classes=True)
-    place = found["alexlab"].get("place")
-    if place is None:
+    position = checkpoint_io.position_of(found)
+    if position is None:
         raise UserError(
             f"{named} was written by an older version, and training cannot continue from it; a new run can start from "
             "its weights with init_from."
@@ -71,37 +73,36 @@ def check_ckpt(
     ]
     if differ:
         raise UserError(
-            f"{named} continues with its own settings, and these differ: {', '.join(differ)}. Give the same ones, or "
-            "start a new run."
+            f"{named} was trained with other settings: {', '.join(differ)}. Give the same ones, or start a new run."
         )
 
     before = found["alexlab"]["dataset"]
-    changed = [name for name in changed_splits(before, dataset) if name != "test"]
+    changed = [name for name in changed_splits(before, dataset) if name in ("train", "val")]
     if changed:
         counts = ", ".join(
             f"{name} {dataset['images'].get(name)} (the checkpoint has {before['images'].get(name)})"
             for name in changed
         )
         raise UserError(
-            f"{named} was trained on other images than those of {root}: {counts}, by the names and sizes of their files. Give "
-            "the same images, or start a new run."
+            f"{named} was trained on other images than those of {root}: {counts}; names or sizes of the files differ. "
+            "Give the same images, or start a new run."
         )
 
-    epochs, done = place["epochs"], found["global_step"]
-    if place["steps_per_epoch"] != steps_per_epoch:
+    epochs, done = position["epochs"], found["global_step"]
+    if position["steps_per_epoch"] != steps_per_epoch:
         raise UserError(
-            f"{named} has done {done} steps in epochs of {place['steps_per_epoch']} steps. An epoch has "
-            f"{steps_per_epoch} now, which does not fit its schedule: give the same trainer.limit_train_batches and "
+            f"{named} has done {done} steps in epochs of {position['steps_per_epoch']} steps. An epoch has "
+            f"{steps_per_epoch} now, which does not fit its schedule: set the same trainer.limit_train_batches and "
             "trainer.overfit_batches."
         )
     most = trainer["max_epochs"]
     if most is not None and 0 <= most < epochs:
         raise UserError(
-            f"{named} has done {epochs} epochs, and trainer.max_epochs={most} would have stopped before: give "
+            f"{named} has done {epochs} epochs, and trainer.max_epochs={most} would have stopped before: set "
             f"{epochs} or more."
         )
     if steps <= done and (finished or not resumes):
         raise UserError(
-            f"{named} has done {epochs} epochs ({done} steps), and this run would end after {steps} steps: give a "
+            f"{named} has done {epochs} epochs ({done} steps), and this run would end after {steps} steps: set a "
             f"trainer.max_epochs above {epochs}."
         )

@@ -3,10 +3,11 @@
 import contextlib
 import faulthandler
 import logging
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from alexlab.commands import plan as plans
 from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment, build, build_data, build_task, load_checkpoint
 from alexlab.commands.start import Start, find_start, is_resumed
+from alexlab.data.datamodule import ImageFolders
 from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, run_dir
 from alexlab.engine.config import masker, save
 from alexlab.engine.devices import Devices, choose_precision, find_devices
@@ -41,22 +43,29 @@ def train(config: TrainConfig) -> float | None:
 
     Everything that can be found wrong is found before the run's directory exists.
     """
+    with stopping_on_signals(config) as recorder:
+        start = find_start(config)  # a new run, a resumed one, or one like another
+        report(start.notes)
+        config = start.config
+        if start.is_finished:
+            return run_dir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
+        devices = find_devices(config.trainer)
+        check_devices(config, devices)
+        if config.dry_run:
+            show_plan(config, devices)
+            return None
+        if devices.world_size > 1 and not launcher.external():
+            return train_on_workers(start, devices)
+        return train_rank(start, recorder)
+
+
+@contextlib.contextmanager
+def stopping_on_signals(config: TrainConfig) -> Iterator[SignalRecorder]:
+    """End the process if a signal comes before a callback or the end of the run looks for signals."""
     recorder = SignalRecorder()
     try:
-        with recorder.recording():  # a signal stops the run at once, until a callback looks for signals
-            start = find_start(config)  # a new run, a resumed one, or one like another
-            report(start.notes)
-            config = start.config
-            if start.is_finished:
-                return run_dir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
-            devices = find_devices(config.trainer)
-            check_devices(config, devices)
-            if config.dry_run:
-                show_plan(config, devices)
-                return None
-            if devices.world_size > 1 and not launcher.external():
-                return train_on_workers(start, devices)
-            return train_rank(start, recorder)
+        with recorder.recording():
+            yield recorder
     except Preempted as error:
         if launcher.rank() == 0:
             print("\n".join(summaries.of_signal(config, error.number)), flush=True)
@@ -94,90 +103,102 @@ def train_on_workers(start: Start, devices: Devices) -> float | None:
     config, path = start.config, Path(start.config.run_dir)
     data = build_data(config, devices).read()
     plans.make_plan(config, devices.world_size, data.images)
-    changes = [f"warning: {line}" for line in start.compare(data.describe())]
-    report(changes)
+    notes = [*start.notes, *report_changes(start, data)]
     threads = max(1, cores() // devices.local)
-    payload = {"config": config.model_dump(exclude_unset=True), "notes": [*start.notes, *changes]}
-    outcome = launcher.run_workers(payload, devices.world_size, threads, config.trainer.master_port)
+    before = written_at(path)
+    outcome = launcher.run_workers(
+        {"config": config.model_dump(exclude_unset=True), "notes": notes},
+        devices.world_size,
+        threads,
+        config.trainer.master_port,
+    )
+    has_started = written_at(path) != before  # otherwise a resumed run stays as it was
+    if outcome.code and has_started:
+        run_dir.mark(path, "preempted" if outcome.by_signal else "failed", outcome.why)
     if outcome.by_signal:
         if not outcome.reported:
             print("\n".join(summaries.of_signal(config, outcome.code - 128)), flush=True)
-        run_dir.mark(path, "preempted", outcome.why)
         sys.exit(outcome.code)
+    if outcome.code == 2:
+        raise UserError(outcome.why)
     if outcome.code:
-        run_dir.mark(path, "failed", outcome.why)
-        if outcome.code == 2:
-            raise UserError(outcome.why)
         raise RunFailedError(f"{outcome.why}\n{summaries.how_to_continue(path)}", outcome.code)
     return run_dir.read_summary(path)["best"].get(config.monitor)
 
 
-def train_rank(start: Start, recorder: SignalRecorder | None = None) -> float | None:
-    """Train as one rank, or alone.
+def report_changes(start: Start, data: ImageFolders) -> list[str]:
+    """Print how the images and the code differ from those of the run that `from_run=` names, and return these lines."""
+    changes = [f"warning: {line}" for line in start.compare(data.describe())]
+    report(changes)
+    return changes
 
-    Args:
-        recorder: of signals, if the caller has one already.
-    """
-    config = start.config
-    with contextlib.ExitStack() as stack:
-        recorder = recorder or stack.enter_context(SignalRecorder().recording())
-        devices = find_devices(config.trainer)
-        if devices.kind == "cpu":
-            keep_memory()
-        run_dir.quiet_libraries()
-        experiment = build(config, devices, recorder)
-        changes = [f"warning: {line}" for line in start.compare(experiment.data.describe())]
-        report(changes)
-        notes = [*start.notes, *changes]
-        with RunSession(config, experiment, recorder, notes) as session:
-            # train
-            experiment.trainer.fit(
-                experiment.task, datamodule=experiment.data, ckpt_path=config.ckpt_path, weights_only=True
-            )
-            experiment.preemption.agree(experiment.trainer)
-            summaries.report_stop(experiment)
-            validate_last(experiment)
-            session.collect()
-            # test the best weights
-            if session.tests:
-                session.results["test"] = test_best(experiment, Path(config.run_dir))
-            session.complete()
-            # draw
-            if session.draws:
-                save_figures(config, experiment)
+
+def written_at(path: Path) -> int | None:
+    """Return when a run's config.yaml was written, which each start of the run does; None if there is none."""
+    file = path / "config.yaml"
+    return file.stat().st_mtime_ns if file.is_file() else None
+
+
+def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
+    """Train as one rank, or alone."""
+    config, path = start.config, Path(start.config.run_dir)
+    devices = find_devices(config.trainer)
+    if devices.kind == "cpu":
+        keep_memory()
+    run_dir.quiet_libraries()
+    experiment = build(config, devices, recorder)
+    notes = [*start.notes, *report_changes(start, experiment.data)]
+    with RunSession(config, experiment, recorder, notes) as session:
+        # train
+        experiment.trainer.fit(
+            experiment.task, datamodule=experiment.data, ckpt_path=config.ckpt_path, weights_only=True
+        )
+        experiment.preemption.agree(experiment.trainer)
+        summaries.report_stop(experiment)
+        validate_last(experiment)
+        session.measured = summaries.metrics_of(experiment, path)
+        # test the best weights
+        if config.test and config.trainer.limit_test_batches not in (0, 0.0) and not experiment.is_pruned:
+            session.results["test"] = test_best(experiment, path)
+        session.complete()
+        # draw
+        if config.callbacks.figures and not experiment.is_pruned and launcher.rank() == 0:
+            save_figures(config, experiment)
     if launcher.rank() == 0:
-        summaries.show_end(session.summary, Path(config.run_dir), experiment.wandb)
+        summaries.show_end(session.summary, path, experiment.wandb)
         summaries.show_standing(config)
     return session.summary["best"].get(config.monitor)
 
 
 class RunSession:
-    """What surrounds the training: the run's directory, its lock and log, W&B; and summary.json however it ends."""
+    """The run's directory, lock, log and W&B run, open while it trains. However it ends, summary.json and W&B say how.
+
+    Attributes:
+        measured: what `summaries.metrics_of` returns after the training.
+        results: further entries of summary.json.
+        summary: the content of summary.json, once the run has ended.
+    """
 
     def __init__(self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, notes: list[str]) -> None:
         self.config, self.experiment, self.recorder, self.notes = config, experiment, recorder, notes
         self.path = Path(config.run_dir)
         self.is_first = launcher.rank() == 0
-        self.stack = contextlib.ExitStack()
-        self.results: dict[str, Any] = {
-            "best": {},
-            "last": {},
-            "test": {},
-            "checkpoints": {},
-            "images_per_second": None,
-        }
-        self.summary: dict[str, Any] = {}
+        self.is_open = not self.is_first  # whether the directory is this run's; other ranks write nothing there
+        self.is_created = False  # whether there was no such directory, or an empty one
         self.status: Status = "failed"
-        self.opened = not self.is_first  # whether the directory is this run's
+        self.measured: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "RunSession":
-        self.start = time.monotonic()
+        self._started = time.monotonic()
         config, experiment = self.config, self.experiment
-        mask = masker(config.model_dump(exclude_unset=True))
         try:
             if self.is_first:
                 self._open_directory()
-            run_dir.set_up_logging(self.path, mask)
+            else:
+                run_dir.set_up_logging(self.path, str)
             faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
             if hasattr(signal, "SIGUSR2"):  # kill -USR2 prints where each thread of a rank is
                 faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
@@ -189,45 +210,45 @@ class RunSession:
             experiment.open_loggers(config)
             summaries.report_start(config, experiment)
         except BaseException as error:
+            if isinstance(error, UserError) and self.is_created:  # a mistake leaves no directory
+                shutil.rmtree(self.path, ignore_errors=True)
+                self.is_open = False
             self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def _open_directory(self) -> None:
-        """Create the run's directory, or reset that of a resumed run to its checkpoint."""
-        config, path = self.config, self.path
+        """Create the run's directory, or reset that of a resumed run to its checkpoint, and start the W&B run.
+
+        Raises:
+            UserError: another process trains there, or W&B refuses the settings. A resumed run is still as it was.
+        """
+        config, path, wandb = self.config, self.path, self.experiment.wandb
         plain = config.model_dump(exclude_unset=True)
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None
+        resumed = is_resumed(config.resume.run, path)
         run_dir.check_space(path, plans.checkpoint_bytes(self.experiment.task.net, config))
-        if is_resumed(config.resume.run, path):
-            self.stack.enter_context(lock(path, LOCK))
-            save(plain, path / "config.yaml")
-            lines = resume.reset_directory(path, source)
-        else:
+        path.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(path.iterdir())
+        self._stack.enter_context(lock(path, LOCK))
+        if not resumed:
             run_dir.create(path, plain)
-            self.stack.enter_context(lock(path, LOCK))
-            lines = [f"run directory: {run_dir.shown(path)}"]
-        self.opened = True
+            self.is_created, self.is_open = is_empty, True
+            print(f"run directory: {run_dir.shown(path)}", flush=True)
+        run_dir.set_up_logging(path, masker(plain))
+        if wandb is not None:
+            wandb.start()
+        lines: list[str] = []
+        if resumed:
+            self.is_open = True
+            save(plain, path / "config.yaml")
+            lines += resume.reset_directory(path, source)
         if source is not None and not resume.is_own(source, path):
             lines += [note] if (note := resume.copy_best(source, path, config.monitor)) is not None else []
         if (changed := provenance.save(path)) is not None:
             lines.append(f"warning: {changed}")
-        print("\n".join(lines), flush=True)
-
-    @property
-    def tests(self) -> bool:
-        config = self.config
-        return config.test and config.trainer.limit_test_batches not in (0, 0.0) and not self.results.get("pruned")
-
-    @property
-    def draws(self) -> bool:
-        return self.is_first and self.config.callbacks.figures and not self.results.get("pruned")
-
-    def collect(self) -> None:
-        """Gather what the run has measured so far."""
-        self.results |= summaries.metrics_of(self.experiment, self.path)
-        if self.experiment.is_pruned:
-            self.results["pruned"] = True
+        for line in lines:
+            print(line, flush=True)
 
     def complete(self) -> None:
         """Agree with the other ranks that the run is finished, and write its summary."""
@@ -240,66 +261,70 @@ class RunSession:
             torch.distributed.destroy_process_group()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not self.opened:  # nothing was written
-            self.stack.close()
-            return
         self.recorder.is_polled = True
-        wandb, stopped_by = self.experiment.wandb, None
-        replaced: BaseException | None = None
-        if isinstance(error, Preempted) and self.status != "finished":
-            self.status, stopped_by = "preempted", error.number
-            self.results["error"] = str(error)
-            for line in summaries.of_signal(self.config, error.number) if self.is_first else ():
-                log.warning("%s", line)
-            replaced = SystemExit(128 + error.number)
-        elif error is not None:
-            self.status = "failed"
-            lost = lost_peer(error, self.config.trainer.timeout)
-            self.results["error"] = str(lost or f"{type(error).__name__}: {error}")
-            with_trace = not isinstance(error, UserError)
-            log.error("failed: %s", self.results["error"], exc_info=with_trace, extra={"file_only": True})
-            replaced = lost
         try:
-            if self.status != "finished":
-                so_far = summaries.metrics_of(self.experiment, self.path)
-                self.results = so_far | {key: value for key, value in self.results.items() if value}
-                self._write_summary()
-            if wandb is not None:
-                if self.status == "finished":
-                    metadata = summaries.metadata_of(self.config, self.summary)
-                    wandb.log_checkpoint(self.path / "checkpoints/best.ckpt", metadata)
-                measured = {key: v for key, v in self.summary.items() if key not in self.experiment.facts}
-                wandb.log_summary(naming.without_paths(measured))
-                wandb.finish(self.status, stopped_by)
+            replacement = self._close(error)
+        except Preempted as second:  # Ctrl-C again: the user does not want to wait
+            raise SystemExit(128 + second.number) from None
         finally:
-            self.stack.close()
-        if replaced is not None:
-            raise replaced from error
+            self._stack.close()
+        if replacement is not None:
+            raise replacement from error
+
+    def _close(self, error: BaseException | None) -> BaseException | None:
+        """Write how the run ended, and close its W&B run. Returns what to raise instead of `error`."""
+        config, experiment, wandb = self.config, self.experiment, self.experiment.wandb
+        replacement: BaseException | None = None
+        stopped_by = error.number if isinstance(error, Preempted) else None
+        if stopped_by is not None and self.is_open:
+            replacement = SystemExit(128 + stopped_by)
+            if self.status != "finished":
+                self.status = "preempted"
+                self.results["error"] = str(error)
+                for line in summaries.of_signal(config, stopped_by) if self.is_first else ():
+                    log.warning("%s", line)
+        elif error is not None and self.is_open:
+            self.status = "failed"
+            replacement = lost_peer(error, config.trainer.timeout)
+            self.results["error"] = str(replacement or f"{type(error).__name__}: {error}")
+            has_trace = not isinstance(error, UserError)
+            log.error("failed: %s", self.results["error"], exc_info=has_trace, extra={"file_only": True})
+        if self.is_open and self.status != "finished":
+            self._write_summary()
+        if wandb is not None:
+            if self.status == "finished":
+                wandb.log_checkpoint(self.path / "checkpoints/best.ckpt", summaries.metadata_of(config, self.summary))
+            measured = {key: value for key, value in self.summary.items() if key not in experiment.facts}
+            wandb.log_summary(naming.without_paths(measured))
+            wandb.finish(self.status, stopped_by)
+        return replacement
 
     def _write_summary(self) -> None:
-        """Write summary.json on rank 0. A full disk must not keep W&B from hearing how the run ended."""
-        skipped = self.experiment.task.skipped
+        """Write summary.json on rank 0. If that fails, W&B must still hear how the run ended."""
+        experiment = self.experiment
+        skipped = list(experiment.task.skipped)
         if skipped:
-            self.results["skipped_images"] = list(skipped)
-            log.warning("%d broken images were skipped: %s", len(skipped), ", ".join(list(skipped)[:5]))
-        seconds = time.monotonic() - self.start
+            self.results["skipped_images"] = skipped
+            log.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))
+        if experiment.is_pruned:
+            self.results["pruned"] = True
+        seconds = time.monotonic() - self._started
         if resume.is_own(self.config.ckpt_path, self.path):
-            seconds += self.experiment.throughput.seconds_before
+            seconds += experiment.throughput.seconds_before
         self.summary = {
             "status": self.status,
             "seconds": round(seconds, 2),
             "test": {},
+            **(self.measured or summaries.metrics_of(experiment, self.path)),
             **self.results,
-            **self.experiment.facts,
+            **experiment.facts,
         }
-        if not self.is_first:
-            return
         try:
-            run_dir.write_json(self.path / "summary.json", self.summary)
+            if self.is_first:
+                run_dir.write_json(self.path / "summary.json", self.summary)
         except OSError as error:
             log.error("summary.json could not be written: %s", error.strerror)
             if self.status == "finished":
-                self.status = "failed"
                 raise
 
 

@@ -29,7 +29,8 @@ def main() -> int:
             from alexlab.commands import train
             from alexlab.commands.start import Start
 
-        train.train_rank(Start(config, payload["notes"]))
+        with train.stopping_on_signals(config) as recorder:
+            train.train_rank(Start(config, payload["notes"]), recorder)
     except SystemExit as error:
         if not isinstance(error.code, int):
             raise

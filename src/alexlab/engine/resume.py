@@ -263,9 +263,12 @@ def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
         summary.replace(run_dir / "summary.before.json")
     rows, notes, best_path = 0, [], run_dir / "checkpoints/best.ckpt"
     if ckpt_path is not None and is_own(ckpt_path, run_dir):
-        found = checkpoint_io.load(ckpt_path)["alexlab"]
-        rows = found["place"]["rows"]
-        if best_path.is_file() and checkpoint_io.load(best_path)["alexlab"].get("best") != found["best"]:
+        found = checkpoint_io.load(ckpt_path)
+        position = checkpoint_io.position_of(found)
+        assert position is not None, "commands/checks.py refuses a checkpoint without one"
+        rows = position["rows"]
+        best = found["alexlab"]["best"]
+        if best_path.is_file() and checkpoint_io.load(best_path)["alexlab"].get("best") != best:
             best_path.unlink()
             notes.append(
                 f"removed {shown_path(best_path)}: it was of later steps than the checkpoint, and these are trained "
