@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import wandb
 import yaml
-from conftest import command, summary_of, tiny_train
-from test_naming import composed
+from conftest import command, composed, summary_of, tiny_train
 from wandb_server import WandbServer, wandb_server
 
 from alexlab.commands import from_run
@@ -20,6 +19,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import naming
 from alexlab.engine.config import flat
 from alexlab.engine.errors import UserError
+from alexlab.engine.overrides import put
 from alexlab.loggers import wandb_api
 
 FOLDER = "data=folder data.root={data}"
@@ -38,7 +38,7 @@ def folders(tmp_path: Path) -> dict[str, str]:
 
 def plain(words: str, folders: dict[str, str]) -> dict[str, Any]:
     """What a plain command line composes."""
-    return configs.plain(configs.resolved(composed(*words.format(**folders).split())))
+    return composed(*words.format(**folders).split())
 
 
 def save_run(words: str, folders: dict[str, str], change: dict[str, Any] | None = None) -> None:
@@ -53,7 +53,7 @@ def save_run(words: str, folders: dict[str, str], change: dict[str, Any] | None 
         if value is not None:
             node[last] = value
     Path(folders["run"]).mkdir(parents=True, exist_ok=True)
-    configs.save(configs.create(config), Path(folders["run"], "config.yaml"))
+    configs.save(config, Path(folders["run"], "config.yaml"))
 
 
 def repeat(words: str, folders: dict[str, str]) -> from_run.Repeated:
@@ -169,14 +169,11 @@ def test_overrides_that_do_not_fit_the_run_are_refused(
 ) -> None:
     save_run(words, folders)
     today = plain("from_run={run}", folders)
-    config = configs.create(today)
     for text in more.format(**folders).split():
         key, _, value = text.partition("=")
         today["overrides"].append(text)
-        configs.OmegaConf.set_struct(config, False)
-        if key in ("resume.run", "from_wandb", "ckpt_path"):
-            configs.OmegaConf.update(config, key, value)
-    today = configs.plain(config) | {"overrides": today["overrides"]}
+        if key in ("resume.run", "from_wandb"):
+            put(today, key, value)
     with pytest.raises(UserError, match=message):
         from_run.repeat(today)
 
@@ -235,7 +232,7 @@ def from_wandb(
 def test_floats_come_back_from_wandb_as_floats(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     words = f"{FOLDER} augment.scale=[0.5,1.0] trainer.limit_val_batches=1.0 trainer.limit_train_batches=1"
     then = plain(words, folders) | {"run_dir": "/logs/then"}
-    logged = naming.for_others(configs.create(then))
+    logged = naming.for_others(then)
     assert str(settings(from_wandb(logged, "data.root={data}", folders, monkeypatch))) == str(settings(then))
     logged["floats"] = ["trainer.limit_val_batches", "nowhere.0", "augment.scale.7", "seed.x", 3]
     made = from_wandb(logged, "data.root={data}", folders, monkeypatch)
@@ -274,7 +271,7 @@ def test_a_resumed_wandb_run_is_repeated_from_its_start(
 ) -> None:
     config = composed(*FOLDER.format(**folders).split())
     for last in ("last.ckpt", "previous.ckpt"):
-        config.ckpt_path, config.resume.run = f"{config.run_dir}/checkpoints/{last}", "latest"
+        config["ckpt_path"], config["resume"]["run"] = f"{config['run_dir']}/checkpoints/{last}", "latest"
         assert from_wandb(naming.for_others(config), "data.root={data}", folders, monkeypatch)["ckpt_path"] is None
 
 

@@ -4,33 +4,16 @@ import json
 import re
 from typing import Any
 
-import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from conftest import composed
 
-from alexlab.commands.cli import register_resolvers
 from alexlab.engine import config as configs
 from alexlab.engine import naming, settings
-from alexlab.engine.config import CONF
-
-
-def composed(*words: str) -> DictConfig:
-    """Compose the config of `train`, with the overrides and the option of each group, as cli.py does."""
-    register_resolvers("now")
-    GlobalHydra.instance().clear()
-    task = [word for word in words if not word.startswith("hydra.")]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", overrides=task, return_hydra_config=True)
-    found: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    OmegaConf.set_struct(found, False)
-    chosen = {key: name for key, name in config.hydra.runtime.choices.items() if (CONF / key).is_dir() and name}
-    found.overrides, found.choices, found.run_dir = [configs.escaped(word) for word in task], chosen, "/logs/x"
-    return configs.create(configs.plain(found))
 
 
 def plain(*words: str) -> dict[str, Any]:
-    return configs.plain(composed(*words))
+    """Compose the config of train.py; hydra.* is no key of it."""
+    return composed(*(word for word in words if not word.startswith("hydra.")), run_dir="/logs/x")
 
 
 @pytest.mark.parametrize(
@@ -141,8 +124,8 @@ def test_a_checkpoint_is_shown_with_the_name_of_its_run() -> None:
     config["resume"]["run"] = "auto"
     own = shared(init_from="/w/weights.ckpt", ckpt_path=f"{config['run_dir']}/checkpoints/last.ckpt")
     assert (own["init_from"], own["ckpt_path"]) == ("weights.ckpt", "last.ckpt")
-    assert settings.own_ckpt(own)
-    assert not settings.own_ckpt({**own, "ckpt_path": "y/last.ckpt"})
+    assert settings.is_own_checkpoint(own)
+    assert not settings.is_own_checkpoint({**own, "ckpt_path": "y/last.ckpt"})
 
 
 def test_the_keys_of_whole_floats_are_listed() -> None:

@@ -366,7 +366,7 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     if issubclass(command.model, schema.TrainConfig):
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
-        plain["data"] = _with_absolute_paths(plain.get("data"))
+        plain["data"] = with_absolute_paths(plain.get("data"))
     return plain
 
 
@@ -386,7 +386,7 @@ def _choices(hydra_config: Any) -> Plain:
     return {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
 
 
-def _with_absolute_paths(data: Any) -> Any:
+def with_absolute_paths(data: Any) -> Any:
     """Paths are seen from the working directory, which a rank or a resume may not share."""
     if not isinstance(data, dict):
         return data
