@@ -295,7 +295,7 @@ def test_a_complete_preparation_is_checked_when_it_is_run_again(
     with pytest.raises(UserError, match=r"was prepared in format 99, and this program reads format 1: prepare it"):
         prepared.read(out)
     (out / "prepared.json").write_text("{")
-    with pytest.raises(UserError, match=r"prepared.json cannot be read .*: run prepare.py again, from scratch"):
+    with pytest.raises(UserError, match=r"prepared.json cannot be read .*: run alexlab prepare again, from scratch"):
         prepared.read(out)
 
 
@@ -345,11 +345,11 @@ def test_an_image_of_a_shard_that_was_cut_is_reported(jpegs: Path, tmp_path: Pat
         (lambda about, arrays: arrays.update(offsets=arrays["offsets"] - 1), r"images of train are outside"),
         (lambda about, arrays: arrays.update(offsets=arrays["offsets"] + 10**6), r"images of train are outside"),
         (lambda about, arrays: arrays.update(sizes=arrays["sizes"] / 1.0), r"sizes of train are not 12 whole numbers"),
-        (lambda about, arrays: arrays.update(ends=np.array([{}] * 12)), r"is not what prepare.py writes \("),
-        (lambda about, arrays: arrays.pop("targets"), r"is not what prepare.py writes \("),
+        (lambda about, arrays: arrays.update(ends=np.array([{}] * 12)), r"is not what `alexlab prepare` writes \("),
+        (lambda about, arrays: arrays.pop("targets"), r"is not what `alexlab prepare` writes \("),
         (lambda about, arrays: about.update(format="other"), r"\(its format is 'other'\)"),
-        (lambda about, arrays: about.update(splits=[1]), r"is not what prepare.py writes \("),
-        (lambda about, arrays: about.pop("splits"), r"is not what prepare.py writes \('splits'\)"),
+        (lambda about, arrays: about.update(splits=[1]), r"is not what `alexlab prepare` writes \("),
+        (lambda about, arrays: about.pop("splits"), r"is not what `alexlab prepare` writes \('splits'\)"),
         (
             lambda about, arrays: about["splits"]["train"]["shards"][0].update(file="../secret.bin"),
             r"../secret.bin of train is outside of the folder",

@@ -143,7 +143,7 @@ def test_what_the_device_cannot_do_is_refused(squares: Path, settings: dict[str,
 def test_files_cannot_be_cropped_on_the_device(shapes: Path) -> None:
     message = (
         f"data.crop_on=device cannot be used for the train images of {shapes}/train: the device crops only images of "
-        "one size that are stored as pixels: prepare them with python prepare.py data.root=PATH out=PATH format=raw "
+        "one size that are stored as pixels: prepare them with alexlab prepare data.root=PATH out=PATH format=raw "
         "square=true"
     )
     with pytest.raises(UserError, match=re.escape(message)):

@@ -31,7 +31,7 @@ def why_not_on_device(index: Index, transform: SampleTransform) -> str | None:
     if size is None or max(size) > LONG * transform.crop_ratio * min(size):  # see SampleTransform.crop_box
         return (
             "the device crops only images of one size that are stored as pixels: prepare them with "
-            "python prepare.py data.root=PATH out=PATH format=raw square=true"
+            "alexlab prepare data.root=PATH out=PATH format=raw square=true"
         )
     if transform.policy != "none":
         return f"augment.policy={transform.policy} works on cropped images, on the CPU: set augment.policy=none"
@@ -52,7 +52,7 @@ def check_device_input(
     if cache == "ram":
         raise UserError(
             "data.cache=ram was removed, as prepared pixels are faster: set data.cache=null, and prepare the images "
-            "with python prepare.py data.root=PATH out=PATH format=raw."
+            "with alexlab prepare data.root=PATH out=PATH format=raw."
         )
     if cache != "device" and crop_on != "device":
         return

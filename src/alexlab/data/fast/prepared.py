@@ -162,7 +162,7 @@ def about(root: Path) -> dict[str, Any]:
         content = json.loads((root / ABOUT).read_text(encoding="utf-8"))
         version = content["version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{root / ABOUT} cannot be read ({error}): run prepare.py again, from scratch.") from None
+        raise UserError(f"{root / ABOUT} cannot be read ({error}): run alexlab prepare again, from scratch.") from None
     if version != VERSION:
         raise UserError(
             f"{root} was prepared in format {version}, and this program reads format {VERSION}: prepare it again."
@@ -188,7 +188,7 @@ def read(root: Path) -> dict[str, PreparedIndex]:
 
 
 def _not_prepared(root: Path, error: Exception) -> UserError:
-    return UserError(f"{root} is not what prepare.py writes ({error}): prepare the images again.")
+    return UserError(f"{root} is not what `alexlab prepare` writes ({error}): prepare the images again.")
 
 
 def _read_split(root: Path, content: dict[str, Any], split: str) -> PreparedIndex:
@@ -203,7 +203,7 @@ def _read_split(root: Path, content: dict[str, Any], split: str) -> PreparedInde
         size = path.stat().st_size if path.is_file() else None
         if size != shard["bytes"]:
             problem = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
-            raise UserError(f"{path} {problem}: copy it again, or remove {root / ABOUT} and run prepare.py again.")
+            raise UserError(f"{path} {problem}: copy it again, or remove {root / ABOUT} and run alexlab prepare again.")
         files.append(path)
     with np.load(root / f"{split}.npz", allow_pickle=False) as held:
         arrays = {key: held[key] for key in ARRAYS}
