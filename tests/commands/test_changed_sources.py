@@ -33,9 +33,12 @@ WRAPPER = """
 import runpy, sys
 import alexlab.models
 alexlab.models.__path__.append({folder!r})
-sys.argv = sys.argv[1:]
 sys.path[0] = {root!r}
-runpy.run_path(sys.argv[0], run_name="__main__")
+if sys.argv[1].endswith(".py"):
+    sys.argv = sys.argv[1:]
+    runpy.run_path({root!r} + "/" + sys.argv[0], run_name="__main__")
+else:
+    runpy.run_module("alexlab", run_name="__main__", alter_sys=True)
 """
 FILE = "alexlab/models/edited_net.py"
 
@@ -50,8 +53,8 @@ def test_every_use_of_a_network_with_edited_source_warns_once(
     net.write_text(NET)
     (tmp_path / "wrapper.py").write_text(WRAPPER.format(folder=str(net.parent), root=str(ROOT)))
 
-    def run(script: str, *words: str) -> str:
-        done = command(str(tmp_path / "wrapper.py"), str(ROOT / script), *words)
+    def run(*words: str) -> str:
+        done = command(str(tmp_path / "wrapper.py"), *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -70,8 +73,8 @@ def test_every_use_of_a_network_with_edited_source_warns_once(
     images = next((shapes / "val").glob("*/*.jpg"))
     for words in (
         evaluate,
-        ("predict.py", f"run={run_dir}", f"images={images}"),
-        ("export.py", f"run={run_dir}", "format=torch_export", f"images={images}"),
+        ("predict", f"run={run_dir}", f"images={images}"),
+        ("export", f"run={run_dir}", "format=torch_export", f"images={images}"),
         ("train.py", *job, f"init_from={run_dir}", "dry_run=true", f"hydra.run.dir={tmp_path / 'new'}"),
     ):
         printed = run(*words)

@@ -72,7 +72,7 @@ def test_a_folder_of_images_alone(run_dir: Path, data: Path, tmp_path: Path) -> 
     assert "has other classes than the run: missing ring, new none." in done.stderr
 
 
-def test_images_that_have_changed_are_told(run_dir: Path, data: Path) -> None:
+def test_changed_images_are_reported(run_dir: Path, data: Path) -> None:
     extra = data / "test/ring/more.jpg"
     shutil.copy(data / "test/ring/0000.jpg", extra)
     try:
@@ -91,7 +91,7 @@ def test_a_split_by_fraction_that_has_changed_is_refused(shapes: Path, tmp_path:
     shutil.copy(root / "ring/0000.jpg", root / "ring/more.jpg")
     done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
     assert done.returncode == 2
-    assert "with images of training among those held out" in done.stderr
+    assert "with training images among those to test" in done.stderr
 
 
 def test_classes_without_an_image_have_no_accuracy(data: Path, tmp_path: Path) -> None:
@@ -99,8 +99,10 @@ def test_classes_without_an_image_have_no_accuracy(data: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
     assert "no image" in done.stdout
-    shares = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
-    assert sum(share is not None for share in shares.values()) == 4, "a part of the test images mixes the classes"
+    accuracies = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
+    assert sum(accuracy is not None for accuracy in accuracies.values()) == 4, (
+        "a part of the test images mixes the classes"
+    )
 
 
 def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Path) -> None:
@@ -114,8 +116,8 @@ def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Pa
     assert {f"test/{key}": found[key] for key in ("loss", "acc1", "acc5")} == summary_of(tmp_path / "run")["test"]
 
 
-def test_a_split_by_fraction_goes_with_its_folder(shapes: Path, tmp_path: Path) -> None:
-    """Moved as it was, its held-out images are scored; changed, all of it is, and that is said."""
+def test_a_split_by_fraction_is_found_in_a_moved_folder(shapes: Path, tmp_path: Path) -> None:
+    """In a folder that was moved, the split's images are tested; in one that has changed, all are, with a note."""
     root = Path(shutil.copytree(shapes / "train", tmp_path / "all"))
     assert tiny_train(root, tmp_path / "run", "data.val_fraction=0.25").returncode == 0
     wanted = ["eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}"]
@@ -130,7 +132,7 @@ def test_a_split_by_fraction_goes_with_its_folder(shapes: Path, tmp_path: Path) 
     shutil.copy(moved / "ring/0000.jpg", moved / "ring/more.jpg")
     done = command(*wanted, f"data.root={moved}")
     assert done.returncode == 0, done.stderr
-    assert "all its images count, so none of them must be from training" in done.stdout
+    assert "all its images are tested, so none of them must be from the training" in done.stdout
     assert json.loads((tmp_path / "run/eval.json").read_text())["images"] == 41
 
 
@@ -148,7 +150,7 @@ def test_a_run_in_half_precision_is_evaluated_on_a_cpu(run_dir: Path, tmp_path: 
     (copy / "config.yaml").write_text(config.replace("precision: auto", "precision: 16-mixed"))
     done = command("eval.py", "run=gpu", f"paths.logs={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert "note: the run's trainer.precision=16-mixed needs a GPU; evaluated in 32-true." in done.stdout
+    assert "note: the run's trainer.precision=16-mixed needs a GPU; tested in 32-true." in done.stdout
 
 
 def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
@@ -181,7 +183,7 @@ def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
     assert evaluated(run_dir, "run=one", "crops=5").returncode == 2
 
 
-def test_the_folder_of_logs_of_another_machine_is_not_made(run_dir: Path, tmp_path: Path) -> None:
+def test_the_log_folder_of_another_machine_is_not_created(run_dir: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run_dir, tmp_path / "logs/train/runs/copied"))
     config = copy / "config.yaml"
     there = tmp_path / "there"
@@ -192,24 +194,23 @@ def test_the_folder_of_logs_of_another_machine_is_not_made(run_dir: Path, tmp_pa
     assert not there.exists()
 
 
-class Sure(torch.nn.Module):
+class Confident(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.tensor([[0.0, 300.0]]).expand(len(images), 2)
 
 
-def test_ten_crops_of_a_net_that_is_sure_and_wrong() -> None:
-    """A probability below what float32 holds is no infinite loss."""
-    told = TenCrops(Sure(), 4)(torch.zeros(3, 3, 6, 6))
-    torch.testing.assert_close(told, torch.tensor([[-300.0, 0.0]]).expand(3, 2))
+def test_ten_crops_of_a_confident_and_wrong_network_give_a_finite_loss() -> None:
+    logits = TenCrops(Confident(), 4)(torch.zeros(3, 3, 6, 6))
+    torch.testing.assert_close(logits, torch.tensor([[-300.0, 0.0]]).expand(3, 2))
 
 
-def test_ten_crops_need_something_around_the_middle(data: Path, tmp_path: Path) -> None:
+def test_ten_crops_need_pixels_around_the_center(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "train/runs/whole"
     assert tiny_train(data, folder, "augment.crop_ratio=1", "debug=fast").returncode == 0
     done = evaluated(folder, "run=whole", "crops=10")
     assert done.returncode == 2
-    assert "crops=10 needs something around the 64 pixels that the net sees" in done.stderr
-    assert "with the run's augment.crop_ratio=1 there is nothing: crops=1" in done.stderr
+    assert "`crops=10` needs pixels around the 64 that the network sees" in done.stderr
+    assert "with the run's augment.crop_ratio=1 there are none: use crops=1" in done.stderr
 
 
 def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) -> None:
@@ -248,17 +249,16 @@ def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) ->
     assert precious.read_text() == "mine"
 
 
-def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
+def test_ignored_files_are_reported(data: Path, tmp_path: Path) -> None:
     assert tiny_train(data, tmp_path / "run", "test=false").returncode == 0
     other = shutil.copytree(data / "val", tmp_path / "other")
     (next(other.iterdir()) / "x.heic").touch()
     done = command("eval.py", f"run={tmp_path / 'run'}", f"data.root={other}")
     assert done.returncode == 0, done.stderr
-    assert f"note: {other}: files that are no images by their suffix are left out: 1 .heic" in done.stdout
+    assert f"note: {other}: files without the suffix of an image are ignored: 1 .heic" in done.stdout
 
 
-@pytest.mark.parametrize("on_nan", ["stop", "skip"])
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("split", "on_nan"), [("train", "stop"), ("train", "skip"), ("val", "stop")])
 def test_a_split_that_is_broken_as_a_whole(split: str, on_nan: str, shapes: Path, tmp_path: Path) -> None:
     root = shutil.copytree(shapes, tmp_path / "data")
     for path in (root / split).rglob("*.jpg"):
@@ -267,4 +267,4 @@ def test_a_split_that_is_broken_as_a_whole(split: str, on_nan: str, shapes: Path
         root, tmp_path / "run", "data.on_error=skip", "trainer.limit_train_batches=null", f"on_nan={on_nan}"
     )
     assert done.returncode == 2
-    assert f"no image of {split} could be read: data.on_error=skip has left out all that there were" in done.stderr
+    assert f"No image of {split} could be read: data.on_error=skip skipped all of them" in done.stderr

@@ -63,7 +63,7 @@ def config_of(run_dir: Path, **more: object) -> Any:
 
 
 def untrained(model: str, composed: Any, folder: Path) -> Path:
-    """A run of a network that nobody has trained, whose statistics and logits are like those of a trained one."""
+    """A run of a network that nobody has trained, with statistics and logits like those of a trained one."""
     torch.manual_seed(0)
     config = composed.copy()
     own = OmegaConf.load(ROOT / f"conf/model/{model}.yaml")
@@ -104,7 +104,7 @@ def logits_of(run_dir: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def opened(path: Path, format: str) -> tuple[Any, dict]:
-    """uint8 (B, 3, S, S) -> logits, and what the file tells of itself."""
+    """uint8 (B, 3, S, S) -> logits, and the description in the file."""
     if format == "onnx":
         session = onnxruntime.InferenceSession(str(path))
         about = json.loads(session.get_modelmeta().custom_metadata_map["alexlab"])
@@ -131,8 +131,8 @@ def test_the_file_is_the_net_at_any_batch_size(
         assert found.shape == (count, 10)
         np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-4)
     printed = capfd.readouterr()
-    assert "on 10 image(s) its logits differ from the run's by " in printed.out
-    assert "10 of 10 best classes are the same" in printed.out
+    assert "on 10 image(s), the logits differ from the run's by " in printed.out
+    assert "10 of 10 top-1 classes are the same" in printed.out
     assert printed.err == ""
     assert os.fsencode(ROOT) not in (folder / FORMATS[format]).read_bytes(), "paths of this machine"
 
@@ -166,17 +166,17 @@ def test_the_documents_example_runs_without_this_package(
         words = [sys.executable, "-I", "-c", code]
         ran = subprocess.run(words, cwd=tmp_path, env=clean_env(), capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
-        told, logits = ran.stdout.splitlines()
+        name_of_class, logits = ran.stdout.splitlines()
         _, transform, classes = alexlab.load(run_dir)
         with torch.no_grad():
             expected = net(transform(tmp_path / name)[None]).numpy()
         # turned before or after it is scaled, a few pixels are rounded otherwise by one of 255
         np.testing.assert_allclose(json.loads(logits), expected, rtol=0, atol=0.05 if name == "turned.jpg" else 1e-4)
-        assert told == classes[int(expected.argmax())]
+        assert name_of_class == classes[int(expected.argmax())]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_the_file_tells_of_itself(format: str, run_dir: Path, tmp_path: Path) -> None:
+def test_the_file_describes_itself(format: str, run_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run_dir, folder)
     config: Any = OmegaConf.load(folder / "config.yaml")
@@ -208,13 +208,15 @@ def test_what_the_file_tells_of_itself(format: str, run_dir: Path, tmp_path: Pat
     np.testing.assert_allclose(net(pixels), logits_of(folder, pixels), rtol=0, atol=1e-4)
 
 
-def test_another_network_is_not_kept(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_network_is_removed(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "deep/model.onnx"
     out.parent.mkdir()
     out.write_text("before")
     done = exported(run_dir, "format=onnx", f"out={out}", "tolerance=1e-30")
     assert done.returncode == 1
-    assert re.search(r"was not kept: on 10 image\(s\) its logits differ from the run's by \S+ at most,", done.stderr)
+    assert re.search(
+        r"not the run's network: on 10 image\(s\), the logits differ from the run's by \S+ at", done.stderr
+    )
     assert re.search(r"tolerance=1e-30 \(the largest logit is \d+\.\d\)", done.stderr)
     assert "Traceback" not in done.stderr
     for wrong in (
@@ -223,7 +225,7 @@ def test_another_network_is_not_kept(run_dir: Path, tmp_path: Path, monkeypatch:
     ):
         monkeypatch.setattr(FromPixels, "forward", wrong)
         for format, name in FORMATS.items():
-            with pytest.raises(RunFailedError, match=r"not the run's network, and was not kept"):
+            with pytest.raises(RunFailedError, match=r"was removed, because it is not the run's network"):
                 export(config_of(run_dir, format=format, out=str(out.with_name(name))))
     assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
     assert out.read_text() == "before"
@@ -233,37 +235,37 @@ def test_another_network_is_not_kept(run_dir: Path, tmp_path: Path, monkeypatch:
 
 
 def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The run's own, spread over its classes; others where those are gone, and never none."""
-    its = OmegaConf.load(run_dir / "config.yaml")
+    """They are the run's own, spread over its classes; if those are gone, images=PATH is needed."""
+    run_config = OmegaConf.load(run_dir / "config.yaml")
 
     def found() -> list[str]:
-        images, numbers = exporting.find_real(config_of(run_dir), its)  # type: ignore[arg-type]
+        images, numbers = exporting.choose_images(config_of(run_dir), run_config)  # type: ignore[arg-type]
         return [images.path(i) for i in numbers]
 
     assert found() == [str(path) for path in sorted((shapes / "test").rglob("*.jpg"))]
-    its.data.root = str(shapes / "train")  # class folders alone
+    run_config.data.root = str(shapes / "train")  # class folders alone
     assert (len(found()), len({Path(path).parent for path in found()})) == (16, 10)
 
     shutil.copytree(run_dir, tmp_path / "run")
-    its.data.root = str(tmp_path / "gone")
-    OmegaConf.save(its, tmp_path / "run/config.yaml")
+    run_config.data.root = str(tmp_path / "gone")
+    OmegaConf.save(run_config, tmp_path / "run/config.yaml")
     out = tmp_path / "run/model.pt2"
-    with pytest.raises(UserError, match=r"gone holds no image any more, and the file is checked on real ones: give so"):
+    with pytest.raises(UserError, match=r"gone has no image any more, and the file is checked on real images: give so"):
         export(config_of(tmp_path / "run", format="torch_export"))
-    with pytest.raises(UserError, match="no image is there"):
+    with pytest.raises(UserError, match="names no image"):
         export(config_of(tmp_path / "run", format="torch_export", images=str(tmp_path / "none")))
     (tmp_path / "images").mkdir()
     (tmp_path / "images/broken.jpg").write_bytes(b"x")
     images = str(tmp_path / "images")
-    with pytest.raises(UserError, match=r"no image is left to check the file on: give whole ones with images=PATH"):
+    with pytest.raises(UserError, match=r"No image could be read to check the file on: give others with images=PATH"):
         export(config_of(tmp_path / "run", format="torch_export", images=images))
     assert not out.exists()
     photo(tmp_path / "images/whole.jpg")
     capsys.readouterr()
     export(config_of(tmp_path / "run", format="torch_export", images=images))
     printed = capsys.readouterr().out
-    assert re.search(r"note: \S+broken.jpg cannot be read as an image \(.*\): left out of the check\.", printed)
-    assert "on 1 image(s) its logits differ" in printed
+    assert re.search(r"note: \S+broken.jpg cannot be read as an image \(.*\). It is not part of the check\.", printed)
+    assert "on 1 image(s), the logits differ" in printed
     assert out.exists()
 
 
@@ -271,22 +273,22 @@ def test_mistakes(run_dir: Path, composed: Any, tmp_path: Path) -> None:
     other = untrained("torchvision", composed, tmp_path / "other")
     file = tmp_path / "file"
     file.touch()
-    for words, told in (
-        (["run=one"], "format is missing: give one of onnx, torch_export"),
-        (["format=onnx"], "run is missing: give a run's directory with run=PATH, or run=latest"),
-        (["run=one", "format=tflite"], "format=tflite: must be one of onnx, torch_export."),
-        (["run=one", "format=onnx", "tolerance=0"], "tolerance=0: must be a number above 0"),
+    for overrides, message in (
+        (["run=one"], "`format` is missing: give format=onnx or format=torch_export"),
+        (["format=onnx"], "`run` is missing: give a run's directory with run=PATH, or run=latest"),
+        (["run=one", "format=tflite"], "`format=tflite` must be one of onnx, torch_export"),
+        (["run=one", "format=onnx", "tolerance=0"], "`tolerance=0` must be above 0"),
         (["run=two", "format=onnx"], "run=two is not a run's directory"),
-        (["run=one", "format=onnx", "out=x.pt2"], "out=x.pt2: its name must end in .onnx with format=onnx."),
+        (["run=one", "format=onnx", "out=x.pt2"], "`out=x.pt2` must end in .onnx with format=onnx."),
         (["run=one", "format=onnx", f"ckpt={other}/checkpoints/best.ckpt"], "holds the weights of another network"),
         (
             ["run=one", "format=onnx", f"out={file}/a/x.onnx"],
             "a/x.onnx cannot be written (Not a directory): choose",
         ),
     ):
-        done = command("export", *words, f"paths.logs={run_dir.parents[2]}")
+        done = command("export", *overrides, f"paths.logs={run_dir.parents[2]}")
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-        assert told in done.stderr
+        assert message in done.stderr
         assert len(done.stderr.splitlines()) <= 14
     assert not list(run_dir.glob("*model*"))
     assert [path.name for path in run_dir.parents[2].iterdir()] == ["train"], "it leaves no directory of its own"
@@ -295,7 +297,7 @@ def test_mistakes(run_dir: Path, composed: Any, tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_that_must_not_be_written(run_dir: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match=r"model.onnx cannot be written \(Permission denied\): choose another place"):
+    with pytest.raises(UserError, match=r"model.onnx cannot be written \(Permission denied\): choose another path"):
         export(config_of(run_dir, format="onnx", out=str(tmp_path / "model.onnx")))
 
 
@@ -309,7 +311,7 @@ def test_a_full_disk(format: str, run_dir: Path, tmp_path: Path, monkeypatch: py
         return made
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): choose another place with ou"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): choose another path with ou"):
         export(config_of(run_dir, format=format, out=str(out)))
     assert not list(tmp_path.iterdir())
 
@@ -350,7 +352,7 @@ class Strange(nn.Module):
 @pytest.mark.parametrize("net", [Fixed(), Decides()], ids=lambda net: type(net).__name__)
 def test_a_network_that_torch_cannot_export(net: nn.Module, capfd: pytest.CaptureFixture) -> None:
     why = "Constraints violated" if isinstance(net, Fixed) else "Could not guard on data-dependent"
-    with pytest.raises(UserError, match=rf"{type(net).__name__} cannot be exported \(.*{why}.*\): its forward must be"):
+    with pytest.raises(UserError, match=rf"{type(net).__name__} cannot be exported \(.*{why}.*\): its forward"):
         capture(FromPixels(net, [0.5] * 3, [0.5] * 3), 16)
     printed = capfd.readouterr()
     assert printed.out + printed.err == "", "torch prints the whole graph"
@@ -358,9 +360,9 @@ def test_a_network_that_torch_cannot_export(net: nn.Module, capfd: pytest.Captur
 
 def test_a_network_that_onnx_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = capture(FromPixels(Strange(), [0.5] * 3, [0.5] * 3), 16)
-    with pytest.raises(UserError, match=r"ONNX cannot hold the network \(.*linalg_eig.*format=torch_export can"):
+    with pytest.raises(UserError, match=r"ONNX cannot represent the network \(.*linalg_eig.*use format=torch_export"):
         write_onnx(program, "{}", tmp_path / "x.onnx")
     monkeypatch.setattr(exporting, "ONNX_BYTES", 10)
-    with pytest.raises(UserError, match=r"the weights take 0.0 GB, and one ONNX file holds 0.0 GB of them: form"):
+    with pytest.raises(UserError, match=r"The weights take 0.0 GB, and an ONNX file holds at most 0.0 GB: use form"):
         write_onnx(program, "{}", tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Runs of version 0.1 (commit 8017213), made before modules and settings were renamed, give the numbers of that version.
+"""Runs of version 0.1 (commit 8017213), from before modules and settings were renamed, give that version's numbers.
 
 `tests/fixtures/runs/` holds three of them, of networks with about 20,000 parameters, trained on the images of `shapes`:
 
@@ -7,8 +7,8 @@
     preempted   AlexNet on two ranks, with EMA, strong augmentation and a callback of the user's; stopped by SIGTERM
                 after step 15 of 30, within epoch 2 of 3
 
-`expected.json` holds the results of version 0.1: metrics of `eval`, the five most probable classes of `predict`, rows of
-metrics.csv and the summary after `resume`, and the groups of `compare`.
+`expected.json` holds the results of version 0.1: metrics of `eval`, the five most probable classes of `predict`, the
+rows of metrics.csv and the summary after `resume`, and the groups of `compare`.
 """
 
 import csv
@@ -68,7 +68,7 @@ def test_export_writes_a_network_that_agrees_with_the_old_run(name: str, shapes:
     run = copy_of(name, tmp_path)
     result = command("export", f"run={run}", "format=torch_export", f"images={shapes / 'test'}", env=ENV)
     assert result.returncode == 0, result.stderr
-    assert "10 of 10" in result.stdout
+    assert "10 of 10 top-1 classes are the same" in result.stdout
     net, transform, classes = load(run)
     path, best = next(iter(EXPECTED[name]["predict"].items()))
     probabilities = net(transform(shapes / path)[None]).softmax(1)[0].tolist()

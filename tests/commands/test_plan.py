@@ -1,4 +1,4 @@
-"""What a run will do, worked out before it starts."""
+"""What a run will do, calculated before it starts."""
 
 import csv
 from pathlib import Path
@@ -17,27 +17,27 @@ DEMO = {split: 10 * count for split, count in IMAGES_PER_CLASS.items()}
 
 
 def test_counts_of_a_run() -> None:
-    made = plan.make_plan(
+    counts = plan.make_plan(
         compose("data.batch_size=48", "trainer.accumulate_grad_batches=5", "optimizer.lr_reference_batch=480"), 4,
         {"train": 1000, "val": 7},
     )  # fmt: skip
-    # 20 whole batches of 48 in 1000, 5 of them a step
-    assert (made.batches, made.steps_per_epoch, made.steps, made.left_out) == (20, 4, 40, 40)
-    assert (made.device_batch, made.step_images) == (12, 240)
-    assert made.lr == pytest.approx(0.005 / 2)
+    # 20 whole batches of 48 in 1000, 5 of them per step
+    assert (counts.batches, counts.steps_per_epoch, counts.steps, counts.unseen) == (20, 4, 40, 40)
+    assert (counts.device_batch, counts.step_images) == (12, 240)
+    assert counts.lr == pytest.approx(0.005 / 2)
 
 
-def test_a_last_step_of_fewer_batches_is_left_out() -> None:
-    made = plan.make_plan(
+def test_a_last_step_of_fewer_batches_is_dropped() -> None:
+    counts = plan.make_plan(
         compose("data.batch_size=10", "trainer.accumulate_grad_batches=3"), 1, {"train": 85, "val": 7}
     )
-    assert (made.batches, made.steps_per_epoch, made.left_out) == (6, 2, 25)
-    with pytest.raises(UserError, match=r"accumulate_grad_batches=9 is more than the 8 batches of an epoch: choose 8"):
+    assert (counts.batches, counts.steps_per_epoch, counts.unseen) == (6, 2, 25)
+    with pytest.raises(UserError, match=r"accumulate_grad_batches=9` is more than the 8 batches of an epoch: choose 8"):
         plan.make_plan(compose("data.batch_size=10", "trainer.accumulate_grad_batches=9"), 1, {"train": 85, "val": 7})
 
 
 def test_lightning_takes_as_many_steps_as_were_planned(shapes: Path, tmp_path: Path) -> None:
-    """Also where a last step of fewer batches would be one more: with a linear rate, the last step's is not 0."""
+    """A last step of fewer batches is not taken: the linear schedule ends with the step before."""
     done = tiny_train(
         shapes, tmp_path / "run", "trainer.overfit_batches=3", "trainer.accumulate_grad_batches=2", "test=false",
         "trainer.max_epochs=2", "scheduler=linear", "scheduler.warmup=0",
@@ -45,18 +45,18 @@ def test_lightning_takes_as_many_steps_as_were_planned(shapes: Path, tmp_path: P
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with (tmp_path / "run/metrics.csv").open() as file:
-        rates = [float(row["lr/decay"]) for row in csv.DictReader(file) if row["lr/decay"]]
-    assert sorted(set(rates)) == pytest.approx([0.0025, 0.005])
+        lrs = [float(row["lr/decay"]) for row in csv.DictReader(file) if row["lr/decay"]]
+    assert sorted(set(lrs)) == pytest.approx([0.0025, 0.005])
     assert "as long as the run" not in done.stdout
 
 
-def test_a_warm_up_as_long_as_the_run_is_told(shapes: Path, tmp_path: Path) -> None:
+def test_a_warm_up_as_long_as_the_run_is_reported(shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(shapes, tmp_path / "run", "scheduler.warmup=1", "test=false")
-    assert "the warm-up of 2 steps is as long as the run: the rate never comes to 0.005" in done.stdout
+    assert "The warm-up of 2 steps is as long as the run, so the learning rate never reaches 0.005" in done.stdout
 
 
-def test_the_first_end_counts() -> None:
-    images = {"train": 640, "val": 64}  # 10 steps an epoch
+def test_a_run_ends_at_max_steps_or_max_epochs() -> None:
+    images = {"train": 640, "val": 64}  # 10 steps per epoch
     assert plan.make_plan(compose("trainer.max_steps=15"), 1, images).steps == 15
     assert plan.make_plan(compose("trainer.max_steps=1500"), 1, images).steps == 100
     assert plan.make_plan(compose("trainer.max_steps=1500", "trainer.max_epochs=null"), 1, images).steps == 1500
@@ -68,7 +68,7 @@ def test_limits_of_batches() -> None:
     assert plan.make_plan(compose("trainer.limit_train_batches=3"), 1, images).batches == 3
     assert plan.make_plan(compose("trainer.overfit_batches=2"), 1, images).batches == 2
     with pytest.raises(
-        UserError, match=r"trainer.limit_val_batches=0.5 of 1 batches is less than one: .*limit_val_batches=1\)"
+        UserError, match=r"trainer.limit_val_batches=0.5` of 1 batches is less than one: .*limit_val_batches=1\)"
     ):
         plan.make_plan(compose("trainer.limit_val_batches=0.5"), 1, images)
 
@@ -79,24 +79,24 @@ def test_debug_settings_fit_the_demo(path: Path) -> None:
 
 
 def test_batches_that_do_not_fit() -> None:
-    with pytest.raises(UserError, match=r"data.batch_size=9 .*does not divide by 2 devices: choose .*=8 or 10"):
+    with pytest.raises(UserError, match=r"data.batch_size=9` .*does not divide by 2 devices: choose .*=8 or 10"):
         plan.make_plan(compose("data.batch_size=9"), 2, DEMO)
-    with pytest.raises(UserError, match=r"data.batch_size=64 is larger than the 51 training images: choose .*=50 or"):
+    with pytest.raises(UserError, match=r"data.batch_size=64` is larger than the 51 training images: choose .*=50 or"):
         plan.make_plan(compose(), 2, {"train": 51, "val": 1})
 
 
 def test_size_of_checkpoints_is_the_real_one(tmp_path: Path) -> None:
-    """Against torch's own files, with SGD's momentum and AdamW's two averages."""
+    """Compared with torch's own files, with SGD's momentum and AdamW's two averages."""
     net = nn.Sequential(nn.Linear(500, 500), nn.BatchNorm1d(500))
-    for optimizer in (torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), torch.optim.AdamW(net.parameters())):
+    sgd, adamw = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), torch.optim.AdamW(net.parameters())
+    for name, optimizer in (("sgd", sgd), ("adamw", adamw)):
         net(torch.randn(4, 500)).sum().backward()
         optimizer.step()
         torch.save({"state_dict": net.state_dict(), "optimizer_states": [optimizer.state_dict()]}, tmp_path / "last")
         torch.save({"state_dict": net.state_dict()}, tmp_path / "best")
-        states = 1 if isinstance(optimizer, torch.optim.SGD) else 2
-        told = plan.checkpoint_bytes(net, compose(), states)
-        assert told["last"] == pytest.approx((tmp_path / "last").stat().st_size, rel=0.01)
-        assert told["best"] == pytest.approx((tmp_path / "best").stat().st_size, rel=0.01)
+        sizes = plan.checkpoint_bytes(net, compose(f"optimizer={name}"))
+        assert sizes["last"] == pytest.approx((tmp_path / "last").stat().st_size, rel=0.01)
+        assert sizes["best"] == pytest.approx((tmp_path / "best").stat().st_size, rel=0.01)
 
 
 def test_dry_run_says_what_would_run_and_stops(shapes: Path, tmp_path: Path) -> None:
@@ -107,13 +107,14 @@ def test_dry_run_says_what_would_run_and_stops(shapes: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.replace("│", " ").split())
     for part in (
-        "8 (4 a device)",
+        "8 (4 per device)",
         "2 x cpu",
         "0.00015 (optimizer.lr=0.0003",
-        "images an optimizer step 16",
-        "2 an epoch, 2 in all",
-        "352,042 parameters, 10 classes",
-        "about 4 MB (last, and one before), 1 MB (best)",
+        "images per optimizer step 16",
+        "2 per epoch, 2 in total",
+        "352,042 parameters",
+        "10: arrow, bar",
+        "about 4 MB (last, previous), 1 MB (best)",
     ):
         assert part in shown
     assert not (tmp_path / "dry").exists()

@@ -1,4 +1,4 @@
-"""predict.py and alexlab.load: what a run's network says of images, as in its own test."""
+"""`alexlab predict` and `alexlab.load` give the classes of images, as the run's own test does."""
 
 import csv
 import json
@@ -88,18 +88,18 @@ def test_broken_images_are_counted_and_listed(run_dir: Path, shapes: Path, tmp_p
 
 def test_mistakes(run_dir: Path, tmp_path: Path) -> None:
     logs = f"paths.logs={run_dir.parents[2]}"
-    for words, told in (
-        (["run=one"], "images is missing: give an image, a folder or a glob with images=PATH"),
-        (["run=one", f"images={ROOT}/docs", f"out={tmp_path}"], f"out={tmp_path} is a folder: give the file to write"),
-        (["run=one", f"images={tmp_path}"], f"images={tmp_path}: no image is there; give a file, a folder or a"),
+    for overrides, message in (
+        (["run=one"], "`images` is missing: give an image, a folder or a glob with images=PATH"),
+        (["run=one", f"images={ROOT}/docs", f"out={tmp_path}"], f"`out={tmp_path}` is a folder: give a file, such as"),
+        (["run=one", f"images={tmp_path}"], f"`images={tmp_path}` names no image: give a file, a folder or a"),
         (["run=two", "images=x"], "run=two is not a run's directory"),
-        (["run=one", "images=x", "topk=0"], "topk=0: must be a whole number, at least 1"),
+        (["run=one", "images=x", "topk=0"], "`topk=0` must be at least 1"),
     ):
-        done = command("predict", *words, logs)
+        done = command("predict", *overrides, logs)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-        assert told in done.stderr
+        assert message in done.stderr
     assert not list(tmp_path.iterdir())
-    for script in (["eval.py", "run=one"], ["compare.py"], ["predict.py", "run=one", f"images={run_dir}"]):
+    for script in (["eval.py", "run=one"], ["compare"], ["predict", "run=one", f"images={run_dir}"]):
         command(*script, logs)
     assert [path.name for path in run_dir.parents[2].iterdir()] == ["train"], "they leave no directories of their own"
 
@@ -108,7 +108,7 @@ def test_folders_are_searched_at_any_depth_and_odd_names_are_taken_as_they_are(t
     photo(tmp_path / "a[1]/b/x.JPG")
     photo(tmp_path / "a[1]/y.png")
     assert find_images(str(tmp_path / "a[1]")) == [str(tmp_path / "a[1]/b/x.JPG"), str(tmp_path / "a[1]/y.png")]
-    with pytest.raises(UserError, match="no image is there"):
+    with pytest.raises(UserError, match="names no image"):
         find_images(str(tmp_path / "none/*.jpg"))
 
 

@@ -216,7 +216,7 @@ def test_a_run_starts_from_the_weights_of_another(shapes: Path, two_epochs: Path
                 assert same == (key not in heads), key
     last = two_epochs / "checkpoints/last.ckpt"
     for words, message in (
-        ([f"init_from={last}", "model.name=resnet18"], "Its run had model=torchvision model.name=shufflenet_v2_x0_5."),
+        ([f"init_from={last}", "model.name=resnet18"], "The run of the checkpoint has model=torchvision model.name="),
         (["init_from=/none.ckpt"], "/none.ckpt is not a file"),
         (
             [f"init_from={last}", "model.std=[0.1,0.1,0.1]"],
@@ -258,7 +258,7 @@ def test_networks_with_other_outputs_are_refused(shapes: Path, tmp_path: Path) -
         more = [*words, f"{key}={tmp_path / 'run'}", f"trainer.max_epochs={epochs}"]
         done = tiny_train(shapes, tmp_path / f"other-{key}", *more, "+model.net.lrn={k:1.0}")
         assert done.returncode == 2
-        message = rf"{key}=\S+: its network, model=alexnet, gives other outputs with the same weights"
+        message = rf"{key}=\S+: the network of the checkpoint, alexnet, gives other outputs with the same"
         assert re.search(message, done.stderr), done.stderr
         assert "give its model.net.* settings, which are in the config.yaml of its run." in done.stderr
         done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}", "model.net.dropout=0.3")
@@ -266,7 +266,7 @@ def test_networks_with_other_outputs_are_refused(shapes: Path, tmp_path: Path) -
         assert command("eval.py", f"run={tmp_path / f'same-{key}'}", f"paths.logs={tmp_path}").returncode == 0
     done = command("eval.py", f"run={tmp_path / 'run'}", f"ckpt={tmp_path / 'same-init_from/checkpoints/best.ckpt'}")
     assert done.returncode == 2
-    assert "best.ckpt is from a run with another model.net: give that run with run=PATH, or a checkpoint" in done.stderr
+    assert "best.ckpt` is from a run with another model.net: give that run with run=PATH, or a" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_another_number_of_attention_heads_is_noticed() -> None:
             state[key] *= 20
     net = timm_net("test_vit", 5, num_heads=4)
     net.load_state_dict(state)
-    with pytest.raises(UserError, match="init_from=x: its network, model=test_vit, gives other outputs"):
+    with pytest.raises(UserError, match="init_from=x: the network of the checkpoint, test_vit, gives"):
         check_function("init_from=x", found_of({"name": "test_vit"}, state), net, 160, same_classes=True)
 
 

@@ -1,10 +1,10 @@
-"""What a run tells of itself."""
+"""What a run prints and records about itself."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, command, summary_of
+from conftest import command, summary_of, tiny_train
 
 from alexlab.commands import summary as report
 from alexlab.data.datamodule import ImageFolders
@@ -16,50 +16,47 @@ def data_of(shapes: Path, workers: int, policy: str = "none", **more: str) -> Im
     return ImageFolders(str(shapes), 8, 0, train, plain, num_workers=workers, **more).read()  # type: ignore[arg-type]
 
 
-def test_what_bounds_a_training_is_told_with_what_helps(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_is_input_bound_or_device_bound(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alexlab.data.datamodule.cores", lambda: 8)
     few = data_of(shapes, 2)
-    assert report.bound_by(0.1, few) == "bound by the device: it waited for images 10% of the time."
+    assert report.bound_by(0.1, few) == "Device-bound: the device waited for data 10% of the time."
     assert report.bound_by(0.43, few) == (
-        "bound by the input: the device waited for images 43% of the time; what would help: more threads "
-        f"(data.num_workers=8, here 2), or images prepared once (python prepare.py data.root={shapes} out=PATH)."
+        "Input-bound: the device waited for data 43% of the time. Try data.num_workers=8 (now 2), or prepared data "
+        f"(alexlab prepare data.root={shapes} out=PATH)."
     )
-    told = report.bound_by(0.43, data_of(shapes, 8, "trivial"))
-    assert "more threads" not in told
-    assert told.endswith("out=PATH), or a lighter augment than its policy.")
+    line = report.bound_by(0.43, data_of(shapes, 8, "trivial"))
+    assert "num_workers" not in line
+    assert line.endswith("out=PATH), or an augmentation without its policy.")
 
 
-def test_a_run_from_prepared_images_is_told_of_pixels(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    helps = "; what would help: "
-    for form, square, told, on_gpu in (
-        ("jpeg", "false", f"{helps}images prepared as pixels (prepare.py with format=raw).", None),
+def test_an_input_bound_run_from_prepared_images_could_use_raw_pixels(shapes: Path, tmp_path: Path) -> None:
+    of_pixels = " Try data prepared as pixels (alexlab prepare with format=raw)."
+    for form, square, on_cpu, on_gpu in (
+        ("jpeg", "false", of_pixels, of_pixels),
         (
             "raw",
             "false",
-            ".",
-            f"{helps}pixels of one size, which the GPU crops (prepare.py with format=raw square=true).",
+            "",
+            " Try pixels of one size, which the GPU crops (alexlab prepare with format=raw square=true).",
         ),
-        ("raw", "true", ".", f"{helps}data.cache=device, if they fit."),
+        ("raw", "true", "", " Try data.cache=device, if the images fit into its memory."),
     ):
         out = tmp_path / f"{form}-{square}"
-        words = [f"data.root={shapes}", f"out={out}", f"format={form}", f"square={square}", "short_side=40"]
-        done = command("prepare", *words)
+        done = command(
+            "prepare", f"data.root={shapes}", f"out={out}", f"format={form}", f"square={square}", "short_side=40"
+        )
         assert done.returncode == 0, done.stderr
-        if square == "false" and form == "raw":  # the shapes are squares by themselves
+        if (form, square) == ("raw", "false"):  # all shapes are squares
             arrays = dict(np.load(out / "train.npz"))
             arrays["widths"][0], arrays["heights"][0] = 20, 80  # the same number of pixels
             np.savez(out / "train.npz", **arrays)
-        assert report.bound_by(0.5, data_of(out, 99)).endswith(f"50% of the time{told}")
-        told = on_gpu or told
-        assert report.bound_by(0.5, data_of(out, 99, device="cuda")).endswith(f"50% of the time{told}")
+        assert report.bound_by(0.5, data_of(out, 99)).endswith(f"50% of the time.{on_cpu}")
+        assert report.bound_by(0.5, data_of(out, 99, device="cuda")).endswith(f"50% of the time.{on_gpu}")
 
 
-def test_a_run_ends_with_it(shapes: Path, tmp_path: Path) -> None:
-    words = ["data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=1"]
-    done = command("train.py", *TINY, *words, f"hydra.run.dir={tmp_path / 'run'}")
+def test_a_run_ends_with_the_fraction_of_time_waited_for_data(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", "trainer.limit_train_batches=null", "test=false")
     assert done.returncode == 0, done.stderr
     wait = summary_of(tmp_path / "run")["data_wait"]
     assert 0 < wait < 1
-    assert f"waited for images {wait:.0%} of the time" in done.stdout
+    assert f"the device waited for data {wait:.0%} of the time" in done.stdout

@@ -139,7 +139,7 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
         "optimizer and schedule": f"{settings['_target_'].rpartition('.')[2]}, {config.scheduler.name}",
         "steps": f"{plan.steps_per_epoch} per epoch, {plan.steps} in total, {plan.warmup} of warm-up",
         "unseen per epoch": f"{plan.unseen} images, different ones in each epoch",
-        "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last, and the one before), {size['best'] / 1e6:.0f} MB (best)",
+        "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last, previous), {size['best'] / 1e6:.0f} MB (best)",
         "run directory": f"{run_dir.shown(Path(config.run_dir))} (not created)",
     }
     table = Table(title="dry run", show_header=False)

@@ -1,4 +1,4 @@
-"""What a run's network says of images: the task of predict.py."""
+"""`alexlab predict`: write the most probable classes of images to a CSV file."""
 
 import csv
 import glob
@@ -18,18 +18,18 @@ from alexlab.data.dataset import ImageDataset
 from alexlab.data.folder import EXTENSIONS
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler
-from alexlab.engine import run_dir as rundir
+from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.files import atomic_write
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PredictConfig
-from alexlab.tasks import load as loading
+from alexlab.tasks.load import load
 
-SHOWN = 10  # images in the table on the screen; the file has all
+SHOWN = 10  # images in the printed table; the file has all
 
 
 class Listed:
-    """Images by their paths, whose classes are not known."""
+    """Images of unknown classes, by their paths."""
 
     def __init__(self, paths: list[str]) -> None:
         self.paths, self.targets = paths, np.zeros(len(paths), np.int64)
@@ -42,39 +42,39 @@ class Listed:
 
 
 def find_images(named: str) -> list[str]:
-    """The image files that a file, a folder (at any depth) or a glob names, sorted.
+    """Return the paths of a file, of the images in a folder and its subfolders, or of the files of a glob, sorted.
 
     Raises:
         UserError: there are none.
     """
-    place = Path(named).expanduser()
-    if place.is_file():
-        return [str(place)]
-    pattern = f"{glob.escape(str(place))}/**/*" if place.is_dir() else str(place)
-    found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())  # noqa: PTH207
-    if place.is_dir():
-        found = [path for path in found if path.lower().endswith(EXTENSIONS)]
+    path = Path(named).expanduser()
+    if path.is_file():
+        return [str(path)]
+    pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
+    found = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
+    if path.is_dir():
+        found = [name for name in found if name.lower().endswith(EXTENSIONS)]
     if not found:
-        raise UserError(f"images={named}: no image is there; give a file, a folder or a quoted glob ('photos/*.jpg').")
+        raise UserError(f"`images={named}` names no image: give a file, a folder or a quoted glob ('photos/*.jpg').")
     return found
 
 
 def shown(path: str) -> str:
-    """As `rundir.shown`; bytes that are no text, as names may hold, are shown as question marks."""
-    return os.fsencode(rundir.shown(Path(path))).decode(errors="replace")
+    """Return a path as `run_dir.shown` does, with question marks for bytes of its name that are not text."""
+    return os.fsencode(run_dirs.shown(Path(path))).decode(errors="replace")
 
 
 def predict(config: PredictConfig) -> None:
-    """Write a line a class of the `config.topk` most probable ones of each image, and show the first images' best.
+    """Write one line per image and class, for the `config.topk` most probable classes, and print the first images.
 
     Raises:
-        UserError: no such run, or no images.
-        RunFailedError: some could not be read; the others are written.
+        UserError: there is no such run, or there are no images.
+        RunFailedError: some images could not be read; the others are written.
     """
     logs = Path(config.paths.logs)
-    run_dir = rundir.find_run(str(config.run), logs, str(config.ckpt))
+    run_dir = run_dirs.find_run(str(config.run), logs, str(config.ckpt))
     paths = find_images(str(config.images))
-    net, transform, classes = loading.load(run_dir, str(config.ckpt), logs)
+    net, transform, classes = load(run_dir, str(config.ckpt), logs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
     workers = cores() if config.num_workers is None else config.num_workers
@@ -82,7 +82,7 @@ def predict(config: PredictConfig) -> None:
     loader = Loader(images, EvalBatchSampler(len(paths), config.batch_size), min(workers, len(paths)))
     out = Path(config.out).expanduser() if config.out else run_dir / "predictions.csv"
     if out.is_dir():
-        raise UserError(f"out={out} is a folder: give the file to write, as in out={out / 'predictions.csv'}.")
+        raise UserError(f"`out={out}` is a folder: give a file, such as out={out / 'predictions.csv'}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     topk = min(config.topk, len(classes))
     broken: dict[str, str] = {}
@@ -92,17 +92,16 @@ def predict(config: PredictConfig) -> None:
     with atomic_write(out, "x", newline="", **text) as file, torch.inference_mode():
         writer = csv.writer(file)
         writer.writerow(["path", "rank", "class", "probability"])
-        for place, (pixels, _, skipped, _) in enumerate(
-            track(loader, "predicting", console=console, disable=not console.is_terminal)
-        ):
+        batches = track(loader, "predicting", console=console, disable=not console.is_terminal)
+        for number, (pixels, _, skipped, _) in enumerate(batches):
             broken |= skipped
             if not len(pixels):
                 continue
-            start = place * config.batch_size
-            whole = [path for path in paths[start : start + config.batch_size] if path not in skipped]
+            start = number * config.batch_size
+            readable = [path for path in paths[start : start + config.batch_size] if path not in skipped]
             logits = net(transform.normalize(pixels.to(device)))
             best = logits.float().softmax(1).topk(topk)
-            for path, values, indices in zip(whole, best.values.tolist(), best.indices.tolist(), strict=True):
+            for path, values, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
                 for rank, (value, index) in enumerate(zip(values, indices, strict=True), 1):
                     writer.writerow([path, rank, classes[index], f"{value:.6f}"])
                 if table.row_count < SHOWN:
@@ -110,13 +109,13 @@ def predict(config: PredictConfig) -> None:
     if table.row_count:
         console.print(table)
     done = len(paths) - len(broken)
-    print(f"{done} image{'s' if done != 1 else ''}, {topk} classes each: {rundir.shown(out)}", flush=True)
+    print(f"{done} image{'s' if done != 1 else ''}, {topk} classes each: {run_dirs.shown(out)}", flush=True)
     if broken:
-        told = list(broken.values())
-        listed = "\n  ".join(shown(line) for line in told[:SHOWN])
+        reasons = list(broken.values())
+        listed = "\n  ".join(shown(line) for line in reasons[:SHOWN])
         if len(broken) > SHOWN:
             rest = out.with_name(f"{out.stem}-broken.txt")
             with atomic_write(rest, "x", **text) as file:
-                file.write("\n".join(told) + "\n")
-            listed += f"\n  ... ({len(broken) - SHOWN} more, all in {rundir.shown(rest)})"
+                file.write("\n".join(reasons) + "\n")
+            listed += f"\n  ... ({len(broken) - SHOWN} more, all in {run_dirs.shown(rest)})"
         raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)

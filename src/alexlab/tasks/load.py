@@ -1,4 +1,4 @@
-"""A trained network from its run: `net, transform, classes = alexlab.load(run)`; and whether weights fit a network."""
+"""Load a trained network from its run, `net, transform, classes = alexlab.load(run)`, and check that weights fit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ class EvalTransform:
         """
         Raises:
             FileNotFoundError: there is no such file.
-            UserError: it cannot be read as an image.
+            UserError: the file cannot be read as an image.
         """
         if isinstance(image, Image.Image):
             pixels = self.crop(decode.Picture(image))
@@ -106,14 +106,14 @@ def config_of(run_dir: Path) -> TrainConfig:
     """Read the config of a trained run.
 
     Raises:
-        UserError: its config.yaml is not a run's.
+        UserError: config.yaml is not the config of a run.
     """
     path = run_dir / "config.yaml"
     return validate_saved(configs.load(path), path)
 
 
 def readable_classes(found: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Return the readable class names of a checkpoint, of a run with this config."""
+    """Return the readable class names of the checkpoint of a run with this config."""
     saved = found["alexlab"].get("readable_classes")  # older checkpoints lack them
     return saved or names.readable(found["alexlab"]["classes"], config.data.class_names)
 
@@ -122,11 +122,7 @@ def readable_classes(found: dict[str, Any], config: TrainConfig) -> list[str]:
 
 
 def trained_weights(found: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the network's weights in a checkpoint.
-
-    `alexlab.load`, eval, predict, export, figures, resume, `ckpt_path` and `init_from` all take weights from here, so
-    this is the one place to compare the code of the checkpoint's network with today's.
-    """
+    """Return the network's weights in a checkpoint."""
     return {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
 
 
@@ -134,7 +130,7 @@ def load_net(net: nn.Module, found: dict[str, Any], path: Path) -> None:
     """Load all weights of a checkpoint into `net`.
 
     Raises:
-        UserError: they are another network's; names the keys or shapes that differ.
+        UserError: the weights are of another network; names the keys or shapes that differ.
     """
     state, own = trained_weights(found, path), net.state_dict()
     differ = [f"{key} is missing" for key in own if key not in state]
@@ -148,7 +144,7 @@ def load_net(net: nn.Module, found: dict[str, Any], path: Path) -> None:
         lines = "\n  ".join(differ[:5]) + (f"\n  ... ({len(differ) - 5} more)" if len(differ) > 5 else "")
         raise UserError(
             f"{path} holds the weights of another network:\n  {lines}\n"
-            "Choose the model it was trained with (see its run's config.yaml), or another checkpoint."
+            "Choose the model of the checkpoint (see the config.yaml of its run), or another checkpoint."
         )
     net.load_state_dict(state)
 
@@ -161,7 +157,7 @@ def load_initial_weights(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> bool:
-    """Load the weights of `init_from` into `net`, all but the last layer if the classes are others.
+    """Load the weights of `init_from` into `net`, without the last layer if the new run has other classes.
 
     Args:
         path: the checkpoint.
@@ -170,10 +166,10 @@ def load_initial_weights(
         mean, std: of the new run's inputs.
 
     Returns:
-        Whether the last layer is new.
+        True if the last layer keeps its random weights.
 
     Raises:
-        UserError: no such checkpoint, one of another network, or weights that were trained on other inputs.
+        UserError: there is no such checkpoint, it is of another network, or its network was trained on other inputs.
     """
     found = checkpoint_io.load(path)
     same = list(found["alexlab"]["classes"]) == list(classes)
@@ -182,15 +178,15 @@ def load_initial_weights(
     except ValueError as error:
         config = found["alexlab"]["config"]
         option, name = config.get("choices", {}).get("model"), config["model"]["name"]
-        option = option if option is None or option not in ("torchvision", "timm") else f"{option} model.name={name}"
-        how = f"model={option}" if option else f"the network of model.name={name}"
-        raise UserError(f"init_from={path}: {error} Its run had {how}.") from error
+        named = f" model.name={name}" if option in ("torchvision", "timm") else ""
+        model = f"model={option}{named}" if option else f"model.name={name}"
+        raise UserError(f"init_from={path}: {error} The run of the checkpoint has {model}.") from error
     check_function(f"init_from={path}", found, net, image_size, same)
     wanted = dict(zip(("mean", "std"), input_statistics(found["alexlab"]["config"]["model"]), strict=True))
     differ = [key for key, value in (("mean", mean), ("std", std)) if wanted[key] != list(value)]
     if differ:
         fix = " ".join(f"model.{key}={wanted[key]}".replace(" ", "") for key in differ)
-        raise UserError(f"init_from={path}: its weights were trained on other inputs: add {fix}.")
+        raise UserError(f"`init_from={path}` was trained with another normalization of the inputs: add {fix}.")
     return not same
 
 
@@ -224,20 +220,20 @@ def check_own(found: dict[str, Any], config: TrainConfig, path: Path, run_dir: P
         differ.append("model.net")
     if differ:
         raise UserError(
-            f"ckpt={path} is from a run with another {' and '.join(differ)}: give that run with run=PATH, or a "
-            "checkpoint of this one."
+            f"`ckpt={path}` is from a run with another {' and '.join(differ)}: give that run with run=PATH, or a "
+            "checkpoint of this run."
         )
 
 
 def warn_of_changed_sources(found: dict[str, Any], net: nn.Module, path: Path) -> None:
-    """Print one warning if source files of a network have changed since its checkpoint was written.
+    """Print a warning if source files of a network have changed since the checkpoint was written.
 
-    Its weights fit the changed network, so that nothing else would show it. Checkpoints without hashes of the source
-    files, which older versions wrote, are not checked.
+    The weights may still fit, so nothing else would show the change. Checkpoints of older versions have no hashes of
+    source files, and are not checked.
 
     Args:
         found: content of the checkpoint.
-        net: the network, rebuilt from the code at hand.
+        net: the network, rebuilt from the present code.
         path: file of the checkpoint.
     """
     changed = provenance.changed_sources(found["alexlab"].get("sources"), net)
@@ -259,35 +255,35 @@ def check_function(key: str, found: dict[str, Any], net: nn.Module, image_size: 
     The shapes of weights do not show strides, paddings or kinds of normalization.
 
     Args:
-        key: what a user gave, for messages: "init_from=PATH".
+        key: the override that names the checkpoint, for messages: "init_from=PATH".
         image_size: in pixels.
         same_classes: compare the logits; otherwise the inputs of the last layer.
 
     Raises:
-        UserError: they differ.
+        UserError: the outputs differ.
     """
     model = found["alexlab"]["config"]["model"]
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
         theirs = _outputs(_rebuild(found, device="meta"), image, same_classes)
-    except Exception:  # it computes with values while it is built, or holds some that are in no checkpoint
+    except Exception:  # its constructor computes with values, or it has tensors that are not in checkpoints
         try:
             theirs = _outputs(_rebuild(found, device="cpu"), image, same_classes)
         except Exception as error:
             raise UserError(
-                f"{key}: its network, model={model['name']}, cannot take images of {image_size} pixels ({error})."
+                f"{key}: the network of the checkpoint, {model['name']}, cannot take images of {image_size} pixels ({error})."
             ) from error
     ours = _outputs(net, image, same_classes)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
         raise UserError(
-            f"{key}: its network, model={model['name']}, gives other outputs with the same weights (their shapes do "
-            "not show strides, paddings or kinds of normalization): give its model.net.* settings, which are in the "
-            "config.yaml of its run."
+            f"{key}: the network of the checkpoint, {model['name']}, gives other outputs with the same weights (it may "
+            "have other strides, paddings or normalization layers): use the model.net.* settings in the config.yaml of "
+            "its run."
         )
 
 
 def _rebuild(found: dict[str, Any], device: str) -> nn.Module:
-    """Build a checkpoint's network with its weights. On "meta", no other weights are made first."""
+    """Build a checkpoint's network with its weights. On "meta", no random weights are created first."""
     with torch.device(device):
         net = build_network(found["alexlab"]["config"]["model"]["net"], len(found["alexlab"]["classes"]))
     state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
@@ -302,14 +298,14 @@ def input_statistics(model: dict[str, Any]) -> tuple[list[float], list[float]]:
     try:
         with torch.device("meta"):  # builds no weights
             net = build_network(model["net"], 2)
-    except Exception:  # it computes with values while it is built
+    except Exception:  # its constructor computes with values
         net = build_network(model["net"], 2)
     return normalization(net, model["mean"], model["std"])
 
 
 @torch.no_grad()
 def _outputs(net: nn.Module, image: Tensor, logits: bool) -> Tensor:
-    """The logits of an image (1, 3, S, S), or the inputs of the last layer or layers."""
+    """Return the logits of an image (1, 3, S, S), or the inputs of the last layer or layers."""
     inputs: list[Tensor] = []
     heads = [] if logits else heads_of(net)
     hooks = [head.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for head in heads]
