@@ -1,6 +1,5 @@
 """A secret in an environment variable: a bare ${oc.env:X} in `logger` or `callbacks` stays a reference."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,15 +64,11 @@ def test_a_secret_in_a_users_mistake_is_hidden(shapes: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def test_references_with_a_default_and_those_of_other_sections_are_resolved_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CANARY", "value")
     monkeypatch.delenv("NOT_SET", raising=False)
-    yield
-
-
-@pytest.mark.usefixtures("variables")
-def test_references_with_a_default_and_those_of_other_sections_are_resolved_at_the_start() -> None:
     plain = composed(
         "logger=wandb", "logger.wandb.project=${oc.env:NOT_SET,fallback}", "logger.wandb.entity=${oc.env:CANARY}",
         "logger.wandb.notes='see ${oc.env:CANARY}'", "data.name=${oc.env:CANARY}", f"+callbacks.x.y=[{REFERENCE}]",
