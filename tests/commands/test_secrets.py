@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import command, composed, summary_of, tiny_train
 from wandb_server import wandb_server
 
@@ -24,19 +25,25 @@ def test_a_secret_reaches_the_callback_and_no_file_and_no_server(shapes: Path, t
         env = {**server.env(), "CANARY": CANARY}
         done = tiny_train(shapes, run_dir, "logger=wandb", NOTES, TIMER, env=env)
         assert done.returncode == 0, done.stderr  # Timer refuses the reference itself
-        resumed = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2", env=env)
+        again = f"++callbacks.timer.duration='{REFERENCE}'"  # without it the run counts as somebody else's
+        resumed = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2", again, env=env)
         assert resumed.returncode == 0, resumed.stderr
         runs = [(run.fields, run.history, run.summary) for run in server.runs.values()]
         received = repr(runs) + repr(server.files) + repr(server.artifacts) + repr(server.unknown)
     assert summary_of(run_dir)["status"] == "finished"
-    assert (run_dir / "config.yaml").read_text().count(f": {REFERENCE}\n") == 2
+    saved = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert saved["logger"]["wandb"]["notes"] == saved["callbacks"]["timer"]["duration"] == REFERENCE
+    assert {NOTES, TIMER} < {*saved["overrides"]}
     assert REFERENCE in received
     assert CANARY not in received
     assert CANARY not in done.stdout + done.stderr + resumed.stdout + resumed.stderr
     assert files_with(REFERENCE, run_dir / "checkpoints"), "the search reads checkpoints"
     assert files_with(CANARY, tmp_path) == []
 
-    missing = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", "logger=csv")
+    refused = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", env={"CANARY": CANARY})
+    assert refused.returncode == 2
+    assert "a run that may come from somebody else gets no secret for its callbacks" in refused.stderr
+    missing = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", again)
     assert missing.returncode == 2
     assert "needs the environment variable CANARY, which is not set: set it." in missing.stderr
 

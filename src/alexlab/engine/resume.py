@@ -182,7 +182,7 @@ def _refuse_secrets(callbacks: Any, name: str, overrides: list[Override]) -> Non
         if reference is not None and key not in given:
             raise UserError(
                 f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
-                f"secret for its callbacks. If it is your own run, give it again: '{key}=${{{reference[1]}}}'."
+                f"secret for its callbacks. If it is your own run, give it again: '++{key}=${{{reference[1]}}}'."
             )
 
 
