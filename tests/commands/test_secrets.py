@@ -25,8 +25,8 @@ def test_a_secret_reaches_the_callback_and_no_file_and_no_server(shapes: Path, t
         env = {**server.env(), "CANARY": CANARY}
         done = tiny_train(shapes, run_dir, "logger=wandb", NOTES, TIMER, env=env)
         assert done.returncode == 0, done.stderr  # Timer refuses the reference itself
-        again = f"++callbacks.timer.duration='{REFERENCE}'"  # without it the run counts as somebody else's
-        resumed = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2", again, env=env)
+        # without the callback the run counts as somebody else's
+        resumed = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2", TIMER, env=env)
         assert resumed.returncode == 0, resumed.stderr
         runs = [(run.fields, run.history, run.summary) for run in server.runs.values()]
         received = repr(runs) + repr(server.files) + repr(server.artifacts) + repr(server.unknown)
@@ -42,8 +42,8 @@ def test_a_secret_reaches_the_callback_and_no_file_and_no_server(shapes: Path, t
 
     refused = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", env={"CANARY": CANARY})
     assert refused.returncode == 2
-    assert "a run that may come from somebody else gets no secret for its callbacks" in refused.stderr
-    missing = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", again)
+    assert f"your own run, give it again: '{TIMER}'.".replace(f"'{REFERENCE}'", REFERENCE) in refused.stderr
+    missing = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", TIMER)
     assert missing.returncode == 2
     assert "needs the environment variable CANARY, which is not set: set it." in missing.stderr
 
