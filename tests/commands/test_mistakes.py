@@ -19,6 +19,10 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
         assert part in done.stderr
 
 
+def assert_no_run(folder: Path) -> None:
+    assert not [path for path in folder.rglob("*") if path.is_file() or path.parent.name == "runs"]
+
+
 # -- in overrides
 
 
@@ -85,7 +89,7 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
 def test_an_override_of_train_is_refused(words: list[str], part: str, tmp_path: Path) -> None:
     done = command("train.py", f"paths.logs={tmp_path}/logs", *words, env={"HOME": str(tmp_path), "WANDB_MODE": ""})
     assert_refused(done, part)
-    assert not list(tmp_path.iterdir())
+    assert_no_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def test_an_override_of_another_command_is_refused(words: list[str], part: str, 
     done = command(*words, f"paths.logs={tmp_path}/logs")
     assert_refused(done, part)
     assert ("Did you mean latest?" in done.stderr) == ("run=latst" in words)
-    assert not list(tmp_path.iterdir())
+    assert_no_run(tmp_path)
 
 
 # -- in yaml files
@@ -188,7 +192,7 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
 def test_a_mistake_in_a_yaml_is_refused(words: list[str], sentences: list[str], conf: Path, tmp_path: Path) -> None:
     done = command("train.py", "--config-dir", str(conf), f"paths.logs={tmp_path}/logs", *words)
     assert_refused(done, *(sentence.replace("CONF", str(conf)) for sentence in sentences))
-    assert not list(tmp_path.iterdir())
+    assert_no_run(tmp_path)
 
 
 def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) -> None:
@@ -202,8 +206,8 @@ def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["trainer=gpu"], ["`trainer.accelerator=gpu` needs a GPU"]),
-        (["trainer=mps"], ["`trainer.accelerator=mps` needs Apple's GPU"]),
+        (["trainer.accelerator=gpu"], ["`trainer.accelerator=gpu` needs a GPU"]),
+        (["trainer.accelerator=mps"], ["`trainer.accelerator=mps` needs Apple's GPU"]),
         (["trainer=ddp_cpu", "data.batch_size=9"], ["data.batch_size=9", "by 2", "8 or 10"]),
         (["trainer.num_nodes=2"], ["`trainer.num_nodes=2` needs torchrun or srun"]),
         (["trainer.precision=16-mixed"], ["`trainer.precision=16-mixed` needs a GPU"]),
@@ -225,7 +229,7 @@ def test_a_setting_that_does_not_fit_is_refused_before_the_run_exists(
 ) -> None:
     import torch
 
-    if torch.cuda.is_available() and words[0] in ("trainer=gpu", "trainer.precision=16-mixed"):
+    if torch.cuda.is_available() and words[0] in ("trainer.accelerator=gpu", "trainer.precision=16-mixed"):
         pytest.skip("this machine has a GPU")
     net = ["model=alexnet", "model.name=alexnet"] if "model=torchvision" not in words else []
     done = tiny_train(shapes, tmp_path / "run", "debug=fast", *net, *words, env={"WANDB_MODE": ""})

@@ -1,9 +1,9 @@
 """A secret in an environment variable: a bare ${oc.env:X} in `logger` or `callbacks` stays a reference."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import command, composed, summary_of, tiny_train
 from wandb_server import wandb_server
 
@@ -25,19 +25,25 @@ def test_a_secret_reaches_the_callback_and_no_file_and_no_server(shapes: Path, t
         env = {**server.env(), "CANARY": CANARY}
         done = tiny_train(shapes, run_dir, "logger=wandb", NOTES, TIMER, env=env)
         assert done.returncode == 0, done.stderr  # Timer refuses the reference itself
-        resumed = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2", env=env)
+        # without the callback the run counts as somebody else's
+        resumed = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2", TIMER, env=env)
         assert resumed.returncode == 0, resumed.stderr
         runs = [(run.fields, run.history, run.summary) for run in server.runs.values()]
         received = repr(runs) + repr(server.files) + repr(server.artifacts) + repr(server.unknown)
     assert summary_of(run_dir)["status"] == "finished"
-    assert (run_dir / "config.yaml").read_text().count(f": {REFERENCE}\n") == 2
+    saved = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert saved["logger"]["wandb"]["notes"] == saved["callbacks"]["timer"]["duration"] == REFERENCE
+    assert {NOTES, TIMER} < {*saved["overrides"]}
     assert REFERENCE in received
     assert CANARY not in received
     assert CANARY not in done.stdout + done.stderr + resumed.stdout + resumed.stderr
     assert files_with(REFERENCE, run_dir / "checkpoints"), "the search reads checkpoints"
     assert files_with(CANARY, tmp_path) == []
 
-    missing = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", "logger=csv")
+    refused = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", env={"CANARY": CANARY})
+    assert refused.returncode == 2
+    assert f"your own run, give it again: '{TIMER}'.".replace(f"'{REFERENCE}'", REFERENCE) in refused.stderr
+    missing = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", TIMER)
     assert missing.returncode == 2
     assert "needs the environment variable CANARY, which is not set: set it." in missing.stderr
 
@@ -65,15 +71,11 @@ def test_a_secret_in_a_users_mistake_is_hidden(shapes: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def test_references_with_a_default_and_those_of_other_sections_are_resolved_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CANARY", "value")
     monkeypatch.delenv("NOT_SET", raising=False)
-    yield
-
-
-@pytest.mark.usefixtures("variables")
-def test_references_with_a_default_and_those_of_other_sections_are_resolved_at_the_start() -> None:
     plain = composed(
         "logger=wandb", "logger.wandb.project=${oc.env:NOT_SET,fallback}", "logger.wandb.entity=${oc.env:CANARY}",
         "logger.wandb.notes='see ${oc.env:CANARY}'", "data.name=${oc.env:CANARY}", f"+callbacks.x.y=[{REFERENCE}]",

@@ -1,7 +1,7 @@
 """Every command: `alexlab VERB key=value ...`; train.py and eval.py are two of them.
 
-Hydra composes conf/<command>.yaml with the overrides, the schema checks the result, and only then are torch and
-Lightning imported: `--help` and a mistake in a value are answered in half a second.
+Hydra composes conf/<command>.yaml with the overrides, and the schema checks the result. Only then are torch and
+Lightning imported, so that `--help` and answers to most mistakes take half a second.
 """
 
 import difflib
@@ -107,7 +107,7 @@ class Jobs:
         run_dir = Path(hydra_config.runtime.output_dir).resolve()
         if is_sweep:
             self.sweeps[hydra_config.sweep.dir] = bool(composed.get("dry_run"))
-            print(f"job {hydra_config.job.num}: {', '.join(hydra_config.overrides.task)}", flush=True)
+            print(f"job {hydra_config.job.num}: {', '.join(overrides_of(hydra_config))}", flush=True)
         try:
             plain = plain_config(self.command, composed, hydra_config)
             self.mask = configs.masker(plain)
@@ -139,7 +139,7 @@ class Jobs:
         if not keep_going:
             code = 2 if text is not None else 1
             raise StopSweep(f"Job {number} failed: {why}\nThe sweep stops; sweep.keep_going=true continues.", code)
-        self.failed.append(f"job {number} ({', '.join(hydra_config.overrides.task)}): {why}")
+        self.failed.append(f"job {number} ({', '.join(overrides_of(hydra_config))}): {why}")
         print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
@@ -198,21 +198,21 @@ def main() -> None:
 
 
 def run(name: str) -> None:
-    """Run a command with the overrides of sys.argv; exits with 0, 2 for a user's mistake, or 1."""
+    """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
     code = execute(COMMANDS[name], sys.argv[1:])
     if "torch" in sys.modules and not _is_watched():
-        leave(code)  # taking torch's objects apart takes 1.3 s
+        leave(code)
     if code:
         sys.exit(code)
 
 
 def _is_watched() -> bool:
-    """Whether a profiler, a debugger or an interactive session needs the process after the command."""
+    """Check whether a profiler, a debugger or an interactive session needs the process after the command."""
     return sys.getprofile() is not None or sys.gettrace() is not None or bool(sys.flags.interactive)
 
 
 def execute(command: Command, argv: list[str]) -> int:
-    """Compose, check and do `command`; print a mistake as one screen. Returns the exit code."""
+    """Compose and check the config of a command, and run it. Print a mistake on one screen; return the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
     jobs, words = Jobs(command), argv
     try:
@@ -227,7 +227,7 @@ def execute(command: Command, argv: list[str]) -> int:
         sys.stdout.flush()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # nobody reads the output any more, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except KeyboardInterrupt:
@@ -274,7 +274,7 @@ FLAGS = (
 )  # fmt: skip
 CONFIG_DIR = "--config-dir="
 NAMES_A_RUN = ("run", "runs", "from_run", "resume.run", "init_from")
-# 26_20, 1e5 and 1.50: Hydra would read them as numbers and write them in another way
+# 26_20, 1e5 and 1.50: Hydra would read them as numbers, and such a run would not be found
 NUMBER = r"(?i)(^\[?\s*|,\s*)(\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)(?=\s*(?:,|\]?$))"
 
 
@@ -306,6 +306,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
 
 
 def _with_config_dir(argv: list[str]) -> list[str]:
+    """Join --config-dir with the folder after it, so that each word has its meaning in itself."""
     words = list(argv)
     for number in range(len(words) - 2, -1, -1):
         if words[number] in ("--config-dir", "-cd"):
@@ -361,13 +362,18 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     plain = configs.resolve(composed)
     plain |= {
         "run_dir": str(Path(hydra_config.runtime.output_dir).resolve()),
-        "overrides": list(hydra_config.overrides.task),
+        "overrides": overrides_of(hydra_config),
     }
     if issubclass(command.model, schema.TrainConfig):
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
         plain["data"] = with_absolute_paths(plain.get("data"))
     return plain
+
+
+def overrides_of(hydra_config: Any) -> list[str]:
+    """Return a job's overrides as they were given: OmegaConf would resolve the references in them."""
+    return OmegaConf.to_container(hydra_config.overrides.task, resolve=False)  # type: ignore[return-value]
 
 
 def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
@@ -387,7 +393,7 @@ def _choices(hydra_config: Any) -> Plain:
 
 
 def with_absolute_paths(data: Any) -> Any:
-    """Paths are seen from the working directory, which a rank or a resume may not share."""
+    """Make the paths of `data` absolute: a resumed run may have another working directory."""
     if not isinstance(data, dict):
         return data
     data = dict(data)
@@ -410,20 +416,33 @@ def help_of(command: Command, words: list[str]) -> str:
         if group not in ("hydra", "paths") and "/" not in group
     ]
     parts = [_summary(command.name)]
+    flags = ["--cfg job            print the composed config and stop; --resolve resolves its references"]
     if groups:
         parts.append("Groups: choose with group=option\n" + "\n".join(groups))
-    parts.append(
-        "Flags\n"
-        "  --cfg job            print the composed config and stop; --resolve fills in its references\n"
-        "  -m, --multirun       sweep: each key=A,B,... makes a job for each value\n"
-        "  --config-dir DIR     a folder of your own groups and files, beside conf/\n"
-        "  --info, --hydra-help Hydra's own information"
-    )
+        flags += [
+            "-m, --multirun       sweep: key=A,B,... starts a job for each value",
+            "--config-dir DIR     a further folder of options, besides conf/",
+        ]
+    flags.append("--info, --hydra-help Hydra's own information")
+    parts.append("Flags\n" + "\n".join(f"  {flag}" for flag in flags))
     meanings = schema.describe(command.model)
     plain, _ = compose(command, words)
     lines = "\n".join(_lines(plain, meanings))
     parts.append(f"Keys: override any with key=value\n\n{lines}")
+    further = [
+        f"{f'+{key}=':38} # {meaning}"
+        for key, meaning in meanings.items()
+        if key not in FILLED_IN and _is_addable(command, plain, tuple(key.split(".")))
+    ]
+    if further:
+        parts.append("Keys that these options do not set: add any with +key=value\n\n" + "\n".join(further))
     return "\n\n".join(parts)
+
+
+def _is_addable(command: Command, plain: Plain, path: tuple[str, ...]) -> bool:
+    """Check for a key with a plain value that the options do not set, although they set the group above it."""
+    above = value_at(plain, path[:-1])
+    return isinstance(above, dict) and path[-1] not in above and group_at(command.model, path) is None
 
 
 def _lines(node: Plain, meanings: dict[str, str], prefix: str = "") -> list[str]:
@@ -440,7 +459,7 @@ def _lines(node: Plain, meanings: dict[str, str], prefix: str = "") -> list[str]
 
 
 def _summary(name: str) -> str:
-    """The first line of a command's yaml."""
+    """Return the first line of a command's yaml, which says what the command does."""
     return (CONF / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
 
 
@@ -520,6 +539,8 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         if "=" not in error.override:
             return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them."
         return f"`{error.override}` cannot be read as key=value ({text.splitlines()[0]})."
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"`{error.full_key}`: {text.splitlines()[0]}."
     return "\n".join(text.splitlines()[:12])
 
 

@@ -286,7 +286,8 @@ class RunSession:
         elif error is not None and self.is_open:
             self.status = "failed"
             replacement = lost_peer(error, config.trainer.timeout)
-            self.results["error"] = str(replacement or f"{type(error).__name__}: {error}")
+            mask = masker(config.model_dump(exclude_unset=True))
+            self.results["error"] = mask(str(replacement or f"{type(error).__name__}: {error}"))
             has_trace = not isinstance(error, UserError)
             log.error("failed: %s", self.results["error"], exc_info=has_trace, extra={"file_only": True})
         if self.is_open and self.status != "finished":

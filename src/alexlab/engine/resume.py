@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alexlab.engine import checkpoint_io
+from alexlab.engine import checkpoint_io, validation
 from alexlab.engine import config as configs
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import cut_csv, refuse_link, remove_temporary
@@ -180,9 +180,11 @@ def _refuse_secrets(callbacks: Any, name: str, overrides: list[Override]) -> Non
     for key, value in configs.flat({"callbacks": callbacks}).items():
         reference = re.search(r"\$\{(oc\.env:\w+)\}", str(value))
         if reference is not None and key not in given:
+            callback = key.split(".")[1]
             raise UserError(
                 f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
-                f"secret for its callbacks. If it is your own run, give it again: '{key}=${{{reference[1]}}}'."
+                "secret for its callbacks. If it is your own run, give it again: "
+                f"'+callbacks.{callback}={validation.shown(callbacks[callback])}'."
             )
 
 
