@@ -292,7 +292,7 @@ def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | Non
     if config.logger.wandb is not None:
         from alexlab.loggers.wandb_logger import WandbLogger
 
-        settings = config.logger.wandb.model_dump()
+        settings = look_up(config.logger.wandb.model_dump())
         settings["name"] = settings["name"] or naming.run_name(plain)
         settings["group"] = settings["group"] or sweep.name_of(path) or naming.group_name(plain)
         settings["tags"] = settings["tags"] or naming.tags(plain)

@@ -346,7 +346,8 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     plain = configs.resolve(composed)
     plain |= {
         "run_dir": str(Path(hydra_config.runtime.output_dir).resolve()),
-        "overrides": list(hydra_config.overrides.task),
+        # as they were typed: a reference to a secret in the environment is not resolved
+        "overrides": OmegaConf.to_container(hydra_config.overrides.task, resolve=False),
     }
     if issubclass(command.model, schema.TrainConfig):
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")

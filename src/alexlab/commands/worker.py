@@ -6,6 +6,7 @@ import signal
 import sys
 
 from alexlab.engine import launcher, schema
+from alexlab.engine.config import masker
 from alexlab.engine.errors import RankLostError, mistake
 from alexlab.engine.process import importing, leave
 
@@ -21,7 +22,7 @@ def main() -> int:
     stop_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run handles it: no tracebacks of imports
     payload = json.load(sys.stdin)
-    config = schema.TrainConfig.model_validate(payload["config"])
+    config, mask = schema.TrainConfig.model_validate(payload["config"]), masker(payload["config"])
     try:
         with importing():
             from alexlab.commands import train
@@ -35,14 +36,15 @@ def main() -> int:
             raise
         return error.code
     except RankLostError as error:
-        launcher.report_to_parent(lost=str(error))
+        launcher.report_to_parent(lost=mask(str(error)))
         return 1
     except Exception as error:
         text = mistake(error)
         if text is not None:
-            launcher.report_to_parent(mistake=text)
+            launcher.report_to_parent(mistake=mask(text))
             return 2
-        launcher.report_to_parent(failure=f"{type(error).__name__}: {error}", traceback=short_traceback(error))
+        failure = f"{type(error).__name__}: {error}"
+        launcher.report_to_parent(failure=mask(failure), traceback=mask(short_traceback(error)))
         return 1
     return 0
 
