@@ -107,7 +107,7 @@ class Jobs:
         run_dir = Path(hydra_config.runtime.output_dir).resolve()
         if is_sweep:
             self.sweeps[hydra_config.sweep.dir] = bool(composed.get("dry_run"))
-            print(f"job {hydra_config.job.num}: {', '.join(hydra_config.overrides.task)}", flush=True)
+            print(f"job {hydra_config.job.num}: {', '.join(_typed(hydra_config))}", flush=True)
         try:
             plain = plain_config(self.command, composed, hydra_config)
             self.mask = configs.masker(plain)
@@ -139,7 +139,7 @@ class Jobs:
         if not keep_going:
             code = 2 if text is not None else 1
             raise StopSweep(f"Job {number} failed: {why}\nThe sweep stops; sweep.keep_going=true continues.", code)
-        self.failed.append(f"job {number} ({', '.join(hydra_config.overrides.task)}): {why}")
+        self.failed.append(f"job {number} ({', '.join(_typed(hydra_config))}): {why}")
         print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
@@ -346,8 +346,7 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     plain = configs.resolve(composed)
     plain |= {
         "run_dir": str(Path(hydra_config.runtime.output_dir).resolve()),
-        # as they were typed: a reference to a secret in the environment is not resolved
-        "overrides": OmegaConf.to_container(hydra_config.overrides.task, resolve=False),
+        "overrides": _typed(hydra_config),
     }
     if issubclass(command.model, schema.TrainConfig):
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
@@ -365,6 +364,11 @@ def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
     choices = _choices(hydra_config)
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
     return validate(command.model, plain, lambda key: find_file(key, folders, command.name, choices))
+
+
+def _typed(hydra_config: Any) -> list[str]:
+    """Return the overrides as they were typed: a reference to a secret in the environment is not resolved."""
+    return list(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
 
 
 def _choices(hydra_config: Any) -> Plain:
