@@ -145,6 +145,7 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
     devices = find_devices(config.trainer)
     if devices.kind == "cpu":
         keep_memory()
+    run_dir.quiet_libraries()  # before the trainer is built, which says what it finds
     experiment = build(config, devices, recorder)
     notes = [*start.notes, *report_changes(start, experiment.data)]
     with RunSession(config, experiment, recorder, notes) as session:
