@@ -145,7 +145,7 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
     devices = find_devices(config.trainer)
     if devices.kind == "cpu":
         keep_memory()
-    run_dir.quiet_libraries()
+    run_dir.quiet_libraries()  # before the trainer is built, which says what it finds
     experiment = build(config, devices, recorder)
     notes = [*start.notes, *report_changes(start, experiment.data)]
     with RunSession(config, experiment, recorder, notes) as session:
@@ -182,6 +182,7 @@ class RunSession:
     def __init__(self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, notes: list[str]) -> None:
         self.config, self.experiment, self.recorder, self.notes = config, experiment, recorder, notes
         self.path = Path(config.run_dir)
+        self.mask = masker(config.model_dump(exclude_unset=True))
         self.is_first = launcher.rank() == 0
         self.is_open = not self.is_first  # whether the directory is this run's; other ranks write nothing there
         self.is_created = False  # whether there was no such directory, or an empty one
@@ -198,7 +199,7 @@ class RunSession:
             if self.is_first:
                 self._open_directory()
             else:
-                run_dir.set_up_logging(self.path, str)
+                run_dir.set_up_logging(self.path, self.mask)
             faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
             if hasattr(signal, "SIGUSR2"):  # kill -USR2 prints where each thread of a rank is
                 faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
@@ -235,7 +236,7 @@ class RunSession:
             run_dir.create(path, plain)
             self.is_created, self.is_open = is_empty, True
             print(f"run directory: {run_dir.shown(path)}", flush=True)
-        run_dir.set_up_logging(path, masker(plain))
+        run_dir.set_up_logging(path, self.mask)
         if wandb is not None:
             wandb.start()
         lines: list[str] = []
@@ -286,8 +287,7 @@ class RunSession:
         elif error is not None and self.is_open:
             self.status = "failed"
             replacement = lost_peer(error, config.trainer.timeout)
-            mask = masker(config.model_dump(exclude_unset=True))
-            self.results["error"] = mask(str(replacement or f"{type(error).__name__}: {error}"))
+            self.results["error"] = self.mask(str(replacement or f"{type(error).__name__}: {error}"))
             has_trace = not isinstance(error, UserError)
             log.error("failed: %s", self.results["error"], exc_info=has_trace, extra={"file_only": True})
         if self.is_open and self.status != "finished":

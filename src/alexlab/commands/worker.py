@@ -36,12 +36,12 @@ def main() -> int:
             raise
         return error.code
     except RankLostError as error:
-        launcher.report_to_parent(lost=str(error))
+        launcher.report_to_parent(lost=mask(str(error)))
         return 1
     except Exception as error:
         text = mistake(error)
         if text is not None:
-            launcher.report_to_parent(mistake=text)
+            launcher.report_to_parent(mistake=mask(text))
             return 2
         failure = f"{type(error).__name__}: {error}"
         launcher.report_to_parent(failure=mask(failure), traceback=mask(short_traceback(error)))

@@ -118,7 +118,7 @@ def check_space(run_dir: Path, sizes: dict[str, int]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence what Lightning says about devices, ranks and itself: the run says it, or nobody needs it."""
+    """Silence Lightning's messages about devices, ranks and itself: the run prints its own, or nobody needs them."""
     logging.captureWarnings(True)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -170,7 +170,6 @@ class MaskedFormatter(logging.Formatter):
 
 def set_up_logging(run_dir: Path, mask: Callable[[str], str]) -> None:
     """Log to train.log on rank 0, and to the console except for records marked `file_only`."""
-    quiet_libraries()
     logger = logging.getLogger("alexlab")
     logger.setLevel(logging.INFO)
     logger.propagate = False
