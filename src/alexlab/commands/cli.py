@@ -107,7 +107,7 @@ class Jobs:
         run_dir = Path(hydra_config.runtime.output_dir).resolve()
         if is_sweep:
             self.sweeps[hydra_config.sweep.dir] = bool(composed.get("dry_run"))
-            print(f"job {hydra_config.job.num}: {', '.join(hydra_config.overrides.task)}", flush=True)
+            print(f"job {hydra_config.job.num}: {', '.join(task_overrides(hydra_config))}", flush=True)
         try:
             plain = plain_config(self.command, composed, hydra_config)
             self.mask = configs.masker(plain)
@@ -139,7 +139,7 @@ class Jobs:
         if not keep_going:
             code = 2 if text is not None else 1
             raise StopSweep(f"Job {number} failed: {why}\nThe sweep stops; sweep.keep_going=true continues.", code)
-        self.failed.append(f"job {number} ({', '.join(hydra_config.overrides.task)}): {why}")
+        self.failed.append(f"job {number} ({', '.join(task_overrides(hydra_config))}): {why}")
         print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
@@ -361,13 +361,19 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     plain = configs.resolve(composed)
     plain |= {
         "run_dir": str(Path(hydra_config.runtime.output_dir).resolve()),
-        "overrides": list(hydra_config.overrides.task),
+        "overrides": task_overrides(hydra_config),
     }
     if issubclass(command.model, schema.TrainConfig):
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
         plain["data"] = with_absolute_paths(plain.get("data"))
     return plain
+
+
+def task_overrides(hydra_config: Any) -> list[str]:
+    """Return the overrides of a job as they were typed. Iterating over Hydra's list would resolve references in them,
+    and so look up secrets."""
+    return OmegaConf.to_container(hydra_config.overrides.task, resolve=False)  # type: ignore[return-value]
 
 
 def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
