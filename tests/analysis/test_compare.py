@@ -283,6 +283,21 @@ def test_seeds_are_grouped_whatever_a_resume_and_an_older_run_wrote(tmp_path: Pa
     assert {group.name for group in grouped(read_all(tmp_path))} == {"a +2", "c", "e"}
 
 
+def test_an_older_run_counts_as_one_on_the_same_images_if_the_names_are_the_same(tmp_path: Path) -> None:
+    """A run from before the sizes of files were recorded has the fingerprint of names alone."""
+
+    def grouped_by(**datasets: dict[str, Any]) -> set[str]:
+        for seed, (name, dataset) in enumerate(datasets.items()):
+            (folder := tmp_path / str(len(datasets)) / name).parent.mkdir(exist_ok=True)
+            write_summary(make_run(folder, 0.1, 0.5, seed=seed), dataset=dataset)
+        return {group.name for group in grouped(read_all(tmp_path / str(len(datasets))))}
+
+    old = {"fingerprint": {"val": "names"}}
+    new, replaced = ({"fingerprint": {"val": f"sizes:{n}"}, "names_fingerprint": {"val": "names"}} for n in "12")
+    assert grouped_by(old=old, new=new) == {"old +1"}
+    assert grouped_by(a=new, b=replaced, old=old) == {"a", "b", "old"}, "the older run may be of either"
+
+
 def test_runs_without_a_seed_or_with_unknown_code_are_rows_with_what_is_known() -> None:
     runs = [run_of({"a": 1}), run_of({"a": 1})]
     for run, ranks in zip(runs, (1, 8), strict=True):

@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,7 +80,6 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
         (f"{FOLDER} optimizer=adamw", "optimizer=adamw optimizer.betas=[0.8,0.9] ~trainer.tf32"),
         (FOLDER + " optimizer.weight_decay=${{optimizer.lr}}", "optimizer.lr=0.5"),
         (FOLDER + " augment.scale=[${{label_smoothing}},0.99] label_smoothing=0.2", "label_smoothing=0.3"),
-        (f"{FOLDER} optimizer.lr=0.25", "optimizer.weight_decay=${{optimizer.lr}}"),
         (f"{FOLDER} trainer.max_epochs=2", "trainer={{max_epochs:3,precision:32-true}}"),
         ("experiment=fashion_mnist debug=limit logger=csv", "experiment=fashion_mnist trainer.max_epochs=7 +my.note=x"),
         (f"{FOLDER} logger=wandb", "~logger.wandb data.root={other}"),
@@ -149,19 +147,20 @@ def test_a_run_whose_options_are_gone_is_repeated_and_says_what_it_cannot_follow
     assert len(repeat("", folders).notes) == 1
     repeated = repeat("model.name=resnet18", folders)
     assert repeated.config["model"]["net"]["name"] == "shufflenet_v2_x0_5"
-    assert "no longer has the options of" in repeated.notes[1]
+    assert "conf/ no longer has the options or keys of" in repeated.notes[1]
 
 
 @pytest.mark.parametrize(
     ("words", "more", "message"),
     [
         (FOLDER, "model=alexnet_bn", r"model=alexnet_bn: from_run=\S+ keeps the options of that run \(model=alexnet\)"),
-        (FOLDER, "debug=fast", r"debug=fast: .*\(debug=null\). Give single keys instead, as debug.KEY=VALUE, or start"),
+        (FOLDER, "debug=fast", r"debug=fast: .*\(debug=null\). Set single keys instead, as in debug.KEY=VALUE, or start"),
         (f"{FOLDER} optimizer=adamw", "optimizer.momentum=0.5",
          r"optimizer.momentum=0.5: \S+ has no optimizer.momentum; \+optimizer.momentum=0.5 adds it"),
-        (FOLDER, "resume.run=latest", r"starts a new run, and resume=latest continues one: leave one of them out"),
+        (FOLDER, "resume.run=latest", r"starts a new run, and resume=latest continues one: remove one of them"),
         (FOLDER, "from_wandb=a/b/c", r"from_run=\S+ and from_wandb=a/b/c: only one run can be repeated"),
-        (FOLDER, "optimizer.lr=${{seed}}${{my.x}}", "'my.x' not found"),
+        (FOLDER, "optimizer.lr=${{seed}}", r"with from_run=\S+ an override cannot refer to another key: give the value"),
+        (f"{FOLDER} +my.note=x", "my.note={{a:1}}", "has no my.note.a; "),
     ],
 )  # fmt: skip
 def test_overrides_that_do_not_fit_the_run_are_refused(
@@ -188,7 +187,7 @@ def test_secrets_of_the_run_are_asked_for(folders: dict[str, str], monkeypatch: 
     config["overrides"] += ["+my.a=${oc.env:MY_TOKEN}", "+my.b=\\${root:}"]
     config["my"] = {"a": "x", "b": "y"}
     path.write_text(yaml.safe_dump(config))
-    asked = r"secrets are not saved with a run: give logger.wandb.notes=\.\.\. \(the run has \$\{oc.env:MY_TOKEN\}\)"
+    asked = r"secrets are not saved with a run: add logger.wandb.notes=\.\.\. \(the run has \$\{oc.env:MY_TOKEN\}\)"
     with pytest.raises(UserError, match=asked):
         repeat("", folders)
     repeated = repeat("logger.wandb.notes=mine", folders)
@@ -211,7 +210,7 @@ def test_a_resumed_run_is_repeated_from_its_start(folders: dict[str, str]) -> No
 
 def test_a_config_that_is_incomplete_is_refused(folders: dict[str, str]) -> None:
     save_run(FOLDER, folders, {"choices": None})
-    with pytest.raises(UserError, match=r"from_run=\S+: its config is incomplete, as of a run that failed before it"):
+    with pytest.raises(UserError, match=r"from_run=\S+: its config is incomplete, as that of a run that failed before it"):
         repeat("", folders)
 
 
@@ -239,15 +238,15 @@ def test_floats_come_back_from_wandb_as_floats(folders: dict[str, str], monkeypa
     assert repr(made["trainer"]["limit_val_batches"]) == "1.0"
     assert made["augment"]["scale"] == [0.5, 1]
     del logged["floats"]
-    with pytest.raises(UserError, match=r"one batch from all \(1.0\): give trainer.limit_train_batches=\.\.\. "):
+    with pytest.raises(UserError, match=r"one batch and all \(1.0\) alike: add trainer.limit_train_batches=\.\.\. "):
         from_wandb(logged, "data.root={data} trainer.limit_val_batches=1.0", folders, monkeypatch)
 
 
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        ("init_from=/r/A/checkpoints/best.ckpt", r"give init_from=\.\.\. \(the run has A/best\.ckpt\)\."),
-        ("data.class_names=/r/names.tsv", r"give data\.class_names=\.\.\. \(the run has names\.tsv\)\."),
+        ("init_from=/r/A/checkpoints/best.ckpt", r"add init_from=\.\.\. \(the run has A/best\.ckpt\)\."),
+        ("data.class_names=/r/names.tsv", r"add data\.class_names=\.\.\. \(the run has names\.tsv\)\."),
         ("data.class_names=imagenet", None),
     ],
 )
@@ -255,7 +254,7 @@ def test_paths_of_a_wandb_run_are_asked_for(
     words: str, asked: str | None, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged = naming.for_others(composed(*f"{FOLDER} {words}".format(**folders).split()))
-    with pytest.raises(UserError, match=r"give data.root=\.\.\. \(the run has photos\)"):
+    with pytest.raises(UserError, match=r"add data.root=\.\.\. \(the run has photos\)"):
         from_wandb(logged, "", folders, monkeypatch)
     if asked is not None:
         with pytest.raises(UserError, match=asked):
@@ -275,26 +274,15 @@ def test_a_resumed_wandb_run_is_repeated_from_its_start(
         assert from_wandb(naming.for_others(config), "data.root={data}", folders, monkeypatch)["ckpt_path"] is None
 
 
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (None, r"from_wandb=a/b/c: W&B's server did not answer \(no\): try again; .* from_run=DIRECTORY"),
-        (500, r"from_wandb=a/b/c: W&B's server did not answer \(no\)"),
-        (401, r"from_wandb=a/b/c: W&B refuses the API key \(no\): run `wandb login`"),
-    ],
-)
-def test_a_server_that_does_not_answer_is_not_a_wrong_key(
-    status: int | None, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """W&B's client raises one error for both."""
+def test_a_server_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's client raises the same error for a wrong key and for no answer."""
 
     def api(timeout: float) -> None:
-        cause = RuntimeError("no")
-        cause.response = SimpleNamespace(http_status=status) if status else None  # type: ignore[attr-defined]
-        raise wandb.errors.AuthenticationError("no") from cause
+        raise wandb.errors.AuthenticationError("no")
 
     monkeypatch.setattr(wandb, "Api", api)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    message = r"`from_wandb=a/b/c`: the server did not answer or refused the API key \(no\): run `wandb login`, or try"
     with pytest.raises(UserError, match=message):
         wandb_api.fetch("a/b/c")
 
@@ -348,7 +336,6 @@ def test_a_repeated_run_has_the_same_numbers(first: Path, tmp_path: Path) -> Non
     assert settings(config_of(first)) == settings(config_of(again))
     assert config_of(again)["repeats"] == str(first)
     assert f"repeats {first}" in (again / "train.log").read_text()
-    assert json.loads((again / "repeats.json").read_text())["run"] == str(first)
     third = tmp_path / "third"  # repeats a repetition
     done = command("train.py", f"from_run={again}", "seed=8", f"hydra.run.dir={third}", logs_of(first))
     assert done.returncode == 0, done.stderr
@@ -374,19 +361,19 @@ def test_a_repeated_wandb_run_has_the_same_numbers(
     assert {line.partition(":")[0] for line in server.unknown} <= {"ServerFeaturesQuery"}
     done = command("train.py", "from_wandb=tester/alexlab/none", f"hydra.run.dir={tmp_path}/x", env=server.env())
     assert done.returncode == 2, done.stdout
-    assert "from_wandb=tester/alexlab/none: W&B does not give that run (Could not find run" in done.stderr
+    assert "`from_wandb=tester/alexlab/none`: the server did not return that run (Could not find run" in done.stderr
     assert "from_run=DIRECTORY" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["from_run=nowhere"], "from_run=nowhere is not a run's directory"),
+        (["from_run=nowhere"], "`from_run=nowhere` is not a run's directory"),
         (["from_run=first", "optimizer.lr=-1"], "optimizer.lr=-1"),
-        (["from_run=first", "data.root=/nowhere"], "/nowhere does not exist"),
+        (["from_run=first", "data.root=/nowhere"], "`data.root=/nowhere` does not exist"),
         (["from_run=first", "model=alexnet_bn"], "model=alexnet_bn: from_run=first keeps the options of that run"),
         (["from_wandb=b/c"], "must be ENTITY/PROJECT/RUN"),
-        (["from_wandb=a/b/c"], "from_wandb=a/b/c needs an API key: run `wandb login`"),
+        (["from_wandb=a/b/c"], "`from_wandb=a/b/c` needs an API key: run `wandb login`"),
     ],
 )
 def test_mistakes_leave_no_directory(words: list[str], message: str, first: Path) -> None:
@@ -395,12 +382,6 @@ def test_mistakes_leave_no_directory(words: list[str], message: str, first: Path
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in first.parent.iterdir()] == ["first"]
-
-
-def test_other_commands_repeat_nothing() -> None:
-    done = command("benchmark", "from_run=latest")
-    assert done.returncode == 2, done.stdout
-    assert "from_run and from_wandb are for train.py alone" in done.stderr
 
 
 def test_other_images_and_other_code_are_reported(first: Path, shapes: Path, tmp_path: Path) -> None:

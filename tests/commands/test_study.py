@@ -100,7 +100,7 @@ def test_the_ends_of_the_space_are_checked_before_there_is_a_study(tmp_path: Pat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sweep=optuna", "optimiser.lr=interval(0.001,0.3)"], "optimiser.lr: there is no such key. Did you mean opti"),
+        (["sweep=optuna", "optimiser.lr=interval(0.001,0.3)"], "there is no such key. Did you mean `optimizer.lr`?"),
         (["sweep=optuna", "optimizer=choice(sgd,adamx)"], "optimizer=adamx: there is no such option. Did you mean op"),
         (["sweep=optuna", "hydra/sweeper/sampler=grid"], "no such option. There are: cmaes, nsgaii, random, tpe."),
         (["sweep=optuna", "hydra.sweeper.n_trials=x"], "`hydra.sweeper.n_trials=x` must be a whole number of at le"),
@@ -463,7 +463,7 @@ def test_a_killed_sweep_is_continued_by_the_command_that_it_printed(shapes: Path
 def test_a_job_without_a_result_stops_the_sweep(shapes: Path, tmp_path: Path) -> None:
     done = command(*command_line(shapes, tmp_path, "trainer.limit_val_batches=0", "trainer.max_epochs=1"))
     assert done.returncode == 2, done.stdout
-    assert "nothing to optimize: the job has not measured val/acc1" in done.stderr
+    assert "Nothing to optimize: the job has not measured `monitor=val/acc1`." in done.stderr
     (folder,) = (tmp_path / "train/multiruns").iterdir()
     assert [trial.state for trial in trials(tmp_path, folder.name)] == [TrialState.FAIL]
 

@@ -88,7 +88,7 @@ def test_a_grid_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: P
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "2 job(s) of the sweep failed" in done.stderr
-    assert "optimizer.lr=-1: must be a number above 0" in done.stderr
+    assert "`optimizer.lr=-1` must be above 0" in done.stderr
     for job in ("1", "3"):  # these failed before a rank existed
         assert summary_of(tmp_path / "sweep" / job)["status"] == "failed"
         assert (tmp_path / "sweep" / job / "config.yaml").is_file()
@@ -98,7 +98,7 @@ def test_a_grid_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: P
     config = yaml.safe_load((tmp_path / "sweep/0/config.yaml").read_text())
     assert config["choices"]["trainer"] == "ddp"
     assert not {"sweep", "hydra/sweeper"} & set(config["choices"])
-    assert f"compare its jobs: python compare.py runs={tmp_path / 'sweep'}" in done.stdout
+    assert f"compare its jobs: alexlab compare runs={tmp_path / 'sweep'}" in done.stdout
     not_images = f"data.root={shapes},{tmp_path / 'sweep'}"
     overrides = [*SMALL_NET, "data=folder", not_images, "dry_run=true", "logger=csv"]
     stopped = command("train.py", "seed=0,1", *overrides, f"hydra.sweep.dir={tmp_path / 'stopped'}", "-m")
@@ -129,12 +129,12 @@ def test_the_mistakes_of_all_jobs_are_reported_before_the_first_one_starts(tmp_p
 @pytest.mark.parametrize(
     ("script", "overrides", "message"),
     [
-        ("train.py", ["sweep=seeds", "ema.decay=0.9,2"], "jobs 1, 3, 5, 7, 9: ema.decay=2: "),
-        ("train.py", ["model.name=alexnet,vgg16"], "job 1: model.name=vgg16: model=alexnet would be called so"),
-        ("eval.py", ["run=x", "crops=1,3"], "job 1: crops=3: must be one of 1, 10."),
+        ("train.py", ["sweep=seeds", "ema.decay=0.9,2"], "jobs 1, 3, 5, 7, 9: `ema.decay=2` must be above 0"),
+        ("train.py", ["model.name=alexnet,vgg16"], "For the network of that name use model=torchvision model.name=vgg16"),
+        ("eval.py", ["run=x", "crops=1,3"], "job 1: `crops=3` must be 1 or 10."),
         ("train.py", [f"seed={','.join('x' + str(n) for n in range(20))}"], "... and 8 more mistakes"),
-        ("train.py", ["sweep=seeds", "sweep.n=2"], "sweep.n: there is no such key. Did you mean sweep.keep_going?"),
-        ("train.py", ["seed=1,2", "hydra.sweeper.max_batch_size=x"], "max_batch_size=x: must be a whole number.\n"),
+        ("train.py", ["sweep=seeds", "sweep.n=2"], "`sweep.n=2`: there is no such key."),
+        ("train.py", ["seed=1,2", "hydra.sweeper.max_batch_size=x"], "hydra.sweeper.max_batch_size=x"),
     ],
 )
 def test_a_wrong_sweep_starts_no_job(script: str, overrides: list[str], message: str, tmp_path: Path) -> None:

@@ -595,9 +595,10 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run.path]
     if len(folders) >= MAX_SIBLINGS:
         folders = sorted(folders, key=modified)[1 - MAX_SIBLINGS :]
+    run, *others = read([run.path, *folders])[0]  # together, so that images of older and newer runs compare
     siblings = [
         other
-        for other in read(folders)[0]
+        for other in others
         if other.status == "finished" and _validated_on(other) == _validated_on(run) and monitor in other.metrics
     ]
     if not siblings:

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexlab.data.fingerprint import identities
 from alexlab.engine import config as configs
 from alexlab.engine import provenance
 from alexlab.engine.errors import UserError
@@ -69,6 +70,7 @@ class Run:
         overridden: keys that the command line set.
         summary: the content of summary.json, {} before the run has ended.
         code: the commit, and a hash of how the code differed from it.
+        fingerprint: of the run's images, equal for equal images among the runs that were read together; or None.
         problems: what could not be read, as sentences.
     """
 
@@ -79,6 +81,7 @@ class Run:
     overridden: set[str] = field(default_factory=set)
     summary: dict[str, Any] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=dict)
+    fingerprint: Any = None
     problems: list[str] = field(default_factory=list)
 
     @cached_property
@@ -107,12 +110,6 @@ class Run:
         if not isinstance(images, dict) or "test" in images:  # else the test was of the validation images again
             found |= self.summary.get("test") or {}
         return {key: value for key, value in found.items() if is_number(value) and abs(value) < 1e300}
-
-    @property
-    def fingerprint(self) -> Any:
-        """The fingerprint of the run's images, or None."""
-        dataset = self.summary.get("dataset")
-        return dataset.get("fingerprint") if isinstance(dataset, dict) else None
 
     @property
     def code_is_unknown(self) -> bool:
@@ -242,6 +239,8 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
         except Exception as error:  # whatever somebody's folder contains, the other runs are shown
             why = str(error).partition("\n")[0][:200] or type(error).__name__
             problems.append(printable(f"{folder}: {why}"))
+    for run, fingerprint in zip(runs, identities([run.summary.get("dataset") for run in runs]), strict=True):
+        run.fingerprint = fingerprint
     return runs, problems
 
 

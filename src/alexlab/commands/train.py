@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> float | None:
         devices = find_devices(config.trainer)
         check_devices(config, devices)
         if config.dry_run:
-            show_plan(config, devices)
+            show_plan(start, devices)
             return None
         if devices.world_size > 1 and not launcher.external():
             return train_on_workers(start, devices)
@@ -88,9 +88,11 @@ def report(lines: Iterable[str]) -> None:
         print(line, flush=True)
 
 
-def show_plan(config: TrainConfig, devices: Devices) -> None:
+def show_plan(start: Start, devices: Devices) -> None:
     """Print what would run, and stop: dry_run=true."""
+    config = start.config
     data = build_data(config, devices).read()
+    report(f"warning: {line}" for line in start.compare(data.describe()))
     plan = plans.make_plan(config, devices.world_size, data.images)
     task = build_task(config, data, devices.kind, plan)
     load_checkpoint(config, task, data, plan)

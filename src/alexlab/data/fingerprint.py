@@ -6,14 +6,15 @@ too: with an old run, the names are compared. Light: imports no torch.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 SAMPLE = 10_000  # files of a large folder whose sizes are read: all of them take longer than reading the names
 
 
-def sample(digest: bytes, count: int) -> np.ndarray:
+def sample(digest: bytes, count: int) -> "np.ndarray":
     """Choose the images whose sizes are read: all if there are few, else about SAMPLE of them.
 
     Args:
@@ -22,6 +23,8 @@ def sample(digest: bytes, count: int) -> np.ndarray:
     Returns:
         int64, ascending.
     """
+    import numpy as np  # 0.1 s, which tables of runs do not need
+
     if count <= SAMPLE:
         return np.arange(count)
     numbers = np.random.PCG64(int.from_bytes(digest[:16], "big")).random_raw(SAMPLE)  # the same in every NumPy
@@ -38,6 +41,29 @@ def comparable(datasets: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     if all(fingerprint.startswith("sizes:") for each in of_sizes for fingerprint in each.values()):
         return of_sizes
     return [dataset.get("names_fingerprint", dataset["fingerprint"]) for dataset in datasets]
+
+
+def identities(datasets: Sequence[Any]) -> list[Any]:
+    """Return a value per dataset that is equal for equal images: the fingerprint, or None if it is unknown.
+
+    An older dataset, of which only the names are known, gets the fingerprint of the newer ones with the same names, if
+    these are all of the same images.
+
+    Args:
+        datasets: `dataset` in summary.json of runs of any age, which anybody may have written.
+    """
+    known = [dataset if isinstance(dataset, dict) else {} for dataset in datasets]
+    found = [dataset.get("fingerprint") for dataset in known]
+    newer: dict[str, list[Any]] = {}
+    for dataset, fingerprint in zip(known, found, strict=True):
+        names = dataset.get("names_fingerprint")
+        if names is not None and fingerprint not in (same := newer.setdefault(repr(names), [])):
+            same.append(fingerprint)
+    for number, dataset in enumerate(known):
+        same = newer.get(repr(found[number]), [])
+        if "names_fingerprint" not in dataset and len(same) == 1:
+            found[number] = same[0]
+    return found
 
 
 def changed_splits(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

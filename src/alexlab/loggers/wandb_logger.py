@@ -120,8 +120,10 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         }
         if not started_by_agent():  # the agent has created the run, in its sweep's project
             self.init_args |= {"project": project, "entity": entity, "id": run_id, "resume": "allow"}
-        elif run_id is not None:
-            self.init_args["resume"] = "allow"
+        else:
+            # W&B would read the sweep's parameters from this file, and then ignore all other keys of their groups
+            os.environ.pop("WANDB_SWEEP_PARAM_PATH", None)
+            self.init_args |= {"resume": "allow"} if run_id is not None else {}
         self.run: Any = None
         self.is_broken = self.is_closing = False
         self.uploads: list[tuple[threading.Thread, float]] = []  # with the seconds that the run's end waits for each
