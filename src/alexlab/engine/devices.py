@@ -48,8 +48,8 @@ def find_devices(settings: Any) -> Devices:
         kind = settings.accelerator
     if kind == "cuda" and not gpus:
         raise UserError(
-            f"`trainer.accelerator={settings.accelerator}` needs a GPU, and torch {torch.__version__} finds none: check "
-            "nvidia-smi, or use the CPU with trainer.accelerator=cpu."
+            f"`trainer.accelerator={settings.accelerator}` needs a GPU, and torch {torch.__version__} finds none: "
+            "check nvidia-smi, or use the CPU with trainer.accelerator=cpu."
         )
     if kind == "mps" and not mps:
         raise UserError(

@@ -271,7 +271,8 @@ def check_function(key: str, found: dict[str, Any], net: nn.Module, image_size: 
             theirs = _outputs(_rebuild(found, device="cpu"), image, same_classes)
         except Exception as error:
             raise UserError(
-                f"{key}: the network of the checkpoint, {model['name']}, cannot take images of {image_size} pixels ({error})."
+                f"{key}: the network of the checkpoint, {model['name']}, cannot take images of "
+                f"{image_size} pixels ({error})."
             ) from error
     ours = _outputs(net, image, same_classes)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
