@@ -539,15 +539,6 @@ class CompareConfig(CommandConfig):
     equal: bool = key("Report whether two runs are equal step by step; exit with 1 if they are not.", False)
 
 
-class LoggedNames(Group):
-    """Names that your own code logs."""
-
-    history: list[Text] = key("Metrics logged per step.", [])
-    summary: list[Text] = key("Values of a run's summary.", [])
-    config: list[Text] = key("Settings.", [])
-    media: list[Text] = key("Images.", [])
-
-
 class LayoutConfig(Group):
     """Sections and panels (conf/dashboard)."""
 
@@ -569,7 +560,6 @@ class DashboardConfig(CommandConfig):
     swept: Annotated[list[Text], Rule("a list of settings, such as [optimizer.lr]", bool)] = key(
         "Settings that sweeps change."
     )
-    also: LoggedNames = key("Names that your own code logs.", LoggedNames)
     timeout: Count = key("Seconds that the server may take to answer.", 8)
     dashboard: LayoutConfig = required_group("Sections and panels.", "default")
 

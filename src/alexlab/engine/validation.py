@@ -56,6 +56,7 @@ SYNONYMS = {
 
 # Keys, and values as "key=value", that were removed or renamed or are set elsewhere: what to do, after the key's name.
 REPLACED = {
+    "also": "was removed: names of metrics are not checked any more, so leave it out.",
     "on_nan=rollback": "was removed: use on_nan=skip, or on_nan=stop and resume the run with a smaller learning rate.",
     "data.cache=ram": "was removed: prepare pixels with `alexlab prepare format=raw`, which are faster.",
     "mode": "was removed: it follows from monitor, min for a loss and max for an accuracy.",
