@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import sys
+from pathlib import Path
 import threading
 from typing import Any
 
@@ -37,7 +38,7 @@ def become(request: dict[str, Any]) -> None:
     try:
         if sys.argv[0] == "-m":
             del sys.argv[0]
-            sys.path[0] = os.getcwd()
+            sys.path[0] = str(Path.cwd())
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         else:
             sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))  # noqa: PTH120, PTH100

@@ -197,7 +197,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_on_the_way(small_disk: Path, shapes: Path) -> None:
-    """The error names the file. What was written before is undamaged, and the run can be resumed once there is space."""
+    """The error names the file. What was written before is undamaged; once there is space, the run can be resumed."""
     run_dir, filler = small_disk / "run", small_disk / "filler"
 
     def fill(pid: int) -> None:

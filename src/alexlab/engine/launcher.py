@@ -286,8 +286,8 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
     for r, report in enumerate(reports):
         if "traceback" in report:
             tracebacks.setdefault(report["traceback"], []).append(f"rank {r}")
-    for text, names in tracebacks.items():
-        print(f"{', '.join(names)}:\n{text}", file=sys.stderr)
+    for text, ranks in tracebacks.items():
+        print(f"{', '.join(ranks)}:\n{text}", file=sys.stderr)
     if "lost" in reports[number] and not hanging:
         texts = sorted({r["lost"].rstrip(".") for r in reports if "lost" in r}, key=lambda text: "answer" not in text)
         names = " and ".join(f"rank {r}" for r in sorted(stopped))
