@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from alexlab.commands import plan as plans
-from alexlab.commands.summary import INPUT_BOUND, bound_by
 from alexlab.commands.build import build_data, build_task
+from alexlab.commands.summary import INPUT_BOUND, bound_by
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
 from alexlab.data.reader_threads import ReaderThreads
@@ -55,7 +55,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     batch = next(iter(data.train_dataloader()))
     if not len(batch.targets):
         raise UserError(
-            "All images of the first batch are broken, so nothing can be measured: choose other images with data.root=PATH."
+            "All images of the first batch are broken, so nothing can be measured: choose others with data.root=PATH."
         )
 
     def one_batch() -> Iterator[Batch]:
