@@ -4,13 +4,14 @@ import csv
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import command, tiny_train
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -195,9 +196,9 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
     assert {path.stem for path in (folder / "figures").iterdir()} == DRAWN
     wrong = command("figures", f"run={folder}", "among=-1", "crops=10")
     assert wrong.returncode == 2
-    assert "crops: there is no such key" in wrong.stderr
+    assert "`crops=10`: there is no such key" in wrong.stderr
     wrong = command("figures", f"run={folder}", "among=-1")
-    assert (wrong.returncode, wrong.stderr) == (2, "error: among=-1: must be a whole number, at least 0.\n")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: `among=-1` must be at least 0.\n")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
 
@@ -205,9 +206,10 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
 def test_figures_that_cannot_be_drawn_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
-    config = OmegaConf.create({"run_dir": str(tmp_path), "monitor": "val/acc1"})
+    config: Any = SimpleNamespace(run_dir=str(tmp_path), monitor="val/acc1")
+    experiment: Any = SimpleNamespace(data=None, devices=Devices("cpu", 1, 1), wandb=None)
     with caplog.at_level(logging.WARNING, logger="alexlab"):
-        run.draw_figures(config, None, Devices("cpu", 1, 1), None)  # type: ignore[arg-type]
+        run.save_figures(config, experiment)
     assert "some figures could not be drawn (" in caplog.text
 
 

@@ -28,21 +28,21 @@ def test_four_rates_and_the_bound(shapes: Path, tmp_path: Path) -> None:
     assert bound == ("input" if found["loader"] < found["device"] else "device")
     done = command("benchmark", *words, f"data.root={shapes}", "model=torchvision", "augment=strong")
     assert done.returncode == 0, done.stderr
-    for line in ("decoding alone", "the loader alone", "the device alone, on one batch", "a training"):
+    for line in ("decoding alone", "the loader alone", "the device alone, on one batch", "the whole training"):
         assert re.search(rf"{line} +│ +[0-9,]+ │", done.stdout)
-    assert "bound by the " in done.stdout
+    assert "-bound: " in done.stdout
     assert not (ROOT / "checkpoints").exists()
 
 
 def test_mistakes(shapes: Path) -> None:
-    for words, told in (
-        (["format=xml"], "format=xml: must be one of table, json"),
-        (["seconds=0"], "seconds=0: must be a number above 0"),
-        (["data.batch_size=5000"], "data.batch_size=5000 is larger than the"),
+    for overrides, message in (
+        (["format=xml"], "`format=xml` must be table or json"),
+        (["seconds=0"], "`seconds=0` must be above 0"),
+        (["data.batch_size=5000"], "`data.batch_size=5000` is larger than the"),
     ):
-        done = command("benchmark", *WORDS, f"data.root={shapes}", *words)
+        done = command("benchmark", *WORDS, f"data.root={shapes}", *overrides)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-        assert told in done.stderr
+        assert message in done.stderr
 
 
 def test_all_broken(tmp_path: Path) -> None:
@@ -53,21 +53,18 @@ def test_all_broken(tmp_path: Path) -> None:
                 (tmp_path / split / label / f"{i}.jpg").write_bytes(b"none")
     done = command("benchmark", *WORDS, f"data.root={tmp_path}")
     assert done.returncode == 2
-    assert "every image of the first batch is broken: there is nothing to measure with." in done.stderr
+    assert "All images of the first batch are broken, so nothing can be measured" in done.stderr
 
 
 def test_the_verdict(shapes: Path) -> None:
     data = ImageFolders(str(shapes), 8, 0, SampleTransform(32), SampleTransform(32), num_workers=99).read()
     found = {"loader": 100.0, "device": 400.0, "end_to_end": 100.0}
     assert benchmark.verdict(found, "input", data, "cuda").startswith(
-        "bound by the input: the device waited for images 75% of the time; what would help: images prepared once"
+        "Input-bound: the device waited for data 75% of the time. Try prepared data"
     )
     found = {"loader": 600.0, "device": 400.0, "end_to_end": 240.0}
-    assert (
-        benchmark.verdict(found, "device", data, "cuda")
-        == "bound by the device: the loader alone is 1.5 times as fast."
-    )
-    assert benchmark.verdict(found, "device", data, "cpu").endswith("a training runs at 60% of the device alone.")
+    assert benchmark.verdict(found, "device", data, "cuda") == "Device-bound: the loader alone is 1.5 times as fast."
+    assert benchmark.verdict(found, "device", data, "cpu").endswith("the training reaches 60% of the device alone.")
 
 
 @pytest.mark.parametrize(

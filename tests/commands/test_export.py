@@ -276,9 +276,9 @@ def test_mistakes(run_dir: Path, composed: Any, tmp_path: Path) -> None:
     for overrides, message in (
         (["run=one"], "`format` is missing: give format=onnx or format=torch_export"),
         (["format=onnx"], "`run` is missing: give a run's directory with run=PATH, or run=latest"),
-        (["run=one", "format=tflite"], "`format=tflite` must be one of onnx, torch_export"),
+        (["run=one", "format=tflite"], "`format=tflite` must be onnx or torch_export"),
         (["run=one", "format=onnx", "tolerance=0"], "`tolerance=0` must be above 0"),
-        (["run=two", "format=onnx"], "run=two is not a run's directory"),
+        (["run=two", "format=onnx"], "`run=two` is not a run's directory"),
         (["run=one", "format=onnx", "out=x.pt2"], "`out=x.pt2` must end in .onnx with format=onnx."),
         (["run=one", "format=onnx", f"ckpt={other}/checkpoints/best.ckpt"], "holds the weights of another network"),
         (

@@ -92,7 +92,7 @@ def test_mistakes(run_dir: Path, tmp_path: Path) -> None:
         (["run=one"], "`images` is missing: give an image, a folder or a glob with images=PATH"),
         (["run=one", f"images={ROOT}/docs", f"out={tmp_path}"], f"`out={tmp_path}` is a folder: give a file, such as"),
         (["run=one", f"images={tmp_path}"], f"`images={tmp_path}` names no image: give a file, a folder or a"),
-        (["run=two", "images=x"], "run=two is not a run's directory"),
+        (["run=two", "images=x"], "`run=two` is not a run's directory"),
         (["run=one", "images=x", "topk=0"], "`topk=0` must be at least 1"),
     ):
         done = command("predict", *overrides, logs)

@@ -319,9 +319,9 @@ def test_wrong_folders_are_refused(photos: Path, jpegs: Path, tmp_path: Path) ->
 def test_wrong_settings_are_refused(photos: Path, tmp_path: Path) -> None:
     done = command("prepare", f"data.root={photos}", f"out={tmp_path / 'x'}", "format=png")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    assert "format=png: must be one of jpeg, raw" in done.stderr
+    assert "`format=png` must be jpeg or raw" in done.stderr
     done = command("prepare", f"data.root={photos}")
-    assert "out is missing: give a new folder with out=PATH." in done.stderr
+    assert "`out` is missing: give a new folder with out=PATH." in done.stderr
 
 
 # -- damaged, or somebody else's

@@ -1,4 +1,4 @@
-"""How fast decoding, the loader, the device and a whole training are, and which bounds it: the task of benchmark.py."""
+"""`alexlab benchmark`: measure decoding, the loader, the device and the whole training, and say which one limits it."""
 
 import itertools
 import json
@@ -15,26 +15,26 @@ from rich.console import Console
 from rich.table import Table
 
 from alexlab.commands import plan as plans
-from alexlab.commands import summary as report
 from alexlab.commands.build import build_data, build_task
+from alexlab.commands.summary import INPUT_BOUND, bound_by
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
 from alexlab.data.reader_threads import ReaderThreads
-from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import UserError
 from alexlab.engine.memory import keep_memory
+from alexlab.engine.run_dir import quiet_libraries
 from alexlab.engine.schema import BenchmarkConfig
 
-WARM = 3  # steps that are not counted
+WARM_UP = 3  # steps that are not counted
 NAMES = ("decode_only", "loader", "device", "end_to_end")
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Measure one device's training for `config.seconds` each, and print images a second.
+    """Measure each for `config.seconds` on one device, and print images per second.
 
     Raises:
-        UserError: as a training would.
+        UserError: the config or the images are unfit for training.
     """
     devices = find_devices(config.trainer)
     if devices.kind == "cpu":
@@ -42,55 +42,55 @@ def benchmark(config: BenchmarkConfig) -> None:
     devices = Devices(devices.kind, 1, 1)
     plain = config.model_dump(exclude_unset=True)
     plain["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    plain["optimizer"] |= {
-        "lr": 1e-9,
-        "lr_reference_batch": None,
-    }  # one batch again and again must not spoil the weights
+    # training on one batch again and again must not make the weights NaN
+    plain["optimizer"] |= {"lr": 1e-9, "lr_reference_batch": None}
     config = BenchmarkConfig.model_validate(plain)
-    rundir.quiet_libraries()
+    quiet_libraries()
     logging.getLogger("alexlab").setLevel(logging.WARNING)
     data = build_data(config, devices).read()
     plan = plans.make_plan(config, 1, data.images)
     data.world_size = 1
-    found: dict[str, Any] = {"decode_only": decode_only(data, config.seconds)}
-    found["loader"] = loader_alone(data, config.seconds)
+    rates: dict[str, Any] = {"decode_only": decode_only(data, config.seconds)}
+    rates["loader"] = loader_alone(data, config.seconds)
     batch = next(iter(data.train_dataloader()))
     if not len(batch.targets):
-        raise UserError("every image of the first batch is broken: there is nothing to measure with.")
+        raise UserError(
+            "All images of the first batch are broken, so nothing can be measured: choose others with data.root=PATH."
+        )
 
-    def same() -> Iterator[Batch]:
+    def one_batch() -> Iterator[Batch]:
         while True:
             yield batch
 
-    found["device"] = trained(config, devices, data, plan, same)
-    found["end_to_end"] = trained(config, devices, data, plan, lambda: endless(data))
-    found = {name: round(rate, 1) for name, rate in found.items()}
-    bound = "input" if found["loader"] < found["device"] else "device"
+    rates["device"] = trained(config, devices, data, plan, one_batch)
+    rates["end_to_end"] = trained(config, devices, data, plan, lambda: endless(data))
+    rates = {name: round(rate, 1) for name, rate in rates.items()}
+    bound = "input" if rates["loader"] < rates["device"] else "device"
     if config.format == "json":
-        print(json.dumps({**found, "bound_by": bound}), flush=True)
+        print(json.dumps({**rates, "bound_by": bound}), flush=True)
         return
     table = Table(title=f"{config.model.name}, {data.root.name}, {devices.kind}, batch {config.data.batch_size}")
     for column in ("", "images/s"):
         table.add_column(column, justify="right" if column else "left")
-    words = ("decoding alone", "the loader alone", "the device alone, on one batch", "a training")
-    for word, name in zip(words, NAMES, strict=True):
-        table.add_row(word, f"{found[name]:,.0f}")
+    labels = ("decoding alone", "the loader alone", "the device alone, on one batch", "the whole training")
+    for label, name in zip(labels, NAMES, strict=True):
+        table.add_row(label, f"{rates[name]:,.0f}")
     Console().print(table)
-    print(verdict(found, bound, data, devices.kind), flush=True)
+    print(verdict(rates, bound, data, devices.kind), flush=True)
 
 
-def verdict(found: dict[str, float], bound: str, data: ImageFolders, kind: str) -> str:
-    """What bounds a training, and what would help."""
-    reached = found["end_to_end"] / found["device"]
+def verdict(rates: dict[str, float], bound: str, data: ImageFolders, kind: str) -> str:
+    """Say what limits the training, and what would help."""
+    reached = rates["end_to_end"] / rates["device"]
     if bound == "input":
-        return report.bound_by(max(report.INPUT_BOUND, 1 - reached), data)
-    said = f"bound by the device: the loader alone is {found['loader'] / found['device']:.1f} times as fast."
-    shared = f" Both share the CPU's cores: a training runs at {reached:.0%} of the device alone."
-    return said + (shared if kind == "cpu" and reached < 0.95 else "")
+        return bound_by(max(INPUT_BOUND, 1 - reached), data)
+    line = f"Device-bound: the loader alone is {rates['loader'] / rates['device']:.1f} times as fast."
+    shared = f" Both share the CPU's cores: the training reaches {reached:.0%} of the device alone."
+    return line + (shared if kind == "cpu" and reached < 0.95 else "")
 
 
 def decode_only(data: ImageFolders, seconds: float) -> float:
-    """Images a second that are read and decoded whole, and thrown away."""
+    """Return images per second that are read and decoded completely."""
     index = data.splits["train"]
     size = min(len(index), 64 * max(1, data.num_workers))
 
@@ -113,11 +113,12 @@ def decode_only(data: ImageFolders, seconds: float) -> float:
 
 
 def loader_alone(data: ImageFolders, seconds: float) -> float:
+    """Return images per second of the loader."""
     return rate_of((len(batch.images) for batch in endless(data)), seconds)
 
 
 def endless(data: ImageFolders) -> Iterator[Batch]:
-    """One epoch after the other."""
+    """Yield the batches of one epoch after the other."""
     loader, epoch = data.train_dataloader(), 0
     while True:
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -126,7 +127,8 @@ def endless(data: ImageFolders) -> Iterator[Batch]:
 
 
 def rate_of(counts: Iterator[int], seconds: float) -> float:
-    for _ in range(WARM):
+    """Return the sum of `counts` per second, without the first WARM_UP."""
+    for _ in range(WARM_UP):
         next(counts)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -135,7 +137,7 @@ def rate_of(counts: Iterator[int], seconds: float) -> float:
 
 
 class Clock(Callback):
-    """Counts the images after the first steps, until the time is up."""
+    """Counts the images after the warm-up, until the time is up."""
 
     def __init__(self, seconds: float, device: torch.device) -> None:
         self.seconds, self.device = seconds, device
@@ -146,10 +148,10 @@ class Clock(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.steps += 1
-        if self.steps == WARM:
+        if self.steps == WARM_UP:
             self._sync()
             self.start = time.perf_counter()
-        elif self.steps > WARM:
+        elif self.steps > WARM_UP:
             self.images += len(batch.targets)
             if time.perf_counter() - self.start > self.seconds:
                 self._sync()
@@ -177,19 +179,27 @@ def trained(
     plan: plans.Plan,
     batches: Callable[[], Iterator[Batch]],
 ) -> float:
-    """Images a second of Lightning's loop, with the classifier, precision and layout of a training."""
+    """Return images per second of Lightning's loop, with the task, precision and memory layout of a training."""
     pl.seed_everything(config.seed, verbose=False)
     model = build_task(config, data, devices.kind, plan)
     if config.compile:
         model.net.compile()
     clock = Clock(config.seconds, torch.device(devices.kind))
     trainer = pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind), devices=1, logger=False, callbacks=[clock],
-        precision=choose_precision(config.trainer.precision, devices.kind), enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, max_epochs=1,
-        accumulate_grad_batches=config.trainer.accumulate_grad_batches, limit_val_batches=0,
-        gradient_clip_val=config.trainer.gradient_clip_val, use_distributed_sampler=False,
+        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind),
+        devices=1,
+        logger=False,
+        callbacks=[clock],
+        precision=choose_precision(config.trainer.precision, devices.kind),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+        limit_val_batches=0,
+        gradient_clip_val=config.trainer.gradient_clip_val,
+        use_distributed_sampler=False,
         benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
-    )  # fmt: skip
+    )
     trainer.fit(model, train_dataloaders=UntilTimeIsUp(batches, clock))
     return clock.rate

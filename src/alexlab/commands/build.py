@@ -227,7 +227,9 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
     if config.init_from is not None:
         ckpt, m = Path(config.init_from), config.model
         mean, std = normalization(task.net, m.mean, m.std)
-        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, mean, std)
+        new_head = load_initial_weights(
+            task.net, ckpt, data.classes, config.data.image_size, mean, std, check_sources=launcher.prints()
+        )
         if launcher.prints():
             new = "; the last layer is new, as the classes are others" if new_head else ""
             print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)

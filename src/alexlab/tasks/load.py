@@ -156,6 +156,7 @@ def load_initial_weights(
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
+    check_sources: bool = True,
 ) -> bool:
     """Load the weights of `init_from` into `net`, without the last layer if the new run has other classes.
 
@@ -164,6 +165,7 @@ def load_initial_weights(
         classes: class folders of the new run, in the order of its logits.
         image_size: of the new run, in pixels.
         mean, std: of the new run's inputs.
+        check_sources: print a warning if the network's source files have changed since the checkpoint was written.
 
     Returns:
         True if the last layer keeps its random weights.
@@ -181,6 +183,8 @@ def load_initial_weights(
         named = f" model.name={name}" if option in ("torchvision", "timm") else ""
         model = f"model={option}{named}" if option else f"model.name={name}"
         raise UserError(f"init_from={path}: {error} The run of the checkpoint has {model}.") from error
+    if check_sources:
+        warn_of_changed_sources(found, net, path)
     check_function(f"init_from={path}", found, net, image_size, same)
     wanted = dict(zip(("mean", "std"), input_statistics(found["alexlab"]["config"]["model"]), strict=True))
     differ = [key for key, value in (("mean", mean), ("std", std)) if wanted[key] != list(value)]
@@ -271,8 +275,8 @@ def check_function(key: str, found: dict[str, Any], net: nn.Module, image_size: 
             theirs = _outputs(_rebuild(found, device="cpu"), image, same_classes)
         except Exception as error:
             raise UserError(
-                f"{key}: the network of the checkpoint, {model['name']}, cannot take images of "
-                f"{image_size} pixels ({error})."
+                f"{key}: the network of the checkpoint, {model['name']}, cannot take images of {image_size} pixels "
+                f"({error})."
             ) from error
     ours = _outputs(net, image, same_classes)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
