@@ -14,6 +14,7 @@ from alexlab.commands import cli
 from alexlab.commands.cli import COMMANDS, to_overrides
 from alexlab.engine.config import flat
 from alexlab.engine.schema import TrainConfig, describe
+from alexlab.engine.validation import FILLED_IN
 
 
 def test_commands_work_from_any_directory(tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_help_lists_each_group_with_its_options_and_each_key_with_its_meaning(tm
     meanings = describe(TrainConfig)
     for key, value in flat(composed("augment=paper")).items():
         name = key.rpartition(".")[2]
-        if key in meanings and "${" not in str(value) and key not in ("run_dir", "data.root"):
+        if key in meanings and "${" not in str(value) and key not in (*FILLED_IN, "data.root"):
             assert re.search(rf"^ *{re.escape(name)}: .* # {re.escape(meanings[key])}$", done.stdout, re.M), key
     for part in ("crop_ratio: 0.875", "--multirun", "--config-dir DIR"):
         assert part in done.stdout
@@ -66,20 +67,16 @@ def value_of(*words: str, command: str = "train") -> object:
     return OverridesParser.create().parse_override(text).value()
 
 
-@pytest.mark.parametrize("key", ["data.root", "run", "paths.logs", "hydra.run.dir", "+my.note"])
+@pytest.mark.parametrize("key", ["data.root", "run", "+my.note"])
 @pytest.mark.parametrize(
     "value",
     [
-        "/a b/c", "/a,b", "/a[1]", "[a", "/a=b", "/a(1)", "/a{b}", "/ü/ñ/图", "/a'b", '/a"b', "/a:b", "a@b", "/a#b",
+        "/a b/c", "/a[1]", "[a", "/a=b", "/a(1)", "/a{b}", "/ü/ñ/图", "/a'b", '/a"b', "/a:b", "a@b", "/a#b",
         "back\\slash", "/100%", "/a&b", "/a;b",
     ],
 )  # fmt: skip
 def test_a_value_that_hydras_grammar_cannot_read_is_a_text(key: str, value: str) -> None:
-    read = value_of(f"{key}={value}")
-    if value == "/a,b":  # several values of a sweep, if -m is given
-        assert [str(each) for each in read] == ["/a", "b"]  # type: ignore[attr-defined]
-    else:
-        assert read == value
+    assert value_of(f"{key}={value}") == value
 
 
 @pytest.mark.parametrize(
@@ -95,6 +92,7 @@ def test_a_value_that_hydras_grammar_cannot_read_is_a_text(key: str, value: str)
         ("seed=26_20", 2620),
         ("optimizer.betas=[0.9,0.99]", [0.9, 0.99]),
         ("optimizer.lr=1e-3", 0.001),
+        ("data.root='/a,b'", "/a,b"),
         ("data.root=null", None),
         ("data.root=", ""),
         ("data.root=~/x", str(Path.home() / "x")),

@@ -11,8 +11,8 @@ from alexlab.engine.validation import validate
 
 CONF = ROOT / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
-OTHER = ("hydra", "paths", "callbacks", "dashboard")  # groups that are no choice of train.py's
-WANDBS = CONF / "sweep/wandb.yaml"  # is W&B's file and no option: tests/test_agent.py
+OTHER = ("hydra", "paths", "callbacks", "dashboard")  # groups with one option, or of another command
+WANDBS = CONF / "sweep/wandb.yaml"  # W&B's own file, not an option: see test_agent.py
 CHOICES = [p for p in FILES if p.parent != CONF and p.parent.name not in OTHER and p != WANDBS and p.stem[0] != "_"]
 
 
@@ -26,7 +26,9 @@ def test_file_says_what_it_is_for(path: Path) -> None:
 @pytest.mark.parametrize("path", CHOICES, ids=lambda p: str(p.relative_to(CONF)))
 def test_every_option_composes_and_is_valid(path: Path, tmp_path: Path) -> None:
     (tmp_path / "prepared.json").touch()  # for data=prepared
-    plain = composed(f"{path.parent.name}={path.stem}", f"data.root={tmp_path}")
+    group = path.parent.relative_to(CONF)
+    sampler = ["hydra/sweeper=optuna"] if group.name == "sampler" else []
+    plain = composed(*sampler, f"{group}={path.stem}", f"data.root={tmp_path}")
     assert validate(TrainConfig, plain).data.root == str(tmp_path)
 
 
