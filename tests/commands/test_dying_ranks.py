@@ -98,7 +98,7 @@ def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None
     assert strike.left == []
     assert done.returncode == 128 + signal.SIGKILL
     why = (
-        f"rank {which} of 2 was stopped by signal SIGKILL (kill -9, or the system ran out of memory: `dmesg` says "
+        f"Rank {which} of 2 was stopped by signal SIGKILL (kill -9, or the system ran out of memory: `dmesg` says "
         "which); the run has stopped on all ranks."
     )
     assert done.stderr == f"error: {why}\nResume it with: python train.py resume={run_dir}\n"
