@@ -210,7 +210,9 @@ def test_a_resumed_run_is_repeated_from_its_start(folders: dict[str, str]) -> No
 
 def test_a_config_that_is_incomplete_is_refused(folders: dict[str, str]) -> None:
     save_run(FOLDER, folders, {"choices": None})
-    with pytest.raises(UserError, match=r"from_run=\S+: its config is incomplete, as that of a run that failed before it"):
+    with pytest.raises(
+        UserError, match=r"from_run=\S+: its config is incomplete, as that of a run that failed before it"
+    ):
         repeat("", folders)
 
 
