@@ -8,7 +8,7 @@ import pytest
 from conftest import composed
 
 from alexlab.engine import config as configs
-from alexlab.engine import naming, settings
+from alexlab.engine import naming
 
 
 def plain(*words: str) -> dict[str, Any]:
@@ -124,8 +124,6 @@ def test_a_checkpoint_is_shown_with_the_name_of_its_run() -> None:
     config["resume"]["run"] = "auto"
     own = shared(init_from="/w/weights.ckpt", ckpt_path=f"{config['run_dir']}/checkpoints/last.ckpt")
     assert (own["init_from"], own["ckpt_path"]) == ("weights.ckpt", "last.ckpt")
-    assert settings.is_own_checkpoint(own)
-    assert not settings.is_own_checkpoint({**own, "ckpt_path": "y/last.ckpt"})
 
 
 def test_the_keys_of_whole_floats_are_listed() -> None:

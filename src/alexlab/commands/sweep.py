@@ -545,7 +545,9 @@ def name_of(run_dir: Path) -> str | None:
     started_by = agent()
     if started_by is not None:
         return started_by[0]
-    return run_dir.parent.name if run_dir.parent.parent.name == "multiruns" else None
+    folder = run_dir.parent  # with hydra.sweep.dir it may be anywhere
+    in_sweep = folder.parent.name == "multiruns" or (folder / "multirun.yaml").is_file()
+    return folder.name if in_sweep else None
 
 
 def record_failure(run_dir: Path, config: Plain, why: str) -> None:
