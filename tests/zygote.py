@@ -11,8 +11,8 @@ import json
 import os
 import runpy
 import sys
-from pathlib import Path
 import threading
+from pathlib import Path
 from typing import Any
 
 # not W&B, nor timm, which imports it: its folder for temporary files would go with the first fork

@@ -154,12 +154,12 @@ def test_a_run_whose_options_are_gone_is_repeated_and_says_what_it_cannot_follow
     ("words", "more", "message"),
     [
         (FOLDER, "model=alexnet_bn", r"model=alexnet_bn: from_run=\S+ keeps the options of that run \(model=alexnet\)"),
-        (FOLDER, "debug=fast", r"debug=fast: .*\(debug=null\). Set single keys instead, as in debug.KEY=VALUE, or start"),
+        (FOLDER, "debug=fast", r"debug=fast: .*\(debug=null\). Set single keys instead, as in debug.KEY=VALUE, or"),
         (f"{FOLDER} optimizer=adamw", "optimizer.momentum=0.5",
          r"optimizer.momentum=0.5: \S+ has no optimizer.momentum; \+optimizer.momentum=0.5 adds it"),
         (FOLDER, "resume.run=latest", r"starts a new run, and resume=latest continues one: remove one of them"),
         (FOLDER, "from_wandb=a/b/c", r"from_run=\S+ and from_wandb=a/b/c: only one run can be repeated"),
-        (FOLDER, "optimizer.lr=${{seed}}", r"with from_run=\S+ an override cannot refer to another key: give the value"),
+        (FOLDER, "optimizer.lr=${{seed}}", r"with from_run=\S+ an override cannot refer to another key: give the"),
         (f"{FOLDER} +my.note=x", "my.note={{a:1}}", "has no my.note.a; "),
     ],
 )  # fmt: skip
