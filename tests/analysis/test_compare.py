@@ -41,8 +41,9 @@ def run_of(settings: dict, overridden: tuple[str, ...] = (), status: str = "fini
 
 
 @pytest.fixture
-def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Compare:
+def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Compare:
     """Return what `alexlab compare` prints on standard output and standard error; runs=tmp_path if nothing is said."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it, and it makes the table narrow
     defaults = {
         "runs": str(tmp_path), "where": None, "sort": None, "seeds": "group", "format": "table", "out": None,
         "most": None, "equal": False, "paths": SimpleNamespace(logs=str(tmp_path)),

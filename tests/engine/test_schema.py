@@ -338,7 +338,7 @@ def test_a_missing_folder_of_images_is_asked_for(root: Any, default: dict[str, A
     [
         ("eval", [], "`run` is missing: give a run's directory with run=PATH, or run=latest."),
         ("predict", ["run=x"], "`images` is missing: give an image, a folder or a glob with images=PATH."),
-        ("export", ["run=x"], "`format` is missing: give format=onnx."),
+        ("export", ["run=x"], "`format` is missing: give format=onnx or format=torch_export."),
         ("prepare", ["data.root=x"], "`out` is missing: give a new folder with out=PATH."),
     ],
 )
