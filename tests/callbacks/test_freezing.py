@@ -44,13 +44,13 @@ def test_only_the_head_learns_at_first(shapes: Path, tmp_path: Path) -> None:
     assert changed(four, weights(tmp_path / "more")) == set()
     wrong = tiny_train(shapes, tmp_path / "no", "trainer.max_epochs=4", f"ckpt_path={last}")
     assert wrong.returncode == 2
-    assert "finetune.freeze_epochs=0 (there 2)" in wrong.stderr
+    assert "finetune.freeze_epochs=0 (the checkpoint has 2)" in wrong.stderr
 
 
 def test_settings_that_make_little_sense_are_reported(shapes: Path, tmp_path: Path) -> None:
     done = tiny_train(shapes, tmp_path / "run", *FROZEN)
-    assert "finetune.freeze_epochs=2: the head alone learns in all 1 epochs" in done.stdout
-    assert "finetune.freeze_epochs=2 keeps random weights as they are: give init_from=RUN" in done.stdout
+    assert "`finetune.freeze_epochs=2`: only the head learns in all 1 epochs" in done.stdout
+    assert "`finetune.freeze_epochs=2` keeps random weights frozen: give init_from=RUN" in done.stdout
     done = tiny_train(shapes, tmp_path / "from", *FROZEN, f"init_from={tmp_path / 'run'}", "trainer.max_epochs=3")
     assert "finetune.freeze_epochs" not in done.stdout
 
@@ -83,12 +83,10 @@ def test_mistakes(shapes: Path, tmp_path: Path) -> None:
         "augment.sizes=[[2,64]]", "augment.pca_by=size",
     )  # fmt: skip
     assert wrong.returncode == 2
-    assert "finetune.freeze_epochs=-1: must be a whole number, at least 0." in wrong.stderr
-    assert "finetune.backbone_lr_factor=0: must be a number above 0." in wrong.stderr
-    assert (
-        "augment.sizes=[[2, 64]]: must be pairs of the epoch from which on, growing from 1, and pixels" in wrong.stderr
-    )
-    assert "augment.pca_by=size: must be one of eigenvalues, deviations" in wrong.stderr
+    assert "`finetune.freeze_epochs=-1` must be at least 0." in wrong.stderr
+    assert "`finetune.backbone_lr_factor=0` must be above 0." in wrong.stderr
+    assert "`augment.sizes=[[2, 64]]` must be pairs of a first epoch, from 1 on, and at least 8 pixels" in wrong.stderr
+    assert "`augment.pca_by=size` must be eigenvalues or deviations." in wrong.stderr
     for words, told in [
         (["finetune.freeze_epochs=1", "trainer.strategy=fsdp"], "FSDP shards weights that learn and others alike"),
         (

@@ -181,7 +181,10 @@ def test_the_best_metrics_are_of_one_epoch_and_early_stopping_is_reported(shapes
     for key in ("val/loss", "val/acc1", "val/acc5"):
         assert summary["best"][key] == pytest.approx(float(rows[best][key]))
     assert f"best (epoch {best + 1})" in done.stdout
-    assert f"early stopping: no better val/acc1 in 1 validations, the last in epoch {len(rows)}." in done.stdout
+    assert (
+        f"Early stopping: val/acc1 did not improve in 1 validations; the last one was in epoch {len(rows)}."
+        in done.stdout
+    )
     command("eval.py", f"run={tmp_path / 'run'}", f"data.root={shapes / 'val'}", f"paths.logs={tmp_path}")
     scored = json.loads((tmp_path / "run/eval.json").read_text())
     assert scored["loss"] == pytest.approx(summary["best"]["val/loss"], rel=1e-5)

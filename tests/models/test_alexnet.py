@@ -8,7 +8,6 @@ from conftest import ROOT
 from conftest import config_of as compose
 from torch import nn
 
-from alexlab.engine import config as configs
 from alexlab.engine.targets import build
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.lrn import LocalResponseNorm
@@ -216,5 +215,5 @@ def test_each_variant_has_its_own_normalization(name: str, alpha: float, k: floa
 
 def test_biases_of_the_released_code_learn_twice_as_fast() -> None:
     composed = compose("model=alexnet_krizhevsky2012")
-    assert configs.plain(composed.optimizer)["bias_lr_factor"] == 2
-    assert configs.plain(compose("model=alexnet").optimizer)["bias_lr_factor"] == 1
+    assert composed.optimizer.bias_lr_factor == 2
+    assert compose("model=alexnet").optimizer.bias_lr_factor == 1

@@ -300,6 +300,9 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
     words = [_quoted(word) for word in words]
     flags = {"-m", "--multirun"} & {*words}
+    resumed = next((word for word in words if re.match(r"\+*resume\.run=(?!auto$|null$)", word)), None)
+    if flags and resumed is not None:
+        raise UserError(f"{resumed.replace('.run', '')} continues one run, and -m starts many: remove one of them.")
     if flags and launcher.external():
         raise UserError("A sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
     return ["-m", *(word for word in words if word not in flags)] if flags else words
