@@ -220,7 +220,7 @@ def test_a_run_starts_from_the_weights_of_another(shapes: Path, two_epochs: Path
         (["init_from=/none.ckpt"], "/none.ckpt is not a file"),
         (
             [f"init_from={last}", "model.std=[0.1,0.1,0.1]"],
-            "on other inputs: add model.std=[0.229,0.224,0.225].",
+            "was trained with another normalization of the inputs: add model.std=[0.229,0.224,0.225].",
         ),
     ):
         done = tiny_train(shapes, tmp_path / "x", *words)
@@ -260,7 +260,7 @@ def test_networks_with_other_outputs_are_refused(shapes: Path, tmp_path: Path) -
         assert done.returncode == 2
         message = rf"{key}=\S+: the network of the checkpoint, alexnet, gives other outputs with the same"
         assert re.search(message, done.stderr), done.stderr
-        assert "give its model.net.* settings, which are in the config.yaml of its run." in done.stderr
+        assert "use the model.net.* settings in the config.yaml of its run." in done.stderr
         done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}", "model.net.dropout=0.3")
         assert done.returncode == 0, done.stderr
         assert command("eval.py", f"run={tmp_path / f'same-{key}'}", f"paths.logs={tmp_path}").returncode == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.commands import from_run
-from alexlab.engine import resume, run_dir
+from alexlab.engine import launcher, resume, run_dir
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.targets import check_targets
 from alexlab.engine.validation import validate
@@ -63,7 +63,8 @@ def find_start(config: TrainConfig) -> Start:
     for key, ckpt in (("init_from", "best"), ("ckpt_path", "last")):
         if plain.get(key) is not None and not resume.is_own(plain[key], path):
             plain[key] = str(resume.find_ckpt(plain[key], key, ckpt, logs, path))
-    if not is_resumed(plain["resume"]["run"], path):
+    # rank 0 only: to a slower rank under torchrun, the run that rank 0 has just started would look like another one
+    if launcher.rank() == 0 and not is_resumed(plain["resume"]["run"], path):
         run_dir.check_new(path)
     return Start(validate(TrainConfig, plain), notes, compare=compare)
 
