@@ -182,7 +182,7 @@ def test_a_job_of_slurm_with_one_task_starts_its_own_ranks(shapes: Path, tmp_pat
 def test_a_sweep_under_torchrun_is_refused(shapes: Path, tmp_path: Path) -> None:
     done = command(*TORCHRUN, *small_job(shapes, tmp_path), "-m", "seed=0,1")
     assert done.returncode != 0
-    assert "error: a sweep starts the ranks of each of its jobs itself: run it without torchrun or srun." in done.stderr
+    assert "error: A sweep starts the ranks of each of its jobs itself: run it without torchrun or srun." in done.stderr
     assert not (tmp_path / "train").exists()
 
 

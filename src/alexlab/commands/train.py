@@ -236,9 +236,11 @@ class RunSession:
         self._stack.enter_context(lock(path, LOCK))
         if not resumed:
             run_dir.create(path, plain)
-            self.is_created, self.is_open = is_empty, True
-            print(f"run directory: {run_dir.shown(path)}", flush=True)
+            self.is_created = is_empty
         run_dir.set_up_logging(path, self.mask)
+        if not resumed:
+            self.is_open = True  # from here on a signal is reported in the log
+            print(f"run directory: {run_dir.shown(path)}", flush=True)
         if wandb is not None:
             wandb.start()
         lines: list[str] = []
