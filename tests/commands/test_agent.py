@@ -124,7 +124,7 @@ def test_a_run_that_an_agent_stops_resumes_if_the_agent_starts_it_again(
     run = server.runs["sweep0r1"]
     assert not run.preempting, "W&B stopped it, as early_terminate does"
     assert (run.complete, run.exit_code) == (True, 0), printed
-    assert "stopped by SIGTERM. Go on with it" in printed
+    assert "Stopped by SIGTERM. Resume it with" in printed
     assert summary_of(run_dir)["status"] == "finished"
     epochs = [line for line in (run_dir / "train.log").read_text().splitlines() if "| train/loss" in line]
     numbers = [int(line.split("epoch ")[1].split("/")[0]) for line in epochs]

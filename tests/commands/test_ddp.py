@@ -280,7 +280,7 @@ def test_slurm_is_asked_for_the_job_again(shapes: Path, tmp_path: Path) -> None:
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] >= step
     done = command(*words[:-2], "resume.requeue=true", env=env)
     assert done.returncode == 2
-    assert "resume.requeue=true: the job that comes again goes on only with resume=auto." in done.stderr
+    assert "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run." in done.stderr
 
 
 def test_torchrun_starts_again_from_the_newest_checkpoint(shapes: Path, tmp_path: Path) -> None:

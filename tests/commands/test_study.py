@@ -470,12 +470,12 @@ def test_a_job_without_a_result_stops_the_sweep(shapes: Path, tmp_path: Path) ->
 
 
 def test_a_dry_run_of_a_study_leaves_no_file(shapes: Path, tmp_path: Path) -> None:
-    """With keep_going nothing is checked before the first job, which then reports its mistake without a traceback."""
+    """A mistake that every trial has is reported without a traceback, also with keep_going."""
     done = command(*command_line(shapes, tmp_path, "dry_run=true"))
     assert done.returncode == 0, done.stderr
     assert "dry_run=true shows the first trial alone" in done.stdout
     done = command(*command_line(shapes, tmp_path, "dry_run=true", "data.class_names=5", "sweep.keep_going=true"))
-    assert done.returncode == 1, done.stdout
-    assert "`data.class_names=5` must be " in done.stderr
+    assert done.returncode == 2, done.stdout
+    assert "Every trial of the study has wrong values:\n  `data.class_names=5` must be " in done.stderr
     assert "Traceback" not in done.stderr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -244,7 +244,7 @@ def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: l
         The config of the first values.
 
     Raises:
-        UserError: there is no parameter; or values are wrong, and `sweep.keep_going` is false.
+        UserError: there is no parameter; all trials are wrong; or some are, and `sweep.keep_going` is false.
     """
 
     def ends(distribution: Any) -> list[Any]:
@@ -265,7 +265,9 @@ def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: l
         config, wrong = validation.check(TrainConfig, plain)
         mistakes += wrong
         found = found or config
-    if found is None or (mistakes and not found.sweep.keep_going):
+    if found is None:  # no trial could run, even with sweep.keep_going
+        raise UserError("Every trial of the study has wrong values:\n  " + "\n  ".join(dict.fromkeys(mistakes)))
+    if mistakes and not found.sweep.keep_going:
         raise _refusal("the study's trials could have wrong values", list(dict.fromkeys(mistakes)))
     return found
 
