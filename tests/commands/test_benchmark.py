@@ -93,5 +93,5 @@ def test_the_benchmarks_run(words: list[str], shapes: Path) -> None:
     if words[0] == "benchmarks/growth.py":
         assert re.search(r"^ours +\[[\d.]+\] after 50 batches, \[[\d.]+\] at the end", done.stdout, re.MULTILINE)
     if words[0] == "benchmarks/input.py":
-        for name in ("torchvision_reference", "decode_only", "ours", "ours_cached", "prepared_raw", "prepared_whole"):
+        for name in ("torchvision_reference", "decode_only", "ours", "memory_copy", "prepared_raw", "prepared_whole"):
             assert re.search(rf"^{name} +\d+ images/s", done.stdout, re.MULTILINE)
