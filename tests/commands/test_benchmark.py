@@ -87,9 +87,9 @@ def test_the_benchmarks_run(words: list[str], shapes: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     if words[0] == "benchmarks/loop.py":
-        assert re.search(r"^tiny +bare [\d.]+ ms, Lightning [\d.]+ ms: [-\d.]+ ms a step", done.stdout, re.MULTILINE)
+        assert re.search(r"^tiny +bare [\d.]+ ms, Lightning [\d.]+ ms: [-\d.]+ ms/step", done.stdout, re.MULTILINE)
     if words[0] == "benchmarks/resume.py":
-        assert done.stdout.count("10 of 10 are the same") == 3, done.stdout
+        assert done.stdout.count("10 of 10 are equal") == 3, done.stdout
     if words[0] == "benchmarks/growth.py":
         assert re.search(r"^ours +\[[\d.]+\] after 50 batches, \[[\d.]+\] at the end", done.stdout, re.MULTILINE)
     if words[0] == "benchmarks/input.py":
