@@ -263,7 +263,10 @@ def test_a_dry_run_starts_one_trial_outside_of_the_study(runner: Runner, capsys:
         ({"direction": "minimize"}, "that study is to maximize val/acc1, and this command is to minimize monitor"),
         ({"space": "interval(0.001,0.1)"}, "optimizer.lr: study mine has drawn from Float.*, and this command draws"),
         ({"storage": "nowhere"}, "`hydra.sweeper.storage=nowhere` cannot be used .* such as sqlite:///logs/optuna.db."),
-        ({"storage": "oracle://me:secret@host/x"}, r"oracle://me:\*\*\*@host/x` cannot be used \(No module named"),  # pragma: allowlist secret
+        (
+            {"storage": "oracle://me:secret@host/x"},  # pragma: allowlist secret
+            r"oracle://me:\*\*\*@host/x` cannot be used \(No module named",
+        ),
         ({"storage": "sqlite:////nowhere/x.db"}, "`hydra.sweeper.storage=sqlite:////nowhere/x.db` cannot be used"),
     ],
 )  # fmt: skip
