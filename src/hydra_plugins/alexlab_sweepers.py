@@ -58,8 +58,8 @@ class CheckedSweeper(Sweeper):
         """Parse `params` and the command line's overrides; if several have the same key, the last one is used."""
         texts = [f"{key}={'null' if value is None else value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        found = {each.get_key_element().lstrip("+"): each for each in parser.parse_overrides([*texts, *arguments])}
-        return list(found.values())
+        by_key = {each.get_key_element().lstrip("+"): each for each in parser.parse_overrides([*texts, *arguments])}
+        return list(by_key.values())
 
     def selected(self, key: str) -> Any:
         """The value of a key that all jobs share; None if the command has no such key."""

@@ -49,20 +49,20 @@ def check_ckpt(
     """
     named = f"the run's {shown_path(path)}" if resumes else f"ckpt_path={path}"
     root, trainer = config["data"]["root"], config["trainer"]
-    found = checkpoint_io.load(path)
-    load_net(net, found, path)
-    if "optimizer_states" not in found:
+    checkpoint = checkpoint_io.load(path)
+    load_net(net, checkpoint, path)
+    if "optimizer_states" not in checkpoint:
         raise UserError(f"{named} has weights only, and training cannot continue from it: give a last.ckpt.")
-    check_classes(found, classes, root)
-    check_function(named, found, net, config["data"]["image_size"], same_classes=True)
-    position = checkpoint_io.position_of(found)
+    check_classes(checkpoint, classes, root)
+    check_function(named, checkpoint, net, config["data"]["image_size"], same_classes=True)
+    position = checkpoint_io.position_of(checkpoint)
     if position is None:
         raise UserError(
             f"{named} was written by an older version, and training cannot continue from it; a new run can start from "
             "its weights with init_from."
         )
 
-    saved = found["alexlab"]["config"]
+    saved = checkpoint["alexlab"]["config"]
     now, then = flat(config), {**ADDED_LATER, **flat(saved)}
     for flat_config, model in ((now, config["model"]), (then, saved["model"])):  # either may have "auto"
         flat_config["model.mean"], flat_config["model.std"] = input_statistics(model)
@@ -76,7 +76,7 @@ def check_ckpt(
             f"{named} was trained with other settings: {', '.join(differ)}. Give the same ones, or start a new run."
         )
 
-    before = found["alexlab"]["dataset"]
+    before = checkpoint["alexlab"]["dataset"]
     changed = [name for name in changed_splits(before, dataset) if name in ("train", "val")]
     if changed:
         counts = ", ".join(
@@ -88,7 +88,7 @@ def check_ckpt(
             "Give the same images, or start a new run."
         )
 
-    epochs, done = position["epochs"], found["global_step"]
+    epochs, done = position["epochs"], checkpoint["global_step"]
     if position["steps_per_epoch"] != steps_per_epoch:
         raise UserError(
             f"{named} has done {done} steps in epochs of {position['steps_per_epoch']} steps. An epoch has "

@@ -449,16 +449,16 @@ def _is_addable(command: Command, plain: Plain, path: tuple[str, ...]) -> bool:
 
 
 def _lines(node: Plain, meanings: dict[str, str], prefix: str = "") -> list[str]:
-    found = []
+    lines = []
     for key, value in node.items():
         indent = "  " * prefix.count(".")
         if isinstance(value, dict) and value:
-            found += [f"{indent}{key}:", *_lines(value, meanings, f"{prefix}{key}.")]
+            lines += [f"{indent}{key}:", *_lines(value, meanings, f"{prefix}{key}.")]
             continue
         line = f"{indent}{key}: {shown(value)}"
         meaning = meanings.get(f"{prefix}{key}")
-        found.append(f"{line:38} # {meaning}" if meaning else line)
-    return found
+        lines.append(f"{line:38} # {meaning}" if meaning else line)
+    return lines
 
 
 def _summary(name: str) -> str:
@@ -506,33 +506,33 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         words: the command line, as `to_overrides` returns it.
     """
     text, folders = str(error), folders_of(words)
-    if found := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
-        group = found[1]
+    if match := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
+        group = match[1]
         chosen = next((word for word in words if word.lstrip("+").startswith(f"{group}=")), group).lstrip("+")
         files = [folder / group / f"{chosen.partition('=')[2]}.yaml" for folder in folders]
         file = next((f" ({path})" for path in files if path.is_file()), "")
         return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect.{file}"
-    if found := re.search(r"Could not find '([^']+)'", text):
-        group, _, name = found[1].rpartition("/")
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = match[1].rpartition("/")
         known = options(group, folders)
         near = difflib.get_close_matches(name, known, n=1)
         hint = _did_you_mean([f"`{group}={near[0]}`"] if near else [])
         if group == "model" and not near:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
         return f"`{group}={name}`: there is no such option.{hint} The options are {', '.join(known)}."
-    if found := re.search(
+    if match := re.search(
         r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
     ):
-        return _no_such_key(found[1] or found[2], command, words)
-    if found := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
-        key, values = found[1], found[2]
+        return _no_such_key(match[1] or match[2], command, words)
+    if match := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
+        key, values = match[1], match[2]
         return (
             f"`{key}={values}`: several values are a sweep: {command.shown} -m {key}={values}. One value that is a "
             f"list is written '{key}=[{values}]', and one text \"{key}='{values}'\"."
         )
-    if found := re.search(r"Multiple values for (\w+)\.", text):
-        word = next((word for word in words if word.startswith(f"+{found[1]}=")), found[1])
-        return f"`{word}`: this group has an option already: choose another without the +: {found[1]}=OPTION."
+    if match := re.search(r"Multiple values for (\w+)\.", text):
+        word = next((word for word in words if word.startswith(f"+{match[1]}=")), match[1])
+        return f"`{word}`: this group has an option already: choose another without the +: {match[1]}=OPTION."
     if "Config group override" in text:
         for word in words:
             group, sign, value = word.partition("=")

@@ -33,9 +33,9 @@ def show(config: Any) -> None:
     folders, missing = reading.find(names, logs)
     runs, skipped = reading.read(folders)
     if not runs:
-        given = f"[{','.join(names)}]" if len(names) > 1 else names[0]
+        named = f"[{','.join(names)}]" if len(names) > 1 else names[0]
         raise UserError(
-            f"runs={given}: {' '.join([*missing, *skipped[:3]])} A run is a folder with a config.yaml, and names are "
+            f"runs={named}: {' '.join([*missing, *skipped[:3]])} A run is a folder with a config.yaml, and names are "
             f"looked up in {shown(logs)}."
         )
     if config.equal:

@@ -74,7 +74,7 @@ def score(
     # the run's config, images and network
     run_config = config_for_test(config, run_dir)
     path = run_dirs.ckpt_of(run_dir, config.ckpt)
-    found = checkpoint_io.load(path)
+    checkpoint = checkpoint_io.load(path)
     devices = find_devices(run_config.trainer)
     if devices.kind == "cpu":
         keep_memory()
@@ -84,12 +84,12 @@ def score(
         wanted = "32-true"
     precision = choose_precision(wanted, devices.kind)
     run_dirs.quiet_libraries()
-    data = read_images(config, run_config, found, devices, run_dir)
+    data = read_images(config, run_config, checkpoint, devices, run_dir)
     pl.seed_everything(run_config.seed, verbose=False)
     task = build_task(run_config, data, devices.kind)
-    load_net(task.net, found, path)
-    check_own(found, run_config, path, run_dir)
-    warn_of_changed_sources(found, task.net, path)
+    load_net(task.net, checkpoint, path)
+    check_own(checkpoint, run_config, path, run_dir)
+    warn_of_changed_sources(checkpoint, task.net, path)
 
     # the test
     if run_config.compile:
@@ -143,17 +143,21 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
 
 
 def read_images(
-    config: EvalConfig | FiguresConfig, run_config: TrainConfig, found: dict[str, Any], devices: Devices, run_dir: Path
+    config: EvalConfig | FiguresConfig,
+    run_config: TrainConfig,
+    checkpoint: dict[str, Any],
+    devices: Devices,
+    run_dir: Path,
 ) -> ImageFolders:
     """Read the images to test on: in the order and batches of the training's own test if they are the run's."""
     data = build_data(run_config, devices)
-    dataset = found["alexlab"]["dataset"]
+    dataset = checkpoint["alexlab"]["dataset"]
     if config.data.root is None:
         data.read()
     else:
         read_other_folder(data, dataset)
-    check_classes(found, data.classes, data.root)
-    data.readable_classes = readable_classes(found, run_config)
+    check_classes(checkpoint, data.classes, data.root)
+    data.readable_classes = readable_classes(checkpoint, run_config)
     if run_config.trainer.limit_test_batches is None:  # the same batches, so that sums are rounded in the same way
         ranks = run_dirs.read_summary(run_dir).get("world_size", 1)
         data.world_size = ranks if isinstance(ranks, int) and 1 <= ranks <= MOST_RANKS else 1

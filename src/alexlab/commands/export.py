@@ -148,9 +148,9 @@ def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageS
             f"{folder} has no image any more, and the file is checked on real images: give some with images=PATH (an "
             "image, a folder or a quoted glob)."
         ) from None
-    found = len(images.targets)
-    count = min(CHECKED, found)
-    return images, [i * found // count for i in range(count)]
+    available = len(images.targets)
+    count = min(CHECKED, available)
+    return images, [i * available // count for i in range(count)]
 
 
 def read_pixels(images: ImageSource, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
@@ -270,9 +270,9 @@ def compare(net: Callable[[Tensor], Tensor], pixels: Tensor, expected: Tensor, t
         RunFailedError: they differ by more than `tolerance`.
     """
     with torch.no_grad():  # one image, then the others: the file must take any batch size
-        found = torch.cat([net(part) for part in (pixels[:1], pixels[1:]) if len(part)])
-    worst = float((found - expected).abs().max())
-    same = int((found.argmax(1) == expected.argmax(1)).sum())
+        logits = torch.cat([net(part) for part in (pixels[:1], pixels[1:]) if len(part)])
+    worst = float((logits - expected).abs().max())
+    same = int((logits.argmax(1) == expected.argmax(1)).sum())
     result = f"on {len(pixels)} image(s), the logits differ from the run's by {worst:.1e} at most"
     if not worst <= tolerance:  # true for NaN
         largest = float(expected.abs().max())

@@ -305,8 +305,8 @@ def _changes(before: Plain, result: Plain) -> list[str]:
     """Return the settings that differ, as a command line has them."""
     old, new = flat(before), flat(result)
     changed = [key for key, value in new.items() if key not in old or old[key] != value]
-    found = [f"{key}={shown(new[key])} (the run has {shown(old[key]) if key in old else 'none'})" for key in changed]
-    return found + [f"~{key} (the run has {shown(value)})" for key, value in old.items() if key not in new]
+    lines = [f"{key}={shown(new[key])} (the run has {shown(old[key]) if key in old else 'none'})" for key in changed]
+    return lines + [f"~{key} (the run has {shown(value)})" for key, value in old.items() if key not in new]
 
 
 def _other_images(name: str, then: Plain, now: Plain) -> str | None:

@@ -51,12 +51,12 @@ def find_images(named: str) -> list[str]:
     if path.is_file():
         return [str(path)]
     pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
-    found = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
+    paths = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
     if path.is_dir():
-        found = [name for name in found if name.lower().endswith(EXTENSIONS)]
-    if not found:
+        paths = [name for name in paths if name.lower().endswith(EXTENSIONS)]
+    if not paths:
         raise UserError(f"`images={named}` names no image: give a file, a folder or a quoted glob ('photos/*.jpg').")
-    return found
+    return paths
 
 
 def shown(path: str) -> str:

@@ -254,7 +254,7 @@ def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: l
         raise UserError("the study has nothing to search. Give a range: 'optimizer.lr=tag(log, interval(0.001, 0.1))'.")
     first = {name: ends(distribution)[0] for name, distribution in space.items()}
     corners = [first, *({**first, name: end} for name in space for end in ends(space[name])[1:])]
-    found: TrainConfig | None = None
+    first_valid: TrainConfig | None = None
     mistakes: list[str] = []
     for corner in corners:
         plain = compose(0, [*(f"{name}={value}" for name, value in corner.items()), *fixed])
@@ -264,12 +264,12 @@ def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: l
             )
         config, wrong = validation.check(TrainConfig, plain)
         mistakes += wrong
-        found = found or config
-    if found is None:  # no trial could run, even with sweep.keep_going
+        first_valid = first_valid or config
+    if first_valid is None:  # no trial could run, even with sweep.keep_going
         raise UserError("Every trial of the study has wrong values:\n  " + "\n  ".join(dict.fromkeys(mistakes)))
-    if mistakes and not found.sweep.keep_going:
+    if mistakes and not first_valid.sweep.keep_going:
         raise _refusal("the study's trials could have wrong values", list(dict.fromkeys(mistakes)))
-    return found
+    return first_valid
 
 
 def check_study(
@@ -479,20 +479,20 @@ def agent_overrides(words: list[str]) -> list[str]:
     """
     if {"-m", "--multirun"} & set(words):
         raise UserError("-m: a run of a W&B agent is one run; the sweep's file says what varies. Remove -m.")
-    found: list[str] = []
+    overrides: list[str] = []
     for word in words:
         key, _, text = word.partition("=")
         value = _literal(text)
         if text == "None":
-            found.append(f"{key}=null")
+            overrides.append(f"{key}=null")
         elif not isinstance(value, dict):
-            found.append(word)
+            overrides.append(word)
         elif key == "choices":
             chosen = {group: option for group, option in value.items() if option is not None or _has_default(group)}
-            found += [f"~{group}" if option is None else f"{group}={option}" for group, option in chosen.items()]
+            overrides += [f"~{group}" if option is None else f"{group}={option}" for group, option in chosen.items()]
         else:
-            found += [f"{name}={_written(item)}" for name, item in configs.flat(value, f"{key}.").items()]
-    return found
+            overrides += [f"{name}={_written(item)}" for name, item in configs.flat(value, f"{key}.").items()]
+    return overrides
 
 
 def _has_default(group: str) -> bool:

@@ -81,11 +81,11 @@ def _link(path: Path, name: Path) -> None:
 def read_sums(folder: Path) -> dict[str, list[str]]:
     """Read the hashes that each file of a folder may have, the newest last."""
     path = folder / SUMS
-    found: dict[str, list[str]] = {}
+    hashes: dict[str, list[str]] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         digest, _, name = line.partition("  ")
-        found.setdefault(name, []).append(digest)
-    return found
+        hashes.setdefault(name, []).append(digest)
+    return hashes
 
 
 def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:

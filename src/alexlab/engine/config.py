@@ -171,13 +171,13 @@ def load(path: Path) -> Plain:
 
 def upgrade(plain: Plain) -> Plain:
     """Return the config of a run of any age with the names of today: moved targets, no removed values."""
-    found = with_current_targets(plain)
-    if found.get("on_nan") == "rollback":
-        found["on_nan"] = "stop"
-    data = found.get("data")
+    config = with_current_targets(plain)
+    if config.get("on_nan") == "rollback":
+        config["on_nan"] = "stop"
+    data = config.get("data")
     if isinstance(data, dict) and data.get("cache") == "ram":
         data["cache"] = None
-    return found
+    return config
 
 
 def with_current_targets(node: Any) -> Any:
@@ -196,7 +196,7 @@ def with_current_targets(node: Any) -> Any:
 
 def flat(node: Plain, prefix: str = "") -> Plain:
     """Return nested keys as dotted ones: {"optimizer": {"lr": 0.1}} -> {"optimizer.lr": 0.1}."""
-    found: Plain = {}
+    flattened: Plain = {}
     for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flattened

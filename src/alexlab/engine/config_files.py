@@ -31,10 +31,10 @@ def find_file(key: str, folders: list[Path], config_name: str, choices: Plain) -
     for group, option in (options | choices).items():
         for name in option if isinstance(option, list) else [option]:
             files += _files(folders, f"{group}/{name}", group.replace("/", "."), {})
-    found = {path for path, package, content in files if _sets(content, package, key)}
-    if len(found) != 1:
+    paths = {path for path, package, content in files if _sets(content, package, key)}
+    if len(paths) != 1:
         return None
-    path = found.pop()
+    path = paths.pop()
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 

@@ -113,10 +113,10 @@ def write_csv(path: Path, columns: list[str], rows: list[dict[str, str]]) -> Non
 
 def cut_csv(path: Path, rows: int) -> int:
     """Keep the first `rows` rows of a metrics.csv. Returns how many were removed."""
-    columns, found = read_csv(path)
+    columns, all_rows = read_csv(path)
     if columns:
-        write_csv(path, columns, found[:rows])
-    return max(0, len(found) - rows)
+        write_csv(path, columns, all_rows[:rows])
+    return max(0, len(all_rows) - rows)
 
 
 # -- locks

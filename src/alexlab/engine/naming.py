@@ -48,8 +48,8 @@ def tags(config: Plain) -> list[str]:
     """Return the tags of a run: the network, the images, the experiment."""
     data = config["data"]
     images = PurePath(str(data["root"])).name if data["name"] == "folder" else data["name"]
-    found = [config["model"]["name"], images, (config.get("choices") or {}).get("experiment")]
-    return list(dict.fromkeys(str(tag) for tag in found if tag))
+    names = [config["model"]["name"], images, (config.get("choices") or {}).get("experiment")]
+    return list(dict.fromkeys(str(tag) for tag in names if tag))
 
 
 def _name_parts(config: Plain, overrides: list[str]) -> tuple[list[str], bool]:

@@ -43,7 +43,7 @@ def parse(overrides: Iterable[str]) -> list[Override]:
     Raises:
         UserError: one cannot be read, as in the config.yaml of a damaged run.
     """
-    parser, found = OverridesParser.create(), []
+    parser, parsed = OverridesParser.create(), []
     for text in overrides:
         try:
             each = parser.parse_override(text)
@@ -53,8 +53,8 @@ def parse(overrides: Iterable[str]) -> list[Override]:
         key, deletes = each.key_or_group, each.is_delete()
         chooses = not isinstance(value, dict) and not deletes and (CONF / key).is_dir()
         leaves = flat(value, f"{key}.") if isinstance(value, dict) and value else {key: value}
-        found.append(Override(text, key, value, leaves, deletes, each.is_add() or each.is_force_add(), chooses))
-    return found
+        parsed.append(Override(text, key, value, leaves, deletes, each.is_add() or each.is_force_add(), chooses))
+    return parsed
 
 
 def key_of(text: str) -> str:

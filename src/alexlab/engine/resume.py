@@ -176,10 +176,10 @@ def _with_overrides(before: Plain, today: Plain, overrides: list[str]) -> tuple[
 def _refuse_secrets(callbacks: Any, name: str, overrides: list[Override]) -> None:
     """Raise UserError if a callback of the run, which may be somebody else's, would be given a secret that no override
     names."""
-    given = {leaf for override in overrides for leaf in override.leaves}
+    overridden = {leaf for override in overrides for leaf in override.leaves}
     for key, value in configs.flat({"callbacks": callbacks}).items():
         reference = re.search(r"\$\{(oc\.env:\w+)\}", str(value))
-        if reference is not None and key not in given:
+        if reference is not None and key not in overridden:
             callback = key.split(".")[1]
             raise UserError(
                 f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
@@ -265,11 +265,11 @@ def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
         summary.replace(run_dir / "summary.before.json")
     rows, notes, best_path = 0, [], run_dir / "checkpoints/best.ckpt"
     if ckpt_path is not None and is_own(ckpt_path, run_dir):
-        found = checkpoint_io.load(ckpt_path)
-        position = checkpoint_io.position_of(found)
+        checkpoint = checkpoint_io.load(ckpt_path)
+        position = checkpoint_io.position_of(checkpoint)
         assert position is not None, "commands/checks.py refuses a checkpoint without one"
         rows = position["rows"]
-        best = found["alexlab"]["best"]
+        best = checkpoint["alexlab"]["best"]
         if best_path.is_file() and checkpoint_io.load(best_path)["alexlab"].get("best") != best:
             best_path.unlink()
             notes.append(

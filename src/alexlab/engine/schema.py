@@ -579,14 +579,14 @@ def describe(model: type[Group], above: str = "") -> dict[str, str]:
     Args:
         above: goes before the names.
     """
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for name, field in fields_of(model).items():
         options = _options(field.annotation)
         text = field.description or ""
-        found[above + name] = f"{text.removesuffix('.')} ({', '.join(options)})." if len(options) > 1 else text
+        descriptions[above + name] = f"{text.removesuffix('.')} ({', '.join(options)})." if len(options) > 1 else text
         if group := group_in(field):
-            found |= describe(group, f"{above}{name}.")
-    return found
+            descriptions |= describe(group, f"{above}{name}.")
+    return descriptions
 
 
 def _options(annotation: Any) -> list[str]:

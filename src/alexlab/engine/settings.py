@@ -27,12 +27,12 @@ NULL_LIMITS = {
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Return the flat config ("optimizer.lr") without the keys that make no difference."""
-    found = {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & IGNORED}
+    settings = {key: value for key, value in flat(config).items() if not {key, key.split(".")[0]} & IGNORED}
     if is_own_checkpoint(config):
-        found["ckpt_path"] = None
-    if "model.pretrained" in found:
-        found.pop("model.net.pretrained", None)  # repeats it
-    return found
+        settings["ckpt_path"] = None
+    if "model.pretrained" in settings:
+        settings.pop("model.net.pretrained", None)  # repeats it
+    return settings
 
 
 def is_own_checkpoint(config: dict[str, Any]) -> bool:

@@ -77,15 +77,15 @@ def locate(target: str) -> Callable[..., Any]:
         raise UserError(f"_target_={target} is not a dotted path, such as torch.nn.Linear: check its name.")
     if any(part.startswith("_") for part in parts):
         raise UserError(f"_target_={target} is not allowed: names that begin with _ are private to their package.")
-    module, found = _import(target, parts)
+    module, obj = _import(target, parts)
     if FUNCTIONS.fullmatch(target):
-        return found
-    made = found.func if isinstance(found, functools.partial) and _is_in(module, OWN) else found
+        return obj
+    made = obj.func if isinstance(obj, functools.partial) and _is_in(module, OWN) else obj
     home = getattr(made, "__module__", None)
     if home is not None and not _is_in(home, ALLOWED):
         raise UserError(_refusal(target, home))
     if not (inspect.isclass(made) or inspect.isfunction(made) or _is_own_constructor(made)):
-        raise UserError(f"_target_={target} is a {type(found).__name__}, and a class or a function is needed.")
+        raise UserError(f"_target_={target} is a {type(obj).__name__}, and a class or a function is needed.")
     if home is not None and _is_in(home, OWN):
         if inspect.isfunction(made) and not _may_return_a_part(made):
             raise UserError(f"_target_={target} is not allowed: its return type is not a network, layer or function.")
@@ -94,7 +94,7 @@ def locate(target: str) -> Callable[..., Any]:
             f"_target_={target} is not allowed: of {parts[0]}, only networks for classification, layers, optimizers "
             "and callbacks are. A function of your own in src/alexlab/models/ may use anything else."
         )
-    return found
+    return obj
 
 
 def check_targets(config: Any, inside: bool = False) -> None:
@@ -135,30 +135,28 @@ def _check_node(node: dict[str, Any]) -> None:
 
 def _import(target: str, parts: list[str]) -> tuple[str, Any]:
     """Import the longest part of a path that is a module. Returns its name, and what the whole path leads to."""
-    found: Any = None
+    obj: Any = None
     for length in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:length])
         try:
-            found = importlib.import_module(name)
+            obj = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
                 raise UserError(f"_target_={target}: {error}; install what it needs.") from error
             continue
         break
-    if found is None:
+    if obj is None:
         raise UserError(f"_target_={target}: the package {parts[0]} is not installed.")
     for part in parts[length:]:
-        if not hasattr(found, part):
-            raise UserError(
-                f"_target_={target}: {getattr(found, '__name__', found)} contains no {part}: check its name."
-            )
-        found = getattr(found, part)
-    return name, found
+        if not hasattr(obj, part):
+            raise UserError(f"_target_={target}: {getattr(obj, '__name__', obj)} contains no {part}: check its name.")
+        obj = getattr(obj, part)
+    return name, obj
 
 
-def _is_own_constructor(found: Any) -> bool:
+def _is_own_constructor(obj: Any) -> bool:
     """Check for a classmethod that a class of `OWN` defines itself; an inherited one may load pickles."""
-    return inspect.ismethod(found) and inspect.isclass(found.__self__) and _is_in(found.__self__.__module__, OWN)
+    return inspect.ismethod(obj) and inspect.isclass(obj.__self__) and _is_in(obj.__self__.__module__, OWN)
 
 
 def _may_return_a_part(function: Any) -> bool:
@@ -172,22 +170,22 @@ def _may_return_a_part(function: Any) -> bool:
     return _is_one_of(returns, MODULE, OPTIMIZER, CALLBACK)
 
 
-def _is_a_librarys_part(found: Any) -> bool:
+def _is_a_librarys_part(obj: Any) -> bool:
     """Check for a layer, optimizer or callback class, or a function that the library registers as a network."""
-    if inspect.isclass(found):
-        if _is_one_of(found, MODULE):
-            writes = any(f"{base.__module__}.".startswith(WRITES_CODE) for base in found.__mro__)
-            return not writes and NETWORKS.fullmatch(found.__module__) is not None
-        return _is_one_of(found, OPTIMIZER, CALLBACK)
-    name = found.__qualname__  # has a dot if it is a method
-    package = sys.modules[found.__module__.partition(".")[0]]
+    if inspect.isclass(obj):
+        if _is_one_of(obj, MODULE):
+            writes = any(f"{base.__module__}.".startswith(WRITES_CODE) for base in obj.__mro__)
+            return not writes and NETWORKS.fullmatch(obj.__module__) is not None
+        return _is_one_of(obj, OPTIMIZER, CALLBACK)
+    name = obj.__qualname__  # has a dot if it is a method
+    package = sys.modules[obj.__module__.partition(".")[0]]
     if package.__name__ == "timm":
-        return name == "create_model" or (package.is_model(name) and package.model_entrypoint(name) is found)
+        return name == "create_model" or (package.is_model(name) and package.model_entrypoint(name) is obj)
     return package.__name__ == "torchvision" and name in package.models.list_models(module=package.models)
 
 
-def _is_one_of(found: type, *kinds: str) -> bool:
-    return any(f"{base.__module__}.{base.__qualname__}" in kinds for base in found.__mro__)
+def _is_one_of(cls: type, *kinds: str) -> bool:
+    return any(f"{base.__module__}.{base.__qualname__}" in kinds for base in cls.__mro__)
 
 
 def _is_in(path: str, packages: tuple[str, ...]) -> bool:
@@ -288,8 +286,8 @@ def without_weights(node: Any) -> Any:
     cleaned = {key: _without(key, value, torchvisions) for key, value in node.items() if key != "_args_"}
     if args:
         cleaned["_args_"] = [_without(name, value, torchvisions) for name, value in args]
-    given = {name for name, _ in args} | {"weights"}
-    defaults = {key: value for key, value in FETCHES.items() if key in _parameters(target) and key not in given}
+    handled = {name for name, _ in args} | {"weights"}
+    defaults = {key: value for key, value in FETCHES.items() if key in _parameters(target) and key not in handled}
     return {**cleaned, **defaults}  # its own defaults may ask for weights, too
 
 

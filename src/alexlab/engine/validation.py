@@ -311,9 +311,9 @@ def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
     near = difflib.get_close_matches(name, siblings, 1, NEAR) or difflib.get_close_matches(name, parts, 1, 0)
     if near:
         return siblings[near[0]]
-    others = {leaf: key for key, leaf in reversed(leaves.items())}
-    near = difflib.get_close_matches(name, others, 1, NEARER)
-    return others[near[0]] if near else None
+    by_leaf = {leaf: key for key, leaf in reversed(leaves.items())}
+    near = difflib.get_close_matches(name, by_leaf, 1, NEARER)
+    return by_leaf[near[0]] if near else None
 
 
 def _words(field: FieldInfo) -> str:
@@ -350,12 +350,12 @@ def _kinds(field: FieldInfo) -> list[tuple[str, str]]:
 
 def _bounds(metadata: Sequence[Any]) -> str:
     """Say a number's range, such as "above 0", from pydantic's constraints."""
-    found = {sign: getattr(part, sign) for part in metadata for sign in ("ge", "gt", "le", "lt") if hasattr(part, sign)}
-    low = f"from {found['ge']}" if "ge" in found else f"above {found['gt']}" if "gt" in found else ""
-    high = f"{found['le']}" if "le" in found else f"below {found['lt']}" if "lt" in found else ""
+    ends = {sign: getattr(part, sign) for part in metadata for sign in ("ge", "gt", "le", "lt") if hasattr(part, sign)}
+    low = f"from {ends['ge']}" if "ge" in ends else f"above {ends['gt']}" if "gt" in ends else ""
+    high = f"{ends['le']}" if "le" in ends else f"below {ends['lt']}" if "lt" in ends else ""
     if low and high:
-        return f"{low} to {high}" if "ge" in found else f"{low} and {'at most ' if 'le' in found else ''}{high}"
-    return f"of at least {found['ge']}" if "ge" in found else low or (f"of at most {high}" if "le" in found else high)
+        return f"{low} to {high}" if "ge" in ends else f"{low} and {'at most ' if 'le' in ends else ''}{high}"
+    return f"of at least {ends['ge']}" if "ge" in ends else low or (f"of at most {high}" if "le" in ends else high)
 
 
 LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|null|yes|no|on|off", re.IGNORECASE)
