@@ -1,4 +1,4 @@
-"""Image classification experiments. `load(run)` gives a trained network, `runs()` a pandas DataFrame of all runs."""
+"""Image classification experiments. `load(run)` returns a trained network, `runs()` a pandas DataFrame of all runs."""
 
 from typing import TYPE_CHECKING, Any
 

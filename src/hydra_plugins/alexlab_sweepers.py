@@ -1,6 +1,6 @@
-"""The two sweepers of train.py and the other commands, where Hydra looks for them.
+"""The two sweepers of train.py and the other commands. Hydra finds them because they are in this folder.
 
-Hydra imports this module at each start, so it must stay light: alexlab/commands/sweep.py does the work of a study.
+Hydra imports this module at each start, so it imports nothing heavy: alexlab/commands/sweep.py does the work.
 """
 
 import itertools
@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 class CheckedSweeper(Sweeper):
-    """Run one job per combination of the values, as Hydra's basic sweeper does, after a check of all their configs.
+    """Check the configs of all jobs, then run one job per combination of values, as Hydra's basic sweeper does.
 
     Args:
-        params: overrides that apply unless the command line has the same key.
-        max_batch_size: of the jobs that the launcher gets at once; None for all.
+        params: overrides that are used unless the command line has the same key.
+        max_batch_size: how many jobs the launcher gets at once; None for all.
     """
 
     hydra_context: HydraContext
@@ -49,7 +49,7 @@ class CheckedSweeper(Sweeper):
             sweep.check_jobs(self.command.model, self.compose, jobs)
         if not self.selected("dry_run"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, self.folder / "multirun.yaml")  # unresolved, as Hydra does
+            OmegaConf.save(self.config, self.folder / "multirun.yaml")  # with references, as Hydra writes it
         size = self.max_batch_size if self.max_batch_size and self.max_batch_size > 0 else len(jobs)
         for first in range(0, len(jobs), size):
             self.launch(first, *jobs[first : first + size])
@@ -62,7 +62,7 @@ class CheckedSweeper(Sweeper):
         return list(by_key.values())
 
     def selected(self, key: str) -> Any:
-        """The value of a key that all jobs share; None if the command has no such key."""
+        """Return the value of a key that all jobs share, or None if the command has no such key."""
         return OmegaConf.select(self.config, key)
 
     @property
@@ -84,7 +84,7 @@ class CheckedSweeper(Sweeper):
         return plain_config(self.command, job_config, HydraConfig.get())
 
     def launch(self, number: int, *jobs: list[str]) -> Any:
-        """Run jobs, of which the first has `number`. Returns the result of the last; raises what a job has raised."""
+        """Run jobs, numbered from `number` on. Returns the result of the last job; raises the error of a job."""
         return [job.return_value for job in self.launcher.launch(jobs, initial_job_idx=number)][-1]
 
 

@@ -1,1 +1,1 @@
-"""One file a command; the only place that knows all the others."""
+"""The commands, one file each, and the steps of a training. This folder may import all the other folders."""

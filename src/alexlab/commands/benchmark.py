@@ -31,10 +31,10 @@ NAMES = ("decode_only", "loader", "device", "end_to_end")
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Measure each for `config.seconds` on one device, and print images per second.
+    """Measure decoding, loader, device and training on one device, `config.seconds` each; print images per second.
 
     Raises:
-        UserError: the config or the images are unfit for training.
+        UserError: the config or the images cannot be used for training.
     """
     devices = find_devices(config.trainer)
     if devices.kind == "cpu":
@@ -90,7 +90,7 @@ def verdict(rates: dict[str, float], bound: str, data: ImageFolders, kind: str) 
 
 
 def decode_only(data: ImageFolders, seconds: float) -> float:
-    """Return images per second that are read and decoded completely."""
+    """Return how many images per second are read and decoded at full size."""
     index = data.splits["train"]
     size = min(len(index), 64 * max(1, data.num_workers))
 
@@ -113,7 +113,7 @@ def decode_only(data: ImageFolders, seconds: float) -> float:
 
 
 def loader_alone(data: ImageFolders, seconds: float) -> float:
-    """Return images per second of the loader."""
+    """Return how many images per second the loader yields."""
     return rate_of((len(batch.images) for batch in endless(data)), seconds)
 
 
@@ -127,7 +127,7 @@ def endless(data: ImageFolders) -> Iterator[Batch]:
 
 
 def rate_of(counts: Iterator[int], seconds: float) -> float:
-    """Return the sum of `counts` per second, without the first WARM_UP."""
+    """Return the sum of `counts` per second; the first WARM_UP counts are skipped."""
     for _ in range(WARM_UP):
         next(counts)
     start, done = time.perf_counter(), 0
@@ -163,7 +163,7 @@ class Clock(Callback):
 
 
 class UntilTimeIsUp:
-    """A loader without a length."""
+    """An iterable of batches that ends when the clock has measured long enough. It has no length."""
 
     def __init__(self, batches: Callable[[], Iterator[Batch]], clock: Clock) -> None:
         self.batches, self.clock = batches, clock

@@ -1,5 +1,7 @@
-"""The parts of a run, from its config: data, plan, task, callbacks, loggers, trainer. Everything is tried here once,
-so that a mistake is found before the run's directory exists."""
+"""Build the parts of a run from the config: data, plan, task, callbacks, loggers, trainer.
+
+Network, optimizer and checkpoint are tried here once, so that a mistake is reported before the run's directory exists.
+"""
 
 import os
 import sys
@@ -67,7 +69,7 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 @dataclass
 class Experiment:
-    """What a run is made of.
+    """The parts of a run.
 
     Attributes:
         wandb: the W&B logger of rank 0, if the run has one.
@@ -94,7 +96,7 @@ class Experiment:
         return next(c for c in self.trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
 
     def last_metrics(self) -> dict[str, Any]:
-        """Return the last value of each metric; of the checkpoint if a resumed run had nothing left to do."""
+        """Return the last value of each metric; if a resumed run had no step left, the values of the checkpoint."""
         return {**self.checkpointing.restored_metrics, **self.trainer.callback_metrics}
 
     def open_loggers(self, config: TrainConfig) -> None:
@@ -248,7 +250,7 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
 
 
 def keeps_best(config: TrainConfig) -> bool:
-    """Check whether the best value of the checkpoint counts for this run, because its best.ckpt is there as well."""
+    """Check whether the run continues with the best value of `ckpt_path`: the best.ckpt of that value must exist."""
     if config.ckpt_path is None:
         return False
     ckpt = Path(config.ckpt_path)
@@ -260,17 +262,17 @@ def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
     """Pass one black image through the network, so that a size that it cannot take is found before training.
 
     Raises:
-        UserError: it cannot take the size, or does not return logits (1, num_classes).
-        Exception: a bug in its code, such as a NameError.
+        UserError: the network cannot take the size, or does not return logits (1, num_classes).
+        Exception: a bug in the code of the network, such as a NameError.
     """
     training = net.training
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, ValueError, AssertionError) as error:  # any other error is a bug in its code
+    except (RuntimeError, ValueError, AssertionError) as error:  # any other error is a bug
         line = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, ValueError) and Path(line.filename).parent == Path(models.__file__).parent:
-            raise UserError(str(error)) from error  # it says itself what it needs
+            raise UserError(str(error)) from error  # a network of alexlab.models explains its own rule
         raise UserError(
             f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
             f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). Can it take "
@@ -296,7 +298,7 @@ def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | Non
         from alexlab.loggers.wandb_logger import WandbLogger
 
         settings = config.logger.wandb.model_dump()
-        # W&B shows the other texts, so that a reference to a secret stays a reference in them
+        # only these two: W&B shows all other texts, and a reference to a secret must stay a reference there
         settings |= look_up({key: settings[key] for key in ("entity", "project")})
         settings["name"] = settings["name"] or naming.run_name(plain)
         settings["group"] = settings["group"] or sweep.name_of(path) or naming.group_name(plain)
@@ -323,7 +325,7 @@ def build_callbacks(
     pruning = sweep.make_pruning_callback(config, launcher.rank())
     callbacks += [pruning] if pruning is not None else []
 
-    # what keeps the run safe
+    # stopping, checkpoints, NaN
     preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
     nan_guard = NanGuard(config.on_nan, folder / checkpoint_io.LAST, f"python train.py resume={run_dirs.shown(path)}")
     checkpointing = Checkpointing(
@@ -337,7 +339,7 @@ def build_callbacks(
     )
     callbacks += [nan_guard, preemption, checkpointing, SameConfig(config.model_dump(exclude_unset=True))]
 
-    # what watches it
+    # what is logged and shown, early stopping, averaged weights
     if wanted.lr_monitor:
         callbacks.append(LearningRateLogger("step"))
     if wanted.model_summary:
@@ -358,7 +360,7 @@ def build_callbacks(
     callbacks.append(ProgressReporter(console=kind == "plain"))
     if wanted.figures:
         callbacks.append(Media(path / "figures", wandb))
-    callbacks.append(Throughput(config.data.batch_size))  # last: the others' time is not waiting for data
+    callbacks.append(Throughput(config.data.batch_size))  # last: the time of other callbacks is no waiting for data
     return preemption, checkpointing, callbacks
 
 

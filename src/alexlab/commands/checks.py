@@ -1,4 +1,4 @@
-"""Whether training can continue from a checkpoint: settings, images and steps."""
+"""Check whether training can continue from a checkpoint: settings, images and steps."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from alexlab.engine.resume import FIXED
 from alexlab.engine.run_dir import shown as shown_path
 from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
 
-# keys that older checkpoints lack, with what was done then
+# keys that older checkpoints lack, with the value that older versions used
 ADDED_LATER = {
     "optimizer.bias_lr_factor": 1.0,
     "finetune.freeze_epochs": 0,
@@ -41,11 +41,12 @@ def check_ckpt(
         classes: the class folders.
         steps_per_epoch, steps: optimizer steps of an epoch and of the whole run, as the plan has them.
         resumes: it is the run's own checkpoint (`resume=`), and not the start of a new run (`ckpt_path=`).
-        finished: the run of the checkpoint ended by itself; otherwise its test may still be to do.
+        finished: the run of the checkpoint is complete; otherwise its test may still be missing.
 
     Raises:
-        UserError: another network, other classes or images, weights alone, a checkpoint of an older version, no step
-            left to train, or settings that the checkpoint's optimizer and schedule would ignore.
+        UserError: the checkpoint is of another network, of other classes or images, or of an older version; it has
+            weights only; no step is left to train; or settings differ that the saved optimizer and schedule would
+            ignore.
     """
     named = f"the run's {shown_path(path)}" if resumes else f"ckpt_path={path}"
     root, trainer = config["data"]["root"], config["trainer"]
@@ -64,7 +65,7 @@ def check_ckpt(
 
     saved = checkpoint["alexlab"]["config"]
     now, then = flat(config), {**ADDED_LATER, **flat(saved)}
-    for flat_config, model in ((now, config["model"]), (then, saved["model"])):  # either may have "auto"
+    for flat_config, model in ((now, config["model"]), (then, saved["model"])):  # either config may have "auto"
         flat_config["model.mean"], flat_config["model.std"] = input_statistics(model)
     differ = [
         f"{key}={shown(now.get(key))} (the checkpoint has {shown(then.get(key))})"

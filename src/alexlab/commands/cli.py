@@ -36,11 +36,11 @@ from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, sh
 
 @dataclass(frozen=True)
 class Command:
-    """A verb: its schema, the function that does it, and what people type for it."""
+    """A command: its schema, the function that runs it, and how a user calls it."""
 
     name: str
     schema_name: str
-    function: str  # "module:function" in alexlab.commands, imported once the config is right
+    function: str  # "module:function" in alexlab.commands, imported after the config was checked
     shown: str
 
     @property
@@ -71,7 +71,7 @@ COMMANDS = {
 
 
 class StopSweep(BaseException):
-    """Ends a sweep at its first failed job. Not an Exception, as Hydra keeps those until the last job.
+    """Stops a sweep at the first failed job. It is no Exception, because Hydra holds those back until the last job.
 
     Attributes:
         code: exit code.
@@ -83,10 +83,10 @@ class StopSweep(BaseException):
 
 
 class Jobs:
-    """Runs the command's one job, or those of a sweep, and remembers how they ended.
+    """Runs the one job of a command, or the jobs of a sweep, and records how they ended.
 
     Attributes:
-        error: of the one job. Raised later, as Hydra would print all overrides before it.
+        error: the error of the one job. `finish` raises it: in `run`, Hydra would print all overrides first.
         failed: a line for each failed job of a sweep that continues after failures.
         mask: hides the values of secrets in a text.
     """
@@ -164,7 +164,7 @@ class Jobs:
 
 
 def _check_start(config: Any, hydra_config: Any, is_sweep: bool) -> None:
-    """Refuse combinations of `resume`, -m and W&B's agent that cannot be meant."""
+    """Raise UserError for combinations of `resume`, `sweep`, -m and W&B's agent that contradict each other."""
     option = hydra_config.runtime.choices.get("sweep", "none")
     if not is_sweep and option != "none":
         raise UserError(f"sweep={option} is for many runs: add -m, as in -m sweep={option}.")
@@ -213,7 +213,7 @@ def _is_watched() -> bool:
 
 def execute(command: Command, argv: list[str]) -> int:
     """Compose and check the config of a command, and run it. Print a mistake on one screen; return the exit code."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing its own answer and exiting with 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
     jobs, words = Jobs(command), argv
     try:
         words = to_overrides(argv, command)
@@ -274,16 +274,17 @@ FLAGS = (
 )  # fmt: skip
 CONFIG_DIR = "--config-dir="
 NAMES_A_RUN = ("run", "runs", "from_run", "resume.run", "init_from")
-# 26_20, 1e5 and 1.50: Hydra would read them as numbers, and such a run would not be found
+# Names such as 26_20, 1e5 and 1.50: Hydra would read them as numbers, and no run has the name of that number.
 NUMBER = r"(?i)(^\[?\s*|,\s*)(\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)(?=\s*(?:,|\]?$))"
 
 
 def to_overrides(argv: list[str], command: Command) -> list[str]:
     """Turn a command line into overrides that Hydra's grammar reads as they are meant.
 
-    `resume=X` is `resume.run=X`, and `--config-dir DIR` is `--config-dir=DIR`. Quotes are added to `where=` (its signs
-    mean something else to Hydra), to runs whose names look like numbers, and to values that Hydra cannot parse. A ~
-    before a path is the home folder. W&B's agent writes Python literals. -m comes first.
+    `resume=X` becomes `resume.run=X`, and `--config-dir DIR` becomes `--config-dir=DIR`. Quotes are added to `where=`
+    (Hydra has other meanings for = and <), to names of runs that look like numbers, and to values that Hydra cannot
+    parse. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's values. -m is put
+    first.
 
     Raises:
         UserError: an option in another program's form (--lr 0.1), or a sweep under torchrun or srun.
@@ -309,7 +310,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
 
 
 def _with_config_dir(argv: list[str]) -> list[str]:
-    """Join --config-dir with the folder after it, so that each word has its meaning in itself."""
+    """Join --config-dir and the folder after it into one word, so that words can be moved one by one."""
     words = list(argv)
     for number in range(len(words) - 2, -1, -1):
         if words[number] in ("--config-dir", "-cd"):
@@ -346,7 +347,7 @@ def _is_readable(word: str) -> bool:
 
 
 def _as_ours(word: str, after: list[str], command: Command) -> str:
-    """Return `--max-epochs 3`, another program's form, as ours: `trainer.max_epochs=3`."""
+    """Translate an option in the form of other programs, `--max-epochs 3`, to `trainer.max_epochs=3`."""
     name, sign, value = word.lstrip("-").partition("=")
     name = name.replace("-", "_")
     if not sign and after and not after[0].startswith("-") and "=" not in after[0]:
@@ -361,7 +362,7 @@ def _as_ours(word: str, after: list[str], command: Command) -> str:
 
 
 def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> Plain:
-    """Return a composed config as plain values. What Hydra knows of the job is filled in here and nowhere else."""
+    """Return a composed config as plain values, with what only Hydra knows: run directory, overrides, options."""
     plain = configs.resolve(composed)
     plain |= {
         "run_dir": str(Path(hydra_config.runtime.output_dir).resolve()),
@@ -383,7 +384,7 @@ def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
     """Return the checked, frozen config of a job.
 
     Raises:
-        UserError: with all mistakes.
+        UserError: the message has all mistakes.
     """
     choices = _choices(hydra_config)
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
@@ -412,7 +413,7 @@ def with_absolute_paths(data: Any) -> Any:
 
 
 def help_of(command: Command, words: list[str]) -> str:
-    """Return the help of a command: its groups, its keys with their values and meanings, Hydra's flags."""
+    """Return the help of a command: groups, keys with values and meanings, and Hydra's flags."""
     groups = [
         f"  {group:11} {', '.join(options(group, folders_of(words)))}"
         for group in groups_of(command)
@@ -473,7 +474,7 @@ def groups_of(command: Command) -> list[str]:
 
 
 def options(group: str, folders: list[Path]) -> list[str]:
-    """Return the options of a group: its files, without those that only others extend."""
+    """Return the options of a group: the names of the yaml files, without _base, which other files extend."""
     files = [path for folder in folders for path in (folder / group).glob("*.yaml")]
     return sorted({path.stem for path in files if not path.stem.startswith("_")})
 
@@ -500,7 +501,7 @@ def _did_you_mean(names: list[str]) -> str:
 
 
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
-    """Return Hydra's answer to a wrong override as a sentence, with the nearest key or option.
+    """Turn an error of Hydra about an override into a sentence that names the nearest key or option.
 
     Args:
         words: the command line, as `to_overrides` returns it.
@@ -548,7 +549,7 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
 
 
 def _no_such_key(key: str, command: Command, words: list[str]) -> str:
-    """Say that there is no key of this name to override, and which key is meant or which keys the option has."""
+    """Return the message for an override of an unknown key: which key is meant, or which keys the option has."""
     word = next((word for word in words if word.lstrip("+~").partition("=")[0] == key), key)
     if key in REPLACED:
         return f"`{word}` {REPLACED[key]}"

@@ -1,4 +1,4 @@
-"""alexlab compare: a table of runs, a page with curves, or whether two runs are equal."""
+"""`alexlab compare`: print a table of runs, write a page with curves, or check whether two runs are equal."""
 
 import os
 import re
@@ -99,12 +99,12 @@ def show(config: Any) -> None:
 
 
 def problems_of(runs: list[reading.Run]) -> list[str]:
-    """Return what could not be read of the runs that could be read; for the page that includes their curves."""
+    """Return what could not be read of these runs, such as a damaged metrics.csv. A page reads their curves first."""
     return list(dict.fromkeys(problem for run in runs for problem in run.problems))
 
 
 def command_of(config: Any, names: list[str], sort: str) -> str:
-    """Return the command that writes the page, as one types it in a shell."""
+    """Return the shell command that writes the page."""
     runs = ",".join(name if re.fullmatch(r"[\w./*?+@~-]+", name) else f"'{name}'" for name in names)
     overrides = [f"runs=[{runs}]" if len(names) > 1 else f"runs={names[0]}"]
     overrides += [

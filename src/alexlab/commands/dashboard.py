@@ -17,7 +17,13 @@ Plain = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """A kind of panel: its class in wandb-workspaces, the keys that it needs, and keys that have another name there."""
+    """A kind of panel.
+
+    Attributes:
+        panel: the class in wandb-workspaces.
+        needs: the keys that must be set.
+        names: pairs of a key and the name of its field in that class, if the two differ.
+    """
 
     panel: str
     needs: tuple[str, ...] = ()
@@ -39,12 +45,12 @@ def save_dashboard(config: DictConfig) -> None:
     """Save the view, or update the one with the same name, and print its address.
 
     Raises:
-        UserError: the config has mistakes; or the extra, the API key, the server or the project is missing.
+        UserError: the config has mistakes; the extra or the API key is missing; or the server does not save the view.
     """
     plain = config.model_dump(exclude_unset=True)
     # both packages read these when they are imported
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(plain["timeout"]))
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else W&B reports its own errors, and waits for that
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # such reports are uploaded, and W&B waits for that
     if os.environ.get("WANDB_MODE") == "":
         del os.environ["WANDB_MODE"]  # W&B fails on an empty one
     try:
@@ -106,7 +112,7 @@ def build(plain: Plain) -> Any:
 
 
 def build_panel(place: str, panel: Any, name: str, x: str) -> Any:
-    """Build one panel. Any option of its class in wandb-workspaces may be a key of it.
+    """Build one panel. Its keys may be any options of the class in wandb-workspaces.
 
     Args:
         place: key of the panel in the config, for messages.
@@ -146,9 +152,9 @@ def build_panel(place: str, panel: Any, name: str, x: str) -> Any:
 
 
 def setting_or_summary(name: Any) -> Any:
-    """Return a setting for "optimizer.lr", "seed" or "config:NAME", and else a value of the summary.
+    """Return a setting for "optimizer.lr", "seed" or "config:NAME", otherwise a value of the summary.
 
-    wandb-workspaces takes a plain text for a value of the summary, and its short form "c::optimizer.lr", too.
+    wandb-workspaces reads a plain text as a value of the summary, also "c::optimizer.lr", its own form of a setting.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -217,13 +223,14 @@ def save(workspace: Any, plain: Plain) -> None:
             saved.name, saved.sections, saved.settings = workspace.name, workspace.sections, workspace.settings
             workspace, done = saved, "updated"
         except ValueError as error:
-            if not str(error).startswith("Workspace "):  # else there is no such view yet
+            if not str(error).startswith("Workspace "):  # "Workspace ..." says that no such view exists yet
                 raise UserError(
                     f"`project={project}`: {first_line(error)} The first run creates a project (python train.py "
                     f"logger.wandb.mode=online logger.wandb.project={project}); or choose another one with "
                     "entity=NAME project=NAME."
                 ) from error
-            # private, as its error message recommends; the public way is a random name, which nobody finds again
+            # The public way gives a random name, by which no later call could look the view up. An error message of
+            # wandb-workspaces recommends this private attribute.
             workspace._internal_name = f"nw-{name}-v"
         workspace.save()
         print(f"{done} the view {plain['name']}: {workspace.url.replace(' ', '%20')}", flush=True)

@@ -28,7 +28,7 @@ from alexlab.engine.validation import validate_saved
 from alexlab.tasks.classification import ImageClassifier
 from alexlab.tasks.load import check_classes, check_own, load_net, readable_classes, warn_of_changed_sources
 
-MOST_RANKS = 65_536  # that a summary.json may name
+MOST_RANKS = 65_536  # the largest world_size that is accepted from a summary.json
 MOST_CLASSES = 20  # rows of the printed table
 
 
@@ -115,7 +115,7 @@ def score(
 
 
 def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainConfig:
-    """Return the run's own config, changed for one process, known weights, and what the command line gives."""
+    """Return the run's own config, changed for a test in one process, with the settings of the command line."""
     path = run_dir / "config.yaml"
     plain = configs.load(path)
     validate_saved(plain, path)
@@ -125,7 +125,7 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
     if config.compile is not None:
         plain["compile"] = config.compile
 
-    # the images: nothing is created where a run from elsewhere says
+    # the images; the demo and Fashion-MNIST are only written below paths.data, not at any path that a run names
     from_elsewhere = not Path(data["root"]).resolve().is_relative_to(Path(config.paths.data).resolve())
     if config.data.root is not None:
         data["root"] = str(Path(config.data.root).expanduser().resolve())
@@ -149,7 +149,7 @@ def read_images(
     devices: Devices,
     run_dir: Path,
 ) -> ImageFolders:
-    """Read the images to test on: in the order and batches of the training's own test if they are the run's."""
+    """Read the images to test on. The run's own images come in the order and the batches of the run's own test."""
     data = build_data(run_config, devices)
     dataset = checkpoint["alexlab"]["dataset"]
     if config.data.root is None:
@@ -169,8 +169,11 @@ def read_images(
 
 
 def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
-    """Read a folder that the command line gives: the run's own split of it if it is the run's folder, moved; else all
-    of its test/, val/ or class folders."""
+    """Read a folder that the command line names.
+
+    If it holds the run's images, the run's own split of them is tested. Otherwise all images of test/, val/ or the
+    class folders are tested.
+    """
     if data.val_fraction is not None:
         with contextlib.suppress(UserError):  # other images may not be enough for a split
             if not changed_splits(dataset, data.read().describe()):
@@ -187,7 +190,7 @@ def check_images(dataset: dict[str, Any], data: ImageFolders, run_config: TrainC
     """Print a note if the run's own folder holds other images now.
 
     Raises:
-        UserError: its images were split by fraction, so that training images would be tested now.
+        UserError: the images were split by a fraction, and the split of the new images would test training images.
     """
     changed = changed_splits(dataset, data.describe())
     if changed and run_config.data.val_fraction is not None:
@@ -200,7 +203,7 @@ def check_images(dataset: dict[str, Any], data: ImageFolders, run_config: TrainC
 
 
 class TenCrops(torch.nn.Module):
-    """A network that sees the corners and the center of larger images, and their mirror images."""
+    """A network that averages over ten crops of a larger image: four corners, the center, and these five mirrored."""
 
     def __init__(self, net: torch.nn.Module, size: int) -> None:
         super().__init__()
@@ -214,14 +217,14 @@ class TenCrops(torch.nn.Module):
         crops = [images[..., y : y + self.size, x : x + self.size] for y, x in places]
         crops += [crop.flip(-1) for crop in crops]
         logs = torch.stack([self.net(crop.contiguous()).float().log_softmax(1) for crop in crops])
-        return logs.logsumexp(0) - math.log(len(crops))  # the mean's own logarithm would be -inf if all are small
+        return logs.logsumexp(0) - math.log(len(crops))  # log(mean(exp)) would be -inf if all are small
 
 
 def use_ten_crops(task: ImageClassifier, data: ImageFolders, size: int, crop_ratio: float) -> None:
     """Test as Krizhevsky et al. 2012: crops of `size` out of a square of size / crop_ratio pixels (224 of 256).
 
     Raises:
-        UserError: there is nothing around the center.
+        UserError: the image is no larger than a crop.
     """
     square = round(size / crop_ratio)
     if square == size:
@@ -234,7 +237,7 @@ def use_ten_crops(task: ImageClassifier, data: ImageFolders, size: int, crop_rat
 
 
 def _with_crops(metric: str, crops: int) -> str:
-    """Ten crops give a metric another name."""
+    """Return the name of a metric in eval.json: acc1, or acc1_10crops."""
     return metric if crops == 1 else f"{metric}_{crops}crops"
 
 

@@ -28,7 +28,7 @@ from alexlab.tasks import load as loading
 
 NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 CHECKED = 16  # images at most to check the file on
-ONNX_BYTES = 1_500_000_000  # of weights; torch writes more of them to a second file, as protobuf ends at 2 GiB
+ONNX_BYTES = 1_500_000_000  # of weights; torch puts larger ones into a second file, because protobuf ends at 2 GiB
 
 # docs/export.md contains them too, and a test runs them from there
 EXAMPLES = {
@@ -58,7 +58,7 @@ print(about["classes"][net(torch.tensor(pixels)).argmax()])
 
 
 class FromPixels(nn.Module):
-    """A network with its normalization, so that its input are pixels.
+    """A network behind its normalization: pixels in, logits out.
 
     Args:
         mean, std: of RGB on a 0-1 scale.
@@ -103,7 +103,7 @@ def export(config: ExportConfig) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write, load = (write_onnx, load_onnx) if format == "onnx" else (write_torch, load_torch)
-        # in a new folder, so that no existing link is written through
+        # in a new folder, so that nothing is written through an existing link
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
             tmp_path = Path(folder, out.name)
             write(program, json.dumps(about), tmp_path)
@@ -171,7 +171,7 @@ def read_pixels(images: ImageSource, numbers: list[int], transform: loading.Eval
 
 
 def describe(run_dir: Path, ckpt: str, run_config: TrainConfig, classes: list[str]) -> dict[str, Any]:
-    """Return what a user of the file needs to know; the file contains it."""
+    """Return the metadata that is stored in the file: classes, input, output, preprocessing, versions."""
     size, ratio, path = run_config.data.image_size, run_config.augment.crop_ratio, rundir.ckpt_of(run_dir, ckpt)
     return {
         "classes": classes,
@@ -210,7 +210,7 @@ def capture(net: FromPixels, size: int) -> ExportedProgram:
 
 @contextlib.contextmanager
 def refused(what: str, fix: str) -> Iterator[None]:
-    """Raise a UserError with the first line of any error of torch, whose messages are pages long, and print nothing."""
+    """Turn any error of torch into a UserError with the first line. Messages of torch are pages long."""
     logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):

@@ -1,8 +1,9 @@
 """`from_run=` and `from_wandb=`: train again with the config and seed of an earlier run, in a new directory.
 
-The run's saved config counts, not the defaults of conf/. The command line's overrides change it: conf/ is composed with
-the run's options and overrides, once without and once with those of the command line, and what differs between the two
-is changed in the saved config. So a key that follows another one (`model.net.name: ${model.name}`) follows here too.
+The new run gets the saved config of the earlier one, not the defaults of conf/. Overrides of the command line change
+that config. For keys that are derived from an overridden one (`model.net.name: ${model.name}`), conf/ is composed twice
+with the options and overrides of the earlier run: without and with the new overrides. Keys in which the two results
+differ are changed in the saved config.
 """
 
 import contextlib
@@ -29,13 +30,13 @@ from alexlab.engine.run_dir import find_run, read_summary
 from alexlab.engine.run_dir import shown as shown_path
 from alexlab.engine.settings import is_own_checkpoint
 
-# top-level keys that belong to the new run, whatever the earlier run had
+# top-level keys that are never copied from the earlier run
 NEW = ("run_dir", "overrides", "paths", "sweep", "resume", "dry_run", "from_run", "from_wandb", "repeats", "task")
 GROUPS = ("trainer", "model", "data", "augment", "optimizer", "scheduler", "logger", "callbacks", "choices", "resume")
-# keys that older versions filled in when a run started, and what conf/ has if they are to be computed again
+# keys that older versions filled in when a run started; they are computed again if conf/ has this value
 FILLED_IN = {"data.num_classes": None, "model.mean": "auto", "model.std": "auto", "logger.wandb.group": None}
 OPTION = re.compile(r"[\w-]+(/[\w-]+)*")
-TO_KEYS = re.compile(r"(?:[^$]|\$\{[\w.]+\})*")  # text whose references are to other keys alone: "${seed}_x"
+TO_KEYS = re.compile(r"(?:[^$]|\$\{[\w.]+\})*")  # a text that refers to other keys only: "${seed}_x"
 MOST = 12  # changes that are printed
 
 
@@ -47,8 +48,8 @@ class Repeated:
         name: the run's directory, or ENTITY/PROJECT/RUN.
         config: what to train with, to be validated.
         dataset: the run's images, as the datamodule describes them; {} if unknown.
-        code: the run's commit and differences, as `provenance.read` returns them.
-        patch: the command that applies the differences.
+        code: the run's code.json, as `provenance.read` returns it.
+        patch: the command that applies the run's code.patch.
         changes: the settings that differ from the run's: "optimizer.lr=0.1 (the run has 0.05)".
         notes: lines to print once.
     """
@@ -68,14 +69,15 @@ class Repeated:
 
 
 def repeat(today: Plain) -> Repeated | None:
-    """Return the run that `from_run` or `from_wandb` names, with the config to train it again; None if neither is set,
-    or if `resume=auto` finds the repetition in its directory already.
+    """Return the run that `from_run` or `from_wandb` names, with the config to train it again.
+
+    Returns None if neither is set, or if `resume=auto` resumes a repetition that has already started.
 
     Args:
         today: the config that the command line composes.
 
     Raises:
-        UserError: no such run, overrides that do not fit it, or values that its config does not hold.
+        UserError: there is no such run; overrides do not fit it; or its saved config lacks values, such as secrets.
     """
     asked = [f"{key}={today[key]}" for key in ("from_run", "from_wandb") if today.get(key) is not None]
     resume = today["resume"]["run"]
@@ -87,7 +89,7 @@ def repeat(today: Plain) -> Repeated | None:
         raise UserError(f"{asked[0]} starts a new run, and resume={resume} continues one: remove one of them.")
     run = _read_directory(today) if today["from_run"] is not None else _read_wandb(today, asked[0])
     _check_complete(run.config, asked[0])
-    if is_own_checkpoint(run.config):  # it was resumed; its overrides have what it first started from
+    if is_own_checkpoint(run.config):  # it was resumed: its overrides name the checkpoint that it first started from
         values = dict(str(text).split("=", 1) for text in run.config["overrides"] if "=" in str(text))
         for key in ("ckpt_path", "init_from"):
             if values.get(key) == "latest":
@@ -123,7 +125,7 @@ def _read_wandb(today: Plain, asked: str) -> Repeated:
     for key in floats if isinstance(floats, list) else []:
         _make_float(config, str(key).split("."))
     if config["resume"].get("run") is not None and config.get("ckpt_path") in ("last.ckpt", "previous.ckpt"):
-        config["ckpt_path"] = f"{config['run_dir']}/checkpoints/last.ckpt"  # its own, of which W&B has the name alone
+        config["ckpt_path"] = f"{config['run_dir']}/checkpoints/last.ckpt"  # the run's own; W&B has only the file name
     overridden = by_key(today["overrides"])
     limits = [key for key in flat(config) if key.startswith("trainer.limit_") and get(config, key) == 1]
     _ask(asked, config, limits if floats is None else [], overridden, "W&B stores one batch and all (1.0) alike")
@@ -162,13 +164,13 @@ def _check_complete(config: Plain, asked: str) -> None:
 
 
 def _ask(asked: str, config: Plain, keys: list[str], overridden: Any, why: str) -> None:
-    """Raise UserError for those of `keys` that the command line must set, and does not."""
+    """Raise UserError if the command line does not set all of `keys`."""
     missing = [f"{key}=... (the run has {shown(get(config, key))})" for key in keys if key not in overridden]
     if missing:
         raise UserError(f"{asked}: {why}: add {', '.join(missing)}.")
 
 
-# -- its config with the overrides
+# -- the saved config with the new overrides
 
 
 def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
@@ -177,9 +179,9 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
     overrides = [each for each in parse(today["overrides"]) if each.key.startswith("paths") or not _is_new(each.key)]
     before = {key: value for key, value in copy.deepcopy(run.config).items() if not _is_new(key)}
     _check_overrides(overrides, before, run.name, asked)
-    overrides = [each for each in overrides if not each.chooses]  # the others name an option that the run has anyway
+    overrides = [each for each in overrides if not each.chooses]  # the rest choose an option that the run already has
 
-    # what conf/ has for the run without and with the overrides
+    # conf/ with the options of the run, without and with the overrides
     conf = _compose(choices, own)
     base = flat(conf or {})
     try:
@@ -187,7 +189,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(str(error).splitlines()[0]) from None
 
-    # the run's config in today's form
+    # keys that are newer than the run, and keys that are computed again
     newer = [
         key
         for key, value in base.items()
@@ -198,7 +200,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
     for key in [*newer, *filled_in]:
         put(before, key, base[key])
 
-    # the overrides; and the keys that follow them, if the run has the value that conf/ has without the overrides
+    # the overrides, and the keys derived from them; a key that the run had set itself stays
     after, absent = copy.deepcopy(before), object()
     new = {leaf: absent if each.deletes else value for each in overrides for leaf, value in each.leaves.items()}
     new = {key: changed.get(key, value) for key, value in new.items()}
@@ -260,14 +262,16 @@ def _is_new(key: str) -> bool:
 
 
 def _is_argument(conf: Plain | None, key: str) -> bool:
-    """Check for an argument of a class, such as model.net.norm: if a run lacks it, the default of the class counts."""
+    """Check for an argument of a class, such as model.net.norm. If a run lacks it, the default of the class is used."""
     parts = key.split(".")
     return any(has(conf or {}, ".".join([*parts[:depth], "_target_"])) for depth in range(2, len(parts)))
 
 
 def _parsed(text: str) -> list[Override]:
-    """Return the override of a run as a list of one. It is empty for what belongs to that run alone, chooses an option,
-    cannot be read (W&B's copy may lack a part of it), or refers to anything but other keys: it may come from elsewhere.
+    """Parse an override of the earlier run. Returns a list of one, or an empty one if it is not applied again.
+
+    Not applied are keys in `NEW`, options of groups, overrides that cannot be read (W&B may have shortened them), and
+    references to anything but other keys, because the run may come from somebody else.
     """
     if not TO_KEYS.fullmatch(text) or (_is_new(key_of(text)) and not key_of(text).startswith("paths")):
         return []
@@ -285,7 +289,7 @@ def _compose(choices: Plain, overrides: list[Override], strict: bool = False) ->
     if not all(OPTION.fullmatch(str(name)) for key, names in options.items() for name in (key, *names)):
         return None
     chosen = [f"{key}={names[0] if len(names) == 1 else '[' + ','.join(names) + ']'}" for key, names in options.items()]
-    # by the command, which knows its --config-dir; else by a notebook or a test
+    # the command has initialized Hydra, with its --config-dir; a notebook or a test has not
     is_initialized = GlobalHydra.instance().is_initialized()
     folder = contextlib.nullcontext() if is_initialized else hydra.initialize_config_dir(str(CONF), version_base="1.3")
     try:
@@ -302,7 +306,7 @@ def _compose(choices: Plain, overrides: list[Override], strict: bool = False) ->
 
 
 def _changes(before: Plain, result: Plain) -> list[str]:
-    """Return the settings that differ, as a command line has them."""
+    """Return the settings that differ, written as overrides."""
     old, new = flat(before), flat(result)
     changed = [key for key, value in new.items() if key not in old or old[key] != value]
     lines = [f"{key}={shown(new[key])} (the run has {shown(old[key]) if key in old else 'none'})" for key in changed]

@@ -1,4 +1,4 @@
-"""What a run will do, calculated before it starts: batches, steps, learning rate. `dry_run=true` prints it."""
+"""Calculate batches, steps and the learning rate before a run starts. `dry_run=true` prints them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ Images = dict[str, int]  # number of images of each split
 
 @dataclass(frozen=True)
 class Plan:
-    """Counts of a run.
+    """Batches, steps and learning rate of a run.
 
     Attributes:
         global_batch: images per batch over all devices.
@@ -28,8 +28,8 @@ class Plan:
         steps_per_epoch: optimizer steps per epoch.
         steps: optimizer steps of the whole run.
         warmup: optimizer steps of the warm-up.
-        unseen: training images that an epoch does not see, different ones in each epoch.
-        lr: the peak learning rate, scaled with the batch if that was asked for.
+        unseen: number of training images that an epoch does not use; each epoch omits different ones.
+        lr: the peak learning rate, scaled with the batch if `optimizer.lr_reference_batch` is set.
     """
 
     global_batch: int
@@ -44,11 +44,11 @@ class Plan:
 
 
 def make_plan(config: Any, world_size: int, images: Images) -> Plan:
-    """Calculate the counts of `config` on `world_size` devices.
+    """Calculate the plan of `config` on `world_size` devices.
 
     Raises:
-        UserError: the batch does not divide by the devices or is larger than the training set, or a limit leaves no
-            batch.
+        UserError: the batch size is not divisible by the number of devices, or is larger than the training set; or a
+            limit leaves no batch.
     """
     t, batch = config.trainer, config.data.batch_size
     if batch % world_size:
@@ -74,7 +74,7 @@ def make_plan(config: Any, world_size: int, images: Images) -> Plan:
             f"`trainer.accumulate_grad_batches={t.accumulate_grad_batches}` is more than the {batches} batches of an "
             f"epoch: choose {batches} or less."
         )
-    batches = steps_per_epoch * t.accumulate_grad_batches  # a last step of fewer batches would be a smaller one
+    batches = steps_per_epoch * t.accumulate_grad_batches  # Lightning would make a last step of fewer batches
     ends = [end for end in (steps_per_epoch * (t.max_epochs or 0), t.max_steps) if end > 0]
     step_images = batch * t.accumulate_grad_batches
     return Plan(

@@ -45,7 +45,7 @@ def find_images(named: str) -> list[str]:
     """Return the paths of a file, of the images in a folder and its subfolders, or of the files of a glob, sorted.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no images.
     """
     path = Path(named).expanduser()
     if path.is_file():
@@ -60,7 +60,7 @@ def find_images(named: str) -> list[str]:
 
 
 def shown(path: str) -> str:
-    """Return a path as `run_dir.shown` does, with question marks for bytes of its name that are not text."""
+    """Return a path as `run_dir.shown` does; bytes that are not text are replaced."""
     return os.fsencode(run_dirs.shown(Path(path))).decode(errors="replace")
 
 

@@ -1,7 +1,7 @@
-"""`prepare`: a folder of images -> a compact copy that trains fast.
+"""`alexlab prepare`: write a compact copy of a folder of images, from which training reads fast.
 
-Images are read, resized and written in the order of the index into shards. A shard is written to a temporary path and
-renamed with its arrays, so that a preparation that was killed continues after the last complete shard.
+Images are read, resized and written into shards, in the order of the index. Each shard is written to a temporary path
+and renamed once it is complete, so that a preparation that was killed continues after the last complete shard.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PrepareConfig
 
-PARTS = ".parts"  # the folder of an unfinished preparation's state
-SHOWN = 10  # broken files on the screen; prepared.json has all
-REPORT_EVERY = 10.0  # seconds, without a terminal
+PARTS = ".parts"  # the folder with the state of an unfinished preparation
+SHOWN = 10  # broken files that are printed; prepared.json lists all
+REPORT_EVERY = 10.0  # seconds between two lines if there is no terminal
 COLUMNS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "lengths")
 
 
@@ -59,7 +59,7 @@ class Recipe(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """An image as it is written, or why it cannot be.
+    """A converted image, or the reason why it could not be converted.
 
     Attributes:
         content: JPEG, or uint8 rows of RGB.
@@ -74,10 +74,10 @@ class Converted(NamedTuple):
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Write the images of `config.data.root` into `config.out`, or continue, or check what is complete.
+    """Write the images of `config.data.root` into `config.out`. Continues an unfinished copy, checks a complete one.
 
     Raises:
-        UserError: images that cannot be read, or an `out` that contains something else.
+        UserError: no image of a split can be read, or `out` contains something else.
         RunFailedError: some images were broken (the others are written), or a shard has changed since it was written.
     """
     root, out = Path(config.data.root).expanduser().resolve(), Path(config.out).expanduser().resolve()
@@ -132,7 +132,7 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def check_out(out: Path, job: dict[str, Any]) -> None:
-    """Raise a UserError if `out` contains anything but a part of the same job."""
+    """Raise UserError if `out` contains anything but the result or a part of the same job."""
     path = out / prepared.ABOUT if prepared.is_prepared(out) else out / PARTS / "job.json"
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -206,7 +206,7 @@ def write_split(
 
 
 def in_order(pool: ReaderThreads, index: Index, recipe: Recipe, first: int, ahead: int) -> Iterator[Converted]:
-    """Convert images from number `first` on, up to `ahead` of them before they are asked for."""
+    """Yield converted images from number `first` on; up to `ahead` of them are converted in advance."""
     waiting: deque[Future[Converted]] = deque()
     for i in range(first, len(index)):
         waiting.append(pool.submit(convert, index, i, recipe))
@@ -299,7 +299,7 @@ def fit(width: int, height: int, recipe: Recipe) -> tuple[tuple[int, int], tuple
 
 @contextmanager
 def progress(split: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, else print a line now and then; yield the function to call with the images done."""
+    """Show a bar on a terminal, otherwise print lines. Yields a function to call with the number of images done."""
     console = Console(stderr=True)
     if console.is_terminal:
         with Progress(console=console, transient=True) as bar:
@@ -320,7 +320,7 @@ def progress(split: str, total: int, done: int) -> Iterator[Callable[[int], None
 
 
 def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float) -> None:
-    """Print the number of images, files that were not used, classes without images, and the space that is saved."""
+    """Print the number of images, unused files, classes without images, and the sizes before and after."""
     for line in data.notes():
         print(f"note: {line}")
     splits = prepared.read(out)

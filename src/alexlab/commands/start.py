@@ -1,4 +1,4 @@
-"""Which run starts: a new one, one that `resume=` continues, or one like `from_run=`. Reads only."""
+"""Find which run starts: a new one, the one that `resume=` names, or one like that of `from_run=`. Writes nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from alexlab.engine.validation import validate
 
 @dataclass(frozen=True)
 class Start:
-    """What starts.
+    """The run that starts.
 
     Attributes:
         config: what to train with.
         notes: lines that are printed once, and written to train.log.
         is_finished: the run that `resume=auto` found is complete, and there is nothing to do.
-        compare: returns lines if the images, as `ImageFolders.describe` has them, or the code are not those of
-            from_run's run.
+        compare: takes the images, as `ImageFolders.describe` returns them. Returns a line if they differ from those of
+            the run that from_run names, and a line if the code differs.
     """
 
     config: TrainConfig
@@ -31,7 +31,7 @@ class Start:
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Return what starts. The config that it returns is final.
+    """Return the run that starts. Its config is final.
 
     Raises:
         UserError: there is no such run, or the overrides do not fit it.
@@ -70,5 +70,5 @@ def find_start(config: TrainConfig) -> Start:
 
 
 def is_resumed(named: str | None, path: Path) -> bool:
-    """Check whether the run continues in a directory that it was in before."""
+    """Check whether `path` holds a run that `resume=` continues."""
     return named is not None and resume.holds_run(path)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alexlab.commands.plan import Plan
     from alexlab.loggers.wandb_logger import WandbLogger
 
-INPUT_BOUND = 0.15  # fraction of the time waiting for data from which a run counts as input-bound
+INPUT_BOUND = 0.15  # a run is input-bound if it waits for data during this fraction of the time or more
 
 log = logging.getLogger("alexlab")
 
@@ -91,7 +91,7 @@ def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
 
 
 def metadata_of(config: Any, summary: dict[str, Any]) -> dict[str, Any]:
-    """Return what is uploaded with best.ckpt. A test on val must not stand beside the tests of other runs."""
+    """Return the metadata of best.ckpt in W&B. A test on val is not part of it: it would look like a test on test/."""
     dataset = summary["dataset"]
     return {
         "best": summary["best"],
@@ -158,7 +158,7 @@ def report_start(config: Any, experiment: "Experiment") -> None:
 
 
 def report_stop(experiment: "Experiment") -> None:
-    """Say why a run stopped before its last epoch, and what bounds its speed."""
+    """Log why a run stopped before the last epoch, and whether the input or the device limits the speed."""
     trainer, rate = experiment.trainer, experiment.throughput
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
@@ -175,7 +175,7 @@ def report_stop(experiment: "Experiment") -> None:
 
 
 def bound_by(wait: float, data: ImageFolders) -> str:
-    """Say whether the input or the device bounds a training, and what would help.
+    """Return whether the input or the device limits the speed of a training, and what would help.
 
     Args:
         wait: fraction of the training time in which the device waited for data, 0 to 1.
@@ -236,7 +236,7 @@ def show_end(summary: dict[str, Any], path: Path, wandb: "WandbLogger | None") -
 
 
 def show_standing(config: Any) -> None:
-    """Say how the run compares with earlier ones. If that fails, it is reported; the run is complete without it."""
+    """Print the rank of the run among earlier ones. If that fails, it is a warning, because the run is complete."""
     try:
         standing = compare.standing(Path(config.run_dir), Path(config.paths.logs), config.monitor)
     except Exception as error:  # run directories may hold anything

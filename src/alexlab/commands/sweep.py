@@ -80,7 +80,7 @@ def _refusal(what: str, lines: list[str], most: int = 12) -> UserError:
 
 
 def values_of_grid(override: Override) -> list[str]:
-    """List the overrides, one per job, that a sweep such as `lr=0.1,0.2` stands for; one without values is itself."""
+    """Expand `lr=0.1,0.2` to one override per job: `lr=0.1` and `lr=0.2`. A single value stays one override."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
@@ -95,7 +95,7 @@ def values_of_grid(override: Override) -> list[str]:
 
 HEARTBEAT = 20  # seconds
 GRACE = 60  # seconds without a heartbeat after which a running trial counts as killed
-TRIAL = "ALEXLAB_TRIAL"  # the environment variable that names a job's trial; the job's own processes have it too
+TRIAL = "ALEXLAB_TRIAL"  # the environment variable that names the trial of a job, for all processes of the job
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class StudySettings:
     max_failure_rate: float = 1.0
 
     def check(self) -> None:
-        """Raises UserError for a value that no study can have."""
+        """Raise UserError for a value that no study can have."""
         for key, fits, rule in (
             ("study_name", self.study_name is not None, "a name; the study's folder has the same name"),
             (
@@ -143,7 +143,7 @@ def run_study(
     Args:
         overrides: the ranges to search, and what all trials share.
         folder: of the trials' runs.
-        launch: runs the job with a number and overrides, and returns its best `monitor`; None if it failed.
+        launch: runs the job with this number and these overrides; returns the best `monitor`, or None if it failed.
     """
     optuna = import_optuna()
     from alexlab.callbacks.pruning import STORAGE_ERRORS
@@ -238,10 +238,10 @@ def distribution_of(override: Override) -> "BaseDistribution":
 
 
 def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: list[str]) -> TrainConfig:
-    """Check configs with the ends of the search space: all parameters at their first value, then each at its others.
+    """Check configs at the ends of the search space: all parameters at their first value, then each at the other ones.
 
     Returns:
-        The config of the first values.
+        The first config that has no mistake.
 
     Raises:
         UserError: there is no parameter; all trials are wrong; or some are, and `sweep.keep_going` is false.
@@ -275,7 +275,7 @@ def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: l
 def check_study(
     study: "optuna.Study", settings: StudySettings, monitor: str, space: "dict[str, BaseDistribution]"
 ) -> None:
-    """Raises UserError if the study's trials have another metric, or parameters of another kind."""
+    """Raise UserError if the study's trials have another metric, or parameters of another kind."""
     from optuna.distributions import check_distribution_compatibility
 
     direction, metric = (
@@ -316,7 +316,7 @@ def recover_results(compose: Compose, study: "optuna.Study", fixed: list[str]) -
 
 
 def _result(score: float | None, pruned: bool) -> dict[str, Any]:
-    """The arguments of `Study.tell`. Of a pruned trial Optuna takes the last value that it has reported."""
+    """Return the arguments of `Study.tell`. For a pruned trial, Optuna uses the last value that it reported."""
     from optuna.trial import TrialState
 
     if pruned:
@@ -363,10 +363,10 @@ def _save_results(study: "optuna.Study", monitor: str, folder: Path) -> None:
 
 
 def open_storage(url: str) -> "optuna.storages.RDBStorage":
-    """Open a database; a new one gets its tables."""
+    """Open a database. Optuna creates the tables in a new one."""
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
-    # SQLite waits 5 seconds by itself, which is not enough if several processes write to a file on a network's disk
+    # by default SQLite waits 5 seconds, too few if several processes write to a file on a network disk
     patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") and "timeout=" not in url else {}
     retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
     return RDBStorage(
@@ -376,7 +376,7 @@ def open_storage(url: str) -> "optuna.storages.RDBStorage":
 
 @contextlib.contextmanager
 def storage_errors(url: str | None) -> Iterator[None]:
-    """Turn what a database raises into a UserError."""
+    """Turn the errors of a database into a UserError."""
     from alexlab.callbacks.pruning import STORAGE_ERRORS
 
     try:
@@ -421,7 +421,7 @@ def heartbeat(storage: "optuna.storages.RDBStorage | None", trial: "optuna.Trial
 
 @contextlib.contextmanager
 def job_environment(url: str | None, study_name: str, trial: "optuna.Trial") -> Iterator[None]:
-    """Name the trial to the job that runs meanwhile, if the job can reach the study."""
+    """Set the environment variable `TRIAL` for the job that runs in this block, if there is a storage."""
     if url is not None:
         os.environ[TRIAL] = json.dumps([url, study_name, trial._trial_id])
     try:
@@ -431,7 +431,7 @@ def job_environment(url: str | None, study_name: str, trial: "optuna.Trial") -> 
 
 
 def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
-    """Build the callback that reports this job to its trial; None if the job is no trial."""
+    """Build the callback that reports the metrics of this job to its trial; None if the job is not a trial."""
     if TRIAL not in os.environ:
         return None
     optuna, trial = import_optuna(), None
@@ -496,7 +496,7 @@ def agent_overrides(words: list[str]) -> list[str]:
 
 
 def _has_default(group: str) -> bool:
-    """Whether train.yaml gives a group an option."""
+    """Check whether train.yaml chooses an option of a group."""
     entries = configs.read(CONF / "train.yaml")["defaults"]
     return any(entry.get(group) is not None for entry in entries if isinstance(entry, dict))
 
@@ -529,11 +529,11 @@ def check_agent(config: TrainConfig) -> None:
         )
 
 
-# -- What the command line does around a sweep
+# -- The command line and the folders of jobs
 
 
 def check_words(words: list[str]) -> None:
-    """Raises UserError if W&B's file is chosen as an option."""
+    """Raise UserError if W&B's file is chosen as an option."""
     if any(word.lstrip("+") == "sweep=wandb" for word in words):
         raise UserError(
             "sweep=wandb: conf/sweep/wandb.yaml is a file for W&B's own sweeps, not an option of train.py. `wandb "

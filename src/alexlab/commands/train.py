@@ -41,7 +41,7 @@ log = logging.getLogger("alexlab")
 def train(config: TrainConfig) -> float | None:
     """Train one network; return the best value of `monitor`, for a sweep to optimize.
 
-    Everything that can be found wrong is found before the run's directory exists.
+    All checks of config, images, network and checkpoint come before the run's directory exists.
     """
     with stopping_on_signals(config) as recorder:
         start = find_start(config)  # a new run, a resumed one, or one like another
@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> float | None:
 
 @contextlib.contextmanager
 def stopping_on_signals(config: TrainConfig) -> Iterator[SignalRecorder]:
-    """End the process if a signal comes before a callback or the end of the run looks for signals."""
+    """Record signals in this block. If one stops the run, print how to resume it and exit with 128 + its number."""
     recorder = SignalRecorder()
     try:
         with recorder.recording():
@@ -73,7 +73,7 @@ def stopping_on_signals(config: TrainConfig) -> Iterator[SignalRecorder]:
 
 
 def check_devices(config: TrainConfig, devices: Devices) -> None:
-    """Refuse what the devices cannot do, before the images are read."""
+    """Raise UserError for settings that the devices do not support, before the images are read."""
     if devices.nodes > 1 and not launcher.external():
         raise UserError(
             f"`trainer.num_nodes={devices.nodes}` needs torchrun or srun to start the ranks on each machine: "
@@ -136,7 +136,7 @@ def report_changes(start: Start, data: ImageFolders) -> list[str]:
 
 
 def written_at(path: Path) -> int | None:
-    """Return when a run's config.yaml was written, which each start of the run does; None if there is none."""
+    """Return when config.yaml was written, which tells whether the run has started; None if it does not exist."""
     file = path / "config.yaml"
     return file.stat().st_mtime_ns if file.is_file() else None
 
@@ -147,7 +147,7 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
     devices = find_devices(config.trainer)
     if devices.kind == "cpu":
         keep_memory()
-    run_dir.quiet_libraries()  # before the trainer is built, which says what it finds
+    run_dir.quiet_libraries()  # before the trainer is built, which logs the devices
     experiment = build(config, devices, recorder)
     notes = [*start.notes, *report_changes(start, experiment.data)]
     with RunSession(config, experiment, recorder, notes) as session:
@@ -173,7 +173,7 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
 
 
 class RunSession:
-    """The run's directory, lock, log and W&B run, open while it trains. However it ends, summary.json and W&B say how.
+    """The directory, lock, log and W&B run of a run that trains. At the end, summary.json and W&B record the status.
 
     Attributes:
         measured: what `summaries.metrics_of` returns after the training.
@@ -186,8 +186,8 @@ class RunSession:
         self.path = Path(config.run_dir)
         self.mask = masker(config.model_dump(exclude_unset=True))
         self.is_first = launcher.rank() == 0
-        self.is_open = not self.is_first  # whether the directory is this run's; other ranks write nothing there
-        self.is_created = False  # whether there was no such directory, or an empty one
+        self.is_open = not self.is_first  # whether the directory belongs to this run already; only rank 0 writes there
+        self.is_created = False  # whether the directory is new, or was empty
         self.status: Status = "failed"
         self.measured: dict[str, Any] = {}
         self.results: dict[str, Any] = {}
@@ -224,7 +224,7 @@ class RunSession:
         """Create the run's directory, or reset that of a resumed run to its checkpoint, and start the W&B run.
 
         Raises:
-            UserError: another process trains there, or W&B refuses the settings. A resumed run is still as it was.
+            UserError: another process trains there, or W&B refuses the settings. A resumed run is not changed then.
         """
         config, path, wandb = self.config, self.path, self.experiment.wandb
         plain = config.model_dump(exclude_unset=True)
@@ -305,7 +305,7 @@ class RunSession:
         return replacement
 
     def _write_summary(self) -> None:
-        """Write summary.json on rank 0. If that fails, W&B must still hear how the run ended."""
+        """Write summary.json on rank 0. If a run that failed cannot write it, W&B still gets the status."""
         experiment = self.experiment
         skipped = list(experiment.task.skipped)
         if skipped:
@@ -337,7 +337,7 @@ class RunSession:
 
 
 def validate_last(experiment: Experiment) -> None:
-    """Validate the last weights if the run stopped between two validations, as trainer.max_steps lets it."""
+    """Validate the last weights if the run stopped after a step without validation, as with trainer.max_steps."""
     trainer, task = experiment.trainer, experiment.task
     if (
         experiment.checkpointing.validated_at == trainer.global_step
@@ -353,7 +353,7 @@ def validate_last(experiment: Experiment) -> None:
 def test_best(experiment: Experiment, path: Path) -> dict[str, float]:
     """Return the test metrics of best.ckpt, or of the last weights if nothing was validated."""
     best = path / "checkpoints/best.ckpt"
-    # Lightning must shard the weights itself
+    # FSDP: Lightning must load and shard the weights
     is_sharded = isinstance(experiment.trainer.strategy, pl.strategies.FSDPStrategy)
     if best.is_file() and not is_sharded:
         load_net(experiment.task.net, checkpoint_io.load(best), best)
@@ -368,7 +368,7 @@ def test_best(experiment: Experiment, path: Path) -> dict[str, float]:
 
 
 def save_figures(config: TrainConfig, experiment: Experiment) -> None:
-    """Draw the figures of a trained run. A figure that fails is reported; the run is complete without it."""
+    """Draw the figures of a trained run. An error is only a warning, because the run is complete."""
     from alexlab.analysis import gallery  # imports Matplotlib
 
     path = Path(config.run_dir)

@@ -1,4 +1,4 @@
-"""One rank of a run on several devices: `python -m alexlab.commands.worker`, its config on standard input."""
+"""One rank of a run on several devices: `python -m alexlab.commands.worker` reads the config from standard input."""
 
 import ctypes
 import json
@@ -12,7 +12,7 @@ from alexlab.engine.process import importing, leave
 
 
 def stop_with_parent() -> None:
-    """Ask for SIGTERM when the parent dies, even by kill -9, so that no rank trains on unseen. Only Linux can do it."""
+    """Get SIGTERM when the parent dies, even by kill -9, so that no rank trains on alone. Works on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

@@ -1,7 +1,7 @@
-"""Read and write checkpoints: no kill damages one, and reading one runs no code.
+"""Read and write checkpoints. A killed process leaves no damaged checkpoint, and reading one runs no code.
 
-`checkpoints/SHA256SUMS` holds the hash of each file, as `sha256sum --check` reads it. While one file replaces another,
-it holds the hashes of both: whichever of the two a kill leaves behind, one line matches it.
+`checkpoints/SHA256SUMS` holds the hash of each file, in the format of `sha256sum --check`. While a file is replaced, it
+holds the hashes of the old and the new file, so that one line matches whichever of the two a kill leaves.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ LAST, PREVIOUS, SUMS = "last.ckpt", "previous.ckpt", "SHA256SUMS"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint writer, with a temporary file, fsync and rename. The last.ckpt that a new one replaces
-    stays as previous.ckpt."""
+    """Lightning's checkpoint writer, with a temporary file, fsync and rename. A last.ckpt that is replaced becomes
+    previous.ckpt."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
@@ -95,8 +95,10 @@ def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
 
 
 def damage_of(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint file, or return None: its hash must be in SHA256SUMS. If that does not list
-    the file, each part of its archive must match its own checksum."""
+    """Return what is wrong with a checkpoint file, or None if it is undamaged.
+
+    The hash of the file must be in SHA256SUMS. If that does not list the file, the checksums in the archive must match.
+    """
     hashes = read_sums(path.parent).get(path.name)
     try:
         if hashes:
@@ -119,7 +121,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/last.ckpt.")
     try:
-        # mapped into memory: reading the class names alone does not read half a gigabyte of weights
+        # mmap: half a gigabyte of weights is not read if only the class names are needed
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise UserError(
@@ -134,6 +136,6 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def position_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """Return where in its run a last.ckpt was written, see `callbacks/checkpointing.py`; None for weights only."""
+    """Return at which point of the run a last.ckpt was written, see `callbacks/checkpointing.py`; else None."""
     older = checkpoint["alexlab"].get("place")
     return checkpoint.get("callbacks", {}).get("Checkpointing") or older

@@ -1,4 +1,4 @@
-"""Configs as plain values: composed by Hydra, written to a run's config.yaml, read from one."""
+"""Configs as plain values: composed by Hydra, and written to or read from the config.yaml of a run."""
 
 import os
 import re
@@ -22,11 +22,11 @@ LARGEST_CONFIG = 2**20  # bytes
 
 # A value that is nothing but a reference to an environment variable: ${oc.env:WANDB_NOTES}
 REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
-SHORTEST_SECRET = 4  # characters: a shorter value would be replaced within other words
-# In these sections such a value stays a reference: it may be a secret, which no file of the run should hold.
+SHORTEST_SECRET = 4  # characters: replacing a shorter value would damage other words
+# In these sections such a value stays a reference, because it may be a secret. No file of the run should hold one.
 KEEPS_REFERENCES = ("logger", "callbacks")
 
-# Modules that older runs name in a `_target_`, and where their contents are now.
+# Modules that older runs name in a `_target_`, and the modules that replaced them.
 MOVED_MODULES = {
     "alexlab.models.zoo": "alexlab.models.pretrained",
     "alexlab.models.parts": "alexlab.models.introspection",
@@ -116,7 +116,7 @@ def _texts(node: Any) -> Iterator[str]:
 
 
 def absolute(path: str) -> str:
-    """Return `path` as seen from the working directory, with ~ expanded; symbolic links stay."""
+    """Make a path absolute and expand ~; symbolic links are not resolved."""
     return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
@@ -124,16 +124,16 @@ def absolute(path: str) -> str:
 
 
 def save(plain: Plain, path: Path) -> None:
-    """Write a config in one step: another process, or a kill, meets the old file or the new one."""
+    """Write a config in one step, so that the file is never incomplete, not even after a kill."""
     with atomic_write(path, "x", sync=True) as file:
         yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def read(path: Path) -> Any:
-    """Return what a yaml file holds, with nothing resolved in it.
+    """Return the content of a yaml file; references in it are not resolved.
 
     Raises:
-        UserError: it is missing or is not yaml.
+        UserError: the file is missing or is not yaml.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file.")
@@ -146,10 +146,10 @@ def read(path: Path) -> Any:
 
 
 def parsed(raw: bytes) -> Any:
-    """Return what a yaml text holds.
+    """Return the content of a yaml text.
 
     Raises:
-        ValueError: it is not yaml.
+        ValueError: the text is not yaml.
     """
     try:
         return yaml.load(raw, LOADER)
@@ -161,7 +161,7 @@ def load(path: Path) -> Plain:
     """Return a run's config.yaml in today's form; see `upgrade`.
 
     Raises:
-        UserError: it is not a run's config.
+        UserError: the file is not a run's config.
     """
     plain = read(path)
     if not isinstance(plain, dict) or "model" not in plain:
@@ -170,7 +170,7 @@ def load(path: Path) -> Plain:
 
 
 def upgrade(plain: Plain) -> Plain:
-    """Return the config of a run of any age with the names of today: moved targets, no removed values."""
+    """Return the config of a run of any age in today's form: moved targets are renamed, removed values replaced."""
     config = with_current_targets(plain)
     if config.get("on_nan") == "rollback":
         config["on_nan"] = "stop"

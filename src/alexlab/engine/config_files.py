@@ -21,10 +21,11 @@ def find_file(key: str, folders: list[Path], config_name: str, choices: Plain) -
         key: dotted, such as "optimizer.lr".
         folders: where Hydra finds configs, the first one first: conf/, then the folder of --config-dir.
         config_name: the command's file, such as "train".
-        choices: the option of each group, or a list of options; the files' own defaults count for other groups.
+        choices: the chosen option of each group, or a list of options. For other groups the defaults of the files are
+            used.
 
     Returns:
-        The path, relative to the project's folder if it is below that.
+        The path; within the project's folder it is relative to that folder.
     """
     options: Plain = {}
     files = list(_files(folders, config_name, "", options))
@@ -39,7 +40,7 @@ def find_file(key: str, folders: list[Path], config_name: str, choices: Plain) -
 
 
 def _files(folders: list[Path], name: str, package: str, options: Plain) -> Iterator[tuple[Path, str, Plain]]:
-    """Yield a config and those that it lists in its `defaults`, each as file, package and content.
+    """Yield a config and those that it lists in `defaults`, each as (path, package, content).
 
     Args:
         name: without .yaml, such as "data/folder".

@@ -1,4 +1,4 @@
-"""The devices that a run uses, and its precision."""
+"""Find the devices that a run uses, and choose the precision."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from alexlab.engine.errors import UserError
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run uses.
+    """The devices of a run.
 
     Attributes:
         kind: "cuda", "mps" or "cpu".
@@ -29,7 +29,7 @@ class Devices:
 
 
 def find_devices(settings: Any) -> Devices:
-    """Return what `trainer.accelerator`, `devices` and `num_nodes` mean on this machine.
+    """Return the devices that `trainer.accelerator`, `devices` and `num_nodes` select on this machine.
 
     Args:
         settings: the config's group `trainer`.
@@ -87,7 +87,7 @@ def find_devices(settings: Any) -> Devices:
 
 
 def choose_precision(wanted: Any, kind: str) -> Any:
-    """Return `trainer.precision`, or for auto what is fast on the device.
+    """Return `trainer.precision`; auto becomes the precision that is fast on the device.
 
     auto is bf16-mixed on GPUs of compute capability 8 or more and on CPUs with bf16 dot products, 16-mixed with loss
     scaling on older GPUs, else 32-true.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A user's mistake, exit code 2 and no traceback. Its text names the value, the rule and the fix."""
+    """A user's mistake: exit code 2, no traceback. The message names the value, the rule and the fix."""
 
 
 class RunFailedError(RuntimeError):
@@ -25,7 +25,7 @@ class RunFailedError(RuntimeError):
 
 
 class RankLostError(RunFailedError):
-    """Another rank is gone, or does not answer. The error of this rank is a consequence."""
+    """Another rank is gone, or does not answer; this rank failed because of that."""
 
 
 # Messages of gloo, NCCL and torch's store about a rank that is gone, or that does not answer.
@@ -48,7 +48,7 @@ def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:
     return RankLostError("another rank was lost.", 1) if GONE.search(text) else None
 
 
-# Errors of the system that the user can mend: what is wrong, and the fix.
+# Errors of the system that the user can fix: what is wrong, and what to do.
 SYSTEM = {
     errno.ENOSPC: "no space is left there: free some, or write elsewhere with paths.logs=PATH.",
     errno.EDQUOT: "the disk quota is used up: free some, or write elsewhere with paths.logs=PATH.",
@@ -68,17 +68,17 @@ def mistake(error: BaseException) -> str | None:
     return None
 
 
-# The engine's own folders and files, whose frames a traceback on the screen skips.
+# Folders and files whose frames are skipped in a traceback on the screen.
 PACKAGE = Path(__file__).resolve().parents[1]
 ENGINE = (*(f"{PACKAGE / folder}{os.sep}" for folder in ("commands", "engine")), *(str(PACKAGE / "__main__.py"),))
 STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
 
 
 def short_traceback(error: BaseException, most: int = 40) -> str:
-    """Return the traceback that the screen shows: the user's own frames, and below them those that they called.
+    """Return the traceback for the screen: the frames of the user's code, and the frames that this code called.
 
-    It begins after the last frame of Hydra, Lightning or the engine that led to the user's code. If no frame is the
-    user's, its end is shown. train.log has the whole traceback.
+    It begins after the last frame of Hydra, Lightning or the engine that led to the user's code. If none of
+    the user's code was called, the end of the traceback is shown. train.log has all of it.
 
     Args:
         most: lines.

@@ -1,4 +1,4 @@
-"""Files that no kill, full disk or link can spoil: atomic writes, the rows of metrics.csv, the lock of a run."""
+"""Write files safely: atomic writes, no writing through links, the rows of metrics.csv, the lock of a run."""
 
 import contextlib
 import csv
@@ -124,7 +124,7 @@ def cut_csv(path: Path, rows: int) -> int:
 
 @contextlib.contextmanager
 def lock(run_dir: Path, name: str = ".lock") -> Iterator[None]:
-    """Hold the lock of a run directory. The system releases it when the process ends, whatever ends it.
+    """Hold the lock of a run directory. The system releases it when the process ends, also after kill -9.
 
     Raises:
         UserError: another process holds it.

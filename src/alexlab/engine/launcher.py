@@ -1,7 +1,7 @@
-"""One worker process per device on this machine, each with the same config.
+"""Start one worker process per device of this machine, each with the same config, and watch them.
 
-The parent only watches: it never joins a process group and its environment stays as it was, so that the next job of a
-sweep starts clean. Under torchrun or srun the ranks exist already and nothing is launched here.
+The parent joins no process group and does not change its environment, so that the next job of a sweep starts clean.
+Under torchrun or srun the ranks exist already, and nothing is started here.
 """
 
 import contextlib
@@ -17,14 +17,16 @@ from typing import Any
 
 from alexlab.engine.errors import UserError
 
-GRACE = 8.0  # seconds that the other ranks get to stop after one has failed,
-GRACE_AFTER_SIGNAL = 60.0  # or after a signal: rank 0 has loggers to close
-GRACE_OF_FIRST = 1200.0  # that rank 0 gets for figures and uploads after all others have finished
+# Seconds that ranks get to stop by themselves:
+GRACE = 8.0  # the other ranks, after one has failed
+GRACE_AFTER_SIGNAL = 60.0  # all ranks, after a signal: rank 0 closes the loggers
+GRACE_OF_FIRST = 1200.0  # rank 0, after the others have finished: it draws figures and uploads
 FORWARDED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
-TIME_TO_PRINT = 0.5  # seconds for the stacks of ranks that hang
+TIME_TO_PRINT = 0.5  # seconds in which hanging ranks print their stacks
 KILLED = {9: " (kill -9, or the system ran out of memory: `dmesg` says which)"}
-REPORT_PIPE = "ALEXLAB_REPORT_PIPE"  # the variable that holds the number of a worker's pipe to its parent
-RANKS = "ALEXLAB_RANKS"  # the variable that marks a worker process; its value is the world size
+# environment variables of a worker process
+REPORT_PIPE = "ALEXLAB_REPORT_PIPE"  # the file descriptor of the pipe to the parent
+RANKS = "ALEXLAB_RANKS"  # the world size
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class Outcome:
     code: int
     why: str
     by_signal: bool = False  # whether a signal to the run ended it
-    reported: bool = False  # whether rank 0 has already printed that
+    reported: bool = False  # whether rank 0 has already printed how it ended
 
 
 class Worker:
     """A worker process and what it has reported: {"mistake": text}, {"failure": text, "traceback": text}, or
     {"lost": text} if it noticed that another rank is gone.
 
-    It has a process group of its own, so that Ctrl-C reaches it once, through `run_workers`.
+    It has its own process group, so that Ctrl-C reaches it only once, through `run_workers`.
     """
 
     def __init__(self, command: list[str], env: dict[str, str], config: bytes) -> None:
@@ -86,7 +88,7 @@ class Worker:
 
 
 def external() -> bool:
-    """Whether this process is a rank already: started by torchrun, srun or `run_workers`."""
+    """Check whether this process is a rank already, started by torchrun, srun or `run_workers`."""
     slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
     return "TORCHELASTIC_RUN_ID" in os.environ or slurm or RANKS in os.environ
 
@@ -106,7 +108,7 @@ def rank() -> int:
 
 
 def prints() -> bool:
-    """Whether this process prints what every rank finds: the command itself, or the first rank of torchrun or srun."""
+    """Check whether this process prints what all ranks know: the command itself, or rank 0 of torchrun or srun."""
     return rank() == 0 and RANKS not in os.environ
 
 
@@ -124,7 +126,7 @@ def run_stamp(resumes: bool) -> str:
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        # no store exists before the ranks have made one; without --rdzv-id every run has the id `none`
+        # no store exists before the ranks create one; the port is added because without --rdzv-id all ids are `none`
         return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from datetime import timedelta
@@ -177,7 +179,7 @@ def free_port(wanted: int | None) -> int:
 
 
 def report_to_parent(**what: str) -> None:
-    """Tell `run_workers` why this rank stops. The parent prints the same message of several ranks once."""
+    """Send the reason why this rank stops to `run_workers`, which prints equal messages of several ranks once."""
     with os.fdopen(int(os.environ[REPORT_PIPE]), "w") as pipe:
         json.dump(what, pipe)
 
@@ -194,7 +196,7 @@ def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int
         RANKS: str(world_size),
         "WORLD_SIZE": str(world_size),
         "NODE_RANK": "0",
-        # without torch's stacks of peers that are stopping
+        # hides the stacks that torch prints when other ranks stop
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port(port)),
@@ -231,7 +233,7 @@ def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int
 
 
 def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
-    """Wait until all workers have stopped, or stop them once one has failed; then find out which one and why."""
+    """Wait until all workers have stopped. If one fails, stop the others, and find out which one failed and why."""
     # wait
     since: float | None = None  # when a signal came, or when the first worker finished
     while True:
@@ -265,12 +267,12 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
         worker.poll()
     reports = [worker.report for worker in workers]
 
-    # a user's mistake is the cause, whatever the other ranks say of the one that stopped for it
+    # a user's mistake is the cause, even if other ranks report that a rank was lost
     mistakes = list(dict.fromkeys(report["mistake"] for report in reports if "mistake" in report))
     if mistakes:
         return Outcome(2, "\n".join(mistakes))
     over = "the run has stopped on all ranks."
-    if not stopped:  # none by itself
+    if not stopped:  # no rank failed by itself
         if signals:
             return Outcome(128 + signals[0], f"stopped by {signal.Signals(signals[0]).name}", by_signal=True)
         return Outcome(1, f"Rank 0 of {len(workers)} did not stop after the others had finished; {over}")
@@ -305,7 +307,7 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
 
 
 def _print_stacks(workers: list[Worker]) -> None:
-    """Let hanging ranks print where each of their threads is: the run has turned that on for SIGUSR2."""
+    """Let hanging ranks print the stack of each thread: they do so on SIGUSR2 (`RunSession` has enabled it)."""
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             worker.process.send_signal(signal.SIGUSR2)

@@ -1,4 +1,4 @@
-"""Memory that a CPU process keeps from step to step."""
+"""Let a CPU process keep freed memory from step to step."""
 
 import ctypes
 import os
@@ -9,11 +9,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def keep_memory() -> bool:
-    """Have glibc keep freed memory for the next step, and say whether it will.
+    """Let glibc keep freed memory for the next step. Returns whether it will.
 
-    By itself it returns each large block at once, and the system zeroes new pages for the next one, thousands a step:
-    AlexNet trained 1.6 times faster on two cores without that (benchmarks/memory.py). A user's own allocator or
-    settings of it (LD_PRELOAD, GLIBC_TUNABLES, MALLOC_*) are left alone.
+    By default glibc returns each large block to the system at once. The system then zeroes new pages for the next
+    block, thousands per step. Without that, AlexNet trained 1.6 times faster on two cores (benchmarks/memory.py). If
+    the environment sets an allocator or its options (LD_PRELOAD, GLIBC_TUNABLES, MALLOC_*), nothing is changed.
     """
     if sys.platform != "linux" or any(
         name in ("LD_PRELOAD", "GLIBC_TUNABLES") or name.startswith("MALLOC_") for name in os.environ

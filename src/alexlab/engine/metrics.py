@@ -1,4 +1,4 @@
-"""Whether a lower value of a metric is the better one, by the metric's name: "val/loss", "val/mae", "test/acc1"."""
+"""Decide by the name of a metric whether a lower value is better, as for "val/loss" and "val/mae"."""
 
 import re
 
@@ -11,5 +11,5 @@ LOW_IS_GOOD = re.compile(
 
 
 def lower_is_better(name: str) -> bool:
-    """Return whether lower values of this metric are better. A name that the rule does not know: higher is better."""
+    """Return whether lower values of this metric are better. For names that do not match, higher is better."""
     return LOW_IS_GOOD.search(name) is not None

@@ -1,4 +1,4 @@
-"""What a run is called in W&B, and what W&B gets of its config: nothing of this machine's folders."""
+"""Name runs in W&B, and remove the folders of this machine from the config that W&B gets."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ ABBREVIATIONS = {
     "label_smoothing": "smooth",
     "data.image_size": "px",
 }
-# overrides that another part of the name shows, or that do not change what is learned
+# overrides that are not part of a name: another part shows them, or they do not change what is learned
 UNNAMED = {"model", "model.name", "trainer", "trainer.devices", "trainer.accelerator", "monitor", "sweep"}
 
 
@@ -97,7 +97,7 @@ def _shorten(name: str, digest: str) -> str:
 
 
 def _settings_hash(config: Plain, without: str | None) -> str:
-    """Return six characters that differ for other settings, whatever set them: an override, an experiment or conf/."""
+    """Return six characters that depend on all settings, whether an override, an experiment or conf/ has set them."""
     settings = settings_of(config)
     root, shipped = PurePath(str(settings.get("data.root"))), str((config.get("paths") or {}).get("data"))
     if root.is_relative_to(shipped):  # the same images on another machine
@@ -139,7 +139,7 @@ def _whole_floats(node: Any, prefix: str = "") -> list[str]:
     return [prefix] if isinstance(node, float) and node.is_integer() else []
 
 
-# The folders at the start of a path: absolute, or from ~, ./ or ../, with or without a drive. No part of an address.
+# The folders at the start of a path: absolute, or from ~, ./ or ../, with or without a drive. A web address has none.
 FOLDERS = re.compile(
     r"""(?:file://|(?<![\w.:/\\~])(?:[A-Za-z]:(?=[\\/]))?)(?:~|\.\.?)?[\\/](?=\S)(?:[^\s,'"\[\]{}()=]*[\\/])?"""
 )

@@ -1,4 +1,4 @@
-"""Overrides of a command line, and the nested dicts that they change. Light: no heavy import."""
+"""Parse the overrides of a command line, and change nested dicts. Imports neither torch nor Lightning."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Override:
     """One override of a command line.
 
     Attributes:
-        text: as it was given: "optimizer.lr=0.1".
+        text: the whole override: "optimizer.lr=0.1".
         key: "optimizer.lr", or a group: "optimizer".
-        value: what Hydra reads: 0.1. A reference to another key stays text: "${seed}".
-        leaves: the values below a mapping by their whole keys; of `trainer={max_epochs:2}` {"trainer.max_epochs": 2}.
+        value: the parsed value: 0.1. A reference to another key stays text: "${seed}".
+        leaves: value by key, without mappings: {"trainer.max_epochs": 2} for `trainer={max_epochs:2}`.
         deletes: it begins with ~.
         adds: it begins with + or ++.
         chooses: it chooses an option of a group in conf/.
@@ -58,17 +58,17 @@ def parse(overrides: Iterable[str]) -> list[Override]:
 
 
 def key_of(text: str) -> str:
-    """The key of an override, without reading its value: "optimizer.lr" of "++optimizer.lr=0.1"."""
+    """Return the key of an override without parsing the value: "optimizer.lr" of "++optimizer.lr=0.1"."""
     return text.lstrip("+~").partition("=")[0]
 
 
 def by_key(overrides: Iterable[str]) -> dict[str, str]:
-    """Overrides by their keys; the last one of each key counts."""
+    """Return overrides by key. If several have the same key, the last one is used."""
     return {key_of(str(text)): str(text) for text in overrides}
 
 
 def shown(value: Any) -> str:
-    """A value as a command line or yaml has it."""
+    """Return a value as it is written in yaml and on a command line."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 

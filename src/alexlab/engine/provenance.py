@@ -1,6 +1,6 @@
-"""The code of a run: its commit, its uncommitted changes, and the source files of its network.
+"""Record the code of a run: the commit, the uncommitted changes, and the source files of the network.
 
-`code.json` in the run directory has the commit and the hash of the changes, `code.patch` the changes themselves:
+`code.json` in the run directory has the commit and the hash of the changes; `code.patch` has the changes themselves.
 `git checkout COMMIT` and `git apply code.patch` restore the code.
 """
 
@@ -23,11 +23,12 @@ from alexlab.engine.files import atomic_write
 if TYPE_CHECKING:
     from torch import nn
 
-PARTS = (":(glob)*.py", "src", "conf", "pyproject.toml", "requirements.lock")  # documents and tests may change
+# what is compared; a change of documents or tests is no change of the code
+PARTS = (":(glob)*.py", "src", "conf", "pyproject.toml", "requirements.lock")
 MAX_PATCH = 1_000_000  # bytes of a saved patch
 GIT_TIMEOUT = 60  # seconds
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# With any settings of the user's, the same changes have the same hash.
+# These options override the user's settings of git, so that the same changes always have the same hash.
 DIFF = (
     *("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
     *("--no-indent-heuristic", "--diff-algorithm=myers", "--unified=3", "--inter-hunk-context=0", "--no-relative"),
@@ -36,14 +37,14 @@ DIFF = (
 
 
 class GitError(Exception):
-    """Git is missing or failed; the message is its reason."""
+    """Git is missing or failed; the message says why."""
 
 
 def save(run_dir: Path, root: Path = ROOT) -> str | None:
     """Write code.json and code.patch of a new run; those of a resumed run stay as they are.
 
     Returns:
-        A warning: the code of a new run is not known, or the code of a resumed run has changed. Else None.
+        A warning if the code of a new run is not known, or if the code of a resumed run has changed; otherwise None.
     """
     if (run_dir / "code.json").is_file():
         apply_command = f"git apply {rundir.shown(run_dir / 'code.patch')}"
@@ -58,7 +59,7 @@ def save(run_dir: Path, root: Path = ROOT) -> str | None:
 
 
 def read(run_dir: Path) -> dict[str, Any]:
-    """Return what is known of a run's code: code.json, or the commit in the summary of an older run; else {}."""
+    """Return what is known of a run's code: code.json, or the commit in the summary of an older run, or {}."""
     path = run_dir / "code.json"
     if not (path.exists() or path.is_symlink()):
         code = rundir.read_summary(run_dir).get("git")
@@ -71,13 +72,13 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 def commit_of(run_dir: Path) -> dict[str, Any]:
-    """Return the commit of a run, and whether its code had uncommitted changes; of the code at hand for a new run."""
+    """Return the commit of a run, and whether there were uncommitted changes; of the current code for a new run."""
     code = read(run_dir) or state()[0]
     return {key: code.get(key) for key in ("commit", "dirty")}
 
 
 def state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
-    """Return the content of code.json for the code at hand, and the patch, if it is not too large to be saved.
+    """Return the content of code.json for the current code, and the patch if it is small enough to be saved.
 
     `commit` is null without a repository; `dirty` and `patch_sha256` are null if git cannot tell; `left_out` is the
     reason if something is not known or not saved.
@@ -97,9 +98,9 @@ def state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
 
 
 def difference(then: dict[str, Any], name: str, apply_command: str, root: Path = ROOT) -> str | None:
-    """Describe how the code at hand differs from that of a run, and how to restore it; None if it is the same.
+    """Describe how the current code differs from that of a run, and how to restore it; None if it is the same.
 
-    Another commit with the same code counts as the same: only documents differ, or the changes were committed.
+    The code is compared, not the commit: new documents, or changes that were committed since, make no difference.
 
     Args:
         then: content of the run's code.json.
@@ -149,7 +150,7 @@ def _has_commit(root: Path, commit: str) -> bool:
 
 
 def _patch(root: Path, commit: str) -> bytes:
-    """Return how the code differs from `commit`, untracked files included. The user's index stays as it is."""
+    """Return the patch from `commit` to the current code, with untracked files. The user's index is not changed."""
     index = root / os.fsdecode(_git(root, "rev-parse", "--git-path", "index").strip())
     with tempfile.TemporaryDirectory() as folder:
         env = {"GIT_INDEX_FILE": f"{folder}/index"}
@@ -201,7 +202,7 @@ def source_hashes(net: "nn.Module") -> dict[str, str]:
 def changed_sources(then: Any, net: "nn.Module") -> list[str]:
     """Return the paths of `then`, as `source_hashes` returned it, whose files are missing now or have other content.
 
-    A checkpoint without hashes has none. Anybody may have written it, so unprintable paths are skipped.
+    Returns [] for a checkpoint without hashes. Anybody may have written it, so unprintable paths are skipped.
     """
     now = source_hashes(net)
     hashes = then.items() if isinstance(then, dict) else ()

@@ -1,7 +1,7 @@
-"""Resume a run: find it, apply the overrides that may change, pick its newest undamaged checkpoint, reset its folder.
+"""Resume a run: find it, apply overrides, choose the newest undamaged checkpoint, reset the run's directory.
 
-Works on plain dicts: the config that it returns is validated once, afterwards. In this order:
-`resume_config` (reads only) -> build everything -> `files.lock` -> `reset_directory` (writes) -> train.
+The order is: `resume_config` (reads only) -> build everything -> `files.lock` -> `reset_directory` (writes) -> train.
+This module works on plain dicts. The caller validates the config that `resume_config` returns.
 """
 
 import copy
@@ -21,12 +21,12 @@ from alexlab.engine.run_dir import shown as shown_path
 
 Plain = dict[str, Any]
 
-# Keys that may change: they say how far the run goes and what is shown of it, and not what a step computes.
+# Keys that may change: they decide how far the run goes and what is shown, but not what a step computes.
 FREE = re.compile(
     r"trainer\.(max_epochs|max_steps|max_time|timeout|master_port)|data\.(num_workers|cache|on_error|max_bad)"
     r"|callbacks\.progress|on_nan|dry_run|(checkpoint|resume|paths)\..*"
 )
-# Keys that may never change: the checkpoint's optimizer, schedule and order of images continue as they were.
+# Keys that may never change: the state of optimizer, schedule and image order in the checkpoint depends on them.
 FIXED = re.compile(
     r"(optimizer|scheduler|ema|finetune)\..*|seed|data\.(batch_size|val_fraction|test_fraction)"
     r"|trainer\.accumulate_grad_batches|model\.(mean|std)"
@@ -39,11 +39,11 @@ class Resumed:
     """The run that `resume=` found.
 
     Attributes:
-        config: what to train with, to be validated: the run's config with the overrides; today's if a new run starts.
+        config: the run's config with the overrides, not yet validated; today's config if a new run starts.
         run_dir: the run's directory.
         ckpt_path: the newest undamaged checkpoint; None if there is none yet.
         resumes: false if `resume=auto` starts a new run.
-        finished: the run is complete, and `resume=auto` has nothing to add.
+        finished: true if `resume=auto` names a complete run, so that there is nothing to do.
         changes: the overrides that change the run, by their keys.
         notes: lines to print once.
     """
@@ -61,12 +61,13 @@ def resume_config(today: Plain, overrides: list[str], logs: Path) -> Resumed:
     """Return the config and the checkpoint to continue a run with. Writes nothing.
 
     Args:
-        today: the config that the command line composes; `resume.run`, `run_dir` and the values of `overrides` count.
+        today: the config that Hydra has composed now. Used are `resume`, `run_dir`, `dry_run`, the values of the
+            overridden keys, and keys that are newer than the run.
         overrides: of the command line.
         logs: the folder of named runs.
 
     Raises:
-        UserError: no such run, no checkpoint that can be used, or overrides that would change what the run computes.
+        UserError: there is no such run or no usable checkpoint, or overrides would change what the run computes.
     """
     named, own = today["resume"]["run"], Path(today["run_dir"])
     if named == "auto" and not holds_run(own):
@@ -123,7 +124,7 @@ def holds_run(run_dir: Path) -> bool:
 
 
 def _find(named: str, logs: Path) -> Path:
-    """Find the run to resume. "latest" must be the latest of all: an older one is never resumed in its place."""
+    """Find the run to resume. For "latest", an older run is never resumed if the newest one has no checkpoint."""
     run_dir = find_run(named, logs, checkpoint_io.LAST.removesuffix(".ckpt"), "resume")
     latest = find_run(named, logs, "", "resume")
     if run_dir != latest:
@@ -135,13 +136,13 @@ def _find(named: str, logs: Path) -> Path:
 
 
 def _with_overrides(before: Plain, today: Plain, overrides: list[str]) -> tuple[Plain, dict[str, str]]:
-    """The run's config with the overrides, and those of them that change it.
+    """Return the run's config with the overrides, and the overrides that change the run, by their keys.
 
     Raises:
         UserError: an override chooses another option of a group, or another checkpoint.
     """
     config, changes = copy.deepcopy(before), dict[str, str]()
-    config |= {key: copy.deepcopy(today[key]) for key in today if key not in before}  # newer than the run
+    config |= {key: copy.deepcopy(today[key]) for key in today if key not in before}  # keys newer than the run
     previous = by_key(before["overrides"])
     for override in parse(by_key(overrides).values()):
         key, text = override.key, override.text
@@ -155,7 +156,9 @@ def _with_overrides(before: Plain, today: Plain, overrides: list[str]) -> tuple[
             continue
         for leaf in override.leaves:
             secret = leaf.startswith("callbacks.") and "${oc.env:" in str(get(before, leaf))
-            if previous.get(key) == text and not secret:  # config.yaml may show the same in another form
+            if (
+                previous.get(key) == text and not secret
+            ):  # an unchanged override, which config.yaml may have in another form
                 continue
             if leaf in ("ckpt_path", "init_from"):
                 raise UserError(
@@ -174,8 +177,10 @@ def _with_overrides(before: Plain, today: Plain, overrides: list[str]) -> tuple[
 
 
 def _refuse_secrets(callbacks: Any, name: str, overrides: list[Override]) -> None:
-    """Raise UserError if a callback of the run, which may be somebody else's, would be given a secret that no override
-    names."""
+    """Raise UserError if a callback would get a secret that no override of this command line names.
+
+    The run may be somebody else's, and its callbacks could send the secret anywhere.
+    """
     overridden = {leaf for override in overrides for leaf in override.leaves}
     for key, value in configs.flat({"callbacks": callbacks}).items():
         reference = re.search(r"\$\{(oc\.env:\w+)\}", str(value))
@@ -192,7 +197,7 @@ def _refuse_secrets(callbacks: Any, name: str, overrides: list[Override]) -> Non
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt. Returns also a line for a damaged one.
+    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt. Also returns a line if last.ckpt is damaged.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
@@ -219,8 +224,8 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
         key: the key that has it, for messages.
         ckpt: "best" or "last", if a run is named.
         logs: the folder of named runs.
-        run_dir: of the run that starts. If it is a job of a sweep, the sweep's jobs are not "latest": all of them
-            start from the same checkpoint.
+        run_dir: the directory of the run that starts. Jobs of the same sweep never count as "latest", so that all of
+            them start from the same checkpoint.
 
     Raises:
         UserError: there is no such run.
@@ -234,12 +239,12 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
 
 
 def is_own(ckpt_path: "Path | str | None", run_dir: Path) -> bool:
-    """Check whether a checkpoint is in the checkpoints/ of this run, and not of another run that it started from."""
+    """Check whether a checkpoint belongs to this run, and not to another run that it started from."""
     return ckpt_path is not None and Path(ckpt_path).parent.resolve() == (run_dir / "checkpoints").resolve()
 
 
 def best_of_same_run(ckpt_path: Path, monitor: str) -> Path | None:
-    """Find the best.ckpt next to a last.ckpt, if it is the best that the last one knows, by the same `monitor`."""
+    """Return the best.ckpt next to a last.ckpt if both have the same best value, by this `monitor`; else None."""
     path = ckpt_path.with_name("best.ckpt")
     if not path.is_file():
         return None
@@ -254,10 +259,10 @@ def best_of_same_run(ckpt_path: Path, monitor: str) -> Path | None:
 def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
     """Reset a resumed run's directory to the state of its checkpoint. Returns lines to print.
 
-    Cuts metrics.csv back, removes a best.ckpt of later steps, renames the summary of the previous end.
+    Later rows of metrics.csv and a best.ckpt of later steps are removed; summary.json becomes summary.before.json.
 
     Args:
-        ckpt_path: to resume from; without one of the run's own, the run starts again from its first step.
+        ckpt_path: the checkpoint to resume from. If it is None or another run's, all rows are removed.
     """
     remove_temporary(run_dir / "checkpoints")
     summary = run_dir / "summary.json"
@@ -282,8 +287,10 @@ def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
 
 
 def copy_best(ckpt_path: Path, run_dir: Path, monitor: str) -> str | None:
-    """Copy the best weights so far into the directory of a new run that starts from another run's checkpoint. Returns a
-    line to print if there are none."""
+    """Copy best.ckpt of another run, whose last.ckpt a new run continues, into the directory of the new run.
+
+    Returns a line to print if there is no best.ckpt of the same moment.
+    """
     best = best_of_same_run(ckpt_path, monitor)
     if best is None:
         return (

@@ -1,4 +1,4 @@
-"""The directory of a run: found, created, logged to, and marked with how the run ended. Only rank 0 writes there."""
+"""Find and create the directory of a run, log to it, and read and write summary.json. Only rank 0 writes there."""
 
 import contextlib
 import difflib
@@ -23,22 +23,21 @@ LARGEST_SUMMARY = 2**25  # bytes
 
 
 def name_of(run_dir: PurePath) -> str:
-    """Return a run's name: its directory's, with the sweep's in front for the jobs 0, 1, ... of a sweep."""
+    """Return the name of a run: the name of its directory, or SWEEP/0, SWEEP/1, ... for the jobs of a sweep."""
     of_sweep = run_dir.name.isdigit() and run_dir.parent.name != "runs"
     return f"{run_dir.parent.name}/{run_dir.name}" if of_sweep else run_dir.name
 
 
 def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besides: Path | None = None) -> Path:
-    """Return a run's directory by its path or name; for "latest" the newest that has the checkpoint.
-
-    Symbolic links on the way to it are resolved.
+    """Return the directory of a run, with symbolic links resolved.
 
     Args:
-        key: what a user gave `named` as, for messages.
-        besides: no run below this folder counts as the latest.
+        named: the path or the name of the run, or "latest": the newest run that has the checkpoint `ckpt`.
+        key: the key that has this value, for messages.
+        besides: runs below this folder are not "latest".
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such run.
     """
     if named == "latest":
         return _latest(logs, ckpt, key, besides)
@@ -76,7 +75,7 @@ def ckpt_of(run_dir: Path, ckpt: str) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return `path` as it is printed: relative to the working directory if it is below it."""
+    """Return `path` for a message: relative to the working directory if it is below that."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -104,7 +103,7 @@ def create(run_dir: Path, config: Plain) -> None:
 
 
 def check_space(run_dir: Path, sizes: dict[str, int]) -> None:
-    """Raise UserError if checkpoints of these sizes (bytes) do not fit, the newest beside the one that it replaces."""
+    """Raise UserError if checkpoints of these sizes (bytes) and one temporary file do not fit on the disk."""
     existing = next(path for path in (run_dir, *run_dir.parents) if path.exists())
     needed, free = sum(sizes.values()) + max(sizes.values()), shutil.disk_usage(existing).free
     if free < needed:
@@ -114,11 +113,11 @@ def check_space(run_dir: Path, sizes: dict[str, int]) -> None:
         )
 
 
-# -- its log
+# -- the log
 
 
 def quiet_libraries() -> None:
-    """Silence Lightning's messages about devices, ranks and itself: the run prints its own, or nobody needs them."""
+    """Silence messages of Lightning that the run prints in another form, or that do not apply here."""
     logging.captureWarnings(True)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -128,13 +127,13 @@ def quiet_libraries() -> None:
         ".*but have passed in a Trainer configured with.*",
         ".*overridden `.*transfer_batch_to_device.*",
         ".*isinstance.treespec, LeafSpec.*",
-        ".*your dataloader is not resumable.*",  # its sampler is
+        ".*your dataloader is not resumable.*",  # the sampler is
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 class Console(logging.StreamHandler):
-    """Standard output. The run continues if nobody reads it any more: `train.py | head`, a closed terminal."""
+    """Logs to standard output. The run continues if nobody reads it any more, as with `train.py | head`."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if isinstance(sys.exc_info()[1], BrokenPipeError):
@@ -146,7 +145,7 @@ class Console(logging.StreamHandler):
 
 
 class LogFile(logging.FileHandler):
-    """train.log. It does not follow a link, and on a full disk it stays silent: the run reports that itself."""
+    """Logs to train.log, but not through a link. A full disk is ignored here, because the run reports it itself."""
 
     def _open(self) -> Any:
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_no_link)
@@ -188,7 +187,7 @@ def set_up_logging(run_dir: Path, mask: Callable[[str], str]) -> None:
     logger.addHandler(file)
 
 
-# -- its summary
+# -- summary.json
 
 
 def write_json(path: Path, values: Plain) -> None:
@@ -197,26 +196,26 @@ def write_json(path: Path, values: Plain) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null replaces it."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_summary(run_dir: Path) -> Plain:
-    """Return summary.json, or {} if the run has not ended or the file is something else."""
+    """Return the content of summary.json, or {} if the run has not ended or the file is no summary."""
     path = run_dir / "summary.json"
     try:
         is_readable = path.is_file() and path.stat().st_size <= LARGEST_SUMMARY
         summary = json.loads(path.read_bytes()) if is_readable else {}
-    except (OSError, ValueError, RecursionError):  # a full disk, or not a run's
+    except (OSError, ValueError, RecursionError):  # it cannot be read, or is not JSON
         return {}
     groups = [summary.get(key, {}) for key in ("best", "last", "test")] if isinstance(summary, dict) else [None]
     return summary if all(isinstance(group, dict) for group in groups) else {}
 
 
 def mark(run_dir: Path, status: str, why: str) -> None:
-    """Say in summary.json how the run ended, if no rank has, or one knew only its own part."""
+    """Write the status of the whole run to summary.json, unless a rank has recorded that a signal stopped it."""
     summary = read_summary(run_dir)
     if (
         run_dir.is_dir()

@@ -1,13 +1,13 @@
-"""Every key of every command: its type, its range, its default, and one line that says what it does.
+"""Every key of every command: type, range, default, and one line that says what the key does.
 
-A command's config is one frozen model (`TrainConfig`, `EvalConfig`, ...) that has one model per group of `conf/`.
+The config of a command is a frozen model (`TrainConfig`, `EvalConfig`, ...) with one model per group of `conf/`.
 `validation.py` checks a composed config against it and reports all mistakes at once. Nothing is converted:
-`model_dump(exclude_unset=True)` equals the composed config, types included (an integer stays one, for 1.0 too).
+`model_dump(exclude_unset=True)` equals the composed config, types included (1 stays an integer, 1.0 a float).
 
-A default counts for a key that no yaml sets, so your own option may be short and configs of older runs stay valid.
-Your own keys belong in the section `my`. A mapping with a `_target_` takes any key: the class that it names gets it.
+A default is used if no yaml sets the key, so that your own option may be short and configs of older runs stay valid.
+Your own keys belong in the section `my`. A mapping with a `_target_` takes any key and passes it to that class.
 
-Importing this module imports neither torch nor Lightning nor numpy, because `--help` needs it.
+This module imports neither torch nor Lightning nor numpy, because `--help` must be fast.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from alexlab.engine.metrics import lower_is_better
 Plain = dict[str, Any]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Types of values. Messages derive their words from the type and its bounds, or take them from a Rule.
+# Types of values. `validation.py` derives messages from the type and the bounds, or takes them from a Rule.
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ SomeBatches = Annotated[
     Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)],
     Rule("a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1"),
 ]
-# Lightning would download what an address names, and run what is in it.
+# Lightning would download a web address, and run code in that file.
 LocalPath = Annotated[str, Rule("a run or a local file, not an address", lambda text: text != "" and "://" not in text)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
 PlainLetters = Annotated[str, Rule("a text without symbols such as + < = > | ~ ^ $ and emojis", _has_no_symbols)]
@@ -137,7 +137,7 @@ Precision = Annotated[
 
 
 class Group(BaseModel):
-    """A mapping of known keys: frozen, without conversion of values, and without any other key."""
+    """A mapping of known keys. It is frozen, converts no values, and forbids unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True, defer_build=True
@@ -149,9 +149,9 @@ def key(description: str, default: Any = ..., give: str | None = None, alias: st
 
     Args:
         description: one line for --help.
-        default: the value if no yaml sets the key, or the group's class; without one the key is required.
+        default: the value if no yaml sets the key, or the class of a group. A key without a default is required.
         give: what to give if the key is missing, as the end of "is missing: give ...".
-        alias: the key's name in yaml if Python cannot have it.
+        alias: the name in yaml, if Python does not allow it as the name of a field.
     """
     extra: Any = {"give": give} if give else None
     if isinstance(default, type):
@@ -174,13 +174,13 @@ class ModelConfig(Group):
     name: Text = key("Name of the network; model=torchvision and model=timm build the network of this name.")
     pretrained: bool = key("Start from published ImageNet weights.", False)
     mean: Literal["auto"] | Annotated[list[Number], Three] = key(
-        "Mean of RGB: the net gets (pixel / 255 - mean) / std; auto: its weights'."
+        "Mean of RGB: the net gets (pixel / 255 - mean) / std; auto: as published with the weights."
     )
     std: Literal["auto"] | Annotated[list[Number], ThreePositive] = key(
-        "Standard deviation of RGB; auto: its weights'."
+        "Standard deviation of RGB; auto: as published with the weights."
     )
     bias_lr_factor: Positive = key("Factor on the learning rate of biases; read by conf/optimizer.", 1.0)
-    net: Target = key("The network: its class as _target_, and the arguments of its constructor.")
+    net: Target = key("The network: the class as _target_, and the arguments of the constructor.")
 
 
 class DataConfig(Group):
@@ -227,7 +227,7 @@ class AugmentConfig(Group):
 
 
 class OptimizerConfig(Group):
-    """The optimizer (conf/optimizer). Its class gets momentum, nesterov, betas and unlisted keys if they are set."""
+    """The optimizer (conf/optimizer). The class gets momentum, nesterov, betas and further keys, if they are set."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -299,7 +299,7 @@ class TrainerConfig(Group):
     master_port: Annotated[int, Ge(1), Le(65535)] | None = key("Port at which ranks meet; null takes a free one.", None)
 
 
-# Keys of `trainer` that are ours; Lightning's Trainer takes all others as they are.
+# Keys of `trainer` that Lightning's Trainer does not get; it gets all other keys as they are.
 OWN_TRAINER_KEYS = ("strategy", "precision", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port")
 
 
@@ -360,7 +360,7 @@ class FinetuneConfig(Group):
 class ResumeConfig(Group):
     """How to resume a run that was stopped."""
 
-    run: LocalPath | None = key("Directory, name, latest, or auto: the run in its own directory, if any.", None)
+    run: LocalPath | None = key("Directory, name, latest, or auto: the run in hydra.run.dir, if any.", None)
     allow_changes: bool = key("Accept settings that differ from the run's.", False)
     requeue: bool = key("On SLURM with resume=auto: requeue the job if SIGUSR1 stops it.", False)
 
@@ -574,10 +574,10 @@ def mode_of(metric: str) -> Literal["min", "max"]:
 
 
 def describe(model: type[Group], above: str = "") -> dict[str, str]:
-    """Return the description of each key and group of a command, by its dotted name; with the options, if it has some.
+    """Return the description of each key and group of a command by dotted name, with the options of the key.
 
     Args:
-        above: goes before the names.
+        above: prefix of the names.
     """
     descriptions: dict[str, str] = {}
     for name, field in fields_of(model).items():
@@ -590,14 +590,14 @@ def describe(model: type[Group], above: str = "") -> dict[str, str]:
 
 
 def _options(annotation: Any) -> list[str]:
-    """List the texts that a key takes, if its type lists them: of `Literal["auto", "ddp"] | None` auto and ddp."""
+    """List the options in the type of a key: auto and ddp for `Literal["auto", "ddp"] | None`."""
     if get_origin(annotation) is Literal:
         return list(map(str, get_args(annotation)))
     return [option for part in get_args(annotation) for option in _options(part)]
 
 
 def json_schema(model: type[Group]) -> Plain:
-    """Return the JSON schema of a command or of a group, with which editors complete and check yaml files."""
+    """Return the JSON schema of a command or a group. Editors use it to complete and check yaml files."""
     return model.model_json_schema(by_alias=True)
 
 

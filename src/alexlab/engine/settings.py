@@ -1,4 +1,4 @@
-"""The settings of a run that set it apart from other runs: for run names, comparisons and studies."""
+"""The settings in which runs differ, for run names and comparisons."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from typing import Any
 
 from alexlab.engine.config import flat
 
-# These keys make no difference to what is trained, or repeat what another key says.
+# Keys that do not change what is trained, or that repeat another key.
 IGNORED = {
     "run", "run_dir", "overrides", "paths", "sweep", "task", "dry_run", "test", "logger", "resume",
     "callbacks.progress", "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary",
@@ -31,7 +31,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     if is_own_checkpoint(config):
         settings["ckpt_path"] = None
     if "model.pretrained" in settings:
-        settings.pop("model.net.pretrained", None)  # repeats it
+        settings.pop("model.net.pretrained", None)  # it repeats model.pretrained
     return settings
 
 

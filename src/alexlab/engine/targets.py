@@ -1,11 +1,12 @@
-"""Build the objects that a config names by `_target_`, and nothing that is not on the allow-list.
+"""Build the objects that a config names by `_target_`, if they are on the allow-list.
 
 A run directory may come from somebody else, and eval, predict, export, `alexlab.load` and resume build what its config
-names. So a target must be on this list by its path and by the module that defines the object it leads to: an allowed
-module may import anything. Configs of one's own command line pass the same list and the same builder, because the run
-that they start must be rebuilt from its directory later. `hydra.utils.instantiate` is not that builder: it resolves
-texts as references once more after they were checked, and its `_partial_` objects check each call, so that one of an
-activation function takes 250 microseconds instead of 1.
+names. So two things must be on the list: the path of the target, and the module that defines the object at that path,
+because an allowed module may import anything. Configs of your own command line use the same list and the same builder,
+because the run must be rebuilt from its directory later.
+
+`hydra.utils.instantiate` is not used: it resolves references in texts once more after the check, and its `_partial_`
+objects check each call (a call of an activation function takes 250 microseconds instead of 1).
 """
 
 import contextlib
@@ -33,11 +34,11 @@ MODULE, OPTIMIZER, CALLBACK = (
     "torch.optim.optimizer.Optimizer",
     "pytorch_lightning.callbacks.callback.Callback",
 )
-# The modules that define the libraries' networks and layers; not the private ones, nor those for other tasks.
+# The modules of the libraries that define networks and layers, without private modules and other tasks.
 NETWORKS = re.compile(r"torch\.nn\.modules\.[a-z]\w*|torchvision\.models\.[a-z]\w*|timm\.(layers|models)(\.[a-z]\w*)*")
 # Classes of these packages turn text into a program.
 WRITES_CODE = ("torch.fx.", "torch.jit.")
-# The libraries' functions that a network may be given: activations, initializers, timm's choices by name.
+# Functions of the libraries that may be arguments of a network: activations, initializers, timm's layers by name.
 FUNCTIONS = re.compile(
     r"torch\.nn\.functional\.(relu6?|leaky_relu|elu|selu|celu|gelu|silu|mish|glu|hardswish|hardsigmoid|hardtanh|sigmoid"
     r"|logsigmoid|tanh|softplus|softsign|softmax|log_softmax|normalize)"
@@ -47,9 +48,9 @@ FUNCTIONS = re.compile(
 )
 # Names of keys and of submodules: torch.fx and torch.compile write them into programs.
 NAME = re.compile(r"\w[\w.\-]*", re.ASCII)
-# Hydra's keys that have no meaning here, with the values that ask for what is done anyway.
+# Keys of Hydra's builder that are not supported, with the values that are accepted because they change nothing.
 UNUSED = {"_recursive_": (True,), "_convert_": ("all",)}
-# Arguments by which a network, or a part of it, downloads or reads weights, and their values without that.
+# Arguments with which a network, or a part of it, downloads or reads weights; and the values with which it does not.
 FETCHES = {
     "pretrained": False,
     "pretrained_backbone": False,
@@ -67,8 +68,8 @@ def locate(target: str) -> Callable[..., Any]:
     """Return the class or function at the dotted path `target`.
 
     Raises:
-        UserError: it is not on the allow-list, does not exist, or is neither a class nor a function that builds one of
-            the allowed kinds.
+        UserError: it is not on the allow-list, does not exist, or is neither a class nor a function that returns a
+            network, layer, optimizer, callback or function.
     """
     if not _is_in(target, ALLOWED):
         raise UserError(_refusal(target))
@@ -98,14 +99,14 @@ def locate(target: str) -> Callable[..., Any]:
 
 
 def check_targets(config: Any, inside: bool = False) -> None:
-    """Check all `_target_`s of a config, or of a part of it, and the keys below them, before anything is built.
+    """Check each `_target_` of a config, or of a part of it, and the keys below it, before anything is built.
 
     Args:
         config: plain values.
-        inside: it is a part of a node with a `_target_`.
+        inside: `config` is below a `_target_`.
 
     Raises:
-        UserError: one is not allowed, does not exist, or has keys that the builder cannot use.
+        UserError: a target is not allowed, does not exist, or has keys that the builder does not support.
     """
     inside = inside or (isinstance(config, dict) and "_target_" in config)
     for key in config if isinstance(config, dict) and inside else ():
@@ -134,7 +135,7 @@ def _check_node(node: dict[str, Any]) -> None:
 
 
 def _import(target: str, parts: list[str]) -> tuple[str, Any]:
-    """Import the longest part of a path that is a module. Returns its name, and what the whole path leads to."""
+    """Import the longest part of a path that is a module. Returns its name, and the object at the whole path."""
     obj: Any = None
     for length in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:length])
@@ -155,12 +156,12 @@ def _import(target: str, parts: list[str]) -> tuple[str, Any]:
 
 
 def _is_own_constructor(obj: Any) -> bool:
-    """Check for a classmethod that a class of `OWN` defines itself; an inherited one may load pickles."""
+    """Check for a classmethod of a class in `OWN`. One of a library's class may load pickles."""
     return inspect.ismethod(obj) and inspect.isclass(obj.__self__) and _is_in(obj.__self__.__module__, OWN)
 
 
 def _may_return_a_part(function: Any) -> bool:
-    """Check that a function of `OWN` returns a network, optimizer, callback or function, or does not say what."""
+    """Check that the return type of a function in `OWN` is a network, optimizer, callback or function, or unknown."""
     hints: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # names that exist for type checkers only
         hints = typing.get_type_hints(function)
@@ -171,7 +172,7 @@ def _may_return_a_part(function: Any) -> bool:
 
 
 def _is_a_librarys_part(obj: Any) -> bool:
-    """Check for a layer, optimizer or callback class, or a function that the library registers as a network."""
+    """Check for a class of a layer, optimizer or callback, or for a function that the library lists as a network."""
     if inspect.isclass(obj):
         if _is_one_of(obj, MODULE):
             writes = any(f"{base.__module__}.".startswith(WRITES_CODE) for base in obj.__mro__)
@@ -220,11 +221,11 @@ def build_network(settings: Any, num_classes: int, fetch: bool = False) -> nn.Mo
     """Build the network of `model.net`.
 
     Args:
-        fetch: download or read published weights, if the settings ask for them. Without, a config from somebody else
-            reaches no file and no server.
+        fetch: download or read published weights if the settings ask for them. It is false for a config from somebody
+            else, which must not reach any file or server.
 
     Raises:
-        UserError: as `build`, or it is not a network.
+        UserError: as in `build`, or the target does not build a network.
     """
     node = _plain(settings)
     if not isinstance(node, dict) or "_target_" not in node:
@@ -257,7 +258,7 @@ def _build(node: Any, more: dict[str, Any]) -> Any:
         made = functools.partial(target, *args, **kwargs, **more) if partial else target(*args, **{**kwargs, **more})
     except UserError:
         raise
-    except ValueError as error:  # its own words on a wrong value
+    except ValueError as error:  # the constructor explains the wrong value itself
         raise UserError(f"{error} ({name})") from error
     except TypeError as error:
         hint = " (the constructor of a network must take num_classes)" if "'num_classes'" in str(error) else ""
@@ -272,8 +273,10 @@ def _build(node: Any, more: dict[str, Any]) -> Any:
 
 
 def without_weights(node: Any) -> Any:
-    """Copy the settings of a network without the arguments that download or read weights, at any depth, by name or by
-    position."""
+    """Copy the settings of a network without arguments that download or read weights.
+
+    Such arguments are removed at any depth, if they are passed by name or by position.
+    """
     if isinstance(node, list):
         return [without_weights(value) for value in node]
     if not isinstance(node, dict):
@@ -288,20 +291,20 @@ def without_weights(node: Any) -> Any:
         cleaned["_args_"] = [_without(name, value, torchvisions) for name, value in args]
     handled = {name for name, _ in args} | {"weights"}
     defaults = {key: value for key, value in FETCHES.items() if key in _parameters(target) and key not in handled}
-    return {**cleaned, **defaults}  # its own defaults may ask for weights, too
+    return {**cleaned, **defaults}  # the defaults of the target may ask for weights, too
 
 
 def _without(name: str, value: Any, torchvisions: bool) -> Any:
     if name == "weights" and not torchvisions and not isinstance(value, str | bool):
-        return without_weights(value)  # numbers of the network's own
+        return without_weights(value)  # another argument of this name, such as a list of numbers
     return FETCHES[name] if name in FETCHES else without_weights(value)
 
 
 def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str]:
-    """Return the parameters that `_args_` fill; "" for those that go into *args.
+    """Return the names of the parameters that `_args_` fill; "" for values that go into *args.
 
     Raises:
-        UserError: the target takes fewer by position.
+        UserError: the target takes fewer arguments by position.
     """
     count, names = len(node.get("_args_") or []), list[str]()
     for name, parameter in _parameters(target).items() if count else ():

@@ -1,4 +1,4 @@
-"""Check a composed config against the schema: every mistake is one sentence, and all are reported at once."""
+"""Check a composed config against the schema. Each mistake becomes one sentence, and all are reported together."""
 
 import difflib
 import math
@@ -54,7 +54,7 @@ SYNONYMS = {
     "workers": "data.num_workers",
 }
 
-# Keys, and values as "key=value", that were removed or renamed or are set elsewhere: what to do, after the key's name.
+# Keys, and values as "key=value", that were removed or renamed: the rest of the message after the key.
 REPLACED = {
     "also": "was removed: names of metrics are not checked any more, so leave it out.",
     "on_nan=rollback": "was removed: use on_nan=skip, or on_nan=stop and resume the run with a smaller learning rate.",
@@ -79,7 +79,7 @@ REPLACED = {
 
 FILLED_IN = ("run_dir", "repeats", "overrides", "choices")
 RECIPES = ("experiment", "debug")  # groups whose options change the whole config
-NEAR, NEARER = 0.7, 0.8  # similarity by difflib that counts as a slip: in the same group, and in another one
+NEAR, NEARER = 0.7, 0.8  # similarity (difflib) from which a key is suggested: in the same group, in other groups
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
         file_of: returns the yaml file that sets a key, or None if that is not known.
 
     Raises:
-        UserError: it names all mistakes, one per line, each with key, value, rule and fix.
+        UserError: the message has all mistakes, one per line, each with key, value, rule and fix.
     """
     config, mistakes = check(model, plain, file_of)
     if config is None:
@@ -129,7 +129,7 @@ def check(
     overridden -= {*RECIPES}
     files = {path: None if _name(path) in overridden else file_of(_name(path)) for path in wrong}
     lines = [*missing.values(), *(f"{text} ({files[path]})" if files[path] else text for path, text in wrong.items())]
-    if isinstance(config, CommandConfig) and not lines:  # these need each value to be right by itself
+    if isinstance(config, CommandConfig) and not lines:  # these checks need values that are valid by themselves
         lines = [*_wrong_overrides(config), *(_wrong_together(config) if isinstance(config, TrainConfig) else ())]
     return (None if lines else config), lines
 
@@ -137,10 +137,10 @@ def check(
 def validate_saved(plain: Plain, path: Path) -> TrainConfig:
     """Return the config of a run's config.yaml as a frozen model.
 
-    Unlike `validate`, it does not ask whether the run could start here: its images may be elsewhere.
+    Unlike `validate`, it does not check whether the run could start here. The images may be on another machine.
 
     Raises:
-        UserError: it is not the config of a run; names up to five keys.
+        UserError: it is not the config of a run. The message names up to five wrong keys.
     """
     try:
         return TrainConfig.model_validate(plain)
@@ -152,7 +152,7 @@ def validate_saved(plain: Plain, path: Path) -> TrainConfig:
 
 
 def _synonyms_in_optimizer(model: type[Group], plain: Plain) -> Iterator[KeyPath]:
-    """Find other programs' names of our own keys, as learning_rate, which the optimizer's class would be passed."""
+    """Find names that other programs use for our keys, such as learning_rate. The optimizer would get them."""
     node = plain.get("optimizer") if "optimizer" in model.model_fields else None
     for name in node if isinstance(node, dict) else ():
         if SYNONYMS.get(name, "").startswith("optimizer.") and name not in fields_of(OptimizerConfig):
@@ -160,12 +160,12 @@ def _synonyms_in_optimizer(model: type[Group], plain: Plain) -> Iterator[KeyPath
 
 
 def _wrong_together(config: TrainConfig) -> Iterator[str]:
-    """Find values that are right by themselves and wrong together."""
+    """Find values that are valid by themselves but not together."""
     trainer, model, scheduler, optimizer = config.trainer, config.model, config.scheduler, config.optimizer
     if trainer.max_epochs is None and trainer.max_steps == -1:
         yield "`trainer.max_epochs=null` and `trainer.max_steps=-1`: the run would never end. Set one of them."
     freeze, clip = config.finetune.freeze_epochs, trainer.gradient_clip_algorithm
-    sharded = {  # by FSDP: no device has a whole weight or gradient
+    sharded = {  # with FSDP no device has a whole weight or gradient
         f"ema.decay={config.ema.decay}": "ema.decay=null" if config.ema.decay is not None else None,
         f"finetune.freeze_epochs={freeze}": "finetune.freeze_epochs=0" if freeze else None,
         f"trainer.gradient_clip_algorithm={clip}": "trainer.gradient_clip_algorithm=norm" if clip == "value" else None,
@@ -203,7 +203,7 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
 
 
 def _wrong_overrides(config: CommandConfig) -> Iterator[str]:
-    """Find overrides that do not do what they say, although the config is right."""
+    """Find overrides that would have no effect, or another effect than they seem to have."""
     last = {word.lstrip("+").partition("=")[0]: word for word in config.overrides}
     for name in FILLED_IN:
         if name in last:
@@ -225,7 +225,7 @@ def _wrong_overrides(config: CommandConfig) -> Iterator[str]:
 
 
 def _missing(model: type[Group], plain: Plain, path: KeyPath) -> str:
-    """Say what to give for a key that is absent or `???`."""
+    """Return the message for a key that is absent or `???`."""
     field, name = _field_at(model, path), _name(path)
     hints = _hints(field)
     if field is None:
@@ -241,7 +241,7 @@ def _missing(model: type[Group], plain: Plain, path: KeyPath) -> str:
 
 
 def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
-    """Say what the value at `path` must be."""
+    """Return the message for a wrong value: what it must be."""
     field, name, value = _field_at(model, path), _name(path), value_at(plain, path)
     setting = _setting(path, value)
     if replaced := REPLACED.get(name) or REPLACED.get(f"{name}={shown(value)}"):
@@ -269,7 +269,7 @@ def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
 
 
 def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
-    """Say that there is no such key, and which one is meant or which there are."""
+    """Return the message for an unknown key: which key is meant, or which keys exist."""
     value, above, name = value_at(plain, path), path[:-1], str(path[-1])
     text = f"{_setting(path, value)}: there is no such key."
     if "." in name:
@@ -296,7 +296,7 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
 
 
 def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
-    """Return the key that is probably meant: a synonym, the same name elsewhere, or a similar name."""
+    """Return the key that is probably meant: a synonym, the same name in another group, or a similar name."""
     name, net = str(path[-1]), value_at(plain, ("model", "net"))
     keys = [key for key in describe(model) if key not in FILLED_IN]
     keys += [f"model.net.{key}" for key in net] if isinstance(net, dict) and "model" in model.model_fields else []
@@ -317,7 +317,7 @@ def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
 
 
 def _words(field: FieldInfo) -> str:
-    """Say what values a key takes, as the end of "must be ..."."""
+    """Return the values that a key takes, as the end of "must be ..."."""
     parts = [f"{noun} {bounds}".strip() for noun, bounds in _kinds(field)]
     options = [part for part in parts if part != "null"]
     text = f"one of {', '.join(options)}" if len(options) > 2 else " or ".join(options)
@@ -325,7 +325,7 @@ def _words(field: FieldInfo) -> str:
 
 
 def _kinds(field: FieldInfo) -> list[tuple[str, str]]:
-    """List what a key takes, each as a noun and its bounds: ("a number", "above 0")."""
+    """List the types that a key takes, each as a noun and its bounds: ("a number", "above 0")."""
     nouns = {int: "a whole number", float: "a number", str: "a text", type(None): "null", dict: "a mapping"}
 
     def walk(annotation: Any, metadata: Sequence[Any]) -> list[tuple[str, str]]:
@@ -349,7 +349,7 @@ def _kinds(field: FieldInfo) -> list[tuple[str, str]]:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    """Say a number's range, such as "above 0", from pydantic's constraints."""
+    """Return the range of a number as text, such as "above 0", from pydantic's constraints."""
     ends = {sign: getattr(part, sign) for part in metadata for sign in ("ge", "gt", "le", "lt") if hasattr(part, sign)}
     low = f"from {ends['ge']}" if "ge" in ends else f"above {ends['gt']}" if "gt" in ends else ""
     high = f"{ends['le']}" if "le" in ends else f"below {ends['lt']}" if "lt" in ends else ""
@@ -362,7 +362,7 @@ LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|n
 
 
 def _setting(path: KeyPath, value: Any) -> str:
-    """Return a key and its value as a message shows them; of a mapping or a long value, the key alone."""
+    """Return `key=value` for a message, or `key` alone if the value is a mapping or long."""
     text = shown(value)
     return f"`{_name(path)}`" if isinstance(value, dict) or len(text) > 80 else f"`{_name(path)}={text}`"
 
@@ -401,13 +401,13 @@ def _field_at(model: type[Group], path: KeyPath) -> FieldInfo | None:
 
 
 def _hints(field: FieldInfo | None) -> dict[str, Any]:
-    """Return what `key` and `group` say about a missing key."""
+    """Return the hints for a missing key, "give" or "option", which `key` and `required_group` have stored."""
     extra = field.json_schema_extra if field is not None else None
     return extra if isinstance(extra, dict) else {}
 
 
 def _path_of_key(model: type[Group], location: KeyPath) -> KeyPath:
-    """Return the key that an error of pydantic is about: its location may lead into lists and branches of unions."""
+    """Return the key of an error of pydantic. Its location may go deeper, into lists and unions."""
     length = 1
     while length < len(location) and group_at(model, location[:length]) is not None:
         length += 1
@@ -421,7 +421,7 @@ def value_at(plain: Any, path: KeyPath) -> Any:
 
 
 def _walk(node: Plain, above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield each value that is no mapping, with its path."""
+    """Yield each value that is not a mapping, with the path of its key."""
     for name, value in node.items():
         if isinstance(value, dict):
             yield from _walk(value, (*above, name))
@@ -430,6 +430,6 @@ def _walk(node: Plain, above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def _without_missing(node: Plain) -> Plain:
-    """Return a copy without the keys that are `???`."""
+    """Return a copy without the keys whose value is `???`."""
     kept = {name: value for name, value in node.items() if value != "???"}
     return {name: _without_missing(value) if isinstance(value, dict) else value for name, value in kept.items()}
