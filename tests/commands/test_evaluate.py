@@ -91,7 +91,7 @@ def test_a_split_by_fraction_that_has_changed_is_refused(shapes: Path, tmp_path:
     shutil.copy(root / "ring/0000.jpg", root / "ring/more.jpg")
     done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
     assert done.returncode == 2
-    assert "with training images among those to test" in done.stderr
+    assert "splits them differently and training images would be tested" in done.stderr
 
 
 def test_classes_without_an_image_have_no_accuracy(data: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_split_by_fraction_is_found_in_a_moved_folder(shapes: Path, tmp_path: 
     shutil.copy(moved / "ring/0000.jpg", moved / "ring/more.jpg")
     done = command(*wanted, f"data.root={moved}")
     assert done.returncode == 0, done.stderr
-    assert "all its images are tested, so none of them must be from the training" in done.stdout
+    assert "has other images: all of them are tested, so they must not include training images" in done.stdout
     assert json.loads((tmp_path / "run/eval.json").read_text())["images"] == 41
 
 

@@ -243,7 +243,7 @@ def test_the_head_is_new_for_other_classes(shapes: Path, two_epochs: Path, tmp_p
         "optimizer.weight_decay=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "best.ckpt; the last layer is new, as the classes are others" in done.stdout
+    assert "best.ckpt; the last layer is new, because the classes differ" in done.stdout
     before = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     now = weights(tmp_path / "run")
     assert torch.allclose(now["net.conv1.0.weight"], before["net.conv1.0.weight"], atol=1e-6)

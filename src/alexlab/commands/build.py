@@ -233,7 +233,7 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
             task.net, ckpt, data.classes, config.data.image_size, mean, std, check_sources=launcher.prints()
         )
         if launcher.prints():
-            new = "; the last layer is new, as the classes are others" if new_head else ""
+            new = "; the last layer is new, because the classes differ" if new_head else ""
             print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)
     if config.ckpt_path is not None:
         check_ckpt(

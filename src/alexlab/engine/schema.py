@@ -310,7 +310,7 @@ class WandbConfig(Group):
     project: Text = key("Project of the run.", "alexlab")
     entity: Text | None = key("User or team; null is your default.", None)
     name: Text | None = key("Name of the run; null names it after what the command line changed.", None)
-    group: Text | None = key("Group of the run; null is its sweep, or the same settings with any seed.", None)
+    group: Text | None = key("Group of the run; null: the sweep, or the runs that differ only in the seed.", None)
     tags: list[str] = key("Tags; none are the network, the data and the recipe.", [])
     notes: Text | None = key("Notes on the run.", None)
     log_model: bool = key("Upload the best checkpoint as an artifact.", False)
@@ -395,7 +395,7 @@ class PathsConfig(Group):
 class CommandConfig(Group):
     """What every command has."""
 
-    task: Text = key("The command, which names its folder below paths.logs.")
+    task: Text = key("The command; the folder below paths.logs has the same name.")
     paths: PathsConfig = required_group("Folders that are read and written.", "default")
     run_dir: Text = key("Filled in: the run directory.", "")
     overrides: list[str] = key("Filled in: the overrides of the command line.", [])
