@@ -189,8 +189,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Do nothing: `log_config` logs the whole config."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log one row. Without test images, skip test/*: they were measured on val/, and would look like test results next
-        to those of other runs."""
+        """Log one row. Without test images, skip test/*: these were measured on val/, but in a table of runs they would
+        look like test results."""
         row = {key: value for key, value in metrics.items() if self.has_test_images or not key.startswith("test/")}
         if not row.keys() - {"epoch"} and row.keys() != metrics.keys():
             return
