@@ -59,7 +59,7 @@ def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", whe
 
 
 def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
-    """Return for each run the settings that set it apart from the others.
+    """Return for each run the settings that differ from those of the other runs.
 
     The chosen option of a group stands for the settings that come with it: `augment=strong` for all keys of augment.
     Another key of the group is listed for runs with the same option that differ in it, and for all runs if a command
@@ -361,8 +361,8 @@ SPEED = ("images_per_second", "seconds")
 
 
 def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
-    """Return the metrics that a table shows: the one that it is sorted by, its value at the last epoch, every other
-    validation metric, the test, the size if it differs, and the speed."""
+    """Return the metrics that a table shows: the one that it is sorted by, also at the last epoch; every other
+    validation metric; the test metric; the size, if it differs between groups; and the speed."""
     measured = {key for group in groups for key in group.stats}
     # with few classes val/acc5 is 1; sort=val/acc5, csv, json and html show it
     validated = {key for key in measured if key.startswith("val/") and key != "val/acc5"}
@@ -545,30 +545,30 @@ def equality(a: Run, b: Run) -> tuple[bool, str]:
     Raises:
         UserError: no loss and no accuracy can be compared.
     """
-    one, other = _texts_by_step(a), _texts_by_step(b)
-    steps, keys = one.index.intersection(other.index), one.columns.intersection(other.columns)
-    ours, theirs = one.loc[steps, keys], other.loc[steps, keys]
-    paired = ours.notna() & theirs.notna()
+    rows_a, rows_b = _texts_by_step(a), _texts_by_step(b)
+    steps, keys = rows_a.index.intersection(rows_b.index), rows_a.columns.intersection(rows_b.columns)
+    values_a, values_b = rows_a.loc[steps, keys], rows_b.loc[steps, keys]
+    paired = values_a.notna() & values_b.notna()
     for key in keys[keys.str.endswith("_step")]:
-        before = [each[key].dropna().index.to_series().shift(fill_value=-1).reindex(steps) for each in (one, other)]
+        before = [each[key].dropna().index.to_series().shift(fill_value=-1).reindex(steps) for each in (rows_a, rows_b)]
         paired[key] &= before[0] == before[1]
     if not paired.loc[:, keys.str.startswith(("train/", "val/"))].any(axis=None):
         raise UserError(
             f"equal=true: {a.name} and {b.name} logged no loss and no accuracy of the same steps: train both with the "
             "same trainer.log_every_n_steps."
         )
-    differ = paired & (ours != theirs)
+    differ = paired & (values_a != values_b)
     # the last step that was trained: a validation at the end may have a row of its own
-    end, end_other = (each.filter(like="train/").dropna(how="all").index.max() for each in (one, other))
+    end_a, end_b = (each.filter(like="train/").dropna(how="all").index.max() for each in (rows_a, rows_b))
     if differ.any(axis=None):
         step = differ.any(axis=1).idxmax()
         key = min(differ.columns[differ.loc[step]])
-        values = f"{key} is {ours[key][step]} and {theirs[key][step]}"
+        values = f"{key} is {values_a[key][step]} and {values_b[key][step]}"
         return False, f"{a.name} and {b.name} differ first at step {step}: {values}."
-    if end != end_other:
-        return False, f"{a.name} stops at step {end} and {b.name} at step {end_other}; they are equal until then."
+    if end_a != end_b:
+        return False, f"{a.name} stops at step {end_a} and {b.name} at step {end_b}; they are equal until then."
     numbers, common = paired.to_numpy().sum(), paired.any(axis=1).sum()
-    alone = one.notna().to_numpy().sum() + other.notna().to_numpy().sum() - 2 * numbers
+    alone = rows_a.notna().to_numpy().sum() + rows_b.notna().to_numpy().sum() - 2 * numbers
     note = f" {alone} numbers that only one of them logged were not compared." if alone else ""
     return True, f"{a.name} and {b.name} are equal in all {numbers} numbers of {common} steps.{note}"
 
@@ -599,18 +599,18 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run.path]
     if len(folders) >= MAX_SIBLINGS:
         folders = sorted(folders, key=modified)[1 - MAX_SIBLINGS :]
-    run, *others = read([run.path, *folders])[0]  # together, so that images of older and newer runs compare
+    run, *candidates = read([run.path, *folders])[0]  # together, so that images of older and newer runs compare
     siblings = [
-        other
-        for other in others
-        if other.status == "finished" and _validated_on(other) == _validated_on(run) and monitor in other.metrics
+        each
+        for each in candidates
+        if each.status == "finished" and _validated_on(each) == _validated_on(run) and monitor in each.metrics
     ]
     if not siblings:
         return None
     low = lower_is_better(monitor)
     value, sign = run.metrics[monitor], 1 if low else -1
-    best = min(siblings, key=lambda other: sign * other.metrics[monitor])
-    rank = 1 + sum(sign * other.metrics[monitor] < sign * value for other in siblings)
+    best = min(siblings, key=lambda sibling: sign * sibling.metrics[monitor])
+    rank = 1 + sum(sign * sibling.metrics[monitor] < sign * value for sibling in siblings)
     distance = abs(value - best.metrics[monitor])
     how_far = "less than 0.0001" if distance < 5e-5 else f"{distance:.4f}"
     direction = "above" if (rank == 1) != low else "below"

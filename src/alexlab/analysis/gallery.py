@@ -34,7 +34,7 @@ SIDE = 132  # pixels of an image among its neighbours
 
 
 class FeatureExtractor:
-    """Reads images as a trained network gets them, and computes its probabilities and last hidden layer."""
+    """Reads images as in an evaluation, and computes a network's probabilities and last hidden layer."""
 
     def __init__(self, trained: loading.Trained, device: torch.device) -> None:
         self.net, self.transform, self.classes = trained

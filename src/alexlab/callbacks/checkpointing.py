@@ -131,7 +131,7 @@ class Checkpointing(Callback):
             raise
 
     def _within_accumulation(self, fetcher: Any) -> None:
-        """End a batch that makes no step. Nothing may stop the run here: its gradients are in no checkpoint."""
+        """End a batch that makes no step. Nothing may stop the run here: no checkpoint has the gradients."""
         self._hold_stop()
         with self.preemption.postponed():
             self._lightnings_step_end(fetcher)

@@ -71,7 +71,7 @@ class AnyPicture(Protocol):
 
 
 class Picture:
-    """An encoded image, which is decoded when its pixels are asked for.
+    """An encoded image, which is decoded when `pixels` is called.
 
     Attributes:
         size: (width, height) in pixels as a viewer shows it, that is, after the EXIF rotation.
@@ -175,7 +175,7 @@ def read(path: str, transform: Callable[[Picture], T]) -> T:
 
 
 def open_picture(path: str) -> Picture:
-    """Read a file and its header.
+    """Read a file, and parse the header of the image.
 
     Raises:
         OSError: the file cannot be read, or is not an image.

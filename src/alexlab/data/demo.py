@@ -77,7 +77,7 @@ def write_demo(
         quality: of the JPEG files, 1 to 95.
 
     Raises:
-        UserError: `root` contains other files, or demo images with other settings.
+        UserError: `root` contains files of the user, or demo images with other settings.
     """
     counts = per_class or IMAGES_PER_CLASS
     wanted = {"format": FORMAT, "seed": seed, "image_size": image_size, "per_class": counts, "quality": quality}

@@ -55,7 +55,7 @@ class BaseTask(pl.LightningModule):
     """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation.
 
     Args:
-        net: the network; a checkpoint's weights are its state dict, with the prefix "net.".
+        net: the network; checkpoints store the weights with the prefix "net.".
         augment: uint8 images -> float images, on the device.
         metrics: torchmetrics that are computed in addition to loss, acc1 and acc5.
         run: what the task must know about the run.
