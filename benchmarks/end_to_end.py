@@ -2,10 +2,11 @@
 
 python benchmarks/end_to_end.py FOLDER [--batch 1024] [--seconds 20] [--rounds 3] [--overrides KEY=VALUE ...]
 
-Compared with the device alone, and with a loop that uses torchvision's reference input; the forms take turns. FOLDER
-has train/ and val/ with class folders; its images are linked as often as ten batches need. On a GPU the paper's AlexNet
-is compiled and trained in bf16 with 224-pixel crops. On a CPU it is neither compiled nor in bf16, and --batch 32 is
-enough to see that the script works. --overrides are passed to `alexlab benchmark`, for instance data.num_workers=16.
+The training is compared with the device alone, and with a loop that uses torchvision's reference input; the forms take
+turns. FOLDER has train/ and val/ with class folders. The images are linked repeatedly, until they fill ten batches. On
+a GPU the paper's AlexNet is compiled and trained in bf16 with 224-pixel crops. On a CPU it is neither compiled nor in
+bf16, and --batch 32 is enough to see that the script works. --overrides are passed to `alexlab benchmark`, for instance
+data.num_workers=16.
 """
 
 import argparse
@@ -29,7 +30,7 @@ FORMS = {
 
 
 def reference(root: Path, batch: int, seconds: float) -> float:
-    """Return the images per second of a plain loop with what torchvision's references/classification does to images."""
+    """Return the images per second of a plain loop with the transforms of torchvision's references/classification."""
     import os
 
     import torch
@@ -76,20 +77,20 @@ def reference(root: Path, batch: int, seconds: float) -> float:
 
 def linked(source: Path, out: Path, least: int) -> Path:
     """Make a folder of links to the images of `source`; training images are repeated until there are `least`."""
-    found = sorted((source / "train").glob("*/*"))
-    for k in range(-(-least // len(found))):
-        for path in found:
-            link = out / "train" / path.parent.name / f"{k:04d}-{path.name}"
+    paths = sorted((source / "train").glob("*/*"))
+    for repeat in range(-(-least // len(paths))):
+        for path in paths:
+            link = out / "train" / path.parent.name / f"{repeat:04d}-{path.name}"
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
     (out / "val").symlink_to((source / "val").resolve())
     return out
 
 
-def run(words: list[str]) -> str:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+def run(command: list[str]) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return done.stdout
 
 
@@ -101,37 +102,37 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--overrides", nargs="*", default=[])
     parser.add_argument("--reference", action="store_true")
-    a = parser.parse_args()
-    if a.reference:
-        print(reference(a.folder, a.batch, a.seconds))
+    args = parser.parse_args()
+    if args.reference:
+        print(reference(args.folder, args.batch, args.seconds))
         return
     import torch
 
     gpu = torch.cuda.is_available()
-    model = ["model=alexnet", f"data.image_size={SIDE}", f"data.batch_size={a.batch}", f"compile={gpu}".lower()]
-    model += ["augment=basic", f"seconds={a.seconds}", "format=json", *a.overrides]
+    model = ["model=alexnet", f"data.image_size={SIDE}", f"data.batch_size={args.batch}", f"compile={gpu}".lower()]
+    model += ["augment=basic", f"seconds={args.seconds}", "format=json", *args.overrides]
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in FORMS}
     plain: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        roots = {"folder": linked(a.folder, Path(folder, "folder"), 10 * a.batch)}
+        roots = {"folder": linked(args.folder, Path(folder, "folder"), 10 * args.batch)}
         for name, how in (("jpeg", ["format=jpeg"]), ("raw", ["format=raw", "square=true"])):
             roots[name] = Path(folder, name)
             run(["-m", "alexlab", "prepare", f"data.root={roots['folder']}", f"out={roots[name]}", *how])
-        for _ in range(a.rounds):
-            for name, (form, words) in FORMS.items():
-                data = [f"data.root={roots[form]}", *(words or ["data=folder"])]
+        for _ in range(args.rounds):
+            for name, (form, overrides) in FORMS.items():
+                data = [f"data.root={roots[form]}", *(overrides or ["data=folder"])]
                 rates[name].append(json.loads(run(["-m", "alexlab", "benchmark", *data, *model])))
-            words = [__file__, str(roots["folder"]), "--batch", str(a.batch), "--seconds", str(a.seconds)]
-            plain.append(float(run([*words, "--reference"])))
+            command = [__file__, str(roots["folder"]), "--batch", str(args.batch), "--seconds", str(args.seconds)]
+            plain.append(float(run([*command, "--reference"])))
     where = torch.cuda.get_device_name(0) if gpu else "CPU: these are no figures of a GPU"
-    print(f"{where}, torch {torch.__version__}, batch {a.batch}, {a.rounds} rounds of {a.seconds:g} s")
+    print(f"{where}, torch {torch.__version__}, batch {args.batch}, {args.rounds} rounds of {args.seconds:g} s")
     print(f"{'torchvision_reference':22s} {statistics.median(plain):9.0f} images/s")
     for name, each in rates.items():
-        middle = {key: statistics.median(one[key] for one in each) for key in ("loader", "device", "end_to_end")}
+        medians = {key: statistics.median(one[key] for one in each) for key in ("loader", "device", "end_to_end")}
         print(
-            f"{name:22s} {middle['end_to_end']:9.0f} images/s, {middle['end_to_end'] / middle['device']:.2f} of the "
-            f"device alone ({middle['device']:.0f}), loader alone {middle['loader']:.0f}, "
-            f"{middle['end_to_end'] / statistics.median(plain):.2f} x torchvision_reference"
+            f"{name:22s} {medians['end_to_end']:9.0f} images/s, {medians['end_to_end'] / medians['device']:.2f} of the "
+            f"device alone ({medians['device']:.0f}), loader alone {medians['loader']:.0f}, "
+            f"{medians['end_to_end'] / statistics.median(plain):.2f} x torchvision_reference"
         )
 
 

@@ -1,14 +1,14 @@
-"""The same faults with Lightning as its tutorials use it (stock.py) and with ours, in turn; one line per fault.
+"""The same faults, once with Lightning as used in its tutorials (stock.py), once with alexlab ("ours").
 
 python benchmarks/faults.py [--only NAME ...] [--times 40]
 
-kill_writing: kill -9 while a checkpoint is written, TMPDIR on another file system: how many files are damaged then
-bits:         flipped bits in a checkpoint that its reader notices
+kill_writing: kill -9 while a checkpoint is written, TMPDIR on another file system: how many files are damaged
+bits:         flipped bits in a checkpoint: how many are noticed when it is read
 nan:          a learning rate of 1e30: how the run ends, and whether its checkpoints have finite weights
 sigterm:      SIGTERM in the second epoch: exit code, and how many trained steps the checkpoint has
 rank:         kill -9 of one of two ranks: seconds until no process is left, and the exit code
 files:        files and folders of tests/commands/test_bad_inputs.py: how many give the right pixels or a message
-wandb:        a W&B server that hangs from the first metrics on: seconds that a run takes longer
+wandb:        a W&B server that hangs from the first metrics on: how many seconds longer a run takes
 
 Needs Linux, and for `files` about 2 GB of memory.
 """
@@ -51,11 +51,11 @@ Row = tuple[str, ...]  # fault, Lightning's result, ours
 LONGEST = 150  # seconds to wait for a run
 
 
-def stock_words(root: Path, out: Path, *more: str) -> list[str]:
+def stock_command(root: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, str(HERE / "stock.py"), str(root), str(out), *more]
 
 
-def our_words(root: Path, out: Path, *more: str) -> list[str]:
+def our_command(root: Path, out: Path, *more: str) -> list[str]:
     return [
         sys.executable, str(ROOT / "train.py"), *SMALL_NET, "data=folder", f"data.root={root}", "data.image_size=64",
         "data.batch_size=8", "logger=csv", "trainer.accelerator=cpu", "callbacks.figures=false", "test=false",
@@ -63,11 +63,11 @@ def our_words(root: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def run(words: list[str], watch: Callable[[int], bool] | None = None, env: dict[str, str] | None = None) -> Any:
-    """Return the exit code (None after LONGEST), the seconds since `watch` returned true (or since the start), and what
-    was printed."""
+def run(command: list[str], watch: Callable[[int], bool] | None = None, env: dict[str, str] | None = None) -> Any:
+    """Return the exit code (None after LONGEST), the seconds since `watch` returned true (or since the start), and the
+    output."""
     process = subprocess.Popen(
-        words, cwd=ROOT, env=clean_env(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=clean_env(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     began = time.monotonic()
     while watch is not None and process.poll() is None and time.monotonic() - began < LONGEST:
@@ -138,12 +138,12 @@ def finite(folder: Path) -> str:
     paths = sorted(folder.rglob("*.ckpt"))
     states = [torch.load(path, weights_only=False)["state_dict"].values() for path in paths]
     bad = [state for state in states if not all(bool(value.float().isfinite().all()) for value in state)]
-    return f"{len(bad)} of {len(paths)} checkpoints hold nan"
+    return f"{len(bad)} of {len(paths)} checkpoints contain nan"
 
 
 def nan(root: Path, folder: Path, times: int) -> list[Row]:
-    code, _, _ = run(stock_words(root, folder / "stock", "--lr", "1e30"))
-    ours, _, _ = run(our_words(root, folder / "ours", "optimizer.lr=1e30", "scheduler.warmup=0"))
+    code, _, _ = run(stock_command(root, folder / "stock", "--lr", "1e30"))
+    ours, _, _ = run(our_command(root, folder / "ours", "optimizer.lr=1e30", "scheduler.warmup=0"))
     ends = [f"exit code {c}, {finite(folder / n)}" for c, n in ((code, "stock"), (ours, "ours"))]
     return [("a loss that is NaN", *ends)]
 
@@ -154,7 +154,7 @@ def step_of(folder: Path) -> int:
 
 
 def logged(folder: Path) -> int:
-    """Training steps in metrics.csv."""
+    """Count the training steps in metrics.csv."""
     steps = set()
     for path in folder.rglob("metrics.csv"):
         with path.open() as file:
@@ -165,9 +165,9 @@ def logged(folder: Path) -> int:
 def sigterm(root: Path, folder: Path, times: int) -> list[Row]:
     """Send SIGTERM once some lines are logged, which stock.py's logger writes only at the end of each epoch."""
     results = []
-    for name, words in (
-        ("stock", stock_words(root, folder / "stock", "--epochs", "500")),
-        ("ours", our_words(root, folder / "ours", "trainer.max_epochs=500", "trainer.log_every_n_steps=1")),
+    for name, command in (
+        ("stock", stock_command(root, folder / "stock", "--epochs", "500")),
+        ("ours", our_command(root, folder / "ours", "trainer.max_epochs=500", "trainer.log_every_n_steps=1")),
     ):
 
         def strike(pid: int, name: str = name) -> bool:
@@ -177,7 +177,7 @@ def sigterm(root: Path, folder: Path, times: int) -> list[Row]:
             os.kill(pid, signal.SIGTERM)
             return True
 
-        code, seconds, _ = run(words, strike)
+        code, seconds, _ = run(command, strike)
         kept, done = step_of(folder / name), logged(folder / name)
         results.append(f"exit code {code} after {seconds:.1f} s, {kept} of {done} logged steps kept")
     return [("SIGTERM within an epoch", *results)]
@@ -185,9 +185,9 @@ def sigterm(root: Path, folder: Path, times: int) -> list[Row]:
 
 def rank(root: Path, folder: Path, times: int) -> list[Row]:
     results = []
-    for name, words, of in (
-        ("stock", stock_words(root, folder / "stock", "--epochs", "1000", "--devices", "2"), "stock.py"),
-        ("ours", our_words(root, folder / "ours", "trainer.max_epochs=1000", "trainer=ddp_cpu", "trainer.devices=2"),
+    for name, command, of in (
+        ("stock", stock_command(root, folder / "stock", "--epochs", "1000", "--devices", "2"), "stock.py"),
+        ("ours", our_command(root, folder / "ours", "trainer.max_epochs=1000", "trainer=ddp_cpu", "trainer.devices=2"),
          "alexlab.commands.worker"),
     ):  # fmt: skip
         started: list[psutil.Process] = []
@@ -200,7 +200,7 @@ def rank(root: Path, folder: Path, times: int) -> list[Row]:
             next(p for p in ranks if p.environ()["LOCAL_RANK"] == "1").kill()
             return True
 
-        code, seconds, printed = run(words, strike)
+        code, seconds, printed = run(command, strike)
         left = sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in started)
         ended = f"exit code {code} after {seconds:.1f} s" if code is not None else f"still there after {LONGEST} s"
         results.append(f"{ended}, {left} processes left, {len(printed.splitlines())} lines printed")
@@ -209,14 +209,14 @@ def rank(root: Path, folder: Path, times: int) -> list[Row]:
 
 def wandb(root: Path, folder: Path, times: int) -> list[Row]:
     more = []
-    for name, words in (
-        ("stock", lambda out, on: stock_words(root, out, "--epochs", "2", *(["--wandb"] if on else []))),
-        ("ours", lambda out, on: [*our_words(root, out, "trainer.max_epochs=2"), *(["logger=wandb"] if on else [])]),
+    for name, command in (
+        ("stock", lambda out, on: stock_command(root, out, "--epochs", "2", *(["--wandb"] if on else []))),
+        ("ours", lambda out, on: [*our_command(root, out, "trainer.max_epochs=2"), *(["logger=wandb"] if on else [])]),
     ):
-        alone = run(words(folder / name / "without", False))[1]
+        alone = run(command(folder / name / "without", False))[1]
         with wandb_server() as server:
             server.fault, server.faulty_from = "hang", "history"
-            code, seconds, _ = run(words(folder / name / "with", True), env=server.env())
+            code, seconds, _ = run(command(folder / name / "with", True), env=server.env())
         more.append(f"exit code {code}, {seconds - alone:.0f} s more" if code is not None else f"over {LONGEST} s more")
     return [("W&B's server hangs on the way", *more)]
 
@@ -225,7 +225,11 @@ def wandb(root: Path, folder: Path, times: int) -> list[Row]:
 
 
 def in_child(what: Callable[[], str], nobody: bool = False) -> str:
-    """Return what `what` returns or raises, in its own process, as it may hang. `nobody`: without root's rights."""
+    """Call `what` in a child process, as it may hang, and return the result or the error.
+
+    Args:
+        nobody: without root's rights.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -250,8 +254,8 @@ def digest(pixels: Any) -> str:
 
 
 def files(root: Path, folder: Path, times: int) -> list[Row]:
-    """Count the files that give the pixels that test_bad_inputs.py expects, or an error that names them; and folders
-    that give as many images as it expects, or an error that names what is wrong, within 30 seconds."""
+    """Count the files that give the pixels that test_bad_inputs.py expects, or an error with the path; and the folders
+    that give the expected number of images, or an error that says what is wrong, within 30 seconds."""
     hits, table = [0, 0], inputs.table("file")
     for n, (kind, make) in enumerate(inputs.FILES.items()):
         path = folder / f"{n}/a/x.jpg"
@@ -271,8 +275,8 @@ def files(root: Path, folder: Path, times: int) -> list[Row]:
             else:
                 right = inputs.RIGHT.get(kind, lambda raw: np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
                 hits[side] += said == digest(right(path.read_bytes()))
-    one, other = (f"{n} of {len(table)}" for n in hits)
-    return [("files whose pixels are right, or that are named", one, other), folders()]
+    stock_hits, our_hits = (f"{n} of {len(table)}" for n in hits)
+    return [("files whose pixels are right, or that are named", stock_hits, our_hits), folders()]
 
 
 def seen_by_stock(root: Path) -> str:
@@ -303,8 +307,9 @@ def folders() -> Row:
                     hits[side] += name in said
                 else:
                     hits[side] += said.split()[0] == str(count) and outcome.partition("warning: ")[2] in said
-    one, other = (f"{n} of {len(table)}" for n in hits)
-    return ("folders that are read right, with a warning of what is ignored, or refused with the reason", one, other)
+    stock_hits, our_hits = (f"{n} of {len(table)}" for n in hits)
+    what = "folders that are read right, with a warning of what is ignored, or refused with the reason"
+    return (what, stock_hits, our_hits)
 
 
 ALL = {"kill_writing": kill_writing, "bits": bits, "nan": nan, "sigterm": sigterm, "rank": rank, "files": files,
@@ -315,14 +320,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=ALL, default=list(ALL))
     parser.add_argument("--times", type=int, default=40)
-    words = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name, "shapes")
         write_demo(root, per_class={"train": 8, "val": 2, "test": 1})
-        for fault in words.only:
+        for fault in args.only:
             folder = Path(name, fault)
             folder.mkdir()
-            for what, stock, ours in ALL[fault](root, folder, words.times):
+            for what, stock, ours in ALL[fault](root, folder, args.times):
                 print(f"{what}\n    Lightning: {stock}\n    ours:      {ours}", flush=True)
 
 

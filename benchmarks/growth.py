@@ -1,4 +1,4 @@
-"""What an epoch adds to the memory of a loader's processes: ours, and torchvision's ImageFolder in a DataLoader.
+"""How much memory a loader's processes gain in an epoch: ours, and torchvision's ImageFolder in a DataLoader.
 
 python benchmarks/growth.py [--images 200000] [--workers 2]
 
@@ -45,7 +45,7 @@ CANDIDATES = {"ours": ours, "image_folder": image_folder}
 
 
 def private() -> list[float]:
-    """Return the MB of this process, and of each of its children."""
+    """Return the PSS in MB of this process and of each child process."""
     import psutil
 
     me = psutil.Process()
@@ -74,9 +74,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--child", choices=CANDIDATES)
     parser.add_argument("--root", type=Path)
-    a = parser.parse_args()
-    if a.child:
-        child(a.child, a.root, a.workers)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child, args.root, args.workers)
         return
     import numpy as np
     from PIL import Image
@@ -87,12 +87,12 @@ def main() -> None:
         root = Path(folder, "images")
         for k in range(100):
             (root / f"{k:03d}").mkdir(parents=True)
-        for i in range(a.images):
+        for i in range(args.images):
             (root / f"{i % 100:03d}" / f"{i:08d}.jpg").symlink_to(one)
-        print(f"{a.images:,} images, {a.workers} workers: MB of the process, and of each worker")
+        print(f"{args.images:,} images, {args.workers} workers: MB of the process, and of each worker")
         for name in CANDIDATES:
-            words = [sys.executable, __file__, "--child", name, "--root", str(root), "--workers", str(a.workers)]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            command = [sys.executable, __file__, "--child", name, "--root", str(root), "--workers", str(args.workers)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr[-2000:])
             early, late = json.loads(done.stdout.splitlines()[-1])

@@ -1,9 +1,10 @@
-"""The index of a large folder: read and loaded from its cache, compared with a bare os.scandir walk and torchvision's
-ImageFolder; its fingerprint; and which images a pass starts with that resumes late in its epoch.
+"""Seconds to read the index of a large folder, and to load it from the cache; a bare os.scandir walk; torchvision.
+
+Also measured are the fingerprint, and the first batch of a pass that resumes late in an epoch.
 
 python benchmarks/index.py [--files 1281167] [--classes 1000] [--rounds 3] [--torchvision]
 
-Makes that many empty files under the folder for temporary files, which takes a minute, and removes them at the end.
+The script creates that many empty temporary files, which takes a minute, and removes them at the end.
 """
 
 import argparse
@@ -55,10 +56,10 @@ def sizes(index: ImageIndex) -> int:
 
 
 def timed(what: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Return seconds, MB by which the process has grown, and the result."""
+    """Return the seconds that `what` takes, the MB by which the process grows, and the result."""
     memory, start = psutil.Process().memory_info().rss, time.perf_counter()
-    found = what()
-    return time.perf_counter() - start, (psutil.Process().memory_info().rss - memory) / 1e6, found
+    result = what()
+    return time.perf_counter() - start, (psutil.Process().memory_info().rss - memory) / 1e6, result
 
 
 def main() -> None:
@@ -94,19 +95,20 @@ def main() -> None:
             late.resume_at = (0, len(late) * 4 // 5)
             times["late start"].append(timed(lambda late=late: next(iter(late), None))[0])  # type: ignore[misc]
         held = len(index.names) + index.ends.nbytes + index.targets.nbytes
-        found: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in times.items()}
-        found |= {
-            "scan / walk": round(found["scan"] / max(found["walk"], 1e-9), 2),
+        results: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in times.items()}
+        results |= {
+            "scan / walk": round(results["scan"] / max(results["walk"], 1e-9), 2),
             "bytes an image": round(held / args.files, 1),
         }
         if args.torchvision:
             from torchvision.datasets import ImageFolder
 
             seconds, grown, _ = timed(lambda: ImageFolder(str(root)))
-            found |= {"ImageFolder": round(seconds, 3), "ImageFolder's bytes an image": round(grown * 1e6 / args.files)}
+            results["ImageFolder"] = round(seconds, 3)
+            results["ImageFolder's bytes an image"] = round(grown * 1e6 / args.files)
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     about = {"files": args.files, "rounds": args.rounds, "python": sys.version.split()[0], "commit": git.stdout.strip()}
-    print(json.dumps(found | about))
+    print(json.dumps(results | about))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 python benchmarks/input.py FOLDER [--rounds 5] [--threads 2] [--batch 256] [--seconds 5] [--only NAME ...]
 
-FOLDER holds class folders, or train/ with them. 224-pixel random resized crops of 8 to 100 % of the area, and flips,
-in batches, from a warm page cache; each image comes twenty times per pass, because a pass over a few hundred would be
-short. The candidates take turns; each candidate of each round is its own process, which first passes over the images.
-Candidates that are not installed are skipped, and named.
+FOLDER contains class folders, or train/ with class folders. Each candidate makes batches of 224-pixel random resized
+crops (8 to 100 % of the area) with flips, from a warm page cache. Each image comes twenty times per pass, because a
+pass over a few hundred images would be short. The candidates take turns, each in a new process, which warms up first.
+Candidates that are not installed are skipped, and their names are printed.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Repeated:
 def ours(
     root: Path, threads: int, batch: int, policy: str = "none", prepared: bool = False, whole: bool = False
 ) -> Iterator[int]:
-    """The batches of a training, on the CPU, uint8."""
+    """Training batches of our loader, on the CPU, uint8."""
     from alexlab.data.dataset import ImageDataset
     from alexlab.data.fast import prepared as preparations
     from alexlab.data.folder import scan
@@ -71,17 +71,17 @@ def ours(
 
 
 def prepared(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """The same from what `alexlab prepare` wrote of the folder: JPEGs, or pixels, with a short side of 256."""
+    """Our loader on images from `alexlab prepare`: JPEGs or pixels with a short side of 256."""
     return ours(root, threads, batch, prepared=True)
 
 
 def whole(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """Squares of 256 as `alexlab prepare` writes them, copied into batches; the device crops."""
+    """Our loader on squares of 256 pixels from `alexlab prepare`, copied into batches; the device would crop them."""
     return ours(root, threads, batch, prepared=True, whole=True)
 
 
 def memory_copy(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """As many bytes as squares of 256 have, from anywhere in 400 MB of memory into batches that are used again."""
+    """Bytes of squares of 256 pixels, copied from random places in 400 MB of memory into reused batches."""
     import numpy as np
 
     size = 256 * 256 * 3
@@ -101,12 +101,12 @@ def memory_copy(root: Path, threads: int, batch: int) -> Iterator[int]:
 
 
 def ours_strong(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """The same with TrivialAugment, which augment=strong adds to the loader's work."""
+    """Our loader with TrivialAugment, which augment=strong uses."""
     return ours(root, threads, batch, "trivial")
 
 
 def decode_only(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """Files read and decoded whole by the same decoder, and thrown away."""
+    """Whole files, read and decoded by our decoder, without anything else."""
     import simplejpeg
 
     from alexlab.data.folder import scan
@@ -147,7 +147,7 @@ def torchvision_reference(root: Path, threads: int, batch: int) -> Iterator[int]
 
 
 def dali_cpu(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """DALI's CPU pipeline: of each JPEG the region alone is decoded; uint8."""
+    """DALI's CPU pipeline, which decodes only the cropped region of each JPEG; uint8."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=batch, num_threads=threads, device_id=None)
@@ -167,7 +167,7 @@ def dali_cpu(root: Path, threads: int, batch: int) -> Iterator[int]:
 
 
 def litdata_streaming(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """litdata's chunks of the folder's JPEGs in its own loader's processes, with torchvision's transforms in uint8."""
+    """litdata's chunks of the folder's JPEGs in litdata's loader, with torchvision's transforms in uint8."""
     import litdata
     from torchvision.datasets import ImageFolder
 
@@ -199,7 +199,7 @@ def ffcv_jpeg(root: Path, threads: int, batch: int) -> Iterator[int]:
 
 
 def ffcv_raw(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """FFCV's file of pixels, of a short side of 256 where images are 4:3."""
+    """FFCV's file of pixels, with a short side of 256 if images are 4:3."""
     return ffcv(root, threads, batch, "raw", max_resolution=341)
 
 
@@ -228,7 +228,7 @@ def ffcv(root: Path, threads: int, batch: int, form: str, **more: Any) -> Iterat
             yield from (len(images) for images, _ in loader)
 
 
-# what gives the numbers of images in its batches, the package that it needs, and how the images must be prepared
+# (function that yields the number of images of each batch, the package that it needs, how the images are prepared)
 CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str | None]] = {
     "torchvision_reference": (torchvision_reference, "torchvision", None),
     "dali_cpu": (dali_cpu, "nvidia.dali", None),
@@ -248,7 +248,7 @@ CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str 
 def child(name: str, root: Path, threads: int, batch: int, seconds: float) -> None:
     counts = CANDIDATES[name][0](root, threads, batch)
     seen = 0
-    while seen < max(1000, 6 * batch):  # what is slow the first time; more than is begun ahead
+    while seen < max(1000, 6 * batch):  # warm up, with more images than a loader begins ahead
         seen += next(counts)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -263,10 +263,10 @@ def installed(package: str) -> bool:
         return False
 
 
-def run(words: list[str]) -> str:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+def run(command: list[str]) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return done.stdout
 
 
@@ -279,13 +279,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--child", choices=CANDIDATES)
-    a = parser.parse_args()
-    if a.child:
-        child(a.child, a.folder, a.threads, a.batch, a.seconds)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child, args.folder, args.threads, args.batch, args.seconds)
         return
-    root = a.folder / "train" if (a.folder / "train").is_dir() else a.folder
-    names = [name for name in a.only if installed(CANDIDATES[name][1])]
-    for name in a.only:
+    root = args.folder / "train" if (args.folder / "train").is_dir() else args.folder
+    names = [name for name in args.only if installed(CANDIDATES[name][1])]
+    for name in args.only:
         if name not in names:
             print(f"{name}: {CANDIDATES[name][1]} is not installed")
     rates: dict[str, list[float]] = {name: [] for name in names}
@@ -293,20 +293,20 @@ def main() -> None:
         roots: dict[str | None, Path] = {None: root}
         for form in {CANDIDATES[name][2] for name in names} - {None}:
             roots[form] = Path(folder, str(form))
-            split = [] if (a.folder / "val").is_dir() else ["data.val_fraction=0.1"]
+            split = [] if (args.folder / "val").is_dir() else ["data.val_fraction=0.1"]
             how = ["format=raw", "square=true"] if form == "square" else [f"format={form}"]
-            words = [f"data.root={a.folder.resolve()}", f"out={roots[form]}", *how, *split]
-            run(["-m", "alexlab", "prepare", *words])
-        for _ in range(a.rounds):
+            overrides = [f"data.root={args.folder.resolve()}", f"out={roots[form]}", *how, *split]
+            run(["-m", "alexlab", "prepare", *overrides])
+        for _ in range(args.rounds):
             for name in names:
-                words = ["--threads", str(a.threads), "--batch", str(a.batch), "--seconds", str(a.seconds)]
-                said = run([__file__, str(roots[CANDIDATES[name][2]]), *words, "--child", name])
-                rates[name].append(float(said.splitlines()[-1]))
-    print(f"{root}: {a.threads} threads, batch {a.batch}, {a.rounds} rounds of {a.seconds:g} s")
-    middle = {name: statistics.median(each) for name, each in rates.items()}
+                options = ["--threads", str(args.threads), "--batch", str(args.batch), "--seconds", str(args.seconds)]
+                output = run([__file__, str(roots[CANDIDATES[name][2]]), *options, "--child", name])
+                rates[name].append(float(output.splitlines()[-1]))
+    print(f"{root}: {args.threads} threads, batch {args.batch}, {args.rounds} rounds of {args.seconds:g} s")
+    medians = {name: statistics.median(each) for name, each in rates.items()}
     for name, each in rates.items():
-        shares = "".join(f", {middle[name] / middle[other]:5.2f} x {other}" for other in names[:3] if other != name)
-        print(f"{name:22s} {middle[name]:8.0f} images/s ({min(each):.0f} to {max(each):.0f}){shares}")
+        ratios = "".join(f", {medians[name] / medians[base]:5.2f} x {base}" for base in names[:3] if base != name)
+        print(f"{name:22s} {medians[name]:8.0f} images/s ({min(each):.0f} to {max(each):.0f}){ratios}")
 
 
 if __name__ == "__main__":

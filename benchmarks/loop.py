@@ -1,9 +1,10 @@
 """What Lightning's loop with our classifier, callbacks and loggers costs over a bare PyTorch loop on the same batches.
 
-python benchmarks/loop.py [--rounds 5] [--only tiny]      CPU; nothing else should run. Prints a table and JSON.
+python benchmarks/loop.py [--rounds 5] [--only tiny]      On a CPU that does nothing else.
 
 Both loops train the same network on the same in-memory uint8 batches with the same optimizer, in turn, round by round,
-in one process. The first step of each round is not counted. `host ms` is the difference of the medians, per step.
+in one process. The first step of each round is not counted. The script prints a line per network, and JSON. `host_ms`
+is the difference of the medians, in milliseconds per step.
 """
 
 import argparse
@@ -55,7 +56,7 @@ class Batches:
 
     def __init__(self, count: int, batch: int, size: int) -> None:
         self.count, self.batch = count, batch
-        self.held: list[Any] = [
+        self.batches: list[Any] = [
             Batch(torch.randint(0, 255, (batch, 3, size, size), dtype=torch.uint8), torch.randint(0, 10, (batch,)), {})
             for _ in range(4)
         ]
@@ -64,13 +65,13 @@ class Batches:
         return self.count
 
     def __iter__(self) -> Iterator[Any]:
-        return (self.held[i % len(self.held)] for i in range(self.count))
+        return (self.batches[i % len(self.batches)] for i in range(self.count))
 
 
 class Clock(Callback):
-    """Time from the end of the first step to the end of the last."""
+    """Measures the time from the end of the first step to the end of the last step."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *words: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         now = time.perf_counter()
         if trainer.global_step == 1:
             self.start = now
@@ -137,12 +138,12 @@ def measure(name: str, make: Any, size: int, batch: int, steps: int, rounds: int
         if number:
             times["bare"].append(first)
             times["lightning"].append(second)
-    middle = {key: statistics.median(values) for key, values in times.items()}
+    medians = {key: statistics.median(values) for key, values in times.items()}
     ratios = [b / a for a, b in zip(times["bare"], times["lightning"], strict=True)]
     return {
-        "net": name, "steps": steps, "rounds": rounds, "bare_ms": round(middle["bare"] * 1e3, 3),
-        "lightning_ms": round(middle["lightning"] * 1e3, 3), "ratio": round(statistics.median(ratios), 4),
-        "host_ms": round((middle["lightning"] - middle["bare"]) * 1e3, 3),
+        "net": name, "steps": steps, "rounds": rounds, "bare_ms": round(medians["bare"] * 1e3, 3),
+        "lightning_ms": round(medians["lightning"] * 1e3, 3), "ratio": round(statistics.median(ratios), 4),
+        "host_ms": round((medians["lightning"] - medians["bare"]) * 1e3, 3),
     }  # fmt: skip
 
 
@@ -150,12 +151,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=["tiny", "alexnet"])
-    a = parser.parse_args()
+    args = parser.parse_args()
     warnings.filterwarnings("ignore")
     keep_memory()  # as a run does
     with tempfile.TemporaryDirectory() as folder:
         nets = {"tiny": (tiny, 8, 8, 1000), "alexnet": (lambda: AlexNet(10), 64, 64, 25)}
-        results = [measure(name, *how, a.rounds, Path(folder)) for name, how in nets.items() if a.only in (None, name)]
+        chosen = [name for name in nets if args.only in (None, name)]
+        results = [measure(name, *nets[name], args.rounds, Path(folder)) for name in chosen]
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     for result in results:
         print("{net:8} bare {bare_ms} ms, Lightning {lightning_ms} ms: {host_ms} ms/step, x{ratio}".format(**result))

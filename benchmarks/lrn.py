@@ -1,7 +1,7 @@
 """Local response normalization: torch's and ours, forward and backward: python benchmarks/lrn.py [batch] [rounds]
 
-Both in turn on AlexNet's two shapes at 224 pixels; on a GPU if there is one, else on the CPU. Prints medians, ratios
-and the largest differences in value and gradient, relative to the largest value.
+Both run in turn on AlexNet's two shapes at 224 pixels, on a GPU if one is available, else on the CPU. The script prints
+medians, ratios and the largest differences in value and gradient, relative to the largest value.
 """
 
 import statistics
@@ -48,13 +48,13 @@ def main() -> None:
             maps, grad = (torch.randn(batch, *shape, device=device).relu() * 10 for _ in range(2))
             maps, grad = (each.contiguous(memory_format=memory_format) for each in (maps, grad))
             took: dict[str, list[float]] = {name: [] for name in norms}
-            found = {}
+            outputs = {}
             for _ in range(rounds + 1):  # the first one warms up
                 for name, norm in norms.items():
-                    milliseconds, *found[name] = timed(norm, maps, grad)
+                    milliseconds, *outputs[name] = timed(norm, maps, grad)
                     took[name].append(milliseconds)
             medians = {name: statistics.median(times[1:]) for name, times in took.items()}
-            pairs = zip(found["ours"], found["torch"], strict=True)
+            pairs = zip(outputs["ours"], outputs["torch"], strict=True)
             apart = [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
             print(
                 f"{where} {layout:13} torch {medians['torch']:7.2f} ms, ours {medians['ours']:7.2f} ms: "

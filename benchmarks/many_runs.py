@@ -1,8 +1,8 @@
-"""How long `alexlab compare` takes for many runs: directories as trainings leave them, each with settings of its own.
+"""How long `alexlab compare` takes for many run directories, each with other settings.
 
 python benchmarks/many_runs.py [--runs 1000] [--rounds 5] [--keep FOLDER]
 
-In turn with the same configs read by yaml.safe_load only.
+The commands take turns with yaml.safe_load, which only reads the same configs.
 """
 
 import argparse
@@ -47,11 +47,11 @@ def make(folder: Path, count: int, steps: int = 400) -> None:
         top = 0.9 - 0.1 * abs(math.log10(lr) + 2) - 0.05 * MODELS.index(model) / 5 + draw.gauss(0, 0.01)
         rows, best = [], 0.0
         for step in range(steps // 40 - 1, steps, steps // 40):
-            share = (step + 1) / steps
-            acc = top * (1 - math.exp(-4 * share)) + draw.gauss(0, 0.004)
+            progress = (step + 1) / steps
+            acc = top * (1 - math.exp(-4 * progress)) + draw.gauss(0, 0.004)
             best = max(best, acc)
             rows.append(
-                f"{step},{step * 10 // steps},{3 * math.exp(-3 * share) + 0.1:.4f},{acc:.4f},{2.3 - 2 * acc:.4f}"
+                f"{step},{step * 10 // steps},{3 * math.exp(-3 * progress) + 0.1:.4f},{acc:.4f},{2.3 - 2 * acc:.4f}"
             )
         (run / "metrics.csv").write_text("step,epoch,train/loss_step,val/acc1,val/loss\n" + "\n".join(rows) + "\n")
         metrics = {"val/acc1": round(best, 4), "val/loss": round(2.3 - 2 * best, 4), "val/acc5": 1.0}
@@ -71,12 +71,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="only write the runs, into this folder")
-    arguments = parser.parse_args()
-    if arguments.keep is not None:
-        make(arguments.keep, arguments.runs)
+    args = parser.parse_args()
+    if args.keep is not None:
+        make(args.keep, args.runs)
         return
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), arguments.runs)
+        make(Path(folder), args.runs)
         compare = ["-m", "alexlab", "compare", f"runs={folder}"]
         commands = {
             "table": compare,
@@ -88,7 +88,7 @@ def main() -> None:
             "yaml.safe_load": ["-c", PLAIN, folder],
         }
         times: dict[str, list[float]] = {name: [] for name in commands}
-        for number in range(arguments.rounds + 1):  # the first round fills caches
+        for number in range(args.rounds + 1):  # the first round fills caches
             for name, command in commands.items():
                 start = time.perf_counter()
                 subprocess.run([sys.executable, *command], capture_output=True, check=True)
@@ -98,7 +98,7 @@ def main() -> None:
     for name, seconds in times.items():
         print(f"{name:18} {statistics.median(seconds):.2f} s")
     about = {
-        "runs": arguments.runs, "cores": os.cpu_count(), "python": sys.version.split()[0],
+        "runs": args.runs, "cores": os.cpu_count(), "python": sys.version.split()[0],
         "pyyaml": version("pyyaml"), "pandas": version("pandas"), "commit": git.stdout.strip(),
     }  # fmt: skip
     print(json.dumps(about))

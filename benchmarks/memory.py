@@ -1,8 +1,8 @@
-"""What keeping freed memory saves per step on a CPU: AlexNet's training with and without `keep_memory()`, in turn.
+"""The time per step that keeping freed memory saves on a CPU: AlexNet with and without `keep_memory()`, in turn.
 
 python benchmarks/memory.py [--rounds 5] [--image-size 64] [--batch 64]
 
-Each candidate is its own process, because the setting cannot be undone. The first steps are not counted.
+Each candidate runs in a new process, because the setting cannot be undone. The first steps are not counted.
 """
 
 import argparse
@@ -48,24 +48,25 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--child", choices=("keep", "plain"))
-    words = parser.parse_args()
-    if words.child:
-        child(words.child == "keep", words.image_size, words.batch)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child == "keep", args.image_size, args.batch)
         return
-    found: dict[str, list[dict[str, float]]] = {"plain": [], "keep": []}
-    for _ in range(words.rounds):
-        for name, results in found.items():
+    results_of: dict[str, list[dict[str, float]]] = {"plain": [], "keep": []}
+    for _ in range(args.rounds):
+        for name, results in results_of.items():
             command = [sys.executable, __file__, "--child", name]
-            command += ["--image-size", str(words.image_size), "--batch", str(words.batch)]
+            command += ["--image-size", str(args.image_size), "--batch", str(args.batch)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             results.append(json.loads(done.stdout.splitlines()[-1]))
-    assert len({result["loss"] for results in found.values() for result in results}) == 1, "the numbers must not change"
-    middle = {name: statistics.median(r["seconds"] for r in results) for name, results in found.items()}
-    ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(*found.values(), strict=True))
-    for name, results in found.items():
+    losses = {result["loss"] for results in results_of.values() for result in results}
+    assert len(losses) == 1, "the numbers must not change"
+    medians = {name: statistics.median(r["seconds"] for r in results) for name, results in results_of.items()}
+    ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(*results_of.values(), strict=True))
+    for name, results in results_of.items():
         peak = statistics.median(r["peak_mb"] for r in results)
-        rate = words.batch / middle[name]
-        print(f"{name:6} {middle[name] * 1e3:.1f} ms a step, {rate:.0f} images/s, peak {peak:.0f} MB")
+        rate = args.batch / medians[name]
+        print(f"{name:6} {medians[name] * 1e3:.1f} ms per step, {rate:.0f} images/s, peak {peak:.0f} MB")
     print(f"plain / keep: {ratio:.2f}")
 
 

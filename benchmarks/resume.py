@@ -1,10 +1,10 @@
-"""Runs that are stopped after each batch and resumed: how many equal a run that was not stopped, Lightning's and ours.
+"""How many runs that are stopped after a batch and resumed equal a run that was not stopped, Lightning's and ours.
 
 python benchmarks/resume.py
 
-The same small network with BatchNorm and dropout, on the same drawn shapes, two epochs of five batches, on a CPU. A run
-counts as equal if weights, the optimizer's state and the logged training losses are equal bit for bit. Lightning is
-used as in its documentation: seed_everything, a DataLoader that shuffles, and one of its checkpoint callbacks.
+All runs train the same small network with BatchNorm and dropout on the same drawn shapes, on a CPU, for two epochs of
+five batches. A run counts as equal if weights, optimizer state and logged training losses are equal bit for bit.
+Lightning is used as its documentation shows: seed_everything, a shuffling DataLoader, and a checkpoint callback.
 """
 
 import contextlib
@@ -97,27 +97,27 @@ def same(a: Stock, b: Stock) -> bool:
 
 
 def of_stock(root: Path, folder: Path, name: str, make: Callable[[Path], Callback]) -> str:
-    kept = 0
+    equal = 0
     straight = stock(root, folder / name, lambda: make(folder / name / "straight"), None, None)
     for count in range(1, BATCHES + 1):
         place = folder / name / str(count)
         with contextlib.suppress(Killed):
             stock(root, place, lambda place=place: make(place), count, None)  # type: ignore[misc]
-        found = sorted(place.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        again = stock(root, place, lambda place=place: make(place), None, found[-1] if found else None)  # type: ignore[misc]
-        kept += same(straight, again)
-    return f"{kept} of {BATCHES}"
+        ckpts = sorted(place.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        again = stock(root, place, lambda place=place: make(place), None, ckpts[-1] if ckpts else None)  # type: ignore[misc]
+        equal += same(straight, again)
+    return f"{equal} of {BATCHES}"
 
 
-def of_ours(root: Path, folder: Path, place: str, *words: str) -> str:
-    kept = 0
+def of_ours(root: Path, folder: Path, place: str, *overrides: str) -> str:
+    equal = 0
     with pytest.MonkeyPatch.context() as patch:
         harness = Harness(root, folder, patch)
-        straight = harness.train("straight", *words)
+        straight = harness.train("straight", *overrides)
         for count in range(1, BATCHES + 1):
-            harness.stop(at_batch(count, place), str(count), *words)
-            kept += difference(straight, harness.train(str(count), *words, "resume.run=auto")) is None
-    return f"{kept} of {BATCHES}"
+            harness.stop(at_batch(count, place), str(count), *overrides)
+            equal += difference(straight, harness.train(str(count), *overrides, "resume.run=auto")) is None
+    return f"{equal} of {BATCHES}"
 
 
 def main() -> None:
@@ -145,8 +145,8 @@ def main() -> None:
                 rows.append((f"ours, each step, stopped {place} a step's checkpoint", ours))
             epochs = of_ours(root, Path(name, "ours-epochs"), "after", "checkpoint.every_n_steps=null")
             rows.append(("ours, each epoch", epochs))
-    for what, kept in rows:
-        print(f"{what:60s} {kept} are equal")
+    for what, equal in rows:
+        print(f"{what:60s} {equal} are equal")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""How fast a command answers: --help and --cfg job of train.py compared with a bare Hydra script, and the imports of a
-training as train.py does them compared with plain imports, in turn.
+"""How long commands take to start: --help and --cfg job of train.py compared with a bare Hydra script, and the imports
+of a training as train.py does them compared with plain imports, in turn.
 
 python benchmarks/startup.py [--rounds 15]
 """
@@ -46,20 +46,21 @@ def main() -> None:
         }
         times: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(rounds + 1):  # the first round fills caches
-            for name, words in commands.items():
+            for name, command in commands.items():
                 start = time.perf_counter()
-                subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, check=True)
+                subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, check=True)
                 if number:
                     times[name].append(time.perf_counter() - start)
-    middle = {name: round(statistics.median(values), 3) for name, values in times.items()}
-    for name, seconds in middle.items():
+    medians = {name: round(statistics.median(values), 3) for name, values in times.items()}
+    for name, seconds in medians.items():
         print(f"{name:16} {seconds:.3f} s")
     ratios = {
-        kind: round(middle[f"train {kind}"] / middle[f"bare {kind}"], 2) for kind in ("--help", "--cfg job", "imports")
+        kind: round(medians[f"train {kind}"] / medians[f"bare {kind}"], 2)
+        for kind in ("--help", "--cfg job", "imports")
     }
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     about = {"hydra": version("hydra-core"), "python": sys.version.split()[0], "commit": git.stdout.strip()}
-    print(json.dumps({"seconds": middle, "ratio": ratios, "rounds": rounds, **about}))
+    print(json.dumps({"seconds": medians, "ratio": ratios, "rounds": rounds, **about}))
 
 
 if __name__ == "__main__":

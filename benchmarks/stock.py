@@ -1,9 +1,9 @@
-"""A training on a folder of images as a tutorial of Lightning has it; faults.py compares ours with it.
+"""A training on a folder of images as in Lightning's tutorials; faults.py compares alexlab with it.
 
 python benchmarks/stock.py FOLDER OUT [--epochs 2] [--devices 1] [--lr 0.01] [--wandb]
 
-ImageFolder, a DataLoader that shuffles, ModelCheckpoint with save_last, CSVLogger or WandbLogger, and ckpt_path if
-OUT has a last.ckpt.
+It uses ImageFolder, a DataLoader that shuffles, ModelCheckpoint with save_last, and CSVLogger or WandbLogger. If OUT
+contains last.ckpt, it is passed as ckpt_path.
 """
 
 import argparse
@@ -53,22 +53,22 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--wandb", action="store_true")
-    words = parser.parse_args()
+    args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for noisy in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     pl.seed_everything(0, verbose=False)
-    images = ImageFolder(str(words.root / "train"), STEPS)
+    images = ImageFolder(str(args.root / "train"), STEPS)
     train = DataLoader(images, 8, shuffle=True, num_workers=1)
-    val = DataLoader(ImageFolder(str(words.root / "val"), STEPS), 8)
+    val = DataLoader(ImageFolder(str(args.root / "val"), STEPS), 8)
     trainer = pl.Trainer(
-        accelerator="cpu", devices=words.devices, strategy="ddp" if words.devices > 1 else "auto",
-        max_epochs=words.epochs, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
-        logger=WandbLogger(save_dir=str(words.out)) if words.wandb else CSVLogger(str(words.out)),
-        callbacks=[ModelCheckpoint(words.out, save_last=True)], default_root_dir=str(words.out),
+        accelerator="cpu", devices=args.devices, strategy="ddp" if args.devices > 1 else "auto",
+        max_epochs=args.epochs, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
+        logger=WandbLogger(save_dir=str(args.out)) if args.wandb else CSVLogger(str(args.out)),
+        callbacks=[ModelCheckpoint(args.out, save_last=True)], default_root_dir=str(args.out),
     )  # fmt: skip
-    last = words.out / "last.ckpt"
-    trainer.fit(Stock(len(images.classes), words.lr), train, val, ckpt_path=last if last.is_file() else None)
+    last = args.out / "last.ckpt"
+    trainer.fit(Stock(len(images.classes), args.lr), train, val, ckpt_path=last if last.is_file() else None)
 
 
 if __name__ == "__main__":

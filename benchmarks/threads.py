@@ -1,9 +1,9 @@
-"""How many images per second Python's lock lets one process decode, on more cores than this machine has.
+"""How many images per second one process can decode despite Python's lock, on more cores than this machine has.
 
 python benchmarks/threads.py [--milliseconds 0.9] [--seconds 3] [--threads 1 4 8 16 24]
 
-Decoding is replaced by a sleep as long as the decoding of a photograph, which needs no core. All else is the real
-loader on tiny images, for which a second core is enough.
+Decoding is replaced by a sleep that lasts as long as decoding a photograph, and needs no core. Everything else is the
+real loader on tiny images, for which a second core is enough.
 """
 
 import argparse
@@ -28,13 +28,13 @@ def main() -> None:
     parser.add_argument("--milliseconds", type=float, default=0.9)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8, 16, 24])
-    a = parser.parse_args()
+    args = parser.parse_args()
     pixels = np.zeros((16, 16, 3), np.uint8)
 
     class Sleeping:
         @staticmethod
         def decode_jpeg(*_: Any, **__: Any) -> np.ndarray:
-            time.sleep(a.milliseconds / 1000)
+            time.sleep(args.milliseconds / 1000)
             return pixels
 
     decode.simplejpeg = Sleeping
@@ -46,17 +46,17 @@ def main() -> None:
         index = scan(Path(folder))
         index = index.subset(np.tile(np.arange(50), 400))
         data = ImageDataset(index, SampleTransform(16, "random_resized", flip=0.5), seed=0)
-        for threads in a.threads:
+        for threads in args.threads:
             loader, done = Loader(data, TrainBatchSampler(len(index), 256, seed=0), threads), 0
             start = time.perf_counter()
-            while time.perf_counter() - start < a.seconds:
+            while time.perf_counter() - start < args.seconds:
                 for images, *_ in loader:
                     done += len(images)
-                    if time.perf_counter() - start >= a.seconds:
+                    if time.perf_counter() - start >= args.seconds:
                         break
             rate = done / (time.perf_counter() - start)
-            share = rate / threads * a.milliseconds / 1000
-            print(f"{threads:3d} threads: {rate:6.0f} images/s, each decoding {share:.0%} of the time")
+            fraction = rate / threads * args.milliseconds / 1000
+            print(f"{threads:3d} threads: {rate:6.0f} images/s, each decoding {fraction:.0%} of the time")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def test_a_metric_must_give_one_number() -> None:
 
 
 def test_the_monitor_must_be_a_metric() -> None:
-    with pytest.raises(UserError, match=r"monitor=val/f2 is not a metric of the validation, which are val/loss, val/"):
+    with pytest.raises(UserError, match=r"monitor=val/f2 is not a validation metric: choose one of val/loss, val/"):
         fit(task_of(monitor="val/f2"), batches_of(1))
 
 

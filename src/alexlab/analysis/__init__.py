@@ -1,1 +1,1 @@
-"""Runs as data: read, compared, plotted. No training code."""
+"""Read, compare and plot runs. No training code."""

@@ -47,11 +47,11 @@ def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", whe
     """
     names = [logs] if isinstance(logs, str | Path) else logs
     folders, missing = find([str(name) for name in names], ROOT / "logs/train")
-    found, skipped = read(folders)
+    runs, skipped = read(folders)
     for line in (*missing, *skipped):
         warnings.warn(f"skipped: {line}", stacklevel=2)
-    rows = frame(found)
-    return (select(rows, where) if where is not None and found else rows).infer_objects()
+    rows = frame(runs)
+    return (select(rows, where) if where is not None and runs else rows).infer_objects()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", whe
 
 
 def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
-    """Return for each run the settings that set it apart from the others.
+    """Return for each run the settings that differ from those of the other runs.
 
     The chosen option of a group stands for the settings that come with it: `augment=strong` for all keys of augment.
     Another key of the group is listed for runs with the same option that differ in it, and for all runs if a command
@@ -69,7 +69,7 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
         texts: the runs' canonical settings, if they are known already.
     """
     texts = canonical_settings(runs) if texts is None else texts
-    found: list[dict[str, Any]] = [{} for _ in runs]
+    differences: list[dict[str, Any]] = [{} for _ in runs]
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         values = [each.get(key) for each in texts]
         if len(set(values)) == 1:
@@ -93,14 +93,17 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
                 listed |= members
         for number in listed:
             if key in runs[number].settings:
-                found[number][label] = runs[number].settings[key]
-    return found
+                differences[number][label] = runs[number].settings[key]
+    return differences
 
 
 def canonical_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return each run's settings as texts that are equal for equal settings, without null and what means the same: an
-    older run may lack the key. The folder of the images counts only if their fingerprint is not known."""
-    found = []
+    """Return each run's settings as texts that are equal for equal settings.
+
+    Settings that are null, or mean the same, are dropped, because an older run may lack the key. The folder of the
+    images counts only if the fingerprint of the images is unknown.
+    """
+    settings: list[dict[str, str]] = []
     roots: dict[str, str] = {}
     for run in runs:
         texts = {
@@ -110,8 +113,8 @@ def canonical_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
         }
         if "data.root" in texts and run.fingerprint is not None:
             texts["data.root"] = roots.setdefault(canonical(run.fingerprint), texts["data.root"])
-        found.append(texts)
-    return found
+        settings.append(texts)
+    return settings
 
 
 def as_text(settings: dict[str, Any]) -> str:
@@ -156,12 +159,12 @@ class Group:
 
     @cached_property
     def stats(self) -> dict[str, Stat]:
-        found = {}
+        stats = {}
         for key in dict.fromkeys(key for run in self.runs for key in run.metrics):
             values = [run.metrics[key] for run in self.runs if key in run.metrics]
             std = statistics.stdev(values) if len(values) > 1 else None
-            found[key] = Stat(sum(values) / len(values), std, len(values))
-        return found
+            stats[key] = Stat(sum(values) / len(values), std, len(values))
+        return stats
 
 
 def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
@@ -171,7 +174,7 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
     """
     texts = canonical_settings(runs)
     apart = differing(runs, texts)
-    groups: dict[Any, list[int]] = defaultdict(list)
+    members_by_key: dict[Any, list[int]] = defaultdict(list)
     same_settings: dict[Any, list[int]] = defaultdict(list)
     seeds: set[Any] = set()
     for number, run in enumerate(runs):
@@ -184,21 +187,21 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
             key = number
         else:
             seeds.add(seed)
-        groups[key].append(number)
+        members_by_key[key].append(number)
     for members in same_settings.values():  # what sets runs of equal settings apart
         for fact in FACTS:
             if len({canonical(runs[number].facts[fact]) for number in members}) > 1:
                 for number in members:
                     value = runs[number].facts[fact]
                     apart[number][fact] = "unknown" if value is None else value
-    found = []
-    for members in groups.values():
+    groups = []
+    for members in members_by_key.values():
         members.sort(key=lambda number: shown(runs[number].settings.get("seed")).zfill(20))
         settings_of_group = dict(apart[members[0]])
         if len(members) > 1:
             settings_of_group["seed"] = ",".join(shown(runs[number].settings["seed"]) for number in members)
-        found.append(Group([runs[number] for number in members], settings_of_group))
-    return found
+        groups.append(Group([runs[number] for number in members], settings_of_group))
+    return groups
 
 
 def ranked(groups: Iterable[Group], sort: str) -> list[Group]:
@@ -283,18 +286,18 @@ def _parsed(text: str) -> list[list[Condition]]:
     ways: list[list[Condition]] = [[]]
     rest = text.strip()
     while rest or not ways[-1]:
-        found = CONDITION.match(rest)
-        if found is None:
+        match = CONDITION.match(rest)
+        if match is None:
             raise UserError(
                 f"where={text}: `{rest}` is not a condition: write KEY SIGN VALUE with one of {' '.join(SIGNS)}, as in "
                 "where='optimizer.lr>0.01 and status=finished', joined with `and` or `or`, without brackets. Quote it: "
                 "to a shell, > is a redirection."
             )
-        key, sign, written, joined = found.groups()
+        key, sign, written, joined = match.groups()
         quoted = len(written) > 1 and written[0] in "'\"" and written[-1] == written[0]
         plain = written[1:-1] if quoted else written
         if not quoted and OTHER_JOINS.search(written):
-            raise UserError(f"where={text}: join conditions with `and` or `or`, not as in `{found[0].strip()}`.")
+            raise UserError(f"where={text}: join conditions with `and` or `or`, not as in `{match[0].strip()}`.")
         value: Any = {"true": True, "false": False, "null": None, "none": None}.get(written.lower(), plain)
         if not quoted and "_" not in written:  # Python reads 26_20 as a number
             with contextlib.suppress(TypeError, ValueError):
@@ -302,7 +305,7 @@ def _parsed(text: str) -> list[list[Condition]]:
         ways[-1].append(Condition(key, sign, value, plain))
         if joined and joined.lower() == "or":
             ways.append([])
-        rest = rest[found.end() :]
+        rest = rest[match.end() :]
         if not joined:
             break
     return ways
@@ -358,16 +361,16 @@ SPEED = ("images_per_second", "seconds")
 
 
 def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
-    """Return the metrics that a table shows: the one that it is sorted by, its value at the last epoch, every other
-    validation metric, the test, the size if it differs, and the speed."""
+    """Return the metrics that a table shows: the one that it is sorted by, also at the last epoch; every other
+    validation metric; the test metric; the size, if it differs between groups; and the speed."""
     measured = {key for group in groups for key in group.stats}
     # with few classes val/acc5 is 1; sort=val/acc5, csv, json and html show it
     validated = {key for key in measured if key.startswith("val/") and key != "val/acc5"}
     main = sort if sort.startswith("val/") else min(validated, key=lambda key: (key != "val/acc1", key), default=sort)
-    others = sorted(validated - {main}, key=lambda key: (key != "val/loss", key))[:MAX_OTHER_METRICS]
+    other_metrics = sorted(validated - {main}, key=lambda key: (key != "val/loss", key))[:MAX_OTHER_METRICS]
     test = f"test/{main.removeprefix('val/')}"
     one_size = len({group.stats["parameters"].mean for group in groups if "parameters" in group.stats}) < 2
-    wanted = dict.fromkeys((sort, main, f"last/{main}", *others, test, *(() if one_size else SIZES[:1]), *SPEED))
+    wanted = dict.fromkeys((sort, main, f"last/{main}", *other_metrics, test, *(() if one_size else SIZES[:1]), *SPEED))
     return [key for key in wanted if key in measured or key == sort]
 
 
@@ -394,10 +397,11 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
     """Return the lines of a table for a terminal, none wider than `width` characters if names permit.
 
     Columns that do not fit are dropped: speed, size, last epoch, other validation metrics, test. Settings that do not
-    fit beside the columns are printed below their row.
+    fit next to the columns are printed below the row.
 
     Args:
-        runs: how many there are in all.
+        runs: number of runs in all groups.
+        sort: the metric by which the groups are sorted; this column is never dropped.
     """
     columns = columns_of(groups, sort)
     droppable = [key for key in reversed(columns) if key != sort]
@@ -489,7 +493,7 @@ def as_csv(groups: Sequence[Group]) -> str:
 def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
     """Return {"groups": [{name, status, n, settings, metrics: {key: {mean, std, n}}, runs: [{name, path, status,
     config, metrics}]}], "left_out": [sentences]}; null stands for NaN and infinity."""
-    found = [
+    rows = [
         {
             "name": group.name,
             "status": group.status,
@@ -509,7 +513,7 @@ def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
         }
         for group in groups
     ]
-    return json.dumps(finite({"groups": found, "left_out": list(skipped)}), indent=2, default=str) + "\n"
+    return json.dumps(finite({"groups": rows, "left_out": list(skipped)}), indent=2, default=str) + "\n"
 
 
 def finite(value: Any) -> Any:
@@ -532,8 +536,8 @@ def _settings_of(groups: Iterable[Group]) -> list[str]:
 def equality(a: Run, b: Run) -> tuple[bool, str]:
     """Compare exactly all losses, accuracies and learning rates that two runs logged at the same steps.
 
-    Speed and time are not compared, nor the test, which follows from the rest. A `train/..._step` value is a mean since
-    the step at which it was logged before, so it is compared only if that is the same step in both runs.
+    Speed and time are not compared, nor the test, which depends on the rest. A `train/..._step` value is a mean since
+    the previous logged step, so it is compared only if that is the same step in both runs.
 
     Returns:
         Whether the runs are equal, and a sentence that names the first difference.
@@ -541,30 +545,30 @@ def equality(a: Run, b: Run) -> tuple[bool, str]:
     Raises:
         UserError: no loss and no accuracy can be compared.
     """
-    one, other = _texts_by_step(a), _texts_by_step(b)
-    steps, keys = one.index.intersection(other.index), one.columns.intersection(other.columns)
-    ours, theirs = one.loc[steps, keys], other.loc[steps, keys]
-    paired = ours.notna() & theirs.notna()
+    rows_a, rows_b = _texts_by_step(a), _texts_by_step(b)
+    steps, keys = rows_a.index.intersection(rows_b.index), rows_a.columns.intersection(rows_b.columns)
+    values_a, values_b = rows_a.loc[steps, keys], rows_b.loc[steps, keys]
+    paired = values_a.notna() & values_b.notna()
     for key in keys[keys.str.endswith("_step")]:
-        before = [each[key].dropna().index.to_series().shift(fill_value=-1).reindex(steps) for each in (one, other)]
+        before = [each[key].dropna().index.to_series().shift(fill_value=-1).reindex(steps) for each in (rows_a, rows_b)]
         paired[key] &= before[0] == before[1]
     if not paired.loc[:, keys.str.startswith(("train/", "val/"))].any(axis=None):
         raise UserError(
             f"equal=true: {a.name} and {b.name} logged no loss and no accuracy of the same steps: train both with the "
             "same trainer.log_every_n_steps."
         )
-    differ = paired & (ours != theirs)
+    differ = paired & (values_a != values_b)
     # the last step that was trained: a validation at the end may have a row of its own
-    end, end_other = (each.filter(like="train/").dropna(how="all").index.max() for each in (one, other))
+    end_a, end_b = (each.filter(like="train/").dropna(how="all").index.max() for each in (rows_a, rows_b))
     if differ.any(axis=None):
         step = differ.any(axis=1).idxmax()
         key = min(differ.columns[differ.loc[step]])
-        values = f"{key} is {ours[key][step]} and {theirs[key][step]}"
+        values = f"{key} is {values_a[key][step]} and {values_b[key][step]}"
         return False, f"{a.name} and {b.name} differ first at step {step}: {values}."
-    if end != end_other:
-        return False, f"{a.name} stops at step {end} and {b.name} at step {end_other}; they are equal until then."
+    if end_a != end_b:
+        return False, f"{a.name} stops at step {end_a} and {b.name} at step {end_b}; they are equal until then."
     numbers, common = paired.to_numpy().sum(), paired.any(axis=1).sum()
-    alone = one.notna().to_numpy().sum() + other.notna().to_numpy().sum() - 2 * numbers
+    alone = rows_a.notna().to_numpy().sum() + rows_b.notna().to_numpy().sum() - 2 * numbers
     note = f" {alone} numbers that only one of them logged were not compared." if alone else ""
     return True, f"{a.name} and {b.name} are equal in all {numbers} numbers of {common} steps.{note}"
 
@@ -586,8 +590,8 @@ def _texts_by_step(run: Run) -> "DataFrame":
 def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     """Return the rank of a finished run among the finished runs of logs/train that were validated on the same images.
 
-    Such as "3rd of 12 by val/acc1: 0.8123, 0.0222 below the best run NAME, which has optimizer.lr=0.02 (this run:
-    0.01)". None if there is no other run, or this one has no such metric.
+    An example is "3rd of 12 by val/acc1: 0.8123, 0.0222 below the best run NAME, which has optimizer.lr=0.02 (this run:
+    0.01)". The result is None if no other run was validated on these images, or if this run lacks the metric.
     """
     (run, *_), _ = read([run_dir.resolve()])
     if run.fingerprint is None or run.status != "finished" or monitor not in run.metrics:
@@ -595,25 +599,25 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run.path]
     if len(folders) >= MAX_SIBLINGS:
         folders = sorted(folders, key=modified)[1 - MAX_SIBLINGS :]
-    run, *others = read([run.path, *folders])[0]  # together, so that images of older and newer runs compare
+    run, *candidates = read([run.path, *folders])[0]  # together, so that images of older and newer runs compare
     siblings = [
-        other
-        for other in others
-        if other.status == "finished" and _validated_on(other) == _validated_on(run) and monitor in other.metrics
+        each
+        for each in candidates
+        if each.status == "finished" and _validated_on(each) == _validated_on(run) and monitor in each.metrics
     ]
     if not siblings:
         return None
     low = lower_is_better(monitor)
     value, sign = run.metrics[monitor], 1 if low else -1
-    best = min(siblings, key=lambda other: sign * other.metrics[monitor])
-    rank = 1 + sum(sign * other.metrics[monitor] < sign * value for other in siblings)
+    best = min(siblings, key=lambda sibling: sign * sibling.metrics[monitor])
+    rank = 1 + sum(sign * sibling.metrics[monitor] < sign * value for sibling in siblings)
     distance = abs(value - best.metrics[monitor])
     how_far = "less than 0.0001" if distance < 5e-5 else f"{distance:.4f}"
     direction = "above" if (rank == 1) != low else "below"
-    far = f"{how_far} {direction}" if distance else "equal to"
+    relation = f"{how_far} {direction}" if distance else "equal to"
     which = "the next run" if rank == 1 else "the best run"
     start = f"{ordinal(rank)} of {1 + len(siblings)} by {monitor}: {value:.4f}"
-    return f"{start}, {far} {which} {best.name}, which has {_difference(best, run)}"
+    return f"{start}, {relation} {which} {best.name}, which has {_difference(best, run)}"
 
 
 def _validated_on(run: Run) -> tuple[Any, ...]:

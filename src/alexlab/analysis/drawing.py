@@ -47,14 +47,14 @@ def confusion(
     classes: int | None = None,
     of: str | None = None,
 ) -> Image.Image:
-    """Draw a confusion matrix as squares: the larger the fraction of its row, the darker.
+    """Draw a confusion matrix as squares. A darker square contains a larger fraction of the row's images.
 
     Args:
         counts: int (C, C), how many images of the row's class were predicted as the column's class.
         names: of the C classes.
         totals: int (C,), images per class, if the matrix is a part of a larger one.
         classes: the number of classes of that larger matrix.
-        of: which images and weights, such as "test, best.ckpt".
+        of: the images and weights, for the title, such as "test, best.ckpt".
     """
     font = _font()
     cell = max(16, min(44, 880 // len(names)))
@@ -91,8 +91,9 @@ def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
     """Draw the filters of a first convolution as tiles: zero is grey, and each is scaled by its largest weight.
 
     Args:
-        weights: float (maps, channels, H, W); three channels are drawn as red, green and blue, others as their mean.
-        groups: of maps, drawn one below the other with a gap between them.
+        weights: float (maps, channels, H, W); three channels are drawn as red, green and blue, another
+            number as the mean.
+        groups: number of groups of maps, which are drawn one below the other with a gap between them.
     """
     if weights.shape[1] != 3:
         weights = weights.mean(1, keepdims=True).repeat(3, 1)
@@ -116,10 +117,10 @@ def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which comes with Matplotlib: Pillow's default font lacks most letters beyond ASCII."""
-    found = importlib.util.find_spec("matplotlib")  # does not import it
-    assert found is not None
-    assert found.origin is not None
-    return ImageFont.truetype(str(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), TEXT)
+    spec = importlib.util.find_spec("matplotlib")  # does not import it
+    assert spec is not None
+    assert spec.origin is not None
+    return ImageFont.truetype(str(Path(spec.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), TEXT)
 
 
 def _fitting(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:

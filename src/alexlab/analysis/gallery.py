@@ -34,7 +34,7 @@ SIDE = 132  # pixels of an image among its neighbours
 
 
 class FeatureExtractor:
-    """Reads images as a trained network gets them, and computes its probabilities and last hidden layer."""
+    """Reads images as in an evaluation, and computes a network's probabilities and last hidden layer."""
 
     def __init__(self, trained: loading.Trained, device: torch.device) -> None:
         self.net, self.transform, self.classes = trained
@@ -45,14 +45,14 @@ class FeatureExtractor:
         def store(head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.hidden = inputs[0].mean((2, 3)) if inputs[0].dim() == 4 else inputs[0]
 
-        with contextlib.suppress(UserError):  # no head is found: no neighbours are drawn
+        with contextlib.suppress(UserError):  # without a known head, no neighbours are drawn
             head_of(self.net).register_forward_pre_hook(store)
 
     def read(self, index: Index, numbers: list[int]) -> tuple[list[int], Tensor]:
         """Return the numbers of the images that can be read, and their pixels, uint8 (N, 3, S, S)."""
         with ThreadPoolExecutor(cores()) as threads:  # decoding releases the GIL
-            found = list(threads.map(lambda i: self._read(index, i), numbers))
-        whole = [(i, pixels) for i, pixels in zip(numbers, found, strict=True) if pixels is not None]
+            images = list(threads.map(lambda i: self._read(index, i), numbers))
+        whole = [(i, pixels) for i, pixels in zip(numbers, images, strict=True) if pixels is not None]
         size = self.transform.crop.image_size
         return [i for i, _ in whole], torch.stack([p for _, p in whole]) if whole else torch.empty(0, 3, size, size)
 
@@ -64,14 +64,21 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 (N, 3, S, S) -> probabilities (N, num_classes), last hidden layer (N, units) or None if no head was
-        found; both float32 on the CPU."""
-        logits, hidden = [], []
+        """Return probabilities (N, num_classes), and the last hidden layer (N, units) or None without a known head.
+
+        Args:
+            pixels: uint8 (N, 3, S, S).
+
+        Returns:
+            Both are float32, on the CPU.
+        """
+        probabilities, hidden = [], []
         for part in pixels.split(BATCH):
-            logits.append(self.net(self.transform.normalize(part.to(self.device))).float().softmax(1).cpu())
+            logits = self.net(self.transform.normalize(part.to(self.device)))
+            probabilities.append(logits.float().softmax(1).cpu())
             if self.hidden is not None:
                 hidden.append(self.hidden.float().cpu())
-        return torch.cat(logits), torch.cat(hidden) if hidden else None
+        return torch.cat(probabilities), torch.cat(hidden) if hidden else None
 
     def features(self, index: Index, numbers: list[int]) -> tuple[list[int], Tensor]:
         """Return the numbers of the images that can be read, and their last hidden layer (N, units).
@@ -79,9 +86,9 @@ class FeatureExtractor:
         Reads one batch at a time, so that any number of images fits into memory. Only for networks with a head."""
         read, hidden = [], []
         for start in range(0, len(numbers), BATCH):
-            found, pixels = self.read(index, numbers[start : start + BATCH])
-            if found:
-                read += found
+            read_now, pixels = self.read(index, numbers[start : start + BATCH])
+            if read_now:
+                read += read_now
                 hidden.append(self.predict(pixels)[1])
         return read, torch.cat([part for part in hidden if part is not None]) if hidden else torch.empty(0, 0)
 
@@ -95,8 +102,8 @@ def spread(index: Index, count: int) -> list[int]:
 def nearest(queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Find the nearest rows of `among` (N, D) to each of `queries` (Q, D) by Euclidean distance, as in figure 4 of
     AlexNet's paper: distances and row numbers, both (Q, count)."""
-    found = torch.cdist(queries.double(), among.double()).topk(min(count, len(among)), largest=False)
-    return found.values, found.indices
+    smallest = torch.cdist(queries.double(), among.double()).topk(min(count, len(among)), largest=False)
+    return smallest.values, smallest.indices
 
 
 def pictures(
@@ -105,7 +112,7 @@ def pictures(
     """Yield the name and the image of each figure.
 
     Args:
-        among: how many training images, evenly spaced, the neighbours are searched in.
+        among: number of training images, evenly spaced, among which the neighbours are searched.
         monitor: the metric whose best epoch is marked in the curves.
     """
     first = first_convolution(trained.net)

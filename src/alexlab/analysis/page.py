@@ -37,15 +37,14 @@ def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], 
     Args:
         groups: the best first.
         sort: the metric by which they are sorted.
-        notes: lines for the page's end, such as what was skipped.
-        command: what makes this page, for its head.
+        notes: lines for the end of the page, such as what was skipped.
+        command: the command that writes this page, shown at the top.
     """
     from plotly.offline import get_plotlyjs
 
     values = finite({**data_of(groups, sort, notes), "asked": command})
-    encoded = json.dumps(values, allow_nan=False, default=str).replace(
-        "<", "\\u003c"
-    )  # no text ends the script element
+    # without <, no text can end the script element
+    encoded = json.dumps(values, allow_nan=False, default=str).replace("<", "\\u003c")
     parts = {
         "TITLE": "Comparison of runs",
         "STYLE": (HTML / "page.css").read_text(),
@@ -53,14 +52,14 @@ def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], 
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": (HTML / "page.filter.js").read_text() + (HTML / "page.js").read_text(),
     }
-    page = re.sub(r"__([A-Z]+)__", lambda found: parts[found[1]], (HTML / "page.html").read_text())
+    page = re.sub(r"__([A-Z]+)__", lambda match: parts[match[1]], (HTML / "page.html").read_text())
     with name_in_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
 
 
 def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[str, Any]:
-    """Return what the page shows, as JSON takes it."""
+    """Return what the page shows, as values for JSON."""
     runs = [run for group in groups for run in group.runs]
     points = MAX_POINTS if len(runs) <= MANY_RUNS else MAX_POINTS_OF_MANY
     notes = list(notes)
@@ -88,7 +87,8 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
         )
     metrics = list(dict.fromkeys(key for run in runs for key in run.metrics))
     numeric = sorted({key for group in groups for key, value in group.settings.items() if is_number(value)})
-    first = ("val/acc1", "val/loss", "train/loss", "train/acc1")  # then your own, then top-5 accuracy and speed
+    # the order of the panels: these, then the user's own metrics, then top-5 accuracy and speed
+    first = ("val/acc1", "val/loss", "train/loss", "train/acc1")
     panels = {key for group in shown for run in group["runs"] for key in run["curves"]}
     late = [key for key in panels if key.endswith("/acc5") or not key.startswith(("train/", "val/"))]
     own = sorted(panels.difference(first, late), key=lambda key: (not key.startswith("val/"), key))
@@ -146,7 +146,7 @@ def _steps_per_epoch(rows: Sequence[Row]) -> float | None:
 
 
 def thinned(curve: list[tuple[float, float]], most: int) -> list[list[float]]:
-    """Return [steps, values]; of a curve with more than `most` points the means of `most` stretches."""
+    """Return [steps, values]. A curve with more than `most` points becomes the means of `most` stretches."""
     if len(curve) > most:
         edges = [round(i * len(curve) / most) for i in range(most + 1)]
         parts = [curve[a:b] for a, b in itertools.pairwise(edges)]
@@ -155,8 +155,8 @@ def thinned(curve: list[tuple[float, float]], most: int) -> list[list[float]]:
 
 
 def figures_of(folder: Path, notes: list[str]) -> dict[str, str]:
-    """Return a run's figures as data URLs by name; a line in `notes` for each that cannot be read."""
-    found = {}
+    """Return a run's figures as {name: data URL}, and add a line to `notes` for each that cannot be read."""
+    urls = {}
     for path in sorted(path for path in folder.glob("*.png") if path.is_file()):
         try:
             if path.stat().st_size > MAX_FIGURE_BYTES:
@@ -169,5 +169,5 @@ def figures_of(folder: Path, notes: list[str]) -> dict[str, str]:
             continue
         file = io.BytesIO()
         small.save(file, "WEBP", quality=82)
-        found[path.stem] = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return found
+        urls[path.stem] = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return urls

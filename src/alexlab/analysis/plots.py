@@ -15,7 +15,7 @@ from alexlab.engine.metrics import lower_is_better
 
 RIGHT, OTHER, SECOND = "#c8553d", "#5b8db8", "#e0a030"
 DPI = 110
-MAX_BARS = 40  # of classes
+MAX_BARS = 40  # classes in the figure of accuracies
 
 
 def top5(
@@ -24,9 +24,9 @@ def top5(
     """Draw images above bars of their most probable classes, the true class in another colour, as in AlexNet's paper.
 
     Args:
-        images: uint8 (H, W, 3).
-        truths: the class name of each image.
-        best: (class name, probability from 0 to 1) of each image, the most probable first.
+        images: each uint8 (H, W, 3).
+        truths: the name of each image's true class.
+        best: for each image (class name, probability from 0 to 1), the most probable first.
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
@@ -59,7 +59,7 @@ def per_class(accuracies: Sequence[float | None], names: Sequence[str], of: str 
 
     Args:
         accuracies: of each class, from 0 to 1; None for a class without images.
-        of: which images and weights, such as "test, best.ckpt".
+        of: the images and weights, for the title, such as "test, best.ckpt".
     """
     known = sorted(((acc, name) for acc, name in zip(accuracies, names, strict=True) if acc is not None), reverse=True)
     half = MAX_BARS // 2
@@ -162,8 +162,8 @@ class Curves:
 
     def line(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Return x and y, both float64 (N,): the epochs or steps at which `key` was measured, and its values."""
-        found = [((int(row["step"]) + 1) / self.steps, row[key]) for row in self.rows if key in row]
-        return np.array([x for x, _ in found]), np.array([y for _, y in found])
+        points = [((int(row["step"]) + 1) / self.steps, row[key]) for row in self.rows if key in row]
+        return np.array([x for x, _ in points]), np.array([y for _, y in points])
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -70,8 +70,8 @@ class Run:
         overridden: keys that the command line set.
         summary: the content of summary.json, {} before the run has ended.
         code: the commit, and a hash of how the code differed from it.
-        fingerprint: of the run's images, equal for equal images among the runs that were read together; or None.
-        problems: what could not be read, as sentences.
+        fingerprint: of the run's images: equal for equal images among the runs that were read together; or None.
+        problems: a sentence for each thing that could not be read.
     """
 
     path: Path
@@ -97,19 +97,19 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """All finite numbers that a run has: "val/acc1" of best.ckpt, "last/val/acc1" of the last epoch, "test/acc1",
         "images_per_second" and so on. A run without a summary has those of metrics.csv so far."""
-        found: dict[str, Any] = {key: self.summary.get(key) for key in NUMBERS}
+        numbers: dict[str, Any] = {key: self.summary.get(key) for key in NUMBERS}
         best, last = self.summary.get("best") or {}, self.summary.get("last") or {}
         if not best and not last:
             best, last, speed = _so_far(self.rows, str(self.settings.get("monitor") or "val/acc1"))
-            found |= {key: value for key, value in speed.items() if found[key] is None}
-        found |= {key: value for key, value in last.items() if key.startswith("train/")}
-        found |= {f"last/{key}": value for key, value in last.items() if key.startswith("val/")}
-        found |= best
+            numbers |= {key: value for key, value in speed.items() if numbers[key] is None}
+        numbers |= {key: value for key, value in last.items() if key.startswith("train/")}
+        numbers |= {f"last/{key}": value for key, value in last.items() if key.startswith("val/")}
+        numbers |= best
         dataset = self.summary.get("dataset")
         images = dataset.get("images") if isinstance(dataset, dict) else None
-        if not isinstance(images, dict) or "test" in images:  # else the test was of the validation images again
-            found |= self.summary.get("test") or {}
-        return {key: value for key, value in found.items() if is_number(value) and abs(value) < 1e300}
+        if not isinstance(images, dict) or "test" in images:  # without test images, the test used the validation images
+            numbers |= self.summary.get("test") or {}
+        return {key: value for key, value in numbers.items() if is_number(value) and abs(value) < 1e300}
 
     @property
     def code_is_unknown(self) -> bool:
@@ -118,7 +118,7 @@ class Run:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What may differ between runs of equal settings, by the keys of FACTS; None for what is not known."""
+        """What may differ between runs of equal settings: a value for each key of FACTS, None if unknown."""
         commit, patch, changes = self.code.get("commit"), self.code.get("patch_sha256"), ""
         if self.code_is_unknown:
             changes = "+?"
@@ -168,13 +168,13 @@ def curves(run_dir: Path | str) -> "DataFrame":
 
 
 def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
-    """Return the run directories that are meant, and as sentences what was not found or cannot be opened.
+    """Return the run directories that `names` stand for, and a sentence for each that is missing or cannot be opened.
 
     Args:
         names: folders that hold runs, globs, names of runs or sweeps as tables show them, or "latest".
         logs: the folder of runs/ and multiruns/.
     """
-    found: dict[Path, None] = {}
+    run_dirs: dict[Path, None] = {}
     problems: list[str] = []
     for name in names:
         runs: list[Path] = []
@@ -193,8 +193,8 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
             if any(Path(name).expanduser().glob("**/*.wandb")):
                 hint = " W&B's own folders are not read: give the run directory, or see the run's page in W&B."
             problems.append(f"{name}: there is no run.{hint}")
-        found |= dict.fromkeys(run.resolve() for run in runs)
-    return list(found), problems
+        run_dirs |= dict.fromkeys(run.resolve() for run in runs)
+    return list(run_dirs), problems
 
 
 def _below(folder: str, problems: list[str]) -> Iterator[Path]:
@@ -228,7 +228,7 @@ def modified(run_dir: Path) -> float:
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs, and as sentences which folders could not be read and why."""
+    """Return the runs, and for each folder that could not be read a sentence with the reason."""
     runs: list[Run] = []
     problems: list[str] = []
     blocks: dict[bytes, Any] = {}
@@ -252,7 +252,7 @@ def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError("config.yaml is not the config of a run.")
     summary = _read_summary(folder / "summary.json")
-    if _is_running(folder, locked):  # summary.json, if there is one, is of the time before a resume
+    if _is_running(folder, locked):  # a summary.json is from before the resume
         old = ("status", "best", "last", "test", "seconds", "images_per_second")
         status, summary = "running", {key: value for key, value in summary.items() if key not in old}
     else:
@@ -360,7 +360,7 @@ def _locked_inodes() -> set[int]:
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:  # not Linux: no run is known to be running
         return set()
-    return {int(found[1]) for line in lines if (found := re.search(r"FLOCK .*:(\d+) \d+ \S+$", line))}
+    return {int(match[1]) for line in lines if (match := re.search(r"FLOCK .*:(\d+) \d+ \S+$", line))}
 
 
 def _is_running(folder: Path, locked: set[int]) -> bool:

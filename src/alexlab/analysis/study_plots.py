@@ -54,7 +54,7 @@ def draw(study: Any, metric: str, folder: Path) -> list[Path]:
 
 
 def _scatter(axes: Any, trials: Sequence[Any], x: Sequence[Any]) -> list[Any]:
-    """Draw complete and pruned trials, later ones darker. Returns the complete ones."""
+    """Draw complete and pruned trials, the later the darker, and return the complete ones."""
     shade = [trial.number for trial in trials]
     for state, marker in (("COMPLETE", "o"), ("PRUNED", "x")):
         at = [i for i, trial in enumerate(trials) if trial.state.name == state]
@@ -65,8 +65,11 @@ def _scatter(axes: Any, trials: Sequence[Any], x: Sequence[Any]) -> list[Any]:
 
 
 def explained(x: Sequence[Any], y: Sequence[float]) -> float:
-    """The fraction of the variance of `y` that `x` explains alone: the adjusted R² of a parabola in numbers, or of the
-    means of options (texts). It does not see parameters that matter only together."""
+    """Return the fraction of the variance of `y` that `x` explains alone, from 0 to 1.
+
+    It is the adjusted R² of a parabola if `x` has numbers, and of a mean per option if `x` has texts. Parameters that
+    matter only together explain nothing alone.
+    """
     values, target = np.array(x), np.array(y)
     if values.dtype.kind == "U":
         columns = (values[:, None] == np.unique(values)).astype(float)

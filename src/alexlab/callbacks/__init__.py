@@ -1,1 +1,1 @@
-"""What watches a run."""
+"""Lightning callbacks of a run."""

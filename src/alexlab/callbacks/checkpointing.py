@@ -3,9 +3,9 @@
 best.ckpt has weights only, of the best validation. last.ckpt has everything, and is written after each epoch, every
 few steps or minutes if wanted, and where a run stops.
 
-Lightning writes checkpoints from within its hooks, where parts of a step or an epoch are done and others are not:
-validation, the metrics of an epoch, the next learning rate. What it does with such a file on a resume depends on the
-hook, and a validation or a row of metrics is lost or doubled. Here last.ckpt is written at three points only, between
+Lightning writes checkpoints from within its hooks, when a step or an epoch is only partly done: the validation, the
+metrics of the epoch or the next learning rate may be missing. Depending on the hook, a run that resumes from such a
+file loses or doubles a validation or a row of metrics. Here last.ckpt is written at three points only, between
 two hooks, and stores which one: after an optimizer step, before its validation ("step"); where a run stopped within an
 epoch ("end"); and after everything of an epoch ("epoch").
 """
@@ -38,16 +38,16 @@ CALL_PARTS = ("_call_callback_hooks", "_call_lightning_module_hook")
 class Checkpointing(Callback):
     """Writes best.ckpt and last.ckpt, and resumes from last.ckpt.
 
-    What a rank alone knows (sums of the metrics, BatchNorm's statistics) is gathered from all ranks. If the number of
-    ranks changes, the first rank gets the sums of all, and each rank the mean statistics.
+    The state that differs between ranks (sums of the metrics, BatchNorm's statistics) is gathered from all of them. If
+    the number of ranks changes, the first rank gets the sums of all, and each rank gets the mean statistics.
 
     Args:
         folder: for the checkpoints.
         preemption: says whether a signal stops the run.
         nan_guard: checks the weights before last.ckpt is written.
         every_n_steps: optimizer steps between two last.ckpt; None writes none within an epoch.
-        every_minutes: the same by the clock.
-        steps_per_epoch: stored in last.ckpt, as a resume must have the same.
+        every_minutes: minutes between two last.ckpt; None writes none by the clock.
+        steps_per_epoch: stored in last.ckpt, because a resumed run must have the same.
         restores_best: whether the best metrics of the resumed checkpoint count, because its best.ckpt is in `folder`.
 
     Attributes:
@@ -74,7 +74,7 @@ class Checkpointing(Callback):
         self._written_at = time.monotonic()
         self._position: dict[str, Any] = {}  # of the last.ckpt that is being written
         self._resumed: dict[str, Any] = {}  # the position that this run resumes at
-        self._resumed_point: str | None = None  # its point, until training has started from there
+        self._resumed_point: str | None = None  # the point in it, until training has started from there
         self._stop_held = False  # whether a stop waits for the end of an accumulation
         self._out_of_time = False  # whether the run stops within an epoch, as Timer does
 
@@ -120,7 +120,7 @@ class Checkpointing(Callback):
                 raise Preempted(self.preemption.stop)
             stops: bool = self.trainer.should_stop and self.trainer.fit_loop._can_stop_early
             self._out_of_time = stops and not self._stopped_early()
-            # Lightning validates a run that stops within an epoch; if it is prolonged, that validation must be gone
+            # Lightning validates a run that stops within an epoch. Save before: a prolonged run must not have that one.
             if not loop._num_ready_batches_reached() and (self._is_due() or self._out_of_time):
                 self.save("step")
         try:
@@ -131,11 +131,11 @@ class Checkpointing(Callback):
             raise
 
     def _within_accumulation(self, fetcher: Any) -> None:
-        """End a batch that makes no step. Nothing may stop the run here: its gradients are in no checkpoint."""
+        """End a batch that makes no step. Nothing may stop the run here: no checkpoint has the gradients."""
         self._hold_stop()
         with self.preemption.postponed():
             self._lightnings_step_end(fetcher)
-        self._hold_stop()  # of early stopping
+        self._hold_stop()  # early stopping may have asked for one
 
     def _hold_stop(self) -> None:
         self._stop_held |= self.trainer.should_stop
@@ -206,8 +206,8 @@ class Checkpointing(Callback):
         return self._position  # empty, and so not stored, in a checkpoint that a user's own callback writes
 
     def _gather_ranks(self, model: Any) -> list[dict[str, Any]]:
-        """Gather what each rank alone knows: the states of the training metrics, and BatchNorm's statistics, also those
-        of averaged weights."""
+        """Gather the state that differs between ranks: the training metrics, and BatchNorm's statistics, also those of
+        averaged weights."""
         own: dict[str, Any] = {"metrics": {name: _to(m.metric_state, "cpu") for name, m in _metrics(model).items()}}
         if self.trainer.world_size == 1:  # the statistics are in the state dict
             return [own]
@@ -234,7 +234,7 @@ class Checkpointing(Callback):
         self.validated_at = self._resumed.get("validated_at", -1)
         self.restored_metrics = self._resumed.get("metrics", {})
         pl_module.skipped = dict(self._resumed.get("skipped", {}))
-        for name, value in self._statistics("average").items():  # WeightAveraging, a later callback, reads them there
+        for name, value in self._statistics("average").items():  # WeightAveraging, a later callback, reads them
             checkpoint["state_dict"][f"net.{name}"] = value
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -246,7 +246,7 @@ class Checkpointing(Callback):
             trainer.should_stop |= self._stopped_early()
 
     def _before_steps(self, fetcher: Any) -> None:
-        """Replace Lightning's own start of an epoch's batches, which finds the position among them."""
+        """Replace Lightning's own start of an epoch's batches, which restores the position in the epoch."""
         self._lightnings_steps_start(fetcher)
         trainer = self.trainer
         point, self._resumed_point = self._resumed_point, None
@@ -307,7 +307,7 @@ class Checkpointing(Callback):
         return ranks
 
     def _finish_step(self, fetcher: Any) -> None:
-        """Do what follows a step's checkpoint: its validation, if it is time, and counting the step."""
+        """Do what follows a step's checkpoint: validate, if it is time, and count the step."""
         try:
             self._lightnings_step_end(fetcher)
         except Preempted:

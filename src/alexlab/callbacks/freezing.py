@@ -2,8 +2,8 @@
 
 Lightning's BackboneFinetuning freezes before DDP is set up. DDP then never sums the gradients of frozen layers: after
 the release each rank trains its own copy, without a warning. It also adds parameter groups to a running optimizer,
-which schedules by step do not allow. Here DDP and the optimizer know all parameters from the start. Which are frozen
-follows from the epoch alone, so a resume needs no state.
+which schedules by step do not allow. Here DDP and the optimizer know all parameters from the start. Which of
+them are frozen depends on the epoch only, so a resume needs no state.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class Freezing(Callback):
     """Freezes parameters and BatchNorm statistics outside of the head.
 
     Args:
-        epochs: how many of the first epochs.
+        epochs: number of epochs, from the first one on, in which only the head is trained.
     """
 
     def __init__(self, epochs: int) -> None:
@@ -47,8 +47,8 @@ class Freezing(Callback):
 
 
 def add_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD zeros as the momentum of parameters that had no gradient so far. Its first step gives the same result;
-    fused SGD fails if some parameters have momentum and others have none."""
+    """Give SGD zeros as the momentum of parameters that had no gradient so far. The first step gives the same result.
+    Without the zeros, fused SGD would fail, because only some parameters have momentum."""
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
             for parameter in group["params"]:

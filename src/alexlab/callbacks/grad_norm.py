@@ -8,9 +8,10 @@ from pytorch_lightning.callbacks import Callback
 
 
 class GradNorm(Callback):
-    """Logs train/grad_norm, the Euclidean norm of the gradients of all weights, at the steps that are logged.
+    """Logs train/grad_norm, the Euclidean norm of the gradients of all parameters.
 
-    It costs one pass over the gradients. With several ranks it is the norm of their mean gradient.
+    It is computed every `trainer.log_every_n_steps` optimizer steps, in one pass over the gradients. If there are
+    several ranks, it is the norm of the mean gradient.
     """
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
@@ -19,8 +20,8 @@ class GradNorm(Callback):
             return
         norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        # A fused optimizer undoes 16-mixed's loss scaling within its step, which comes after this hook. Only torch's
-        # private attribute tells.
+        # A fused optimizer undoes 16-mixed's loss scaling within its step, which comes after this hook. Only a private
+        # attribute of torch shows whether an optimizer does so.
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             norm = norm / scaler.get_scale()
         pl_module.log("train/grad_norm", norm)

@@ -9,13 +9,15 @@ from alexlab.callbacks.throughput import Throughput
 
 
 class LearningRateLogger(LearningRateMonitor):
-    """Lightning's monitor, which logs rows with only the step. W&B draws a curve over an axis only if both are in the
-    same row; other loggers draw over the step."""
+    """Lightning's monitor, with the axes in the rows for W&B.
+
+    Lightning logs rows that have the step only. W&B draws a curve over an axis only if both are in the same row.
+    """
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         super().on_train_start(trainer, *args, **kwargs)
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if throughput is not None and hasattr(logger, "learning_rate_axes"):
-                # the row belongs to the step that begins, whose images the step's other rows count
+                # the row belongs to the step that begins; the other rows of this step count the step's images
                 logger.learning_rate_axes = lambda: {"epoch": trainer.current_epoch, **throughput.axes(ahead=1)}

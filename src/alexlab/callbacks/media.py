@@ -1,5 +1,5 @@
-"""Pictures of a run: training images as the network sees them; of the test, the confusion matrix, accuracy by class and
-the most confident mistakes. They are written to `figures/` of the run, and logged to W&B."""
+"""Figures of a run: training images as the network sees them, and the test's confusion matrix, accuracy per class and
+most confident mistakes. They are written to `figures/` of the run, and logged to W&B."""
 
 import logging
 from pathlib import Path
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("alexlab")
 
 GRID = 16  # training images
-MISTAKES = 16  # of all ranks
-MOST_CLASSES = 50  # in the confusion matrix: those confused most
+MISTAKES = 16  # shown, of all ranks together
+MOST_CLASSES = 50  # in the confusion matrix: the classes that are confused most
 MOST_ROWS = 2000  # classes in W&B's table, the worst first
 
 
@@ -50,10 +50,10 @@ class Prediction(NamedTuple):
 
 
 class Media(Callback):
-    """Draws pictures, once each and a limited number.
+    """Draws the figures, each of them once.
 
     Args:
-        folder: rank 0 writes the pictures there; the other ranks contribute their part of the images.
+        folder: where rank 0 writes the figures; the other ranks contribute their part of the images.
         logger: of rank 0.
         weights: the name of the checkpoint that is tested; None is the best one of training.
     """
@@ -99,7 +99,7 @@ class Media(Callback):
         for i in range(len(targets)):
             if (self.tested + i) % self.spacing == 0:
                 self.samples.append(prediction(i))
-                if len(self.samples) == 2 * MISTAKES:  # the number of images is unknown here: thin out
+                if len(self.samples) == 2 * MISTAKES:  # the number of test images is unknown here: keep every other
                     self.samples, self.spacing = self.samples[::2], 2 * self.spacing
         self.tested += len(targets)
         self.mistakes = most_confident(self.mistakes)
@@ -168,7 +168,7 @@ class Media(Callback):
         classes = zip(names, acc1, matrix.sum(1), strict=True)
         for name, accuracy, count in sorted(classes, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
             per_class.add_data(name, int(count), accuracy)
-        # as wandb.plot.confusion_matrix makes it, which wants every prediction
+        # as wandb.plot.confusion_matrix makes it, which needs every single prediction
         counts = [[names[a], names[p], int(matrix[a, p])] for a in rows for p in rows]
         drawn = wandb.plot_table(
             "wandb/confusion_matrix/v1",

@@ -1,8 +1,8 @@
-"""A NaN or infinite loss spoils the weights for good. `on_nan` decides whether the run stops or skips such steps.
+"""Handle NaN and infinite losses, which spoil the weights for good: `on_nan` is `stop` (the run) or `skip` (the step).
 
-`stop` costs a step nothing: losses stay on the device and are checked where metrics are logged anyway. `skip` waits for
-each gradient. Both check the weights before a validation and before a checkpoint, so that no file has spoiled ones.
-Which images a batch had is computed from its epoch and number.
+`stop` takes no time per step: losses stay on the device, and are checked when metrics are logged anyway. `skip` waits
+for each gradient. Both check the weights before a validation and before a checkpoint, so that no file has spoiled
+weights. The images of a batch are computed from the epoch and the batch's number.
 """
 
 import logging
@@ -82,7 +82,7 @@ class NanGuard(Callback):
             if self.stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 self.check(trainer)
             return
-        if self.stepped and _scaler(trainer) is not None:  # it skipped the step, but BatchNorm saw the batch
+        if self.stepped and _scaler(trainer) is not None:  # the scaler skipped the step, but BatchNorm saw the batch
             self.skipping = self._restore_buffers_if_nonfinite(trainer, pl_module)
         if self.skipping:
             self._report_skipped(trainer)
@@ -101,10 +101,10 @@ class NanGuard(Callback):
         self.check(trainer)  # before the epoch's metrics are logged; its checkpoint checks the weights
 
     def check(self, trainer: pl.Trainer, weights: bool = False) -> None:
-        """Check the losses since the last time; skip has none left, as it checks each step.
+        """Check the losses since the last check. With `skip` none are left, because each step is checked.
 
         Args:
-            weights: check the weights too, which a NaN in the gradient spoils although the loss was finite.
+            weights: check the weights too: a NaN in the gradient spoils them although the loss was finite.
 
         Raises:
             UserError: something is NaN or infinite.
@@ -193,7 +193,10 @@ class NanGuard(Callback):
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
-    """Check tensors on their device: a bool. Norms need no second tensor of each one's size, as isfinite would."""
+    """Return whether all tensors are finite, as a bool tensor on their device.
+
+    This uses norms, because isfinite would allocate a second tensor of each tensor's size.
+    """
     floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     return torch.stack(torch._foreach_norm(floats, 1)).isfinite().all() if floats else torch.tensor(True)
 
@@ -204,7 +207,7 @@ def _scaler(trainer: pl.Trainer) -> Any:
 
 
 def _of_all_ranks(trainer: pl.Trainer, values: list[Tensor]) -> list[list[float]]:
-    """Gather scalars: for each one its values on all ranks."""
+    """Gather scalars: return for each one the values on all ranks."""
     model = trainer.lightning_module
     own = torch.stack([value.to(model.device).float() for value in values])
     gathered: Any = model.all_gather(own)

@@ -1,8 +1,8 @@
 """SIGTERM, SIGUSR1 and Ctrl-C stop a run at the same batch on all ranks, so that each can report how it stopped.
 
-Lightning broadcasts from inside its signal handler, wherever the rank is at that moment, and before each batch waits
-for the device to learn about it: ranks were seen to wait for each other forever. Here the handler only records the
-signal. The ranks compare their records over gloo while they train, and each reads the result one batch later.
+Lightning broadcasts from inside its signal handler, wherever the rank is at that moment, and waits for the device
+before each batch to learn about a signal. Ranks were seen to wait for each other forever. Here the handler only records
+the signal. The ranks compare their records over gloo while they train, and each reads the result one batch later.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class SignalRecorder:
 
     Attributes:
         number: of the signal, or 0.
-        is_polled: whether somebody reads `number` soon. Otherwise the handler raises Preempted at once.
+        is_polled: whether the training loop will read `number`. If not, the handler raises Preempted at once.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class SignalRecorder:
         self.is_polled = False
 
     def record(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal. A second Ctrl-C does not wait for anybody.
+        """Handle a signal. A second Ctrl-C stops the process at once.
 
         Raises:
             Preempted: see above.
@@ -77,8 +77,8 @@ class Preemption(Callback):
     writes last.ckpt first. The ranks agree in the same way that it is time for a checkpoint, as their clocks differ.
 
     Args:
-        recorder: of this rank's signals.
-        timeout: how long a rank waits for the others.
+        recorder: records this rank's signals.
+        timeout: how long a rank waits for the other ranks; None is torch's default.
 
     Attributes:
         stop: the signal that any rank received, or 0.
@@ -92,14 +92,14 @@ class Preemption(Callback):
         self.wants_checkpoint = self.checkpoint_due = False
         self._group: Any = None
         self._pending: Any = None  # the comparison that is under way
-        self._values = torch.zeros(2, dtype=torch.int64)  # its values: signal, wants_checkpoint
+        self._values = torch.zeros(2, dtype=torch.int64)  # what it compares: signal, wants_checkpoint
         self._postponed = False
 
     def install(self, trainer: pl.Trainer) -> None:
         """Switch off Lightning's own signal handling.
 
         Raises:
-            AttributeError: this version of Lightning does it elsewhere.
+            AttributeError: this version of Lightning handles signals in another place.
         """
         for owner, name in (
             (trainer._signal_connector, "register_signal_handlers"),
@@ -156,7 +156,7 @@ class Preemption(Callback):
             raise Preempted(self.stop)
 
     def checkpoint_written(self) -> None:
-        """Withdraw all wishes for a checkpoint, including those that are under way."""
+        """Clear all requests for a checkpoint, including those that are being compared."""
         self._read_result()
         self.wants_checkpoint = self.checkpoint_due = False
 

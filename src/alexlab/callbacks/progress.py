@@ -9,14 +9,14 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 log = logging.getLogger("alexlab")
 
-# metrics with a name or format of their own; others are printed with their name and four digits
+# metrics with a special name or format; all others are printed with their name and four digits
 BAR_FORMATS = {
     "train/loss_step": "loss {:.3f}",
     "train/acc1_step": "acc1 {:.3f}",
     "perf/images_per_second_step": "images/s {:.0f}",
     "val/acc1": "val {:.3f}",
 }
-BAR_HIDES = ("v_num", "val/loss", "val/acc5")  # there is room for a few only
+BAR_HIDES = ("v_num", "val/loss", "val/acc5")  # the bar has room for few metrics
 LINE_FORMATS = {"perf/images_per_second": "{:.0f} images/s", "perf/data_wait": "data wait {:.0%}"}
 LINE_HIDES = ("train/acc5", "val/acc5", "train/grad_norm")
 LONG_EPOCH = 60.0  # seconds between two lines within an epoch
@@ -89,7 +89,7 @@ class ProgressReporter(Callback):
         self._report_epoch(trainer)
 
     def _report_epoch(self, trainer: pl.Trainer) -> None:
-        """Report the epoch before. In on_train_epoch_end, not all of its metrics are logged yet."""
+        """Report the previous epoch. In on_train_epoch_end, not all metrics of an epoch are logged yet."""
         if self._epoch_start is None or not trainer.is_global_zero:
             return
         seconds = time.monotonic() - self._epoch_start

@@ -13,13 +13,13 @@ STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)  # of
 
 
 class Pruning(Callback):
-    """Report `monitor` to the trial after each validation, and stop the run on all ranks if the study's pruner says so.
+    """Reports `monitor` to the trial after each validation, and stops the run on all ranks if the pruner says so.
 
     The last epoch is not pruned, because nothing would be saved. If the study's storage does not answer, a warning is
     logged and the trial continues.
 
     Args:
-        trial: Optuna's, on rank 0; None on the other ranks, and if the trial cannot be pruned.
+        trial: Optuna's trial on rank 0; None on the other ranks, and if the trial cannot be pruned.
         monitor: the metric that the study optimizes.
 
     Attributes:

@@ -12,7 +12,7 @@ from alexlab.engine.errors import UserError
 
 
 class SameConfig(Callback):
-    """Compares a hash of the config over all ranks at the start; otherwise each would train its own way."""
+    """Compares a hash of the config over all ranks at the start. Nothing else would notice a difference."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         text = json.dumps(config, sort_keys=True, default=str)
@@ -23,7 +23,7 @@ class SameConfig(Callback):
             return
         hashes: list[str] = [""] * trainer.world_size
         dist.all_gather_object(hashes, self.hash)
-        different = [str(rank) for rank, other in enumerate(hashes) if other != hashes[0]]
+        different = [str(rank) for rank, value in enumerate(hashes) if value != hashes[0]]
         if different:
             raise UserError(
                 f"The ranks were started with different configs: {', '.join(different)} differ from rank 0 "

@@ -10,12 +10,12 @@ from pytorch_lightning.callbacks import Callback
 class Throughput(Callback):
     """Logs how fast training is, and axes for curves.
 
-    Per epoch: perf/images_per_second (all devices) and perf/data_wait (0 to 1, of this rank). Every
-    `log_every_n_steps` optimizer steps: perf/images_per_second_step. With both, and with each validation:
-    perf/images and perf/seconds, the images trained on so far and the training time, earlier parts of a resumed run
-    included.
+    Per epoch: perf/images_per_second (all devices) and perf/data_wait (fraction of the time, 0 to 1, on this rank).
+    Every `log_every_n_steps` optimizer steps: perf/images_per_second_step. With both, and with each validation:
+    perf/images and perf/seconds, the images trained on so far and the training time. These include the earlier parts of
+    a resumed run.
 
-    Only the host's clock is read, without a device synchronization: over a window of steps both agree.
+    The times are the host's, without a device synchronization. Over many steps they agree with the device's.
 
     Args:
         global_batch: images per batch, over all devices.
@@ -46,7 +46,7 @@ class Throughput(Callback):
         """Return the axes for curves.
 
         Args:
-            ahead: batches that count already, although they have only begun.
+            ahead: number of batches to count although they have only begun.
         """
         so_far = self.so_far()
         return {"perf/images": so_far["images"] + ahead * self.global_batch, "perf/seconds": so_far["seconds"]}
@@ -89,7 +89,7 @@ class Throughput(Callback):
             pl_module.log(name, value)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.batches:  # all of them were done before the resume
+        if not self.batches:  # all batches of this epoch were done before the resume
             return
         seconds = max(self.batch_end - self.epoch_start, 1e-9)
         pl_module.log("perf/images_per_second", self.batches * self.global_batch / seconds)

@@ -14,13 +14,13 @@ def read(source: str) -> dict[str, str]:
     """Read {folder: name} from "imagenet", "fashion_mnist" or a file of lines "folder, tab, name".
 
     Raises:
-        UserError: no such file, or a line of another form.
+        UserError: there is no such file, or a line has another form.
     """
     path = SHIPPED.get(source, Path(source).expanduser())
     if not path.is_file():
         raise UserError(f"data.class_names={source} is not a file: give one, or imagenet, or fashion_mnist, or null.")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that some editors begin files with
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError:
         raise UserError(f"data.class_names={source} is not UTF-8 text: save it in that encoding.") from None
     names: dict[str, str] = {}
@@ -35,10 +35,10 @@ def read(source: str) -> dict[str, str]:
 
 
 def readable(folders: Sequence[str], source: str | None) -> list[str]:
-    """Return the readable names of class folders; a name that several of them have gets the folder added.
+    """Return the readable names of class folders. If several folders have the same name, the folder is added to it.
 
     Args:
-        source: see `read`; folders that it does not name, and all if it is None, keep their own name.
+        source: see `read`. Folders that the source does not name keep their own name; None keeps all.
 
     Raises:
         UserError: as `read`, or `source` names none of the folders.

@@ -38,27 +38,27 @@ MAX_THREADS = 12  # by default: more are slower, because of Python's lock (bench
 class ImageFolders(pl.LightningDataModule):
     """Batches of an ImageNet-style folder, of what `prepare` has made of one, or of ImageNet's archives.
 
-    `read()` finds the images. Batches are `Batch`es: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths.
+    `read()` finds the images. A batch is a `Batch`: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths.
 
     Args:
         root: contains train/, val/ and optionally test/, each with one folder per class; or, with val_fraction, class
             folders; or prepared images; or ImageNet's archives.
-        batch_size: images per step over all devices; a multiple of their number.
-        num_workers: decoding threads per device; None is the cores of this machine divided by its devices, at most
-            MAX_THREADS.
+        batch_size: images per batch over all devices; a multiple of the number of devices.
+        num_workers: decoding threads per device; None is the number of cores divided by the number of devices of this
+            machine, at most MAX_THREADS.
         val_fraction, test_fraction: fractions of each class to hold out if `root` has no train/ and val/ (0 to 1).
-        num_classes: the number of classes that the folder must have; None is any.
+        num_classes: the number of classes that the folder must have; None allows any number.
         on_error: what to do about a broken image: "raise" (with its path) or "skip" (it is counted and listed).
         class_names: readable names of the classes, see `class_names.read`; None for the folders' names.
-        world_size: ranks of the run. A process that evaluates alone yields the batches of all of them.
-        local_world_size: ranks on this machine.
-        demo_seed: write the demo's shapes into `root` first, from this seed.
-        idx: write Fashion-MNIST into `root` first, see `write_fashion_mnist`.
-        index_cache: the folder for saved indexes of large folders; None reads the names each time.
+        world_size: number of ranks of the run. A process that evaluates alone yields the batches of all ranks.
+        local_world_size: number of ranks on this machine.
+        demo_seed: write the demo's shapes, drawn from this seed, into `root` first; None writes nothing.
+        idx: write Fashion-MNIST into `root` first, see `write_fashion_mnist`; None writes nothing.
+        index_cache: the folder for saved indexes of large folders; None reads the file names each time.
         device: type of the devices: "cuda", "mps" or "cpu".
-        crop_on: where images are cropped: "cpu", "device", or "auto": on a GPU, if it can crop them.
-        cache: None, or "device": the images stay in the memory of each device, which crops them.
-        timeout: seconds to wait for images, as from a disk that hangs; None waits forever.
+        crop_on: where images are cropped: "cpu", "device", or "auto" (on a GPU, if it can crop them).
+        cache: "device" stores all images in the memory of each device, which crops them; None caches nothing.
+        timeout: seconds to wait for images if a disk hangs; None waits forever.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class ImageFolders(pl.LightningDataModule):
         self._readable_classes: list[str] | None = None
         self._on_device: dict[str, DeviceCache] = {}
 
-    # -- finding the images
+    # -- find the images
 
     def read(self) -> "ImageFolders":
-        """Find the images of all splits, and check that they can be used as the config demands.
+        """Find the images of all splits, and check that they fit the config.
 
         Raises:
-            UserError: a folder is missing, empty, or does not fit the others.
+            UserError: a folder is missing or empty, or the images do not fit the config or each other.
         """
         if self.splits:
             return self
@@ -162,7 +162,7 @@ class ImageFolders(pl.LightningDataModule):
                 f"{self.root} {reason}: remove these settings."
             )
 
-    # -- what the program asks about the images
+    # -- facts about the images
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -211,7 +211,7 @@ class ImageFolders(pl.LightningDataModule):
         }
 
     def notes(self) -> list[str]:
-        """Return one line per kind of file that is not used, and per split in which classes have no images."""
+        """Return a line for each folder with unused files, and for each split in which classes have no images."""
         lines = []
         for index in self.splits.values():
             ignored = dict(index.ignored) if isinstance(index, ImageIndex) else {}
@@ -243,8 +243,8 @@ class ImageFolders(pl.LightningDataModule):
     def train_dataloader(self) -> Loader | DeviceLoader:
         sampler = self._train_sampler(self._rank)
         if self.trainer is not None:
-            # Lightning iterates before it calls set_epoch() for the first time, with this same number; after a resume,
-            # `current_epoch` is still that of the epoch before
+            # Lightning iterates before it first calls set_epoch(), which then sets this same number. After a resume,
+            # `current_epoch` is still that of the previous epoch.
             loop: Any = self.trainer.fit_loop
             sampler.set_epoch(loop.epoch_progress.current.processed)
             if loop.epoch_progress.total.processed < loop.epoch_progress.total.started:  # resumed within an epoch
@@ -263,7 +263,8 @@ class ImageFolders(pl.LightningDataModule):
         return sampler
 
     def _eval_loader(self, split: str) -> Loader | DeviceLoader:
-        seed = self.seed if self._is_limited() else None  # the first batches alone would be of the first classes
+        # in the folder's order, the first batches would contain the first classes only
+        seed = self.seed if self._is_limited() else None
         alone = self.trainer is None or self.trainer.world_size < self.world_size
         ranks = range(self.world_size) if alone else [self._rank]
         size, per_rank = len(self.splits[split]), self.batch_size // self.world_size
@@ -290,7 +291,7 @@ class ImageFolders(pl.LightningDataModule):
         return Loader(dataset, sampler, self.num_workers, device.type == "cuda", self.timeout)
 
     def crops_on_device(self, split: str) -> bool:
-        """Whether the device crops the images of a split, and not the threads that decode them."""
+        """Check whether the device crops the images of a split, instead of the threads that decode them."""
         wanted = self.crop_on == "device" or (self.crop_on == "auto" and self.device == "cuda")
         return wanted and why_not_on_device(self.splits[split], self.transforms[split]) is None
 
@@ -300,5 +301,5 @@ class ImageFolders(pl.LightningDataModule):
 
 
 def default_threads(local_world_size: int) -> int:
-    """Return how many threads decode for each device of this machine, if the config does not say it."""
+    """Return the default number of decoding threads per device of this machine."""
     return min(MAX_THREADS, max(1, cores() // local_world_size))

@@ -15,7 +15,7 @@ from alexlab.data.sampler import Key
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 
-BrokenRows = list[tuple[int, str]]  # rows of a batch, and what is wrong with their images
+BrokenRows = list[tuple[int, str]]  # (row of a batch, what is wrong with the image)
 
 
 class Batch(NamedTuple):
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 (B, 3, H, W) in channels-last memory.
         targets: int64 (B,).
-        skipped: the paths of broken images, which are not in the batch, and what is wrong with each.
+        skipped: path -> what is wrong, of each broken image; these images are not in the batch.
         crops: what to crop from each image, if the device does it; None for images that are cropped already.
     """
 
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     crops: gpu_crop.BatchCrops | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """Move the batch to `device`, and crop it there if that is still to be done."""
+        """Move the batch to `device`, and crop the images there if they are not cropped yet."""
         images, targets = (part.to(device, non_blocking=True) for part in (self.images, self.targets))
         if self.crops is not None:
             boxes = self.crops.boxes.to(device, non_blocking=True)
@@ -65,8 +65,8 @@ class ImageDataset:
     Args:
         index: the images and their targets.
         on_error: what to do about a broken image: "raise" or "skip".
-        raw_size: (width, height) of all images if the device is to crop them: they are then copied whole, as
-            `RawImages`. None crops each image here.
+        raw_size: (width, height) of all images if the device crops them; the index must then be `RawImages`, and whole
+            images are copied. If it is None, each image is cropped by the thread that decodes it.
     """
 
     def __init__(

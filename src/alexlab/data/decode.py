@@ -26,13 +26,14 @@ T = TypeVar("T")
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 ORIENTATION = 0x0112  # the EXIF tag
-MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # its values, once rows and columns of 5 to 8 are exchanged
+# values of the tag; for 5 to 8, rows and columns are exchanged first
+MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
 FIRST_READ = 2**18  # bytes: most files are smaller
-MAX_BYTES = 2**29  # of a file that is read at all
+MAX_BYTES = 2**29  # larger files are not read
 MAX_SCANS = 100  # of a JPEG, each of which decodes all pixels again; a progressive one has about ten
 BLOCK = 16  # rows of the largest block of a JPEG, over its three colours
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
-# Pillow's formats that are common on the web: other ones start programs (EPS runs Ghostscript) or are rarely reviewed
+# Pillow's formats that are common on the web; others start programs (EPS runs Ghostscript) or are rarely reviewed
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 # what Pillow was seen to raise for damaged files
 PILLOW_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError)
@@ -70,7 +71,7 @@ class AnyPicture(Protocol):
 
 
 class Picture:
-    """An encoded image, which is decoded when its pixels are asked for.
+    """An encoded image, which is decoded when `pixels` is called.
 
     Attributes:
         size: (width, height) in pixels as a viewer shows it, that is, after the EXIF rotation.
@@ -86,7 +87,7 @@ class Picture:
             source: the bytes of a file, or an image that Pillow has opened.
 
         Raises:
-            OSError: it is not an image, or one that would take absurd resources.
+            OSError: the source is not an image, or decoding it would take absurd resources.
         """
         self.image: Image.Image | None = None
         self.jpeg = b""
@@ -103,14 +104,14 @@ class Picture:
         self.size = self.stored[::-1] if self.orientation >= 5 else self.stored
 
     def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]:
-        """Decode to uint8 (height, width, 3) as stored, without the rotation, and the factor by which it is smaller.
+        """Decode to uint8 (height, width, 3) as stored, without the rotation; also return how many times smaller it is.
 
         Args:
-            factor: 1, 2, 4 or 8. What simplejpeg does not decode keeps its size, with factor 1.
-            bottom: number of stored rows that are needed; more may come. None is all.
+            factor: 1, 2, 4 or 8: how much smaller the result may be. It is 1 if simplejpeg does not decode the image.
+            bottom: number of stored rows that are needed; the result may have more. None is all.
 
         Raises:
-            OSError: it is not a complete image.
+            OSError: the file is not a complete image.
         """
         if self.image is None:
             jpeg, rows = self._top(bottom)
@@ -120,7 +121,7 @@ class Picture:
                     jpeg, "RGB", min_height=height, min_width=width, min_factor=factor, strict=jpeg is self.jpeg
                 )
                 return pixels, factor
-            except ValueError:  # damaged, or with mere blemishes: Pillow says which
+            except ValueError:  # Pillow decides whether the file is damaged or only has small errors
                 with pillow_errors():
                     self.image = pillow_open(self.jpeg)
         with pillow_errors():
@@ -129,9 +130,9 @@ class Picture:
     def _top(self, bottom: int | None) -> tuple[bytes, int]:
         """Return the JPEG with a header that declares only the rows that are needed, and their number.
 
-        A decoder then skips the rows below, and the rows above stay the same bit for bit: one more row of blocks is
-        declared, which the smoothing of colours reads. Such a decoder cannot see whether the file is complete, so this
-        is done only if the file's last bytes show it.
+        A decoder then skips the rows below. The rows above stay the same bit for bit, because the header declares one
+        more row of blocks, which the smoothing of colours reads. Such a decoder cannot see if the file is complete.
+        So the header is changed only if the last bytes of the file show that it is.
         """
         rows = self.stored[1]
         if bottom is None or b"\xff\xd9" not in self.jpeg[-64:]:
@@ -174,10 +175,10 @@ def read(path: str, transform: Callable[[Picture], T]) -> T:
 
 
 def open_picture(path: str) -> Picture:
-    """Read a file and its header.
+    """Read a file, and parse the header of the image.
 
     Raises:
-        OSError: it cannot be read, or is not an image.
+        OSError: the file cannot be read, or is not an image.
     """
     return Picture(_read_bytes(path))
 
@@ -208,8 +209,8 @@ def _read_bytes(path: str) -> bytes:
 def parse_jpeg(encoded: bytes) -> tuple[tuple[int, int], int, int] | None:
     """Return ((width, height), EXIF orientation, offset of the frame header) of a JPEG that simplejpeg can decode.
 
-    That is one of eight bits, grey or in three colours; None for everything else. Walking over the segments before the
-    pixels takes 3 microseconds; Pillow's open takes 60.
+    Such a JPEG has eight bits, and is grey or has three colours. The result is None for everything else. Walking over
+    the segments before the pixels takes 3 microseconds; Pillow's open takes 60.
     """
     at, orientation, frame = 2, 1, 0
     try:
@@ -245,7 +246,7 @@ def pillow_errors() -> Iterator[None]:
     """Turn whatever Pillow raises for a damaged file into an OSError."""
     try:
         yield
-    except Image.UnidentifiedImageError:  # whose own text names a buffer in memory
+    except Image.UnidentifiedImageError:  # Pillow's text would name a buffer in memory
         raise OSError("no image of a known format") from None
     except PILLOW_ERRORS as error:
         raise OSError(str(error) or type(error).__name__) from None
@@ -264,7 +265,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 for nonsense, as Pillow's exif_transpose does."""
+    """Return the EXIF orientation, 1 to 8. Other values count as 1, as in Pillow's exif_transpose."""
     if image.format == "TIFF":  # Pillow rotates it by itself
         return 1
     value = image.getexif().get(ORIENTATION)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from alexlab.data.folder import new_folder
 from alexlab.engine.errors import UserError
 
-FORMAT = 2  # of the drawings; another one is other images
+FORMAT = 2  # version of the drawings: another version draws other images
 IMAGES_PER_CLASS = {"train": 350, "val": 50, "test": 50}
 MAX_ROTATION = 0.4  # radians (23 degrees): rotated further, a square looks like another class
 MARKER = ".demo.json"
@@ -68,15 +68,16 @@ SHAPES: dict[str, list[Points]] = {
 def write_demo(
     root: Path, seed: int = 0, image_size: int = 80, per_class: dict[str, int] | None = None, quality: int = 88
 ) -> None:
-    """Write `root/{train,val,test}/<class>/NNNN.jpg`, unless they exist.
+    """Write `root/{train,val,test}/<class>/NNNN.jpg`, unless these files exist.
 
     Args:
         seed: the same seed gives the same bytes.
         image_size: side in pixels.
         per_class: images per class of each split.
+        quality: of the JPEG files, 1 to 95.
 
     Raises:
-        UserError: `root` contains something else.
+        UserError: `root` contains files of the user, or demo images with other settings.
     """
     counts = per_class or IMAGES_PER_CLASS
     wanted = {"format": FORMAT, "seed": seed, "image_size": image_size, "per_class": counts, "quality": quality}

@@ -13,7 +13,7 @@ from PIL import Image
 from alexlab.data.folder import new_folder
 from alexlab.engine.errors import UserError
 
-# in the order of the labels, which the digits keep when folders are sorted
+# in the order of the labels; the digits keep this order when folders are sorted
 CLASSES = (
     "0_t-shirt",
     "1_trouser",
@@ -28,17 +28,17 @@ CLASSES = (
 )
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 FILES = {"train": "train", "test": "t10k"}
-VAL_PER_CLASS = 500  # of the 6,000 training images of each class, the last ones: the dataset has no val split
+VAL_PER_CLASS = 500  # the last of the 6,000 training images of each class, because the dataset has no val split
 
 
 def write_fashion_mnist(root: Path, idx: str) -> None:
-    """Write `root/{train,val,test}/<class>/NNNNN.png`, unless `root/train` exists: then it is used as it is.
+    """Write `root/{train,val,test}/<class>/NNNNN.png`. If `root/train` exists, nothing is written.
 
     Args:
-        idx: the folder of the idx files, plain or gzipped; or "auto": Debian's, else a download.
+        idx: the folder of the idx files, plain or gzipped; or "auto": Debian's files, else a download.
 
     Raises:
-        UserError: the files are missing, or are others.
+        UserError: the files are missing, or are not Fashion-MNIST's.
     """
     if (root / "train").is_dir():
         if idx != "auto":

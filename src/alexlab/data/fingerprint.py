@@ -1,8 +1,8 @@
 """What identifies the images of a split without decoding them.
 
-A fingerprint is "sizes:" and 16 hex digits of the names of the files, their classes and their sizes in bytes. Runs from
-before sizes were part of it have 16 hex digits of names and classes alone, and new runs have that names fingerprint
-too: with an old run, the names are compared. Light: imports no torch.
+A fingerprint is "sizes:" and 16 hex digits of the names of the files, their classes and their sizes in bytes. Older
+runs have 16 hex digits of names and classes only. New runs have this names fingerprint too, for comparisons with older
+runs. This module does not import torch.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-SAMPLE = 10_000  # files of a large folder whose sizes are read: all of them take longer than reading the names
+SAMPLE = 10_000  # files of a large folder whose sizes are read: reading all sizes takes longer than reading the names
 
 
 def sample(digest: bytes, count: int) -> "np.ndarray":
-    """Choose the images whose sizes are read: all if there are few, else about SAMPLE of them.
+    """Choose the images whose sizes are read: all of up to SAMPLE images, else about SAMPLE of them.
 
     Args:
-        digest: at least 16 bytes of a hash of the names, which alone decides about the choice.
+        digest: at least 16 bytes of a hash of the names; the choice depends on these bytes and `count` only.
+        count: number of images.
 
     Returns:
-        int64, ascending.
+        Indices of the images: int64, ascending.
     """
     import numpy as np  # 0.1 s, which tables of runs do not need
 
@@ -46,24 +47,24 @@ def comparable(datasets: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 def identities(datasets: Sequence[Any]) -> list[Any]:
     """Return a value per dataset that is equal for equal images: the fingerprint, or None if it is unknown.
 
-    An older dataset, of which only the names are known, gets the fingerprint of the newer ones with the same names, if
-    these are all of the same images.
+    If only the names of an older dataset are known, it gets the fingerprint of the newer datasets with the same names,
+    provided that these all have the same images.
 
     Args:
         datasets: `dataset` in summary.json of runs of any age, which anybody may have written.
     """
     known = [dataset if isinstance(dataset, dict) else {} for dataset in datasets]
-    found = [dataset.get("fingerprint") for dataset in known]
+    fingerprints = [dataset.get("fingerprint") for dataset in known]
     newer: dict[str, list[Any]] = {}
-    for dataset, fingerprint in zip(known, found, strict=True):
+    for dataset, fingerprint in zip(known, fingerprints, strict=True):
         names = dataset.get("names_fingerprint")
         if names is not None and fingerprint not in (same := newer.setdefault(repr(names), [])):
             same.append(fingerprint)
     for number, dataset in enumerate(known):
-        same = newer.get(repr(found[number]), [])
+        same = newer.get(repr(fingerprints[number]), [])
         if "names_fingerprint" not in dataset and len(same) == 1:
-            found[number] = same[0]
-    return found
+            fingerprints[number] = same[0]
+    return fingerprints
 
 
 def changed_splits(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """Batches that threads decode ahead, directly into the memory that the device reads.
 
-Threads, not processes: what takes time (reading, decoding, resizing, Pillow) releases Python's lock, which is held for
-about 30 microseconds per image, so that about twelve cores can be kept busy. There are no processes to start, to send
-images between, or to lose, and no copies.
+The loader uses threads, not processes. Reading, decoding and resizing release Python's lock, which is held for about 30
+microseconds per image, so one process can keep about twelve cores busy. No processes must be started, none can die, and
+no images are copied between them.
 """
 
 from collections import deque
@@ -18,17 +18,18 @@ from alexlab.data.sampler import Key
 from alexlab.engine.errors import UserError
 
 CHUNK = 32  # the most images that a thread takes at once
-AHEAD = 3  # batches that are begun before they are asked for
+AHEAD = 3  # batches that are begun before they are needed
 
 
 class Loader:
     """An iterable of `Batch`; each iteration is one pass over the batches of the sampler.
 
     Args:
+        dataset: the images.
         batch_sampler: yields the keys of each batch, and has a length.
-        num_workers: threads; 0 decodes each batch when it is asked for.
-        pinned: put images into memory that a GPU can read by itself (torch reuses such memory for the next batch).
-        timeout: seconds to wait for a part of a batch before giving up; None waits forever.
+        num_workers: number of threads; with 0, the caller's thread decodes each batch when it is needed.
+        pinned: write images to pinned memory, which a GPU reads directly (torch reuses it for the next batch).
+        timeout: seconds to wait for a part of a batch; None waits forever.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Loader:
 
 
 class _PendingBatch:
-    """A batch in progress: its chunks by their first row."""
+    """A batch in progress, which consists of chunks: (first row, future of the broken rows)."""
 
     def __init__(self, dataset: ImageDataset, keys: Sequence[Key], images: torch.Tensor) -> None:
         self.dataset, self.keys, self.images = dataset, keys, images

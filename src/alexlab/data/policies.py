@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from alexlab.data.sample_rng import SampleRng
 
-BINS = 31  # strengths, as in torchvision
+BINS = 31  # number of strengths, as in torchvision
 
 
 def apply(pixels: np.ndarray, policy: str, ops: int, magnitude: int, rng: SampleRng) -> np.ndarray:

@@ -24,17 +24,17 @@ class ReaderThreads(Executor):
     """Threads that read and decode images.
 
     Two things differ from a ThreadPoolExecutor. Nothing waits for these threads without a limit, so that a process can
-    exit while one of them hangs on a disk. And each uses only itself in torch's operations, whose own threads would
-    multiply with these.
+    exit while a thread hangs on a disk. And torch's operations start no further threads in them: these would be more
+    than the cores.
 
     Attributes:
-        stop: set when the process exits; work that takes long should look at it.
+        stop: set when the process exits; a long task should check it, and return early.
     """
 
     def __init__(self, count: int) -> None:
         """
         Raises:
-            UserError: the system starts no more threads.
+            UserError: the system does not allow that many threads.
         """
         self.stop = threading.Event()
         self._tasks: _Tasks = SimpleQueue()
@@ -84,7 +84,7 @@ class _Reader(threading.Thread):
             while (task := self.tasks.get()) is not None:
                 if not self.stop.is_set():
                     _run(*task)
-                del task  # its images must not stay in memory until the next task comes
+                del task  # do not keep the task's images in memory until the next task comes
 
 
 def _run(future: "Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:

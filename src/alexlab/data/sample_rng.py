@@ -1,4 +1,4 @@
-"""Random numbers of one image: a stream that follows from (seed, epoch, index) and is the same in any thread."""
+"""Random numbers for one image: a stream that depends on (seed, epoch, index) only, and not on the thread."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def mix(*numbers: int) -> int:
 
 
 class SampleRng:
-    """A splitmix64 stream. torch's and NumPy's generators take 10 to 130 microseconds to seed; this one takes none."""
+    """A splitmix64 stream, which takes no time to seed; torch's and NumPy's generators take 10 to 130 microseconds."""
 
     __slots__ = ("state",)
 

@@ -1,7 +1,7 @@
-"""Which images form which batch, as a function of (seed, epoch) and of nothing else.
+"""Samplers: which images form which batch, as a function of (seed, epoch) only.
 
 The samplers yield (index of the image, epoch) pairs, from which a thread derives an image's augmentation. So the
-batches do not depend on the number of threads, and a resumed run needs to know the step only.
+batches do not depend on the number of threads, and a resumed run needs to know only the step.
 """
 
 import itertools
@@ -65,8 +65,8 @@ class TrainBatchSampler(Sampler[list[Key]]):
 class EvalBatchSampler(Sampler[list[Key]]):
     """Batches of one rank in which every image comes exactly once over all ranks, without padding.
 
-    All ranks yield the same number of batches, the last of which may be short or empty: a rank with fewer batches
-    would skip hooks in which the others wait for it.
+    All ranks yield the same number of batches, and the last may be short or empty. A rank with fewer batches would
+    skip hooks in which the other ranks wait for it.
 
     Args:
         size: number of images.

@@ -1,7 +1,7 @@
-"""What happens to each image by itself, on the CPU: which part is cropped, and policies that differ by image.
+"""Transforms of single images on the CPU: random crops and flips, and augmentation policies.
 
-`decode.crop_resize` crops and resizes in one pass, `policies.py` has TrivialAugment and RandAugment. What can be done
-to whole batches (float, normalization, colour noise, erasing, mixup) is in `tasks/augment.py`, on the device.
+`decode.crop_resize` crops and resizes in one pass, `policies.py` has TrivialAugment and RandAugment. The
+transforms of whole batches on the device (normalization, colour noise, erasing, mixup) are in `tasks/augment.py`.
 """
 
 import functools
@@ -16,8 +16,8 @@ from torch import Tensor
 from alexlab.data import decode, policies
 from alexlab.data.sample_rng import BatchRng, SampleRng
 
-LONG = 8  # the most that an image may be longer than the crop before only a part of it is resized
-TRIES = 10  # of torchvision's random resized crop, before it takes the middle
+LONG = 8  # if an image is longer than this many crops, only the part around the crop is resized
+TRIES = 10  # attempts of torchvision's random resized crop, before it takes the middle
 
 
 class CropBox(NamedTuple):
@@ -36,7 +36,7 @@ class CropBox(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleTransform:
-    """Picture -> uint8 (3, image_size, image_size).
+    """Crop, resize, flip and augment one image: Picture -> uint8 (3, image_size, image_size).
 
     Attributes:
         image_size: side of the result in pixels.
@@ -49,7 +49,7 @@ class SampleTransform:
         flip: probability of mirroring left to right.
         policy: "none", "trivial" (TrivialAugmentWide) or "rand" (RandAugment).
         policy_ops, policy_magnitude: operations per image of RandAugment, and their strength (0 to 30).
-        sizes: (first epoch, counted from 1; pixels): sides that replace image_size, for images that grow with training.
+        sizes: pairs (first epoch, counted from 1; side in pixels) that replace image_size, for progressive resizing.
     """
 
     image_size: int
@@ -177,7 +177,7 @@ def random_boxes(
 ) -> np.ndarray:
     """Draw the `random_box` of each stream: int64 (N, 4)."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    open_rows = np.arange(len(rng.states))  # those without a box
+    open_rows = np.arange(len(rng.states))  # rows that have no box yet
     boxes = np.tile(np.array(middle_box(width, height, ratio)), (len(open_rows), 1))
     for _ in range(TRIES):
         area = width * height * rng.uniform(*scale, rows=open_rows)

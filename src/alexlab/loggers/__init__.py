@@ -1,1 +1,1 @@
-"""Loggers beside Lightning's own."""
+"""Loggers of a run: metrics.csv and Weights & Biases."""

@@ -15,7 +15,7 @@ from alexlab.engine.files import name_in_errors, open_no_link, read_csv, write_c
 class CsvLogger(Logger):
     """Append one row per call of `log_metrics`, with a column for each metric that was ever logged.
 
-    Lightning's CSVLogger empties its directory at the start, and rewrites its file in place when a metric is new.
+    Lightning's CSVLogger empties the directory at the start, and rewrites the file in place when a metric is new.
 
     Args:
         run_dir: directory of metrics.csv; existing rows are kept.
@@ -64,7 +64,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def sync(self) -> int:
-        """Flush the file to the disk; return its number of rows."""
+        """Flush the file to the disk, and return the number of rows."""
         self._read_columns()
         if self.path.is_file():
             with self.path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Questions to W&B's server: the config and summary of a run, the file of a sweep. Does not import Lightning."""
+"""Requests to W&B's server: the config and summary of a run, the file of a sweep. Does not import Lightning."""
 
 import logging
 import netrc
@@ -14,7 +14,7 @@ from alexlab.engine.errors import UserError
 log = logging.getLogger("alexlab")
 
 RUN_TIMEOUT = 20  # seconds that the server gets to answer
-SWEEP_TIMEOUT = 10  # the same for a question that a run can do without
+SWEEP_TIMEOUT = 10  # seconds for a sweep's file, which a run can do without
 
 
 def has_api_key() -> bool:
@@ -37,7 +37,7 @@ def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fetch the config and the summary of the run `path` (ENTITY/PROJECT/RUN). Anybody may have written them.
 
     Raises:
-        UserError: there is no API key, no answer, or no such run.
+        UserError: no API key was found, the server did not answer, or it has no such run.
     """
     if not has_api_key():
         raise UserError(f"`from_wandb={path}` needs an API key: run `wandb login` or set WANDB_API_KEY.")

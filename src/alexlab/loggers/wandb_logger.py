@@ -23,7 +23,7 @@ log = logging.getLogger("alexlab")
 Status = Literal["finished", "failed", "preempted"]
 Mode = Literal["online", "offline", "disabled"]
 
-# The values of WANDB_MODE that fit a run, as W&B reads them. Its `shared` is for several processes that write one run.
+# The values of WANDB_MODE that fit a run, as W&B reads them. `shared` is for several processes that write one run.
 MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
 MODES |= {"dryrun": "offline", "run": "online"}
 ID_FILE = ".wandb-id"  # in the run directory: the id of the run in W&B, so that a resumed run is the same one
@@ -38,7 +38,7 @@ def choose_mode(mode: str) -> tuple[Mode, str]:
     """Return W&B's mode for `logger.wandb.mode`, and the reason in words. WANDB_MODE decides if it is "auto".
 
     Raises:
-        UserError: WANDB_MODE is not a mode for a run, or the mode needs an API key and there is none.
+        UserError: WANDB_MODE is not a mode for a run, or the mode needs an API key and none was found.
     """
     variable = os.environ.get("WANDB_MODE")
     if variable == "":
@@ -121,12 +121,12 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         if not started_by_agent():  # the agent has created the run, in its sweep's project
             self.init_args |= {"project": project, "entity": entity, "id": run_id, "resume": "allow"}
         else:
-            # W&B would read the sweep's parameters from this file, and then ignore all other keys of their groups
+            # W&B would read the sweep's parameters from this file, and then ignore all other keys of these groups
             os.environ.pop("WANDB_SWEEP_PARAM_PATH", None)
             self.init_args |= {"resume": "allow"} if run_id is not None else {}
         self.run: Any = None
         self.is_broken = self.is_closing = False
-        self.uploads: list[tuple[threading.Thread, float]] = []  # with the seconds that the run's end waits for each
+        self.uploads: list[tuple[threading.Thread, float]] = []  # (thread, seconds that `finish` waits for it)
         self.has_test_images = True
         self.learning_rate_axes: Callable[[], dict[str, float]] | None = None  # set by the callback that logs them
         self.view: str | None = None  # the address of the run, or the command that shows an offline run
@@ -189,8 +189,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Do nothing: `log_config` logs the whole config."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log one row. Without test images, skip test/*: they were measured on val/, and would look like test results
-        beside those of other runs."""
+        """Log one row. Without test images, skip test/*: these were measured on val/, but in a table of runs they would
+        look like test results."""
         row = {key: value for key, value in metrics.items() if self.has_test_images or not key.startswith("test/")}
         if not row.keys() - {"epoch"} and row.keys() != metrics.keys():
             return
@@ -217,9 +217,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     # -- artifacts
 
     def log_dataset(self, data: dict[str, Any], described: dict[str, Any], classes: list[str]) -> None:
-        """Log what the run is trained on as an input artifact: fingerprint, counts and class names, and no image.
+        """Log the run's dataset as an input artifact: fingerprint, counts and class names, but no images.
 
-        Its content has no folder of this machine, so that all runs on the same images use the same version of it.
+        The artifact contains no path of this machine, so that all runs on the same images use the same version.
 
         Args:
             data: the config's group `data`.

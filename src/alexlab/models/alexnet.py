@@ -12,9 +12,9 @@ from alexlab.models.lrn import LocalResponseNorm
 
 # 1 / sqrt(1/2 - 1/(2 pi)): one over the standard deviation of a rectified unit Gaussian
 RELU_GAIN = (0.5 - 0.5 / math.pi) ** -0.5
-MIN_SIZE = 64  # pixels: of smaller images nothing is left for the last maps
+MIN_SIZE = 64  # pixels: smaller images leave nothing for the last maps
 
-# per layer, five convolutions and three linear layers: standard deviation of the weights, and the bias
+# (standard deviation of the weights, bias) of each layer: five convolutions, three linear layers
 INITS: dict[str, list[tuple[float, float]]] = {
     "paper": [(0.01, bias) for bias in (0, 1, 0, 1, 1, 1, 1, 0)],
     "released": list(zip([0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01], [0, 1, 0, 1, 1, 1, 1, 0], strict=True)),
@@ -24,28 +24,32 @@ INITS: dict[str, list[tuple[float, float]]] = {
 
 
 class AlexNet(nn.Module):
-    """Five convolutions, two hidden layers and the classifier. The layers have the names of torchvision's AlexNet, so
-    that its weights load if the settings are the same.
+    """Five convolutions, two hidden linear layers and the classifier.
+
+    The layers have the names of torchvision's AlexNet, so that torchvision's weights fit if the settings are equal.
 
     Args:
         num_classes: number of logits.
         in_channels: 3 for RGB.
-        maps: number of maps of each of the five convolutions.
+        maps: number of maps (output channels) of each of the five convolutions.
         groups: of the second, fourth and fifth convolution; 2 in the paper, which split them over two GPUs.
-        padding: of the first convolution: pixels on each side, or "right_bottom" for 3 pixels there, as in the released
-            code.
-        conv_bias: give the convolutions biases.
-        ceil_mode: pool incomplete windows at the border, too, as Caffe does.
+        padding: of the first convolution: pixels on each side, or "right_bottom" for 3 pixels on these two sides, as in
+            the released code.
+        conv_bias: whether the convolutions have biases.
+        ceil_mode: pool incomplete windows at the border too, as Caffe does.
         norm: "lrn", "bn" (BatchNorm) or "none", after the ReLU.
         normed: the convolutions that `norm` follows, counted from 1.
         lrn: settings of `LocalResponseNorm`; the defaults are the paper's.
-        map_size: side of the last maps; maps of another size are averaged to it.
+        map_size: side of the last maps; maps of another size are averaged to this size.
         hidden: units of the two hidden layers.
-        dropout: probability.
+        dropout: probability of setting a unit to zero, from 0 to below 1.
         dropout_before: place dropout before the hidden layers, as torchvision does, instead of after them.
-        init: "paper", "released" (Krizhevsky's code) or "caffe", made for inputs of 0-255 minus the mean; "centered"
-            (the weights of each unit sum to zero, and its output has standard deviation 1), made for inputs of standard
-            deviation 1, which learns from the first step; or "torch", torch's default.
+        init: "centered", for inputs with standard deviation 1, which learns from the first step: the weights of each
+            unit sum to zero, and the outputs have standard deviation 1. "paper", "released" (Krizhevsky's code) and
+            "caffe" were made for inputs of 0-255 minus the mean. "torch" is torch's default.
+
+    Raises:
+        ValueError: `norm`, `init`, `dropout` or `padding` has another value than these.
     """
 
     def __init__(
@@ -78,20 +82,20 @@ class AlexNet(nn.Module):
         self.map_size = map_size
         layers: list[nn.Module] = [nn.ZeroPad2d((0, 3, 0, 3))] if padding == "right_bottom" else []
         pads = (0 if padding == "right_bottom" else int(padding), 2, 1, 1, 1)
-        before = in_channels
-        for i, count in enumerate(maps, 1):
-            kernel, stride = {1: (11, 4), 2: (5, 1)}.get(i, (3, 1))
-            parts = groups if i in (2, 4, 5) else 1
-            layers.append(nn.Conv2d(before, count, kernel, stride, pads[i - 1], groups=parts, bias=conv_bias))
+        channels = in_channels
+        for number, out in enumerate(maps, 1):
+            kernel, stride = {1: (11, 4), 2: (5, 1)}.get(number, (3, 1))
+            pad, conv_groups = pads[number - 1], groups if number in (2, 4, 5) else 1
+            layers.append(nn.Conv2d(channels, out, kernel, stride, pad, groups=conv_groups, bias=conv_bias))
             layers.append(nn.ReLU(inplace=True))
-            if norm != "none" and i in normed:
-                layers.append(nn.BatchNorm2d(count) if norm == "bn" else LocalResponseNorm(**(lrn or {})))
-            if i in (1, 2, 5):
+            if norm != "none" and number in normed:
+                layers.append(nn.BatchNorm2d(out) if norm == "bn" else LocalResponseNorm(**(lrn or {})))
+            if number in (1, 2, 5):
                 layers.append(Pool(3, stride=2, ceil_mode=ceil_mode))
-            before = count
+            channels = out
         self.features = nn.Sequential(*layers)
         drop = [nn.Dropout(dropout)]
-        first = [nn.Linear(before * map_size**2, hidden[0]), nn.ReLU(inplace=True)]
+        first = [nn.Linear(channels * map_size**2, hidden[0]), nn.ReLU(inplace=True)]
         second = [nn.Linear(hidden[0], hidden[1]), nn.ReLU(inplace=True)]
         both = [*drop, *first, *drop, *second] if dropout_before else [*first, *drop, *second, *drop]
         self.classifier = nn.Sequential(*both, nn.Linear(hidden[1], num_classes))
@@ -126,8 +130,8 @@ class AlexNet(nn.Module):
             if how == "centered":
                 nn.init.normal_(layer.weight)
                 with torch.no_grad():
-                    # ReLU outputs have a positive mean that all images share. Weights that sum to zero remove it; if
-                    # it adds up over eight layers, all images look alike and nothing is learned at first.
+                    # ReLU outputs have a positive mean that all images share. Weights that sum to zero remove it. If it
+                    # added up over eight layers, all images would look alike, and nothing would be learned at first.
                     layer.weight -= layer.weight.flatten(1).mean(1).view(-1, *[1] * (layer.weight.ndim - 1))
                     gain = 1.0 if number in (0, 7) else RELU_GAIN
                     layer.weight *= gain / layer.weight[0].numel() ** 0.5

@@ -1,4 +1,4 @@
-"""Questions to any network: its head, its first filters, its inputs' statistics, and the cost of one image."""
+"""Facts about any network: the head, the first filters, mean and std of the inputs, and the cost of one image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,10 @@ def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
     layer.
 
     Args:
-        num_classes: the outputs that it must have, if it must be the head for certain.
+        num_classes: number of outputs that the layer must have; None skips this check.
 
     Raises:
-        UserError: there is none, or it does not have `num_classes` outputs.
+        UserError: there is no such layer, or it does not have `num_classes` outputs.
     """
     head = _last_layer(net)
     outputs = head.out_features if isinstance(head, nn.Linear) else head.out_channels
@@ -55,10 +55,9 @@ def _last_layer(net: nn.Module) -> "nn.Linear | nn.Conv2d":
 
 
 def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
-    """Return the first convolution, and the number of groups of the second one, in which its maps are used; None if
-    there is no convolution.
+    """Return the first convolution, and in how many groups the second one reads its maps; None without a convolution.
 
-    The paper's network has two groups: its first 48 filters were on one GPU and became grey, the others coloured.
+    AlexNet has two groups: 48 filters were on one GPU and became grey, the other 48 became coloured.
     """
     layers = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     if not layers:
@@ -70,8 +69,8 @@ def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
 def normalization(
     net: nn.Module, mean: "Sequence[float] | str" = "auto", std: "Sequence[float] | str" = "auto"
 ) -> tuple[list[float], list[float]]:
-    """Return mean and std of the inputs, of RGB on a 0-1 scale. "auto" is what the network's published weights were
-    trained with, if it says so in `pretrained_cfg` as timm's networks do, else ImageNet's."""
+    """Return mean and std of the inputs, of RGB on a 0-1 scale. For "auto", these are the values that
+    the published weights were trained with, from `pretrained_cfg` as timm's networks have it, else ImageNet's."""
     published = getattr(net, "pretrained_cfg", None) or {}
     mean = published.get("mean", IMAGENET_MEAN) if isinstance(mean, str) else mean
     std = published.get("std", IMAGENET_STD) if isinstance(std, str) else std
@@ -82,14 +81,15 @@ def macs(net: nn.Module, image_size: int) -> int | None:
     """Count the multiply-accumulates of convolutions, linear layers and attention in one image's forward pass.
 
     This is half of what torch's counter returns, which counts multiplications and additions. Only shapes are used:
-    nothing is computed, and neither weights nor random numbers change. None if the network cannot run without values.
+    nothing is computed, and neither weights nor random numbers change. The result is None if the network cannot run
+    without values.
     """
     training = net.training
     shapes = {name: value.to("meta") for name, value in (*net.named_parameters(), *net.named_buffers())}
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
             torch.func.functional_call(net.eval(), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
-    except (RuntimeError, NotImplementedError, ValueError):  # it creates tensors on a real device
+    except (RuntimeError, NotImplementedError, ValueError):  # the network creates tensors on a real device
         return None
     finally:
         net.train(training)

@@ -12,6 +12,7 @@ class LocalResponseNorm(nn.Module):
     """b = a / (k + alpha * sum of a^2 over `size` neighbouring maps) ** beta  (Krizhevsky et al. 2012, section 3.3).
 
     Args:
+        size, alpha, beta, k: see the formula; the defaults are the paper's.
         divide: divide alpha by size, as torch.nn.LocalResponseNorm and Caffe do; the paper's formula does not.
         groups: number of equal parts of the maps within which neighbours are counted; the released code had half of the
             maps on each of two GPUs.
@@ -30,9 +31,9 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k, self.divide, self.groups = size, alpha, beta, k, divide, groups
 
     def forward(self, a: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape and type.
+        """Normalize maps (B, C, H, W); the result has the same shape and type.
 
-        float16 is computed in float32: squares of values from 256 on overflow. bfloat16 has float32's range.
+        float16 is computed in float32: squares of values from 256 on would overflow. bfloat16 has float32's range.
         """
         alpha = self.alpha / self.size if self.divide else self.alpha
         wide = a.float() if a.dtype == torch.float16 else a
@@ -54,7 +55,7 @@ class LocalResponseNorm(nn.Module):
 
 
 class _Normalize(torch.autograd.Function):
-    """The same with an explicit gradient: autograd would store and read each term of the sum.
+    """The normalization with an explicit gradient: autograd would store and read each term of the sum.
 
     With s the scale and f = s^-beta: b = a f, and da = g f - 2 alpha beta a * (sum over the neighbours of g a f / s).
     """

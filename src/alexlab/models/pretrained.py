@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm by name, with a head for the given number of classes; their published weights."""
+"""Networks of torchvision and timm by name, with a head of `num_classes` outputs; their published weights."""
 
 import contextlib
 import difflib
@@ -22,7 +22,7 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
     """Build torchvision's network `name`. `pretrained` loads its ImageNet weights, except a head of another size.
 
     Raises:
-        ValueError: no such network, or its weights are not available.
+        ValueError: there is no such network, or its weights are not available.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
@@ -30,7 +30,7 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
     if name in ("googlenet", "inception_v3"):
         kwargs.setdefault("aux_logits", False)
         kwargs.setdefault("init_weights", True)
-        kwargs.setdefault("transform_input", True)  # their weights were trained on -1 to 1; they take ImageNet's scale
+        kwargs.setdefault("transform_input", True)  # the weights need inputs of -1 to 1: this converts ImageNet's scale
     net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
     inputs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     net.pretrained_cfg = {"mean": inputs.mean, "std": inputs.std}  # as timm's networks have; 0.5 for efficientnet_v2_l
@@ -43,7 +43,7 @@ def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
     """Load torchvision's ImageNet weights of a network, and check the hash of their file.
 
     Raises:
-        ValueError: they are not available, or the file is not the published one.
+        ValueError: the weights are not available, or the file is not the published one.
     """
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
@@ -61,11 +61,11 @@ def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
 def check_hash(file: Path, published: str) -> None:
     """Raise ValueError if the file's SHA-256 does not begin with `published`, some or all of its digits."""
     with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if not found.startswith(published):
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not sha256.startswith(published):
         digits = min(16, len(published))
         raise ValueError(
-            f"pretrained=true: {file} is not the published file: its SHA-256 begins with {found[:digits]}, not with "
+            f"pretrained=true: {file} is not the published file: its SHA-256 begins with {sha256[:digits]}, not with "
             f"{published[:digits]}. Remove it, so that it is downloaded again."
         )
 
@@ -73,7 +73,7 @@ def check_hash(file: Path, published: str) -> None:
 def load_but_head(
     net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True, num_classes: int | None = None
 ) -> None:
-    """Load `state` into `net`, all but the last layer if its number of classes differs.
+    """Load `state` into `net`, but not the last layer if the number of classes differs.
 
     Args:
         keep_head: load the last layer too, if it fits.
@@ -102,7 +102,7 @@ def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5
     """Build torchvision's AlexNet ("one weird trick", Krizhevsky 2014): 64-192-384-256-256 maps, no normalization.
 
     Raises:
-        ValueError: its weights are not available, or `in_channels` is not theirs.
+        ValueError: the weights are not available, or `pretrained` is used and `in_channels` is not 3.
     """
     net = AlexNet(
         num_classes, in_channels, maps=(64, 192, 384, 256, 256), groups=1, padding=2, norm="none", dropout=dropout,
@@ -156,10 +156,10 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool
         return _call_timm(timm.create_model, name, pretrained=pretrained, num_classes=num_classes, **overlay, **kwargs)
 
 
-def _call_timm(asked: Callable[..., Any], name: str, **more: Any) -> Any:
-    """Call a function of timm. Its refusal becomes a ValueError, which says whether the internet could help."""
+def _call_timm(function: Callable[..., Any], name: str, **kwargs: Any) -> Any:
+    """Call a function of timm, and raise its errors as a ValueError that says whether the internet could help."""
     try:
-        return asked(name, **more)
+        return function(name, **kwargs)
     except OSError as error:  # from the hub's client
         raise _not_available(name, error) from error
     except Exception as error:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-# Principal axes (columns) of ImageNet's RGB values on a 0-1 scale. Most code since Facebook's fb.resnet.torch calls the
-# lengths eigenvalues and multiplies the noise with them, as the AlexNet paper does with eigenvalues. To scale noise by
-# the standard deviation along an axis, take their square roots.
+# Principal axes (columns) of ImageNet's RGB values on a 0-1 scale, and the lengths of these axes. Most code since
+# Facebook's fb.resnet.torch calls the lengths eigenvalues and multiplies the noise with them, as the AlexNet paper does
+# with eigenvalues. Take their square roots to scale the noise by the standard deviation along an axis.
 PCA_EIGENVALUES = (0.2175, 0.0188, 0.0045)
 PCA_EIGENVECTORS = (
     (-0.5675, 0.7192, 0.4009),
@@ -20,16 +20,18 @@ ERASED_ASPECT = 3.3  # height / width is between 1 / 3.3 and 3.3
 class BatchAugment:
     """Turn uint8 images into the network's input.
 
-    The random numbers of an image follow from (seed, epoch, batch, position in the global batch), not from the rank:
-    runs on one or more devices see the same images. Only mixup and cutmix pair images within a device.
+    The random numbers of an image depend on (seed, epoch, batch, position in the global batch), not on the rank: runs
+    on one or more devices see the same images. Mixup and cutmix are the exception: they pair images of one device.
 
     Args:
         mean, std: of RGB on a 0-1 scale.
+        num_classes: length of the class probabilities of mixed images.
         pca: standard deviation of the colour noise along each principal axis, relative to its eigenvalue (AlexNet
             paper: 0.1); 0 is off.
         erase: probability that a rectangle of 2 to 33 % of an image is replaced by the mean colour.
-        mixup, cutmix: parameter of the Beta distribution; 0 is off. With both on, each batch uses one of them.
-        pca_by: "eigenvalues", or "deviations" for noise relative to their square roots, which is 2 to 15 times as much.
+        mixup, cutmix: parameter of the Beta distribution; 0 is off. If both are on, each batch uses one of them.
+        pca_by: "eigenvalues", or "deviations": the noise is relative to the square roots of the eigenvalues, which
+            makes it 2 to 15 times as strong.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class BatchAugment:
         Args:
             images: uint8 (B, 3, H, W).
             targets: int64 (B,).
-            seed: of the batch, the same on all ranks.
+            seed: seed of the batch, the same on all ranks.
 
         Returns:
             Images float32 (B, 3, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.

@@ -32,7 +32,7 @@ STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a task needs to know about its run.
+    """What a task needs to know about the run.
 
     Attributes:
         class_names: readable names of the classes, in the order of the logits.
@@ -52,16 +52,16 @@ class RunInfo:
 
 
 class BaseTask(pl.LightningModule):
-    """A task calls `update_metrics` in each step; this class logs the metrics and remembers the best validation.
+    """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation.
 
     Args:
-        net: the network; a checkpoint's weights are its state dict, with the prefix "net.".
+        net: the network; checkpoints store the weights with the prefix "net.".
         augment: uint8 images -> float images, on the device.
-        metrics: further torchmetrics beside loss, acc1 and acc5.
-        run: what the task must know about its run.
+        metrics: torchmetrics that are computed in addition to loss, acc1 and acc5.
+        run: what the task must know about the run.
 
     Attributes:
-        best, best_epoch: all validation metrics of the epoch with the best `monitor`, and its number, from 1.
+        best, best_epoch: all validation metrics of the epoch with the best `monitor`; the epoch, counted from 1.
         improved: whether the last validation was the best so far, so that best.ckpt must be written.
         skipped: path -> reason of each broken image that was skipped.
         ignores_nonfinite_loss: whether training metrics ignore batches with a NaN or infinite loss (on_nan=skip).
@@ -93,13 +93,16 @@ class BaseTask(pl.LightningModule):
     # -- from a batch to what the network sees
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch and note its broken images. Lightning's own search for tensors in a batch takes 0.2 ms."""
+        """Move a batch and note the broken images. Lightning's own search for tensors in a batch takes 0.2 ms."""
         self.note_skipped(batch.skipped)
         return batch.to(device)
 
     def augmented(self, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Augment training batch `batch_idx` of this epoch, see `BatchAugment`. The random numbers follow from seed,
-        epoch, batch and rank, so that a resumed run draws the same ones, for dropout too."""
+        """Augment training batch `batch_idx` of this epoch, see `BatchAugment`.
+
+        All random numbers, also those of dropout, depend on seed, epoch, batch and rank only. So a resumed run draws
+        the same ones.
+        """
         batch_seed = mix(self.run.seed, self.current_epoch, batch_idx)
         reseed(mix(batch_seed, self.global_rank), self.device)
         images, targets = self.augment(images, targets, batch_seed, self.global_rank, self.trainer.world_size)
@@ -114,7 +117,7 @@ class BaseTask(pl.LightningModule):
         return images.to(self.dtype).contiguous(memory_format=layout)  # float32, except for trainer.precision=*-true
 
     def zero_loss(self) -> Tensor:
-        """Return a loss for a batch without images: all ranks must take part in the backward pass."""
+        """Return a loss of 0 for a batch without images, because all ranks must take part in the backward pass."""
         return cast(Tensor, sum(parameter.sum() for parameter in self.net.parameters()) * 0.0)
 
     # -- metrics
@@ -128,8 +131,8 @@ class BaseTask(pl.LightningModule):
         """Add a batch to the metrics of a stage.
 
         Args:
-            logits: (B, C).
-            targets: int64 (B,), or class probabilities (B, C), of which the largest counts as the label.
+            logits: (B, num_classes).
+            targets: int64 (B,), or class probabilities (B, num_classes), of which the largest counts as the label.
             loss: the mean loss of the batch.
         """
         if stage == "train" and self.ignores_nonfinite_loss and not torch.isfinite(loss):
@@ -142,7 +145,7 @@ class BaseTask(pl.LightningModule):
 
     def reset_metrics(self, stage: Stage) -> None:
         sums = self.loss_and_accuracy[stage]
-        if self.device.type == "mps":  # has no float64
+        if self.device.type == "mps":  # Apple's GPUs have no float64
             sums.set_dtype(torch.float32)
         sums.to(self.device).reset()
         if self.metrics:
@@ -154,7 +157,7 @@ class BaseTask(pl.LightningModule):
         Raises:
             UserError: no image could be read, the loss is NaN or infinite, or a metric gives more than one number.
         """
-        with warnings.catch_warnings():  # no images in this process is nothing to warn about
+        with warnings.catch_warnings():  # a rank may have no images
             warnings.filterwarnings("ignore", message=".*method of metric .* was called before the ``update`` method")
             means = self.loss_and_accuracy[stage].compute()
             further = self.metrics[stage].compute() if self.metrics else {}
@@ -197,7 +200,7 @@ class BaseTask(pl.LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.global_step % every == 0:
-            # NaN of a window without images is logged too: without a value, Lightning logs the one before again
+            # NaN, of steps without images, is logged too: without a value, Lightning would log the previous one again
             for name, value in self.loss_and_accuracy["train"].window_means().items():
                 self.log(f"train/{name}_step", value, prog_bar=True)
 
@@ -210,14 +213,14 @@ class BaseTask(pl.LightningModule):
         self.share_buffers()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics and compare them with the best. Callbacks' hooks run before this one, so none can do it."""
+        """Log the metrics and compare them with the best. Callbacks cannot do this, because their hooks run before."""
         self.share_skipped()
         logged = self.log_metrics("val")
         if self.trainer.sanity_checking:
             return
         monitor = self.run.monitor
         if monitor not in logged:
-            raise UserError(f"monitor={monitor} is not a metric of the validation, which are {', '.join(logged)}.")
+            raise UserError(f"monitor={monitor} is not a validation metric: choose one of {', '.join(logged)}.")
         sign = 1 if mode_of(monitor) == "max" else -1
         self.improved = not self.best or sign * logged[monitor] > sign * self.best[monitor]
         if self.improved:
@@ -244,7 +247,7 @@ class BaseTask(pl.LightningModule):
         """Add broken images to `skipped`.
 
         Raises:
-            UserError: there are more than `max_bad`.
+            UserError: more than `max_bad` images are broken.
         """
         if not skipped:
             return
@@ -257,7 +260,7 @@ class BaseTask(pl.LightningModule):
             )
 
     def share_skipped(self) -> None:
-        """Tell all ranks about the broken images of each."""
+        """Gather the broken images of all ranks on each rank."""
         if self.trainer.world_size > 1:
             gathered: list[dict[str, str]] = [{}] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, self.skipped)
@@ -266,7 +269,7 @@ class BaseTask(pl.LightningModule):
     # -- optimizer and checkpoints
 
     def on_train_start(self) -> None:
-        """Recompute the learning rate: a checkpoint has the one of its own schedule, which is wrong if
+        """Recompute the learning rate: the checkpoint stores the old schedule's value, which is wrong if
         trainer.max_epochs was changed."""
         for entry in self.trainer.lr_scheduler_configs:
             schedule = entry.scheduler
@@ -277,14 +280,14 @@ class BaseTask(pl.LightningModule):
 
     @property
     def clips_scaled_gradients(self) -> bool:
-        """Whether 16-mixed clips gradients. A fused optimizer undoes the loss scaling within its step: too late."""
+        """Whether 16-mixed clips gradients. No fused optimizer can be used: it unscales gradients after clipping."""
         return self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip as Lightning does, also for FSDP, and for bf16 with a fused optimizer: Lightning refuses that, although
-        only 16-mixed scales the loss."""
+        """Clip gradients as Lightning does, also with FSDP, and also with bf16 and a fused optimizer. Lightning refuses
+        the latter, although only 16-mixed scales the loss."""
         plugin = self.trainer.precision_plugin
         if isinstance(self.trainer.strategy, FSDPStrategy):
             sharded: Any = self.trainer.strategy.model
@@ -297,8 +300,8 @@ class BaseTask(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's provenance and the best metrics, and to best.ckpt the averaged weights that were validated:
-        Lightning calls no callback for a checkpoint of weights only."""
+        """Add the run's provenance and the best metrics. If the run averages weights, save the average in best.ckpt:
+        Lightning calls no callback for a checkpoint that has weights only."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging) and "current_model_state" not in checkpoint:
                 callback.on_save_checkpoint(self.trainer, self, checkpoint)

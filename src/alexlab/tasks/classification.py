@@ -16,16 +16,16 @@ from alexlab.tasks.optimizers import OptimizerSettings, build_optimizer, build_s
 class ImageClassifier(BaseTask):
     """Train `net` on images that belong to one class each.
 
-    A batch has uint8 images (B, 3, H, W), int64 targets (B,) and the broken images that were skipped. Logged are
-    `train/`, `val/` and `test/` with `loss`, `acc1`, `acc5` and the names of `metrics`.
+    A batch has uint8 images (B, 3, H, W), int64 targets (B,) and the paths of broken images that were skipped. The
+    logged metrics are `loss`, `acc1`, `acc5` and those of `metrics`, each with the prefix `train/`, `val/` or `test/`.
 
     Args:
         net: float images (B, 3, H, W) -> logits (B, num_classes).
         criterion: (logits, targets) -> mean loss of the batch. Targets are int64 (B,), or class probabilities
             (B, num_classes) if mixup or cutmix mixed the images.
         augment: uint8 images -> float images, on the device.
-        metrics: further torchmetrics, updated with (logits, int64 labels); each must give one number.
-        optimizer: settings of the optimizer and of its learning rate schedule; None if the task only evaluates.
+        metrics: more torchmetrics, updated with logits (B, num_classes) and labels (B,); each must give one number.
+        optimizer: settings of the optimizer and the learning rate schedule; None if the task only evaluates.
         run: seed, class names and so on, see `RunInfo`.
     """
 
@@ -66,9 +66,9 @@ class ImageClassifier(BaseTask):
         return {"logits": logits}
 
     def _evaluate(self, stage: Stage, batch: Batch) -> Tensor | None:
-        """Update the metrics of `stage`; returns the logits, or None for a batch without images.
+        """Update the metrics of `stage`, and return the logits, or None for a batch without images.
 
-        All ranks have the same number of batches, of which the last may be empty: each image counts once.
+        All ranks have the same number of batches. The last may be empty, because each image is evaluated once.
         """
         if not len(batch.targets):
             return None

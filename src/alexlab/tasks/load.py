@@ -27,7 +27,7 @@ TRAINING_ONLY = ("pretrained", "dropout", "init", "num_classes")  # network sett
 
 
 class EvalTransform:
-    """Turns an image, or the path of one, into float32 (3, S, S), cropped and normalized as in the run's evaluation.
+    """Convert an image, or the path of one, to float32 (3, S, S), cropped and normalized as in the run's evaluation.
 
     Args:
         image_size: S, in pixels.
@@ -82,7 +82,7 @@ def load(
     Args:
         run: a run's directory or name, or "latest".
         ckpt: "best", "last" or a file.
-        logs: the folder of named runs.
+        logs: the folder in which runs are looked up by name.
         check_sources: print a warning if the network's source files have changed since the run.
 
     Raises:
@@ -91,15 +91,15 @@ def load(
     run_dir = find_run(str(run), Path(logs), ckpt)
     config = config_of(run_dir)
     path = ckpt_of(run_dir, ckpt)
-    found = checkpoint_io.load(path)
-    net = build_network(config.model.net, len(found["alexlab"]["classes"]))
-    load_net(net, found, path)
-    check_own(found, config, path, run_dir)
+    checkpoint = checkpoint_io.load(path)
+    net = build_network(config.model.net, len(checkpoint["alexlab"]["classes"]))
+    load_net(net, checkpoint, path)
+    check_own(checkpoint, config, path, run_dir)
     if check_sources:
-        warn_of_changed_sources(found, net, path)
+        warn_of_changed_sources(checkpoint, net, path)
     mean, std = normalization(net, config.model.mean, config.model.std)
     transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, mean, std)
-    return Trained(net.eval(), transform, readable_classes(found, config))
+    return Trained(net.eval(), transform, readable_classes(checkpoint, config))
 
 
 def config_of(run_dir: Path) -> TrainConfig:
@@ -112,27 +112,28 @@ def config_of(run_dir: Path) -> TrainConfig:
     return validate_saved(configs.load(path), path)
 
 
-def readable_classes(found: dict[str, Any], config: TrainConfig) -> list[str]:
+def readable_classes(checkpoint: dict[str, Any], config: TrainConfig) -> list[str]:
     """Return the readable class names of the checkpoint of a run with this config."""
-    saved = found["alexlab"].get("readable_classes")  # older checkpoints lack them
-    return saved or names.readable(found["alexlab"]["classes"], config.data.class_names)
+    saved = checkpoint["alexlab"].get("readable_classes")  # older checkpoints lack them
+    return saved or names.readable(checkpoint["alexlab"]["classes"], config.data.class_names)
 
 
 # -- weights into a network
 
 
-def trained_weights(found: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def trained_weights(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """Return the network's weights in a checkpoint."""
-    return {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
+    saved = checkpoint["state_dict"]
+    return {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
 
 
-def load_net(net: nn.Module, found: dict[str, Any], path: Path) -> None:
+def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     """Load all weights of a checkpoint into `net`.
 
     Raises:
-        UserError: the weights are of another network; names the keys or shapes that differ.
+        UserError: the weights are another network's. The message names the keys or shapes that differ.
     """
-    state, own = trained_weights(found, path), net.state_dict()
+    state, own = trained_weights(checkpoint, path), net.state_dict()
     differ = [f"{key} is missing" for key in own if key not in state]
     differ += [f"{key} is not in this network" for key in state if key not in own]
     differ += [
@@ -168,25 +169,25 @@ def load_initial_weights(
         check_sources: print a warning if the network's source files have changed since the checkpoint was written.
 
     Returns:
-        True if the last layer keeps its random weights.
+        True if the last layer keeps the random weights.
 
     Raises:
-        UserError: there is no such checkpoint, it is of another network, or its network was trained on other inputs.
+        UserError: there is no such checkpoint, it has the weights of another network, or they expect other inputs.
     """
-    found = checkpoint_io.load(path)
-    same = list(found["alexlab"]["classes"]) == list(classes)
+    checkpoint = checkpoint_io.load(path)
+    same = list(checkpoint["alexlab"]["classes"]) == list(classes)
     try:
-        load_but_head(net, trained_weights(found, path), keep_head=same, num_classes=len(classes))
+        load_but_head(net, trained_weights(checkpoint, path), keep_head=same, num_classes=len(classes))
     except ValueError as error:
-        config = found["alexlab"]["config"]
+        config = checkpoint["alexlab"]["config"]
         option, name = config.get("choices", {}).get("model"), config["model"]["name"]
         named = f" model.name={name}" if option in ("torchvision", "timm") else ""
         model = f"model={option}{named}" if option else f"model.name={name}"
         raise UserError(f"init_from={path}: {error} The run of the checkpoint has {model}.") from error
     if check_sources:
-        warn_of_changed_sources(found, net, path)
-    check_function(f"init_from={path}", found, net, image_size, same)
-    wanted = dict(zip(("mean", "std"), input_statistics(found["alexlab"]["config"]["model"]), strict=True))
+        warn_of_changed_sources(checkpoint, net, path)
+    check_function(f"init_from={path}", checkpoint, net, image_size, same)
+    wanted = dict(zip(("mean", "std"), input_statistics(checkpoint["alexlab"]["config"]["model"]), strict=True))
     differ = [key for key, value in (("mean", mean), ("std", std)) if wanted[key] != list(value)]
     if differ:
         fix = " ".join(f"model.{key}={wanted[key]}".replace(" ", "") for key in differ)
@@ -197,9 +198,9 @@ def load_initial_weights(
 # -- whether a checkpoint fits
 
 
-def check_classes(found: dict[str, Any], classes: Sequence[str], root: Path) -> None:
+def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path) -> None:
     """Raise UserError if the images in `root` have other classes than the checkpoint, or another order."""
-    trained = list(found["alexlab"]["classes"])
+    trained = list(checkpoint["alexlab"]["classes"])
     if list(classes) != trained:
         raise UserError(
             f"{root} has other classes than the run: missing {_some(set(trained) - set(classes))}, "
@@ -212,11 +213,11 @@ def _some(names: set[str]) -> str:
     return f"{', '.join(sorted(names)[:8]) or 'none'}{more}"
 
 
-def check_own(found: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path) -> None:
-    """Raise UserError if a checkpoint from outside the run is of a network with other settings than the run's."""
+def check_own(checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path) -> None:
+    """Raise UserError if a checkpoint of another run has a network with other settings than this run's."""
     if path.resolve().parent == run_dir.resolve() / "checkpoints":
         return
-    theirs, ours = found["alexlab"]["config"]["model"], config.model.model_dump(exclude_unset=True)
+    theirs, ours = checkpoint["alexlab"]["config"]["model"], config.model.model_dump(exclude_unset=True)
     statistics = zip(("mean", "std"), input_statistics(theirs), input_statistics(ours), strict=True)
     differ = [f"model.{key}" for key, their_value, our_value in statistics if their_value != our_value]
     nets = [{key: value for key, value in m["net"].items() if key not in TRAINING_ONLY} for m in (theirs, ours)]
@@ -229,18 +230,18 @@ def check_own(found: dict[str, Any], config: TrainConfig, path: Path, run_dir: P
         )
 
 
-def warn_of_changed_sources(found: dict[str, Any], net: nn.Module, path: Path) -> None:
+def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Path) -> None:
     """Print a warning if source files of a network have changed since the checkpoint was written.
 
     The weights may still fit, so nothing else would show the change. Checkpoints of older versions have no hashes of
     source files, and are not checked.
 
     Args:
-        found: content of the checkpoint.
-        net: the network, rebuilt from the present code.
+        checkpoint: content of the checkpoint.
+        net: the network, built by the present code.
         path: file of the checkpoint.
     """
-    changed = provenance.changed_sources(found["alexlab"].get("sources"), net)
+    changed = provenance.changed_sources(checkpoint["alexlab"].get("sources"), net)
     if changed:
         run_dir = path.resolve().parent.parent
         restore = provenance.how_to_restore(
@@ -253,10 +254,10 @@ def warn_of_changed_sources(found: dict[str, Any], net: nn.Module, path: Path) -
         )
 
 
-def check_function(key: str, found: dict[str, Any], net: nn.Module, image_size: int, same_classes: bool) -> None:
-    """Compare the outputs of the checkpoint's network with those of `net`, which has its weights, on one image.
+def check_function(key: str, checkpoint: dict[str, Any], net: nn.Module, image_size: int, same_classes: bool) -> None:
+    """Check on one image that the checkpoint's network and `net`, which has the same weights, give the same outputs.
 
-    The shapes of weights do not show strides, paddings or kinds of normalization.
+    The shapes of weights cannot show that strides, paddings or kinds of normalization differ.
 
     Args:
         key: the override that names the checkpoint, for messages: "init_from=PATH".
@@ -266,13 +267,13 @@ def check_function(key: str, found: dict[str, Any], net: nn.Module, image_size: 
     Raises:
         UserError: the outputs differ.
     """
-    model = found["alexlab"]["config"]["model"]
+    model = checkpoint["alexlab"]["config"]["model"]
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
-        theirs = _outputs(_rebuild(found, device="meta"), image, same_classes)
-    except Exception:  # its constructor computes with values, or it has tensors that are not in checkpoints
+        theirs = _outputs(_rebuild(checkpoint, device="meta"), image, same_classes)
+    except Exception:  # the constructor computes with values, or the network has tensors that are not in checkpoints
         try:
-            theirs = _outputs(_rebuild(found, device="cpu"), image, same_classes)
+            theirs = _outputs(_rebuild(checkpoint, device="cpu"), image, same_classes)
         except Exception as error:
             raise UserError(
                 f"{key}: the network of the checkpoint, {model['name']}, cannot take images of {image_size} pixels "
@@ -287,12 +288,13 @@ def check_function(key: str, found: dict[str, Any], net: nn.Module, image_size: 
         )
 
 
-def _rebuild(found: dict[str, Any], device: str) -> nn.Module:
+def _rebuild(checkpoint: dict[str, Any], device: str) -> nn.Module:
     """Build a checkpoint's network with its weights. On "meta", no random weights are created first."""
     with torch.device(device):
-        net = build_network(found["alexlab"]["config"]["model"]["net"], len(found["alexlab"]["classes"]))
-    state = {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
-    net.load_state_dict(state, assign=device == "meta")
+        net = build_network(checkpoint["alexlab"]["config"]["model"]["net"], len(checkpoint["alexlab"]["classes"]))
+    saved = checkpoint["state_dict"]
+    weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
+    net.load_state_dict(weights, assign=device == "meta")
     return net
 
 
@@ -303,7 +305,7 @@ def input_statistics(model: dict[str, Any]) -> tuple[list[float], list[float]]:
     try:
         with torch.device("meta"):  # builds no weights
             net = build_network(model["net"], 2)
-    except Exception:  # its constructor computes with values
+    except Exception:  # the constructor computes with values
         net = build_network(model["net"], 2)
     return normalization(net, model["mean"], model["std"])
 

@@ -8,7 +8,7 @@ class CrossEntropy(nn.Module):
     """Cross entropy in nats, with label smoothing in training only, so that validation losses stay comparable.
 
     Args:
-        label_smoothing: 0 to below 1, the part of the target that is spread evenly over all classes.
+        label_smoothing: fraction of the target that is spread evenly over all classes, from 0 to below 1.
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
@@ -16,6 +16,11 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits (B, C); targets int64 (B,), or class probabilities (B, C) of images that mixup or cutmix mixed."""
+        """Return the mean loss of a batch, a scalar.
+
+        Args:
+            logits: (B, num_classes).
+            targets: int64 (B,), or class probabilities (B, num_classes) if mixup or cutmix mixed the images.
+        """
         smoothing = self.label_smoothing if self.training else 0.0
         return F.cross_entropy(logits, targets, label_smoothing=smoothing)

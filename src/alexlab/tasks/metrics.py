@@ -1,4 +1,4 @@
-"""Metrics over the images of an epoch. Sums stay on the device, so that no training step waits for it."""
+"""Metrics over the images of an epoch. Sums stay on the device, so that no training step waits for the device."""
 
 import math
 
@@ -12,8 +12,8 @@ TOP_K = 5
 class LossAndAccuracy(Metric):
     """Mean loss, top-1 and top-5 accuracy (0 to 1), exact over any split of the images into batches and ranks.
 
-    With fewer than five classes, top-5 is top-`num_classes`, which is 1. `window_means` gives the means since its last
-    call, for the curves within an epoch.
+    With fewer than five classes, top-5 is top-`num_classes`, which is 1. `window_means` gives the means since the
+    previous call, for the curves within an epoch.
 
     Each step calls `add`, which is `update` without torchmetrics' bookkeeping.
     """
@@ -33,9 +33,9 @@ class LossAndAccuracy(Metric):
         self.add(logits, labels, loss)
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Add a batch: logits (B, C), labels int64 (B,), and the mean loss of the batch."""
+        """Add a batch: logits (B, num_classes), labels int64 (B,), and the mean loss of the batch."""
         logits, loss = logits.detach(), loss.detach()
-        # argmax as in the confusion matrix and the predictions: topk puts any of equal logits first, and bf16 has many
+        # argmax, as in the confusion matrix: topk may put any of several equal logits first, and bf16 has many
         top1 = logits.argmax(1) == labels
         top_k = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
         top5 = top1 | (top_k == labels[:, None]).any(1)
@@ -44,7 +44,7 @@ class LossAndAccuracy(Metric):
         self.window.add_(torch.stack(sums))
 
     def window_means(self) -> dict[str, float]:
-        """Return loss and top-1 accuracy of this rank since the last call; NaN without an image."""
+        """Return loss and top-1 accuracy of this rank since the previous call; NaN without an image."""
         loss, top1, _, images = self.window.tolist()
         self.past.add_(self.window)
         self.window.zero_()

@@ -14,7 +14,7 @@ from alexlab.engine.schema import mode_of
 from alexlab.engine.targets import locate
 from alexlab.models.introspection import head_of
 
-# keys of conf/optimizer/*.yaml that are used here; all others are arguments of the optimizer's class
+# keys of conf/optimizer/*.yaml that are used in this file; all other keys are arguments of the optimizer's class
 OUR_KEYS = {
     "_target_",
     "lr",
@@ -56,10 +56,10 @@ def effective_lr(settings: dict[str, Any], images_per_step: int) -> float:
 def build_optimizer(
     net: nn.Module, settings: dict[str, Any], images_per_step: int, may_fuse: bool = True
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of conf/optimizer/*.yaml: `_target_` is its class, unknown keys are arguments of the class.
+    """Build the optimizer of conf/optimizer/*.yaml: `_target_` is the class, unknown keys are arguments of it.
 
     Args:
-        may_fuse: what `fused: auto` means.
+        may_fuse: whether `fused: auto` chooses the fused optimizer.
 
     Raises:
         UserError: `_target_` is not allowed, or the class refuses a setting.
@@ -82,8 +82,8 @@ def build_optimizer(
 
 
 def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Group parameters by weight decay: the weights of convolutions, linear layers and embeddings have it; biases and
-    the parameters of other modules (normalization, scales) only with `decay_norm_and_bias`."""
+    """Group parameters by weight decay. The weights of convolutions, linear layers and embeddings have it. Biases and
+    the parameters of other modules (normalization, scales) have it only with `decay_norm_and_bias`."""
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
     seen: set[int] = set()
     weighted = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
@@ -94,8 +94,8 @@ def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool)
             seen.add(id(parameter))
             decays = decay_norm_and_bias or (isinstance(module, weighted) and not name.endswith("bias"))
             groups["decay" if decays else "no_decay"].append(parameter)
-    decays_by = {"decay": weight_decay, "no_decay": 0.0}
-    return [{"params": ps, "weight_decay": decays_by[name], "name": name} for name, ps in groups.items() if ps]
+    decay_of = {"decay": weight_decay, "no_decay": 0.0}
+    return [{"params": ps, "weight_decay": decay_of[name], "name": name} for name, ps in groups.items() if ps]
 
 
 def lr_groups(
@@ -139,8 +139,8 @@ def build_schedulers(
 
     Args:
         steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps in a whole epoch, even if the run stops within its first.
-        check_val_every_n_epoch: a plateau needs a validation.
+        steps_per_epoch: optimizer steps in a whole epoch, even if the run stops before the first epoch ends.
+        check_val_every_n_epoch: epochs from one validation to the next, whose metric a plateau schedule reads.
     """
     warmup = warmup_steps(settings, steps_per_epoch)
     if settings["name"] != "plateau":
@@ -169,11 +169,11 @@ def build_schedulers(
 
 
 def lr_factor(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> Callable[[int], float]:
-    """Return the function from step (0 is the first) to the factor on the learning rate. The warm-up rises linearly
-    from 1 / (warmup + 1).
+    """Return the function from step (counted from 0) to the factor on the learning rate.
 
     Args:
         unit: optimizer steps in one unit of the settings' lengths.
+        warmup: optimizer steps of the warm-up, which rises linearly from 1 / (warmup + 1).
     """
     name, floor = settings["name"], settings.get("min_factor", 0.0)
     span = max(1, steps - warmup)
@@ -184,11 +184,11 @@ def lr_factor(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> C
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        done = min(1.0, (step - warmup) / span)
+        progress = min(1.0, (step - warmup) / span)
         if name == "cosine":
-            return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+            return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
         if name == "linear":
-            return floor + (1 - floor) * (1 - done)
+            return floor + (1 - floor) * (1 - progress)
         if name == "step":
             return gamma ** (step // period)
         if name == "multistep":

@@ -31,7 +31,7 @@ def read(root: Path) -> dict[str, PreparedIndex]:
     """Find the images of train and val.
 
     Raises:
-        UserError: an archive is missing, or is not what it should be.
+        UserError: an archive is missing or cannot be read, or the archives do not fit each other.
     """
     for name in (VAL, DEVKIT):
         if not (root / name).is_file():
@@ -55,10 +55,10 @@ def read(root: Path) -> dict[str, PreparedIndex]:
 
 
 def val_classes(root: Path) -> list[str]:
-    """Return the WordNet identities of the validation images, in the order of their names.
+    """Return the WordNet ID of each validation image, sorted by the image's name.
 
     Raises:
-        UserError: the devkit is not ImageNet's, or SciPy is missing, with which torchvision reads it.
+        UserError: the devkit is not ImageNet's, or SciPy, which torchvision needs, is not installed.
     """
     from torchvision.datasets import imagenet
 

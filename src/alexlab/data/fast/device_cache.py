@@ -1,4 +1,4 @@
-"""Images that the device crops (`data.crop_on`) and that stay in its memory (`data.cache=device`)."""
+"""Crop images on the device (`data.crop_on`), and cache all images in the device's memory (`data.cache=device`)."""
 
 import logging
 import time
@@ -19,14 +19,14 @@ from alexlab.engine.errors import UserError
 
 Index = ImageIndex | PreparedIndex
 CACHED = ("train", "val")  # the test split is read once
-MAX_FRACTION = 0.7  # of the device's memory that the images may take
+MAX_FRACTION = 0.7  # largest fraction of the device's memory that the images may take
 CHUNK = 512  # images that are moved to the device at once
 
 log = logging.getLogger("alexlab")
 
 
 def why_not_on_device(index: Index, transform: SampleTransform) -> str | None:
-    """Return why the device cannot crop the images, and what would help; None if it can."""
+    """Return why the device cannot crop the images, and how to change that; None if it can."""
     size = index.raw_size
     if size is None or max(size) > LONG * transform.crop_ratio * min(size):  # see SampleTransform.crop_box
         return (
@@ -47,7 +47,7 @@ def check_device_input(
         device: type of the devices: "cuda", "mps" or "cpu".
 
     Raises:
-        UserError: it cannot.
+        UserError: the device cannot crop the images, or the cache does not fit into the device's memory.
     """
     if cache == "ram":
         raise UserError(
@@ -95,8 +95,8 @@ class DeviceCache:
         """Read the images.
 
         Args:
-            dataset: with a `raw_size`.
-            split: its name, for the log.
+            dataset: must have a `raw_size`.
+            split: name of the split, for the log.
 
         Raises:
             BrokenImageError: an image cannot be read.
@@ -121,7 +121,7 @@ class DeviceCache:
 
 
 class DeviceLoader:
-    """What a `Loader` is, for the images of a `DeviceCache`."""
+    """Like `Loader`, but for the images of a `DeviceCache`."""
 
     def __init__(self, dataset: ImageDataset, batch_sampler: "Sampler[list[Key]]", cache: DeviceCache) -> None:
         self.dataset, self.batch_sampler, self.cache = dataset, batch_sampler, cache

@@ -1,8 +1,8 @@
-"""The index of a large folder, saved with the logs: a million names are read once, and by one process.
+"""Cache the index of a large folder with the logs, so that a million names are read once, by one process.
 
-A folder's time of last change moves with each file that is added, removed or renamed in it, so a saved index is right
-as long as all its folders have the times that they had when they were read. Sizes of files are not saved: a file that
-is written again in place changes its size, but not the time of its folder.
+A folder's modification time changes with each file that is added, removed or renamed in it. So a saved index is valid
+as long as all folders have the modification times that they had when they were read. Sizes of files are not saved: if a
+file is written again in place, its size changes, but the folder's modification time does not.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ except ImportError:  # Windows: each process reads the folder by itself
 
 log = logging.getLogger("alexlab")
 
-MIN_IMAGES = 10_000  # fewer are read about as fast as a file
+MIN_IMAGES = 10_000  # fewer names are read about as fast as a saved index
 SETTLED = 2.0  # seconds: a folder that changed within them may change again within one tick of the file system's clock
-VERSION = 2  # of the file
+VERSION = 2  # of the file format
 
 
 def cached_scan(folder: Path, classes: tuple[str, ...] | None, cache_dir: Path) -> ImageIndex:
-    """Return what `folder.scan` does, from a file if no folder has changed since it was written.
+    """Return the index that `folder.scan` returns, from a saved file if no folder has changed since.
 
     Args:
         folder, classes: see `folder.scan`.
-        cache_dir: the folder of saved indexes, created if it is needed; not within the images' folder.
+        cache_dir: the folder of saved indexes, created if needed; it must not be within the images' folder.
 
     Raises:
         UserError: as `folder.scan`.
@@ -59,7 +59,7 @@ def cached_scan(folder: Path, classes: tuple[str, ...] | None, cache_dir: Path) 
 
 
 def _is_large(folder: Path) -> bool:
-    """Whether the folder has at least MIN_IMAGES files; reads no further."""
+    """Check whether the folder has at least MIN_IMAGES files, without reading further."""
     files = 0
     for label in class_folders(folder):
         for _, _, names in os.walk(folder / label):
@@ -70,7 +70,7 @@ def _is_large(folder: Path) -> bool:
 
 
 def _load(file: Path, folder: Path) -> ImageIndex | None:
-    """Return the saved index if all its folders have the times that they had."""
+    """Return the saved index if all folders still have the same modification times, else None."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if int(arrays["version"]) != VERSION:
@@ -109,7 +109,7 @@ def _save(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time read a folder; without an effect if the file system has no locks."""
+    """Let one process at a time read a folder. This has no effect if the file system has no locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 256  # images at once: a GPU needs about 1.4 megabytes per image of 256 x 256 meanwhile
+CHUNK = 256  # images at once: cropping an image of 256 x 256 takes about 1.4 MB of a GPU's memory
 
 
 class BatchCrops(NamedTuple):
@@ -24,9 +24,9 @@ def crop(images: Tensor, crops: BatchCrops) -> Tensor:
     """Crop uint8 (B, 3, H, W), on any device, to uint8 (B, 3, side, side), both in channels-last memory.
 
     The resizing is bilinear with a triangle as wide as the scale (antialias=True of Pillow and torch), as two products
-    with matrices of weights. It works in floats and rounds once at the end, where the CPU's rounds twice: results
-    differ by at most 1 of 255, in rare pixels 2. On a GPU it has 16 bits: no step of its 11-bit weights is larger
-    than 1 / 2048.
+    with matrices of weights. It computes in floats and rounds once, at the end, while the CPU rounds twice: results
+    differ by at most 1 of 255, in rare pixels by 2. On a GPU it computes in float16, whose 11 bits make steps of the
+    weights no larger than 1 / 2048.
     """
     chunks = zip(images.split(CHUNK), crops.boxes.split(CHUNK), strict=True)
     parts = [_crop(part, boxes, crops.side) for part, boxes in chunks]
@@ -52,8 +52,10 @@ def _weights(low: Tensor, high: Tensor, size: Tensor, at: Tensor, extent: int, s
 
     Args:
         low, high: (B,), the ends of the box in pixels.
-        size: (B,), the pixels that the box is resized to, of which `side` from `at` on are the result.
+        size: (B,), the number of pixels that the box is resized to.
+        at: (B,), the first of these pixels that is in the result.
         extent: pixels of the axis.
+        side: pixels of the result.
     """
     scale = ((high - low) / size)[:, None, None]
     reach = scale.clamp(min=1)
