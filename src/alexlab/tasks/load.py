@@ -121,7 +121,7 @@ def readable_classes(found: dict[str, Any], config: TrainConfig) -> list[str]:
 # -- weights into a network
 
 
-def trained_weights(found: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def trained_weights(found: dict[str, Any]) -> dict[str, Tensor]:
     """Return the network's weights in a checkpoint."""
     return {key.removeprefix("net."): value for key, value in found["state_dict"].items() if key.startswith("net.")}
 
@@ -132,7 +132,7 @@ def load_net(net: nn.Module, found: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: the weights are of another network; names the keys or shapes that differ.
     """
-    state, own = trained_weights(found, path), net.state_dict()
+    state, own = trained_weights(found), net.state_dict()
     differ = [f"{key} is missing" for key in own if key not in state]
     differ += [f"{key} is not in this network" for key in state if key not in own]
     differ += [
@@ -176,7 +176,7 @@ def load_initial_weights(
     found = checkpoint_io.load(path)
     same = list(found["alexlab"]["classes"]) == list(classes)
     try:
-        load_but_head(net, trained_weights(found, path), keep_head=same, num_classes=len(classes))
+        load_but_head(net, trained_weights(found), keep_head=same, num_classes=len(classes))
     except ValueError as error:
         config = found["alexlab"]["config"]
         option, name = config.get("choices", {}).get("model"), config["model"]["name"]
