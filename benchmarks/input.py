@@ -1,11 +1,11 @@
 """The input pipeline, torchvision's reference loader, DALI's CPU pipeline, litdata, FFCV and decoding alone, in turn.
 
-python benchmarks/input.py FOLDER [--rounds 5] [--threads 2] [--batch 256] [--seconds 5] [--only NAME ...]
+python benchmarks/input.py FOLDER [--rounds 5] [--threads 2] [--batch 256] [--seconds 5] [--warm 1000] [--only NAME ...]
 
 FOLDER holds class folders, or train/ with them. 224-pixel random resized crops of 8 to 100 % of the area, and flips,
 in batches, from a warm page cache; each image comes twenty times per pass, because a pass over a few hundred would be
-short. The candidates take turns; each candidate of each round is its own process, which first passes over the images.
-Candidates that are not installed are skipped, and named.
+short. The candidates take turns; each candidate of each round is its own process, which reads --warm images before it
+starts its clock. Candidates that are not installed are skipped, and named.
 """
 
 import argparse
@@ -245,10 +245,10 @@ CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str 
 }
 
 
-def child(name: str, root: Path, threads: int, batch: int, seconds: float) -> None:
+def child(name: str, root: Path, threads: int, batch: int, seconds: float, warm: int) -> None:
     counts = CANDIDATES[name][0](root, threads, batch)
     seen = 0
-    while seen < max(1000, 6 * batch):  # what is slow the first time; more than is begun ahead
+    while seen < max(warm, 6 * batch):  # what is slow the first time; more than is begun ahead
         seen += next(counts)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -277,11 +277,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--warm", type=int, default=1000)
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--child", choices=CANDIDATES)
     a = parser.parse_args()
     if a.child:
-        child(a.child, a.folder, a.threads, a.batch, a.seconds)
+        child(a.child, a.folder, a.threads, a.batch, a.seconds, a.warm)
         return
     root = a.folder / "train" if (a.folder / "train").is_dir() else a.folder
     names = [name for name in a.only if installed(CANDIDATES[name][1])]
@@ -300,6 +301,7 @@ def main() -> None:
         for _ in range(a.rounds):
             for name in names:
                 words = ["--threads", str(a.threads), "--batch", str(a.batch), "--seconds", str(a.seconds)]
+                words += ["--warm", str(a.warm)]
                 said = run([__file__, str(roots[CANDIDATES[name][2]]), *words, "--child", name])
                 rates[name].append(float(said.splitlines()[-1]))
     print(f"{root}: {a.threads} threads, batch {a.batch}, {a.rounds} rounds of {a.seconds:g} s")
