@@ -1,10 +1,10 @@
 """The input pipeline, torchvision's reference loader, DALI's CPU pipeline, litdata, FFCV and decoding alone, in turn.
 
-python benchmarks/input.py FOLDER [--rounds 5] [--threads 2] [--batch 256] [--seconds 5] [--only NAME ...]
+python benchmarks/input.py FOLDER [--rounds 5] [--threads 2] [--batch 256] [--seconds 5] [--warm 1000] [--only NAME ...]
 
 FOLDER contains class folders, or train/ with class folders. Each candidate makes batches of 224-pixel random resized
 crops (8 to 100 % of the area) with flips, from a warm page cache. Each image comes twenty times per pass, because a
-pass over a few hundred images would be short. The candidates take turns, each in a new process, which warms up first.
+pass over a few hundred images would be short. The candidates take turns, each in a new process, which reads --warm images before its clock starts.
 Candidates that are not installed are skipped, and their names are printed.
 """
 
@@ -245,10 +245,10 @@ CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str 
 }
 
 
-def child(name: str, root: Path, threads: int, batch: int, seconds: float) -> None:
+def child(name: str, root: Path, threads: int, batch: int, seconds: float, warm: int) -> None:
     counts = CANDIDATES[name][0](root, threads, batch)
     seen = 0
-    while seen < max(1000, 6 * batch):  # warm up, with more images than a loader begins ahead
+    while seen < max(warm, 6 * batch):  # warm up, with more images than a loader begins ahead
         seen += next(counts)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -277,11 +277,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--warm", type=int, default=1000)
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--child", choices=CANDIDATES)
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.folder, args.threads, args.batch, args.seconds)
+        child(args.child, args.folder, args.threads, args.batch, args.seconds, args.warm)
         return
     root = args.folder / "train" if (args.folder / "train").is_dir() else args.folder
     names = [name for name in args.only if installed(CANDIDATES[name][1])]
@@ -300,6 +301,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for name in names:
                 options = ["--threads", str(args.threads), "--batch", str(args.batch), "--seconds", str(args.seconds)]
+                options += ["--warm", str(args.warm)]
                 output = run([__file__, str(roots[CANDIDATES[name][2]]), *options, "--child", name])
                 rates[name].append(float(output.splitlines()[-1]))
     print(f"{root}: {args.threads} threads, batch {args.batch}, {args.rounds} rounds of {args.seconds:g} s")

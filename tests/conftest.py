@@ -27,6 +27,7 @@ from alexlab.data.demo import write_demo
 
 if TYPE_CHECKING:
     from resuming import Harness
+    from wandb_server import WandbServer
 
     from alexlab.engine.schema import TrainConfig
 
@@ -61,6 +62,15 @@ def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "I
     torch.set_num_threads(1)
     yield Harness(shapes, tmp_path, monkeypatch)
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def server() -> "Iterator[WandbServer]":
+    """See wandb_server.py."""
+    from wandb_server import wandb_server
+
+    with wandb_server() as running:
+        yield running
 
 
 def composed(*overrides: str, command: str = "train", run_dir: Path | str = "") -> dict[str, Any]:

@@ -223,6 +223,11 @@ def test_a_learning_rate_that_is_too_high_gets_an_error_without_a_traceback(shap
 
 # -- skip
 
+# a validation comes after batch 5 of each epoch, between the two batches of the third step
+VALIDATES_WITHIN_STEPS = [
+    "on_nan=skip", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "+trainer.val_check_interval=5",
+]  # fmt: skip
+
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_skip_changes_nothing_in_that_step(accumulate: int, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,8 +259,7 @@ def test_skip_with_a_validation_within_the_step(
     if scaled:
         scale(monkeypatch)
     poison(monkeypatch, {(0, 4), (1, 5)})
-    words = ["on_nan=skip", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "+trainer.val_check_interval=5"]
-    found = watched(harness, monkeypatch, "run", *words, "trainer.precision=32-true")
+    found = watched(harness, monkeypatch, "run", *VALIDATES_WITHIN_STEPS, "trainer.precision=32-true")
     norms = ("running", "tracked") if scaled else ()  # the scaled step's are restored after `found` records them
     states = [{key: v for key, v in state.items() if not any(n in key for n in norms)} for state in found.states[1::2]]
     steps = [n for n in range(9) if same(states[n], states[n + 1])]
@@ -272,9 +276,8 @@ def test_skip_with_a_validation_within_the_step(
 
 def test_validations_within_steps_do_not_count_them_twice(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, {(epoch, batch) for epoch in range(9) for batch in range(0, 10, 2)})
-    words = ["on_nan=skip", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "+trainer.val_check_interval=5"]
     with pytest.raises(UserError, match=r"in batch 9 of epoch 2 .* in 10 steps in a row: the images are not"):
-        harness.train("run", *words, "trainer.max_epochs=9")
+        harness.train("run", *VALIDATES_WITHIN_STEPS, "trainer.max_epochs=9")
     warnings = warnings_of(harness.folder / "run", "on_nan=skip: ")
     assert sum("this step is skipped" in line for line in warnings) == 9
 

@@ -70,7 +70,7 @@ def test_the_verdict(shapes: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["benchmarks/input.py", "FOLDER", "--rounds", "1", "--seconds", "0.1", "--batch", "8"],
+        ["benchmarks/input.py", "FOLDER", "--rounds", "1", "--seconds", "0.1", "--batch", "8", "--warm", "1"],
         ["benchmarks/threads.py", "--seconds", "0.1", "--threads", "1", "2"],
         ["benchmarks/index.py", "--classes", "3", "--files", "60", "--rounds", "1"],
         ["benchmarks/growth.py", "--images", "16000"],

@@ -22,12 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # within wa
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[WandbServer]:
-    with wandb_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def run(server: WandbServer, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run, as the server received it; its scheduler logs learning rates under two names."""
     done = tiny_train(

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import wandb
 import yaml
 from conftest import command, composed, summary_of, tiny_train
-from wandb_server import WandbServer, wandb_server
+from wandb_server import WandbServer
 
 from alexlab.commands import from_run
 from alexlab.engine import config as configs
@@ -296,12 +295,6 @@ SETTINGS = [
     "seed=7", "augment=strong", "optimizer=adamw", "optimizer.lr=0.002", "trainer.max_epochs=2",
     "trainer.limit_val_batches=1.0", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[WandbServer]:
-    with wandb_server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_a_secret_reaches_the_callback_and_no_file_and_no_server(shapes: Path, t
     assert REFERENCE in received
     assert CANARY not in received
     assert CANARY not in done.stdout + done.stderr + resumed.stdout + resumed.stderr
-    assert files_with(REFERENCE, run_dir / "checkpoints"), "the search reads checkpoints"
+    assert str(run_dir / "checkpoints/last.ckpt") in files_with(REFERENCE, run_dir), "the search reads checkpoints"
     assert files_with(CANARY, tmp_path) == []
 
     refused = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", env={"CANARY": CANARY})
@@ -58,7 +58,10 @@ def test_a_secret_in_an_error_is_hidden(trainer: str, shapes: Path, tmp_path: Pa
     assert REFERENCE in done.stderr
     assert env["CANARY"] not in done.stdout + done.stderr
     assert REFERENCE in (tmp_path / "run/train.log").read_text()
-    assert REFERENCE in summary_of(tmp_path / "run")["error"]
+    error = summary_of(tmp_path / "run")["error"]
+    assert f"RuntimeError: Early stopping conditioned on metric `{REFERENCE}` which is not available." in error
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"config.yaml", "train.log", "summary.json"} <= written
     assert files_with(env["CANARY"], tmp_path) == []
 
 

@@ -20,7 +20,7 @@ from alexlab.commands.cli import register_resolvers
 from alexlab.engine import schema, validation
 from alexlab.engine.config_files import find_file
 from alexlab.engine.errors import UserError
-from alexlab.engine.schema import Group, TrainConfig, describe, fields_of, group_in, json_schema, key, mode_of
+from alexlab.engine.schema import Group, TrainConfig, describe, fields_of, group_in, key, mode_of
 from alexlab.engine.validation import check, validate
 
 CONF = ROOT / "conf"
@@ -811,6 +811,11 @@ def test_descriptions_list_options() -> None:
     assert described["trainer.channels_last"] == "Memory format channels_last; auto is on for GPUs."
     assert described["optimizer._target_"] == "The optimizer's class."
     assert described["logger.wandb"] == "Weights & Biases; null is off."
+
+
+def json_schema(model: type[Group]) -> dict[str, Any]:
+    """Compute the JSON schema with which editors complete and check yaml files."""
+    return model.model_json_schema(by_alias=True)
 
 
 def test_the_json_schema_has_types_ranges_and_descriptions() -> None:

@@ -26,12 +26,6 @@ from alexlab.loggers.wandb_logger import WandbLogger, choose_mode, code_alias
 DATASET = {"fingerprint": {"train": "f"}, "images": {"train": 3, "val": 2}, "num_classes": 2}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[WandbServer]:
-    with wandb_server() as running:
-        yield running
-
-
 @pytest.fixture
 def make_logger(
     server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

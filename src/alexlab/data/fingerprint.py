@@ -5,6 +5,7 @@ runs have 16 hex digits of names and classes only. New runs have this names fing
 runs. This module does not import torch.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,38 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLE = 10_000  # files of a large folder whose sizes are read: reading all sizes takes longer than reading the names
+
+
+def names_digest(names: bytes, arrays: "Sequence[np.ndarray]", texts: Sequence[str]) -> Any:
+    """Hash the names of the images of a split.
+
+    Args:
+        names: all names joined.
+        arrays: one number per image each: where its name ends, its class, and what else identifies it.
+        texts: the names of the classes, and what else the images have in common.
+    """
+    digest = hashlib.sha256(names)
+    for array in arrays:
+        digest.update(array.tobytes())
+    digest.update("\0".join(texts).encode(errors="surrogateescape"))
+    return digest
+
+
+def of_names(digest: Any) -> str:
+    """Return the fingerprint that older runs have: of what `names_digest` hashed alone."""
+    return digest.hexdigest()[:16]
+
+
+def of_sizes(digest: Any, sizes: "np.ndarray", source: str = "") -> str:
+    """Return the fingerprint of what `names_digest` hashed and of the file sizes; add them to `digest`.
+
+    Args:
+        sizes: in bytes.
+        source: the fingerprint of the images that these were made from.
+    """
+    digest.update(sizes.astype("int64").tobytes())
+    digest.update(source.encode())
+    return f"sizes:{of_names(digest)}"
 
 
 def sample(digest: bytes, count: int) -> "np.ndarray":

@@ -6,7 +6,6 @@ folders, split by fractions (stratified, by seed).
 
 import contextlib
 import functools
-import hashlib
 import os
 import shutil
 import sys
@@ -21,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from alexlab.data import decode
-from alexlab.data.fingerprint import sample
+from alexlab.data.fingerprint import names_digest, of_names, of_sizes, sample
 from alexlab.engine.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -90,20 +89,15 @@ class ImageIndex:
         """The fingerprint of names, classes and file sizes; see fingerprint.py."""
         digest = self._names_digest()
         sizes = [_bytes_of(self.path(i)) for i in sample(digest.digest(), len(self)).tolist()]
-        digest.update(np.array(sizes, np.int64).tobytes())
-        return f"sizes:{digest.hexdigest()[:16]}"
+        return of_sizes(digest, np.array(sizes, np.int64))
 
     @property
     def names_fingerprint(self) -> str:
         """The fingerprint that older runs have: of names and classes alone."""
-        return self._names_digest().hexdigest()[:16]
+        return of_names(self._names_digest())
 
     def _names_digest(self) -> Any:
-        digest = hashlib.sha256(self.names)
-        digest.update(self.ends.tobytes())
-        digest.update(self.targets.tobytes())
-        digest.update("\0".join(self.classes).encode(errors="surrogateescape"))
-        return digest
+        return names_digest(self.names, [self.ends, self.targets], self.classes)
 
 
 def _bytes_of(path: str) -> int:

@@ -596,11 +596,6 @@ def _options(annotation: Any) -> list[str]:
     return [option for part in get_args(annotation) for option in _options(part)]
 
 
-def json_schema(model: type[Group]) -> Plain:
-    """Return the JSON schema of a command or a group. Editors use it to complete and check yaml files."""
-    return model.model_json_schema(by_alias=True)
-
-
 def fields_of(model: type[Group]) -> dict[str, FieldInfo]:
     """Return the fields of a model by their names in yaml."""
     return {field.alias or name: field for name, field in model.model_fields.items()}

@@ -121,7 +121,7 @@ def readable_classes(checkpoint: dict[str, Any], config: TrainConfig) -> list[st
 # -- weights into a network
 
 
-def trained_weights(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def trained_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """Return the network's weights in a checkpoint."""
     saved = checkpoint["state_dict"]
     return {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
@@ -133,7 +133,7 @@ def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: the weights are another network's. The message names the keys or shapes that differ.
     """
-    state, own = trained_weights(checkpoint, path), net.state_dict()
+    state, own = trained_weights(checkpoint), net.state_dict()
     differ = [f"{key} is missing" for key in own if key not in state]
     differ += [f"{key} is not in this network" for key in state if key not in own]
     differ += [
@@ -177,7 +177,7 @@ def load_initial_weights(
     checkpoint = checkpoint_io.load(path)
     same = list(checkpoint["alexlab"]["classes"]) == list(classes)
     try:
-        load_but_head(net, trained_weights(checkpoint, path), keep_head=same, num_classes=len(classes))
+        load_but_head(net, trained_weights(checkpoint), keep_head=same, num_classes=len(classes))
     except ValueError as error:
         config = checkpoint["alexlab"]["config"]
         option, name = config.get("choices", {}).get("model"), config["model"]["name"]

@@ -5,7 +5,6 @@ per split, with arrays that say where each image is, and the shards.
 """
 
 import functools
-import hashlib
 import json
 import mmap
 import os
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from alexlab.data import decode
+from alexlab.data.fingerprint import names_digest, of_names, of_sizes
 from alexlab.engine.errors import UserError
 
 VERSION = 1
@@ -130,22 +130,16 @@ class PreparedIndex:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of names, classes, sizes in bytes, recipe and source; see fingerprint.py."""
-        digest = self._names_digest()
-        digest.update(self.arrays["sizes"].astype(np.int64).tobytes())
-        digest.update(self.source.encode())
-        return f"sizes:{digest.hexdigest()[:16]}"
+        return of_sizes(self._names_digest(), self.arrays["sizes"], self.source)
 
     @property
     def names_fingerprint(self) -> str:
         """The fingerprint that older runs have: without sizes and source."""
-        return self._names_digest().hexdigest()[:16]
+        return of_names(self._names_digest())
 
     def _names_digest(self) -> Any:
-        digest = hashlib.sha256(self.names)
-        for key in ("ends", "targets", "heights", "widths"):
-            digest.update(self.arrays[key].tobytes())
-        digest.update("\0".join([*self.classes, self.recipe]).encode(errors="surrogateescape"))
-        return digest
+        arrays = [self.arrays[key] for key in ("ends", "targets", "heights", "widths")]
+        return names_digest(self.names, arrays, [*self.classes, self.recipe])
 
 
 def is_prepared(root: Path) -> bool:
