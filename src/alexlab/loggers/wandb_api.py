@@ -1,4 +1,4 @@
-"""Questions to W&B's server: the config and summary of a run, the file of a sweep. Does not import Lightning."""
+"""Questions to W&B's server: the config and summary of a run. Does not import Lightning."""
 
 import logging
 import netrc
@@ -14,7 +14,6 @@ from alexlab.engine.errors import UserError
 log = logging.getLogger("alexlab")
 
 RUN_TIMEOUT = 20  # seconds that the server gets to answer
-SWEEP_TIMEOUT = 10  # the same for a question that a run can do without
 
 
 def has_api_key() -> bool:
@@ -51,18 +50,6 @@ def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             f"`from_wandb={path}`: {what} ({first_line(error)}): {fix}. from_run=DIRECTORY needs no server."
         ) from error
-
-
-def fetch_sweep(path: str) -> dict[str, Any] | None:
-    """Fetch the file of the sweep `path` (ENTITY/PROJECT/SWEEP); None if the server does not return it."""
-    if not has_api_key():
-        return None
-    try:
-        sweep = wandb.Api(timeout=SWEEP_TIMEOUT).sweep(path).config
-    except Exception as error:  # W&B raises many types
-        log.info("W&B: the sweep %s was not found (%s).", path, first_line(error))
-        return None
-    return sweep if isinstance(sweep, dict) else None
 
 
 def first_line(error: BaseException) -> str:
