@@ -142,3 +142,13 @@ def test_a_monitor_that_no_metric_has_is_refused_before_training(shapes: Path) -
     config = config_of("monitor=val/acc", "data=folder", f"data.root={shapes}", "data.image_size=64")
     with pytest.raises(UserError, match=r"`monitor=val/acc` is not a metric of the validation: choose one of val/loss"):
         build.build_task(config, build.build_data(config, CPU).read(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("entry", "built"),
+    [("_target_: torch.nn.ReLU", "ReLU"), ("_target_: pytorch_lightning.callbacks.Timer, _partial_: true", "partial")],
+)
+def test_an_entry_of_callbacks_that_is_no_callback_is_refused(entry: str, built: str, tmp_path: Path) -> None:
+    config = config_of(f"+callbacks.mine={{{entry}}}", run_dir=tmp_path)
+    with pytest.raises(UserError, match=f"^callbacks.mine._target_=.* builds a {built}, which is no callback: "):
+        build.build_own_callbacks(config)

@@ -197,3 +197,15 @@ def test_a_pipe_that_is_closed_early() -> None:
         process.stdout.close()
         _, errors = process.communicate(timeout=60)
         assert errors == b""
+
+
+def test_a_network_without_settings_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    text = "name: mynet\nmean: auto\nstd: auto\nnet: {_target_: alexlab.models.mynet.MyNet}\n"
+    (tmp_path / "model/mynet.yaml").write_text(text)
+    done = command("train.py", "--config-dir", str(tmp_path), "model=mynet", "model.net.dropout=0.5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: `model.net.dropout=0.5`: model=mynet has no such key. model.net has no keys. `+model.net.dropout=0.5` "
+        "passes it to alexlab.models.mynet.MyNet.\n"
+    )

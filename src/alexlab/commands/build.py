@@ -365,12 +365,22 @@ def build_callbacks(
 
 
 def build_own_callbacks(config: TrainConfig) -> list[Callback]:
-    """Build the user's own callbacks: the entries of `callbacks` that have a _target_."""
+    """Build the user's own callbacks: the entries of `callbacks` that have a _target_.
+
+    Raises:
+        UserError: an entry is no callback, or as `targets.build`.
+    """
     fetch = config.ckpt_path is None  # a checkpoint gives all weights
-    return [
-        targets.build(look_up(entry if fetch else targets.without_weights(entry)))
-        for entry in (config.callbacks.model_extra or {}).values()
-    ]
+    built = []
+    for name, entry in (config.callbacks.model_extra or {}).items():
+        callback = targets.build(look_up(entry if fetch else targets.without_weights(entry)))
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks.{name}._target_={entry['_target_']} builds a {type(callback).__name__}, which is no "
+                "callback: give a class derived from pytorch_lightning.Callback."
+            )
+        built.append(callback)
+    return built
 
 
 def _progress_kind(wanted: str) -> str:

@@ -573,7 +573,8 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     option, group = choices.get(path[0]), node if isinstance(node, dict) else {}
     if not word.startswith("~") and option and ("_target_" in group or near == key):
         text = f"`{word}`: {path[0]}={option} has no such key."
-        has = hint or f" It has {', '.join(name for name in group if name != '_target_')}."
+        known = [name for name in group if name != "_target_"]
+        has = hint or (f" It has {', '.join(known)}." if known else f" {'.'.join(path[:-1])} has no keys.")
         reads = f"passes it to {group['_target_']}" if "_target_" in group else "adds it"
         return f"{text}{has} `+{word}` {reads}."
     return f"`{word}`: there is no such key.{hint} `{command.shown} --help` lists all."
