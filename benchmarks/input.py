@@ -4,8 +4,8 @@ python benchmarks/input.py FOLDER [--rounds 5] [--threads 2] [--batch 256] [--se
 
 FOLDER contains class folders, or train/ with class folders. Each candidate makes batches of 224-pixel random resized
 crops (8 to 100 % of the area) with flips, from a warm page cache. Each image comes twenty times per pass, because a
-pass over a few hundred images would be short. The candidates take turns, each in a new process, which reads --warm images before its clock starts.
-Candidates that are not installed are skipped, and their names are printed.
+pass over a few hundred images would be short. The candidates take turns, each in a new process, which reads --warm
+images before its clock starts. Candidates that are not installed are skipped, and their names are printed.
 """
 
 import argparse

@@ -88,7 +88,7 @@ def test_mistakes(shapes: Path, tmp_path: Path) -> None:
     assert "`augment.sizes=[[2, 64]]` must be pairs of a first epoch, from 1 on, and at least 8 pixels" in wrong.stderr
     assert "`augment.pca_by=size` must be eigenvalues or deviations." in wrong.stderr
     for words, told in [
-        (["finetune.freeze_epochs=1", "trainer.strategy=fsdp"], "FSDP shards weights that learn and others alike"),
+        (["finetune.freeze_epochs=1", "trainer.strategy=fsdp"], "does not work with FSDP, which shards the weights"),
         (
             ["model=alexnet", "model.name=alexnet", "augment.sizes=[[1,32],[3,64]]"],
             "AlexNet needs images of at least 64 pixels, and these have 32 x 32: set data.image_size=64 or more",

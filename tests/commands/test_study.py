@@ -86,10 +86,7 @@ def test_the_ends_of_the_space_are_checked_before_there_is_a_study(tmp_path: Pat
     done = command("train.py", "-m", "sweep=optuna", "logger=csv", f"paths.logs={tmp_path}", *wrong)
     assert (done.returncode, done.stdout) == (2, "")
     first, *lines = done.stderr.splitlines()
-    assert first == (
-        "error: the study's trials could have wrong values, so no job was started (sweep.keep_going=true starts them, "
-        "and records those that fail):"
-    )
+    assert first == "error: Every trial of the study has wrong values:"
     assert sorted(line.split("=")[0].strip(" `") for line in lines) == [
         "augment.policy_magnitude", "data.batch_size", "optimizer.lr", "optimizer.momentum", "seed", "sweep.pruner",
     ]  # fmt: skip
