@@ -602,10 +602,7 @@ def test_what_does_not_work_with_fsdp(key: str, value: Any, instead: str, defaul
             {"overrides": ["run_dir=/x"]},
             "`run_dir=/x`: run_dir is filled in by the command; choose a run directory with hydra.run.dir=PATH.",
         ),
-        (
-            {"overrides": ["choices={}"]},
-            "`choices={}`: choices is filled in by the command; remove it.",
-        ),
+        ({"overrides": ["choices={}"]}, "`choices={}`: choices is filled in by the command; remove it."),
         (
             {"overrides": ["+model.net.num_classes=7"]},
             (

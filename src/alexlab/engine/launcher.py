@@ -52,11 +52,7 @@ class Worker:
         self.raw = b""
         self.forwarded = 0  # signals that were passed on to it
         self.process = subprocess.Popen(
-            command,
-            env={**env, REPORT_PIPE: str(writing)},
-            pass_fds=[writing],
-            process_group=0,
-            stdin=subprocess.PIPE,
+            command, env={**env, REPORT_PIPE: str(writing)}, pass_fds=[writing], process_group=0, stdin=subprocess.PIPE
         )
         os.close(writing)
         assert self.process.stdin is not None

@@ -39,7 +39,7 @@ class Rule:
     """
 
     words: str
-    test: Callable[[Any], bool] = lambda value: True
+    test: Callable[[Any], Any] = lambda value: True
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -67,7 +67,7 @@ def _has_no_symbols(text: str) -> bool:
 def _are_sizes(pairs: list[list[int]]) -> bool:
     if not pairs or any(len(pair) != 2 for pair in pairs):
         return False
-    epochs, pixels = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    epochs, pixels = zip(*pairs, strict=True)
     return epochs[0] == 1 and all(a < b for a, b in itertools.pairwise(epochs)) and min(pixels) >= 8
 
 
@@ -84,56 +84,45 @@ Whole = Annotated[int, Ge(0)]
 Pixels = Annotated[int, Ge(8)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Number = int | float
+Numbers = list[Number]
 Positive = Annotated[int, Gt(0)] | Annotated[float, Gt(0)]
 NotNegative = Annotated[int, Ge(0)] | Annotated[float, Ge(0)]
 Fraction = Annotated[int, Ge(0), Le(1)] | Annotated[float, Ge(0), Le(1)]
 Below1 = Annotated[int, Ge(0), Lt(1)] | Annotated[float, Ge(0), Lt(1)]
 Inside01 = Annotated[int, Gt(0), Lt(1)] | Annotated[float, Gt(0), Lt(1)]
 UpTo1 = Annotated[int, Gt(0), Le(1)] | Annotated[float, Gt(0), Le(1)]
-Batches = Annotated[
-    Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)],
-    Rule("a fraction from 0.0 to 1.0, or a whole number of batches"),
-]
-SomeBatches = Annotated[
-    Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)],
-    Rule("a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1"),
-]
+ANY_BATCHES = Rule("a fraction from 0.0 to 1.0, or a whole number of batches")
+SOME_BATCHES = Rule("a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1")
+Batches = Annotated[Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)], ANY_BATCHES]
+SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], SOME_BATCHES]
 # Lightning would download a web address, and run code in that file.
 LocalPath = Annotated[str, Rule("a run or a local file, not an address", lambda text: text != "" and "://" not in text)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
 PlainLetters = Annotated[str, Rule("a text without symbols such as + < = > | ~ ^ $ and emojis", _has_no_symbols)]
-WandbRun = Annotated[
-    str,
-    Rule(
-        "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page",
-        lambda text: text.count("/") == 2 and all(map(_is_name, text.split("/"))),
-    ),
-]
-Three = Rule("three numbers, for red, green and blue", lambda v: len(v) == 3)
-ThreePositive = Rule("three numbers above 0, for red, green and blue", lambda v: len(v) == 3 and min(v) > 0)
-Areas = Rule(
-    "a min and a max fraction of the area, above 0 and at most 1", lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1
+WANDB_RUN = Rule(
+    "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page",
+    lambda text: text.count("/") == 2 and all(map(_is_name, text.split("/"))),
 )
-Ratios = Rule("a min and a max aspect ratio, above 0", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
-Sizes = Rule("pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]]", _are_sizes)
-Betas = Rule("two numbers from 0 to below 1", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v))
-Milestones = Rule("growing numbers above 0", lambda v: v == sorted(set(v)) and min(v, default=1) > 0)
-Steps = Rule("a whole number of at least 1, or -1 for no limit", lambda v: v == -1 or v > 0)
-Crops = Rule("1 or 10", lambda v: v in (1, 10))
-Devices = Rule("auto, a whole number above 0, or a list of different GPU numbers", _are_devices)
-MaxTime = Rule(
-    'a text "DAYS:HOURS:MINUTES:SECONDS", in quotes', lambda v: re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v) is not None
-)
-
-Metric = Annotated[
-    str, Rule("a metric of the validation, such as val/acc1 or val/loss", lambda v: v.startswith("val/"))
-]
+THREE = Rule("three numbers, for red, green and blue", lambda v: len(v) == 3)
+THREE_POSITIVE = Rule("three numbers above 0, for red, green and blue", lambda v: len(v) == 3 and min(v) > 0)
+AREA_RANGE = "a min and a max fraction of the area, above 0 and at most 1"
+Areas = Annotated[Numbers, Rule(AREA_RANGE, lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1)]
+Ratios = Annotated[Numbers, Rule("a min and a max aspect ratio, above 0", lambda v: len(v) == 2 and 0 < v[0] <= v[1])]
+SIZES = Rule("pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]]", _are_sizes)
+Sizes = Annotated[list[list[int]], SIZES]
+BETAS = Rule("two numbers from 0 to below 1", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v))
+MILESTONES = Rule("growing numbers above 0", lambda v: v == sorted(set(v)) and min(v, default=1) > 0)
+Steps = Annotated[int, Rule("a whole number of at least 1, or -1 for no limit", lambda v: v == -1 or v > 0)]
+DEVICES = Rule("auto, a whole number above 0, or a list of different GPU numbers", _are_devices)
+Devices = Annotated[Literal["auto"] | int | list[int], DEVICES]
+DAYS = re.compile(r"\d+:\d\d:\d\d:\d\d")
+MaxTime = Annotated[str, Rule('a text "DAYS:HOURS:MINUTES:SECONDS", in quotes', DAYS.fullmatch)]
+VALIDATED = Rule("a metric of the validation, such as val/acc1 or val/loss", lambda v: v.startswith("val/"))
+Metric = Annotated[str, VALIDATED]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
-Precision = Annotated[
-    Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
-    | Annotated[int, Rule("32, 64 or 16", lambda bits: bits in (32, 64, 16))],
-    Rule("one of auto, 32, 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true"),
-]
+PrecisionText = Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+PRECISIONS = Rule("one of auto, 32, 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true")
+Precision = Annotated[PrecisionText | Annotated[int, Rule("", lambda bits: bits in (32, 64, 16))], PRECISIONS]
 
 
 class Group(BaseModel):
@@ -144,24 +133,18 @@ class Group(BaseModel):
     )
 
 
-def key(description: str, default: Any = ..., give: str | None = None, alias: str | None = None) -> Any:
+def key(description: str, default: Any = ..., alias: str | None = None, **hints: str) -> Any:
     """Declare a key.
 
     Args:
         description: one line for --help.
         default: the value if no yaml sets the key, or the class of a group. A key without a default is required.
-        give: what to give if the key is missing, as the end of "is missing: give ...".
         alias: the name in yaml, if Python does not allow it as the name of a field.
+        hints: for the message if the key is missing: `give`, the end of "is missing: give ..."; or, for a group of
+            conf/, `option`, an example of an option.
     """
-    extra: Any = {"give": give} if give else None
-    if isinstance(default, type):
-        return Field(default_factory=default, description=description, alias=alias, json_schema_extra=extra)
-    return Field(default, description=description, alias=alias, json_schema_extra=extra)
-
-
-def required_group(description: str, option: str) -> Any:
-    """Declare a required group of `conf/`, of which `option` is an example."""
-    return Field(description=description, json_schema_extra={"option": option})
+    more: Any = {"default_factory" if isinstance(default, type) else "default": default}
+    return Field(description=description, alias=alias, json_schema_extra={**hints}, **more)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,23 +152,15 @@ def required_group(description: str, option: str) -> Any:
 
 
 class ModelConfig(Group):
-    """The network (conf/model)."""
-
     name: Text = key("Name of the network; model=torchvision and model=timm build the network of this name.")
     pretrained: bool = key("Start from published ImageNet weights.", False)
-    mean: Literal["auto"] | Annotated[list[Number], Three] = key(
-        "Mean of RGB: the net gets (pixel / 255 - mean) / std; auto: as published with the weights."
-    )
-    std: Literal["auto"] | Annotated[list[Number], ThreePositive] = key(
-        "Standard deviation of RGB; auto: as published with the weights."
-    )
+    mean: Literal["auto"] | Annotated[Numbers, THREE] = key("Mean of RGB; the net gets (pixel / 255 - mean) / std.")
+    std: Literal["auto"] | Annotated[Numbers, THREE_POSITIVE] = key("Standard deviation; auto: that of the weights.")
     bias_lr_factor: Positive = key("Factor on the learning rate of biases; read by conf/optimizer.", 1.0)
     net: Target = key("The network: the class as _target_, and the arguments of the constructor.")
 
 
 class DataConfig(Group):
-    """The images and how they are read (conf/data)."""
-
     name: Text = key("Name of the data, in tables and run names.")
     root: Text = key("Folder of the images.", give="the folder of the images with data.root=PATH")
     idx: Text | None = key("Fashion-MNIST only: folder of the four idx files; auto finds or downloads them.", None)
@@ -198,22 +173,16 @@ class DataConfig(Group):
     test_fraction: Below1 = key("Fraction of each class to hold out for the test if there is no test/.", 0.0)
     on_error: Literal["raise", "skip"] = key("Broken images: raise an error, or skip and list them.", "raise")
     max_bad: Whole | None = key("Broken images that may be skipped, all splits together; null is any number.", 100)
-    crop_on: Literal["auto", "cpu", "device"] = key(
-        "Where to crop; auto: the GPU if images are pixels of one size.", "auto"
-    )
+    crop_on: Literal["auto", "cpu", "device"] = key("Where to crop; auto: the GPU, for pixels of one size.", "auto")
     cache: Literal["device"] | None = key("Cache all images on the device, which then crops them too.", None)
     class_names: Text | None = key("Class names: imagenet, fashion_mnist, or a file of lines: folder, tab, name.", None)
 
 
 class AugmentConfig(Group):
-    """Augmentation of training images (conf/augment)."""
-
     crop: Literal["random_resized", "random", "center"] = key("How training images are cropped.", "center")
-    scale: Annotated[list[Number], Areas] = key("Min and max fraction of the area for random_resized.", [0.08, 1.0])
-    ratio: Annotated[list[Number], Ratios] = key("Min and max aspect for random_resized.", [0.75, 1.3333333333333333])
-    sizes: Annotated[list[list[int]], Sizes] | None = key(
-        "[[first epoch, pixels], ...] of training images; null: data.image_size.", None
-    )
+    scale: Areas = key("Min and max fraction of the area for random_resized.", [0.08, 1.0])
+    ratio: Ratios = key("Min and max aspect for random_resized.", [0.75, 1.3333333333333333])
+    sizes: Sizes | None = key("[[first epoch, pixels], ...] of training images; null: data.image_size.", None)
     crop_ratio: UpTo1 = key("image_size / short side for other crops, and in evaluation (224 / 256).", 0.875)
     flip: Fraction = key("Probability of a horizontal flip.", 0.0)
     policy: Literal["none", "trivial", "rand"] = key("trivial: TrivialAugmentWide, rand: RandAugment.", "none")
@@ -236,24 +205,20 @@ class OptimizerConfig(Group):
     weight_decay: NotNegative = key("Weight decay of the weights of convolutions and linear layers.", 0.0)
     momentum: Below1 = key("Momentum, for classes that have it.", 0.0)
     nesterov: bool = key("Nesterov momentum, for classes that have it.", False)
-    betas: Annotated[list[Number], Betas] = key("Decay of Adam's averages, for classes that have it.", [0.9, 0.999])
+    betas: Annotated[Numbers, BETAS] = key("Decay of Adam's averages, for classes that have it.", [0.9, 0.999])
     decay_norm_and_bias: bool = key("Decay normalization layers and biases too.", False)
     lr_reference_batch: Count | None = key("Images per step that lr is meant for, to scale it with the batch.", None)
     bias_lr_factor: Positive = key("Factor on the learning rate of biases.", 1.0)
-    fused: Literal["auto"] | bool = key(
-        "Update all weights in one pass; auto: not if 16-mixed clips gradients.", "auto"
-    )
+    fused: Literal["auto"] | bool = key("Update all weights at once; auto: not if 16-mixed clips gradients.", "auto")
 
 
 class SchedulerConfig(Group):
-    """The learning-rate schedule (conf/scheduler)."""
-
     name: Literal["constant", "cosine", "linear", "multistep", "plateau", "step"] = key("The schedule.")
     unit: Literal["epoch", "step"] = key("Unit of all lengths of the schedule; a step is an optimizer step.", "epoch")
     warmup: NotNegative = key("Length of the linear warm-up.", 0)
     min_factor: Fraction = key("cosine, linear: final fraction of the learning rate.", 0.0)
     step_size: Positive = key("step: length between two drops.", 30)
-    milestones: Annotated[list[Number], Milestones] = key("multistep: when to multiply by gamma.", [30, 60, 80])
+    milestones: Annotated[Numbers, MILESTONES] = key("multistep: when to multiply by gamma.", [30, 60, 80])
     gamma: UpTo1 = key("step, multistep: factor of each drop.", 0.1)
     factor: Inside01 = key("plateau: factor of each drop.", 0.1)
     patience: Whole = key("plateau: epochs without improvement before a drop.", 5)
@@ -265,17 +230,15 @@ class TrainerConfig(Group):
     """Devices, precision and limits (conf/trainer): keys of our own, and arguments of Lightning's Trainer."""
 
     accelerator: Accelerator = key("Kind of device.", "auto")
-    devices: Annotated[Literal["auto"] | int | list[int], Devices] = key(
-        "How many, or which GPUs, as [0, 2]; auto: all GPUs, or one CPU process.", "auto"
-    )
+    devices: Devices = key("How many, or which GPUs, as [0, 2]; auto: all GPUs, or one CPU process.", "auto")
     num_nodes: Count = key("Machines; more than one needs torchrun or srun.", 1)
     strategy: Literal["auto", "ddp", "fsdp"] = key("Strategy; auto: ddp if there are several devices.", "auto")
     precision: Precision = key("auto: bf16-mixed if the device is fast at it, 16-mixed on older GPUs, else 32.", "auto")
     max_epochs: Count | None = key("Epochs; null is no limit.", 10)
     min_epochs: Count | None = key("Epochs before early stopping may stop the run.", None)
-    max_steps: Annotated[int, Steps] = key("Optimizer steps; -1 is no limit.", -1)
+    max_steps: Steps = key("Optimizer steps; -1 is no limit.", -1)
     min_steps: Count | None = key("Optimizer steps before early stopping may stop the run.", None)
-    max_time: Annotated[str, MaxTime] | None = key('Limit of time, as "DAYS:HOURS:MINUTES:SECONDS".', None)
+    max_time: MaxTime | None = key('Limit of time, as "DAYS:HOURS:MINUTES:SECONDS".', None)
     accumulate_grad_batches: Count = key("Batches per optimizer step.", 1)
     gradient_clip_val: Positive | None = key("Clip gradients to this norm; null does not clip.", None)
     gradient_clip_algorithm: Literal["norm", "value"] | None = key("Clip by norm or by value; null is norm.", None)
@@ -304,8 +267,6 @@ OWN_TRAINER_KEYS = ("strategy", "precision", "channels_last", "tf32", "cudnn_ben
 
 
 class WandbConfig(Group):
-    """Weights & Biases (logger=wandb)."""
-
     mode: Literal["auto", "online", "offline", "disabled"] = key("auto: online with an API key, else offline.", "auto")
     project: Text = key("Project of the run.", "alexlab")
     entity: Text | None = key("User or team; null is your default.", None)
@@ -323,8 +284,6 @@ class TensorBoardConfig(Group):
 
 
 class LoggerConfig(Group):
-    """Loggers besides metrics.csv, which every run writes (conf/logger)."""
-
     wandb: WandbConfig | None = key("Weights & Biases; null is off.", None)
     tensorboard: TensorBoardConfig | None = key("TensorBoard; null is off.", None)
 
@@ -345,36 +304,26 @@ class CallbacksConfig(Group):
 
 
 class EmaConfig(Group):
-    """Moving average of the weights."""
-
     decay: Inside01 | None = key("Decay of the moving average of the weights, such as 0.9999; null is off.", None)
 
 
 class FinetuneConfig(Group):
-    """Training of a network that starts from trained weights."""
-
     freeze_epochs: Whole = key("First epochs, in which only the head is trained.", 0)
     backbone_lr_factor: Positive = key("Factor on the learning rate of all layers but the head.", 1.0)
 
 
 class ResumeConfig(Group):
-    """How to resume a run that was stopped."""
-
     run: LocalPath | None = key("Directory, name, latest, or auto: the run in hydra.run.dir, if any.", None)
     allow_changes: bool = key("Accept settings that differ from the run's.", False)
     requeue: bool = key("On SLURM with resume=auto: requeue the job if SIGUSR1 stops it.", False)
 
 
 class CheckpointConfig(Group):
-    """When last.ckpt is written, besides each epoch's end and when a run is stopped."""
-
     every_n_steps: Count | None = key("Optimizer steps between checkpoints; null is off.", None)
     every_minutes: Positive | None = key("Minutes between checkpoints; null is off.", 15)
 
 
 class SweepConfig(Group):
-    """How -m treats jobs (conf/sweep)."""
-
     keep_going: bool = key("Record a failed job and start the next one.", False)
     pruner: Literal["median", "hyperband", "none"] = key("Optuna: how to stop bad trials early.", "none")
     startup_trials: Whole = key("Optuna, median: first trials that are never stopped.", 5)
@@ -382,8 +331,6 @@ class SweepConfig(Group):
 
 
 class PathsConfig(Group):
-    """Folders that are read and written (conf/paths)."""
-
     data: Text = key("Folder of the data sets.")
     logs: Text = key("Folder of the runs.")
 
@@ -393,10 +340,8 @@ class PathsConfig(Group):
 
 
 class CommandConfig(Group):
-    """What every command has."""
-
     task: Text = key("The command; the folder below paths.logs has the same name.")
-    paths: PathsConfig = required_group("Folders that are read and written.", "default")
+    paths: PathsConfig = key("Folders that are read and written.", option="default")
     run_dir: Text = key("Filled in: the run directory.", "")
     overrides: list[str] = key("Filled in: the overrides of the command line.", [])
 
@@ -404,14 +349,14 @@ class CommandConfig(Group):
 class TrainConfig(CommandConfig):
     """alexlab train"""
 
-    model: ModelConfig = required_group("The network.", "alexnet")
-    data: DataConfig = required_group("The images.", "folder")
-    augment: AugmentConfig = required_group("Augmentation of training images.", "basic")
-    optimizer: OptimizerConfig = required_group("The optimizer.", "sgd")
-    scheduler: SchedulerConfig = required_group("The learning-rate schedule.", "cosine")
-    trainer: TrainerConfig = required_group("Devices, precision and limits.", "auto")
-    logger: LoggerConfig = required_group("Loggers.", "csv")
-    callbacks: CallbacksConfig = required_group("Callbacks.", "default")
+    model: ModelConfig = key("The network.", option="alexnet")
+    data: DataConfig = key("The images.", option="folder")
+    augment: AugmentConfig = key("Augmentation of training images.", option="basic")
+    optimizer: OptimizerConfig = key("The optimizer.", option="sgd")
+    scheduler: SchedulerConfig = key("The learning-rate schedule.", option="cosine")
+    trainer: TrainerConfig = key("Devices, precision and limits.", option="auto")
+    logger: LoggerConfig = key("Loggers.", option="csv")
+    callbacks: CallbacksConfig = key("Callbacks.", option="default")
     sweep: SweepConfig = key("How -m treats jobs.", SweepConfig)
     seed: Seed = key("Seed of split, order, augmentation, weights and dropout.", 0)
     label_smoothing: Below1 = key("Label smoothing, in training only.", 0.0)
@@ -426,7 +371,7 @@ class TrainConfig(CommandConfig):
     ckpt_path: LocalPath | None = key("Run, latest, or last.ckpt to continue in a new run.", None)
     init_from: LocalPath | None = key("Run, latest, or checkpoint whose weights to start from.", None)
     from_run: LocalPath | None = key("Run, or latest, to train again with its config and seed.", None)
-    from_wandb: WandbRun | None = key("Likewise a run in W&B: ENTITY/PROJECT/RUN.", None)
+    from_wandb: Annotated[str, WANDB_RUN] | None = key("Likewise a run in W&B: ENTITY/PROJECT/RUN.", None)
     dry_run: bool = key("Print what would run, and stop.", False)
     my: dict[Any, Any] = key("Your own keys: any content.", {})
     repeats: Text | None = key("Filled in: the run of from_run or from_wandb.", None)
@@ -441,30 +386,22 @@ class BenchmarkConfig(TrainConfig):
 
 
 class RunDataConfig(Group):
-    """What a command may change of the data of a run."""
-
     root: Text | None = key("Another folder of images with the same classes; null is the run's.", None)
     num_workers: Whole | None = key("Decoding threads; null takes the run's.", None)
     on_error: Literal["raise", "skip"] | None = key("Broken images; null takes the run's.", None)
 
 
 class RunTrainerConfig(Group):
-    """What a command may change of the trainer of a run."""
-
     accelerator: Accelerator | None = key("Kind of device; null takes the run's.", None)
     precision: Precision | None = key("Precision; null takes the run's.", None)
 
 
 class RunConfig(CommandConfig):
-    """A command on a trained run."""
-
     run: LocalPath = key("Run: directory, name, or latest.", give="a run's directory with run=PATH, or run=latest")
     ckpt: LocalPath = key("Checkpoint: best, last, or a file.", "best")
 
 
 class EvaluatingConfig(RunConfig):
-    """A command that runs a trained network on the run's images."""
-
     data: RunDataConfig = key("The images.", RunDataConfig)
     compile: bool | None = key("torch.compile; null takes the run's, which reproduces its metrics exactly.", None)
     trainer: RunTrainerConfig = key("Device and precision.", RunTrainerConfig)
@@ -473,7 +410,9 @@ class EvaluatingConfig(RunConfig):
 class EvalConfig(EvaluatingConfig):
     """alexlab eval"""
 
-    crops: Annotated[int, Crops] = key("Crops per image: 1 (center), or the paper's 10 (averaged).", 1)
+    crops: Annotated[int, Rule("1 or 10", lambda v: v in (1, 10))] = key(
+        "Crops per image: 1 (center), or the paper's 10 (averaged).", 1
+    )
 
 
 class PredictConfig(RunConfig):
@@ -504,8 +443,6 @@ class ExportConfig(RunConfig):
 
 
 class PrepareDataConfig(Group):
-    """The images to prepare."""
-
     root: Text = key("Folder of the images.", give="the folder of the images with data.root=PATH")
     val_fraction: Inside01 | None = key("Fraction of each class to hold out for validation if there is no val/.", None)
     test_fraction: Below1 = key("Fraction of each class to hold out for the test if there is no test/.", 0.0)
@@ -540,12 +477,8 @@ class CompareConfig(CommandConfig):
 
 
 class LayoutConfig(Group):
-    """Sections and panels (conf/dashboard)."""
-
     max_runs: Count = key("Newest runs that a panel shows.", 100)
-    sections: Annotated[Plain, Rule("sections by name, each with panels", bool)] = key(
-        "Sections by name, each with panels."
-    )
+    sections: Annotated[Plain, Rule("sections by name, each with panels", bool)] = key("Panels by section.")
 
 
 class DashboardConfig(CommandConfig):
@@ -557,11 +490,9 @@ class DashboardConfig(CommandConfig):
     dry_run: bool = key("Print what would be saved, as JSON, without asking a server.", False)
     metric: Text = key("Value of a run's summary for bars, sweeps and scatter plots.", "val/acc1_best")
     x: Text = key("x axis of line plots.", "trainer/global_step")
-    swept: Annotated[list[Text], Rule("a list of settings, such as [optimizer.lr]", bool)] = key(
-        "Settings that sweeps change."
-    )
+    swept: Annotated[list[Text], Rule("a list of settings, such as [optimizer.lr]", bool)] = key("Settings of sweeps.")
     timeout: Count = key("Seconds that the server may take to answer.", 8)
-    dashboard: LayoutConfig = required_group("Sections and panels.", "default")
+    dashboard: LayoutConfig = key("Sections and panels.", option="default")
 
 
 def mode_of(metric: str) -> Literal["min", "max"]:
@@ -574,11 +505,7 @@ def mode_of(metric: str) -> Literal["min", "max"]:
 
 
 def describe(model: type[Group], above: str = "") -> dict[str, str]:
-    """Return the description of each key and group of a command by dotted name, with the options of the key.
-
-    Args:
-        above: prefix of the names.
-    """
+    """Return the description of each key and group by dotted name (after `above`), with the options of the key."""
     descriptions: dict[str, str] = {}
     for name, field in fields_of(model).items():
         options = _options(field.annotation)
