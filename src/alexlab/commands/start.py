@@ -47,7 +47,7 @@ def find_start(config: TrainConfig) -> Start:
 
     # resume=: the config, the directory and the newest checkpoint of that run
     if config.resume.run is not None:
-        resumed = resume.resume_config(plain, list(plain["overrides"]), logs)
+        resumed = resume.resume_config(plain)
         plain = resumed.config
         notes += resumed.notes
         if resumed.finished:

@@ -2,15 +2,17 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import atomic_write
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Plain = dict[str, Any]
 
@@ -41,7 +43,7 @@ MOVED_MODULES = {
 # -- composed by Hydra
 
 
-def resolve(composed: DictConfig) -> Plain:
+def resolve(composed: "DictConfig") -> Plain:
     """Return a composed config as plain values, with every interpolation resolved.
 
     A bare `${oc.env:X}` within `logger` and `callbacks` stays as it is; `look_up` resolves it when it is used.
@@ -49,6 +51,8 @@ def resolve(composed: DictConfig) -> Plain:
     Raises:
         OmegaConfBaseException: an interpolation cannot be resolved.
     """
+    from omegaconf import OmegaConf
+
     raw: Any = OmegaConf.to_container(composed, resolve=False)
     for section in KEEPS_REFERENCES:
         if section in raw:
@@ -76,24 +80,18 @@ def look_up(node: Any) -> Any:
 
 def masker(plain: Plain) -> Callable[[str], str]:
     """Return a function that replaces, in a text, the values of the variables that the config keeps as references."""
-    names = {
-        reference[1]
-        for section in KEEPS_REFERENCES
-        for text in _texts(plain.get(section))
-        if (reference := REFERENCE.fullmatch(text))
-    }
-    values = sorted(
-        (
-            (os.environ[name], f"${{oc.env:{name}}}")
-            for name in names
-            if len(os.environ.get(name, "")) >= SHORTEST_SECRET
-        ),
-        key=lambda pair: -len(pair[0]),
-    )
+    references = set[str]()
+
+    def collect(text: str) -> str:
+        references.update(REFERENCE.findall(text) if REFERENCE.fullmatch(text) else ())
+        return text
+
+    _each_text([plain.get(section) for section in KEEPS_REFERENCES], collect)
+    secrets = {os.environ.get(name, ""): f"${{oc.env:{name}}}" for name in references}
 
     def mask(text: str) -> str:
-        for value, reference in values:
-            text = text.replace(value, reference)
+        for value in sorted(secrets, key=len, reverse=True):
+            text = text.replace(value, secrets[value]) if len(value) >= SHORTEST_SECRET else text
         return text
 
     return mask
@@ -105,14 +103,6 @@ def _each_text(node: Any, change: Callable[[str], str]) -> Any:
     if isinstance(node, list):
         return [_each_text(value, change) for value in node]
     return change(node) if isinstance(node, str) else node
-
-
-def _texts(node: Any) -> Iterator[str]:
-    if isinstance(node, dict | list):
-        for value in node.values() if isinstance(node, dict) else node:
-            yield from _texts(value)
-    elif isinstance(node, str):
-        yield node
 
 
 def absolute(path: str) -> str:
@@ -192,6 +182,16 @@ def with_current_targets(node: Any) -> Any:
         module, _, name = target.rpartition(".")
         renamed["_target_"] = f"{MOVED_MODULES.get(module, module)}.{name}" if module else name
     return renamed
+
+
+# -- nested keys
+
+
+def value_at(node: Any, path: Iterable[Any]) -> Any:
+    """Return the value of a nested key such as ("optimizer", "lr"), or None if there is none."""
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def flat(node: Plain, prefix: str = "") -> Plain:

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[3]  # the project's folder
-Plain = dict[str, Any]
+from alexlab.engine.config import ROOT, Plain
 
 
 def find_file(key: str, folders: list[Path], config_name: str, choices: Plain) -> str | None:

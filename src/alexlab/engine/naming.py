@@ -6,10 +6,10 @@ import re
 from pathlib import PurePath
 from typing import Any
 
+from alexlab.engine.config import Plain
+from alexlab.engine.overrides import by_key, key_of
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import IGNORED, canonical, settings_of
-
-Plain = dict[str, Any]
 
 MAX_LENGTH = 80  # characters of a name
 ABBREVIATIONS = {
@@ -40,7 +40,7 @@ def group_name(config: Plain) -> str:
 
     It always ends with six characters of a hash of the settings, because overrides do not show what conf/ contains.
     """
-    parts, _ = _name_parts(config, [word for word in sorted(config["overrides"], key=_key) if _key(word) != "seed"])
+    parts, _ = _name_parts(config, [text for text in sorted(config["overrides"], key=key_of) if key_of(text) != "seed"])
     return _shorten("-".join(parts), _settings_hash(config, "seed"))
 
 
@@ -55,8 +55,8 @@ def tags(config: Plain) -> list[str]:
 def _name_parts(config: Plain, overrides: list[str]) -> tuple[list[str], bool]:
     """Return the parts of a name, and whether they show each value exactly."""
     parts, is_exact = [str(config["model"]["name"])], True
-    for word in {_key(word): word for word in overrides}.values():  # the last one of each key
-        key, _, value = word.lstrip("+").partition("=")
+    for override in by_key(overrides).values():
+        key, _, value = override.lstrip("+").partition("=")
         leaf = key.rpartition(".")[2]
         if key.startswith("~"):
             parts.append(f"no_{leaf.removeprefix('~')}")
@@ -75,10 +75,6 @@ def _name_parts(config: Plain, overrides: list[str]) -> tuple[list[str], bool]:
             parts.append(f"{ABBREVIATIONS.get(key, leaf)}{short}")
     parts = [re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in parts]
     return [part for part in parts if part], is_exact
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _shorten_value(value: str) -> str:

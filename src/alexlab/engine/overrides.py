@@ -1,17 +1,11 @@
-"""Parse the overrides of a command line, and change nested dicts. Imports neither torch nor Lightning."""
+"""Parse the overrides of a command line, and change nested dicts by keys such as "optimizer.lr"."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
-from alexlab.engine.config import CONF, flat
+from alexlab.engine.config import CONF, Plain, flat, value_at
 from alexlab.engine.errors import UserError
-
-Plain = dict[str, Any]
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,9 @@ def parse(overrides: Iterable[str]) -> list[Override]:
     Raises:
         UserError: one cannot be read, as in the config.yaml of a damaged run.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     parser, parsed = OverridesParser.create(), []
     for text in overrides:
         try:
@@ -72,24 +69,18 @@ def shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
-# -- nested dicts by keys such as "optimizer.lr"
+# -- nested dicts
 
 
 def has(node: Plain, key: str) -> bool:
-    return _get(node, key) is not _ABSENT
+    *above, last = key.split(".")
+    parent = value_at(node, above)
+    return isinstance(parent, dict) and last in parent
 
 
 def get(node: Plain, key: str) -> Any:
     """Return the value of a key, or None if there is none."""
-    value = _get(node, key)
-    return None if value is _ABSENT else value
-
-
-def _get(node: Plain, key: str) -> Any:
-    value: Any = node
-    for part in key.split("."):
-        value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
-    return value
+    return value_at(node, key.split("."))
 
 
 def put(node: Plain, key: str, value: Any) -> None:
@@ -105,6 +96,6 @@ def put(node: Plain, key: str, value: Any) -> None:
 def remove(node: Plain, key: str) -> None:
     """Delete a key if it exists."""
     *above, last = key.split(".")
-    parent = get(node, ".".join(above)) if above else node
+    parent = value_at(node, above)
     if isinstance(parent, dict):
         parent.pop(last, None)

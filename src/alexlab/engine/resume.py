@@ -13,13 +13,12 @@ from typing import Any
 
 from alexlab.engine import checkpoint_io, validation
 from alexlab.engine import config as configs
+from alexlab.engine.config import Plain
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import cut_csv, refuse_link, remove_temporary
-from alexlab.engine.overrides import Override, by_key, get, has, parse, put, remove, shown
+from alexlab.engine.overrides import by_key, get, has, parse, put, remove, shown
 from alexlab.engine.run_dir import ckpt_of, find_run, read_summary
 from alexlab.engine.run_dir import shown as shown_path
-
-Plain = dict[str, Any]
 
 # Keys that may change: they decide how far the run goes and what is shown, but not what a step computes.
 FREE = re.compile(
@@ -44,7 +43,6 @@ class Resumed:
         ckpt_path: the newest undamaged checkpoint; None if there is none yet.
         resumes: false if `resume=auto` starts a new run.
         finished: true if `resume=auto` names a complete run, so that there is nothing to do.
-        changes: the overrides that change the run, by their keys.
         notes: lines to print once.
     """
 
@@ -53,28 +51,24 @@ class Resumed:
     ckpt_path: Path | None = None
     resumes: bool = True
     finished: bool = False
-    changes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def resume_config(today: Plain, overrides: list[str], logs: Path) -> Resumed:
+def resume_config(today: Plain) -> Resumed:
     """Return the config and the checkpoint to continue a run with. Writes nothing.
 
     Args:
-        today: the config that Hydra has composed now. Used are `resume`, `run_dir`, `dry_run`, the values of the
-            overridden keys, and keys that are newer than the run.
-        overrides: of the command line.
-        logs: the folder of named runs.
+        today: the config that Hydra has composed now. Used are `resume`, `run_dir`, `dry_run`, `overrides`,
+            `paths.logs`, the values of the overridden keys, and keys that are newer than the run.
 
     Raises:
         UserError: there is no such run or no usable checkpoint, or overrides would change what the run computes.
     """
-    named, own = today["resume"]["run"], Path(today["run_dir"])
+    named, own, overrides = today["resume"]["run"], Path(today["run_dir"]), today["overrides"]
     if named == "auto" and not holds_run(own):
-        return Resumed(
-            today, own, resumes=False, notes=[f"resume=auto: {shown_path(own)} holds no run yet: a new one starts."]
-        )
-    run_dir = own if named == "auto" else _find(named, logs)
+        note = f"resume=auto: {shown_path(own)} holds no run yet: a new one starts."
+        return Resumed(today, own, resumes=False, notes=[note])
+    run_dir = own if named == "auto" else _find(named, Path(today["paths"]["logs"]))
     asked, name = f"resume={named}", shown_path(run_dir)
     before = configs.load(run_dir / "config.yaml")
     groups = [before.get(key) for key in ("trainer", "model", "data")]
@@ -82,40 +76,39 @@ def resume_config(today: Plain, overrides: list[str], logs: Path) -> Resumed:
         raise UserError(f"{run_dir / 'config.yaml'} is incomplete: start the run again from scratch.")
     refuse_link(run_dir / "figures")
 
-    config, changes = _with_overrides(before, today, overrides)
+    config, changes = _with_overrides(before, today)
     if changes and not today["resume"]["allow_changes"]:
-        allowed = not any(FIXED.fullmatch(key) for key in changes)
+        may_allow = "" if any(map(FIXED.fullmatch, changes)) else ", or add resume.allow_changes=true"
         raise UserError(
             f"{asked}: {name} was started with other settings: {', '.join(changes.values())}. Leave these overrides "
-            f"out{', or add resume.allow_changes=true' if allowed else ''}. For a new run with them, use its weights "
-            f"with init_from={named}, or its config with from_run={named}."
+            f"out{may_allow}. For a new run with them, use its weights with init_from={named}, or its config with "
+            f"from_run={named}."
         )
-    _refuse_secrets(config["callbacks"], name, parse(overrides))
+    _refuse_secrets(config["callbacks"], name, overrides)
     config |= {"resume": today["resume"], "run_dir": str(run_dir), "dry_run": today["dry_run"]}
     new = by_key(text for text in overrides if not text.startswith("resume."))
     # in one order, so that a rank that reads what rank 0 has just written comes to the same config
     config["overrides"] = list((by_key(before["overrides"]) | new).values())
 
     ckpt_path, notes = newest_checkpoint(run_dir / "checkpoints")
-    if ckpt_path is None and named != "auto":
-        raise UserError(
-            f"{asked}: {name} has no checkpoint to resume from: start it again from scratch, or use resume=auto "
-            f"hydra.run.dir={name}, which starts from scratch if there is no checkpoint."
-        )
     if ckpt_path is None:
-        notes.append(f"resume=auto: {name} has no checkpoint yet: it starts again from scratch.")
-        return Resumed(config, run_dir, changes=changes, notes=notes)
-    config |= {"init_from": None, "ckpt_path": str(ckpt_path)}
-    finished = read_summary(run_dir).get("status") == "finished"
-    if finished and all(get(config, key) == get(before, key) for key in ENDS):
         if named != "auto":
             raise UserError(
-                f"{asked}: {name} is finished. Give a trainer.max_epochs above {before['trainer'].get('max_epochs')} "
-                "to train it longer."
+                f"{asked}: {name} has no checkpoint to resume from: start it again from scratch, or use resume=auto "
+                f"hydra.run.dir={name}, which starts from scratch if there is no checkpoint."
             )
-        notes.append(f"resume=auto: {name} is finished.")
-        return Resumed(config, run_dir, ckpt_path, finished=True, changes=changes, notes=notes)
-    return Resumed(config, run_dir, ckpt_path, changes=changes, notes=notes)
+        notes.append(f"resume=auto: {name} has no checkpoint yet: it starts again from scratch.")
+        return Resumed(config, run_dir, notes=notes)
+    config |= {"init_from": None, "ckpt_path": str(ckpt_path)}
+    finished = read_summary(run_dir).get("status") == "finished"
+    finished = finished and all(get(config, key) == get(before, key) for key in ENDS)
+    if finished and named != "auto":
+        raise UserError(
+            f"{asked}: {name} is finished. Give a trainer.max_epochs above {before['trainer'].get('max_epochs')} to "
+            "train it longer."
+        )
+    notes += [f"resume=auto: {name} is finished."] if finished else []
+    return Resumed(config, run_dir, ckpt_path, finished=finished, notes=notes)
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -125,7 +118,7 @@ def holds_run(run_dir: Path) -> bool:
 
 def _find(named: str, logs: Path) -> Path:
     """Find the run to resume. For "latest", an older run is never resumed if the newest one has no checkpoint."""
-    run_dir = find_run(named, logs, checkpoint_io.LAST.removesuffix(".ckpt"), "resume")
+    run_dir = find_run(named, logs, "last", "resume")
     latest = find_run(named, logs, "", "resume")
     if run_dir != latest:
         raise UserError(
@@ -135,36 +128,31 @@ def _find(named: str, logs: Path) -> Path:
     return run_dir
 
 
-def _with_overrides(before: Plain, today: Plain, overrides: list[str]) -> tuple[Plain, dict[str, str]]:
-    """Return the run's config with the overrides, and the overrides that change the run, by their keys.
-
-    Raises:
-        UserError: an override chooses another option of a group, or another checkpoint.
-    """
+def _with_overrides(before: Plain, today: Plain) -> tuple[Plain, dict[str, str]]:
+    """Return the run's config with the overrides, and the overrides that change the run, by their keys."""
     config, changes = copy.deepcopy(before), dict[str, str]()
     config |= {key: copy.deepcopy(today[key]) for key in today if key not in before}  # keys newer than the run
     previous = by_key(before["overrides"])
-    for override in parse(by_key(overrides).values()):
+    for override in parse(by_key(today["overrides"]).values()):
         key, text = override.key, override.text
+        is_repeated = previous.get(key) == text  # config.yaml may have the value in another form
         if override.chooses:
             choice = get(before, f"choices.{key}")
-            if choice != override.value and previous.get(key) != text:
+            if choice != override.value and not is_repeated:
                 raise UserError(
                     f"{text}: a resumed run keeps its options ({key}={choice}). Give single keys instead, or start a "
                     "new run."
                 )
             continue
         for leaf in override.leaves:
-            secret = leaf.startswith("callbacks.") and "${oc.env:" in str(get(before, leaf))
-            if (
-                previous.get(key) == text and not secret
-            ):  # an unchanged override, which config.yaml may have in another form
+            old, new = get(before, leaf), get(today, leaf)
+            secret = leaf.startswith("callbacks.") and "${oc.env:" in str(old)
+            if is_repeated and not secret:
                 continue
             if leaf in ("ckpt_path", "init_from"):
                 raise UserError(
                     f"{text}: a resumed run continues from its own checkpoint: leave it out, or start a new run."
                 )
-            old, new = get(before, leaf), get(today, leaf)
             if not has(before, leaf) if override.deletes else old == new:
                 continue
             if override.deletes:
@@ -176,15 +164,14 @@ def _with_overrides(before: Plain, today: Plain, overrides: list[str]) -> tuple[
     return config, changes
 
 
-def _refuse_secrets(callbacks: Any, name: str, overrides: list[Override]) -> None:
+def _refuse_secrets(callbacks: Any, name: str, overrides: list[str]) -> None:
     """Raise UserError if a callback would get a secret that no override of this command line names.
 
     The run may be somebody else's, and its callbacks could send the secret anywhere.
     """
-    overridden = {leaf for override in overrides for leaf in override.leaves}
+    overridden = {leaf for override in parse(overrides) for leaf in override.leaves}
     for key, value in configs.flat({"callbacks": callbacks}).items():
-        reference = re.search(r"\$\{(oc\.env:\w+)\}", str(value))
-        if reference is not None and key not in overridden:
+        if re.search(r"\$\{oc\.env:\w+\}", str(value)) and key not in overridden:
             callback = key.split(".")[1]
             raise UserError(
                 f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
@@ -197,7 +184,7 @@ def _refuse_secrets(callbacks: Any, name: str, overrides: list[Override]) -> Non
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt. Also returns a line if last.ckpt is damaged.
+    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt. Also return a line if last.ckpt is damaged.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
@@ -205,12 +192,11 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     damaged: list[str] = []
     for name in (checkpoint_io.LAST, checkpoint_io.PREVIOUS):
         path = folder / name
-        if not path.is_file():
-            continue
-        why = checkpoint_io.damage_of(path)
-        if why is None:
-            return path, [f"skipped {line}; resuming from {name}" for line in damaged]
-        damaged.append(f"{shown_path(path)}, which is damaged ({why})")
+        if path.is_file():
+            why = checkpoint_io.damage_of(path)
+            if why is None:
+                return path, [f"skipped {line}; resuming from {name}" for line in damaged]
+            damaged.append(f"{shown_path(path)}, which is damaged ({why})")
     if damaged:
         raise UserError(f"no undamaged checkpoint is left: {'; '.join(damaged)}. Start again from scratch.")
     return None, []
@@ -220,8 +206,7 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
     """Find the checkpoint that `init_from=` or `ckpt_path=` names: a file, a run's directory or name, or "latest".
 
     Args:
-        named: the value.
-        key: the key that has it, for messages.
+        named: the value of `key`.
         ckpt: "best" or "last", if a run is named.
         logs: the folder of named runs.
         run_dir: the directory of the run that starts. Jobs of the same sweep never count as "latest", so that all of
@@ -238,7 +223,7 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
     return ckpt_of(find_run(named, logs, ckpt, key, sweep if sweep.parent.name == "multiruns" else None), ckpt)
 
 
-def is_own(ckpt_path: "Path | str | None", run_dir: Path) -> bool:
+def is_own(ckpt_path: Path | str | None, run_dir: Path) -> bool:
     """Check whether a checkpoint belongs to this run, and not to another run that it started from."""
     return ckpt_path is not None and Path(ckpt_path).parent.resolve() == (run_dir / "checkpoints").resolve()
 
@@ -268,19 +253,17 @@ def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
     summary = run_dir / "summary.json"
     if summary.is_file():
         summary.replace(run_dir / "summary.before.json")
-    rows, notes, best_path = 0, [], run_dir / "checkpoints/best.ckpt"
+    rows, notes = 0, []
     if ckpt_path is not None and is_own(ckpt_path, run_dir):
         checkpoint = checkpoint_io.load(ckpt_path)
         position = checkpoint_io.position_of(checkpoint)
         assert position is not None, "commands/checks.py refuses a checkpoint without one"
         rows = position["rows"]
-        best = checkpoint["alexlab"]["best"]
+        best, best_path = checkpoint["alexlab"]["best"], run_dir / "checkpoints/best.ckpt"
         if best_path.is_file() and checkpoint_io.load(best_path)["alexlab"].get("best") != best:
             best_path.unlink()
-            notes.append(
-                f"removed {shown_path(best_path)}: it was of later steps than the checkpoint, and these are trained "
-                "again"
-            )
+            later = "it was of later steps than the checkpoint, and these are trained again"
+            notes.append(f"removed {shown_path(best_path)}: {later}")
     removed = cut_csv(run_dir / "metrics.csv", rows)
     again = f" ({removed} rows of metrics.csv are computed again)" if removed else ""
     return [*notes, f"run directory: {shown_path(run_dir)}, resumed{again}"]

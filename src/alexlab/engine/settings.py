@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from alexlab.engine.config import flat
+from alexlab.engine.overrides import by_key
 
 # Keys that do not change what is trained, or that repeat another key.
 IGNORED = {
@@ -47,7 +48,7 @@ def is_own_checkpoint(config: dict[str, Any]) -> bool:
 def overridden_keys(config: dict[str, Any]) -> set[str]:
     """Return the keys that the run's command line set."""
     overrides = config.get("overrides")
-    return {str(text).lstrip("+~").partition("=")[0] for text in overrides} if isinstance(overrides, list) else set()
+    return set(by_key(overrides)) if isinstance(overrides, list) else set()
 
 
 def canonical(value: Any, key: str = "") -> str:

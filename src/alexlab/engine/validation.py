@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from alexlab.engine.config import value_at
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import (
     BenchmarkConfig,
@@ -26,33 +27,28 @@ from alexlab.engine.schema import (
     fields_of,
     group_in,
 )
+from alexlab.engine.settings import overridden_keys
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Names that users try
 
-# What other programs call our keys.
-SYNONYMS = {
-    "amp": "trainer.precision",
-    "arch": "model.name",
-    "batch_size": "data.batch_size",
-    "bs": "data.batch_size",
-    "checkpoint": "ckpt_path",
-    "data_dir": "data.root",
-    "data_path": "data.root",
-    "epoch": "trainer.max_epochs",
-    "epochs": "trainer.max_epochs",
-    "gpus": "trainer.devices",
-    "img_size": "data.image_size",
-    "input_size": "data.image_size",
-    "learning_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "num_epochs": "trainer.max_epochs",
-    "num_gpus": "trainer.devices",
-    "opt": "optimizer._target_",
-    "resume_from": "resume.run",
-    "wd": "optimizer.weight_decay",
-    "workers": "data.num_workers",
+# Our keys, and what other programs call them.
+NAMES_ELSEWHERE = {
+    "ckpt_path": "checkpoint",
+    "data.batch_size": "batch_size bs",
+    "data.image_size": "img_size input_size",
+    "data.num_workers": "workers",
+    "data.root": "data_dir data_path",
+    "model.name": "arch",
+    "optimizer._target_": "opt",
+    "optimizer.lr": "learning_rate lr",
+    "optimizer.weight_decay": "wd",
+    "resume.run": "resume_from",
+    "trainer.devices": "gpus num_gpus",
+    "trainer.max_epochs": "epoch epochs num_epochs",
+    "trainer.precision": "amp",
 }
+SYNONYMS = {name: key for key, names in NAMES_ELSEWHERE.items() for name in names.split()}
 
 # Keys, and values as "key=value", that were removed or renamed: the rest of the message after the key.
 REPLACED = {
@@ -100,17 +96,6 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
     Raises:
         UserError: the message has all mistakes, one per line, each with key, value, rule and fix.
     """
-    config, mistakes = check(model, plain, file_of)
-    if config is None:
-        several = f"{len(mistakes)} values of the config are wrong:\n  "
-        raise UserError(mistakes[0] if len(mistakes) == 1 else several + "\n  ".join(mistakes))
-    return config
-
-
-def check(
-    model: type[M], plain: Plain, file_of: Callable[[str], str | None] = lambda key: None
-) -> tuple[M | None, list[str]]:
-    """Return a composed config as a frozen model, or None and all its mistakes. See `validate`."""
     missing = {path: _missing(model, plain, path) for path, value in _walk(plain) if value == "???"}
     wrong = {path: _unknown(model, plain, path) for path in _synonyms_in_optimizer(model, plain)}
     config, errors = None, []
@@ -124,20 +109,20 @@ def check(
             wrong.setdefault(path, _wrong(model, plain, path))
         elif not any(f"Did you mean `{_name(path)}`?" in text for text in wrong.values()):
             missing.setdefault(path, _missing(model, plain, path))
-    words = plain.get("overrides")
-    overridden = {str(word).lstrip("+~").partition("=")[0] for word in words} if isinstance(words, list) else set()
-    overridden -= {*RECIPES}
+    overridden = overridden_keys(plain) - {*RECIPES}
     files = {path: None if _name(path) in overridden else file_of(_name(path)) for path in wrong}
     lines = [*missing.values(), *(f"{text} ({files[path]})" if files[path] else text for path, text in wrong.items())]
     if isinstance(config, CommandConfig) and not lines:  # these checks need values that are valid by themselves
         lines = [*_wrong_overrides(config), *(_wrong_together(config) if isinstance(config, TrainConfig) else ())]
-    return (None if lines else config), lines
+    if lines:
+        several = f"{len(lines)} values of the config are wrong:\n  " if len(lines) > 1 else ""
+        raise UserError(several + "\n  ".join(lines))
+    assert config is not None, "pydantic has found no error"
+    return config
 
 
 def validate_saved(plain: Plain, path: Path) -> TrainConfig:
-    """Return the config of a run's config.yaml as a frozen model.
-
-    Unlike `validate`, it does not check whether the run could start here. The images may be on another machine.
+    """Return a run's config.yaml as a frozen model, without a check whether the run could start on this machine.
 
     Raises:
         UserError: it is not the config of a run. The message names up to five wrong keys.
@@ -401,7 +386,7 @@ def _field_at(model: type[Group], path: KeyPath) -> FieldInfo | None:
 
 
 def _hints(field: FieldInfo | None) -> dict[str, Any]:
-    """Return the hints for a missing key, "give" or "option", which `key` and `required_group` have stored."""
+    """Return the hints for a missing key, "give" or "option", which `schema.key` has stored."""
     extra = field.json_schema_extra if field is not None else None
     return extra if isinstance(extra, dict) else {}
 
@@ -412,12 +397,6 @@ def _path_of_key(model: type[Group], location: KeyPath) -> KeyPath:
     while length < len(location) and group_at(model, location[:length]) is not None:
         length += 1
     return location[:length]
-
-
-def value_at(plain: Any, path: KeyPath) -> Any:
-    for part in path:
-        plain = plain.get(part) if isinstance(plain, dict) else None
-    return plain
 
 
 def _walk(node: Plain, above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
