@@ -42,8 +42,6 @@ class Outcome:
 class Worker:
     """A worker process and what it has reported: {"mistake": text}, {"failure": text, "traceback": text}, or
     {"lost": text} if it noticed that another rank is gone.
-
-    It has its own process group, so that Ctrl-C reaches it only once, through `run_workers`.
     """
 
     def __init__(self, command: list[str], env: dict[str, str], config: bytes) -> None:
@@ -51,9 +49,9 @@ class Worker:
         os.set_blocking(self.reading, False)
         self.raw = b""
         self.forwarded = 0  # signals that were passed on to it
-        self.process = subprocess.Popen(
-            command, env={**env, REPORT_PIPE: str(writing)}, pass_fds=[writing], process_group=0, stdin=subprocess.PIPE
-        )
+        env = {**env, REPORT_PIPE: str(writing)}
+        # in its own process group, so that Ctrl-C reaches it only once, through `run_workers`
+        self.process = subprocess.Popen(command, env=env, pass_fds=[writing], process_group=0, stdin=subprocess.PIPE)
         os.close(writing)
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: `poll` sees that
@@ -111,8 +109,7 @@ def prints() -> bool:
 def run_stamp(resumes: bool) -> str:
     """Return the name of a new run's directory, the same on all ranks.
 
-    Args:
-        resumes: whether resume=auto asks for a directory that a repeated SLURM job finds again.
+    If the run `resumes` (resume=auto), a SLURM job that is repeated gets the same name.
     """
     if os.environ.get("ALEXLAB_STAMP"):
         return os.environ["ALEXLAB_STAMP"]
@@ -121,18 +118,17 @@ def run_stamp(resumes: bool) -> str:
     if "SLURM_JOB_ID" in os.environ and (external() or resumes):
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        # no store exists before the ranks create one; the port is added because without --rdzv-id all ids are `none`
-        return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            # no store exists before the ranks create one; without --rdzv-id all ids are `none`, but the ports differ
+            return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}"
         from datetime import timedelta
 
         from torch.distributed import TCPStore
 
         # torchrun's agent serves this store; rank 0 shares its time through it
-        store = TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=60)
-        )
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
         key = f"alexlab/stamp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         if int(os.environ["RANK"]) == 0:
             store.set(key, now)
@@ -165,9 +161,8 @@ def free_port(wanted: int | None) -> int:
         try:
             probe.bind(("127.0.0.1", wanted or 0))
         except OSError as error:
-            raise UserError(
-                f"`trainer.master_port={wanted}` cannot be used ({error.strerror}): choose another, or null."
-            ) from None
+            why = f"cannot be used ({error.strerror}): choose another, or null."
+            raise UserError(f"`trainer.master_port={wanted}` {why}") from None
         return int(probe.getsockname()[1])
 
 
@@ -187,17 +182,10 @@ def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int
         threads: OpenMP threads of each process.
         port: where the ranks meet; None takes a free one.
     """
-    shared = {
-        **os.environ,
-        RANKS: str(world_size),
-        "WORLD_SIZE": str(world_size),
-        "NODE_RANK": "0",
-        # hides the stacks that torch prints when other ranks stop
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port(port)),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-    }
+    # torch prints stacks when other ranks stop: TORCH_CPP_LOG_LEVEL hides them
+    shared = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": str(threads), **os.environ}
+    shared |= {RANKS: str(world_size), "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(port))}
     command = [sys.executable, "-m", "alexlab.commands.worker"]
     encoded = json.dumps(config).encode()
     workers: list[Worker] = []
@@ -240,14 +228,12 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
             break
         if signals or 0 in codes:
             since = since or time.monotonic()
-            waited = time.monotonic() - since
-            if signals and waited > GRACE_AFTER_SIGNAL:
-                break
-            if not signals and codes[0] == 0 and waited > GRACE_AFTER_SIGNAL:
+            limit = GRACE_OF_FIRST if not signals and codes[0] is None else GRACE_AFTER_SIGNAL
+            if time.monotonic() - since > limit:
+                if signals or codes[0] is None:
+                    break
                 print("Ranks that had not stopped a minute after rank 0 were killed.", file=sys.stderr)
                 return Outcome(0, "")
-            if not signals and codes[0] is None and waited > GRACE_OF_FIRST:
-                break
         time.sleep(0.1)
 
     # let the others stop
@@ -257,7 +243,10 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
         time.sleep(0.1)
     stopped = {r: code for r, worker in enumerate(workers) if (code := worker.poll())}
     hanging = [r for r, worker in enumerate(workers) if worker.poll() is None]
-    _print_stacks([workers[r] for r in hanging])
+    for r in hanging:  # prints the stack of each thread, as `RunSession` has enabled
+        with contextlib.suppress(ProcessLookupError):
+            workers[r].process.send_signal(signal.SIGUSR2)
+    time.sleep(TIME_TO_PRINT if hanging else 0)
     for worker in workers:
         worker.kill()
         worker.poll()
@@ -267,19 +256,15 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
     mistakes = list(dict.fromkeys(report["mistake"] for report in reports if "mistake" in report))
     if mistakes:
         return Outcome(2, "\n".join(mistakes))
-    over = "the run has stopped on all ranks."
-    if not stopped:  # no rank failed by itself
-        if signals:
-            return Outcome(128 + signals[0], f"stopped by {signal.Signals(signals[0]).name}", by_signal=True)
-        return Outcome(1, f"Rank 0 of {len(workers)} did not stop after the others had finished; {over}")
-
     # name the rank that failed, not those that noticed
-    number = min(stopped, key=lambda r: (stopped[r] > 0, "lost" in reports[r], r))
-    code = stopped[number]
-    if signals and code in (128 + signals[0], -signals[0]):
-        reported = stopped.get(0) == 128 + signals[0]
+    number = min(stopped, key=lambda r: (stopped[r] > 0, "lost" in reports[r], r), default=0)
+    code = stopped.get(number, 0)  # 0: no rank failed by itself
+    over = "the run has stopped on all ranks."
+    if signals and code in (0, 128 + signals[0], -signals[0]):
         why = f"stopped by {signal.Signals(signals[0]).name}"
-        return Outcome(128 + signals[0], why, by_signal=True, reported=reported)
+        return Outcome(128 + signals[0], why, by_signal=True, reported=stopped.get(0) == 128 + signals[0])
+    if not stopped:
+        return Outcome(1, f"Rank 0 of {len(workers)} did not stop after the others had finished; {over}")
     tracebacks: dict[str, list[str]] = {}  # the same bug on several ranks is printed once
     for r, report in enumerate(reports):
         if "traceback" in report:
@@ -287,9 +272,9 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
     for text, ranks in tracebacks.items():
         print(f"{', '.join(ranks)}:\n{text}", file=sys.stderr)
     if "lost" in reports[number] and not hanging:
-        texts = sorted({r["lost"].rstrip(".") for r in reports if "lost" in r}, key=lambda text: "answer" not in text)
+        lost = min((r["lost"].rstrip(".") for r in reports if "lost" in r), key=lambda text: "answer" not in text)
         names = " and ".join(f"rank {r}" for r in sorted(stopped))
-        return Outcome(1, f"{names} of {len(workers)}: {texts[0]}; {over}")
+        return Outcome(1, f"{names} of {len(workers)}: {lost}; {over}")
     if "lost" in reports[number]:
         names = " and ".join(map(str, hanging))
         return Outcome(1, f"Of {len(workers)} ranks rank {names} hung: {reports[number]['lost'].rstrip('.')}; {over}")
@@ -300,12 +285,3 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
     failures = list(dict.fromkeys(report["failure"] for report in reports if "failure" in report))
     why = "\n".join([f"Rank {number} of {len(workers)} {how}; {over}", *failures])
     return Outcome(code if code > 0 else 128 - code, why)
-
-
-def _print_stacks(workers: list[Worker]) -> None:
-    """Let hanging ranks print the stack of each thread: they do so on SIGUSR2 (`RunSession` has enabled it)."""
-    for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            worker.process.send_signal(signal.SIGUSR2)
-    if workers:
-        time.sleep(TIME_TO_PRINT)

@@ -19,7 +19,6 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import nn
 
 from alexlab.engine.errors import UserError
@@ -29,11 +28,8 @@ OWN = ("alexlab.models", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimize
 # Of these libraries only networks, layers, optimizers and callbacks: some of their functions load pickles.
 LIBRARIES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "pytorch_lightning.callbacks")
 ALLOWED = OWN + LIBRARIES
-MODULE, OPTIMIZER, CALLBACK = (
-    "torch.nn.modules.module.Module",
-    "torch.optim.optimizer.Optimizer",
-    "pytorch_lightning.callbacks.callback.Callback",
-)
+MODULE, OPTIMIZER = "torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer"
+CALLBACK = "pytorch_lightning.callbacks.callback.Callback"
 # The modules of the libraries that define networks and layers, without private modules and other tasks.
 NETWORKS = re.compile(r"torch\.nn\.modules\.[a-z]\w*|torchvision\.models\.[a-z]\w*|timm\.(layers|models)(\.[a-z]\w*)*")
 # Classes of these packages turn text into a program.
@@ -51,26 +47,15 @@ NAME = re.compile(r"\w[\w.\-]*", re.ASCII)
 # Keys of Hydra's builder that are not supported, with the values that are accepted because they change nothing.
 UNUSED = {"_recursive_": (True,), "_convert_": ("all",)}
 # Arguments with which a network, or a part of it, downloads or reads weights; and the values with which it does not.
-FETCHES = {
-    "pretrained": False,
-    "pretrained_backbone": False,
-    "weights": None,
-    "weights_backbone": None,
-    "checkpoint_path": "",
-    "online": False,
-}
+FETCHES: dict[str, Any] = {"pretrained": False, "pretrained_backbone": False, "online": False}
+FETCHES |= {"weights": None, "weights_backbone": None, "checkpoint_path": ""}
 
 
 # -- the allow-list
 
 
 def locate(target: str) -> Callable[..., Any]:
-    """Return the class or function at the dotted path `target`.
-
-    Raises:
-        UserError: it is not on the allow-list, does not exist, or is neither a class nor a function that returns a
-            network, layer, optimizer, callback or function.
-    """
+    """Return the class or function at the dotted path `target`; UserError if it does not exist or is not allowed."""
     if not _is_in(target, ALLOWED):
         raise UserError(_refusal(target))
     parts = target.split(".")
@@ -78,14 +63,34 @@ def locate(target: str) -> Callable[..., Any]:
         raise UserError(f"_target_={target} is not a dotted path, such as torch.nn.Linear: check its name.")
     if any(part.startswith("_") for part in parts):
         raise UserError(f"_target_={target} is not allowed: names that begin with _ are private to their package.")
-    module, obj = _import(target, parts)
+
+    # import the longest part of the path that is a module
+    obj: Any = None
+    for length in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:length])
+        try:
+            obj = importlib.import_module(module)
+            break
+        except ModuleNotFoundError as error:
+            if error.name is None or not _is_in(module, (error.name,)):
+                raise UserError(f"_target_={target}: {error}; install what it needs.") from error
+    if obj is None:
+        raise UserError(f"_target_={target}: the package {parts[0]} is not installed.")
+    for part in parts[length:]:
+        if not hasattr(obj, part):
+            raise UserError(f"_target_={target}: {getattr(obj, '__name__', obj)} contains no {part}: check its name.")
+        obj = getattr(obj, part)
+
+    # check what it is, and where it is defined
     if FUNCTIONS.fullmatch(target):
         return obj
     made = obj.func if isinstance(obj, functools.partial) and _is_in(module, OWN) else obj
     home = getattr(made, "__module__", None)
     if home is not None and not _is_in(home, ALLOWED):
         raise UserError(_refusal(target, home))
-    if not (inspect.isclass(made) or inspect.isfunction(made) or _is_own_constructor(made)):
+    # a classmethod of a library's class may load pickles
+    constructs = inspect.ismethod(made) and inspect.isclass(made.__self__) and _is_in(made.__self__.__module__, OWN)
+    if not (inspect.isclass(made) or inspect.isfunction(made) or constructs):
         raise UserError(f"_target_={target} is a {type(obj).__name__}, and a class or a function is needed.")
     if home is not None and _is_in(home, OWN):
         if inspect.isfunction(made) and not _may_return_a_part(made):
@@ -99,22 +104,26 @@ def locate(target: str) -> Callable[..., Any]:
 
 
 def check_targets(config: Any, inside: bool = False) -> None:
-    """Check each `_target_` of a config, or of a part of it, and the keys below it, before anything is built.
+    """Check each `_target_` of plain values, and the keys below it, before anything is built.
 
     Args:
-        config: plain values.
         inside: `config` is below a `_target_`.
 
     Raises:
         UserError: a target is not allowed, does not exist, or has keys that the builder does not support.
     """
-    inside = inside or (isinstance(config, dict) and "_target_" in config)
-    for key in config if isinstance(config, dict) and inside else ():
+    if isinstance(config, list):
+        for value in config:
+            check_targets(value, inside)
+    if not isinstance(config, dict):
+        return
+    inside = inside or "_target_" in config
+    for key in config if inside else ():
         if isinstance(key, str) and not NAME.fullmatch(key):
             raise UserError(f"a key below a _target_ is {key[:40]!r}: use letters, digits, _, - and . alone.")
-    if isinstance(config, dict) and "_target_" in config:
+    if "_target_" in config:
         _check_node(config)
-    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+    for value in config.values():
         check_targets(value, inside)
 
 
@@ -134,41 +143,14 @@ def _check_node(node: dict[str, Any]) -> None:
         raise UserError(f"{name}: {model_name} is an address: use model=timm model.name={model_name}.")
 
 
-def _import(target: str, parts: list[str]) -> tuple[str, Any]:
-    """Import the longest part of a path that is a module. Returns its name, and the object at the whole path."""
-    obj: Any = None
-    for length in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:length])
-        try:
-            obj = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-                raise UserError(f"_target_={target}: {error}; install what it needs.") from error
-            continue
-        break
-    if obj is None:
-        raise UserError(f"_target_={target}: the package {parts[0]} is not installed.")
-    for part in parts[length:]:
-        if not hasattr(obj, part):
-            raise UserError(f"_target_={target}: {getattr(obj, '__name__', obj)} contains no {part}: check its name.")
-        obj = getattr(obj, part)
-    return name, obj
-
-
-def _is_own_constructor(obj: Any) -> bool:
-    """Check for a classmethod of a class in `OWN`. One of a library's class may load pickles."""
-    return inspect.ismethod(obj) and inspect.isclass(obj.__self__) and _is_in(obj.__self__.__module__, OWN)
-
-
 def _may_return_a_part(function: Any) -> bool:
     """Check that the return type of a function in `OWN` is a network, optimizer, callback or function, or unknown."""
-    hints: dict[str, Any] = {}
+    returns: Any = None
     with contextlib.suppress(Exception):  # names that exist for type checkers only
-        hints = typing.get_type_hints(function)
-    returns = typing.get_origin(hints.get("return", Any)) or hints.get("return", Any)
-    if returns is Any or returns is Callable or not inspect.isclass(returns):
-        return True
-    return _is_one_of(returns, MODULE, OPTIMIZER, CALLBACK)
+        returns = typing.get_type_hints(function).get("return")
+    returns = typing.get_origin(returns) or returns
+    is_unknown = returns in (Any, Callable) or not inspect.isclass(returns)
+    return is_unknown or _is_one_of(returns, MODULE, OPTIMIZER, CALLBACK)
 
 
 def _is_a_librarys_part(obj: Any) -> bool:
@@ -212,35 +194,28 @@ def build(settings: Any, **more: Any) -> Any:
     Raises:
         UserError: a target is not allowed, or its constructor refuses the values.
     """
-    node = _plain(settings)
-    check_targets(node)
-    return _build(node, more)
+    check_targets(settings)
+    return _build(settings, more)
 
 
 def build_network(settings: Any, num_classes: int, fetch: bool = False) -> nn.Module:
-    """Build the network of `model.net`.
+    """Build the network of `model.net`; UserError as in `build`.
 
     Args:
         fetch: download or read published weights if the settings ask for them. It is false for a config from somebody
             else, which must not reach any file or server.
-
-    Raises:
-        UserError: as in `build`, or the target does not build a network.
     """
-    node = _plain(settings)
-    if not isinstance(node, dict) or "_target_" not in node:
+    if not isinstance(settings, dict) or "_target_" not in settings:
         raise UserError("model.net must have a _target_, the class of the network, and its settings.")
-    if node.get("_partial_"):
+    if settings.get("_partial_"):
         raise UserError("model.net._partial_: only parts of a network can be partial, not the network itself.")
-    check_targets(node)
-    net = _build(node if fetch else without_weights(node), {"num_classes": num_classes})
+    check_targets(settings)
+    net = _build(settings if fetch else without_weights(settings), {"num_classes": num_classes})
     if not isinstance(net, nn.Module):
-        raise UserError(f"model.net._target_={node['_target_']} builds a {type(net).__name__}, which is no network.")
+        raise UserError(
+            f"model.net._target_={settings['_target_']} builds a {type(net).__name__}, which is no network."
+        )
     return net
-
-
-def _plain(settings: Any) -> Any:
-    return OmegaConf.to_container(settings, resolve=True) if OmegaConf.is_config(settings) else settings
 
 
 def _build(node: Any, more: dict[str, Any]) -> Any:
@@ -260,11 +235,10 @@ def _build(node: Any, more: dict[str, Any]) -> Any:
         raise
     except ValueError as error:  # the constructor explains the wrong value itself
         raise UserError(f"{error} ({name})") from error
-    except TypeError as error:
-        hint = " (the constructor of a network must take num_classes)" if "'num_classes'" in str(error) else ""
-        raise UserError(f"{name} cannot be built from its settings: {error}{hint}") from error
     except Exception as error:
-        raise UserError(f"{name} cannot be built from its settings: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
+        hint = " (the constructor of a network must take num_classes)" if "'num_classes'" in str(error) else ""
+        raise UserError(f"{name} cannot be built from its settings: {kind}{error}{hint}") from error
     for module in made.modules() if isinstance(made, nn.Module) else ():
         for part in (*module._modules, *module._parameters, *module._buffers):
             if not NAME.fullmatch(part):
@@ -273,10 +247,7 @@ def _build(node: Any, more: dict[str, Any]) -> Any:
 
 
 def without_weights(node: Any) -> Any:
-    """Copy the settings of a network without arguments that download or read weights.
-
-    Such arguments are removed at any depth, if they are passed by name or by position.
-    """
+    """Copy settings without the arguments, at any depth, by name or by position, that download or read weights."""
     if isinstance(node, list):
         return [without_weights(value) for value in node]
     if not isinstance(node, dict):
@@ -301,11 +272,7 @@ def _without(name: str, value: Any, torchvisions: bool) -> Any:
 
 
 def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str]:
-    """Return the names of the parameters that `_args_` fill; "" for values that go into *args.
-
-    Raises:
-        UserError: the target takes fewer arguments by position.
-    """
+    """Return the names of the parameters that `_args_` fill; "" for values that go into *args."""
     count, names = len(node.get("_args_") or []), list[str]()
     for name, parameter in _parameters(target).items() if count else ():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
