@@ -53,8 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def write_checkpoint(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     """Save a checkpoint into an open file, and wait until it is on the disk.
 
-    Raises:
-        OSError: the file could not be written; torch's own error does not say why.
+    A file that cannot be written raises OSError, with the reason that torch's own error lacks.
     """
     try:
         torch.save(checkpoint, file)
@@ -113,11 +112,7 @@ def damage_of(path: Path) -> str | None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU, with `weights_only=True`.
-
-    Raises:
-        UserError: there is no such file, or it is not a checkpoint of this project.
-    """
+    """Read a checkpoint on the CPU, with `weights_only=True`; UserError if it is not one of this project."""
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/last.ckpt.")
     try:
@@ -130,12 +125,10 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "alexlab"} <= set(checkpoint):
         raise UserError(f"{path} is not a checkpoint of this project: give one from the checkpoints/ of a run.")
-    if "config" in checkpoint["alexlab"]:
-        checkpoint["alexlab"]["config"] = with_current_targets(checkpoint["alexlab"]["config"])
+    checkpoint["alexlab"] = with_current_targets(checkpoint["alexlab"])
     return checkpoint
 
 
 def position_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """Return at which point of the run a last.ckpt was written, see `callbacks/checkpointing.py`; else None."""
-    older = checkpoint["alexlab"].get("place")
-    return checkpoint.get("callbacks", {}).get("Checkpointing") or older
+    return checkpoint.get("callbacks", {}).get("Checkpointing") or checkpoint["alexlab"].get("place")  # the older form

@@ -61,38 +61,32 @@ def resolve(composed: "DictConfig") -> Plain:
 
 
 def look_up(node: Any) -> Any:
-    """Return a copy of plain values in which each bare `${oc.env:X}` is the value of the environment variable X.
-
-    Raises:
-        UserError: the variable is not set.
-    """
+    """Return a copy in which each bare `${oc.env:X}` is the environment variable X; UserError if that is not set."""
 
     def value_of(text: str) -> str:
         reference = REFERENCE.fullmatch(text)
-        if reference is None:
-            return text
-        if reference[1] not in os.environ:
+        if reference is not None and reference[1] not in os.environ:
             raise UserError(f"`{text}` needs the environment variable {reference[1]}, which is not set: set it.")
-        return os.environ[reference[1]]
+        return text if reference is None else os.environ[reference[1]]
 
     return _each_text(node, value_of)
 
 
 def masker(plain: Plain) -> Callable[[str], str]:
     """Return a function that replaces, in a text, the values of the variables that the config keeps as references."""
-    references = set[str]()
+    secrets: dict[str, str] = {}
 
     def collect(text: str) -> str:
-        references.update(REFERENCE.findall(text) if REFERENCE.fullmatch(text) else ())
+        if reference := REFERENCE.fullmatch(text):
+            secrets[os.environ.get(reference[1], "")] = text
         return text
-
-    _each_text([plain.get(section) for section in KEEPS_REFERENCES], collect)
-    secrets = {os.environ.get(name, ""): f"${{oc.env:{name}}}" for name in references}
 
     def mask(text: str) -> str:
         for value in sorted(secrets, key=len, reverse=True):
             text = text.replace(value, secrets[value]) if len(value) >= SHORTEST_SECRET else text
         return text
+
+    _each_text([plain.get(section) for section in KEEPS_REFERENCES], collect)
 
     return mask
 
@@ -120,11 +114,7 @@ def save(plain: Plain, path: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """Return the content of a yaml file; references in it are not resolved.
-
-    Raises:
-        UserError: the file is missing or is not yaml.
-    """
+    """Return the content of a yaml file, with references as they are; UserError if it is missing or is not yaml."""
     if not path.is_file():
         raise UserError(f"{path} is not a file.")
     if path.stat().st_size > LARGEST_CONFIG:
@@ -136,11 +126,7 @@ def read(path: Path) -> Any:
 
 
 def parsed(raw: bytes) -> Any:
-    """Return the content of a yaml text.
-
-    Raises:
-        ValueError: the text is not yaml.
-    """
+    """Return the content of a yaml text; ValueError if it is not yaml."""
     try:
         return yaml.load(raw, LOADER)
     except yaml.YAMLError as error:
@@ -148,11 +134,7 @@ def parsed(raw: bytes) -> Any:
 
 
 def load(path: Path) -> Plain:
-    """Return a run's config.yaml in today's form; see `upgrade`.
-
-    Raises:
-        UserError: the file is not a run's config.
-    """
+    """Return a run's config.yaml in today's form (see `upgrade`); UserError if the file is not a run's config."""
     plain = read(path)
     if not isinstance(plain, dict) or "model" not in plain:
         raise UserError(f"{path} is not a run's config: it has no `model`.")
@@ -177,10 +159,9 @@ def with_current_targets(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     renamed = {key: with_current_targets(value) for key, value in node.items()}
-    target = renamed.get("_target_")
-    if isinstance(target, str):
-        module, _, name = target.rpartition(".")
-        renamed["_target_"] = f"{MOVED_MODULES.get(module, module)}.{name}" if module else name
+    if isinstance(target := renamed.get("_target_"), str):
+        module, dot, name = target.rpartition(".")
+        renamed["_target_"] = f"{MOVED_MODULES.get(module, module)}{dot}{name}"
     return renamed
 
 

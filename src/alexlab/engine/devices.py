@@ -11,17 +11,9 @@ from alexlab.engine.errors import UserError
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of a run.
-
-    Attributes:
-        kind: "cuda", "mps" or "cpu".
-        local: devices on this machine.
-        nodes: machines.
-    """
-
-    kind: str
-    local: int
-    nodes: int
+    kind: str  # cuda, mps or cpu
+    local: int  # devices on this machine
+    nodes: int  # machines
 
     @property
     def world_size(self) -> int:
@@ -29,14 +21,7 @@ class Devices:
 
 
 def find_devices(settings: Any) -> Devices:
-    """Return the devices that `trainer.accelerator`, `devices` and `num_nodes` select on this machine.
-
-    Args:
-        settings: the config's group `trainer`.
-
-    Raises:
-        UserError: they ask for devices that this machine does not have.
-    """
+    """Return the devices that `settings` (the group `trainer`) select; UserError if this machine lacks them."""
     # which kind
     wanted = settings.devices
     gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()

@@ -35,11 +35,7 @@ SAID_BY = re.compile(r"gloo|nccl|TCPStore|process group|socket|clients joined", 
 
 
 def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:
-    """Return the error to raise if torch failed because of another rank, else None.
-
-    Args:
-        minutes: how long ranks wait for each other.
-    """
+    """Return the error to raise if torch failed because of another rank, for which ranks wait `minutes`, else None."""
     text = str(error)
     if not isinstance(error, RuntimeError) or not SAID_BY.search(text):
         return None
@@ -75,16 +71,13 @@ STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
 
 
 def short_traceback(error: BaseException, most: int = 40) -> str:
-    """Return the traceback for the screen: the frames of the user's code, and the frames that this code called.
+    """Return at most `most` lines of the traceback: the user's code, and the frames that this code called.
 
     It begins after the last frame of Hydra, Lightning or the engine that led to the user's code. If none of
     the user's code was called, the end of the traceback is shown. train.log has all of it.
-
-    Args:
-        most: lines.
     """
     stack = traceback.extract_tb(error.__traceback__)
-    own = [number for number, frame in enumerate(stack) if not _is_library(frame) and not _is_engine(frame)]
+    own = [number for number, frame in enumerate(stack) if not is_library(frame.filename) and not _is_engine(frame)]
     first = last = own[-1] if own else 0
     while own and first > 0 and not _is_engine(stack[first - 1]) and not _is_lightning(stack[first - 1]):
         first -= 1
@@ -98,8 +91,9 @@ def short_traceback(error: BaseException, most: int = 40) -> str:
     return "".join([head, *calls, *message]).rstrip()
 
 
-def _is_library(frame: traceback.FrameSummary) -> bool:
-    return frame.filename.startswith((STDLIB, "<")) or "site-packages" in Path(frame.filename).parts
+def is_library(file: str) -> bool:
+    """Check whether a source file belongs to Python itself or to an installed package."""
+    return file.startswith((STDLIB, "<")) or bool({"site-packages", "dist-packages"} & {*Path(file).parts})
 
 
 def _is_lightning(frame: traceback.FrameSummary) -> bool:

@@ -31,7 +31,6 @@ def atomic_write(path: Path, mode: str = "xb", sync: bool = False, **more: Any) 
     Args:
         mode: "xb", or "x" for text.
         sync: wait until the content is on the disk before the file is replaced.
-        more: passed to `open`.
     """
     tmp_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tmp_path.unlink(missing_ok=True)
@@ -50,8 +49,7 @@ def atomic_write(path: Path, mode: str = "xb", sync: bool = False, **more: Any) 
 def remove_temporary(folder: Path) -> None:
     """Delete the unfinished files that killed processes left in a folder."""
     for path in folder.glob(".*.tmp"):
-        if path.is_file():
-            path.unlink()
+        path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -78,11 +76,7 @@ def refuse_link(folder: Path) -> None:
 
 
 def make_folder(run_dir: Path, name: str) -> Path:
-    """Create a folder in a run directory if it is missing.
-
-    Raises:
-        UserError: it is a link.
-    """
+    """Create a folder in a run directory if it is missing; UserError if it is a link."""
     refuse_link(run_dir / name)
     (run_dir / name).mkdir(exist_ok=True)
     return run_dir / name
@@ -124,11 +118,7 @@ def cut_csv(path: Path, rows: int) -> int:
 
 @contextlib.contextmanager
 def lock(run_dir: Path, name: str = ".lock") -> Iterator[None]:
-    """Hold the lock of a run directory. The system releases it when the process ends, also after kill -9.
-
-    Raises:
-        UserError: another process holds it.
-    """
+    """Hold the lock of a run directory, which the system releases after kill -9 too; UserError if it is held."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexlab.engine.errors import UserError
+from alexlab.engine.sweeps import agent
 
 # Seconds that ranks get to stop by themselves:
 GRACE = 8.0  # the other ranks, after one has failed
@@ -113,8 +114,8 @@ def run_stamp(resumes: bool) -> str:
     """
     if os.environ.get("ALEXLAB_STAMP"):
         return os.environ["ALEXLAB_STAMP"]
-    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):  # an agent may resume this run
-        return f"sweep-{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
+    if ids := agent():  # which may resume this run
+        return "sweep-" + "/".join(ids)
     if "SLURM_JOB_ID" in os.environ and (external() or resumes):
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.config import ROOT
+from alexlab.engine.errors import is_library
 from alexlab.engine.files import atomic_write
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ DIFF = (
 
 
 class GitError(Exception):
-    """Git is missing or failed; the message says why."""
+    """Git is missing or failed."""
 
 
 def save(run_dir: Path, root: Path = ROOT) -> str | None:
@@ -47,8 +48,8 @@ def save(run_dir: Path, root: Path = ROOT) -> str | None:
         A warning if the code of a new run is not known, or if the code of a resumed run has changed; otherwise None.
     """
     if (run_dir / "code.json").is_file():
-        apply_command = f"git apply {rundir.shown(run_dir / 'code.patch')}"
-        return difference(read(run_dir), rundir.shown(run_dir), apply_command, root)
+        apply = f"git apply {rundir.shown(run_dir / 'code.patch')}"
+        return difference(read(run_dir), rundir.shown(run_dir), apply, root)
     code, patch = state(root)
     if patch:
         with atomic_write(run_dir / "code.patch") as file:
@@ -60,15 +61,13 @@ def save(run_dir: Path, root: Path = ROOT) -> str | None:
 
 def read(run_dir: Path) -> dict[str, Any]:
     """Return what is known of a run's code: code.json, or the commit in the summary of an older run, or {}."""
-    path = run_dir / "code.json"
+    path, code = run_dir / "code.json", None
     if not (path.exists() or path.is_symlink()):
         code = rundir.read_summary(run_dir).get("git")
-        return code if isinstance(code, dict) else {}
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        code = json.loads(path.read_text()) if path.is_file() and path.stat().st_size < 2**16 else None
-        if isinstance(code, dict):
-            return code
-    return {}
+    elif path.is_file() and path.stat().st_size < 2**16:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            code = json.loads(path.read_text())
+    return code if isinstance(code, dict) else {}
 
 
 def commit_of(run_dir: Path) -> dict[str, Any]:
@@ -89,22 +88,19 @@ def state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
         patch = _patch(root, code["commit"])
     except GitError as error:
         return {**code, "left_out": None if "not a git repository" in str(error) else str(error)}, None
-    if not patch:
-        return {**code, "dirty": False}, None
-    code |= {"dirty": True, "patch_sha256": hashlib.sha256(patch).hexdigest()}
+    code |= {"dirty": bool(patch), "patch_sha256": _sha256(patch)}
     if len(patch) > MAX_PATCH:
         code["left_out"] = f"the changes are {len(patch):,} bytes, and at most {MAX_PATCH:,} are saved"
-    return code, None if code["left_out"] else patch
+    return code, None if code["left_out"] else patch or None
 
 
 def difference(then: dict[str, Any], name: str, apply_command: str, root: Path = ROOT) -> str | None:
-    """Describe how the current code differs from that of a run, and how to restore it; None if it is the same.
+    """Describe how the current code differs from that of the run `name`, and how to restore it; None if it is the same.
 
     The code is compared, not the commit: new documents, or changes that were committed since, make no difference.
 
     Args:
         then: content of the run's code.json.
-        name: name of the run in the message.
         apply_command: command that applies the run's patch.
     """
     commit, digest, reason = then.get("commit"), then.get("patch_sha256"), then.get("left_out")
@@ -115,10 +111,9 @@ def difference(then: dict[str, Any], name: str, apply_command: str, root: Path =
     try:
         head = _head(root)
         here = f"{head}{' with changes' if _patch(root, head) else ''}"
-        if _has_commit(root, commit) and ("patch_sha256" in then or not then.get("dirty")):
-            patch = _patch(root, commit)
-            if (hashlib.sha256(patch).hexdigest() if patch else None) == digest:
-                return None
+        is_known = _has_commit(root, commit) and ("patch_sha256" in then or not then.get("dirty"))
+        if is_known and _sha256(_patch(root, commit)) == digest:
+            return None
     except GitError as error:
         return f"the code cannot be compared with that of {name} (commit {commit}): {error}."
     was = f"commit {commit}{' with changes' if then.get('dirty') else ''}"
@@ -137,6 +132,10 @@ def how_to_restore(code: dict[str, Any], apply_command: str) -> str:
     return f"{restore} (its uncommitted changes were not saved{reason})." if code.get("dirty") else f"{restore}."
 
 
+def _sha256(patch: bytes) -> str | None:
+    return hashlib.sha256(patch).hexdigest() if patch else None
+
+
 def _head(root: Path) -> str:
     return _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
 
@@ -153,23 +152,22 @@ def _patch(root: Path, commit: str) -> bytes:
     """Return the patch from `commit` to the current code, with untracked files. The user's index is not changed."""
     index = root / os.fsdecode(_git(root, "rev-parse", "--git-path", "index").strip())
     with tempfile.TemporaryDirectory() as folder:
-        env = {"GIT_INDEX_FILE": f"{folder}/index"}
+        copied = f"{folder}/index"
         with contextlib.suppress(FileNotFoundError):
-            shutil.copy2(index, f"{folder}/index")
-        untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS, env=env)
-        if untracked:
+            shutil.copy2(index, copied)
+        listing = ("ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS)
+        if untracked := _git(root, *listing, GIT_INDEX_FILE=copied):
             add = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
-            _git(root, *add, stdin=untracked, env={**env, "GIT_LITERAL_PATHSPECS": "1"})
-        return _git(root, *DIFF, commit, "--", *PARTS, env=env)
+            _git(root, *add, stdin=untracked, GIT_INDEX_FILE=copied, GIT_LITERAL_PATHSPECS="1")
+        return _git(root, *DIFF, commit, "--", *PARTS, GIT_INDEX_FILE=copied)
 
 
-def _git(root: Path, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> bytes:
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})}
+def _git(root: Path, *arguments: str, stdin: bytes = b"", **more_env: str) -> bytes:
+    env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **more_env}
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, input=stdin, capture_output=True, timeout=GIT_TIMEOUT, env=environment,
-            check=False,
-        )  # fmt: skip
+            ["git", *arguments], cwd=root, input=stdin, capture_output=True, timeout=GIT_TIMEOUT, check=False, env=env
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise GitError(f"git did not run ({error})") from error
     if done.returncode:
@@ -189,7 +187,7 @@ def source_hashes(net: "nn.Module") -> dict[str, str]:
     hashes = {}
     for name in {base.__module__ for module in net.modules() for base in type(module).__mro__}:
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file is None or not file.endswith(".py") or _is_library(Path(file)):
+        if file is None or not file.endswith(".py") or is_library(file):
             continue
         path = Path(file).resolve()
         package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
@@ -207,9 +205,3 @@ def changed_sources(then: Any, net: "nn.Module") -> list[str]:
     now = source_hashes(net)
     hashes = then.items() if isinstance(then, dict) else ()
     return [path for path, digest in hashes if now.get(path) != digest and str(path).isprintable()]
-
-
-def _is_library(path: Path) -> bool:
-    """Check whether a file belongs to an installed package or to Python itself."""
-    python = Path(os.__file__).parent
-    return bool({"site-packages", "dist-packages"} & {*path.parts}) or path.is_relative_to(python)

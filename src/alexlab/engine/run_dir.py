@@ -92,11 +92,7 @@ def check_new(run_dir: Path) -> None:
 
 
 def create(run_dir: Path, config: Plain) -> None:
-    """Create the directory of a new run, with its config.yaml.
-
-    Raises:
-        UserError: it holds a run already.
-    """
+    """Create the directory of a new run, with the config.yaml; UserError if it holds a run already."""
     run_dir.mkdir(parents=True, exist_ok=True)
     check_new(run_dir)
     configs.save(config, run_dir / "config.yaml")
