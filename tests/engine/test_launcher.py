@@ -1,7 +1,9 @@
 """The launcher: which rank failed and why, and that no process is left."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,45 +14,45 @@ from alexlab.engine import launcher
 from alexlab.engine.errors import UserError
 
 PEER = "import time; time.sleep(600)"
+SILENT = "report_to_parent(lost='another rank did not answer within trainer.timeout=1 minutes.'); sys.exit(1)"
+OVER = "the run has stopped on all ranks."
 
 
-def ranks_of(*codes: str) -> list[launcher.Worker]:
+def watch(*codes: str, signals: tuple[int, ...] = ()) -> launcher.Outcome:
+    """Run these ranks to the end; after a failure none is left."""
     prefix = "import os, sys, json\nfrom alexlab.engine.launcher import report_to_parent\n"
-    return [launcher.Worker([sys.executable, "-c", prefix + code], {"PATH": ""}, b"") for code in codes]
-
-
-def watch(ranks: list[launcher.Worker]) -> launcher.Outcome:
+    ranks = [launcher.Worker([sys.executable, "-c", prefix + code], {"PATH": ""}, b"") for code in codes]
     try:
-        return launcher._watch(ranks, [])
+        outcome = launcher._watch(ranks, [*signals])
+        assert outcome.code == 0 or all(rank.process.poll() is not None for rank in ranks)
+        return outcome
     finally:
         for rank in ranks:
             rank.kill()
 
 
 def test_a_run_without_faults_has_exit_code_0() -> None:
-    assert watch(ranks_of("pass", "pass")) == launcher.Outcome(0, "")
+    assert watch("pass", "pass") == launcher.Outcome(0, "")
 
 
 def test_the_same_mistake_of_all_ranks_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
     mistake = "report_to_parent(mistake='lr=-1: must be above 0'); sys.exit(2)"
-    assert watch(ranks_of(mistake, mistake)) == launcher.Outcome(2, "lr=-1: must be above 0")
+    assert watch(mistake, mistake) == launcher.Outcome(2, "lr=-1: must be above 0")
     assert capfd.readouterr().err == ""
 
 
 def test_a_mistake_outweighs_the_failures_that_it_causes(capfd: pytest.CaptureFixture[str]) -> None:
     failure = "report_to_parent(failure='RuntimeError: peer is gone', traceback='Traceback ...'); sys.exit(1)"
-    ended = watch(ranks_of(failure, "report_to_parent(mistake='x.jpg is broken'); sys.exit(2)"))
+    ended = watch(failure, "report_to_parent(mistake='x.jpg is broken'); sys.exit(2)")
     assert ended == launcher.Outcome(2, "x.jpg is broken")
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_rank_that_is_killed_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "GRACE", 0.3)
-    ranks = ranks_of("os.kill(os.getpid(), 9)", PEER)
-    ended = watch(ranks)
+    ended = watch("os.kill(os.getpid(), 9)", PEER)
     assert ended.code == 128 + 9
     assert ended.why.startswith("Rank 0 of 2 was stopped by signal SIGKILL (kill -9, or the system ran out of memory")
-    assert all(rank.process.poll() is not None for rank in ranks)
 
 
 def test_the_rank_that_failed_is_named_not_those_that_noticed(
@@ -59,28 +61,18 @@ def test_the_rank_that_failed_is_named_not_those_that_noticed(
     """Whichever left first; one that hangs shows where."""
     monkeypatch.setattr(launcher, "GRACE", 0.3)
     lost = "report_to_parent(lost='another rank was lost.'); sys.exit(1)"
-    ended = watch(ranks_of(lost, "report_to_parent(failure='ValueError: x', traceback='T'); sys.exit(1)"))
-    assert ended == launcher.Outcome(
-        1, "Rank 1 of 2 exited with code 1; the run has stopped on all ranks.\nValueError: x"
-    )
-    silent = "report_to_parent(lost='another rank did not answer within trainer.timeout=1 minutes.'); sys.exit(1)"
-    hanging = (
-        "import faulthandler, signal\nfaulthandler.register(signal.SIGUSR2)\ndef hangs():\n  " + PEER + "\nhangs()"
-    )
+    ended = watch(lost, "report_to_parent(failure='ValueError: x', traceback='T'); sys.exit(1)")
+    assert ended == launcher.Outcome(1, f"Rank 1 of 2 exited with code 1; {OVER}\nValueError: x")
+    hanging = f"import faulthandler, signal\nfaulthandler.register(signal.SIGUSR2)\ndef hangs():\n  {PEER}\nhangs()"
     monkeypatch.setattr(launcher, "GRACE", 3.0)
-    ended = watch(ranks_of(silent, hanging))
-    why = (
-        "Of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=1 minutes; the run has stopped on "
-    )
-    assert ended.why == f"{why}all ranks."
+    ended = watch(SILENT, hanging)
+    assert ended.why == f"Of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=1 minutes; {OVER}"
     assert "in hangs" in capfd.readouterr().err
 
 
 def test_tracebacks_are_printed_with_their_rank(capfd: pytest.CaptureFixture[str]) -> None:
-    ended = watch(ranks_of("report_to_parent(failure='ValueError: x', traceback='T' * 100000); sys.exit(1)", "pass"))
-    assert ended == launcher.Outcome(
-        1, "Rank 0 of 2 exited with code 1; the run has stopped on all ranks.\nValueError: x"
-    )
+    ended = watch("report_to_parent(failure='ValueError: x', traceback='T' * 100000); sys.exit(1)", "pass")
+    assert ended == launcher.Outcome(1, f"Rank 0 of 2 exited with code 1; {OVER}\nValueError: x")
     assert capfd.readouterr().err == "rank 0:\n" + "T" * 100_000 + "\n"
 
 
@@ -104,30 +96,19 @@ def test_a_signal_while_ranks_are_started_reaches_all(during: int, monkeypatch: 
 
 def test_whether_rank_0_has_reported_the_signal() -> None:
     """One that was still importing dies of it without a word."""
-    for code, told in (("sys.exit(143)", True), ("os.kill(os.getpid(), 15)", False)):
-        ranks = ranks_of(code, "os.kill(os.getpid(), 15)")
-        assert launcher._watch(ranks, [15]) == launcher.Outcome(
-            128 + 15, "stopped by SIGTERM", by_signal=True, reported=told
-        )
+    for code, reported in (("sys.exit(143)", True), ("os.kill(os.getpid(), 15)", False)):
+        ended = watch(code, "os.kill(os.getpid(), 15)", signals=(15,))
+        assert ended == launcher.Outcome(128 + 15, "stopped by SIGTERM", by_signal=True, reported=reported)
 
 
 def test_ports() -> None:
     assert launcher.free_port(None) > 0
-    with pytest.raises(UserError, match=r"`trainer.master_port=1` cannot be used \(.*\): choose another, or null"):
-        raise_for_port_1()
-
-
-def raise_for_port_1() -> None:
-    """Port 1 may be free to root: take it first, where that is so."""
-    import socket
-
     with socket.socket() as holder:
-        try:
+        with contextlib.suppress(OSError):  # root may use port 1: take it first
             holder.bind(("127.0.0.1", 1))
             holder.listen()
-        except OSError:
-            pass
-        launcher.free_port(1)
+        with pytest.raises(UserError, match=r"`trainer.master_port=1` cannot be used \(.*\): choose another, or null"):
+            launcher.free_port(1)
 
 
 def test_ranks_of_other_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,33 +139,24 @@ def test_ranks_that_do_not_stop_after_rank_0_are_killed(
 ) -> None:
     """What rank 0 wrote stays true."""
     monkeypatch.setattr(launcher, "GRACE_AFTER_SIGNAL", 0.3)
-    assert watch(ranks_of("pass", PEER)) == launcher.Outcome(0, "")
+    assert watch("pass", PEER) == launcher.Outcome(0, "")
     assert "Ranks that had not stopped a minute after rank 0 were killed" in capfd.readouterr().err
 
 
 def test_ranks_that_lost_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them hangs any more; the one that waited knows why."""
-    silent = "report_to_parent(lost='another rank did not answer within trainer.timeout=1 minutes.'); sys.exit(1)"
-    ended = watch(ranks_of("report_to_parent(lost='another rank was lost.'); sys.exit(1)", silent))
-    why = (
-        "rank 0 and rank 1 of 2: another rank did not answer within trainer.timeout=1 minutes; the run has stopped on "
-    )
-    assert ended == launcher.Outcome(1, f"{why}all ranks.")
+    ended = watch("report_to_parent(lost='another rank was lost.'); sys.exit(1)", SILENT)
+    why = f"rank 0 and rank 1 of 2: another rank did not answer within trainer.timeout=1 minutes; {OVER}"
+    assert ended == launcher.Outcome(1, why)
 
 
-@pytest.mark.parametrize("signals", [[15], []])
-def test_a_rank_0_that_does_not_stop(signals: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signals", [(15,), ()])
+def test_a_rank_0_that_does_not_stop(signals: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the others have, and though it was told to."""
     monkeypatch.setattr(launcher, "GRACE_AFTER_SIGNAL", 0.3)
     monkeypatch.setattr(launcher, "GRACE_OF_FIRST", 0.3)
-    ranks = ranks_of(f"import signal; signal.signal(15, signal.SIG_IGN); {PEER}", "pass")
-    try:
-        ended = launcher._watch(ranks, signals)
-    finally:
-        for rank in ranks:
-            rank.kill()
+    ended = watch(f"import signal; signal.signal(15, signal.SIG_IGN); {PEER}", "pass", signals=signals)
     if signals:
         assert ended == launcher.Outcome(128 + 15, "stopped by SIGTERM", by_signal=True)
     else:
-        assert ended.why == "Rank 0 of 2 did not stop after the others had finished; the run has stopped on all ranks."
-    assert all(rank.process.poll() is not None for rank in ranks)
+        assert ended.why == f"Rank 0 of 2 did not stop after the others had finished; {OVER}"

@@ -7,16 +7,8 @@ from alexlab.engine.errors import UserError
 
 
 def test_an_override_is_read_as_hydra_reads_it() -> None:
-    lr, betas, fresh, gone, option, several = overrides.parse(
-        [
-            "optimizer.lr=1e-3",
-            "optimizer.betas=[0.9,${a.b}]",
-            "++my.note='x y'",
-            "~ema.decay",
-            "model=alexnet_bn",
-            "trainer={max_epochs:2,devices:[0,1]}",
-        ]
-    )
+    texts = ["optimizer.lr=1e-3", "optimizer.betas=[0.9,${a.b}]", "++my.note='x y'", "~ema.decay", "model=alexnet_bn"]
+    lr, betas, fresh, gone, option, several = overrides.parse([*texts, "trainer={max_epochs:2,devices:[0,1]}"])
     assert (lr.key, lr.value, lr.leaves) == ("optimizer.lr", 0.001, {"optimizer.lr": 0.001})
     assert betas.value == [0.9, "${a.b}"]
     assert (fresh.key, fresh.value, fresh.adds, fresh.deletes) == ("my.note", "x y", True, False)

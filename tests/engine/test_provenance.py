@@ -18,8 +18,13 @@ NOTHING = {"commit": None, "dirty": None, "patch_sha256": None, "left_out": None
 
 def git(root: Path, *words: str) -> str:
     named = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *named, *words], cwd=root, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return subprocess.check_output(["git", *named, *words], cwd=root, text=True).strip()
+
+
+def commit(root: Path) -> str:
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message=x")
+    return git(root, "rev-parse", "HEAD")
 
 
 @pytest.fixture
@@ -31,8 +36,7 @@ def project(tmp_path: Path) -> Path:
         (root / name).write_text(f"# {name}\n")
     (root / ".gitignore").write_text("*.pyc\n")
     git(root, "init", "--quiet")
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "--message=first")
+    commit(root)
     return root
 
 
@@ -52,14 +56,14 @@ def difference(then: dict, root: Path) -> str:
 
 
 def test_the_commit_and_the_patch_restore_the_code(project: Path, tmp_path: Path) -> None:
-    commit = git(project, "rev-parse", "HEAD")
-    assert provenance.state(project) == ({**NOTHING, "commit": commit, "dirty": False}, None)
+    head = git(project, "rev-parse", "HEAD")
+    assert provenance.state(project) == ({**NOTHING, "commit": head, "dirty": False}, None)
     change(project)
     before = git(project, "status", "--porcelain")
     code, patch = provenance.state(project)
     assert patch is not None
     digest = hashlib.sha256(patch).hexdigest()
-    assert code == {"commit": commit, "dirty": True, "patch_sha256": digest, "left_out": None}
+    assert code == {"commit": head, "dirty": True, "patch_sha256": digest, "left_out": None}
     assert git(project, "status", "--porcelain") == before, "the user's index is unchanged"
     other = tmp_path / "other"
     git(tmp_path, "clone", "--quiet", str(project), str(other))
@@ -77,14 +81,14 @@ def test_the_hash_of_the_same_changes_is_always_the_same(project: Path) -> None:
     """With other settings of git, and after the changes were committed with a change of a document."""
     change(project)
     code = provenance.state(project)[0]
-    for key, value in (("diff.noprefix", "true"), ("diff.context", "9"), ("diff.algorithm", "histogram"),
-                       ("color.ui", "always"), ("diff.external", "false"), ("core.abbrev", "4")):  # fmt: skip
-        git(project, "config", key, value)
+    settings = (
+        "diff.noprefix=true diff.context=9 diff.algorithm=histogram color.ui=always core.abbrev=4 diff.external=false"
+    )
+    for setting in settings.split():
+        git(project, "config", *setting.split("="))
     assert provenance.state(project)[0] == code
     (project / "README.md").write_text("other\n")
-    git(project, "add", ".")
-    git(project, "commit", "--quiet", "--message=second")
-    assert provenance.state(project)[0]["commit"] != code["commit"]
+    assert commit(project) != code["commit"]
     assert difference(code, project) == "none"
 
 
@@ -97,19 +101,16 @@ def test_changed_code_is_reported_with_the_way_back(project: Path) -> None:
         f"the code differs from that of R: commit {first}, now {first} with changes. "
         f"To restore it: `git checkout {first}`."
     )
-    git(project, "add", ".")
-    git(project, "commit", "--quiet", "--message=second")
+    commit(project)
     (project / "train.py").write_text("# again other\n")
-    git(project, "commit", "--quiet", "--all", "--message=third")
-    third = git(project, "rev-parse", "HEAD")
+    third = commit(project)
     assert difference(dirty, project) == (
         f"the code differs from that of R: commit {first} with changes, now {third}. "
         f"To restore it: `git checkout {first}` and `git apply P`."
     )
     large = difference({**dirty, "left_out": "they are large"}, project)
     assert large.endswith(f"`git checkout {first}` (its uncommitted changes were not saved: they are large).")
-    of_old_summary = {"commit": third, "dirty": True}
-    assert "were not saved" in difference(of_old_summary, project)
+    assert "were not saved" in difference({"commit": third, "dirty": True}, project), "of an old summary"
     assert difference({"commit": third, "dirty": False}, project) == "none"
     assert "the code differs" in difference({"commit": "a" * 40, "dirty": False}, project), "a commit of elsewhere"
     for unknown in ({}, {"commit": None}, {"commit": "; rm -rf x"}):
@@ -181,8 +182,8 @@ def test_git_that_is_missing_or_refuses_is_reported(
 def test_only_own_source_files_of_a_network_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "hashed_package"
     package.mkdir()
-    (package / "__init__.py").write_text("from torch import nn\nclass Base(nn.Module):\n    pass\n")
-    (package / "block.py").write_text("from torch import nn\nclass Block(nn.Conv2d):\n    pass\n")
+    (package / "__init__.py").write_text("from torch import nn\nclass Base(nn.Module): ...\n")
+    (package / "block.py").write_text("from torch import nn\nclass Block(nn.Conv2d): ...\n")
     (package / "net.py").write_text(
         "from hashed_package import Base\nfrom hashed_package.block import Block\n"
         "class Net(Base):\n    def __init__(self):\n        super().__init__()\n        self.block = Block(3, 4, 1)\n"

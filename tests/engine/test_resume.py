@@ -1,5 +1,6 @@
 """resume= without training: the config to continue with, the checkpoint, and the directory at that checkpoint."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,39 +43,24 @@ def test_the_runs_config_counts_with_the_overrides_that_may_change(run_dir: Path
     assert trainer["precision"] == before["trainer"]["precision"], "only the given keys of a mapping change"
     assert config["model"] == before["model"]
     assert (config["run_dir"], config["ckpt_path"]) == (str(run_dir), str(found.ckpt_path))
-    assert config["overrides"] == [
-        *WORDS[:3],
-        "optimizer.lr=0.25",
-        "trainer.max_epochs=3",
-        "trainer={max_epochs:9,timeout:5}",
-        "data.num_workers=3",
-    ]
+    assert config["overrides"] == [*WORDS, "trainer={max_epochs:9,timeout:5}", "data.num_workers=3"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["optimizer.lr=0.5"],
-            r"other settings: optimizer.lr=0.5 \(the run has 0.25\). Leave these overrides out. For",
-        ),
-        (["seed=1", "compile=true"], r"seed=1 \(the run has 0\), compile=true \(the run has false\). Leave these"),
-        (
-            ["compile=true"],
-            r"compile=true \(the run has false\). Leave these overrides out, or add resume.allow_changes",
-        ),
-        (["+my.note=x"], r"\+my.note=x \(the run has none\)"),
-        (["~trainer.tf32"], r"~trainer.tf32 \(the run has true\)"),
-        (["model=alexnet"], r"model=alexnet: a resumed run keeps its options \(model=alexnet_bn\). Give single keys"),
-        (
-            ["init_from=x"],
-            r"init_from=x: a resumed run continues from its own checkpoint: leave it out, or start a new",
-        ),
+        ("optimizer.lr=0.5", "other settings: optimizer.lr=0.5 (the run has 0.25). Leave these overrides out. For"),
+        ("seed=1 compile=true", "seed=1 (the run has 0), compile=true (the run has false). Leave these"),
+        ("compile=true", "(the run has false). Leave these overrides out, or add resume.allow_changes=true. For"),
+        ("+my.note=x", "+my.note=x (the run has none)"),
+        ("~trainer.tf32", "~trainer.tf32 (the run has true)"),
+        ("model=alexnet", "model=alexnet: a resumed run keeps its options (model=alexnet_bn). Give single keys"),
+        ("init_from=x", "init_from=x: a resumed run continues from its own checkpoint: leave it out, or start a new"),
     ],
 )
-def test_overrides_that_would_change_the_run_are_refused(words: list[str], message: str, run_dir: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        resumed(run_dir, *words)
+def test_overrides_that_would_change_the_run_are_refused(words: str, message: str, run_dir: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        resumed(run_dir, *words.split())
 
 
 def test_changes_can_be_allowed(run_dir: Path) -> None:
@@ -132,9 +118,7 @@ def test_auto_starts_a_new_run_or_one_from_scratch_or_says_that_it_is_finished(r
     scratch = auto(run_dir)
     assert (scratch.ckpt_path, scratch.resumes) == (None, True)
     assert "has no checkpoint yet: it starts again from scratch." in scratch.notes[0]
-    with pytest.raises(
-        UserError, match=r"has no checkpoint to resume from: start it again from scratch, or use resume"
-    ):
+    with pytest.raises(UserError, match="has no checkpoint to resume from: start it again from scratch, or use res"):
         resumed(run_dir)
 
 

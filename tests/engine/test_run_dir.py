@@ -21,17 +21,14 @@ def test_a_directory_holds_one_run(tmp_path: Path) -> None:
     config = {"run_dir": str(tmp_path / "run"), "seed": 3}
     rundir.create(tmp_path / "run", config)
     assert configs.read(tmp_path / "run/config.yaml") == config
-    with pytest.raises(
-        UserError, match=r"run holds a run already: remove hydra.run.dir, choose another directory, or resume the run"
-    ):
+    why = "run holds a run already: remove hydra.run.dir, choose another directory, or resume the run with resume="
+    with pytest.raises(UserError, match=why):
         rundir.create(tmp_path / "run", {})
 
 
 def test_checkpoints_must_fit_before_training_starts(tmp_path: Path) -> None:
     rundir.check_space(tmp_path, {"best": 10, "last": 20})
-    with pytest.raises(
-        UserError, match=r"of free space, and the run's checkpoints need about 5000000000 MB: free some"
-    ):
+    with pytest.raises(UserError, match="space, and the run's checkpoints need about 5000000000 MB: free some"):
         rundir.check_space(tmp_path, {"best": 10**15, "last": 2 * 10**15})
 
 
@@ -75,9 +72,8 @@ def test_pictures_and_tables_take_the_place_of_links(tmp_path: Path, monkeypatch
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / "figures").mkdir()
-    names = ("figures/mistakes.png", "figures/curves.png", f".metrics.csv.{os.getpid()}.tmp",
-             f".SHA256SUMS.{os.getpid()}.tmp", f".x.ckpt.{os.getpid()}.tmp")  # fmt: skip
-    for name in names:
+    temporary = [f".{name}.{os.getpid()}.tmp" for name in ("metrics.csv", "SHA256SUMS", "x.ckpt")]
+    for name in ("figures/mistakes.png", "figures/curves.png", *temporary):
         (tmp_path / name).symlink_to(precious)
     picture = Image.new("RGB", (1, 1))
     Media(tmp_path / "figures")._write("mistakes", picture)

@@ -20,10 +20,20 @@ from alexlab.engine.targets import build, build_network, check_targets, without_
 from alexlab.models.alexnet import AlexNet
 
 
-def test_allowed_classes_and_functions() -> None:
+def test_networks_optimizers_and_layers_are_allowed() -> None:
     assert targets.locate("alexlab.models.alexnet.AlexNet") is AlexNet
-    assert targets.locate("torch.optim.SGD") is torch.optim.SGD
     assert targets.locate("torchvision.models.resnet18").__name__ == "resnet18"
+    for name in timm.list_models():
+        entry = timm.model_entrypoint(name)
+        assert targets.locate(f"{entry.__module__}.{entry.__qualname__}") is entry
+    for name in ("Linear", "Conv2d", "TransformerEncoderLayer", "Sequential", "Module"):
+        assert targets.locate(f"torch.nn.{name}") is getattr(torch.nn, name)
+    for name in ("Adafactor", "AdamW", "SGD", "NAdam"):
+        assert targets.locate(f"torch.optim.{name}") is getattr(torch.optim, name)
+
+
+NOT_LISTED = r"is not allowed.*must be from alexlab\.models, .*targets\.py holds the list"
+NO_PART = r"_target_=.* (is not allowed|and a class or a function is needed)"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +52,7 @@ def test_allowed_classes_and_functions() -> None:
     ],
 )
 def test_everything_else_is_refused(target: str) -> None:
-    with pytest.raises(UserError, match=r"is not allowed.*must be from alexlab\.models, .*targets\.py holds the list"):
+    with pytest.raises(UserError, match=NOT_LISTED):
         targets.locate(target)
 
 
@@ -58,7 +68,7 @@ def test_everything_else_is_refused(target: str) -> None:
     ],
 )
 def test_of_libraries_only_parts_of_networks_are_allowed(target: str) -> None:
-    with pytest.raises(UserError, match=r"_target_=.* (is not allowed|and a class or a function is needed)"):
+    with pytest.raises(UserError, match=NO_PART):
         targets.locate(target)
 
 
@@ -106,12 +116,15 @@ def test_a_run_of_somebody_else_runs_nothing(key: str, target: str, a_run: Path,
     overrides.put(config, f"{key}._target_", target)
     configs.save(config, run_dir / "config.yaml")
     image = next((shapes / "val").rglob("*.jpg"))
-    words = {"eval.py": [], "predict": [f"images={image}"], "export": ["format=torch_export"], "figures": []}
-    commands = [[name, f"run={run_dir}", *more] for name, more in words.items()] if key == "model.net" else []
-    for words_ in [*commands, ["train.py", f"resume={run_dir}", "trainer.max_epochs=2"]]:
-        done = command(*words_)
-        assert done.returncode == 2, words_
-        assert f"_target_={target} is not allowed" in done.stderr, words_
+    commands = [["train.py", f"resume={run_dir}", "trainer.max_epochs=2"]]
+    if key == "model.net":
+        run = f"run={run_dir}"
+        commands += [["eval.py", run], ["predict", run, f"images={image}"], ["figures", run]]
+        commands += [["export", run, "format=torch_export"]]
+    for words in commands:
+        done = command(*words)
+        assert done.returncode == 2, words
+        assert f"_target_={target} is not allowed" in done.stderr, words
     if key == "model.net":
         with pytest.raises(UserError, match="is not allowed"):
             alexlab.load(run_dir)
@@ -132,14 +145,9 @@ def test_text_is_not_resolved_as_a_reference(tmp_path: Path) -> None:
 
 def test_a_run_of_somebody_else_fetches_nothing() -> None:
     """At any depth of its network's settings."""
-    inner = {
-        "_target_": "timm.create_model",
-        "model_name": "resnet10t",
-        "pretrained": True,
-        "checkpoint_path": "/x.pth",
-    }
-    net = {"_target_": "torch.nn.Sequential", "_args_": [inner, {"_target_": "torch.nn.Identity"}]}
-    cleaned = without_weights(net)
+    weights = {"pretrained": True, "checkpoint_path": "/x.pth"}
+    inner = {"_target_": "timm.create_model", "model_name": "resnet10t", **weights}
+    cleaned = without_weights({"_target_": "torch.nn.Sequential", "_args_": [inner, {"_target_": "torch.nn.Identity"}]})
     assert cleaned["_args_"][0]["pretrained"] is False
     assert cleaned["_args_"][0]["checkpoint_path"] == ""
     assert isinstance(build(cleaned)[0], torch.nn.Module)
@@ -163,6 +171,7 @@ def test_targets_are_checked_at_any_depth_of_a_config() -> None:
         check_targets({"loss": {"_target_": "torch.nn.Identity", "x": [{"a b": 1}]}})
 
 
+PRETRAINED = "alexlab.models.pretrained"
 LAYER = {"_target_": "torch.nn.Identity"}
 # torch.fx writes names into a program as they are
 EVIL = 'a", getattr(__import__("os"), "system")("touch {ran}") or "'
@@ -186,18 +195,12 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
         ({"_target_": "torch.nn.ModuleDict", "_args_": [{EVIL: LAYER}]}, "a key below a _target_ is 'a"),
         ({"_target_": "torchvision.models.resnet18", "norm_layer": {"_target_": "torch.nn.ModuleDict",
           "_args_": [[[EVIL, LAYER]]]}}, "torch.nn.ModuleDict: a part is called 'a"),
-        ({"_target_": "alexlab.models.pretrained.torchvision_weights"}, "its return type is not a network"),
-        ({"_target_": "alexlab.models.pretrained.load_but_head"}, "its return type is not a network"),
+        ({"_target_": f"{PRETRAINED}.torchvision_weights"}, "its return type is not a network"),
+        ({"_target_": f"{PRETRAINED}.load_but_head"}, "its return type is not a network"),
         ({"_target_": "timm.create_model", "_args_": ["hf-hub:evil/net"]}, "use model=timm model.name=hf-hub:evil/net"),
         ({"_target_": "timm.create_model", "model_name": "local-dir:/x"}, "is an address"),
-        (
-{"_target_": "alexlab.models.pretrained.timm_net", "name": "local-dir:/x"},
-"an address must begin with hf-hub:",
-),
-        (
-{"_target_": "alexlab.models.pretrained.timm_net", "name": "hf-hub:evil/net"},
-"the config of a run fetches nothing",
-),
+        ({"_target_": f"{PRETRAINED}.timm_net", "name": "local-dir:/x"}, "an address must begin with hf-hub:"),
+        ({"_target_": f"{PRETRAINED}.timm_net", "name": "hf-hub:evil/net"}, "the config of a run fetches nothing"),
         ({"_target_": "torchvision.models.resnet18", "_args_": ["DEFAULT"]}, "takes 0 of its 1 _args_ by position"),
         ({"_target_": "torch.nn.Identity..x"}, "is not a dotted path, such as torch.nn.Linear"),
         ({"_target_": "torch.nn.Identity", "_recursive_": False}, "_recursive_=False is Hydra's and is not"),
@@ -299,16 +302,6 @@ def test_what_ones_own_package_imports_is_refused() -> None:
     assert without_weights({"_target_": "mynets.plain", "weights": [3, 4]})["weights"] == [3, 4], "these are numbers"
 
 
-def test_all_networks_and_optimizers_of_the_libraries_are_allowed() -> None:
-    for name in timm.list_models():
-        entry = timm.model_entrypoint(name)
-        assert targets.locate(f"{entry.__module__}.{entry.__qualname__}") is entry
-    for name in ("Linear", "Conv2d", "TransformerEncoderLayer", "Sequential", "Module"):
-        assert targets.locate(f"torch.nn.{name}") is getattr(torch.nn, name)
-    for name in ("Adafactor", "AdamW", "SGD", "NAdam"):
-        assert targets.locate(f"torch.optim.{name}") is getattr(torch.optim, name)
-
-
 def test_weights_given_by_position_are_removed_too() -> None:
     """timm 1.0.15 would unpickle the file."""
     by_place = ["resnet18", True, {"url": "http://127.0.0.1/x.pth"}, None, "/evil.pth"]
@@ -324,11 +317,8 @@ def test_weights_given_by_position_are_removed_too() -> None:
 def test_a_resumed_run_fetches_nothing_either(a_run: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(a_run, tmp_path / "run")
     config = configs.read(run_dir / "config.yaml")
-    config["model"]["net"] |= {
-        "_target_": "alexlab.models.pretrained.timm_net",
-        "name": "resnet10t",
-        "checkpoint_path": str(tmp_path / "evil.pth"),
-    }
+    evil = {"name": "resnet10t", "checkpoint_path": str(tmp_path / "evil.pth")}
+    config["model"]["net"] |= {"_target_": f"{PRETRAINED}.timm_net", **evil}
     configs.save(config, run_dir / "config.yaml")
     done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")
     assert done.returncode == 2
