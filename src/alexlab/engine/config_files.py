@@ -8,23 +8,19 @@ from typing import Any
 import yaml
 
 from alexlab.engine.config import ROOT, Plain
+from alexlab.engine.overrides import has
 
 
 def find_file(key: str, folders: list[Path], config_name: str, choices: Plain) -> str | None:
-    """Return the yaml file that sets `key`, or None if no file or several files set it.
+    """Return the yaml file that sets the dotted `key`, or None if no file or several files set it.
 
     The files are read without resolving anything: the command's own file, the chosen option of each group, and the
-    files that these list in their `defaults`.
+    files that these list in their `defaults`. A path within the project's folder is relative to that folder.
 
     Args:
-        key: dotted, such as "optimizer.lr".
         folders: where Hydra finds configs, the first one first: conf/, then the folder of --config-dir.
         config_name: the command's file, such as "train".
-        choices: the chosen option of each group, or a list of options. For other groups the defaults of the files are
-            used.
-
-    Returns:
-        The path; within the project's folder it is relative to that folder.
+        choices: the chosen option of each group, or a list of options; other groups have the defaults of the files.
     """
     options: Plain = {}
     files = list(_files(folders, config_name, "", options))
@@ -39,12 +35,9 @@ def find_file(key: str, folders: list[Path], config_name: str, choices: Plain) -
 
 
 def _files(folders: list[Path], name: str, package: str, options: Plain) -> Iterator[tuple[Path, str, Plain]]:
-    """Yield a config and those that it lists in `defaults`, each as (path, package, content).
+    """Yield the config `name` ("data/folder") and those that it lists in `defaults`, each as (path, package, content).
 
-    Args:
-        name: without .yaml, such as "data/folder".
-        package: dotted, below which the config's keys are put; "" is the top.
-        options: is filled with the groups that the `defaults` list, and their options.
+    Their keys are put below `package` ("" is the top). Groups in `defaults` are added to `options`, with their options.
     """
     path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
     if path is None:
@@ -68,12 +61,6 @@ def _files(folders: list[Path], name: str, package: str, options: Plain) -> Iter
 
 def _sets(content: Any, package: str, key: str) -> bool:
     """Check whether a config that is put below `package` sets the key."""
-    if package == key:
-        return True
-    if package and not key.startswith(f"{package}."):
+    if package and not f"{key}.".startswith(f"{package}."):
         return False
-    for part in key.removeprefix(f"{package}.").split(".") if package else key.split("."):
-        if not isinstance(content, dict) or part not in content:
-            return False
-        content = content[part]
-    return True
+    return package == key or has(content, key.removeprefix(f"{package}.") if package else key)

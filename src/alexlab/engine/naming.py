@@ -12,14 +12,8 @@ from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import IGNORED, canonical, settings_of
 
 MAX_LENGTH = 80  # characters of a name
-ABBREVIATIONS = {
-    "seed": "s",
-    "trainer.max_epochs": "ep",
-    "data.batch_size": "bs",
-    "optimizer.weight_decay": "wd",
-    "label_smoothing": "smooth",
-    "data.image_size": "px",
-}
+ABBREVIATIONS = {"seed": "s", "trainer.max_epochs": "ep", "data.batch_size": "bs", "data.image_size": "px"}
+ABBREVIATIONS |= {"optimizer.weight_decay": "wd", "label_smoothing": "smooth"}
 # overrides that are not part of a name: another part shows them, or they do not change what is learned
 UNNAMED = {"model", "model.name", "trainer", "trainer.devices", "trainer.accelerator", "monitor", "sweep"}
 
@@ -27,8 +21,7 @@ UNNAMED = {"model", "model.name", "trainer", "trainer.devices", "trainer.acceler
 def run_name(config: Plain) -> str:
     """Name a run by its model and what the command line changed: "alexnet_bn-lr0.05-s1".
 
-    If the name leaves something out (a folder, digits of a number, letters above `MAX_LENGTH`), it ends with six
-    characters of a hash of the settings.
+    A name that omits a folder, digits of a number, or letters above `MAX_LENGTH` ends with a hash of the settings.
     """
     parts, is_exact = _name_parts(config, config["overrides"])
     name = "-".join(parts)
@@ -36,9 +29,9 @@ def run_name(config: Plain) -> str:
 
 
 def group_name(config: Plain) -> str:
-    """Name the group of a run: the runs of one command that differ only in their seed.
+    """Name the runs of one command that differ only in their seed.
 
-    It always ends with six characters of a hash of the settings, because overrides do not show what conf/ contains.
+    It always ends with a hash of the settings, because overrides do not show what conf/ contains.
     """
     parts, _ = _name_parts(config, [text for text in sorted(config["overrides"], key=key_of) if key_of(text) != "seed"])
     return _shorten("-".join(parts), _settings_hash(config, "seed"))
@@ -129,10 +122,8 @@ def _without_folder(checkpoint: str, run_dir: PurePath) -> str:
 def _whole_floats(node: Any, prefix: str = "") -> list[str]:
     if isinstance(node, dict | list):
         items = node.items() if isinstance(node, dict) else enumerate(node)
-        return [
-            key for name, value in items for key in _whole_floats(value, f"{prefix}.{name}" if prefix else str(name))
-        ]
-    return [prefix] if isinstance(node, float) and node.is_integer() else []
+        return [key for name, value in items for key in _whole_floats(value, f"{prefix}.{name}")]
+    return [prefix.removeprefix(".")] if isinstance(node, float) and node.is_integer() else []
 
 
 # The folders at the start of a path: absolute, or from ~, ./ or ../, with or without a drive. A web address has none.

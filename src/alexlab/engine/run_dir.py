@@ -29,15 +29,12 @@ def name_of(run_dir: PurePath) -> str:
 
 
 def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besides: Path | None = None) -> Path:
-    """Return the directory of a run, with symbolic links resolved.
+    """Return the directory of a run, with symbolic links resolved; UserError if there is no such run.
 
     Args:
         named: the path or the name of the run, or "latest": the newest run that has the checkpoint `ckpt`.
         key: the key that has this value, for messages.
         besides: runs below this folder are not "latest".
-
-    Raises:
-        UserError: there is no such run.
     """
     if named == "latest":
         return _latest(logs, ckpt, key, besides)
@@ -213,9 +210,5 @@ def read_summary(run_dir: Path) -> Plain:
 def mark(run_dir: Path, status: str, why: str) -> None:
     """Write the status of the whole run to summary.json, unless a rank has recorded that a signal stopped it."""
     summary = read_summary(run_dir)
-    if (
-        run_dir.is_dir()
-        and (run_dir / "config.yaml").is_file()
-        and summary.get("status") in (None, "finished", "failed")
-    ):
+    if (run_dir / "config.yaml").is_file() and summary.get("status") in (None, "finished", "failed"):
         write_json(run_dir / "summary.json", {**summary, "status": status, "error": why})

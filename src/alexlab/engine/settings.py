@@ -7,23 +7,21 @@ from typing import Any
 from alexlab.engine.config import flat
 from alexlab.engine.overrides import by_key
 
-# Keys that do not change what is trained, or that repeat another key.
-IGNORED = {
-    "run", "run_dir", "overrides", "paths", "sweep", "task", "dry_run", "test", "logger", "resume",
-    "callbacks.progress", "callbacks.figures", "callbacks.lr_monitor", "callbacks.model_summary",
-    "callbacks.device_stats", "callbacks.grad_norm", "data.num_workers", "data.timeout", "data.num_classes",
-    "model.net.name", "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout", "trainer.master_port",
-    "choices.logger", "choices.callbacks", "checkpoint.every_n_steps", "checkpoint.every_minutes", "from_run",
-    "from_wandb", "repeats", "floats",
-}  # fmt: skip
+# Keys that do not change what is trained, or that repeat another key; "" is the top.
+IGNORED_IN = {
+    "": "run run_dir overrides paths sweep task dry_run test logger resume from_run from_wandb repeats floats",
+    "callbacks.": "progress figures lr_monitor model_summary device_stats grad_norm",
+    "checkpoint.": "every_n_steps every_minutes",
+    "choices.": "logger callbacks",
+    "data.": "num_workers timeout num_classes",
+    "model.net.": "name",
+    "trainer.": "log_every_n_steps profiler timeout master_port",
+}
+IGNORED = {group + name for group, names in IGNORED_IN.items() for name in names.split()}
 
 # What null means for these keys. A float is a fraction and an integer a number of batches: 1.0 is all, 1 is one batch.
-NULL_LIMITS = {
-    "trainer.limit_train_batches": 1.0,
-    "trainer.limit_val_batches": 1.0,
-    "trainer.limit_test_batches": 1.0,
-    "trainer.overfit_batches": 0.0,
-}
+NULL_LIMITS = {f"trainer.limit_{split}_batches": 1.0 for split in ("train", "val", "test")}
+NULL_LIMITS["trainer.overfit_batches"] = 0.0
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -52,10 +50,7 @@ def overridden_keys(config: dict[str, Any]) -> set[str]:
 
 
 def canonical(value: Any, key: str = "") -> str:
-    """Return a text that is equal for equal settings.
-
-    1 and 1.0 are equal, except for the keys of NULL_LIMITS; 1, true and "1" all differ.
-    """
+    """Return a text that is equal for equal settings: 1 and 1.0, except for NULL_LIMITS, but not 1, true and "1"."""
     if key in NULL_LIMITS:
         value = NULL_LIMITS[key] if value is None else value
         return repr(value) if value else "0"

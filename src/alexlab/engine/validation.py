@@ -12,21 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from alexlab.engine import schema
 from alexlab.engine.config import value_at
 from alexlab.engine.errors import UserError
-from alexlab.engine.schema import (
-    BenchmarkConfig,
-    CommandConfig,
-    Group,
-    OptimizerConfig,
-    Plain,
-    Rule,
-    TrainConfig,
-    WandbConfig,
-    describe,
-    fields_of,
-    group_in,
-)
+from alexlab.engine.schema import Group, OptimizerConfig, Plain, Rule, TrainConfig, describe, fields_of, group_in
 from alexlab.engine.settings import overridden_keys
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,7 +101,7 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
     overridden = overridden_keys(plain) - {*RECIPES}
     files = {path: None if _name(path) in overridden else file_of(_name(path)) for path in wrong}
     lines = [*missing.values(), *(f"{text} ({files[path]})" if files[path] else text for path, text in wrong.items())]
-    if isinstance(config, CommandConfig) and not lines:  # these checks need values that are valid by themselves
+    if isinstance(config, schema.CommandConfig) and not lines:  # these checks need values that are valid by themselves
         lines = [*_wrong_overrides(config), *(_wrong_together(config) if isinstance(config, TrainConfig) else ())]
     if lines:
         several = f"{len(lines)} values of the config are wrong:\n  " if len(lines) > 1 else ""
@@ -122,11 +111,7 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
 
 
 def validate_saved(plain: Plain, path: Path) -> TrainConfig:
-    """Return a run's config.yaml as a frozen model, without a check whether the run could start on this machine.
-
-    Raises:
-        UserError: it is not the config of a run. The message names up to five wrong keys.
-    """
+    """Return a run's config.yaml as a frozen model, without a check whether the run could start on this machine."""
     try:
         return TrainConfig.model_validate(plain)
     except ValidationError as error:
@@ -183,11 +168,11 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     if optimizer.nesterov and not optimizer.momentum:
         yield "`optimizer.nesterov=true` needs optimizer.momentum above 0."
     for name, run in {"from_run": config.from_run, "from_wandb": config.from_wandb}.items():
-        if run is not None and isinstance(config, BenchmarkConfig):
+        if run is not None and isinstance(config, schema.BenchmarkConfig):
             yield f"`{name}={run}` is for train only: give the settings of that run instead."
 
 
-def _wrong_overrides(config: CommandConfig) -> Iterator[str]:
+def _wrong_overrides(config: schema.CommandConfig) -> Iterator[str]:
     """Find overrides that would have no effect, or another effect than they seem to have."""
     last = {word.lstrip("+").partition("=")[0]: word for word in config.overrides}
     for name in FILLED_IN:
@@ -220,8 +205,7 @@ def _missing(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if "give" in hints:
         return f"`{name}` is missing: give {hints['give']}."
     if len(path) > 1 and "option" in _hints(_field_at(model, path[:1])):
-        option = value_at(plain, ("choices", path[0])) or "NAME"
-        return f"`{name}` is missing: the yaml of {path[0]}={option} must set it to {_words(field)}."
+        return f"`{name}` is missing: the yaml of {_choice(plain, path[0])} must set it to {_words(field)}."
     return f"`{name}` is missing: set it to {_words(field)}."
 
 
@@ -236,12 +220,11 @@ def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if value is None and {"give", "option"} & _hints(field).keys():
         return _missing(model, plain, path)
     if (group := group_in(field)) is not None:
+        hint = f"set one, such as {name}.{next(iter(fields_of(group)), '')}=VALUE."
         if option := _hints(field).get("option"):
-            return f"{setting} must be a group of keys: a recipe chooses an option with `override /{name}: {option}`."
-        off = " logger=csv turns W&B off." if group is WandbConfig else ""
-        return (
-            f"{setting} must be a group of keys: set one, such as {name}.{next(iter(fields_of(group)), '')}=VALUE.{off}"
-        )
+            hint = f"a recipe chooses an option with `override /{name}: {option}`."
+        off = " logger=csv turns W&B off." if group is schema.WandbConfig else ""
+        return f"{setting} must be a group of keys: {hint}{off}"
     kinds, words = [kind for kind in _kinds(field) if kind[0] != "null"], _words(field)
     if value == "" and kinds[0][0] == "a text":
         return f"{setting} must not be empty."
@@ -260,15 +243,14 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if "." in name:
         return f"{text} Nest it in yaml: {name.replace('.', ': {')}: {shown(value)}{'}' * name.count('.')}."
     if "choices" in fields_of(model) and (path[0] in RECIPES or path == ("sweep", "hydra")):
-        option = value_at(plain, ("choices", path[0])) or "NAME"
-        return f"`{path[0]}={option}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
+        choice = _choice(plain, path[0])
+        return f"`{choice}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
     has_target = name == "_target_" or (isinstance(value, dict) and "_target_" in value)
     if has_target and path[0] == "logger":
         return f"{text} Remove it: wandb, tensorboard and csv are built; own loggers are not built yet."
     if has_target and path[0] != "callbacks":
         return f"{text} Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
-    near = nearest(model, plain, path)
-    if near is not None:
+    if near := nearest(model, plain, path):
         return f"{text} Did you mean `{near}`?"
     if path[0] == "callbacks":
         return f"{text} A callback of your own must be a mapping with a _target_."
@@ -368,16 +350,17 @@ def shown(value: Any) -> str:
 # -- Paths into models and into plain configs
 
 
+def _choice(plain: Plain, group: str) -> str:
+    return f"{group}={value_at(plain, ('choices', group)) or 'NAME'}"
+
+
 def _name(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
 def group_at(model: type[Group], path: KeyPath) -> type[Group] | None:
-    group: type[Group] | None = model
-    for part in path:
-        field = fields_of(group).get(part) if group is not None else None
-        group = group_in(field) if field is not None else None
-    return group
+    field = _field_at(model, path) if path else None
+    return group_in(field) if field is not None else None if path else model
 
 
 def _field_at(model: type[Group], path: KeyPath) -> FieldInfo | None:
