@@ -152,7 +152,7 @@ def test_ranks_that_lost_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("signals", [(15,), ()])
 def test_a_rank_0_that_does_not_stop(signals: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the others have, and though it was told to."""
+    """Though the other rank has, or though a signal asked it to."""
     monkeypatch.setattr(launcher, "GRACE_AFTER_SIGNAL", 0.3)
     monkeypatch.setattr(launcher, "GRACE_OF_FIRST", 0.3)
     ended = watch(f"import signal; signal.signal(15, signal.SIG_IGN); {PEER}", "pass", signals=signals)

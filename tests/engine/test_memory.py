@@ -34,5 +34,5 @@ def test_memory_is_kept_where_glibc_allocates() -> None:
         pytest.skip("this system's allocator is not glibc's")
     plain, faults_without = run(MALLOC_ARENA_MAX="4")  # a setting of the user's
     assert not plain
-    assert faults_without > 20 * 100, "each of 20 blocks of 50 MB is had anew, in pages of 4 KB or 2 MB"
+    assert faults_without > 20 * 100, "each of 20 blocks of 50 MB is allocated again, in pages of 4 KB or 2 MB"
     assert faults < faults_without / 10

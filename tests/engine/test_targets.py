@@ -110,7 +110,7 @@ def a_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_run_of_somebody_else_runs_nothing(key: str, target: str, a_run: Path, shapes: Path, tmp_path: Path) -> None:
-    """Whatever its config names, and whichever command reads it."""
+    """Whatever the config names, and whichever command reads it."""
     run_dir = shutil.copytree(a_run, tmp_path / "run")
     config = configs.read(run_dir / "config.yaml")
     overrides.put(config, f"{key}._target_", target)
@@ -144,7 +144,7 @@ def test_text_is_not_resolved_as_a_reference(tmp_path: Path) -> None:
 
 
 def test_a_run_of_somebody_else_fetches_nothing() -> None:
-    """At any depth of its network's settings."""
+    """At any depth of the network's settings."""
     weights = {"pretrained": True, "checkpoint_path": "/x.pth"}
     inner = {"_target_": "timm.create_model", "model_name": "resnet10t", **weights}
     cleaned = without_weights({"_target_": "torch.nn.Sequential", "_args_": [inner, {"_target_": "torch.nn.Identity"}]})

@@ -169,7 +169,7 @@ def with_current_targets(node: Any) -> Any:
 
 
 def value_at(node: Any, path: Iterable[Any]) -> Any:
-    """Return the value of a nested key such as ("optimizer", "lr"), or None if there is none."""
+    """Return the value of a nested key such as ("optimizer", "lr"), or None if it is absent."""
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None
     return node

@@ -56,7 +56,7 @@ SYSTEM = {
 
 
 def mistake(error: BaseException) -> str | None:
-    """Return the message for a user's mistake; None for any other error, which needs its traceback."""
+    """Return the message for a user's mistake; None for an error that needs a traceback."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:

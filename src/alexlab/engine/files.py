@@ -25,8 +25,8 @@ def name_in_errors(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, mode: str = "xb", sync: bool = False, **more: Any) -> Iterator[IO[Any]]:
     """Open a new file that replaces `path` at the end of the block. An error leaves `path` as it was.
 
-    If `path` is a link, the link is replaced and its target stays untouched: a run directory from somebody else may
-    hold links to files of this machine.
+    A link is replaced, and the file that it points to stays untouched: a run directory from somebody else may hold
+    links to files of this machine.
 
     Args:
         mode: "xb", or "x" for text.
@@ -86,7 +86,7 @@ def make_folder(run_dir: Path, name: str) -> Path:
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Read the columns and the complete rows of a metrics.csv; both are empty if there is no file."""
+    """Read the columns and the complete rows of a metrics.csv; both are empty without a file."""
     if not path.is_file():
         return [], []
     with path.open(newline="") as file:

@@ -1,6 +1,6 @@
 """Start one worker process per device of this machine, each with the same config, and watch them.
 
-The parent joins no process group and does not change its environment, so that the next job of a sweep starts clean.
+The parent joins no process group and keeps the environment as it is, so that the next job of a sweep starts clean.
 Under torchrun or srun the ranks exist already, and nothing is started here.
 """
 
@@ -19,9 +19,9 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.sweeps import agent
 
 # Seconds that ranks get to stop by themselves:
-GRACE = 8.0  # the other ranks, after one has failed
+GRACE = 8.0  # the remaining ranks, after one has failed
 GRACE_AFTER_SIGNAL = 60.0  # all ranks, after a signal: rank 0 closes the loggers
-GRACE_OF_FIRST = 1200.0  # rank 0, after the others have finished: it draws figures and uploads
+GRACE_OF_FIRST = 1200.0  # rank 0, after all other ranks have finished: it draws figures and uploads
 FORWARDED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 TIME_TO_PRINT = 0.5  # seconds in which hanging ranks print their stacks
 KILLED = {9: " (kill -9, or the system ran out of memory: `dmesg` says which)"}
@@ -127,7 +127,7 @@ def run_stamp(resumes: bool) -> str:
 
         from torch.distributed import TCPStore
 
-        # torchrun's agent serves this store; rank 0 shares its time through it
+        # torchrun's agent serves this store; rank 0 shares the time through it
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
         key = f"alexlab/stamp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
@@ -177,7 +177,7 @@ def report_to_parent(**what: str) -> None:
 
 
 def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int | None) -> Outcome:
-    """Train `config` on `world_size` processes of this machine. If one fails, the others are stopped.
+    """Train `config` on `world_size` processes of this machine. If one fails, all are stopped.
 
     Args:
         threads: OpenMP threads of each process.
@@ -218,7 +218,7 @@ def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int
 
 
 def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
-    """Wait until all workers have stopped. If one fails, stop the others, and find out which one failed and why."""
+    """Wait until all workers have stopped. If one fails, stop all, and find out which one failed and why."""
     # wait
     since: float | None = None  # when a signal came, or when the first worker finished
     while True:
@@ -237,7 +237,7 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
                 return Outcome(0, "")
         time.sleep(0.1)
 
-    # let the others stop
+    # let the rest stop
     closing = signals and codes[0] is None
     end = time.monotonic() + (GRACE_AFTER_SIGNAL if closing else GRACE) * any(codes)
     while time.monotonic() < end and any(worker.poll() is None for worker in workers):
@@ -253,7 +253,7 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
         worker.poll()
     reports = [worker.report for worker in workers]
 
-    # a user's mistake is the cause, even if other ranks report that a rank was lost
+    # a user's mistake is the cause, even if a rank reports that another was lost
     mistakes = list(dict.fromkeys(report["mistake"] for report in reports if "mistake" in report))
     if mistakes:
         return Outcome(2, "\n".join(mistakes))

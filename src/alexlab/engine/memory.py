@@ -13,7 +13,7 @@ def keep_memory() -> bool:
 
     By default glibc returns each large block to the system at once. The system then zeroes new pages for the next
     block, thousands per step. Without that, AlexNet trained 1.6 times faster on two cores (benchmarks/memory.py). If
-    the environment sets an allocator or its options (LD_PRELOAD, GLIBC_TUNABLES, MALLOC_*), nothing is changed.
+    the environment sets an allocator or options of it (LD_PRELOAD, GLIBC_TUNABLES, MALLOC_*), nothing is changed.
     """
     if sys.platform != "linux" or any(
         name in ("LD_PRELOAD", "GLIBC_TUNABLES") or name.startswith("MALLOC_") for name in os.environ

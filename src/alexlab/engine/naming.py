@@ -19,7 +19,7 @@ UNNAMED = {"model", "model.name", "trainer", "trainer.devices", "trainer.acceler
 
 
 def run_name(config: Plain) -> str:
-    """Name a run by its model and what the command line changed: "alexnet_bn-lr0.05-s1".
+    """Name a run by the model and what the command line changed: "alexnet_bn-lr0.05-s1".
 
     A name that omits a folder, digits of a number, or letters above `MAX_LENGTH` ends with a hash of the settings.
     """
@@ -135,7 +135,7 @@ PATH = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~|\
 
 
 def without_paths(node: Any) -> Any:
-    """Return plain values in which each path is replaced by its last part."""
+    """Return plain values in which of each path only the last part is left."""
     if isinstance(node, dict):
         return {key: without_paths(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -79,7 +79,7 @@ def has(node: Plain, key: str) -> bool:
 
 
 def get(node: Plain, key: str) -> Any:
-    """Return the value of a key, or None if there is none."""
+    """Return the value of a key, or None if it is absent."""
     return value_at(node, key.split("."))
 
 

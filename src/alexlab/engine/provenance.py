@@ -71,7 +71,7 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 def commit_of(run_dir: Path) -> dict[str, Any]:
-    """Return the commit of a run, and whether there were uncommitted changes; of the current code for a new run."""
+    """Return the commit of a run, and whether it had uncommitted changes; of the current code for a new run."""
     code = read(run_dir) or state()[0]
     return {key: code.get(key) for key in ("commit", "dirty")}
 
@@ -192,13 +192,13 @@ def source_hashes(net: "nn.Module") -> dict[str, str]:
         path = Path(file).resolve()
         package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
         key = path.relative_to(ROOT) if path.is_relative_to(ROOT) else PurePath(*package, path.name)
-        with contextlib.suppress(OSError):  # a file that was removed after its import
+        with contextlib.suppress(OSError):  # a file that was removed after the import
             hashes[key.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return dict(sorted(hashes.items()))
 
 
 def changed_sources(then: Any, net: "nn.Module") -> list[str]:
-    """Return the paths of `then`, as `source_hashes` returned it, whose files are missing now or have other content.
+    """Return the paths of `then`, as `source_hashes` returned it, whose files are missing or changed now.
 
     Returns [] for a checkpoint without hashes. Anybody may have written it, so unprintable paths are skipped.
     """

@@ -35,14 +35,14 @@ ENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
 
 @dataclass(frozen=True)
 class Resumed:
-    """The run that `resume=` found.
+    """The run that `resume=` names.
 
     Attributes:
         config: the run's config with the overrides, not yet validated; today's config if a new run starts.
         run_dir: the run's directory.
-        ckpt_path: the newest undamaged checkpoint; None if there is none yet.
+        ckpt_path: the newest undamaged checkpoint; None if it has none yet.
         resumes: false if `resume=auto` starts a new run.
-        finished: true if `resume=auto` names a complete run, so that there is nothing to do.
+        finished: true if `resume=auto` names a complete run, so that nothing is left to do.
         notes: lines to print once.
     """
 
@@ -62,7 +62,7 @@ def resume_config(today: Plain) -> Resumed:
             `paths.logs`, the values of the overridden keys, and keys that are newer than the run.
 
     Raises:
-        UserError: there is no such run or no usable checkpoint, or overrides would change what the run computes.
+        UserError: the run or a usable checkpoint does not exist, or overrides would change what the run computes.
     """
     named, own, overrides = today["resume"]["run"], Path(today["run_dir"]), today["overrides"]
     if named == "auto" and not holds_run(own):
@@ -167,7 +167,7 @@ def _with_overrides(before: Plain, today: Plain) -> tuple[Plain, dict[str, str]]
 def _refuse_secrets(callbacks: Any, name: str, overrides: list[str]) -> None:
     """Raise UserError if a callback would get a secret that no override of this command line names.
 
-    The run may be somebody else's, and its callbacks could send the secret anywhere.
+    The run may be somebody else's, whose callbacks could send the secret anywhere.
     """
     overridden = {leaf for override in parse(overrides) for leaf in override.leaves}
     for key, value in configs.flat({"callbacks": callbacks}).items():
@@ -187,7 +187,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt. Also return a line if last.ckpt is damaged.
 
     Raises:
-        UserError: there are checkpoints, and all of them are damaged.
+        UserError: all checkpoints are damaged.
     """
     damaged: list[str] = []
     for name in (checkpoint_io.LAST, checkpoint_io.PREVIOUS):
@@ -213,7 +213,7 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
             them start from the same checkpoint.
 
     Raises:
-        UserError: there is no such run.
+        UserError: the run does not exist.
     """
     path = Path(named).expanduser()
     path = path.parent.resolve() / path.name  # a checkpoint that is a link belongs to the run that holds the link
@@ -242,7 +242,7 @@ def best_of_same_run(ckpt_path: Path, monitor: str) -> Path | None:
 
 
 def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
-    """Reset a resumed run's directory to the state of its checkpoint. Returns lines to print.
+    """Reset a resumed run's directory to the state of a checkpoint. Returns lines to print.
 
     Later rows of metrics.csv and a best.ckpt of later steps are removed; summary.json becomes summary.before.json.
 
@@ -272,7 +272,7 @@ def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
 def copy_best(ckpt_path: Path, run_dir: Path, monitor: str) -> str | None:
     """Copy best.ckpt of another run, whose last.ckpt a new run continues, into the directory of the new run.
 
-    Returns a line to print if there is no best.ckpt of the same moment.
+    Returns a line to print if no best.ckpt is of the same moment.
     """
     best = best_of_same_run(ckpt_path, monitor)
     if best is None:

@@ -1,4 +1,4 @@
-"""Find and create the directory of a run, log to it, and read and write summary.json. Only rank 0 writes there."""
+"""Find and create the directory of a run, log to it, and read and write summary.json. Only rank 0 writes."""
 
 import contextlib
 import difflib
@@ -23,13 +23,13 @@ LARGEST_SUMMARY = 2**25  # bytes
 
 
 def name_of(run_dir: PurePath) -> str:
-    """Return the name of a run: the name of its directory, or SWEEP/0, SWEEP/1, ... for the jobs of a sweep."""
+    """Return the name of a run: that of the directory, or SWEEP/0, SWEEP/1, ... for the jobs of a sweep."""
     of_sweep = run_dir.name.isdigit() and run_dir.parent.name != "runs"
     return f"{run_dir.parent.name}/{run_dir.name}" if of_sweep else run_dir.name
 
 
 def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besides: Path | None = None) -> Path:
-    """Return the directory of a run, with symbolic links resolved; UserError if there is no such run.
+    """Return the directory of a run, with symbolic links resolved; UserError if it does not exist.
 
     Args:
         named: the path or the name of the run, or "latest": the newest run that has the checkpoint `ckpt`.

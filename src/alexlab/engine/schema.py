@@ -262,7 +262,7 @@ class TrainerConfig(Group):
     master_port: Annotated[int, Ge(1), Le(65535)] | None = key("Port at which ranks meet; null takes a free one.", None)
 
 
-# Keys of `trainer` that Lightning's Trainer does not get; it gets all other keys as they are.
+# Keys of `trainer` that Lightning's Trainer does not get; it gets all remaining keys as they are.
 OWN_TRAINER_KEYS = ("strategy", "precision", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port")
 
 

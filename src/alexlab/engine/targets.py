@@ -1,9 +1,9 @@
 """Build the objects that a config names by `_target_`, if they are on the allow-list.
 
-A run directory may come from somebody else, and eval, predict, export, `alexlab.load` and resume build what its config
+A run directory may come from somebody else, and eval, predict, export, `alexlab.load` and resume build what the config
 names. So two things must be on the list: the path of the target, and the module that defines the object at that path,
 because an allowed module may import anything. Configs of your own command line use the same list and the same builder,
-because the run must be rebuilt from its directory later.
+because the run must be rebuilt from the run directory later.
 
 `hydra.utils.instantiate` is not used: it resolves references in texts once more after the check, and its `_partial_`
 objects check each call (a call of an activation function takes 250 microseconds instead of 1).
@@ -187,12 +187,12 @@ def _refusal(target: str, module: str | None = None) -> str:
 
 
 def build(settings: Any, **more: Any) -> Any:
-    """Build the object that `settings._target_` names, with the other keys and `more` as its arguments.
+    """Build the object that `settings._target_` names, with the remaining keys and `more` as arguments.
 
     `_args_` are arguments by position; `_partial_: true` gives a `functools.partial` instead.
 
     Raises:
-        UserError: a target is not allowed, or its constructor refuses the values.
+        UserError: a target is not allowed, or the constructor refuses the values.
     """
     check_targets(settings)
     return _build(settings, more)

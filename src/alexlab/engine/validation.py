@@ -64,7 +64,7 @@ REPLACED = {
 
 FILLED_IN = ("run_dir", "repeats", "overrides", "choices")
 RECIPES = ("experiment", "debug")  # groups whose options change the whole config
-NEAR, NEARER = 0.7, 0.8  # similarity (difflib) from which a key is suggested: in the same group, in other groups
+NEAR, NEARER = 0.7, 0.8  # similarity (difflib) from which a key is suggested: within the group, elsewhere
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
     if lines:
         several = f"{len(lines)} values of the config are wrong:\n  " if len(lines) > 1 else ""
         raise UserError(several + "\n  ".join(lines))
-    assert config is not None, "pydantic has found no error"
+    assert config is not None, "pydantic has reported no error"
     return config
 
 
@@ -232,7 +232,7 @@ def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
         if not math.isfinite(value):
             return f"{setting} must be finite: {words}."
         if len(kinds) == 1 and kinds[0][1] and (isinstance(value, int) or kinds[0][0] == "a number"):
-            return f"{setting} must be {words.removeprefix(kinds[0][0]).strip().removeprefix('of ')}."  # its range
+            return f"{setting} must be {words.removeprefix(kinds[0][0]).strip().removeprefix('of ')}."  # the range
     return f"{setting} must be {words}."
 
 
@@ -292,7 +292,7 @@ def _words(field: FieldInfo) -> str:
 
 
 def _kinds(field: FieldInfo) -> list[tuple[str, str]]:
-    """List the types that a key takes, each as a noun and its bounds: ("a number", "above 0")."""
+    """List the types that a key takes, each as a noun and bounds: ("a number", "above 0")."""
     nouns = {int: "a whole number", float: "a number", str: "a text", type(None): "null", dict: "a mapping"}
 
     def walk(annotation: Any, metadata: Sequence[Any]) -> list[tuple[str, str]]:
@@ -383,7 +383,7 @@ def _path_of_key(model: type[Group], location: KeyPath) -> KeyPath:
 
 
 def _walk(node: Plain, above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield each value that is not a mapping, with the path of its key."""
+    """Yield each value that is not a mapping, with the path of the key."""
     for name, value in node.items():
         if isinstance(value, dict):
             yield from _walk(value, (*above, name))
