@@ -56,16 +56,18 @@ def test_a_rank_that_is_killed_stops_the_others(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_rank_that_failed_is_named_not_those_that_noticed(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whichever left first; one that hangs shows where."""
     monkeypatch.setattr(launcher, "GRACE", 0.3)
     lost = "report_to_parent(lost='another rank was lost.'); sys.exit(1)"
     ended = watch(lost, "report_to_parent(failure='ValueError: x', traceback='T'); sys.exit(1)")
     assert ended == launcher.Outcome(1, f"Rank 1 of 2 exited with code 1; {OVER}\nValueError: x")
-    hanging = f"import faulthandler, signal\nfaulthandler.register(signal.SIGUSR2)\ndef hangs():\n  {PEER}\nhangs()"
-    monkeypatch.setattr(launcher, "GRACE", 3.0)
-    ended = watch(SILENT, hanging)
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)  # the first rank waits until the other one hangs
+    hanging = f"def hangs():\n  open({str(ready)!r}, 'w').close()\n  {PEER}\nhangs()"
+    register = "import faulthandler, signal\nfaulthandler.register(signal.SIGUSR2)\n"
+    ended = watch(f"open({str(ready)!r}).read(); {SILENT}", register + hanging)
     assert ended.why == f"Of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=1 minutes; {OVER}"
     assert "in hangs" in capfd.readouterr().err
 

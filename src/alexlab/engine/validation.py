@@ -86,7 +86,11 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
         UserError: the message has all mistakes, one per line, each with key, value, rule and fix.
     """
     missing = {path: _missing(model, plain, path) for path, value in _walk(plain) if value == "???"}
-    wrong = {path: _unknown(model, plain, path) for path in _synonyms_in_optimizer(model, plain)}
+    # names that other programs use for our keys, such as learning_rate: the optimizer would get them
+    node = plain.get("optimizer") if issubclass(model, TrainConfig) else None
+    names = {name for name in SYNONYMS if SYNONYMS[name].startswith("optimizer.")} - {*fields_of(OptimizerConfig)}
+    paths = [("optimizer", name) for name in node if name in names] if isinstance(node, dict) else []
+    wrong = {path: _unknown(model, plain, path) for path in paths}
     config, errors = None, []
     try:
         config = model.model_validate(_without_missing(plain))
@@ -119,14 +123,6 @@ def validate_saved(plain: Plain, path: Path) -> TrainConfig:
         keys = list(dict.fromkeys(f"`{_name(each)}`" for each in paths))
         more = ", ..." if len(keys) > 5 else ""
         raise UserError(f"{path} is not a run's config: {', '.join(keys[:5])}{more} cannot be read.") from None
-
-
-def _synonyms_in_optimizer(model: type[Group], plain: Plain) -> Iterator[KeyPath]:
-    """Find names that other programs use for our keys, such as learning_rate. The optimizer would get them."""
-    node = plain.get("optimizer") if "optimizer" in model.model_fields else None
-    for name in node if isinstance(node, dict) else ():
-        if SYNONYMS.get(name, "").startswith("optimizer.") and name not in fields_of(OptimizerConfig):
-            yield "optimizer", name
 
 
 def _wrong_together(config: TrainConfig) -> Iterator[str]:
