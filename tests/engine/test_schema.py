@@ -26,7 +26,7 @@ from alexlab.engine.config_files import find_file
 from alexlab.engine.errors import UserError
 from alexlab.engine.overrides import put
 from alexlab.engine.schema import Group, TrainConfig, describe, fields_of, group_in, key, mode_of
-from alexlab.engine.validation import validate
+from alexlab.engine.validation import check, validate
 
 CONF = ROOT / "conf"
 MODELS = {name: command.model for name, command in COMMANDS.items()}
@@ -65,13 +65,9 @@ def as_yaml(value: Any) -> str:
 
 def mistakes(plain: dict[str, Any], model: type[Group] = TrainConfig, **more: Any) -> list[str]:
     """Return the sentences with which `validate` refuses a config; none if it is valid."""
-    try:
-        validate(model, plain, **more)
-    except UserError as error:
-        first, *rest = str(error).split("\n  ")
-        assert not rest or first == f"{len(rest)} values of the config are wrong:"
-        return rest or [first]
-    return []
+    config, sentences = check(model, plain, **more)
+    assert (config is None) == bool(sentences)
+    return sentences
 
 
 def of_types(value: Any) -> Any:
@@ -438,9 +434,17 @@ def test_a_wrong_value_of_other_commands(command: str, name: str, value: Any, ru
     assert mistakes(plain, MODELS[command]) == [f"`{name}={as_yaml(value)}` must be {rule}."]
 
 
+def test_a_single_mistake_is_reported_without_a_heading(default: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^`data\.batch_size=0` must be at least 1\.$"):
+        validate(TrainConfig, changed(default, {"data.batch_size": 0}))
+
+
 def test_all_mistakes_are_reported_at_once(default: dict[str, Any]) -> None:
     changes = {"optimizer.lr": -1, "data.root": "???", "data.bach_size": 3, "seed": "x", "lable_smoothing": 0.1}
-    assert mistakes(changed(default, changes)) == [
+    with pytest.raises(UserError) as error:
+        validate(TrainConfig, changed(default, changes))
+    assert str(error.value).split("\n  ") == [
+        "5 values of the config are wrong:",
         "`data.root` is missing: give the folder of the images with data.root=PATH.",
         "`data.bach_size=3`: there is no such key. Did you mean `data.batch_size`?",
         "`optimizer.lr=-1` must be above 0.",

@@ -85,6 +85,17 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
     Raises:
         UserError: the message has all mistakes, one per line, each with key, value, rule and fix.
     """
+    config, mistakes = check(model, plain, file_of)
+    if config is None:
+        several = f"{len(mistakes)} values of the config are wrong:\n  " if len(mistakes) > 1 else ""
+        raise UserError(several + "\n  ".join(mistakes))
+    return config
+
+
+def check(
+    model: type[M], plain: Plain, file_of: Callable[[str], str | None] = lambda key: None
+) -> tuple[M | None, list[str]]:
+    """Return a composed config as a frozen model, or None and all mistakes. See `validate`."""
     missing = {path: _missing(model, plain, path) for path, value in _walk(plain) if value == "???"}
     # names that other programs use for our keys, such as learning_rate: the optimizer would get them
     node = plain.get("optimizer") if issubclass(model, TrainConfig) else None
@@ -107,11 +118,7 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
     lines = [*missing.values(), *(f"{text} ({files[path]})" if files[path] else text for path, text in wrong.items())]
     if isinstance(config, schema.CommandConfig) and not lines:  # these checks need values that are valid by themselves
         lines = [*_wrong_overrides(config), *(_wrong_together(config) if isinstance(config, TrainConfig) else ())]
-    if lines:
-        several = f"{len(lines)} values of the config are wrong:\n  " if len(lines) > 1 else ""
-        raise UserError(several + "\n  ".join(lines))
-    assert config is not None, "pydantic has reported no error"
-    return config
+    return (None if lines else config), lines
 
 
 def validate_saved(plain: Plain, path: Path) -> TrainConfig:
