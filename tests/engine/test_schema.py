@@ -716,7 +716,7 @@ def test_a_mistake_in_a_yaml_names_the_file_and_one_in_an_override_does_not(defa
     ]
 
 
-# -- For --help and for editors
+# -- For --help
 
 
 def test_descriptions_list_options() -> None:
@@ -726,21 +726,6 @@ def test_descriptions_list_options() -> None:
     assert described["trainer.channels_last"] == "Memory format channels_last; auto is on for GPUs."
     assert described["optimizer._target_"] == "The optimizer's class."
     assert described["logger.wandb"] == "Weights & Biases; null is off."
-
-
-def test_the_json_schema_has_types_ranges_and_descriptions() -> None:
-    """Editors complete and check yaml files with it."""
-    data, optimizer = schema.DataConfig.model_json_schema(), schema.OptimizerConfig.model_json_schema()
-    assert data["properties"]["batch_size"]["minimum"] == 1
-    assert data["properties"]["on_error"]["enum"] == ["raise", "skip"]
-    assert data["properties"]["batch_size"]["description"] == "Images per step, all devices together."
-    assert data["additionalProperties"] is False
-    assert optimizer["additionalProperties"] is True
-    assert set(optimizer["required"]) == {"_target_", "lr"}
-    for model in MODELS.values():
-        of_model = model.model_json_schema()
-        assert set(of_model["properties"]) == set(fields_of(model))
-        assert yaml.safe_load(yaml.safe_dump(of_model)) == of_model  # plain values only
 
 
 def test_the_schema_imports_no_heavy_library() -> None:

@@ -501,7 +501,7 @@ def mode_of(metric: str) -> Literal["min", "max"]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# For --help and for editors
+# For --help
 
 
 def describe(model: type[Group], above: str = "") -> dict[str, str]:
