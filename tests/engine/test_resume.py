@@ -50,7 +50,10 @@ def test_the_runs_config_counts_with_the_overrides_that_may_change(run_dir: Path
     ("words", "message"),
     [
         ("optimizer.lr=0.5", "other settings: optimizer.lr=0.5 (the run has 0.25). Leave these overrides out. For"),
-        ("seed=1 compile=true", "seed=1 (the run has 0), compile=true (the run has false). Leave these"),
+        (
+            "seed=1 compile=true",
+            "seed=1 (the run has 0), compile=true (the run has false). Leave these overrides out. For",
+        ),
         ("compile=true", "(the run has false). Leave these overrides out, or add resume.allow_changes=true. For"),
         ("+my.note=x", "+my.note=x (the run has none)"),
         ("~trainer.tf32", "~trainer.tf32 (the run has true)"),

@@ -664,6 +664,7 @@ def conf(tmp_path: Path) -> Path:
         ("data.net", {"experiment": "mine"}, "experiment/mine.yaml"),
         ("data.net.deep", {"experiment": None}, None),
         ("logger.wandb.x", {"logger": ["wandb", "board"]}, "logger/wandb.yaml"),
+        ("model", {"model/my": "net"}, "model/my/net.yaml"),
         ("defaults", {}, None),
         ("no.such", {}, None),
     ],
