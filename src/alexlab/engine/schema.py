@@ -154,8 +154,10 @@ def key(description: str, default: Any = ..., alias: str | None = None, **hints:
 class ModelConfig(Group):
     name: Text = key("Name of the network; model=torchvision and model=timm build the network of this name.")
     pretrained: bool = key("Start from published ImageNet weights.", False)
-    mean: Literal["auto"] | Annotated[Numbers, THREE] = key("Mean of RGB; the net gets (pixel / 255 - mean) / std.")
-    std: Literal["auto"] | Annotated[Numbers, THREE_POSITIVE] = key("Standard deviation; auto: that of the weights.")
+    mean: Literal["auto"] | Annotated[Numbers, THREE] = key(
+        "Mean of RGB: the net gets (pixel / 255 - mean) / std; auto: as published with the weights."
+    )
+    std: Literal["auto"] | Annotated[Numbers, THREE_POSITIVE] = key("Standard deviation; auto: as published.")
     bias_lr_factor: Positive = key("Factor on the learning rate of biases; read by conf/optimizer.", 1.0)
     net: Target = key("The network: the class as _target_, and the arguments of the constructor.")
 
