@@ -132,7 +132,6 @@ def test_a_shard_that_is_cut_while_it_is_used_is_reported(squares: Path, tmp_pat
         ({"cache": "device"}, "data.cache=device caches images that the device crops, but data.crop_on=auto crops"),
         ({"cache": "device", "crop_on": "cpu"}, "data.crop_on=cpu crops them on the CPU here: add data.crop_on=device"),
         ({"crop_on": "device", "policy": "trivial"}, "augment.policy=trivial works on cropped images, on the CPU: set"),
-        ({"cache": "ram"}, "data.cache=ram was removed, as prepared pixels are faster: set data.cache=null, and"),
     ],
 )
 def test_what_the_device_cannot_do_is_refused(squares: Path, settings: dict[str, str], message: str) -> None:

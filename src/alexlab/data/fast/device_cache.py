@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -39,7 +39,11 @@ def why_not_on_device(index: Index, transform: SampleTransform) -> str | None:
 
 
 def check_device_input(
-    crop_on: str, cache: str | None, device: str, splits: dict[str, Index], transforms: dict[str, SampleTransform]
+    crop_on: str,
+    cache: str | None,
+    device: str,
+    splits: Mapping[str, Index],
+    transforms: Mapping[str, SampleTransform],
 ) -> None:
     """Check that the device can crop and cache the images if the config demands it.
 
@@ -49,32 +53,23 @@ def check_device_input(
     Raises:
         UserError: the device cannot crop the images, or the cache does not fit into the device's memory.
     """
-    if cache == "ram":
-        raise UserError(
-            "data.cache=ram was removed, as prepared pixels are faster: set data.cache=null, and prepare the images "
-            "with alexlab prepare data.root=PATH out=PATH format=raw."
-        )
-    if cache != "device" and crop_on != "device":
+    if cache is None and crop_on != "device":
         return
     if crop_on == "cpu" or (crop_on == "auto" and device != "cuda"):
         raise UserError(
             f"data.cache=device caches images that the device crops, but data.crop_on={crop_on} crops them on the CPU "
             "here: add data.crop_on=device, or set data.cache=null."
         )
-    key = "data.cache=device" if cache == "device" else "data.crop_on=device"
+    key = "data.crop_on=device" if cache is None else "data.cache=device"
     for split in CACHED:
         reason = why_not_on_device(splits[split], transforms[split])
         if reason is not None:
             images = f"the {split} images of {splits[split].root}"
             raise UserError(f"{key} cannot be used for {images}: {reason}, or remove {key}.")
     if cache == "device" and device == "cuda":
-        check_fits(bytes_of(splits), torch.cuda.get_device_properties(0).total_memory)
-
-
-def bytes_of(splits: dict[str, Index]) -> int:
-    """Return the bytes of the pixels of all splits that are cached."""
-    indexes = [splits[split] for split in CACHED]
-    return sum(int(index.arrays["sizes"].sum()) for index in indexes if isinstance(index, PreparedIndex))
+        indexes = [splits[split] for split in CACHED]
+        pixels = sum(int(index.arrays["sizes"].sum()) for index in indexes if isinstance(index, PreparedIndex))
+        check_fits(pixels, torch.cuda.get_device_properties(0).total_memory)
 
 
 def check_fits(needed: int, memory: int) -> None:
@@ -87,20 +82,19 @@ def check_fits(needed: int, memory: int) -> None:
 
 
 class DeviceCache:
-    """All images of a dataset, uncropped, and their targets, in the memory of a device."""
+    """All images of a dataset, uncropped, and their targets, in the memory of a device.
+
+    Args:
+        dataset: must have a `raw_size`.
+        split: name of the split, for the log.
+
+    Raises:
+        BrokenImageError: an image cannot be read.
+    """
 
     def __init__(
-        self, dataset: ImageDataset, device: torch.device, num_workers: int, split: str, timeout: float | None = None
+        self, dataset: ImageDataset, device: torch.device, num_workers: int, split: str, timeout: float | None
     ) -> None:
-        """Read the images.
-
-        Args:
-            dataset: must have a `raw_size`.
-            split: name of the split, for the log.
-
-        Raises:
-            BrokenImageError: an image cannot be read.
-        """
         assert dataset.raw_size is not None
         width, height = dataset.raw_size
         start, count = time.monotonic(), len(dataset)
