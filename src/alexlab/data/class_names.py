@@ -25,12 +25,11 @@ def read(source: str) -> dict[str, str]:
         raise UserError(f"data.class_names={source} is not UTF-8 text: save it in that encoding.") from None
     names: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        folder, tab, name = line.partition("\t")
-        if not tab or not folder.strip() or not name.strip():
+        folder, _, name = map(str.strip, line.partition("\t"))
+        if folder and name:
+            names[folder] = name
+        elif line.strip():
             raise UserError(f"{path}, line {number}: {line[:80]!r} must be a folder, a tab and its name.")
-        names[folder.strip()] = name.strip()
     return names
 
 
@@ -44,7 +43,7 @@ def readable(folders: Sequence[str], source: str | None) -> list[str]:
         UserError: as `read`, or `source` names none of the folders.
     """
     known = read(source) if source is not None else {}
-    if source is not None and not set(known) & set(folders):
+    if source is not None and not known.keys() & set(folders):
         raise UserError(
             f"data.class_names={source} names none of the class folders ({', '.join(folders[:3])}, ...): give a file "
             "that does, or null."

@@ -26,20 +26,20 @@ class Batch(NamedTuple):
         images: uint8 (B, 3, H, W) in channels-last memory.
         targets: int64 (B,).
         skipped: path -> what is wrong, of each broken image; these images are not in the batch.
-        crops: what to crop from each image, if the device does it; None for images that are cropped already.
+        crops: the boxes and the side for `gpu_crop.crop`; None for images that are cropped already.
     """
 
     images: Tensor
     targets: Tensor
     skipped: dict[str, str]
-    crops: gpu_crop.BatchCrops | None = None
+    crops: tuple[Tensor, int] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Move the batch to `device`, and crop the images there if they are not cropped yet."""
         images, targets = (part.to(device, non_blocking=True) for part in (self.images, self.targets))
         if self.crops is not None:
-            boxes = self.crops.boxes.to(device, non_blocking=True)
-            images = gpu_crop.crop(images, gpu_crop.BatchCrops(boxes, self.crops.side))
+            boxes, side = self.crops
+            images = gpu_crop.crop(images, boxes.to(device, non_blocking=True), side)
         return Batch(images, targets, self.skipped)
 
 
@@ -146,16 +146,16 @@ class ImageDataset:
             return Batch(images, targets, {}, crops)
         rows = sorted(set(range(len(keys))) - {row for row, _ in broken})
         if crops is not None:
-            crops = gpu_crop.BatchCrops(crops.boxes[rows], crops.side)
+            crops = crops[0][rows], crops[1]
         skipped = {self.index.path(keys[row][0]): reason for row, reason in broken}
         return Batch(images[rows], targets[rows], skipped, crops)
 
-    def crops(self, indices: np.ndarray, epoch: int) -> gpu_crop.BatchCrops:
-        """Choose what the device crops from the images `indices`."""
+    def crops(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, int]:
+        """Choose what the device crops from the images `indices`, as `Batch.crops`."""
         assert self.raw_size is not None
         transform = self.transform.at(epoch)
         boxes = transform.crop_boxes(*self.raw_size, BatchRng((self.seed, epoch), indices))
-        return gpu_crop.BatchCrops(torch.from_numpy(boxes), transform.image_size)
+        return torch.from_numpy(boxes), transform.image_size
 
 
 def _indices(keys: Sequence[Key]) -> np.ndarray:

@@ -68,11 +68,7 @@ class SampleTransform:
         return _at(self, epoch) if self.sizes else self
 
     def __call__(self, picture: decode.AnyPicture, rng: SampleRng | None = None) -> Tensor:
-        """Transform one image.
-
-        Args:
-            rng: of this image; None for transforms without randomness.
-        """
+        """Transform one image; `rng` is None for transforms without randomness."""
         out = torch.empty((1, self.image_size, self.image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         self.write(picture, rng or SampleRng(0), out)
         return out[0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -98,16 +99,19 @@ def load_but_head(
     net.load_state_dict({key: value for key, value in known.items() if key not in heads}, strict=False)
 
 
+# torchvision's AlexNet ("one weird trick", Krizhevsky 2014)
+one_weird_trick = functools.partial(
+    AlexNet, maps=(64, 192, 384, 256, 256), groups=1, padding=2, norm="none", dropout_before=True, init="torch"
+)
+
+
 def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5, in_channels: int = 3) -> AlexNet:
-    """Build torchvision's AlexNet ("one weird trick", Krizhevsky 2014): 64-192-384-256-256 maps, no normalization.
+    """Build torchvision's AlexNet.
 
     Raises:
         ValueError: the weights are not available, or `pretrained` is used and `in_channels` is not 3.
     """
-    net = AlexNet(
-        num_classes, in_channels, maps=(64, 192, 384, 256, 256), groups=1, padding=2, norm="none", dropout=dropout,
-        dropout_before=True, init="torch",
-    )  # fmt: skip
+    net = one_weird_trick(num_classes, in_channels, dropout=dropout)
     if pretrained:
         if in_channels != 3:
             raise ValueError(f"in_channels={in_channels} must be 3 with pretrained=true, whose weights are for RGB.")
@@ -129,15 +133,15 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool
         import timm
     except ImportError:
         raise ValueError("model=timm needs the extra: pip install 'alexlab[timm]'.") from None
-    if ":" not in name and name.partition(".")[0] not in timm.list_models():  # the hub knows its own names
-        raise ValueError(_unknown("timm", name, timm.list_models()))
     overlay: dict[str, Any] = {}
-    if ":" in name and not name.startswith(("hf-hub:", "hf_hub:")):
-        raise ValueError(f"model.name={name}: an address must begin with hf-hub:.")
     if ":" in name:
+        if not name.startswith(("hf-hub:", "hf_hub:")):
+            raise ValueError(f"model.name={name}: an address must begin with hf-hub:.")
         repository = name.partition(":")[2]
         known = _cached(repository, "config.json") is not None
     else:
+        if name.partition(".")[0] not in timm.list_models():
+            raise ValueError(_unknown("timm", name, timm.list_models()))
         repository = (_call_timm(timm.get_pretrained_cfg, name) or timm.models.PretrainedCfg()).hf_hub_id or ""
         file = _cached(repository, "model.safetensors") or _cached(repository, "pytorch_model.bin")
         known = not pretrained or file is not None or not repository
