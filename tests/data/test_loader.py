@@ -71,18 +71,6 @@ def test_the_ranks_of_a_step_together_have_the_images_that_one_rank_would(index:
         assert same(whole, together)
 
 
-@pytest.mark.parametrize("workers", [0, 3])
-def test_a_pass_can_start_at_any_batch(index: ImageIndex, workers: int) -> None:
-    whole, late = loader(index, 0), loader(index, workers)
-    for each in (whole, late):
-        each.batch_sampler.set_epoch(4)  # type: ignore[attr-defined]
-    late.batch_sampler.resume_at = (4, 5)  # type: ignore[attr-defined]
-    assert same(list(whole)[5:], list(late))
-    for each in (whole, late):
-        each.batch_sampler.set_epoch(5)  # type: ignore[attr-defined]
-    assert same(list(whole), list(late)), "the next epoch is complete again"
-
-
 def test_a_late_start_reads_no_image_before_it(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     late = loader(index, 0)
     expected = [index.path(i) for i in np.random.Generator(np.random.PCG64([3, 0])).permutation(COUNT)[49:56]]

@@ -28,6 +28,15 @@ def test_epochs_and_seeds_have_different_orders_that_repeat() -> None:
     assert len({tuple(order(s, e)) for s in range(3) for e in range(3)}) == 9
 
 
+def test_a_resumed_epoch_starts_at_its_batch_and_the_next_epoch_is_complete() -> None:
+    whole, late = TrainBatchSampler(60, 7, 3), TrainBatchSampler(60, 7, 3)
+    late.resume_at = (4, 5)
+    for epoch, first in ((4, 5), (5, 0)):
+        whole.set_epoch(epoch)
+        late.set_epoch(epoch)
+        assert list(late) == list(whole)[first:]
+
+
 @pytest.mark.parametrize("seed", [None, 3])
 def test_evaluation_counts_each_image_once(seed: int | None) -> None:
     for size in (1, 2, 5, 16, 17, 31):

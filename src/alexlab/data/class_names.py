@@ -11,11 +11,7 @@ SHIPPED = {name: Path(__file__).with_name(f"{name}_classes.tsv") for name in ("i
 
 
 def read(source: str) -> dict[str, str]:
-    """Read {folder: name} from "imagenet", "fashion_mnist" or a file of lines "folder, tab, name".
-
-    Raises:
-        UserError: there is no such file, or a line has another form.
-    """
+    """Read {folder: name} from "imagenet", "fashion_mnist" or a file of lines "folder, tab, name"."""
     path = SHIPPED.get(source, Path(source).expanduser())
     if not path.is_file():
         raise UserError(f"data.class_names={source} is not a file: give one, or imagenet, or fashion_mnist, or null.")
@@ -38,9 +34,6 @@ def readable(folders: Sequence[str], source: str | None) -> list[str]:
 
     Args:
         source: see `read`. Folders that the source does not name keep their own name; None keeps all.
-
-    Raises:
-        UserError: as `read`, or `source` names none of the folders.
     """
     known = read(source) if source is not None else {}
     if source is not None and not known.keys() & set(folders):

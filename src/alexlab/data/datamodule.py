@@ -33,25 +33,17 @@ MAX_THREADS = 12  # by default: more are slower, because of Python's lock (bench
 class ImageFolders(pl.LightningDataModule):
     """Batches of an ImageNet-style folder, of what `prepare` has made of one, or of ImageNet's archives.
 
-    `read()` finds the images. A batch is a `Batch`: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths.
+    `read()` finds the images. A batch is a `Batch`: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths. Most
+    arguments are keys of conf/data/_base.yaml, which explains them.
 
     Args:
         root: contains train/, val/ and optionally test/, each with one folder per class; or, with val_fraction, class
             folders; or prepared images; or ImageNet's archives.
         batch_size: images per batch over all devices; a multiple of the number of devices.
-        num_workers: decoding threads per device; None is `default_threads`.
-        val_fraction, test_fraction: fractions of each class to hold out if `root` has no train/ and val/ (0 to 1).
-        num_classes: the number of classes that the folder must have; None allows any number.
-        on_error: what to do about a broken image: "raise" (with its path) or "skip" (it is counted and listed).
-        class_names: readable names of the classes, see `class_names.read`; None for the folders' names.
         world_size: number of ranks of the run. A process that evaluates alone yields the batches of all ranks.
         local_world_size: number of ranks on this machine.
-        demo_seed: write the demo's shapes, drawn from this seed, into `root` first; None writes nothing.
-        idx: write Fashion-MNIST into `root` first, see `write_fashion_mnist`; None writes nothing.
         index_cache: the folder for saved indexes of large folders; None reads the file names each time.
         device: type of the devices: "cuda", "mps" or "cpu".
-        crop_on: where images are cropped: "cpu", "device", or "auto" (on a GPU, if it can crop them).
-        cache: "device" stores all images in the memory of each device, which crops them; None caches nothing.
         timeout: seconds to wait for images if a disk hangs; None waits forever.
     """
 
@@ -93,11 +85,7 @@ class ImageFolders(pl.LightningDataModule):
     # -- find the images
 
     def read(self) -> "ImageFolders":
-        """Find the images of all splits, and check that they fit the config.
-
-        Raises:
-            UserError: a folder is missing or empty, or the images do not fit the config or each other.
-        """
+        """Find the images of all splits. Raises UserError if they do not fit the config or each other."""
         if self.splits:
             return self
         splits = self.find_splits()
@@ -130,11 +118,7 @@ class ImageFolders(pl.LightningDataModule):
         return folder.find_splits(self.root, self.val_fraction, self.test_fraction, self.seed, self._scan)
 
     def read_for_evaluation(self) -> None:
-        """Find the images of a folder that needs no training images: test/, else val/, else its class folders.
-
-        Raises:
-            UserError: as `read`.
-        """
+        """Find the images of a folder that needs no training images: test/, else val/, else its class folders."""
         if prepared.is_prepared(self.root):
             self.splits = prepared.read(self.root)
         elif archives.is_archives(self.root):

@@ -81,11 +81,7 @@ class Picture:
     """
 
     def __init__(self, source: "bytes | Image.Image") -> None:
-        """Read the header of a file's bytes, or of an image that Pillow has opened.
-
-        Raises:
-            OSError: the source is not an image, or decoding it would take absurd resources.
-        """
+        """Read the header of a file's bytes, or of an image that Pillow has opened. Raises OSError if it cannot."""
         self.image: Image.Image | None = None
         self.jpeg = b""
         if isinstance(source, bytes):
@@ -156,11 +152,7 @@ class Pixels:
 
 
 def read(path: str, transform: Callable[[Picture], T]) -> T:
-    """Return `transform` of the image at `path`.
-
-    Raises:
-        BrokenImageError: the file is not a complete image, or cannot be read.
-    """
+    """Return `transform` of the image at `path`. Raises BrokenImageError if the file is not a complete image."""
     try:
         return transform(open_picture(path))
     except OSError as error:
@@ -168,12 +160,9 @@ def read(path: str, transform: Callable[[Picture], T]) -> T:
 
 
 def open_picture(path: str) -> Picture:
-    """Read a file, and parse the header of the image.
+    """Read a file, and parse the header of the image. Raises OSError if it is not an image.
 
     It takes three system calls: Python's open and read make ten, between which other threads may take over.
-
-    Raises:
-        OSError: the file cannot be read, or is not an image.
     """
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe called .jpg would block
     try:

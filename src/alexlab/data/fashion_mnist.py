@@ -59,11 +59,7 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
 
 
 def find(downloads: Path) -> Path:
-    """Return the folder of the idx files: Debian's, or torchvision's download (whose hashes it checks) in `downloads`.
-
-    Raises:
-        UserError: neither is available.
-    """
+    """Return the folder of the idx files: Debian's, or torchvision's download (it checks the hashes) in `downloads`."""
     if DEBIAN.is_dir():
         return DEBIAN
     from torchvision.datasets import FashionMNIST
@@ -80,11 +76,7 @@ def find(downloads: Path) -> Path:
 
 
 def read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read uint8 (N, *shape) from the idx file `folder/name` or `name.gz` (format: http://yann.lecun.com/exdb/mnist).
-
-    Raises:
-        UserError: the file is missing, or has another shape.
-    """
+    """Read uint8 (N, *shape) from the idx file `folder/name` or `name.gz` (http://yann.lecun.com/exdb/mnist)."""
     path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
     if not path.is_file():
         raise UserError(

@@ -38,10 +38,7 @@ class Loader:
         batch_sampler: yields the keys of each batch, and has a length.
         num_workers: number of threads; with 0, the caller's thread decodes each batch when it is needed.
         pinned: write images to pinned memory, which a GPU reads directly (torch reuses it for the next batch).
-        timeout: seconds to wait for a part of a batch; None waits forever.
-
-    Raises:
-        UserError: no part of a batch was ready after `timeout` seconds.
+        timeout: seconds to wait for a part of a batch, before a UserError; None waits forever.
     """
 
     def __init__(

@@ -102,11 +102,7 @@ class AlexNet(nn.Module):
         self._init(init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float (B, in_channels, H, W) -> logits (B, num_classes). The comments show the paper's shapes at 224 pixels.
-
-        Raises:
-            ValueError: the images are smaller than 64 pixels.
-        """
+        """float (B, in_channels, H, W) -> logits (B, num_classes). Comments show the paper's shapes at 224 pixels."""
         if min(x.shape[-2:]) < MIN_SIZE:
             raise ValueError(
                 f"AlexNet needs images of at least {MIN_SIZE} pixels, and these have {x.shape[-2]} x {x.shape[-1]}: "

@@ -41,11 +41,7 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
 
 
 def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
-    """Load torchvision's ImageNet weights of a network, and check the hash of their file.
-
-    Raises:
-        ValueError: the weights are not available, or the file is not the published one.
-    """
+    """Load torchvision's ImageNet weights of a network. Raises ValueError if the file is not the published one."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     if file.is_file():  # torch checks the hash of a download, but not of a cached file
@@ -106,11 +102,7 @@ one_weird_trick = functools.partial(
 
 
 def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5, in_channels: int = 3) -> AlexNet:
-    """Build torchvision's AlexNet.
-
-    Raises:
-        ValueError: the weights are not available, or `pretrained` is used and `in_channels` is not 3.
-    """
+    """Build torchvision's AlexNet. Raises ValueError if the weights are not available or do not fit."""
     net = one_weird_trick(num_classes, in_channels, dropout=dropout)
     if pretrained:
         if in_channels != 3:
@@ -155,7 +147,12 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool
             f"Look at the network on the hub, and fetch it with train.py model=timm model.name={name} dry_run=true."
         )
     if not known:
-        _reach_hub(name, repository)
+        from huggingface_hub import HfApi
+
+        try:  # if the hub does not answer, its client would try for a minute and print 20 lines
+            HfApi().model_info(repository, timeout=10)
+        except Exception as error:  # the hub's client raises many kinds
+            raise _not_available(name, error) from error
     with _hub_offline() if known else contextlib.nullcontext():
         return _call_timm(timm.create_model, name, pretrained=pretrained, num_classes=num_classes, **overlay, **kwargs)
 
@@ -176,16 +173,6 @@ def _not_available(name: str, error: Exception) -> ValueError:
         f"model.name={name}: its files on the hub are not available ({str(error).splitlines()[0]}). Connect to the "
         f"network once, or {instead}."
     )
-
-
-def _reach_hub(name: str, repository: str) -> None:
-    """Raise ValueError at once if the hub does not answer; its client would try for a minute and print 20 lines."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(repository, timeout=10)
-    except Exception as error:  # the hub's client raises many kinds
-        raise _not_available(name, error) from error
 
 
 @contextlib.contextmanager

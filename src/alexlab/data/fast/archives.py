@@ -28,11 +28,7 @@ def is_archives(root: Path) -> bool:
 
 
 def read(root: Path) -> dict[str, PreparedIndex]:
-    """Find the images of train and val.
-
-    Raises:
-        UserError: an archive is missing or cannot be read, or the archives do not fit each other.
-    """
+    """Find the images of train and val. Raises UserError if an archive is missing or damaged."""
     for name in (VAL, DEVKIT):
         if not (root / name).is_file():
             raise UserError(f"{root} contains {TRAIN} but no {name}: all three of ImageNet's archives are needed.")
@@ -57,11 +53,7 @@ def read(root: Path) -> dict[str, PreparedIndex]:
 
 
 def val_classes(root: Path) -> list[str]:
-    """Return the WordNet ID of each validation image, sorted by the image's name.
-
-    Raises:
-        UserError: the devkit is not ImageNet's.
-    """
+    """Return the WordNet ID of each validation image, sorted by the image's name."""
     from torchvision.datasets import imagenet
 
     with tempfile.TemporaryDirectory() as folder:  # torchvision writes into the folder of the archive

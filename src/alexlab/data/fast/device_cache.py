@@ -85,11 +85,8 @@ class DeviceCache:
     """All images of a dataset, uncropped, and their targets, in the memory of a device.
 
     Args:
-        dataset: must have a `raw_size`.
+        dataset: must have a `raw_size`; a broken image is an error.
         split: name of the split, for the log.
-
-    Raises:
-        BrokenImageError: an image cannot be read.
     """
 
     def __init__(

@@ -32,9 +32,6 @@ def cached_scan(folder: Path, classes: tuple[str, ...] | None, cache_dir: Path) 
     Args:
         folder, classes: see `folder.scan`.
         cache_dir: the folder of saved indexes, created if needed; it must not be within the images' folder.
-
-    Raises:
-        UserError: as `folder.scan`.
     """
     parts = [os.fsencode(folder.absolute()), *(os.fsencode(name) for name in classes or ())]
     file = cache_dir / (hashlib.sha256(b"\0".join(parts)).hexdigest()[:24] + ".npz")

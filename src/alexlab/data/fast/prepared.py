@@ -84,13 +84,10 @@ class PreparedIndex:
         return sizes.pop() if self.format == "raw" and len(sizes) == 1 else None
 
     def copy(self, indices: np.ndarray, out: Tensor) -> None:
-        """Copy the pixels of images of one size into `out`: uint8 (N, height, width, 3).
+        """Copy the pixels of images of one size into `out`: uint8 (N, height, width, 3). Raises OSError if it cannot.
 
         One call of torch copies them all: two threads that return to Python for each image wait for each other, and
         take 1.5 times as long.
-
-        Raises:
-            OSError: an image cannot be read.
         """
         assert self.raw_size is not None
         width, height = self.raw_size
@@ -141,11 +138,7 @@ def is_prepared(root: Path) -> bool:
 
 
 def about(root: Path) -> dict[str, Any]:
-    """Read prepared.json.
-
-    Raises:
-        UserError: it cannot be read, or another version wrote it.
-    """
+    """Read prepared.json. Raises UserError if it cannot be read, or another version wrote it."""
     try:
         content = json.loads((root / ABOUT).read_text(encoding="utf-8"))
         version = content["version"]
@@ -159,11 +152,7 @@ def about(root: Path) -> dict[str, Any]:
 
 
 def read(root: Path) -> dict[str, PreparedIndex]:
-    """Read the splits of a prepared folder.
-
-    Raises:
-        UserError: a file is missing or damaged, or has another length.
-    """
+    """Read the splits of a prepared folder. Raises UserError if a file is missing or damaged."""
     content = about(root)
     try:
         return {split: _read_split(root, content, split) for split in content["splits"]}
