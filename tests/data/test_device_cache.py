@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import composed, photo, summary_of, tiny_train
+from test_loader import same
 
 from alexlab.commands.prepare import prepare
 from alexlab.data.datamodule import ImageFolders
@@ -50,13 +51,6 @@ def batches(data: ImageFolders, epochs: int = 3) -> list[Batch]:
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         found += [batch.to(CPU) for each in (loader, val) for batch in each]
     return found
-
-
-def same(one: list[Batch], two: list[Batch]) -> bool:
-    return len(one) == len(two) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and a.skipped == b.skipped
-        for a, b in zip(one, two, strict=True)
-    )
 
 
 @pytest.mark.parametrize("cache", ["device", None])

@@ -40,7 +40,8 @@ def loader(index: ImageIndex, workers: int, batch: int = 7, world_size: int = 1,
 
 def same(one: list[Batch], two: list[Batch]) -> bool:
     return len(one) == len(two) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) for a, b in zip(one, two, strict=True)
+        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and a.skipped == b.skipped
+        for a, b in zip(one, two, strict=True)
     )
 
 

@@ -160,7 +160,7 @@ class ImageFolders(pl.LightningDataModule):
 
     @property
     def test_split(self) -> str:
-        """The split that a test uses: "test", or "val" if there are no test images."""
+        """The split that a test uses: "test", or "val" if the data has no test images."""
         return "test" if "test" in self.splits else "val"
 
     def describe(self) -> dict[str, Any]:

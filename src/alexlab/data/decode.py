@@ -31,9 +31,9 @@ MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
 FIRST_READ = 2**18  # bytes: most files are smaller
 MAX_BYTES = 2**29  # larger files are not read
 MAX_SCANS = 100  # of a JPEG, each of which decodes all pixels again; a progressive one has about ten
-BLOCK = 16  # rows of the largest block of a JPEG, over its three colours
+BLOCK = 16  # rows of the largest block of a JPEG, over the three colours
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
-# Pillow's formats that are common on the web; others start programs (EPS runs Ghostscript) or are rarely reviewed
+# Pillow's formats that are common on the web; the rest start programs (EPS runs Ghostscript) or are rarely reviewed
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 # what Pillow was seen to raise for damaged files
 PILLOW_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError)
@@ -42,7 +42,7 @@ PILLOW_ERRORS += (OverflowError, struct.error, Image.DecompressionBombError)
 # Pillow warns, without the file's name, from half of the number of pixels on that it refuses
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# private to torch: F.interpolate(antialias=True) without its overhead, and with `out`; a test compares them
+# private to torch: F.interpolate(antialias=True) without the overhead, and with `out`; a test compares them
 _resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
 
 

@@ -77,7 +77,7 @@ def write_demo(
     if root.exists() and any(root.iterdir()):
         if not (root / MARKER).is_file():
             raise UserError(
-                f"{root} contains files that are not the demo's, and data=demo would write its shapes there: use your "
+                f"{root} contains files that are not the demo's, and data=demo would write shapes into it: use your "
                 "own images with data=folder data.root=PATH, or choose another data.root for the shapes."
             )
         saved = json.loads((root / MARKER).read_text())

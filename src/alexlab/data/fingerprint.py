@@ -20,7 +20,7 @@ def names_digest(names: bytes, arrays: "Sequence[np.ndarray]", texts: Sequence[s
 
     Args:
         names: all names joined.
-        arrays: one number per image each: where its name ends, its class, and what else identifies it.
+        arrays: one number per image each: the end of the name, the class, and what else identifies the image.
         texts: the names of the classes, and what else the images have in common.
     """
     digest = hashlib.sha256(names)

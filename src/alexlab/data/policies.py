@@ -29,7 +29,7 @@ def apply(pixels: np.ndarray, policy: str, ops: int, magnitude: int, rng: Sample
 
 
 def trivial(rng: SampleRng) -> tuple[str, float]:
-    """Draw an operation of TrivialAugment and its amount."""
+    """Draw an operation of TrivialAugment, and the amount."""
     name = NAMES[rng.below(len(NAMES))]
     strength = rng.below(BINS) / (BINS - 1)
     if name in SIGNED:
@@ -39,7 +39,7 @@ def trivial(rng: SampleRng) -> tuple[str, float]:
 
 
 def rand(magnitude: int, size: tuple[int, int], rng: SampleRng) -> tuple[str, float]:
-    """Draw an operation of RandAugment and its amount, for an image of `size` (width, height)."""
+    """Draw an operation of RandAugment, and the amount, for an image of `size` (width, height)."""
     name = NAMES[rng.below(len(NAMES))]
     strength = magnitude / (BINS - 1)
     if name in SIGNED:

@@ -19,7 +19,7 @@ def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
         num_classes: number of outputs that the layer must have; None skips this check.
 
     Raises:
-        UserError: there is no such layer, or it does not have `num_classes` outputs.
+        UserError: the network has no such layer, or it does not have `num_classes` outputs.
     """
     classifier = getattr(net, "get_classifier", lambda: None)()
     layers = [module for module in net.modules() if isinstance(module, nn.Linear | nn.Conv2d)]

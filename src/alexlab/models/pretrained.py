@@ -23,7 +23,7 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
     """Build torchvision's network `name`. `pretrained` loads its ImageNet weights, except a head of another size.
 
     Raises:
-        ValueError: there is no such network, or its weights are not available.
+        ValueError: the name is unknown, or the weights are not available.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
@@ -118,8 +118,8 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool
         online: ask the hub for files that are not in its cache.
 
     Raises:
-        ValueError: timm is not installed, there is no such network, or its weights are not available or not the
-            published ones.
+        ValueError: timm is not installed, the name is unknown, or the weights are not available or not the published
+            ones.
     """
     try:
         import timm

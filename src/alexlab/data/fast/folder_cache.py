@@ -2,7 +2,7 @@
 
 A folder's modification time changes with each file that is added, removed or renamed in it. So a saved index is valid
 as long as all folders have the modification times that they had when they were read. Sizes of files are not saved: if a
-file is written again in place, its size changes, but the folder's modification time does not.
+file is written again in place, the size changes, but the folder's modification time does not.
 """
 
 import contextlib
