@@ -18,7 +18,7 @@ from alexlab.data import class_names as names
 from alexlab.data import demo, fashion_mnist, folder
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.fast import archives, device_cache, prepared
-from alexlab.data.fast.device_cache import CACHED, DeviceCache, DeviceLoader, Index
+from alexlab.data.fast.device_cache import CACHED, DeviceLoader, Index
 from alexlab.data.fast.folder_cache import cached_scan
 from alexlab.data.folder import ImageIndex
 from alexlab.data.loader import Loader
@@ -80,7 +80,7 @@ class ImageFolders(pl.LightningDataModule):
         self.demo_seed, self.idx, self.index_cache = demo_seed, idx, index_cache
         self.device, self.crop_on, self.cache, self.timeout = device, crop_on, cache, timeout
         self.splits: Mapping[str, Index] = {}
-        self._on_device: dict[str, DeviceCache] = {}
+        self._on_device: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     # -- find the images
 
@@ -245,8 +245,9 @@ class ImageFolders(pl.LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device(self.device)
         if self.cache == "device" and split in CACHED:
             if split not in self._on_device:
-                self._on_device[split] = DeviceCache(dataset, device, self.num_workers, split, self.timeout)
-            return DeviceLoader(dataset, sampler, self._on_device[split])
+                cached = device_cache.cache_on_device(dataset, device, self.num_workers, split, self.timeout)
+                self._on_device[split] = cached
+            return DeviceLoader(dataset, sampler, *self._on_device[split])
         return Loader(dataset, sampler, self.num_workers, device.type == "cuda", self.timeout)
 
     def crops_on_device(self, split: str) -> bool:
