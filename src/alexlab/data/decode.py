@@ -12,7 +12,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -59,15 +59,6 @@ class BrokenImageError(UserError):
             f"{self.reason}: replace or remove it, or skip such files with data.on_error=skip (they are counted and "
             "listed)."
         )
-
-
-class AnyPicture(Protocol):
-    """What `crop_resize` needs of an image."""
-
-    size: tuple[int, int]
-    orientation: int
-
-    def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]: ...
 
 
 class Picture:
@@ -146,6 +137,9 @@ class Pixels:
 
     def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]:
         return self.array, 1
+
+
+AnyPicture = Picture | Pixels
 
 
 # -- files
