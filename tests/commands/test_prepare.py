@@ -340,26 +340,17 @@ def test_an_image_of_a_shard_that_was_cut_is_reported(jpegs: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about, arrays: arrays.update(targets=arrays["targets"] + 9), r"targets of train are not from 0 to 1"),
-        (lambda about, arrays: arrays.update(shards=arrays["shards"] - 1), r"shards of train are not from 0 to 0"),
-        (lambda about, arrays: arrays.update(offsets=arrays["offsets"] - 1), r"images of train are outside"),
-        (lambda about, arrays: arrays.update(offsets=arrays["offsets"] + 10**6), r"images of train are outside"),
-        (lambda about, arrays: arrays.update(sizes=arrays["sizes"] / 1.0), r"sizes of train are not 12 whole numbers"),
+        (lambda about, arrays: arrays.update(targets=arrays["targets"][:9]), r"train.npz lists 9 images instead of 12"),
         (lambda about, arrays: arrays.update(ends=np.array([{}] * 12)), r"is not what `alexlab prepare` writes \("),
         (lambda about, arrays: arrays.pop("targets"), r"is not what `alexlab prepare` writes \("),
-        (lambda about, arrays: about.update(format="other"), r"\(its format is 'other'\)"),
         (lambda about, arrays: about.update(splits=[1]), r"is not what `alexlab prepare` writes \("),
         (lambda about, arrays: about.pop("splits"), r"is not what `alexlab prepare` writes \('splits'\)"),
-        (
-            lambda about, arrays: about["splits"]["train"]["shards"][0].update(file="../secret.bin"),
-            r"../secret.bin of train is outside of the folder",
-        ),
     ],
 )
 def test_a_prepared_folder_that_does_not_fit_itself_is_refused(
     change: Any, message: str, raw: Path, tmp_path: Path
 ) -> None:
-    """Such as one whose arrays point into other files or outside of them, or hold Python objects."""
+    """Such as one whose arrays are cut, or hold Python objects."""
     out = Path(shutil.copytree(raw, tmp_path / "out"))
     about = json.loads((out / "prepared.json").read_text())
     with np.load(out / "train.npz") as held:

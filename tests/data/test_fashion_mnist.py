@@ -32,13 +32,12 @@ def files(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for split, start in (("train", "train"), ("test", "t10k")):
         count = 10 * PER_CLASS[split]
-        images = idx(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
-        labels = idx(np.arange(count, dtype=np.uint8) % 10)
-        for name, raw in ((f"{start}-images-idx3-ubyte", images), (f"{start}-labels-idx1-ubyte", labels)):
+        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        for name, array in ((f"{start}-images-idx3-ubyte", images), (f"{start}-labels-idx1-ubyte", labels)):
             if split == "train":
-                (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
+                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
             else:
-                (folder / name).write_bytes(raw)
+                (folder / name).write_bytes(idx(array))
     return folder
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import photo
 
 from alexlab.data.folder import find_splits, new_folder, scan, split
 from alexlab.engine.errors import UserError
@@ -34,15 +33,6 @@ def test_classes_and_paths_are_sorted(tmp_path: Path) -> None:
     assert index.ignored == {".txt": 1}
     last = index.subset(np.array([3, 1]))
     assert [last.path(i) for i in (0, 1)] == [str(tmp_path / "dog/1.jpg"), str(tmp_path / "cat/deep/B.JPEG")]
-
-
-def test_names_in_any_encoding(tmp_path: Path) -> None:
-    make(tmp_path, a=0)
-    photo(tmp_path / "a" / "naïve.jpg")
-    raw = bytes(tmp_path / "a") + b"/\xff\xfe.jpg"
-    Path(raw.decode(errors="surrogateescape")).touch()
-    index = scan(tmp_path)
-    assert all(Path(index.path(i)).exists() for i in range(2))
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from alexlab.data.decode import Pixels
-from alexlab.data.fast.gpu_crop import CHUNK, BatchCrops, crop
+from alexlab.data.fast.gpu_crop import CHUNK, crop
 from alexlab.data.sample_rng import BatchRng, SampleRng
 from alexlab.data.transforms import SampleTransform
 
@@ -56,7 +56,7 @@ def test_the_crop_of_the_device_is_that_of_the_cpu(
     count = 40
     images = pictures(count, extent)
     boxes = torch.from_numpy(transform.crop_boxes(*extent, BatchRng((1, 2), np.arange(count))))
-    result = crop(images.to(device), BatchCrops(boxes.to(device), 48)).cpu()
+    result = crop(images.to(device), boxes.to(device), 48).cpu()
     assert (result.dtype, result.shape) == (torch.uint8, (count, 3, 48, 48))
     assert result.is_contiguous(memory_format=torch.channels_last)
     one_by_one = [transform(Pixels(images[i].permute(1, 2, 0).numpy()), SampleRng(1, 2, i)) for i in range(count)]
@@ -69,7 +69,7 @@ def test_the_crop_of_the_device_is_that_of_the_cpu(
 def test_before_rounding_the_crop_equals_torchs_resizing_of_floats(extent: tuple[int, int]) -> None:
     images = pictures(30, extent)
     boxes = torch.from_numpy(CROPS[0].crop_boxes(*extent, BatchRng((5, 0), np.arange(30))))
-    result = crop(images, BatchCrops(boxes, 48))
+    result = crop(images, boxes, 48)
     for i, (left, top, right, bottom, *_, mirrored) in enumerate(boxes.tolist()):
         part = images[i : i + 1, :, top:bottom, left:right].float()
         expected = F.interpolate(part, (48, 48), mode="bilinear", antialias=True)[0]
@@ -81,7 +81,7 @@ def test_large_and_empty_batches() -> None:
     images = pictures(CHUNK + 3, (20, 20))
     transform = SampleTransform(16, "random_resized", flip=0.5)
     boxes = torch.from_numpy(transform.crop_boxes(20, 20, BatchRng((0, 0), np.arange(CHUNK + 3))))
-    whole = crop(images, BatchCrops(boxes, 16))
-    assert torch.equal(whole[-5:], crop(images[-5:], BatchCrops(boxes[-5:], 16)))
+    whole = crop(images, boxes, 16)
+    assert torch.equal(whole[-5:], crop(images[-5:], boxes[-5:], 16))
     assert whole.is_contiguous(memory_format=torch.channels_last)
-    assert crop(images[:0], BatchCrops(boxes[:0], 16)).shape == (0, 3, 16, 16)
+    assert crop(images[:0], boxes[:0], 16).shape == (0, 3, 16, 16)

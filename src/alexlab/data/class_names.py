@@ -11,11 +11,7 @@ SHIPPED = {name: Path(__file__).with_name(f"{name}_classes.tsv") for name in ("i
 
 
 def read(source: str) -> dict[str, str]:
-    """Read {folder: name} from "imagenet", "fashion_mnist" or a file of lines "folder, tab, name".
-
-    Raises:
-        UserError: there is no such file, or a line has another form.
-    """
+    """Read {folder: name} from "imagenet", "fashion_mnist" or a file of lines "folder, tab, name"."""
     path = SHIPPED.get(source, Path(source).expanduser())
     if not path.is_file():
         raise UserError(f"data.class_names={source} is not a file: give one, or imagenet, or fashion_mnist, or null.")
@@ -25,12 +21,11 @@ def read(source: str) -> dict[str, str]:
         raise UserError(f"data.class_names={source} is not UTF-8 text: save it in that encoding.") from None
     names: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        folder, tab, name = line.partition("\t")
-        if not tab or not folder.strip() or not name.strip():
+        folder, _, name = map(str.strip, line.partition("\t"))
+        if folder and name:
+            names[folder] = name
+        elif line.strip():
             raise UserError(f"{path}, line {number}: {line[:80]!r} must be a folder, a tab and its name.")
-        names[folder.strip()] = name.strip()
     return names
 
 
@@ -39,12 +34,9 @@ def readable(folders: Sequence[str], source: str | None) -> list[str]:
 
     Args:
         source: see `read`. Folders that the source does not name keep their own name; None keeps all.
-
-    Raises:
-        UserError: as `read`, or `source` names none of the folders.
     """
     known = read(source) if source is not None else {}
-    if source is not None and not set(known) & set(folders):
+    if source is not None and not known.keys() & set(folders):
         raise UserError(
             f"data.class_names={source} names none of the class folders ({', '.join(folders[:3])}, ...): give a file "
             "that does, or null."

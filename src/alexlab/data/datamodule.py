@@ -5,6 +5,8 @@ everything below it (loaders, samplers, caches, fingerprints) works with any ind
 `ImageIndex`.
 """
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,12 @@ import torch
 from alexlab.data import class_names as names
 from alexlab.data import demo, fashion_mnist, folder
 from alexlab.data.dataset import ImageDataset
-from alexlab.data.fast import archives, prepared
-from alexlab.data.fast.device_cache import (
-    CACHED,
-    DeviceCache,
-    DeviceLoader,
-    Index,
-    check_device_input,
-    why_not_on_device,
-)
+from alexlab.data.fast import archives, device_cache, prepared
+from alexlab.data.fast.device_cache import CACHED, DeviceLoader, Index
 from alexlab.data.fast.folder_cache import cached_scan
 from alexlab.data.folder import ImageIndex
 from alexlab.data.loader import Loader
-from alexlab.data.sampler import ChainedSampler, EvalBatchSampler, TrainBatchSampler
+from alexlab.data.sampler import EvalBatchSampler, TrainBatchSampler
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 from alexlab.engine.process import cores
@@ -38,26 +33,17 @@ MAX_THREADS = 12  # by default: more are slower, because of Python's lock (bench
 class ImageFolders(pl.LightningDataModule):
     """Batches of an ImageNet-style folder, of what `prepare` has made of one, or of ImageNet's archives.
 
-    `read()` finds the images. A batch is a `Batch`: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths.
+    `read()` finds the images. A batch is a `Batch`: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths. Most
+    arguments are keys of conf/data/_base.yaml, which explains them.
 
     Args:
         root: contains train/, val/ and optionally test/, each with one folder per class; or, with val_fraction, class
             folders; or prepared images; or ImageNet's archives.
         batch_size: images per batch over all devices; a multiple of the number of devices.
-        num_workers: decoding threads per device; None is the number of cores divided by the number of devices of this
-            machine, at most MAX_THREADS.
-        val_fraction, test_fraction: fractions of each class to hold out if `root` has no train/ and val/ (0 to 1).
-        num_classes: the number of classes that the folder must have; None allows any number.
-        on_error: what to do about a broken image: "raise" (with its path) or "skip" (it is counted and listed).
-        class_names: readable names of the classes, see `class_names.read`; None for the folders' names.
         world_size: number of ranks of the run. A process that evaluates alone yields the batches of all ranks.
         local_world_size: number of ranks on this machine.
-        demo_seed: write the demo's shapes, drawn from this seed, into `root` first; None writes nothing.
-        idx: write Fashion-MNIST into `root` first, see `write_fashion_mnist`; None writes nothing.
         index_cache: the folder for saved indexes of large folders; None reads the file names each time.
         device: type of the devices: "cuda", "mps" or "cpu".
-        crop_on: where images are cropped: "cpu", "device", or "auto" (on a GPU, if it can crop them).
-        cache: "device" stores all images in the memory of each device, which crops them; None caches nothing.
         timeout: seconds to wait for images if a disk hangs; None waits forever.
     """
 
@@ -93,18 +79,13 @@ class ImageFolders(pl.LightningDataModule):
         self.world_size, self.local_world_size = world_size, local_world_size
         self.demo_seed, self.idx, self.index_cache = demo_seed, idx, index_cache
         self.device, self.crop_on, self.cache, self.timeout = device, crop_on, cache, timeout
-        self.splits: dict[str, Index] = {}
-        self._readable_classes: list[str] | None = None
-        self._on_device: dict[str, DeviceCache] = {}
+        self.splits: Mapping[str, Index] = {}
+        self._on_device: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     # -- find the images
 
     def read(self) -> "ImageFolders":
-        """Find the images of all splits, and check that they fit the config.
-
-        Raises:
-            UserError: a folder is missing or empty, or the images do not fit the config or each other.
-        """
+        """Find the images of all splits. Raises UserError if they do not fit the config or each other."""
         if self.splits:
             return self
         splits = self.find_splits()
@@ -118,11 +99,11 @@ class ImageFolders(pl.LightningDataModule):
                 f"data.num_classes={self.num_classes}, but {train.root} contains {len(train.classes)} classes: "
                 "data.num_classes=null counts them; or point data.root at another folder."
             )
-        check_device_input(self.crop_on, self.cache, self.device, splits, self.transforms)
+        device_cache.check_device_input(self.crop_on, self.cache, self.device, splits, self.transforms)
         self.splits = splits
         return self
 
-    def find_splits(self) -> dict[str, Index]:
+    def find_splits(self) -> Mapping[str, Index]:
         """Return the index of each split: train, val, and test if it exists."""
         if self.demo_seed is not None:
             demo.write_demo(self.root, seed=self.demo_seed)
@@ -130,20 +111,16 @@ class ImageFolders(pl.LightningDataModule):
             fashion_mnist.write_fashion_mnist(self.root, self.idx)
         if prepared.is_prepared(self.root):
             self._refuse_fractions("were split when they were prepared")
-            return {**prepared.read(self.root)}
+            return prepared.read(self.root)
         if archives.is_archives(self.root):
             self._refuse_fractions("are ImageNet's archives, which have their own split")
-            return {**archives.read(self.root)}
-        return {**folder.find_splits(self.root, self.val_fraction, self.test_fraction, self.seed, self._scan)}
+            return archives.read(self.root)
+        return folder.find_splits(self.root, self.val_fraction, self.test_fraction, self.seed, self._scan)
 
     def read_for_evaluation(self) -> None:
-        """Find the images of a folder that needs no training images: test/, else val/, else its class folders.
-
-        Raises:
-            UserError: as `read`.
-        """
+        """Find the images of a folder that needs no training images: test/, else val/, else its class folders."""
         if prepared.is_prepared(self.root):
-            self.splits = {**prepared.read(self.root)}
+            self.splits = prepared.read(self.root)
         elif archives.is_archives(self.root):
             self.splits = {"val": archives.read(self.root)["val"]}
         else:
@@ -169,18 +146,12 @@ class ImageFolders(pl.LightningDataModule):
         """Names of the class folders, in the order of the targets."""
         return next(iter(self.splits.values())).classes
 
-    @property
+    @functools.cached_property
     def readable_classes(self) -> list[str]:
         """Names of the classes for people ("n01440764" is "tench"), in the order of the targets."""
-        if self._readable_classes is None and self.class_names is None and prepared.is_prepared(self.root):
-            self._readable_classes = prepared.about(self.root)["readable_classes"]
-        if self._readable_classes is None:
-            self._readable_classes = names.readable(self.classes, self.class_names)
-        return self._readable_classes
-
-    @readable_classes.setter
-    def readable_classes(self, readable: list[str]) -> None:
-        self._readable_classes = readable
+        if self.class_names is None and prepared.is_prepared(self.root):
+            return prepared.about(self.root)["readable_classes"]
+        return names.readable(self.classes, self.class_names)
 
     @property
     def images(self) -> dict[str, int]:
@@ -189,7 +160,7 @@ class ImageFolders(pl.LightningDataModule):
 
     @property
     def test_split(self) -> str:
-        """The split that a test uses: "test", or "val" if there are no test images."""
+        """The split that a test uses: "test", or "val" if the data has no test images."""
         return "test" if "test" in self.splits else "val"
 
     def describe(self) -> dict[str, Any]:
@@ -204,26 +175,20 @@ class ImageFolders(pl.LightningDataModule):
 
     def provenance(self) -> dict[str, Any]:
         """Return what a checkpoint saves about the images, as plain values."""
-        return {
-            "classes": list(self.classes),
-            "readable_classes": self.readable_classes,
-            "dataset": self.describe(),
-        }
+        return {"classes": list(self.classes), "readable_classes": self.readable_classes, "dataset": self.describe()}
 
     def notes(self) -> list[str]:
         """Return a line for each folder with unused files, and for each split in which classes have no images."""
         lines = []
-        for index in self.splits.values():
+        for split, index in self.splits.items():
             ignored = dict(index.ignored) if isinstance(index, ImageIndex) else {}
             outside = ignored.pop("", 0)
             if ignored:
-                counts = ", ".join(
-                    f"{count:,} {suffix}" for suffix, count in sorted(ignored.items(), key=lambda c: -c[1])
-                )
+                by_count = sorted(ignored.items(), key=lambda item: -item[1])
+                counts = ", ".join(f"{count:,} {suffix}" for suffix, count in by_count)
                 lines.append(f"{index.root}: files without the suffix of an image are ignored: {counts}")
             if outside:
                 lines.append(f"{index.root}: images outside of the class folders are ignored: {outside:,}")
-        for split, index in self.splits.items():
             counts_by_class = np.bincount(index.targets, minlength=len(index.classes))
             empty = [index.classes[target] for target in np.flatnonzero(counts_by_class == 0)]
             if empty:
@@ -263,37 +228,32 @@ class ImageFolders(pl.LightningDataModule):
         return sampler
 
     def _eval_loader(self, split: str) -> Loader | DeviceLoader:
-        # in the folder's order, the first batches would contain the first classes only
-        seed = self.seed if self._is_limited() else None
-        alone = self.trainer is None or self.trainer.world_size < self.world_size
-        ranks = range(self.world_size) if alone else [self._rank]
-        size, per_rank = len(self.splits[split]), self.batch_size // self.world_size
-        samplers = [EvalBatchSampler(size, per_rank, rank, self.world_size, seed) for rank in ranks]
-        return self._loader(split, ChainedSampler(samplers) if len(samplers) > 1 else samplers[0])
-
-    def _is_limited(self) -> bool:
         trainer: Any = self.trainer
-        if trainer is None:
-            return False
-        limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
-        return not (isinstance(limit, float) and limit == 1.0)
+        seed = None
+        if trainer is not None:
+            limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
+            if not (isinstance(limit, float) and limit == 1.0):
+                seed = self.seed  # in the folder's order, the first batches would contain the first classes only
+        alone = trainer is None or trainer.world_size < self.world_size
+        ranks = range(self.world_size) if alone else [self._rank]
+        per_rank = self.batch_size // self.world_size
+        return self._loader(split, EvalBatchSampler(len(self.splits[split]), per_rank, ranks, self.world_size, seed))
 
-    def _loader(
-        self, split: str, sampler: TrainBatchSampler | EvalBatchSampler | ChainedSampler
-    ) -> Loader | DeviceLoader:
+    def _loader(self, split: str, sampler: TrainBatchSampler | EvalBatchSampler) -> Loader | DeviceLoader:
         size = self.splits[split].raw_size if self.crops_on_device(split) else None
         dataset = ImageDataset(self.splits[split], self.transforms[split], self.seed, self.on_error, size)
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device(self.device)
         if self.cache == "device" and split in CACHED:
             if split not in self._on_device:
-                self._on_device[split] = DeviceCache(dataset, device, self.num_workers, split, self.timeout)
-            return DeviceLoader(dataset, sampler, self._on_device[split])
+                cached = device_cache.cache_on_device(dataset, device, self.num_workers, split, self.timeout)
+                self._on_device[split] = cached
+            return DeviceLoader(dataset, sampler, *self._on_device[split])
         return Loader(dataset, sampler, self.num_workers, device.type == "cuda", self.timeout)
 
     def crops_on_device(self, split: str) -> bool:
         """Check whether the device crops the images of a split, instead of the threads that decode them."""
         wanted = self.crop_on == "device" or (self.crop_on == "auto" and self.device == "cuda")
-        return wanted and why_not_on_device(self.splits[split], self.transforms[split]) is None
+        return wanted and device_cache.why_not_on_device(self.splits[split], self.transforms[split]) is None
 
     @property
     def _rank(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alexlab.data import decode
 from alexlab.data.fast import gpu_crop
+from alexlab.data.fast.prepared import PreparedIndex
 from alexlab.data.sample_rng import BatchRng, SampleRng
 from alexlab.data.sampler import Key
 from alexlab.data.transforms import SampleTransform
@@ -25,20 +26,20 @@ class Batch(NamedTuple):
         images: uint8 (B, 3, H, W) in channels-last memory.
         targets: int64 (B,).
         skipped: path -> what is wrong, of each broken image; these images are not in the batch.
-        crops: what to crop from each image, if the device does it; None for images that are cropped already.
+        crops: the boxes and the side for `gpu_crop.crop`; None for images that are cropped already.
     """
 
     images: Tensor
     targets: Tensor
     skipped: dict[str, str]
-    crops: gpu_crop.BatchCrops | None = None
+    crops: tuple[Tensor, int] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Move the batch to `device`, and crop the images there if they are not cropped yet."""
         images, targets = (part.to(device, non_blocking=True) for part in (self.images, self.targets))
         if self.crops is not None:
-            boxes = self.crops.boxes.to(device, non_blocking=True)
-            images = gpu_crop.crop(images, gpu_crop.BatchCrops(boxes, self.crops.side))
+            boxes, side = self.crops
+            images = gpu_crop.crop(images, boxes.to(device, non_blocking=True), side)
         return Batch(images, targets, self.skipped)
 
 
@@ -53,20 +54,14 @@ class ImageSource(Protocol):
     def picture(self, i: int) -> decode.AnyPicture: ...
 
 
-class RawImages(ImageSource, Protocol):
-    """Images that are stored as pixels of one size, which can be copied as they are."""
-
-    def copy(self, indices: np.ndarray, out: Tensor) -> None: ...
-
-
 class ImageDataset:
     """The images of an index, written into the memory of a batch.
 
     Args:
         index: the images and their targets.
         on_error: what to do about a broken image: "raise" or "skip".
-        raw_size: (width, height) of all images if the device crops them; the index must then be `RawImages`, and whole
-            images are copied. If it is None, each image is cropped by the thread that decodes it.
+        raw_size: (width, height) of all images if the device crops them; then whole images of a `PreparedIndex` are
+            copied. If it is None, each image is cropped by the thread that decodes it.
     """
 
     def __init__(
@@ -105,7 +100,7 @@ class ImageDataset:
             return []
         if self.raw_size is not None:
             try:
-                cast(RawImages, self.index).copy(_indices(keys), images.permute(0, 2, 3, 1))
+                self._copy(_indices(keys), images)
                 return []
             except OSError:
                 pass  # copied one by one below, to see which image is broken
@@ -117,32 +112,30 @@ class ImageDataset:
                     break
                 self.reading[thread] = i
                 try:
-                    self._write(i, epoch, image)
+                    if self.raw_size is None:
+                        self.transform.at(epoch).write(self.index.picture(i), SampleRng(self.seed, epoch, i), image)
+                    else:
+                        self._copy(np.array([i]), image)
                 except OSError as error:
                     broken_image = decode.BrokenImageError(self.index.path(i), error)
                     if self.on_error == "raise":
                         raise broken_image from None
                     broken.append((row, broken_image.reason))
+                except Exception as error:
+                    path = self.index.path(i)
+                    # torch reports a failed allocation as a RuntimeError
+                    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                        raise UserError(
+                            f"{path} does not fit into memory when it is decoded: make it smaller."
+                        ) from None
+                    error.add_note(f"while {path} was read")
+                    raise
         finally:
             self.reading.pop(thread, None)
         return broken
 
-    def _write(self, i: int, epoch: int, image: Tensor) -> None:
-        try:
-            if self.raw_size is None:
-                self.transform.at(epoch).write(self.index.picture(i), SampleRng(self.seed, epoch, i), image)
-            else:
-                cast(RawImages, self.index).copy(np.array([i]), image.permute(0, 2, 3, 1))
-        except OSError:
-            raise
-        except Exception as error:
-            # torch reports a failed allocation as a RuntimeError
-            if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-                raise UserError(
-                    f"{self.index.path(i)} does not fit into memory when it is decoded: make it smaller."
-                ) from None
-            error.add_note(f"while {self.index.path(i)} was read")
-            raise
+    def _copy(self, indices: np.ndarray, images: Tensor) -> None:
+        cast(PreparedIndex, self.index).copy(indices, images.permute(0, 2, 3, 1))
 
     def to_batch(self, keys: Sequence[Key], images: Tensor, broken: BrokenRows) -> Batch:
         """Make a batch of `images`, as `fill` wrote them, without the rows that are `broken`."""
@@ -153,16 +146,16 @@ class ImageDataset:
             return Batch(images, targets, {}, crops)
         rows = sorted(set(range(len(keys))) - {row for row, _ in broken})
         if crops is not None:
-            crops = gpu_crop.BatchCrops(crops.boxes[rows], crops.side)
+            crops = crops[0][rows], crops[1]
         skipped = {self.index.path(keys[row][0]): reason for row, reason in broken}
         return Batch(images[rows], targets[rows], skipped, crops)
 
-    def crops(self, indices: np.ndarray, epoch: int) -> gpu_crop.BatchCrops:
-        """Choose what the device crops from the images `indices`."""
+    def crops(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, int]:
+        """Choose what the device crops from the images `indices`, as `Batch.crops`."""
         assert self.raw_size is not None
         transform = self.transform.at(epoch)
         boxes = transform.crop_boxes(*self.raw_size, BatchRng((self.seed, epoch), indices))
-        return gpu_crop.BatchCrops(torch.from_numpy(boxes), transform.image_size)
+        return torch.from_numpy(boxes), transform.image_size
 
 
 def _indices(keys: Sequence[Key]) -> np.ndarray:

@@ -12,7 +12,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -31,9 +31,9 @@ MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
 FIRST_READ = 2**18  # bytes: most files are smaller
 MAX_BYTES = 2**29  # larger files are not read
 MAX_SCANS = 100  # of a JPEG, each of which decodes all pixels again; a progressive one has about ten
-BLOCK = 16  # rows of the largest block of a JPEG, over its three colours
+BLOCK = 16  # rows of the largest block of a JPEG, over the three colours
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
-# Pillow's formats that are common on the web; others start programs (EPS runs Ghostscript) or are rarely reviewed
+# Pillow's formats that are common on the web; the rest start programs (EPS runs Ghostscript) or are rarely reviewed
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 # what Pillow was seen to raise for damaged files
 PILLOW_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError)
@@ -42,7 +42,7 @@ PILLOW_ERRORS += (OverflowError, struct.error, Image.DecompressionBombError)
 # Pillow warns, without the file's name, from half of the number of pixels on that it refuses
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# private to torch: F.interpolate(antialias=True) without its overhead, and with `out`; a test compares them
+# private to torch: F.interpolate(antialias=True) without the overhead, and with `out`; a test compares them
 _resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
 
 
@@ -61,15 +61,6 @@ class BrokenImageError(UserError):
         )
 
 
-class AnyPicture(Protocol):
-    """What `crop_resize` needs of an image."""
-
-    size: tuple[int, int]
-    orientation: int
-
-    def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]: ...
-
-
 class Picture:
     """An encoded image, which is decoded when `pixels` is called.
 
@@ -81,14 +72,7 @@ class Picture:
     """
 
     def __init__(self, source: "bytes | Image.Image") -> None:
-        """Read the header only.
-
-        Args:
-            source: the bytes of a file, or an image that Pillow has opened.
-
-        Raises:
-            OSError: the source is not an image, or decoding it would take absurd resources.
-        """
+        """Read the header of a file's bytes, or of an image that Pillow has opened. Raises OSError if it cannot."""
         self.image: Image.Image | None = None
         self.jpeg = b""
         if isinstance(source, bytes):
@@ -145,13 +129,9 @@ class Picture:
 
 
 class Pixels:
-    """An image that is decoded already, with the interface of a `Picture`."""
+    """An image that is decoded already, uint8 (height, width, 3), with the interface of a `Picture`."""
 
     def __init__(self, pixels: np.ndarray) -> None:
-        """
-        Args:
-            pixels: uint8 (height, width, 3).
-        """
         self.array, self.orientation = pixels, 1
         self.size = (pixels.shape[1], pixels.shape[0])
 
@@ -159,15 +139,14 @@ class Pixels:
         return self.array, 1
 
 
+AnyPicture = Picture | Pixels
+
+
 # -- files
 
 
 def read(path: str, transform: Callable[[Picture], T]) -> T:
-    """Return `transform` of the image at `path`.
-
-    Raises:
-        BrokenImageError: the file is not a complete image, or cannot be read.
-    """
+    """Return `transform` of the image at `path`. Raises BrokenImageError if the file is not a complete image."""
     try:
         return transform(open_picture(path))
     except OSError as error:
@@ -175,16 +154,10 @@ def read(path: str, transform: Callable[[Picture], T]) -> T:
 
 
 def open_picture(path: str) -> Picture:
-    """Read a file, and parse the header of the image.
+    """Read a file, and parse the header of the image. Raises OSError if it is not an image.
 
-    Raises:
-        OSError: the file cannot be read, or is not an image.
+    It takes three system calls: Python's open and read make ten, between which other threads may take over.
     """
-    return Picture(_read_bytes(path))
-
-
-def _read_bytes(path: str) -> bytes:
-    """Read a file in three system calls: Python's open and read make ten, between which other threads may take over."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe called .jpg would block
     try:
         status = os.fstat(file)
@@ -198,9 +171,9 @@ def _read_bytes(path: str) -> bytes:
             while part := os.read(file, 16 * FIRST_READ):
                 parts.append(part)
             content = b"".join(parts)
-        return content
     finally:
         os.close(file)
+    return Picture(content)
 
 
 # -- headers
@@ -213,9 +186,9 @@ def parse_jpeg(encoded: bytes) -> tuple[tuple[int, int], int, int] | None:
     the segments before the pixels takes 3 microseconds; Pillow's open takes 60.
     """
     at, orientation, frame = 2, 1, 0
+    if encoded[:2] != b"\xff\xd8":
+        return None
     try:
-        if encoded[:2] != b"\xff\xd8":
-            return None
         while encoded[at] == 0xFF:
             marker, length = encoded[at + 1], encoded[at + 2] << 8 | encoded[at + 3]
             if marker in FRAMES:
@@ -233,10 +206,9 @@ def parse_jpeg(encoded: bytes) -> tuple[tuple[int, int], int, int] | None:
     except IndexError:
         return None
     height, width = (encoded[frame + n] << 8 | encoded[frame + n + 1] for n in (5, 7))
-    limit = Image.MAX_IMAGE_PIXELS
-    if encoded[frame + 4] != 8 or encoded[frame + 9] not in (1, 3) or not width or not height:
-        return None
-    if limit is not None and width * height > 2 * limit:
+    limit = Image.MAX_IMAGE_PIXELS  # of which Pillow refuses twice as many; None is no limit
+    too_large = limit is not None and width * height > 2 * limit
+    if encoded[frame + 4] != 8 or encoded[frame + 9] not in (1, 3) or not width or not height or too_large:
         return None
     return (width, height), orientation, frame
 

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -27,10 +26,6 @@ def _polygon(n: int, inner: float = 1.0) -> Points:
     return [(math.sin(angle) * radius, -math.cos(angle) * radius) for angle, radius in zip(angles, radii, strict=True)]
 
 
-def _circle() -> Points:
-    return _polygon(48)
-
-
 def _heart() -> Points:
     turns = [2 * math.pi * i / 60 for i in range(60)]
     return [
@@ -47,18 +42,16 @@ def _crescent() -> Points:
 
 _CROSS_X = (-0.3, 0.3, 0.3, 1, 1, 0.3, 0.3, -0.3, -0.3, -1, -1, -0.3)
 _CROSS_Y = (-1, -1, -0.3, -0.3, 0.3, 0.3, 1, 1, 0.3, 0.3, -0.3, -0.3)
-_CROSS: Points = list(zip(_CROSS_X, _CROSS_Y, strict=True))
-_ARROW: Points = [(0, -1), (0.75, -0.15), (0.28, -0.15), (0.28, 1), (-0.28, 1), (-0.28, -0.15), (-0.75, -0.15)]
 
 # outlines: the first is filled with the figure's colour, the second (of the ring) is cut out of it
 SHAPES: dict[str, list[Points]] = {
-    "arrow": [_ARROW],
+    "arrow": [[(0, -1), (0.75, -0.15), (0.28, -0.15), (0.28, 1), (-0.28, 1), (-0.28, -0.15), (-0.75, -0.15)]],
     "bar": [[(-1, -0.22), (1, -0.22), (1, 0.22), (-1, 0.22)]],
-    "circle": [_circle()],
+    "circle": [_polygon(48)],
     "crescent": [_crescent()],
-    "cross": [_CROSS],
+    "cross": [list(zip(_CROSS_X, _CROSS_Y, strict=True))],
     "heart": [_heart()],
-    "ring": [_circle(), [(0.58 * x, 0.58 * y) for x, y in _circle()]],
+    "ring": [_polygon(48), [(0.58 * x, 0.58 * y) for x, y in _polygon(48)]],
     "square": [_polygon(4)],
     "star": [_polygon(5, 0.42)],
     "triangle": [_polygon(3)],
@@ -82,7 +75,18 @@ def write_demo(
     counts = per_class or IMAGES_PER_CLASS
     wanted = {"format": FORMAT, "seed": seed, "image_size": image_size, "per_class": counts, "quality": quality}
     if root.exists() and any(root.iterdir()):
-        _check_settings(root, wanted)
+        if not (root / MARKER).is_file():
+            raise UserError(
+                f"{root} contains files that are not the demo's, and data=demo would write shapes into it: use your "
+                "own images with data=folder data.root=PATH, or choose another data.root for the shapes."
+            )
+        saved = json.loads((root / MARKER).read_text())
+        differ = [f"{key}={saved.get(key)} instead of {new}" for key, new in wanted.items() if saved.get(key) != new]
+        if differ:
+            raise UserError(
+                f"{root} contains demo images of other settings ({', '.join(differ)}): remove that folder, or choose "
+                "another data.root."
+            )
         return
     with new_folder(root, MARKER) as folder:
         for split_number, (split, count) in enumerate(counts.items()):
@@ -94,27 +98,13 @@ def write_demo(
         (folder / MARKER).write_text(json.dumps(wanted))
 
 
-def _check_settings(root: Path, wanted: dict[str, Any]) -> None:
-    if not (root / MARKER).is_file():
-        raise UserError(
-            f"{root} contains files that are not the demo's, and data=demo would write its shapes there: use your own "
-            "images with data=folder data.root=PATH, or choose another data.root for the shapes."
-        )
-    settings = json.loads((root / MARKER).read_text())
-    differ = [
-        f"{key}={settings.get(key)} instead of {value}" for key, value in wanted.items() if settings.get(key) != value
-    ]
-    if differ:
-        raise UserError(
-            f"{root} contains demo images of other settings ({', '.join(differ)}): remove that folder, or choose "
-            "another data.root."
-        )
-
-
 def draw(label: str, size: int, rng: np.random.Generator) -> Image.Image:
     """Draw an image of size x size pixels: background, figure, light noise."""
     pixels = _background(size, rng)
-    colour = _far_colour(pixels.mean((0, 1)), rng)
+    while True:  # a colour that differs from the background
+        colour = rng.uniform(0, 255, 3)
+        if np.abs(colour - pixels.mean((0, 1))).sum() > 200:
+            break
     mask = np.asarray(_mask(label, size, rng), dtype=np.float32)[..., None] / 255
     pixels = pixels * (1 - mask) + colour * mask
     pixels += rng.normal(0, rng.uniform(2, 14), pixels.shape)
@@ -155,10 +145,3 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
         coarse = Image.fromarray((rng.random((6, 6)) * 255).astype(np.uint8))
         weight = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)) / 255
     return (first * (1 - weight[..., None]) + second * weight[..., None]).astype(np.float32)
-
-
-def _far_colour(from_colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    while True:
-        colour = rng.uniform(0, 255, 3)
-        if np.abs(colour - from_colour).sum() > 200:
-            return colour

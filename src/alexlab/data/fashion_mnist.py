@@ -14,18 +14,8 @@ from alexlab.data.folder import new_folder
 from alexlab.engine.errors import UserError
 
 # in the order of the labels; the digits keep this order when folders are sorted
-CLASSES = (
-    "0_t-shirt",
-    "1_trouser",
-    "2_pullover",
-    "3_dress",
-    "4_coat",
-    "5_sandal",
-    "6_shirt",
-    "7_sneaker",
-    "8_bag",
-    "9_boot",
-)
+KINDS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+CLASSES = tuple(f"{label}_{kind}" for label, kind in enumerate(KINDS))
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 FILES = {"train": "train", "test": "t10k"}
 VAL_PER_CLASS = 500  # the last of the 6,000 training images of each class, because the dataset has no val split
@@ -50,18 +40,18 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
     images = {split: read_idx(folder, f"{start}-images-idx3-ubyte", (28, 28)) for split, start in FILES.items()}
     targets = {split: read_idx(folder, f"{start}-labels-idx1-ubyte", ()) for split, start in FILES.items()}
     for split, labels in targets.items():
-        if len(labels) != len(images[split]) or labels.max(initial=0) >= len(CLASSES):
+        count, largest = len(images[split]), labels.max(initial=0)
+        if len(labels) != count or largest >= len(CLASSES):
             raise UserError(
-                f"{folder} has {len(images[split])} {split} images and {len(labels)} labels up to "
-                f"{labels.max(initial=0)}: Fashion-MNIST has one label from 0 to 9 per image."
+                f"{folder} has {count} {split} images and {len(labels)} labels up to {largest}: Fashion-MNIST has one "
+                "label from 0 to 9 per image."
             )
     print(f"writing Fashion-MNIST's images to {root} ...", flush=True)
     with new_folder(root, "train") as output:
         for target, name in enumerate(CLASSES):
-            members = {split: np.flatnonzero(targets[split] == target) for split in FILES}
-            train, held_out = members["train"], min(VAL_PER_CLASS, len(members["train"]) // 10)
-            parts = {"train": train[: len(train) - held_out], "val": train[len(train) - held_out :]}
-            for split, numbers in (parts | {"test": members["test"]}).items():
+            train, test = (np.flatnonzero(targets[split] == target) for split in FILES)
+            first = len(train) - min(VAL_PER_CLASS, len(train) // 10)
+            for split, numbers in (("train", train[:first]), ("val", train[first:]), ("test", test)):
                 (output / split / name).mkdir(parents=True)
                 for i in numbers:
                     image = Image.fromarray(images["test" if split == "test" else "train"][i])
@@ -69,11 +59,7 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
 
 
 def find(downloads: Path) -> Path:
-    """Return the folder of the idx files: Debian's, or torchvision's download (whose hashes it checks) in `downloads`.
-
-    Raises:
-        UserError: neither is available.
-    """
+    """Return the folder of the idx files: Debian's, or torchvision's download (it checks the hashes) in `downloads`."""
     if DEBIAN.is_dir():
         return DEBIAN
     from torchvision.datasets import FashionMNIST
@@ -90,13 +76,9 @@ def find(downloads: Path) -> Path:
 
 
 def read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read uint8 (N, *shape) from the idx file `folder/name` or `name.gz` (format: http://yann.lecun.com/exdb/mnist).
-
-    Raises:
-        UserError: the file is missing, or has another shape.
-    """
-    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-    if path is None:
+    """Read uint8 (N, *shape) from the idx file `folder/name` or `name.gz` (http://yann.lecun.com/exdb/mnist)."""
+    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+    if not path.is_file():
         raise UserError(
             f"{folder} contains no {name} or {name}.gz: data.idx must be the folder of Fashion-MNIST's files."
         )

@@ -20,7 +20,7 @@ def names_digest(names: bytes, arrays: "Sequence[np.ndarray]", texts: Sequence[s
 
     Args:
         names: all names joined.
-        arrays: one number per image each: where its name ends, its class, and what else identifies it.
+        arrays: one number per image each: the end of the name, the class, and what else identifies the image.
         texts: the names of the classes, and what else the images have in common.
     """
     digest = hashlib.sha256(names)
@@ -65,18 +65,6 @@ def sample(digest: bytes, count: int) -> "np.ndarray":
     return np.unique(numbers % count).astype(np.int64)
 
 
-def comparable(datasets: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return {split: fingerprint} of each dataset: of names and sizes, or of names alone if a dataset lacks the sizes.
-
-    Args:
-        datasets: as `ImageFolders.describe` returns, of runs of any age.
-    """
-    of_sizes = [dataset["fingerprint"] for dataset in datasets]
-    if all(fingerprint.startswith("sizes:") for each in of_sizes for fingerprint in each.values()):
-        return of_sizes
-    return [dataset.get("names_fingerprint", dataset["fingerprint"]) for dataset in datasets]
-
-
 def identities(datasets: Sequence[Any]) -> list[Any]:
     """Return a value per dataset that is equal for equal images: the fingerprint, or None if it is unknown.
 
@@ -104,7 +92,9 @@ def changed_splits(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the splits in which two datasets have different images, or which only one of them has.
 
     Args:
-        then, now: see `comparable`.
+        then, now: as `ImageFolders.describe` returns, of runs of any age; if one lacks the sizes, names are compared.
     """
-    before, after = comparable([then, now])
+    before, after = then["fingerprint"], now["fingerprint"]
+    if not all(fingerprint.startswith("sizes:") for fingerprint in (*before.values(), *after.values())):
+        before, after = (dataset.get("names_fingerprint", dataset["fingerprint"]) for dataset in (then, now))
     return [split for split in dict.fromkeys([*after, *before]) if before.get(split) != after.get(split)]

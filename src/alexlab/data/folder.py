@@ -23,7 +23,6 @@ from alexlab.data import decode
 from alexlab.data.fingerprint import names_digest, of_names, of_sizes, sample
 from alexlab.engine.errors import UserError
 
-SPLITS = ("train", "val", "test")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 KNOWN = frozenset(extension.encode() for extension in EXTENSIONS)
 REPORT_EVERY = 5.0  # seconds, while a large folder is read
@@ -31,17 +30,15 @@ REPORT_EVERY = 5.0  # seconds, while a large folder is read
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images of one split, in arrays: a Python list of a million (path, class) tuples would be copied into every
-    process as its reference counts change.
+    """The images of one split, in arrays: a million (path, class) tuples would take far more memory.
 
     Attributes:
         root: the folder that the names are relative to.
         names: all names joined, as bytes of the file system's encoding.
         ends: int64 (N,): where in `names` the name of image i ends.
-        targets: int64 (N,): its class, 0 to len(classes) - 1.
+        targets: int64 (N,): the class of image i, 0 to len(classes) - 1.
         classes: names of the class folders, sorted.
         ignored: number of files that are not images, by suffix, and under "" of images outside of the class folders.
-            Hidden files are not counted.
     """
 
     root: Path
@@ -64,31 +61,29 @@ class ImageIndex:
         return len(self.targets)
 
     def name(self, i: int) -> bytes:
-        """Return the name of image i, relative to `root`."""
         return self.names[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])]
 
     def path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.name(i)))
 
     def picture(self, i: int) -> decode.Picture:
-        """Open image i.
-
-        Raises:
-            OSError: it cannot be read, or is not an image.
-        """
+        """Open image i. Raises OSError if it cannot be read, or is not an image."""
         return decode.open_picture(self.path(i))
 
     def subset(self, indices: np.ndarray) -> "ImageIndex":
         """Return the images `indices` (int64), in that order."""
-        starts = np.concatenate([[0], self.ends[:-1]])[indices].tolist()
-        names = [self.names[start:end] for start, end in zip(starts, self.ends[indices].tolist(), strict=True)]
+        names = [self.name(i) for i in indices.tolist()]
         return ImageIndex.from_names(self.root, names, self.targets[indices], self.classes)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of names, classes and file sizes; see fingerprint.py."""
-        digest = self._names_digest()
-        sizes = [_bytes_of(self.path(i)) for i in sample(digest.digest(), len(self)).tolist()]
+        digest, sizes = self._names_digest(), []
+        for i in sample(digest.digest(), len(self)).tolist():
+            try:
+                sizes.append(os.stat(self.path(i)).st_size)  # noqa: PTH116, a Path per file would take longer
+            except OSError:
+                sizes.append(-1)  # such as a broken link, which is an error when the image is read
         return of_sizes(digest, np.array(sizes, np.int64))
 
     @property
@@ -98,13 +93,6 @@ class ImageIndex:
 
     def _names_digest(self) -> Any:
         return names_digest(self.names, [self.ends, self.targets], self.classes)
-
-
-def _bytes_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116, a Path of each of thousands of files takes longer
-    except OSError:
-        return -1  # such as a broken link, which is an error when the image is read
 
 
 # -- reading the names
@@ -131,15 +119,16 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
             f"{folder} contains no class folders: it must contain one folder of images per class, as in "
             f"{folder.name}/cat/1.jpg and {folder.name}/dog/2.jpg."
         )
-    unknown = [name for name in present if classes is not None and name not in classes]
-    if classes is not None and unknown:
+    if classes is not None and (unknown := [name for name in present if name not in classes]):
         raise UserError(
             f"{folder} contains classes that the training images do not: {listed(unknown)}. "
             f"Training has {len(classes)} classes: {listed(classes)}. Rename or remove those folders."
         )
     labels = present if classes is None else classes
     names, lengths, counts = bytearray(), [], np.zeros(len(labels), np.int64)
-    ignored = Counter({"": _images_outside_of_classes(folder)})
+    with os.scandir(folder) as entries:
+        outside = [e for e in entries if e.name[0] != "." and e.name.lower().endswith(EXTENSIONS) and not e.is_dir()]
+    ignored = Counter({"": len(outside)})
     reported, with_folder = time.monotonic(), set(present)
     for target, label in enumerate(labels):
         images = sorted(_images_of_class(folder, label, visited, ignored)) if label in with_folder else []
@@ -176,29 +165,14 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 def modified_ns(folder: bytes) -> int:
     """Return when a name in `folder` was last added, removed or changed, in nanoseconds."""
-    return os.stat(folder).st_mtime_ns  # noqa: PTH116, a Path of each of thousands of folders takes longer
-
-
-def _images_outside_of_classes(folder: Path) -> int:
-    with os.scandir(os.fsencode(folder)) as entries:
-        return sum(
-            _is_image(entry.name) and not entry.name.startswith(b".") and not entry.is_dir() for entry in entries
-        )
-
-
-def _is_image(name: bytes) -> bool:
-    return name[name.rfind(b".") :].lower() in KNOWN
+    return os.stat(folder).st_mtime_ns  # noqa: PTH116, a Path per folder would take longer
 
 
 def _images_of_class(folder: Path, label: str, visited: dict[bytes, int], ignored: Counter[str]) -> list[bytes]:
-    """Return the names of all images of a class, relative to `folder`; links to folders are followed.
-
-    Raises:
-        UserError: a folder that may not be read, or a link to a folder that contains it.
-    """
+    """Return the names of all images of a class, relative to `folder`; links to folders are followed."""
     images: list[bytes] = []
     top = os.fsencode(folder) + b"/"
-    waiting: list[tuple[bytes, tuple[bytes, ...]]] = [(os.fsencode(label), ())]
+    waiting: list[tuple[bytes, tuple[bytes, ...]]] = [(os.fsencode(label), ())]  # (folder, real paths of its parents)
     while waiting:
         current, parents = waiting.pop()
         prefix = current + b"/"
@@ -209,19 +183,17 @@ def _images_of_class(folder: Path, label: str, visited: dict[bytes, int], ignore
                     name = entry.name
                     if name[0] == 46:  # a dot: hidden
                         continue
-                    suffix = name[name.rfind(b".") :]
-                    if (suffix in KNOWN or suffix.lower() in KNOWN) and not (
-                        entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir())
-                    ):
-                        images.append(prefix + name)
-                    elif entry.is_dir():
+                    suffix = name[name.rfind(b".") :].lower()
+                    if entry.is_dir():
                         within = (*parents, os.path.realpath(top + current))
                         if os.path.realpath(top + prefix + name) in within:
                             path = os.fsdecode(top + prefix + name)
                             raise UserError(f"{path} is a link to a folder that contains it: remove the link.")
                         waiting.append((prefix + name, within))
+                    elif suffix in KNOWN:
+                        images.append(prefix + name)
                     else:
-                        ignored[os.fsdecode(suffix.lower()) if b"." in name else "no suffix"] += 1
+                        ignored[os.fsdecode(suffix) if b"." in name else "no suffix"] += 1
         except PermissionError:
             path = os.fsdecode(top + current)
             raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
@@ -242,7 +214,7 @@ def find_splits(
 
     Args:
         val_fraction, test_fraction: see `split`; None and 0 if `root` has the splits already.
-        scan: reads the images of one folder, given the classes of training.
+        scan: reads the images of one folder, given the classes of training; see `cached_scan`.
 
     Raises:
         UserError: neither form fits the folder.
@@ -265,31 +237,29 @@ def find_splits(
         return splits
     folders = class_folders(root)
     if val_fraction is None:
-        candidates = [root.parent, *(root / name for name in folders)]
-        near = next((path for path in candidates if (path / "train").is_dir()), None)
+        near = [path for path in (root.parent, *(root / name for name in folders)) if (path / "train").is_dir()]
+        hint = f" Did you mean data.root={near[0]}?" if near else ""
         raise UserError(
             f"{root} contains no train/ folder: it must contain train/ and val/ with one folder of images per class, "
-            "or class folders alone, to be split with data.val_fraction=0.1."
-            + (f" Did you mean data.root={near}?" if near else "")
+            f"or class folders alone, to be split with data.val_fraction=0.1.{hint}"
         )
-    present = [name for name in folders if name in SPLITS]
-    if present:
+    if present := [name for name in folders if name in ("val", "test")]:
         raise UserError(
             f"{root} contains {' and '.join(present)} but no train/: add it, or point data.root at a folder of class "
             "folders to split it with data.val_fraction."
         )
-    fractions = {"val": val_fraction, "test": test_fraction}
-    return split(scan(root, None), {name: fraction for name, fraction in fractions.items() if fraction > 0}, seed)
+    fractions = {"val": val_fraction} | ({"test": test_fraction} if test_fraction > 0 else {})
+    return split(scan(root, None), fractions, seed)
 
 
 def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str, ImageIndex]:
     """Split one folder at random by (seed, class), each class in the same proportions.
 
     Args:
-        fractions: of the images that each split other than train gets, such as {"val": 0.1, "test": 0.1}; 0 to 1.
+        fractions: of the images that each split other than train gets, such as {"val": 0.1, "test": 0.1}; above 0.
 
     Raises:
-        UserError: a class with too few images for every split to get one.
+        UserError: a class has too few images for each split to get one.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("train", *fractions)}
     for target, label in enumerate(index.classes):
@@ -297,7 +267,7 @@ def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str
         np.random.Generator(np.random.PCG64([seed, target])).shuffle(members)
         taken = 0
         for name, fraction in fractions.items():
-            size = max(1, round(len(members) * fraction)) if fraction > 0 else 0
+            size = max(1, round(len(members) * fraction))
             parts[name].append(np.sort(members[taken : taken + size]))
             taken += size
         if taken >= len(members):
@@ -321,11 +291,11 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
 
 @contextlib.contextmanager
 def new_folder(root: Path, marker: str) -> Iterator[Path]:
-    """Write into the folder that this yields; it becomes `root` when all is written, so that a kill leaves no part.
+    """Yield a folder to write into. It becomes `root` at the end of the block, so that a kill leaves no part.
 
     Args:
         root: does not exist, or is empty.
-        marker: a name in `root` that another process has written when it was faster; then its folder is kept.
+        marker: a name in `root`. If another process was faster and has written it, that process's folder is kept.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))

@@ -8,6 +8,7 @@ no images are copied between them.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -21,6 +22,14 @@ CHUNK = 32  # the most images that a thread takes at once
 AHEAD = 3  # batches that are begun before they are needed
 
 
+class _PendingBatch(NamedTuple):
+    """A batch in progress, which consists of chunks: (first row, future of the broken rows)."""
+
+    keys: Sequence[Key]
+    images: torch.Tensor
+    chunks: list[tuple[int, "Future[BrokenRows]"]]
+
+
 class Loader:
     """An iterable of `Batch`; each iteration is one pass over the batches of the sampler.
 
@@ -29,7 +38,7 @@ class Loader:
         batch_sampler: yields the keys of each batch, and has a length.
         num_workers: number of threads; with 0, the caller's thread decodes each batch when it is needed.
         pinned: write images to pinned memory, which a GPU reads directly (torch reuses it for the next batch).
-        timeout: seconds to wait for a part of a batch; None waits forever.
+        timeout: seconds to wait for a part of a batch, before a UserError; None waits forever.
     """
 
     def __init__(
@@ -52,22 +61,21 @@ class Loader:
         try:
             for keys in self.batch_sampler:
                 waiting.append(self._begin(keys))
-                if sum(len(pending.keys) for pending in waiting) >= self._ahead(len(keys)):
-                    yield waiting.popleft().result(self.timeout)
+                # images in progress: with threads, enough that none of them is idle
+                ahead = max((AHEAD + 1) * len(keys), 4 * self.num_workers) if self.num_workers else 0
+                if sum(len(pending.keys) for pending in waiting) >= ahead:
+                    yield self._finish(waiting.popleft())
             while waiting:
-                yield waiting.popleft().result(self.timeout)
+                yield self._finish(waiting.popleft())
         finally:
             for pending in waiting:
-                pending.cancel()
-
-    def _ahead(self, batch_size: int) -> int:
-        """Return how many images to have in progress: with threads, enough that none of them is idle."""
-        return max((AHEAD + 1) * batch_size, 4 * self.num_workers) if self.num_workers else 0
+                for _, chunk in pending.chunks:
+                    chunk.cancel()
 
     # memory of the caller's inference mode could not be written by other threads, which are not in that mode
     @torch.inference_mode(False)
-    def _begin(self, keys: Sequence[Key]) -> "_PendingBatch":
-        pending = _PendingBatch(self.dataset, keys, self.dataset.allocate(keys, self.pinned))
+    def _begin(self, keys: Sequence[Key]) -> _PendingBatch:
+        pending = _PendingBatch(keys, self.dataset.allocate(keys, self.pinned), [])
         if not self.num_workers:
             done: Future[BrokenRows] = Future()
             done.set_result(self.dataset.fill(keys, pending.images))
@@ -82,30 +90,14 @@ class Loader:
             pending.chunks.append((start, future))
         return pending
 
-
-class _PendingBatch:
-    """A batch in progress, which consists of chunks: (first row, future of the broken rows)."""
-
-    def __init__(self, dataset: ImageDataset, keys: Sequence[Key], images: torch.Tensor) -> None:
-        self.dataset, self.keys, self.images = dataset, keys, images
-        self.chunks: list[tuple[int, Future[BrokenRows]]] = []
-
-    def result(self, timeout: float | None) -> Batch:
-        """Wait for the batch.
-
-        Raises:
-            UserError: a chunk was not ready after `timeout` seconds.
-        """
+    def _finish(self, pending: _PendingBatch) -> Batch:
         try:
-            broken = [(start + row, reason) for start, chunk in self.chunks for row, reason in chunk.result(timeout)]
+            chunks = [(start, chunk.result(self.timeout)) for start, chunk in pending.chunks]
         except TimeoutError:
             reading = ", ".join(self.dataset.index.path(i) for i in list(self.dataset.reading.values()))
             raise UserError(
-                f"no image arrived for {timeout:g} s, and these are still being read: {reading}. Does their disk or "
-                "network file system respond? trainer.timeout sets how many minutes to wait."
+                f"no image arrived for {self.timeout:g} s, and these are still being read: {reading}. Does their disk "
+                "or network file system respond? trainer.timeout sets how many minutes to wait."
             ) from None
-        return self.dataset.to_batch(self.keys, self.images, broken)
-
-    def cancel(self) -> None:
-        for _, chunk in self.chunks:
-            chunk.cancel()
+        broken = [(start + row, reason) for start, rows in chunks for row, reason in rows]
+        return self.dataset.to_batch(pending.keys, pending.images, broken)

@@ -22,15 +22,14 @@ def apply(pixels: np.ndarray, policy: str, ops: int, magnitude: int, rng: Sample
             al. 2020: `ops` operations of strength `magnitude`, 0 to 30).
     """
     image = Image.fromarray(pixels)
-    if policy == "trivial":
-        return np.asarray(operate(image, *trivial(rng)))
-    for _ in range(ops):
-        image = operate(image, *rand(magnitude, image.size, rng))
+    for _ in range(1 if policy == "trivial" else ops):
+        name, amount = trivial(rng) if policy == "trivial" else rand(magnitude, image.size, rng)
+        image = OPERATIONS[name](image, amount)
     return np.asarray(image)
 
 
 def trivial(rng: SampleRng) -> tuple[str, float]:
-    """Draw an operation of TrivialAugment and its amount."""
+    """Draw an operation of TrivialAugment, and the amount."""
     name = NAMES[rng.below(len(NAMES))]
     strength = rng.below(BINS) / (BINS - 1)
     if name in SIGNED:
@@ -40,7 +39,7 @@ def trivial(rng: SampleRng) -> tuple[str, float]:
 
 
 def rand(magnitude: int, size: tuple[int, int], rng: SampleRng) -> tuple[str, float]:
-    """Draw an operation of RandAugment and its amount, for an image of `size` (width, height)."""
+    """Draw an operation of RandAugment, and the amount, for an image of `size` (width, height)."""
     name = NAMES[rng.below(len(NAMES))]
     strength = magnitude / (BINS - 1)
     if name in SIGNED:
@@ -55,11 +54,6 @@ def _unsigned(name: str, strength: float, posterize: int) -> float:
     if name == "posterize":
         return 8 - round(strength * posterize)
     return 255 * (1 - strength) if name == "solarize" else 0.0
-
-
-def operate(image: Image.Image, name: str, amount: float) -> Image.Image:
-    """Apply one operation of `OPERATIONS`."""
-    return OPERATIONS[name](image, amount)
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:

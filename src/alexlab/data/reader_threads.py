@@ -16,8 +16,7 @@ from alexlab.engine.errors import UserError
 
 EXIT_WAIT = 2.0  # seconds that an exiting process waits for threads to finish the image that they have begun
 
-_Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
-_Tasks = SimpleQueue[_Task | None]  # None ends the thread that takes it
+_Tasks = SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]  # None ends the thread
 
 
 class ReaderThreads(Executor):
@@ -29,13 +28,12 @@ class ReaderThreads(Executor):
 
     Attributes:
         stop: set when the process exits; a long task should check it, and return early.
+
+    Raises:
+        UserError: the system does not allow that many threads.
     """
 
     def __init__(self, count: int) -> None:
-        """
-        Raises:
-            UserError: the system does not allow that many threads.
-        """
         self.stop = threading.Event()
         self._tasks: _Tasks = SimpleQueue()
         before = torch.get_num_threads()
@@ -88,13 +86,12 @@ class _Reader(threading.Thread):
 
 
 def _run(future: "Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function(*args))
-    except BaseException as error:
-        future.set_exception(error)
-        del future  # the error refers to this frame
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+            del future  # the error refers to this frame
 
 
 def _end_readers(tasks: _Tasks, count: int) -> None:
@@ -102,6 +99,7 @@ def _end_readers(tasks: _Tasks, count: int) -> None:
         tasks.put(None)
 
 
+@atexit.register
 def _stop_all_readers() -> None:
     """Let all threads finish the image that they have begun, as torch crashes in a thread that outlives Python."""
     readers = [thread for thread in threading.enumerate() if isinstance(thread, _Reader)]
@@ -111,6 +109,3 @@ def _stop_all_readers() -> None:
     deadline = time.monotonic() + EXIT_WAIT
     for reader in readers:
         reader.join(max(0.0, deadline - time.monotonic()))
-
-
-atexit.register(_stop_all_readers)

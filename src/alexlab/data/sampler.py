@@ -4,7 +4,6 @@ The samplers yield (index of the image, epoch) pairs, from which a thread derive
 batches do not depend on the number of threads, and a resumed run needs to know only the step.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,7 +62,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
 
 
 class EvalBatchSampler(Sampler[list[Key]]):
-    """Batches of one rank in which every image comes exactly once over all ranks, without padding.
+    """Batches in which every image comes exactly once over all ranks, without padding.
 
     All ranks yield the same number of batches, and the last may be short or empty. A rank with fewer batches would
     skip hooks in which the other ranks wait for it.
@@ -71,33 +70,25 @@ class EvalBatchSampler(Sampler[list[Key]]):
     Args:
         size: number of images.
         batch_size: images per batch and rank.
+        ranks: whose batches to yield, one rank after another: several if one process evaluates alone.
         seed: of a fixed order that mixes the classes, for evaluations of the first batches only. None is the order of
             the folder.
     """
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int | None = None) -> None:
-        self.size, self.batch_size, self.rank, self.world_size, self.seed = size, batch_size, rank, world_size, seed
+    def __init__(
+        self, size: int, batch_size: int, ranks: Sequence[int] = (0,), world_size: int = 1, seed: int | None = None
+    ) -> None:
+        self.size, self.batch_size, self.ranks, self.world_size, self.seed = size, batch_size, ranks, world_size, seed
+        self.batches_per_rank = -(-size // (batch_size * world_size))
 
     def __len__(self) -> int:
-        return -(-self.size // (self.batch_size * self.world_size))
+        return len(self.ranks) * self.batches_per_rank
 
     def __iter__(self) -> Iterator[list[Key]]:
         order: Any = range(self.size)
         if self.seed is not None:
             order = np.random.Generator(np.random.PCG64([self.seed, self.size])).permutation(self.size)
-        indices = order[self.rank :: self.world_size]
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield [(int(i), 0) for i in indices[start : start + self.batch_size]]
-
-
-class ChainedSampler(Sampler[list[Key]]):
-    """The batches of several samplers one after another, for one process that does the work of several ranks."""
-
-    def __init__(self, samplers: Sequence[EvalBatchSampler]) -> None:
-        self.samplers = samplers
-
-    def __len__(self) -> int:
-        return sum(map(len, self.samplers))
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return itertools.chain(*self.samplers)
+        for rank in self.ranks:
+            indices = order[rank :: self.world_size]
+            for start in range(0, self.batches_per_rank * self.batch_size, self.batch_size):
+                yield [(int(i), 0) for i in indices[start : start + self.batch_size]]

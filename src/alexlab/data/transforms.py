@@ -68,11 +68,7 @@ class SampleTransform:
         return _at(self, epoch) if self.sizes else self
 
     def __call__(self, picture: decode.AnyPicture, rng: SampleRng | None = None) -> Tensor:
-        """Transform one image.
-
-        Args:
-            rng: of this image; None for transforms without randomness.
-        """
+        """Transform one image; `rng` is None for transforms without randomness."""
         out = torch.empty((1, self.image_size, self.image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         self.write(picture, rng or SampleRng(0), out)
         return out[0]
@@ -90,7 +86,7 @@ class SampleTransform:
         """Choose what is cropped from an image of width x height pixels."""
         side = self.image_size
         if self.crop == "random_resized":
-            return CropBox(random_box(width, height, self.scale, self.ratio, rng), (side, side))
+            return CropBox(self.random_box(width, height, rng), (side, side))
         short = round(side / self.crop_ratio)
         # torchvision's Resize(short), which rounds the long side down, and the middle of its CenterCrop
         size = (short, short * width // height) if height <= width else (short * height // width, short)
@@ -116,7 +112,7 @@ class SampleTransform:
         side = self.image_size
         boxes = np.empty((len(rng.states), 9), np.int32)
         if self.crop == "random_resized":
-            boxes[:, :4] = random_boxes(width, height, self.scale, self.ratio, rng)
+            boxes[:, :4] = self.random_boxes(width, height, rng)
             boxes[:, 4:8] = (side, side, 0, 0)
         else:
             box, size, at = replace(self, crop="center").crop_box(width, height, SampleRng(0))
@@ -126,6 +122,47 @@ class SampleTransform:
                 for axis in (0, 1):
                     boxes[:, 6 + axis] = round((size[axis] - short) / 2) + rng.below(short - side + 1)
         boxes[:, 8] = rng.uniform() < self.flip if self.flip > 0 else 0
+        return boxes
+
+    def random_box(self, width: int, height: int, rng: SampleRng) -> decode.Box:
+        """Draw a box as torchvision's RandomResizedCrop does: area, aspect (uniform in its logarithm) and place."""
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(TRIES):
+            area = width * height * rng.uniform(*self.scale)
+            aspect = math.exp(rng.uniform(low, high))
+            columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < columns <= width and 0 < rows <= height:
+                top, left = rng.below(height - rows + 1), rng.below(width - columns + 1)
+                return (left, top, left + columns, top + rows)
+        return self.middle_box(width, height)
+
+    def middle_box(self, width: int, height: int) -> decode.Box:
+        """Return the largest box in the middle whose aspect is within `ratio`."""
+        columns, rows = width, height
+        if width / height < self.ratio[0]:
+            rows = min(height, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            columns = min(width, round(height * self.ratio[1]))
+        left, top = (width - columns) // 2, (height - rows) // 2
+        return (left, top, left + columns, top + rows)
+
+    def random_boxes(self, width: int, height: int, rng: BatchRng) -> np.ndarray:
+        """Draw the `random_box` of each stream: int64 (N, 4)."""
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        open_rows = np.arange(len(rng.states))  # rows that have no box yet
+        boxes = np.tile(np.array(self.middle_box(width, height)), (len(open_rows), 1))
+        for _ in range(TRIES):
+            area = width * height * rng.uniform(*self.scale, rows=open_rows)
+            aspect = np.exp(rng.uniform(low, high, rows=open_rows))
+            columns, rows = (np.rint(np.sqrt(part)).astype(np.int64) for part in (area * aspect, area / aspect))
+            fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
+            done, columns, rows = open_rows[fits], columns[fits], rows[fits]
+            top = rng.below(height - rows + 1, rows=done)
+            left = rng.below(width - columns + 1, rows=done)
+            boxes[done] = np.stack([left, top, left + columns, top + rows], 1)
+            open_rows = open_rows[~fits]
+            if not len(open_rows):
+                break
         return boxes
 
 
@@ -144,54 +181,6 @@ def _part_of_long_image(width: int, height: int, size: tuple[int, int], at: tupl
     if axis == 0:
         return CropBox((0, first, width, last), (long, size[1]), (within, at[1]))
     return CropBox((first, 0, last, height), (size[0], long), (at[0], within))
-
-
-def random_box(
-    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: SampleRng
-) -> decode.Box:
-    """Draw a box as torchvision's RandomResizedCrop does: area, aspect (uniform in its logarithm) and place."""
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(TRIES):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
-        columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < columns <= width and 0 < rows <= height:
-            top, left = rng.below(height - rows + 1), rng.below(width - columns + 1)
-            return (left, top, left + columns, top + rows)
-    return middle_box(width, height, ratio)
-
-
-def middle_box(width: int, height: int, ratio: tuple[float, float]) -> decode.Box:
-    """Return the largest box in the middle whose aspect is within `ratio`."""
-    columns, rows = width, height
-    if width / height < ratio[0]:
-        rows = min(height, round(width / ratio[0]))
-    elif width / height > ratio[1]:
-        columns = min(width, round(height * ratio[1]))
-    left, top = (width - columns) // 2, (height - rows) // 2
-    return (left, top, left + columns, top + rows)
-
-
-def random_boxes(
-    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: BatchRng
-) -> np.ndarray:
-    """Draw the `random_box` of each stream: int64 (N, 4)."""
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    open_rows = np.arange(len(rng.states))  # rows that have no box yet
-    boxes = np.tile(np.array(middle_box(width, height, ratio)), (len(open_rows), 1))
-    for _ in range(TRIES):
-        area = width * height * rng.uniform(*scale, rows=open_rows)
-        aspect = np.exp(rng.uniform(low, high, rows=open_rows))
-        columns, rows = (np.rint(np.sqrt(part)).astype(np.int64) for part in (area * aspect, area / aspect))
-        fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
-        done, columns, rows = open_rows[fits], columns[fits], rows[fits]
-        top = rng.below(height - rows + 1, rows=done)
-        left = rng.below(width - columns + 1, rows=done)
-        boxes[done] = np.stack([left, top, left + columns, top + rows], 1)
-        open_rows = open_rows[~fits]
-        if not len(open_rows):
-            break
-    return boxes
 
 
 @functools.lru_cache(maxsize=4)

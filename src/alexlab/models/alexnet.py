@@ -94,19 +94,15 @@ class AlexNet(nn.Module):
                 layers.append(Pool(3, stride=2, ceil_mode=ceil_mode))
             channels = out
         self.features = nn.Sequential(*layers)
-        drop = [nn.Dropout(dropout)]
+        drop = nn.Dropout(dropout)
         first = [nn.Linear(channels * map_size**2, hidden[0]), nn.ReLU(inplace=True)]
         second = [nn.Linear(hidden[0], hidden[1]), nn.ReLU(inplace=True)]
-        both = [*drop, *first, *drop, *second] if dropout_before else [*first, *drop, *second, *drop]
+        both = [drop, *first, drop, *second] if dropout_before else [*first, drop, *second, drop]
         self.classifier = nn.Sequential(*both, nn.Linear(hidden[1], num_classes))
         self._init(init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float (B, in_channels, H, W) -> logits (B, num_classes). The comments show the paper's shapes at 224 pixels.
-
-        Raises:
-            ValueError: the images are smaller than 64 pixels.
-        """
+        """float (B, in_channels, H, W) -> logits (B, num_classes). Comments show the paper's shapes at 224 pixels."""
         if min(x.shape[-2:]) < MIN_SIZE:
             raise ValueError(
                 f"AlexNet needs images of at least {MIN_SIZE} pixels, and these have {x.shape[-2]} x {x.shape[-1]}: "
@@ -118,15 +114,12 @@ class AlexNet(nn.Module):
         return self.classifier(x.flatten(1))  # 9216 -> 4096 -> 4096 -> num_classes
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> list[nn.Conv2d | nn.Linear]:
         """The five convolutions and three linear layers."""
         return [layer for layer in self.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
 
     def _init(self, how: str) -> None:
-        for number, layer in enumerate(self.layers):
-            assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            if how == "torch":
-                continue
+        for number, layer in enumerate(self.layers if how != "torch" else ()):
             if how == "centered":
                 nn.init.normal_(layer.weight)
                 with torch.no_grad():

@@ -1,7 +1,6 @@
 """Facts about any network: the head, the first filters, mean and std of the inputs, and the cost of one image."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,12 +19,15 @@ def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
         num_classes: number of outputs that the layer must have; None skips this check.
 
     Raises:
-        UserError: there is no such layer, or it does not have `num_classes` outputs.
+        UserError: the network has no such layer, or it does not have `num_classes` outputs.
     """
-    head = _last_layer(net)
+    classifier = getattr(net, "get_classifier", lambda: None)()
+    layers = [module for module in net.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise UserError(f"{type(net).__name__} has neither linear nor convolutional layers, so it has no known head.")
+    head = classifier if isinstance(classifier, nn.Linear | nn.Conv2d) else layers[-1]
     outputs = head.out_features if isinstance(head, nn.Linear) else head.out_channels
-    several = isinstance(getattr(net, "get_classifier", lambda: None)(), tuple)
-    if num_classes is not None and (outputs != num_classes or several):
+    if num_classes is not None and (outputs != num_classes or isinstance(classifier, tuple)):
         raise UserError(
             f"{type(net).__name__} has no single last layer that gives the {num_classes} logits, so its head is "
             "unknown: leave finetune.freeze_epochs=0 finetune.backbone_lr_factor=1, and give init_from=RUN only if "
@@ -35,23 +37,9 @@ def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
 
 
 def heads_of(net: nn.Module, num_classes: int | None = None) -> tuple[nn.Module, ...]:
-    """Return the layers that give the logits: several for some of timm's networks, else `head_of`.
-
-    Raises:
-        UserError: as `head_of`.
-    """
+    """Return the layers that give the logits: several for some of timm's networks, else `head_of`."""
     several = getattr(net, "get_classifier", lambda: None)()
     return several if isinstance(several, tuple) else (head_of(net, num_classes),)
-
-
-def _last_layer(net: nn.Module) -> "nn.Linear | nn.Conv2d":
-    get_classifier: Any = getattr(net, "get_classifier", None)
-    if get_classifier is not None and isinstance(get_classifier(), nn.Linear | nn.Conv2d):
-        return get_classifier()
-    layers = [module for module in net.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not layers:
-        raise UserError(f"{type(net).__name__} has neither linear nor convolutional layers, so it has no known head.")
-    return layers[-1]
 
 
 def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
@@ -69,8 +57,11 @@ def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
 def normalization(
     net: nn.Module, mean: "Sequence[float] | str" = "auto", std: "Sequence[float] | str" = "auto"
 ) -> tuple[list[float], list[float]]:
-    """Return mean and std of the inputs, of RGB on a 0-1 scale. For "auto", these are the values that
-    the published weights were trained with, from `pretrained_cfg` as timm's networks have it, else ImageNet's."""
+    """Return mean and std of the inputs, of RGB on a 0-1 scale.
+
+    "auto" is what the published weights were trained with, from `pretrained_cfg` as timm's networks have it, else
+    ImageNet's.
+    """
     published = getattr(net, "pretrained_cfg", None) or {}
     mean = published.get("mean", IMAGENET_MEAN) if isinstance(mean, str) else mean
     std = published.get("std", IMAGENET_STD) if isinstance(std, str) else std

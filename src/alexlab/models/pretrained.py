@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
     """Build torchvision's network `name`. `pretrained` loads its ImageNet weights, except a head of another size.
 
     Raises:
-        ValueError: there is no such network, or its weights are not available.
+        ValueError: the name is unknown, or the weights are not available.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
@@ -40,11 +41,7 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
 
 
 def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
-    """Load torchvision's ImageNet weights of a network, and check the hash of their file.
-
-    Raises:
-        ValueError: the weights are not available, or the file is not the published one.
-    """
+    """Load torchvision's ImageNet weights of a network. Raises ValueError if the file is not the published one."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     if file.is_file():  # torch checks the hash of a download, but not of a cached file
@@ -98,16 +95,15 @@ def load_but_head(
     net.load_state_dict({key: value for key, value in known.items() if key not in heads}, strict=False)
 
 
-def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5, in_channels: int = 3) -> AlexNet:
-    """Build torchvision's AlexNet ("one weird trick", Krizhevsky 2014): 64-192-384-256-256 maps, no normalization.
+# torchvision's AlexNet ("one weird trick", Krizhevsky 2014)
+one_weird_trick = functools.partial(
+    AlexNet, maps=(64, 192, 384, 256, 256), groups=1, padding=2, norm="none", dropout_before=True, init="torch"
+)
 
-    Raises:
-        ValueError: the weights are not available, or `pretrained` is used and `in_channels` is not 3.
-    """
-    net = AlexNet(
-        num_classes, in_channels, maps=(64, 192, 384, 256, 256), groups=1, padding=2, norm="none", dropout=dropout,
-        dropout_before=True, init="torch",
-    )  # fmt: skip
+
+def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5, in_channels: int = 3) -> AlexNet:
+    """Build torchvision's AlexNet. Raises ValueError if the weights are not available or do not fit."""
+    net = one_weird_trick(num_classes, in_channels, dropout=dropout)
     if pretrained:
         if in_channels != 3:
             raise ValueError(f"in_channels={in_channels} must be 3 with pretrained=true, whose weights are for RGB.")
@@ -122,22 +118,22 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool
         online: ask the hub for files that are not in its cache.
 
     Raises:
-        ValueError: timm is not installed, there is no such network, or its weights are not available or not the
-            published ones.
+        ValueError: timm is not installed, the name is unknown, or the weights are not available or not the published
+            ones.
     """
     try:
         import timm
     except ImportError:
         raise ValueError("model=timm needs the extra: pip install 'alexlab[timm]'.") from None
-    if ":" not in name and name.partition(".")[0] not in timm.list_models():  # the hub knows its own names
-        raise ValueError(_unknown("timm", name, timm.list_models()))
     overlay: dict[str, Any] = {}
-    if ":" in name and not name.startswith(("hf-hub:", "hf_hub:")):
-        raise ValueError(f"model.name={name}: an address must begin with hf-hub:.")
     if ":" in name:
+        if not name.startswith(("hf-hub:", "hf_hub:")):
+            raise ValueError(f"model.name={name}: an address must begin with hf-hub:.")
         repository = name.partition(":")[2]
         known = _cached(repository, "config.json") is not None
     else:
+        if name.partition(".")[0] not in timm.list_models():
+            raise ValueError(_unknown("timm", name, timm.list_models()))
         repository = (_call_timm(timm.get_pretrained_cfg, name) or timm.models.PretrainedCfg()).hf_hub_id or ""
         file = _cached(repository, "model.safetensors") or _cached(repository, "pytorch_model.bin")
         known = not pretrained or file is not None or not repository
@@ -151,7 +147,12 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool
             f"Look at the network on the hub, and fetch it with train.py model=timm model.name={name} dry_run=true."
         )
     if not known:
-        _reach_hub(name, repository)
+        from huggingface_hub import HfApi
+
+        try:  # if the hub does not answer, its client would try for a minute and print 20 lines
+            HfApi().model_info(repository, timeout=10)
+        except Exception as error:  # the hub's client raises many kinds
+            raise _not_available(name, error) from error
     with _hub_offline() if known else contextlib.nullcontext():
         return _call_timm(timm.create_model, name, pretrained=pretrained, num_classes=num_classes, **overlay, **kwargs)
 
@@ -172,16 +173,6 @@ def _not_available(name: str, error: Exception) -> ValueError:
         f"model.name={name}: its files on the hub are not available ({str(error).splitlines()[0]}). Connect to the "
         f"network once, or {instead}."
     )
-
-
-def _reach_hub(name: str, repository: str) -> None:
-    """Raise ValueError at once if the hub does not answer; its client would try for a minute and print 20 lines."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(repository, timeout=10)
-    except Exception as error:  # the hub's client raises many kinds
-        raise _not_available(name, error) from error
 
 
 @contextlib.contextmanager

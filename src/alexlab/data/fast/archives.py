@@ -28,25 +28,23 @@ def is_archives(root: Path) -> bool:
 
 
 def read(root: Path) -> dict[str, PreparedIndex]:
-    """Find the images of train and val.
-
-    Raises:
-        UserError: an archive is missing or cannot be read, or the archives do not fit each other.
-    """
+    """Find the images of train and val. Raises UserError if an archive is missing or damaged."""
     for name in (VAL, DEVKIT):
         if not (root / name).is_file():
             raise UserError(f"{root} contains {TRAIN} but no {name}: all three of ImageNet's archives are needed.")
     wnids = val_classes(root)
     try:
-        train = sorted(_reported(_nested_members(root / TRAIN), "train"))
-        val = sorted(_reported(_members(root / VAL), "val"), key=lambda member: member[1])
+        with tarfile.open(root / TRAIN, "r:") as tar:
+            train = sorted(_reported(_nested_members(tar), "train"))
+        with tarfile.open(root / VAL, "r:") as tar:
+            val = sorted(_reported(_members(tar, "", 0), "val"))
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{root}: an archive cannot be read ({error}): download it again.") from None
     if len(val) != len(wnids):
         raise UserError(
             f"{root / VAL} contains {len(val):,} images, but the devkit lists {len(wnids):,}: download it again."
         )
-    labelled = sorted((wnid, name, offset, size) for wnid, (_, name, offset, size) in zip(wnids, val, strict=True))
+    labelled = sorted((wnid, *member[1:]) for wnid, member in zip(wnids, val, strict=True))
     classes = tuple(sorted({wnid for wnid, *_ in train}))
     missing = set(wnids) - set(classes)
     if missing or not train:
@@ -55,11 +53,7 @@ def read(root: Path) -> dict[str, PreparedIndex]:
 
 
 def val_classes(root: Path) -> list[str]:
-    """Return the WordNet ID of each validation image, sorted by the image's name.
-
-    Raises:
-        UserError: the devkit is not ImageNet's, or SciPy, which torchvision needs, is not installed.
-    """
+    """Return the WordNet ID of each validation image, sorted by the image's name."""
     from torchvision.datasets import imagenet
 
     with tempfile.TemporaryDirectory() as folder:  # torchvision writes into the folder of the archive
@@ -67,31 +61,23 @@ def val_classes(root: Path) -> list[str]:
         try:
             imagenet.parse_devkit_archive(folder)
             return list(imagenet.load_meta_file(folder)[1])
-        except ImportError as error:
-            raise UserError(f"reading {DEVKIT} needs SciPy: pip install scipy ({error}).") from None
         except Exception as error:  # of torchvision, tarfile or SciPy
             message = f"{root / DEVKIT} cannot be read as ImageNet's devkit ({error}): download it again."
             raise UserError(message) from None
 
 
-def _members(path: Path) -> Iterator[Member]:
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if member.isfile():
-                yield "", os.path.basename(member.name), member.offset_data, member.size  # noqa: PTH119
+def _members(tar: tarfile.TarFile, wnid: str, start: int) -> Iterator[Member]:
+    """Yield the files of a tar that is at offset `start` of the archive."""
+    for member in tar:
+        if member.isfile():
+            yield wnid, os.path.basename(member.name), start + member.offset_data, member.size  # noqa: PTH119
 
 
-def _nested_members(path: Path) -> Iterator[Member]:
-    with tarfile.open(path, "r:") as outer:
-        for archive in outer:
-            if not archive.isfile() or not archive.name.endswith(".tar"):
-                continue
-            wnid = os.path.basename(archive.name).removesuffix(".tar")  # noqa: PTH119
+def _nested_members(outer: tarfile.TarFile) -> Iterator[Member]:
+    for archive in outer:
+        if archive.isfile() and archive.name.endswith(".tar"):
             with tarfile.open(fileobj=outer.extractfile(archive), mode="r:") as inner:
-                for member in inner:
-                    if member.isfile():
-                        name = os.path.basename(member.name)  # noqa: PTH119
-                        yield wnid, name, archive.offset_data + member.offset_data, member.size
+                yield from _members(inner, Path(archive.name).stem, archive.offset_data)
 
 
 def _reported(members: Iterator[Member], split: str) -> Iterator[Member]:

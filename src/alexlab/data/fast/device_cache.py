@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -39,7 +39,11 @@ def why_not_on_device(index: Index, transform: SampleTransform) -> str | None:
 
 
 def check_device_input(
-    crop_on: str, cache: str | None, device: str, splits: dict[str, Index], transforms: dict[str, SampleTransform]
+    crop_on: str,
+    cache: str | None,
+    device: str,
+    splits: Mapping[str, Index],
+    transforms: Mapping[str, SampleTransform],
 ) -> None:
     """Check that the device can crop and cache the images if the config demands it.
 
@@ -49,32 +53,23 @@ def check_device_input(
     Raises:
         UserError: the device cannot crop the images, or the cache does not fit into the device's memory.
     """
-    if cache == "ram":
-        raise UserError(
-            "data.cache=ram was removed, as prepared pixels are faster: set data.cache=null, and prepare the images "
-            "with alexlab prepare data.root=PATH out=PATH format=raw."
-        )
-    if cache != "device" and crop_on != "device":
+    if cache is None and crop_on != "device":
         return
     if crop_on == "cpu" or (crop_on == "auto" and device != "cuda"):
         raise UserError(
             f"data.cache=device caches images that the device crops, but data.crop_on={crop_on} crops them on the CPU "
             "here: add data.crop_on=device, or set data.cache=null."
         )
-    key = "data.cache=device" if cache == "device" else "data.crop_on=device"
+    key = "data.crop_on=device" if cache is None else "data.cache=device"
     for split in CACHED:
         reason = why_not_on_device(splits[split], transforms[split])
         if reason is not None:
             images = f"the {split} images of {splits[split].root}"
             raise UserError(f"{key} cannot be used for {images}: {reason}, or remove {key}.")
     if cache == "device" and device == "cuda":
-        check_fits(bytes_of(splits), torch.cuda.get_device_properties(0).total_memory)
-
-
-def bytes_of(splits: dict[str, Index]) -> int:
-    """Return the bytes of the pixels of all splits that are cached."""
-    indexes = [splits[split] for split in CACHED]
-    return sum(int(index.arrays["sizes"].sum()) for index in indexes if isinstance(index, PreparedIndex))
+        indexes = [splits[split] for split in CACHED]
+        pixels = sum(int(index.arrays["sizes"].sum()) for index in indexes if isinstance(index, PreparedIndex))
+        check_fits(pixels, torch.cuda.get_device_properties(0).total_memory)
 
 
 def check_fits(needed: int, memory: int) -> None:
@@ -86,45 +81,36 @@ def check_fits(needed: int, memory: int) -> None:
         )
 
 
-class DeviceCache:
-    """All images of a dataset, uncropped, and their targets, in the memory of a device."""
+def cache_on_device(
+    dataset: ImageDataset, device: torch.device, num_workers: int, split: str, timeout: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return all images, uncropped uint8 (N, H, W, 3), and their targets, int64 (N,), in the memory of a device.
 
-    def __init__(
-        self, dataset: ImageDataset, device: torch.device, num_workers: int, split: str, timeout: float | None = None
-    ) -> None:
-        """Read the images.
-
-        Args:
-            dataset: must have a `raw_size`.
-            split: name of the split, for the log.
-
-        Raises:
-            BrokenImageError: an image cannot be read.
-        """
-        assert dataset.raw_size is not None
-        width, height = dataset.raw_size
-        start, count = time.monotonic(), len(dataset)
-        reader = ImageDataset(dataset.index, dataset.transform, dataset.seed, "raise", dataset.raw_size)
-        self.images = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
-        self.targets = torch.from_numpy(dataset.index.targets).to(device)
-        done = 0
-        for batch in Loader(reader, EvalBatchSampler(count, CHUNK), num_workers, device.type == "cuda", timeout):
-            self.images[done : done + len(batch.images)] = batch.images.permute(0, 2, 3, 1)
-            done += len(batch.images)
-        size, seconds = self.images.nbytes / 1e9, time.monotonic() - start
-        log.info("data.cache=device: the %s images (%.2f GB) are on the device after %.0f s", split, size, seconds)
-
-    def take(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return images, uint8 (B, 3, H, W) in channels-last memory, and targets, int64 (B,), on the device."""
-        places = torch.from_numpy(indices).to(self.images.device, non_blocking=True)
-        return self.images.index_select(0, places).permute(0, 3, 1, 2), self.targets.index_select(0, places)
+    Args:
+        dataset: must have a `raw_size`; a broken image is an error.
+        split: name of the split, for the log.
+    """
+    assert dataset.raw_size is not None
+    width, height = dataset.raw_size
+    start, count = time.monotonic(), len(dataset)
+    reader = ImageDataset(dataset.index, dataset.transform, dataset.seed, "raise", dataset.raw_size)
+    images = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
+    done = 0
+    for batch in Loader(reader, EvalBatchSampler(count, CHUNK), num_workers, device.type == "cuda", timeout):
+        images[done : done + len(batch.images)] = batch.images.permute(0, 2, 3, 1)
+        done += len(batch.images)
+    size, seconds = images.nbytes / 1e9, time.monotonic() - start
+    log.info("data.cache=device: the %s images (%.2f GB) are on the device after %.0f s", split, size, seconds)
+    return images, torch.from_numpy(dataset.index.targets).to(device)
 
 
 class DeviceLoader:
-    """Like `Loader`, but for the images of a `DeviceCache`."""
+    """Like `Loader`, but for the images and targets that `cache_on_device` returned."""
 
-    def __init__(self, dataset: ImageDataset, batch_sampler: "Sampler[list[Key]]", cache: DeviceCache) -> None:
-        self.dataset, self.batch_sampler, self.cache = dataset, batch_sampler, cache
+    def __init__(
+        self, dataset: ImageDataset, batch_sampler: "Sampler[list[Key]]", images: Tensor, targets: Tensor
+    ) -> None:
+        self.dataset, self.batch_sampler, self.images, self.targets = dataset, batch_sampler, images, targets
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
@@ -132,5 +118,7 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[Batch]:
         for keys in self.batch_sampler:
             indices = np.fromiter((i for i, _ in keys), np.int64, len(keys))
-            images, targets = self.cache.take(indices)
-            yield Batch(images, targets, {}, self.dataset.crops(indices, keys[0][1]) if keys else None)
+            rows = torch.from_numpy(indices).to(self.images.device, non_blocking=True)
+            images, targets = self.images.index_select(0, rows), self.targets.index_select(0, rows)
+            crops = self.dataset.crops(indices, keys[0][1]) if keys else None
+            yield Batch(images.permute(0, 3, 1, 2), targets, {}, crops)

@@ -2,7 +2,7 @@
 
 A folder's modification time changes with each file that is added, removed or renamed in it. So a saved index is valid
 as long as all folders have the modification times that they had when they were read. Sizes of files are not saved: if a
-file is written again in place, its size changes, but the folder's modification time does not.
+file is written again in place, the size changes, but the folder's modification time does not.
 """
 
 import contextlib
@@ -12,17 +12,12 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from alexlab.data.folder import ImageIndex, class_folders, modified_ns, scan
-
-try:
-    import fcntl
-except ImportError:  # Windows: each process reads the folder by itself
-    fcntl = None  # type: ignore[assignment]
+from alexlab.engine.files import atomic_write
 
 log = logging.getLogger("alexlab")
 
@@ -37,9 +32,6 @@ def cached_scan(folder: Path, classes: tuple[str, ...] | None, cache_dir: Path) 
     Args:
         folder, classes: see `folder.scan`.
         cache_dir: the folder of saved indexes, created if needed; it must not be within the images' folder.
-
-    Raises:
-        UserError: as `folder.scan`.
     """
     parts = [os.fsencode(folder.absolute()), *(os.fsencode(name) for name in classes or ())]
     file = cache_dir / (hashlib.sha256(b"\0".join(parts)).hexdigest()[:24] + ".npz")
@@ -48,7 +40,12 @@ def cached_scan(folder: Path, classes: tuple[str, ...] | None, cache_dir: Path) 
         return index
     if not _is_large(folder):
         return scan(folder, classes)
-    with _lock(cache_dir / "lock"):
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ImportError):  # Windows and some file systems have no such locks
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            import fcntl
+
+            fcntl.flock(stack.enter_context((cache_dir / "lock").open("wb")), fcntl.LOCK_EX)
         index = _load(file, folder)  # another process may have read the folder meanwhile
         if index is None:
             start, visited = time.time(), dict[bytes, int]()
@@ -86,7 +83,6 @@ def _load(file: Path, folder: Path) -> ImageIndex | None:
 
 
 def _save(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:
-    tmp_path = file.with_name(f"{file.name}.{os.getpid()}")
     arrays = {
         "version": np.array(VERSION),
         "names": np.frombuffer(index.names, np.uint8),
@@ -98,22 +94,7 @@ def _save(file: Path, index: ImageIndex, visited: dict[bytes, int]) -> None:
         "times": np.array(list(visited.values()), np.int64),
     }
     try:
-        with tmp_path.open("wb") as opened:
+        with atomic_write(file) as opened:
             np.savez(opened, **arrays)  # type: ignore[arg-type]
-        tmp_path.replace(file)
     except OSError as error:
         log.warning("the names in %s will be read again next time: %s cannot be written (%s)", index.root, file, error)
-        with contextlib.suppress(OSError):
-            tmp_path.unlink()
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time read a folder. This has no effect if the file system has no locks."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            opened = stack.enter_context(path.open("wb"))
-            if fcntl is not None:
-                fcntl.flock(opened, fcntl.LOCK_EX)
-        yield

@@ -1,35 +1,24 @@
 """Crop, resize and mirror a batch of images on their device, as `decode.crop_resize` does to one image."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 CHUNK = 256  # images at once: cropping an image of 256 x 256 takes about 1.4 MB of a GPU's memory
 
 
-class BatchCrops(NamedTuple):
-    """What to crop from each image of a batch.
-
-    Attributes:
-        boxes: int32 (B, 9), see `SampleTransform.crop_boxes`.
-        side: of the results, in pixels.
-    """
-
-    boxes: Tensor
-    side: int
-
-
-def crop(images: Tensor, crops: BatchCrops) -> Tensor:
+def crop(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Crop uint8 (B, 3, H, W), on any device, to uint8 (B, 3, side, side), both in channels-last memory.
 
     The resizing is bilinear with a triangle as wide as the scale (antialias=True of Pillow and torch), as two products
     with matrices of weights. It computes in floats and rounds once, at the end, while the CPU rounds twice: results
     differ by at most 1 of 255, in rare pixels by 2. On a GPU it computes in float16, whose 11 bits make steps of the
     weights no larger than 1 / 2048.
+
+    Args:
+        boxes: int32 (B, 9), see `SampleTransform.crop_boxes`.
     """
-    chunks = zip(images.split(CHUNK), crops.boxes.split(CHUNK), strict=True)
-    parts = [_crop(part, boxes, crops.side) for part, boxes in chunks]
+    chunks = zip(images.split(CHUNK), boxes.split(CHUNK), strict=True)
+    parts = [_crop(part, part_boxes, side) for part, part_boxes in chunks]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
