@@ -27,11 +27,15 @@ from alexlab.analysis.compare import (
     select,
     table,
 )
-from alexlab.analysis.runs import Run, frame
+from alexlab.analysis.runs import Run
 from alexlab.commands.compare import show
 from alexlab.engine.errors import UserError
 
 Compare = Callable[..., tuple[str, str]]
+
+
+def names_of(runs: list[Run], where: str) -> list[str]:
+    return [runs[number].name for number in select(runs, where)]
 
 
 def run_of(settings: dict, overridden: tuple[str, ...] = (), status: str = "finished", **best: float) -> Run:
@@ -266,7 +270,7 @@ def test_runs_on_other_images_code_or_devices_are_rows_of_their_own(tmp_path: Pa
         f"images={rows['images']['images']}": {"images"}, "commit~ddddddd or device=x86_64": {"code", "device"},
         "precision=unknown": {*others, "repeated"} - {"precision"},
     }.items():  # fmt: skip
-        assert set(select(frame(runs), text)["name"]) == names
+        assert names_of(runs, text) == sorted(names)
 
 
 def test_seeds_are_grouped_whatever_a_resume_and_an_older_run_wrote(tmp_path: Path) -> None:
@@ -350,9 +354,9 @@ def test_conditions_select_runs(text: str, names: str | None) -> None:
         runs.append(Run(Path(name), name, status, settings, summary={"best": {"val/acc1": acc}}))
     if names is None:
         with pytest.raises(UserError, match="none of the 3 runs matches"):
-            select(frame(runs), text)
+            select(runs, text)
     else:
-        assert "".join(select(frame(runs), text)["name"]) == names
+        assert "".join(names_of(runs, text)) == names
 
 
 @pytest.mark.parametrize(
@@ -369,7 +373,7 @@ def test_names_that_look_like_numbers_are_compared_as_text(text: str, names: lis
         Run(Path(name), name, "finished", {"optimizer.lr": lr})
         for name, lr in (("r_0003", 0.1), ("r_0031", 0.01), ("r_26_20", 0.01), ("r_2620", 0.01), ("2620", 0.01))
     ]
-    assert select(frame(runs), text)["name"].to_list() == names
+    assert names_of(runs, text) == names
 
 
 NO_CONDITION = (
@@ -399,7 +403,7 @@ NO_CONDITION = (
 def test_conditions_that_cannot_be_met_are_answered(text: str, answer: str) -> None:
     runs = [run_of({"optimizer.lr": lr, "model.name": "alexnet", "seed": 0}) for lr in (0.1, 0.2)]
     with pytest.raises(UserError) as error:
-        select(frame(runs), text)
+        select(runs, text)
     assert str(error.value).startswith(f"where={text}: {answer}")
 
 
