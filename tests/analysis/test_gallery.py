@@ -93,11 +93,11 @@ def test_probabilities_and_features_are_those_of_the_network(shapes: Path) -> No
     transform = EvalTransform(64, 0.875, MEAN, STD)
     extractor = gallery.FeatureExtractor(Trained(net, transform, list("abcdefghij")), torch.device("cpu"))
     val = index.scan(shapes / "val")
-    numbers, pixels = extractor.read(val, [0, 3])
-    assert numbers == [0, 3]
-    probabilities, hidden = extractor.predict(pixels)
+    pixels = extractor.read(val, [0, 3])
+    assert list(pixels) == [0, 3]
+    probabilities, hidden = extractor.predict(torch.stack(list(pixels.values())))
     with torch.no_grad():
-        images = torch.stack([transform(val.path(i)) for i in numbers])
+        images = torch.stack([transform(val.path(i)) for i in pixels])
         assert probabilities == pytest.approx(net(images).softmax(1), abs=1e-6)
         before_last: list[torch.Tensor] = []
         net.classifier[-2].register_forward_hook(lambda _, inputs, out: before_last.append(out))
@@ -118,7 +118,7 @@ def test_images_are_evenly_spaced_and_broken_ones_are_skipped(shapes: Path, tmp_
     (tmp_path / "b/broken.jpg").write_bytes(b"no")
     trained = Trained(AlexNet(2), EvalTransform(64, 1.0, MEAN, STD), ["a", "b"])
     extractor = gallery.FeatureExtractor(trained, torch.device("cpu"))
-    assert extractor.read(index.scan(tmp_path), [0, 1, 2])[0] == [1]
+    assert list(extractor.read(index.scan(tmp_path), [0, 1, 2])) == [1]
 
 
 def write_metrics(path: Path, rows: list[dict]) -> Path:
