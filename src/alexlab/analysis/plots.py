@@ -106,11 +106,11 @@ def curves(metrics_csv: Path, monitor: str | None = None, epoch_steps: int | Non
             x, y = read.line(key)
             label = "learning rate" if key.startswith("lr") else key
             axes.plot(x, y, color=colour, label=label, linewidth=1.5, marker="o" if len(x) < 3 else None, markersize=4)
-        if all(len(read.line(key)[0]) == 1 for key, _ in lines):  # else the axis would show hundredths of an epoch
-            axes.set_xlim(0, 2 * read.line(lines[0][0])[0][0])
             if key == monitor and not np.isnan(y).all():
                 at = int(np.nanargmin(y) if lower_is_better(key) else np.nanargmax(y))
                 axes.plot(x[at], y[at], "*", color="black", markersize=9, label=f"best {y[at]:.4f}")
+        if all(len(read.line(key)[0]) == 1 for key, _ in lines):  # else the axis would show hundredths of an epoch
+            axes.set_xlim(0, 2 * read.line(lines[0][0])[0][0])
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(read.unit, fontsize=9)
         axes.tick_params(labelsize=8)
