@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import command
+from conftest import command, composed
 from test_runs import make_run, read_all, write_summary
 
 from alexlab.analysis.compare import (
@@ -28,8 +28,10 @@ from alexlab.analysis.compare import (
     table,
 )
 from alexlab.analysis.runs import Run
+from alexlab.commands.cli import COMMANDS, to_overrides
 from alexlab.commands.compare import show
 from alexlab.engine.errors import UserError
+from alexlab.engine.schema import CompareConfig
 
 Compare = Callable[..., tuple[str, str]]
 
@@ -496,7 +498,12 @@ def test_mistakes_are_answered_with_the_fix(tmp_path: Path, compare: Compare) ->
     assert "none of the 1 runs matches" in answer(where="optimizer.lr>5")
 
 
-def test_the_command_line_takes_conditions_and_names_like_numbers(tmp_path: Path) -> None:
+def test_the_command_line_takes_conditions_and_names_like_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def config_of(name: str, *argv: str) -> dict[str, Any]:
+        return composed(*to_overrides([f"paths.logs={tmp_path}", *argv], COMMANDS[name]), command=name)
+
     for number, name in enumerate(("2026_11", "1e5", "1.50", "12", "1E-5")):
         run = make_run(tmp_path / "train/runs" / name, 0.1 * (number + 1), 0.5, note="it's \\ odd")
         os.utime(run / "config.yaml", (1000 - number, 1000 - number))
@@ -505,15 +512,14 @@ def test_the_command_line_takes_conditions_and_names_like_numbers(tmp_path: Path
         "where=note~it's and optimizer.lr!=0.1": 4, "runs=latest": 1, "runs=2026_11": 1, "runs=[1e5,2026_11, 12]": 3,
         "runs=1.50": 1, "runs=1E-5": 1, "runs=12": 1,
     }.items():  # fmt: skip
-        done = command("compare", f"paths.logs={tmp_path}", words)
-        assert done.returncode == 0, done.stderr
-        assert len(done.stdout.splitlines()) == 2 + count, words
-    done = command("eval.py", f"paths.logs={tmp_path}", "run=2026_11")
-    assert f"{tmp_path}/train/runs/2026_11" in done.stderr, "and not 202611"
-    for key in ("from_run", "resume", "init_from"):
-        done = command("train.py", f"paths.logs={tmp_path}", f"{key}=2026_11", "data=demo", "dry_run=true")
-        assert "202611" not in done.stderr, key
-        assert "2026_11" in done.stderr, key
+        show(CompareConfig.model_validate(config_of("compare", words)))
+        assert len(capsys.readouterr().out.splitlines()) == 2 + count, words
+    assert config_of("eval", "run=2026_11")["run"] == "2026_11", "and not 202611"
+    for key in ("from_run", "init_from", "resume"):
+        value = config_of("train", f"{key}=2026_11")[key]
+        assert (value["run"] if key == "resume" else value) == "2026_11"
+    done = command("compare", f"paths.logs={tmp_path}", "runs=2026_11")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3), done.stderr
     done = command("compare", "format=xml", "most=0")
     assert done.returncode == 2
     assert "format=xml" in done.stderr
