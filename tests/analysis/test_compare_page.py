@@ -141,7 +141,7 @@ def dom(path: Path, state: str, profile: Path, width: int = 1400) -> tuple[str, 
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
-@pytest.mark.parametrize("count", [1, 100])
+@pytest.mark.parametrize("count", [1, 60])
 def test_the_page_is_drawn_in_a_browser(count: int, tmp_path: Path) -> None:
     out, _ = written(tmp_path, count, "seeds=each", "most=null")
     html, console = dom(out, "x=seconds&theme=dark", tmp_path / "profile")

@@ -34,7 +34,7 @@ MAX_OTHER_METRICS = 8  # columns of a table for validation metrics besides the o
 
 
 def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", where: str | None = None) -> "DataFrame":
-    """Return a DataFrame with one row per run, for a notebook; see `runs.table_of` for its columns.
+    """Return a DataFrame with one row per run, for a notebook, with the columns of `runs.table_of`.
 
     Args:
         logs: a folder that holds runs, a glob, the name of a run or sweep, or a list of them.
@@ -138,7 +138,7 @@ class Group:
 
     Attributes:
         runs: at least one.
-        settings: what sets the group apart from other groups, and its seeds.
+        settings: what sets the group apart from the rest, and the seeds.
     """
 
     runs: list[Run]
@@ -163,9 +163,9 @@ class Group:
 
 
 def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
-    """Group finished runs that differ in their seed only; every other run is a group of its own.
+    """Group finished runs that differ in their seed only; each of the rest is a group of one.
 
-    Runs with other images, code, devices or precision are not grouped, and neither is a second run of the same seed.
+    Runs with different images, code, devices or precision are not grouped, nor are two runs of the same seed.
     """
     texts = canonical_settings(runs)
     apart = differing(runs, texts)
@@ -336,8 +336,8 @@ SPEED = ("images_per_second", "seconds")
 
 
 def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
-    """Return the metrics that a table shows: the one that it is sorted by, also at the last epoch; every other
-    validation metric; the test metric; the size, if it differs between groups; and the speed."""
+    """Return the metrics that a table shows: the one that it is sorted by, also at the last epoch; further
+    validation metrics; the test metric; the size, if it differs between groups; and the speed."""
     measured = {key for group in groups for key in group.stats}
     # with few classes val/acc5 is 1; sort=val/acc5, csv, json and html show it
     validated = {key for key in measured if key.startswith("val/") and key != "val/acc5"}
@@ -371,7 +371,7 @@ def cell(group: Group, key: str) -> str:
 def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str]:
     """Return the lines of a table for a terminal, none wider than `width` characters if names permit.
 
-    Columns that do not fit are dropped: speed, size, last epoch, other validation metrics, test. Settings that do not
+    Columns that do not fit are dropped: speed, size, last epoch, further validation metrics, test. Settings that do not
     fit next to the columns are printed below the row.
 
     Args:
@@ -498,7 +498,7 @@ def equality(a: Run, b: Run) -> tuple[bool, str]:
         if value_a != value_b:
             difference = f"{key} is {value_a} and {value_b}"
             return False, f"{a.name} and {b.name} differ first at step {step}: {difference}."
-    # the last step that was trained: a validation at the end may have a row of its own
+    # the last step that was trained: a validation at the end may have a separate row
     end_a, end_b = (max((s for s, key in each if key.startswith("train/")), default=0) for each in (values_a, values_b))
     if end_a != end_b:
         return False, f"{a.name} stops at step {end_a} and {b.name} at step {end_b}; they are equal until then."
@@ -532,7 +532,7 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     """Return the rank of a finished run among the finished runs of logs/train that were validated on the same images.
 
     An example is "3rd of 12 by val/acc1: 0.8123, 0.0222 below the best run NAME, which has optimizer.lr=0.02 (this run:
-    0.01)". The result is None if no other run was validated on these images, or if this run lacks the metric.
+    0.01)". The result is None if this is the only run on these images, or if it lacks the metric.
     """
     (run, *_), _ = read([run_dir.resolve()])
     if run.fingerprint is None or run.status != "finished" or monitor not in run.metrics:

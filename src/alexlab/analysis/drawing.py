@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 4  # pixels between tiles
 TEXT = 12  # font size in pixels
 INK, PAPER = (20, 20, 20), (255, 255, 255)
-FULL = np.array([8, 69, 148])  # colour of a cell of the confusion matrix that contains its whole row
+FULL = np.array([8, 69, 148])  # colour of a cell of the confusion matrix that contains all images of the row
 
 
 def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), columns: int = 4) -> Image.Image:
-    """Draw images side by side, each above the lines of its caption.
+    """Draw images side by side, each above the lines of a caption.
 
     Args:
         images: uint8 (H, W, 3), all of one size; small ones are enlarged by a whole factor.
@@ -88,12 +88,12 @@ def confusion(
 
 
 def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
-    """Draw the filters of a first convolution as tiles: zero is grey, and each is scaled by its largest weight.
+    """Draw the filters of a first convolution as tiles: zero is grey, and each is scaled by the largest weight in it.
 
     Args:
         weights: float (maps, channels, H, W); three channels are drawn as red, green and blue, another
             number as the mean.
-        groups: number of groups of maps, which are drawn one below the other with a gap between them.
+        groups: number of groups of maps, which are drawn below each other with a gap.
     """
     if weights.shape[1] != 3:
         weights = weights.mean(1, keepdims=True).repeat(3, 1)

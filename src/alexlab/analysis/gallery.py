@@ -30,7 +30,7 @@ SHOWN = 8  # validation images with their top-5 bars
 QUERIES, NEIGHBOURS = 5, 6
 BATCH = 64
 NAMES = ("filters", "curves", "top5", "neighbours")
-SIDE = 132  # pixels of an image among its neighbours
+SIDE = 132  # pixels of an image among the neighbours
 
 
 class FeatureExtractor:
@@ -159,7 +159,7 @@ def _small(image: Tensor) -> np.ndarray:
 def draw(
     run_dir: Path, data: ImageFolders, monitor: str, ckpt: str = "best", among: int = 2000, device: str = "cpu"
 ) -> list[Path]:
-    """Write the figures of a run into its `figures/` and return their paths."""
+    """Write the figures of a run to RUN_DIR/figures and return their paths."""
     trained = loading.load(run_dir, ckpt, check_sources=False)
     folder = make_folder(run_dir, "figures")
     for name in NAMES:  # figures of another checkpoint or of other images

@@ -142,7 +142,7 @@ class Curves:
         self.steps, self.unit = (steps or 1, "epoch") if whole else (1, "step")
 
     def line(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return x and y, both float64 (N,): the epochs or steps at which `key` was measured, and its values."""
+        """Return x and y, both float64 (N,): the epochs or steps at which `key` was measured, and the values."""
         points = [((int(row["step"]) + 1) / self.steps, row[key]) for row in self.rows if key in row]
         return np.array([x for x, _ in points]), np.array([y for _, y in points])
 

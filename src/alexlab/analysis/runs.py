@@ -1,6 +1,6 @@
 """Run directories of any age as data. Nothing that a run directory names is imported or run.
 
-Only `frame` and `curves` import pandas, which takes 0.4 s: what a training prints at its end does without it.
+Only `frame` and `curves` import pandas, which takes 0.4 s: what a training prints at the end does without it.
 """
 
 import csv
@@ -170,7 +170,7 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
     for name in names:
         runs: list[Path] = []
         for place in (Path(name).expanduser(), logs / "runs" / name, logs / "multiruns" / name):
-            # a name may contain brackets, so it is a glob only if there is no such file
+            # a name may contain brackets, so it is a glob only if no such file exists
             matches = [str(place)] if place.exists() else sorted(glob.glob(str(place)))  # noqa: PTH207
             runs = [run for match in matches if os.path.isdir(match) for run in _below(match, problems)]  # noqa: PTH112
             if runs:
@@ -206,7 +206,7 @@ def _below(folder: str, problems: list[str]) -> Iterator[Path]:
 
 
 def modified(run_dir: Path) -> float:
-    """Return when config.yaml was written, in seconds since 1970; 0 if there is none."""
+    """Return when config.yaml was written, in seconds since 1970; 0 if it does not exist."""
     try:
         return (run_dir / "config.yaml").stat().st_mtime
     except OSError:
@@ -226,7 +226,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     for folder in folders:
         try:
             runs.append(_read_run(folder, locked, blocks))
-        except Exception as error:  # whatever somebody's folder contains, the other runs are shown
+        except Exception as error:  # whatever somebody's folder contains, the remaining runs are shown
             why = str(error).partition("\n")[0][:200] or type(error).__name__
             problems.append(printable(f"{folder}: {why}"))
     for run, fingerprint in zip(runs, identities([run.summary.get("dataset") for run in runs]), strict=True):
@@ -277,7 +277,7 @@ def _read_config(path: Path, blocks: dict[bytes, Any]) -> Any:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Return the rows of a metrics.csv by step, without cells that are not numbers; [] if there is no such file.
+    """Return the rows of a metrics.csv by step, without cells that are not numbers; [] if it does not exist.
 
     Rows without a step, torn rows and a last line without an end (it is being written) are skipped.
 
@@ -324,7 +324,7 @@ def _so_far(rows: list[Row], monitor: str) -> tuple[Row, Row, Row]:
 
 
 def _locked_inodes() -> set[int]:
-    """Return the inodes that processes of this machine have locked; a run locks its directory's `.lock.rank`.
+    """Return the inodes that processes of this machine have locked; a run locks `.lock.rank` in the run directory.
 
     Locks are listed first because trying each lock could make a run that starts just then fail.
     """

@@ -28,7 +28,7 @@ MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "dryr
 ID_FILE = ".wandb-id"  # in the run directory: the id of the run in W&B, so that a resumed run is the same one
 FINISH_TIMEOUT = 15.0  # seconds to upload the last metrics at the end, unless WANDB_FINISH_TIMEOUT is set
 ARTIFACT_TIMEOUT = 5.0  # seconds that the end of the run waits for the upload of the dataset and the code
-SLOWEST_UPLOAD = 1e6  # bytes per second: the checkpoint gets FINISH_TIMEOUT and its size divided by this
+SLOWEST_UPLOAD = 1e6  # bytes per second: the checkpoint gets FINISH_TIMEOUT and (size / this) seconds
 MAX_CLASSES = 10_000  # whose names the dataset artifact holds
 CODE_ARTIFACT = "alexlab-code"
 
@@ -58,16 +58,16 @@ def choose_mode(mode: str) -> tuple[str, str]:
 
 
 def started_by_agent() -> bool:
-    """Check whether a W&B agent started this process, to train one run of its sweep."""
+    """Check whether a W&B agent started this process, to train one run of a sweep."""
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
 class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     """Log one run to W&B. Use it on rank 0 only.
 
-    Lightning's logger opens its run when it is first used and never closes it, so that a failed run looks finished in
-    W&B, and the next job of a sweep logs into the run of the job before. Here `start` opens the run and `finish` closes
-    it with its status. Lightning's `log_image`, `log_table`, `log_text` and `watch` work as usual.
+    Lightning's logger never closes the run, so that a failed run looks finished in W&B, and the next job of a sweep
+    logs into the run of the job before. Here `start` opens the run and `finish` closes it with a status. Lightning's
+    `log_image`, `log_table`, `log_text` and `watch` work as usual.
 
     Args:
         save_dir: run directory, where W&B's own files go too.
@@ -85,27 +85,17 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self.finish_timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT") or FINISH_TIMEOUT)
         self.id_file = Path(save_dir) / ID_FILE
         run_id = self.id_file.read_text().strip() if self.id_file.is_file() else None
-        wandb_settings = wandb.Settings(
-            init_timeout=config.init_timeout,
-            finish_timeout=self.finish_timeout,
-            finish_timeout_raises=True,
-            silent=True,
-            console="off",
-            save_code=False
-            if config.log_code
-            else None,  # ours would be uploaded twice; None is the user's own setting
+        timeouts: Any = {"init_timeout": config.init_timeout, "finish_timeout": self.finish_timeout}
+        save_code = False if config.log_code else None  # ours would be uploaded twice; None is the user's own setting
+        self.init_args: dict[str, Any] = {"dir": save_dir, "job_type": "train", "mode": self.mode}
+        self.init_args["settings"] = wandb.Settings(
+            **timeouts, finish_timeout_raises=True, silent=True, console="off", save_code=save_code
         )
-        self.init_args: dict[str, Any] = {
-            "dir": save_dir,
-            "job_type": "train",
-            "mode": self.mode,
-            "settings": wandb_settings,
-        }
         self.init_args |= {key: getattr(config, key) for key in ("name", "group", "tags", "notes")}
-        if not started_by_agent():  # the agent has created the run, in its sweep's project
+        if not started_by_agent():  # the agent has created the run, in the sweep's project
             self.init_args |= {"project": config.project, "entity": config.entity, "id": run_id, "resume": "allow"}
         else:
-            # W&B would read the sweep's parameters from this file, and then ignore all other keys of these groups
+            # W&B would read the sweep's parameters from this file, and then ignore the remaining keys of these groups
             os.environ.pop("WANDB_SWEEP_PARAM_PATH", None)
             self.init_args |= {"resume": "allow"} if run_id is not None else {}
         self.run: Any = None
@@ -133,7 +123,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """
         if self.run is not None:
             return
-        # a server that hangs would delay the end of the process by 22 s while W&B reports its own errors
+        # a server that hangs would delay the end of the process by 22 s while W&B reports internal errors
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         Path(self.init_args["dir"]).mkdir(parents=True, exist_ok=True)
         try:
@@ -237,7 +227,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     def _upload(
         self, artifact: wandb.Artifact, aliases: list[str] | None = None, timeout: float = ARTIFACT_TIMEOUT
     ) -> None:
-        """Upload in a thread: W&B asks its server about the artifact first, and waits long for one that hangs. A
+        """Upload in a thread: W&B asks the server about the artifact first, and waits long for one that hangs. A
         dataset is an input of the run."""
         if self.run is None or self.is_broken or self.mode == "disabled":
             return
@@ -265,7 +255,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Close the run so that W&B shows how it ended. A second call does nothing.
 
         Args:
-            signal_number: the signal that preempted the run. An agent sends SIGTERM to a run that its sweep stops;
+            signal_number: the signal that preempted the run. An agent sends SIGTERM to a run that the sweep stops;
                 W&B would start a preempted run again, so such a run only counts as failed.
         """
         if self.run is None:
@@ -287,7 +277,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         except Exception as error:  # W&B raises many types
             log.warning("W&B failed (%s): it may show another status of this run.", first_line(error))
         self.run = None
-        # W&B reports that it gave up in no other place; if it words this line differently, only our warning is lost
+        # W&B reports only here that it gave up; if a version words this line differently, only our warning is lost
         internal_log = Path(folder, "logs/debug-internal.log")
         gave_up = internal_log.is_file() and "filestream: fatal error" in internal_log.read_text(errors="replace")
         if within or gave_up:
