@@ -185,7 +185,7 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
                     value = runs[number].facts[fact]
                     apart[number][fact] = "unknown" if value is None else value
     made = []
-    for numbers in filter(None, groups.values()):
+    for numbers in groups.values():
         ordered = sorted(numbers.values(), key=lambda number: shown(runs[number].settings.get("seed")).zfill(20))
         settings_of_group = dict(apart[ordered[0]])
         if len(ordered) > 1:
