@@ -41,11 +41,7 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
 
 
 def confusion(
-    counts: np.ndarray,
-    names: Sequence[str],
-    totals: np.ndarray | None = None,
-    classes: int | None = None,
-    of: str | None = None,
+    counts: np.ndarray, names: Sequence[str], totals: np.ndarray | None = None, classes: int = 0, of: str | None = None
 ) -> Image.Image:
     """Draw a confusion matrix as squares. A darker square contains a larger fraction of the row's images.
 
@@ -73,13 +69,12 @@ def confusion(
             x = left + column * cell
             colour = tuple(int(value) for value in 255 + (FULL - 255) * fraction[row, column] ** 0.6)
             draw.rectangle((x, y, x + cell - 2, y + cell - 2), colour if counts[row, column] else (246, 246, 246))
-            if counts[row, column]:
+            number = str(counts[row, column])
+            if counts[row, column] and font.getlength(number) < cell - 2:
                 ink = PAPER if fraction[row, column] > 0.4 else INK
-                number = str(counts[row, column])
-                if font.getlength(number) < cell - 2:
-                    draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
+                draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
     notes = [of] if of else []
-    if classes and classes > len(names):
+    if classes > len(names):
         notes.append(f"{len(names)} of {classes:,} classes, those confused most")
     title = f"predicted ({'; '.join(notes)})" if notes else "predicted"
     draw.text((sheet.width / 2, 4), _fitting(title, sheet.width - 8, font), INK, font, anchor="mt")

@@ -151,8 +151,7 @@ def _array(image: Tensor) -> np.ndarray:
 
 def _small(image: Tensor) -> np.ndarray:
     drawn = Image.fromarray(_array(image).copy())
-    if drawn.width > SIDE:
-        drawn = drawn.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    drawn.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=None)
     return np.asarray(drawn)
 
 
