@@ -46,6 +46,10 @@ def run_of(settings: dict, overridden: tuple[str, ...] = (), status: str = "fini
     return Run(Path("x"), "x", status, settings, set(overridden), summary)
 
 
+def texts_of(runs: list[Run]) -> list[str]:
+    return [as_text(settings) for settings in differing(runs)]
+
+
 @pytest.fixture
 def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Compare:
     """Return what `alexlab compare` prints on standard output and standard error; runs=tmp_path if nothing is said."""
@@ -183,26 +187,18 @@ def test_an_option_stands_for_the_settings_that_come_with_it() -> None:
     ]
     base = {"data.name": "demo", "data.root": "a", "optimizer.lr": 0.1}
     runs = [run_of(base), *(run_of({**base, "data.name": "folder", "data.root": root}) for root in "bc")]
-    assert differing(runs) == [
-        {"data.name": "demo"},
-        {"data.name": "folder", "data.root": "b"},
-        {"data.name": "folder", "data.root": "c"},
-    ]
+    assert texts_of(runs) == ["data.name=demo", "data.name=folder data.root=b", "data.name=folder data.root=c"]
 
 
 def test_a_key_of_the_command_line_is_listed_for_all_runs_and_a_name_for_its_run_only() -> None:
     auto = {"choices.trainer": "auto", "trainer.max_epochs": 10, "trainer.devices": 1}
     ddp = {"choices.trainer": "ddp", "trainer.max_epochs": 50, "trainer.devices": 2}
-    assert differing([run_of(auto), run_of(ddp, ("trainer.max_epochs",))]) == [
-        {"trainer": "auto", "trainer.max_epochs": 10},
-        {"trainer": "ddp", "trainer.max_epochs": 50},
-    ]
+    runs = [run_of(auto), run_of(ddp, ("trainer.max_epochs",))]
+    assert texts_of(runs) == ["trainer=auto trainer.max_epochs=10", "trainer=ddp trainer.max_epochs=50"]
     ours = {"choices.model": "alexnet", "model.name": "alexnet", "choices.data": "demo", "data.root": "/demo"}
     theirs = {"choices.model": "torchvision", "model.name": "resnet18", "choices.data": "folder", "data.root": "/x"}
-    assert differing([run_of(ours), run_of(theirs, ("model.name", "data.root"))]) == [
-        {"model": "alexnet", "data": "demo"},
-        {"model": "torchvision", "model.name": "resnet18", "data": "folder", "data.root": "/x"},
-    ]
+    listed = "model=torchvision model.name=resnet18 data=folder data.root=/x"
+    assert texts_of([run_of(ours), run_of(theirs, ("model.name", "data.root"))]) == ["model=alexnet data=demo", listed]
 
 
 def test_a_run_that_recorded_no_options_is_compared_by_its_keys() -> None:
