@@ -328,7 +328,7 @@ def test_several_sets_of_images_in_one_table_are_mentioned(tmp_path: Path, compa
         ('note="this and that or none"', "a"), ("note~that or name=b", "ab"), ("rate>0.05", "b"),
         ("status=FINISHED", "ab"), ("compile=true", "c"), ("compile!=true", "ab"), ("hash=70380e39", "a"),
         ("hash!=70380e39", "bc"), ("hash=1.50", "b"), ("late=5", "c"), ("optimizer.lr~0.3", "c"), ("model=resnet", "c"),
-        ("label~'>'", "a"), ("name=a_1", None), ("hash=1.5", None), ("compile=1", None),
+        ("label~'>'", "a"), ("label~'y & z'", "a"), ("name=a_1", None), ("hash=1.5", None), ("compile=1", None),
     ],
 )  # fmt: skip
 def test_conditions_select_runs(text: str, names: str | None) -> None:
@@ -337,7 +337,7 @@ def test_conditions_select_runs(text: str, names: str | None) -> None:
         first, last = name == "a", name == "c"
         settings = {
             "model.name": "alexnet", "optimizer.lr": lr, "ema": None, "augment.scale": [0.25, 1.0],
-            "note": "this and that or none" if first else "x", "label": "x>y" if first else "",
+            "note": "this and that or none" if first else "x", "label": "x>y & z" if first else "",
             "rate": "auto" if first else None if last else lr, "seed": 7 if last else 0, "compile": last,
             "hash": {"a": "70380e39", "b": "1.50", "c": "0071"}[name], "choices.model": "resnet" if last else "vgg",
         }  # fmt: skip
