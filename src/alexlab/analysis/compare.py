@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_SIBLINGS = 1000  # runs that a finished run is ranked among, the newest
 MAX_JOBS = 10  # rows in the table of a sweep
 MAX_OTHER_METRICS = 8  # columns of a table for validation metrics besides the one that it is sorted by
+SPEED = ("images_per_second", "seconds")
 
 
 def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", where: str | None = None) -> "DataFrame":
@@ -52,8 +53,7 @@ def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", whe
     return (rows if where is None else rows.iloc[select(runs, where)]).infer_objects()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The settings that differ
+# -- the settings that differ
 
 
 def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
@@ -120,8 +120,7 @@ def as_text(settings: dict[str, Any]) -> str:
     return printable(" ".join(f"{key}={value}" for key, value in values.items()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Seeds
+# -- seeds
 
 
 class Stat(NamedTuple):
@@ -218,8 +217,7 @@ def sort_metric(runs: Sequence[Run], sort: str | None) -> str:
     return sort
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Conditions: where="optimizer.lr>0.01 and status=finished"
+# -- conditions: where="optimizer.lr>0.01 and status=finished"
 
 SIGNS = ("==", "!=", ">=", "<=", "=", ">", "<", "~")
 ORDERING = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
@@ -328,11 +326,7 @@ def _range(key: str, values: list[Any]) -> str:
     return f"{key} is {', '.join(texts[:5]) or 'null'}{more}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables
-
-SIZES = ("parameters", "macs")
-SPEED = ("images_per_second", "seconds")
+# -- tables
 
 
 def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
@@ -345,7 +339,8 @@ def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
     other_metrics = sorted(validated - {main}, key=lambda key: (key != "val/loss", key))[:MAX_OTHER_METRICS]
     test = f"test/{main.removeprefix('val/')}"
     one_size = len({group.stats["parameters"].mean for group in groups if "parameters" in group.stats}) < 2
-    wanted = dict.fromkeys((sort, main, f"last/{main}", *other_metrics, test, *(() if one_size else SIZES[:1]), *SPEED))
+    size = () if one_size else ("parameters",)
+    wanted = dict.fromkeys((sort, main, f"last/{main}", *other_metrics, test, *size, *SPEED))
     return [key for key in wanted if key in measured or key == sort]
 
 
@@ -361,7 +356,7 @@ def cell(group: Group, key: str) -> str:
     if key not in group.stats:
         return ""
     mean, std, n = group.stats[key]
-    if key in SIZES:
+    if key in ("parameters", "macs"):
         return f"{mean / 1e6:.4g} M"
     how = ".0f" if key in SPEED else ".4f" if not mean or 1e-3 <= abs(mean) < 1e5 else ".4g"
     few = f" ({n})" if n < len(group.runs) else ""
@@ -470,8 +465,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Equality: whether a change of code changed what is trained
+# -- equality: whether a change of code changed what is trained
 
 
 def equality(a: Run, b: Run) -> tuple[bool, str]:
@@ -524,8 +518,7 @@ def _values_by_step(run: Run) -> dict[tuple[int, str], tuple[str, int | None]]:
     return values
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The end of a training
+# -- the end of a training
 
 
 def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:

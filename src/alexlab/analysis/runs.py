@@ -154,8 +154,7 @@ def curves(run_dir: Path | str) -> "DataFrame":
     return pd.DataFrame(rows or {"step": []}).groupby("step").last()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Finding
+# -- finding
 
 
 def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
@@ -213,8 +212,7 @@ def modified(run_dir: Path) -> float:
         return 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
+# -- reading
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
