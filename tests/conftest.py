@@ -134,10 +134,6 @@ class Zygote:
     def run(
         self, words: list[str], env: dict[str, str], timeout: float, watch: Callable[[int], None] | None = None
     ) -> subprocess.CompletedProcess:
-        """
-        Args:
-            watch: called again and again with the command's process, until that ends.
-        """
         if self.process is None:
             script = str(Path(__file__).with_name("zygote.py"))
             self.process = subprocess.Popen(
@@ -187,10 +183,7 @@ def _close_zygote() -> Iterator[None]:
 
 
 def command(
-    *words: str,
-    env: dict[str, str] | None = None,
-    timeout: float = 240,
-    watch: Callable[[int], None] | None = None,
+    *words: str, env: dict[str, str] | None = None, timeout: float = 240, watch: Callable[[int], None] | None = None
 ) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B.
 
@@ -202,15 +195,8 @@ def command(
         words = ("-m", "alexlab", *words)
     if (words[0].endswith(".py") or words[:2] == ("-m", "alexlab")) and not (env or {}).get("PYTHONPATH"):
         return _zygote.run(list(words), clean_env(env), timeout, watch)
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=clean_env(env),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    more: Any = {"capture_output": True, "text": True, "timeout": timeout, "check": False}
+    return subprocess.run([sys.executable, *words], cwd=ROOT, env=clean_env(env), **more)
 
 
 def tiny_train(shapes: Path, run_dir: Path, *words: str, **more: object) -> subprocess.CompletedProcess:

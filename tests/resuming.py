@@ -17,22 +17,10 @@ from alexlab.commands import train as run
 from alexlab.engine import targets
 from alexlab.tasks import load
 
-OVERRIDES = [
-    "data=folder",
-    "data.image_size=32",
-    "data.batch_size=8",
-    "data.num_workers=0",
-    "augment=strong",
-    "model.net.dropout=0.5",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=2",
-    "trainer.log_every_n_steps=1",
-    "checkpoint.every_n_steps=1",
-    "logger=csv",
-    "callbacks.figures=false",
-    "callbacks.progress=none",
-    "callbacks.model_summary=0",
-]
+IMAGES = ["data=folder", "data.image_size=32", "data.batch_size=8", "data.num_workers=0", "augment=strong"]
+LOGS = ["logger=csv", "callbacks.figures=false", "callbacks.progress=none", "callbacks.model_summary=0"]
+STEPS = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "checkpoint.every_n_steps=1"]
+OVERRIDES = [*IMAGES, *LOGS, *STEPS, "trainer.accelerator=cpu", "model.net.dropout=0.5"]
 
 
 class TinyNet(nn.Module):
@@ -40,9 +28,8 @@ class TinyNet(nn.Module):
 
     def __init__(self, num_classes: int, **_: Any) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3)
-        )
+        layers = [nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+        self.layers = nn.Sequential(*layers, nn.Dropout(0.3))
         self.head = nn.Linear(32, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -59,9 +46,7 @@ class Harness:
     def __init__(self, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.folder, self.monkeypatch = root, folder, monkeypatch
         for module in (targets, load):
-            monkeypatch.setattr(
-                module, "build_network", lambda settings, num_classes, fetch=False: TinyNet(num_classes)
-            )
+            monkeypatch.setattr(module, "build_network", lambda _, num_classes, fetch=False: TinyNet(num_classes))
 
     def train(self, name: str, *words: str) -> Path:
         run.train(config_of(*OVERRIDES, f"data.root={self.root}", *words, run_dir=self.folder / name))

@@ -15,9 +15,7 @@ from typing import Any
 import yaml
 
 KEY = "0123456789" * 4
-
 TIME = "2026-01-01T00:00:00"
-
 Plain = dict[str, Any]
 
 ANSWERS: dict[str, Plain] = {
@@ -89,13 +87,17 @@ class Sweep:
 
 
 def _leaves(parameters: Plain, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[Any]]:
-    found: dict[tuple[str, ...], list[Any]] = {}
+    leaves: dict[tuple[str, ...], list[Any]] = {}
     for key, rule in parameters.items():
         if "parameters" in rule:
-            found |= _leaves(rule["parameters"], (*path, key))
+            leaves |= _leaves(rule["parameters"], (*path, key))
         else:
-            found[(*path, key)] = rule["values"] if "values" in rule else [rule["value"]]
-    return found
+            leaves[(*path, key)] = rule["values"] if "values" in rule else [rule["value"]]
+    return leaves
+
+
+def _project(name: str | None = None) -> Plain:
+    return {"id": "p", "internalId": "p", "name": name or "alexlab", "entity": {"id": "e", "name": "tester"}}
 
 
 class WandbServer(ThreadingHTTPServer):
@@ -158,16 +160,13 @@ class WandbServer(ThreadingHTTPServer):
     def answer(self, operation: str, v: Plain, query: str) -> Plain:
         if operation in ANSWERS:
             return ANSWERS[operation]
-        if hasattr(self, f"answer_{operation}"):
-            return getattr(self, f"answer_{operation}")(v)
-        self.unknown.append(f"{operation}: {query[:300]}")
-        return {}
+        if not hasattr(self, f"answer_{operation}"):
+            self.unknown.append(f"{operation}: {query[:300]}")
+            return {}
+        return getattr(self, f"answer_{operation}")(v)
 
     def answer_GetDefaultEntity(self, v: Plain) -> Plain:
         return {"viewer": {"id": "u", "entity": self.entity}}
-
-    def _project(self, name: str | None) -> Plain:
-        return {"id": "p", "internalId": "p", "name": name or "alexlab", "entity": {"id": "e", "name": "tester"}}
 
     def answer_UpsertBucket(self, v: Plain) -> Plain:
         run = self.runs.setdefault(v["name"], Run(v["name"]))
@@ -175,12 +174,12 @@ class WandbServer(ThreadingHTTPServer):
         bucket = {
             "id": f"id-{v['name']}", "name": v["name"], "displayName": v.get("displayName") or v["name"],
             "description": "", "config": "{}", "sweepName": None, "historyLineCount": 0,
-            "project": self._project(v.get("project")),
+            "project": _project(v.get("project")),
         }  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
 
     def answer_RunResumeStatus(self, v: Plain) -> Plain:
-        return {"model": {**self._project(v.get("project")), "bucket": None}}
+        return {"model": {**_project(v.get("project")), "bucket": None}}
 
     def answer_CreateRunFiles(self, v: Plain) -> Plain:
         files = [{"name": name, "uploadUrl": f"{self.url}/put/{name}"} for name in v["files"]]
@@ -211,11 +210,10 @@ class WandbServer(ThreadingHTTPServer):
 
     def answer_CreateArtifactManifest(self, v: Plain) -> Plain:
         file = {"id": "f", "name": v.get("name"), "displayName": v.get("name"), **self._upload("manifest")}
-        return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+        manifest = {"artifactManifest": {"id": "m", "file": file}}
+        return {"createArtifactManifest": manifest, "updateArtifactManifest": manifest}
 
-    def answer_UpdateArtifactManifest(self, v: Plain) -> Plain:
-        file = {"id": "f", "name": "m", **self._upload("manifest")}
-        return {"updateArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+    answer_UpdateArtifactManifest = answer_CreateArtifactManifest  # noqa: N815
 
     def _upload(self, path: str) -> Plain:
         return {"uploadUrl": f"{self.url}/put/{path}", "uploadHeaders": []}
@@ -240,7 +238,7 @@ class WandbServer(ThreadingHTTPServer):
         made = self.artifacts[int(v["id"])]
         sequence = {"__typename": "ArtifactSequence", "name": made["artifactCollectionName"]}
         return {"artifact": {
-            "__typename": "Artifact", "id": v["id"], "artifactSequence": {**sequence, "project": self._project(None)},
+            "__typename": "Artifact", "id": v["id"], "artifactSequence": {**sequence, "project": _project()},
             "versionIndex": 0, "artifactType": {"name": made["artifactTypeName"]}, "description": None,
             "metadata": made["metadata"], "ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [],
             "historyStep": None, "state": "COMMITTED", "size": 1, "digest": made["digest"], "commitHash": None,
@@ -270,7 +268,7 @@ class WandbServer(ThreadingHTTPServer):
     def answer_UpsertSweep(self, v: Plain) -> Plain:
         name = f"sweep{len(self.sweeps)}"
         self.sweeps[name] = Sweep(name, v["config"])
-        sweep = {"name": name, "project": self._project(v.get("projectName"))}
+        sweep = {"name": name, "project": _project(v.get("projectName"))}
         return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
 
     def answer_GetSweep(self, v: Plain) -> Plain:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import command
+from conftest import command, composed
 from test_runs import make_run, read_all, write_summary
 
 from alexlab.analysis.compare import (
@@ -27,11 +27,17 @@ from alexlab.analysis.compare import (
     select,
     table,
 )
-from alexlab.analysis.runs import Run, frame
+from alexlab.analysis.runs import Run
+from alexlab.commands.cli import COMMANDS, to_overrides
 from alexlab.commands.compare import show
 from alexlab.engine.errors import UserError
+from alexlab.engine.schema import CompareConfig
 
 Compare = Callable[..., tuple[str, str]]
+
+
+def names_of(runs: list[Run], where: str) -> list[str]:
+    return [runs[number].name for number in select(runs, where)]
 
 
 def run_of(settings: dict, overridden: tuple[str, ...] = (), status: str = "finished", **best: float) -> Run:
@@ -40,17 +46,18 @@ def run_of(settings: dict, overridden: tuple[str, ...] = (), status: str = "fini
     return Run(Path("x"), "x", status, settings, set(overridden), summary)
 
 
+def texts_of(runs: list[Run]) -> list[str]:
+    return [as_text(settings) for settings in differing(runs)]
+
+
 @pytest.fixture
 def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Compare:
     """Return what `alexlab compare` prints on standard output and standard error; runs=tmp_path if nothing is said."""
     monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it, and it makes the table narrow
-    defaults = {
-        "runs": str(tmp_path), "where": None, "sort": None, "seeds": "group", "format": "table", "out": None,
-        "most": None, "equal": False, "paths": SimpleNamespace(logs=str(tmp_path)),
-    }  # fmt: skip
 
     def printed(**settings: Any) -> tuple[str, str]:
-        show(SimpleNamespace(**{**defaults, **settings}))
+        paths = SimpleNamespace(logs=str(tmp_path))
+        show(CompareConfig.model_construct(**{"runs": str(tmp_path), "paths": paths, **settings}))
         return capsys.readouterr()
 
     return printed
@@ -60,9 +67,8 @@ def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 def test_the_best_is_first_and_settings_that_differ_are_named(tmp_path: Path, compare: Compare) -> None:
-    make_run(tmp_path / "a", 0.1, 0.5)
-    make_run(tmp_path / "b", 0.2, 0.75)
-    make_run(tmp_path / "c", 0.2, None)
+    for name, lr, acc1 in (("a", 0.1, 0.5), ("b", 0.2, 0.75), ("c", 0.2, None)):
+        make_run(tmp_path / name, lr, acc1)
     (tmp_path / "d").mkdir()
     (tmp_path / "d/config.yaml").write_text("{broken")
     head, below, *rows = compare()[0].splitlines()
@@ -181,26 +187,18 @@ def test_an_option_stands_for_the_settings_that_come_with_it() -> None:
     ]
     base = {"data.name": "demo", "data.root": "a", "optimizer.lr": 0.1}
     runs = [run_of(base), *(run_of({**base, "data.name": "folder", "data.root": root}) for root in "bc")]
-    assert differing(runs) == [
-        {"data.name": "demo"},
-        {"data.name": "folder", "data.root": "b"},
-        {"data.name": "folder", "data.root": "c"},
-    ]
+    assert texts_of(runs) == ["data.name=demo", "data.name=folder data.root=b", "data.name=folder data.root=c"]
 
 
 def test_a_key_of_the_command_line_is_listed_for_all_runs_and_a_name_for_its_run_only() -> None:
     auto = {"choices.trainer": "auto", "trainer.max_epochs": 10, "trainer.devices": 1}
     ddp = {"choices.trainer": "ddp", "trainer.max_epochs": 50, "trainer.devices": 2}
-    assert differing([run_of(auto), run_of(ddp, ("trainer.max_epochs",))]) == [
-        {"trainer": "auto", "trainer.max_epochs": 10},
-        {"trainer": "ddp", "trainer.max_epochs": 50},
-    ]
+    runs = [run_of(auto), run_of(ddp, ("trainer.max_epochs",))]
+    assert texts_of(runs) == ["trainer=auto trainer.max_epochs=10", "trainer=ddp trainer.max_epochs=50"]
     ours = {"choices.model": "alexnet", "model.name": "alexnet", "choices.data": "demo", "data.root": "/demo"}
     theirs = {"choices.model": "torchvision", "model.name": "resnet18", "choices.data": "folder", "data.root": "/x"}
-    assert differing([run_of(ours), run_of(theirs, ("model.name", "data.root"))]) == [
-        {"model": "alexnet", "data": "demo"},
-        {"model": "torchvision", "model.name": "resnet18", "data": "folder", "data.root": "/x"},
-    ]
+    listed = "model=torchvision model.name=resnet18 data=folder data.root=/x"
+    assert texts_of([run_of(ours), run_of(theirs, ("model.name", "data.root"))]) == ["model=alexnet data=demo", listed]
 
 
 def test_a_run_that_recorded_no_options_is_compared_by_its_keys() -> None:
@@ -210,9 +208,8 @@ def test_a_run_that_recorded_no_options_is_compared_by_its_keys() -> None:
 
 def test_a_setting_that_only_one_option_has_is_not_listed() -> None:
     sgd = {"choices.optimizer": "sgd", "optimizer.momentum": 0.9}
-    assert differing([run_of(sgd), run_of({"choices.optimizer": "adamw", "optimizer.betas": [0.9, 0.99]})]) == [
-        {"optimizer": "sgd"}, {"optimizer": "adamw"},
-    ]  # fmt: skip
+    adamw = {"choices.optimizer": "adamw", "optimizer.betas": [0.9, 0.99]}
+    assert differing([run_of(sgd), run_of(adamw)]) == [{"optimizer": "sgd"}, {"optimizer": "adamw"}]
 
 
 def test_settings_are_written_as_on_the_command_line() -> None:
@@ -266,7 +263,7 @@ def test_runs_on_other_images_code_or_devices_are_rows_of_their_own(tmp_path: Pa
         f"images={rows['images']['images']}": {"images"}, "commit~ddddddd or device=x86_64": {"code", "device"},
         "precision=unknown": {*others, "repeated"} - {"precision"},
     }.items():  # fmt: skip
-        assert set(select(frame(runs), text)["name"]) == names
+        assert names_of(runs, text) == sorted(names)
 
 
 def test_seeds_are_grouped_whatever_a_resume_and_an_older_run_wrote(tmp_path: Path) -> None:
@@ -331,7 +328,7 @@ def test_several_sets_of_images_in_one_table_are_mentioned(tmp_path: Path, compa
         ('note="this and that or none"', "a"), ("note~that or name=b", "ab"), ("rate>0.05", "b"),
         ("status=FINISHED", "ab"), ("compile=true", "c"), ("compile!=true", "ab"), ("hash=70380e39", "a"),
         ("hash!=70380e39", "bc"), ("hash=1.50", "b"), ("late=5", "c"), ("optimizer.lr~0.3", "c"), ("model=resnet", "c"),
-        ("label~'>'", "a"), ("name=a_1", None), ("hash=1.5", None), ("compile=1", None),
+        ("label~'>'", "a"), ("label~'y & z'", "a"), ("name=a_1", None), ("hash=1.5", None), ("compile=1", None),
     ],
 )  # fmt: skip
 def test_conditions_select_runs(text: str, names: str | None) -> None:
@@ -340,7 +337,7 @@ def test_conditions_select_runs(text: str, names: str | None) -> None:
         first, last = name == "a", name == "c"
         settings = {
             "model.name": "alexnet", "optimizer.lr": lr, "ema": None, "augment.scale": [0.25, 1.0],
-            "note": "this and that or none" if first else "x", "label": "x>y" if first else "",
+            "note": "this and that or none" if first else "x", "label": "x>y & z" if first else "",
             "rate": "auto" if first else None if last else lr, "seed": 7 if last else 0, "compile": last,
             "hash": {"a": "70380e39", "b": "1.50", "c": "0071"}[name], "choices.model": "resnet" if last else "vgg",
         }  # fmt: skip
@@ -350,26 +347,17 @@ def test_conditions_select_runs(text: str, names: str | None) -> None:
         runs.append(Run(Path(name), name, status, settings, summary={"best": {"val/acc1": acc}}))
     if names is None:
         with pytest.raises(UserError, match="none of the 3 runs matches"):
-            select(frame(runs), text)
+            select(runs, text)
     else:
-        assert "".join(select(frame(runs), text)["name"]) == names
+        assert "".join(names_of(runs, text)) == names
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("name~0003", ["r_0003"]),
-        ("name~26_20", ["r_26_20"]),
-        ("optimizer.lr>=1e-1", ["r_0003"]),
-        ("name!=26_20 and name~2620", ["r_2620", "2620"]),
-    ],
-)
-def test_names_that_look_like_numbers_are_compared_as_text(text: str, names: list[str]) -> None:
-    runs = [
-        Run(Path(name), name, "finished", {"optimizer.lr": lr})
-        for name, lr in (("r_0003", 0.1), ("r_0031", 0.01), ("r_26_20", 0.01), ("r_2620", 0.01), ("2620", 0.01))
-    ]
-    assert select(frame(runs), text)["name"].to_list() == names
+def test_names_that_look_like_numbers_are_compared_as_text() -> None:
+    names = ("r_0003", "r_0031", "r_26_20", "r_2620", "2620")
+    runs = [Run(Path(name), name, "finished", {"optimizer.lr": 0.1 if name == "r_0003" else 0.01}) for name in names]
+    assert names_of(runs, "name~0003") == names_of(runs, "optimizer.lr>=1e-1") == ["r_0003"]
+    assert names_of(runs, "name~26_20") == ["r_26_20"]
+    assert names_of(runs, "name!=26_20 and name~2620") == ["r_2620", "2620"]
 
 
 NO_CONDITION = (
@@ -399,7 +387,7 @@ NO_CONDITION = (
 def test_conditions_that_cannot_be_met_are_answered(text: str, answer: str) -> None:
     runs = [run_of({"optimizer.lr": lr, "model.name": "alexnet", "seed": 0}) for lr in (0.1, 0.2)]
     with pytest.raises(UserError) as error:
-        select(frame(runs), text)
+        select(runs, text)
     assert str(error.value).startswith(f"where={text}: {answer}")
 
 
@@ -419,14 +407,10 @@ def test_markdown_csv_and_json_are_for_other_programs(tmp_path: Path, compare: C
         return out
 
     lines = printed(format="markdown").splitlines()
-    assert lines[0] == (
-        "| run | status | note | optimizer.lr | seed | best.ckpt val/acc1 | last val/acc1 | best.ckpt val/loss | "
-        "test/acc1 | images/s | seconds |"
-    )
-    assert lines[2] == (
-        "| a +1 | finished | x\\|y | 0.1 | 0,1 | 0.6250±0.1768 | 0.3125±0.0884 | 1.5000±0.0000 | 0.2500±0.0000 | "
-        "123±0 | 6±0 |"
-    )
+    heads = "| run | status | note | optimizer.lr | seed | best.ckpt val/acc1 | last val/acc1 | best.ckpt val/loss "
+    assert lines[0] == f"{heads}| test/acc1 | images/s | seconds |"
+    means = "| 0.6250±0.1768 | 0.3125±0.0884 | 1.5000±0.0000 | 0.2500±0.0000 | 123±0 | 6±0 |"
+    assert lines[2] == f"| a +1 | finished | x\\|y | 0.1 | 0,1 {means}"
     first, second = csv.DictReader(io.StringIO(printed(format="csv")))
     assert (first["run"], first["n"], first["val/acc1"], first["seed"]) == ("a +1", "2", "0.625", "0,1")
     assert float(first["val/acc1_std"]) == pytest.approx(statistics.stdev([0.5, 0.75]))
@@ -461,7 +445,7 @@ def test_texts_of_a_run_are_neither_formulas_nor_links_nor_control_characters(tm
     assert (last["run"], last["status"], last["config/status"]) == ("'=e", "finished", "x")
     assert (last["seconds"], last["config/seconds"], last["'=f"]) == ("5.5", "3", "1")
     assert ",'=HYPERLINK" in compare(format="csv")[0]
-    assert not {"](", "<b>"} & {part for part in ("](", "<b>") if part in compare(format="markdown")[0]}
+    assert not [part for part in ("](", "<b>") if part in compare(format="markdown")[0]]
 
 
 # -- what the command refuses
@@ -479,9 +463,7 @@ def test_mistakes_are_answered_with_the_fix(tmp_path: Path, compare: Compare) ->
     )
     assert answer(runs=["nowhere", 12]).startswith("runs=[nowhere,12]: nowhere: there is no run. 12: there is no run.")
     for empty in ("", ["x", " "]):
-        assert answer(runs=empty).startswith(
-            "runs=: give a folder of runs, a glob, the name of a run, latest, or a list"
-        )
+        assert answer(runs=empty).startswith("runs=: give a folder of runs, a glob, the name of a run, latest, or a li")
     run = make_run(tmp_path / "a", 0.1, 0.5)
     assert answer(format="csv", out=str(tmp_path)) == f"out={tmp_path} is a folder: give the name of a file."
     for out in (run / "config.yaml/x", Path("/dev/null/a/b")):
@@ -492,7 +474,12 @@ def test_mistakes_are_answered_with_the_fix(tmp_path: Path, compare: Compare) ->
     assert "none of the 1 runs matches" in answer(where="optimizer.lr>5")
 
 
-def test_the_command_line_takes_conditions_and_names_like_numbers(tmp_path: Path) -> None:
+def test_the_command_line_takes_conditions_and_names_like_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def config_of(name: str, *argv: str) -> dict[str, Any]:
+        return composed(*to_overrides([f"paths.logs={tmp_path}", *argv], COMMANDS[name]), command=name)
+
     for number, name in enumerate(("2026_11", "1e5", "1.50", "12", "1E-5")):
         run = make_run(tmp_path / "train/runs" / name, 0.1 * (number + 1), 0.5, note="it's \\ odd")
         os.utime(run / "config.yaml", (1000 - number, 1000 - number))
@@ -501,15 +488,14 @@ def test_the_command_line_takes_conditions_and_names_like_numbers(tmp_path: Path
         "where=note~it's and optimizer.lr!=0.1": 4, "runs=latest": 1, "runs=2026_11": 1, "runs=[1e5,2026_11, 12]": 3,
         "runs=1.50": 1, "runs=1E-5": 1, "runs=12": 1,
     }.items():  # fmt: skip
-        done = command("compare", f"paths.logs={tmp_path}", words)
-        assert done.returncode == 0, done.stderr
-        assert len(done.stdout.splitlines()) == 2 + count, words
-    done = command("eval.py", f"paths.logs={tmp_path}", "run=2026_11")
-    assert f"{tmp_path}/train/runs/2026_11" in done.stderr, "and not 202611"
-    for key in ("from_run", "resume", "init_from"):
-        done = command("train.py", f"paths.logs={tmp_path}", f"{key}=2026_11", "data=demo", "dry_run=true")
-        assert "202611" not in done.stderr, key
-        assert "2026_11" in done.stderr, key
+        show(CompareConfig.model_validate(config_of("compare", words)))
+        assert len(capsys.readouterr().out.splitlines()) == 2 + count, words
+    assert config_of("eval", "run=2026_11")["run"] == "2026_11", "and not 202611"
+    for key in ("from_run", "init_from", "resume"):
+        value = config_of("train", f"{key}=2026_11")[key]
+        assert (value["run"] if key == "resume" else value) == "2026_11"
+    done = command("compare", f"paths.logs={tmp_path}", "runs=2026_11")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3), done.stderr
     done = command("compare", "format=xml", "most=0")
     assert done.returncode == 2
     assert "format=xml" in done.stderr
@@ -544,16 +530,13 @@ def test_two_runs_are_equal_or_the_first_difference_is_named(
     for name, value in (("other", "1.2500001"), ("nan", "nan")):
         difference = f"a and {name} differ first at step 19: train/loss_step is 1.25 and {value}."
         assert equality(runs["a"], runs[name]) == (False, difference)
-    assert equality(runs["longer"], runs["a"]) == (
-        False, "longer stops at step 29 and a at step 19; they are equal until then."
-    )  # fmt: skip
+    stops = "longer stops at step 29 and a at step 19; they are equal until then."
+    assert equality(runs["longer"], runs["a"]) == (False, stops)
     # train/loss_step of `fewer` is a mean since the start, and that of `a` since step 9
     few = "a and fewer are equal in all 1 numbers of 1 steps. 5 numbers that only one of them logged were not compared."
     assert equality(runs["a"], runs["fewer"]) == (True, few)
     for name in ("means", "apart"):
-        with pytest.raises(
-            UserError, match=rf"a and {name} logged no loss and no accuracy of the same steps: train both"
-        ):
+        with pytest.raises(UserError, match=f"a and {name} logged no loss and no accuracy of the same steps: train b"):
             equality(runs["a"], runs[name])
     with pytest.raises(UserError, match=r"empty has no numbers to compare in metrics.csv"):
         equality(runs["a"], runs["empty"])

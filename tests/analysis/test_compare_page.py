@@ -55,9 +55,12 @@ def written(tmp_path: Path, count: int, *overrides: str) -> tuple[Path, dict[str
     done = command("compare", f"runs={tmp_path / 'runs'}", "format=html", f"out={out}", *overrides)
     assert done.returncode == 0, done.stderr
     assert f"{count} run(s) on one page: {out}" in done.stdout
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', out.read_text(), re.S)
-    assert found is not None
-    return out, json.loads(found[1])
+    return out, data_in(out)
+
+
+def data_in(path: Path) -> dict[str, Any]:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)
+    return json.loads(text)
 
 
 def test_the_data_of_the_page(tmp_path: Path) -> None:
@@ -65,45 +68,32 @@ def test_the_data_of_the_page(tmp_path: Path) -> None:
     group = data["groups"][0]
     assert data["asked"] == f"alexlab compare runs={tmp_path / 'runs'} sort=val/acc1 seeds=each format=html"
     assert data["x"] == "epoch"
-    assert {key: key in data["low"] for key in ("val/loss", "seconds", "val/acc1", "images_per_second")} == {
-        "val/loss": True, "seconds": True, "val/acc1": False, "images_per_second": False,
-    }  # fmt: skip
+    assert {"val/loss", "seconds", "val/acc1", "images_per_second"} & set(data["low"]) == {"val/loss", "seconds"}
     assert group["name"] == "r002%{y}"
     assert group["settings"] == {"optimizer.lr": 0.1 / 3, "seed": 2, "note": "a&b"}
     run = group["runs"][0]
     steps = [10.0 * row + 9 for row in range(10)]
     assert run["curves"]["train/loss"] == [steps, [round(2 - row / 10, 5) for row in range(10)]], "the finer curve"
-    assert "train/loss_step" not in run["curves"]
-    assert "val/acc1_best" not in run["curves"]
+    assert not {"train/loss_step", "val/acc1_best"} & set(run["curves"])
     assert run["clock"] == [steps, [0.5 * row for row in range(10)]]
-    assert run["per_step"] == 16
-    assert run["per_epoch"] == 10
-    assert set(group["figures"]) == {"curves"}
+    assert (run["per_step"], run["per_epoch"], set(group["figures"])) == (16, 10, {"curves"})
     assert sum("broken.png" in note for note in data["notes"]) == 3
     assert "://" not in re.sub(r"https?://(www\.w3\.org|plotly\.com|\w+\.github\.com)\S*", "", json.dumps(data))
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', out.read_text())
-    assert policy is not None
-    assert policy[1].startswith("default-src 'none'"), "nothing is fetched"
+    assert """Content-Security-Policy" content="default-src 'none'""" in out.read_text(), "nothing is fetched"
 
 
 def test_long_curves_are_drawn_as_means() -> None:
     curve = [(float(step), float(step % 2)) for step in range(1000)]
     steps, values = page.thinned(curve, 100)
-    assert len(steps) == len(values) == 100
-    assert (steps[0], steps[-1]) == (4.5, 994.5)
-    assert values == [0.5] * 100
+    assert (len(steps), steps[0], steps[-1], values) == (100, 4.5, 994.5, [0.5] * 100)
     assert page.thinned(curve[:3], 100) == [[0.0, 1.0, 2.0], [0.0, 1.0, 0.0]]
 
 
 def test_steps_per_epoch_follow_from_the_first_validation() -> None:
     run = Run(Path("x"), "x", "finished", {})
     run.rows = [{"step": 4.0, "epoch": 0.0, "val/loss": 1.0}, {"step": 9.0, "epoch": 1.0, "val/loss": float("nan")}]
-    assert page.curves_of(run, 10) == {
-        "curves": {"val/loss": [[4.0], [1.0]]},
-        "per_epoch": 5.0,
-        "per_step": None,
-        "clock": [[], []],
-    }
+    curves = {"val/loss": [[4.0], [1.0]]}
+    assert page.curves_of(run, 10) == {"curves": curves, "per_epoch": 5.0, "per_step": None, "clock": [[], []]}
 
 
 def test_curves_are_drawn_by_epoch_if_all_runs_recorded_epochs(tmp_path: Path) -> None:
@@ -120,9 +110,7 @@ def test_the_page_shows_the_command_that_writes_it(tmp_path: Path) -> None:
     overrides = (f"runs=[{tmp_path}/runs/r00?*,{tmp_path}/runs/r002*]", "where=optimizer.lr>0.01 and status=finished")
     done = command("compare", *overrides, "sort=val/loss", "most=2", "format=html", f"out={out}")
     assert done.returncode == 0, done.stderr
-    command_shown = re.search(r'"asked": ("(?:[^"\\]|\\.)*")', out.read_text())
-    assert command_shown is not None
-    assert json.loads(command_shown[1]) == (
+    assert data_in(out)["asked"] == (
         f'alexlab compare "{overrides[0]}" "{overrides[1]}" most=2 sort=val/loss seeds=group format=html'
     )
 
@@ -141,7 +129,7 @@ def dom(path: Path, state: str, profile: Path, width: int = 1400) -> tuple[str, 
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
-@pytest.mark.parametrize("count", [1, 8, 100])
+@pytest.mark.parametrize("count", [1, 60])
 def test_the_page_is_drawn_in_a_browser(count: int, tmp_path: Path) -> None:
     out, _ = written(tmp_path, count, "seeds=each", "most=null")
     html, console = dom(out, "x=seconds&theme=dark", tmp_path / "profile")
@@ -151,15 +139,13 @@ def test_the_page_is_drawn_in_a_browser(count: int, tmp_path: Path) -> None:
     assert html.count('aria-label="show r') == count
     assert f"{count} of {count} run" in html
     assert len(re.findall(r'class="scatterlayer mlayer"', html)) >= 4, "four panels of curves"
-    lines = re.search(r'data-panel="val/acc1".*?class="scatterlayer mlayer">(.*?)</g></g></g>', html, re.S)
-    assert lines is not None
+    assert re.search(r'data-panel="val/acc1".*?class="scatterlayer mlayer">(.*?)</g></g></g>', html, re.S)
     assert html.count("js-line") >= 4 * count
     assert 'data-title="Share' not in html, "Plotly's button that sends a chart away"
     assert "<title>Comparison of runs</title>" in html, "no text of a run is a script"
     assert "<b>bold</b>" not in html.split("<footer")[0].split("</script>")[0]
-    parallel = '<section id="parallel" hidden' not in html
-    assert parallel == (count > 1)
-    assert ('<section id="against" hidden' not in html) == (count > 1)
+    for section in ("parallel", "against"):
+        assert (f'<section id="{section}" hidden' not in html) == (count > 1)
     assert html.count("<figure>") == min(count, page.WITH_FIGURES)
 
 

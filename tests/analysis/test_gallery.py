@@ -1,7 +1,6 @@
 """The figures of a run: what they show, and where the numbers come from."""
 
 import csv
-import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import command, tiny_train
+from conftest import command, summary_of, tiny_train
 from PIL import Image
 from torch import nn
 
@@ -25,7 +24,7 @@ from alexlab.models.introspection import first_convolution, head_of
 from alexlab.tasks.load import EvalTransform, Trained
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-DRAWN = {"confusion_matrix", "per_class", "mistakes", "filters", "curves", "top5", "neighbours"}
+DRAWN = ["confusion_matrix", "per_class", "mistakes", "filters", "curves", "top5", "neighbours"]
 
 
 @pytest.mark.parametrize(
@@ -52,11 +51,8 @@ def test_the_head_of_timms_networks_and_of_networks_without_one() -> None:
 
 def test_alexnets_filters_are_drawn_in_two_groups() -> None:
     """The second convolution of the paper has two groups, which see 48 of the 96 maps each."""
-    for net, maps, groups in [
-        (AlexNet(5), 96, 2),
-        (torchvision.models.alexnet(), 64, 1),
-        (torchvision.models.mobilenet_v2(), 32, 1),
-    ]:
+    models = torchvision.models
+    for net, maps, groups in [(AlexNet(5), 96, 2), (models.alexnet(), 64, 1), (models.mobilenet_v2(), 32, 1)]:
         found = first_convolution(net)
         assert found is not None
         assert (found[0].out_channels, found[1]) == (maps, groups)
@@ -93,11 +89,11 @@ def test_probabilities_and_features_are_those_of_the_network(shapes: Path) -> No
     transform = EvalTransform(64, 0.875, MEAN, STD)
     extractor = gallery.FeatureExtractor(Trained(net, transform, list("abcdefghij")), torch.device("cpu"))
     val = index.scan(shapes / "val")
-    numbers, pixels = extractor.read(val, [0, 3])
-    assert numbers == [0, 3]
-    probabilities, hidden = extractor.predict(pixels)
+    pixels = extractor.read(val, [0, 3])
+    assert list(pixels) == [0, 3]
+    probabilities, hidden = extractor.predict(torch.stack(list(pixels.values())))
     with torch.no_grad():
-        images = torch.stack([transform(val.path(i)) for i in numbers])
+        images = torch.stack([transform(val.path(i)) for i in pixels])
         assert probabilities == pytest.approx(net(images).softmax(1), abs=1e-6)
         before_last: list[torch.Tensor] = []
         net.classifier[-2].register_forward_hook(lambda _, inputs, out: before_last.append(out))
@@ -110,15 +106,13 @@ def test_images_are_evenly_spaced_and_broken_ones_are_skipped(shapes: Path, tmp_
     val = index.scan(shapes / "val")
     assert len({int(val.targets[i]) for i in gallery.spread(val, 8)}) == 8
     assert gallery.spread(val, 1000) == list(range(len(val)))
-    folder = tmp_path / "a"
-    folder.mkdir()
-    (folder / "broken.jpg").write_bytes(Path(val.path(0)).read_bytes()[:300])
-    (folder / "whole.jpg").write_bytes(Path(val.path(0)).read_bytes())
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/broken.jpg").write_bytes(b"no")
+    whole = Path(val.path(0)).read_bytes()
+    for name, content in {"a/broken.jpg": whole[:300], "a/whole.jpg": whole, "b/broken.jpg": b"no"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
     trained = Trained(AlexNet(2), EvalTransform(64, 1.0, MEAN, STD), ["a", "b"])
     extractor = gallery.FeatureExtractor(trained, torch.device("cpu"))
-    assert extractor.read(index.scan(tmp_path), [0, 1, 2])[0] == [1]
+    assert list(extractor.read(index.scan(tmp_path), [0, 1, 2])) == [1]
 
 
 def write_metrics(path: Path, rows: list[dict]) -> Path:
@@ -133,10 +127,9 @@ def write_metrics(path: Path, rows: list[dict]) -> Path:
 def test_curves_are_drawn_over_epochs(tmp_path: Path) -> None:
     rows = [{"step": s, "lr/decay": 0.1 / (s + 1)} for s in range(0, 40, 5)]
     for epoch in range(4):
-        rows += [
-            {"epoch": epoch, "step": 10 * epoch + 9, "val/loss": 2 - epoch / 4, "val/acc1": [0.2, 0.5, 0.4, 0.3][epoch]}
-        ]
-        rows += [{"epoch": epoch, "step": 10 * epoch + 9, "train/loss": 2.5 - epoch / 4, "train/acc1": 0.1 * epoch}]
+        end = {"epoch": epoch, "step": 10 * epoch + 9}
+        rows.append({**end, "val/loss": 2 - epoch / 4, "val/acc1": [0.2, 0.5, 0.4, 0.3][epoch]})
+        rows.append({**end, "train/loss": 2.5 - epoch / 4, "train/acc1": 0.1 * epoch})
     path = write_metrics(tmp_path / "metrics.csv", rows)
     read = plots.Curves(path)
     assert read.unit == "epoch"
@@ -146,6 +139,9 @@ def test_curves_are_drawn_over_epochs(tmp_path: Path) -> None:
     assert read.line("lr/decay")[0][:2] == pytest.approx([0.1, 0.6])
     sheet = plots.curves(path, "val/acc1")
     assert sheet is not None
+    unmarked = plots.curves(path)
+    assert unmarked is not None
+    assert coloured(sheet, "#000000") > coloured(unmarked, "#000000") + 50, "a star marks the best epoch"
     assert sheet.width == pytest.approx(3 * sheet.height * 4.4 / 3.5, rel=0.01), "three panels"
     cut = write_metrics(tmp_path / "cut.csv", [*rows, {"epoch": 5, "step": 44, "val/loss": 1.0, "val/acc1": 0.3}])
     assert plots.Curves(cut).line("val/acc1")[0].tolist() == [1, 2, 3, 4, 4.5], "stopped within the fifth epoch"
@@ -190,17 +186,14 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
     assert not (folder / "figures").exists()
     done = command("figures", f"run={folder}", "among=12", timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [Path(line).stem for line in done.stdout.splitlines() if line.endswith(".png")] == [
-        "confusion_matrix", "per_class", "mistakes", "filters", "curves", "top5", "neighbours",
-    ]  # fmt: skip
-    assert {path.stem for path in (folder / "figures").iterdir()} == DRAWN
+    assert [Path(line).stem for line in done.stdout.splitlines() if line.endswith(".png")] == DRAWN
+    assert {path.stem for path in (folder / "figures").iterdir()} == set(DRAWN)
     wrong = command("figures", f"run={folder}", "among=-1", "crops=10")
     assert wrong.returncode == 2
     assert "`crops=10`: there is no such key" in wrong.stderr
     wrong = command("figures", f"run={folder}", "among=-1")
     assert (wrong.returncode, wrong.stderr) == (2, "error: `among=-1` must be at least 0.\n")
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["status"] == "finished"
+    assert summary_of(folder)["status"] == "finished"
 
 
 def test_figures_that_cannot_be_drawn_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

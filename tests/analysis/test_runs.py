@@ -91,13 +91,8 @@ def test_the_latest_run_is_the_one_whose_config_is_newest(tmp_path: Path) -> Non
 
 def test_a_name_that_no_run_has_is_answered_with_the_nearest(tmp_path: Path) -> None:
     make_run(tmp_path / "runs/2026-11-25_02-54-50_274", 0.1, 0.5)
-    assert find(["2026-11-25_02-54-50", "nowhere"], tmp_path) == (
-        [],
-        [
-            "2026-11-25_02-54-50: there is no run. Did you mean 2026-11-25_02-54-50_274?",
-            "nowhere: there is no run.",
-        ],
-    )
+    near = "2026-11-25_02-54-50: there is no run. Did you mean 2026-11-25_02-54-50_274?"
+    assert find(["2026-11-25_02-54-50", "nowhere"], tmp_path) == ([], [near, "nowhere: there is no run."])
 
 
 def test_folders_of_wandb_are_answered_with_what_to_do(tmp_path: Path) -> None:
@@ -142,11 +137,8 @@ def test_a_running_run_is_distinguished_from_a_killed_one(tmp_path: Path) -> Non
     with locked(tmp_path / "running", ".lock.rank"):
         runs, _ = read([tmp_path / "running", tmp_path / "killed"])
     assert [run.status for run in runs] == ["running", "unfinished"]
-    for run in runs:  # the row at step 29 is torn
-        assert run.metrics == {
-            "val/acc1": 0.75, "val/loss": 1.5,  # of the best epoch, as in best.ckpt
-            "images_per_second": 15.0, "seconds": 20.0,
-        }  # fmt: skip
+    best = {"val/acc1": 0.75, "val/loss": 1.5}  # of the best epoch, as in best.ckpt; the row at step 29 is torn
+    assert all(run.metrics == {**best, "images_per_second": 15.0, "seconds": 20.0} for run in runs)
 
 
 def test_a_resumed_run_has_the_numbers_of_its_curves_and_the_facts_of_its_summary(tmp_path: Path) -> None:
@@ -200,17 +192,13 @@ def test_missing_configs_and_pipes_are_skipped_without_waiting(tmp_path: Path) -
     (tmp_path / "lost/summary.json").write_text("{}")
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe/config.yaml")
-    assert read([tmp_path / "lost", tmp_path / "pipe"]) == (
-        [],
-        [f"{tmp_path}/lost: there is no config.yaml.", f"{tmp_path}/pipe: config.yaml is not a file."],
-    )
+    problems = [f"{tmp_path}/lost: there is no config.yaml.", f"{tmp_path}/pipe: config.yaml is not a file."]
+    assert read([tmp_path / "lost", tmp_path / "pipe"]) == ([], problems)
     run = make_run(tmp_path / "a", 0.1, None)
     for name in ("code.json", "metrics.csv"):
         os.mkfifo(run / name)
     (found,), _ = read([run])
-    assert (found.rows, found.problems) == (
-        [], [f"which code {run} was trained with: code.json cannot be read"]
-    )  # fmt: skip
+    assert (found.rows, found.problems) == ([], [f"which code {run} was trained with: code.json cannot be read"])
 
 
 def test_odd_values_of_one_run_do_not_hide_the_others(tmp_path: Path) -> None:
@@ -297,9 +285,8 @@ def test_a_frame_has_a_row_per_run_with_metrics_facts_and_settings(tmp_path: Pat
     make_run(tmp_path / "b", 0.2, 0.75, trainer={"limit_val_batches": 1})
     write_summary(run, best={"val/acc1": 0.5, "val/f1": 0.25}, hardware={"device": "x86"})
     rows = frame(read_all(tmp_path)).set_index("name")
-    assert rows.loc["a", ["path", "status", "optimizer", "optimizer.lr", "val/f1", "device", "seed"]].to_list() == [
-        str(run), "finished", "sgd", 0.1, 0.25, "x86", 0,
-    ]  # fmt: skip
+    keys = ["path", "status", "optimizer", "optimizer.lr", "val/f1", "device", "seed"]
+    assert rows.loc["a", keys].to_list() == [str(run), "finished", "sgd", 0.1, 0.25, "x86", 0]
     assert rows.loc["a", ["seconds", "config/seconds"]].to_list() == [5.5, 9], "a setting that is called like a metric"
     assert type(rows.loc["b", "trainer.limit_val_batches"]) is int, "one batch; 1.0 would be all"
 
@@ -335,17 +322,11 @@ def test_reading_runs_imports_no_pandas() -> None:
 # -- metrics and settings
 
 
-@pytest.mark.parametrize(
-    ("metric", "low"),
-    [
-        ("loss/val", True), ("val/loss", True), ("test_error", True), ("last/val/perplexity", True), ("top5_err", True),
-        ("rmse", True), ("seconds", True), ("losses/val", True), ("lossTotal", True), ("val/mae", True),
-        ("val/glossiness", False), ("val/acc1", False), ("images_per_second", False), ("verrucae", False),
-        ("terms", False), ("mAP", False), ("val/f1", False),
-    ],
-)  # fmt: skip
-def test_whether_lower_is_better_follows_from_the_name(metric: str, low: bool) -> None:
-    assert lower_is_better(metric) == low
+def test_whether_lower_is_better_follows_from_the_name() -> None:
+    low = ["loss/val", "val/loss", "test_error", "last/val/perplexity", "top5_err", "rmse", "seconds", "losses/val"]
+    low += ["lossTotal", "val/mae"]
+    high = ["val/glossiness", "val/acc1", "images_per_second", "verrucae", "terms", "mAP", "val/f1"]
+    assert [metric for metric in (*low, *high) if lower_is_better(metric)] == low
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,7 @@ def test_explained_variance_is_that_of_a_parabola_or_of_means() -> None:
     assert explained([1, 2, 3], [0.1, 0.7, 0.3]) == 0, "some parabola fits any three points"
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize(("count", "direction"), [(1, "minimize"), (2, "maximize"), (8, "minimize")])
 def test_any_study_can_be_drawn(count: int, direction: str, tmp_path: Path) -> None:
     """Also one with failed and pruned trials, and with parameters that some trials lack."""
     kinds = {

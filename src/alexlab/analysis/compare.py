@@ -1,11 +1,9 @@
-"""Comparisons of runs: the settings that differ, means over seeds, conditions, tables, equality, a run's rank.
-
-Only `load_runs`, `select`, `as_csv` and `equality` import pandas, which takes 0.4 s. The rank of a run and the table of
-a sweep, which are printed when a training ends, do without it.
-"""
+"""Comparisons of runs: the settings that differ, means over seeds, conditions, tables, equality, a run's rank."""
 
 import contextlib
+import csv
 import difflib
+import io
 import json
 import math
 import operator
@@ -14,13 +12,13 @@ import statistics
 import textwrap
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alexlab.analysis.runs import FACTS, Run, find, frame, is_number, modified, printable, read
+from alexlab.analysis.runs import FACTS, Run, find, frame, is_number, modified, printable, read, table_of
 from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
 from alexlab.engine.metrics import lower_is_better
@@ -28,15 +26,16 @@ from alexlab.engine.overrides import shown
 from alexlab.engine.settings import NULL_LIMITS, canonical
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 MAX_SIBLINGS = 1000  # runs that a finished run is ranked among, the newest
 MAX_JOBS = 10  # rows in the table of a sweep
 MAX_OTHER_METRICS = 8  # columns of a table for validation metrics besides the one that it is sorted by
+SPEED = ("images_per_second", "seconds")
 
 
 def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", where: str | None = None) -> "DataFrame":
-    """Return a DataFrame with one row per run, for a notebook; see `runs.frame` for its columns.
+    """Return a DataFrame with one row per run, for a notebook, with the columns of `runs.table_of`.
 
     Args:
         logs: a folder that holds runs, a glob, the name of a run or sweep, or a list of them.
@@ -51,11 +50,10 @@ def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", whe
     for line in (*missing, *skipped):
         warnings.warn(f"skipped: {line}", stacklevel=2)
     rows = frame(runs)
-    return (select(rows, where) if where is not None and runs else rows).infer_objects()
+    return (rows if where is None else rows.iloc[select(runs, where)]).infer_objects()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The settings that differ
+# -- the settings that differ
 
 
 def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
@@ -66,7 +64,7 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
     line set it. A name or a folder that a command line set is listed for that run only.
 
     Args:
-        texts: the runs' canonical settings, if they are known already.
+        texts: `canonical_settings(runs)`, if known already.
     """
     texts = canonical_settings(runs) if texts is None else texts
     differences: list[dict[str, Any]] = [{} for _ in runs]
@@ -75,22 +73,20 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
         if len(set(values)) == 1:
             continue
         group, label = key.split(".")[0], key.removeprefix("choices.")
-        names = (f"choices.{group}", f"{group}.name", f"{group}._target_")
-        options = [name for name in names if all(name in run.settings for run in runs)]
         if group == "choices" and not all(key in run.settings for run in runs):
             continue  # older runs did not record which option was chosen
         overridden = {number for number, run in enumerate(runs) if {key, label} & run.overridden}
+        names = (f"choices.{group}", f"{group}.name", f"{group}._target_")
+        options = [name for name in names if all(name in run.settings for run in runs)]
         is_name = key in options or key == "data.root"
         implied_by = options[: options.index(key)] if key in options else options
         if overridden and not is_name:
             implied_by = []
-        peers: dict[tuple[str | None, ...], set[int]] = defaultdict(set)
+        peers: dict[Any, set[int]] = defaultdict(set)
         for number, each in enumerate(texts):
             peers[tuple(each.get(name) for name in implied_by)].add(number)
         listed = set(overridden) if is_name else set()
-        for members in peers.values():
-            if len({values[number] for number in members}) > 1:
-                listed |= members
+        listed.update(*(same for same in peers.values() if len({values[number] for number in same}) > 1))
         for number in listed:
             if key in runs[number].settings:
                 differences[number][label] = runs[number].settings[key]
@@ -106,10 +102,11 @@ def canonical_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     settings: list[dict[str, str]] = []
     roots: dict[str, str] = {}
     for run in runs:
+        texts = {key: canonical(value, key) for key, value in run.settings.items()}
         texts = {
             key: text
-            for key, value in run.settings.items()
-            if (text := canonical(value, key)) != "None" and not (key in NULL_LIMITS and text == canonical(None, key))
+            for key, text in texts.items()
+            if text != "None" and (key not in NULL_LIMITS or text != canonical(None, key))
         }
         if "data.root" in texts and run.fingerprint is not None:
             texts["data.root"] = roots.setdefault(canonical(run.fingerprint), texts["data.root"])
@@ -119,14 +116,11 @@ def canonical_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 def as_text(settings: dict[str, Any]) -> str:
     """Return settings as text: "optimizer.lr=0.1 seed=1", with at most six digits of a float."""
-    pairs = (
-        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={shown(value)}" for key, value in settings.items()
-    )
-    return printable(" ".join(pairs))
+    values = {key: f"{value:.6g}" if isinstance(value, float) else shown(value) for key, value in settings.items()}
+    return printable(" ".join(f"{key}={value}" for key, value in values.items()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Seeds
+# -- seeds
 
 
 class Stat(NamedTuple):
@@ -143,7 +137,7 @@ class Group:
 
     Attributes:
         runs: at least one.
-        settings: what sets the group apart from other groups, and its seeds.
+        settings: what sets the group apart from the rest, and the seeds.
     """
 
     runs: list[Run]
@@ -168,40 +162,35 @@ class Group:
 
 
 def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
-    """Group finished runs that differ in their seed only; every other run is a group of its own.
+    """Group finished runs that differ in their seed only; each of the rest is a group of one.
 
-    Runs with other images, code, devices or precision are not grouped, and neither is a second run of the same seed.
+    Runs with different images, code, devices or precision are not grouped, nor are two runs of the same seed.
     """
     texts = canonical_settings(runs)
     apart = differing(runs, texts)
-    members_by_key: dict[Any, list[int]] = defaultdict(list)
+    groups: dict[Any, dict[Any, int]] = defaultdict(dict)  # for each group, the number of a run by its seed
     same_settings: dict[Any, list[int]] = defaultdict(list)
-    seeds: set[Any] = set()
     for number, run in enumerate(runs):
-        settings = frozenset(item for item in texts[number].items() if item[0] != "seed")
+        seed = texts[number].get("seed")
+        settings = frozenset({**texts[number], "seed": ""}.items())
         same_settings[settings].append(number)
         key: Any = (settings, canonical(run.facts))
-        seed = (key, texts[number].get("seed"))
-        grouping = by_seed and run.status == "finished" and "seed" in run.settings and not run.code_is_unknown
-        if not grouping or seed in seeds:
-            key = number
-        else:
-            seeds.add(seed)
-        members_by_key[key].append(number)
+        can_join = by_seed and run.status == "finished" and "seed" in run.settings and not run.code_is_unknown
+        groups[key if can_join and seed not in groups[key] else number][seed] = number
     for members in same_settings.values():  # what sets runs of equal settings apart
         for fact in FACTS:
             if len({canonical(runs[number].facts[fact]) for number in members}) > 1:
                 for number in members:
                     value = runs[number].facts[fact]
                     apart[number][fact] = "unknown" if value is None else value
-    groups = []
-    for members in members_by_key.values():
-        members.sort(key=lambda number: shown(runs[number].settings.get("seed")).zfill(20))
-        settings_of_group = dict(apart[members[0]])
-        if len(members) > 1:
-            settings_of_group["seed"] = ",".join(shown(runs[number].settings["seed"]) for number in members)
-        groups.append(Group([runs[number] for number in members], settings_of_group))
-    return groups
+    made = []
+    for numbers in groups.values():
+        ordered = sorted(numbers.values(), key=lambda number: shown(runs[number].settings.get("seed")).zfill(20))
+        settings_of_group = dict(apart[ordered[0]])
+        if len(ordered) > 1:
+            settings_of_group["seed"] = ",".join(shown(runs[number].settings["seed"]) for number in ordered)
+        made.append(Group([runs[number] for number in ordered], settings_of_group))
+    return made
 
 
 def ranked(groups: Iterable[Group], sort: str) -> list[Group]:
@@ -210,13 +199,12 @@ def ranked(groups: Iterable[Group], sort: str) -> list[Group]:
     return sorted(groups, key=lambda group: sign * group.stats[sort].mean if sort in group.stats else math.inf)
 
 
-def sort_metric(runs: Iterable[Run], sort: str | None) -> str:
+def sort_metric(runs: Sequence[Run], sort: str | None) -> str:
     """Return the metric to sort by: `sort`, or a usual one that some run has.
 
     Raises:
         UserError: no run has `sort`.
     """
-    runs = list(runs)
     known = sorted({key for run in runs for key in run.metrics})
     if sort is None:
         monitors = [str(run.settings.get("monitor")) for run in runs]
@@ -229,20 +217,10 @@ def sort_metric(runs: Iterable[Run], sort: str | None) -> str:
     return sort
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Conditions: where="optimizer.lr>0.01 and status=finished"
+# -- conditions: where="optimizer.lr>0.01 and status=finished"
 
-SIGNS: dict[str, Callable[[Any, Any], bool]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">=": operator.ge,
-    "<=": operator.le,
-    "=": operator.eq,
-    ">": operator.gt,
-    "<": operator.lt,
-    "~": operator.contains,
-}
-ORDERING = (">", "<", ">=", "<=")
+SIGNS = ("==", "!=", ">=", "<=", "=", ">", "<", "~")
+ORDERING = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
 CONDITION = re.compile(
     rf"""\s*([\w./@-]+)\s*({"|".join(SIGNS)})\s*('[^']*'|"[^"]*"|[^=<>\s].*?)\s*(?:\s(and|or)\s|$)""", re.IGNORECASE
 )
@@ -256,36 +234,48 @@ class Condition(NamedTuple):
     text: str  # the value as it was written, without quotes
 
 
-def select(frame: "DataFrame", text: str) -> "DataFrame":
-    """Return the rows of `runs.frame` for which a condition holds: `optimizer.lr>0.01 and model~resnet or seed=7`.
+def select(runs: Sequence[Run], text: str) -> list[int]:
+    """Return the numbers of the runs for which a condition holds: `optimizer.lr>0.1 and model~resnet or seed=7`.
 
-    `and` binds closer than `or`; `=` and `~` (contains) ignore upper and lower case.
+    `and` binds closer than `or`; `=` and `~` (contains) ignore upper and lower case. The keys are those of
+    `runs.table_of`.
 
     Raises:
-        UserError: the text is not a condition, no run has a key, a text is compared by its size, or no row is left.
+        UserError: the text is not a condition, no run has a key, a text is compared by its size, or no run matches.
     """
-    import pandas as pd
-
-    mask = pd.Series(False, index=frame.index)
+    rows, ways = table_of(runs), _parsed(text)
+    if not rows:
+        return []
+    known = list(dict.fromkeys(key for row in rows for key in row))
     columns: dict[str, list[Any]] = {}
-    for way in _parsed(text):
-        holds = pd.Series(True, index=frame.index)
-        for condition in way:
-            column = _column(frame, condition, text)
-            columns[condition.key] = column.dropna().to_list()
-            holds &= column.map(lambda value, condition=condition: _holds(value, condition)).astype(bool)
-        mask |= holds
-    if len(frame) and not mask.any():
-        values = "; ".join(_values(key, values) for key, values in columns.items())
-        raise UserError(f"where={text}: none of the {len(frame)} runs matches: {values}.")
-    return frame[mask]
+    for key, sign, wanted, _ in (condition for way in ways for condition in way):
+        if key not in known:
+            near = sorted(name for name in known if name.endswith((f".{key}", f"/{key}")))[:3]  # lr: optimizer.lr
+            near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(near)}?" if near else " Keys are status, name, metrics and settings."
+            raise UserError(f"where={text}: no run has {key}.{hint}")
+        columns[key] = [value for row in rows if (value := _value(row, key)) is not None]
+        compared = columns[key] if is_number(wanted) else [wanted]
+        if sign in ORDERING and compared and not any(map(is_number, compared)):
+            text_of = shown(compared[0])
+            raise UserError(f"where={text}: `{text_of}` is not a number: compare text with =, != or ~ (contains).")
+    matching = [
+        number
+        for number, row in enumerate(rows)
+        if any(all(_holds(_value(row, condition.key), condition) for condition in way) for way in ways)
+    ]
+    if not matching:
+        values = "; ".join(_range(key, values) for key, values in columns.items())
+        raise UserError(f"where={text}: none of the {len(rows)} runs matches: {values}.")
+    return matching
 
 
 def _parsed(text: str) -> list[list[Condition]]:
     """Return the alternatives, each a list of conditions that must all hold."""
     ways: list[list[Condition]] = [[]]
-    rest = text.strip()
-    while rest or not ways[-1]:
+    rest: str = text.strip()
+    joined: str | None = "and"
+    while joined:
         match = CONDITION.match(rest)
         if match is None:
             raise UserError(
@@ -299,53 +289,36 @@ def _parsed(text: str) -> list[list[Condition]]:
         if not quoted and OTHER_JOINS.search(written):
             raise UserError(f"where={text}: join conditions with `and` or `or`, not as in `{match[0].strip()}`.")
         value: Any = {"true": True, "false": False, "null": None, "none": None}.get(written.lower(), plain)
-        if not quoted and "_" not in written:  # Python reads 26_20 as a number
-            with contextlib.suppress(TypeError, ValueError):
-                value = value if isinstance(value, bool) else float(value)
+        if isinstance(value, str) and not quoted and "_" not in written:  # Python reads 26_20 as a number
+            with contextlib.suppress(ValueError):
+                value = float(value)
         ways[-1].append(Condition(key, sign, value, plain))
         if joined and joined.lower() == "or":
             ways.append([])
         rest = rest[match.end() :]
-        if not joined:
-            break
     return ways
 
 
-def _column(frame: "DataFrame", condition: Condition, text: str) -> "Series[Any]":
-    """Return the values that a condition is about."""
-    key, sign, wanted, _ = condition
-    if key not in frame:
-        known = [str(name) for name in frame]
-        near = sorted(name for name in known if name.endswith((f".{key}", f"/{key}")))[:3]  # lr: optimizer.lr
-        near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(near)}?" if near else " Keys are status, name, metrics and settings."
-        raise UserError(f"where={text}: no run has {key}.{hint}")
-    column = frame[key].astype(object)
-    column = column.where(column.notna(), "unknown") if key in FACTS else column
-    values = column.dropna().to_list() if is_number(wanted) else [wanted]
-    if sign in ORDERING and values and not any(map(is_number, values)):
-        raise UserError(f"where={text}: `{shown(values[0])}` is not a number: compare text with =, != or ~ (contains).")
-    return column
+def _value(row: dict[str, Any], key: str) -> Any:
+    value = row.get(key)
+    value = None if isinstance(value, float) and math.isnan(value) else value
+    return "unknown" if value is None and key in FACTS else value
 
 
 def _holds(value: Any, condition: Condition) -> bool:
     _, sign, wanted, text = condition
-    value = None if isinstance(value, float) and math.isnan(value) else value
     if sign == "~":
         return text.lower() in shown(value).lower()
     if sign in ORDERING:
-        return is_number(value) and SIGNS[sign](value, wanted)
+        return is_number(value) and ORDERING[sign](value, wanted)
     whole = int(wanted) if isinstance(wanted, float) and wanted.is_integer() else wanted
     equal = value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
-    equal = equal or _bare(value) in (_bare(text), _bare(whole))  # lists, and names like 1e5
+    bare = [re.sub(r"[\s'\"]", "", shown(each)).lower() for each in (value, text, whole)]  # lists, and names like 1e5
+    equal = equal or bare[0] in bare[1:]
     return equal == (sign != "!=")
 
 
-def _bare(value: Any) -> str:
-    return re.sub(r"[\s'\"]", "", shown(value)).lower()
-
-
-def _values(key: str, values: list[Any]) -> str:
+def _range(key: str, values: list[Any]) -> str:
     if len(values) > 1 and all(map(is_number, values)) and min(values) < max(values):
         return f"{key} is {min(values):g} to {max(values):g}"
     texts = list(dict.fromkeys(shown(value) for value in values))
@@ -353,16 +326,12 @@ def _values(key: str, values: list[Any]) -> str:
     return f"{key} is {', '.join(texts[:5]) or 'null'}{more}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables
-
-SIZES = ("parameters", "macs")
-SPEED = ("images_per_second", "seconds")
+# -- tables
 
 
 def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
-    """Return the metrics that a table shows: the one that it is sorted by, also at the last epoch; every other
-    validation metric; the test metric; the size, if it differs between groups; and the speed."""
+    """Return the metrics that a table shows: the one that it is sorted by, also at the last epoch; further
+    validation metrics; the test metric; the size, if it differs between groups; and the speed."""
     measured = {key for group in groups for key in group.stats}
     # with few classes val/acc5 is 1; sort=val/acc5, csv, json and html show it
     validated = {key for key in measured if key.startswith("val/") and key != "val/acc5"}
@@ -370,7 +339,8 @@ def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
     other_metrics = sorted(validated - {main}, key=lambda key: (key != "val/loss", key))[:MAX_OTHER_METRICS]
     test = f"test/{main.removeprefix('val/')}"
     one_size = len({group.stats["parameters"].mean for group in groups if "parameters" in group.stats}) < 2
-    wanted = dict.fromkeys((sort, main, f"last/{main}", *other_metrics, test, *(() if one_size else SIZES[:1]), *SPEED))
+    size = () if one_size else ("parameters",)
+    wanted = dict.fromkeys((sort, main, f"last/{main}", *other_metrics, test, *size, *SPEED))
     return [key for key in wanted if key in measured or key == sort]
 
 
@@ -386,7 +356,7 @@ def cell(group: Group, key: str) -> str:
     if key not in group.stats:
         return ""
     mean, std, n = group.stats[key]
-    if key in SIZES:
+    if key in ("parameters", "macs"):
         return f"{mean / 1e6:.4g} M"
     how = ".0f" if key in SPEED else ".4f" if not mean or 1e-3 <= abs(mean) < 1e5 else ".4g"
     few = f" ({n})" if n < len(group.runs) else ""
@@ -396,79 +366,57 @@ def cell(group: Group, key: str) -> str:
 def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str]:
     """Return the lines of a table for a terminal, none wider than `width` characters if names permit.
 
-    Columns that do not fit are dropped: speed, size, last epoch, other validation metrics, test. Settings that do not
+    Columns that do not fit are dropped: speed, size, last epoch, further validation metrics, test. Settings that do not
     fit next to the columns are printed below the row.
 
     Args:
         runs: number of runs in all groups.
         sort: the metric by which the groups are sorted; this column is never dropped.
     """
+    names = max(len(group.name) for group in groups)
+    starts = ["", f"{runs} run{'s' if runs > 1 else ''}", *(f"{each.name:{names}}  {each.status}" for each in groups)]
+    labels = [as_text({key: value for key, value in group.settings.items() if value is not None}) for group in groups]
     columns = columns_of(groups, sort)
     droppable = [key for key in reversed(columns) if key != sort]
     droppable.sort(key=lambda key: (key.startswith("test/"), key.startswith("val/"), key.startswith("last/")))
-    labels = [as_text({key: value for key, value in group.settings.items() if value is not None}) for group in groups]
-    names = max(len(group.name) for group in groups)
-    statuses = max(len(group.status) for group in groups)
-    for dropped in (None, *droppable):
-        columns = [key for key in columns if key != dropped]
-        cells = [[cell(group, key) for key in columns] for group in groups]
-        heads = [heading(key) for key in columns]
-        widths = [
-            max(10, 2 + max(map(len, (*head, *column))))
-            for head, column in zip(heads, zip(*cells, strict=True), strict=True)
+
+    def lines() -> list[str]:
+        rows = [*zip(*map(heading, columns), strict=True), *([cell(group, key) for key in columns] for group in groups)]
+        widths = [max(10, 2 + max(map(len, column))) for column in zip(*rows, strict=True)]
+        first = names + 2 + max(len(group.status) for group in groups)
+        return [
+            f"{start:{first}}" + "".join(f"{text:>{room}}" for text, room in zip(row, widths, strict=True))
+            for start, row in zip(starts, rows, strict=True)
         ]
-        used = names + 2 + statuses + sum(widths)
-        if used <= width:
-            break
 
-    def line(start: str, texts: Iterable[str]) -> str:
-        return f"{start:{names + 2 + statuses}}" + "".join(
-            f"{text:>{room}}" for text, room in zip(texts, widths, strict=True)
-        )
-
-    count = f"{runs} run" + ("s" if runs > 1 else "")
-    lines = [line("", (above for above, _ in heads)), line(count, (below for _, below in heads))]
-    fits = used + 2 + max(map(len, labels)) <= width
-    for group, row, text in zip(groups, cells, labels, strict=True):
-        start = line(f"{group.name:{names}}  {group.status}", row)
-        lines.append(f"{start}  {text}" if fits else start)
-        if text and not fits:
-            lines += textwrap.wrap(
-                text,
-                width,
-                initial_indent="    ",
-                subsequent_indent="    ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-    return [text.rstrip() for text in lines]
+    while len((printed := lines())[0]) > width and droppable:
+        columns.remove(droppable.pop(0))
+    if len(printed[0]) + 2 + max(map(len, labels)) <= width:
+        return [f"{line}  {label}".rstrip() for line, label in zip(printed, ["", "", *labels], strict=True)]
+    for place, label in reversed(list(enumerate(labels, 3))):
+        wrapped = textwrap.wrap(label, width - 4, break_long_words=False, break_on_hyphens=False)
+        printed[place:place] = [f"    {line}" for line in wrapped]
+    return [line.rstrip() for line in printed]
 
 
 def as_markdown(groups: Sequence[Group], sort: str) -> str:
     """Return a table in GitHub's Markdown: the settings that differ, then the metrics."""
-    columns, settings = columns_of(groups, sort), _settings_of(groups)
-    heads = ["run", "status", *settings, *(" ".join(heading(key)).strip() for key in columns)]
-    rows = [
-        [
-            group.name,
-            group.status,
-            *(shown(group.settings[key]) if key in group.settings else "" for key in settings),
-            *(cell(group, key) for key in columns),
-        ]
-        for group in groups
-    ]
-    rule = ["---"] * (2 + len(settings)) + ["---:"] * len(columns)
+    columns, settings = columns_of(groups, sort), list(dict.fromkeys(key for each in groups for key in each.settings))
+    lines = [["run", "status", *settings, *(" ".join(heading(key)).strip() for key in columns)]]
+    lines.append(["---"] * (2 + len(settings)) + ["---:"] * len(columns))
+    for group in groups:
+        values = [shown(group.settings[key]) if key in group.settings else "" for key in settings]
+        lines.append([group.name, group.status, *values, *(cell(group, key) for key in columns)])
 
     def escaped(text: str) -> str:  # no text of a run becomes a column, HTML or a link
         return " ".join(printable(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
-    return "".join(f"| {' | '.join(map(escaped, line))} |\n" for line in (heads, rule, *rows))
+    return "".join(f"| {' | '.join(map(escaped, line))} |\n" for line in lines)
 
 
 def as_csv(groups: Sequence[Group]) -> str:
     """Return one line per group: run, status, n, the settings that differ, all metrics, KEY_std of several runs, and
     KEY_n if only n of them have the metric. A setting that is called like another column is config/NAME."""
-    import pandas as pd
 
     def text(value: Any) -> str:  # a spreadsheet would compute a text that begins like a formula
         plain = printable(shown(value))
@@ -486,33 +434,25 @@ def as_csv(groups: Sequence[Group]) -> str:
         for group in groups
     ]
     columns = dict.fromkeys(key for parts in zip(*rows, strict=True) for part in parts for key in part)
-    lines: list[dict[str, Any]] = [{key: value for part in row for key, value in part.items()} for row in rows]
-    return pd.DataFrame(lines, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: value for part in row for key, value in part.items()} for row in rows)
+    return file.getvalue()
 
 
 def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
     """Return {"groups": [{name, status, n, settings, metrics: {key: {mean, std, n}}, runs: [{name, path, status,
     config, metrics}]}], "left_out": [sentences]}; null stands for NaN and infinity."""
-    rows = [
-        {
-            "name": group.name,
-            "status": group.status,
-            "n": len(group.runs),
-            "settings": group.settings,
-            "metrics": {key: stat._asdict() for key, stat in group.stats.items()},
-            "runs": [
-                {
-                    "name": run.name,
-                    "path": str(run.path),
-                    "status": run.status,
-                    "config": run.settings,
-                    "metrics": run.metrics,
-                }
-                for run in group.runs
-            ],
-        }
-        for group in groups
-    ]
+
+    def fields(each: Group | Run, **more: Any) -> dict[str, Any]:
+        return {"name": each.name, "status": each.status, **more}
+
+    rows = []
+    for group in groups:
+        stats = {key: stat._asdict() for key, stat in group.stats.items()}
+        runs = [fields(run, path=str(run.path), config=run.settings, metrics=run.metrics) for run in group.runs]
+        rows.append(fields(group, n=len(group.runs), settings=group.settings, metrics=stats, runs=runs))
     return json.dumps(finite({"groups": rows, "left_out": list(skipped)}), indent=2, default=str) + "\n"
 
 
@@ -525,12 +465,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _settings_of(groups: Iterable[Group]) -> list[str]:
-    return list(dict.fromkeys(key for group in groups for key in group.settings))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Equality: whether a change of code changed what is trained
+# -- equality: whether a change of code changed what is trained
 
 
 def equality(a: Run, b: Run) -> tuple[bool, str]:
@@ -545,53 +480,52 @@ def equality(a: Run, b: Run) -> tuple[bool, str]:
     Raises:
         UserError: no loss and no accuracy can be compared.
     """
-    rows_a, rows_b = _texts_by_step(a), _texts_by_step(b)
-    steps, keys = rows_a.index.intersection(rows_b.index), rows_a.columns.intersection(rows_b.columns)
-    values_a, values_b = rows_a.loc[steps, keys], rows_b.loc[steps, keys]
-    paired = values_a.notna() & values_b.notna()
-    for key in keys[keys.str.endswith("_step")]:
-        before = [each[key].dropna().index.to_series().shift(fill_value=-1).reindex(steps) for each in (rows_a, rows_b)]
-        paired[key] &= before[0] == before[1]
-    if not paired.loc[:, keys.str.startswith(("train/", "val/"))].any(axis=None):
+    values_a, values_b = _values_by_step(a), _values_by_step(b)
+    paired = [each for each in sorted(values_a.keys() & values_b.keys()) if values_a[each][1] == values_b[each][1]]
+    if not any(key.startswith(("train/", "val/")) for _, key in paired):
         raise UserError(
             f"equal=true: {a.name} and {b.name} logged no loss and no accuracy of the same steps: train both with the "
             "same trainer.log_every_n_steps."
         )
-    differ = paired & (values_a != values_b)
-    # the last step that was trained: a validation at the end may have a row of its own
-    end_a, end_b = (each.filter(like="train/").dropna(how="all").index.max() for each in (rows_a, rows_b))
-    if differ.any(axis=None):
-        step = differ.any(axis=1).idxmax()
-        key = min(differ.columns[differ.loc[step]])
-        values = f"{key} is {values_a[key][step]} and {values_b[key][step]}"
-        return False, f"{a.name} and {b.name} differ first at step {step}: {values}."
+    for step, key in paired:
+        value_a, value_b = values_a[step, key][0], values_b[step, key][0]
+        if value_a != value_b:
+            difference = f"{key} is {value_a} and {value_b}"
+            return False, f"{a.name} and {b.name} differ first at step {step}: {difference}."
+    # the last step that was trained: a validation at the end may have a separate row
+    end_a, end_b = (max((s for s, key in each if key.startswith("train/")), default=0) for each in (values_a, values_b))
     if end_a != end_b:
         return False, f"{a.name} stops at step {end_a} and {b.name} at step {end_b}; they are equal until then."
-    numbers, common = paired.to_numpy().sum(), paired.any(axis=1).sum()
-    alone = rows_a.notna().to_numpy().sum() + rows_b.notna().to_numpy().sum() - 2 * numbers
+    steps, alone = len({step for step, _ in paired}), len(values_a) + len(values_b) - 2 * len(paired)
     note = f" {alone} numbers that only one of them logged were not compared." if alone else ""
-    return True, f"{a.name} and {b.name} are equal in all {numbers} numbers of {common} steps.{note}"
+    return True, f"{a.name} and {b.name} are equal in all {len(paired)} numbers of {steps} steps.{note}"
 
 
-def _texts_by_step(run: Run) -> "DataFrame":
-    """Return what a run logged of its training, by step, as texts: so a NaN that was logged is not a missing value."""
-    import pandas as pd
-
-    rows = [{k: repr(v) for k, v in row.items() if k.startswith(("train/", "val/", "lr"))} for row in run.rows]
-    if not any(key.startswith(("train/", "val/")) for row in rows for key in row):
+def _values_by_step(run: Run) -> dict[tuple[int, str], tuple[str, int | None]]:
+    """Return what a run logged of its training: {(step, key): (value, step of the previous value)}. The value is a
+    text, because NaN differs from itself; the previous step is None if it does not matter."""
+    values: dict[tuple[int, str], tuple[str, int | None]] = {}
+    steps: dict[str, list[int]] = defaultdict(lambda: [-1])
+    for row in run.rows:
+        step = int(row["step"])
+        for key, value in row.items():
+            if key.startswith(("train/", "val/", "lr")):
+                if steps[key][-1] != step:
+                    steps[key].append(step)
+                values[step, key] = repr(value), steps[key][-2] if key.endswith("_step") else None
+    if not any(key.startswith(("train/", "val/")) for _, key in values):
         raise UserError(f"equal=true: {run.path} has no numbers to compare in metrics.csv.")
-    return pd.DataFrame(rows, index=[int(row["step"]) for row in run.rows], dtype=object).groupby(level=0).last()
+    return values
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The end of a training
+# -- the end of a training
 
 
 def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     """Return the rank of a finished run among the finished runs of logs/train that were validated on the same images.
 
     An example is "3rd of 12 by val/acc1: 0.8123, 0.0222 below the best run NAME, which has optimizer.lr=0.02 (this run:
-    0.01)". The result is None if no other run was validated on these images, or if this run lacks the metric.
+    0.01)". The result is None if this is the only run on these images, or if it lacks the metric.
     """
     (run, *_), _ = read([run_dir.resolve()])
     if run.fingerprint is None or run.status != "finished" or monitor not in run.metrics:
@@ -599,45 +533,38 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run.path]
     if len(folders) >= MAX_SIBLINGS:
         folders = sorted(folders, key=modified)[1 - MAX_SIBLINGS :]
-    run, *candidates = read([run.path, *folders])[0]  # together, so that images of older and newer runs compare
-    siblings = [
-        each
-        for each in candidates
-        if each.status == "finished" and _validated_on(each) == _validated_on(run) and monitor in each.metrics
-    ]
+    (run, *candidates), _ = read([run.path, *folders])  # together, so that images of older and newer runs compare
+
+    def images_of(each: Run) -> list[str]:
+        limits = ("trainer.limit_val_batches", "trainer.overfit_batches")
+        return [canonical(each.fingerprint), *(canonical(each.settings.get(key), key) for key in limits)]
+
+    finished = [each for each in candidates if each.status == "finished" and monitor in each.metrics]
+    siblings = [each for each in finished if images_of(each) == images_of(run)]
     if not siblings:
         return None
-    low = lower_is_better(monitor)
-    value, sign = run.metrics[monitor], 1 if low else -1
+    low, value = lower_is_better(monitor), run.metrics[monitor]
+    sign = 1 if low else -1
     best = min(siblings, key=lambda sibling: sign * sibling.metrics[monitor])
     rank = 1 + sum(sign * sibling.metrics[monitor] < sign * value for sibling in siblings)
     distance = abs(value - best.metrics[monitor])
     how_far = "less than 0.0001" if distance < 5e-5 else f"{distance:.4f}"
-    direction = "above" if (rank == 1) != low else "below"
-    relation = f"{how_far} {direction}" if distance else "equal to"
-    which = "the next run" if rank == 1 else "the best run"
+    relation = f"{how_far} {'above' if (rank == 1) != low else 'below'}" if distance else "equal to"
+    which = "next" if rank == 1 else "best"
     start = f"{ordinal(rank)} of {1 + len(siblings)} by {monitor}: {value:.4f}"
-    return f"{start}, {relation} {which} {best.name}, which has {_difference(best, run)}"
+    return f"{start}, {relation} the {which} run {best.name}, which has {_difference(best, run)}"
 
 
-def _validated_on(run: Run) -> tuple[Any, ...]:
-    limits = ("trainer.limit_val_batches", "trainer.overfit_batches")
-    return canonical(run.fingerprint), *(canonical(run.settings.get(key), key) for key in limits)
-
-
-def _difference(other: Run, run: Run) -> str:
-    """Return up to four settings of `other` that differ from those of `run`."""
-    theirs, ours = differing([other, run])
+def _difference(sibling: Run, run: Run) -> str:
+    """Return up to four settings of `sibling` that differ from those of `run`."""
+    theirs, ours = differing([sibling, run])
     if theirs:
-        texts = [
-            as_text({key: value})
-            + (f" (this run: {as_text({key: ours[key]}).partition('=')[2]})" if key in ours else "")
-            for key, value in list(theirs.items())[:4]
-        ]
-        return " ".join(texts) + (" and more" if len(theirs) > 4 else "")
+        this = {key: f" (this run: {as_text({key: ours[key]}).partition('=')[2]})" for key in ours}
+        texts = [as_text({key: value}) + this.get(key, "") for key, value in theirs.items()]
+        return " ".join(texts[:4]) + (" and more" if len(texts) > 4 else "")
     if ours:
         return f"no {' and no '.join(list(ours)[:4])}"
-    facts = {key: value for key, value in other.facts.items() if value is not None and value != run.facts[key]}
+    facts = {key: value for key, value in sibling.facts.items() if value is not None and value != run.facts[key]}
     return f"the same settings{f' and {as_text(facts)}' if facts else ''}"
 
 

@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 4  # pixels between tiles
 TEXT = 12  # font size in pixels
 INK, PAPER = (20, 20, 20), (255, 255, 255)
-FULL = np.array([8, 69, 148])  # colour of a cell of the confusion matrix that contains its whole row
+FULL = np.array([8, 69, 148])  # colour of a cell of the confusion matrix that contains all images of the row
 
 
 def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), columns: int = 4) -> Image.Image:
-    """Draw images side by side, each above the lines of its caption.
+    """Draw images side by side, each above the lines of a caption.
 
     Args:
         images: uint8 (H, W, 3), all of one size; small ones are enlarged by a whole factor.
@@ -41,11 +41,7 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
 
 
 def confusion(
-    counts: np.ndarray,
-    names: Sequence[str],
-    totals: np.ndarray | None = None,
-    classes: int | None = None,
-    of: str | None = None,
+    counts: np.ndarray, names: Sequence[str], totals: np.ndarray | None = None, classes: int = 0, of: str | None = None
 ) -> Image.Image:
     """Draw a confusion matrix as squares. A darker square contains a larger fraction of the row's images.
 
@@ -73,13 +69,12 @@ def confusion(
             x = left + column * cell
             colour = tuple(int(value) for value in 255 + (FULL - 255) * fraction[row, column] ** 0.6)
             draw.rectangle((x, y, x + cell - 2, y + cell - 2), colour if counts[row, column] else (246, 246, 246))
-            if counts[row, column]:
+            number = str(counts[row, column])
+            if counts[row, column] and font.getlength(number) < cell - 2:
                 ink = PAPER if fraction[row, column] > 0.4 else INK
-                number = str(counts[row, column])
-                if font.getlength(number) < cell - 2:
-                    draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
+                draw.text((x + cell / 2 - 1, y + cell / 2 - 1), number, ink, font, anchor="mm")
     notes = [of] if of else []
-    if classes and classes > len(names):
+    if classes > len(names):
         notes.append(f"{len(names)} of {classes:,} classes, those confused most")
     title = f"predicted ({'; '.join(notes)})" if notes else "predicted"
     draw.text((sheet.width / 2, 4), _fitting(title, sheet.width - 8, font), INK, font, anchor="mt")
@@ -88,12 +83,12 @@ def confusion(
 
 
 def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
-    """Draw the filters of a first convolution as tiles: zero is grey, and each is scaled by its largest weight.
+    """Draw the filters of a first convolution as tiles: zero is grey, and each is scaled by the largest weight in it.
 
     Args:
         weights: float (maps, channels, H, W); three channels are drawn as red, green and blue, another
             number as the mean.
-        groups: number of groups of maps, which are drawn one below the other with a gap between them.
+        groups: number of groups of maps, which are drawn below each other with a gap.
     """
     if weights.shape[1] != 3:
         weights = weights.mean(1, keepdims=True).repeat(3, 1)

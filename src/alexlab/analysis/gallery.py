@@ -30,7 +30,7 @@ SHOWN = 8  # validation images with their top-5 bars
 QUERIES, NEIGHBOURS = 5, 6
 BATCH = 64
 NAMES = ("filters", "curves", "top5", "neighbours")
-SIDE = 132  # pixels of an image among its neighbours
+SIDE = 132  # pixels of an image among the neighbours
 
 
 class FeatureExtractor:
@@ -48,30 +48,22 @@ class FeatureExtractor:
         with contextlib.suppress(UserError):  # without a known head, no neighbours are drawn
             head_of(self.net).register_forward_pre_hook(store)
 
-    def read(self, index: Index, numbers: list[int]) -> tuple[list[int], Tensor]:
-        """Return the numbers of the images that can be read, and their pixels, uint8 (N, 3, S, S)."""
-        with ThreadPoolExecutor(cores()) as threads:  # decoding releases the GIL
-            images = list(threads.map(lambda i: self._read(index, i), numbers))
-        whole = [(i, pixels) for i, pixels in zip(numbers, images, strict=True) if pixels is not None]
-        size = self.transform.crop.image_size
-        return [i for i, _ in whole], torch.stack([p for _, p in whole]) if whole else torch.empty(0, 3, size, size)
+    def read(self, index: Index, numbers: list[int]) -> dict[int, Tensor]:
+        """Return the pixels of each image that can be read, uint8 (3, S, S), by the number of the image."""
 
-    def _read(self, index: Index, i: int) -> Tensor | None:
-        try:
-            return self.transform.crop(index.picture(i))
-        except OSError:
+        def pixels(number: int) -> Tensor | None:
+            with contextlib.suppress(OSError):
+                return self.transform.crop(index.picture(number))
             return None
+
+        with ThreadPoolExecutor(cores()) as threads:  # decoding releases the GIL
+            images = zip(numbers, threads.map(pixels, numbers), strict=True)
+            return {number: image for number, image in images if image is not None}
 
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return probabilities (N, num_classes), and the last hidden layer (N, units) or None without a known head.
-
-        Args:
-            pixels: uint8 (N, 3, S, S).
-
-        Returns:
-            Both are float32, on the CPU.
-        """
+        """Compute on images, uint8 (N, 3, S, S): probabilities (N, num_classes), and the last hidden layer (N, units)
+        or None without a known head. Both are float32, on the CPU."""
         probabilities, hidden = [], []
         for part in pixels.split(BATCH):
             logits = self.net(self.transform.normalize(part.to(self.device)))
@@ -84,13 +76,14 @@ class FeatureExtractor:
         """Return the numbers of the images that can be read, and their last hidden layer (N, units).
 
         Reads one batch at a time, so that any number of images fits into memory. Only for networks with a head."""
-        read, hidden = [], []
+        hidden: dict[int, Tensor] = {}
         for start in range(0, len(numbers), BATCH):
-            read_now, pixels = self.read(index, numbers[start : start + BATCH])
-            if read_now:
-                read += read_now
-                hidden.append(self.predict(pixels)[1])
-        return read, torch.cat([part for part in hidden if part is not None]) if hidden else torch.empty(0, 0)
+            images = self.read(index, numbers[start : start + BATCH])
+            if images:
+                features = self.predict(torch.stack(list(images.values())))[1]
+                assert features is not None
+                hidden |= zip(images, features, strict=True)
+        return list(hidden), torch.stack(list(hidden.values())) if hidden else torch.empty(0, 0)
 
 
 def spread(index: Index, count: int) -> list[int]:
@@ -119,46 +112,37 @@ def pictures(
     if first is not None:
         yield "filters", figures.filters(first[0].weight.detach().float().cpu().numpy(), first[1])
     if (run_dir / "metrics.csv").is_file():
-        drawn = plots.curves(run_dir / "metrics.csv", monitor, rundir.read_summary(run_dir).get("steps_per_epoch"))
-        if drawn is not None:
-            yield "curves", drawn
+        plot = plots.curves(run_dir / "metrics.csv", monitor, rundir.read_summary(run_dir).get("steps_per_epoch"))
+        if plot is not None:
+            yield "curves", plot
     extractor = FeatureExtractor(trained, device)
     held_out, train = data.splits[data.test_split if "val" not in data.splits else "val"], data.splits.get("train")
-    numbers, pixels = extractor.read(held_out, spread(held_out, SHOWN))
-    if not numbers:
+    images = extractor.read(held_out, spread(held_out, SHOWN))
+    if not images:
         return
-    probabilities, hidden = extractor.predict(pixels)
-    best = probabilities.topk(min(5, probabilities.shape[1]), 1)
-    names = extractor.classes
-    yield (
-        "top5",
-        plots.top5(
-            [_array(image) for image in pixels],
-            [names[held_out.targets[i]] for i in numbers],
-            [
-                [(names[k], p) for k, p in zip(classes, probabilities, strict=True)]
-                for classes, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ],
-        ),
-    )
+    pixels, names = list(images.values()), extractor.classes
+    truths = [names[held_out.targets[number]] for number in images]
+    probabilities, hidden = extractor.predict(torch.stack(pixels))
+    best = [row.topk(min(5, len(row))) for row in probabilities]
+    named = [[(names[k], p) for p, k in zip(*map(Tensor.tolist, each), strict=True)] for each in best]
+    yield "top5", plots.top5([_array(image) for image in pixels], truths, named)
     if train is None or not among or hidden is None:
         return
     train_numbers, train_hidden = extractor.features(train, spread(train, among))
     if not train_numbers:
         return
-    count = min(QUERIES, len(numbers))
-    queries = [round(i * (len(numbers) - 1) / max(1, count - 1)) for i in range(count)]
+    queries = np.linspace(0, len(pixels) - 1, min(QUERIES, len(pixels))).round().astype(int).tolist()
     distances, places = nearest(hidden[queries], train_hidden, NEIGHBOURS)
-    shown = sorted({train_numbers[place] for near in places.tolist() for place in near})
-    train_pixels = dict(zip(*extractor.read(train, shown), strict=True))
-    images, captions = [], []
-    for query, far, near in zip(queries, distances.tolist(), places.tolist(), strict=True):
-        images.append(_small(pixels[query]))
-        captions.append((names[held_out.targets[numbers[query]]], "query"))
-        for distance, place in zip(far, near, strict=True):
-            images.append(_small(train_pixels[train_numbers[place]]))
-            captions.append((names[train.targets[train_numbers[place]]], f"distance {distance:.3g}"))
-    yield "neighbours", figures.tiles(images, captions, columns=1 + distances.shape[1])
+    near = torch.tensor(train_numbers)[places].tolist()
+    train_pixels = extractor.read(train, sorted({number for row in near for number in row}))
+    drawn, captions = [], []
+    for query, far, numbers in zip(queries, distances.tolist(), near, strict=True):
+        drawn.append(_small(pixels[query]))
+        captions.append((truths[query], "query"))
+        for distance, number in zip(far, numbers, strict=True):
+            drawn.append(_small(train_pixels[number]))
+            captions.append((names[train.targets[number]], f"distance {distance:.3g}"))
+    yield "neighbours", figures.tiles(drawn, captions, columns=1 + distances.shape[1])
 
 
 def _array(image: Tensor) -> np.ndarray:
@@ -167,15 +151,14 @@ def _array(image: Tensor) -> np.ndarray:
 
 def _small(image: Tensor) -> np.ndarray:
     drawn = Image.fromarray(_array(image).copy())
-    if drawn.width > SIDE:
-        drawn = drawn.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    drawn.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=None)
     return np.asarray(drawn)
 
 
 def draw(
     run_dir: Path, data: ImageFolders, monitor: str, ckpt: str = "best", among: int = 2000, device: str = "cpu"
 ) -> list[Path]:
-    """Write the figures of a run into its `figures/` and return their paths."""
+    """Write the figures of a run to RUN_DIR/figures and return their paths."""
     trained = loading.load(run_dir, ckpt, check_sources=False)
     folder = make_folder(run_dir, "figures")
     for name in NAMES:  # figures of another checkpoint or of other images

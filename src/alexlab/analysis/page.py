@@ -123,14 +123,14 @@ def curves_of(run: Run, points: int) -> dict[str, Any]:
     `per_step` images per step (None if unknown), `clock` [steps, seconds of training]."""
     rows = run.rows
     curves: dict[str, list[list[float]]] = {}
-    for key in dict.fromkeys(key for row in rows for key in row):
-        plain = key.removesuffix("_step")
+    keys = dict.fromkeys(key for row in rows for key in row)
+    for key in keys:
         wanted = key.startswith(("train/", "val/", "lr", "perf/")) and key not in ("perf/images", "perf/seconds")
-        finer = any(f"{key}_step" in row for row in rows)  # that curve is shown instead, under the same name
-        if wanted and not key.endswith("_best") and (plain != key or not finer):
+        # the curve of KEY_step is finer and is shown instead of KEY's, under the name of KEY
+        if wanted and not key.endswith("_best") and f"{key}_step" not in keys:
             curve = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
             if curve:
-                curves[plain] = thinned(curve, points)
+                curves[key.removesuffix("_step")] = thinned(curve, points)
     batch, accumulated = run.settings.get("data.batch_size"), run.settings.get("trainer.accumulate_grad_batches", 1)
     return {
         "curves": curves,

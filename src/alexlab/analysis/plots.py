@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -30,10 +29,9 @@ def top5(
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure = _figure(2.5 * columns, 3.75 * rows)
-    outer = figure.add_gridspec(
-        rows, columns, hspace=0.1, wspace=0.06, left=0.01, right=0.99, bottom=0.02 / rows, top=1 - 0.09 / rows
-    )
+    figure = Figure((2.5 * columns, 3.75 * rows), dpi=DPI)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02 / rows, top=1 - 0.09 / rows)
+    outer = figure.add_gridspec(rows, columns, hspace=0.1, wspace=0.06)
     for i, image in enumerate(images):
         inner = outer[divmod(i, columns)].subgridspec(2, 1, height_ratios=[2.2, 1.05], hspace=0.03)
         picture = figure.add_subplot(inner[0])
@@ -41,14 +39,8 @@ def top5(
         picture.set_axis_off()
         picture.set_title(_short(truths[i], 28), fontsize=9, fontweight="bold")
         bars = figure.add_subplot(inner[1])
-        names, probabilities = [name for name, _ in best[i]], [probability for _, probability in best[i]]
-        bars.barh(
-            range(len(names)),
-            probabilities,
-            color=[RIGHT if name == truths[i] else OTHER for name in names],
-            alpha=0.65,
-        )
         for place, (name, probability) in enumerate(best[i]):
+            bars.barh(place, probability, color=RIGHT if name == truths[i] else OTHER, alpha=0.65)
             bars.text(0.02, place, f"{_short(name, 24)}  {probability:.0%}", va="center", fontsize=8)
         bars.set(xlim=(0, 1), ylim=(4.6, -0.6), xticks=[], yticks=[])
     return _image(figure)
@@ -65,15 +57,15 @@ def per_class(accuracies: Sequence[float | None], names: Sequence[str], of: str 
     half = MAX_BARS // 2
     many = len(known) > MAX_BARS
     parts = [known[:half], known[-half:]] if many else [known]
-    figure = _figure(6.5, 1.1 + 0.22 * sum(len(part) for part in parts) + (0.5 if many else 0))
+    height = 1.1 + 0.22 * sum(len(part) for part in parts) + (0.5 if many else 0)
+    figure = Figure((6.5, height), dpi=DPI, layout="tight")
     all_axes = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
     mean = float(np.mean([acc for acc, _ in known]))
     for axes, part, which in zip(all_axes, parts, ("best", "worst"), strict=False):
         places = range(len(part))
         axes.barh(places, [acc for acc, _ in part], color=OTHER, height=0.72)
         axes.set_yticks(places, [_short(name, 32) for _, name in part], fontsize=8)
-        axes.set(xlim=(0, 1.09), ylim=(len(part) - 0.4, -0.6))
-        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        axes.set(xlim=(0, 1.09), ylim=(len(part) - 0.4, -0.6), xticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0])
         axes.tick_params(axis="x", labelsize=8)
         axes.axvline(mean, color=RIGHT, linewidth=1)
         for place, (acc, _) in zip(places, part, strict=True):
@@ -82,7 +74,6 @@ def per_class(accuracies: Sequence[float | None], names: Sequence[str], of: str 
         axes.spines[["top", "right"]].set_visible(False)
         title = f"acc1 by class{f' ({of})' if of else ''}, mean of classes {mean:.1%}"
         axes.set_title(f"{title}: the {half} {which} of {len(known)}" if many else title, fontsize=10)
-    figure.tight_layout()
     return _image(figure)
 
 
@@ -109,15 +100,17 @@ def curves(metrics_csv: Path, monitor: str | None = None, epoch_steps: int | Non
     panels = {title: lines for title, lines in panels.items() if lines}
     if not panels:
         return None
-    figure = _figure(4.4 * len(panels), 3.5)
+    figure = Figure((4.4 * len(panels), 3.5), dpi=DPI, layout="tight")
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for key, colour in lines:
             x, y = read.line(key)
             label = "learning rate" if key.startswith("lr") else key
             axes.plot(x, y, color=colour, label=label, linewidth=1.5, marker="o" if len(x) < 3 else None, markersize=4)
+            if key == monitor and not np.isnan(y).all():
+                at = int(np.nanargmin(y) if lower_is_better(key) else np.nanargmax(y))
+                axes.plot(x[at], y[at], "*", color="black", markersize=9, label=f"best {y[at]:.4f}")
         if all(len(read.line(key)[0]) == 1 for key, _ in lines):  # else the axis would show hundredths of an epoch
             axes.set_xlim(0, 2 * read.line(lines[0][0])[0][0])
-        _mark_best(axes, read, monitor, [key for key, _ in lines])
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(read.unit, fontsize=9)
         axes.tick_params(labelsize=8)
@@ -128,18 +121,7 @@ def curves(metrics_csv: Path, monitor: str | None = None, epoch_steps: int | Non
             axes.set_ylim(0, 1.02)
         if title != "learning rate":
             axes.legend(fontsize=8, frameon=False)
-    figure.tight_layout()
     return _image(figure)
-
-
-def _mark_best(axes: Axes, read: "Curves", monitor: str | None, shown: list[str]) -> None:
-    if monitor not in shown or monitor is None:
-        return
-    x, y = read.line(monitor)
-    if np.isnan(y).all():
-        return
-    at = int(np.nanargmin(y) if lower_is_better(monitor) else np.nanargmax(y))
-    axes.plot(x[at], y[at], "*", color="black", markersize=9, label=f"best {y[at]:.4f}")
 
 
 class Curves:
@@ -153,29 +135,20 @@ class Curves:
         self.rows = read_metrics(path)
         self.keys = {key for row in self.rows for key in row}
         ends = [(int(row["step"]) + 1, int(row["epoch"]) + 1) for row in self.rows if {"val/loss", "epoch"} <= set(row)]
-        if not isinstance(epoch_steps, int) or epoch_steps < 1:
-            epoch_steps = None
-        if epoch_steps is None and ends:
-            epoch_steps = ends[0][0] // ends[0][1]  # the last validation may be within an epoch
-        whole = epoch_steps is not None and any(step >= epoch_steps for step, _ in ends)
-        self.steps, self.unit = (epoch_steps or 1, "epoch") if whole else (1, "step")
+        steps = epoch_steps if isinstance(epoch_steps, int) and epoch_steps > 0 else 0
+        if ends and not steps:
+            steps = ends[0][0] // ends[0][1]  # the last validation may be within an epoch
+        whole = any(step >= steps for step, _ in ends)
+        self.steps, self.unit = (steps or 1, "epoch") if whole else (1, "step")
 
     def line(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return x and y, both float64 (N,): the epochs or steps at which `key` was measured, and its values."""
+        """Return x and y, both float64 (N,): the epochs or steps at which `key` was measured, and the values."""
         points = [((int(row["step"]) + 1) / self.steps, row[key]) for row in self.rows if key in row]
         return np.array([x for x, _ in points]), np.array([y for _, y in points])
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Return a figure of `width` x `height` inches; pyplot would look for a display."""
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _image(figure: Figure) -> Image.Image:
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+    canvas = FigureCanvasAgg(figure)  # pyplot would look for a display
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 

@@ -1,8 +1,6 @@
-"""Run directories of any age as data.
+"""Run directories of any age as data. Nothing that a run directory names is imported or run.
 
-`find` looks for run directories and `read` reads them into plain records; nothing that a run directory names is
-imported or run. `frame` makes a pandas DataFrame with one row per run, `curves` one of a run's metrics.csv. Only these
-two import pandas, which takes 0.4 s: the line about a run's rank, at the end of each training, reads runs without it.
+Only `frame` and `curves` import pandas, which takes 0.4 s: what a training prints at the end does without it.
 """
 
 import csv
@@ -13,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +21,7 @@ from alexlab.data.fingerprint import identities
 from alexlab.engine import config as configs
 from alexlab.engine import provenance
 from alexlab.engine.errors import UserError
+from alexlab.engine.files import read_csv
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import canonical, overridden_keys, settings_of
@@ -32,19 +31,8 @@ if TYPE_CHECKING:
 
 MAX_METRICS_BYTES = 2**28  # of a metrics.csv
 # the numbers at the top level of summary.json
-NUMBERS = (
-    "seconds",
-    "images_per_second",
-    "data_wait",
-    "parameters",
-    "macs",
-    "epochs",
-    "steps",
-    "gpu_hours",
-    "effective_lr",
-    "best_epoch",
-    "world_size",
-)
+COUNTS = ("parameters", "macs", "epochs", "steps", "best_epoch", "world_size")
+NUMBERS = ("seconds", "images_per_second", "data_wait", *COUNTS, "gpu_hours", "effective_lr")
 FACTS = ("images", "commit", "device", "world_size", "effective_lr", "precision")
 Row = dict[str, float]  # of a metrics.csv: {"step": 9, "val/acc1": 0.5}
 
@@ -63,14 +51,13 @@ class Run:
     """A run.
 
     Attributes:
-        path: the run directory.
         name: as tables show it and every command takes it.
         status: finished, failed, preempted, pruned, running, or unfinished (killed, or running elsewhere).
         settings: the flat config without keys that make no difference. "choices.model" is the option of conf/model.
         overridden: keys that the command line set.
         summary: the content of summary.json, {} before the run has ended.
         code: the commit, and a hash of how the code differed from it.
-        fingerprint: of the run's images: equal for equal images among the runs that were read together; or None.
+        fingerprint: equal for equal images among the runs that were read together; None if unknown.
         problems: a sentence for each thing that could not be read.
     """
 
@@ -126,29 +113,33 @@ class Run:
             changes = f"+{str(patch)[:6]}" if patch else "+changes"
         hardware = self.summary.get("hardware")
         hardware = hardware if isinstance(hardware, dict) else {}
-        images = hashlib.sha256(canonical(self.fingerprint).encode()).hexdigest()[:8] if self.fingerprint else None
-        return {
-            **{key: self.summary.get(key) for key in FACTS},
-            "images": images,
-            "commit": f"{str(commit)[:7]}{changes}" if commit else None,
-            "device": hardware.get("device") or hardware.get("devices"),
-        }
+        facts = {key: self.summary.get(key) for key in FACTS}
+        facts["images"] = (
+            hashlib.sha256(canonical(self.fingerprint).encode()).hexdigest()[:8] if self.fingerprint else None
+        )
+        facts["commit"] = f"{str(commit)[:7]}{changes}" if commit else None
+        facts["device"] = hardware.get("device") or hardware.get("devices")
+        return facts
 
 
-def frame(runs: Iterable[Run]) -> "DataFrame":
-    """Return one row per run: name, path, status, metrics, facts, settings ("optimizer.lr", "model" for the chosen
-    option). A setting that is called like a metric or a fact is in the column "config/NAME"."""
-    import pandas as pd
-
-    runs = list(runs)
+def table_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return one dict per run: name, path, status, metrics, facts, settings ("optimizer.lr", "model" for the chosen
+    option). A setting that is called like a metric or a fact has the key "config/NAME"."""
     rows = [{"name": run.name, "path": str(run.path), "status": run.status, **run.facts, **run.metrics} for run in runs]
     taken = set().union(*rows)
     for run, row in zip(runs, rows, strict=True):
         for key, value in run.settings.items():
             label = key.removeprefix("choices.")
             row[f"config/{label}" if label in taken else label] = value
+    return rows
+
+
+def frame(runs: Sequence[Run]) -> "DataFrame":
+    """Return `table_of` as a DataFrame."""
+    import pandas as pd
+
     # as objects: a column of integers would become floats if a run lacks the setting
-    return pd.DataFrame(rows, dtype=object)
+    return pd.DataFrame(table_of(runs), dtype=object)
 
 
 def curves(run_dir: Path | str) -> "DataFrame":
@@ -163,8 +154,7 @@ def curves(run_dir: Path | str) -> "DataFrame":
     return pd.DataFrame(rows or {"step": []}).groupby("step").last()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Finding
+# -- finding
 
 
 def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
@@ -179,7 +169,7 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
     for name in names:
         runs: list[Path] = []
         for place in (Path(name).expanduser(), logs / "runs" / name, logs / "multiruns" / name):
-            # a name may contain brackets, so it is a glob only if there is no such file
+            # a name may contain brackets, so it is a glob only if no such file exists
             matches = [str(place)] if place.exists() else sorted(glob.glob(str(place)))  # noqa: PTH207
             runs = [run for match in matches if os.path.isdir(match) for run in _below(match, problems)]  # noqa: PTH112
             if runs:
@@ -187,8 +177,7 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
         if not runs and name == "latest":
             runs = sorted(_below(str(logs), []), key=modified)[-1:]
         if not runs:
-            kinds = ("runs", "multiruns")
-            near = difflib.get_close_matches(name, {path.name for kind in kinds for path in logs.glob(f"{kind}/*")}, 2)
+            near = difflib.get_close_matches(name, {path.name for path in logs.glob("*runs/*")}, 2)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             if any(Path(name).expanduser().glob("**/*.wandb")):
                 hint = " W&B's own folders are not read: give the run directory, or see the run's page in W&B."
@@ -216,15 +205,14 @@ def _below(folder: str, problems: list[str]) -> Iterator[Path]:
 
 
 def modified(run_dir: Path) -> float:
-    """Return when config.yaml was written, in seconds since 1970; 0 if there is none."""
+    """Return when config.yaml was written, in seconds since 1970; 0 if it does not exist."""
     try:
         return (run_dir / "config.yaml").stat().st_mtime
     except OSError:
         return 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
+# -- reading
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -236,7 +224,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     for folder in folders:
         try:
             runs.append(_read_run(folder, locked, blocks))
-        except Exception as error:  # whatever somebody's folder contains, the other runs are shown
+        except Exception as error:  # whatever somebody's folder contains, the remaining runs are shown
             why = str(error).partition("\n")[0][:200] or type(error).__name__
             problems.append(printable(f"{folder}: {why}"))
     for run, fingerprint in zip(runs, identities([run.summary.get("dataset") for run in runs]), strict=True):
@@ -251,7 +239,12 @@ def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
     config = _read_config(path, blocks)
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError("config.yaml is not the config of a run.")
-    summary = _read_summary(folder / "summary.json")
+    summary = {}
+    if (folder / "summary.json").is_file():
+        summary = json.loads((folder / "summary.json").read_text())
+        parts = [summary.get(key) or {} for key in ("best", "last", "test")] if isinstance(summary, dict) else [None]
+        if not all(isinstance(part, dict) and all(v is None or is_number(v) for v in part.values()) for part in parts):
+            raise ValueError("summary.json is not the summary of a run.")
     if _is_running(folder, locked):  # a summary.json is from before the resume
         old = ("status", "best", "last", "test", "seconds", "images_per_second")
         status, summary = "running", {key: value for key, value in summary.items() if key not in old}
@@ -267,11 +260,8 @@ def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
 def _read_config(path: Path, blocks: dict[bytes, Any]) -> Any:
     """Return the content of a config.yaml.
 
-    Parsing YAML takes most of the time that a comparison takes, and runs differ in few of their top-level blocks
-    (model:, data:, ...), so each block is parsed once.
-
-    Args:
-        blocks: the blocks parsed so far; new ones are added.
+    Parsing YAML takes most of the time of a comparison, and runs differ in few of their top-level blocks (model:,
+    data:, ...), so each block is parsed once and kept in `blocks`.
     """
     config: dict[str, Any] = {}
     try:
@@ -284,45 +274,30 @@ def _read_config(path: Path, blocks: dict[bytes, Any]) -> Any:
     return config
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    """Return the content of a summary.json; {} if there is none."""
-    if not path.is_file():
-        return {}
-    summary = json.loads(path.read_text())
-    parts = [summary.get(key) or {} for key in ("best", "last", "test")] if isinstance(summary, dict) else [None]
-    if not all(isinstance(part, dict) and all(v is None or is_number(v) for v in part.values()) for part in parts):
-        raise ValueError("summary.json is not the summary of a run.")
-    return summary
-
-
 def read_metrics(path: Path) -> list[Row]:
-    """Return the rows of a metrics.csv by step, without cells that are not numbers; [] if there is no such file.
+    """Return the rows of a metrics.csv by step, without cells that are not numbers; [] if it does not exist.
 
     Rows without a step, torn rows and a last line without an end (it is being written) are skipped.
 
     Raises:
         UserError: the file is larger than any run's, or not a CSV file.
     """
-    if not path.is_file():
-        return []
-    if path.stat().st_size > MAX_METRICS_BYTES:
+    if path.is_file() and path.stat().st_size > MAX_METRICS_BYTES:
         raise UserError(f"{path} has more than {MAX_METRICS_BYTES} bytes, so it is not a run's.")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    reader = csv.reader(text[: text.rfind("\n") + 1].splitlines())
-    rows: list[Row] = []
     try:
-        keys = next(reader, [])
-        for cells in reader:
-            row: Row = {}
-            for key, cell in zip(keys, cells, strict=False):
-                try:
-                    row[key] = float(cell)
-                except ValueError:
-                    continue
-            if len(cells) == len(keys) and 0 <= row.get("step", -1) < 2**63 and 0 <= row.get("epoch", 0) < 2**63:
-                rows.append(row)
-    except csv.Error as error:
+        lines = read_csv(path)[1]
+    except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a run's: {error}.") from None
+    rows: list[Row] = []
+    for cells in lines:
+        row: Row = {}
+        for key, cell in cells.items():
+            try:
+                row[key] = float(cell)
+            except ValueError:
+                continue
+        if 0 <= row.get("step", -1) < 2**63 and 0 <= row.get("epoch", 0) < 2**63:
+            rows.append(row)
     return sorted(rows, key=lambda row: row["step"])
 
 
@@ -333,13 +308,8 @@ def _so_far(rows: list[Row], monitor: str) -> tuple[Row, Row, Row]:
     speed: Row = {}
     for _, of_step in itertools.groupby(rows, key=lambda row: row["step"]):
         merged = {key: value for row in of_step for key, value in row.items()}
-        measured = {
-            key: value
-            for key, value in merged.items()
-            if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step"))
-        }
-        last |= measured
-        validated = {key: value for key, value in measured.items() if key.startswith("val/")}
+        last |= {key: merged[key] for key in merged if re.match(r"(train|val)/(?!.*_(best|step)$)", key)}
+        validated = {key: last[key] for key in merged if key in last and key.startswith("val/")}
         by = monitor if monitor in validated else min(validated, default="")
         sign = -1 if lower_is_better(by) else 1
         value = validated.get(by, float("nan"))
@@ -352,7 +322,7 @@ def _so_far(rows: list[Row], monitor: str) -> tuple[Row, Row, Row]:
 
 
 def _locked_inodes() -> set[int]:
-    """Return the inodes that processes of this machine have locked; a run locks its directory's `.lock.rank`.
+    """Return the inodes that processes of this machine have locked; a run locks `.lock.rank` in the run directory.
 
     Locks are listed first because trying each lock could make a run that starts just then fail.
     """

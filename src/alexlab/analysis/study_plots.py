@@ -56,10 +56,11 @@ def draw(study: Any, metric: str, folder: Path) -> list[Path]:
 def _scatter(axes: Any, trials: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     """Draw complete and pruned trials, the later the darker, and return the complete ones."""
     shade = [trial.number for trial in trials]
+    style = {"cmap": "Blues", "vmin": min(shade) - len(shade) / 2, "vmax": max(shade)}
     for state, marker in (("COMPLETE", "o"), ("PRUNED", "x")):
         at = [i for i, trial in enumerate(trials) if trial.state.name == state]
-        axes.scatter([x[i] for i in at], [trials[i].value for i in at], c=[shade[i] for i in at], cmap="Blues",
-                     vmin=min(shade) - len(shade) / 2, vmax=max(shade), marker=marker, label=state.lower())  # fmt: skip
+        places, values = [x[i] for i in at], [trials[i].value for i in at]
+        axes.scatter(places, values, c=[shade[i] for i in at], marker=marker, label=state.lower(), **style)
     axes.grid(alpha=0.25)
     return [trial for trial in trials if trial.state.name == "COMPLETE"]
 

@@ -51,7 +51,7 @@ def show(config: Any) -> None:
 
     skipped += missing
     if config.where is not None:
-        runs = [runs[number] for number in compare.select(reading.frame(runs), config.where).index]
+        runs = [runs[number] for number in compare.select(runs, config.where)]
     sort = compare.sort_metric(runs, config.sort)
     groups = compare.ranked(compare.grouped(runs, config.seeds == "group"), sort)
     rows = groups[: config.most or MAX_ROWS.get(config.format)]

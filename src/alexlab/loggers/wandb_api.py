@@ -21,9 +21,9 @@ def has_api_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        file = Path(path).expanduser() if path else None
-        if file is not None and file.is_file():
+    for path in filter(None, (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")):
+        file = Path(path).expanduser()
+        if file.is_file():
             try:
                 return netrc.netrc(str(file)).authenticators(host) is not None
             except netrc.NetrcParseError as error:
@@ -53,5 +53,5 @@ def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
+    """Return the first line of an error's message, or the type of the error without a message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

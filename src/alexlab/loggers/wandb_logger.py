@@ -16,25 +16,24 @@ import wandb
 
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
+from alexlab.engine.schema import WandbConfig
 from alexlab.loggers.wandb_api import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
 
 Status = Literal["finished", "failed", "preempted"]
-Mode = Literal["online", "offline", "disabled"]
 
 # The values of WANDB_MODE that fit a run, as W&B reads them. `shared` is for several processes that write one run.
-MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
-MODES |= {"dryrun": "offline", "run": "online"}
+MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "dryrun": "offline", "run": "online"}
 ID_FILE = ".wandb-id"  # in the run directory: the id of the run in W&B, so that a resumed run is the same one
 FINISH_TIMEOUT = 15.0  # seconds to upload the last metrics at the end, unless WANDB_FINISH_TIMEOUT is set
 ARTIFACT_TIMEOUT = 5.0  # seconds that the end of the run waits for the upload of the dataset and the code
-SLOWEST_UPLOAD = 1e6  # bytes per second: the checkpoint gets FINISH_TIMEOUT and its size divided by this
+SLOWEST_UPLOAD = 1e6  # bytes per second: the checkpoint gets FINISH_TIMEOUT and (size / this) seconds
 MAX_CLASSES = 10_000  # whose names the dataset artifact holds
 CODE_ARTIFACT = "alexlab-code"
 
 
-def choose_mode(mode: str) -> tuple[Mode, str]:
+def choose_mode(mode: str) -> tuple[str, str]:
     """Return W&B's mode for `logger.wandb.mode`, and the reason in words. WANDB_MODE decides if it is "auto".
 
     Raises:
@@ -59,69 +58,44 @@ def choose_mode(mode: str) -> tuple[Mode, str]:
 
 
 def started_by_agent() -> bool:
-    """Check whether a W&B agent started this process, to train one run of its sweep."""
+    """Check whether a W&B agent started this process, to train one run of a sweep."""
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
 class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     """Log one run to W&B. Use it on rank 0 only.
 
-    Lightning's logger opens its run when it is first used and never closes it, so that a failed run looks finished in
-    W&B, and the next job of a sweep logs into the run of the job before. Here `start` opens the run and `finish` closes
-    it with its status. Lightning's `log_image`, `log_table`, `log_text` and `watch` work as usual.
+    Lightning's logger never closes the run, so that a failed run looks finished in W&B, and the next job of a sweep
+    logs into the run of the job before. Here `start` opens the run and `finish` closes it with a status. Lightning's
+    `log_image`, `log_table`, `log_text` and `watch` work as usual.
 
     Args:
         save_dir: run directory, where W&B's own files go too.
-        mode: "auto" (online with an API key, else offline), "online", "offline" or "disabled".
-        log_model: upload the best checkpoint when the run finishes.
-        log_code: upload the commit and the uncommitted changes. W&B's own upload of code is then off.
-        init_timeout: seconds that the server gets to answer before the run continues offline.
+        settings: keys of `WandbConfig`.
 
     Raises:
         UserError: as `choose_mode`.
     """
 
-    def __init__(
-        self,
-        save_dir: str,
-        mode: str = "auto",
-        project: str = "alexlab",
-        entity: str | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        tags: "list[str] | tuple[str, ...]" = (),
-        notes: str | None = None,
-        log_model: bool = False,
-        log_code: bool = True,
-        init_timeout: float = 8,
-    ) -> None:
-        self.must_be_online = mode == "online"
-        self.mode, self.reason = choose_mode(mode)
-        super().__init__(project=project, save_dir=save_dir)
-        self.upload_best, self.upload_code = log_model, log_code
+    def __init__(self, save_dir: str, **settings: Any) -> None:
+        config = WandbConfig(**settings)
+        self.mode, self.reason = choose_mode(config.mode)
+        super().__init__(project=config.project, save_dir=save_dir)
+        self.config = config
         self.finish_timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT") or FINISH_TIMEOUT)
         self.id_file = Path(save_dir) / ID_FILE
         run_id = self.id_file.read_text().strip() if self.id_file.is_file() else None
-        self.init_args: dict[str, Any] = {
-            "dir": save_dir,
-            "name": name,
-            "group": group,
-            "job_type": "train",
-            "tags": list(tags),
-            "notes": notes,
-            "settings": wandb.Settings(
-                init_timeout=init_timeout,
-                finish_timeout=self.finish_timeout,
-                finish_timeout_raises=True,
-                silent=True,
-                console="off",
-                save_code=False if log_code else None,  # ours would be uploaded twice; None is the user's own setting
-            ),
-        }
-        if not started_by_agent():  # the agent has created the run, in its sweep's project
-            self.init_args |= {"project": project, "entity": entity, "id": run_id, "resume": "allow"}
+        timeouts: Any = {"init_timeout": config.init_timeout, "finish_timeout": self.finish_timeout}
+        save_code = False if config.log_code else None  # ours would be uploaded twice; None is the user's own setting
+        self.init_args: dict[str, Any] = {"dir": save_dir, "job_type": "train", "mode": self.mode}
+        self.init_args["settings"] = wandb.Settings(
+            **timeouts, finish_timeout_raises=True, silent=True, console="off", save_code=save_code
+        )
+        self.init_args |= {key: getattr(config, key) for key in ("name", "group", "tags", "notes")}
+        if not started_by_agent():  # the agent has created the run, in the sweep's project
+            self.init_args |= {"project": config.project, "entity": config.entity, "id": run_id, "resume": "allow"}
         else:
-            # W&B would read the sweep's parameters from this file, and then ignore all other keys of these groups
+            # W&B would read the sweep's parameters from this file, and then ignore the remaining keys of these groups
             os.environ.pop("WANDB_SWEEP_PARAM_PATH", None)
             self.init_args |= {"resume": "allow"} if run_id is not None else {}
         self.run: Any = None
@@ -149,28 +123,27 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """
         if self.run is not None:
             return
-        # a server that hangs would delay the end of the process by 22 s while W&B reports its own errors
+        # a server that hangs would delay the end of the process by 22 s while W&B reports internal errors
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         Path(self.init_args["dir"]).mkdir(parents=True, exist_ok=True)
         try:
-            self.run = wandb.init(**self.init_args, mode=self.mode)
+            self.run = wandb.init(**self.init_args)
         except wandb.errors.UsageError as error:
             raise UserError(f"W&B does not accept the settings of logger.wandb: {first_line(error)}") from error
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             refused = isinstance(error, wandb.errors.AuthenticationError)
             what = f"{'W&B refuses the API key' if refused else 'the server did not answer'} ({first_line(error)})"
-            if refused and self.must_be_online:
+            if refused and self.config.mode == "online":
                 raise UserError(f"{what}: run `wandb login` again, or use logger.wandb.mode=offline.") from error
             log.warning("W&B: %s: the run continues offline.", what)
-            self.mode, self.reason = "offline", "no answer"
-            self.run = wandb.init(**self.init_args, mode=self.mode)
+            self.mode, self.reason, self.init_args["mode"] = "offline", "no answer", "offline"
+            self.run = wandb.init(**self.init_args)
         self.id_file.unlink(missing_ok=True)  # it may be a link
         self.id_file.write_text(f"{self.run.id}\n")
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        folder = self.folder
-        more = {"online": f" {self.run.url}", "offline": f" upload later with `wandb sync {folder}`"}
-        self.view = {"online": self.run.url, "offline": f"wandb leet {Path(folder).parent}"}.get(self.mode)
+        more = {"online": f" {self.run.url}", "offline": f" upload later with `wandb sync {self.folder}`"}
+        self.view = {"online": self.run.url, "offline": f"wandb leet {Path(self.folder).parent}"}.get(self.mode)
         log.info("W&B: %s (%s).%s", self.mode, self.reason, more.get(self.mode, ""))
 
     @property
@@ -189,8 +162,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Do nothing: `log_config` logs the whole config."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log one row. Without test images, skip test/*: these were measured on val/, but in a table of runs they would
-        look like test results."""
+        """Log one row. Without test images, test/* were measured on val/: W&B's table of runs must not show them."""
         row = {key: value for key, value in metrics.items() if self.has_test_images or not key.startswith("test/")}
         if not row.keys() - {"epoch"} and row.keys() != metrics.keys():
             return
@@ -204,7 +176,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         summary = values if self.has_test_images or "test" not in values else {**values, "test": {}}
         self._call(lambda run: run.summary.update(summary))
 
-    def _call(self, function: "Callable[[Any], None]") -> None:
+    def _call(self, function: Callable[[Any], None]) -> None:
         """Call a function with the run, if it is open. If W&B's process is gone, warn once, and log no more."""
         if self.run is None or self.is_broken:
             return
@@ -231,13 +203,13 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:100] or "images"  # the characters that W&B accepts
         artifact = wandb.Artifact(f"dataset-{name}", type="dataset", metadata=facts)
         _add_json(artifact, "dataset.json", {**facts, "classes": classes[:MAX_CLASSES]})
-        self._upload(artifact, is_input=True)
+        self._upload(artifact)
 
     def log_code(self, run_dir: Path) -> None:
         """Log code.json and code.patch of the run as an artifact, if `log_code` is set and the commit is known."""
         path = run_dir / "code.json"
         code = json.loads(path.read_text()) if path.is_file() else {}
-        if not self.upload_code or not code.get("commit"):
+        if not self.config.log_code or not code.get("commit"):
             return
         artifact = wandb.Artifact(CODE_ARTIFACT, type="code", metadata=code)
         _add_json(artifact, "code.json", code)
@@ -247,31 +219,28 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
         """Upload a checkpoint as the artifact `model-ID:best`, if `log_model` is set."""
-        if self.upload_best and self.run is not None and path.is_file():
+        if self.config.log_model and self.run is not None and path.is_file():
             artifact = wandb.Artifact(f"model-{self.run.id}", type="model", metadata=metadata)
             artifact.add_file(str(path))
             self._upload(artifact, ["best", "latest"], self.finish_timeout + path.stat().st_size / SLOWEST_UPLOAD)
 
     def _upload(
-        self,
-        artifact: wandb.Artifact,
-        aliases: "list[str] | None" = None,
-        timeout: float = ARTIFACT_TIMEOUT,
-        is_input: bool = False,
+        self, artifact: wandb.Artifact, aliases: list[str] | None = None, timeout: float = ARTIFACT_TIMEOUT
     ) -> None:
-        """Upload in a thread: W&B asks its server about the artifact first, and waits long for one that hangs."""
+        """Upload in a thread: W&B asks the server about the artifact first, and waits long for one that hangs. A
+        dataset is an input of the run."""
         if self.run is None or self.is_broken or self.mode == "disabled":
             return
         run, name = self.run, artifact.name
 
         def upload() -> None:
             try:
-                if self.mode == "offline":  # `wandb sync` uploads it
-                    run.log_artifact(artifact, aliases=aliases)
-                elif is_input:
-                    run.use_artifact(artifact, aliases=aliases)
-                else:
-                    run.log_artifact(artifact, aliases=aliases).wait()
+                if artifact.type == "dataset" and self.mode == "online":
+                    run.use_artifact(artifact)
+                    return
+                logged = run.log_artifact(artifact, aliases=aliases)
+                if self.mode == "online":  # else `wandb sync` uploads it
+                    logged.wait()
             except Exception as error:  # W&B raises many types; the run itself is well
                 if not self.is_closing:
                     log.warning("W&B: the artifact %s was not uploaded (%s).", name, first_line(error))
@@ -286,7 +255,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Close the run so that W&B shows how it ended. A second call does nothing.
 
         Args:
-            signal_number: the signal that preempted the run. An agent sends SIGTERM to a run that its sweep stops;
+            signal_number: the signal that preempted the run. An agent sends SIGTERM to a run that the sweep stops;
                 W&B would start a preempted run again, so such a run only counts as failed.
         """
         if self.run is None:
@@ -295,8 +264,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         for thread, timeout in self.uploads:
             thread.join(max(0.0, start + timeout - time.monotonic()))
             if thread.is_alive():
-                name = thread.name.removeprefix("W&B ")
-                log.warning("W&B: the artifact %s was not uploaded within %g s.", name, timeout)
+                log.warning("W&B: the artifact %s was not uploaded within %g s.", thread.name[4:], timeout)
         self.is_closing = True
         if status == "preempted" and not (started_by_agent() and signal_number == signal.SIGTERM):
             self._call(lambda run: run.mark_preempting())
@@ -309,7 +277,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         except Exception as error:  # W&B raises many types
             log.warning("W&B failed (%s): it may show another status of this run.", first_line(error))
         self.run = None
-        # W&B reports that it gave up in no other place; if it words this line differently, only our warning is lost
+        # W&B reports only here that it gave up; if a version words this line differently, only our warning is lost
         internal_log = Path(folder, "logs/debug-internal.log")
         gave_up = internal_log.is_file() and "filestream: fatal error" in internal_log.read_text(errors="replace")
         if within or gave_up:
