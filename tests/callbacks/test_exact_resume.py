@@ -228,8 +228,8 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         "alexlab.data.sampler.TrainBatchSampler.resume_at", property(lambda _: (0, 0), lambda *_: None), raising=False
     ),
     "the epoch's sums are forgotten": lambda patch: patch.setattr(Checkpointing, "_restore_ranks", lambda self: None),
-    "the validation of the last step is forgotten": lambda patch: patch.setattr(
-        Checkpointing, "_finish_step", lambda self, fetcher: None
+    "the validation of the last step is forgotten": _after_load(
+        lambda _, checkpoint: checkpoint["callbacks"]["Checkpointing"].update(of="end")
     ),
     "the best metrics are forgotten": lambda patch: patch.setattr(
         Checkpointing, "restores_best", property(lambda _: False, lambda *_: None), raising=False

@@ -107,10 +107,10 @@ def test_learning_rate_scales_with_the_batch_only_if_wanted() -> None:
 
 def test_weight_decay_depends_on_the_module_type() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    decayed, plain = optim.decay_groups(net, 5e-4, decay_norm_and_bias=False)
+    decayed, plain = optim.parameter_groups(net, 0.1, SGD)
     assert [p.shape for p in decayed["params"]] == [torch.Size([4, 3, 3, 3]), torch.Size([2, 4])]
     assert (decayed["weight_decay"], plain["weight_decay"], len(plain["params"])) == (5e-4, 0.0, 4)
-    assert len(optim.decay_groups(net, 5e-4, decay_norm_and_bias=True)) == 1
+    assert len(optim.parameter_groups(net, 0.1, {**SGD, "decay_norm_and_bias": True})) == 1
 
 
 def test_biases_have_twice_the_learning_rate() -> None:

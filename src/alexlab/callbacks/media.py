@@ -29,20 +29,13 @@ MOST_ROWS = 2000  # classes in W&B's table, the worst first
 
 
 class Prediction(NamedTuple):
-    """What the network says about a test image.
+    """What the network says about a test image."""
 
-    Attributes:
-        confidence: probability of the predicted class, 0 to 1.
-        image: uint8 (3, H, W).
-        top5: up to five (class, probability), the most probable first.
-        loss: cross-entropy, in nats.
-    """
-
-    confidence: float
-    image: torch.Tensor
+    confidence: float  # probability of the predicted class, 0 to 1
+    image: torch.Tensor  # uint8 (3, H, W)
     truth: int
-    top5: list[tuple[int, float]]
-    loss: float
+    top5: list[tuple[int, float]]  # up to five (class, probability), the most probable first
+    loss: float  # cross-entropy, in nats
 
     @property
     def predicted(self) -> int:
@@ -85,7 +78,7 @@ class Media(Callback):
     ) -> None:
         if outputs is None:  # a batch without images
             return
-        logits, targets = outputs["logits"], batch[1]
+        logits, targets = outputs, batch[1]
         confidence, predicted = logits.softmax(1).max(1)
         wrong = (predicted != targets).nonzero().flatten()
 
@@ -144,13 +137,7 @@ class Media(Callback):
             picture.save(file, "PNG")
 
     def _log_end(
-        self,
-        run: Any,
-        split: str,
-        names: list[str],
-        matrix: np.ndarray,
-        rows: list[int],
-        acc1: list[float | None],
+        self, run: Any, split: str, names: list[str], matrix: np.ndarray, rows: list[int], acc1: list[float | None]
     ) -> None:
         """Log the test under the name of its split: results on val must not be compared with those on test."""
         import wandb

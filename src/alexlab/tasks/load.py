@@ -46,29 +46,21 @@ class EvalTransform:
             UserError: the file cannot be read as an image.
         """
         if isinstance(image, Image.Image):
-            pixels = self.crop(decode.Picture(image))
-        else:
-            if not Path(image).exists():
-                raise FileNotFoundError(f"{image} does not exist.")
-            try:
-                pixels = decode.read(str(image), self.crop)
-            except decode.BrokenImageError as error:
-                raise UserError(f"{error.reason}.") from None
-        return self.normalize(pixels[None])[0]
+            return self.normalize(self.crop(decode.Picture(image))[None])[0]
+        if not Path(image).exists():
+            raise FileNotFoundError(f"{image} does not exist.")
+        try:
+            return self.normalize(decode.read(str(image), self.crop)[None])[0]
+        except decode.BrokenImageError as error:
+            raise UserError(f"{error.reason}.") from None
 
 
 class Trained(NamedTuple):
-    """A trained network, and what is needed to use it.
+    """A trained network, and what is needed to use it."""
 
-    Attributes:
-        net: float (B, 3, S, S) -> logits (B, len(classes)); in eval mode, on the CPU.
-        transform: turns an image or its path into the network's input.
-        classes: readable class names, in the order of the logits.
-    """
-
-    net: nn.Module
-    transform: EvalTransform
-    classes: list[str]
+    net: nn.Module  # float (B, 3, S, S) -> logits (B, len(classes)); in eval mode, on the CPU
+    transform: EvalTransform  # turns an image or its path into the network's input
+    classes: list[str]  # readable names, in the order of the logits
 
 
 def load(
@@ -103,11 +95,7 @@ def load(
 
 
 def config_of(run_dir: Path) -> TrainConfig:
-    """Read the config of a trained run.
-
-    Raises:
-        UserError: config.yaml is not the config of a run.
-    """
+    """Read the config of a trained run. Raises UserError if config.yaml is not the config of a run."""
     path = run_dir / "config.yaml"
     return validate_saved(configs.load(path), path)
 
@@ -128,19 +116,12 @@ def trained_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Load all weights of a checkpoint into `net`.
-
-    Raises:
-        UserError: the weights are another network's. The message names the keys or shapes that differ.
-    """
+    """Load all weights of a checkpoint into `net`. Raises UserError, with the keys or shapes that differ."""
     state, own = trained_weights(checkpoint), net.state_dict()
     differ = [f"{key} is missing" for key in own if key not in state]
     differ += [f"{key} is not in this network" for key in state if key not in own]
-    differ += [
-        f"{key} has shape {tuple(state[key].shape)}, and {tuple(value.shape)} is needed"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    shapes = [(key, tuple(state[key].shape), tuple(own[key].shape)) for key in own if key in state]
+    differ += [f"{key} has shape {saved}, and {new} is needed" for key, saved, new in shapes if saved != new]
     if differ:
         lines = "\n  ".join(differ[:5]) + (f"\n  ... ({len(differ) - 5} more)" if len(differ) > 5 else "")
         raise UserError(
@@ -231,22 +212,16 @@ def check_own(checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_d
 
 
 def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Path) -> None:
-    """Print a warning if source files of a network have changed since the checkpoint was written.
+    """Print a warning if source files of a network have changed since the checkpoint at `path` was written.
 
     The weights may still fit, so nothing else would show the change. Checkpoints of older versions have no hashes of
     source files, and are not checked.
-
-    Args:
-        checkpoint: content of the checkpoint.
-        net: the network, built by the present code.
-        path: file of the checkpoint.
     """
     changed = provenance.changed_sources(checkpoint["alexlab"].get("sources"), net)
     if changed:
         run_dir = path.resolve().parent.parent
-        restore = provenance.how_to_restore(
-            provenance.read(run_dir), f"git apply {rundir.shown(run_dir / 'code.patch')}"
-        )
+        patch = rundir.shown(run_dir / "code.patch")
+        restore = provenance.how_to_restore(provenance.read(run_dir), f"git apply {patch}")
         print(
             f"warning: {', '.join(changed)} changed since {rundir.shown(path)} was trained: the network may compute "
             f"something else than in training. {restore}",
@@ -267,24 +242,23 @@ def check_function(key: str, checkpoint: dict[str, Any], net: nn.Module, image_s
     Raises:
         UserError: the outputs differ.
     """
-    model = checkpoint["alexlab"]["config"]["model"]
+    name = checkpoint["alexlab"]["config"]["model"]["name"]
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
-        theirs = _outputs(_rebuild(checkpoint, device="meta"), image, same_classes)
+        theirs = _outputs(_rebuild(checkpoint, "meta"), image, same_classes)
     except Exception:  # the constructor computes with values, or the network has tensors that are not in checkpoints
         try:
-            theirs = _outputs(_rebuild(checkpoint, device="cpu"), image, same_classes)
+            theirs = _outputs(_rebuild(checkpoint, "cpu"), image, same_classes)
         except Exception as error:
             raise UserError(
-                f"{key}: the network of the checkpoint, {model['name']}, cannot take images of {image_size} pixels "
-                f"({error})."
+                f"{key}: the network of the checkpoint, {name}, cannot take images of {image_size} pixels ({error})."
             ) from error
     ours = _outputs(net, image, same_classes)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
         raise UserError(
-            f"{key}: the network of the checkpoint, {model['name']}, gives other outputs with the same weights (it may "
-            "have other strides, paddings or normalization layers): use the model.net.* settings in the config.yaml of "
-            "its run."
+            f"{key}: the network of the checkpoint, {name}, gives other outputs with the same weights (it may have "
+            "other strides, paddings or normalization layers): use the model.net.* settings in the config.yaml of its "
+            "run."
         )
 
 
@@ -292,9 +266,7 @@ def _rebuild(checkpoint: dict[str, Any], device: str) -> nn.Module:
     """Build a checkpoint's network with its weights. On "meta", no random weights are created first."""
     with torch.device(device):
         net = build_network(checkpoint["alexlab"]["config"]["model"]["net"], len(checkpoint["alexlab"]["classes"]))
-    saved = checkpoint["state_dict"]
-    weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
-    net.load_state_dict(weights, assign=device == "meta")
+    net.load_state_dict(trained_weights(checkpoint), assign=device == "meta")
     return net
 
 
