@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers.logger import DummyLogger
 from resuming import Harness, Killed, at_batch, difference, rows_of
 
 from alexlab.callbacks.checkpointing import Checkpointing
@@ -162,6 +163,18 @@ def test_resume_after_a_batch_whose_images_are_all_broken(harness: Harness, tmp_
         assert math.isnan(float(row["train/loss_step"])) == (every == 1)
         resumed = harness.train_with_stops("stopped", [(count, "after") for count in (2, 3, 4)], *words)
         assert difference(straight, resumed) is None
+
+
+def test_tensorboard_forgets_the_steps_after_the_checkpoint(harness: Harness) -> None:
+    steps = []
+
+    def logger(*_: Any, purge_step: int | None, **more: Any) -> DummyLogger:
+        steps.append(purge_step)
+        return DummyLogger()
+
+    harness.monkeypatch.setattr("pytorch_lightning.loggers.TensorBoardLogger", logger)
+    harness.train_with_stops("run", [(3, "after")], "logger=tensorboard")
+    assert steps == [None, 3]
 
 
 def test_checkpoints_are_written_by_the_clock(harness: Harness) -> None:

@@ -150,11 +150,6 @@ def test_a_metric_must_give_one_number() -> None:
         fit(task, batches_of(1))
 
 
-def test_the_monitor_must_be_a_metric() -> None:
-    with pytest.raises(UserError, match=r"monitor=val/f2 is not a validation metric: choose one of val/loss, val/"):
-        fit(task_of(monitor="val/f2"), batches_of(1))
-
-
 def test_a_nan_loss_of_a_validation_is_an_error() -> None:
     task = task_of()
     val = batches_of(1)

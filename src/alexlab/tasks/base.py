@@ -46,10 +46,7 @@ class RunInfo:
 class BaseTask(pl.LightningModule):
     """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation.
 
-    Args:
-        net: the network; checkpoints store the weights with the prefix "net.".
-        augment: uint8 images -> float images, on the device.
-        metrics: torchmetrics that are computed in addition to loss, acc1 and acc5.
+    Checkpoints store the weights of `net` with the prefix "net.".
 
     Attributes:
         best, best_epoch: all validation metrics of the epoch with the best `monitor`; the epoch, counted from 1.
@@ -60,11 +57,7 @@ class BaseTask(pl.LightningModule):
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        augment: BatchAugment,
-        metrics: MetricCollection | None = None,
-        run: RunInfo | None = None,
+        self, net: nn.Module, augment: BatchAugment, metrics: MetricCollection | None = None, run: RunInfo | None = None
     ) -> None:
         super().__init__()
         self.net = net
@@ -92,8 +85,7 @@ class BaseTask(pl.LightningModule):
     def augmented(self, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Augment training batch `batch_idx` of this epoch, see `BatchAugment`.
 
-        All random numbers, also those of dropout, depend on seed, epoch, batch and rank only. So a resumed run draws
-        the same ones.
+        All random numbers, also dropout's, depend on seed, epoch, batch and rank only, so a resumed run draws the same.
         """
         batch_seed = mix(self.run.seed, self.current_epoch, batch_idx)
         reseed(mix(batch_seed, self.global_rank), self.device)
@@ -120,12 +112,9 @@ class BaseTask(pl.LightningModule):
         return [f"{stage}/{name}" for name in (*LossAndAccuracy.NAMES, *further)]
 
     def update_metrics(self, stage: Stage, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Add a batch to the metrics of a stage.
+        """Add a batch to the metrics of a stage: logits (B, num_classes), and the mean loss of the batch.
 
-        Args:
-            logits: (B, num_classes).
-            targets: int64 (B,), or class probabilities (B, num_classes), of which the largest counts as the label.
-            loss: the mean loss of the batch.
+        Targets are int64 (B,), or class probabilities (B, num_classes), of which the largest counts as the label.
         """
         if stage == "train" and self.ignores_nonfinite_loss and not torch.isfinite(loss):
             self.nonfinite_losses += 1
@@ -209,8 +198,6 @@ class BaseTask(pl.LightningModule):
         if self.trainer.sanity_checking:
             return
         monitor = self.run.monitor
-        if monitor not in logged:
-            raise UserError(f"monitor={monitor} is not a validation metric: choose one of {', '.join(logged)}.")
         sign = 1 if mode_of(monitor) == "max" else -1
         self.improved = not self.best or sign * logged[monitor] > sign * self.best[monitor]
         if self.improved:
@@ -236,15 +223,9 @@ class BaseTask(pl.LightningModule):
                     buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))
 
     def note_skipped(self, skipped: dict[str, str]) -> None:
-        """Add broken images to `skipped`.
-
-        Raises:
-            UserError: more than `max_bad` images are broken.
-        """
-        if not skipped:
-            return
+        """Add broken images to `skipped`, and raise UserError if they are more than `max_bad`."""
         self.skipped.update(skipped)
-        if self.run.max_bad is not None and len(self.skipped) > self.run.max_bad:
+        if skipped and self.run.max_bad is not None and len(self.skipped) > self.run.max_bad:
             some = ", ".join(list(self.skipped.values())[:5])
             raise UserError(
                 f"{len(self.skipped)} images are broken, more than data.max_bad={self.run.max_bad}: {some}, ... Repair "
@@ -261,8 +242,7 @@ class BaseTask(pl.LightningModule):
     # -- optimizer and checkpoints
 
     def on_train_start(self) -> None:
-        """Recompute the learning rate: the checkpoint stores the old schedule's value, which is wrong if
-        trainer.max_epochs was changed."""
+        """Recompute the learning rate: the checkpoint has the old schedule's, which is wrong if max_epochs changed."""
         for entry in self.trainer.lr_scheduler_configs:
             schedule = entry.scheduler
             if isinstance(schedule, LambdaLR):

@@ -1,5 +1,6 @@
 """Load a trained network from its run, `net, transform, classes = alexlab.load(run)`, and check that weights fit."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,22 +30,15 @@ TRAINING_ONLY = ("pretrained", "dropout", "init", "num_classes")  # network sett
 class EvalTransform:
     """Convert an image, or the path of one, to float32 (3, S, S), cropped and normalized as in the run's evaluation.
 
-    Args:
-        image_size: S, in pixels.
-        crop_ratio: S divided by the short side that the image is resized to.
-        mean, std: of RGB on a 0-1 scale.
+    `image_size` is S, in pixels. `crop_ratio` is S divided by the short side that the image is resized to.
     """
 
     def __init__(self, image_size: int, crop_ratio: float, mean: list[float], std: list[float]) -> None:
         self.crop = SampleTransform(image_size, "center", crop_ratio=crop_ratio)
         self.normalize = BatchAugment(mean, std, num_classes=1).normalize
 
-    def __call__(self, image: "Image.Image | str | Path") -> Tensor:
-        """
-        Raises:
-            FileNotFoundError: there is no such file.
-            UserError: the file cannot be read as an image.
-        """
+    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+        """Raises FileNotFoundError, or UserError if the file cannot be read as an image."""
         if isinstance(image, Image.Image):
             return self.normalize(self.crop(decode.Picture(image))[None])[0]
         if not Path(image).exists():
@@ -64,10 +58,7 @@ class Trained(NamedTuple):
 
 
 def load(
-    run: "str | Path" = "latest",
-    ckpt: str = "best",
-    logs: "str | Path" = configs.ROOT / "logs",
-    check_sources: bool = True,
+    run: str | Path = "latest", ckpt: str = "best", logs: str | Path = configs.ROOT / "logs", check_sources: bool = True
 ) -> Trained:
     """Rebuild the network of a run from the run's own config, on the CPU.
 
@@ -140,13 +131,11 @@ def load_initial_weights(
     std: Sequence[float],
     check_sources: bool = True,
 ) -> bool:
-    """Load the weights of `init_from` into `net`, without the last layer if the new run has other classes.
+    """Load the weights of the checkpoint `init_from` into `net`, without the last layer if the classes differ.
 
     Args:
-        path: the checkpoint.
         classes: class folders of the new run, in the order of its logits.
-        image_size: of the new run, in pixels.
-        mean, std: of the new run's inputs.
+        image_size, mean, std: of the new run's inputs.
         check_sources: print a warning if the network's source files have changed since the checkpoint was written.
 
     Returns:
@@ -181,17 +170,18 @@ def load_initial_weights(
 
 def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path) -> None:
     """Raise UserError if the images in `root` have other classes than the checkpoint, or another order."""
+
+    def some(names: set[str]) -> str:
+        more = f", ... ({len(names) - 8} more)" if len(names) > 8 else ""
+        return f"{', '.join(sorted(names)[:8]) or 'none'}{more}"
+
     trained = list(checkpoint["alexlab"]["classes"])
     if list(classes) != trained:
+        missing, new = some({*trained} - {*classes}), some({*classes} - {*trained})
         raise UserError(
-            f"{root} has other classes than the run: missing {_some(set(trained) - set(classes))}, "
-            f"new {_some(set(classes) - set(trained))}. Choose a folder with the run's classes."
+            f"{root} has other classes than the run: missing {missing}, new {new}. Choose a folder with the run's "
+            "classes."
         )
-
-
-def _some(names: set[str]) -> str:
-    more = f", ... ({len(names) - 8} more)" if len(names) > 8 else ""
-    return f"{', '.join(sorted(names)[:8]) or 'none'}{more}"
 
 
 def check_own(checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path) -> None:
@@ -230,17 +220,13 @@ def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Pa
 
 
 def check_function(key: str, checkpoint: dict[str, Any], net: nn.Module, image_size: int, same_classes: bool) -> None:
-    """Check on one image that the checkpoint's network and `net`, which has the same weights, give the same outputs.
+    """Raise UserError if the checkpoint's network and `net`, which has the same weights, differ on an image.
 
     The shapes of weights cannot show that strides, paddings or kinds of normalization differ.
 
     Args:
         key: the override that names the checkpoint, for messages: "init_from=PATH".
-        image_size: in pixels.
         same_classes: compare the logits; otherwise the inputs of the last layer.
-
-    Raises:
-        UserError: the outputs differ.
     """
     name = checkpoint["alexlab"]["config"]["model"]["name"]
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -286,13 +272,11 @@ def input_statistics(model: dict[str, Any]) -> tuple[list[float], list[float]]:
 def _outputs(net: nn.Module, image: Tensor, logits: bool) -> Tensor:
     """Return the logits of an image (1, 3, S, S), or the inputs of the last layer or layers."""
     inputs: list[Tensor] = []
-    heads = [] if logits else heads_of(net)
-    hooks = [head.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for head in heads]
     training = net.training
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(net.train, training)
+        for head in [] if logits else heads_of(net):
+            hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().flatten()))
+            stack.callback(hook.remove)
         outputs = net.eval()(image).float()
-    finally:
-        net.train(training)
-        for hook in hooks:
-            hook.remove()
-    return torch.cat([part.float().flatten() for part in inputs]) if inputs else outputs
+    return torch.cat(inputs) if inputs else outputs
