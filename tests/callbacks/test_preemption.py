@@ -69,7 +69,7 @@ def test_a_run_with_threads_stops_without_a_traceback(
     run_dir = tmp_path / "run"
     words = ["trainer.max_epochs=5000", "data.num_workers=1", f"trainer.devices={devices}"]
     watch = stop_when(run_dir / "train.log", "epoch 1/", number, rank)
-    done = tiny_train(shapes, run_dir, *words, watch=watch)
+    done = tiny_train(shapes, run_dir, *words, watch=watch, ranks=devices)
     assert done.returncode == 128 + number, done.stderr
     assert "Traceback" not in done.stderr
     assert summary_of(run_dir)["status"] == "preempted"
@@ -112,7 +112,7 @@ def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path
     run_dir = tmp_path / "run"
     words = ["trainer.devices=2", "resume=auto", "resume.requeue=true"]
     watch = stop_when(run_dir / "config.yaml", "data:", signal.SIGUSR1)
-    done = tiny_train(shapes, run_dir, *words, env=env, watch=watch)
+    done = tiny_train(shapes, run_dir, *words, env=env, watch=watch, ranks=2)
     assert done.returncode == 128 + signal.SIGUSR1
     assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in done.stdout
     assert done.stdout.endswith("SLURM queued job 91 again.\n")

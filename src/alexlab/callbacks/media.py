@@ -73,12 +73,10 @@ class Media(Callback):
 
             self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the network sees them")})
 
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if outputs is None:  # a batch without images
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, logits: Any, batch: Any, *_: Any) -> None:
+        if logits is None:  # a batch without images
             return
-        logits, targets = outputs, batch[1]
+        targets = batch[1]
         confidence, predicted = logits.softmax(1).max(1)
         wrong = (predicted != targets).nonzero().flatten()
 
@@ -157,12 +155,9 @@ class Media(Callback):
             per_class.add_data(name, int(count), accuracy)
         # as wandb.plot.confusion_matrix makes it, which needs every single prediction
         counts = [[names[a], names[p], int(matrix[a, p])] for a in rows for p in rows]
-        drawn = wandb.plot_table(
-            "wandb/confusion_matrix/v1",
-            wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=counts),
-            {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
-            {"title": "confusion matrix"},
-        )
+        columns: Any = ["Actual", "Predicted", "nPredictions"]
+        table, fields = wandb.Table(columns=columns, data=counts), dict(zip(columns, columns, strict=True))
+        drawn = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "confusion matrix"})
         run.log({**tables, f"{split}/per_class": per_class, f"{split}/confusion_matrix": drawn})
 
 
