@@ -38,6 +38,8 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     faulthandler.enable(sys.stderr)
+    if request["before"]:
+        runpy.run_path(request["before"])
     for _ in range(request["ranks"]):
         ForkedRank.fork_one()
     subprocess.Popen = ForkedRank  # type: ignore[misc]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import ROOT, SMALL_NET, command, summary_of
+from conftest import summary_of, tiny_train
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.precision import Precision
 from resuming import Harness, at_batch, difference, rows_of
@@ -206,11 +206,8 @@ def test_ten_in_a_row_are_in_a_row(harness: Harness) -> None:
 
 
 def test_a_learning_rate_that_is_too_high_gets_an_error_without_a_traceback(shapes: Path, tmp_path: Path) -> None:
-    done = command(
-        "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8",
-        "data.num_workers=0", "logger=csv", "trainer=cpu", "optimizer.lr=1e30", "scheduler.warmup=0",
-        f"hydra.run.dir={tmp_path / 'run'}",
-    )  # fmt: skip
+    words = ["trainer.limit_train_batches=1.0", "optimizer.lr=1e30", "scheduler.warmup=0"]
+    done = tiny_train(shapes, tmp_path / "run", *words)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert re.search(r"train/loss became (nan|inf) in batch \d of epoch 1 \(images: .*jpg", done.stderr)
@@ -335,8 +332,8 @@ def test_a_run_with_skipped_steps_resumes_bit_for_bit(place: str, harness: Harne
 @pytest.mark.parametrize("mode", ["stop", "skip"])
 def test_ranks_agree_if_only_one_has_a_nan_loss(mode: str, shapes: Path, tmp_path: Path) -> None:
     script = tmp_path / "poisoned.py"
-    script.write_text(f"""
-import math, runpy, sys
+    script.write_text("""
+import math
 from alexlab.tasks.classification import ImageClassifier
 plain = ImageClassifier.augmented
 def augmented(self, images, targets, batch_idx):
@@ -344,21 +341,15 @@ def augmented(self, images, targets, batch_idx):
     spoiled = (self.current_epoch, batch_idx, self.global_rank) == (1, 1, 1)
     return (images * math.nan if spoiled else images), targets
 ImageClassifier.augmented = augmented
-sys.argv[0] = {str(ROOT / "train.py")!r}
-sys.path[0] = {str(ROOT)!r}
-runpy.run_path(sys.argv[0], run_name="__main__")
 """)
     run_dir = tmp_path / "run"
-    done = command(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *SMALL_NET, "data=folder",
-        f"data.root={shapes}", "data.image_size=64", "data.batch_size=8", "data.num_workers=0", "logger=csv",
-        "trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=2", "callbacks.figures=false",
-        "trainer.precision=32-true", f"on_nan={mode}", f"hydra.run.dir={run_dir}",
-    )  # fmt: skip
+    words = ["trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=2", "trainer.limit_train_batches=1.0"]
+    words += ["trainer.precision=32-true", f"on_nan={mode}"]
+    done = tiny_train(shapes, run_dir, *words, ranks=2, before=script)
     printed = done.stdout + done.stderr
     images = images_of(shapes, 1, 1)[4:]  # the second rank's half
     assert f"train/loss became nan in batch 2 of epoch 2 (images: {', '.join(images)})" in printed
-    assert (done.returncode == 0) == (mode == "skip"), printed
+    assert done.returncode == (0 if mode == "skip" else 2), printed
     saved = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert finite(saved["state_dict"])
     assert saved["global_step"] == (5 if mode == "stop" else 10)
