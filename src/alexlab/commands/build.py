@@ -229,9 +229,7 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
     if config.init_from is not None:
         ckpt, m = Path(config.init_from), config.model
         mean, std = normalization(task.net, m.mean, m.std)
-        new_head = load_initial_weights(
-            task.net, ckpt, data.classes, config.data.image_size, mean, std, check_sources=launcher.prints()
-        )
+        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, mean, std)
         if launcher.prints():
             new = "; the last layer is new, because the classes differ" if new_head else ""
             print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)
