@@ -107,18 +107,15 @@ class NanGuard(Callback):
         Args:
             weights: check the weights too: a NaN in the gradient spoils them although the loss was finite.
         """
-        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        weights = weights and self.weights_checked_at != batches
         losses, self.losses = ([], self.losses) if self.skips else (self.losses, [])
-        if not losses and not weights:
-            return
+        what = self._first_nonfinite(trainer, losses)
         net: Any = trainer.lightning_module.net
-        spoiled = ~all_finite([*net.parameters(), *net.buffers()] if weights else [])
-        self.weights_checked_at = batches if weights else self.weights_checked_at
-        values = _of_all_ranks(trainer, [spoiled, *(loss for _, loss in losses)])
-        what = self._first_nonfinite(trainer, losses, values[1:])
-        if what is None and any(values[0]):  # by the last step: an earlier one would have shown in a loss
-            what = self._describe(trainer, "the weights became nan or inf")
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if what is None and weights and self.weights_checked_at != batches:
+            self.weights_checked_at = batches
+            # by the last step: an earlier one would have shown in a loss
+            if _on_any_rank(trainer, ~all_finite([*net.parameters(), *net.buffers()])):
+                what = self._describe(trainer, "the weights became nan or inf")
         if what is None:
             return
         if self.skips:
@@ -132,8 +129,7 @@ class NanGuard(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):  # the average must not count this step either
                 callback.load_state_dict({"latest_update_step": trainer.global_step})
-        values = _of_all_ranks(trainer, [loss for _, loss in self.losses])
-        what = self._first_nonfinite(trainer, self.losses, values)
+        what = self._first_nonfinite(trainer, self.losses)
         what = what or self._describe(trainer, "a gradient became nan or inf")
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_IN_A_ROW:
@@ -144,8 +140,7 @@ class NanGuard(Callback):
 
     def _restore_buffers_if_nonfinite(self, trainer: pl.Trainer, pl_module: Any) -> bool:
         """Restore BatchNorm's statistics if a loss of this step is not finite on any rank; return whether one is."""
-        bad = (~torch.stack([loss for _, loss in self.losses]).isfinite().all()).float()
-        is_bad = bool(trainer.strategy.reduce(bad, reduce_op="sum") > 0)
+        is_bad = _on_any_rank(trainer, ~torch.stack([loss for _, loss in self.losses]).isfinite().all())
         if is_bad:
             self._restore_buffers(pl_module)
         return is_bad
@@ -156,11 +151,12 @@ class NanGuard(Callback):
 
     # -- messages
 
-    def _first_nonfinite(
-        self, trainer: pl.Trainer, losses: list[tuple[int, Tensor]], values: list[list[float]]
-    ) -> str | None:
-        """Describe the first loss that is not finite; `values` are those of each rank."""
-        for (batch, _), of_ranks in zip(losses, values, strict=True):
+    def _first_nonfinite(self, trainer: pl.Trainer, losses: list[tuple[int, Tensor]]) -> str | None:
+        """Describe the first of these (batch, loss) that is not finite on any rank."""
+        if not losses:
+            return None
+        gathered: Any = trainer.lightning_module.all_gather(torch.stack([loss.float() for _, loss in losses]))
+        for (batch, _), of_ranks in zip(losses, gathered.reshape(-1, len(losses)).T.tolist(), strict=True):
             ranks = [rank for rank, value in enumerate(of_ranks) if not math.isfinite(value)]
             if ranks:
                 return self._describe(trainer, f"train/loss became {of_ranks[ranks[0]]}", [batch], ranks)
@@ -191,9 +187,5 @@ def _scaler(trainer: pl.Trainer) -> Any:
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
-def _of_all_ranks(trainer: pl.Trainer, values: list[Tensor]) -> list[list[float]]:
-    """Gather scalars: return for each one the values on all ranks."""
-    model = trainer.lightning_module
-    own = torch.stack([value.to(model.device).float() for value in values])
-    gathered: Any = model.all_gather(own)
-    return gathered.reshape(-1, len(own)).T.tolist()
+def _on_any_rank(trainer: pl.Trainer, bad: Tensor) -> bool:
+    return bool(trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0)
