@@ -318,18 +318,12 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
     folder = harness.folder
     harness.stop(at_batch(3, "after"), "stopped")
     named, allowed = f"resume.run={folder / 'stopped'}", "resume.allow_changes=true"
-    for words, message in (
-        (["optimizer.lr=0.5"], r"was started with other settings: optimizer.lr=0.5 \(the run has 0.005\). Leave these"),
-        (
-            ["label_smoothing=0.1"],
-            r"label_smoothing=0.1 \(the run has 0.0\). Leave these overrides out, or add resume.a",
-        ),
-        (["model=alexnet_bn", allowed], r"model=alexnet_bn: a resumed run keeps its options"),
-        (["init_from=x", allowed], r"init_from=x: a resumed run continues from its own checkpoint: leave"),
-        (["ckpt_path=x"], r"ckpt_path=x: a resumed run continues from its own checkpoint: leave it out, or"),
-        (["optimizer.lr=0.5", allowed], r"last.ckpt was trained with other settings: optimizer.lr=0.5"),
-    ):
-        refused(message, harness, named, *words)
+    refused(r"other settings: label_smoothing=0.1 \(the run has 0.0\). Leave", harness, named, "label_smoothing=0.1")
+    refused(
+        "ckpt_path=x: a resumed run continues from its own checkpoint: leave it out, or", harness, named, "ckpt_path=x"
+    )
+    other = "last.ckpt was trained with other settings: optimizer.lr=0.5"
+    refused(other, harness, named, "optimizer.lr=0.5", allowed)
     refused(r"resume=.*nowhere` is not a run's directory", harness, f"resume.run={folder / 'nowhere'}")
     with files.lock(folder / "stopped", ".lock.rank"):
         refused("is still training in another process: wait", harness, named)

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import pytorch_lightning as pl
 from conftest import summary_of, tiny_train
@@ -45,31 +44,24 @@ def test_lightnings_own_signal_handling_is_switched_off() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def stop_when(seen: Path, text: str, number: int, rank: int | None = None) -> Callable[[int], None]:
-    """Send one signal to the process that is watched, or to a rank that it started, once the file `seen` has `text`."""
+def stop_when(seen: Path, text: str, number: int) -> Callable[[int], None]:
+    """Send one signal to the process that is watched, once the file `seen` has `text`."""
     sent: list[int] = []
 
     def watch(pid: int) -> None:
         if not sent and seen.is_file() and text in seen.read_text():
-            ranks = [each.pid for each in psutil.Process(pid).children()]
-            sent.append(pid if rank is None else sorted(ranks)[rank])
-            os.kill(sent[0], number)
+            sent.append(number)
+            os.kill(pid, number)
 
     return watch
 
 
-@pytest.mark.parametrize(
-    ("number", "devices", "rank"),
-    [(signal.SIGTERM, 1, None), (signal.SIGINT, 1, None), (signal.SIGUSR1, 2, 1), (signal.SIGINT, 2, None)],
-)
-def test_a_run_with_threads_stops_without_a_traceback(
-    number: signal.Signals, devices: int, rank: int | None, shapes: Path, tmp_path: Path
-) -> None:
-    """On a signal to the command, as from a terminal or a scheduler, or to one rank of two."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_with_threads_stops_without_a_traceback(number: signal.Signals, shapes: Path, tmp_path: Path) -> None:
+    """test_dying_ranks.py does this with ranks."""
     run_dir = tmp_path / "run"
-    words = ["trainer.max_epochs=5000", "data.num_workers=1", f"trainer.devices={devices}"]
-    watch = stop_when(run_dir / "train.log", "epoch 1/", number, rank)
-    done = tiny_train(shapes, run_dir, *words, watch=watch, ranks=devices)
+    watch = stop_when(run_dir / "train.log", "epoch 1/", number)
+    done = tiny_train(shapes, run_dir, "trainer.max_epochs=5000", "data.num_workers=1", watch=watch)
     assert done.returncode == 128 + number, done.stderr
     assert "Traceback" not in done.stderr
     assert summary_of(run_dir)["status"] == "preempted"
