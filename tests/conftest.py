@@ -53,15 +53,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Harness]":
-    """See resuming.py; with one thread, as each of its networks is tiny."""
-    import torch
+def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Harness":
+    """See resuming.py."""
     from resuming import Harness
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Harness(shapes, tmp_path, monkeypatch)
-    torch.set_num_threads(before)
+    return Harness(shapes, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +128,7 @@ class Zygote:
         self.process: subprocess.Popen | None = None
 
     def run(
-        self, words: list[str], env: dict[str, str], timeout: float, watch: Callable[[int], None] | None = None
+        self, words: list[str], env: dict[str, str], timeout: float, watch: Callable[[int], None] | None, **more: object
     ) -> subprocess.CompletedProcess:
         if self.process is None:
             script = str(Path(__file__).with_name("zygote.py"))
@@ -141,7 +137,7 @@ class Zygote:
             )
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            request = {"words": words, "env": env, "cwd": str(ROOT), "stdout": str(out), "stderr": str(err)}
+            request = {"words": words, "env": env, "cwd": str(ROOT), "stdout": str(out), "stderr": str(err), **more}
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
@@ -183,18 +179,25 @@ def _close_zygote() -> Iterator[None]:
 
 
 def command(
-    *words: str, env: dict[str, str] | None = None, timeout: float = 240, watch: Callable[[int], None] | None = None
+    *words: str,
+    env: dict[str, str] | None = None,
+    timeout: float = 240,
+    watch: Callable[[int], None] | None = None,
+    ranks: int = 0,
+    before: Path | None = None,
 ) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B.
 
     Args:
         words: train.py or eval.py, or a command such as predict, and its overrides; else Python's own arguments.
         watch: called again and again with the command's process, until that ends.
+        ranks: how many of the run's ranks are forked too, instead of starting an interpreter each.
+        before: a script that runs first, also for those ranks.
     """
     if words[0] in VERBS:
         words = ("-m", "alexlab", *words)
     if (words[0].endswith(".py") or words[:2] == ("-m", "alexlab")) and not (env or {}).get("PYTHONPATH"):
-        return _zygote.run(list(words), clean_env(env), timeout, watch)
+        return _zygote.run(list(words), clean_env(env), timeout, watch, ranks=ranks, before=before and str(before))
     more: Any = {"capture_output": True, "text": True, "timeout": timeout, "check": False}
     return subprocess.run([sys.executable, *words], cwd=ROOT, env=clean_env(env), **more)
 

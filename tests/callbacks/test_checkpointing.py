@@ -47,24 +47,14 @@ def restored(checkpoint: dict[str, Any], metrics: MetricCollection | None = None
 
 
 def saved(*ranks: dict[str, Any]) -> dict[str, Any]:
-    position = {"of": "step", "validated_at": 3, "metrics": {}, "skipped": {"a.jpg": "empty"}, "ranks": list(ranks)}
-    return {"alexlab": {}, "state_dict": {}, "callbacks": {"Checkpointing": position}}
+    return {"alexlab": {}, "state_dict": {}, "callbacks": {"Checkpointing": {**PLACE, "ranks": list(ranks)}}}
 
 
-OLDER = {  # sums (ranks, 8): loss, top-1, top-5 and images of the epoch until the last row of metrics, and since then
-    "alexlab": {
-        "place": {
-            "of": "step",
-            "validated_at": 3,
-            "metrics": {"val/loss": 0.5},
-            "skipped": {"a.jpg": "empty"},
-            "sums": torch.tensor([[8.0, 2, 4, 8, 4, 1, 2, 4], [16, 3, 5, 8, 2, 0, 1, 4]], dtype=torch.float64),
-            "buffers": {"running_mean": torch.tensor([[1.0, 2.0], [3.0, 6.0]])},
-        }
-    },
-    "state_dict": {},
-    "callbacks": {},
-}
+# sums (ranks, 8): loss, top-1, top-5 and images of the epoch until the last row of metrics, and since then
+SUMS = torch.tensor([[8.0, 2, 4, 8, 4, 1, 2, 4], [16, 3, 5, 8, 2, 0, 1, 4]], dtype=torch.float64)
+MEANS = {"running_mean": torch.tensor([[1.0, 2.0], [3.0, 6.0]])}
+PLACE = {"of": "step", "validated_at": 3, "metrics": {"val/loss": 0.5}, "skipped": {"a.jpg": "empty"}}
+OLDER = {"alexlab": {"place": {**PLACE, "sums": SUMS, "buffers": MEANS}}, "state_dict": {}, "callbacks": {}}
 
 
 def means_of(task: ImageClassifier) -> tuple[dict[str, float], dict[str, float]]:
@@ -72,17 +62,13 @@ def means_of(task: ImageClassifier) -> tuple[dict[str, float], dict[str, float]]
     return metric.window_means(), metric.compute()
 
 
-@pytest.mark.parametrize(
-    ("rank", "window", "loss", "mean"), [(0, 4 / 4, 12 / 12, [1.0, 2.0]), (1, 2 / 4, 18 / 12, [3.0, 6.0])]
-)
-def test_an_older_checkpoint_is_restored_on_as_many_ranks(
-    rank: int, window: float, loss: float, mean: list[float]
-) -> None:
-    task = restored(OLDER, world_size=2, global_rank=rank)
-    since, epoch = means_of(task)
-    assert (since["loss"], epoch["loss"]) == (window, loss)
-    assert task.net.running_mean.tolist() == mean  # type: ignore[union-attr, operator]
-    assert task.skipped == {"a.jpg": "empty"}
+def test_an_older_checkpoint_is_restored_on_as_many_ranks() -> None:
+    for rank, window, loss, mean in ((0, 4 / 4, 12 / 12, [1.0, 2.0]), (1, 2 / 4, 18 / 12, [3.0, 6.0])):
+        task = restored(OLDER, world_size=2, global_rank=rank)
+        since, epoch = means_of(task)
+        assert (since["loss"], epoch["loss"]) == (window, loss)
+        assert task.net.running_mean.tolist() == mean  # type: ignore[union-attr, operator]
+        assert task.skipped == {"a.jpg": "empty"}
 
 
 def test_an_older_checkpoint_is_restored_on_other_ranks() -> None:
@@ -133,9 +119,8 @@ def test_a_metric_that_cannot_be_merged_needs_as_many_ranks() -> None:
 
 
 def test_statistics_of_averaged_weights_are_restored_where_lightning_reads_them() -> None:
-    ranks = [
-        {"metrics": {}, "buffers": {}, "average": {"running_mean": torch.tensor([float(rank), 1.0])}} for rank in (0, 1)
-    ]
+    averages = [{"running_mean": torch.tensor([float(rank), 1.0])} for rank in (0, 1)]
+    ranks = [{"metrics": {}, "buffers": {}, "average": average} for average in averages]
     for world_size, rank, expected in ((2, 1, [1.0, 1.0]), (1, 0, [0.5, 1.0])):
         checkpoint = saved(*ranks)
         restored(checkpoint, world_size=world_size, global_rank=rank)

@@ -1,20 +1,19 @@
 """Signals: recorded, and acted on by all ranks at the same batch; the loader's threads do not delay it."""
 
+import contextlib
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from conftest import ROOT, TINY, clean_env, config_of, summary_of
+from conftest import summary_of, tiny_train
 from resuming import Harness
 
 from alexlab.callbacks.preemption import Preempted, Preemption, SignalRecorder
-from alexlab.commands import train
 from alexlab.engine import launcher
 from alexlab.loggers.wandb_logger import WandbLogger
 
@@ -45,50 +44,41 @@ def test_lightnings_own_signal_handling_is_switched_off() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(
-    ("number", "devices", "whom"),
-    [(signal.SIGTERM, 1, "all"), (signal.SIGINT, 1, "all"), (signal.SIGUSR1, 2, "rank 1"), (signal.SIGINT, 2, "all")],
-)
-def test_a_run_with_threads_stops_without_a_traceback(
-    number: signal.Signals, devices: int, whom: str, shapes: Path, tmp_path: Path
-) -> None:
-    """On a signal to the whole process group, as from a terminal or a scheduler, or to one rank of two."""
-    words = [
-        "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=5000",
-        "data.num_workers=1", f"hydra.run.dir={tmp_path / 'run'}", f"trainer.devices={devices}",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 1/"):
-            break
-    if whom == "all":
-        os.killpg(process.pid, number)
-    else:
-        shown = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
-        pairs = [tuple(map(int, row.split())) for row in shown.splitlines()[1:]]
-        os.kill(max(pid for pid, parent in pairs if parent == process.pid), number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, errors
-    assert "Traceback" not in errors
-    assert summary_of(tmp_path / "run")["status"] == "preempted"
-    assert summary_of(tmp_path / "run")["error"] == f"stopped by {number.name}"
+def stop_when(seen: Path, text: str, number: int) -> Callable[[int], None]:
+    """Send one signal to the process that is watched, once the file `seen` has `text`."""
+    sent: list[int] = []
+
+    def watch(pid: int) -> None:
+        if not sent and seen.is_file() and text in seen.read_text():
+            sent.append(number)
+            os.kill(pid, number)
+
+    return watch
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_with_threads_stops_without_a_traceback(number: signal.Signals, shapes: Path, tmp_path: Path) -> None:
+    """test_dying_ranks.py does this with ranks."""
+    run_dir = tmp_path / "run"
+    watch = stop_when(run_dir / "train.log", "epoch 1/", number)
+    done = tiny_train(shapes, run_dir, "trainer.max_epochs=5000", "data.num_workers=1", watch=watch)
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stderr
+    assert summary_of(run_dir)["status"] == "preempted"
+    assert summary_of(run_dir)["error"] == f"stopped by {number.name}"
 
 
 @pytest.mark.parametrize("within", ["build.build_data", "summary.report_start"])
 def test_a_signal_before_the_first_step_is_reported(
-    within: str, harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    within: str, harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before and after the run has a directory; SLURM is asked to run the job again."""
 
     def interrupted(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr(f"alexlab.commands.{within}", interrupted)
-    monkeypatch.setattr(launcher, "requeue", lambda: "SLURM was asked")
+    harness.monkeypatch.setattr(f"alexlab.commands.{within}", interrupted)
+    harness.monkeypatch.setattr(launcher, "requeue", lambda: "SLURM was asked")
     before = signal.getsignal(signal.SIGUSR1)
     with pytest.raises(SystemExit) as stopped:
         harness.train("run", "resume.run=auto", "resume.requeue=true")
@@ -99,8 +89,8 @@ def test_a_signal_before_the_first_step_is_reported(
     run_dir = harness.folder / "run"
     assert run_dir.exists() == (within == "summary.report_start")
     if run_dir.exists():
-        summary = summary_of(run_dir)
-        assert (summary["status"], summary["error"]) == ("preempted", "stopped by SIGUSR1")
+        assert summary_of(run_dir)["status"] == "preempted"
+        assert summary_of(run_dir)["error"] == "stopped by SIGUSR1"
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
@@ -110,29 +100,20 @@ def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scontrol.chmod(0o755)
-    env = clean_env({"SLURM_JOB_ID": "91", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"})
-    words = [
-        "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.devices=2",
-        "resume=auto", "resume.requeue=true", f"hydra.run.dir={tmp_path / 'run'}",
-    ]  # fmt: skip
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("run directory:"):
-            break
-    process.send_signal(signal.SIGUSR1)
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 128 + signal.SIGUSR1
-    assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in printed
-    assert printed.endswith("SLURM queued job 91 again.\n")
+    env = {"SLURM_JOB_ID": "91", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    run_dir = tmp_path / "run"
+    words = ["trainer.devices=2", "resume=auto", "resume.requeue=true"]
+    watch = stop_when(run_dir / "config.yaml", "data:", signal.SIGUSR1)
+    done = tiny_train(shapes, run_dir, *words, env=env, watch=watch, ranks=2)
+    assert done.returncode == 128 + signal.SIGUSR1
+    assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in done.stdout
+    assert done.stdout.endswith("SLURM queued job 91 again.\n")
     assert asked.read_text() == "requeue 91\n"
-    assert summary_of(tmp_path / "run")["status"] == "preempted"
+    assert summary_of(run_dir)["status"] == "preempted"
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_signal_while_the_run_is_being_closed_waits(
-    times: int, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_while_the_run_is_being_closed_waits(times: int, harness: Harness) -> None:
     """The run's status is decided by then. Only a second Ctrl-C stops it."""
 
     def finish_interrupted(self: WandbLogger, *arguments: Any) -> None:
@@ -141,18 +122,12 @@ def test_a_signal_while_the_run_is_being_closed_waits(
         finish(self, *arguments)
 
     finish = WandbLogger.finish
-    monkeypatch.setattr(WandbLogger, "finish", finish_interrupted)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    words = [word for word in TINY if word != "logger=csv"]
-    words += ["data=folder", f"data.root={shapes}", "data.batch_size=8", "debug=fast"]
-    config = config_of(*words, run_dir=tmp_path / "run")
-    if times == 1:
-        train.train(config)
-    else:
-        with pytest.raises(SystemExit) as stopped:
-            train.train(config)
-        assert stopped.value.code == 128 + signal.SIGINT
-    assert summary_of(tmp_path / "run")["status"] == "finished"
+    harness.monkeypatch.setattr(WandbLogger, "finish", finish_interrupted)
+    harness.monkeypatch.setenv("WANDB_MODE", "offline")
+    stops = pytest.raises(SystemExit, match=f"^{128 + signal.SIGINT}$")
+    with stops if times == 2 else contextlib.nullcontext():
+        harness.train("run", "logger=wandb", "trainer.max_epochs=1")
+    assert summary_of(harness.folder / "run")["status"] == "finished"
 
 
 def test_ranks_can_agree_after_the_last_batch() -> None:

@@ -7,6 +7,7 @@ weights. The images of a batch are computed from the epoch and the batch's numbe
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,36 +102,26 @@ class NanGuard(Callback):
         self.check(trainer)  # before the epoch's metrics are logged; its checkpoint checks the weights
 
     def check(self, trainer: pl.Trainer, weights: bool = False) -> None:
-        """Check the losses since the last check. With `skip` none are left, because each step is checked.
+        """Check the losses since the last check, and raise UserError if one is NaN or infinite. `skip` has none left.
 
         Args:
             weights: check the weights too: a NaN in the gradient spoils them although the loss was finite.
-
-        Raises:
-            UserError: something is NaN or infinite.
         """
-        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        weights = weights and self.weights_checked_at != batches
         losses, self.losses = ([], self.losses) if self.skips else (self.losses, [])
-        if not losses and not weights:
-            return
-        model: Any = trainer.lightning_module
-        spoiled = torch.tensor(False, device=model.device)
-        if weights:
+        what = self._first_nonfinite(trainer, losses)
+        net: Any = trainer.lightning_module.net
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if what is None and weights and self.weights_checked_at != batches:
             self.weights_checked_at = batches
-            spoiled = ~all_finite([*model.net.parameters(), *model.net.buffers()])
-        values = _of_all_ranks(trainer, [spoiled, *(loss for _, loss in losses)])
-        what = self._first_nonfinite(trainer, losses, values[1:])
-        if what is None and any(values[0]):  # by the last step: an earlier one would have shown in a loss
-            what = self._describe(trainer, "the weights became nan or inf")
+            # by the last step: an earlier one would have shown in a loss
+            if _on_any_rank(trainer, ~all_finite([*net.parameters(), *net.buffers()])):
+                what = self._describe(trainer, "the weights became nan or inf")
         if what is None:
             return
         if self.skips:
             raise UserError(f"on_nan=skip: {what}, although loss and gradient were finite: no step to skip. {HELP}.")
-        resume = ""
-        if self.last_ckpt.is_file():
-            resume = f" {self.last_ckpt.name} is from before it: {self.resume_command} on_nan=skip skips such steps."
-        raise UserError(f"{what}. {HELP}.{resume}")
+        resume = f" {self.last_ckpt.name} is from before it: {self.resume_command} on_nan=skip skips such steps."
+        raise UserError(f"{what}. {HELP}.{resume if self.last_ckpt.is_file() else ''}")
 
     # -- skip
 
@@ -138,8 +129,7 @@ class NanGuard(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):  # the average must not count this step either
                 callback.load_state_dict({"latest_update_step": trainer.global_step})
-        values = _of_all_ranks(trainer, [loss for _, loss in self.losses])
-        what = self._first_nonfinite(trainer, self.losses, values)
+        what = self._first_nonfinite(trainer, self.losses)
         what = what or self._describe(trainer, "a gradient became nan or inf")
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_IN_A_ROW:
@@ -149,12 +139,11 @@ class NanGuard(Callback):
         log.warning("on_nan=skip: %s; this step is skipped.", what)
 
     def _restore_buffers_if_nonfinite(self, trainer: pl.Trainer, pl_module: Any) -> bool:
-        """Restore BatchNorm's statistics if a loss of this step is not finite on any rank."""
-        bad = (~torch.stack([loss for _, loss in self.losses]).isfinite().all()).float()
-        if not trainer.strategy.reduce(bad, reduce_op="sum") > 0:
-            return False
-        self._restore_buffers(pl_module)
-        return True
+        """Restore BatchNorm's statistics if a loss of this step is not finite on any rank; return whether one is."""
+        is_bad = _on_any_rank(trainer, ~torch.stack([loss for _, loss in self.losses]).isfinite().all())
+        if is_bad:
+            self._restore_buffers(pl_module)
+        return is_bad
 
     def _restore_buffers(self, pl_module: Any) -> None:
         for buffer, before in zip(pl_module.net.buffers(), self.buffers, strict=True):
@@ -162,28 +151,23 @@ class NanGuard(Callback):
 
     # -- messages
 
-    def _first_nonfinite(
-        self, trainer: pl.Trainer, losses: list[tuple[int, Tensor]], values: list[list[float]]
-    ) -> str | None:
-        """Describe the first loss that is not finite; `values` are those of each rank."""
-        for (batch, _), of_ranks in zip(losses, values, strict=True):
+    def _first_nonfinite(self, trainer: pl.Trainer, losses: list[tuple[int, Tensor]]) -> str | None:
+        """Describe the first of these (batch, loss) that is not finite on any rank."""
+        if not losses:
+            return None
+        gathered: Any = trainer.lightning_module.all_gather(torch.stack([loss.float() for _, loss in losses]))
+        for (batch, _), of_ranks in zip(losses, gathered.reshape(-1, len(losses)).T.tolist(), strict=True):
             ranks = [rank for rank, value in enumerate(of_ranks) if not math.isfinite(value)]
             if ranks:
                 return self._describe(trainer, f"train/loss became {of_ranks[ranks[0]]}", [batch], ranks)
         return None
 
-    def _describe(
-        self, trainer: pl.Trainer, what: str, batches: list[int] | None = None, ranks: list[int] | None = None
-    ) -> str:
-        """Add batches and images to `what`; all images go to train.log.
-
-        Args:
-            batches, ranks: None for all of the last step.
-        """
+    def _describe(self, trainer: pl.Trainer, what: str, batches: Sequence[int] = (), ranks: Sequence[int] = ()) -> str:
+        """Add batches and images, by default all of the last step, to `what`. train.log gets all images."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch, first = trainer.current_epoch, self.last_batch - self.last_batch % trainer.accumulate_grad_batches
-        batches = batches or list(range(first, self.last_batch + 1))
-        ranks = ranks or list(range(trainer.world_size))
+        batches = batches or range(first, self.last_batch + 1)
+        ranks = ranks or range(trainer.world_size)
         images = [path for batch in batches for rank in ranks for path in data.paths_of_batch(epoch, batch, rank)]
         which = f"batch {batches[0] + 1}" if len(batches) == 1 else f"batches {batches[0] + 1} to {batches[-1] + 1}"
         what = f"{what} in {which} of epoch {epoch + 1}"
@@ -193,22 +177,15 @@ class NanGuard(Callback):
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
-    """Return whether all tensors are finite, as a bool tensor on their device.
-
-    This uses norms, because isfinite would allocate a second tensor of each tensor's size.
-    """
+    """Return whether all tensors are finite, as a bool tensor on their device; isfinite would copy each tensor."""
     floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     return torch.stack(torch._foreach_norm(floats, 1)).isfinite().all() if floats else torch.tensor(True)
 
 
 def _scaler(trainer: pl.Trainer) -> Any:
-    """Return 16-mixed's gradient scaler, if there is one."""
+    """Return the gradient scaler of 16-mixed, or None."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
-def _of_all_ranks(trainer: pl.Trainer, values: list[Tensor]) -> list[list[float]]:
-    """Gather scalars: return for each one the values on all ranks."""
-    model = trainer.lightning_module
-    own = torch.stack([value.to(model.device).float() for value in values])
-    gathered: Any = model.all_gather(own)
-    return gathered.reshape(-1, len(own)).T.tolist()
+def _on_any_rank(trainer: pl.Trainer, bad: Tensor) -> bool:
+    return bool(trainer.strategy.reduce(bad.float(), reduce_op="sum") > 0)
