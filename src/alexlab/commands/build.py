@@ -99,16 +99,6 @@ class Experiment:
         """Return the last value of each metric; if a resumed run had no step left, the values of the checkpoint."""
         return {**self.checkpointing.restored_metrics, **self.trainer.callback_metrics}
 
-    def open_loggers(self, config: TrainConfig) -> None:
-        """Start the W&B run, and log to it what is known before the training."""
-        if self.wandb is None:
-            return
-        path, plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
-        self.wandb.log_config(naming.for_others(plain))
-        self.wandb.log_summary(naming.without_paths({**self.facts, "code": provenance.read(path)}))
-        self.wandb.log_dataset(plain["data"], self.facts["dataset"], self.data.readable_classes)
-        self.wandb.log_code(path)
-
 
 def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Experiment:
     """Build all parts of a run, once per rank.
@@ -135,38 +125,20 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Ex
 
 
 def build_data(config: Any, devices: Devices) -> ImageFolders:
+    """Describe the images that the config's `data` and `augment` name; nothing is read yet."""
     d, a = config.data, config.augment
+    sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
+    policy = (a.policy, a.policy_ops, a.policy_magnitude)
+    train = SampleTransform(d.image_size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, *policy, sizes)
     return ImageFolders(
-        root=d.root,
-        batch_size=d.batch_size,
+        **d.model_dump(exclude={"name", "image_size", "max_bad"}),
         seed=config.seed,
-        train_transform=SampleTransform(
-            d.image_size,
-            a.crop,
-            tuple(a.scale),
-            tuple(a.ratio),
-            a.crop_ratio,
-            a.flip,
-            a.policy,
-            a.policy_ops,
-            a.policy_magnitude,
-            tuple((first, pixels) for first, pixels in a.sizes or ()),
-        ),
+        train_transform=train,
         eval_transform=SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio),
-        num_workers=d.num_workers,
-        val_fraction=d.val_fraction,
-        test_fraction=d.test_fraction,
-        num_classes=d.num_classes,
-        on_error=d.on_error,
-        demo_seed=d.demo_seed,
-        idx=d.idx,
-        class_names=d.class_names,
         world_size=devices.world_size,
         local_world_size=devices.local,
         index_cache=str(Path(config.paths.logs, ".index")),
         device=devices.kind,
-        crop_on=d.crop_on,
-        cache=d.cache,
         timeout=60 * config.trainer.timeout,
     )
 
@@ -187,38 +159,29 @@ def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | 
     if plan is not None:
         if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
             head_of(net, num_classes)
-        optimizer = {
-            **config.optimizer.model_dump(exclude_unset=True),
-            "backbone_lr_factor": config.finetune.backbone_lr_factor,
-        }
+        optimizer = config.optimizer.model_dump(exclude_unset=True)
+        optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
         optimizers.build_optimizer(net, optimizer, plan.step_images)
         settings = optimizers.OptimizerSettings(
             optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch
         )
-    mean, std = normalization(net, m.mean, m.std)
     layout = config.trainer.channels_last
-    task = ImageClassifier(
-        net=net,
-        augment=BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by),
-        criterion=CrossEntropy(config.label_smoothing),
-        optimizer=settings,
-        run=RunInfo(
-            class_names=data.readable_classes,
-            seed=config.seed,
-            monitor=config.monitor,
-            max_bad=config.data.max_bad,
-            channels_last=kind == "cuda" if layout == "auto" else layout,
-            provenance={
-                "config": config.model_dump(exclude_unset=True),
-                "sources": provenance.source_hashes(net),
-                **data.provenance(),
-            },
-        ),
+    origin = {"config": config.model_dump(exclude_unset=True), "sources": provenance.source_hashes(net)}
+    run = RunInfo(
+        class_names=data.readable_classes,
+        seed=config.seed,
+        monitor=config.monitor,
+        max_bad=config.data.max_bad,
+        channels_last=kind == "cuda" if layout == "auto" else layout,
+        provenance={**origin, **data.provenance()},
     )
-    if config.monitor not in task.metric_names("val"):
+    mean, std = normalization(net, m.mean, m.std)
+    augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by)
+    task = ImageClassifier(net, augment, CrossEntropy(config.label_smoothing), optimizer=settings, run=run)
+    metrics = task.metric_names("val")
+    if config.monitor not in metrics:
         raise UserError(
-            f"`monitor={config.monitor}` is not a metric of the validation: choose one of "
-            f"{', '.join(task.metric_names('val'))}."
+            f"`monitor={config.monitor}` is not a metric of the validation: choose one of {', '.join(metrics)}."
         )
     return task
 
@@ -227,10 +190,9 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`."""
     path = Path(config.run_dir)
     if config.init_from is not None:
-        ckpt, m = Path(config.init_from), config.model
-        mean, std = normalization(task.net, m.mean, m.std)
+        ckpt, mean_std = Path(config.init_from), normalization(task.net, config.model.mean, config.model.std)
         new_head = load_initial_weights(
-            task.net, ckpt, data.classes, config.data.image_size, mean, std, check_sources=launcher.prints()
+            task.net, ckpt, data.classes, config.data.image_size, *mean_std, check_sources=launcher.prints()
         )
         if launcher.prints():
             new = "; the last layer is new, because the classes differ" if new_head else ""
@@ -247,15 +209,6 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
             resumes=config.resume.run is not None,
             finished=run_dirs.read_summary(path).get("status") == "finished",
         )
-
-
-def keeps_best(config: TrainConfig) -> bool:
-    """Check whether the run continues with the best value of `ckpt_path`: the best.ckpt of that value must exist."""
-    if config.ckpt_path is None:
-        return False
-    ckpt = Path(config.ckpt_path)
-    own = resume.is_own(ckpt, Path(config.run_dir))
-    return own or resume.best_of_same_run(ckpt, config.monitor) is not None
 
 
 def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
@@ -328,15 +281,12 @@ def build_callbacks(
     # stopping, checkpoints, NaN
     preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
     nan_guard = NanGuard(config.on_nan, folder / checkpoint_io.LAST, f"python train.py resume={run_dirs.shown(path)}")
-    checkpointing = Checkpointing(
-        folder,
-        preemption,
-        nan_guard,
-        config.checkpoint.every_n_steps,
-        config.checkpoint.every_minutes,
-        plan.steps_per_epoch,
-        restores_best=keeps_best(config),
-    )
+    restores_best = False  # whether the best value of the checkpoint, whose best.ckpt exists, is still the best
+    if config.ckpt_path is not None:
+        ckpt = Path(config.ckpt_path)
+        restores_best = resume.is_own(ckpt, path) or resume.best_of_same_run(ckpt, config.monitor) is not None
+    every = config.checkpoint.every_n_steps, config.checkpoint.every_minutes
+    checkpointing = Checkpointing(folder, preemption, nan_guard, *every, plan.steps_per_epoch, restores_best)
     callbacks += [nan_guard, preemption, checkpointing, SameConfig(config.model_dump(exclude_unset=True))]
 
     # what is logged and shown, early stopping, averaged weights
@@ -370,10 +320,10 @@ def build_own_callbacks(config: TrainConfig) -> list[Callback]:
     Raises:
         UserError: an entry is no callback, or as `targets.build`.
     """
-    fetch = config.ckpt_path is None  # a checkpoint gives all weights
     built = []
     for name, entry in (config.callbacks.model_extra or {}).items():
-        callback = targets.build(look_up(entry if fetch else targets.without_weights(entry)))
+        # a checkpoint has all weights
+        callback = targets.build(look_up(entry if config.ckpt_path is None else targets.without_weights(entry)))
         if not isinstance(callback, Callback):
             raise UserError(
                 f"callbacks.{name}._target_={entry['_target_']} builds a {type(callback).__name__}, which is no "
