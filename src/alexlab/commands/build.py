@@ -388,6 +388,22 @@ def build_trainer(
     )
 
 
+def plain_trainer(kind: str, precision: Any, callbacks: Sequence[Callback], **settings: Any) -> pl.Trainer:
+    """Build a Trainer for one device of this kind that writes and prints nothing; `settings` are Lightning's."""
+    return pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(kind, kind),
+        devices=1,
+        precision=precision,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **settings,
+    )
+
+
 def _strategy(config: TrainConfig, devices: Devices, net_type: type[nn.Module]) -> "Strategy | str":
     timeout = timedelta(minutes=config.trainer.timeout)
     if config.trainer.strategy == "fsdp":

@@ -45,7 +45,8 @@ def train(config: TrainConfig) -> float | None:
                 "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
             )
         if config.dry_run:
-            return show_plan(start, devices)
+            show_plan(start, devices)
+            return None
         if devices.world_size > 1 and not launcher.external():
             return train_on_workers(start, devices)
         return train_rank(start, recorder)
