@@ -2,6 +2,9 @@
 
 Each is a process of its own, as a user's would be, but starts in 0.1 seconds instead of five. Nothing is computed here
 before a fork: threads of OpenMP would not survive it. Requests and answers are lines of JSON on stdin and stdout.
+
+The workers of a run on several devices are forks too, of their command. With REAL_WORKERS=1 in its environment, they
+are new interpreters, as for a user: for tests that recognize them by their command line.
 """
 
 import atexit
@@ -10,16 +13,60 @@ import gc
 import json
 import os
 import runpy
+import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 # not W&B, nor timm, which imports it: its folder for temporary files would go with the first fork
 import torchmetrics.classification  # noqa: F401
 
 import alexlab.commands.figures
 import alexlab.commands.train  # noqa: F401
+from alexlab.engine import launcher
+
+
+class ForkedWorker:
+    """What `launcher` uses of subprocess.Popen, for `python -m alexlab.commands.worker` in a fork of this process."""
+
+    def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
+        sys.stdout.flush()
+        reading, writing = os.pipe()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, launcher.FORWARDED)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setpgid(0, 0)
+            os.close(writing)
+            os.dup2(reading, 0)  # sys.stdin has read nothing yet
+            for number in launcher.FORWARDED:  # as after exec
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            os.environ.clear()
+            os.environ.update(env)
+            run(command[1:])
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        os.close(reading)
+        self.stdin = open(writing, "wb", buffering=0)  # noqa: SIM115
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self.wait(os.WNOHANG)
+
+    def wait(self, options: int = 0) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def become(request: dict[str, Any]) -> None:
@@ -33,7 +80,14 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     faulthandler.enable(sys.stderr)
-    sys.argv = request["words"]
+    if "REAL_WORKERS" not in os.environ:
+        launcher.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedWorker})  # type: ignore[assignment]
+    run(request["words"])
+
+
+def run(words: list[str]) -> NoReturn:
+    """Run `python <words>` and end this process."""
+    sys.argv = list(words)
     code = 0
     try:
         if sys.argv[0] == "-m":

@@ -16,6 +16,7 @@ from resuming import rows_of
 
 from alexlab.engine.errors import RankLostError, lost_peer
 
+REAL = {"REAL_WORKERS": "1"}  # each rank is recognized by its command line and environment
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -78,7 +79,7 @@ def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, 
                 process.send_signal(number)
 
     words = [f"trainer.devices={ranks}", "trainer.log_every_n_steps=1", "checkpoint.every_minutes=null"]
-    done = command(*job(shapes, run_dir, *words), watch=watch)
+    done = command(*job(shapes, run_dir, *words), env=REAL, watch=watch)
     assert len(sent) == (1 if ranks == 1 else 1 + ranks)
     assert done.returncode == 128 + number, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -93,7 +94,7 @@ def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, 
 def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     strike = Strike(run_dir, which, signal.SIGKILL, "alexlab.commands.worker")
-    done = command(*job(shapes, run_dir), watch=strike)
+    done = command(*job(shapes, run_dir), env=REAL, watch=strike)
     assert len(strike.ranks) == 2
     assert strike.left == []
     assert done.returncode == 128 + signal.SIGKILL
@@ -110,7 +111,7 @@ def test_a_rank_that_freezes(shapes: Path, tmp_path: Path) -> None:
     """As a machine's disk or GPU may let it. The other one waits for trainer.timeout, and no longer."""
     run_dir = tmp_path / "run"
     strike = Strike(run_dir, 1, signal.SIGSTOP, "alexlab.commands.worker")
-    done = command(*job(shapes, run_dir, "trainer.timeout=0.1"), watch=strike)
+    done = command(*job(shapes, run_dir, "trainer.timeout=0.1"), env=REAL, watch=strike)
     assert strike.left == []
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
