@@ -3,8 +3,7 @@
 Each is a process of its own, as a user's would be, but starts in 0.1 seconds instead of five. Nothing is computed here
 before a fork: threads of OpenMP would not survive it. Requests and answers are lines of JSON on stdin and stdout.
 
-The workers of a run on several devices are forks too, of their command. With REAL_WORKERS=1 in its environment, they
-are new interpreters, as for a user: for tests that recognize them by their command line.
+The workers of a run on several devices are forks too, of their command.
 """
 
 import atexit
@@ -80,8 +79,7 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     faulthandler.enable(sys.stderr)
-    if "REAL_WORKERS" not in os.environ:
-        launcher.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedWorker})  # type: ignore[assignment]
+    launcher.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedWorker})  # type: ignore[assignment]
     run(request["words"])
 
 

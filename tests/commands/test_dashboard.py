@@ -24,10 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # within wa
 @pytest.fixture(scope="module")
 def run(server: WandbServer, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run, as the server received it; its scheduler logs learning rates under two names."""
-    done = tiny_train(
-        shapes, tmp_path_factory.mktemp("logs") / "whole", "logger=wandb", "trainer.log_every_n_steps=1",
-        "callbacks.figures=true", "scheduler=plateau", "scheduler.warmup=1", env=server.env(),
-    )  # fmt: skip
+    words = ["logger=wandb", "trainer.log_every_n_steps=1", "callbacks.figures=true", "scheduler=plateau"]
+    run_dir = tmp_path_factory.mktemp("logs") / "whole"
+    done = tiny_train(shapes, run_dir, *words, "scheduler.warmup=1", env=server.env())
     assert done.returncode == 0, done.stderr
     return server.run_of("whole")
 

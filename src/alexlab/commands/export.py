@@ -30,30 +30,26 @@ NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 CHECKED = 16  # images at most to check the file on
 ONNX_BYTES = 1_500_000_000  # of weights; torch puts larger ones into a second file, because protobuf ends at 2 GiB
 
-# docs/export.md contains them too, and a test runs them from there
-EXAMPLES = {
-    "onnx": """\
-import json, numpy, onnxruntime, PIL.Image, PIL.ImageOps
+# docs/export.md contains both examples too, and a test runs them from there
+EXAMPLE = """\
+import json, numpy, {package}, PIL.Image, PIL.ImageOps
 
+{load}
+image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
+image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
+x, y = (round((side - about["image_size"]) / 2) for side in image.size)
+pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
+print(about["classes"][{logits}.argmax()])
+"""
+LOAD_ONNX = """\
 net = onnxruntime.InferenceSession("model.onnx")
-about = json.loads(net.get_modelmeta().custom_metadata_map["alexlab"])
-image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
-image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
-x, y = (round((side - about["image_size"]) / 2) for side in image.size)
-pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
-print(about["classes"][net.run(None, {"images": pixels})[0].argmax()])
-""",
-    "torch_export": """\
-import json, numpy, torch, PIL.Image, PIL.ImageOps
-
+about = json.loads(net.get_modelmeta().custom_metadata_map["alexlab"])"""
+LOAD_TORCH = """\
 net = torch.export.load("model.pt2", extra_files=(files := {"alexlab.json": ""})).module()
-about = json.loads(files["alexlab.json"])
-image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
-image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
-x, y = (round((side - about["image_size"]) / 2) for side in image.size)
-pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
-print(about["classes"][net(torch.tensor(pixels)).argmax()])
-""",
+about = json.loads(files["alexlab.json"])"""
+EXAMPLES = {
+    "onnx": EXAMPLE.format(package="onnxruntime", load=LOAD_ONNX, logits='net.run(None, {"images": pixels})[0]'),
+    "torch_export": EXAMPLE.format(package="torch", load=LOAD_TORCH, logits="net(torch.tensor(pixels))"),
 }
 
 
@@ -135,19 +131,17 @@ def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageS
     root = Path(run_config.data.root)
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
     images: ImageSource
-    try:
-        if not config.images and prepared.is_prepared(root):
-            splits = prepared.read(root)
-            images = splits.get("test") or splits["val"]
-        else:
-            images = Listed(find_images(str(config.images or folder)))
-    except UserError:
-        if config.images:
-            raise
-        raise UserError(
-            f"{folder} has no image any more, and the file is checked on real images: give some with images=PATH (an "
-            "image, a folder or a quoted glob)."
-        ) from None
+    if config.images:
+        images = Listed(find_images(str(config.images)))
+    else:
+        try:
+            splits: dict[str, ImageSource] = dict(prepared.read(root)) if prepared.is_prepared(root) else {}
+            images = splits.get("test") or splits.get("val") or Listed(find_images(str(folder)))
+        except UserError:
+            raise UserError(
+                f"{folder} has no image any more, and the file is checked on real images: give some with images=PATH "
+                "(an image, a folder or a quoted glob)."
+            ) from None
     available = len(images.targets)
     count = min(CHECKED, available)
     return images, [i * available // count for i in range(count)]
@@ -232,14 +226,8 @@ def write_onnx(program: ExportedProgram, about: str, path: Path) -> None:
             "format=torch_export, which has no such limit."
         )
     with refused("ONNX cannot represent the network", "use format=torch_export."):
-        model = torch.onnx.export(
-            program,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: "batch"},),
-            dynamo=True,
-            verbose=False,
-        )
+        names = {"input_names": ["images"], "output_names": ["logits"]}
+        model = torch.onnx.export(program, **names, dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False)
     assert model is not None
     model.model.metadata_props["alexlab"] = about
     model.save(path)
