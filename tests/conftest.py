@@ -132,7 +132,7 @@ class Zygote:
         self.process: subprocess.Popen | None = None
 
     def run(
-        self, words: list[str], env: dict[str, str], timeout: float, watch: Callable[[int], None] | None = None
+        self, words: list[str], env: dict[str, str], timeout: float, watch: Callable[[int], None] | None, **more: object
     ) -> subprocess.CompletedProcess:
         """
         Args:
@@ -145,7 +145,7 @@ class Zygote:
             )
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            request = {"words": words, "env": env, "cwd": str(ROOT), "stdout": str(out), "stderr": str(err)}
+            request = {"words": words, "env": env, "cwd": str(ROOT), "stdout": str(out), "stderr": str(err), **more}
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
@@ -191,17 +191,21 @@ def command(
     env: dict[str, str] | None = None,
     timeout: float = 240,
     watch: Callable[[int], None] | None = None,
+    ranks: int = 2,
+    before: Path | None = None,
 ) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B.
 
     Args:
         words: train.py or eval.py, or a command such as predict, and its overrides; else Python's own arguments.
         watch: called again and again with the command's process, until that ends.
+        ranks: how many ranks can be forked too, if the run has several, instead of starting an interpreter each.
+        before: a script that runs first, also for those ranks.
     """
     if words[0] in VERBS:
         words = ("-m", "alexlab", *words)
     if (words[0].endswith(".py") or words[:2] == ("-m", "alexlab")) and not (env or {}).get("PYTHONPATH"):
-        return _zygote.run(list(words), clean_env(env), timeout, watch)
+        return _zygote.run(list(words), clean_env(env), timeout, watch, ranks=ranks, before=before and str(before))
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,

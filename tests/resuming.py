@@ -1,38 +1,33 @@
 """Runs of a tiny network in this process, stopped where a test wants it, and compared with uninterrupted ones."""
 
+import contextlib
+import copy
 import csv
+import functools
 import itertools
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import config_of
+from conftest import composed
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.commands import train as run
 from alexlab.engine import targets
+from alexlab.engine.schema import TrainConfig
 from alexlab.tasks import load
 
-OVERRIDES = [
-    "data=folder",
-    "data.image_size=32",
-    "data.batch_size=8",
-    "data.num_workers=0",
-    "augment=strong",
-    "model.net.dropout=0.5",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=2",
-    "trainer.log_every_n_steps=1",
-    "checkpoint.every_n_steps=1",
-    "logger=csv",
-    "callbacks.figures=false",
-    "callbacks.progress=none",
-    "callbacks.model_summary=0",
-]
+OVERRIDES = ["data=folder", "data.image_size=32", "data.batch_size=8", "data.num_workers=0", "augment=strong"]
+OVERRIDES += ["model.net.dropout=0.5", "trainer.accelerator=cpu", "trainer.max_epochs=2", "logger=csv"]
+OVERRIDES += ["trainer.log_every_n_steps=1", "checkpoint.every_n_steps=1", "callbacks.figures=false"]
+OVERRIDES += ["callbacks.progress=none", "callbacks.model_summary=0"]
+composed_once = functools.cache(composed)  # composing takes longer than a few steps of the tiny network
 
 
 class TinyNet(nn.Module):
@@ -64,7 +59,8 @@ class Harness:
             )
 
     def train(self, name: str, *words: str) -> Path:
-        run.train(config_of(*OVERRIDES, f"data.root={self.root}", *words, run_dir=self.folder / name))
+        plain = copy.deepcopy(composed_once(*OVERRIDES, f"data.root={self.root}", *words))
+        run.train(TrainConfig.model_validate({**plain, "run_dir": str(self.folder / name)}))
         return self.folder / name
 
     def stop(self, at: "Callable[[Checkpointing, str], bool]", name: str, *words: str) -> Path:
@@ -83,6 +79,20 @@ class Harness:
             with pytest.raises(Killed):
                 self.train(name, *words)
         return self.folder / name
+
+    def train_with_stops(self, name: str, stops: "list[tuple[int, str]]", *words: str) -> Path:
+        """Train from scratch; stop at each (batch, "before" or "after"), and resume with another number of workers."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        for n, (count, place) in enumerate(stops):
+            self.stop(at_batch(count, place), name, *words, "resume.run=auto", f"data.num_workers={n % 3}")
+        return self.train(name, *words, "resume.run=auto", f"data.num_workers={len(stops) % 3}")
+
+    @contextlib.contextmanager
+    def own_callbacks(self, *callbacks: Callback) -> Iterator[None]:
+        """Add callbacks to the runs of this block, as a user's own."""
+        with self.monkeypatch.context() as patch:
+            patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [*callbacks])
+            yield
 
 
 def at_batch(count: int, place: str) -> "Callable[[Checkpointing, str], bool]":

@@ -2,8 +2,6 @@
 
 Each is a process of its own, as a user's would be, but starts in 0.1 seconds instead of five. Nothing is computed here
 before a fork: threads of OpenMP would not survive it. Requests and answers are lines of JSON on stdin and stdout.
-
-The workers of a run on several devices are forks too, of their command.
 """
 
 import atexit
@@ -12,60 +10,21 @@ import gc
 import json
 import os
 import runpy
-import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, ClassVar
+
+import torch
 
 # not W&B, nor timm, which imports it: its folder for temporary files would go with the first fork
 import torchmetrics.classification  # noqa: F401
 
 import alexlab.commands.figures
-import alexlab.commands.train  # noqa: F401
-from alexlab.engine import launcher
-
-
-class ForkedWorker:
-    """What `launcher` uses of subprocess.Popen, for `python -m alexlab.commands.worker` in a fork of this process."""
-
-    def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
-        sys.stdout.flush()
-        reading, writing = os.pipe()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, launcher.FORWARDED)
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setpgid(0, 0)
-            os.close(writing)
-            os.dup2(reading, 0)  # sys.stdin has read nothing yet
-            for number in launcher.FORWARDED:  # as after exec
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            os.environ.clear()
-            os.environ.update(env)
-            run(command[1:])
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        os.close(reading)
-        self.stdin = open(writing, "wb", buffering=0)  # noqa: SIM115
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        return self.wait(os.WNOHANG)
-
-    def wait(self, options: int = 0) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+import alexlab.commands.train
+import alexlab.commands.worker  # noqa: F401
 
 
 def become(request: dict[str, Any]) -> None:
@@ -79,13 +38,58 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     faulthandler.enable(sys.stderr)
-    launcher.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedWorker})  # type: ignore[assignment]
+    if request["before"]:
+        runpy.run_path(request["before"])
+    for _ in range(request["ranks"]):
+        ForkedRank.fork_one()
+    subprocess.Popen = ForkedRank  # type: ignore[misc]
     run(request["words"])
 
 
-def run(words: list[str]) -> NoReturn:
-    """Run `python <words>` and end this process."""
-    sys.argv = list(words)
+class ForkedRank(subprocess.Popen):
+    """Starts `python -m alexlab.commands.worker` as a fork that was made before this process computed anything."""
+
+    spares: ClassVar[list[tuple[int, socket.socket]]] = []
+
+    @classmethod
+    def fork_one(cls) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+        if child:
+            theirs.close()
+            cls.spares.append((child, ours))
+            return
+        for _, channel in [(0, ours), *cls.spares]:
+            channel.close()
+        message, received, *_ = socket.recv_fds(theirs, 1 << 20, 16)
+        if not message:  # the run has ended
+            os._exit(0)
+        request = json.loads(message)
+        os.setpgid(0, 0)
+        sys.stdin.close()
+        for opened, number in zip(received, [0, *request["pass_fds"]], strict=True):
+            os.dup2(opened, number)
+        os.environ.clear()
+        os.environ.update(request["env"])
+        sys.stdin = open(0)  # noqa: SIM115
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        run(["-m", "alexlab.commands.worker"])
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, *more: Any) -> None:
+        if "alexlab.commands.worker" not in args or not self.spares:
+            super()._execute_child(args, executable, preexec_fn, close_fds, *more)  # type: ignore[misc]
+            return
+        pass_fds, _, env, _, _, _, stdin, *_ = more
+        self.pid, channel = self.spares.pop(0)
+        self._child_created = True
+        request = json.dumps({"env": env, "pass_fds": list(pass_fds)}).encode()
+        socket.send_fds(channel, [request], [stdin, *pass_fds])
+        os.close(stdin)
+
+
+def run(words: list[str]) -> None:
+    """Run `python <words>` in this process, and end it."""
+    sys.argv = words
     code = 0
     try:
         if sys.argv[0] == "-m":

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers.logger import DummyLogger
 from resuming import Harness, Killed, at_batch, difference, rows_of
 
 from alexlab.callbacks.checkpointing import Checkpointing
@@ -40,27 +41,27 @@ SETTINGS = [
 
 @pytest.mark.parametrize("words", SETTINGS, ids=lambda words: " ".join(words) or "plain")
 def test_resume_from_every_step(words: list[str], harness: Harness) -> None:
-    """Stopped before or after the validation and checkpoint of each batch, in turn; `make faults` stops at both."""
+    """One run that is stopped and resumed at each batch, before or after its validation and checkpoint in turn.
+
+    `make faults` stops at both, each time a run that was not stopped before.
+    """
     straight = harness.train("straight", *words)
     last = torch.load(straight / "checkpoints/last.ckpt", weights_only=True)
     batches = last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
     assert batches >= BATCHES
-    for count in range(1, batches + 1):
-        for place in ("before", "after") if ALL_PLACES else (("before", "after")[count % 2],):
-            shutil.rmtree(harness.folder / "stopped", ignore_errors=True)
-            harness.stop(at_batch(count, place), "stopped", *words)
-            resumed = harness.train("stopped", *words, "resume.run=auto", f"data.num_workers={count % 3}")
-            assert difference(straight, resumed) is None, f"stopped {place} the end of batch {count}"
+    in_turn = [(count, ("before", "after")[count % 2]) for count in range(1, batches + 1)]
+    alone = [[(count, place)] for count in range(1, batches + 1) for place in ("before", "after")]
+    for stops in alone if ALL_PLACES else [in_turn]:
+        resumed = harness.train_with_stops("stopped", stops, *words)
+        assert difference(straight, resumed) is None, f"stopped at {stops}"
 
 
 def test_resume_with_one_checkpoint_per_epoch(harness: Harness) -> None:
     """And without any yet, when the run starts from scratch."""
     words = ["checkpoint.every_n_steps=null"]
     straight = harness.train("straight", *words)
-    for count in (2, 5, 6, 9, 10):
-        shutil.rmtree(harness.folder / "stopped", ignore_errors=True)
-        harness.stop(at_batch(count, "after"), "stopped", *words)
-        assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
+    resumed = harness.train_with_stops("stopped", [(count, "after") for count in (2, 5, 6, 9, 10)], *words)
+    assert difference(straight, resumed) is None
 
 
 class SignalAt(pl.Callback):
@@ -78,47 +79,50 @@ class SignalAt(pl.Callback):
         setattr(self, hook, send)
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start", "on_validation_epoch_end"])
-@pytest.mark.parametrize("words", [["+trainer.val_check_interval=0.5"], ["ema.decay=0.9"]], ids=" ".join)
-def test_resume_from_a_signal(hook: str, words: list[str], harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No step is lost and none is done twice, not even if the signal came within a validation."""
-    words = [*words, "checkpoint.every_n_steps=null", "checkpoint.every_minutes=null"]
-    straight = harness.train("straight", *words)
-    for count, number in ((2, signal.SIGTERM), (4, signal.SIGUSR1), (5, signal.SIGINT), (10, signal.SIGTERM)):
-        every = 2 if "0.5" in words[0] else 5  # batches between two validations
-        if "validation" in hook and (count - 1) % 5 % every != every - 1:
-            continue
-        shutil.rmtree(harness.folder / "stopped", ignore_errors=True)
+def stop_by_signals(harness: Harness, hook: str, signals: dict[int, int], *words: str) -> list[int]:
+    """Stop a run in a hook of these batches by these signals, resuming it each time; return the steps done by then."""
+    steps = []
+    shutil.rmtree(harness.folder / "stopped", ignore_errors=True)
+    for count, number in signals.items():
         sender = SignalAt(hook, count, number)
-        with monkeypatch.context() as patch:
-            patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _, sender=sender: [sender])
-            with pytest.raises(SystemExit) as stopped:
-                harness.train("stopped", *words)
+        with harness.own_callbacks(sender), pytest.raises(SystemExit) as stopped:
+            harness.train("stopped", *words, "resume.run=auto")
         assert stopped.value.code == 128 + number
         assert sender.sent
         saved = torch.load(harness.folder / "stopped/checkpoints/last.ckpt", weights_only=True)
-        stops_at = min(count + 1, 10) if hook == "on_validation_epoch_end" else count  # at the end of the next batch
-        assert saved["global_step"] == stops_at
+        steps.append(saved["global_step"])
+    return steps
+
+
+SIGNALS = {2: signal.SIGTERM, 4: signal.SIGUSR1, 5: signal.SIGINT, 10: signal.SIGTERM}
+
+
+@pytest.mark.parametrize(
+    ("words", "validated"), [(["+trainer.val_check_interval=0.5"], (2, 4)), (["ema.decay=0.9"], (5, 10))], ids=str
+)
+def test_resume_from_signals(words: list[str], validated: tuple[int, int], harness: Harness) -> None:
+    """No step is lost and none is done twice, not even if the signal came within a validation."""
+    words = [*words, "checkpoint.every_n_steps=null", "checkpoint.every_minutes=null"]
+    straight = harness.train("straight", *words)
+    for hook, counts, steps in (
+        ("on_train_batch_start", (2, 4, 5, 10), [2, 4, 5, 10]),
+        ("on_validation_batch_start", validated, [*validated]),
+        ("on_validation_epoch_end", validated, [min(count + 1, 10) for count in validated]),  # one batch later
+    ):
+        assert stop_by_signals(harness, hook, {count: SIGNALS[count] for count in counts}, *words) == steps
         assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
 
 
 ACCUMULATING = ["trainer.accumulate_grad_batches=3", "data.batch_size=4", "checkpoint.every_n_steps=null"]
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
-def test_resume_from_a_signal_in_a_validation_within_an_accumulation(
-    count: int, harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_from_signals_in_validations_within_an_accumulation(harness: Harness) -> None:
     """An epoch has nine batches and validations after two, four, six and eight. Gradients are in no checkpoint."""
     words = [*ACCUMULATING, "+trainer.val_check_interval=2"]
     straight = harness.train("straight", *words)
-    sender = SignalAt("on_validation_batch_start", count, signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [sender])
-        with pytest.raises(SystemExit):
-            harness.train("stopped", *words)
-    saved = torch.load(harness.folder / "stopped/checkpoints/last.ckpt", weights_only=True)
-    assert saved["global_step"] == -(-count // 3), "the step under way is finished"
+    signals = dict.fromkeys((2, 4, 8), signal.SIGTERM)
+    steps = stop_by_signals(harness, "on_validation_batch_start", signals, *words)
+    assert steps == [1, 2, 3], "the step under way is finished"
     assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
 
 
@@ -133,17 +137,16 @@ class TimeIsUpAt(pl.Callback):
             trainer.should_stop = True
 
 
-@pytest.mark.parametrize("count", [11, 12, 13])
-def test_resume_after_the_time_was_up(count: int, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_the_time_was_up(harness: Harness) -> None:
     words = [*ACCUMULATING, "trainer.max_epochs=3"]
     straight = harness.train("straight", *words)
-    with monkeypatch.context() as patch:
-        patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [TimeIsUpAt(count)])
-        stopped = harness.train("stopped", *words)
-    saved = torch.load(stopped / "checkpoints/last.ckpt", weights_only=True)
-    assert saved["global_step"] == -(-count // 3), "the step under way is finished"
-    (stopped / "summary.json").unlink()  # which says finished; a larger trainer.max_time would prolong the run
-    assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
+    for count in (11, 12, 13):
+        with harness.own_callbacks(TimeIsUpAt(count)):
+            stopped = harness.train(f"stopped{count}", *words)
+        saved = torch.load(stopped / "checkpoints/last.ckpt", weights_only=True)
+        assert saved["global_step"] == -(-count // 3), "the step under way is finished"
+        (stopped / "summary.json").unlink()  # which says finished; a larger trainer.max_time would prolong the run
+        assert difference(straight, harness.train(stopped.name, *words, "resume.run=auto")) is None
 
 
 def test_resume_after_a_batch_whose_images_are_all_broken(harness: Harness, tmp_path: Path) -> None:
@@ -158,9 +161,20 @@ def test_resume_after_a_batch_whose_images_are_all_broken(harness: Harness, tmp_
         straight = harness.train(f"straight{every}", *words)
         (row,) = [row for row in rows_of(straight) if row["step"] == str(step) and "train/loss_step" in row]
         assert math.isnan(float(row["train/loss_step"])) == (every == 1)
-        for count in (2, 3, 4):
-            harness.stop(at_batch(count, "after"), f"stopped{every}{count}", *words)
-            assert difference(straight, harness.train(f"stopped{every}{count}", *words, "resume.run=auto")) is None
+        resumed = harness.train_with_stops("stopped", [(count, "after") for count in (2, 3, 4)], *words)
+        assert difference(straight, resumed) is None
+
+
+def test_tensorboard_forgets_the_steps_after_the_checkpoint(harness: Harness) -> None:
+    steps = []
+
+    def logger(*_: Any, purge_step: int | None, **more: Any) -> DummyLogger:
+        steps.append(purge_step)
+        return DummyLogger()
+
+    harness.monkeypatch.setattr("pytorch_lightning.loggers.TensorBoardLogger", logger)
+    harness.train_with_stops("run", [(3, "after")], "logger=tensorboard")
+    assert steps == [None, 3]
 
 
 def test_checkpoints_are_written_by_the_clock(harness: Harness) -> None:
@@ -228,8 +242,8 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         "alexlab.data.sampler.TrainBatchSampler.resume_at", property(lambda _: (0, 0), lambda *_: None), raising=False
     ),
     "the epoch's sums are forgotten": lambda patch: patch.setattr(Checkpointing, "_restore_ranks", lambda self: None),
-    "the validation of the last step is forgotten": lambda patch: patch.setattr(
-        Checkpointing, "_finish_step", lambda self, fetcher: None
+    "the validation of the last step is forgotten": _after_load(
+        lambda _, checkpoint: checkpoint["callbacks"]["Checkpointing"].update(of="end")
     ),
     "the best metrics are forgotten": lambda patch: patch.setattr(
         Checkpointing, "restores_best", property(lambda _: False, lambda *_: None), raising=False
@@ -256,29 +270,42 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_mistake_would_be_noticed(mutation: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["+trainer.val_check_interval=0.6", "trainer.log_every_n_steps=1", "optimizer.momentum=0.9"]
-    straight = harness.train("straight", *words)
+MUTATED = ["+trainer.val_check_interval=0.6", "trainer.log_every_n_steps=1", "optimizer.momentum=0.9"]
+
+
+@pytest.fixture(scope="module")
+def stopped_runs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not stopped, and others that were, each at another point."""
+    with pytest.MonkeyPatch.context() as patch:
+        harness = Harness(shapes, tmp_path_factory.mktemp("stopped"), patch)
+        harness.train("straight", *MUTATED)
+        for count in (3, 4, 9):  # the third batch is validated after its checkpoint
+            _stop_after_checkpoint(harness, count, f"stopped{count}", *MUTATED)
+        harness.stop(at_batch(4, "after"), "stopped", *MUTATED, "checkpoint.every_n_steps=3")
+        return harness.folder
+
+
+@pytest.mark.parametrize("mutation", [None, *MUTATIONS], ids=str)
+def test_a_mistake_would_be_noticed(mutation: str | None, stopped_runs: Path, harness: Harness) -> None:
     found = []
-    for count in (3, 4, 9, 0):  # the third batch is validated after its checkpoint; 0: one step after a checkpoint
-        shutil.rmtree(harness.folder / "stopped", ignore_errors=True)
-        if count:
-            _stop_after_checkpoint(harness, count, words, monkeypatch)
-        else:
-            harness.stop(at_batch(4, "after"), "stopped", *words, "checkpoint.every_n_steps=3")
-        with monkeypatch.context() as patch:
-            MUTATIONS[mutation](patch)
+    for name in ("stopped3", "stopped4", "stopped9", "stopped"):
+        shutil.copytree(stopped_runs / name, harness.folder / name)
+        with harness.monkeypatch.context() as patch:
+            if mutation is not None:
+                MUTATIONS[mutation](patch)
             try:
-                found.append(difference(straight, harness.train("stopped", *words, "resume.run=auto")))
+                resumed = harness.train(name, *MUTATED, "resume.run=auto")
+                found.append(difference(stopped_runs / "straight", resumed))
             except AttributeError:  # the mutation is of older code
                 raise
             except Exception as error:
                 found.append(repr(error))
-    assert any(found), "a run with this mistake equals one without"
+        if any(found):
+            break
+    assert any(found) == (mutation is not None), "a run with this mistake equals one without"
 
 
-def _stop_after_checkpoint(harness: Harness, count: int, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def _stop_after_checkpoint(harness: Harness, count: int, name: str, *words: str) -> None:
     """Stop a run right after the checkpoint of a step, before its validation."""
     plain = Checkpointing.save
 
@@ -287,10 +314,10 @@ def _stop_after_checkpoint(harness: Harness, count: int, words: list[str], monke
         if self.trainer.fit_loop.epoch_loop.batch_progress.total.completed == count:
             raise Killed
 
-    with monkeypatch.context() as patch:
+    with harness.monkeypatch.context() as patch:
         patch.setattr(Checkpointing, "save", save)
         with pytest.raises(Killed):
-            harness.train("stopped", *words)
+            harness.train(name, *words)
 
 
 # -- mistakes of users
@@ -405,7 +432,7 @@ def test_a_run_that_started_from_a_checkpoint_starts_from_it_again(harness: Harn
     assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
 
 
-def test_early_stopping_survives_a_resume(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_survives_a_resume(harness: Harness) -> None:
     """Of a run that was killed within its test."""
     words = ["callbacks.early_stopping=1", "trainer.max_epochs=8", "monitor=val/loss", "optimizer.lr=1"]
     straight = harness.train("straight", *words)
@@ -415,7 +442,7 @@ def test_early_stopping_survives_a_resume(harness: Harness, monkeypatch: pytest.
     def killed(*_: Any) -> None:
         raise Killed
 
-    with monkeypatch.context() as patch:
+    with harness.monkeypatch.context() as patch:
         patch.setattr("alexlab.commands.train.test_best", killed)
         with pytest.raises(Killed):
             harness.train("stopped", *words)
@@ -428,7 +455,7 @@ def test_no_row_is_lost_if_none_was_added_since_the_last_resume(harness: Harness
     straight = harness.train("straight", *words)
     harness.stop(at_batch(7, "after"), "stopped", *words)
     harness.stop(at_batch(8, "before"), "stopped", *words, "resume.run=auto")
-    _stop_after_checkpoint(harness, 8, [*words, "resume.run=auto"], harness.monkeypatch)
+    _stop_after_checkpoint(harness, 8, "stopped", *words, "resume.run=auto")
     assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
 
 

@@ -2,15 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import pytorch_lightning as pl
-from conftest import ROOT, TINY, clean_env, config_of, summary_of
+from conftest import TINY, config_of, summary_of, tiny_train
 from resuming import Harness
 
 from alexlab.callbacks.preemption import Preempted, Preemption, SignalRecorder
@@ -45,37 +45,35 @@ def test_lightnings_own_signal_handling_is_switched_off() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def stop_when(seen: Path, text: str, number: int, rank: int | None = None) -> Callable[[int], None]:
+    """Send one signal to the process that is watched, or to a rank that it started, once the file `seen` has `text`."""
+    sent: list[int] = []
+
+    def watch(pid: int) -> None:
+        if not sent and seen.is_file() and text in seen.read_text():
+            ranks = [each.pid for each in psutil.Process(pid).children()]
+            sent.append(pid if rank is None else sorted(ranks)[rank])
+            os.kill(sent[0], number)
+
+    return watch
+
+
 @pytest.mark.parametrize(
-    ("number", "devices", "whom"),
-    [(signal.SIGTERM, 1, "all"), (signal.SIGINT, 1, "all"), (signal.SIGUSR1, 2, "rank 1"), (signal.SIGINT, 2, "all")],
+    ("number", "devices", "rank"),
+    [(signal.SIGTERM, 1, None), (signal.SIGINT, 1, None), (signal.SIGUSR1, 2, 1), (signal.SIGINT, 2, None)],
 )
 def test_a_run_with_threads_stops_without_a_traceback(
-    number: signal.Signals, devices: int, whom: str, shapes: Path, tmp_path: Path
+    number: signal.Signals, devices: int, rank: int | None, shapes: Path, tmp_path: Path
 ) -> None:
-    """On a signal to the whole process group, as from a terminal or a scheduler, or to one rank of two."""
-    words = [
-        "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=5000",
-        "data.num_workers=1", f"hydra.run.dir={tmp_path / 'run'}", f"trainer.devices={devices}",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 1/"):
-            break
-    if whom == "all":
-        os.killpg(process.pid, number)
-    else:
-        shown = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
-        pairs = [tuple(map(int, row.split())) for row in shown.splitlines()[1:]]
-        os.kill(max(pid for pid, parent in pairs if parent == process.pid), number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, errors
-    assert "Traceback" not in errors
-    assert summary_of(tmp_path / "run")["status"] == "preempted"
-    assert summary_of(tmp_path / "run")["error"] == f"stopped by {number.name}"
+    """On a signal to the command, as from a terminal or a scheduler, or to one rank of two."""
+    run_dir = tmp_path / "run"
+    words = ["trainer.max_epochs=5000", "data.num_workers=1", f"trainer.devices={devices}"]
+    watch = stop_when(run_dir / "train.log", "epoch 1/", number, rank)
+    done = tiny_train(shapes, run_dir, *words, watch=watch, ranks=devices)
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stderr
+    assert summary_of(run_dir)["status"] == "preempted"
+    assert summary_of(run_dir)["error"] == f"stopped by {number.name}"
 
 
 @pytest.mark.parametrize("within", ["build.build_data", "summary.report_start"])
@@ -110,23 +108,16 @@ def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scontrol.chmod(0o755)
-    env = clean_env({"SLURM_JOB_ID": "91", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"})
-    words = [
-        "train.py", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.devices=2",
-        "resume=auto", "resume.requeue=true", f"hydra.run.dir={tmp_path / 'run'}",
-    ]  # fmt: skip
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("run directory:"):
-            break
-    process.send_signal(signal.SIGUSR1)
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 128 + signal.SIGUSR1
-    assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in printed
-    assert printed.endswith("SLURM queued job 91 again.\n")
+    env = {"SLURM_JOB_ID": "91", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    run_dir = tmp_path / "run"
+    words = ["trainer.devices=2", "resume=auto", "resume.requeue=true"]
+    watch = stop_when(run_dir / "config.yaml", "data:", signal.SIGUSR1)
+    done = tiny_train(shapes, run_dir, *words, env=env, watch=watch, ranks=2)
+    assert done.returncode == 128 + signal.SIGUSR1
+    assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in done.stdout
+    assert done.stdout.endswith("SLURM queued job 91 again.\n")
     assert asked.read_text() == "requeue 91\n"
-    assert summary_of(tmp_path / "run")["status"] == "preempted"
+    assert summary_of(run_dir)["status"] == "preempted"
 
 
 @pytest.mark.parametrize("times", [1, 2])

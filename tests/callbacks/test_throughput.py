@@ -55,9 +55,7 @@ def test_an_epoch_without_steps_logs_no_speed(clock: list[float]) -> None:
     assert watch.state_dict() == {"images": 400, "seconds": 16.0, "waited": 4.0}
 
 
-def test_the_seconds_of_a_resumed_run_include_the_training_before(
-    clock: list[float],
-) -> None:
+def test_the_seconds_of_a_resumed_run_include_the_training_before(clock: list[float]) -> None:
     watch = throughput.Throughput(global_batch=100)
     watch.load_state_dict({"images": 400, "seconds": 1000.0, "waited": 4.0})
     module, trainer = logging_to({}), cast(Any, SimpleNamespace(global_step=0, log_every_n_steps=2, callbacks=[watch]))

@@ -83,7 +83,7 @@ def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, 
                 process.send_signal(number)
 
     words = [f"trainer.devices={ranks}", "trainer.log_every_n_steps=1", "checkpoint.every_minutes=null"]
-    done = command(*job(shapes, run_dir, *words), watch=watch)
+    done = command(*job(shapes, run_dir, *words), watch=watch, ranks=ranks if ranks > 1 else 0)
     assert len(sent) == (1 if ranks == 1 else 1 + ranks)
     assert done.returncode == 128 + number, done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -49,11 +49,10 @@ def test_erasing_covers_the_documented_area() -> None:
 
 def test_mixing_gives_class_probabilities() -> None:
     augment = BatchAugment(MEAN, STD, 5, mixup=0.2, cutmix=1.0)
-    _, targets = augment(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 5, seed=1)
+    images, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 5
+    _, targets = augment(images, labels, seed=1)
     assert targets.shape == (6, 5)
     torch.testing.assert_close(targets.sum(1), torch.ones(6))
     for whole in ({"mixup": 1}, {"cutmix": 1}):  # an int, as `augment.mixup=1` gives
-        _, targets = BatchAugment(MEAN, STD, 5, **whole)(
-            torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 5, 1
-        )
+        _, targets = BatchAugment(MEAN, STD, 5, **whole)(images, labels, seed=1)
         torch.testing.assert_close(targets.sum(1), torch.ones(6))

@@ -19,13 +19,8 @@ from alexlab.tasks.classification import ImageClassifier
 from alexlab.tasks.optimizers import OptimizerSettings
 
 CPU = torch.device("cpu")
-SETTINGS = OptimizerSettings(
-    {"_target_": "torch.optim.SGD", "lr": 0.1, "weight_decay": 0.0},
-    {"name": "constant", "unit": "epoch", "warmup": 0},
-    images_per_step=4,
-    steps=4,
-    steps_per_epoch=2,
-)
+SGD, CONSTANT = {"_target_": "torch.optim.SGD", "lr": 0.1}, {"name": "constant", "unit": "epoch", "warmup": 0}
+SETTINGS = OptimizerSettings(SGD, CONSTANT, images_per_step=4, steps=4, steps_per_epoch=2)
 
 
 def task_of(metrics: MetricCollection | None = None, **run: Any) -> ImageClassifier:
@@ -35,34 +30,21 @@ def task_of(metrics: MetricCollection | None = None, **run: Any) -> ImageClassif
 
 
 def batches_of(count: int, size: int = 4, skipped: dict[str, str] | None = None) -> list[Batch]:
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
     generator = torch.Generator().manual_seed(3)
-    return [
-        Batch(
-            torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator),
-            torch.randint(0, 4, (size,), generator=generator),
-            skipped or {},
-        )
-        for _ in range(count)
-    ]
+    return [Batch(draw(256, size, 3, 8, 8).byte(), draw(4, size), skipped or {}) for _ in range(count)]
 
 
-def trainer_of(epochs: int = 1, **settings: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        max_epochs=epochs,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **settings,
-    )
-
-
-def fit(task: ImageClassifier, val: list[Batch], train: list[Batch] | None = None, **settings: Any) -> pl.Trainer:
-    trainer = trainer_of(**settings)
-    loaders = [torch.utils.data.DataLoader(part, batch_size=None) for part in (train or batches_of(2), val)]  # type: ignore[arg-type]
+def fit(
+    task: ImageClassifier, val: list[Batch] | None, train: list[Batch] | None = None, epochs: int = 1, **settings: Any
+) -> pl.Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    settings |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0, **quiet}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, **settings)
+    train = train or batches_of(2)
+    loaders = [torch.utils.data.DataLoader(part, batch_size=None) for part in (train, val) if part]  # type: ignore[arg-type]
     trainer.fit(task, *loaders)
     return trainer
 
@@ -150,11 +132,6 @@ def test_a_metric_must_give_one_number() -> None:
         fit(task, batches_of(1))
 
 
-def test_the_monitor_must_be_a_metric() -> None:
-    with pytest.raises(UserError, match=r"monitor=val/f2 is not a validation metric: choose one of val/loss, val/"):
-        fit(task_of(monitor="val/f2"), batches_of(1))
-
-
 def test_a_nan_loss_of_a_validation_is_an_error() -> None:
     task = task_of()
     val = batches_of(1)
@@ -168,10 +145,7 @@ def test_batches_with_a_nan_loss_can_be_ignored() -> None:
     task = task_of()
     task.ignores_nonfinite_loss = True
     task.criterion.register_forward_hook(lambda module, _, loss: loss * math.nan if module.training else loss)
-    trainer = trainer_of()
-    loader: Any = torch.utils.data.DataLoader(batches_of(2), batch_size=None)  # type: ignore[arg-type]
-    trainer.fit(task, loader)
-    assert "train/loss" not in trainer.callback_metrics
+    assert "train/loss" not in fit(task, val=None).callback_metrics
     assert task.nonfinite_losses == 2
 
 
@@ -188,16 +162,13 @@ def test_more_broken_images_than_allowed_are_an_error() -> None:
 
 def test_a_validation_of_broken_images_only_is_an_error() -> None:
     broken = batches_of(1, size=0, skipped={"a.jpg": "a.jpg is empty"})
-    with pytest.raises(
-        UserError, match=r"No image of val could be read: .* skipped all of them, such as a.jpg is empt"
-    ):
+    with pytest.raises(UserError, match=r"No image of val could be read: .* skipped all of them, such as a.jpg is em"):
         fit(task_of(), broken)
 
 
 def test_a_training_batch_without_images_changes_no_weight() -> None:
     task = task_of()
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    train = batches_of(1, size=0)
     with pytest.raises(UserError, match="No image of train could be read"):
-        fit(task, batches_of(1), train)
+        fit(task, batches_of(1), train=batches_of(1, size=0))
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())

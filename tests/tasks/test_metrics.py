@@ -26,11 +26,8 @@ def test_means_equal_torchmetrics_over_ranks_with_different_numbers_of_images() 
     expected = {"loss": float(F.cross_entropy(logits, labels))}
     for k in (1, 5):
         expected[f"acc{k}"] = float(multiclass_accuracy(logits, labels, 12, average="micro", top_k=k))
-    ranks = [
-        metric_of(logits[:13], labels[:13], [8, 5]),
-        metric_of(logits[13:], labels[13:], [8, 2]),
-        LossAndAccuracy(),
-    ]
+    ranks = [metric_of(logits[:13], labels[:13], [8, 5]), metric_of(logits[13:], labels[13:], [8, 2])]
+    ranks.append(LossAndAccuracy())
     for first, *others in (ranks, ranks[::-1]):
         total = first.clone()
         for other in others:
@@ -70,10 +67,7 @@ def test_top5_of_fewer_than_five_classes_is_1() -> None:
 
 def test_an_epoch_without_images_has_no_means() -> None:
     assert LossAndAccuracy().compute() == {}
-
-
-def test_states_are_in_no_checkpoint_of_weights() -> None:
-    assert LossAndAccuracy().state_dict() == {}
+    assert LossAndAccuracy().state_dict() == {}, "states are in no checkpoint of weights"
 
 
 def test_a_million_images_are_counted_exactly() -> None:

@@ -10,14 +10,7 @@ from torch import nn
 from alexlab.engine.errors import UserError
 from alexlab.tasks import optimizers as optim
 
-SGD = {
-    "_target_": "torch.optim.SGD",
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "decay_norm_and_bias": False,
-    "lr_reference_batch": None,
-}
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "lr_reference_batch": None}
 PLATEAU = {"name": "plateau", "factor": 0.1, "patience": 0, "min_lr": 0}
 
 
@@ -94,7 +87,7 @@ def test_settings_that_the_optimizer_refuses_are_an_error() -> None:
 
 
 def test_state_tensors_per_parameter() -> None:
-    adamw = {"_target_": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.0, "decay_norm_and_bias": False}
+    adamw = {"_target_": "torch.optim.AdamW", "lr": 1e-3}
     assert optim.state_tensors(SGD) == 1
     assert optim.state_tensors({**SGD, "momentum": 0.0}) == 0
     assert optim.state_tensors(adamw) == 2
@@ -107,10 +100,10 @@ def test_learning_rate_scales_with_the_batch_only_if_wanted() -> None:
 
 def test_weight_decay_depends_on_the_module_type() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    decayed, plain = optim.decay_groups(net, 5e-4, decay_norm_and_bias=False)
+    decayed, plain = optim.parameter_groups(net, 0.1, SGD)
     assert [p.shape for p in decayed["params"]] == [torch.Size([4, 3, 3, 3]), torch.Size([2, 4])]
     assert (decayed["weight_decay"], plain["weight_decay"], len(plain["params"])) == (5e-4, 0.0, 4)
-    assert len(optim.decay_groups(net, 5e-4, decay_norm_and_bias=True)) == 1
+    assert len(optim.parameter_groups(net, 0.1, {**SGD, "decay_norm_and_bias": True})) == 1
 
 
 def test_biases_have_twice_the_learning_rate() -> None:
@@ -133,19 +126,10 @@ def test_biases_have_twice_the_learning_rate() -> None:
 def test_the_backbone_has_its_own_learning_rate() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     settings = {**SGD, "bias_lr_factor": 2.0, "backbone_lr_factor": 0.1}
-    groups = {
-        id(p): (group["lr"], group["weight_decay"])
-        for group in optim.build_optimizer(net, settings, 64).param_groups
-        for p in group["params"]
-    }
-    expected = {
-        "0.weight": (0.01, 5e-4),
-        "0.bias": (0.02, 0.0),
-        "1.weight": (0.01, 0.0),
-        "1.bias": (0.02, 0.0),
-        "3.weight": (0.1, 5e-4),
-        "3.bias": (0.2, 0.0),
-    }
+    built = optim.build_optimizer(net, settings, 64).param_groups
+    groups = {id(p): (group["lr"], group["weight_decay"]) for group in built for p in group["params"]}
+    expected = {"0.weight": (0.01, 5e-4), "0.bias": (0.02, 0.0), "1.weight": (0.01, 0.0), "1.bias": (0.02, 0.0)}
+    expected |= {"3.weight": (0.1, 5e-4), "3.bias": (0.2, 0.0)}
     for name, parameter in net.named_parameters():
         assert groups[id(parameter)] == pytest.approx(expected[name])
     assert len(groups) == 6

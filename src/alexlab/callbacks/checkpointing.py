@@ -1,13 +1,13 @@
 """best.ckpt and last.ckpt, and the exact resume from last.ckpt. The only file that changes Lightning's loops.
 
-best.ckpt has weights only, of the best validation. last.ckpt has everything, and is written after each epoch, every
-few steps or minutes if wanted, and where a run stops.
+best.ckpt has weights only, of the best validation. last.ckpt has everything. It is written after each epoch, every few
+steps or minutes if wanted, and when a run stops.
 
 Lightning writes checkpoints from within its hooks, when a step or an epoch is only partly done: the validation, the
 metrics of the epoch or the next learning rate may be missing. Depending on the hook, a run that resumes from such a
-file loses or doubles a validation or a row of metrics. Here last.ckpt is written at three points only, between
-two hooks, and stores which one: after an optimizer step, before its validation ("step"); where a run stopped within an
-epoch ("end"); and after everything of an epoch ("epoch").
+file loses or repeats a validation or a row of metrics. Here last.ckpt is written at three points only, between two
+hooks, and stores which one: after an optimizer step, before its validation ("step"); when a run stopped within an epoch
+("end"); and after everything of an epoch ("epoch").
 """
 
 import time
@@ -45,8 +45,7 @@ class Checkpointing(Callback):
         folder: for the checkpoints.
         preemption: says whether a signal stops the run.
         nan_guard: checks the weights before last.ckpt is written.
-        every_n_steps: optimizer steps between two last.ckpt; None writes none within an epoch.
-        every_minutes: minutes between two last.ckpt; None writes none by the clock.
+        every_n_steps, every_minutes: from one last.ckpt within an epoch to the next; None is never.
         steps_per_epoch: stored in last.ckpt, because a resumed run must have the same.
         restores_best: whether the best metrics of the resumed checkpoint count, because its best.ckpt is in `folder`.
 
@@ -79,11 +78,7 @@ class Checkpointing(Callback):
         self._out_of_time = False  # whether the run stops within an epoch, as Timer does
 
     def install(self, trainer: pl.Trainer) -> None:
-        """Replace the ends of Lightning's steps and epochs.
-
-        Raises:
-            AttributeError: this version of Lightning has other loops.
-        """
+        """Replace the ends of Lightning's steps and epochs. Raises AttributeError if Lightning has other loops."""
         epochs: Any = trainer.fit_loop
         steps: Any = epochs.epoch_loop
         for owner, names in ((epochs, FIT_LOOP_PARTS), (steps, EPOCH_LOOP_PARTS), (call, CALL_PARTS)):
@@ -109,8 +104,11 @@ class Checkpointing(Callback):
     def _after_step(self, fetcher: Any) -> None:
         """Replace Lightning's own end of a batch, which validates if it is time, and counts the step."""
         loop: Any = self.trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():
-            self._within_accumulation(fetcher)
+        if loop._should_accumulate():  # nothing may stop the run before the step: no checkpoint has the gradients
+            self._hold_stop()
+            with self.preemption.postponed():
+                self._lightnings_step_end(fetcher)
+            self._hold_stop()  # early stopping may have asked for one
             return
         self.trainer.should_stop |= self._stop_held
         at_max_steps = loop.max_steps != -1 and loop.global_step >= loop.max_steps  # "end" follows
@@ -123,19 +121,18 @@ class Checkpointing(Callback):
             # Lightning validates a run that stops within an epoch. Save before: a prolonged run must not have that one.
             if not loop._num_ready_batches_reached() and (self._is_due() or self._out_of_time):
                 self.save("step")
+        self._finish_step(fetcher)
+
+    def _finish_step(self, fetcher: Any) -> None:
+        """Do what follows a step's checkpoint: validate, if it is time, and count the step."""
         try:
             self._lightnings_step_end(fetcher)
         except Preempted:  # within the validation, which the resumed run repeats
-            self._leave_validation()
+            self.trainer.training = True
+            for averaging in self._averaging():  # swaps average and weights back
+                averaging.on_validation_epoch_end(self.trainer, self.trainer.lightning_module)
             self.save("step")
             raise
-
-    def _within_accumulation(self, fetcher: Any) -> None:
-        """End a batch that makes no step. Nothing may stop the run here: no checkpoint has the gradients."""
-        self._hold_stop()
-        with self.preemption.postponed():
-            self._lightnings_step_end(fetcher)
-        self._hold_stop()  # early stopping may have asked for one
 
     def _hold_stop(self) -> None:
         self._stop_held |= self.trainer.should_stop
@@ -144,6 +141,9 @@ class Checkpointing(Callback):
     def _stopped_early(self) -> bool:
         stoppers = [c for c in self.trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
         return any(stopper.wait_count >= stopper.patience for stopper in stoppers)
+
+    def _averaging(self) -> list[WeightAveraging]:
+        return [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
 
     def _after_epoch(self) -> None:
         """Replace Lightning's own end of an epoch."""
@@ -163,23 +163,13 @@ class Checkpointing(Callback):
         by_clock, self.preemption.checkpoint_due = self.preemption.checkpoint_due, False
         return by_step or by_clock
 
-    def _leave_validation(self) -> None:
-        """Leave a validation as if it had not begun."""
-        self.trainer.training = True
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):  # swaps average and weights back
-                callback.on_validation_epoch_end(self.trainer, self.trainer.lightning_module)
-
     # -- last.ckpt
 
     def save(self, point: str) -> None:
-        """Write last.ckpt, on all ranks together.
+        """Write last.ckpt, on all ranks together. Raises UserError if the weights are NaN or infinite.
 
         Args:
             point: "step", "end" or "epoch", see above.
-
-        Raises:
-            UserError: the weights are NaN or infinite.
         """
         trainer, model = self.trainer, self.trainer.lightning_module
         self.nan_guard.check(trainer, weights=True)
@@ -213,11 +203,10 @@ class Checkpointing(Callback):
             return [own]
         names = [name for name, buffer in model.net.named_buffers() if buffer.is_floating_point()]
         own["buffers"] = {name: model.net.get_buffer(name).cpu() for name in names}
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):
-                average: dict[str, Any] = {"state_dict": {}}
-                callback.on_save_checkpoint(self.trainer, model, average)
-                own["average"] = {name: average["state_dict"][f"net.{name}"].cpu() for name in names}
+        for averaging in self._averaging():
+            average: dict[str, Any] = {"state_dict": {}}
+            averaging.on_save_checkpoint(self.trainer, model, average)
+            own["average"] = {name: average["state_dict"][f"net.{name}"].cpu() for name in names}
         ranks: list[dict[str, Any]] = [{}] * self.trainer.world_size
         dist.all_gather_object(ranks, own)
         return ranks
@@ -305,14 +294,6 @@ class Checkpointing(Callback):
             buffers = {name: values[rank] for name, values in self._resumed.get("buffers", {}).items()}
             ranks.append({"metrics": {LossAndAccuracy.__name__: states}, **({"buffers": buffers} if buffers else {})})
         return ranks
-
-    def _finish_step(self, fetcher: Any) -> None:
-        """Do what follows a step's checkpoint: validate, if it is time, and count the step."""
-        try:
-            self._lightnings_step_end(fetcher)
-        except Preempted:
-            self._leave_validation()
-            raise  # last.ckpt is still the one of this step
 
 
 def _metrics(model: Any) -> dict[str, Metric]:

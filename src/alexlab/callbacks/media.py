@@ -29,20 +29,13 @@ MOST_ROWS = 2000  # classes in W&B's table, the worst first
 
 
 class Prediction(NamedTuple):
-    """What the network says about a test image.
+    """What the network says about a test image."""
 
-    Attributes:
-        confidence: probability of the predicted class, 0 to 1.
-        image: uint8 (3, H, W).
-        top5: up to five (class, probability), the most probable first.
-        loss: cross-entropy, in nats.
-    """
-
-    confidence: float
-    image: torch.Tensor
+    confidence: float  # probability of the predicted class, 0 to 1
+    image: torch.Tensor  # uint8 (3, H, W)
     truth: int
-    top5: list[tuple[int, float]]
-    loss: float
+    top5: list[tuple[int, float]]  # up to five (class, probability), the most probable first
+    loss: float  # cross-entropy, in nats
 
     @property
     def predicted(self) -> int:
@@ -80,12 +73,10 @@ class Media(Callback):
 
             self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the network sees them")})
 
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if outputs is None:  # a batch without images
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, logits: Any, batch: Any, *_: Any) -> None:
+        if logits is None:  # a batch without images
             return
-        logits, targets = outputs["logits"], batch[1]
+        targets = batch[1]
         confidence, predicted = logits.softmax(1).max(1)
         wrong = (predicted != targets).nonzero().flatten()
 
@@ -144,13 +135,7 @@ class Media(Callback):
             picture.save(file, "PNG")
 
     def _log_end(
-        self,
-        run: Any,
-        split: str,
-        names: list[str],
-        matrix: np.ndarray,
-        rows: list[int],
-        acc1: list[float | None],
+        self, run: Any, split: str, names: list[str], matrix: np.ndarray, rows: list[int], acc1: list[float | None]
     ) -> None:
         """Log the test under the name of its split: results on val must not be compared with those on test."""
         import wandb
@@ -170,12 +155,9 @@ class Media(Callback):
             per_class.add_data(name, int(count), accuracy)
         # as wandb.plot.confusion_matrix makes it, which needs every single prediction
         counts = [[names[a], names[p], int(matrix[a, p])] for a in rows for p in rows]
-        drawn = wandb.plot_table(
-            "wandb/confusion_matrix/v1",
-            wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=counts),
-            {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
-            {"title": "confusion matrix"},
-        )
+        columns: Any = ["Actual", "Predicted", "nPredictions"]
+        table, fields = wandb.Table(columns=columns, data=counts), dict(zip(columns, columns, strict=True))
+        drawn = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "confusion matrix"})
         run.log({**tables, f"{split}/per_class": per_class, f"{split}/confusion_matrix": drawn})
 
 

@@ -7,6 +7,7 @@ weights. The images of a batch are computed from the epoch and the batch's numbe
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,24 +102,19 @@ class NanGuard(Callback):
         self.check(trainer)  # before the epoch's metrics are logged; its checkpoint checks the weights
 
     def check(self, trainer: pl.Trainer, weights: bool = False) -> None:
-        """Check the losses since the last check. With `skip` none are left, because each step is checked.
+        """Check the losses since the last check, and raise UserError if one is NaN or infinite. `skip` has none left.
 
         Args:
             weights: check the weights too: a NaN in the gradient spoils them although the loss was finite.
-
-        Raises:
-            UserError: something is NaN or infinite.
         """
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         weights = weights and self.weights_checked_at != batches
         losses, self.losses = ([], self.losses) if self.skips else (self.losses, [])
         if not losses and not weights:
             return
-        model: Any = trainer.lightning_module
-        spoiled = torch.tensor(False, device=model.device)
-        if weights:
-            self.weights_checked_at = batches
-            spoiled = ~all_finite([*model.net.parameters(), *model.net.buffers()])
+        net: Any = trainer.lightning_module.net
+        spoiled = ~all_finite([*net.parameters(), *net.buffers()] if weights else [])
+        self.weights_checked_at = batches if weights else self.weights_checked_at
         values = _of_all_ranks(trainer, [spoiled, *(loss for _, loss in losses)])
         what = self._first_nonfinite(trainer, losses, values[1:])
         if what is None and any(values[0]):  # by the last step: an earlier one would have shown in a loss
@@ -127,10 +123,8 @@ class NanGuard(Callback):
             return
         if self.skips:
             raise UserError(f"on_nan=skip: {what}, although loss and gradient were finite: no step to skip. {HELP}.")
-        resume = ""
-        if self.last_ckpt.is_file():
-            resume = f" {self.last_ckpt.name} is from before it: {self.resume_command} on_nan=skip skips such steps."
-        raise UserError(f"{what}. {HELP}.{resume}")
+        resume = f" {self.last_ckpt.name} is from before it: {self.resume_command} on_nan=skip skips such steps."
+        raise UserError(f"{what}. {HELP}.{resume if self.last_ckpt.is_file() else ''}")
 
     # -- skip
 
@@ -149,12 +143,12 @@ class NanGuard(Callback):
         log.warning("on_nan=skip: %s; this step is skipped.", what)
 
     def _restore_buffers_if_nonfinite(self, trainer: pl.Trainer, pl_module: Any) -> bool:
-        """Restore BatchNorm's statistics if a loss of this step is not finite on any rank."""
+        """Restore BatchNorm's statistics if a loss of this step is not finite on any rank; return whether one is."""
         bad = (~torch.stack([loss for _, loss in self.losses]).isfinite().all()).float()
-        if not trainer.strategy.reduce(bad, reduce_op="sum") > 0:
-            return False
-        self._restore_buffers(pl_module)
-        return True
+        is_bad = bool(trainer.strategy.reduce(bad, reduce_op="sum") > 0)
+        if is_bad:
+            self._restore_buffers(pl_module)
+        return is_bad
 
     def _restore_buffers(self, pl_module: Any) -> None:
         for buffer, before in zip(pl_module.net.buffers(), self.buffers, strict=True):
@@ -172,18 +166,12 @@ class NanGuard(Callback):
                 return self._describe(trainer, f"train/loss became {of_ranks[ranks[0]]}", [batch], ranks)
         return None
 
-    def _describe(
-        self, trainer: pl.Trainer, what: str, batches: list[int] | None = None, ranks: list[int] | None = None
-    ) -> str:
-        """Add batches and images to `what`; all images go to train.log.
-
-        Args:
-            batches, ranks: None for all of the last step.
-        """
+    def _describe(self, trainer: pl.Trainer, what: str, batches: Sequence[int] = (), ranks: Sequence[int] = ()) -> str:
+        """Add batches and images, by default all of the last step, to `what`. train.log gets all images."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch, first = trainer.current_epoch, self.last_batch - self.last_batch % trainer.accumulate_grad_batches
-        batches = batches or list(range(first, self.last_batch + 1))
-        ranks = ranks or list(range(trainer.world_size))
+        batches = batches or range(first, self.last_batch + 1)
+        ranks = ranks or range(trainer.world_size)
         images = [path for batch in batches for rank in ranks for path in data.paths_of_batch(epoch, batch, rank)]
         which = f"batch {batches[0] + 1}" if len(batches) == 1 else f"batches {batches[0] + 1} to {batches[-1] + 1}"
         what = f"{what} in {which} of epoch {epoch + 1}"
@@ -193,16 +181,13 @@ class NanGuard(Callback):
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
-    """Return whether all tensors are finite, as a bool tensor on their device.
-
-    This uses norms, because isfinite would allocate a second tensor of each tensor's size.
-    """
+    """Return whether all tensors are finite, as a bool tensor on their device; isfinite would copy each tensor."""
     floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     return torch.stack(torch._foreach_norm(floats, 1)).isfinite().all() if floats else torch.tensor(True)
 
 
 def _scaler(trainer: pl.Trainer) -> Any:
-    """Return 16-mixed's gradient scaler, if there is one."""
+    """Return the gradient scaler of 16-mixed, or None."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 

@@ -22,11 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, 
 
 
 class Preempted(BaseException):
-    """A signal stopped the run.
-
-    Attributes:
-        number: of the signal.
-    """
+    """A signal stopped the run; `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -46,11 +42,7 @@ class SignalRecorder:
         self.is_polled = False
 
     def record(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal. A second Ctrl-C stops the process at once.
-
-        Raises:
-            Preempted: see above.
-        """
+        """Handle a signal. A second Ctrl-C raises Preempted at once."""
         second = self.number and number == signal.SIGINT
         self.number = self.number or number
         if second or not self.is_polled:
@@ -96,15 +88,9 @@ class Preemption(Callback):
         self._postponed = False
 
     def install(self, trainer: pl.Trainer) -> None:
-        """Switch off Lightning's own signal handling.
-
-        Raises:
-            AttributeError: this version of Lightning handles signals in another place.
-        """
-        for owner, name in (
-            (trainer._signal_connector, "register_signal_handlers"),
-            (trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor"),
-        ):
+        """Switch off Lightning's own signal handling. Raises AttributeError if Lightning has it in another place."""
+        connector, loop = trainer._signal_connector, trainer.fit_loop.epoch_loop
+        for owner, name in ((connector, "register_signal_handlers"), (loop, "_broadcast_sigterm_tensor")):
             if not hasattr(owner, name):
                 raise AttributeError(f"Lightning {pl.__version__} has no {type(owner).__name__}.{name}: use 2.6.")
             setattr(owner, name, lambda: None)
@@ -115,10 +101,9 @@ class Preemption(Callback):
         self.recorder.is_polled = True
 
     def agree(self, trainer: pl.Trainer) -> None:
-        """Compare the records and wait for the result, at a point after which no batch follows.
+        """Compare the records, wait for the result, and raise Preempted if any rank received a signal.
 
-        Raises:
-            Preempted: any rank received a signal.
+        This is for points after which no batch follows.
         """
         self._compare(trainer)
         self._read_result()
@@ -131,9 +116,7 @@ class Preemption(Callback):
         self._compare(trainer)
         self._raise_if_stopped()
 
-    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._compare(trainer)
-        self._raise_if_stopped()
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def _compare(self, trainer: pl.Trainer) -> None:
         """Start to compare the records of all ranks, and read the result of the batch before."""

@@ -75,15 +75,12 @@ class ProgressReporter(Callback):
         self._epoch, self._epoch_start = trainer.current_epoch, time.monotonic()
         self._last_report = self._epoch_start
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if time.monotonic() - self._last_report < LONG_EPOCH or not trainer.is_global_zero:
             return
         self._last_report = time.monotonic()
         parts = [f"{name} {number}" for name, number in bar_metrics(trainer.progress_bar_metrics).items()]
-        done = f"{self._epoch_of(trainer)}, batch {batch_idx + 1}/{trainer.num_training_batches}"
-        self._log(f"{done} | {' | '.join(parts)}")
+        self._log(trainer, f", batch {batch_idx + 1}/{trainer.num_training_batches}", *parts)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report_epoch(trainer)
@@ -93,12 +90,9 @@ class ProgressReporter(Callback):
         if self._epoch_start is None or not trainer.is_global_zero:
             return
         seconds = time.monotonic() - self._epoch_start
-        parts = [self._epoch_of(trainer), f"{seconds:.1f} s", *epoch_metrics(trainer.callback_metrics)]
-        self._log(" | ".join(parts))
+        self._log(trainer, "", f"{seconds:.1f} s", *epoch_metrics(trainer.callback_metrics))
 
-    def _log(self, text: str) -> None:
-        log.info(text, extra={"file_only": not self.console})
-
-    def _epoch_of(self, trainer: pl.Trainer) -> str:
+    def _log(self, trainer: pl.Trainer, batch: str, *parts: str) -> None:
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
-        return f"epoch {self._epoch + 1}/{epochs}"
+        text = " | ".join([f"epoch {self._epoch + 1}/{epochs}{batch}", *parts])
+        log.info("%s", text, extra={"file_only": not self.console})

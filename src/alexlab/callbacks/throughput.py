@@ -43,11 +43,7 @@ class Throughput(Callback):
         }
 
     def axes(self, ahead: int = 0) -> dict[str, float]:
-        """Return the axes for curves.
-
-        Args:
-            ahead: number of batches to count although they have only begun.
-        """
+        """Return the axes for curves. `ahead` batches count although they have only begun."""
         so_far = self.so_far()
         return {"perf/images": so_far["images"] + ahead * self.global_batch, "perf/seconds": so_far["seconds"]}
 
@@ -62,14 +58,10 @@ class Throughput(Callback):
         self.total_images = int(so_far["images"])
         self.total_seconds, self.total_waited = so_far["seconds"], so_far["waited"]
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.waited += time.perf_counter() - self.batch_end
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches += 1
         self.window_batches += 1
         self.batch_end = time.perf_counter()

@@ -110,10 +110,10 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Ex
     plan = make_plan(config, devices.world_size, data.images)
     pl.seed_everything(config.seed, verbose=False)
     task = build_task(config, data, devices.kind, plan)
-    load_checkpoint(config, task, data, plan)
+    done = load_checkpoint(config, task, data, plan)
     if config.compile:
         task.net.compile()  # in place: the names in the state dict stay
-    loggers, wandb = build_loggers(config)
+    loggers, wandb = build_loggers(config, done)
     preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb)
     trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net))
     preemption.install(trainer)
@@ -186,8 +186,8 @@ def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | 
     return task
 
 
-def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolders, plan: Plan) -> None:
-    """Load the weights of `init_from`, or check that training can continue from `ckpt_path`."""
+def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolders, plan: Plan) -> int | None:
+    """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
     path = Path(config.run_dir)
     if config.init_from is not None:
         ckpt, mean_std = Path(config.init_from), normalization(task.net, config.model.mean, config.model.std)
@@ -198,7 +198,7 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
             new = "; the last layer is new, because the classes differ" if new_head else ""
             print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)
     if config.ckpt_path is not None:
-        check_ckpt(
+        return check_ckpt(
             Path(config.ckpt_path),
             config.model_dump(exclude_unset=True),
             task.net,
@@ -209,6 +209,7 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
             resumes=config.resume.run is not None,
             finished=run_dirs.read_summary(path).get("status") == "finished",
         )
+    return None
 
 
 def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
@@ -240,8 +241,12 @@ def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
 # -- loggers and callbacks
 
 
-def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | None]":
-    """Build the loggers of this rank: metrics.csv always, the others on rank 0 only. No file is written yet."""
+def build_loggers(config: TrainConfig, done: int | None = None) -> "tuple[list[Logger], WandbLogger | None]":
+    """Build the loggers of this rank: metrics.csv always, and on rank 0 those of the config. No file is written yet.
+
+    Args:
+        done: steps of the checkpoint that the run continues. The steps after it are logged again.
+    """
     path, plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
     loggers: list[Logger] = [CsvLogger(path)]
     wandb = None
@@ -261,9 +266,7 @@ def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | Non
     if config.logger.tensorboard is not None:
         from pytorch_lightning.loggers import TensorBoardLogger
 
-        # a resumed run logs the steps after its checkpoint again
-        step = checkpoint_io.load(Path(config.ckpt_path))["global_step"] if config.ckpt_path is not None else None
-        loggers.append(TensorBoardLogger(str(path), name="", version="tensorboard", purge_step=step))
+        loggers.append(TensorBoardLogger(str(path), name="", version="tensorboard", purge_step=done))
     return loggers, wandb
 
 

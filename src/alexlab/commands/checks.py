@@ -32,8 +32,8 @@ def check_ckpt(
     steps: int,
     resumes: bool,
     finished: bool,
-) -> None:
-    """Check that training can continue from the checkpoint `path`, and load its weights into `net`.
+) -> int:
+    """Check that training can continue from the checkpoint `path`, load its weights into `net`, and return its steps.
 
     Args:
         config: plain values.
@@ -107,3 +107,4 @@ def check_ckpt(
             f"{named} has done {epochs} epochs ({done} steps), and this run would end after {steps} steps: set a "
             f"trainer.max_epochs above {epochs}."
         )
+    return done

@@ -8,11 +8,7 @@ from torchvision.transforms import v2
 # Facebook's fb.resnet.torch calls the lengths eigenvalues and multiplies the noise with them, as the AlexNet paper does
 # with eigenvalues. Take their square roots to scale the noise by the standard deviation along an axis.
 PCA_EIGENVALUES = (0.2175, 0.0188, 0.0045)
-PCA_EIGENVECTORS = (
-    (-0.5675, 0.7192, 0.4009),
-    (-0.5808, -0.0045, -0.8140),
-    (-0.5836, -0.6948, 0.4203),
-)
+PCA_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 ERASED_AREA = (0.02, 0.33)  # fraction of the image (Zhong et al. 2017)
 ERASED_ASPECT = 3.3  # height / width is between 1 / 3.3 and 3.3
 
@@ -49,11 +45,8 @@ class BatchAugment:
         self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)
         self.pca, self.erase = pca, erase
-        mixes: list[v2.Transform] = []
-        if mixup > 0:
-            mixes.append(v2.MixUp(alpha=float(mixup), num_classes=num_classes))
-        if cutmix > 0:
-            mixes.append(v2.CutMix(alpha=float(cutmix), num_classes=num_classes))
+        chosen = [(mix, float(alpha)) for mix, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
+        mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in chosen]
         self.mix = v2.RandomChoice(mixes) if mixes else None
         lengths = torch.tensor(PCA_EIGENVALUES)
         self.axes = torch.tensor(PCA_EIGENVECTORS) * (lengths if pca_by == "eigenvalues" else lengths.sqrt())
@@ -68,12 +61,10 @@ class BatchAugment:
     def __call__(
         self, images: Tensor, targets: Tensor, seed: int, rank: int = 0, world_size: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Augment and normalize this rank's part of a batch.
+        """Augment and normalize this rank's part of a batch: uint8 images (B, 3, H, W), int64 targets (B,).
 
         Args:
-            images: uint8 (B, 3, H, W).
-            targets: int64 (B,).
-            seed: seed of the batch, the same on all ranks.
+            seed: of the batch, the same on all ranks.
 
         Returns:
             Images float32 (B, 3, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.

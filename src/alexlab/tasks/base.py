@@ -18,6 +18,7 @@ from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from alexlab.data.dataset import Batch
 from alexlab.data.sample_rng import mix
@@ -32,47 +33,31 @@ STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a task needs to know about the run.
+    """What a task needs to know about the run."""
 
-    Attributes:
-        class_names: readable names of the classes, in the order of the logits.
-        seed: of augmentation and dropout.
-        monitor: the validation metric that decides which weights are the best, such as "val/acc1".
-        max_bad: how many broken images may be skipped, of all splits together; None is no limit.
-        channels_last: whether the network runs in channels-last memory format.
-        provenance: plain values for each checkpoint: config, class names, fingerprint of the images.
-    """
-
-    class_names: Sequence[str] = ()
-    seed: int = 0
-    monitor: str = "val/acc1"
-    max_bad: int | None = None
-    channels_last: bool = False
-    provenance: dict[str, Any] = field(default_factory=dict)
+    class_names: Sequence[str] = ()  # readable, in the order of the logits
+    seed: int = 0  # of augmentation and dropout
+    monitor: str = "val/acc1"  # the validation metric that decides which weights are the best
+    max_bad: int | None = None  # broken images that may be skipped, of all splits together; None is no limit
+    channels_last: bool = False  # memory format of the network
+    provenance: dict[str, Any] = field(default_factory=dict)  # plain values for each checkpoint
 
 
 class BaseTask(pl.LightningModule):
     """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation.
 
-    Args:
-        net: the network; checkpoints store the weights with the prefix "net.".
-        augment: uint8 images -> float images, on the device.
-        metrics: torchmetrics that are computed in addition to loss, acc1 and acc5.
-        run: what the task must know about the run.
+    Checkpoints store the weights of `net` with the prefix "net.".
 
     Attributes:
         best, best_epoch: all validation metrics of the epoch with the best `monitor`; the epoch, counted from 1.
         improved: whether the last validation was the best so far, so that best.ckpt must be written.
         skipped: path -> reason of each broken image that was skipped.
+        confusion_matrix: of the last test, int64 (classes, classes), summed over the ranks; rows are the true classes.
         ignores_nonfinite_loss: whether training metrics ignore batches with a NaN or infinite loss (on_nan=skip).
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        augment: BatchAugment,
-        metrics: MetricCollection | None = None,
-        run: RunInfo | None = None,
+        self, net: nn.Module, augment: BatchAugment, metrics: MetricCollection | None = None, run: RunInfo | None = None
     ) -> None:
         super().__init__()
         self.net = net
@@ -100,8 +85,7 @@ class BaseTask(pl.LightningModule):
     def augmented(self, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Augment training batch `batch_idx` of this epoch, see `BatchAugment`.
 
-        All random numbers, also those of dropout, depend on seed, epoch, batch and rank only. So a resumed run draws
-        the same ones.
+        All random numbers, also dropout's, depend on seed, epoch, batch and rank only, so a resumed run draws the same.
         """
         batch_seed = mix(self.run.seed, self.current_epoch, batch_idx)
         reseed(mix(batch_seed, self.global_rank), self.device)
@@ -128,12 +112,9 @@ class BaseTask(pl.LightningModule):
         return [f"{stage}/{name}" for name in (*LossAndAccuracy.NAMES, *further)]
 
     def update_metrics(self, stage: Stage, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Add a batch to the metrics of a stage.
+        """Add a batch to the metrics of a stage: logits (B, num_classes), and the mean loss of the batch.
 
-        Args:
-            logits: (B, num_classes).
-            targets: int64 (B,), or class probabilities (B, num_classes), of which the largest counts as the label.
-            loss: the mean loss of the batch.
+        Targets are int64 (B,), or class probabilities (B, num_classes), of which the largest counts as the label.
         """
         if stage == "train" and self.ignores_nonfinite_loss and not torch.isfinite(loss):
             self.nonfinite_losses += 1
@@ -142,6 +123,8 @@ class BaseTask(pl.LightningModule):
         self.loss_and_accuracy[stage].add(logits, labels, loss)
         if self.metrics:
             self.metrics[stage].update(logits.detach(), labels)
+        if stage == "test":
+            self.confusion.update(logits, labels)
 
     def reset_metrics(self, stage: Stage) -> None:
         sums = self.loss_and_accuracy[stage]
@@ -161,9 +144,11 @@ class BaseTask(pl.LightningModule):
             warnings.filterwarnings("ignore", message=".*method of metric .* was called before the ``update`` method")
             means = self.loss_and_accuracy[stage].compute()
             further = self.metrics[stage].compute() if self.metrics else {}
-        if not means and self._has_nonfinite_losses(stage):
-            return {}
         if not means:
+            if stage == "train" and self.ignores_nonfinite_loss:
+                ignored = torch.tensor(float(self.nonfinite_losses), device=self.device)
+                if self.trainer.strategy.reduce(ignored, reduce_op="sum") > 0 or not self.skipped:
+                    return {}
             example = next(iter(self.skipped.values()), "none")
             raise UserError(
                 f"No image of {stage} could be read: data.on_error=skip skipped all of them, such as {example}."
@@ -175,22 +160,16 @@ class BaseTask(pl.LightningModule):
             )
         for name, value in further.items():
             if not isinstance(value, Tensor) or value.numel() != 1:
+                kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise UserError(
-                    f"The metric {name} gives {_shape(value)}, and must give one number: average it over the classes, "
-                    "as torchmetrics do with average='macro'."
+                    f"The metric {name} gives a {kind}, and must give one number: average it over the classes, as "
+                    "torchmetrics do with average='macro'."
                 )
             means[name] = float(value)
         logged = {f"{stage}/{name}": value for name, value in means.items()}
         for name, value in logged.items():
             self.log(name, value, prog_bar=stage == "val")
         return logged
-
-    def _has_nonfinite_losses(self, stage: Stage) -> bool:
-        """Check on all ranks whether batches were ignored; an epoch in which all images are broken is an error."""
-        if stage != "train" or not self.ignores_nonfinite_loss:
-            return False
-        count = torch.tensor(float(self.nonfinite_losses), device=self.device)
-        return bool(self.trainer.strategy.reduce(count, reduce_op="sum") > 0) or not self.skipped
 
     def on_train_epoch_start(self) -> None:
         self.reset_metrics("train")
@@ -219,8 +198,6 @@ class BaseTask(pl.LightningModule):
         if self.trainer.sanity_checking:
             return
         monitor = self.run.monitor
-        if monitor not in logged:
-            raise UserError(f"monitor={monitor} is not a validation metric: choose one of {', '.join(logged)}.")
         sign = 1 if mode_of(monitor) == "max" else -1
         self.improved = not self.best or sign * logged[monitor] > sign * self.best[monitor]
         if self.improved:
@@ -230,9 +207,11 @@ class BaseTask(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self.reset_metrics("test")
+        self.confusion = MulticlassConfusionMatrix(len(self.class_names), validate_args=False).to(self.device)
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
+        self.confusion_matrix = self.confusion.compute().cpu()
 
     # -- what the ranks share
 
@@ -244,15 +223,9 @@ class BaseTask(pl.LightningModule):
                     buffer.copy_(self.trainer.strategy.reduce(buffer, reduce_op="mean"))
 
     def note_skipped(self, skipped: dict[str, str]) -> None:
-        """Add broken images to `skipped`.
-
-        Raises:
-            UserError: more than `max_bad` images are broken.
-        """
-        if not skipped:
-            return
+        """Add broken images to `skipped`, and raise UserError if they are more than `max_bad`."""
         self.skipped.update(skipped)
-        if self.run.max_bad is not None and len(self.skipped) > self.run.max_bad:
+        if skipped and self.run.max_bad is not None and len(self.skipped) > self.run.max_bad:
             some = ", ".join(list(self.skipped.values())[:5])
             raise UserError(
                 f"{len(self.skipped)} images are broken, more than data.max_bad={self.run.max_bad}: {some}, ... Repair "
@@ -269,8 +242,7 @@ class BaseTask(pl.LightningModule):
     # -- optimizer and checkpoints
 
     def on_train_start(self) -> None:
-        """Recompute the learning rate: the checkpoint stores the old schedule's value, which is wrong if
-        trainer.max_epochs was changed."""
+        """Recompute the learning rate: the checkpoint has the old schedule's, which is wrong if max_epochs changed."""
         for entry in self.trainer.lr_scheduler_configs:
             schedule = entry.scheduler
             if isinstance(schedule, LambdaLR):
@@ -325,7 +297,3 @@ def reseed(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-def _shape(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,5 +1,6 @@
 """Load a trained network from its run, `net, transform, classes = alexlab.load(run)`, and check that weights fit."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,53 +30,35 @@ TRAINING_ONLY = ("pretrained", "dropout", "init", "num_classes")  # network sett
 class EvalTransform:
     """Convert an image, or the path of one, to float32 (3, S, S), cropped and normalized as in the run's evaluation.
 
-    Args:
-        image_size: S, in pixels.
-        crop_ratio: S divided by the short side that the image is resized to.
-        mean, std: of RGB on a 0-1 scale.
+    `image_size` is S, in pixels. `crop_ratio` is S divided by the short side that the image is resized to.
     """
 
     def __init__(self, image_size: int, crop_ratio: float, mean: list[float], std: list[float]) -> None:
         self.crop = SampleTransform(image_size, "center", crop_ratio=crop_ratio)
         self.normalize = BatchAugment(mean, std, num_classes=1).normalize
 
-    def __call__(self, image: "Image.Image | str | Path") -> Tensor:
-        """
-        Raises:
-            FileNotFoundError: there is no such file.
-            UserError: the file cannot be read as an image.
-        """
+    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+        """Raises FileNotFoundError, or UserError if the file cannot be read as an image."""
         if isinstance(image, Image.Image):
-            pixels = self.crop(decode.Picture(image))
-        else:
-            if not Path(image).exists():
-                raise FileNotFoundError(f"{image} does not exist.")
-            try:
-                pixels = decode.read(str(image), self.crop)
-            except decode.BrokenImageError as error:
-                raise UserError(f"{error.reason}.") from None
-        return self.normalize(pixels[None])[0]
+            return self.normalize(self.crop(decode.Picture(image))[None])[0]
+        if not Path(image).exists():
+            raise FileNotFoundError(f"{image} does not exist.")
+        try:
+            return self.normalize(decode.read(str(image), self.crop)[None])[0]
+        except decode.BrokenImageError as error:
+            raise UserError(f"{error.reason}.") from None
 
 
 class Trained(NamedTuple):
-    """A trained network, and what is needed to use it.
+    """A trained network, and what is needed to use it."""
 
-    Attributes:
-        net: float (B, 3, S, S) -> logits (B, len(classes)); in eval mode, on the CPU.
-        transform: turns an image or its path into the network's input.
-        classes: readable class names, in the order of the logits.
-    """
-
-    net: nn.Module
-    transform: EvalTransform
-    classes: list[str]
+    net: nn.Module  # float (B, 3, S, S) -> logits (B, len(classes)); in eval mode, on the CPU
+    transform: EvalTransform  # turns an image or its path into the network's input
+    classes: list[str]  # readable names, in the order of the logits
 
 
 def load(
-    run: "str | Path" = "latest",
-    ckpt: str = "best",
-    logs: "str | Path" = configs.ROOT / "logs",
-    check_sources: bool = True,
+    run: str | Path = "latest", ckpt: str = "best", logs: str | Path = configs.ROOT / "logs", check_sources: bool = True
 ) -> Trained:
     """Rebuild the network of a run from the run's own config, on the CPU.
 
@@ -103,11 +86,7 @@ def load(
 
 
 def config_of(run_dir: Path) -> TrainConfig:
-    """Read the config of a trained run.
-
-    Raises:
-        UserError: config.yaml is not the config of a run.
-    """
+    """Read the config of a trained run. Raises UserError if config.yaml is not the config of a run."""
     path = run_dir / "config.yaml"
     return validate_saved(configs.load(path), path)
 
@@ -128,19 +107,12 @@ def trained_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Load all weights of a checkpoint into `net`.
-
-    Raises:
-        UserError: the weights are another network's. The message names the keys or shapes that differ.
-    """
+    """Load all weights of a checkpoint into `net`. Raises UserError, with the keys or shapes that differ."""
     state, own = trained_weights(checkpoint), net.state_dict()
     differ = [f"{key} is missing" for key in own if key not in state]
     differ += [f"{key} is not in this network" for key in state if key not in own]
-    differ += [
-        f"{key} has shape {tuple(state[key].shape)}, and {tuple(value.shape)} is needed"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    shapes = [(key, tuple(state[key].shape), tuple(own[key].shape)) for key in own if key in state]
+    differ += [f"{key} has shape {saved}, and {new} is needed" for key, saved, new in shapes if saved != new]
     if differ:
         lines = "\n  ".join(differ[:5]) + (f"\n  ... ({len(differ) - 5} more)" if len(differ) > 5 else "")
         raise UserError(
@@ -159,13 +131,11 @@ def load_initial_weights(
     std: Sequence[float],
     check_sources: bool = True,
 ) -> bool:
-    """Load the weights of `init_from` into `net`, without the last layer if the new run has other classes.
+    """Load the weights of the checkpoint `init_from` into `net`, without the last layer if the classes differ.
 
     Args:
-        path: the checkpoint.
         classes: class folders of the new run, in the order of its logits.
-        image_size: of the new run, in pixels.
-        mean, std: of the new run's inputs.
+        image_size, mean, std: of the new run's inputs.
         check_sources: print a warning if the network's source files have changed since the checkpoint was written.
 
     Returns:
@@ -200,17 +170,18 @@ def load_initial_weights(
 
 def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path) -> None:
     """Raise UserError if the images in `root` have other classes than the checkpoint, or another order."""
+
+    def some(names: set[str]) -> str:
+        more = f", ... ({len(names) - 8} more)" if len(names) > 8 else ""
+        return f"{', '.join(sorted(names)[:8]) or 'none'}{more}"
+
     trained = list(checkpoint["alexlab"]["classes"])
     if list(classes) != trained:
+        missing, new = some({*trained} - {*classes}), some({*classes} - {*trained})
         raise UserError(
-            f"{root} has other classes than the run: missing {_some(set(trained) - set(classes))}, "
-            f"new {_some(set(classes) - set(trained))}. Choose a folder with the run's classes."
+            f"{root} has other classes than the run: missing {missing}, new {new}. Choose a folder with the run's "
+            "classes."
         )
-
-
-def _some(names: set[str]) -> str:
-    more = f", ... ({len(names) - 8} more)" if len(names) > 8 else ""
-    return f"{', '.join(sorted(names)[:8]) or 'none'}{more}"
 
 
 def check_own(checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path) -> None:
@@ -231,22 +202,16 @@ def check_own(checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_d
 
 
 def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Path) -> None:
-    """Print a warning if source files of a network have changed since the checkpoint was written.
+    """Print a warning if source files of a network have changed since the checkpoint at `path` was written.
 
     The weights may still fit, so nothing else would show the change. Checkpoints of older versions have no hashes of
     source files, and are not checked.
-
-    Args:
-        checkpoint: content of the checkpoint.
-        net: the network, built by the present code.
-        path: file of the checkpoint.
     """
     changed = provenance.changed_sources(checkpoint["alexlab"].get("sources"), net)
     if changed:
         run_dir = path.resolve().parent.parent
-        restore = provenance.how_to_restore(
-            provenance.read(run_dir), f"git apply {rundir.shown(run_dir / 'code.patch')}"
-        )
+        patch = rundir.shown(run_dir / "code.patch")
+        restore = provenance.how_to_restore(provenance.read(run_dir), f"git apply {patch}")
         print(
             f"warning: {', '.join(changed)} changed since {rundir.shown(path)} was trained: the network may compute "
             f"something else than in training. {restore}",
@@ -255,36 +220,31 @@ def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Pa
 
 
 def check_function(key: str, checkpoint: dict[str, Any], net: nn.Module, image_size: int, same_classes: bool) -> None:
-    """Check on one image that the checkpoint's network and `net`, which has the same weights, give the same outputs.
+    """Raise UserError if the checkpoint's network and `net`, which has the same weights, differ on an image.
 
     The shapes of weights cannot show that strides, paddings or kinds of normalization differ.
 
     Args:
         key: the override that names the checkpoint, for messages: "init_from=PATH".
-        image_size: in pixels.
         same_classes: compare the logits; otherwise the inputs of the last layer.
-
-    Raises:
-        UserError: the outputs differ.
     """
-    model = checkpoint["alexlab"]["config"]["model"]
+    name = checkpoint["alexlab"]["config"]["model"]["name"]
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
-        theirs = _outputs(_rebuild(checkpoint, device="meta"), image, same_classes)
+        theirs = _outputs(_rebuild(checkpoint, "meta"), image, same_classes)
     except Exception:  # the constructor computes with values, or the network has tensors that are not in checkpoints
         try:
-            theirs = _outputs(_rebuild(checkpoint, device="cpu"), image, same_classes)
+            theirs = _outputs(_rebuild(checkpoint, "cpu"), image, same_classes)
         except Exception as error:
             raise UserError(
-                f"{key}: the network of the checkpoint, {model['name']}, cannot take images of {image_size} pixels "
-                f"({error})."
+                f"{key}: the network of the checkpoint, {name}, cannot take images of {image_size} pixels ({error})."
             ) from error
     ours = _outputs(net, image, same_classes)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
         raise UserError(
-            f"{key}: the network of the checkpoint, {model['name']}, gives other outputs with the same weights (it may "
-            "have other strides, paddings or normalization layers): use the model.net.* settings in the config.yaml of "
-            "its run."
+            f"{key}: the network of the checkpoint, {name}, gives other outputs with the same weights (it may have "
+            "other strides, paddings or normalization layers): use the model.net.* settings in the config.yaml of its "
+            "run."
         )
 
 
@@ -292,9 +252,7 @@ def _rebuild(checkpoint: dict[str, Any], device: str) -> nn.Module:
     """Build a checkpoint's network with its weights. On "meta", no random weights are created first."""
     with torch.device(device):
         net = build_network(checkpoint["alexlab"]["config"]["model"]["net"], len(checkpoint["alexlab"]["classes"]))
-    saved = checkpoint["state_dict"]
-    weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
-    net.load_state_dict(weights, assign=device == "meta")
+    net.load_state_dict(trained_weights(checkpoint), assign=device == "meta")
     return net
 
 
@@ -314,13 +272,11 @@ def input_statistics(model: dict[str, Any]) -> tuple[list[float], list[float]]:
 def _outputs(net: nn.Module, image: Tensor, logits: bool) -> Tensor:
     """Return the logits of an image (1, 3, S, S), or the inputs of the last layer or layers."""
     inputs: list[Tensor] = []
-    heads = [] if logits else heads_of(net)
-    hooks = [head.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for head in heads]
     training = net.training
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(net.train, training)
+        for head in [] if logits else heads_of(net):
+            hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().flatten()))
+            stack.callback(hook.remove)
         outputs = net.eval()(image).float()
-    finally:
-        net.train(training)
-        for hook in hooks:
-            hook.remove()
-    return torch.cat([part.float().flatten() for part in inputs]) if inputs else outputs
+    return torch.cat(inputs) if inputs else outputs

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
@@ -15,21 +16,15 @@ from alexlab.engine.targets import locate
 from alexlab.models.introspection import head_of
 
 # keys of conf/optimizer/*.yaml that are used in this file; all other keys are arguments of the optimizer's class
-OUR_KEYS = {
-    "_target_",
-    "lr",
-    "lr_reference_batch",
-    "weight_decay",
-    "decay_norm_and_bias",
-    "bias_lr_factor",
-    "backbone_lr_factor",
-    "fused",
-}
+OUR_KEYS = {"_target_", "lr", "lr_reference_batch", "weight_decay", "decay_norm_and_bias", "fused"}
+OUR_KEYS |= {"bias_lr_factor", "backbone_lr_factor"}
+# modules whose weights decay
+DECAYING = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What `build_optimizer` and `build_schedulers` need.
+    """What is needed to build the optimizer and the learning rate schedule.
 
     Attributes:
         optimizer, scheduler: plain values of conf/optimizer/*.yaml and conf/scheduler/*.yaml.
@@ -45,6 +40,12 @@ class OptimizerSettings:
     steps: int
     steps_per_epoch: int
 
+    def build(self, net: nn.Module, trainer: pl.Trainer, may_fuse: bool) -> Any:
+        """Build what Lightning's `configure_optimizers` returns."""
+        optimizer = build_optimizer(net, self.optimizer, self.images_per_step, may_fuse)
+        epochs = trainer.check_val_every_n_epoch or 1
+        return [optimizer], build_schedulers(optimizer, self.scheduler, self.steps, self.steps_per_epoch, epochs)
+
 
 def effective_lr(settings: dict[str, Any], images_per_step: int) -> float:
     """Compute the learning rate: `lr`, or `lr * images_per_step / lr_reference_batch` (linear scaling, Goyal et al.
@@ -56,7 +57,7 @@ def effective_lr(settings: dict[str, Any], images_per_step: int) -> float:
 def build_optimizer(
     net: nn.Module, settings: dict[str, Any], images_per_step: int, may_fuse: bool = True
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of conf/optimizer/*.yaml: `_target_` is the class, unknown keys are arguments of it.
+    """Build the optimizer of conf/optimizer/*.yaml: `_target_` is the class, and the user's keys are its arguments.
 
     Args:
         may_fuse: whether `fused: auto` chooses the fused optimizer.
@@ -65,9 +66,8 @@ def build_optimizer(
         UserError: `_target_` is not allowed, or the class refuses a setting.
     """
     cls = locate(settings["_target_"])
-    lr, weight_decay = effective_lr(settings, images_per_step), settings.get("weight_decay", 0.0)
-    groups = decay_groups(net, weight_decay, settings.get("decay_norm_and_bias", False))
-    groups = lr_groups(groups, net, lr, settings.get("bias_lr_factor", 1.0), settings.get("backbone_lr_factor", 1.0))
+    lr = effective_lr(settings, images_per_step)
+    groups = parameter_groups(net, lr, settings)
     arguments = {key: value for key, value in settings.items() if key not in OUR_KEYS}
     if "fused" in settings:
         arguments["fused"] = may_fuse if settings["fused"] == "auto" else settings["fused"]
@@ -81,46 +81,35 @@ def build_optimizer(
         ) from error
 
 
-def decay_groups(net: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Group parameters by weight decay. The weights of convolutions, linear layers and embeddings have it. Biases and
-    the parameters of other modules (normalization, scales) have it only with `decay_norm_and_bias`."""
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+def parameter_groups(net: nn.Module, lr: float, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Group the trainable parameters by weight decay and learning rate.
+
+    The weights of convolutions, linear layers and embeddings decay. Biases and the parameters of other modules
+    (normalization, scales) decay only with `decay_norm_and_bias`. The learning rate is multiplied by `bias_lr_factor`
+    for biases, and by `backbone_lr_factor` outside of the head.
+    """
+    weight_decay, all_decay = settings.get("weight_decay", 0.0), settings.get("decay_norm_and_bias", False)
+    bias_factor, backbone_factor = settings.get("bias_lr_factor", 1.0), settings.get("backbone_lr_factor", 1.0)
+    head = {id(p) for p in head_of(net).parameters()} if backbone_factor != 1 else None
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
-    weighted = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
     for module in net.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            decays = decay_norm_and_bias or (isinstance(module, weighted) and not name.endswith("bias"))
-            groups["decay" if decays else "no_decay"].append(parameter)
-    decay_of = {"decay": weight_decay, "no_decay": 0.0}
-    return [{"params": ps, "weight_decay": decay_of[name], "name": name} for name, ps in groups.items() if ps]
-
-
-def lr_groups(
-    groups: list[dict[str, Any]], net: nn.Module, lr: float, bias_factor: float, backbone_factor: float
-) -> list[dict[str, Any]]:
-    """Split groups whose parameters have different learning rates: biases have `lr * bias_factor`, all parameters
-    outside of the head `lr * backbone_factor`, and biases outside of the head both factors."""
-    biases = {id(p) for name, p in net.named_parameters() if bias_factor != 1 and name.endswith("bias")}
-    head = {id(p) for p in head_of(net).parameters()} if backbone_factor != 1 else None
-    split: list[dict[str, Any]] = []
-    for in_backbone in (False, True):
-        for is_bias in (False, True):
-            for group in groups:
-                params = [
-                    p
-                    for p in group["params"]
-                    if (id(p) in biases) == is_bias and (head is not None and id(p) not in head) == in_backbone
-                ]
-                if not params:
-                    continue
-                name = group["name"] + ("_bias" if is_bias else "") + ("_backbone" if in_backbone else "")
-                group_lr = lr * (bias_factor if is_bias else 1) * (backbone_factor if in_backbone else 1)
-                own = {"lr": group_lr} if group_lr != lr else {}
-                split.append({**group, "params": params, "name": name, **own})
-    return split
+            is_bias = name.endswith("bias")
+            decays = all_decay or (isinstance(module, DECAYING) and not is_bias)
+            in_backbone = head is not None and id(parameter) not in head
+            groups.setdefault((in_backbone, is_bias and bias_factor != 1, not decays), []).append(parameter)
+    built: list[dict[str, Any]] = []
+    for in_backbone, is_bias, is_plain in sorted(groups):  # checkpoints have the groups in this order
+        name = ("no_decay" if is_plain else "decay") + "_bias" * is_bias + "_backbone" * in_backbone
+        group_lr = lr * (bias_factor if is_bias else 1) * (backbone_factor if in_backbone else 1)
+        decay = 0.0 if is_plain else weight_decay
+        params = groups[in_backbone, is_bias, is_plain]
+        built.append({"params": params, "weight_decay": decay, "name": name, "lr": group_lr})
+    return built
 
 
 def warmup_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
@@ -146,22 +135,10 @@ def build_schedulers(
     if settings["name"] != "plateau":
         factor = lr_factor(settings, steps, steps_per_epoch if settings["unit"] == "epoch" else 1, warmup)
         return [{"scheduler": LambdaLR(optimizer, factor), "interval": "step", "name": "lr"}]
-    plateau = ReduceLROnPlateau(
-        optimizer,
-        mode=mode_of(settings["monitor"]),
-        factor=settings["factor"],
-        patience=settings["patience"],
-        min_lr=settings["min_lr"],
-    )
-    schedulers: list[dict[str, Any]] = [
-        {
-            "scheduler": plateau,
-            "interval": "epoch",
-            "frequency": check_val_every_n_epoch,
-            "monitor": settings["monitor"],
-            "name": "lr",
-        }
-    ]
+    arguments = {key: settings[key] for key in ("factor", "patience", "min_lr")}
+    plateau = ReduceLROnPlateau(optimizer, mode_of(settings["monitor"]), **arguments)
+    schedulers: list[dict[str, Any]] = [{"scheduler": plateau, "interval": "epoch", "name": "lr"}]
+    schedulers[0] |= {"frequency": check_val_every_n_epoch, "monitor": settings["monitor"]}
     if warmup:  # both multiply the current learning rate, so they combine
         ramp = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
         schedulers.append({"scheduler": ramp, "interval": "step", "name": "lr-warmup"})
