@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    Callback,
-    DeviceStatsMonitor,
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    RichModelSummary,
-)
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
@@ -278,8 +271,8 @@ def build_callbacks(
     folder = path / "checkpoints"
 
     callbacks = build_own_callbacks(config)
-    pruning = sweep.make_pruning_callback(config, launcher.rank())
-    callbacks += [pruning] if pruning is not None else []
+    if (pruning := sweep.make_pruning_callback(config, launcher.rank())) is not None:
+        callbacks.append(pruning)
 
     # stopping, checkpoints, NaN
     preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
@@ -296,15 +289,16 @@ def build_callbacks(
     if wanted.lr_monitor:
         callbacks.append(LearningRateLogger("step"))
     if wanted.model_summary:
-        callbacks.append(RichModelSummary(wanted.model_summary))
+        callbacks.append(pl.callbacks.RichModelSummary(wanted.model_summary))
     if wanted.device_stats:
-        callbacks.append(DeviceStatsMonitor())
+        callbacks.append(pl.callbacks.DeviceStatsMonitor())
     if wanted.grad_norm:
         callbacks.append(GradNorm())
-    if wanted.early_stopping is not None:
-        callbacks.append(EarlyStopping(config.monitor, patience=wanted.early_stopping, mode=mode_of(config.monitor)))
+    if (patience := wanted.early_stopping) is not None:
+        monitor = config.monitor
+        callbacks.append(pl.callbacks.EarlyStopping(monitor, patience=patience, mode=mode_of(monitor)))
     if config.ema.decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.ema.decay))
+        callbacks.append(pl.callbacks.EMAWeightAveraging(decay=config.ema.decay))
     if config.finetune.freeze_epochs:
         callbacks.append(Freezing(config.finetune.freeze_epochs))
     kind = _progress_kind(wanted.progress)
@@ -360,10 +354,8 @@ def build_trainer(
         net_type: class of the network, which FSDP shards as one unit.
     """
     t, path = config.trainer, Path(config.run_dir)
-    settings = {key: value for key, value in t.model_dump().items() if key not in OWN_TRAINER_KEYS}
-    settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
+    settings = t.model_dump(exclude={*OWN_TRAINER_KEYS, "accelerator", "num_nodes"})
     settings["devices"] = t.devices if isinstance(t.devices, list) else devices.local
-    settings["num_nodes"] = devices.nodes
     if batches is not None:
         steps = max(1, batches // t.accumulate_grad_batches)
         settings["log_every_n_steps"] = min(t.log_every_n_steps, steps)  # at least one row of metrics per epoch
@@ -377,12 +369,14 @@ def build_trainer(
         plugins.append(LightningEnvironment())  # reads what launcher.run_workers has set
     return pl.Trainer(
         **settings,
+        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind),
+        num_nodes=devices.nodes,
         precision=choose_precision(t.precision, devices.kind),
         strategy=_strategy(config, devices, net_type),
         plugins=plugins,
         benchmark=t.cudnn_benchmark and devices.kind == "cuda",
         callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),  # a user's own
+        enable_checkpointing=any(isinstance(each, pl.callbacks.ModelCheckpoint) for each in callbacks),  # a user's own
         logger=loggers,
         default_root_dir=str(path),
         enable_model_summary=False,

@@ -257,7 +257,7 @@ def compare(net: Callable[[Tensor], Tensor], pixels: Tensor, expected: Tensor, t
     Raises:
         RunFailedError: they differ by more than `tolerance`.
     """
-    with torch.no_grad():  # one image, then the others: the file must take any batch size
+    with torch.no_grad():  # two batches, because the file must take any batch size
         logits = torch.cat([net(part) for part in (pixels[:1], pixels[1:]) if len(part)])
     worst = float((logits - expected).abs().max())
     same = int((logits.argmax(1) == expected.argmax(1)).sum())

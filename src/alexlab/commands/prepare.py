@@ -65,7 +65,7 @@ def prepare(config: PrepareConfig) -> None:
 
     Raises:
         UserError: no image of a split can be read, or `out` contains something else.
-        RunFailedError: some images were broken (the others are written), or a shard has changed since it was written.
+        RunFailedError: some images were broken and skipped, or a shard has changed since it was written.
     """
     root, out = Path(config.data.root).expanduser().resolve(), Path(config.out).expanduser().resolve()
     if prepared.is_prepared(root):
