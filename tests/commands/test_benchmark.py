@@ -57,13 +57,13 @@ def test_all_broken(tmp_path: Path) -> None:
 
 def test_the_verdict(shapes: Path) -> None:
     data = ImageFolders(str(shapes), 8, 0, SampleTransform(32), SampleTransform(32), num_workers=99).read()
-    found = {"loader": 100.0, "device": 400.0, "end_to_end": 100.0}
-    assert benchmark.verdict(found, "input", data, "cuda").startswith(
+    rates = {"loader": 100.0, "device": 400.0, "end_to_end": 100.0}
+    assert benchmark.verdict(rates, "input", data, "cuda").startswith(
         "Input-bound: the device waited for data 75% of the time. Try prepared data"
     )
-    found = {"loader": 600.0, "device": 400.0, "end_to_end": 240.0}
-    assert benchmark.verdict(found, "device", data, "cuda") == "Device-bound: the loader alone is 1.5 times as fast."
-    assert benchmark.verdict(found, "device", data, "cpu").endswith("the training reaches 60% of the device alone.")
+    rates = {"loader": 600.0, "device": 400.0, "end_to_end": 240.0}
+    assert benchmark.verdict(rates, "device", data, "cuda") == "Device-bound: the loader alone is 1.5 times as fast."
+    assert benchmark.verdict(rates, "device", data, "cpu").endswith("the training reaches 60% of the device alone.")
 
 
 @pytest.mark.parametrize(

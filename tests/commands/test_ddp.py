@@ -71,7 +71,7 @@ def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: P
 
 
 def test_torchrun_trains_together_and_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
-    """Without a word of how many devices: torchrun knows."""
+    """The number of devices is torchrun's; the command line has none."""
     words = [word for word in small_job(shapes, tmp_path) if word not in TWO]
     done = command(*TORCHRUN, *words, "trainer.accelerator=cpu")
     assert done.returncode == 0, done.stderr
@@ -124,13 +124,13 @@ NODE = {"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "t
 
 
 def test_ranks_of_slurm_share_one_directory(shapes: Path, tmp_path: Path) -> None:
-    """As srun starts them: each knows its number, and no one else."""
+    """srun starts them, and each knows only its own number."""
     shared = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", **NODE}
     shared |= {"SLURM_JOB_NUM_NODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(None))}
     job = small_job(shapes, tmp_path)
     first, second = together([(job, {**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"])
     assert "run directory: " in first
-    assert second.strip() == "", "rank 0 alone speaks"
+    assert second.strip() == "", "only rank 0 prints"
     (folder,) = (tmp_path / "train" / "runs").iterdir()
     assert folder.name == "slurm-77.3"
     assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
@@ -197,7 +197,7 @@ outer.net = Net()
 outer.forward = lambda x: outer.net(x)
 strategy = _strategy(compose("trainer.strategy=fsdp", "trainer.precision=bf16-mixed"), Devices("cuda", 2, 1), Net)
 strategy.parallel_devices = [torch.device("cpu")] * 2
-for stage in range(3):  # fit, validation of the last weights, test: Lightning wraps anew for each
+for stage in range(3):  # fit, validation of the last weights, test: Lightning wraps the network again for each
     model = strategy._setup_model(outer)
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.ones(2, 3, 8, 8)).sum().backward()
@@ -206,7 +206,7 @@ for stage in range(3):  # fit, validation of the last weights, test: Lightning w
         norm = model.clip_grad_norm_(1e-6)
         assert norm > 1e-6
         assert sum(float(p.grad.square().sum()) for p in model.parameters() if p.numel()) ** 0.5 <= 1.001e-6
-print("whole", flush=True)
+print("done", flush=True)
 os._exit(0)  # gloo's threads may still free the backward's works, which aborts a Python that is ending (torch 2.15)
 """
 
@@ -217,7 +217,7 @@ def test_fsdp_finds_its_network_again_in_each_stage(tmp_path: Path) -> None:
     script.write_text(FSDP_TWICE)
     done = command(*TORCHRUN, str(script), env={"PYTHONPATH": str(ROOT / "tests")})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("whole") == 2
+    assert done.stdout.count("done") == 2
 
 
 @pytest.mark.parametrize("first", ["trainer.max_epochs=2", "trainer.max_steps=7"])

@@ -153,10 +153,10 @@ def test_a_rank_of_torchrun_that_is_killed(shapes: Path, tmp_path: Path) -> None
         ("wait timeout after 600000ms, keys: /x (TCPStore)", "another rank did not answer"),
     ],
 )
-def test_what_torch_says_of_lost_ranks(text: str, message: str) -> None:
-    found = lost_peer(RuntimeError(text), 2.5)
-    assert isinstance(found, RankLostError)
-    assert message in str(found)
+def test_torchs_messages_about_lost_ranks(text: str, message: str) -> None:
+    error = lost_peer(RuntimeError(text), 2.5)
+    assert isinstance(error, RankLostError)
+    assert message in str(error)
 
 
 def test_other_errors_are_no_lost_ranks() -> None:

@@ -161,7 +161,8 @@ def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
     done = evaluated(run_dir, "run=one", "crops=10")
     assert done.returncode == 0, done.stderr
     assert "10 images of test, best.ckpt, ten crops each" in done.stdout
-    found = json.loads((run_dir / "eval-10crops.json").read_text())
+    crops10 = run_dir / "eval-10crops.json"
+    result = json.loads(crops10.read_text())
     net, transform, classes = alexlab.load(run_dir)
     square = SampleTransform(73, crop_ratio=1.0)
     losses, hits = [], []
@@ -174,15 +175,15 @@ def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
         losses.append(-float(mean[target].log()))
         hits.append(int(mean.argmax()) == target)
     # the run is bf16 where that is fast
-    assert found["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=2e-2)
-    assert found["acc1_10crops"] == pytest.approx(sum(hits) / 10, abs=0.11)
-    assert not {"acc1", "loss", "acc5"} & set(found), "under names of their own"
+    assert result["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=2e-2)
+    assert result["acc1_10crops"] == pytest.approx(sum(hits) / 10, abs=0.11)
+    assert not {"acc1", "loss", "acc5"} & set(result), "they have other names"
     assert "acc1_10crops" in done.stdout
     exact = evaluated(run_dir, "run=one", "crops=10", "trainer.precision=32-true")
     assert exact.returncode == 0, exact.stderr
-    found = json.loads((run_dir / "eval-10crops.json").read_text())
-    assert (found["crops"], found["acc1_10crops"]) == (10, pytest.approx(sum(hits) / 10))
-    assert found["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=1e-4)
+    result = json.loads(crops10.read_text())
+    assert (result["crops"], result["acc1_10crops"]) == (10, pytest.approx(sum(hits) / 10))
+    assert result["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=1e-4)
     assert evaluated(run_dir, "run=one", "crops=5").returncode == 2
 
 

@@ -245,13 +245,13 @@ def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys:
     """They are the run's own, spread over its classes; if those are gone, images=PATH is needed."""
     run_config = OmegaConf.load(run_dir / "config.yaml")
 
-    def found() -> list[str]:
+    def chosen() -> list[str]:
         images, numbers = exporting.choose_images(config_of(run_dir), run_config)  # type: ignore[arg-type]
         return [images.path(i) for i in numbers]
 
-    assert found() == [str(path) for path in sorted((shapes / "test").rglob("*.jpg"))]
+    assert chosen() == [str(path) for path in sorted((shapes / "test").rglob("*.jpg"))]
     run_config.data.root = str(shapes / "train")  # class folders alone
-    assert (len(found()), len({Path(path).parent for path in found()})) == (16, 10)
+    assert (len(chosen()), len({Path(path).parent for path in chosen()})) == (16, 10)
 
     shutil.copytree(run_dir, tmp_path / "run")
     run_config.data.root = str(tmp_path / "gone")

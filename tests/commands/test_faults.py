@@ -80,7 +80,7 @@ def test_kills_at_random_with_other_numbers_of_threads(part: int, shapes: Path, 
 
 
 @pytest.mark.parametrize("how", ["kill", "signal"])
-def test_two_ranks_go_on_and_one_after_them(how: str, shapes: Path, tmp_path: Path) -> None:
+def test_two_ranks_resume_and_one_rank_resumes_their_run(how: str, shapes: Path, tmp_path: Path) -> None:
     """Bit for bit as two, each with its own statistics of BatchNorm; as one, without BatchNorm, equal to rounding."""
     net = [] if how == "kill" else ["model=alexnet", "model.name=alexnet", "+model.net.hidden=[16,16]"]
     net += [] if how == "kill" else ["model.net.dropout=0", "data.image_size=64"]
@@ -108,8 +108,8 @@ def test_two_ranks_go_on_and_one_after_them(how: str, shapes: Path, tmp_path: Pa
 
 
 def test_kills_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With TMPDIR on another file system, from where a move is a copy. The newest file that verifies is always whole,
-    and at most one write old."""
+    """With TMPDIR on another file system, from where a move is a copy. The newest file is always complete, and at most
+    one write old."""
     monkeypatch.setenv("TMPDIR", "/dev/shm")
     folder = tmp_path / "checkpoints"
     draw = random.Random(0)
@@ -150,7 +150,7 @@ def test_kills_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("with_sums", [True, False])
 def test_each_flipped_bit_and_each_cut_is_noticed(with_sums: bool, tmp_path: Path) -> None:
-    """Also without SHA256SUMS, by the archive's own checksums, where the bit is of what is stored."""
+    """Also without SHA256SUMS, by the archive's own checksums, if the bit is part of the stored values."""
     draw = random.Random(1)
     weights = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "last.ckpt"

@@ -46,9 +46,9 @@ def test_a_part_of_a_matrix_is_coloured_by_the_whole_rows() -> None:
     assert part[y, x].tolist() == whole[y, x].tolist()
     assert whole[y + 44, x + 44].tolist() == FULL.tolist()
     assert part[y + 44, x + 44].mean() > 200, "ten of a thousand is little"
-    assert (part[:16] < 100).sum() > (whole[:16] < 100).sum(), "it says of how many classes"
+    assert (part[:16] < 100).sum() > (whole[:16] < 100).sum(), "the number of classes is written above"
     named = np.asarray(confusion(counts, ["a", "b"], of="val, last.ckpt"))
-    assert (named[:16] < 100).sum() > (whole[:16] < 100).sum(), "and of which images and weights"
+    assert (named[:16] < 100).sum() > (whole[:16] < 100).sum(), "so are the images and weights"
 
 
 def test_the_matrix_is_darkest_where_a_whole_row_lies() -> None:

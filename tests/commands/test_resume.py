@@ -118,8 +118,8 @@ def test_a_new_run_continues_from_the_middle_of_an_epoch(shapes: Path, tmp_path:
     assert tiny_train(shapes, tmp_path / "c", *words, "trainer.max_steps=8").returncode == 0
     b, c = weights(tmp_path / "b"), weights(tmp_path / "c")
     assert all(torch.equal(value, c[key]) for key, value in b.items())
-    del (found := torch.load(last, weights_only=True))["callbacks"]["Checkpointing"]
-    torch.save(found, tmp_path / "old.ckpt")
+    del (older := torch.load(last, weights_only=True))["callbacks"]["Checkpointing"]
+    torch.save(older, tmp_path / "old.ckpt")
     done = tiny_train(shapes, tmp_path / "d", *words, "trainer.max_steps=8", f"ckpt_path={tmp_path / 'old.ckpt'}")
     assert done.returncode == 2
     assert "was written by an older version, and training cannot continue from it; a new run can" in done.stderr
@@ -283,7 +283,7 @@ def test_settings_for_training_only_may_differ(name: str, other: dict, classes: 
     state = source.state_dict()
     load_but_head(net, state, keep_head=classes == 5, num_classes=classes)
     size = source.pretrained_cfg["input_size"][-1]
-    check_function("init_from=x", found_of({"name": name}, state), net, size, same_classes=classes == 5)
+    check_function("init_from=x", checkpoint_of({"name": name}, state), net, size, same_classes=classes == 5)
 
 
 def test_another_number_of_attention_heads_is_noticed() -> None:
@@ -294,10 +294,10 @@ def test_another_number_of_attention_heads_is_noticed() -> None:
     net = timm_net("test_vit", 5, num_heads=4)
     net.load_state_dict(state)
     with pytest.raises(UserError, match="init_from=x: the network of the checkpoint, test_vit, gives"):
-        check_function("init_from=x", found_of({"name": "test_vit"}, state), net, 160, same_classes=True)
+        check_function("init_from=x", checkpoint_of({"name": "test_vit"}, state), net, 160, same_classes=True)
 
 
-def found_of(settings: dict, state: dict) -> dict:
+def checkpoint_of(settings: dict, state: dict) -> dict:
     """A checkpoint of a network of timm."""
     model = {"name": settings["name"], "net": {"_target_": "alexlab.models.pretrained.timm_net", **settings}}
     return {
@@ -311,9 +311,9 @@ def test_torchvisions_alexnet_and_ours_load_each_others_weights() -> None:
     ours = alexnet_owt(5)
     ours.load_state_dict(source.state_dict())
     model = {"name": "alexnet", "net": {"_target_": "alexlab.models.pretrained.torchvision_net", "name": "alexnet"}}
-    found = found_of({"name": "x"}, source.state_dict())
-    found["alexlab"]["config"]["model"] = model
-    check_function("init_from=x", found, ours, 64, same_classes=True)
+    checkpoint = checkpoint_of({"name": "x"}, source.state_dict())
+    checkpoint["alexlab"]["config"]["model"] = model
+    check_function("init_from=x", checkpoint, ours, 64, same_classes=True)
 
 
 def test_all_jobs_of_a_sweep_start_from_the_same_run(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_parent_marks_only_a_run_that_its_workers_have_started(
 
 
 @pytest.mark.parametrize("fails", ["the training", "the summary"])
-def test_wandb_hears_how_the_run_ended(fails: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_status_of_the_run(fails: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if summary.json cannot be written."""
     ends: list[tuple[Any, ...]] = []
     finish = WandbLogger.finish

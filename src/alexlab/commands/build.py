@@ -312,11 +312,7 @@ def build_callbacks(
 
 
 def build_own_callbacks(config: TrainConfig) -> list[Callback]:
-    """Build the user's own callbacks: the entries of `callbacks` that have a _target_.
-
-    Raises:
-        UserError: an entry is no callback, or as `targets.build`.
-    """
+    """Build the user's own callbacks: the entries of `callbacks` that have a _target_."""
     built = []
     for name, entry in (config.callbacks.model_extra or {}).items():
         # a checkpoint has all weights

@@ -69,11 +69,7 @@ def save_dashboard(config: DictConfig) -> None:
 
 
 def build(plain: Plain) -> Any:
-    """Build the workspace.
-
-    Raises:
-        UserError: with all mistakes, one per line.
-    """
+    """Build the workspace; UserError has all mistakes, one per line."""
     import wandb_workspaces.workspaces as ws
 
     sections, mistakes = [], []
@@ -105,14 +101,11 @@ def build(plain: Plain) -> Any:
 
 
 def build_panel(place: str, panel: Any, x: str) -> Any:
-    """Build one panel. Its keys may be any options of the class in wandb-workspaces.
+    """Build one panel, whose keys may be any options of the class in wandb-workspaces.
 
     Args:
-        place: key of the panel in the config, for messages; its last part is the title if the panel has none.
+        place: key of the panel in the config, for messages; the last part is the title if the panel has none.
         x: the axis of line plots.
-
-    Raises:
-        UserError: with all mistakes, one per line.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -156,14 +149,11 @@ def setting_or_summary(name: Any) -> Any:
 
 
 def make(cls: Any, place: str, values: Plain, names: tuple[tuple[str, str], ...] = ()) -> Any:
-    """Build an object of wandb-workspaces.
+    """Build an object of wandb-workspaces; UserError has all wrong keys, one per line.
 
     Args:
-        values: its fields by their names in the yaml.
+        values: the fields by their names in the yaml.
         names: pairs of the name in the yaml and the name of the field, if these differ.
-
-    Raises:
-        UserError: with all wrong keys, one per line.
     """
     from pydantic import ValidationError
 
@@ -189,11 +179,7 @@ def field_names(cls: Any) -> list[str]:
 
 
 def save(workspace: Any, plain: Plain) -> None:
-    """Save the view under an internal name that follows from entity, project and `name`, so that any machine finds it.
-
-    Raises:
-        UserError: the server does not answer, refuses, or knows no such project.
-    """
+    """Save the view under an internal name made of entity, project and `name`, by which any machine finds it."""
     import wandb
     import wandb_workspaces.workspaces as ws
 

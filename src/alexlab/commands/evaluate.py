@@ -149,11 +149,7 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
 def read_images(
     is_own: bool, run_config: TrainConfig, checkpoint: dict[str, Any], devices: Devices, run_dir: Path
 ) -> ImageFolders:
-    """Read the images to test on. The run's own images come in the order and the batches of the run's own test.
-
-    Args:
-        is_own: these are the images of the run; otherwise those of a folder that the command line names.
-    """
+    """Read the run's own images, in the batches of the run's own test, or a folder that the command line names."""
     data = build_data(run_config, devices)
     dataset = checkpoint["alexlab"]["dataset"]
     if is_own:
@@ -173,11 +169,7 @@ def read_images(
 
 
 def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
-    """Read a folder that the command line names.
-
-    If it holds the run's images, the run's own split of them is tested. Otherwise all images of test/, val/ or the
-    class folders are tested.
-    """
+    """Read a folder that the command line names: the run's own split if it holds the run's images, else all images."""
     if data.val_fraction is not None:
         with contextlib.suppress(UserError):  # other images may not be enough for a split
             if not changed_splits(dataset, data.read().describe()):
@@ -191,11 +183,7 @@ def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
 
 
 def check_images(dataset: dict[str, Any], data: ImageFolders, run_config: TrainConfig) -> None:
-    """Print a note if the run's own folder holds other images now.
-
-    Raises:
-        UserError: the images were split by a fraction, and the split of the new images would test training images.
-    """
+    """Print a note if the run's own folder has changed; raise UserError if training images would be tested now."""
     changed = changed_splits(dataset, data.describe())
     if changed and run_config.data.val_fraction is not None:
         raise UserError(
@@ -225,11 +213,7 @@ class TenCrops(torch.nn.Module):
 
 
 def use_ten_crops(task: ImageClassifier, data: ImageFolders, size: int, crop_ratio: float) -> None:
-    """Test as Krizhevsky et al. 2012: crops of `size` out of a square of size / crop_ratio pixels (224 of 256).
-
-    Raises:
-        UserError: the image is no larger than a crop.
-    """
+    """Test as Krizhevsky et al. 2012: crops of `size` out of a square of size / crop_ratio pixels (224 of 256)."""
     square = round(size / crop_ratio)
     if square == size:
         raise UserError(

@@ -123,11 +123,7 @@ def need_extra(format: str) -> None:
 
 
 def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageSource, list[int]]:
-    """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's test/, val/ or class folders.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's own folder."""
     root = Path(run_config.data.root)
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
     images: ImageSource
@@ -148,11 +144,7 @@ def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageS
 
 
 def read_pixels(images: ImageSource, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
-    """Return uint8 (B, 3, S, S), cropped as in the run's evaluation, of the images that can be read.
-
-    Raises:
-        UserError: none can be read.
-    """
+    """Return uint8 (B, 3, S, S), cropped as in the run's evaluation, of the images that can be read."""
     pixels = []
     for i in numbers:
         try:
@@ -187,11 +179,7 @@ def describe(run_dir: Path, ckpt: str, run_config: TrainConfig, classes: list[st
 
 
 def capture(net: FromPixels, size: int) -> ExportedProgram:
-    """Return the network's graph, for any number of images of `size` x `size` pixels.
-
-    Raises:
-        UserError: torch cannot export it, or only for a fixed number of images.
-    """
+    """Return the network's graph, for any number of images of `size` x `size` pixels; UserError if torch cannot."""
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # torch would take a batch of 1 for a constant
     fix = "its forward must consist of tensor operations, and must not depend on values or on the number of images."
     with torch.no_grad(), refused(f"{type(net.net).__name__} cannot be exported", fix):
@@ -226,7 +214,7 @@ def write_onnx(program: ExportedProgram, about: str, path: Path) -> None:
             "format=torch_export, which has no such limit."
         )
     with refused("ONNX cannot represent the network", "use format=torch_export."):
-        names = {"input_names": ["images"], "output_names": ["logits"]}
+        names: Any = {"input_names": ["images"], "output_names": ["logits"]}
         model = torch.onnx.export(program, **names, dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False)
     assert model is not None
     model.model.metadata_props["alexlab"] = about
@@ -252,11 +240,7 @@ def load_torch(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def compare(net: Callable[[Tensor], Tensor], pixels: Tensor, expected: Tensor, tolerance: float) -> str:
-    """Compare the file's logits with the run's. Returns a line to print.
-
-    Raises:
-        RunFailedError: they differ by more than `tolerance`.
-    """
+    """Return a line to print about the file's logits; RunFailedError if they differ from the run's too much."""
     with torch.no_grad():  # two batches, because the file must take any batch size
         logits = torch.cat([net(part) for part in (pixels[:1], pixels[1:]) if len(part)])
     worst = float((logits - expected).abs().max())

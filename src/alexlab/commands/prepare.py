@@ -33,6 +33,7 @@ from alexlab.data.reader_threads import ReaderThreads
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.files import atomic_write, remove_temporary
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PrepareConfig
 
@@ -74,8 +75,8 @@ def prepare(config: PrepareConfig) -> None:
         raise UserError(f"out={out} is within data.root={root}, where nothing is written: choose another folder.")
     recipe = Recipe(config.format, config.short_side, config.quality, config.square)
     transform, d = SampleTransform(config.short_side), config.data
-    split = {"val_fraction": d.val_fraction, "test_fraction": d.test_fraction, "class_names": d.class_names}
-    data = ImageFolders(str(root), 1, config.seed, transform, transform, **split).read()
+    fractions: Any = {"val_fraction": d.val_fraction, "test_fraction": d.test_fraction}
+    data = ImageFolders(str(root), 1, config.seed, transform, transform, class_names=d.class_names, **fractions).read()
     dataset = data.describe()
     job = {  # two preparations with the same job write the same bytes
         "format": recipe.format,
@@ -90,6 +91,7 @@ def prepare(config: PrepareConfig) -> None:
         check_shards(out)
         return
     (out / PARTS).mkdir(parents=True, exist_ok=True)
+    remove_temporary(out)
     rundir.write_json(out / PARTS / "job.json", job)
     start, splits, broken = time.monotonic(), {}, dict[str, str]()
     threads = cores() if config.num_workers is None else max(1, config.num_workers)
@@ -128,11 +130,7 @@ def check_out(out: Path, job: dict[str, Any]) -> None:
 
 
 def check_shards(out: Path) -> None:
-    """Compare the shards of a prepared folder with their checksums.
-
-    Raises:
-        RunFailedError: a shard has changed since it was written.
-    """
+    """Compare the shards of a prepared folder with their checksums; RunFailedError if one has changed."""
     about = prepared.about(out)
     prepared.read(out)
     for part in about["splits"].values():
@@ -177,9 +175,8 @@ def write_split(
             broken |= errors
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     joined["ends"] = np.cumsum(joined.pop("lengths"))
-    tmp_path = out / PARTS / f"{split}.npz"
-    np.savez(tmp_path, **joined)  # type: ignore[arg-type]
-    tmp_path.replace(out / f"{split}.npz")
+    with atomic_write(out / f"{split}.npz") as file:
+        np.savez(file, **joined)  # type: ignore[arg-type]
     return {"images": len(joined["targets"]), "shards": [s for s in shards if s["bytes"]]}, broken
 
 
@@ -230,10 +227,8 @@ def write_shard(
         os.fsync(file.fileno())
     columns = np.array(rows, np.int64).reshape(-1, len(COLUMNS)).T
     part = dict(zip(COLUMNS, columns, strict=True)) | {"names": np.frombuffer(bytes(names), np.uint8)}
-    with (out / PARTS / f"{split}-{number:05d}.npz").open("wb") as file:
+    with atomic_write(out / PARTS / f"{split}-{number:05d}.npz", sync=True) as file:
         np.savez(file, **part)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
     if written:
         tmp_path.replace(out / name)
     return {"file": name, "bytes": written, "sha256": digest.hexdigest()}, part, broken, i
