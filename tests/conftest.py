@@ -53,15 +53,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Harness]":
-    """See resuming.py; with one thread, as each of its networks is tiny."""
-    import torch
+def harness(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Harness":
+    """See resuming.py."""
     from resuming import Harness
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Harness(shapes, tmp_path, monkeypatch)
-    torch.set_num_threads(before)
+    return Harness(shapes, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,12 @@ class Harness:
 
     def train(self, name: str, *words: str) -> Path:
         plain = copy.deepcopy(composed_once(*OVERRIDES, f"data.root={self.root}", *words))
-        run.train(TrainConfig.model_validate({**plain, "run_dir": str(self.folder / name)}))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the network is tiny
+        try:
+            run.train(TrainConfig.model_validate({**plain, "run_dir": str(self.folder / name)}))
+        finally:
+            torch.set_num_threads(threads)
         return self.folder / name
 
     def stop(self, at: "Callable[[Checkpointing, str], bool]", name: str, *words: str) -> Path:

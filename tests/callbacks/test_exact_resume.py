@@ -69,9 +69,8 @@ class SignalAt(pl.Callback):
 
     def __init__(self, hook: str, count: int, number: int) -> None:
         def send(trainer: Any, *_: Any) -> None:
-            if trainer.sanity_checking or trainer.fit_loop.epoch_loop.batch_progress.total.ready != count:
-                return
-            if not self.sent:
+            ready = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            if ready == count and not self.sent and not trainer.sanity_checking:
                 self.sent = True
                 os.kill(os.getpid(), number)
 
@@ -98,15 +97,15 @@ SIGNALS = {2: signal.SIGTERM, 4: signal.SIGUSR1, 5: signal.SIGINT, 10: signal.SI
 
 
 @pytest.mark.parametrize(
-    ("words", "validated"), [(["+trainer.val_check_interval=0.5"], (2, 4)), (["ema.decay=0.9"], (5, 10))], ids=str
+    ("word", "validated"), [("+trainer.val_check_interval=0.5", [2, 4]), ("ema.decay=0.9", [5, 10])], ids=str
 )
-def test_resume_from_signals(words: list[str], validated: tuple[int, int], harness: Harness) -> None:
+def test_resume_from_signals(word: str, validated: list[int], harness: Harness) -> None:
     """No step is lost and none is done twice, not even if the signal came within a validation."""
-    words = [*words, "checkpoint.every_n_steps=null", "checkpoint.every_minutes=null"]
+    words = [word, "checkpoint.every_n_steps=null", "checkpoint.every_minutes=null"]
     straight = harness.train("straight", *words)
     for hook, counts, steps in (
-        ("on_train_batch_start", (2, 4, 5, 10), [2, 4, 5, 10]),
-        ("on_validation_batch_start", validated, [*validated]),
+        ("on_train_batch_start", [2, 4, 5, 10], [2, 4, 5, 10]),
+        ("on_validation_batch_start", validated, validated),
         ("on_validation_epoch_end", validated, [min(count + 1, 10) for count in validated]),  # one batch later
     ):
         assert stop_by_signals(harness, hook, {count: SIGNALS[count] for count in counts}, *words) == steps
@@ -184,20 +183,18 @@ def test_checkpoints_are_written_by_the_clock(harness: Harness) -> None:
     assert saved["global_step"] >= 2
 
 
-def test_a_prolonged_run_equals_one_that_was_longer_from_the_start(harness: Harness) -> None:
-    words = ["scheduler=constant"]
-    straight = harness.train("straight", *words, "trainer.max_epochs=3")
-    harness.train("more", *words, "trainer.max_epochs=1")
-    resumed = harness.train("more", *words, "resume.run=auto", "trainer.max_epochs=3")
-    assert difference(straight, resumed) is None
-
-
-def test_a_run_that_max_steps_stopped_can_be_prolonged(harness: Harness) -> None:
-    words = ["scheduler=constant", "trainer.max_epochs=null"]
-    straight = harness.train("straight", *words, "trainer.max_steps=8")
-    harness.train("more", *words, "trainer.max_steps=3")
-    resumed = harness.train("more", *words, "resume.run=auto", "trainer.max_steps=8")
-    assert difference(straight, resumed) is None
+@pytest.mark.parametrize(
+    ("words", "short", "long"),
+    [
+        ([], "trainer.max_epochs=1", "trainer.max_epochs=3"),
+        (["trainer.max_epochs=null"], "trainer.max_steps=3", "trainer.max_steps=8"),
+    ],
+)
+def test_a_prolonged_run_equals_one_that_was_longer(words: list[str], short: str, long: str, harness: Harness) -> None:
+    words = ["scheduler=constant", *words]
+    straight = harness.train("straight", *words, long)
+    harness.train("more", *words, short)
+    assert difference(straight, harness.train("more", *words, "resume.run=auto", long)) is None
 
 
 def test_a_new_run_can_start_from_a_checkpoint_within_an_epoch(harness: Harness) -> None:
@@ -223,53 +220,42 @@ def _off_by_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ImageFolders, "train_dataloader", loader)
 
 
-def _after_load(change: Callable[[ImageClassifier, dict[str, Any]], None]) -> Callable[[pytest.MonkeyPatch], None]:
-    def mutate(patch: pytest.MonkeyPatch) -> None:
-        plain = ImageClassifier.on_load_checkpoint
+def _after_load(change: Callable[[dict[str, Any]], object]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Change the checkpoint before anything is restored from it."""
 
-        def load(self: ImageClassifier, checkpoint: dict[str, Any]) -> None:
-            plain(self, checkpoint)
-            change(self, checkpoint)
+    def load(self: ImageClassifier, checkpoint: dict[str, Any]) -> None:
+        change(checkpoint)
 
-        patch.setattr(ImageClassifier, "on_load_checkpoint", load)
+    return lambda patch: patch.setattr(ImageClassifier, "on_load_checkpoint", load)
 
-    return mutate
+
+def _always(owner: str, value: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    """Make an attribute of a class read-only."""
+    return lambda patch: patch.setattr(owner, property(lambda _: value, lambda *_: None), raising=False)
 
 
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a batch twice": _off_by_one,
-    "no batch is skipped": lambda patch: patch.setattr(
-        "alexlab.data.sampler.TrainBatchSampler.resume_at", property(lambda _: (0, 0), lambda *_: None), raising=False
-    ),
+    "no batch is skipped": _always("alexlab.data.sampler.TrainBatchSampler.resume_at", (0, 0)),
     "the epoch's sums are forgotten": lambda patch: patch.setattr(Checkpointing, "_restore_ranks", lambda self: None),
     "the validation of the last step is forgotten": _after_load(
-        lambda _, checkpoint: checkpoint["callbacks"]["Checkpointing"].update(of="end")
+        lambda checkpoint: checkpoint["callbacks"]["Checkpointing"].update(of="end")
     ),
-    "the best metrics are forgotten": lambda patch: patch.setattr(
-        Checkpointing, "restores_best", property(lambda _: False, lambda *_: None), raising=False
-    ),
+    "the best metrics are forgotten": _always("alexlab.callbacks.checkpointing.Checkpointing.restores_best", False),
     "metrics.csv is not cut": lambda patch: patch.setattr(resume, "cut_csv", lambda path, rows: 0),
     "metrics.csv is cut too far": lambda patch: patch.setattr(
         resume, "cut_csv", lambda path, rows: files.cut_csv(path, rows - 1)
     ),
-    "the optimizer's state is forgotten": _after_load(
-        lambda _, checkpoint: checkpoint["optimizer_states"][0].update(state={})
-    ),
-    "the schedule starts again": _after_load(
-        lambda _, checkpoint: checkpoint["lr_schedulers"][0].update(last_epoch=0, _step_count=1)
-    ),
-    "random numbers are not seeded by step": lambda patch: patch.setattr(
-        "alexlab.tasks.base.reseed", lambda seed, device: None
-    ),
+    "the optimizer's state is forgotten": _after_load(lambda ckpt: ckpt["optimizer_states"][0].update(state={})),
+    "the schedule starts again": _after_load(lambda ckpt: ckpt["lr_schedulers"][0].update(last_epoch=0, _step_count=1)),
+    "random numbers are not seeded by step": lambda patch: patch.setattr("alexlab.tasks.base.reseed", lambda *_: None),
     "BatchNorm's statistics are forgotten": _after_load(
-        lambda _, checkpoint: [v.zero_() for k, v in checkpoint["state_dict"].items() if k.endswith("running_mean")]
+        lambda checkpoint: [v.zero_() for k, v in checkpoint["state_dict"].items() if k.endswith("running_mean")]
     ),
     "the step's number is one too low": _after_load(
-        lambda _, checkpoint: checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"].update(_batches_that_stepped=2)
+        lambda checkpoint: checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"].update(_batches_that_stepped=2)
     ),
 }
-
-
 MUTATED = ["+trainer.val_check_interval=0.6", "trainer.log_every_n_steps=1", "optimizer.momentum=0.9"]
 
 
@@ -323,66 +309,52 @@ def _stop_after_checkpoint(harness: Harness, count: int, name: str, *words: str)
 # -- mistakes of users
 
 
+def refused(message: str, harness: Harness, *words: str) -> None:
+    with pytest.raises(UserError, match=message):
+        harness.train("x", *words)
+
+
 def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
     folder = harness.folder
     harness.stop(at_batch(3, "after"), "stopped")
-    named = f"resume.run={folder / 'stopped'}"
+    named, allowed = f"resume.run={folder / 'stopped'}", "resume.allow_changes=true"
     for words, message in (
-        (
-            ["optimizer.lr=0.5"],
-            r"was started with other settings: optimizer.lr=0.5 \(the run has 0.005\). Leave these overrides out. For",
-        ),
+        (["optimizer.lr=0.5"], r"was started with other settings: optimizer.lr=0.5 \(the run has 0.005\). Leave these"),
         (
             ["label_smoothing=0.1"],
-            r"label_smoothing=0.1 \(the run has 0.0\). Leave these overrides out, or add resume.allow_changes=true",
+            r"label_smoothing=0.1 \(the run has 0.0\). Leave these overrides out, or add resume.a",
         ),
-        (["model=alexnet_bn", "resume.allow_changes=true"], r"model=alexnet_bn: a resumed run keeps its options"),
-        (
-            ["init_from=x", "resume.allow_changes=true"],
-            r"init_from=x: a resumed run continues from its own checkpoint: leave",
-        ),
+        (["model=alexnet_bn", allowed], r"model=alexnet_bn: a resumed run keeps its options"),
+        (["init_from=x", allowed], r"init_from=x: a resumed run continues from its own checkpoint: leave"),
         (["ckpt_path=x"], r"ckpt_path=x: a resumed run continues from its own checkpoint: leave it out, or"),
+        (["optimizer.lr=0.5", allowed], r"last.ckpt was trained with other settings: optimizer.lr=0.5"),
     ):
-        with pytest.raises(UserError, match=message):
-            harness.train("x", named, *words)
-    with pytest.raises(UserError, match=r"last.ckpt was trained with other settings: optimizer.lr=0.5"):
-        harness.train("x", named, "optimizer.lr=0.5", "resume.allow_changes=true")
-    with pytest.raises(UserError, match=r"resume=.*nowhere` is not a run's directory"):
-        harness.train("x", f"resume.run={folder / 'nowhere'}")
-    with (
-        files.lock(folder / "stopped", ".lock.rank"),
-        pytest.raises(UserError, match="is still training in another process: wait"),
-    ):
-        harness.train("x", named)
+        refused(message, harness, named, *words)
+    refused(r"resume=.*nowhere` is not a run's directory", harness, f"resume.run={folder / 'nowhere'}")
+    with files.lock(folder / "stopped", ".lock.rank"):
+        refused("is still training in another process: wait", harness, named)
     assert not (folder / "x").exists()
-    harness.train("x", named, "label_smoothing=0.1", "resume.allow_changes=true")
-    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 2 to train it longer"):
-        harness.train("x", named, "label_smoothing=0.1")
-    with pytest.raises(
-        UserError, match=r"has done 2 epochs, and trainer.max_epochs=1 would have stopped before: set 2 or"
-    ):
-        harness.train("x", named, "trainer.max_epochs=1")
+    harness.train("x", named, "label_smoothing=0.1", allowed)
+    more = "is finished. Give a trainer.max_epochs above 2 to train it longer"
+    refused(more, harness, named, "label_smoothing=0.1")
+    less = "has done 2 epochs, and trainer.max_epochs=1 would have stopped before: set 2 or"
+    refused(less, harness, named, "trainer.max_epochs=1")
     capsys.readouterr()
     harness.train("stopped", "resume.run=auto")
     assert "resume=auto: " in capsys.readouterr().out
     (folder / "empty").mkdir()
     (folder / "stopped/config.yaml").rename(folder / "empty/config.yaml")
-    with pytest.raises(
-        UserError, match=r"has no checkpoint to resume from: start it again from scratch, or use resume=auto hydra"
-    ):
-        harness.train("x", f"resume.run={folder / 'empty'}")
+    message = "has no checkpoint to resume from: start it again from scratch, or use resume=auto hydra"
+    refused(message, harness, f"resume.run={folder / 'empty'}")
 
 
 def test_the_latest_run_must_have_a_checkpoint(harness: Harness) -> None:
     """Otherwise an older run, which may be finished, would resume instead."""
-    logs = f"paths.logs={harness.folder}"
     harness.train("train/runs/old")
     harness.stop(at_batch(1, "before"), "train/runs/new")
     os.utime(harness.folder / "train/runs/old/config.yaml", (0, 0))
-    with pytest.raises(
-        UserError, match=r"the latest run, .*new, has no checkpoint yet: start it again from scratch, or name the run"
-    ):
-        harness.train("x", "resume.run=latest", logs)
+    message = "the latest run, .*new, has no checkpoint yet: start it again from scratch, or name the run"
+    refused(message, harness, "resume.run=latest", f"paths.logs={harness.folder}")
 
 
 def test_the_same_command_line_resumes(harness: Harness) -> None:
@@ -420,8 +392,8 @@ def test_an_override_can_be_changed_back_by_a_later_resume(harness: Harness) -> 
     assert len(keys) == len(set(keys)), "one override per key"
     saved = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)
     assert saved["callbacks"]["Checkpointing"]["epochs"] == 3
-    with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 3 to train it longer"):
-        harness.train("x", f"resume.run={harness.folder / 'run'}", "trainer.max_epochs=3")
+    longer = "is finished. Give a trainer.max_epochs above 3 to train it longer"
+    refused(longer, harness, f"resume.run={harness.folder / 'run'}", "trainer.max_epochs=3")
 
 
 def test_a_run_that_started_from_a_checkpoint_starts_from_it_again(harness: Harness) -> None:
@@ -464,13 +436,12 @@ def test_a_best_checkpoint_of_later_steps_is_removed(harness: Harness, capsys: p
     harness.stop(at_batch(10, "after"), "stopped", *words)
     folder = harness.folder / "stopped/checkpoints"
     best, last = (
-        torch.load(folder / f"{name}.ckpt", weights_only=True)["alexlab"]["best"] for name in ("best", "last")
+        torch.load(folder / name, weights_only=True)["alexlab"]["best"] for name in ("best.ckpt", "last.ckpt")
     )
     assert best != last, "the second validation was better, and its epoch's file was not written"
     harness.train("stopped", *words, "resume.run=auto", "trainer.max_epochs=1")
-    assert (
-        "best.ckpt: it was of later steps than the checkpoint, and these are trained again" in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "best.ckpt: it was of later steps than the checkpoint, and these are trained again" in printed
     assert not (folder / "best.ckpt").exists()
 
 
@@ -489,22 +460,18 @@ def test_a_damaged_checkpoint_is_skipped(harness: Harness, capsys: pytest.Captur
     straight = harness.train("straight")
     harness.stop(at_batch(4, "after"), "stopped")
     folder = harness.folder / "stopped/checkpoints"
-    with (folder / "last.ckpt").open("r+b") as file:
-        file.seek(5000)
-        byte = file.read(1)
-        file.seek(5000)
-        file.write(bytes([byte[0] ^ 1]))
+    damaged = bytearray((folder / "last.ckpt").read_bytes())
+    damaged[5000] ^= 1
+    (folder / "last.ckpt").unlink()  # previous.ckpt may be the same file
+    (folder / "last.ckpt").write_bytes(damaged)
     (folder / ".last.ckpt.123.tmp").write_bytes(b"left by a kill")
     kept = shutil.copytree(harness.folder / "stopped", harness.folder / "both")
     resumed = harness.train("stopped", "resume.run=auto")
     printed = capsys.readouterr().out
-    assert (
-        "last.ckpt, which is damaged (its SHA-256 is not the one in SHA256SUMS); resuming from previous.ckpt" in printed
-    )
+    damage = "damaged (its SHA-256 is not the one in SHA256SUMS)"
+    assert f"last.ckpt, which is {damage}; resuming from previous.ckpt" in printed
     assert not (folder / ".last.ckpt.123.tmp").exists()
     assert difference(straight, resumed) is None
     os.truncate(kept / "checkpoints/previous.ckpt", 4000)
-    with pytest.raises(
-        UserError, match=r"no undamaged checkpoint is left: .*last.ckpt, which is damaged .*previous.ckpt"
-    ):
+    with pytest.raises(UserError, match=r"no undamaged checkpoint is left: .*last.ckpt, which is damaged .*previous.c"):
         harness.train("both", "resume.run=auto")

@@ -1,5 +1,6 @@
 """Signals: recorded, and acted on by all ranks at the same batch; the loader's threads do not delay it."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -10,11 +11,10 @@ from typing import Any
 import psutil
 import pytest
 import pytorch_lightning as pl
-from conftest import TINY, config_of, summary_of, tiny_train
+from conftest import summary_of, tiny_train
 from resuming import Harness
 
 from alexlab.callbacks.preemption import Preempted, Preemption, SignalRecorder
-from alexlab.commands import train
 from alexlab.engine import launcher
 from alexlab.loggers.wandb_logger import WandbLogger
 
@@ -78,15 +78,15 @@ def test_a_run_with_threads_stops_without_a_traceback(
 
 @pytest.mark.parametrize("within", ["build.build_data", "summary.report_start"])
 def test_a_signal_before_the_first_step_is_reported(
-    within: str, harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    within: str, harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before and after the run has a directory; SLURM is asked to run the job again."""
 
     def interrupted(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr(f"alexlab.commands.{within}", interrupted)
-    monkeypatch.setattr(launcher, "requeue", lambda: "SLURM was asked")
+    harness.monkeypatch.setattr(f"alexlab.commands.{within}", interrupted)
+    harness.monkeypatch.setattr(launcher, "requeue", lambda: "SLURM was asked")
     before = signal.getsignal(signal.SIGUSR1)
     with pytest.raises(SystemExit) as stopped:
         harness.train("run", "resume.run=auto", "resume.requeue=true")
@@ -97,8 +97,8 @@ def test_a_signal_before_the_first_step_is_reported(
     run_dir = harness.folder / "run"
     assert run_dir.exists() == (within == "summary.report_start")
     if run_dir.exists():
-        summary = summary_of(run_dir)
-        assert (summary["status"], summary["error"]) == ("preempted", "stopped by SIGUSR1")
+        assert summary_of(run_dir)["status"] == "preempted"
+        assert summary_of(run_dir)["error"] == "stopped by SIGUSR1"
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
@@ -121,9 +121,7 @@ def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_signal_while_the_run_is_being_closed_waits(
-    times: int, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_while_the_run_is_being_closed_waits(times: int, harness: Harness) -> None:
     """The run's status is decided by then. Only a second Ctrl-C stops it."""
 
     def finish_interrupted(self: WandbLogger, *arguments: Any) -> None:
@@ -132,18 +130,12 @@ def test_a_signal_while_the_run_is_being_closed_waits(
         finish(self, *arguments)
 
     finish = WandbLogger.finish
-    monkeypatch.setattr(WandbLogger, "finish", finish_interrupted)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    words = [word for word in TINY if word != "logger=csv"]
-    words += ["data=folder", f"data.root={shapes}", "data.batch_size=8", "debug=fast"]
-    config = config_of(*words, run_dir=tmp_path / "run")
-    if times == 1:
-        train.train(config)
-    else:
-        with pytest.raises(SystemExit) as stopped:
-            train.train(config)
-        assert stopped.value.code == 128 + signal.SIGINT
-    assert summary_of(tmp_path / "run")["status"] == "finished"
+    harness.monkeypatch.setattr(WandbLogger, "finish", finish_interrupted)
+    harness.monkeypatch.setenv("WANDB_MODE", "offline")
+    stops = pytest.raises(SystemExit, match=f"^{128 + signal.SIGINT}$")
+    with stops if times == 2 else contextlib.nullcontext():
+        harness.train("run", "logger=wandb", "trainer.max_epochs=1")
+    assert summary_of(harness.folder / "run")["status"] == "finished"
 
 
 def test_ranks_can_agree_after_the_last_batch() -> None:

@@ -72,8 +72,8 @@ class Checkpointing(Callback):
         self.restored_metrics: dict[str, float] = {}
         self._written_at = time.monotonic()
         self._position: dict[str, Any] = {}  # of the last.ckpt that is being written
-        self._resumed: dict[str, Any] = {}  # the position that this run resumes at
-        self._resumed_point: str | None = None  # the point in it, until training has started from there
+        self._ranks: list[dict[str, Any]] = []  # the state of each rank in the checkpoint that this run resumes
+        self._resumed_point: str | None = None  # the point of that checkpoint, until training has started from it
         self._stop_held = False  # whether a stop waits for the end of an accumulation
         self._out_of_time = False  # whether the run stops within an epoch, as Timer does
 
@@ -218,11 +218,11 @@ class Checkpointing(Callback):
             return
         if self.restores_best:
             pl_module.best, pl_module.best_epoch = checkpoint["alexlab"]["best"], checkpoint["alexlab"]["best_epoch"]
-        self._resumed = position_of(checkpoint) or {}
-        self._resumed_point = self._resumed.get("of")
-        self.validated_at = self._resumed.get("validated_at", -1)
-        self.restored_metrics = self._resumed.get("metrics", {})
-        pl_module.skipped = dict(self._resumed.get("skipped", {}))
+        position = position_of(checkpoint) or {}
+        self._ranks, self._resumed_point = _ranks_of(position), position.get("of")
+        self.validated_at = position.get("validated_at", -1)
+        self.restored_metrics = position.get("metrics", {})
+        pl_module.skipped = dict(position.get("skipped", {}))
         for name, value in self._statistics("average").items():  # WeightAveraging, a later callback, reads them
             checkpoint["state_dict"][f"net.{name}"] = value
 
@@ -259,7 +259,7 @@ class Checkpointing(Callback):
             UserError: the number of ranks changed, and a user's metric cannot add the states of several ranks.
         """
         model: Any = self.trainer.lightning_module
-        ranks, rank = self._saved_ranks(), self.trainer.global_rank
+        ranks, rank = self._ranks, self.trainer.global_rank
         for name, metric in _metrics(model).items():
             states = [_to(each["metrics"][name], model.device) for each in ranks if name in each["metrics"]]
             if len(ranks) == self.trainer.world_size:
@@ -279,27 +279,27 @@ class Checkpointing(Callback):
 
     def _statistics(self, key: str) -> dict[str, Tensor]:
         """Return BatchNorm's saved statistics for this rank; the mean over all if the number of ranks changed."""
-        ranks = [each[key] for each in self._saved_ranks() if key in each]
+        ranks = [each[key] for each in self._ranks if key in each]
         if len(ranks) == self.trainer.world_size:
             return ranks[self.trainer.global_rank]
         return {name: torch.stack([each[name] for each in ranks]).mean(0) for name in (ranks[0] if ranks else {})}
 
-    def _saved_ranks(self) -> list[dict[str, Any]]:
-        if "sums" not in self._resumed:
-            return self._resumed.get("ranks", [])
-        # a checkpoint of an older version: sums (ranks, 8), and buffers (ranks, ...) if there are several
-        ranks = []
-        for rank, sums in enumerate(self._resumed["sums"]):
-            states = {"past": sums[:4], "window": sums[4:]}
-            buffers = {name: values[rank] for name, values in self._resumed.get("buffers", {}).items()}
-            ranks.append({"metrics": {LossAndAccuracy.__name__: states}, **({"buffers": buffers} if buffers else {})})
-        return ranks
+
+def _ranks_of(position: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what `_gather_ranks` gathered, also from a checkpoint of an older version: it has sums (ranks, 8), and
+    buffers (ranks, ...) if there are several."""
+    ranks = []
+    for rank, sums in enumerate(position.get("sums", [])):
+        metrics = {LossAndAccuracy.__name__: {"past": sums[:4], "window": sums[4:]}}
+        buffers = {"buffers": {name: values[rank] for name, values in position.get("buffers", {}).items()}}
+        ranks.append({"metrics": metrics, **(buffers if "buffers" in position else {})})
+    return position.get("ranks", ranks)
 
 
 def _metrics(model: Any) -> dict[str, Metric]:
     """Return the metrics of the training epoch by their names."""
-    further = dict(model.metrics["train"].items(keep_base=True)) if model.metrics else {}
-    return {LossAndAccuracy.__name__: model.loss_and_accuracy["train"], **further}
+    own = {LossAndAccuracy.__name__: model.loss_and_accuracy["train"]}
+    return {**own, **dict(model.metrics["train"].items(keep_base=True))}
 
 
 def _to(state: dict[str, Any], device: torch.device | str) -> dict[str, Any]:

@@ -50,6 +50,6 @@ class Pruning(Callback):
             why = str(error.__cause__ or error).splitlines()[0]
             log.warning("the study %s does not answer, so the trial continues: %s", trial.study.study_name, why)
             return False
-        log.info("pruned after epoch %d: %s %.4f is bad compared with other trials of the study %s.",
-                 epoch + 1, self.monitor, value, trial.study.study_name)  # fmt: skip
+        what = f"{self.monitor} {value:.4f} is bad compared with other trials of the study {trial.study.study_name}."
+        log.info("pruned after epoch %d: %s", epoch + 1, what)
         return True

@@ -184,9 +184,7 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
     path = Path(config.run_dir)
     if config.init_from is not None:
         ckpt, mean_std = Path(config.init_from), normalization(task.net, config.model.mean, config.model.std)
-        new_head = load_initial_weights(
-            task.net, ckpt, data.classes, config.data.image_size, *mean_std, check_sources=launcher.prints()
-        )
+        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, *mean_std)
         if launcher.prints():
             new = "; the last layer is new, because the classes differ" if new_head else ""
             print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)

@@ -68,7 +68,7 @@ class BaseTask(pl.LightningModule):
             self.net.to(memory_format=torch.channels_last)
         # plain dicts: as submodules they would be rounded to bfloat16 with the weights by trainer.precision=bf16-true
         self.loss_and_accuracy = {stage: LossAndAccuracy() for stage in STAGES}
-        self.metrics = {stage: metrics.clone() for stage in STAGES} if metrics is not None else {}
+        self.metrics = {stage: (metrics or MetricCollection({})).clone() for stage in STAGES}
         self.ignores_nonfinite_loss, self.nonfinite_losses = False, 0
         self.skipped: dict[str, str] = {}
         self.best: dict[str, float] = {}
@@ -108,8 +108,7 @@ class BaseTask(pl.LightningModule):
 
     def metric_names(self, stage: Stage) -> list[str]:
         """Return the names under which the metrics of a stage are logged."""
-        further = self.metrics[stage].keys() if self.metrics else ()
-        return [f"{stage}/{name}" for name in (*LossAndAccuracy.NAMES, *further)]
+        return [f"{stage}/{name}" for name in (*LossAndAccuracy.NAMES, *self.metrics[stage].keys())]
 
     def update_metrics(self, stage: Stage, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Add a batch to the metrics of a stage: logits (B, num_classes), and the mean loss of the batch.
@@ -121,7 +120,7 @@ class BaseTask(pl.LightningModule):
             return
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         self.loss_and_accuracy[stage].add(logits, labels, loss)
-        if self.metrics:
+        if self.metrics[stage]:  # an empty collection would take 10 microseconds
             self.metrics[stage].update(logits.detach(), labels)
         if stage == "test":
             self.confusion.update(logits, labels)
@@ -131,8 +130,7 @@ class BaseTask(pl.LightningModule):
         if self.device.type == "mps":  # Apple's GPUs have no float64
             sums.set_dtype(torch.float32)
         sums.to(self.device).reset()
-        if self.metrics:
-            self.metrics[stage].to(self.device).reset()
+        self.metrics[stage].to(self.device).reset()
 
     def log_metrics(self, stage: Stage) -> dict[str, float]:
         """Log the metrics of an epoch over all ranks, and return them under their logged names.
@@ -143,7 +141,7 @@ class BaseTask(pl.LightningModule):
         with warnings.catch_warnings():  # a rank may have no images
             warnings.filterwarnings("ignore", message=".*method of metric .* was called before the ``update`` method")
             means = self.loss_and_accuracy[stage].compute()
-            further = self.metrics[stage].compute() if self.metrics else {}
+            further = self.metrics[stage].compute()
         if not means:
             if stage == "train" and self.ignores_nonfinite_loss:
                 ignored = torch.tensor(float(self.nonfinite_losses), device=self.device)

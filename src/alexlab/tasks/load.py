@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alexlab.data import class_names as names
 from alexlab.data import decode
 from alexlab.data.transforms import SampleTransform
-from alexlab.engine import checkpoint_io, provenance
+from alexlab.engine import checkpoint_io, launcher, provenance
 from alexlab.engine import config as configs
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
@@ -123,20 +123,13 @@ def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load_initial_weights(
-    net: nn.Module,
-    path: Path,
-    classes: Sequence[str],
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    check_sources: bool = True,
+    net: nn.Module, path: Path, classes: Sequence[str], image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> bool:
     """Load the weights of the checkpoint `init_from` into `net`, without the last layer if the classes differ.
 
     Args:
         classes: class folders of the new run, in the order of its logits.
         image_size, mean, std: of the new run's inputs.
-        check_sources: print a warning if the network's source files have changed since the checkpoint was written.
 
     Returns:
         True if the last layer keeps the random weights.
@@ -154,8 +147,7 @@ def load_initial_weights(
         named = f" model.name={name}" if option in ("torchvision", "timm") else ""
         model = f"model={option}{named}" if option else f"model.name={name}"
         raise UserError(f"init_from={path}: {error} The run of the checkpoint has {model}.") from error
-    if check_sources:
-        warn_of_changed_sources(checkpoint, net, path)
+    warn_of_changed_sources(checkpoint, net, path)
     check_function(f"init_from={path}", checkpoint, net, image_size, same)
     wanted = dict(zip(("mean", "std"), input_statistics(checkpoint["alexlab"]["config"]["model"]), strict=True))
     differ = [key for key, value in (("mean", mean), ("std", std)) if wanted[key] != list(value)]
@@ -208,7 +200,7 @@ def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Pa
     source files, and are not checked.
     """
     changed = provenance.changed_sources(checkpoint["alexlab"].get("sources"), net)
-    if changed:
+    if changed and launcher.prints():
         run_dir = path.resolve().parent.parent
         patch = rundir.shown(run_dir / "code.patch")
         restore = provenance.how_to_restore(provenance.read(run_dir), f"git apply {patch}")
