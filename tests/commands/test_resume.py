@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, command, summary_of, tiny_train
+from conftest import TINY, command, summary_of, tiny_train
 
 from alexlab.engine.errors import UserError
 from alexlab.models.pretrained import alexnet_owt, load_but_head, timm_net, torchvision_net
@@ -166,17 +166,14 @@ def test_other_images_other_epochs_and_finished_runs_are_refused(
 def test_a_run_stopped_by_a_time_limit_continues(shapes: Path, three_epochs: Path, tmp_path: Path) -> None:
     """Lightning's Timer, with a count of steps as its clock, stops the run in the second step of the third epoch."""
     words = [*WORDS, "trainer.max_epochs=3"]
-    code = (
-        "import sys\nfrom pytorch_lightning.callbacks import Timer\n"
+    script = tmp_path / "timed.py"
+    script.write_text(
+        "from pytorch_lightning.callbacks import Timer\n"
         "Timer._check_time_remaining = lambda self, trainer: setattr("
         "trainer, 'should_stop', trainer.should_stop or trainer.global_step >= 12)\n"
-        "sys.argv = sys.argv[1:]\nimport runpy\nrunpy.run_path('train.py', run_name='__main__')\n"
     )
-    script = tmp_path / "timed.py"
-    script.write_text(code)
-    timed = "+callbacks.timer={_target_:pytorch_lightning.callbacks.Timer,duration:'00:12:00:00'}"
-    job = ["train.py", *TINY, "data=folder", f"data.root={shapes}", *words, timed, f"hydra.run.dir={tmp_path / 'a'}"]
-    done = command(str(script), *job, env={"PYTHONPATH": str(ROOT)})
+    timer = "+callbacks.timer={_target_:pytorch_lightning.callbacks.Timer,duration:'00:12:00:00'}"
+    done = tiny_train(shapes, tmp_path / "a", *words, timer, before=script)
     assert done.returncode == 0, done.stderr
     last = tmp_path / "a/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 12
