@@ -9,20 +9,21 @@ bf16, and --batch 32 is enough to see that the script works. --overrides are pas
 data.num_workers=16.
 """
 
-import argparse
 import itertools
 import json
+import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-SIDE = 224
+from common import in_turn, options, run
+from input import SIDE, reference_folder
+
 FORMS = {
-    "folder": ("folder", []),
+    "folder": ("folder", ["data=folder"]),
     "jpeg": ("jpeg", ["data=prepared"]),
     "raw": ("raw", ["data=prepared"]),
     "device": ("raw", ["data=prepared", "data.crop_on=device", "data.cache=device"]),
@@ -31,21 +32,12 @@ FORMS = {
 
 def reference(root: Path, batch: int, seconds: float) -> float:
     """Return the images per second of a plain loop with the transforms of torchvision's references/classification."""
-    import os
-
     import torch
     from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
     from torchvision.models import alexnet
-    from torchvision.transforms import v2
 
-    steps = [
-        v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(0.5), v2.PILToTensor(),
-        v2.ToDtype(torch.float, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        v2.ToPureTensor(),
-    ]  # fmt: skip
-    data = ImageFolder(str(root / "train"), v2.Compose(steps))
+    data = reference_folder(root / "train")
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     loader: DataLoader[Any] = DataLoader(
         data, batch, shuffle=True, drop_last=True, num_workers=len(os.sched_getaffinity(0)), pin_memory=kind == "cuda",
@@ -87,22 +79,8 @@ def linked(source: Path, out: Path, least: int) -> Path:
     return out
 
 
-def run(command: list[str]) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return done.stdout
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--overrides", nargs="*", default=[])
-    parser.add_argument("--reference", action="store_true")
-    args = parser.parse_args()
+    args = options(__doc__, "folder", batch=1024, seconds=20.0, rounds=3, overrides=[], reference=False)
     if args.reference:
         print(reference(args.folder, args.batch, args.seconds))
         return
@@ -111,28 +89,30 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     model = ["model=alexnet", f"data.image_size={SIDE}", f"data.batch_size={args.batch}", f"compile={gpu}".lower()]
     model += ["augment=basic", f"seconds={args.seconds}", "format=json", *args.overrides]
-    rates: dict[str, list[dict[str, float]]] = {name: [] for name in FORMS}
-    plain: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         roots = {"folder": linked(args.folder, Path(folder, "folder"), 10 * args.batch)}
         for name, how in (("jpeg", ["format=jpeg"]), ("raw", ["format=raw", "square=true"])):
             roots[name] = Path(folder, name)
             run(["-m", "alexlab", "prepare", f"data.root={roots['folder']}", f"out={roots[name]}", *how])
-        for _ in range(args.rounds):
-            for name, (form, overrides) in FORMS.items():
-                data = [f"data.root={roots[form]}", *(overrides or ["data=folder"])]
-                rates[name].append(json.loads(run(["-m", "alexlab", "benchmark", *data, *model])))
-            command = [__file__, str(roots["folder"]), "--batch", str(args.batch), "--seconds", str(args.seconds)]
-            plain.append(float(run([*command, "--reference"])))
+
+        def measure(form: str) -> Any:
+            if form == "torchvision_reference":
+                how = [f"--batch={args.batch}", f"--seconds={args.seconds}", "--reference"]
+                return float(run([__file__, str(roots["folder"]), *how]))
+            name, overrides = FORMS[form]
+            return json.loads(run(["-m", "alexlab", "benchmark", f"data.root={roots[name]}", *overrides, *model]))
+
+        forms = [*FORMS, "torchvision_reference"]
+        rates = in_turn(args.rounds, {form: partial(measure, form) for form in forms})
     where = torch.cuda.get_device_name(0) if gpu else "CPU: these are no figures of a GPU"
     print(f"{where}, torch {torch.__version__}, batch {args.batch}, {args.rounds} rounds of {args.seconds:g} s")
-    print(f"{'torchvision_reference':22s} {statistics.median(plain):9.0f} images/s")
-    for name, each in rates.items():
-        medians = {key: statistics.median(one[key] for one in each) for key in ("loader", "device", "end_to_end")}
+    plain = statistics.median(rates.pop("torchvision_reference"))
+    print(f"{'torchvision_reference':22s} {plain:9.0f} images/s")
+    for form, each in rates.items():
+        loader, device, whole = (statistics.median(one[k] for one in each) for k in ("loader", "device", "end_to_end"))
         print(
-            f"{name:22s} {medians['end_to_end']:9.0f} images/s, {medians['end_to_end'] / medians['device']:.2f} of the "
-            f"device alone ({medians['device']:.0f}), loader alone {medians['loader']:.0f}, "
-            f"{medians['end_to_end'] / statistics.median(plain):.2f} x torchvision_reference"
+            f"{form:22s} {whole:9.0f} images/s, {whole / device:.2f} of the device alone ({device:.0f}), loader alone "
+            f"{loader:.0f}, {whole / plain:.2f} x torchvision_reference"
         )
 
 

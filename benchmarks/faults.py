@@ -13,7 +13,6 @@ wandb:        a W&B server that hangs from the first metrics on: how many second
 Needs Linux, and for `files` about 2 GB of memory.
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -32,15 +31,16 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from common import ROOT, options
 from PIL import Image
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-sys.path.extend(str(Path(__file__).resolve().parents[1] / "tests" / name) for name in ("", "commands", "data"))
+sys.path.extend(str(ROOT / "tests" / name) for name in ("", "commands", "data"))
 import test_bad_inputs as inputs
-from conftest import ROOT, SMALL_NET, clean_env
+from conftest import SMALL_NET, clean_env
 from wandb_server import wandb_server
 
 from alexlab.data.demo import write_demo
@@ -56,19 +56,15 @@ def stock_command(root: Path, out: Path, *more: str) -> list[str]:
 
 
 def our_command(root: Path, out: Path, *more: str) -> list[str]:
-    return [
-        sys.executable, str(ROOT / "train.py"), *SMALL_NET, "data=folder", f"data.root={root}", "data.image_size=64",
-        "data.batch_size=8", "logger=csv", "trainer.accelerator=cpu", "callbacks.figures=false", "test=false",
-        f"hydra.run.dir={out}", *more,
-    ]  # fmt: skip
+    data = ["data=folder", f"data.root={root}", "data.image_size=64", "data.batch_size=8"]
+    other = ["logger=csv", "trainer.accelerator=cpu", "callbacks.figures=false", "test=false", f"hydra.run.dir={out}"]
+    return [sys.executable, str(ROOT / "train.py"), *SMALL_NET, *data, *other, *more]
 
 
 def run(command: list[str], watch: Callable[[int], bool] | None = None, env: dict[str, str] | None = None) -> Any:
-    """Return the exit code (None after LONGEST), the seconds since `watch` returned true (or since the start), and the
-    output."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=clean_env(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    """Return the exit code (None after LONGEST), the seconds since `watch` was true (or the start), and the output."""
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=clean_env(env), **pipes)
     began = time.monotonic()
     while watch is not None and process.poll() is None and time.monotonic() - began < LONGEST:
         if watch(process.pid):
@@ -185,11 +181,9 @@ def sigterm(root: Path, folder: Path, times: int) -> list[Row]:
 
 def rank(root: Path, folder: Path, times: int) -> list[Row]:
     results = []
-    for name, command, of in (
-        ("stock", stock_command(root, folder / "stock", "--epochs", "1000", "--devices", "2"), "stock.py"),
-        ("ours", our_command(root, folder / "ours", "trainer.max_epochs=1000", "trainer=ddp_cpu", "trainer.devices=2"),
-         "alexlab.commands.worker"),
-    ):  # fmt: skip
+    stock = stock_command(root, folder / "stock", "--epochs", "1000", "--devices", "2")
+    ours = our_command(root, folder / "ours", "trainer.max_epochs=1000", "trainer=ddp_cpu", "trainer.devices=2")
+    for name, command, of in (("stock", stock, "stock.py"), ("ours", ours, "alexlab.commands.worker")):
         started: list[psutil.Process] = []
 
         def strike(pid: int, name: str = name, of: str = of, started: list[psutil.Process] = started) -> bool:
@@ -312,15 +306,11 @@ def folders() -> Row:
     return (what, stock_hits, our_hits)
 
 
-ALL = {"kill_writing": kill_writing, "bits": bits, "nan": nan, "sigterm": sigterm, "rank": rank, "files": files,
-       "wandb": wandb}  # fmt: skip
+ALL = {each.__name__: each for each in (kill_writing, bits, nan, sigterm, rank, files, wandb)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", choices=ALL, default=list(ALL))
-    parser.add_argument("--times", type=int, default=40)
-    args = parser.parse_args()
+    args = options(__doc__, only=list(ALL), times=40)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name, "shapes")
         write_demo(root, per_class={"train": 8, "val": 2, "test": 1})

@@ -6,14 +6,13 @@ The images are links to one small JPEG. The script prints the memory (PSS: share
 of the loading process and of its workers, after the first batches and at the end of the epoch.
 """
 
-import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from common import options, run
 
 FEW = 50  # batches, after which all buffers exist
 
@@ -58,23 +57,18 @@ def child(name: str, root: Path, workers: int) -> None:
     torch.set_num_threads(1)
     early: list[float] = []
     late: list[float] = []
-    batches = CANDIDATES[name](root, workers)
     total = sum(1 for _ in root.glob("*/*")) // 256
-    for n, _ in enumerate(batches):
-        if n == FEW:
+    few = min(FEW, total // 2)
+    for n, _ in enumerate(CANDIDATES[name](root, workers)):
+        if n == few:
             early = private()
-        if n == total - 10:  # the workers still run
+        if n == total - min(10, few):  # the workers still run
             late = private()
-    print(json.dumps([early, late]))
+    print(json.dumps([few, early, late]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--child", choices=CANDIDATES)
-    parser.add_argument("--root", type=Path)
-    args = parser.parse_args()
+    args = options(__doc__, images=200_000, workers=2, child="", root=Path())
     if args.child:
         child(args.child, args.root, args.workers)
         return
@@ -91,13 +85,10 @@ def main() -> None:
             (root / f"{i % 100:03d}" / f"{i:08d}.jpg").symlink_to(one)
         print(f"{args.images:,} images, {args.workers} workers: MB of the process, and of each worker")
         for name in CANDIDATES:
-            command = [sys.executable, __file__, "--child", name, "--root", str(root), "--workers", str(args.workers)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr[-2000:])
-            early, late = json.loads(done.stdout.splitlines()[-1])
+            words = [__file__, f"--child={name}", f"--root={root}", f"--workers={args.workers}"]
+            few, early, late = json.loads(run(words).splitlines()[-1])
             grown = sum(late) - sum(early)
-            print(f"{name:14s} {early} after {FEW} batches, {late} at the end: {grown:+.1f} MB")
+            print(f"{name:14s} {early} after {few} batches, {late} at the end: {grown:+.1f} MB")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,8 @@ python benchmarks/index.py [--files 1281167] [--classes 1000] [--rounds 3] [--to
 The script creates that many empty temporary files, which takes a minute, and removes them at the end.
 """
 
-import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from common import about, options
 
 from alexlab.data.fast.folder_cache import cached_scan
 from alexlab.data.folder import ImageIndex, scan
 from alexlab.data.sampler import TrainBatchSampler
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(root: Path, files: int, classes: int) -> None:
@@ -63,23 +58,12 @@ def timed(what: Callable[[], Any]) -> tuple[float, float, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--files", type=int, default=1_281_167)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--torchvision", action="store_true", help="ImageFolder too, once")
-    args = parser.parse_args()
+    args = options(__doc__, files=1_281_167, classes=1000, rounds=3, torchvision=False)
     with tempfile.TemporaryDirectory() as folder:
         root, cache = Path(folder, "images"), Path(folder, "cache")
         make(root, args.files, args.classes)
-        times: dict[str, list[float]] = {
-            "walk": [],
-            "scan": [],
-            "cached": [],
-            "fingerprint": [],
-            "all sizes": [],
-            "late start": [],
-        }
+        names = ("walk", "scan", "cached", "fingerprint", "all sizes", "late start")
+        times: dict[str, list[float]] = {name: [] for name in names}
         assert walk(root) == args.files  # the system's cache of names is warm for all
         time.sleep(2.5)  # the index of a folder that has just changed is not saved
         cached_scan(root, None, cache)
@@ -96,19 +80,15 @@ def main() -> None:
             times["late start"].append(timed(lambda late=late: next(iter(late), None))[0])  # type: ignore[misc]
         held = len(index.names) + index.ends.nbytes + index.targets.nbytes
         results: dict[str, Any] = {name: round(statistics.median(values), 3) for name, values in times.items()}
-        results |= {
-            "scan / walk": round(results["scan"] / max(results["walk"], 1e-9), 2),
-            "bytes an image": round(held / args.files, 1),
-        }
+        results["scan / walk"] = round(results["scan"] / max(results["walk"], 1e-9), 2)
+        results["bytes an image"] = round(held / args.files, 1)
         if args.torchvision:
             from torchvision.datasets import ImageFolder
 
             seconds, grown, _ = timed(lambda: ImageFolder(str(root)))
             results["ImageFolder"] = round(seconds, 3)
             results["ImageFolder's bytes an image"] = round(grown * 1e6 / args.files)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    about = {"files": args.files, "rounds": args.rounds, "python": sys.version.split()[0], "commit": git.stdout.strip()}
-    print(json.dumps(results | about))
+    print(about(files=args.files, rounds=args.rounds, **results))
 
 
 if __name__ == "__main__":

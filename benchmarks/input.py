@@ -8,21 +8,19 @@ pass over a few hundred images would be short. The candidates take turns, each i
 images before its clock starts. Candidates that are not installed are skipped, and their names are printed.
 """
 
-import argparse
 import importlib.util
 import itertools
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import in_turn, options, run
+
 SIDE, TIMES = 224, 20
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -49,7 +47,7 @@ class Repeated:
 def ours(
     root: Path, threads: int, batch: int, policy: str = "none", prepared: bool = False, whole: bool = False
 ) -> Iterator[int]:
-    """Training batches of our loader, on the CPU, uint8."""
+    """Training batches of our loader, on the CPU, uint8, from a folder or from what `alexlab prepare` wrote."""
     from alexlab.data.dataset import ImageDataset
     from alexlab.data.fast import prepared as preparations
     from alexlab.data.folder import scan
@@ -70,16 +68,6 @@ def ours(
         yield from (len(images) for images, *_ in loader)
 
 
-def prepared(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """Our loader on images from `alexlab prepare`: JPEGs or pixels with a short side of 256."""
-    return ours(root, threads, batch, prepared=True)
-
-
-def whole(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """Our loader on squares of 256 pixels from `alexlab prepare`, copied into batches; the device would crop them."""
-    return ours(root, threads, batch, prepared=True, whole=True)
-
-
 def memory_copy(root: Path, threads: int, batch: int) -> Iterator[int]:
     """Bytes of squares of 256 pixels, copied from random places in 400 MB of memory into reused batches."""
     import numpy as np
@@ -98,11 +86,6 @@ def memory_copy(root: Path, threads: int, batch: int) -> Iterator[int]:
             parts = [range(k * batch // threads, (k + 1) * batch // threads) for k in range(threads)]
             list(pool.map(copy, [into] * threads, parts, [list(itertools.islice(order, len(p))) for p in parts]))
             yield batch
-
-
-def ours_strong(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """Our loader with TrivialAugment, which augment=strong uses."""
-    return ours(root, threads, batch, "trivial")
 
 
 def decode_only(root: Path, threads: int, batch: int) -> Iterator[int]:
@@ -126,18 +109,22 @@ def decode_only(root: Path, threads: int, batch: int) -> Iterator[int]:
                 yield len(part)
 
 
-def torchvision_reference(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """ImageFolder with Pillow and the transforms of torchvision's references/classification, in worker processes."""
+def reference_folder(root: Path) -> Any:
+    """ImageFolder with Pillow and the transforms of torchvision's references/classification."""
     import torch
-    from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
-    steps = [
-        v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(0.5), v2.PILToTensor(),
-        v2.ToDtype(torch.float, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor(),
-    ]  # fmt: skip
-    data = ImageFolder(str(root), v2.Compose(steps))
+    crop, flip = v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(0.5)
+    normalize = [v2.PILToTensor(), v2.ToDtype(torch.float, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()]
+    return ImageFolder(str(root), v2.Compose([crop, flip, *normalize]))
+
+
+def torchvision_reference(root: Path, threads: int, batch: int) -> Iterator[int]:
+    """torchvision's reference loader, in worker processes."""
+    from torch.utils.data import DataLoader
+
+    data = reference_folder(root)
     data.samples *= TIMES
     loader: DataLoader[Any] = DataLoader(
         data, min(batch, len(data)), shuffle=True, num_workers=threads, drop_last=True, persistent_workers=True
@@ -193,17 +180,8 @@ def _decoded(sample: tuple[bytes, int]) -> tuple[Any, int]:
     return steps(decode_jpeg(torch.frombuffer(bytearray(sample[0]), dtype=torch.uint8))), sample[1]
 
 
-def ffcv_jpeg(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """FFCV's file of the folder's images as JPEGs."""
-    return ffcv(root, threads, batch, "jpg")
-
-
-def ffcv_raw(root: Path, threads: int, batch: int) -> Iterator[int]:
-    """FFCV's file of pixels, with a short side of 256 if images are 4:3."""
-    return ffcv(root, threads, batch, "raw", max_resolution=341)
-
-
 def ffcv(root: Path, threads: int, batch: int, form: str, **more: Any) -> Iterator[int]:
+    """FFCV's file of the folder's images, as JPEGs or as pixels."""
     import numpy as np
     from ffcv import transforms
     from ffcv.fields import IntField, RGBImageField
@@ -219,11 +197,11 @@ def ffcv(root: Path, threads: int, batch: int, form: str, **more: Any) -> Iterat
         DatasetWriter(path, fields, num_workers=threads).from_indexed_dataset(data)
         crop = RandomResizedCropRGBImageDecoder((SIDE, SIDE))
         flip, whole = transforms.RandomHorizontalFlip(), [transforms.ToTensor(), transforms.ToTorchImage()]
+        pipelines = {"image": [crop, flip, *whole], "label": [IntDecoder(), transforms.ToTensor()]}
+        order, indices = OrderOption.RANDOM, np.tile(np.arange(len(data)), TIMES)
         loader = Loader(
-            path, batch, num_workers=threads, order=OrderOption.RANDOM, os_cache=True, drop_last=True,
-            indices=np.tile(np.arange(len(data)), TIMES),
-            pipelines={"image": [crop, flip, *whole], "label": [IntDecoder(), transforms.ToTensor()]},
-        )  # fmt: skip
+            path, batch, threads, order=order, os_cache=True, drop_last=True, indices=indices, pipelines=pipelines
+        )
         while True:
             yield from (len(images) for images, _ in loader)
 
@@ -234,26 +212,27 @@ CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str 
     "dali_cpu": (dali_cpu, "nvidia.dali", None),
     "decode_only": (decode_only, "simplejpeg", None),
     "ours": (ours, "alexlab", None),
-    "ours_strong": (ours_strong, "alexlab", None),
+    "ours_strong": (partial(ours, policy="trivial"), "alexlab", None),  # the policy of augment=strong
     "litdata": (litdata_streaming, "litdata", None),
-    "ffcv_jpeg": (ffcv_jpeg, "ffcv", None),
-    "prepared_jpeg": (prepared, "alexlab", "jpeg"),
-    "ffcv_raw": (ffcv_raw, "ffcv", None),
-    "prepared_raw": (prepared, "alexlab", "raw"),
+    "ffcv_jpeg": (partial(ffcv, form="jpg"), "ffcv", None),
+    "prepared_jpeg": (partial(ours, prepared=True), "alexlab", "format=jpeg"),
+    "ffcv_raw": (partial(ffcv, form="raw", max_resolution=341), "ffcv", None),  # 4:3 gets a short side of 256
+    "prepared_raw": (partial(ours, prepared=True), "alexlab", "format=raw"),
     "memory_copy": (memory_copy, "numpy", None),
-    "prepared_whole": (whole, "alexlab", "square"),
+    # squares of 256 pixels, copied into batches; the device would crop them
+    "prepared_whole": (partial(ours, prepared=True, whole=True), "alexlab", "format=raw square=true"),
 }
 
 
-def child(name: str, root: Path, threads: int, batch: int, seconds: float, warm: int) -> None:
-    counts = CANDIDATES[name][0](root, threads, batch)
+def child(name: str, root: Path, args: Any) -> None:
+    counts = CANDIDATES[name][0](root, args.threads, args.batch)
     seen = 0
-    while seen < max(warm, 6 * batch):  # warm up, with more images than a loader begins ahead
+    while seen < max(args.warm, 6 * args.batch):  # warm up, with more images than a loader begins ahead
         seen += next(counts)
     start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    while time.perf_counter() - start < args.seconds:
         done += next(counts)
-    print(json.dumps(done / (time.perf_counter() - start)))
+    print(done / (time.perf_counter() - start))
 
 
 def installed(package: str) -> bool:
@@ -263,47 +242,31 @@ def installed(package: str) -> bool:
         return False
 
 
-def run(command: list[str]) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return done.stdout
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--warm", type=int, default=1000)
-    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
-    parser.add_argument("--child", choices=CANDIDATES)
-    args = parser.parse_args()
+    names = list(CANDIDATES)
+    args = options(__doc__, "folder", rounds=5, threads=2, batch=256, seconds=5.0, warm=1000, only=names, child="")
     if args.child:
-        child(args.child, args.folder, args.threads, args.batch, args.seconds, args.warm)
+        child(args.child, args.folder, args)
         return
     root = args.folder / "train" if (args.folder / "train").is_dir() else args.folder
     names = [name for name in args.only if installed(CANDIDATES[name][1])]
     for name in args.only:
         if name not in names:
             print(f"{name}: {CANDIDATES[name][1]} is not installed")
-    rates: dict[str, list[float]] = {name: [] for name in names}
+    same = [f"--{key}={getattr(args, key)}" for key in ("threads", "batch", "seconds", "warm")]
+    split = [] if (args.folder / "val").is_dir() else ["data.val_fraction=0.1"]
     with tempfile.TemporaryDirectory() as folder:
         roots: dict[str | None, Path] = {None: root}
-        for form in {CANDIDATES[name][2] for name in names} - {None}:
-            roots[form] = Path(folder, str(form))
-            split = [] if (args.folder / "val").is_dir() else ["data.val_fraction=0.1"]
-            how = ["format=raw", "square=true"] if form == "square" else [f"format={form}"]
-            overrides = [f"data.root={args.folder.resolve()}", f"out={roots[form]}", *how, *split]
+        for how in {CANDIDATES[name][2] for name in names} - {None}:
+            roots[how] = Path(folder, str(how).replace(" ", "-"))
+            overrides = [f"data.root={args.folder.resolve()}", f"out={roots[how]}", *str(how).split(), *split]
             run(["-m", "alexlab", "prepare", *overrides])
-        for _ in range(args.rounds):
-            for name in names:
-                options = ["--threads", str(args.threads), "--batch", str(args.batch), "--seconds", str(args.seconds)]
-                options += ["--warm", str(args.warm)]
-                output = run([__file__, str(roots[CANDIDATES[name][2]]), *options, "--child", name])
-                rates[name].append(float(output.splitlines()[-1]))
+
+        def measure(name: str) -> float:
+            words = [__file__, str(roots[CANDIDATES[name][2]]), *same, f"--child={name}"]
+            return float(run(words).splitlines()[-1])
+
+        rates = in_turn(args.rounds, {name: partial(measure, name) for name in names})
     print(f"{root}: {args.threads} threads, batch {args.batch}, {args.rounds} rounds of {args.seconds:g} s")
     medians = {name: statistics.median(each) for name, each in rates.items()}
     for name, each in rates.items():

@@ -1,17 +1,13 @@
 """What Lightning's loop with our classifier, callbacks and loggers costs over a bare PyTorch loop on the same batches.
 
-python benchmarks/loop.py [--rounds 5] [--only tiny]      On a CPU that does nothing else.
+python benchmarks/loop.py [--rounds 5] [--steps 1000] [--only tiny]      On a CPU that does nothing else.
 
 Both loops train the same network on the same in-memory uint8 batches with the same optimizer, in turn, round by round,
 in one process. The first step of each round is not counted. The script prints a line per network, and JSON. `host_ms`
 is the difference of the medians, in milliseconds per step.
 """
 
-import argparse
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +19,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from common import ROOT, about, options
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(ROOT / "tests"))
 from conftest import config_of
 
 from alexlab.callbacks.preemption import SignalRecorder
@@ -42,13 +39,8 @@ from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-OVERRIDES = [
-    "trainer=cpu",
-    "scheduler=constant",
-    "trainer.max_epochs=1",
-    "logger.wandb.mode=offline",
-    "callbacks.progress=none",
-]
+OVERRIDES = ["trainer=cpu", "scheduler=constant", "trainer.max_epochs=1", "callbacks.progress=none"]
+OVERRIDES += ["logger.wandb.mode=offline"]
 
 
 class Batches:
@@ -140,30 +132,26 @@ def measure(name: str, make: Any, size: int, batch: int, steps: int, rounds: int
             times["lightning"].append(second)
     medians = {key: statistics.median(values) for key, values in times.items()}
     ratios = [b / a for a, b in zip(times["bare"], times["lightning"], strict=True)]
+    host = medians["lightning"] - medians["bare"]
     return {
-        "net": name, "steps": steps, "rounds": rounds, "bare_ms": round(medians["bare"] * 1e3, 3),
-        "lightning_ms": round(medians["lightning"] * 1e3, 3), "ratio": round(statistics.median(ratios), 4),
-        "host_ms": round((medians["lightning"] - medians["bare"]) * 1e3, 3),
-    }  # fmt: skip
+        "net": name,
+        **{f"{key}_ms": round(median * 1e3, 3) for key, median in medians.items()},
+        "ratio": round(statistics.median(ratios), 4),
+        "host_ms": round(host * 1e3, 3),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["tiny", "alexnet"])
-    args = parser.parse_args()
+    args = options(__doc__, rounds=5, steps=1000, only=["tiny", "alexnet"])
     warnings.filterwarnings("ignore")
     keep_memory()  # as a run does
+    nets = {"tiny": (tiny, 8, 8, args.steps), "alexnet": (lambda: AlexNet(10), 64, 64, max(2, args.steps // 40))}
     with tempfile.TemporaryDirectory() as folder:
-        nets = {"tiny": (tiny, 8, 8, 1000), "alexnet": (lambda: AlexNet(10), 64, 64, 25)}
-        chosen = [name for name in nets if args.only in (None, name)]
-        results = [measure(name, *nets[name], args.rounds, Path(folder)) for name in chosen]
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+        results = [measure(name, *nets[name], args.rounds, Path(folder)) for name in args.only]
     for result in results:
         print("{net:8} bare {bare_ms} ms, Lightning {lightning_ms} ms: {host_ms} ms/step, x{ratio}".format(**result))
-    about = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-             "pytorch_lightning": pl.__version__, "commit": git.strip()}  # fmt: skip
-    print(json.dumps({"results": results, **about}))
+    threads = torch.get_num_threads()
+    print(about("torch", "pytorch-lightning", rounds=args.rounds, steps=args.steps, threads=threads, results=results))
 
 
 if __name__ == "__main__":

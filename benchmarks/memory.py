@@ -5,13 +5,14 @@ python benchmarks/memory.py [--rounds 5] [--image-size 64] [--batch 64]
 Each candidate runs in a new process, because the setting cannot be undone. The first steps are not counted.
 """
 
-import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
+from functools import partial
+
+from common import in_turn, options, run
 
 
 def child(keep: bool, image_size: int, batch: int) -> None:
@@ -43,22 +44,16 @@ def child(keep: bool, image_size: int, batch: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--child", choices=("keep", "plain"))
-    args = parser.parse_args()
+    args = options(__doc__, rounds=5, image_size=64, batch=64, child="")
     if args.child:
         child(args.child == "keep", args.image_size, args.batch)
         return
-    results_of: dict[str, list[dict[str, float]]] = {"plain": [], "keep": []}
-    for _ in range(args.rounds):
-        for name, results in results_of.items():
-            command = [sys.executable, __file__, "--child", name]
-            command += ["--image-size", str(args.image_size), "--batch", str(args.batch)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
+
+    def measure(name: str) -> dict[str, float]:
+        words = [__file__, f"--child={name}", f"--image-size={args.image_size}", f"--batch={args.batch}"]
+        return json.loads(run(words).splitlines()[-1])
+
+    results_of = in_turn(args.rounds, {name: partial(measure, name) for name in ("plain", "keep")})
     losses = {result["loss"] for results in results_of.values() for result in results}
     assert len(losses) == 1, "the numbers must not change"
     medians = {name: statistics.median(r["seconds"] for r in results) for name, results in results_of.items()}

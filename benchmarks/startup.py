@@ -4,17 +4,14 @@ of a training as train.py does them compared with plain imports, in turn.
 python benchmarks/startup.py [--rounds 15]
 """
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT, about, in_turn, options, run
+
 BARE = """import hydra
 @hydra.main(version_base="1.3", config_path=None)
 def main(config): pass
@@ -27,10 +24,14 @@ with importing():
 """
 
 
+def seconds(words: list[str], folder: str) -> float:
+    start = time.perf_counter()
+    run(words, cwd=folder)
+    return time.perf_counter() - start
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    args = options(__doc__, rounds=15)
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "bare.py"
         script.write_text(BARE)
@@ -44,23 +45,14 @@ def main() -> None:
             "bare imports": ["-c", IMPORT],
             "train imports": ["-c", PAUSED],
         }
-        times: dict[str, list[float]] = {name: [] for name in commands}
-        for number in range(rounds + 1):  # the first round fills caches
-            for name, command in commands.items():
-                start = time.perf_counter()
-                subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, check=True)
-                if number:
-                    times[name].append(time.perf_counter() - start)
+        measures = {name: partial(seconds, words, folder) for name, words in commands.items()}
+        times = in_turn(args.rounds, measures, warm_up=True)
     medians = {name: round(statistics.median(values), 3) for name, values in times.items()}
-    for name, seconds in medians.items():
-        print(f"{name:16} {seconds:.3f} s")
-    ratios = {
-        kind: round(medians[f"train {kind}"] / medians[f"bare {kind}"], 2)
-        for kind in ("--help", "--cfg job", "imports")
-    }
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    about = {"hydra": version("hydra-core"), "python": sys.version.split()[0], "commit": git.stdout.strip()}
-    print(json.dumps({"seconds": medians, "ratio": ratios, "rounds": rounds, **about}))
+    for name, median in medians.items():
+        print(f"{name:16} {median:.3f} s")
+    kinds = ("--help", "--cfg job", "imports")
+    ratios = {kind: round(medians[f"train {kind}"] / medians[f"bare {kind}"], 2) for kind in kinds}
+    print(about("hydra-core", seconds=medians, ratio=ratios, rounds=args.rounds))
 
 
 if __name__ == "__main__":

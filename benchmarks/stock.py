@@ -6,13 +6,12 @@ It uses ImageFolder, a DataLoader that shuffles, ModelCheckpoint with save_last,
 contains last.ckpt, it is passed as ckpt_path.
 """
 
-import argparse
 import logging
 import warnings
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from common import options
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
@@ -46,14 +45,7 @@ class Stock(pl.LightningModule):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("root", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--wandb", action="store_true")
-    args = parser.parse_args()
+    args = options(__doc__, "root", "out", epochs=2, devices=1, lr=0.01, wandb=False)
     warnings.filterwarnings("ignore")
     for noisy in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -6,13 +6,13 @@ Decoding is replaced by a sleep that lasts as long as decoding a photograph, and
 real loader on tiny images, for which a second core is enough.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import options
 from PIL import Image
 
 from alexlab.data import decode
@@ -24,11 +24,7 @@ from alexlab.data.transforms import SampleTransform
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--milliseconds", type=float, default=0.9)
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8, 16, 24])
-    args = parser.parse_args()
+    args = options(__doc__, milliseconds=0.9, seconds=3.0, threads=[1, 4, 8, 16, 24])
     pixels = np.zeros((16, 16, 3), np.uint8)
 
     class Sleeping:

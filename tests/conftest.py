@@ -183,7 +183,7 @@ def command(
     env: dict[str, str] | None = None,
     timeout: float = 240,
     watch: Callable[[int], None] | None = None,
-    ranks: int = 0,
+    ranks: int = 2,
     before: Path | None = None,
 ) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B.
@@ -191,7 +191,7 @@ def command(
     Args:
         words: train.py or eval.py, or a command such as predict, and its overrides; else Python's own arguments.
         watch: called again and again with the command's process, until that ends.
-        ranks: how many of the run's ranks are forked too, instead of starting an interpreter each.
+        ranks: how many ranks can be forked too, if the run has several, instead of starting an interpreter each.
         before: a script that runs first, also for those ranks.
     """
     if words[0] in VERBS:

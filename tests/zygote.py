@@ -23,8 +23,7 @@ import torch
 import torchmetrics.classification  # noqa: F401
 
 import alexlab.commands.figures
-import alexlab.commands.train
-import alexlab.commands.worker  # noqa: F401
+import alexlab.commands.train  # noqa: F401
 
 
 def become(request: dict[str, Any]) -> None:

@@ -318,7 +318,7 @@ def test_broken_images_are_counted_and_listed(with_broken: Path, tmp_path: Path)
     assert sorted(summary_of(tmp_path / "run")["skipped_images"]) == bad
     assert "11 broken images were skipped: " in done.stdout + done.stderr
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert sorted(saved["callbacks"]["Checkpointing"]["skipped"]) == bad, "a resume knows them"
+    assert sorted(saved["callbacks"]["Checkpointing"]["skipped"]) == bad, "a resumed run has them"
 
 
 def test_too_many_broken_images_end_the_run(with_broken: Path, tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
-"""benchmark.py and benchmarks/: that they run and say what they should; no time is looked at."""
+"""`alexlab benchmark` and the scripts in benchmarks/ run and print what they should. No time is checked."""
 
+import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, clean_env, command
+from conftest import ROOT, TINY, command
 
 from alexlab.commands import benchmark
 from alexlab.data.datamodule import ImageFolders
@@ -21,11 +20,11 @@ def test_four_rates_and_the_bound(shapes: Path, tmp_path: Path) -> None:
     words = [word for word in WORDS if not word.startswith("logger")]
     done = command("benchmark", *words, f"data.root={shapes}", "format=json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    bound = found.pop("bound_by")
-    assert set(found) == set(benchmark.NAMES)
-    assert all(rate > 0 for rate in found.values())
-    assert bound == ("input" if found["loader"] < found["device"] else "device")
+    rates = json.loads(done.stdout)
+    bound = rates.pop("bound_by")
+    assert set(rates) == {"decode_only", "loader", "device", "end_to_end"}
+    assert all(rate > 0 for rate in rates.values())
+    assert bound == ("input" if rates["loader"] < rates["device"] else "device")
     done = command("benchmark", *words, f"data.root={shapes}", "model=torchvision", "augment=strong")
     assert done.returncode == 0, done.stderr
     for line in ("decoding alone", "the loader alone", "the device alone, on one batch", "the whole training"):
@@ -58,40 +57,63 @@ def test_all_broken(tmp_path: Path) -> None:
 
 def test_the_verdict(shapes: Path) -> None:
     data = ImageFolders(str(shapes), 8, 0, SampleTransform(32), SampleTransform(32), num_workers=99).read()
-    found = {"loader": 100.0, "device": 400.0, "end_to_end": 100.0}
-    assert benchmark.verdict(found, "input", data, "cuda").startswith(
+    rates = {"loader": 100.0, "device": 400.0, "end_to_end": 100.0}
+    assert benchmark.verdict(rates, "input", data, "cuda").startswith(
         "Input-bound: the device waited for data 75% of the time. Try prepared data"
     )
-    found = {"loader": 600.0, "device": 400.0, "end_to_end": 240.0}
-    assert benchmark.verdict(found, "device", data, "cuda") == "Device-bound: the loader alone is 1.5 times as fast."
-    assert benchmark.verdict(found, "device", data, "cpu").endswith("the training reaches 60% of the device alone.")
+    rates = {"loader": 600.0, "device": 400.0, "end_to_end": 240.0}
+    assert benchmark.verdict(rates, "device", data, "cuda") == "Device-bound: the loader alone is 1.5 times as fast."
+    assert benchmark.verdict(rates, "device", data, "cpu").endswith("the training reaches 60% of the device alone.")
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "line"),
     [
-        ["benchmarks/input.py", "FOLDER", "--rounds", "1", "--seconds", "0.1", "--batch", "8", "--warm", "1"],
-        ["benchmarks/threads.py", "--seconds", "0.1", "--threads", "1", "2"],
-        ["benchmarks/index.py", "--classes", "3", "--files", "60", "--rounds", "1"],
-        ["benchmarks/growth.py", "--images", "16000"],
-        ["benchmarks/resume.py"],
-        ["benchmarks/loop.py", "--rounds", "1", "--only", "tiny"],
+        (["threads.py", "--seconds=0.1", "--threads", "1", "2"], r"^  2 threads: +\d+ images/s"),
+        (["index.py", "--classes=3", "--files=60", "--rounds=1"], r'"walk": [\d.]+'),
+        (["resume.py", "--every=5"], r"(^ours, .* 2 of 2 are equal\n){3}"),
+        (
+            ["loop.py", "--rounds=1", "--steps=20", "--only=tiny"],
+            r"^tiny +bare [\d.]+ ms, Lightning [\d.]+ ms: [-\d.]+ ms",
+        ),
     ],
-    ids=lambda words: words[0],
+    ids=["threads.py", "index.py", "resume.py", "loop.py"],
 )
-def test_the_benchmarks_run(words: list[str], shapes: Path) -> None:
-    words = [str(shapes) if word == "FOLDER" else word for word in words]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-        env=clean_env({"PYTHONPATH": os.environ.get("PYTHONPATH", "")}),
-    )  # fmt: skip
+def test_a_benchmark_runs(words: list[str], line: str) -> None:
+    done = command(f"benchmarks/{words[0]}", *words[1:], env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    if words[0] == "benchmarks/loop.py":
-        assert re.search(r"^tiny +bare [\d.]+ ms, Lightning [\d.]+ ms: [-\d.]+ ms/step", done.stdout, re.MULTILINE)
-    if words[0] == "benchmarks/resume.py":
-        assert done.stdout.count("10 of 10 are equal") == 3, done.stdout
-    if words[0] == "benchmarks/growth.py":
-        assert re.search(r"^ours +\[[\d.]+\] after 50 batches, \[[\d.]+\] at the end", done.stdout, re.MULTILINE)
-    if words[0] == "benchmarks/input.py":
-        for name in ("torchvision_reference", "decode_only", "ours", "memory_copy", "prepared_raw", "prepared_whole"):
-            assert re.search(rf"^{name} +\d+ images/s", done.stdout, re.MULTILINE)
+    assert re.search(line, done.stdout, re.MULTILINE), done.stdout
+
+
+CANDIDATES = ("torchvision_reference", "decode_only", "ours", "memory_copy", "prepared_raw", "prepared_whole")
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["growth.py", "--images=2560"], [r"ours +\[[\d., ]+\] after 5 batches, \[[\d., ]+\] at the end"]),
+        (
+            ["input.py", "FOLDER", "--rounds=1", "--seconds=0.1", "--batch=8", "--warm=1"],
+            [rf"{name} +\d+ images/s" for name in CANDIDATES],
+        ),
+    ],
+    ids=["growth.py", "input.py"],
+)
+def test_a_benchmark_that_starts_processes_runs(
+    words: list[str], lines: list[str], shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The processes are forks, which have imported torch already."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = importlib.import_module(words[0].removesuffix(".py"))
+
+    def run(words: list[str]) -> str:
+        done = command(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    monkeypatch.setattr(script, "run", run)
+    monkeypatch.setattr(sys, "argv", [str(shapes) if word == "FOLDER" else word for word in words])
+    script.main()
+    printed = capsys.readouterr().out
+    for line in lines:
+        assert re.search(rf"^{line}", printed, re.MULTILINE), printed

@@ -87,9 +87,9 @@ def test_every_use_of_a_network_with_edited_source_warns_once(
     assert printed.count(warning) == 1
     assert restore in printed
     monkeypatch.delitem(sys.modules, "alexlab.models.edited_net")
-    found = torch.load(ckpt, weights_only=True)
-    del found["alexlab"]["sources"]  # as older versions wrote it
-    torch.save(found, ckpt)
+    older = torch.load(ckpt, weights_only=True)
+    del older["alexlab"]["sources"]
+    torch.save(older, ckpt)
     alexlab.load(run_dir)
     assert capsys.readouterr().out == ""
     rebuilt = importlib.import_module("alexlab.models.edited_net").Net(2)

@@ -24,10 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # within wa
 @pytest.fixture(scope="module")
 def run(server: WandbServer, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run, as the server received it; its scheduler logs learning rates under two names."""
-    done = tiny_train(
-        shapes, tmp_path_factory.mktemp("logs") / "whole", "logger=wandb", "trainer.log_every_n_steps=1",
-        "callbacks.figures=true", "scheduler=plateau", "scheduler.warmup=1", env=server.env(),
-    )  # fmt: skip
+    words = ["logger=wandb", "trainer.log_every_n_steps=1", "callbacks.figures=true", "scheduler=plateau"]
+    run_dir = tmp_path_factory.mktemp("logs") / "whole"
+    done = tiny_train(shapes, run_dir, *words, "scheduler.warmup=1", env=server.env())
     assert done.returncode == 0, done.stderr
     return server.run_of("whole")
 
@@ -66,23 +65,26 @@ def keys_of(panel: dict[str, Any]) -> dict[str, set[str]]:
 # -- the view, and what it shows
 
 
-def test_a_view_is_created_once_and_then_updated(server: WandbServer) -> None:
+def test_a_view_is_created_once_and_then_updated(
+    server: WandbServer, connect: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     server.views.clear()
-    first = command("dashboard", env=server.env())
-    assert (first.returncode, first.stderr) == (0, ""), first.stderr
+    assert connect(server) == ""
+    first = capsys.readouterr().out
     (view,) = server.views
     before = {**view}
     address = rf"{server.url}/tester/alexlab\?nw=[a-z0-9]{{11}}"
-    assert re.fullmatch(f"created the view alexlab: {address}\n", first.stdout)
-    second = command("dashboard", "x=epoch", env={**server.env(), "WANDB_MODE": "offline"})
-    assert second.stdout == first.stdout.replace("created", "updated"), second.stderr
+    assert re.fullmatch(f"created the view alexlab: {address}\n", first)
+    assert connect(server, "x=epoch", WANDB_MODE="offline") == ""
+    assert capsys.readouterr().out == first.replace("created", "updated")
     assert server.views == [view]
     assert {key for key in view if view[key] != before[key]} == {"spec"}
     settings = json.loads(view["spec"])["section"]["settings"]
     assert (settings["xAxis"], settings["maxRuns"]) == ("epoch", 100)
     assert len(panels_of(view)) == len(panels_of(before)), "replaced, not added"
     other = command("dashboard", "name=of two", "entity=tester", env=server.env())
-    assert re.fullmatch(f"created the view of two: {address}\n", other.stdout), other.stderr
+    assert other.stderr == ""
+    assert re.fullmatch(f"created the view of two: {address}\n", other.stdout)
     assert [view["displayName"] for view in server.views] == ["alexlab", "of two"]
     assert not [line for line in server.unknown if "View" in line or "Entity" in line]
 

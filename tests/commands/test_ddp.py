@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,12 +19,11 @@ from test_faults import kill_when
 
 from alexlab.engine.launcher import free_port
 
-EXACT = [
-    "model=alexnet", "model.name=alexnet", "augment=none", "model.net.dropout=0", "trainer.precision=32-true",
-    "test=false",
-    "trainer.limit_train_batches=1.0", "trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=1",
-]  # fmt: skip
+EXACT = ["model=alexnet", "model.name=alexnet", "model.net.dropout=0", "+model.net.hidden=[64,48]", "augment=none"]
+EXACT += ["trainer.precision=32-true", "test=false", "trainer.limit_train_batches=1.0", "trainer.log_every_n_steps=1"]
+EXACT += ["trainer.accumulate_grad_batches=2"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PRINTED: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
@@ -57,23 +57,21 @@ def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: P
     broken = sorted((root / "train").glob("*/0003.jpg"))[:6]
     for path in broken:
         path.write_bytes(path.read_bytes()[:200])
-    done = tiny_train(
-        root, tmp_path / "run", *TWO, "data.on_error=skip", "trainer.precision=32-true",
-        "trainer.limit_train_batches=1.0", "data.num_workers=1",
-    )  # fmt: skip
+    words = ["data.on_error=skip", "trainer.precision=32-true", "trainer.limit_train_batches=1.0", "data.num_workers=1"]
+    done = tiny_train(root, tmp_path / "run", *TWO, *words)
     assert done.returncode == 0, done.stderr
     summary = summary_of(tmp_path / "run")
     assert sorted(summary["skipped_images"]) == [str(path) for path in broken]
     assert "6 broken images were skipped" in done.stdout
     alone = command("eval.py", f"run={tmp_path / 'run'}", "ckpt=last", f"paths.logs={tmp_path}")
     assert alone.returncode == 0, alone.stderr
-    found = json.loads((tmp_path / "run/eval.json").read_text())
-    assert found["images"] == 1
-    assert found["loss"] == pytest.approx(summary["last"]["val/loss"], rel=1e-4)
+    result = json.loads((tmp_path / "run/eval.json").read_text())
+    assert result["images"] == 1
+    assert result["loss"] == pytest.approx(summary["last"]["val/loss"], rel=1e-4)
 
 
 def test_torchrun_trains_together_and_shares_one_directory(shapes: Path, tmp_path: Path) -> None:
-    """Without a word of how many devices: torchrun knows."""
+    """The number of devices is torchrun's; the command line has none."""
     words = [word for word in small_job(shapes, tmp_path) if word not in TWO]
     done = command(*TORCHRUN, *words, "trainer.accelerator=cpu")
     assert done.returncode == 0, done.stderr
@@ -85,10 +83,8 @@ def test_torchrun_trains_together_and_shares_one_directory(shapes: Path, tmp_pat
 def together(commands: list[tuple[list[str], dict[str, str]]]) -> list[str]:
     """Run commands at the same time; returns what each printed."""
     running = [
-        subprocess.Popen([sys.executable, *words], cwd=ROOT, env=clean_env(env), stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, text=True)
-        for words, env in commands
-    ]  # fmt: skip
+        subprocess.Popen([sys.executable, *words], cwd=ROOT, env=clean_env(env), **PRINTED) for words, env in commands
+    ]
     try:
         printed = [process.communicate(timeout=200)[0] for process in running]
     finally:
@@ -99,49 +95,49 @@ def together(commands: list[tuple[list[str], dict[str, str]]]) -> list[str]:
 
 
 def small_job(shapes: Path, logs: Path) -> list[str]:
-    return [
-        "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8",
-        "data.num_workers=0", "logger=csv", *TWO, "debug=fast", f"paths.logs={logs}",
-    ]  # fmt: skip
+    data = ["data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8", "data.num_workers=0"]
+    return ["train.py", *SMALL_NET, *data, "logger=csv", *TWO, "debug=fast", f"paths.logs={logs}"]
 
 
 def test_two_machines_of_torchrun_share_one_directory(shapes: Path, tmp_path: Path) -> None:
     """Two agents on loopback, as on two machines."""
     port = free_port(None)
-    agents: list[tuple[list[str], dict[str, str]]] = [
-        (["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1",
-          "--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr",
-          "127.0.0.1", *small_job(shapes, tmp_path), "trainer.devices=1", "trainer.num_nodes=2"], {})
-        for node in range(2)
-    ]  # fmt: skip
-    together(agents)
+    meet = ["--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    agent = [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--local-addr",
+        "127.0.0.1",
+        *meet,
+    ]
+    job = [*small_job(shapes, tmp_path), "trainer.devices=1", "trainer.num_nodes=2"]
+    together([([*agent, "--node-rank", str(node), *job], {}) for node in range(2)])
     (folder,) = (tmp_path / "train" / "runs").iterdir()
     assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
 
 
+NODE = {"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"}
+
+
 def test_ranks_of_slurm_share_one_directory(shapes: Path, tmp_path: Path) -> None:
-    """As srun starts them: each knows its number, and no one else."""
-    shared = {
-        "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_NODEID": "0",
-        "SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1", "SLURM_JOB_NUM_NODES": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(None)),
-    }  # fmt: skip
+    """srun starts them, and each knows only its own number."""
+    shared = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", **NODE}
+    shared |= {"SLURM_JOB_NUM_NODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(None))}
     job = small_job(shapes, tmp_path)
     first, second = together([(job, {**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"])
     assert "run directory: " in first
-    assert second.strip() == "", "rank 0 alone speaks"
+    assert second.strip() == "", "only rank 0 prints"
     (folder,) = (tmp_path / "train" / "runs").iterdir()
     assert folder.name == "slurm-77.3"
     assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
 
 
 def test_ranks_with_different_configs_are_stopped(shapes: Path, tmp_path: Path) -> None:
-    job = (
-        f"exec {sys.executable} train.py {' '.join(SMALL_NET)} data=folder data.root={shapes} data.image_size=64 "
-        f"data.batch_size=8 data.num_workers=0 logger=csv {' '.join(TWO)} debug=fast "
-        f"paths.logs={tmp_path} optimizer.lr=0.0$((RANK+1))"
-    )
+    job = f"exec {sys.executable} {' '.join(small_job(shapes, tmp_path))} optimizer.lr=0.0$((RANK+1))"
     done = command(*TORCHRUN, "--no-python", "bash", "-c", job)
     assert done.returncode != 0
     assert "The ranks were started with different configs: 1 differ from rank 0" in done.stderr
@@ -152,14 +148,8 @@ def test_ranks_with_different_configs_are_stopped(shapes: Path, tmp_path: Path) 
 def test_a_rank_that_fails_ends_the_run_as_failed(shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes, tmp_path / "data")
     (tmp_path / "data/train/arrow/0000.jpg").write_bytes(b"broken")
-    done = tiny_train(
-        tmp_path / "data",
-        tmp_path / "run",
-        "trainer=ddp_cpu",
-        "trainer.limit_train_batches=1.0",
-        "augment=none",
-        "data.num_workers=1",
-    )
+    words = ["trainer=ddp_cpu", "trainer.limit_train_batches=1.0", "augment=none", "data.num_workers=1"]
+    done = tiny_train(tmp_path / "data", tmp_path / "run", *words)
     assert done.returncode == 2
     assert "0000.jpg cannot be read as an image" in done.stderr
     assert len(done.stderr.splitlines()) == 1, "once, without a traceback"
@@ -168,10 +158,7 @@ def test_a_rank_that_fails_ends_the_run_as_failed(shapes: Path, tmp_path: Path) 
 
 def test_a_job_of_slurm_with_one_task_starts_its_own_ranks(shapes: Path, tmp_path: Path) -> None:
     """sbatch with one task and several devices; and a second run in the same job."""
-    one_task = {
-        "SLURM_JOB_ID": "78", "SLURM_NTASKS": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
-        "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
-    }  # fmt: skip
+    one_task = {"SLURM_JOB_ID": "78", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", **NODE}
     for _ in range(2):
         done = command(*small_job(shapes, tmp_path), env=one_task)
         assert done.returncode == 0, done.stderr
@@ -210,7 +197,7 @@ outer.net = Net()
 outer.forward = lambda x: outer.net(x)
 strategy = _strategy(compose("trainer.strategy=fsdp", "trainer.precision=bf16-mixed"), Devices("cuda", 2, 1), Net)
 strategy.parallel_devices = [torch.device("cpu")] * 2
-for stage in range(3):  # fit, validation of the last weights, test: Lightning wraps anew for each
+for stage in range(3):  # fit, validation of the last weights, test: Lightning wraps the network again for each
     model = strategy._setup_model(outer)
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.ones(2, 3, 8, 8)).sum().backward()
@@ -219,7 +206,7 @@ for stage in range(3):  # fit, validation of the last weights, test: Lightning w
         norm = model.clip_grad_norm_(1e-6)
         assert norm > 1e-6
         assert sum(float(p.grad.square().sum()) for p in model.parameters() if p.numel()) ** 0.5 <= 1.001e-6
-print("whole", flush=True)
+print("done", flush=True)
 os._exit(0)  # gloo's threads may still free the backward's works, which aborts a Python that is ending (torch 2.15)
 """
 
@@ -230,20 +217,14 @@ def test_fsdp_finds_its_network_again_in_each_stage(tmp_path: Path) -> None:
     script.write_text(FSDP_TWICE)
     done = command(*TORCHRUN, str(script), env={"PYTHONPATH": str(ROOT / "tests")})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("whole") == 2
+    assert done.stdout.count("done") == 2
 
 
 @pytest.mark.parametrize("first", ["trainer.max_epochs=2", "trainer.max_steps=7"])
 def test_batchnorm_and_averaged_weights_resume_exactly(first: str, shapes: Path, tmp_path: Path) -> None:
     """At the end of an epoch and within one. Each rank has statistics of its own, and averages of them."""
-    words = [
-        *TWO,
-        "ema.decay=0.9",
-        "scheduler=constant",
-        "test=false",
-        "trainer.precision=32-true",
-        "trainer.limit_train_batches=null",
-    ]
+    words = [*TWO, "ema.decay=0.9", "scheduler=constant", "test=false", "trainer.precision=32-true"]
+    words += ["trainer.limit_train_batches=null"]
     assert tiny_train(shapes, tmp_path / "straight", *words, "trainer.max_epochs=3").returncode == 0
     assert tiny_train(shapes, tmp_path / "first", *words, "trainer.max_epochs=3", first).returncode == 0
     last = f"ckpt_path={tmp_path / 'first/checkpoints/last.ckpt'}"
@@ -298,10 +279,9 @@ def test_torchrun_starts_again_from_the_newest_checkpoint(shapes: Path, tmp_path
             killed.append(ranks[1].pid)
             ranks[1].kill()
 
-    process = subprocess.Popen(
-        [sys.executable, *TORCHRUN, "--max-restarts", "1", *words], cwd=ROOT, text=True,
-        env=clean_env({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    env = clean_env({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    restarting = [sys.executable, *TORCHRUN, "--max-restarts", "1", *words]
+    process = subprocess.Popen(restarting, cwd=ROOT, env=env, **PRINTED)
     while process.poll() is None and not killed:
         with contextlib.suppress(psutil.NoSuchProcess):
             watch(process.pid)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,33 +21,41 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 def job(shapes: Path, run_dir: Path, *more: str) -> list[str]:
-    return [
-        "train.py", *SMALL_NET, "data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8",
-        "data.num_workers=0", "logger=csv", "trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=1000",
-        "callbacks.figures=false", f"hydra.run.dir={run_dir}", *more,
-    ]  # fmt: skip
+    data = ["data=folder", f"data.root={shapes}", "data.image_size=64", "data.batch_size=8", "data.num_workers=0"]
+    ranks = ["trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=1000"]
+    run = ["logger=csv", "callbacks.figures=false", f"hydra.run.dir={run_dir}"]
+    return ["train.py", *SMALL_NET, *data, *ranks, *run, *more]
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """Return the ranks that a command has started, in their order."""
+    return sorted(psutil.Process(pid).children(), key=lambda process: process.pid)
+
+
+def ranks_of_torchrun(pid: int) -> list[psutil.Process]:
+    started = psutil.Process(pid).children(recursive=True)
+    ranks = [process for process in started if "train.py" in " ".join(process.cmdline())]
+    return sorted(ranks, key=lambda process: int(process.environ()["RANK"]))
+
+
+def running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 class Strike:
     """Sends `number` to one rank once the run has done an epoch."""
 
-    def __init__(self, run_dir: Path, which: int, number: int, name: str) -> None:
-        self.run_dir, self.which, self.number, self.name = run_dir, which, number, name
+    def __init__(self, run_dir: Path, which: int, number: int, ranks_of: Any = workers_of) -> None:
+        self.run_dir, self.which, self.number, self.ranks_of = run_dir, which, number, ranks_of
         self.ranks: list[psutil.Process] = []
 
     def __call__(self, pid: int) -> None:
         if self.ranks or not (self.run_dir / "checkpoints/last.ckpt").is_file():
             return
         with contextlib.suppress(psutil.NoSuchProcess):
-            started = psutil.Process(pid).children(recursive=True)
-            ranks = [process for process in started if self.name in " ".join(process.cmdline())]
-            ranks.sort(key=lambda process: int(process.environ()["RANK"]))
+            ranks = self.ranks_of(pid)
             ranks[self.which].send_signal(self.number)
             self.ranks = ranks
-
-    @property
-    def left(self) -> list[psutil.Process]:
-        return [rank for rank in self.ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
 
 
 MATRIX = [
@@ -66,23 +75,19 @@ def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, 
         if sent or not (run_dir / "checkpoints/last.ckpt").is_file():
             return
         with contextlib.suppress(psutil.NoSuchProcess):
-            command_ = psutil.Process(pid)
-            started = [
-                p for p in command_.children(recursive=True) if "alexlab.commands.worker" in " ".join(p.cmdline())
-            ]
-            started.sort(key=lambda process: int(process.environ()["RANK"]))
+            started = workers_of(pid)
             if len(started) != (ranks if ranks > 1 else 0):
                 return
-            sent.extend([command_, *started])
+            sent.extend([psutil.Process(pid), *started])
             for process in {"command": sent[:1], "all": sent, "rank 0": sent[1:2], "rank 1": sent[2:3]}[target]:
                 process.send_signal(number)
 
     words = [f"trainer.devices={ranks}", "trainer.log_every_n_steps=1", "checkpoint.every_minutes=null"]
-    done = command(*job(shapes, run_dir, *words), watch=watch)
+    done = command(*job(shapes, run_dir, *words), watch=watch, ranks=ranks if ranks > 1 else 0)
     assert len(sent) == (1 if ranks == 1 else 1 + ranks)
     assert done.returncode == 128 + number, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert not [process for process in sent if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not running(sent)
     assert summary_of(run_dir)["status"] == "preempted"
     saved = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     steps = [int(row["step"]) for row in rows_of(run_dir) if "train/loss_step" in row]
@@ -92,10 +97,10 @@ def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    strike = Strike(run_dir, which, signal.SIGKILL, "alexlab.commands.worker")
+    strike = Strike(run_dir, which, signal.SIGKILL)
     done = command(*job(shapes, run_dir), watch=strike)
     assert len(strike.ranks) == 2
-    assert strike.left == []
+    assert running(strike.ranks) == []
     assert done.returncode == 128 + signal.SIGKILL
     why = (
         f"Rank {which} of 2 was stopped by signal SIGKILL (kill -9, or the system ran out of memory: `dmesg` says "
@@ -109,9 +114,9 @@ def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None
 def test_a_rank_that_freezes(shapes: Path, tmp_path: Path) -> None:
     """As a machine's disk or GPU may let it. The other one waits for trainer.timeout, and no longer."""
     run_dir = tmp_path / "run"
-    strike = Strike(run_dir, 1, signal.SIGSTOP, "alexlab.commands.worker")
+    strike = Strike(run_dir, 1, signal.SIGSTOP)
     done = command(*job(shapes, run_dir, "trainer.timeout=0.1"), watch=strike)
-    assert strike.left == []
+    assert running(strike.ranks) == []
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert (
@@ -124,13 +129,13 @@ def test_a_rank_that_freezes(shapes: Path, tmp_path: Path) -> None:
 
 def test_a_rank_of_torchrun_that_is_killed(shapes: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    strike = Strike(run_dir, 1, signal.SIGKILL, "train.py")
+    strike = Strike(run_dir, 1, signal.SIGKILL, ranks_of_torchrun)
     words = [sys.executable, *TORCHRUN, *job(shapes, run_dir)]
     process = subprocess.Popen(words, cwd=ROOT, env=clean_env(), stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not strike.ranks:
         strike(process.pid)
     printed = process.communicate(timeout=120)[1]
-    assert strike.left == []
+    assert running(strike.ranks) == []
     assert process.returncode == 1
     assert printed.count("error: another rank was lost.") == 1
     assert re.search(r"exitcode *: -9", printed), "torchrun's own report"
@@ -148,10 +153,10 @@ def test_a_rank_of_torchrun_that_is_killed(shapes: Path, tmp_path: Path) -> None
         ("wait timeout after 600000ms, keys: /x (TCPStore)", "another rank did not answer"),
     ],
 )
-def test_what_torch_says_of_lost_ranks(text: str, message: str) -> None:
-    found = lost_peer(RuntimeError(text), 2.5)
-    assert isinstance(found, RankLostError)
-    assert message in str(found)
+def test_torchs_messages_about_lost_ranks(text: str, message: str) -> None:
+    error = lost_peer(RuntimeError(text), 2.5)
+    assert isinstance(error, RankLostError)
+    assert message in str(error)
 
 
 def test_other_errors_are_no_lost_ranks() -> None:

@@ -2,9 +2,9 @@
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,14 +35,30 @@ def evaluated(run_dir: Path, *words: str):  # type: ignore[no-untyped-def]
     return command("eval.py", f"paths.logs={run_dir.parents[2]}", *words)
 
 
+def result_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "eval.json").read_text())
+
+
+def with_config(run_dir: Path, copy: Path, **values: Any) -> Path:
+    """Copy a run, and change values of its config: `data__batch_size=4`."""
+    shutil.copytree(run_dir, copy)
+    config = OmegaConf.load(copy / "config.yaml")
+    for key, value in values.items():
+        assert OmegaConf.select(config, key.replace("__", "."), default="missing") != "missing"
+        OmegaConf.update(config, key.replace("__", "."), value)
+    OmegaConf.save(config, copy / "config.yaml")
+    return copy
+
+
 def test_by_path_by_name_and_the_latest(run_dir: Path) -> None:
     for named in (str(run_dir), "one", "latest"):
         done = evaluated(run_dir, f"run={named}")
         assert done.returncode == 0, done.stderr
         assert "one (finished)" in done.stdout
         assert done.stderr == ""
-        found = json.loads((run_dir / "eval.json").read_text())
-        assert {f"test/{key}": found[key] for key in ("loss", "acc1", "acc5")} == summary_of(run_dir)["test"]
+        result = result_of(run_dir)
+        assert {f"test/{key}": result[key] for key in ("loss", "acc1", "acc5")} == summary_of(run_dir)["test"]
+        assert (result["images"], len(result["per_class_acc1"])) == (10, 10)
 
 
 def test_the_latest_is_the_newest_with_that_checkpoint(run_dir: Path, tmp_path: Path) -> None:
@@ -64,7 +80,7 @@ def test_the_latest_is_the_newest_with_that_checkpoint(run_dir: Path, tmp_path: 
 def test_a_folder_of_images_alone(run_dir: Path, data: Path, tmp_path: Path) -> None:
     done = evaluated(run_dir, f"run={run_dir}", f"data.root={data / 'val'}")
     assert done.returncode == 0, done.stderr
-    assert json.loads((run_dir / "eval.json").read_text())["images"] == 21
+    assert result_of(run_dir)["images"] == 21
     shutil.copytree(data / "val", tmp_path / "part/test")
     shutil.rmtree(tmp_path / "part/test/ring")
     done = evaluated(run_dir, f"run={run_dir}", f"data.root={tmp_path / 'part'}")
@@ -84,25 +100,12 @@ def test_changed_images_are_reported(run_dir: Path, data: Path) -> None:
     assert "are not those of the training any more" in done.stdout
 
 
-def test_a_split_by_fraction_that_has_changed_is_refused(shapes: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(shapes / "train", tmp_path / "all"))
-    done = tiny_train(root, tmp_path / "run", "data.val_fraction=0.25")
-    assert done.returncode == 0, done.stderr
-    shutil.copy(root / "ring/0000.jpg", root / "ring/more.jpg")
-    done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
-    assert done.returncode == 2
-    assert "splits them differently and training images would be tested" in done.stderr
-
-
-def test_classes_without_an_image_have_no_accuracy(data: Path, tmp_path: Path) -> None:
-    done = tiny_train(data, tmp_path / "run", "trainer.limit_test_batches=1", "data.batch_size=4")
-    assert done.returncode == 0, done.stderr
-    done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
+def test_classes_without_an_image_have_no_accuracy(run_dir: Path, tmp_path: Path) -> None:
+    copy = with_config(run_dir, tmp_path / "run", trainer__limit_test_batches=1, data__batch_size=4)
+    done = command("eval.py", f"run={copy}", f"paths.logs={tmp_path}")
     assert "no image" in done.stdout
-    accuracies = json.loads((tmp_path / "run/eval.json").read_text())["per_class_acc1"]
-    assert sum(accuracy is not None for accuracy in accuracies.values()) == 4, (
-        "a part of the test images mixes the classes"
-    )
+    accuracies = result_of(copy)["per_class_acc1"].values()
+    assert sum(accuracy is not None for accuracy in accuracies) == 4, "a part of the test images mixes the classes"
 
 
 def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Path) -> None:
@@ -111,43 +114,43 @@ def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     done = command("eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "run/eval.json").read_text())
-    assert found["images"] == 10
-    assert {f"test/{key}": found[key] for key in ("loss", "acc1", "acc5")} == summary_of(tmp_path / "run")["test"]
+    result = result_of(tmp_path / "run")
+    assert result["images"] == 10
+    assert {f"test/{key}": result[key] for key in ("loss", "acc1", "acc5")} == summary_of(tmp_path / "run")["test"]
 
 
 def test_a_split_by_fraction_is_found_in_a_moved_folder(shapes: Path, tmp_path: Path) -> None:
-    """In a folder that was moved, the split's images are tested; in one that has changed, all are, with a note."""
-    root = Path(shutil.copytree(shapes / "train", tmp_path / "all"))
-    assert tiny_train(root, tmp_path / "run", "data.val_fraction=0.25").returncode == 0
-    wanted = ["eval.py", f"run={tmp_path / 'run'}", f"paths.logs={tmp_path}"]
+    """If the run's own images have changed, the test is refused; in another folder, all images are tested then."""
+    root, run_dir = Path(shutil.copytree(shapes / "train", tmp_path / "all")), tmp_path / "run"
+    assert tiny_train(root, run_dir, "data.val_fraction=0.25").returncode == 0
+    wanted = ["eval.py", f"run={run_dir}", f"paths.logs={tmp_path}"]
     assert command(*wanted).returncode == 0
-    here = json.loads((tmp_path / "run/eval.json").read_text())
-    moved = root.rename(tmp_path / "moved")
+    before = result_of(run_dir)
+    assert before["images"] == 10
+    moved = Path(shutil.copytree(root, tmp_path / "moved"))
     done = command(*wanted, f"data.root={moved}")
     assert done.returncode == 0, done.stderr
-    there = json.loads((tmp_path / "run/eval.json").read_text())
-    assert there == {**here, "root": str(moved)}
-    assert here["images"] == 10
-    shutil.copy(moved / "ring/0000.jpg", moved / "ring/more.jpg")
+    assert result_of(run_dir) == {**before, "root": str(moved)}
+    for folder in (root, moved):
+        shutil.copy(folder / "ring/0000.jpg", folder / "ring/more.jpg")
+    done = command(*wanted)
+    assert done.returncode == 2
+    assert "splits them differently and training images would be tested" in done.stderr
     done = command(*wanted, f"data.root={moved}")
     assert done.returncode == 0, done.stderr
     assert "has other images: all of them are tested, so they must not include training images" in done.stdout
-    assert json.loads((tmp_path / "run/eval.json").read_text())["images"] == 41
+    assert result_of(run_dir)["images"] == 41
 
 
-def test_a_run_without_a_test_is_tested_whole_and_a_sweeps_job_found_by_name(data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "train/multiruns/sweep/0"
-    assert tiny_train(data, folder, "trainer.limit_test_batches=0").returncode == 0
+def test_a_run_without_a_test_is_tested_whole_and_a_sweeps_job_found_by_name(run_dir: Path, tmp_path: Path) -> None:
+    folder = with_config(run_dir, tmp_path / "train/multiruns/sweep/0", trainer__limit_test_batches=0)
     done = command("eval.py", "run=sweep/0", f"paths.logs={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "eval.json").read_text())["images"] == 10
+    assert result_of(folder)["images"] == 10
 
 
 def test_a_run_in_half_precision_is_evaluated_on_a_cpu(run_dir: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(run_dir, tmp_path / "train/runs/gpu"))
-    config = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(config.replace("precision: auto", "precision: 16-mixed"))
+    with_config(run_dir, tmp_path / "train/runs/gpu", trainer__precision="16-mixed")
     done = command("eval.py", "run=gpu", f"paths.logs={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "note: the run's trainer.precision=16-mixed needs a GPU; tested in 32-true." in done.stdout
@@ -158,7 +161,8 @@ def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
     done = evaluated(run_dir, "run=one", "crops=10")
     assert done.returncode == 0, done.stderr
     assert "10 images of test, best.ckpt, ten crops each" in done.stdout
-    found = json.loads((run_dir / "eval-10crops.json").read_text())
+    crops10 = run_dir / "eval-10crops.json"
+    result = json.loads(crops10.read_text())
     net, transform, classes = alexlab.load(run_dir)
     square = SampleTransform(73, crop_ratio=1.0)
     losses, hits = [], []
@@ -171,27 +175,24 @@ def test_ten_crops_are_the_papers(run_dir: Path, data: Path) -> None:
         losses.append(-float(mean[target].log()))
         hits.append(int(mean.argmax()) == target)
     # the run is bf16 where that is fast
-    assert found["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=2e-2)
-    assert found["acc1_10crops"] == pytest.approx(sum(hits) / 10, abs=0.11)
-    assert not {"acc1", "loss", "acc5"} & set(found), "under names of their own"
+    assert result["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=2e-2)
+    assert result["acc1_10crops"] == pytest.approx(sum(hits) / 10, abs=0.11)
+    assert not {"acc1", "loss", "acc5"} & set(result), "they have other names"
     assert "acc1_10crops" in done.stdout
     exact = evaluated(run_dir, "run=one", "crops=10", "trainer.precision=32-true")
     assert exact.returncode == 0, exact.stderr
-    found = json.loads((run_dir / "eval-10crops.json").read_text())
-    assert (found["crops"], found["acc1_10crops"]) == (10, pytest.approx(sum(hits) / 10))
-    assert found["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=1e-4)
+    result = json.loads(crops10.read_text())
+    assert (result["crops"], result["acc1_10crops"]) == (10, pytest.approx(sum(hits) / 10))
+    assert result["loss_10crops"] == pytest.approx(sum(losses) / 10, rel=1e-4)
     assert evaluated(run_dir, "run=one", "crops=5").returncode == 2
 
 
 def test_the_log_folder_of_another_machine_is_not_created(run_dir: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(run_dir, tmp_path / "logs/train/runs/copied"))
-    config = copy / "config.yaml"
-    there = tmp_path / "there"
-    config.write_text(re.sub(r"(?m)^  logs: .*$", f"  logs: {there}", config.read_text()))
-    assert str(there) in config.read_text()
+    other = tmp_path / "other"
+    copy = with_config(run_dir, tmp_path / "logs/train/runs/copied", paths__logs=str(other))
     done = command("eval.py", f"run={copy}", f"paths.logs={tmp_path / 'logs'}")
     assert done.returncode == 0, done.stderr
-    assert not there.exists()
+    assert not other.exists()
 
 
 class Confident(torch.nn.Module):
@@ -204,19 +205,17 @@ def test_ten_crops_of_a_confident_and_wrong_network_give_a_finite_loss() -> None
     torch.testing.assert_close(logits, torch.tensor([[-300.0, 0.0]]).expand(3, 2))
 
 
-def test_ten_crops_need_pixels_around_the_center(data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "train/runs/whole"
-    assert tiny_train(data, folder, "augment.crop_ratio=1", "debug=fast").returncode == 0
+def test_ten_crops_need_pixels_around_the_center(run_dir: Path, tmp_path: Path) -> None:
+    folder = with_config(run_dir, tmp_path / "train/runs/whole", augment__crop_ratio=1)
     done = evaluated(folder, "run=whole", "crops=10")
     assert done.returncode == 2
     assert "`crops=10` needs pixels around the 64 that the network sees" in done.stderr
     assert "with the run's augment.crop_ratio=1 there are none: use crops=1" in done.stderr
 
 
-def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) -> None:
+def test_a_run_from_elsewhere_writes_nowhere_else(run_dir: Path, data: Path, tmp_path: Path) -> None:
     """Neither drawn images where its config says, nor through links that its directory has."""
-    run_dir, precious = tmp_path / "run", tmp_path / "precious"
-    assert tiny_train(data, run_dir, "test=false").returncode == 0
+    run_dir, precious = Path(shutil.copytree(run_dir, tmp_path / "run")), tmp_path / "precious"
     precious.write_text("mine")
     for name in ("eval.json.tmp", ".predictions.csv.tmp"):
         (run_dir / name).symlink_to(precious)
@@ -249,11 +248,10 @@ def test_a_run_from_elsewhere_writes_nowhere_else(data: Path, tmp_path: Path) ->
     assert precious.read_text() == "mine"
 
 
-def test_ignored_files_are_reported(data: Path, tmp_path: Path) -> None:
-    assert tiny_train(data, tmp_path / "run", "test=false").returncode == 0
+def test_ignored_files_are_reported(run_dir: Path, data: Path, tmp_path: Path) -> None:
     other = shutil.copytree(data / "val", tmp_path / "other")
     (next(other.iterdir()) / "x.heic").touch()
-    done = command("eval.py", f"run={tmp_path / 'run'}", f"data.root={other}")
+    done = evaluated(run_dir, "run=one", f"data.root={other}")
     assert done.returncode == 0, done.stderr
     assert f"note: {other}: files without the suffix of an image are ignored: 1 .heic" in done.stdout
 
@@ -263,8 +261,7 @@ def test_a_split_that_is_broken_as_a_whole(split: str, on_nan: str, shapes: Path
     root = shutil.copytree(shapes, tmp_path / "data")
     for path in (root / split).rglob("*.jpg"):
         path.write_bytes(b"none")
-    done = tiny_train(
-        root, tmp_path / "run", "data.on_error=skip", "trainer.limit_train_batches=null", f"on_nan={on_nan}"
-    )
+    words = ["data.on_error=skip", "trainer.limit_train_batches=null", f"on_nan={on_nan}"]
+    done = tiny_train(root, tmp_path / "run", *words)
     assert done.returncode == 2
     assert f"No image of {split} could be read: data.on_error=skip skipped all of them" in done.stderr

@@ -24,10 +24,8 @@ from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine.files import remove_temporary
 
 TIMES = int(os.environ.get("ALEXLAB_FAULTS", "1"))
-WORDS = [
-    *TINY, "data=folder", "data.batch_size=8", "data.image_size=32", "trainer.max_epochs=2",
-    "trainer.log_every_n_steps=1", "callbacks.progress=none", "callbacks.model_summary=0",
-]  # fmt: skip
+WORDS = [*TINY, "data=folder", "data.batch_size=8", "data.image_size=32", "trainer.max_epochs=2"]
+WORDS += ["trainer.log_every_n_steps=1", "callbacks.progress=none", "callbacks.model_summary=0"]
 
 
 def kill_when(due: Callable[[], bool], number: int = signal.SIGKILL) -> Callable[[int], None]:
@@ -53,44 +51,41 @@ def rows(run_dir: Path) -> int:
 KILLS = 9  # of each of these runs
 
 
-@pytest.mark.parametrize("part", range(12 if TIMES == 1 else 5 * TIMES))
+@pytest.mark.parametrize("part", range(5 * TIMES))
 def test_kills_at_random_with_other_numbers_of_threads(part: int, shapes: Path, tmp_path: Path) -> None:
-    """Each run is killed nine times on its way, some lines of metrics.csv farther each time, and at a moment of its own
-    then: in a step, a validation, a checkpoint that is being written."""
+    """Each run is killed nine times: some lines of metrics.csv after the last kill, and up to 50 ms later.
+
+    That is in a step, in a validation, or while a checkpoint is written.
+    """
     draw = random.Random(part)
-    words = [
-        "train.py", *WORDS, f"data.root={shapes}", f"checkpoint.every_n_steps={draw.choice([1, 2, 3])}",
-        "trainer.max_epochs=7",
-    ]  # fmt: skip
+    every = f"checkpoint.every_n_steps={draw.choice([1, 2, 3])}"
+    words = ["train.py", *WORDS, f"data.root={shapes}", every, "trainer.max_epochs=7"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     done = command(*words, f"hydra.run.dir={straight}")
     assert done.returncode == 0, done.stderr
     for _ in range(KILLS):
-        farther, moment = rows(killed) + draw.randint(1, 6), draw.uniform(0, 0.05)
-        began: list[float] = []
+        enough, moment, began = rows(killed) + draw.randint(1, 6), draw.uniform(0, 0.05), list[float]()
 
-        def due(farther: int = farther, moment: float = moment, began: list[float] = began) -> bool:
-            if not began and rows(killed) >= farther:
+        def due(enough: int = enough, moment: float = moment, began: list[float] = began) -> bool:
+            if not began and rows(killed) >= enough:
                 began.append(time.monotonic())
             return bool(began) and time.monotonic() - began[0] > moment
 
         more = [f"data.num_workers={draw.choice([0, 1, 2])}", "resume=auto", f"hydra.run.dir={killed}"]
         done = command(*words, *more, watch=kill_when(due))
-        assert done.returncode == -signal.SIGKILL, f"it was killed on its way: {done.stderr}"
+        assert done.returncode == -signal.SIGKILL, f"it was not killed: {done.stderr}"
     done = command(*words, "resume=auto", f"hydra.run.dir={killed}")
     assert done.returncode == 0, done.stderr
     assert difference(straight, killed) is None
 
 
 @pytest.mark.parametrize("how", ["kill", "signal"])
-def test_two_ranks_go_on_and_one_after_them(how: str, shapes: Path, tmp_path: Path) -> None:
+def test_two_ranks_resume_and_one_rank_resumes_their_run(how: str, shapes: Path, tmp_path: Path) -> None:
     """Bit for bit as two, each with its own statistics of BatchNorm; as one, without BatchNorm, equal to rounding."""
     net = [] if how == "kill" else ["model=alexnet", "model.name=alexnet", "+model.net.hidden=[16,16]"]
     net += [] if how == "kill" else ["model.net.dropout=0", "data.image_size=64"]
-    words = [
-        "train.py", *WORDS, f"data.root={shapes}", "trainer=ddp_cpu", "checkpoint.every_n_steps=1", "augment=basic",
-        "trainer.precision=32-true", *net,
-    ]  # fmt: skip
+    words = ["train.py", *WORDS, f"data.root={shapes}", "trainer=ddp_cpu", "checkpoint.every_n_steps=1"]
+    words += ["augment=basic", "trainer.precision=32-true", *net]
     straight, ended = tmp_path / "straight", tmp_path / "ended"
     done = command(*words, f"hydra.run.dir={straight}")
     assert done.returncode == 0, done.stderr
@@ -113,8 +108,8 @@ def test_two_ranks_go_on_and_one_after_them(how: str, shapes: Path, tmp_path: Pa
 
 
 def test_kills_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With TMPDIR on another file system, from where a move is a copy. The newest file that verifies is always whole,
-    and at most one write old."""
+    """With TMPDIR on another file system, from where a move is a copy. The newest file is always complete, and at most
+    one write old."""
     monkeypatch.setenv("TMPDIR", "/dev/shm")
     folder = tmp_path / "checkpoints"
     draw = random.Random(0)
@@ -143,34 +138,28 @@ def test_kills_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest
         remove_temporary(folder)
         path = folder / "last.ckpt"
         assert checkpoint.damage_of(path) is None
-        found = torch.load(path, weights_only=True)["n"]
-        assert (found == found[0]).all()
-        assert int(found[0]) in (last, last + 1)
-        last = int(found[0])
+        saved = torch.load(path, weights_only=True)["n"]
+        assert (saved == saved[0]).all()
+        assert int(saved[0]) in (last, last + 1)
+        last = int(saved[0])
         previous = folder / "previous.ckpt"
         if previous.is_file():
             assert checkpoint.damage_of(previous) is None
-        assert sorted(each.name for each in folder.iterdir()) in (
-            ["SHA256SUMS", "last.ckpt"], ["SHA256SUMS", "last.ckpt", "previous.ckpt"],
-        )  # fmt: skip
+        assert {each.name for each in folder.iterdir()} - {"previous.ckpt"} == {"SHA256SUMS", "last.ckpt"}
 
 
 @pytest.mark.parametrize("with_sums", [True, False])
 def test_each_flipped_bit_and_each_cut_is_noticed(with_sums: bool, tmp_path: Path) -> None:
-    """Also without SHA256SUMS, by the archive's own checksums, where the bit is of what is stored."""
+    """Also without SHA256SUMS, by the archive's own checksums, if the bit is part of the stored values."""
     draw = random.Random(1)
-    state = {
-        "weights": torch.randn(10_000, generator=torch.Generator().manual_seed(0)),
-        "state_dict": {},
-        "alexlab": {},
-    }
+    weights = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "last.ckpt"
-    checkpoint.AtomicCheckpointIO().save_checkpoint(state, path)
+    checkpoint.AtomicCheckpointIO().save_checkpoint({"weights": weights, "state_dict": {}, "alexlab": {}}, path)
     if not with_sums:
         (tmp_path / checkpoint.SUMS).unlink()
     assert checkpoint.damage_of(path) is None
     whole = path.read_bytes()
-    stored = whole.index(state["weights"].numpy().tobytes())
+    stored = whole.index(weights.numpy().tobytes())
     for _ in range(200):
         damaged = bytearray(whole)
         at = draw.randrange(len(whole)) if with_sums else stored + draw.randrange(40_000)

@@ -45,9 +45,9 @@ def test_eval_gives_the_old_metrics(name: str, ckpt: str, shapes: Path, tmp_path
     run = copy_of(name, tmp_path)
     result = command("eval.py", f"run={run}", f"ckpt={ckpt}", f"data.root={shapes}", env=ENV)
     assert result.returncode == 0, result.stderr
-    found = json.loads((run / "eval.json").read_text())
+    metrics = json.loads((run / "eval.json").read_text())
     for key, value in EXPECTED[name]["eval"][ckpt].items():
-        assert found[key.removeprefix("test/")] == pytest.approx(value, abs=1e-4), key
+        assert metrics[key.removeprefix("test/")] == pytest.approx(value, abs=1e-4), key
 
 
 @each_run
@@ -55,12 +55,12 @@ def test_predict_gives_the_old_probabilities(name: str, shapes: Path, tmp_path: 
     run = copy_of(name, tmp_path)
     result = command("predict", f"run={run}", f"images={shapes / 'test'}", env=ENV)
     assert result.returncode == 0, result.stderr
-    found: dict[str, dict[str, float]] = {}
+    predicted: dict[str, dict[str, float]] = {}
     with (run / "predictions.csv").open() as file:
         for row in csv.DictReader(file):
             path = Path(row["path"]).relative_to(shapes).as_posix()
-            found.setdefault(path, {})[row["class"]] = float(row["probability"])
-    assert found == {path: pytest.approx(dict(best), abs=1e-4) for path, best in EXPECTED[name]["predict"].items()}
+            predicted.setdefault(path, {})[row["class"]] = float(row["probability"])
+    assert predicted == {path: pytest.approx(dict(best), abs=1e-4) for path, best in EXPECTED[name]["predict"].items()}
 
 
 @each_run

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, clean_env, command, photo, summary_of
+from conftest import TINY, command, photo, summary_of
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
@@ -226,10 +224,8 @@ def test_a_preparation_of_an_older_version_is_recognised_by_its_names(
 # -- continuing, and checking
 
 KILLED = """
-import os, signal, sys
-from pathlib import Path
+import os, signal
 from alexlab.commands import prepare
-from test_prepare import config_of
 write, done = prepare.write_shard, []
 
 def write_and_die(*args):
@@ -239,7 +235,6 @@ def write_and_die(*args):
     return write(*args)
 
 prepare.write_shard = write_and_die
-prepare.prepare(config_of(Path(sys.argv[1]), Path(sys.argv[2]), shard_mb=0.000001, num_workers=1))
 """
 
 
@@ -252,14 +247,10 @@ def test_a_killed_preparation_continues_where_it_was(
 ) -> None:
     settings = {"shard_mb": 0.000001, "num_workers": 1}  # one image per shard
     out, whole = tmp_path / "out", tmp_path / "whole"
-    tests = Path(__file__).resolve().parents[1]
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, str(photos), str(out)],
-        env=clean_env() | {"PYTHONPATH": f"{tests}:{tests / 'commands'}"},
-        timeout=120,
-        check=False,
-    )
-    assert process.returncode == -signal.SIGKILL
+    (tmp_path / "killed.py").write_text(KILLED)
+    words = [f"data.root={photos}", f"out={out}", "short_side=100", "shard_mb=0.000001", "num_workers=1"]
+    done = command("prepare", *words, before=tmp_path / "killed.py")
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert not prepared.is_prepared(out)
     with pytest.raises(UserError, match="contains no train/ folder"):
         ImageFolders(str(out), 1, 0, SampleTransform(8), SampleTransform(8)).read()

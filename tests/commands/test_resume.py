@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, command, summary_of, tiny_train
+from conftest import TINY, command, summary_of, tiny_train
 
 from alexlab.engine.errors import UserError
 from alexlab.models.pretrained import alexnet_owt, load_but_head, timm_net, torchvision_net
@@ -28,22 +28,31 @@ def two_epochs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def three_epochs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume") / "three"
+    assert tiny_train(shapes, folder, *WORDS, "trainer.max_epochs=3").returncode == 0
+    return folder
+
+
 def continue_run(shapes: Path, run_dir: Path, two_epochs: Path, *words: str):  # type: ignore[no-untyped-def]
     last = two_epochs / "checkpoints/last.ckpt"
     return tiny_train(shapes, run_dir, *WORDS, f"ckpt_path={last}", "trainer.max_epochs=3", *words)
 
 
-def test_three_epochs_equal_two_and_one_more_bit_for_bit(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
-    straight = tiny_train(shapes, tmp_path / "straight", *WORDS, "trainer.max_epochs=3")
+def test_three_epochs_equal_two_and_one_more_bit_for_bit(
+    shapes: Path, two_epochs: Path, three_epochs: Path, tmp_path: Path
+) -> None:
     done = continue_run(shapes, tmp_path / "more", two_epochs, "data.num_workers=1")
-    assert (straight.returncode, done.returncode) == (0, 0), done.stderr
+    assert done.returncode == 0, done.stderr
     assert "epoch 3/3" in done.stdout
     assert "epoch 2/3" not in done.stdout
-    a, b = weights(tmp_path / "straight"), weights(tmp_path / "more")
+    a, b = weights(three_epochs), weights(tmp_path / "more")
     assert all(torch.equal(a[key], b[key]) for key in a)
-    first, second = summary_of(tmp_path / "straight"), summary_of(tmp_path / "more")
+    first, second = summary_of(three_epochs), summary_of(tmp_path / "more")
     assert (second["best"], second["best_epoch"]) == (first["best"], first["best_epoch"]), "of all three epochs"
-    best = [torch.load(tmp_path / run / "checkpoints/best.ckpt", weights_only=True) for run in ("straight", "more")]
+    both = (three_epochs, tmp_path / "more")
+    best = [torch.load(run_dir / "checkpoints/best.ckpt", weights_only=True) for run_dir in both]
     assert all(torch.equal(best[0]["state_dict"][key], best[1]["state_dict"][key]) for key in best[0]["state_dict"])
 
 
@@ -109,8 +118,8 @@ def test_a_new_run_continues_from_the_middle_of_an_epoch(shapes: Path, tmp_path:
     assert tiny_train(shapes, tmp_path / "c", *words, "trainer.max_steps=8").returncode == 0
     b, c = weights(tmp_path / "b"), weights(tmp_path / "c")
     assert all(torch.equal(value, c[key]) for key, value in b.items())
-    del (found := torch.load(last, weights_only=True))["callbacks"]["Checkpointing"]
-    torch.save(found, tmp_path / "old.ckpt")
+    del (older := torch.load(last, weights_only=True))["callbacks"]["Checkpointing"]
+    torch.save(older, tmp_path / "old.ckpt")
     done = tiny_train(shapes, tmp_path / "d", *words, "trainer.max_steps=8", f"ckpt_path={tmp_path / 'old.ckpt'}")
     assert done.returncode == 2
     assert "was written by an older version, and training cannot continue from it; a new run can" in done.stderr
@@ -118,8 +127,7 @@ def test_a_new_run_continues_from_the_middle_of_an_epoch(shapes: Path, tmp_path:
 
 def test_a_longer_run_continues_at_the_learning_rate_of_its_own_schedule(shapes: Path, tmp_path: Path) -> None:
     """Step 5 of 15: the checkpoint's schedule was at 0, and Lightning would take one more step with that."""
-    words = ["scheduler=linear", "scheduler.warmup=0", "test=false", "trainer.limit_train_batches=null",
-             "trainer.log_every_n_steps=1"]  # fmt: skip
+    words = [*WORDS, "scheduler=linear", "scheduler.warmup=0", "trainer.log_every_n_steps=1"]
     assert tiny_train(shapes, tmp_path / "a", *words).returncode == 0
     last = f"ckpt_path={tmp_path / 'a/checkpoints/last.ckpt'}"
     done = tiny_train(shapes, tmp_path / "b", *words, "trainer.max_epochs=3", last)
@@ -155,38 +163,34 @@ def test_other_images_other_epochs_and_finished_runs_are_refused(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_stopped_by_a_time_limit_continues(shapes: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_time_limit_continues(shapes: Path, three_epochs: Path, tmp_path: Path) -> None:
     """Lightning's Timer, with a count of steps as its clock, stops the run in the second step of the third epoch."""
     words = [*WORDS, "trainer.max_epochs=3"]
-    code = (
-        "import sys\nfrom pytorch_lightning.callbacks import Timer\n"
+    script = tmp_path / "timed.py"
+    script.write_text(
+        "from pytorch_lightning.callbacks import Timer\n"
         "Timer._check_time_remaining = lambda self, trainer: setattr("
         "trainer, 'should_stop', trainer.should_stop or trainer.global_step >= 12)\n"
-        "sys.argv = sys.argv[1:]\nimport runpy\nrunpy.run_path('train.py', run_name='__main__')\n"
     )
-    script = tmp_path / "timed.py"
-    script.write_text(code)
-    timed = "+callbacks.timer={_target_:pytorch_lightning.callbacks.Timer,duration:'00:12:00:00'}"
-    job = ["train.py", *TINY, "data=folder", f"data.root={shapes}", *words, timed, f"hydra.run.dir={tmp_path / 'a'}"]
-    done = command(str(script), *job, env={"PYTHONPATH": str(ROOT)})
+    timer = "+callbacks.timer={_target_:pytorch_lightning.callbacks.Timer,duration:'00:12:00:00'}"
+    done = tiny_train(shapes, tmp_path / "a", *words, timer, before=script)
     assert done.returncode == 0, done.stderr
     last = tmp_path / "a/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 12
     assert tiny_train(shapes, tmp_path / "b", *words, f"ckpt_path={last}").returncode == 0
-    assert tiny_train(shapes, tmp_path / "c", *words).returncode == 0
-    b, c = weights(tmp_path / "b"), weights(tmp_path / "c")
+    b, c = weights(tmp_path / "b"), weights(three_epochs)
     assert all(torch.equal(value, c[key]) for key, value in b.items())
 
 
-def test_a_checkpoint_is_named_by_its_run_or_as_the_latest(shapes: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_named_by_its_run_or_as_the_latest(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
     logs, words = f"paths.logs={tmp_path}", [*WORDS, "dry_run=true"]
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=latest", logs)
     assert done.returncode == 2
     assert "`ckpt_path=latest`: there is no run below" in done.stderr
     folder = tmp_path / "train/runs/slurm-12.0"
-    assert tiny_train(shapes, folder, *WORDS).returncode == 0
+    shutil.copytree(two_epochs, folder)
     for named in ("latest", str(folder), "slurm-12.0", str(folder / "checkpoints/last.ckpt")):
-        done = tiny_train(shapes, tmp_path / "x", *words, f"ckpt_path={named}", "trainer.max_epochs=2", logs)
+        done = tiny_train(shapes, tmp_path / "x", *words, f"ckpt_path={named}", "trainer.max_epochs=3", logs)
         assert done.returncode == 0, done.stderr
     done = tiny_train(shapes, tmp_path / "x", *words, "ckpt_path=two", logs)
     assert "`ckpt_path=two` is not a run's directory" in done.stderr
@@ -203,10 +207,8 @@ def test_a_run_starts_from_the_weights_of_another(shapes: Path, two_epochs: Path
             shutil.copytree(shapes / split / name, few / split / name)
     for root, heads in ((shapes, set()), (few, {"net.fc.weight", "net.fc.bias"})):
         run_dir = tmp_path / root.name
-        done = tiny_train(
-            root, run_dir, f"init_from={two_epochs}", "optimizer.lr=1e-9", "optimizer.weight_decay=0", "test=false",
-            "trainer.max_epochs=1", "data.batch_size=4",
-        )  # fmt: skip
+        words = [f"init_from={two_epochs}", "optimizer.lr=1e-9", "optimizer.weight_decay=0", "test=false"]
+        done = tiny_train(root, run_dir, *words, "trainer.max_epochs=1", "data.batch_size=4")
         assert done.returncode == 0, done.stderr
         assert summary_of(run_dir)["best_epoch"] == 1
         now = weights(run_dir)
@@ -226,9 +228,7 @@ def test_a_run_starts_from_the_weights_of_another(shapes: Path, two_epochs: Path
         done = tiny_train(shapes, tmp_path / "x", *words)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert message in done.stderr
-    words = [f"init_from={two_epochs}", "test=false", "trainer.max_epochs=1"]
-    assert tiny_train(shapes, tmp_path / "one", *words).returncode == 0
-    done = tiny_train(shapes, tmp_path / "on", *words, "trainer.max_epochs=2", f"ckpt_path={tmp_path / 'one'}")
+    done = continue_run(shapes, tmp_path / "on", two_epochs, f"init_from={two_epochs}")
     assert done.returncode == 0, done.stderr
     assert "note: init_from is ignored: ckpt_path=" in done.stdout
 
@@ -238,10 +238,8 @@ def test_the_head_is_new_for_other_classes(shapes: Path, two_epochs: Path, tmp_p
     for split in ("train", "val"):
         for number, folder in enumerate(sorted((shapes / split).iterdir())):
             shutil.copytree(folder, tmp_path / "data" / split / f"other{number}")
-    done = tiny_train(
-        tmp_path / "data", tmp_path / "run", f"init_from={two_epochs}", "optimizer.lr=1e-9", "test=false",
-        "optimizer.weight_decay=0",
-    )  # fmt: skip
+    words = [f"init_from={two_epochs}", "optimizer.lr=1e-9", "optimizer.weight_decay=0", "test=false"]
+    done = tiny_train(tmp_path / "data", tmp_path / "run", *words)
     assert done.returncode == 0, done.stderr
     assert "best.ckpt; the last layer is new, because the classes differ" in done.stdout
     before = torch.load(two_epochs / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
@@ -282,7 +280,7 @@ def test_settings_for_training_only_may_differ(name: str, other: dict, classes: 
     state = source.state_dict()
     load_but_head(net, state, keep_head=classes == 5, num_classes=classes)
     size = source.pretrained_cfg["input_size"][-1]
-    check_function("init_from=x", found_of({"name": name}, state), net, size, same_classes=classes == 5)
+    check_function("init_from=x", checkpoint_of({"name": name}, state), net, size, same_classes=classes == 5)
 
 
 def test_another_number_of_attention_heads_is_noticed() -> None:
@@ -293,10 +291,10 @@ def test_another_number_of_attention_heads_is_noticed() -> None:
     net = timm_net("test_vit", 5, num_heads=4)
     net.load_state_dict(state)
     with pytest.raises(UserError, match="init_from=x: the network of the checkpoint, test_vit, gives"):
-        check_function("init_from=x", found_of({"name": "test_vit"}, state), net, 160, same_classes=True)
+        check_function("init_from=x", checkpoint_of({"name": "test_vit"}, state), net, 160, same_classes=True)
 
 
-def found_of(settings: dict, state: dict) -> dict:
+def checkpoint_of(settings: dict, state: dict) -> dict:
     """A checkpoint of a network of timm."""
     model = {"name": settings["name"], "net": {"_target_": "alexlab.models.pretrained.timm_net", **settings}}
     return {
@@ -310,17 +308,14 @@ def test_torchvisions_alexnet_and_ours_load_each_others_weights() -> None:
     ours = alexnet_owt(5)
     ours.load_state_dict(source.state_dict())
     model = {"name": "alexnet", "net": {"_target_": "alexlab.models.pretrained.torchvision_net", "name": "alexnet"}}
-    found = found_of({"name": "x"}, source.state_dict())
-    found["alexlab"]["config"]["model"] = model
-    check_function("init_from=x", found, ours, 64, same_classes=True)
+    checkpoint = checkpoint_of({"name": "x"}, source.state_dict())
+    checkpoint["alexlab"]["config"]["model"] = model
+    check_function("init_from=x", checkpoint, ours, 64, same_classes=True)
 
 
-def test_all_jobs_of_a_sweep_start_from_the_same_run(shapes: Path, tmp_path: Path) -> None:
-    logs = f"paths.logs={tmp_path}"
-    assert tiny_train(shapes, tmp_path / "train/runs/one", *WORDS, logs).returncode == 0
-    done = command(
-        "train.py", "-m", *TINY, "data=folder", f"data.root={shapes}", "data.batch_size=8", "trainer.max_epochs=1",
-        "trainer.limit_train_batches=2", *WORDS, logs, "init_from=latest", "seed=1,2",
-    )  # fmt: skip
+def test_all_jobs_of_a_sweep_start_from_the_same_run(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_epochs, tmp_path / "train/runs/one")
+    job = [*TINY, "data=folder", f"data.root={shapes}", *WORDS, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    done = command("train.py", "-m", *job, f"paths.logs={tmp_path}", "init_from=latest", "seed=1,2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"initial weights: {tmp_path / 'train/runs/one/checkpoints/best.ckpt'}\n") == 2

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command, summary_of, tiny_train
+from test_prepare import config_of
 
 from alexlab.commands import summary as report
+from alexlab.commands.prepare import prepare
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
 
@@ -31,32 +32,17 @@ def test_a_training_is_input_bound_or_device_bound(shapes: Path, monkeypatch: py
 
 def test_an_input_bound_run_from_prepared_images_could_use_raw_pixels(shapes: Path, tmp_path: Path) -> None:
     of_pixels = " Try data prepared as pixels (alexlab prepare with format=raw)."
+    of_one_size = " Try pixels of one size, which the GPU crops (alexlab prepare with format=raw square=true)."
     for form, square, on_cpu, on_gpu in (
-        ("jpeg", "false", of_pixels, of_pixels),
-        (
-            "raw",
-            "false",
-            "",
-            " Try pixels of one size, which the GPU crops (alexlab prepare with format=raw square=true).",
-        ),
-        ("raw", "true", "", " Try data.cache=device, if the images fit into its memory."),
+        ("jpeg", False, of_pixels, of_pixels),
+        ("raw", False, "", of_one_size),
+        ("raw", True, "", " Try data.cache=device, if the images fit into its memory."),
     ):
         out = tmp_path / f"{form}-{square}"
-        done = command(
-            "prepare", f"data.root={shapes}", f"out={out}", f"format={form}", f"square={square}", "short_side=40"
-        )
-        assert done.returncode == 0, done.stderr
-        if (form, square) == ("raw", "false"):  # all shapes are squares
+        prepare(config_of(shapes, out, format=form, square=square, short_side=40))
+        if (form, square) == ("raw", False):  # all shapes are squares
             arrays = dict(np.load(out / "train.npz"))
             arrays["widths"][0], arrays["heights"][0] = 20, 80  # the same number of pixels
             np.savez(out / "train.npz", **arrays)
         assert report.bound_by(0.5, data_of(out, 99)).endswith(f"50% of the time.{on_cpu}")
         assert report.bound_by(0.5, data_of(out, 99, device="cuda")).endswith(f"50% of the time.{on_gpu}")
-
-
-def test_a_run_ends_with_the_fraction_of_time_waited_for_data(shapes: Path, tmp_path: Path) -> None:
-    done = tiny_train(shapes, tmp_path / "run", "trainer.limit_train_batches=null", "test=false")
-    assert done.returncode == 0, done.stderr
-    wait = summary_of(tmp_path / "run")["data_wait"]
-    assert 0 < wait < 1
-    assert f"the device waited for data {wait:.0%} of the time" in done.stdout

@@ -10,7 +10,7 @@ import pytest
 from conftest import config_of, summary_of
 from resuming import OVERRIDES, Harness, Killed, at_batch
 
-from alexlab.commands import train
+from alexlab.commands import session, train
 from alexlab.engine import files, launcher, run_dir
 from alexlab.engine.errors import UserError
 from alexlab.loggers.wandb_logger import WandbLogger
@@ -18,7 +18,7 @@ from alexlab.loggers.wandb_logger import WandbLogger
 
 def content_of(folder: Path) -> dict[str, str]:
     """Hash the files of a run, except the log and the lock."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("train.log", train.LOCK)]
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("train.log", session.LOCK)]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -39,7 +39,7 @@ def test_a_mistake_leaves_no_directory_and_a_resumed_run_as_it_was(
     assert not (harness.folder / "new").exists()
     assert content_of(stopped) == before
     with (
-        files.lock(stopped, train.LOCK),
+        files.lock(stopped, session.LOCK),
         pytest.raises(UserError, match="is still training in another process: wait for it, or stop it first"),
     ):
         harness.train("stopped", "resume.run=auto", "logger=wandb", "logger.wandb.mode=disabled")
@@ -66,7 +66,7 @@ def test_the_parent_marks_only_a_run_that_its_workers_have_started(
 
 
 @pytest.mark.parametrize("fails", ["the training", "the summary"])
-def test_wandb_hears_how_the_run_ended(fails: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_status_of_the_run(fails: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if summary.json cannot be written."""
     ends: list[tuple[Any, ...]] = []
     finish = WandbLogger.finish

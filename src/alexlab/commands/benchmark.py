@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from alexlab.commands import plan as plans
-from alexlab.commands.build import build_data, build_task
+from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.commands.summary import INPUT_BOUND, bound_by
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
@@ -27,7 +27,6 @@ from alexlab.engine.run_dir import quiet_libraries
 from alexlab.engine.schema import BenchmarkConfig
 
 WARM_UP = 3  # steps that are not counted
-NAMES = ("decode_only", "loader", "device", "end_to_end")
 
 
 def benchmark(config: BenchmarkConfig) -> None:
@@ -36,10 +35,9 @@ def benchmark(config: BenchmarkConfig) -> None:
     Raises:
         UserError: the config or the images cannot be used for training.
     """
-    devices = find_devices(config.trainer)
+    devices = Devices(find_devices(config.trainer).kind, local=1, nodes=1)
     if devices.kind == "cpu":
         keep_memory()
-    devices = Devices(devices.kind, 1, 1)
     plain = config.model_dump(exclude_unset=True)
     plain["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     # training on one batch again and again must not make the weights NaN
@@ -49,32 +47,25 @@ def benchmark(config: BenchmarkConfig) -> None:
     logging.getLogger("alexlab").setLevel(logging.WARNING)
     data = build_data(config, devices).read()
     plan = plans.make_plan(config, 1, data.images)
-    data.world_size = 1
     rates: dict[str, Any] = {"decode_only": decode_only(data, config.seconds)}
-    rates["loader"] = loader_alone(data, config.seconds)
+    rates["loader"] = rate_of((len(batch.images) for batch in endless(data)), config.seconds)
     batch = next(iter(data.train_dataloader()))
     if not len(batch.targets):
         raise UserError(
             "All images of the first batch are broken, so nothing can be measured: choose others with data.root=PATH."
         )
-
-    def one_batch() -> Iterator[Batch]:
-        while True:
-            yield batch
-
-    rates["device"] = trained(config, devices, data, plan, one_batch)
-    rates["end_to_end"] = trained(config, devices, data, plan, lambda: endless(data))
+    rates["device"] = trained(config, devices.kind, data, plan, itertools.repeat(batch))
+    rates["end_to_end"] = trained(config, devices.kind, data, plan, endless(data))
     rates = {name: round(rate, 1) for name, rate in rates.items()}
     bound = "input" if rates["loader"] < rates["device"] else "device"
     if config.format == "json":
         print(json.dumps({**rates, "bound_by": bound}), flush=True)
         return
-    table = Table(title=f"{config.model.name}, {data.root.name}, {devices.kind}, batch {config.data.batch_size}")
-    for column in ("", "images/s"):
-        table.add_column(column, justify="right" if column else "left")
+    title = f"{config.model.name}, {data.root.name}, {devices.kind}, batch {config.data.batch_size}"
+    table = Table("", Column("images/s", justify="right"), title=title)
     labels = ("decoding alone", "the loader alone", "the device alone, on one batch", "the whole training")
-    for label, name in zip(labels, NAMES, strict=True):
-        table.add_row(label, f"{rates[name]:,.0f}")
+    for label, rate in zip(labels, rates.values(), strict=True):
+        table.add_row(label, f"{rate:,.0f}")
     Console().print(table)
     print(verdict(rates, bound, data, devices.kind), flush=True)
 
@@ -112,11 +103,6 @@ def decode_only(data: ImageFolders, seconds: float) -> float:
     return rate_of(batches(), seconds)
 
 
-def loader_alone(data: ImageFolders, seconds: float) -> float:
-    """Return how many images per second the loader yields."""
-    return rate_of((len(batch.images) for batch in endless(data)), seconds)
-
-
 def endless(data: ImageFolders) -> Iterator[Batch]:
     """Yield the batches of one epoch after the other."""
     loader, epoch = data.train_dataloader(), 0
@@ -137,69 +123,50 @@ def rate_of(counts: Iterator[int], seconds: float) -> float:
 
 
 class Clock(Callback):
-    """Counts the images after the warm-up, until the time is up."""
+    """Measures images per second after the warm-up, and stops the training when the time is up."""
 
-    def __init__(self, seconds: float, device: torch.device) -> None:
-        self.seconds, self.device = seconds, device
-        self.steps = self.images = 0
+    def __init__(self, seconds: float, kind: str) -> None:
+        self.seconds, self.kind = seconds, kind
+        self.images = 0
         self.rate = 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.steps += 1
-        if self.steps == WARM_UP:
+        if batch_idx + 1 == WARM_UP:
             self._sync()
             self.start = time.perf_counter()
-        elif self.steps > WARM_UP:
+        elif batch_idx + 1 > WARM_UP:
             self.images += len(batch.targets)
             if time.perf_counter() - self.start > self.seconds:
                 self._sync()
                 self.rate = self.images / (time.perf_counter() - self.start)
+                trainer.should_stop = True
 
     def _sync(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-class UntilTimeIsUp:
-    """An iterable of batches that ends when the clock has measured long enough. It has no length."""
-
-    def __init__(self, batches: Callable[[], Iterator[Batch]], clock: Clock) -> None:
-        self.batches, self.clock = batches, clock
-
-    def __iter__(self) -> Iterator[Batch]:
-        return itertools.takewhile(lambda _: not self.clock.rate, self.batches())
+        if self.kind == "cuda":
+            torch.cuda.synchronize()
 
 
 def trained(
-    config: BenchmarkConfig,
-    devices: Devices,
-    data: ImageFolders,
-    plan: plans.Plan,
-    batches: Callable[[], Iterator[Batch]],
+    config: BenchmarkConfig, kind: str, data: ImageFolders, plan: plans.Plan, batches: Iterator[Batch]
 ) -> float:
     """Return images per second of Lightning's loop, with the task, precision and memory layout of a training."""
     pl.seed_everything(config.seed, verbose=False)
-    model = build_task(config, data, devices.kind, plan)
+    model = build_task(config, data, kind, plan)
     if config.compile:
         model.net.compile()
-    clock = Clock(config.seconds, torch.device(devices.kind))
-    trainer = pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind),
-        devices=1,
-        logger=False,
-        callbacks=[clock],
-        precision=choose_precision(config.trainer.precision, devices.kind),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    clock = Clock(config.seconds, kind)
+    t = config.trainer
+    trainer = plain_trainer(
+        kind,
+        choose_precision(t.precision, kind),
+        [clock],
         max_epochs=1,
-        accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+        accumulate_grad_batches=t.accumulate_grad_batches,
         limit_val_batches=0,
-        gradient_clip_val=config.trainer.gradient_clip_val,
-        use_distributed_sampler=False,
-        benchmark=config.trainer.cudnn_benchmark and devices.kind == "cuda",
+        gradient_clip_val=t.gradient_clip_val,
+        benchmark=t.cudnn_benchmark and kind == "cuda",
     )
-    trainer.fit(model, train_dataloaders=UntilTimeIsUp(batches, clock))
+    trainer.fit(model, train_dataloaders=batches)
     return clock.rate

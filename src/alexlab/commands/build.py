@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    Callback,
-    DeviceStatsMonitor,
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    RichModelSummary,
-)
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
@@ -99,16 +92,6 @@ class Experiment:
         """Return the last value of each metric; if a resumed run had no step left, the values of the checkpoint."""
         return {**self.checkpointing.restored_metrics, **self.trainer.callback_metrics}
 
-    def open_loggers(self, config: TrainConfig) -> None:
-        """Start the W&B run, and log to it what is known before the training."""
-        if self.wandb is None:
-            return
-        path, plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
-        self.wandb.log_config(naming.for_others(plain))
-        self.wandb.log_summary(naming.without_paths({**self.facts, "code": provenance.read(path)}))
-        self.wandb.log_dataset(plain["data"], self.facts["dataset"], self.data.readable_classes)
-        self.wandb.log_code(path)
-
 
 def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Experiment:
     """Build all parts of a run, once per rank.
@@ -135,38 +118,20 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Ex
 
 
 def build_data(config: Any, devices: Devices) -> ImageFolders:
+    """Describe the images that the config's `data` and `augment` name; nothing is read yet."""
     d, a = config.data, config.augment
+    sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
+    policy = (a.policy, a.policy_ops, a.policy_magnitude)
+    train = SampleTransform(d.image_size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, *policy, sizes)
     return ImageFolders(
-        root=d.root,
-        batch_size=d.batch_size,
+        **d.model_dump(exclude={"name", "image_size", "max_bad"}),
         seed=config.seed,
-        train_transform=SampleTransform(
-            d.image_size,
-            a.crop,
-            tuple(a.scale),
-            tuple(a.ratio),
-            a.crop_ratio,
-            a.flip,
-            a.policy,
-            a.policy_ops,
-            a.policy_magnitude,
-            tuple((first, pixels) for first, pixels in a.sizes or ()),
-        ),
+        train_transform=train,
         eval_transform=SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio),
-        num_workers=d.num_workers,
-        val_fraction=d.val_fraction,
-        test_fraction=d.test_fraction,
-        num_classes=d.num_classes,
-        on_error=d.on_error,
-        demo_seed=d.demo_seed,
-        idx=d.idx,
-        class_names=d.class_names,
         world_size=devices.world_size,
         local_world_size=devices.local,
         index_cache=str(Path(config.paths.logs, ".index")),
         device=devices.kind,
-        crop_on=d.crop_on,
-        cache=d.cache,
         timeout=60 * config.trainer.timeout,
     )
 
@@ -187,38 +152,29 @@ def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | 
     if plan is not None:
         if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
             head_of(net, num_classes)
-        optimizer = {
-            **config.optimizer.model_dump(exclude_unset=True),
-            "backbone_lr_factor": config.finetune.backbone_lr_factor,
-        }
+        optimizer = config.optimizer.model_dump(exclude_unset=True)
+        optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
         optimizers.build_optimizer(net, optimizer, plan.step_images)
         settings = optimizers.OptimizerSettings(
             optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch
         )
-    mean, std = normalization(net, m.mean, m.std)
     layout = config.trainer.channels_last
-    task = ImageClassifier(
-        net=net,
-        augment=BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by),
-        criterion=CrossEntropy(config.label_smoothing),
-        optimizer=settings,
-        run=RunInfo(
-            class_names=data.readable_classes,
-            seed=config.seed,
-            monitor=config.monitor,
-            max_bad=config.data.max_bad,
-            channels_last=kind == "cuda" if layout == "auto" else layout,
-            provenance={
-                "config": config.model_dump(exclude_unset=True),
-                "sources": provenance.source_hashes(net),
-                **data.provenance(),
-            },
-        ),
+    origin = {"config": config.model_dump(exclude_unset=True), "sources": provenance.source_hashes(net)}
+    run = RunInfo(
+        class_names=data.readable_classes,
+        seed=config.seed,
+        monitor=config.monitor,
+        max_bad=config.data.max_bad,
+        channels_last=kind == "cuda" if layout == "auto" else layout,
+        provenance={**origin, **data.provenance()},
     )
-    if config.monitor not in task.metric_names("val"):
+    mean, std = normalization(net, m.mean, m.std)
+    augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by)
+    task = ImageClassifier(net, augment, CrossEntropy(config.label_smoothing), optimizer=settings, run=run)
+    metrics = task.metric_names("val")
+    if config.monitor not in metrics:
         raise UserError(
-            f"`monitor={config.monitor}` is not a metric of the validation: choose one of "
-            f"{', '.join(task.metric_names('val'))}."
+            f"`monitor={config.monitor}` is not a metric of the validation: choose one of {', '.join(metrics)}."
         )
     return task
 
@@ -227,9 +183,8 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
     path = Path(config.run_dir)
     if config.init_from is not None:
-        ckpt, m = Path(config.init_from), config.model
-        mean, std = normalization(task.net, m.mean, m.std)
-        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, mean, std)
+        ckpt, mean_std = Path(config.init_from), normalization(task.net, config.model.mean, config.model.std)
+        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, *mean_std)
         if launcher.prints():
             new = "; the last layer is new, because the classes differ" if new_head else ""
             print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)
@@ -246,15 +201,6 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
             finished=run_dirs.read_summary(path).get("status") == "finished",
         )
     return None
-
-
-def keeps_best(config: TrainConfig) -> bool:
-    """Check whether the run continues with the best value of `ckpt_path`: the best.ckpt of that value must exist."""
-    if config.ckpt_path is None:
-        return False
-    ckpt = Path(config.ckpt_path)
-    own = resume.is_own(ckpt, Path(config.run_dir))
-    return own or resume.best_of_same_run(ckpt, config.monitor) is not None
 
 
 def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
@@ -323,36 +269,34 @@ def build_callbacks(
     folder = path / "checkpoints"
 
     callbacks = build_own_callbacks(config)
-    pruning = sweep.make_pruning_callback(config, launcher.rank())
-    callbacks += [pruning] if pruning is not None else []
+    if (pruning := sweep.make_pruning_callback(config, launcher.rank())) is not None:
+        callbacks.append(pruning)
 
     # stopping, checkpoints, NaN
     preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
     nan_guard = NanGuard(config.on_nan, folder / checkpoint_io.LAST, f"python train.py resume={run_dirs.shown(path)}")
-    checkpointing = Checkpointing(
-        folder,
-        preemption,
-        nan_guard,
-        config.checkpoint.every_n_steps,
-        config.checkpoint.every_minutes,
-        plan.steps_per_epoch,
-        restores_best=keeps_best(config),
-    )
+    restores_best = False  # whether the best value of the checkpoint, whose best.ckpt exists, is still the best
+    if config.ckpt_path is not None:
+        ckpt = Path(config.ckpt_path)
+        restores_best = resume.is_own(ckpt, path) or resume.best_of_same_run(ckpt, config.monitor) is not None
+    every = config.checkpoint.every_n_steps, config.checkpoint.every_minutes
+    checkpointing = Checkpointing(folder, preemption, nan_guard, *every, plan.steps_per_epoch, restores_best)
     callbacks += [nan_guard, preemption, checkpointing, SameConfig(config.model_dump(exclude_unset=True))]
 
     # what is logged and shown, early stopping, averaged weights
     if wanted.lr_monitor:
         callbacks.append(LearningRateLogger("step"))
     if wanted.model_summary:
-        callbacks.append(RichModelSummary(wanted.model_summary))
+        callbacks.append(pl.callbacks.RichModelSummary(wanted.model_summary))
     if wanted.device_stats:
-        callbacks.append(DeviceStatsMonitor())
+        callbacks.append(pl.callbacks.DeviceStatsMonitor())
     if wanted.grad_norm:
         callbacks.append(GradNorm())
-    if wanted.early_stopping is not None:
-        callbacks.append(EarlyStopping(config.monitor, patience=wanted.early_stopping, mode=mode_of(config.monitor)))
+    if (patience := wanted.early_stopping) is not None:
+        monitor = config.monitor
+        callbacks.append(pl.callbacks.EarlyStopping(monitor, patience=patience, mode=mode_of(monitor)))
     if config.ema.decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.ema.decay))
+        callbacks.append(pl.callbacks.EMAWeightAveraging(decay=config.ema.decay))
     if config.finetune.freeze_epochs:
         callbacks.append(Freezing(config.finetune.freeze_epochs))
     kind = _progress_kind(wanted.progress)
@@ -366,15 +310,11 @@ def build_callbacks(
 
 
 def build_own_callbacks(config: TrainConfig) -> list[Callback]:
-    """Build the user's own callbacks: the entries of `callbacks` that have a _target_.
-
-    Raises:
-        UserError: an entry is no callback, or as `targets.build`.
-    """
-    fetch = config.ckpt_path is None  # a checkpoint gives all weights
+    """Build the user's own callbacks: the entries of `callbacks` that have a _target_."""
     built = []
     for name, entry in (config.callbacks.model_extra or {}).items():
-        callback = targets.build(look_up(entry if fetch else targets.without_weights(entry)))
+        # a checkpoint has all weights
+        callback = targets.build(look_up(entry if config.ckpt_path is None else targets.without_weights(entry)))
         if not isinstance(callback, Callback):
             raise UserError(
                 f"callbacks.{name}._target_={entry['_target_']} builds a {type(callback).__name__}, which is no "
@@ -408,10 +348,8 @@ def build_trainer(
         net_type: class of the network, which FSDP shards as one unit.
     """
     t, path = config.trainer, Path(config.run_dir)
-    settings = {key: value for key, value in t.model_dump().items() if key not in OWN_TRAINER_KEYS}
-    settings["accelerator"] = {"cuda": "gpu"}.get(devices.kind, devices.kind)
+    settings = t.model_dump(exclude={*OWN_TRAINER_KEYS, "accelerator", "num_nodes"})
     settings["devices"] = t.devices if isinstance(t.devices, list) else devices.local
-    settings["num_nodes"] = devices.nodes
     if batches is not None:
         steps = max(1, batches // t.accumulate_grad_batches)
         settings["log_every_n_steps"] = min(t.log_every_n_steps, steps)  # at least one row of metrics per epoch
@@ -425,17 +363,35 @@ def build_trainer(
         plugins.append(LightningEnvironment())  # reads what launcher.run_workers has set
     return pl.Trainer(
         **settings,
+        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind),
+        num_nodes=devices.nodes,
         precision=choose_precision(t.precision, devices.kind),
         strategy=_strategy(config, devices, net_type),
         plugins=plugins,
         benchmark=t.cudnn_benchmark and devices.kind == "cuda",
         callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),  # a user's own
+        enable_checkpointing=any(isinstance(each, pl.callbacks.ModelCheckpoint) for each in callbacks),  # a user's own
         logger=loggers,
         default_root_dir=str(path),
         enable_model_summary=False,
         enable_progress_bar=_progress_kind(config.callbacks.progress) == "rich",
         use_distributed_sampler=False,
+    )
+
+
+def plain_trainer(kind: str, precision: Any, callbacks: Sequence[Callback], **settings: Any) -> pl.Trainer:
+    """Build a Trainer for one device of this kind that writes and prints nothing; `settings` are Lightning's."""
+    return pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(kind, kind),
+        devices=1,
+        precision=precision,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **settings,
     )
 
 

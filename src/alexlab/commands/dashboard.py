@@ -17,17 +17,11 @@ Plain = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """A kind of panel.
+    """A kind of panel."""
 
-    Attributes:
-        panel: the class in wandb-workspaces.
-        needs: the keys that must be set.
-        names: pairs of a key and the name of its field in that class, if the two differ.
-    """
-
-    panel: str
-    needs: tuple[str, ...] = ()
-    names: tuple[tuple[str, str], ...] = ()
+    panel: str  # the class in wandb-workspaces
+    needs: tuple[str, ...] = ()  # the keys that must be set
+    names: tuple[tuple[str, str], ...] = ()  # pairs of a key and the name of its field in that class, if they differ
 
 
 KINDS = {
@@ -75,11 +69,7 @@ def save_dashboard(config: DictConfig) -> None:
 
 
 def build(plain: Plain) -> Any:
-    """Build the workspace.
-
-    Raises:
-        UserError: with all mistakes, one per line.
-    """
+    """Build the workspace; UserError has all mistakes, one per line."""
     import wandb_workspaces.workspaces as ws
 
     sections, mistakes = [], []
@@ -90,7 +80,7 @@ def build(plain: Plain) -> Any:
             continue
         for name, panel in section["panels"].items():
             try:
-                panels.append(build_panel(f"{place}.panels.{name}", panel, name, plain["x"]))
+                panels.append(build_panel(f"{place}.panels.{name}", panel, plain["x"]))
             except UserError as error:
                 mistakes.append(str(error))
         arguments = {"title": key.replace("_", " "), "open": True, **section, "panels": panels}
@@ -104,23 +94,18 @@ def build(plain: Plain) -> Any:
         lines = "\n".join(mistakes).splitlines()
         count = f"{len(lines)} values of the dashboard are wrong:\n  " if len(lines) > 1 else ""
         raise UserError(count + "\n  ".join(lines))
-    settings = make(
-        ws.WorkspaceSettings, "dashboard", {"x_axis": plain["x"], "max_runs": plain["dashboard"]["max_runs"]}
-    )
+    shown = {"x_axis": plain["x"], "max_runs": plain["dashboard"]["max_runs"]}
+    settings = make(ws.WorkspaceSettings, "dashboard", shown)
     about = {"entity": plain["entity"] or "", "project": plain["project"], "name": plain["name"]}
     return make(ws.Workspace, "dashboard", {**about, "sections": sections, "settings": settings})
 
 
-def build_panel(place: str, panel: Any, name: str, x: str) -> Any:
-    """Build one panel. Its keys may be any options of the class in wandb-workspaces.
+def build_panel(place: str, panel: Any, x: str) -> Any:
+    """Build one panel, whose keys may be any options of the class in wandb-workspaces.
 
     Args:
-        place: key of the panel in the config, for messages.
-        name: last part of `place`, which is the title if the panel has none.
+        place: key of the panel in the config, for messages; the last part is the title if the panel has none.
         x: the axis of line plots.
-
-    Raises:
-        UserError: with all mistakes, one per line.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -133,7 +118,7 @@ def build_panel(place: str, panel: Any, name: str, x: str) -> Any:
         raise UserError(f"`{place}.{missing[0]}` is missing: a panel of kind {kind} needs it.")
     arguments = {key: value for key, value in panel.items() if key != "kind"}
     if "title" in field_names(getattr(wr, panel_class)):
-        arguments.setdefault("title", name.replace("_", " "))
+        arguments.setdefault("title", place.rpartition(".panels.")[2].replace("_", " "))
     if kind == "line":
         arguments.setdefault("x", x)
         if panel.get("smoothing"):
@@ -141,12 +126,10 @@ def build_panel(place: str, panel: Any, name: str, x: str) -> Any:
     if kind == "scatter":
         arguments |= {axis: setting_or_summary(panel[axis]) for axis in "xyz" if panel.get(axis)}
     if kind == "parallel":
-        logarithmic, metric = arguments.pop("log", None) or (), arguments.pop("metric")
+        logarithmic, column_of = arguments.pop("log", None) or (), wr.ParallelCoordinatesPlotColumn
         arguments["columns"] = [
-            wr.ParallelCoordinatesPlotColumn(
-                setting_or_summary(column), display_name=column, log=column in logarithmic or None
-            )
-            for column in (*panel["columns"], metric)
+            column_of(setting_or_summary(name), display_name=name, log=name in logarithmic or None)
+            for name in (*panel["columns"], arguments.pop("metric"))
         ]
     return make(getattr(wr, panel_class), place, arguments, names)
 
@@ -166,14 +149,11 @@ def setting_or_summary(name: Any) -> Any:
 
 
 def make(cls: Any, place: str, values: Plain, names: tuple[tuple[str, str], ...] = ()) -> Any:
-    """Build an object of wandb-workspaces.
+    """Build an object of wandb-workspaces; UserError has all wrong keys, one per line.
 
     Args:
-        values: its fields by their names in the yaml.
+        values: the fields by their names in the yaml.
         names: pairs of the name in the yaml and the name of the field, if these differ.
-
-    Raises:
-        UserError: with all wrong keys, one per line.
     """
     from pydantic import ValidationError
 
@@ -199,11 +179,7 @@ def field_names(cls: Any) -> list[str]:
 
 
 def save(workspace: Any, plain: Plain) -> None:
-    """Save the view under an internal name that follows from entity, project and `name`, so that any machine finds it.
-
-    Raises:
-        UserError: the server does not answer, refuses, or knows no such project.
-    """
+    """Save the view under an internal name made of entity, project and `name`, by which any machine finds it."""
     import wandb
     import wandb_workspaces.workspaces as ws
 

@@ -10,10 +10,10 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
-from alexlab.commands.build import build_data, build_task
+from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fingerprint import changed_splits
 from alexlab.data.transforms import SampleTransform
@@ -50,6 +50,8 @@ def evaluate(config: EvalConfig) -> float:
     tested = score(config, run_dir, config.crops)
     matrix = tested.task.confusion_matrix.double()
     accuracies = [float(hits / n) if n else None for hits, n in zip(matrix.diag(), matrix.sum(1), strict=True)]
+    end, out = ("", "eval.json") if config.crops == 1 else (f"_{config.crops}crops", f"eval-{config.crops}crops.json")
+    metrics = {f"{key}{end}": value for key, value in tested.metrics.items()}
     result: dict[str, Any] = {
         "checkpoint": str(tested.checkpoint),
         "split": tested.data.test_split,
@@ -58,12 +60,24 @@ def evaluate(config: EvalConfig) -> float:
         "root": str(tested.data.root),
         "precision": tested.precision,
         "skipped_images": list(tested.task.skipped),
-        **{_with_crops(key, config.crops): value for key, value in tested.metrics.items()},
+        **metrics,
         "per_class_acc1": dict(zip(tested.data.readable_classes, accuracies, strict=True)),
     }
-    out = run_dir / ("eval.json" if config.crops == 1 else f"eval-{config.crops}crops.json")
-    run_dirs.write_json(out, result)
-    show(result, [_with_crops(key, config.crops) for key in tested.metrics], run_dir, out)
+    run_dirs.write_json(run_dir / out, result)
+
+    # print it
+    print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
+    crops = ", ten crops each" if config.crops == 10 else ""
+    print(f"{result['images']} images of {result['split']}, {tested.checkpoint.name}{crops}")
+    table = Table("metric", Column("value", justify="right"))
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    for name, value in list(result["per_class_acc1"].items())[:MOST_CLASSES]:
+        table.add_row(escape(f"acc1 of {name}"), "no image" if value is None else f"{value:.4f}")
+    Console().print(table)
+    if skipped := result["skipped_images"]:
+        print(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
+    print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
     return tested.metrics["acc1"]
 
 
@@ -84,7 +98,7 @@ def score(
         wanted = "32-true"
     precision = choose_precision(wanted, devices.kind)
     run_dirs.quiet_libraries()
-    data = read_images(config, run_config, checkpoint, devices, run_dir)
+    data = read_images(config.data.root is None, run_config, checkpoint, devices, run_dir)
     pl.seed_everything(run_config.seed, verbose=False)
     task = build_task(run_config, data, devices.kind)
     load_net(task.net, checkpoint, path)
@@ -96,18 +110,8 @@ def score(
         task.net.compile()
     if crops == 10:
         use_ten_crops(task, data, run_config.data.image_size, run_config.augment.crop_ratio)
-    trainer = pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind),
-        devices=1,
-        logger=False,
-        precision=precision,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        limit_test_batches=run_config.trainer.limit_test_batches,
-        use_distributed_sampler=False,
-        inference_mode=True,
+    trainer = plain_trainer(
+        devices.kind, precision, callbacks, limit_test_batches=run_config.trainer.limit_test_batches
     )
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key.removeprefix("test/"): float(value) for key, value in tested.items()}
@@ -115,7 +119,7 @@ def score(
 
 
 def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainConfig:
-    """Return the run's own config, changed for a test in one process, with the settings of the command line."""
+    """Return the run's own config, with the settings of the command line, for a test in one process."""
     path = run_dir / "config.yaml"
     plain = configs.load(path)
     validate_saved(plain, path)
@@ -143,16 +147,12 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
 
 
 def read_images(
-    config: EvalConfig | FiguresConfig,
-    run_config: TrainConfig,
-    checkpoint: dict[str, Any],
-    devices: Devices,
-    run_dir: Path,
+    is_own: bool, run_config: TrainConfig, checkpoint: dict[str, Any], devices: Devices, run_dir: Path
 ) -> ImageFolders:
-    """Read the images to test on. The run's own images come in the order and the batches of the run's own test."""
+    """Read the run's own images, in the batches of the run's own test, or a folder that the command line names."""
     data = build_data(run_config, devices)
     dataset = checkpoint["alexlab"]["dataset"]
-    if config.data.root is None:
+    if is_own:
         data.read()
     else:
         read_other_folder(data, dataset)
@@ -161,7 +161,7 @@ def read_images(
     if run_config.trainer.limit_test_batches is None:  # the same batches, so that sums are rounded in the same way
         ranks = run_dirs.read_summary(run_dir).get("world_size", 1)
         data.world_size = ranks if isinstance(ranks, int) and 1 <= ranks <= MOST_RANKS else 1
-    if config.data.root is None:
+    if is_own:
         check_images(dataset, data, run_config)
     for line in data.notes():
         print(f"note: {line}")
@@ -169,11 +169,7 @@ def read_images(
 
 
 def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
-    """Read a folder that the command line names.
-
-    If it holds the run's images, the run's own split of them is tested. Otherwise all images of test/, val/ or the
-    class folders are tested.
-    """
+    """Read a folder that the command line names: the run's own split if it holds the run's images, else all images."""
     if data.val_fraction is not None:
         with contextlib.suppress(UserError):  # other images may not be enough for a split
             if not changed_splits(dataset, data.read().describe()):
@@ -187,11 +183,7 @@ def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
 
 
 def check_images(dataset: dict[str, Any], data: ImageFolders, run_config: TrainConfig) -> None:
-    """Print a note if the run's own folder holds other images now.
-
-    Raises:
-        UserError: the images were split by a fraction, and the split of the new images would test training images.
-    """
+    """Print a note if the run's own folder has changed; raise UserError if training images would be tested now."""
     changed = changed_splits(dataset, data.describe())
     if changed and run_config.data.val_fraction is not None:
         raise UserError(
@@ -221,11 +213,7 @@ class TenCrops(torch.nn.Module):
 
 
 def use_ten_crops(task: ImageClassifier, data: ImageFolders, size: int, crop_ratio: float) -> None:
-    """Test as Krizhevsky et al. 2012: crops of `size` out of a square of size / crop_ratio pixels (224 of 256).
-
-    Raises:
-        UserError: the image is no larger than a crop.
-    """
+    """Test as Krizhevsky et al. 2012: crops of `size` out of a square of size / crop_ratio pixels (224 of 256)."""
     square = round(size / crop_ratio)
     if square == size:
         raise UserError(
@@ -234,26 +222,3 @@ def use_ten_crops(task: ImageClassifier, data: ImageFolders, size: int, crop_rat
         )
     data.transforms["val"] = data.transforms["test"] = SampleTransform(square, "center", crop_ratio=1.0)
     task.net = TenCrops(task.net, size)
-
-
-def _with_crops(metric: str, crops: int) -> str:
-    """Return the name of a metric in eval.json: acc1, or acc1_10crops."""
-    return metric if crops == 1 else f"{metric}_{crops}crops"
-
-
-def show(result: dict[str, Any], metrics: list[str], run_dir: Path, out: Path) -> None:
-    print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
-    crops = ", ten crops each" if result["crops"] == 10 else ""
-    print(f"{result['images']} images of {result['split']}, {Path(result['checkpoint']).name}{crops}")
-    table = Table()
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name in metrics:
-        table.add_row(name, f"{result[name]:.4f}")
-    for name, value in list(result["per_class_acc1"].items())[:MOST_CLASSES]:
-        table.add_row(escape(f"acc1 of {name}"), "no image" if value is None else f"{value:.4f}")
-    Console().print(table)
-    skipped = result["skipped_images"]
-    if skipped:
-        print(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
-    print(f"written to {run_dirs.shown(out)}", flush=True)

@@ -30,30 +30,26 @@ NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 CHECKED = 16  # images at most to check the file on
 ONNX_BYTES = 1_500_000_000  # of weights; torch puts larger ones into a second file, because protobuf ends at 2 GiB
 
-# docs/export.md contains them too, and a test runs them from there
-EXAMPLES = {
-    "onnx": """\
-import json, numpy, onnxruntime, PIL.Image, PIL.ImageOps
+# docs/export.md contains both examples too, and a test runs them from there
+EXAMPLE = """\
+import json, numpy, {package}, PIL.Image, PIL.ImageOps
 
+{load}
+image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
+image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
+x, y = (round((side - about["image_size"]) / 2) for side in image.size)
+pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
+print(about["classes"][{logits}.argmax()])
+"""
+LOAD_ONNX = """\
 net = onnxruntime.InferenceSession("model.onnx")
-about = json.loads(net.get_modelmeta().custom_metadata_map["alexlab"])
-image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
-image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
-x, y = (round((side - about["image_size"]) / 2) for side in image.size)
-pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
-print(about["classes"][net.run(None, {"images": pixels})[0].argmax()])
-""",
-    "torch_export": """\
-import json, numpy, torch, PIL.Image, PIL.ImageOps
-
+about = json.loads(net.get_modelmeta().custom_metadata_map["alexlab"])"""
+LOAD_TORCH = """\
 net = torch.export.load("model.pt2", extra_files=(files := {"alexlab.json": ""})).module()
-about = json.loads(files["alexlab.json"])
-image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
-image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
-x, y = (round((side - about["image_size"]) / 2) for side in image.size)
-pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
-print(about["classes"][net(torch.tensor(pixels)).argmax()])
-""",
+about = json.loads(files["alexlab.json"])"""
+EXAMPLES = {
+    "onnx": EXAMPLE.format(package="onnxruntime", load=LOAD_ONNX, logits='net.run(None, {"images": pixels})[0]'),
+    "torch_export": EXAMPLE.format(package="torch", load=LOAD_TORCH, logits="net(torch.tensor(pixels))"),
 }
 
 
@@ -127,38 +123,28 @@ def need_extra(format: str) -> None:
 
 
 def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageSource, list[int]]:
-    """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's test/, val/ or class folders.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's own folder."""
     root = Path(run_config.data.root)
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
     images: ImageSource
-    try:
-        if not config.images and prepared.is_prepared(root):
-            splits = prepared.read(root)
-            images = splits.get("test") or splits["val"]
-        else:
-            images = Listed(find_images(str(config.images or folder)))
-    except UserError:
-        if config.images:
-            raise
-        raise UserError(
-            f"{folder} has no image any more, and the file is checked on real images: give some with images=PATH (an "
-            "image, a folder or a quoted glob)."
-        ) from None
+    if config.images:
+        images = Listed(find_images(str(config.images)))
+    else:
+        try:
+            splits: dict[str, ImageSource] = dict(prepared.read(root)) if prepared.is_prepared(root) else {}
+            images = splits.get("test") or splits.get("val") or Listed(find_images(str(folder)))
+        except UserError:
+            raise UserError(
+                f"{folder} has no image any more, and the file is checked on real images: give some with images=PATH "
+                "(an image, a folder or a quoted glob)."
+            ) from None
     available = len(images.targets)
     count = min(CHECKED, available)
     return images, [i * available // count for i in range(count)]
 
 
 def read_pixels(images: ImageSource, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
-    """Return uint8 (B, 3, S, S), cropped as in the run's evaluation, of the images that can be read.
-
-    Raises:
-        UserError: none can be read.
-    """
+    """Return uint8 (B, 3, S, S), cropped as in the run's evaluation, of the images that can be read."""
     pixels = []
     for i in numbers:
         try:
@@ -193,11 +179,7 @@ def describe(run_dir: Path, ckpt: str, run_config: TrainConfig, classes: list[st
 
 
 def capture(net: FromPixels, size: int) -> ExportedProgram:
-    """Return the network's graph, for any number of images of `size` x `size` pixels.
-
-    Raises:
-        UserError: torch cannot export it, or only for a fixed number of images.
-    """
+    """Return the network's graph, for any number of images of `size` x `size` pixels; UserError if torch cannot."""
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # torch would take a batch of 1 for a constant
     fix = "its forward must consist of tensor operations, and must not depend on values or on the number of images."
     with torch.no_grad(), refused(f"{type(net.net).__name__} cannot be exported", fix):
@@ -232,14 +214,8 @@ def write_onnx(program: ExportedProgram, about: str, path: Path) -> None:
             "format=torch_export, which has no such limit."
         )
     with refused("ONNX cannot represent the network", "use format=torch_export."):
-        model = torch.onnx.export(
-            program,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: "batch"},),
-            dynamo=True,
-            verbose=False,
-        )
+        names: Any = {"input_names": ["images"], "output_names": ["logits"]}
+        model = torch.onnx.export(program, **names, dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False)
     assert model is not None
     model.model.metadata_props["alexlab"] = about
     model.save(path)
@@ -264,12 +240,8 @@ def load_torch(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def compare(net: Callable[[Tensor], Tensor], pixels: Tensor, expected: Tensor, tolerance: float) -> str:
-    """Compare the file's logits with the run's. Returns a line to print.
-
-    Raises:
-        RunFailedError: they differ by more than `tolerance`.
-    """
-    with torch.no_grad():  # one image, then the others: the file must take any batch size
+    """Return a line to print about the file's logits; RunFailedError if they differ from the run's too much."""
+    with torch.no_grad():  # two batches, because the file must take any batch size
         logits = torch.cat([net(part) for part in (pixels[:1], pixels[1:]) if len(part)])
     worst = float((logits - expected).abs().max())
     same = int((logits.argmax(1) == expected.argmax(1)).sum())

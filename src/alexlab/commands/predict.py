@@ -69,7 +69,7 @@ def predict(config: PredictConfig) -> None:
 
     Raises:
         UserError: there is no such run, or there are no images.
-        RunFailedError: some images could not be read; the others are written.
+        RunFailedError: some images could not be read; those that could are written.
     """
     logs = Path(config.paths.logs)
     run_dir = run_dirs.find_run(str(config.run), logs, str(config.ckpt))

@@ -33,6 +33,7 @@ from alexlab.data.reader_threads import ReaderThreads
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.files import atomic_write, remove_temporary
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PrepareConfig
 
@@ -43,34 +44,21 @@ COLUMNS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source
 
 
 class Recipe(NamedTuple):
-    """How images are written.
+    """How images are written."""
 
-    Attributes:
-        format: "jpeg" or "raw".
-        short_side: of the results in pixels; smaller images keep their size.
-        quality: of JPEGs, 1 to 100.
-        square: crop the middle square.
-    """
-
-    format: str
-    short_side: int
-    quality: int
-    square: bool
+    format: str  # "jpeg" or "raw"
+    short_side: int  # of the results in pixels; smaller images keep their size
+    quality: int  # of JPEGs, 1 to 100
+    square: bool  # crop the middle square
 
 
 class Converted(NamedTuple):
-    """A converted image, or the reason why it could not be converted.
+    """A converted image, or the reason why it could not be converted."""
 
-    Attributes:
-        content: JPEG, or uint8 rows of RGB.
-        size, source_size: (height, width) of the result and of the source.
-        broken: the path and what is wrong with it.
-    """
-
-    content: bytes = b""
-    size: tuple[int, int] = (0, 0)
+    content: bytes = b""  # JPEG, or uint8 rows of RGB
+    size: tuple[int, int] = (0, 0)  # (height, width)
     source_size: tuple[int, int] = (0, 0)
-    broken: str | None = None
+    broken: str | None = None  # the path and what is wrong with it
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -78,7 +66,7 @@ def prepare(config: PrepareConfig) -> None:
 
     Raises:
         UserError: no image of a split can be read, or `out` contains something else.
-        RunFailedError: some images were broken (the others are written), or a shard has changed since it was written.
+        RunFailedError: some images were broken and skipped, or a shard has changed since it was written.
     """
     root, out = Path(config.data.root).expanduser().resolve(), Path(config.out).expanduser().resolve()
     if prepared.is_prepared(root):
@@ -86,17 +74,9 @@ def prepare(config: PrepareConfig) -> None:
     if out == root or out.is_relative_to(root):
         raise UserError(f"out={out} is within data.root={root}, where nothing is written: choose another folder.")
     recipe = Recipe(config.format, config.short_side, config.quality, config.square)
-    transform = SampleTransform(config.short_side)
-    data = ImageFolders(
-        str(root),
-        batch_size=1,
-        seed=config.seed,
-        train_transform=transform,
-        eval_transform=transform,
-        val_fraction=config.data.val_fraction,
-        test_fraction=config.data.test_fraction,
-        class_names=config.data.class_names,
-    ).read()
+    transform, d = SampleTransform(config.short_side), config.data
+    fractions: Any = {"val_fraction": d.val_fraction, "test_fraction": d.test_fraction}
+    data = ImageFolders(str(root), 1, config.seed, transform, transform, class_names=d.class_names, **fractions).read()
     dataset = data.describe()
     job = {  # two preparations with the same job write the same bytes
         "format": recipe.format,
@@ -111,6 +91,7 @@ def prepare(config: PrepareConfig) -> None:
         check_shards(out)
         return
     (out / PARTS).mkdir(parents=True, exist_ok=True)
+    remove_temporary(out)
     rundir.write_json(out / PARTS / "job.json", job)
     start, splits, broken = time.monotonic(), {}, dict[str, str]()
     threads = cores() if config.num_workers is None else max(1, config.num_workers)
@@ -149,21 +130,16 @@ def check_out(out: Path, job: dict[str, Any]) -> None:
 
 
 def check_shards(out: Path) -> None:
-    """Compare the shards of a prepared folder with their checksums.
-
-    Raises:
-        RunFailedError: a shard has changed since it was written.
-    """
+    """Compare the shards of a prepared folder with their checksums; RunFailedError if one has changed."""
     about = prepared.about(out)
     prepared.read(out)
     for part in about["splits"].values():
         for shard in part["shards"]:
             with (out / shard["file"]).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                    message = (
-                        f"{out / shard['file']} has changed since it was written: remove {out} and prepare it again."
-                    )
-                    raise RunFailedError(message, 1)
+                same = hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
+            if not same:
+                changed = f"{out / shard['file']} has changed since it was written"
+                raise RunFailedError(f"{changed}: remove {out} and prepare it again.", 1)
     images = ", ".join(f"{split} {part['images']:,}" for split, part in about["splits"].items())
     print(f"{rundir.shown(out)} is complete, and its checksums are right: {images} images.", flush=True)
 
@@ -199,14 +175,13 @@ def write_split(
             broken |= errors
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     joined["ends"] = np.cumsum(joined.pop("lengths"))
-    tmp_path = out / PARTS / f"{split}.npz"
-    np.savez(tmp_path, **joined)  # type: ignore[arg-type]
-    tmp_path.replace(out / f"{split}.npz")
+    with atomic_write(out / f"{split}.npz") as file:
+        np.savez(file, **joined)  # type: ignore[arg-type]
     return {"images": len(joined["targets"]), "shards": [s for s in shards if s["bytes"]]}, broken
 
 
 def in_order(pool: ReaderThreads, index: Index, recipe: Recipe, first: int, ahead: int) -> Iterator[Converted]:
-    """Yield converted images from number `first` on; up to `ahead` of them are converted in advance."""
+    """Convert the images from number `first` on, at most `ahead` of them in advance."""
     waiting: deque[Future[Converted]] = deque()
     for i in range(first, len(index)):
         waiting.append(pool.submit(convert, index, i, recipe))
@@ -241,9 +216,8 @@ def write_shard(
                 digest.update(image.content)
                 source, size = index.name(i), len(image.content)
                 names += source
-                rows.append(
-                    (int(index.targets[i]), number, written, size, *image.size, *image.source_size, len(source))
-                )
+                place = (int(index.targets[i]), number, written, size)
+                rows.append((*place, *image.size, *image.source_size, len(source)))
                 written += size
             i += 1
             advance(i)
@@ -253,10 +227,8 @@ def write_shard(
         os.fsync(file.fileno())
     columns = np.array(rows, np.int64).reshape(-1, len(COLUMNS)).T
     part = dict(zip(COLUMNS, columns, strict=True)) | {"names": np.frombuffer(bytes(names), np.uint8)}
-    with (out / PARTS / f"{split}-{number:05d}.npz").open("wb") as file:
+    with atomic_write(out / PARTS / f"{split}-{number:05d}.npz", sync=True) as file:
         np.savez(file, **part)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
     if written:
         tmp_path.replace(out / name)
     return {"file": name, "bytes": written, "sha256": digest.hexdigest()}, part, broken, i
@@ -330,15 +302,14 @@ def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float)
         missing = [name for target, name in enumerate(data.classes) if target not in used]
         if missing:
             print(f"  no image of {listed(missing, SHOWN)}")
-    before = sum(source_bytes(index) for index in data.splits.values())
+    before = 0
+    for index in data.splits.values():
+        if isinstance(index, PreparedIndex):  # of archives
+            before += int(index.arrays["sizes"].sum())
+        else:
+            before += sum(Path(index.path(i)).stat().st_size for i in range(len(index)))
     after = sum(shard["bytes"] for part in about["splits"].values() for shard in part["shards"])
     images = sum(part["images"] for part in about["splits"].values())
     print(f"{before / 1e6:,.1f} MB became {after / 1e6:,.1f} MB ({after / max(before, 1):.2f})", end=", ")
     print(f"{images / seconds:,.0f} images/s")
     print(f"train with it: python train.py data=prepared data.root={rundir.shown(out)}", flush=True)
-
-
-def source_bytes(index: Index) -> int:
-    if isinstance(index, PreparedIndex):  # of archives
-        return int(index.arrays["sizes"].sum())
-    return sum(Path(index.path(i)).stat().st_size for i in range(len(index)))

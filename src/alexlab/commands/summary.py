@@ -12,7 +12,7 @@ import psutil
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from alexlab.analysis import compare
 from alexlab.data.datamodule import ImageFolders, default_threads
@@ -24,7 +24,6 @@ from alexlab.models.introspection import macs
 
 if TYPE_CHECKING:
     from alexlab.commands.build import Experiment
-    from alexlab.commands.plan import Plan
     from alexlab.loggers.wandb_logger import WandbLogger
 
 INPUT_BOUND = 0.15  # a run is input-bound if it waits for data during this fraction of the time or more
@@ -35,17 +34,18 @@ log = logging.getLogger("alexlab")
 # -- facts for summary.json
 
 
-def facts_of(config: Any, devices: Devices, data: ImageFolders, plan: "Plan", net: torch.nn.Module) -> dict[str, Any]:
+def facts_of(config: Any, experiment: "Experiment") -> dict[str, Any]:
     """Return what is known of a run before it starts."""
+    devices, net = experiment.devices, experiment.task.net
     return {
         "world_size": devices.world_size,
         "parameters": sum(p.numel() for p in net.parameters()),
         "git": provenance.commit_of(Path(config.run_dir)),
         "versions": {name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "alexlab")},
-        "dataset": data.describe(),
+        "dataset": experiment.data.describe(),
         "precision": str(choose_precision(config.trainer.precision, devices.kind)),
-        "effective_lr": plan.lr,
-        "steps_per_epoch": plan.steps_per_epoch,
+        "effective_lr": experiment.plan.lr,
+        "steps_per_epoch": experiment.plan.steps_per_epoch,
         "macs": macs(net, config.data.image_size),
         "hardware": hardware(devices),
     }
@@ -68,20 +68,17 @@ def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
     """Return what a run has measured so far, in the form of summary.json."""
     trainer, task, rate = experiment.trainer, experiment.task, experiment.throughput
     gpus = trainer.world_size if trainer.strategy.root_device.type == "cuda" else 0
-    last = {key: round(float(value), 7) for key, value in experiment.last_metrics().items()}  # they were float32
+    last = {
+        key: round(float(value), 7)  # they were float32
+        for key, value in experiment.last_metrics().items()
+        if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step"))
+    }
+    ckpts = {name: f"checkpoints/{name}.ckpt" for name in ("best", "last")}
     return {
         "best": dict(task.best),
         "best_epoch": task.best_epoch,
-        "last": {
-            key: value
-            for key, value in last.items()
-            if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step"))
-        },
-        "checkpoints": {
-            name: f"checkpoints/{name}.ckpt"
-            for name in ("best", "last")
-            if (path / f"checkpoints/{name}.ckpt").is_file()
-        },
+        "last": last,
+        "checkpoints": {name: ckpt for name, ckpt in ckpts.items() if (path / ckpt).is_file()},
         "images_per_second": round(rate.total_images / rate.total_seconds, 1) if rate.total_seconds else None,
         "data_wait": round(rate.total_waited / rate.total_seconds, 4) if rate.total_seconds else None,
         "epochs": trainer.fit_loop.epoch_progress.current.completed,
@@ -114,43 +111,31 @@ def report_start(config: Any, experiment: "Experiment") -> None:
     data, plan, devices, facts = experiment.data, experiment.plan, experiment.devices, experiment.facts
     images = ", ".join(f"{name} {count:,}" for name, count in data.images.items())
     names = ", ".join(data.readable_classes[:5]) + (", ..." if len(data.classes) > 5 else "")
-    log.info("%s: %s parameters | images: %s", config.model.name, f"{facts['parameters']:,}", images)
-    log.info("%d classes: %s", len(data.classes), names)
+    log.info(f"{config.model.name}: {facts['parameters']:,} parameters | images: {images}")
+    log.info(f"{len(data.classes)} classes: {names}")
     log.info(
-        "%d x %s, %s | global batch %d | %d steps per epoch, %d in total | learning rate %g",
-        devices.world_size,
-        devices.kind,
-        facts["precision"],
-        plan.global_batch,
-        plan.steps_per_epoch,
-        plan.steps,
-        plan.lr,
+        f"{devices.world_size} x {devices.kind}, {facts['precision']} | global batch {plan.global_batch} | "
+        f"{plan.steps_per_epoch} steps per epoch, {plan.steps} in total | learning rate {plan.lr:g}"
     )
     if config.optimizer.lr_reference_batch:
         log.info(
-            "effective learning rate %g: optimizer.lr=%g for %d images per step, %d in this run",
-            plan.lr,
-            config.optimizer.lr,
-            config.optimizer.lr_reference_batch,
-            plan.step_images,
+            f"effective learning rate {plan.lr:g}: optimizer.lr={config.optimizer.lr:g} for "
+            f"{config.optimizer.lr_reference_batch} images per step, {plan.step_images} in this run"
         )
     for line in data.notes():
         log.warning("%s", line)
     if plan.warmup >= plan.steps:
         log.warning(
-            "The warm-up of %d steps is as long as the run, so the learning rate never reaches %g: scheduler.warmup=0 "
-            "switches it off.",
-            plan.warmup,
-            plan.lr,
+            f"The warm-up of {plan.warmup} steps is as long as the run, so the learning rate never reaches "
+            f"{plan.lr:g}: scheduler.warmup=0 switches it off."
         )
     frozen, epochs = config.finetune.freeze_epochs, config.trainer.max_epochs
     if frozen and 0 < (epochs or 0) <= frozen:  # null and -1 have no end
-        log.warning("`finetune.freeze_epochs=%d`: only the head learns in all %d epochs.", frozen, epochs)
+        log.warning(f"`finetune.freeze_epochs={frozen}`: only the head learns in all {epochs} epochs.")
     if frozen and not (config.model.pretrained or config.init_from or config.ckpt_path):
         log.warning(
-            "`finetune.freeze_epochs=%d` keeps random weights frozen: give init_from=RUN, or model.pretrained=true if "
-            "the network has published weights.",
-            frozen,
+            f"`finetune.freeze_epochs={frozen}` keeps random weights frozen: give init_from=RUN, or "
+            "model.pretrained=true if the network has published weights."
         )
 
 
@@ -162,16 +147,15 @@ def report_stop(experiment: "Experiment") -> None:
     trainer, rate = experiment.trainer, experiment.throughput
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+            validations, epoch = callback.wait_count, callback.stopped_epoch + 1
             log.info(
-                "Early stopping: %s did not improve in %d validations; the last one was in epoch %d.",
-                callback.monitor,
-                callback.wait_count,
-                callback.stopped_epoch + 1,
+                f"Early stopping: {callback.monitor} did not improve in {validations} validations; the last one was in "
+                f"epoch {epoch}."
             )
         if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
-            log.info("The time was up in epoch %d.", trainer.fit_loop.epoch_progress.current.ready)
+            log.info(f"The time was up in epoch {trainer.fit_loop.epoch_progress.current.ready}.")
     if rate.total_seconds:
-        log.info("%s", bound_by(round(rate.total_waited / rate.total_seconds, 4), experiment.data))
+        log.info(bound_by(round(rate.total_waited / rate.total_seconds, 4), experiment.data))
 
 
 def bound_by(wait: float, data: ImageFolders) -> str:
@@ -207,29 +191,20 @@ def show_end(summary: dict[str, Any], path: Path, wandb: "WandbLogger | None") -
     title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
     epoch = summary.get("best_epoch")
-    table = Table(title=title)
-    for column in ("metric", f"best (epoch {epoch})" if epoch else "best", "last", tested):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    names = [
-        key.partition("/")[2] for key in (*summary["best"], *summary["last"], *summary["test"]) if "train/" not in key
-    ]
-    for name in dict.fromkeys(names):
-        cells = (
-            summary["best"].get(f"val/{name}"),
-            summary["last"].get(f"val/{name}"),
-            summary["test"].get(f"test/{name}"),
-        )
+    numbers = (f"best (epoch {epoch})" if epoch else "best", "last", tested)
+    table = Table("metric", *(Column(name, justify="right") for name in numbers), title=title)
+    best, last, test = summary["best"], summary["last"], summary["test"]
+    for name in dict.fromkeys(key.partition("/")[2] for key in (*best, *last, *test) if "train/" not in key):
+        cells = best.get(f"val/{name}"), last.get(f"val/{name}"), test.get(f"test/{name}")
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)
-    log.info("%s; best %s; test %s", title, summary["best"], summary["test"], extra={"file_only": True})
+    log.info(f"{title}; best {best}; test {test}", extra={"file_only": True})
     shown = run_dir.shown(path)
-    tensorboard = path / "tensorboard"
+    where = f"alexlab compare runs={shown}"
     if wandb is not None and wandb.view is not None:
         where = wandb.view
-    elif tensorboard.is_dir():
-        where = f"tensorboard --logdir {run_dir.shown(tensorboard)}"
-    else:
-        where = f"alexlab compare runs={shown}"
+    elif (path / "tensorboard").is_dir():
+        where = f"tensorboard --logdir {run_dir.shown(path / 'tensorboard')}"
     print(f"look at it:  {where}")
     print(f"evaluate it: python eval.py run={shown}{'' if 'best' in summary['checkpoints'] else ' ckpt=last'}")
     print("compare:     alexlab compare", flush=True)
@@ -240,10 +215,10 @@ def show_standing(config: Any) -> None:
     try:
         standing = compare.standing(Path(config.run_dir), Path(config.paths.logs), config.monitor)
     except Exception as error:  # run directories may hold anything
-        log.warning("The run could not be compared with other runs (%s: %s).", type(error).__name__, error)
+        log.warning(f"The run could not be compared with other runs ({type(error).__name__}: {error}).")
         return
     if standing is not None:
-        log.info("%s", standing, extra={"file_only": True})
+        log.info(standing, extra={"file_only": True})
         print(f"rank:        {standing}", flush=True)
 
 

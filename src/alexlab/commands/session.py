@@ -1,0 +1,191 @@
+"""The directory of a run that trains: opened, locked and logged to, with a summary however the run ends."""
+
+import contextlib
+import faulthandler
+import logging
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from alexlab.callbacks.preemption import Preempted, SignalRecorder
+from alexlab.commands import plan as plans
+from alexlab.commands import summary as summaries
+from alexlab.commands.build import Experiment
+from alexlab.commands.start import is_resumed
+from alexlab.engine import launcher, naming, provenance, resume, run_dir
+from alexlab.engine.config import masker, save
+from alexlab.engine.errors import UserError, lost_peer
+from alexlab.engine.files import lock
+from alexlab.engine.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from alexlab.loggers.wandb_logger import Status
+
+LOCK = ".lock.rank"  # held by rank 0, also after the command that started it has died
+
+log = logging.getLogger("alexlab")
+
+
+class RunSession:
+    """The directory, lock, log and W&B run of a run that trains. At the end, summary.json and W&B record the status.
+
+    Attributes:
+        measured: what `summaries.metrics_of` returns after the training.
+        results: further entries of summary.json.
+        summary: the content of summary.json, once the run has ended.
+    """
+
+    def __init__(self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, notes: list[str]) -> None:
+        self.config, self.experiment, self.recorder, self.notes = config, experiment, recorder, notes
+        self.path, self.plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
+        self.mask = masker(self.plain)
+        self.is_first = launcher.rank() == 0
+        self.is_open = not self.is_first  # whether the directory belongs to this run already; only rank 0 writes there
+        self.is_created = False  # whether the directory is new, or was empty
+        self.status: Status = "failed"
+        self.measured: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self._lock = contextlib.ExitStack()
+
+    def __enter__(self) -> "RunSession":
+        self._started = time.monotonic()
+        try:
+            self._open()
+        except BaseException as error:
+            if isinstance(error, UserError) and self.is_created:  # a mistake leaves no directory
+                shutil.rmtree(self.path, ignore_errors=True)
+                self.is_open = False
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _open(self) -> None:
+        config, experiment, wandb = self.config, self.experiment, self.experiment.wandb
+        if self.is_first:
+            self._open_directory()
+        else:
+            run_dir.set_up_logging(self.path, self.mask)
+        faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
+        if hasattr(signal, "SIGUSR2"):  # kill -USR2 prints where each thread of a rank is
+            faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
+        for note in self.notes:
+            log.info("%s", note, extra={"file_only": True})
+        experiment.facts = facts = summaries.facts_of(config, experiment)
+        if wandb is not None:
+            wandb.log_config(naming.for_others(self.plain))
+            wandb.log_summary(naming.without_paths({**facts, "code": provenance.read(self.path)}))
+            wandb.log_dataset(self.plain["data"], facts["dataset"], experiment.data.readable_classes)
+            wandb.log_code(self.path)
+        summaries.report_start(config, experiment)
+
+    def _open_directory(self) -> None:
+        """Create the run's directory, or reset that of a resumed run to its checkpoint, and start the W&B run.
+
+        Raises:
+            UserError: another process trains there, or W&B refuses the settings. A resumed run is not changed then.
+        """
+        config, path = self.config, self.path
+        source = Path(config.ckpt_path) if config.ckpt_path is not None else None
+        resumed = is_resumed(config.resume.run, path)
+        run_dir.check_space(path, plans.checkpoint_bytes(self.experiment.task.net, config))
+        path.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(path.iterdir())
+        self._lock.enter_context(lock(path, LOCK))
+        if not resumed:
+            run_dir.create(path, self.plain)
+            self.is_created = is_empty
+        run_dir.set_up_logging(path, self.mask)
+        if not resumed:
+            self.is_open = True  # from here on a signal is reported in the log
+            print(f"run directory: {run_dir.shown(path)}", flush=True)
+        if self.experiment.wandb is not None:
+            self.experiment.wandb.start()
+        lines: list[str] = []
+        if resumed:
+            self.is_open = True
+            save(self.plain, path / "config.yaml")
+            lines += resume.reset_directory(path, source)
+        if source is not None and not resume.is_own(source, path):
+            lines += [note] if (note := resume.copy_best(source, path, config.monitor)) is not None else []
+        if (changed := provenance.save(path)) is not None:
+            lines.append(f"warning: {changed}")
+        for line in lines:
+            print(line, flush=True)
+
+    def complete(self) -> None:
+        """Agree with the other ranks that the run is finished, and write its summary."""
+        self.experiment.task.share_skipped()
+        self.experiment.preemption.agree(self.experiment.trainer)
+        self.recorder.is_polled = True  # from here on a signal waits until the run is closed
+        self.status = "finished"
+        self._write_summary()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.recorder.is_polled = True
+        try:
+            replacement = self._close(error)
+        except Preempted as second:  # Ctrl-C again: the user does not want to wait
+            raise SystemExit(128 + second.number) from None
+        finally:
+            self._lock.close()
+        if replacement is not None:
+            raise replacement from error
+
+    def _close(self, error: BaseException | None) -> BaseException | None:
+        """Write how the run ended, and close its W&B run. Returns what to raise instead of `error`."""
+        config, wandb = self.config, self.experiment.wandb
+        replacement: BaseException | None = None
+        stopped_by = error.number if isinstance(error, Preempted) else None
+        if stopped_by is not None and self.is_open:
+            replacement = SystemExit(128 + stopped_by)
+            if self.status != "finished":
+                self.status = "preempted"
+                self.results["error"] = str(error)
+                for line in summaries.of_signal(config, stopped_by) if self.is_first else ():
+                    log.warning(line)
+        elif error is not None and self.is_open:
+            self.status = "failed"
+            replacement = lost_peer(error, config.trainer.timeout)
+            self.results["error"] = self.mask(str(replacement or f"{type(error).__name__}: {error}"))
+            has_trace = not isinstance(error, UserError)
+            log.error(f"failed: {self.results['error']}", exc_info=has_trace, extra={"file_only": True})
+        if self.is_open and self.status != "finished":
+            self._write_summary()
+        if wandb is not None:
+            if self.status == "finished":
+                wandb.log_checkpoint(self.path / "checkpoints/best.ckpt", summaries.metadata_of(config, self.summary))
+            measured = {key: value for key, value in self.summary.items() if key not in self.experiment.facts}
+            wandb.log_summary(naming.without_paths(measured))
+            wandb.finish(self.status, stopped_by)
+        return replacement
+
+    def _write_summary(self) -> None:
+        """Write summary.json on rank 0. If a run that failed cannot write it, W&B still gets the status."""
+        experiment = self.experiment
+        skipped = list(experiment.task.skipped)
+        if skipped:
+            self.results["skipped_images"] = skipped
+            log.warning(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
+        if experiment.is_pruned:
+            self.results["pruned"] = True
+        seconds = time.monotonic() - self._started
+        if resume.is_own(self.config.ckpt_path, self.path):
+            seconds += experiment.throughput.seconds_before
+        measured = self.measured or summaries.metrics_of(experiment, self.path)
+        self.summary = {"status": self.status, "seconds": round(seconds, 2), "test": {}}
+        self.summary |= {**measured, **self.results, **experiment.facts}
+        try:
+            if self.is_first:
+                run_dir.write_json(self.path / "summary.json", self.summary)
+        except OSError as error:
+            log.error(f"summary.json could not be written: {error.strerror}")
+            if self.status == "finished":
+                raise
