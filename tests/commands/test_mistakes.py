@@ -3,6 +3,7 @@
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -264,12 +265,15 @@ def test_a_directory_with_a_run_is_refused(shapes: Path, tmp_path: Path) -> None
 def test_errors_of_the_disk_are_answered_without_a_traceback(
     error: OSError, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    def fail(self: cli.Command, config: object) -> None:
+    def fail(config: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli.Command, "call", fail)
-    monkeypatch.setattr("sys.argv", ["train.py"])
-    assert cli.execute(cli.COMMANDS["train"], [f"paths.logs={tmp_path}"]) == 2
+    monkeypatch.setattr(cli.Command, "load", lambda self: fail)
+    monkeypatch.setattr(cli, "leave", sys.exit)
+    monkeypatch.setattr("sys.argv", ["train.py", f"paths.logs={tmp_path}"])
+    with pytest.raises(SystemExit) as left:
+        cli.run("train")
+    assert left.value.code == 2
     printed = capsys.readouterr().err
     assert sentence in printed
     assert "Traceback" not in printed
