@@ -17,7 +17,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import naming
 from alexlab.engine.config import flat
 from alexlab.engine.errors import UserError
-from alexlab.engine.overrides import put
+from alexlab.engine.overrides import put, remove
 from alexlab.loggers import wandb_api
 
 FOLDER = "data=folder data.root={data}"
@@ -40,16 +40,12 @@ def plain(words: str, folders: dict[str, str]) -> dict[str, Any]:
 
 
 def save_run(words: str, folders: dict[str, str], change: dict[str, Any] | None = None) -> None:
-    """Write the config.yaml of a run with these overrides; None in `change` takes a key out."""
+    """Write the config.yaml of a run with these overrides; None in `change` removes a key."""
     config = plain(words, folders) | {"run_dir": folders["run"]}
     for key, value in (change or {}).items():
-        *above, last = key.split(".")
-        node = config
-        for part in above:
-            node = node[part]
-        node.pop(last)
-        if value is not None:
-            node[last] = value
+        put(config, key, value)
+        if value is None:
+            remove(config, key)
     Path(folders["run"]).mkdir(parents=True, exist_ok=True)
     configs.save(config, Path(folders["run"], "config.yaml"))
 

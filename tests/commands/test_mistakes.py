@@ -136,6 +136,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model/mynet": (
             "name: mynet\nmean: auto\nstd: auto\nnet: {_target_: alexlab.models.alexnet.AlexNet, width: 0.5}\n"
         ),
+        "model/plain": "name: plain\nmean: auto\nstd: auto\nnet: {_target_: alexlab.models.mynet.MyNet}\n",
         "optimizer/mine": "_target_: torch.optim.SGD\nlearning_rate: 0.1\n",
         "scheduler/mine": "warmup: 1\n",
     }.items():
@@ -185,6 +186,13 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
             [
                 "`model.net.dropout=0.5`: model=mynet has no such key. It has width.",
                 "`+model.net.dropout=0.5` passes it to alexlab.models.alexnet.AlexNet.",
+            ],
+        ),
+        (
+            ["model=plain", "model.net.dropout=0.5"],
+            [
+                "`model.net.dropout=0.5`: model=plain has no such key. model.net has no keys. `+model.net.dropout=0.5`",
+                "0.5` passes it to alexlab.models.mynet.MyNet.\n",
             ],
         ),
     ],
