@@ -155,7 +155,8 @@ def test_the_last_weights_are_validated(words: list[str], without_test: Path, tm
         ["scheduler=plateau", "scheduler.warmup=1", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
         ["optimizer=adamw", "trainer.gradient_clip_val=0.1", "augment=paper", "logger=none", "test=false"],
         [
-            "+callbacks.timer={_target_: pytorch_lightning.callbacks.Timer, duration: '00:01:00:00'}",
+            "+callbacks.timer={_target_: pytorch_lightning.callbacks.Timer, duration: '${oc.env:DURATION}'}",
+            "+hydra.job.env_set.DURATION='00:01:00:00'",
             "trainer.limit_test_batches=0",
         ],
     ],

@@ -100,6 +100,7 @@ def run(name: str) -> None:
             if jobs.error is not None:
                 raise jobs.error
             if jobs.config is not None:
+                os.environ.update(jobs.environment)
                 task = command.load()
                 task(jobs.config)
             jobs.finish_sweep()
@@ -165,6 +166,7 @@ class Jobs:
         self.mask: Callable[[str], str] = str
         self.monitor = "val/acc1"
         self.run_dir: Path | None = None  # of the one job
+        self.environment: dict[str, str] = {}  # hydra.job.env_set, which Hydra takes back after `receive`
         self.sweeps: dict[str, None] = {}  # the folders of jobs that were more than a dry run
 
     def receive(self, composed: DictConfig) -> Any:
@@ -174,7 +176,7 @@ class Jobs:
         if hydra_config.mode == hydra.types.RunMode.MULTIRUN:
             return self._run_in_sweep(composed, hydra_config, run_dir)
         self.run_dir = run_dir
-        os.environ.update(hydra_config.job.env_set)
+        self.environment = {key: str(value) for key, value in hydra_config.job.env_set.items()}
         try:
             self.config = self._check(composed, hydra_config)
         except Exception as error:
@@ -245,8 +247,6 @@ def _check_start(config: Any, hydra_config: Any) -> None:
     resumed = config.resume.run
     if resumed in (None, "auto"):
         return
-    if is_sweep:
-        raise UserError(f"resume={resumed} continues one run, and -m starts many: remove one of them.")
     if words := [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]:
         raise UserError(
             f"resume={resumed} continues in the run's own directory: remove {words[0]}, or start a new run from its "
