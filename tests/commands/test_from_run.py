@@ -179,13 +179,13 @@ def test_secrets_of_the_run_are_asked_for(folders: dict[str, str], monkeypatch: 
     config = yaml.safe_load(path.read_text())
     config["logger"]["wandb"]["notes"] = "${oc.env:MY_TOKEN}"
     config["overrides"] += ["+my.a=${oc.env:MY_TOKEN}", "+my.b=\\${root:}"]
-    config["my"] = {"a": "x", "b": "y"}
+    config["my"] = {"a": "x", "b": "y", "c": "see ${oc.env:MY_TOKEN}"}
     path.write_text(yaml.safe_dump(config))
-    asked = r"secrets are not saved with a run: add logger.wandb.notes=\.\.\. \(the run has \$\{oc.env:MY_TOKEN\}\)"
+    asked = r"are not saved with a run: add logger.wandb.notes=\.\.\. \(the run has \$\{oc.env:MY_TOKEN\}\), my.c="
     with pytest.raises(UserError, match=asked):
         repeat("", folders)
-    repeated = repeat("logger.wandb.notes=mine", folders)
-    assert repeated.config["my"] == {"a": "x", "b": "y"}
+    repeated = repeat("logger.wandb.notes=mine +my.c=z", folders)
+    assert repeated.config["my"] == {"a": "x", "b": "y", "c": "z"}
 
 
 def test_a_resumed_run_is_repeated_from_its_start(folders: dict[str, str]) -> None:

@@ -170,7 +170,7 @@ class Jobs:
         self.sweeps: dict[str, None] = {}  # the folders of jobs that were more than a dry run
 
     def receive(self, composed: DictConfig) -> Any:
-        """Take the config of a job from Hydra. A job of a sweep is run, and its result returned."""
+        """Take the config of a job from Hydra. Run a job of a sweep, and return the result."""
         hydra_config = HydraConfig.get()
         run_dir = Path(hydra_config.runtime.output_dir).resolve()  # Hydra has created it
         if hydra_config.mode == hydra.types.RunMode.MULTIRUN:
@@ -342,7 +342,7 @@ def _is_readable(word: str) -> bool:
 
 
 def _as_ours(word: str, after: list[str], command: Command) -> str:
-    """Translate an option in the form of other programs, `--max-epochs 3`, to `trainer.max_epochs=3`."""
+    """Translate an option of another program, `--max-epochs 3`, to `trainer.max_epochs=3`."""
     name, sign, value = word.lstrip("-").partition("=")
     name = name.replace("-", "_")
     if not sign and after and not after[0].startswith("-") and "=" not in after[0]:
@@ -384,7 +384,7 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
 
 
 def overrides_of(hydra_config: Any) -> list[str]:
-    """Return a job's overrides as they were given: OmegaConf would resolve the references in them."""
+    """Return a job's overrides as the user wrote them: OmegaConf would resolve the references in them."""
     return OmegaConf.to_container(hydra_config.overrides.task, resolve=False)  # type: ignore[return-value]
 
 
@@ -471,7 +471,7 @@ def groups_of(command: Command) -> list[str]:
 
 
 def options(group: str, folders: list[Path]) -> list[str]:
-    """Return the options of a group: the names of the yaml files, without _base, which other files extend."""
+    """Return the options of a group: the names of the yaml files, but not _base, which options extend."""
     return sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
 
 

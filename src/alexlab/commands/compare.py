@@ -104,8 +104,8 @@ def command_of(config: Any, names: list[str], sort: str) -> str:
     """Return the shell command that writes the page."""
     runs = ",".join(name if re.fullmatch(r"[\w./*?+@~-]+", name) else f"'{name}'" for name in names)
     overrides = [f"runs=[{runs}]" if len(names) > 1 else f"runs={names[0]}"]
-    given = {"where": config.where, "most": config.most}
-    overrides += [f"{key}={value}" for key, value in given.items() if value is not None]
+    optional = {"where": config.where, "most": config.most}
+    overrides += [f"{key}={value}" for key, value in optional.items() if value is not None]
     overrides += [f"paths.logs={config.paths.logs}"] if Path(config.paths.logs) != ROOT / "logs" else []
     overrides += [f"sort={sort}", f"seeds={config.seeds}", "format=html"]
 

@@ -185,7 +185,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
         _check_override(each, saved, run.name, asked)
     overrides = [each for each in overrides if not each.chooses]  # the rest choose an option that the run already has
 
-    # what conf/ would give with the run's options and overrides; its references are not resolved yet
+    # what conf/ would give with the run's options and overrides, with references that are not resolved yet
     own = [each for text in previous for each in _parsed(text)]
     conf = _compose(run.config["choices"], own)
     config = conf or _escaped(saved)

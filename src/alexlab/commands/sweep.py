@@ -47,7 +47,7 @@ Compose = Callable[[int, list[str]], Plain]  # the config of a job from its numb
 
 
 def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]]) -> None:
-    """Check the configs of jobs, each given by its overrides.
+    """Check the configs of jobs. `jobs` has the overrides of each.
 
     Raises:
         UserError: some are wrong. The message has each mistake once, with the jobs that have it.
@@ -348,7 +348,7 @@ def open_storage(url: str) -> "optuna.storages.RDBStorage":
     """Open a database. Optuna creates the tables in a new one."""
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
-    # by default SQLite waits 5 seconds, too few if several processes write to a file on a network disk
+    # SQLite waits 5 seconds by default, too few if several processes write to a file on a network disk
     patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") and "timeout=" not in url else {}
     retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
     return RDBStorage(
@@ -421,10 +421,8 @@ def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
 
     url, study_name, trial_id = json.loads(os.environ[TRIAL])
     if rank == 0:
-        sampler, pruner = (
-            optuna.samplers.RandomSampler(),
-            make_pruner(config),
-        )  # draws nothing: the trial has its values
+        sampler = optuna.samplers.RandomSampler()  # draws nothing: the trial has its values
+        pruner = make_pruner(config)
         try:
             study = optuna.load_study(study_name=study_name, storage=open_storage(url), sampler=sampler, pruner=pruner)
             trial = optuna.Trial(study, trial_id)
