@@ -108,7 +108,7 @@ def test_resume_is_a_short_form_and_flags_come_first() -> None:
     assert to_overrides(["resume=latest"], train) == ["resume.run=latest"]
     assert to_overrides(["resume.allow_changes=true"], train) == ["resume.allow_changes=true"]
     assert to_overrides(["seed=1,2", "--multirun"], train) == ["-m", "seed=1,2"]
-    assert to_overrides(["--config-dir", "x y", "-m", "seed=1,2"], train) == ["-m", "--config-dir=x y", "seed=1,2"]
+    assert to_overrides(["seed=1,2", "--config-dir", "x y", "-m"], train) == ["-m", "--config-dir=x y", "seed=1,2"]
 
 
 def test_ctrl_c_ends_the_imports_at_once() -> None:

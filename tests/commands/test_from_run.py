@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from wandb_server import WandbServer
 from alexlab.commands import from_run
 from alexlab.engine import config as configs
 from alexlab.engine import naming
-from alexlab.engine.config import flat
+from alexlab.engine.config import CONF, flat
 from alexlab.engine.errors import UserError
 from alexlab.engine.overrides import put, remove
 from alexlab.loggers import wandb_api
@@ -136,12 +137,20 @@ def test_an_older_run_gets_todays_defaults_for_keys_that_it_lacks(folders: dict[
     assert "tf32" not in repeated.config["trainer"], "the run had taken it out"
 
 
-def test_a_run_whose_options_are_gone_is_repeated_and_says_what_it_cannot_follow(folders: dict[str, str]) -> None:
+def test_a_run_whose_options_are_gone_is_repeated_and_says_what_it_cannot_follow(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --config-dir, a further folder may have them."""
     save_run(SHUFFLE, folders, {"choices.model": "gone"})
     assert len(repeat("", folders).notes) == 1
     repeated = repeat("model.name=resnet18", folders)
     assert repeated.config["model"]["net"]["name"] == "shufflenet_v2_x0_5"
     assert "conf/ no longer has the options or keys of" in repeated.notes[1]
+    (tmp_path / "model").mkdir()
+    shutil.copy(CONF / "model/torchvision.yaml", tmp_path / "model/gone.yaml")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config-dir={tmp_path}"])
+    repeated = repeat("model.name=resnet18", folders)
+    assert (repeated.config["model"]["net"]["name"], len(repeated.notes)) == ("resnet18", 1)
 
 
 @pytest.mark.parametrize(

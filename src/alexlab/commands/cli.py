@@ -285,8 +285,8 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
 
     `resume=X` becomes `resume.run=X`, and `--config-dir DIR` becomes `--config-dir=DIR`. Quotes are added to `where=`
     (Hydra has other meanings for = and <), to names of runs that look like numbers, and to values that Hydra cannot
-    parse. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's values. -m is put
-    first.
+    parse. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's values. -m and
+    --config-dir are put first.
 
     Raises:
         UserError: an option in another program's form (--lr 0.1), or a sweep under torchrun or srun.
@@ -295,6 +295,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     for number in range(len(words) - 2, -1, -1):  # one word, so that words can be moved one by one
         if words[number] in ("--config-dir", "-cd"):
             words[number : number + 2] = [CONFIG_DIR + words[number + 1]]
+    words.sort(key=lambda word: not word.startswith(CONFIG_DIR))  # argparse reads no flag between overrides
     for number, word in enumerate(words):
         if word.startswith("--") and not FLAGS.fullmatch(word):
             meant = _as_ours(word, words[number + 1 :], command)
