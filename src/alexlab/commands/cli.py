@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,26 +148,21 @@ class StopSweep(BaseException):
         self.code = code
 
 
+@dataclass
 class Jobs:
-    """Checks the one job of a command, which `run` runs then, or runs the jobs of a sweep.
+    """Checks the one job of a command, which `run` runs then, or runs the jobs of a sweep."""
 
-    Attributes:
-        config: the checked config of the one job.
-        error: why it was refused. Raised in `receive`, Hydra would print all overrides first.
-        failed: a line for each failed job of a sweep that continues after failures.
-        mask: hides the values of secrets in a text.
-    """
-
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.config: Any = None
-        self.error: Exception | None = None
-        self.failed: list[str] = []
-        self.mask: Callable[[str], str] = str
-        self.monitor = "val/acc1"
-        self.run_dir: Path | None = None  # of the one job
-        self.environment: dict[str, str] = {}  # hydra.job.env_set, which Hydra takes back after `receive`
-        self.sweeps: dict[str, None] = {}  # the folders of jobs that were more than a dry run
+    command: Command
+    mask: Callable[[str], str] = str  # hides the values of secrets in a text
+    # of the one job
+    config: Any = None
+    error: Exception | None = None  # why it was refused. Raised in `receive`, Hydra would print all overrides first
+    run_dir: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)  # hydra.job.env_set, which Hydra takes back
+    # of a sweep
+    failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
+    folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
+    monitor: str = "val/acc1"
 
     def receive(self, composed: DictConfig) -> Any:
         """Take the config of a job from Hydra. Run a job of a sweep, and return the result."""
@@ -176,7 +171,7 @@ class Jobs:
         if hydra_config.mode == hydra.types.RunMode.MULTIRUN:
             return self._run_in_sweep(composed, hydra_config, run_dir)
         self.run_dir = run_dir
-        self.environment = {key: str(value) for key, value in hydra_config.job.env_set.items()}
+        self.environment |= {key: str(value) for key, value in hydra_config.job.env_set.items()}
         try:
             self.config = self._check(composed, hydra_config)
         except Exception as error:
@@ -195,7 +190,7 @@ class Jobs:
         number, overrides = hydra_config.job.num, ", ".join(overrides_of(hydra_config))
         folder, is_dry = Path(hydra_config.sweep.dir).resolve(), bool(composed.get("dry_run"))
         if not is_dry:
-            self.sweeps[hydra_config.sweep.dir] = None
+            self.folders.append(hydra_config.sweep.dir)
         print(f"job {number}: {overrides}", flush=True)
         try:
             config = self._check(composed, hydra_config)
@@ -226,7 +221,7 @@ class Jobs:
         Raises:
             RunFailedError: jobs failed.
         """
-        for folder in self.sweeps:
+        for folder in dict.fromkeys(self.folders):
             from alexlab.analysis.compare import sweep_table
 
             width = shutil.get_terminal_size((160, 24)).columns

@@ -42,23 +42,14 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class Repeated:
-    """An earlier run, and the config to train it again.
+    """An earlier run, and the config to train it again."""
 
-    Attributes:
-        name: the run's directory, or ENTITY/PROJECT/RUN.
-        config: what to train with, to be validated.
-        dataset: the run's images, as the datamodule describes them; {} if unknown.
-        code: the run's code.json, as `provenance.read` returns it.
-        patch: the command that applies the run's code.patch.
-        notes: lines to print once.
-    """
-
-    name: str
-    config: Plain
-    dataset: Plain
-    code: Plain
-    patch: str
-    notes: list[str] = field(default_factory=list)
+    name: str  # the run's directory, or ENTITY/PROJECT/RUN
+    config: Plain  # what to train with, to be validated
+    dataset: Plain  # the run's images, as the datamodule describes them; {} if unknown
+    code: Plain  # the run's code.json, as `provenance.read` returns it
+    patch: str  # the command that applies the run's code.patch
+    notes: list[str] = field(default_factory=list)  # lines to print once
 
     def compare(self, dataset: Plain) -> list[str]:
         """Return a sentence for the images of the new run (`dataset`), and for the code, if they are not the run's."""

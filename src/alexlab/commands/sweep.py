@@ -90,6 +90,7 @@ def values_of_grid(override: Override) -> list[str]:
 
 HEARTBEAT = 20  # seconds
 GRACE = 60  # seconds without a heartbeat after which a running trial counts as killed
+PARALLEL = "for parallel trials start the command again with hydra.sweeper.study_name"
 TRIAL = "ALEXLAB_TRIAL"  # the environment variable that names the trial of a job, for all processes of the job
 
 
@@ -112,10 +113,7 @@ class StudySettings:
             "study_name": (self.study_name is not None, "a name; the study's folder has the same name"),
             "direction": (self.direction in directions, "minimize or maximize; by default it fits monitor"),
             "n_trials": (is_count, "a whole number of at least 1"),
-            "n_jobs": (
-                self.n_jobs == 1,
-                "1; for parallel trials start the command again with hydra.sweeper.study_name",
-            ),
+            "n_jobs": (self.n_jobs == 1, f"1; {PARALLEL}"),
             "max_failure_rate": (self.max_failure_rate == 1, "1.0; sweep.keep_going=true ignores failed trials"),
         }
         for key, (fits, rule) in rules.items():
