@@ -41,13 +41,13 @@ class CheckedSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from alexlab.commands import sweep
+        from alexlab.commands import cli, sweep
 
         options = [sweep.values_of_grid(override) for override in self.parse(arguments)]
         jobs = [list(job) for job in itertools.product(*options)]
-        if not self.selected("sweep.keep_going"):
-            sweep.check_jobs(self.command.model, self.compose, jobs)
-        if not self.selected("dry_run"):
+        if not OmegaConf.select(self.config, "sweep.keep_going"):
+            sweep.check_jobs(cli.COMMANDS[self.config.hydra.job.config_name].model, self.compose, jobs)
+        if not OmegaConf.select(self.config, "dry_run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, self.folder / "multirun.yaml")  # with references, as Hydra writes it
         size = self.max_batch_size if self.max_batch_size and self.max_batch_size > 0 else len(jobs)
@@ -61,27 +61,17 @@ class CheckedSweeper(Sweeper):
         by_key = {each.get_key_element().lstrip("+"): each for each in parser.parse_overrides([*texts, *arguments])}
         return list(by_key.values())
 
-    def selected(self, key: str) -> Any:
-        """Return the value of a key that all jobs share, or None if the command has no such key."""
-        return OmegaConf.select(self.config, key)
-
-    @property
-    def command(self) -> Any:
-        from alexlab.commands.cli import COMMANDS
-
-        return COMMANDS[self.config.hydra.job.config_name]
-
     def compose(self, number: int, overrides: list[str]) -> dict[str, Any]:
         """Compose the config of a job as Hydra's launcher will, without starting the job."""
-        from alexlab.commands.cli import plain_config
+        from alexlab.commands.cli import COMMANDS, plain_config
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
             config.hydra.runtime.output_dir = str(self.folder / str(config.hydra.sweep.subdir))
         HydraConfig.instance().set_config(config)  # for ${hydra:...}
-        job_config: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        return plain_config(self.command, job_config, HydraConfig.get())
+        own: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return plain_config(COMMANDS[self.config.hydra.job.config_name], own, HydraConfig.get())
 
     def launch(self, number: int, *jobs: list[str]) -> Any:
         """Run jobs, numbered from `number` on. Returns the result of the last job; raises the error of a job."""

@@ -1,6 +1,5 @@
 """W&B's own sweeps: `wandb sweep` and `wandb agent` for real, against a small server on loopback."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, TINY, clean_env, command, composed, summary_of
 from wandb_server import Sweep, WandbServer, wandb_server
@@ -44,42 +44,70 @@ def create_sweep(server: WandbServer, folder: Path, parameters: dict[str, Any], 
     return server.sweeps[path.rpartition("/")[2]], path
 
 
-def test_an_agent_runs_a_grid(shapes: Path, tmp_path: Path) -> None:
-    """Two runs, on two ranks each, with their own learning rates. No key is twice in a run's config at W&B."""
-    logs = tmp_path / "logs"
+def test_an_agent_runs_a_grid_and_resumes_a_run_that_it_has_stopped(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run has a wrong learning rate; the second one trains on two ranks, and is stopped and started again."""
+    run_dir = tmp_path / "logs/train/runs/sweep-sweep0/sweep0r1"
+    heartbeat, stopped = Sweep.commands, list[str]()
+
+    def stopping(self: Sweep, running: dict[str, bool]) -> list[dict[str, Any]]:
+        last = run_dir / "checkpoints/last.ckpt"
+        if not stopped and last.is_file():
+            self.stop, self.again = {"sweep0r1"}, ["sweep0r1"]
+            stopped.append("sweep0r1")
+        if stopped and not running:  # the stopped run is started again, for two more epochs
+            done = torch.load(last, weights_only=True)["epoch"]
+            self.given["sweep0r1"]["trainer"]["value"]["max_epochs"] = done + 3
+        return heartbeat(self, running)
+
+    monkeypatch.setattr(Sweep, "commands", stopping)
     before = subprocess.run(["git", "status", "--short"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     grid = {
-        "optimizer": {"parameters": {"lr": {"values": [0.02, 0.5]}}},
+        "optimizer": {"parameters": {"lr": {"values": [-1, 0.02]}}},
         "choices": {"parameters": {"scheduler": {"value": "constant"}}},
         "label_smoothing": {"value": 0.1},
         "data": {"parameters": {"root": {"value": str(shapes)}}},  # W&B gets the last part of the path
+        "trainer": {"parameters": {"max_epochs": {"value": 9999}}},
     }
     with wandb_server() as server:
-        wandb_sweep, path = create_sweep(
-            server, tmp_path / "w", grid, f"paths.logs={logs}", "debug=fast", "trainer=ddp_cpu"
-        )
+        wandb_sweep, path = create_sweep(server, tmp_path / "w", grid, f"paths.logs={tmp_path}/logs", "trainer=ddp_cpu")
         done = run_wandb("agent", path, server=server, folder=tmp_path / "w")
-        printed = done.stdout + done.stderr
-        assert done.returncode == 0, printed
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+
+    # what the agent has asked for and started
     assert path == "tester/alexlab/sweep0"
     calls = ["UpsertSweep", "SweepWithRuns", "CreateAgent", "Heartbeat"]
     assert [call for call in dict.fromkeys(server.calls) if call in calls] == calls
-    assert set(server.runs) == set(wandb_sweep.given) == {"sweep0r0", "sweep0r1"}, printed
-    for (name, run), rate in zip(sorted(server.runs.items()), (0.02, 0.5), strict=True):
-        config = json.loads(run.fields["config"])
-        assert config["optimizer"]["value"]["lr"] == rate
-        assert config["optimizer"]["value"]["momentum"] == 0.9, "the group is whole"
-        assert config["choices"]["value"]["scheduler"] == config["scheduler"]["value"]["name"] == "constant"
-        assert config["label_smoothing"]["value"] == 0.1
-        assert [key for key in config if "." in key] == []
-        assert (run.fields["groupName"], run.fields["project"]) == ("sweep0", "alexlab")
-        assert (run.complete, run.exit_code) == (True, 0), printed
-        summary = summary_of(logs / "train/runs/sweep-sweep0" / name)
-        assert (summary["effective_lr"], summary["world_size"]) == (rate, 2)
-        assert run.summary["val/acc1_best"] == pytest.approx(summary["best"]["val/acc1"])
-        assert f"-lr{rate}-" in run.fields["displayName"]
     known = ("ServerFeaturesQuery", "ServerInfo")  # queries that the server may leave unanswered
     assert [query for query in server.unknown if not query.startswith(known)] == []
+    assert set(wandb_sweep.given) == {"sweep0r0", "sweep0r1"}, printed
+    assert set(server.runs) == {"sweep0r1"}
+    assert [path.name for path in run_dir.parent.iterdir()] == ["sweep0r1"]
+    assert "`optimizer.lr=-1` must be above 0" in printed
+
+    # the run at W&B: no key is twice in the config
+    run, summary = server.runs["sweep0r1"], summary_of(run_dir)
+    assert run.config["optimizer"]["lr"] == summary["effective_lr"] == 0.02
+    assert run.config["optimizer"]["momentum"] == 0.9, "the group is whole"
+    assert run.config["choices"]["scheduler"] == run.config["scheduler"]["name"] == "constant"
+    assert run.config["label_smoothing"] == 0.1
+    assert [key for key in run.config if "." in key] == []
+    assert (run.fields["groupName"], run.fields["project"]) == ("sweep0", "alexlab")
+    assert "-lr0.02-" in run.fields["displayName"]
+    assert run.summary["val/acc1_best"] == pytest.approx(summary["best"]["val/acc1"])
+
+    # it was stopped, and has continued
+    assert stopped
+    assert not run.preempting, "W&B stopped it, as early_terminate does"
+    assert (run.complete, run.exit_code) == (True, 0), printed
+    assert "Stopped by SIGTERM. Resume it with" in printed
+    assert (summary["status"], summary["world_size"]) == ("finished", 2)
+    epochs = [line for line in (run_dir / "train.log").read_text().splitlines() if "| train/loss" in line]
+    numbers = [int(line.split("epoch ")[1].split("/")[0]) for line in epochs]
+    assert numbers == list(range(1, summary["epochs"] + 1)), "each epoch once"
+
     after = subprocess.run(["git", "status", "--short"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert after == before, "an agent leaves no file in the project"
 
@@ -95,41 +123,6 @@ def test_the_shipped_file_is_a_sweep_of_the_metric_that_runs_log(tmp_path: Path)
     assert len(grid.grid) == 6
     (first,) = grid.commands({})
     assert first["args"] == {"optimizer": {"value": {"lr": 0.003, "weight_decay": 0.0001}}}
-
-
-def test_a_run_that_an_agent_stops_resumes_if_the_agent_starts_it_again(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run with a wrong learning rate fails and does not disturb the other."""
-    logs = tmp_path / "logs"
-    run_dir = logs / "train/runs/sweep-sweep0/sweep0r1"
-    heartbeat, stopped = Sweep.commands, list[str]()
-
-    def stopping(self: Sweep, running: dict[str, bool]) -> list[dict[str, Any]]:
-        if not stopped and (run_dir / "checkpoints/last.ckpt").is_file():
-            self.stop, self.again = {"sweep0r1"}, ["sweep0r1"]
-            stopped.append("sweep0r1")
-        return heartbeat(self, running)
-
-    monkeypatch.setattr(Sweep, "commands", stopping)
-    grid = {"optimizer": {"parameters": {"lr": {"values": [-1, 0.01]}}}}
-    words = [f"data.root={shapes}", f"paths.logs={logs}", "trainer.max_epochs=999", "+trainer.max_time='00:00:00:06'"]
-    with wandb_server() as server:
-        _, path = create_sweep(server, tmp_path / "w", grid, *words)
-        done = run_wandb("agent", path, server=server, folder=tmp_path / "w")
-    printed = done.stdout + done.stderr
-    assert done.returncode == 0, printed
-    assert "`optimizer.lr=-1` must be above 0" in printed
-    assert stopped
-    run = server.runs["sweep0r1"]
-    assert not run.preempting, "W&B stopped it, as early_terminate does"
-    assert (run.complete, run.exit_code) == (True, 0), printed
-    assert "Stopped by SIGTERM. Resume it with" in printed
-    assert summary_of(run_dir)["status"] == "finished"
-    epochs = [line for line in (run_dir / "train.log").read_text().splitlines() if "| train/loss" in line]
-    numbers = [int(line.split("epoch ")[1].split("/")[0]) for line in epochs]
-    assert numbers == sorted(set(numbers)), "each epoch once"
-    assert [path.name for path in run_dir.parent.iterdir()] == ["sweep0r1"]
 
 
 def test_the_words_of_an_agent_become_hydras_overrides() -> None:

@@ -72,11 +72,8 @@ def test_trainer(name: str, tmp_path: Path) -> None:
 def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     loggers, wandb = build.build_loggers(config_of(f"logger={name}", run_dir=tmp_path / "run"))
-    further = {
-        "wandb": {"WandbLogger"},
-        "tensorboard": {"TensorBoardLogger"},
-        "all": {"WandbLogger", "TensorBoardLogger"},
-    }
+    further = {"wandb": {"WandbLogger"}, "tensorboard": {"TensorBoardLogger"}}
+    further["all"] = further["wandb"] | further["tensorboard"]
     assert {type(logger).__name__ for logger in loggers} == {"CsvLogger"} | further.get(name, set())
     assert (wandb is not None) == (name in ("wandb", "all"))
     assert not (tmp_path / "run").exists(), "a logger writes nothing before the run starts"
@@ -108,12 +105,9 @@ def test_devices_are_those_that_another_launcher_has_started(monkeypatch: pytest
         found("trainer.devices=2")
 
 
-def test_gpu_numbers_on_a_cpu_are_refused() -> None:
+def test_gpu_numbers_and_half_precision_on_a_cpu_are_refused() -> None:
     with pytest.raises(UserError, match=r"`trainer.devices=\[0, 1\]` names GPUs, and this run uses cpu"):
         find_devices(config_of("trainer.accelerator=cpu", "trainer.devices=[0,1]").trainer)
-
-
-def test_mixed_half_precision_on_a_cpu_is_refused() -> None:
     for wanted in ("16-mixed", 16):
         with pytest.raises(UserError, match=rf"`trainer.precision={wanted}` needs a GPU: on a CPU use bf16-mixed, 32"):
             choose_precision(wanted, "cpu")

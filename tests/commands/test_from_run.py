@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from wandb_server import WandbServer
 from alexlab.commands import from_run
 from alexlab.engine import config as configs
 from alexlab.engine import naming
-from alexlab.engine.config import flat
+from alexlab.engine.config import CONF, flat
 from alexlab.engine.errors import UserError
-from alexlab.engine.overrides import put
+from alexlab.engine.overrides import put, remove
 from alexlab.loggers import wandb_api
 
 FOLDER = "data=folder data.root={data}"
@@ -40,16 +41,12 @@ def plain(words: str, folders: dict[str, str]) -> dict[str, Any]:
 
 
 def save_run(words: str, folders: dict[str, str], change: dict[str, Any] | None = None) -> None:
-    """Write the config.yaml of a run with these overrides; None in `change` takes a key out."""
+    """Write the config.yaml of a run with these overrides; None in `change` removes a key."""
     config = plain(words, folders) | {"run_dir": folders["run"]}
     for key, value in (change or {}).items():
-        *above, last = key.split(".")
-        node = config
-        for part in above:
-            node = node[part]
-        node.pop(last)
-        if value is not None:
-            node[last] = value
+        put(config, key, value)
+        if value is None:
+            remove(config, key)
     Path(folders["run"]).mkdir(parents=True, exist_ok=True)
     configs.save(config, Path(folders["run"], "config.yaml"))
 
@@ -97,15 +94,13 @@ def test_the_runs_values_count_and_not_the_defaults_of_today(folders: dict[str, 
     """As if conf/ had other values when the run started; a reference is followed all the same."""
     save_run(SHUFFLE, folders, {"optimizer.lr": 0.125, "monitor": "val/acc5"})
     repeated = repeat("model.name=resnet18 paths.data={other}", folders)
-    assert repeated.changes == [
-        "model.name=resnet18 (the run has shufflenet_v2_x0_5)",
-        "model.net.name=resnet18 (the run has shufflenet_v2_x0_5)",
-    ]
+    follows = " (the run has shufflenet_v2_x0_5)"
+    changes = f"model.name=resnet18{follows}, model.net.name=resnet18{follows}"
+    assert repeated.notes == [f"repeats {folders['run']}, with {changes}"]
     found = repeated.config
     assert (found["optimizer"]["lr"], found["monitor"], found["data"]["root"]) == (0.125, "val/acc5", folders["data"])
     assert found["paths"]["data"] == folders["other"], "paths are those of this machine"
     assert (found["repeats"], found["from_run"]) == (folders["run"], None)
-    assert repeated.notes[0].startswith(f"repeats {folders['run']}, with model.name=resnet18 (the run has shuff")
 
 
 def test_overrides_of_the_run_stay_in_its_list_unless_they_are_given_again(folders: dict[str, str]) -> None:
@@ -121,7 +116,8 @@ def test_what_was_filled_in_when_an_older_run_started_is_worked_out_again(folder
     save_run(words, folders, filled)
     repeated = repeat("data.root={other}", folders)
     assert settings(repeated.config) == settings(plain(f"{words} data.root={{other}}", folders))
-    assert repeated.changes == [f"data.root={folders['other']} (the run has {folders['data']})"]
+    change = f"data.root={folders['other']} (the run has {folders['data']})"
+    assert repeated.notes == [f"repeats {folders['run']}, with {change}"]
     given = "data.num_classes=5 model.mean=[0.1,0.2,0.3] logger.wandb.group=x7k2m9qa"
     save_run(f"{FOLDER} model=timm {given}", folders)
     found = repeat("", folders).config
@@ -141,12 +137,20 @@ def test_an_older_run_gets_todays_defaults_for_keys_that_it_lacks(folders: dict[
     assert "tf32" not in repeated.config["trainer"], "the run had taken it out"
 
 
-def test_a_run_whose_options_are_gone_is_repeated_and_says_what_it_cannot_follow(folders: dict[str, str]) -> None:
+def test_a_run_whose_options_are_gone_is_repeated_and_says_what_it_cannot_follow(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --config-dir, a further folder may have them."""
     save_run(SHUFFLE, folders, {"choices.model": "gone"})
     assert len(repeat("", folders).notes) == 1
     repeated = repeat("model.name=resnet18", folders)
     assert repeated.config["model"]["net"]["name"] == "shufflenet_v2_x0_5"
     assert "conf/ no longer has the options or keys of" in repeated.notes[1]
+    (tmp_path / "model").mkdir()
+    shutil.copy(CONF / "model/torchvision.yaml", tmp_path / "model/gone.yaml")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config-dir={tmp_path}"])
+    repeated = repeat("model.name=resnet18", folders)
+    assert (repeated.config["model"]["net"]["name"], len(repeated.notes)) == ("resnet18", 1)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +188,13 @@ def test_secrets_of_the_run_are_asked_for(folders: dict[str, str], monkeypatch: 
     config = yaml.safe_load(path.read_text())
     config["logger"]["wandb"]["notes"] = "${oc.env:MY_TOKEN}"
     config["overrides"] += ["+my.a=${oc.env:MY_TOKEN}", "+my.b=\\${root:}"]
-    config["my"] = {"a": "x", "b": "y"}
+    config["my"] = {"a": "x", "b": "y", "c": "see ${oc.env:MY_TOKEN}"}
     path.write_text(yaml.safe_dump(config))
-    asked = r"secrets are not saved with a run: add logger.wandb.notes=\.\.\. \(the run has \$\{oc.env:MY_TOKEN\}\)"
+    asked = r"are not saved with a run: add logger.wandb.notes=\.\.\. \(the run has \$\{oc.env:MY_TOKEN\}\), my.c="
     with pytest.raises(UserError, match=asked):
         repeat("", folders)
-    repeated = repeat("logger.wandb.notes=mine", folders)
-    assert repeated.config["my"] == {"a": "x", "b": "y"}
+    repeated = repeat("logger.wandb.notes=mine +my.c=z", folders)
+    assert repeated.config["my"] == {"a": "x", "b": "y", "c": "z"}
 
 
 def test_a_resumed_run_is_repeated_from_its_start(folders: dict[str, str]) -> None:

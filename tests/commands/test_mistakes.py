@@ -3,6 +3,7 @@
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model/mynet": (
             "name: mynet\nmean: auto\nstd: auto\nnet: {_target_: alexlab.models.alexnet.AlexNet, width: 0.5}\n"
         ),
+        "model/plain": "name: plain\nmean: auto\nstd: auto\nnet: {_target_: alexlab.models.mynet.MyNet}\n",
         "optimizer/mine": "_target_: torch.optim.SGD\nlearning_rate: 0.1\n",
         "scheduler/mine": "warmup: 1\n",
     }.items():
@@ -184,6 +186,13 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
             [
                 "`model.net.dropout=0.5`: model=mynet has no such key. It has width.",
                 "`+model.net.dropout=0.5` passes it to alexlab.models.alexnet.AlexNet.",
+            ],
+        ),
+        (
+            ["model=plain", "model.net.dropout=0.5"],
+            [
+                "`model.net.dropout=0.5`: model=plain has no such key. model.net has no keys. `+model.net.dropout=0.5`",
+                "0.5` passes it to alexlab.models.mynet.MyNet.\n",
             ],
         ),
     ],
@@ -264,12 +273,15 @@ def test_a_directory_with_a_run_is_refused(shapes: Path, tmp_path: Path) -> None
 def test_errors_of_the_disk_are_answered_without_a_traceback(
     error: OSError, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    def fail(self: cli.Command, config: object) -> None:
+    def fail(config: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli.Command, "call", fail)
-    monkeypatch.setattr("sys.argv", ["train.py"])
-    assert cli.execute(cli.COMMANDS["train"], [f"paths.logs={tmp_path}"]) == 2
+    monkeypatch.setattr(cli.Command, "load", lambda self: fail)
+    monkeypatch.setattr(cli, "leave", sys.exit)
+    monkeypatch.setattr("sys.argv", ["train.py", f"paths.logs={tmp_path}"])
+    with pytest.raises(SystemExit) as left:
+        cli.run("train")
+    assert left.value.code == 2
     printed = capsys.readouterr().err
     assert sentence in printed
     assert "Traceback" not in printed

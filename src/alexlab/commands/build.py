@@ -195,8 +195,7 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
             task.net,
             data.describe(),
             list(data.classes),
-            plan.steps_per_epoch,
-            plan.steps,
+            plan,
             resumes=config.resume.run is not None,
             finished=run_dirs.read_summary(path).get("status") == "finished",
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from alexlab.commands.plan import Plan
 from alexlab.data.fingerprint import changed_splits
 from alexlab.engine import checkpoint_io
 from alexlab.engine.config import flat
@@ -15,11 +16,7 @@ from alexlab.engine.run_dir import shown as shown_path
 from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
 
 # keys that older checkpoints lack, with the value that older versions used
-ADDED_LATER = {
-    "optimizer.bias_lr_factor": 1.0,
-    "finetune.freeze_epochs": 0,
-    "finetune.backbone_lr_factor": 1.0,
-}
+ADDED_LATER = {"optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
 
 
 def check_ckpt(
@@ -28,8 +25,7 @@ def check_ckpt(
     net: nn.Module,
     dataset: dict[str, Any],
     classes: list[str],
-    steps_per_epoch: int,
-    steps: int,
+    plan: Plan,
     resumes: bool,
     finished: bool,
 ) -> int:
@@ -38,18 +34,14 @@ def check_ckpt(
     Args:
         config: plain values.
         dataset: as `ImageFolders.describe` returns.
-        classes: the class folders.
-        steps_per_epoch, steps: optimizer steps of an epoch and of the whole run, as the plan has them.
         resumes: it is the run's own checkpoint (`resume=`), and not the start of a new run (`ckpt_path=`).
         finished: the run of the checkpoint is complete; otherwise its test may still be missing.
 
     Raises:
-        UserError: the checkpoint is of another network, of other classes or images, or of an older version; it has
-            weights only; no step is left to train; or settings differ that the saved optimizer and schedule would
-            ignore.
+        UserError: the checkpoint does not fit network, classes, images or settings; or it cannot be continued.
     """
     named = f"the run's {shown_path(path)}" if resumes else f"ckpt_path={path}"
-    root, trainer = config["data"]["root"], config["trainer"]
+    root, most = config["data"]["root"], config["trainer"]["max_epochs"]
     checkpoint = checkpoint_io.load(path)
     load_net(net, checkpoint, path)
     if "optimizer_states" not in checkpoint:
@@ -80,31 +72,28 @@ def check_ckpt(
     before = checkpoint["alexlab"]["dataset"]
     changed = [name for name in changed_splits(before, dataset) if name in ("train", "val")]
     if changed:
-        counts = ", ".join(
-            f"{name} {dataset['images'].get(name)} (the checkpoint has {before['images'].get(name)})"
-            for name in changed
-        )
+        now, then = dataset["images"], before["images"]
+        counts = ", ".join(f"{name} {now.get(name)} (the checkpoint has {then.get(name)})" for name in changed)
         raise UserError(
             f"{named} was trained on other images than those of {root}: {counts}; names or sizes of the files differ. "
             "Give the same images, or start a new run."
         )
 
     epochs, done = position["epochs"], checkpoint["global_step"]
-    if position["steps_per_epoch"] != steps_per_epoch:
+    if position["steps_per_epoch"] != plan.steps_per_epoch:
         raise UserError(
             f"{named} has done {done} steps in epochs of {position['steps_per_epoch']} steps. An epoch has "
-            f"{steps_per_epoch} now, which does not fit its schedule: set the same trainer.limit_train_batches and "
-            "trainer.overfit_batches."
+            f"{plan.steps_per_epoch} now, which does not fit its schedule: set the same trainer.limit_train_batches "
+            "and trainer.overfit_batches."
         )
-    most = trainer["max_epochs"]
     if most is not None and 0 <= most < epochs:
         raise UserError(
             f"{named} has done {epochs} epochs, and trainer.max_epochs={most} would have stopped before: set "
             f"{epochs} or more."
         )
-    if steps <= done and (finished or not resumes):
+    if plan.steps <= done and (finished or not resumes):
         raise UserError(
-            f"{named} has done {epochs} epochs ({done} steps), and this run would end after {steps} steps: set a "
+            f"{named} has done {epochs} epochs ({done} steps), and this run would end after {plan.steps} steps: set a "
             f"trainer.max_epochs above {epochs}."
         )
     return done

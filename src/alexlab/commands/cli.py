@@ -10,12 +10,13 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
@@ -36,124 +37,191 @@ from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, sh
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its schema, the function that runs it, and how a user calls it."""
+    """A command. `function` is "module:function" in alexlab.commands, imported after the config was checked."""
 
     name: str
-    schema_name: str
-    function: str  # "module:function" in alexlab.commands, imported after the config was checked
-    shown: str
+    function: str
 
     @property
     def model(self) -> type[schema.Group]:
-        return getattr(schema, self.schema_name)
+        return getattr(schema, f"{self.name.title()}Config")
 
-    def call(self, config: Any) -> Any:
+    @property
+    def shown(self) -> str:
+        return f"python {self.name}.py" if self.name in ("train", "eval") else f"alexlab {self.name}"
+
+    def load(self) -> Callable[[Any], Any]:
         module, _, function = self.function.partition(":")
         with importing():
-            task = getattr(importlib.import_module(f"alexlab.commands.{module}"), function)
-        return task(config)
+            return getattr(importlib.import_module(f"alexlab.commands.{module}"), function)
 
 
-COMMANDS = {
-    command.name: command
-    for command in (
-        Command("train", "TrainConfig", "train:train", "python train.py"),
-        Command("eval", "EvalConfig", "evaluate:evaluate", "python eval.py"),
-        Command("predict", "PredictConfig", "predict:predict", "alexlab predict"),
-        Command("export", "ExportConfig", "export:export", "alexlab export"),
-        Command("figures", "FiguresConfig", "figures:redraw", "alexlab figures"),
-        Command("prepare", "PrepareConfig", "prepare:prepare", "alexlab prepare"),
-        Command("benchmark", "BenchmarkConfig", "benchmark:benchmark", "alexlab benchmark"),
-        Command("compare", "CompareConfig", "compare:show", "alexlab compare"),
-        Command("dashboard", "DashboardConfig", "dashboard:save_dashboard", "alexlab dashboard"),
-    )
+FUNCTIONS = {
+    "train": "train:train",
+    "eval": "evaluate:evaluate",
+    "predict": "predict:predict",
+    "export": "export:export",
+    "figures": "figures:redraw",
+    "prepare": "prepare:prepare",
+    "benchmark": "benchmark:benchmark",
+    "compare": "compare:show",
+    "dashboard": "dashboard:save_dashboard",
 }
+COMMANDS = {name: Command(name, function) for name, function in FUNCTIONS.items()}
+
+
+def main() -> None:
+    """Run `alexlab VERB ...`, the console script."""
+    verb, *sys.argv[1:] = sys.argv[1:] or ["--help"]
+    if verb in COMMANDS:
+        run(verb)
+        return
+    if verb not in ("--help", "-h"):
+        print(f"error: alexlab {verb}: there is no such command.{_did_you_mean(verb, COMMANDS)}", file=sys.stderr)
+    lines = [f"  {name:10} {_summary(name)}" for name in COMMANDS]
+    print("alexlab COMMAND key=value ...  (alexlab COMMAND --help shows its keys)\n\n" + "\n".join(lines), flush=True)
+    sys.exit(0 if verb in ("--help", "-h") else 2)
+
+
+def run(name: str) -> None:
+    """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
+    command, words, code = COMMANDS[name], sys.argv[1:], 0
+    jobs = Jobs(command)
+    register_resolvers("")
+    try:
+        words = to_overrides(words, command)
+        if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
+            print(help_of(command, words))
+        else:
+            register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words))
+            sys.argv[1:] = words
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.receive)()
+            if jobs.error is not None:
+                raise jobs.error
+            if jobs.config is not None:
+                os.environ.update(jobs.environment)
+                task = command.load()
+                task(jobs.config)
+            jobs.finish_sweep()
+        sys.stdout.flush()
+    except BaseException as error:
+        code = _report(error, command, words, jobs.mask)
+    if jobs.run_dir is not None:
+        sweep.remove_empty(jobs.run_dir, jobs.run_dir.parent)
+    is_watched = sys.getprofile() is not None or sys.gettrace() is not None or sys.flags.interactive  # by a debugger
+    if "torch" in sys.modules and not is_watched:
+        leave(code)
+    if code:
+        sys.exit(code)
+
+
+def _report(error: Any, command: Command, words: list[str], mask: Callable[[str], str]) -> int:
+    """Print a mistake on one screen, or the traceback of a bug; return the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, BrokenPipeError):  # nobody reads the output any more, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    text, code = mistake(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        text, code = "interrupted.", 130
+    elif isinstance(error, StopSweep | RunFailedError):
+        text, code = str(error), error.code
+    elif isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
+        text = hydra_mistake(error, command, words)
+    elif text is None:
+        print(mask(short_traceback(error)), file=sys.stderr, flush=True)
+        return 1
+    print(f"error: {mask(text)}", file=sys.stderr, flush=True)
+    return code
+
+
+# -- the jobs that Hydra composes
 
 
 class StopSweep(BaseException):
-    """Stops a sweep at the first failed job. It is no Exception, because Hydra holds those back until the last job.
-
-    Attributes:
-        code: exit code.
-    """
+    """Stops a sweep at the first failed job. It is no Exception, because Hydra holds those back until the last job."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
         self.code = code
 
 
+@dataclass
 class Jobs:
-    """Runs the one job of a command, or the jobs of a sweep, and records how they ended.
+    """Checks the one job of a command, which `run` runs then, or runs the jobs of a sweep."""
 
-    Attributes:
-        error: the error of the one job. `finish` raises it: in `run`, Hydra would print all overrides first.
-        failed: a line for each failed job of a sweep that continues after failures.
-        mask: hides the values of secrets in a text.
-    """
+    command: Command
+    mask: Callable[[str], str] = str  # hides the values of secrets in a text
+    # of the one job
+    config: Any = None
+    error: Exception | None = None  # why it was refused. Raised in `receive`, Hydra would print all overrides first
+    run_dir: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)  # hydra.job.env_set, which Hydra takes back
+    # of a sweep
+    failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
+    folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
+    monitor: str = "val/acc1"
 
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.error: Exception | None = None
-        self.failed: list[str] = []
-        self.mask: Callable[[str], str] = str
-        self.sweeps: dict[str, bool] = {}  # folder -> whether only a dry run was made
-        self.monitor = "val/acc1"
-
-    def run(self, composed: DictConfig) -> Any:
-        """Check and run one job; Hydra calls this."""
+    def receive(self, composed: DictConfig) -> Any:
+        """Take the config of a job from Hydra. Run a job of a sweep, and return the result."""
         hydra_config = HydraConfig.get()
-        is_sweep = hydra_config.mode == hydra.types.RunMode.MULTIRUN
-        keep_going = bool(OmegaConf.select(composed, "sweep.keep_going"))
-        run_dir = Path(hydra_config.runtime.output_dir).resolve()
-        if is_sweep:
-            self.sweeps[hydra_config.sweep.dir] = bool(composed.get("dry_run"))
-            print(f"job {hydra_config.job.num}: {', '.join(overrides_of(hydra_config))}", flush=True)
+        run_dir = Path(hydra_config.runtime.output_dir).resolve()  # Hydra has created it
+        if hydra_config.mode == hydra.types.RunMode.MULTIRUN:
+            return self._run_in_sweep(composed, hydra_config, run_dir)
+        self.run_dir = run_dir
+        self.environment |= {key: str(value) for key, value in hydra_config.job.env_set.items()}
         try:
-            plain = plain_config(self.command, composed, hydra_config)
-            self.mask = configs.masker(plain)
-            config = checked_config(self.command, plain, hydra_config)
-            _check_start(config, hydra_config, is_sweep)
-            self.monitor = getattr(config, "monitor", self.monitor)
-            result = self.command.call(config)
-            if is_sweep and result is None and "study_name" in hydra_config.sweeper and not config.dry_run:
+            self.config = self._check(composed, hydra_config)
+        except Exception as error:
+            self.error = error
+        return None
+
+    def _check(self, composed: DictConfig, hydra_config: Any) -> Any:
+        plain = plain_config(self.command, composed, hydra_config)
+        self.mask = configs.masker(plain)
+        config = checked_config(self.command, plain, hydra_config)
+        _check_start(config, hydra_config)
+        self.monitor = getattr(config, "monitor", self.monitor)
+        return config
+
+    def _run_in_sweep(self, composed: DictConfig, hydra_config: Any, run_dir: Path) -> Any:
+        number, overrides = hydra_config.job.num, ", ".join(overrides_of(hydra_config))
+        folder, is_dry = Path(hydra_config.sweep.dir).resolve(), bool(composed.get("dry_run"))
+        if not is_dry:
+            self.folders.append(hydra_config.sweep.dir)
+        print(f"job {number}: {overrides}", flush=True)
+        try:
+            config = self._check(composed, hydra_config)
+            result = self.command.load()(config)
+            if result is None and "study_name" in hydra_config.sweeper and not is_dry:
                 raise UserError(f"Nothing to optimize: the job has not measured `monitor={config.monitor}`.")
             return result
         except Exception as error:
-            if not is_sweep:
-                self.error = error
-                return None
-            if not composed.get("dry_run"):
+            if not is_dry:
                 unresolved: Any = OmegaConf.to_container(composed, resolve=False)
                 sweep.record_failure(run_dir, unresolved, self.mask(f"{type(error).__name__}: {error}"))
-            self._fail(error, hydra_config, keep_going)
+            text = mistake(error)
+            if text is None and not isinstance(error, RunFailedError):
+                print(self.mask(short_traceback(error)), file=sys.stderr, flush=True)
+            why = self.mask(text or f"{type(error).__name__}: {error}")
+            if not OmegaConf.select(composed, "sweep.keep_going"):
+                stops = "The sweep stops; sweep.keep_going=true continues."
+                raise StopSweep(f"Job {number} failed: {why}\n{stops}", 1 if text is None else 2) from None
+            self.failed.append(f"job {number} ({overrides}): {why}")
+            print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
             return None
         finally:
-            top = Path(hydra_config.sweep.dir).resolve() if is_sweep else run_dir.parent
-            sweep.remove_empty(run_dir, top)
+            sweep.remove_empty(run_dir, folder.parent if is_dry else folder)
 
-    def _fail(self, error: Exception, hydra_config: Any, keep_going: bool) -> None:
-        text, number = mistake(error), hydra_config.job.num
-        if text is None and not isinstance(error, RunFailedError):
-            print(self.mask(short_traceback(error)), file=sys.stderr, flush=True)
-        why = self.mask(text or f"{type(error).__name__}: {error}")
-        if not keep_going:
-            code = 2 if text is not None else 1
-            raise StopSweep(f"Job {number} failed: {why}\nThe sweep stops; sweep.keep_going=true continues.", code)
-        self.failed.append(f"job {number} ({', '.join(overrides_of(hydra_config))}): {why}")
-        print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
-
-    def finish(self) -> None:
-        """Raise the one job's error, or print the table of a sweep's jobs.
+    def finish_sweep(self) -> None:
+        """Print the table of a sweep's jobs.
 
         Raises:
             RunFailedError: jobs failed.
         """
-        if self.error is not None:
-            raise self.error
-        for folder, is_dry in self.sweeps.items():
-            if is_dry:
-                sweep.remove_empty(Path(folder), Path(folder).parent)
-                continue
+        for folder in dict.fromkeys(self.folders):
             from alexlab.analysis.compare import sweep_table
 
             width = shutil.get_terminal_size((160, 24)).columns
@@ -163,9 +231,9 @@ class Jobs:
             raise RunFailedError(f"{len(self.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(self.failed), 1)
 
 
-def _check_start(config: Any, hydra_config: Any, is_sweep: bool) -> None:
+def _check_start(config: Any, hydra_config: Any) -> None:
     """Raise UserError for combinations of `resume`, `sweep`, -m and W&B's agent that contradict each other."""
-    option = hydra_config.runtime.choices.get("sweep", "none")
+    option, is_sweep = hydra_config.runtime.choices.get("sweep", "none"), hydra_config.mode.name == "MULTIRUN"
     if not is_sweep and option != "none":
         raise UserError(f"sweep={option} is for many runs: add -m, as in -m sweep={option}.")
     if not isinstance(config, schema.TrainConfig):
@@ -174,82 +242,11 @@ def _check_start(config: Any, hydra_config: Any, is_sweep: bool) -> None:
     resumed = config.resume.run
     if resumed in (None, "auto"):
         return
-    if is_sweep:
-        raise UserError(f"resume={resumed} continues one run, and -m starts many: remove one of them.")
     if words := [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]:
         raise UserError(
             f"resume={resumed} continues in the run's own directory: remove {words[0]}, or start a new run from its "
             f"checkpoint with ckpt_path={resumed}."
         )
-
-
-def main() -> None:
-    """Run `alexlab VERB ...`, the console script."""
-    verb, *sys.argv[1:] = sys.argv[1:] or ["--help"]
-    if verb in COMMANDS:
-        run(verb)
-        return
-    lines = [f"  {name:10} {_summary(name)}" for name in COMMANDS]
-    near = difflib.get_close_matches(verb, COMMANDS, n=1)
-    if verb not in ("--help", "-h"):
-        print(f"error: alexlab {verb}: there is no such command.{_did_you_mean(near)}", file=sys.stderr)
-    print("alexlab COMMAND key=value ...  (alexlab COMMAND --help shows its keys)\n\n" + "\n".join(lines), flush=True)
-    sys.exit(0 if verb in ("--help", "-h") else 2)
-
-
-def run(name: str) -> None:
-    """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
-    code = execute(COMMANDS[name], sys.argv[1:])
-    if "torch" in sys.modules and not _is_watched():
-        leave(code)
-    if code:
-        sys.exit(code)
-
-
-def _is_watched() -> bool:
-    """Check whether a profiler, a debugger or an interactive session needs the process after the command."""
-    return sys.getprofile() is not None or sys.gettrace() is not None or bool(sys.flags.interactive)
-
-
-def execute(command: Command, argv: list[str]) -> int:
-    """Compose and check the config of a command, and run it. Print a mistake on one screen; return the exit code."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
-    jobs, words = Jobs(command), argv
-    try:
-        words = to_overrides(argv, command)
-        if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
-            print(help_of(command, words), flush=True)
-            return 0
-        register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words))
-        sys.argv[1:] = words
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.name)(jobs.run)()
-        jobs.finish()
-        sys.stdout.flush()
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BrokenPipeError:  # nobody reads the output any more, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
-    except KeyboardInterrupt:
-        return _answer("interrupted.", 130)
-    except StopSweep as error:
-        return _answer(str(error), error.code)
-    except RunFailedError as error:
-        return _answer(jobs.mask(str(error)), error.code)
-    except Exception as error:
-        if isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
-            return _answer(jobs.mask(hydra_mistake(error, command, words)), 2)
-        text = mistake(error)
-        if text is None:
-            print(jobs.mask(short_traceback(error)), file=sys.stderr, flush=True)
-            return 1
-        return _answer(jobs.mask(text), 2)
-    return 0
-
-
-def _answer(text: str, code: int) -> int:
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    return code
 
 
 def register_resolvers(stamp: str) -> None:
@@ -268,10 +265,10 @@ def register_resolvers(stamp: str) -> None:
 
 # -- the command line -> Hydra's overrides
 
-FLAGS = (
-    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
-    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
-)  # fmt: skip
+FLAGS = re.compile(
+    "--(help|hydra-help|version|cfg|resolve|package|run|multirun|info|shell-completion|config-(path|name|dir)"
+    "|experimental-rerun)(=.*)?"
+)
 CONFIG_DIR = "--config-dir="
 NAMES_A_RUN = ("run", "runs", "from_run", "resume.run", "init_from")
 # Names such as 26_20, 1e5 and 1.50: Hydra would read them as numbers, and no run has the name of that number.
@@ -283,20 +280,23 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
 
     `resume=X` becomes `resume.run=X`, and `--config-dir DIR` becomes `--config-dir=DIR`. Quotes are added to `where=`
     (Hydra has other meanings for = and <), to names of runs that look like numbers, and to values that Hydra cannot
-    parse. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's values. -m is put
-    first.
+    parse. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's values. -m and
+    --config-dir are put first.
 
     Raises:
         UserError: an option in another program's form (--lr 0.1), or a sweep under torchrun or srun.
     """
-    argv = _with_config_dir(argv)
-    for number, word in enumerate(argv):
-        if word.startswith("--") and word.partition("=")[0] not in FLAGS:
-            raise UserError(
-                f"{word}: settings are written key=value, as in {_as_ours(word, argv[number + 1 :], command)}."
-            )
-    sweep.check_words(argv)
-    words = sweep.agent_overrides(argv) if agent() is not None else argv
+    words = list(argv)
+    for number in range(len(words) - 2, -1, -1):  # one word, so that words can be moved one by one
+        if words[number] in ("--config-dir", "-cd"):
+            words[number : number + 2] = [CONFIG_DIR + words[number + 1]]
+    words.sort(key=lambda word: not word.startswith(CONFIG_DIR))  # argparse reads no flag between overrides
+    for number, word in enumerate(words):
+        if word.startswith("--") and not FLAGS.fullmatch(word):
+            meant = _as_ours(word, words[number + 1 :], command)
+            raise UserError(f"{word}: settings are written key=value, as in {meant}.")
+    sweep.check_words(words)
+    words = sweep.agent_overrides(words) if agent() is not None else words
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
     words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
     words = [_quoted(word) for word in words]
@@ -307,15 +307,6 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     if flags and launcher.external():
         raise UserError("A sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
     return ["-m", *(word for word in words if word not in flags)] if flags else words
-
-
-def _with_config_dir(argv: list[str]) -> list[str]:
-    """Join --config-dir and the folder after it into one word, so that words can be moved one by one."""
-    words = list(argv)
-    for number in range(len(words) - 2, -1, -1):
-        if words[number] in ("--config-dir", "-cd"):
-            words[number : number + 2] = [CONFIG_DIR + words[number + 1]]
-    return words
 
 
 def folders_of(words: list[str]) -> list[Path]:
@@ -347,7 +338,7 @@ def _is_readable(word: str) -> bool:
 
 
 def _as_ours(word: str, after: list[str], command: Command) -> str:
-    """Translate an option in the form of other programs, `--max-epochs 3`, to `trainer.max_epochs=3`."""
+    """Translate an option of another program, `--max-epochs 3`, to `trainer.max_epochs=3`."""
     name, sign, value = word.lstrip("-").partition("=")
     name = name.replace("-", "_")
     if not sign and after and not after[0].startswith("-") and "=" not in after[0]:
@@ -361,31 +352,40 @@ def _as_ours(word: str, after: list[str], command: Command) -> str:
 # -- composed config -> checked config
 
 
+def compose(command: Command, words: list[str]) -> tuple[Any, Plain]:
+    """Compose a config from --config-dir and the overrides among `words`; return it and the option of each group.
+
+    For messages, --help and from_run: Hydra itself composes the config of a job.
+    """
+    GlobalHydra.instance().clear()
+    further = ",".join(f"file://{folder}" for folder in folders_of(words)[1:])
+    overrides = [word for word in words if not word.startswith("-")] + [f"hydra.searchpath=[{further}]"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose(command.name, overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)  # for ${hydra:...}
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return own, composed.hydra.runtime.choices
+
+
 def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> Plain:
     """Return a composed config as plain values, with what only Hydra knows: run directory, overrides, options."""
     plain = configs.resolve(composed)
-    plain |= {
-        "run_dir": str(Path(hydra_config.runtime.output_dir).resolve()),
-        "overrides": overrides_of(hydra_config),
-    }
+    run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
+    plain |= {"run_dir": run_dir, "overrides": overrides_of(hydra_config)}
     if issubclass(command.model, schema.TrainConfig):
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
-        plain["data"] = with_absolute_paths(plain.get("data"))
+        make_paths_absolute(plain)
     return plain
 
 
 def overrides_of(hydra_config: Any) -> list[str]:
-    """Return a job's overrides as they were given: OmegaConf would resolve the references in them."""
+    """Return a job's overrides as the user wrote them: OmegaConf would resolve the references in them."""
     return OmegaConf.to_container(hydra_config.overrides.task, resolve=False)  # type: ignore[return-value]
 
 
 def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
-    """Return the checked, frozen config of a job.
-
-    Raises:
-        UserError: the message has all mistakes.
-    """
+    """Return the checked, frozen config of a job; raise UserError with all mistakes."""
     choices = _choices(hydra_config)
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
     return validate(command.model, plain, lambda key: find_file(key, folders, command.name, choices))
@@ -396,17 +396,16 @@ def _choices(hydra_config: Any) -> Plain:
     return {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
 
 
-def with_absolute_paths(data: Any) -> Any:
+def make_paths_absolute(plain: Plain) -> None:
     """Make the paths of `data` absolute: a resumed run may have another working directory."""
+    data = plain.get("data")
     if not isinstance(data, dict):
-        return data
-    data = dict(data)
-    if isinstance(data.get("root"), str) and data["root"] not in ("", "???"):
-        data["root"] = configs.absolute(data["root"])
-    names = data.get("class_names")
-    if isinstance(names, str) and os.path.isfile(configs.absolute(names)):  # noqa: PTH113
+        return
+    root, names = data.get("root"), data.get("class_names")
+    if isinstance(root, str) and root not in ("", "???"):
+        data["root"] = configs.absolute(root)
+    if isinstance(names, str) and Path(configs.absolute(names)).is_file():
         data["class_names"] = configs.absolute(names)
-    return data
 
 
 # -- what is printed
@@ -414,50 +413,44 @@ def with_absolute_paths(data: Any) -> Any:
 
 def help_of(command: Command, words: list[str]) -> str:
     """Return the help of a command: groups, keys with values and meanings, and Hydra's flags."""
-    groups = [
-        f"  {group:11} {', '.join(options(group, folders_of(words)))}"
-        for group in groups_of(command)
-        if group not in ("hydra", "paths") and "/" not in group
-    ]
-    parts = [_summary(command.name)]
-    flags = ["--cfg job            print the composed config and stop; --resolve resolves its references"]
-    if groups:
-        parts.append("Groups: choose with group=option\n" + "\n".join(groups))
-        flags += [
-            "-m, --multirun       sweep: key=A,B,... starts a job for each value",
-            "--config-dir DIR     a further folder of options, besides conf/",
-        ]
-    flags.append("--info, --hydra-help Hydra's own information")
-    parts.append("Flags\n" + "\n".join(f"  {flag}" for flag in flags))
-    meanings = schema.describe(command.model)
-    plain, _ = compose(command, words)
-    lines = "\n".join(_lines(plain, meanings))
-    parts.append(f"Keys: override any with key=value\n\n{lines}")
-    further = [
-        f"{f'+{key}=':38} # {meaning}"
+    shown_groups = [group for group in groups_of(command) if group not in ("hydra", "paths") and "/" not in group]
+    groups = "".join(f"\n  {group:11} {', '.join(options(group, folders_of(words)))}" for group in shown_groups)
+    of_groups = """
+  -m, --multirun       sweep: key=A,B,... starts a job for each value
+  --config-dir DIR     a further folder of options, besides conf/"""
+    meanings, plain = schema.describe(command.model), OmegaConf.to_container(compose(command, words)[0], resolve=False)
+    further = "".join(
+        f"\n{f'+{key}=':38} # {meaning}"
         for key, meaning in meanings.items()
         if key not in FILLED_IN and _is_addable(command, plain, tuple(key.split(".")))
+    )
+    parts = [
+        _summary(command.name),
+        f"Groups: choose with group=option{groups}" if groups else "",
+        f"""Flags
+  --cfg job            print the composed config and stop; --resolve resolves its references{of_groups * bool(groups)}
+  --info, --hydra-help Hydra's own information""",
+        "Keys: override any with key=value",
+        "\n".join(_lines(plain, meanings)),
+        f"Keys that these options do not set: add any with +key=value\n{further}" if further else "",
     ]
-    if further:
-        parts.append("Keys that these options do not set: add any with +key=value\n\n" + "\n".join(further))
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
-def _is_addable(command: Command, plain: Plain, path: tuple[str, ...]) -> bool:
+def _is_addable(command: Command, plain: Any, path: tuple[str, ...]) -> bool:
     """Check for a key with a plain value that the options do not set, although they set the group above it."""
     above = value_at(plain, path[:-1])
     return isinstance(above, dict) and path[-1] not in above and group_at(command.model, path) is None
 
 
-def _lines(node: Plain, meanings: dict[str, str], prefix: str = "") -> list[str]:
+def _lines(node: Any, meanings: dict[str, str], prefix: str = "") -> list[str]:
     lines = []
     for key, value in node.items():
         indent = "  " * prefix.count(".")
         if isinstance(value, dict) and value:
             lines += [f"{indent}{key}:", *_lines(value, meanings, f"{prefix}{key}.")]
             continue
-        line = f"{indent}{key}: {shown(value)}"
-        meaning = meanings.get(f"{prefix}{key}")
+        line, meaning = f"{indent}{key}: {shown(value)}", meanings.get(f"{prefix}{key}")
         lines.append(f"{line:38} # {meaning}" if meaning else line)
     return lines
 
@@ -469,35 +462,18 @@ def _summary(name: str) -> str:
 
 def groups_of(command: Command) -> list[str]:
     """Return the groups of which a command has an option, sorted."""
-    defaults = OmegaConf.load(CONF / f"{command.name}.yaml").defaults
-    return sorted({str(key).split("@")[0] for entry in defaults if isinstance(entry, DictConfig) for key in entry})
+    defaults = configs.read(CONF / f"{command.name}.yaml")["defaults"]
+    return sorted({str(key).split("@")[0] for entry in defaults if isinstance(entry, dict) for key in entry})
 
 
 def options(group: str, folders: list[Path]) -> list[str]:
-    """Return the options of a group: the names of the yaml files, without _base, which other files extend."""
-    files = [path for folder in folders for path in (folder / group).glob("*.yaml")]
-    return sorted({path.stem for path in files if not path.stem.startswith("_")})
+    """Return the options of a group: the names of the yaml files, but not _base, which options extend."""
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
 
 
-def compose(command: Command, words: list[str]) -> tuple[Plain, Plain]:
-    """Compose a config from the overrides among `words`, without resolving it; return it and the option of each group.
-
-    For messages and --help: Hydra composes the config of a job itself.
-    """
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    register_resolvers("")
-    further = ",".join(f"file://{folder}" for folder in folders_of(words)[1:])
-    overrides = [word for word in words if not word.startswith("-")] + [f"hydra.searchpath=[{further}]"]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra.compose(command.name, overrides, return_hydra_config=True)
-    plain: Any = OmegaConf.to_container(composed, resolve=False)
-    return plain, plain.pop("hydra")["runtime"]["choices"]
-
-
-def _did_you_mean(names: list[str]) -> str:
-    return f" Did you mean {names[0]}?" if names else ""
+def _did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {form.format(near[0])}?" if near else ""
 
 
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
@@ -516,20 +492,19 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
         known = options(group, folders)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = _did_you_mean([f"`{group}={near[0]}`"] if near else [])
-        if group == "model" and not near:
+        hint = _did_you_mean(name, known, f"`{group}={{}}`")
+        if group == "model" and not hint:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
         return f"`{group}={name}`: there is no such option.{hint} The options are {', '.join(known)}."
     if match := re.search(
         r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
     ):
         return _no_such_key(match[1] or match[2], command, words)
-    if match := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
-        key, values = match[1], match[2]
+    if match := re.search(r"Ambiguous value for argument '(([^=']+)=([^']*))'", text):
+        word, key, values = match.groups()
         return (
-            f"`{key}={values}`: several values are a sweep: {command.shown} -m {key}={values}. One value that is a "
-            f"list is written '{key}=[{values}]', and one text \"{key}='{values}'\"."
+            f"`{word}`: several values are a sweep: {command.shown} -m {word}. One value that is a list is written "
+            f"'{key}=[{values}]', and one text \"{key}='{values}'\"."
         )
     if match := re.search(r"Multiple values for (\w+)\.", text):
         word = next((word for word in words if word.startswith(f"+{match[1]}=")), match[1])
@@ -550,31 +525,32 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
 
 def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     """Return the message for an override of an unknown key: which key is meant, or which keys the option has."""
-    word = next((word for word in words if word.lstrip("+~").partition("=")[0] == key), key)
+    word = next((word for word in words if key_of(word) == key), key)
     if key in REPLACED:
         return f"`{word}` {REPLACED[key]}"
     if key in FILLED_IN:
         return f"`{word}`: {key} is filled in; a run directory is chosen with hydra.run.dir=PATH."
     folders = [word for word in words if word.startswith(CONFIG_DIR)]
     try:  # the options that were chosen
-        plain, choices = compose(command, folders + [each for each in words if key_of(each) in groups_of(command)])
+        composed, choices = compose(command, folders + [each for each in words if key_of(each) in groups_of(command)])
     except HydraException:  # one of them is the mistake
-        plain, choices = compose(command, folders)
+        composed, choices = compose(command, folders)
+    plain: Any = OmegaConf.to_container(composed, resolve=False)
     path = tuple(key.split("."))
     node = value_at(plain, path[:-1])
+    group = node if isinstance(node, dict) else {}
     if isinstance(value_at(plain, path), dict):
         inside = [f"{key}.{name}" for name in schema.fields_of(group_at(command.model, path) or schema.Group)]
         return f"`{word}`: {command.shown} has no options of {key}: set one of its keys, {', '.join(inside)}."
-    near = nearest(command.model, plain, path)
-    if near is None and isinstance(node, dict):
-        siblings = difflib.get_close_matches(path[-1], node, n=1)
-        near = ".".join((*path[:-1], siblings[0])) if siblings else None
-    hint = _did_you_mean([f"`{'~' if word.startswith('~') else ''}{near}`"] if near not in (None, key) else [])
-    option, group = choices.get(path[0]), node if isinstance(node, dict) else {}
-    if not word.startswith("~") and option and ("_target_" in group or near == key):
-        text = f"`{word}`: {path[0]}={option} has no such key."
-        known = [name for name in group if name != "_target_"]
-        has = hint or (f" It has {', '.join(known)}." if known else f" {'.'.join(path[:-1])} has no keys.")
+    near, hint, deletes = nearest(command.model, plain, path), "", "~" * word.startswith("~")
+    if near is None:
+        hint = _did_you_mean(path[-1], group, f"`{deletes}{'.'.join((*path[:-1], '{}'))}`")
+    elif near != key:
+        hint = f" Did you mean `{deletes}{near}`?"
+    option = choices.get(path[0])
+    if not deletes and option and ("_target_" in group or near == key):
+        known = ", ".join(name for name in group if name != "_target_")
+        has = hint or (f" It has {known}." if known else f" {'.'.join(path[:-1])} has no keys.")
         reads = f"passes it to {group['_target_']}" if "_target_" in group else "adds it"
-        return f"{text}{has} `+{word}` {reads}."
+        return f"`{word}`: {path[0]}={option} has no such key.{has} `+{word}` {reads}."
     return f"`{word}`: there is no such key.{hint} `{command.shown} --help` lists all."

@@ -20,11 +20,7 @@ MAX_ROWS = {"table": 30, "html": 200}  # unless `most` says how many
 
 
 def show(config: Any) -> None:
-    """Print the table or write the page; with equal=true exit with 1 if the two runs are not equal.
-
-    Raises:
-        UserError: there is no run, no such metric, `where` is not a condition or matches no run, or `out` is a folder.
-    """
+    """Print the table or write the page; with equal=true exit with 1 if the two runs are not equal."""
     asked = [config.runs] if isinstance(config.runs, str | int | float) else config.runs
     names = [str(name).strip() for name in asked]
     if not all(names):
@@ -55,21 +51,22 @@ def show(config: Any) -> None:
     sort = compare.sort_metric(runs, config.sort)
     groups = compare.ranked(compare.grouped(runs, config.seeds == "group"), sort)
     rows = groups[: config.most or MAX_ROWS.get(config.format)]
-    notes = []
-    if len(rows) < len(groups):
-        notes.append(f"{len(groups) - len(rows)} more: most={len(groups)} shows all.")
+    notes = [f"{len(groups) - len(rows)} more: most={len(groups)} shows all."] if len(rows) < len(groups) else []
     out = Path(config.out).expanduser() if config.out is not None else None
     if config.format == "html":
         out = out or Path(config.paths.logs, "compare.html")
-    if out is not None:
-        check_file(out)
+    if out is not None and out.is_dir():
+        raise UserError(f"out={out} is a folder: give the name of a file.")
+    parent = next(folder for folder in out.absolute().parents if folder.exists()) if out is not None else ROOT
+    if not parent.is_dir():
+        raise UserError(f"out={out}: {parent} is a file and not a folder: choose another path.")
 
     if out is not None and config.format == "html":
         from alexlab.analysis import page  # imports Pillow
 
         command = command_of(config, names, sort)
         page.write(out, rows, sort, [*notes, *(f"skipped: {line}" for line in skipped)], command)
-        skipped += problems_of(runs)
+        skipped += problems_of(runs)  # the page has read the curves
         count = sum(len(group.runs) for group in rows)
         of_all = f" of {len(runs)}" if count < len(runs) else ""
         notes.insert(0, f"{count}{of_all} run(s) on one page: {shown(out.resolve())}")
@@ -99,7 +96,7 @@ def show(config: Any) -> None:
 
 
 def problems_of(runs: list[reading.Run]) -> list[str]:
-    """Return what could not be read of these runs, such as a damaged metrics.csv. A page reads their curves first."""
+    """Return what could not be read of these runs, such as a damaged metrics.csv."""
     return list(dict.fromkeys(problem for run in runs for problem in run.problems))
 
 
@@ -107,9 +104,8 @@ def command_of(config: Any, names: list[str], sort: str) -> str:
     """Return the shell command that writes the page."""
     runs = ",".join(name if re.fullmatch(r"[\w./*?+@~-]+", name) else f"'{name}'" for name in names)
     overrides = [f"runs=[{runs}]" if len(names) > 1 else f"runs={names[0]}"]
-    overrides += [
-        f"{key}={value}" for key, value in (("where", config.where), ("most", config.most)) if value is not None
-    ]
+    optional = {"where": config.where, "most": config.most}
+    overrides += [f"{key}={value}" for key, value in optional.items() if value is not None]
     overrides += [f"paths.logs={config.paths.logs}"] if Path(config.paths.logs) != ROOT / "logs" else []
     overrides += [f"sort={sort}", f"seeds={config.seeds}", "format=html"]
 
@@ -118,12 +114,3 @@ def command_of(config: Any, names: list[str], sort: str) -> str:
         return f'"{text}"' if special and not active else shlex.quote(text)
 
     return " ".join(["alexlab compare", *map(quoted, overrides)])
-
-
-def check_file(out: Path) -> None:
-    """Raise UserError if `out` cannot be a file."""
-    if out.is_dir():
-        raise UserError(f"out={out} is a folder: give the name of a file.")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise UserError(f"out={out}: {parent} is a file and not a folder: choose another path.")

@@ -1,4 +1,4 @@
-"""Test a run again and draw all its figures: the task of `alexlab figures`."""
+"""Test a run again and draw all figures: the task of `alexlab figures`."""
 
 from pathlib import Path
 

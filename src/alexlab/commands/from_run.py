@@ -1,28 +1,27 @@
 """`from_run=` and `from_wandb=`: train again with the config and seed of an earlier run, in a new directory.
 
 The new run gets the saved config of the earlier one, not the defaults of conf/. Overrides of the command line change
-that config. For keys that are derived from an overridden one (`model.net.name: ${model.name}`), conf/ is composed twice
-with the options and overrides of the earlier run: without and with the new overrides. Keys in which the two results
-differ are changed in the saved config.
+that config. So that keys that refer to an overridden one follow it (`model.net.name: ${model.name}`), conf/ is composed
+with the options and overrides of the earlier run, and the saved values replace those that differ.
 """
 
 import contextlib
-import copy
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alexlab.commands import cli
 from alexlab.data.class_names import SHIPPED
 from alexlab.data.fingerprint import changed_splits
 from alexlab.engine import checkpoint_io, provenance
 from alexlab.engine import config as configs
-from alexlab.engine.config import CONF, Plain, flat
+from alexlab.engine.config import Plain, flat
 from alexlab.engine.errors import UserError
 from alexlab.engine.overrides import Override, by_key, get, has, key_of, parse, put, remove, shown
 from alexlab.engine.resume import holds_run
@@ -38,34 +37,34 @@ FILLED_IN = {"data.num_classes": None, "model.mean": "auto", "model.std": "auto"
 OPTION = re.compile(r"[\w-]+(/[\w-]+)*")
 TO_KEYS = re.compile(r"(?:[^$]|\$\{[\w.]+\})*")  # a text that refers to other keys only: "${seed}_x"
 MOST = 12  # changes that are printed
+ABSENT = object()
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """An earlier run, and the config to train it again.
+    """An earlier run, and the config to train it again."""
 
-    Attributes:
-        name: the run's directory, or ENTITY/PROJECT/RUN.
-        config: what to train with, to be validated.
-        dataset: the run's images, as the datamodule describes them; {} if unknown.
-        code: the run's code.json, as `provenance.read` returns it.
-        patch: the command that applies the run's code.patch.
-        changes: the settings that differ from the run's: "optimizer.lr=0.1 (the run has 0.05)".
-        notes: lines to print once.
-    """
-
-    name: str
-    config: Plain
-    dataset: Plain
-    code: Plain
-    patch: str
-    changes: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    name: str  # the run's directory, or ENTITY/PROJECT/RUN
+    config: Plain  # what to train with, to be validated
+    dataset: Plain  # the run's images, as the datamodule describes them; {} if unknown
+    code: Plain  # the run's code.json, as `provenance.read` returns it
+    patch: str  # the command that applies the run's code.patch
+    notes: list[str] = field(default_factory=list)  # lines to print once
 
     def compare(self, dataset: Plain) -> list[str]:
         """Return a sentence for the images of the new run (`dataset`), and for the code, if they are not the run's."""
-        code = provenance.difference(self.code, self.name, self.patch)
-        return [line for line in (_other_images(self.name, self.dataset, dataset), code) if line]
+        then, images = self.dataset, None
+        if not isinstance(then.get("fingerprint"), dict):
+            images = f"it is unknown which images {self.name} was trained on: it stopped before it wrote that down."
+        elif changed := changed_splits(then, dataset):
+            counts = _dict(then.get("images"))
+            parts = [
+                f"{split} {dataset['images'].get(split)} of fingerprint {dataset['fingerprint'].get(split)} (the run "
+                f"has {counts.get(split)} of {then['fingerprint'].get(split)})"
+                for split in changed
+            ]
+            images = f"the images differ from those of {self.name}: {', '.join(parts)}."
+        return [line for line in (images, provenance.difference(self.code, self.name, self.patch)) if line]
 
 
 def repeat(today: Plain) -> Repeated | None:
@@ -87,8 +86,7 @@ def repeat(today: Plain) -> Repeated | None:
         raise UserError(f"{' and '.join(asked)}: only one run can be repeated: remove one of them.")
     if resume not in (None, "auto"):
         raise UserError(f"{asked[0]} starts a new run, and resume={resume} continues one: remove one of them.")
-    run = _read_directory(today) if today["from_run"] is not None else _read_wandb(today, asked[0])
-    _check_complete(run.config, asked[0])
+    run = _read_directory(today, asked[0]) if today["from_run"] is not None else _read_wandb(today, asked[0])
     if is_own_checkpoint(run.config):  # it was resumed: its overrides name the checkpoint that it first started from
         values = dict(str(text).split("=", 1) for text in run.config["overrides"] if "=" in str(text))
         for key in ("ckpt_path", "init_from"):
@@ -101,7 +99,7 @@ def repeat(today: Plain) -> Repeated | None:
 # -- the run
 
 
-def _read_directory(today: Plain) -> Repeated:
+def _read_directory(today: Plain, asked: str) -> Repeated:
     sweep = Path(today["run_dir"]).parent
     in_sweep = any(folder.name == "multiruns" for folder in sweep.parents)
     besides = sweep if in_sweep else Path(today["run_dir"])  # all jobs of a sweep repeat the same run
@@ -109,7 +107,7 @@ def _read_directory(today: Plain) -> Repeated:
     dataset, last = read_summary(run_dir).get("dataset"), run_dir / "checkpoints" / checkpoint_io.LAST
     if dataset is None and last.is_file():  # a killed run has no summary
         dataset = checkpoint_io.load(last)["alexlab"]["dataset"]
-    config, patch = configs.load(run_dir / "config.yaml"), shown_path(run_dir / "code.patch")
+    config, patch = _complete(configs.load(run_dir / "config.yaml"), asked), shown_path(run_dir / "code.patch")
     return Repeated(shown_path(run_dir), config, _dict(dataset), provenance.read(run_dir), f"git apply {patch}")
 
 
@@ -119,8 +117,7 @@ def _read_wandb(today: Plain, asked: str) -> Repeated:
 
     name = today["from_wandb"]
     config, summary = fetch(name)
-    config = configs.upgrade(config)
-    _check_complete(config, asked)
+    config = _complete(configs.upgrade(config), asked)
     config["run_dir"], floats = str(config.pop("run", "")), config.pop("floats", None)
     for key in floats if isinstance(floats, list) else []:
         _make_float(config, str(key).split("."))
@@ -140,27 +137,25 @@ def _read_wandb(today: Plain, asked: str) -> Repeated:
 
 def _make_float(node: Any, parts: list[str]) -> None:
     """Turn a whole number back into the float that it was; "augment.scale.1" is in a list."""
-    for depth, part in enumerate(parts, 1):
-        place: Any = int(part) if isinstance(node, list) and part.isdecimal() else part
-        inside = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
-        if place not in inside:
-            return
-        if depth == len(parts) and isinstance(node[place], int):
-            node[place] = float(node[place])
-        node = node[place]
+    with contextlib.suppress(LookupError, TypeError, ValueError):  # the run has no such key
+        for part in parts[:-1]:
+            node = node[int(part) if isinstance(node, list) else part]
+        last: Any = int(parts[-1]) if isinstance(node, list) else parts[-1]
+        if isinstance(node[last], int):
+            node[last] = float(node[last])
 
 
 def _dict(value: Any) -> Plain:
     return value if isinstance(value, dict) else {}
 
 
-def _check_complete(config: Plain, asked: str) -> None:
-    complete = all(isinstance(config.get(key), dict) for key in GROUPS)
-    if not complete or not isinstance(config.get("overrides"), list):
-        raise UserError(
-            f"{asked}: its config is incomplete, as that of a run that failed before it started, or of another "
-            "program: choose another run."
-        )
+def _complete(config: Plain, asked: str) -> Plain:
+    if all(isinstance(config.get(key), dict) for key in GROUPS) and isinstance(config.get("overrides"), list):
+        return config
+    raise UserError(
+        f"{asked}: its config is incomplete, as that of a run that failed before it started, or of another "
+        "program: choose another run."
+    )
 
 
 def _ask(asked: str, config: Plain, keys: list[str], overridden: Any, why: str) -> None:
@@ -174,57 +169,58 @@ def _ask(asked: str, config: Plain, keys: list[str], overridden: Any, why: str) 
 
 
 def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
-    choices, previous = run.config["choices"], [str(text) for text in run.config["overrides"]]
-    own = [each for text in previous for each in _parsed(text)]
+    previous = [str(text) for text in run.config["overrides"]]
+    saved = {key: value for key, value in run.config.items() if key not in NEW}
     overrides = [each for each in parse(today["overrides"]) if each.key.startswith("paths") or not _is_new(each.key)]
-    before = {key: value for key, value in copy.deepcopy(run.config).items() if not _is_new(key)}
-    _check_overrides(overrides, before, run.name, asked)
+    for each in overrides:
+        _check_override(each, saved, run.name, asked)
     overrides = [each for each in overrides if not each.chooses]  # the rest choose an option that the run already has
 
-    # conf/ with the options of the run, without and with the overrides
-    conf = _compose(choices, own)
-    base = flat(conf or {})
-    try:
-        changed = base if conf is None else flat(_compose(choices, [*own, *overrides], strict=True) or {})
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).splitlines()[0]) from None
+    # what conf/ would give with the run's options and overrides, with references that are not resolved yet
+    own = [each for text in previous for each in _parsed(text)]
+    conf = _compose(run.config["choices"], own)
+    config = conf or _escaped(saved)
+    base, before = flat(_resolved(config)), flat(saved)
 
-    # keys that are newer than the run, and keys that are computed again
-    newer = [
-        key
-        for key, value in base.items()
-        if not (has(before, key) or _is_new(key) or _is_argument(conf, key) or value == "???")
-    ]
+    # the run's values replace those that differ; keys that older versions filled in are computed again
     set_by_run = {*by_key(previous), *(leaf for each in own for leaf in each.leaves)}
     filled_in = [key for key in FILLED_IN if key not in set_by_run and base.get(key, "") == FILLED_IN[key]]
-    for key in [*newer, *filled_in]:
-        put(before, key, base[key])
+    for key, value in before.items():
+        if key not in filled_in and repr(base.get(key, ABSENT)) != repr(value):  # 1 is not 1.0
+            put(config, key, _escaped(value))
+    newer = [key for key in base if key not in before and not _is_new(key)]
+    arguments = [key for key in newer if base[key] == "???" or _is_argument(config, key)]
+    for key in arguments:
+        remove(config, key)
 
-    # the overrides, and the keys derived from them; a key that the run had set itself stays
-    after, absent = copy.deepcopy(before), object()
-    new = {leaf: absent if each.deletes else value for each in overrides for leaf, value in each.leaves.items()}
-    new = {key: changed.get(key, value) for key, value in new.items()}
-    follow = {
-        key: changed.get(key, absent)
-        for key in {**base, **changed}
-        if base.get(key, absent) != changed.get(key, absent)
-        and (get(before, key) if has(before, key) else absent) == base.get(key, absent)
-    }
-    for key, value in {**follow, **new}.items():
-        if value is absent:
-            remove(after, key)
-        elif not _is_new(key):
-            put(after, key, copy.deepcopy(value))
+    # the overrides; keys that refer to them follow
+    before = flat(_resolved(config))
+    for each in overrides:
+        if each.deletes:
+            remove(config, each.key)
+        for key, value in () if each.deletes else each.leaves.items():
+            put(config, key, value)
+    try:
+        after = {key: value for key, value in _resolved(config).items() if key not in NEW}
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
 
     # what is reported
-    secrets = [key for key, value in flat(after).items() if "${oc.env:" in str(value) or value == "***"]
-    _ask(asked, after, secrets, new, "secrets are not saved with a run")  # a config from elsewhere gets none
-    changes = _changes(before, after)
+    old, result = {key: value for key, value in before.items() if not _is_new(key)}, flat(after)
+    secrets = [key for key, value in result.items() if "${oc.env:" in str(value) or value == "***"]
+    overridden = {key for each in overrides for key in each.leaves}
+    _ask(asked, after, secrets, overridden, "secrets are not saved with a run")  # a config from elsewhere gets none
+    changes = [
+        f"{key}={shown(value)} (the run has {shown(old[key]) if key in old else 'none'})"
+        for key, value in result.items()
+        if key not in old or old[key] != value
+    ]
+    changes += [f"~{key} (the run has {shown(value)})" for key, value in old.items() if key not in result]
     more = f", and {len(changes) - MOST} more" if len(changes) > MOST else ""
     notes = [f"repeats {run.name}{', with ' if changes else ''}{', '.join(changes[:MOST])}{more}"]
-    if newer:
-        added = ", ".join(f"{key}={shown(get(before, key))}" for key in newer)
-        notes.append(f"note: {run.name} is of an older version, and gets today's defaults for {added}.")
+    if added := [f"{key}={shown(base[key])}" for key in newer if key not in arguments]:
+        names = ", ".join(added)
+        notes.append(f"note: {run.name} is of an older version, and gets today's defaults for {names}.")
     if conf is None and changes:
         notes.append(
             f"note: conf/ no longer has the options or keys of {run.name}: keys that followed the overridden ones stay "
@@ -232,39 +228,37 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
         )
 
     # the new run's own keys
-    overridden = by_key(today["overrides"])
-    kept = [text for text in previous if key_of(text) not in overridden and not _is_new(key_of(text))]
+    again = by_key(today["overrides"])
+    kept = [text for text in previous if key_of(text) not in again and not _is_new(key_of(text))]
     name = run.name if today["from_run"] is None else str(Path(run.name).resolve())
     after |= {key: today[key] for key in NEW if key in today}
     after |= {"overrides": [*kept, *today["overrides"]], "from_run": None, "from_wandb": None, "repeats": name}
-    config = {key: after[key] for key in {**today, **after} if key in after}
-    return replace(run, config=config, changes=changes, notes=notes)
+    return replace(run, config={key: after[key] for key in {**today, **after} if key in after}, notes=notes)
 
 
-def _check_overrides(overrides: list[Override], before: Plain, name: str, asked: str) -> None:
+def _check_override(each: Override, saved: Plain, name: str, asked: str) -> None:
     """Raise UserError for an override that chooses another option, refers to another key, or sets an unknown key."""
-    for each in overrides:
-        option = get(before, f"choices.{each.key}")
-        if each.chooses and each.value != option:
-            raise UserError(
-                f"{each.text}: {asked} keeps the options of that run ({each.key}={shown(option)}). Set single keys "
-                f"instead, as in {each.key}.KEY=VALUE, or start from conf/ without {asked.partition('=')[0]}."
-            )
-        if TO_KEYS.fullmatch(each.text) and "${" in each.text:
-            raise UserError(f"{each.text}: with {asked} an override cannot refer to another key: give the value.")
-        for leaf in () if each.chooses or each.deletes or each.adds or _is_new(each.key) else each.leaves:
-            if not has(before, leaf):
-                raise UserError(f"{each.text}: {name} has no {leaf}; +{each.text} adds it.")
+    option = get(saved, f"choices.{each.key}")
+    if each.chooses and each.value != option:
+        raise UserError(
+            f"{each.text}: {asked} keeps the options of that run ({each.key}={shown(option)}). Set single keys "
+            f"instead, as in {each.key}.KEY=VALUE, or start from conf/ without {asked.partition('=')[0]}."
+        )
+    if TO_KEYS.fullmatch(each.text) and "${" in each.text:
+        raise UserError(f"{each.text}: with {asked} an override cannot refer to another key: give the value.")
+    for leaf in () if each.chooses or each.adds or _is_new(each.key) else each.leaves:
+        if not has(saved, leaf):
+            raise UserError(f"{each.text}: {name} has no {leaf}{'' if each.deletes else f'; +{each.text} adds it'}.")
 
 
 def _is_new(key: str) -> bool:
     return key.split(".")[0] in NEW
 
 
-def _is_argument(conf: Plain | None, key: str) -> bool:
+def _is_argument(config: Plain, key: str) -> bool:
     """Check for an argument of a class, such as model.net.norm. If a run lacks it, the default of the class is used."""
     parts = key.split(".")
-    return any(has(conf or {}, ".".join([*parts[:depth], "_target_"])) for depth in range(2, len(parts)))
+    return any(has(config, ".".join([*parts[:depth], "_target_"])) for depth in range(2, len(parts)))
 
 
 def _parsed(text: str) -> list[Override]:
@@ -275,52 +269,31 @@ def _parsed(text: str) -> list[Override]:
     """
     if not TO_KEYS.fullmatch(text) or (_is_new(key_of(text)) and not key_of(text).startswith("paths")):
         return []
-    try:
+    with contextlib.suppress(UserError):
         return [each for each in parse([text]) if not each.chooses]
-    except UserError:
-        return []
+    return []
 
 
-def _compose(choices: Plain, overrides: list[Override], strict: bool = False) -> Plain | None:
-    """Compose conf/ with a run's options and overrides. Returns None if conf/ no longer has them, unless `strict`."""
-    from alexlab.commands.cli import with_absolute_paths
-
+def _compose(choices: Plain, overrides: list[Override]) -> Plain | None:
+    """Compose conf/ with a run's options and overrides, without resolving it; None if conf/ no longer has them."""
     options = {key: value if isinstance(value, list) else [value] for key, value in choices.items()}
     if not all(OPTION.fullmatch(str(name)) for key, names in options.items() for name in (key, *names)):
         return None
-    chosen = [f"{key}={names[0] if len(names) == 1 else '[' + ','.join(names) + ']'}" for key, names in options.items()]
-    # the command has initialized Hydra, with its --config-dir; a notebook or a test has not
-    is_initialized = GlobalHydra.instance().is_initialized()
-    folder = contextlib.nullcontext() if is_initialized else hydra.initialize_config_dir(str(CONF), version_base="1.3")
-    try:
-        with folder:
-            plain = configs.resolve(hydra.compose("train", [*chosen, *(each.text for each in overrides)]))
-    except (HydraException, OmegaConfBaseException):
-        if strict:
-            raise
-        return None
-    return plain | {"data": with_absolute_paths(plain.get("data"))}
+    words = [word for word in sys.argv if word.startswith(cli.CONFIG_DIR)]
+    words += [f"{key}={names[0] if len(names) == 1 else '[' + ','.join(names) + ']'}" for key, names in options.items()]
+    with contextlib.suppress(HydraException, OmegaConfBaseException):
+        composed, _ = cli.compose(cli.COMMANDS["train"], [*words, *(each.text for each in overrides)])
+        configs.resolve(composed)  # raises for a reference to nothing
+        return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
+    return None
 
 
-# -- what is reported
+def _resolved(config: Plain) -> Plain:
+    plain = configs.resolve(OmegaConf.create(config))
+    cli.make_paths_absolute(plain)
+    return plain
 
 
-def _changes(before: Plain, result: Plain) -> list[str]:
-    """Return the settings that differ, written as overrides."""
-    old, new = flat(before), flat(result)
-    changed = [key for key, value in new.items() if key not in old or old[key] != value]
-    lines = [f"{key}={shown(new[key])} (the run has {shown(old[key]) if key in old else 'none'})" for key in changed]
-    return lines + [f"~{key} (the run has {shown(value)})" for key, value in old.items() if key not in new]
-
-
-def _other_images(name: str, then: Plain, now: Plain) -> str | None:
-    """Return a sentence if the images are not those of the run, by their fingerprints."""
-    counts = _dict(then.get("images"))
-    if not isinstance(then.get("fingerprint"), dict):
-        return f"it is unknown which images {name} was trained on: it stopped before it wrote that down."
-    parts = [
-        f"{split} {now['images'].get(split)} of fingerprint {now['fingerprint'].get(split)} (the run has "
-        f"{counts.get(split)} of {then['fingerprint'].get(split)})"
-        for split in changed_splits(then, now)
-    ]
-    return f"the images differ from those of {name}: {', '.join(parts)}." if parts else None
+def _escaped(value: Any) -> Any:
+    """Return a value of the run such that nothing in it is a reference: the run may come from somebody else."""
+    return configs.each_text(value, lambda text: re.sub(r"(\\*)\$\{", r"\1\1\\${", text))

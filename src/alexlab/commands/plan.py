@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from alexlab.engine import run_dir
@@ -18,38 +18,21 @@ Images = dict[str, int]  # number of images of each split
 
 @dataclass(frozen=True)
 class Plan:
-    """Batches, steps and learning rate of a run.
+    """Batches, steps and learning rate of a run."""
 
-    Attributes:
-        global_batch: images per batch over all devices.
-        device_batch: images per batch on one device.
-        step_images: images per optimizer step: the global batch times the accumulated batches.
-        batches: training batches per epoch.
-        steps_per_epoch: optimizer steps per epoch.
-        steps: optimizer steps of the whole run.
-        warmup: optimizer steps of the warm-up.
-        unseen: number of training images that an epoch does not use; each epoch omits different ones.
-        lr: the peak learning rate, scaled with the batch if `optimizer.lr_reference_batch` is set.
-    """
-
-    global_batch: int
-    device_batch: int
-    step_images: int
-    batches: int
-    steps_per_epoch: int
-    steps: int
-    warmup: int
-    unseen: int
-    lr: float
+    global_batch: int  # images per batch over all devices
+    device_batch: int  # images per batch on one device
+    step_images: int  # images per optimizer step: the global batch times the accumulated batches
+    batches: int  # training batches per epoch
+    steps_per_epoch: int  # optimizer steps
+    steps: int  # optimizer steps of the whole run
+    warmup: int  # optimizer steps of the warm-up
+    unseen: int  # training images that an epoch does not use; each epoch omits different ones
+    lr: float  # the peak learning rate, scaled with the batch if `optimizer.lr_reference_batch` is set
 
 
 def make_plan(config: Any, world_size: int, images: Images) -> Plan:
-    """Calculate the plan of `config` on `world_size` devices.
-
-    Raises:
-        UserError: the batch size is not divisible by the number of devices, or is larger than the training set; or a
-            limit leaves no batch.
-    """
+    """Calculate the plan of `config` on `world_size` devices. Raises UserError if the batches do not fit."""
     t, batch = config.trainer, config.data.batch_size
     if batch % world_size:
         below, above = max(world_size, batch // world_size * world_size), -(-batch // world_size) * world_size
@@ -75,7 +58,6 @@ def make_plan(config: Any, world_size: int, images: Images) -> Plan:
             f"epoch: choose {batches} or less."
         )
     batches = steps_per_epoch * t.accumulate_grad_batches  # Lightning would make a last step of fewer batches
-    ends = [end for end in (steps_per_epoch * (t.max_epochs or 0), t.max_steps) if end > 0]
     step_images = batch * t.accumulate_grad_batches
     return Plan(
         global_batch=batch,
@@ -83,7 +65,7 @@ def make_plan(config: Any, world_size: int, images: Images) -> Plan:
         step_images=step_images,
         batches=batches,
         steps_per_epoch=steps_per_epoch,
-        steps=min(ends),
+        steps=min(end for end in (steps_per_epoch * (t.max_epochs or 0), t.max_steps) if end > 0),
         warmup=optimizers.warmup_steps(config.scheduler.model_dump(), steps_per_epoch),
         unseen=images["train"] - batches * batch,
         lr=optimizers.effective_lr(config.optimizer.model_dump(exclude_unset=True), step_images),
@@ -142,9 +124,7 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
         "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last, previous), {size['best'] / 1e6:.0f} MB (best)",
         "run directory": f"{run_dir.shown(Path(config.run_dir))} (not created)",
     }
-    table = Table(title="dry run", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
+    table = Table("", Column(overflow="fold"), title="dry run", show_header=False)
     for key, value in rows.items():
         table.add_row(key, str(value))
     Console().print(table)

@@ -14,24 +14,18 @@ from alexlab.engine.validation import validate
 
 @dataclass(frozen=True)
 class Start:
-    """The run that starts.
-
-    Attributes:
-        config: what to train with.
-        notes: lines that are printed once, and written to train.log.
-        is_finished: the run that `resume=auto` found is complete, and there is nothing to do.
-        compare: takes the images, as `ImageFolders.describe` returns them. Returns a line if they differ from those of
-            the run that from_run names, and a line if the code differs.
-    """
+    """The run that starts."""
 
     config: TrainConfig
-    notes: list[str] = field(default_factory=list)
-    is_finished: bool = False
+    notes: list[str] = field(default_factory=list)  # printed once, and written to train.log
+    is_finished: bool = False  # the run that `resume=auto` names is complete: nothing to do
+    # takes the images as `ImageFolders.describe` returns them, and returns in which way images and code are not those
+    # of the run that from_run names
     compare: Callable[[dict[str, Any]], list[str]] = lambda dataset: []
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Return the run that starts. Its config is final.
+    """Return the run that starts, with its final config.
 
     Raises:
         UserError: there is no such run, or the overrides do not fit it.

@@ -28,6 +28,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import schema, validation
 from alexlab.engine.config import CONF, Plain
 from alexlab.engine.errors import UserError
+from alexlab.engine.overrides import shown as as_text
 from alexlab.engine.run_dir import read_summary, shown, write_json
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.sweeps import agent
@@ -46,11 +47,7 @@ Compose = Callable[[int, list[str]], Plain]  # the config of a job from its numb
 
 
 def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]]) -> None:
-    """Check the configs of jobs.
-
-    Args:
-        model: the schema of their command.
-        jobs: the overrides of each.
+    """Check the configs of jobs. `jobs` has the overrides of each.
 
     Raises:
         UserError: some are wrong. The message has each mistake once, with the jobs that have it.
@@ -59,16 +56,14 @@ def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]
     for number, overrides in enumerate(jobs):
         for mistake in validation.check(model, compose(number, overrides))[1]:
             wrong.setdefault(mistake, []).append(number)
-    if wrong:
+    lines = []
+    for mistake, numbers in wrong.items():
+        named = f"{', '.join(map(str, numbers[:8]))}{', ...' * (len(numbers) > 8)}"
+        which = "all jobs" if len(numbers) == len(jobs) else f"job{'s' * (len(numbers) > 1)} {named}"
+        lines.append(f"{which}: {mistake}")
+    if lines:
         count = len({number for numbers in wrong.values() for number in numbers})
-        lines = [f"{_jobs(numbers, len(jobs))}: {mistake}" for mistake, numbers in wrong.items()]
         raise _refusal(f"{count} of the sweep's {len(jobs)} jobs have wrong values", lines)
-
-
-def _jobs(numbers: list[int], count: int) -> str:
-    if len(numbers) == count:
-        return "all jobs"
-    return f"job{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:8]))}{', ...' * (len(numbers) > 8)}"
 
 
 def _refusal(what: str, lines: list[str], most: int = 12) -> UserError:
@@ -95,6 +90,7 @@ def values_of_grid(override: Override) -> list[str]:
 
 HEARTBEAT = 20  # seconds
 GRACE = 60  # seconds without a heartbeat after which a running trial counts as killed
+PARALLEL = "for parallel trials start the command again with hydra.sweeper.study_name"
 TRIAL = "ALEXLAB_TRIAL"  # the environment variable that names the trial of a job, for all processes of the job
 
 
@@ -112,21 +108,15 @@ class StudySettings:
 
     def check(self) -> None:
         """Raise UserError for a value that no study can have."""
-        for key, fits, rule in (
-            ("study_name", self.study_name is not None, "a name; the study's folder has the same name"),
-            (
-                "direction",
-                self.direction in ("minimize", "maximize"),
-                "minimize or maximize; by default it fits monitor",
-            ),
-            ("n_trials", type(self.n_trials) is int and self.n_trials > 0, "a whole number of at least 1"),
-            (
-                "n_jobs",
-                self.n_jobs == 1,
-                "1; for parallel trials start the command again with hydra.sweeper.study_name",
-            ),
-            ("max_failure_rate", self.max_failure_rate == 1, "1.0; sweep.keep_going=true ignores failed trials"),
-        ):
+        is_count, directions = type(self.n_trials) is int and self.n_trials > 0, ("minimize", "maximize")
+        rules = {
+            "study_name": (self.study_name is not None, "a name; the study's folder has the same name"),
+            "direction": (self.direction in directions, "minimize or maximize; by default it fits monitor"),
+            "n_trials": (is_count, "a whole number of at least 1"),
+            "n_jobs": (self.n_jobs == 1, f"1; {PARALLEL}"),
+            "max_failure_rate": (self.max_failure_rate == 1, "1.0; sweep.keep_going=true ignores failed trials"),
+        }
+        for key, (fits, rule) in rules.items():
             if not fits:
                 raise UserError(f"`hydra.sweeper.{key}={getattr(self, key)}` must be {rule}.")
 
@@ -174,14 +164,21 @@ def run_study(
         check_study(study, settings, config.monitor, space)
         study.set_metric_names([config.monitor])
         recover_results(compose, study, fixed)
-        finished = _count_finished(study)
+        finished, count = _count_finished(study), settings.n_trials
         if study.trials:
             study.sampler.reseed_rng()  # a sampler with a seed would draw the first values again
         if not config.dry_run:
-            _print_start(study, settings, finished)
+            done = f"{finished} of {count} trials are done" if study.trials else "new"
+            print(f"study {study.study_name}: {done}", flush=True)
+            if finished >= count:
+                print(f"hydra.sweeper.n_trials={2 * finished} adds as many.", flush=True)
+            elif settings.storage is not None:
+                words = [word for word in sys.argv if not word.startswith("hydra.sweeper.study_name=")]
+                command = shlex.join(["python", *words, f"hydra.sweeper.study_name={study.study_name}"])
+                print(f"to continue it after an interruption: {command}", flush=True)
 
-        # its trials
-        for _ in range(settings.n_trials - finished):
+        # the trials
+        for _ in range(count - finished):
             optuna.storages.fail_stale_trials(study)  # of processes that were killed; Optuna retries each once
             trial = study.ask(space)
             values = [f"{name}={value}" for name, value in trial.params.items()]
@@ -197,7 +194,7 @@ def run_study(
                 return
             pruned = "pruned" in study.trials[trial.number].user_attrs  # the job has written this to the storage
             study.tell(trial, **_result(score, pruned), skip_if_finished=True)
-            if _count_finished(study) >= settings.n_trials:  # another process may have added some
+            if _count_finished(study) >= count:  # another process may have added some
                 break
         _save_results(study, config.monitor, folder)
 
@@ -240,11 +237,8 @@ def distribution_of(override: Override) -> "BaseDistribution":
 def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: list[str]) -> TrainConfig:
     """Check configs at the ends of the search space: all parameters at their first value, then each at the other ones.
 
-    Returns:
-        The first config that has no mistake.
-
-    Raises:
-        UserError: there is no parameter; all trials are wrong; or some are, and `sweep.keep_going` is false.
+    Returns the first config that has no mistake. Raises UserError if the space is empty, if all trials are wrong, or if
+    some are and `sweep.keep_going` is false.
     """
 
     def ends(distribution: Any) -> list[Any]:
@@ -278,10 +272,7 @@ def check_study(
     """Raise UserError if the study's trials have another metric, or parameters of another kind."""
     from optuna.distributions import check_distribution_compatibility
 
-    direction, metric = (
-        study.direction.name.lower(),
-        (study.metric_names or [monitor])[0],
-    )  # older studies have no names
+    direction, metric = study.direction.name.lower(), (study.metric_names or [monitor])[0]  # older ones have no names
     if (direction, metric) != (settings.direction, monitor):
         raise UserError(
             f"`hydra.sweeper.study_name={study.study_name}`: that study is to {direction} {metric}, and this command "
@@ -301,15 +292,15 @@ def check_study(
 def recover_results(compose: Compose, study: "optuna.Study", fixed: list[str]) -> None:
     """Give the study the result of each run that finished, if the sweep's process was killed before it could do so."""
     for trial in study.trials:
-        values = [f"{name}={value}" for name, value in trial.params.items()]
         if trial.state.name != "RUNNING":
             continue
+        values = [f"{name}={value}" for name, value in trial.params.items()]
         config = compose(trial.number, [*values, *fixed])
         run_dir = Path(config["run_dir"])
         summary = read_summary(run_dir)
-        if summary.get("status") == "finished":
-            if not set(values) <= set(configs.read(run_dir / "config.yaml").get("overrides") or []):
-                continue  # a run of another study with this name
+        if summary.get("status") != "finished":
+            continue
+        if set(values) <= set(configs.read(run_dir / "config.yaml").get("overrides") or []):  # else of another study
             result = _result(summary["best"].get(config["monitor"]), summary.get("pruned") is True)
             study.tell(trial.number, **result, skip_if_finished=True)
             print(f"trial {trial.number} had finished: {shown(run_dir)}/summary.json has its result.", flush=True)
@@ -327,17 +318,6 @@ def _result(score: float | None, pruned: bool) -> dict[str, Any]:
 
 def _count_finished(study: "optuna.Study") -> int:
     return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials)
-
-
-def _print_start(study: "optuna.Study", settings: StudySettings, finished: int) -> None:
-    name, count = study.study_name, settings.n_trials
-    print(f"study {name}: {f'{finished} of {count} trials are done' if study.trials else 'new'}", flush=True)
-    if finished >= count:
-        print(f"hydra.sweeper.n_trials={2 * finished} adds as many.", flush=True)
-    elif settings.storage is not None:
-        words = [word for word in sys.argv if not word.startswith("hydra.sweeper.study_name=")]
-        command = shlex.join(["python", *words, f"hydra.sweeper.study_name={name}"])
-        print(f"to continue it after an interruption: {command}", flush=True)
 
 
 def _save_results(study: "optuna.Study", monitor: str, folder: Path) -> None:
@@ -366,7 +346,7 @@ def open_storage(url: str) -> "optuna.storages.RDBStorage":
     """Open a database. Optuna creates the tables in a new one."""
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
-    # by default SQLite waits 5 seconds, too few if several processes write to a file on a network disk
+    # SQLite waits 5 seconds by default, too few if several processes write to a file on a network disk
     patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") and "timeout=" not in url else {}
     retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
     return RDBStorage(
@@ -440,10 +420,9 @@ def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
     url, study_name, trial_id = json.loads(os.environ[TRIAL])
     if rank == 0:
         sampler = optuna.samplers.RandomSampler()  # draws nothing: the trial has its values
+        pruner = make_pruner(config)
         try:
-            study = optuna.load_study(
-                study_name=study_name, storage=open_storage(url), sampler=sampler, pruner=make_pruner(config)
-            )
+            study = optuna.load_study(study_name=study_name, storage=open_storage(url), sampler=sampler, pruner=pruner)
             trial = optuna.Trial(study, trial_id)
         except STORAGE_ERRORS as error:
             why = str(error.__cause__ or error).splitlines()[0]
@@ -462,7 +441,7 @@ def make_pruner(config: TrainConfig) -> "optuna.pruners.BasePruner":
     return pruners.NopPruner()
 
 
-# -- W&B's agent, which starts train.py once for each run of its sweep
+# -- W&B's agent, which starts train.py once for each run of a sweep of W&B
 
 PLAIN = re.compile(r"[A-Za-z0-9_./:+\-]+")  # a text that Hydra reads without quotes
 
@@ -482,30 +461,22 @@ def agent_overrides(words: list[str]) -> list[str]:
     overrides: list[str] = []
     for word in words:
         key, _, text = word.partition("=")
-        value = _literal(text)
+        value: Any = None
+        with contextlib.suppress(ValueError, SyntaxError):  # else it is no literal of Python
+            value = ast.literal_eval(text)
         if text == "None":
             overrides.append(f"{key}=null")
         elif not isinstance(value, dict):
             overrides.append(word)
         elif key == "choices":
-            chosen = {group: option for group, option in value.items() if option is not None or _has_default(group)}
-            overrides += [f"~{group}" if option is None else f"{group}={option}" for group, option in chosen.items()]
+            entries = configs.read(CONF / "train.yaml")["defaults"]
+            has_default = {group for entry in entries if isinstance(entry, dict) for group in entry if entry[group]}
+            for group, option in value.items():
+                if option is not None or group in has_default:
+                    overrides.append(f"~{group}" if option is None else f"{group}={option}")
         else:
             overrides += [f"{name}={_written(item)}" for name, item in configs.flat(value, f"{key}.").items()]
     return overrides
-
-
-def _has_default(group: str) -> bool:
-    """Check whether train.yaml chooses an option of a group."""
-    entries = configs.read(CONF / "train.yaml")["defaults"]
-    return any(entry.get(group) is not None for entry in entries if isinstance(entry, dict))
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return None
 
 
 def _written(value: Any) -> str:
@@ -513,9 +484,7 @@ def _written(value: Any) -> str:
     if isinstance(value, str) and not PLAIN.fullmatch(value):
         escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
         return f"'{escaped}'"
-    if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
+    return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else as_text(value)
 
 
 def check_agent(config: TrainConfig) -> None:

@@ -56,7 +56,7 @@ def resolve(composed: "DictConfig") -> Plain:
     raw: Any = OmegaConf.to_container(composed, resolve=False)
     for section in KEEPS_REFERENCES:
         if section in raw:
-            raw[section] = _each_text(raw[section], lambda text: f"\\{text}" if REFERENCE.fullmatch(text) else text)
+            raw[section] = each_text(raw[section], lambda text: f"\\{text}" if REFERENCE.fullmatch(text) else text)
     return OmegaConf.to_container(OmegaConf.create(raw), resolve=True)  # type: ignore[return-value]
 
 
@@ -69,7 +69,7 @@ def look_up(node: Any) -> Any:
             raise UserError(f"`{text}` needs the environment variable {reference[1]}, which is not set: set it.")
         return text if reference is None else os.environ[reference[1]]
 
-    return _each_text(node, value_of)
+    return each_text(node, value_of)
 
 
 def masker(plain: Plain) -> Callable[[str], str]:
@@ -91,11 +91,11 @@ def masker(plain: Plain) -> Callable[[str], str]:
     return mask
 
 
-def _each_text(node: Any, change: Callable[[str], str]) -> Any:
+def each_text(node: Any, change: Callable[[str], str]) -> Any:
     if isinstance(node, dict):
-        return {key: _each_text(value, change) for key, value in node.items()}
+        return {key: each_text(value, change) for key, value in node.items()}
     if isinstance(node, list):
-        return [_each_text(value, change) for value in node]
+        return [each_text(value, change) for value in node]
     return change(node) if isinstance(node, str) else node
 
 
