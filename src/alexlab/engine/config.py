@@ -86,7 +86,7 @@ def masker(plain: Plain) -> Callable[[str], str]:
             text = text.replace(value, secrets[value]) if len(value) >= SHORTEST_SECRET else text
         return text
 
-    _each_text([plain.get(section) for section in KEEPS_REFERENCES], collect)
+    each_text([plain.get(section) for section in KEEPS_REFERENCES], collect)
 
     return mask
 
