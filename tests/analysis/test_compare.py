@@ -475,8 +475,10 @@ def test_mistakes_are_answered_with_the_fix(tmp_path: Path, compare: Compare) ->
 
 
 def test_the_command_line_takes_conditions_and_names_like_numbers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # pytest-xdist sets 80, in which rows wrap
+
     def config_of(name: str, *argv: str) -> dict[str, Any]:
         return composed(*to_overrides([f"paths.logs={tmp_path}", *argv], COMMANDS[name]), command=name)
 

@@ -76,6 +76,10 @@ def assert_no_run(folder: Path) -> None:
         (["data=prepared", "data.root=/tmp"], "`data.root=/tmp` has no prepared.json: create it with `alexlab prepare"),
         (["resume=latest", "hydra.run.dir=/x"], "continues in the run's own directory: remove hydra.run.dir=/x"),
         (["-m", "resume=latest"], "resume=latest continues one run, and -m starts many: remove one of them."),
+        (
+            ["+hydra.callbacks.mine._target_=hydra.experimental.callback.Callback"],
+            "`hydra.callbacks.mine` works with -m only: Hydra would call it before a single job starts.",
+        ),
         # another program's form
         (["logs/train"], "`logs/train`: settings are written key=value"),
         (["--epochs", "3"], "--epochs: settings are written key=value, as in trainer.max_epochs=3.\n"),
@@ -131,6 +135,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         "experiment/no_package": "optimizer: {lr: 0.3}\n",
         "experiment/no_package_override": "defaults: [override /model: alexnet_bn]\noptimizer: {lr: 0.3}\n",
+        "experiment/resumes": "# @package _global_\nresume: {run: latest}\n",
         "augment/mine": "defaults: [_base]\ncustom: {x: 1}\n",
         "logger/mine": "defaults: [csv]\nmlflow: {_target_: mlflow.Logger}\n",
         "model/mynet": (
@@ -169,6 +174,10 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
         (
             ["experiment=no_package_override"],
             [f"`experiment=no_package_override`: {PACKAGE} (CONF/experiment/no_package_override.yaml)"],
+        ),
+        (
+            ["experiment=resumes", "-m", "seed=1,2"],
+            ["  all jobs: `resume.run=latest` continues one run, and -m starts many: remove one of them."],
         ),
         (["augment=mine"], ["`augment.custom`: there is no such key. augment has crop,", "(CONF/augment/mine.yaml)"]),
         (["logger=mine"], ["`logger.mlflow`: there is no such key. Remove it: wandb,", "(CONF/logger/mine.yaml)"]),

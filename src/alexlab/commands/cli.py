@@ -101,6 +101,8 @@ def run(name: str) -> None:
                 raise jobs.error
             if jobs.config is not None:
                 os.environ.update(jobs.environment)
+                if jobs.has_own_folder:
+                    os.chdir(jobs.run_dir or ".")
                 task = command.load()
                 task(jobs.config)
             jobs.finish_sweep()
@@ -159,6 +161,7 @@ class Jobs:
     error: Exception | None = None  # why it was refused. Raised in `receive`, Hydra would print all overrides first
     run_dir: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)  # hydra.job.env_set, which Hydra takes back
+    has_own_folder: bool = False  # hydra.job.chdir, which Hydra takes back too
     # of a sweep
     failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
     folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
@@ -172,6 +175,7 @@ class Jobs:
             return self._run_in_sweep(composed, hydra_config, run_dir)
         self.run_dir = run_dir
         self.environment |= {key: str(value) for key, value in hydra_config.job.env_set.items()}
+        self.has_own_folder = bool(hydra_config.job.chdir)
         try:
             self.config = self._check(composed, hydra_config)
         except Exception as error:
@@ -234,6 +238,11 @@ class Jobs:
 def _check_start(config: Any, hydra_config: Any) -> None:
     """Raise UserError for combinations of `resume`, `sweep`, -m and W&B's agent that contradict each other."""
     option, is_sweep = hydra_config.runtime.choices.get("sweep", "none"), hydra_config.mode.name == "MULTIRUN"
+    if not is_sweep and hydra_config.callbacks:
+        raise UserError(
+            f"`hydra.callbacks.{next(iter(hydra_config.callbacks))}` works with -m only: Hydra would call it before a "
+            "single job starts. A callback of the training is written +callbacks.mine._target_=CLASS."
+        )
     if not is_sweep and option != "none":
         raise UserError(f"sweep={option} is for many runs: add -m, as in -m sweep={option}.")
     if not isinstance(config, schema.TrainConfig):
@@ -242,6 +251,8 @@ def _check_start(config: Any, hydra_config: Any) -> None:
     resumed = config.resume.run
     if resumed in (None, "auto"):
         return
+    if is_sweep:  # set in a yaml, and sweep.keep_going=true leaves out the check before the first job
+        raise UserError(f"`resume.run={resumed}` continues one run, and -m starts many: remove one of them.")
     if words := [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]:
         raise UserError(
             f"resume={resumed} continues in the run's own directory: remove {words[0]}, or start a new run from its "

@@ -54,7 +54,10 @@ def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]
     """
     wrong: dict[str, list[int]] = {}
     for number, overrides in enumerate(jobs):
-        for mistake in validation.check(model, compose(number, overrides))[1]:
+        config, mistakes = validation.check(model, compose(number, overrides))
+        if isinstance(config, TrainConfig) and config.resume.run not in (None, "auto"):
+            mistakes = [f"`resume.run={config.resume.run}` continues one run, and -m starts many: remove one of them."]
+        for mistake in mistakes:
             wrong.setdefault(mistake, []).append(number)
     lines = []
     for mistake, numbers in wrong.items():
