@@ -24,6 +24,13 @@ def test_commands_work_from_any_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_hydras_switch_of_the_working_directory_holds_for_one_run(tmp_path: Path) -> None:
+    runs, words = ROOT / "tests/fixtures/runs", ["format=csv", "out=table.csv"]
+    done = command("compare", f"runs={runs}", *words, "hydra.job.chdir=true", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
 def test_help_lists_each_group_with_its_options_and_each_key_with_its_meaning(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mynet.yaml").write_text("name: mynet\n")
