@@ -71,7 +71,7 @@ def untrained(model: str, composed: Any, folder: Path) -> Path:
     if config.model.mean == "auto":
         config.model.mean, config.model.std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
     classes = sorted(path.name for path in Path(config.data.root, "train").iterdir())
-    net = build(OmegaConf.to_container(config.model.net), num_classes=len(classes))
+    net = build(OmegaConf.to_container(config.model.net, resolve=True), num_classes=len(classes))
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.3)
         norm.running_var.uniform_(0.5, 2)
