@@ -37,6 +37,8 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     faulthandler.enable(sys.stderr)
+    if "OMP_NUM_THREADS" in os.environ:  # OpenMP has read it already
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if request["before"]:
         runpy.run_path(request["before"])
     for _ in range(request["ranks"]):
