@@ -322,7 +322,7 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
     refused(
         "ckpt_path=x: a resumed run continues from its own checkpoint: leave it out, or", harness, named, "ckpt_path=x"
     )
-    other = "last.ckpt was trained with other settings: optimizer.lr=0.5"
+    other = "last.ckpt was trained with different settings: optimizer.lr=0.5"
     refused(other, harness, named, "optimizer.lr=0.5", allowed)
     refused(r"resume=.*nowhere` is not a run's directory", harness, f"resume.run={folder / 'nowhere'}")
     with files.lock(folder / "stopped", ".lock.rank"):

@@ -87,7 +87,7 @@ def test_stop_names_the_images_and_leaves_the_last_good_checkpoint(harness: Harn
     assert str(error.value) == (
         f"train/loss became nan in batch 2 of epoch 2 (images: {', '.join(images[:5])} and 3 more, all in train.log). "
         "Lower optimizer.lr, clip with trainer.gradient_clip_val=1, or train with trainer.precision=32-true. last.ckpt "
-        f"is from before it: python train.py resume={harness.folder / 'run'} on_nan=skip skips such steps."
+        f"is from before that step: python train.py resume={harness.folder / 'run'} on_nan=skip skips such steps."
     )
     log = (harness.folder / "run/train.log").read_text()
     assert f"its images are {', '.join(images)}" in log
@@ -109,7 +109,7 @@ def all_are_finite(checkpoints: Path) -> bool:
 def test_no_spoiled_weights_are_written(words: list[str], harness: Harness) -> None:
     """Whether a checkpoint, a validation or the end of the epoch comes first."""
     poison(harness, {(1, 0)})
-    with pytest.raises(UserError, match=r"became nan in batch 1 of epoch 2 .*last.ckpt is from before it"):
+    with pytest.raises(UserError, match=r"became nan in batch 1 of epoch 2 .*last.ckpt is from before that step"):
         harness.train("run", "trainer.log_every_n_steps=100", "checkpoint.every_n_steps=null", *words)
     assert all_are_finite(harness.folder / "run/checkpoints")
 
@@ -260,7 +260,7 @@ def test_skip_with_a_validation_within_the_step(scaled: bool, harness: Harness) 
 
 def test_validations_within_steps_do_not_count_them_twice(harness: Harness) -> None:
     poison(harness, {(epoch, batch) for epoch in range(9) for batch in range(0, 10, 2)})
-    with pytest.raises(UserError, match=r"in batch 9 of epoch 2 .* in 10 steps in a row: the images are not"):
+    with pytest.raises(UserError, match=r"in batch 9 of epoch 2 .* in 10 steps in a row, so the images are not"):
         harness.train("run", *VALIDATES_WITHIN_STEPS, "trainer.max_epochs=9")
     warnings = warnings_of(harness.folder / "run")
     assert sum("this step is skipped" in line for line in warnings) == 9

@@ -84,7 +84,7 @@ def test_a_signal_before_the_first_step_is_reported(
         harness.train("run", "resume.run=auto", "resume.requeue=true")
     assert stopped.value.code == 128 + signal.SIGUSR1
     printed = capsys.readouterr().out
-    assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in printed
+    assert "Stopped by SIGUSR1. No checkpoint was written yet: start the run again" in printed
     assert printed.endswith("SLURM was asked.\n")
     run_dir = harness.folder / "run"
     assert run_dir.exists() == (within == "summary.report_start")
@@ -106,7 +106,7 @@ def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path
     watch = stop_when(run_dir / "config.yaml", "data:", signal.SIGUSR1)
     done = tiny_train(shapes, run_dir, *words, env=env, watch=watch, ranks=2)
     assert done.returncode == 128 + signal.SIGUSR1
-    assert "Stopped by SIGUSR1. No checkpoint was written yet: start it again" in done.stdout
+    assert "Stopped by SIGUSR1. No checkpoint was written yet: start the run again" in done.stdout
     assert done.stdout.endswith("SLURM queued job 91 again.\n")
     assert asked.read_text() == "requeue 91\n"
     assert summary_of(run_dir)["status"] == "preempted"

@@ -102,7 +102,7 @@ def test_an_agent_runs_a_grid_and_resumes_a_run_that_it_has_stopped(
     assert stopped
     assert not run.preempting, "W&B stopped it, as early_terminate does"
     assert (run.complete, run.exit_code) == (True, 0), printed
-    assert "Stopped by SIGTERM. Resume it with" in printed
+    assert "Stopped by SIGTERM. Resume the run with" in printed
     assert (summary["status"], summary["world_size"]) == ("finished", 2)
     epochs = [line for line in (run_dir / "train.log").read_text().splitlines() if "| train/loss" in line]
     numbers = [int(line.split("epoch ")[1].split("/")[0]) for line in epochs]

@@ -106,7 +106,7 @@ def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None
         f"Rank {which} of 2 was stopped by signal SIGKILL (kill -9, or the system ran out of memory: `dmesg` says "
         "which); the run has stopped on all ranks."
     )
-    assert done.stderr == f"error: {why}\nResume it with: python train.py resume={run_dir}\n"
+    assert done.stderr == f"error: {why}\nResume the run with: python train.py resume={run_dir}\n"
     summary = summary_of(run_dir)
     assert (summary["status"], summary["error"]) == ("failed", why)
 
@@ -121,7 +121,7 @@ def test_a_rank_that_freezes(shapes: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert (
         "error: Of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=0.1 minutes; the run has "
-        "stopped on all ranks.\nResume it with: python train.py resume=" in done.stderr
+        "stopped on all ranks.\nResume the run with: python train.py resume=" in done.stderr
     )
     assert "RuntimeError: " in (run_dir / "train.log").read_text(), "torch's own message is in the log"
     assert summary_of(run_dir)["status"] == "failed"

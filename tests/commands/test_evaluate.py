@@ -85,7 +85,7 @@ def test_a_folder_of_images_alone(run_dir: Path, data: Path, tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "part/test/ring")
     done = evaluated(run_dir, f"run={run_dir}", f"data.root={tmp_path / 'part'}")
     assert done.returncode == 2
-    assert "has other classes than the run: missing ring, new none." in done.stderr
+    assert "and the run have different classes: missing ring, new none." in done.stderr
 
 
 def test_changed_images_are_reported(run_dir: Path, data: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_split_by_fraction_is_found_in_a_moved_folder(shapes: Path, tmp_path: 
     assert "splits them differently and training images would be tested" in done.stderr
     done = command(*wanted, f"data.root={moved}")
     assert done.returncode == 0, done.stderr
-    assert "has other images: all of them are tested, so they must not include training images" in done.stdout
+    assert "has different images: all of them are tested, so they must not include training images" in done.stdout
     assert result_of(run_dir)["images"] == 41
 
 

@@ -264,7 +264,9 @@ def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/broken.jpg").write_bytes(b"x")
     images = str(tmp_path / "images")
-    with pytest.raises(UserError, match=r"No image could be read to check the file on: give others with images=PATH"):
+    with pytest.raises(
+        UserError, match=r"No image could be read to check the file on: give different ones with images=PATH"
+    ):
         export(config_of(tmp_path / "run", format="torch_export", images=images))
     assert not out.exists()
     photo(tmp_path / "images/whole.jpg")

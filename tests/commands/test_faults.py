@@ -200,7 +200,7 @@ def test_a_disk_that_fills_up_on_the_way(small_disk: Path, shapes: Path) -> None
     words = ["train.py", *WORDS, f"data.root={shapes}", f"hydra.run.dir={run_dir}"]
     done = command(*words, "trainer.max_epochs=200", watch=fill)
     assert done.returncode == 2
-    assert re.search(rf"error: {run_dir}/.*: no space is left there: free some, or write elsewhere", done.stderr)
+    assert re.search(rf"error: {run_dir}/.*: no space is left on that disk: free some, or write elsewhere", done.stderr)
     assert "Traceback" not in done.stderr
     for name in ("last", "previous"):
         assert checkpoint.damage_of(run_dir / f"checkpoints/{name}.ckpt") is None

@@ -273,8 +273,8 @@ def test_a_directory_with_a_run_is_refused(shapes: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OSError(28, "No space left on device", "/full"), "/full: no space is left there: free some"),
-        (PermissionError(13, "Permission denied", "/locked"), "/locked: no permission there"),
+        (OSError(28, "No space left on device", "/full"), "/full: no space is left on that disk: free some"),
+        (PermissionError(13, "Permission denied", "/locked"), "/locked: permission denied"),
         (OSError(30, "Read-only file system", "/cdrom"), "/cdrom: that file system is read-only"),
     ],
     ids=["full", "locked", "read-only"],
@@ -321,7 +321,9 @@ def test_a_checkpoint_of_another_network_or_of_other_classes_is_refused(shapes: 
         for label in ("arrow", "zebra"):
             photo(tmp_path / "data" / split / label / "1.jpg")
     words = ["eval.py", f"run={run_dir}", f"paths.logs={tmp_path}", "data.num_workers=0"]
-    assert_refused(command(*words, f"data.root={tmp_path}/data"), "other classes than the run", "zebra", "bar, circle")
+    assert_refused(
+        command(*words, f"data.root={tmp_path}/data"), "and the run have different classes", "zebra", "bar, circle"
+    )
     (run_dir / "checkpoints/best.ckpt").write_bytes(b"x" * 100)
     assert_refused(command(*words), "cannot be read as a checkpoint")
 

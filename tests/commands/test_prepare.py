@@ -203,7 +203,7 @@ def test_replaced_source_images_change_the_fingerprint(photos: Path, tmp_path: P
     assert before["train"].names_fingerprint == after["train"].names_fingerprint
     assert before["train"].fingerprint != after["train"].fingerprint
     assert before["val"].fingerprint == after["val"].fingerprint
-    with pytest.raises(UserError, match=r"from other images or in another way \(source\)"):
+    with pytest.raises(UserError, match=r"from different images or in a different way \(source\)"):
         prepare(config_of(root, jpegs))
 
 
@@ -217,7 +217,7 @@ def test_a_preparation_of_an_older_version_is_recognised_by_its_names(
     prepare(config_of(photos, out))
     root = Path(shutil.copytree(photos, tmp_path / "in"))
     (root / "train/cat/0.jpg").rename(root / "train/cat/9.jpg")
-    with pytest.raises(UserError, match=r"from other images or in another way \(source\)"):
+    with pytest.raises(UserError, match=r"from different images or in a different way \(source\)"):
         prepare(config_of(root, out))
 
 
@@ -295,7 +295,10 @@ def test_wrong_folders_are_refused(photos: Path, jpegs: Path, tmp_path: Path) ->
     full.mkdir()
     (full / "x").touch()
     cases = (
-        (config_of(photos, jpegs, quality=80), "was prepared from other images or in another way (recipe): remove it"),
+        (
+            config_of(photos, jpegs, quality=80),
+            "was prepared from different images or in a different way (recipe): remove it",
+        ),
         (config_of(photos / "train", jpegs, {"val_fraction": 0.5}), "other images or in another way (source)"),
         (config_of(photos, photos / "out"), f"is within data.root={photos}, where nothing is written: choose another"),
         (config_of(jpegs, tmp_path / "two"), "is a prepared folder: give the folder of the images that it was made"),

@@ -78,7 +78,7 @@ def test_best_counts_from_the_checkpoint_if_its_best_ckpt_is_missing(
     [
         (
             ["optimizer.lr=0.5"],
-            "was trained with other settings: optimizer.lr=0.5 (the checkpoint has 0.005). Give the same ones",
+            "was trained with different settings: optimizer.lr=0.5 (the checkpoint has 0.005). Give the same ones",
         ),
         (["scheduler=cosine"], "scheduler.name=cosine (the checkpoint has constant)"),
         (["seed=1", "data.batch_size=4"], "data.batch_size=4 (the checkpoint has 8), seed=1 (the checkpoint has 0)"),
@@ -102,7 +102,7 @@ def test_other_classes_and_weights_only_checkpoints_are_refused(shapes: Path, tw
             target.symlink_to(folder)
     done = continue_run(renamed, tmp_path / "x", two_epochs)
     assert done.returncode == 2
-    assert "has other classes than the run: missing arrow, new zebra." in done.stderr
+    assert "and the run have different classes: missing arrow, new zebra." in done.stderr
     best = two_epochs / "checkpoints/best.ckpt"
     done = tiny_train(shapes, tmp_path / "x", *WORDS, f"ckpt_path={best}")
     assert done.returncode == 2
@@ -144,7 +144,7 @@ def test_other_images_other_epochs_and_finished_runs_are_refused(
     shutil.copy(grown / "train/ring/0000.jpg", grown / "train/ring/more.jpg")
     done = continue_run(grown, tmp_path / "x", two_epochs)
     assert done.returncode == 2
-    assert "was trained on other images than those of" in done.stderr
+    assert "was trained on different images from those of" in done.stderr
     assert "train 41 (the checkpoint has 40); names or sizes of the files differ" in done.stderr
     moved = shapes.rename(shapes.with_name("moved"))
     try:
@@ -256,7 +256,7 @@ def test_networks_with_other_outputs_are_refused(shapes: Path, tmp_path: Path) -
         more = [*words, f"{key}={tmp_path / 'run'}", f"trainer.max_epochs={epochs}"]
         done = tiny_train(shapes, tmp_path / f"other-{key}", *more, "+model.net.lrn={k:1.0}")
         assert done.returncode == 2
-        message = rf"{key}=\S+: the network of the checkpoint, alexnet, gives other outputs with the same"
+        message = rf"{key}=\S+: the network of the checkpoint, alexnet, gives different outputs with the same"
         assert re.search(message, done.stderr), done.stderr
         assert "use the model.net.* settings in the config.yaml of its run." in done.stderr
         done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}", "model.net.dropout=0.3")

@@ -371,7 +371,7 @@ def test_a_locked_database_costs_no_trial(
     locked.execute("ROLLBACK")
     locked.close()
     what = "so this trial cannot be pruned: " if at_the_start else "so the trial continues: "
-    assert f"the study mine does not answer, {what}" in caplog.text
+    assert f"the storage of the study mine does not answer, {what}" in caplog.text
     assert "database is locked" in caplog.text
     assert not trainer.should_stop
     trainer.current_epoch = 1

@@ -67,7 +67,7 @@ def test_an_override_with_a_plus_replaces_the_same_key_of_the_sweeps_file(sweepe
     ("override", "message"),
     [
         ("optimizer.lr=interval(0.1,1)", r"=interval\(0.1,1\): a grid needs single values. Add sweep=optuna"),
-        ("optimizer=glob(x*)", r"optimizer=glob\(x\*\) stands for no value, so there is no job."),
+        ("optimizer=glob(x*)", r"optimizer=glob\(x\*\) stands for no value, so no job would start."),
     ],
 )
 def test_a_grid_refuses_what_has_no_values(sweeper: CheckedSweeper, override: str, message: str) -> None:

@@ -47,5 +47,5 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"contains files that are not the demo's.*data=folder data.root=PATH"):
         write_demo(tmp_path / "mine")
     write_demo(tmp_path / "other", seed=1, per_class=FEW)
-    with pytest.raises(UserError, match=re.escape("contains demo images of other settings (seed=1 instead of 0)")):
+    with pytest.raises(UserError, match=re.escape("contains demo images of different settings (seed=1 instead of 0)")):
         write_demo(tmp_path / "other", seed=0, per_class=FEW)

@@ -99,14 +99,14 @@ def test_changed_code_is_reported_with_the_way_back(project: Path) -> None:
     dirty = provenance.state(project)[0]
     assert difference(clean, project) == (
         f"the code differs from that of R: commit {first}, now {first} with changes. "
-        f"To restore it: `git checkout {first}`."
+        f"To restore the code: `git checkout {first}`."
     )
     commit(project)
     (project / "train.py").write_text("# again other\n")
     third = commit(project)
     assert difference(dirty, project) == (
         f"the code differs from that of R: commit {first} with changes, now {third}. "
-        f"To restore it: `git checkout {first}` and `git apply P`."
+        f"To restore the code: `git checkout {first}` and `git apply P`."
     )
     large = difference({**dirty, "left_out": "they are large"}, project)
     assert large.endswith(f"`git checkout {first}` (its uncommitted changes were not saved: they are large).")

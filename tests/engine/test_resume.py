@@ -49,12 +49,12 @@ def test_the_runs_config_counts_with_the_overrides_that_may_change(run_dir: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("optimizer.lr=0.5", "other settings: optimizer.lr=0.5 (the run has 0.25). Leave these overrides out. For"),
+        ("optimizer.lr=0.5", "different settings: optimizer.lr=0.5 (the run has 0.25). Remove these overrides. To"),
         (
             "seed=1 compile=true",
-            "seed=1 (the run has 0), compile=true (the run has false). Leave these overrides out. For",
+            "seed=1 (the run has 0), compile=true (the run has false). Remove these overrides. To",
         ),
-        ("compile=true", "(the run has false). Leave these overrides out, or add resume.allow_changes=true. For"),
+        ("compile=true", "(the run has false). Remove these overrides, or add resume.allow_changes=true. To"),
         ("+my.note=x", "+my.note=x (the run has none)"),
         ("~trainer.tf32", "~trainer.tf32 (the run has true)"),
         ("model=alexnet", "model=alexnet: a resumed run keeps its options (model=alexnet_bn). Give single keys"),

@@ -254,7 +254,7 @@ def test_a_run_without_a_key_is_stored_for_a_later_upload(
         log_artifacts(logger, tmp_path / "run")
         logger.finish("finished")
     (line,) = [record.getMessage() for record in caplog.records if record.name == "alexlab"]
-    assert line.startswith("W&B: offline (no API key: `wandb login` stores one). upload later with `wandb sync")
+    assert line.startswith("W&B: offline (no API key: `wandb login` stores one). To upload the run later: `wandb sync")
     wandb.teardown()  # until then its process may still write
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
     for artifact in (b"dataset-cats", b"alexlab-code", b"model-"):
@@ -385,7 +385,7 @@ def test_a_server_that_fails_at_the_start_leaves_the_run_offline(fault: Any, sha
     assert printed.count("the run continues offline.") == 1, printed
     reason = "W&B refuses the API key (" if fault in (401, "short key") else "W&B: "
     assert reason in printed
-    assert "W&B: offline (no answer). upload later with `wandb sync " in printed
+    assert "W&B: offline (no answer). To upload the run later: `wandb sync " in printed
     assert summary_of(tmp_path / "run")["status"] == "finished"
     assert len(list((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"))) == 1
 
@@ -468,4 +468,4 @@ def test_training_continues_without_wandbs_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("finished\n")
     assert done.stdout.count("W&B failed (") == 1, done.stdout
-    assert "it gets no more metrics of this run. metrics.csv has all." in done.stdout
+    assert "no more metrics are sent to W&B. metrics.csv has all metrics." in done.stdout

@@ -120,7 +120,7 @@ class NanGuard(Callback):
             return
         if self.skips:
             raise UserError(f"on_nan=skip: {what}, although loss and gradient were finite: no step to skip. {HELP}.")
-        resume = f" {self.last_ckpt.name} is from before it: {self.resume_command} on_nan=skip skips such steps."
+        resume = f" {self.last_ckpt.name} is from before that step: {self.resume_command} on_nan=skip skips such steps."
         raise UserError(f"{what}. {HELP}.{resume if self.last_ckpt.is_file() else ''}")
 
     # -- skip
@@ -134,7 +134,8 @@ class NanGuard(Callback):
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_IN_A_ROW:
             raise UserError(
-                f"on_nan=skip: {what}, and so in {MOST_IN_A_ROW} steps in a row: the images are not the cause. {HELP}."
+                f"on_nan=skip: {what}, and the same in {MOST_IN_A_ROW} steps in a row, so the images are not the cause. "
+                f"{HELP}."
             )
         log.warning("on_nan=skip: %s; this step is skipped.", what)
 

@@ -48,7 +48,9 @@ class Pruning(Callback):
             trial.set_user_attr("pruned", True)
         except STORAGE_ERRORS as error:
             why = str(error.__cause__ or error).splitlines()[0]
-            log.warning("the study %s does not answer, so the trial continues: %s", trial.study.study_name, why)
+            log.warning(
+                "the storage of the study %s does not answer, so the trial continues: %s", trial.study.study_name, why
+            )
             return False
         what = f"{self.monitor} {value:.4f} is bad compared with other trials of the study {trial.study.study_name}."
         log.info("pruned after epoch %d: %s", epoch + 1, what)

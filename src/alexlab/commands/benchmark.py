@@ -52,7 +52,8 @@ def benchmark(config: BenchmarkConfig) -> None:
     batch = next(iter(data.train_dataloader()))
     if not len(batch.targets):
         raise UserError(
-            "All images of the first batch are broken, so nothing can be measured: choose others with data.root=PATH."
+            "All images of the first batch are broken, so nothing can be measured: choose different images with "
+            "data.root=PATH."
         )
     rates["device"] = trained(config, devices.kind, data, plan, itertools.repeat(batch))
     rates["end_to_end"] = trained(config, devices.kind, data, plan, endless(data))

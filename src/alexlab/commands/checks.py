@@ -66,7 +66,7 @@ def check_ckpt(
     ]
     if differ:
         raise UserError(
-            f"{named} was trained with other settings: {', '.join(differ)}. Give the same ones, or start a new run."
+            f"{named} was trained with different settings: {', '.join(differ)}. Give the same ones, or start a new run."
         )
 
     before = checkpoint["alexlab"]["dataset"]
@@ -75,8 +75,8 @@ def check_ckpt(
         now, then = dataset["images"], before["images"]
         counts = ", ".join(f"{name} {now.get(name)} (the checkpoint has {then.get(name)})" for name in changed)
         raise UserError(
-            f"{named} was trained on other images than those of {root}: {counts}; names or sizes of the files differ. "
-            "Give the same images, or start a new run."
+            f"{named} was trained on different images from those of {root}: {counts}; names or sizes of the files "
+            "differ. Give the same images, or start a new run."
         )
 
     epochs, done = position["epochs"], checkpoint["global_step"]

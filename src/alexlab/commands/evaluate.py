@@ -176,8 +176,8 @@ def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
                 return
         data.splits = {}
         print(
-            f"note: the run's images were split by data.val_fraction, and {data.root} has other images: all of them "
-            "are tested, so they must not include training images."
+            f"note: the run's images were split by data.val_fraction, and {data.root} has different images: all of "
+            "them are tested, so they must not include training images."
         )
     data.read_for_evaluation()
 
@@ -187,8 +187,8 @@ def check_images(dataset: dict[str, Any], data: ImageFolders, run_config: TrainC
     changed = changed_splits(dataset, data.describe())
     if changed and run_config.data.val_fraction is not None:
         raise UserError(
-            f"{data.root} holds other images than in training, so data.val_fraction splits them differently and "
-            "training images would be tested: restore the images, or choose another folder with data.root=PATH."
+            f"The images in {data.root} are not those of the training, so data.val_fraction splits them differently "
+            "and training images would be tested: restore the images, or choose another folder with data.root=PATH."
         )
     if changed:
         print(f"note: the files of {', '.join(changed)} in {data.root} are not those of the training any more.")

@@ -152,7 +152,7 @@ def read_pixels(images: ImageSource, numbers: list[int], transform: loading.Eval
         except OSError as error:
             print(f"note: {decode.BrokenImageError(images.path(i), error).reason}. It is not part of the check.")
     if not pixels:
-        raise UserError("No image could be read to check the file on: give others with images=PATH.")
+        raise UserError("No image could be read to check the file on: give different ones with images=PATH.")
     return torch.stack(pixels).contiguous()
 
 

@@ -122,8 +122,8 @@ def check_out(out: Path, job: dict[str, Any]) -> None:
             differ.append("source")
         if differ:
             raise UserError(
-                f"out={out} was prepared from other images or in another way ({', '.join(differ)}): remove it, or "
-                "choose another folder with out=PATH."
+                f"out={out} was prepared from different images or in a different way ({', '.join(differ)}): remove it, "
+                "or choose another folder with out=PATH."
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} exists and is not a preparation: choose a new folder.")

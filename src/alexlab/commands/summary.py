@@ -231,8 +231,8 @@ def how_to_resume(path: Path) -> str:
 
 def how_to_continue(path: Path) -> str:
     if not (path / "checkpoints/last.ckpt").is_file():
-        return "No checkpoint was written yet: start it again (checkpoint.every_n_steps writes one sooner)."
-    return f"Resume it with: {how_to_resume(path)}"
+        return "No checkpoint was written yet: start the run again (checkpoint.every_n_steps writes one sooner)."
+    return f"Resume the run with: {how_to_resume(path)}"
 
 
 def of_signal(config: Any, number: int) -> list[str]:

@@ -85,7 +85,7 @@ def values_of_grid(override: Override) -> list[str]:
         raise UserError(f"{override.input_line}: a grid needs single values. Add sweep=optuna, or list values: A,B,C.")
     values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
     if not values:
-        raise UserError(f"{override.input_line} stands for no value, so there is no job.")
+        raise UserError(f"{override.input_line} stands for no value, so no job would start.")
     return values
 
 
@@ -429,7 +429,9 @@ def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
             trial = optuna.Trial(study, trial_id)
         except STORAGE_ERRORS as error:
             why = str(error.__cause__ or error).splitlines()[0]
-            log.warning("the study %s does not answer, so this trial cannot be pruned: %s", study_name, why)
+            log.warning(
+                "the storage of the study %s does not answer, so this trial cannot be pruned: %s", study_name, why
+            )
     return Pruning(trial, config.monitor)
 
 

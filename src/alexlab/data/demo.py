@@ -84,8 +84,8 @@ def write_demo(
         differ = [f"{key}={saved.get(key)} instead of {new}" for key, new in wanted.items() if saved.get(key) != new]
         if differ:
             raise UserError(
-                f"{root} contains demo images of other settings ({', '.join(differ)}): remove that folder, or choose "
-                "another data.root."
+                f"{root} contains demo images of different settings ({', '.join(differ)}): remove that folder, or "
+                "choose another data.root."
             )
         return
     with new_folder(root, MARKER) as folder:

@@ -46,9 +46,9 @@ def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:
 
 # Errors of the system that the user can fix: what is wrong, and what to do.
 SYSTEM = {
-    errno.ENOSPC: "no space is left there: free some, or write elsewhere with paths.logs=PATH.",
+    errno.ENOSPC: "no space is left on that disk: free some, or write elsewhere with paths.logs=PATH.",
     errno.EDQUOT: "the disk quota is used up: free some, or write elsewhere with paths.logs=PATH.",
-    errno.EACCES: "no permission there: choose another place with paths.logs=PATH or data.root=PATH.",
+    errno.EACCES: "permission denied: choose another place with paths.logs=PATH or data.root=PATH.",
     errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
     errno.ELOOP: "that is a link, through which nothing is written: remove it, or choose another place.",
     errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",

@@ -124,8 +124,8 @@ def how_to_restore(code: dict[str, Any], apply_command: str) -> str:
     """Return the sentence that says how to restore the code of a code.json, which anybody may have written."""
     commit = code.get("commit")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-        return "The commit of its code is not known."
-    restore = f"To restore it: `git checkout {commit}`"
+        return "The commit of that code is not known."
+    restore = f"To restore the code: `git checkout {commit}`"
     if code.get("patch_sha256") and not code.get("left_out"):
         return f"{restore} and `{apply_command}`."
     reason = f": {code['left_out']}" if code.get("left_out") else ""

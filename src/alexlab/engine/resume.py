@@ -80,9 +80,9 @@ def resume_config(today: Plain) -> Resumed:
     if changes and not today["resume"]["allow_changes"]:
         may_allow = "" if any(map(FIXED.fullmatch, changes)) else ", or add resume.allow_changes=true"
         raise UserError(
-            f"{asked}: {name} was started with other settings: {', '.join(changes.values())}. Leave these overrides "
-            f"out{may_allow}. For a new run with them, use its weights with init_from={named}, or its config with "
-            f"from_run={named}."
+            f"{asked}: {name} was started with different settings: {', '.join(changes.values())}. Remove these "
+            f"overrides{may_allow}. To start a new run with them, use the weights with init_from={named}, or the "
+            f"config with from_run={named}."
         )
     _refuse_secrets(config["callbacks"], name, overrides)
     config |= {"resume": today["resume"], "run_dir": str(run_dir), "dry_run": today["dry_run"]}

@@ -281,7 +281,7 @@ def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str
             names += [""] * (count - len(names))
     if len(names) < count:
         raise UserError(
-            f"{node['_target_']} takes {len(names)} of its {count} _args_ by position: give the others by name."
+            f"{node['_target_']} takes {len(names)} of its {count} _args_ by position: give the rest by name."
         )
     return names[:count]
 

@@ -142,7 +142,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self.id_file.write_text(f"{self.run.id}\n")
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        more = {"online": f" {self.run.url}", "offline": f" upload later with `wandb sync {self.folder}`"}
+        more = {"online": f" {self.run.url}", "offline": f" To upload the run later: `wandb sync {self.folder}`"}
         self.view = {"online": self.run.url, "offline": f"wandb leet {Path(self.folder).parent}"}.get(self.mode)
         log.info("W&B: %s (%s).%s", self.mode, self.reason, more.get(self.mode, ""))
 
@@ -184,7 +184,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             function(self.run)
         except Exception as error:  # W&B raises many types
             self.is_broken = True
-            log.warning("W&B failed (%s): it gets no more metrics of this run. metrics.csv has all.", first_line(error))
+            log.warning(
+                "W&B failed (%s): no more metrics are sent to W&B. metrics.csv has all metrics.", first_line(error)
+            )
 
     # -- artifacts
 

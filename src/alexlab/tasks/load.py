@@ -171,8 +171,8 @@ def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path
     if list(classes) != trained:
         missing, new = some({*trained} - {*classes}), some({*classes} - {*trained})
         raise UserError(
-            f"{root} has other classes than the run: missing {missing}, new {new}. Choose a folder with the run's "
-            "classes."
+            f"{root} and the run have different classes: missing {missing}, new {new}. Choose a folder with the "
+            "classes of the run."
         )
 
 
@@ -234,9 +234,8 @@ def check_function(key: str, checkpoint: dict[str, Any], net: nn.Module, image_s
     ours = _outputs(net, image, same_classes)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
         raise UserError(
-            f"{key}: the network of the checkpoint, {name}, gives other outputs with the same weights (it may have "
-            "other strides, paddings or normalization layers): use the model.net.* settings in the config.yaml of its "
-            "run."
+            f"{key}: the network of the checkpoint, {name}, gives different outputs with the same weights (strides, "
+            "paddings or normalization layers may differ): use the model.net.* settings in the config.yaml of that run."
         )
 
 
