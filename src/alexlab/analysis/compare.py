@@ -574,7 +574,7 @@ def ordinal(number: int) -> str:
 
 
 def sweep_table(sweep: Path, monitor: str, width: int) -> list[str]:
-    """Return the lines of a table of a sweep's jobs, the best first; [] if there is one job or none was measured."""
+    """Return the lines of a table of a sweep's jobs, the best first; [] for a single job, or if no job was measured."""
     runs, _ = read(find([str(sweep)], sweep)[0])
     if len(runs) < 2 or not any(monitor in run.metrics for run in runs):
         return []

@@ -34,7 +34,7 @@ SIDE = 132  # pixels of an image among the neighbours
 
 
 class FeatureExtractor:
-    """Reads images as in an evaluation, and computes a network's probabilities and last hidden layer."""
+    """Read images as in an evaluation, and compute a network's probabilities and last hidden layer."""
 
     def __init__(self, trained: loading.Trained, device: torch.device) -> None:
         self.net, self.transform, self.classes = trained
@@ -161,7 +161,7 @@ def draw(
     """Write the figures of a run to RUN_DIR/figures and return their paths."""
     trained = loading.load(run_dir, ckpt, check_sources=False)
     folder = make_folder(run_dir, "figures")
-    for name in NAMES:  # figures of another checkpoint or of other images
+    for name in NAMES:  # figures of another checkpoint or of different images
         (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor):

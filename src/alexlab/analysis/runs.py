@@ -187,7 +187,7 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
 
 
 def _below(folder: str, problems: list[str]) -> Iterator[Path]:
-    """Yield the run directories at and below `folder`, except in hidden folders; a run directory contains no other."""
+    """Yield the run directories at and below `folder`, except in hidden folders; run directories are not nested."""
     seen: set[tuple[int, int]] = set()  # links may lead to a folder again
 
     def note(error: OSError) -> None:

@@ -36,7 +36,7 @@ CALL_PARTS = ("_call_callback_hooks", "_call_lightning_module_hook")
 
 
 class Checkpointing(Callback):
-    """Writes best.ckpt and last.ckpt, and resumes from last.ckpt.
+    """Write best.ckpt and last.ckpt, and resume from last.ckpt.
 
     The state that differs between ranks (sums of the metrics, BatchNorm's statistics) is gathered from all of them. If
     the number of ranks changes, the first rank gets the sums of all, and each rank gets the mean statistics.
@@ -78,7 +78,7 @@ class Checkpointing(Callback):
         self._out_of_time = False  # whether the run stops within an epoch, as Timer does
 
     def install(self, trainer: pl.Trainer) -> None:
-        """Replace the ends of Lightning's steps and epochs. Raises AttributeError if Lightning has other loops."""
+        """Replace the ends of Lightning's steps and epochs. Raises AttributeError if Lightning's loops have changed."""
         epochs: Any = trainer.fit_loop
         steps: Any = epochs.epoch_loop
         for owner, names in ((epochs, FIT_LOOP_PARTS), (steps, EPOCH_LOOP_PARTS), (call, CALL_PARTS)):
@@ -287,7 +287,7 @@ class Checkpointing(Callback):
 
 def _ranks_of(position: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what `_gather_ranks` gathered, also from a checkpoint of an older version: it has sums (ranks, 8), and
-    buffers (ranks, ...) if there are several."""
+    buffers (ranks, ...) for several ranks."""
     ranks = []
     for rank, sums in enumerate(position.get("sums", [])):
         metrics = {LossAndAccuracy.__name__: {"past": sums[:4], "window": sums[4:]}}

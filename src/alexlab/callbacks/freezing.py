@@ -18,7 +18,7 @@ from alexlab.models.introspection import head_of
 
 
 class Freezing(Callback):
-    """Freezes parameters and BatchNorm statistics outside of the head.
+    """Freeze parameters and BatchNorm statistics outside of the head.
 
     Args:
         epochs: number of epochs, from the first one on, in which only the head is trained.

@@ -8,10 +8,10 @@ from pytorch_lightning.callbacks import Callback
 
 
 class GradNorm(Callback):
-    """Logs train/grad_norm, the Euclidean norm of the gradients of all parameters.
+    """Log train/grad_norm, the Euclidean norm of the gradients of all parameters.
 
-    It is computed every `trainer.log_every_n_steps` optimizer steps, in one pass over the gradients. If there are
-    several ranks, it is the norm of the mean gradient.
+    The norm is computed every `trainer.log_every_n_steps` optimizer steps, in one pass over the gradients. On several
+    ranks, it is the norm of the mean gradient.
     """
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""The learning rate, and in W&B the axes that its curve is drawn over."""
+"""Log the learning rates; for W&B, also the axes that their curves are drawn over."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from alexlab.callbacks.throughput import Throughput
 
 
 class LearningRateLogger(LearningRateMonitor):
-    """Lightning's monitor, with the axes in the rows for W&B.
+    """Log the learning rates as Lightning's monitor does, and add the axes for W&B to the rows.
 
     Lightning logs rows that have the step only. W&B draws a curve over an axis only if both are in the same row.
     """

@@ -29,7 +29,7 @@ MOST_ROWS = 2000  # classes in W&B's table, the worst first
 
 
 class Prediction(NamedTuple):
-    """What the network says about a test image."""
+    """The network's prediction for a test image."""
 
     confidence: float  # probability of the predicted class, 0 to 1
     image: torch.Tensor  # uint8 (3, H, W)
@@ -43,7 +43,7 @@ class Prediction(NamedTuple):
 
 
 class Media(Callback):
-    """Draws the figures, each of them once.
+    """Draw the figures, each of them once.
 
     Args:
         folder: where rank 0 writes the figures; the other ranks contribute their part of the images.
@@ -90,7 +90,7 @@ class Media(Callback):
         for i in range(len(targets)):
             if (self.tested + i) % self.spacing == 0:
                 self.samples.append(prediction(i))
-                if len(self.samples) == 2 * MISTAKES:  # the number of test images is unknown here: keep every other
+                if len(self.samples) == 2 * MISTAKES:  # the number of test images is unknown: keep every second
                     self.samples, self.spacing = self.samples[::2], 2 * self.spacing
         self.tested += len(targets)
         self.mistakes = most_confident(self.mistakes)

@@ -1,8 +1,8 @@
-"""Handle NaN and infinite losses, which spoil the weights for good: `on_nan` is `stop` (the run) or `skip` (the step).
+"""Handle NaN and infinite losses, which make the weights NaN: `on_nan` is `stop` (the run) or `skip` (the step).
 
 `stop` takes no time per step: losses stay on the device, and are checked when metrics are logged anyway. `skip` waits
-for each gradient. Both check the weights before a validation and before a checkpoint, so that no file has spoiled
-weights. The images of a batch are computed from the epoch and the batch's number.
+for each gradient. Both check the weights before a validation and before a checkpoint, so that no file has NaN or
+infinite weights. The images of a batch are computed from the epoch and the batch's number.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger("alexlab")
 
 
 class NanGuard(Callback):
-    """Checks losses, gradients and weights, on all ranks together.
+    """Check losses, gradients and weights, on all ranks together.
 
     Args:
         mode: "stop", or "skip".
@@ -53,7 +53,7 @@ class NanGuard(Callback):
         self.skipped_in_a_row = state_dict["skipped_in_a_row"]
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Read the state of a checkpoint of an older version; `load_state_dict` follows for those of this one."""
+        """Read the state of a checkpoint of an older version. For newer ones, Lightning calls `load_state_dict` next."""
         self.skipped_in_a_row = checkpoint.get("alexlab", {}).get("place", {}).get("in_a_row", 0)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -102,10 +102,12 @@ class NanGuard(Callback):
         self.check(trainer)  # before the epoch's metrics are logged; its checkpoint checks the weights
 
     def check(self, trainer: pl.Trainer, weights: bool = False) -> None:
-        """Check the losses since the last check, and raise UserError if one is NaN or infinite. `skip` has none left.
+        """Check the losses since the last check, and raise UserError if one is NaN or infinite.
+
+        With `skip`, no losses are checked: such steps are skipped already.
 
         Args:
-            weights: check the weights too: a NaN in the gradient spoils them although the loss was finite.
+            weights: check the weights too: a NaN gradient makes them NaN although the loss was finite.
         """
         losses, self.losses = ([], self.losses) if self.skips else (self.losses, [])
         what = self._first_nonfinite(trainer, losses)
@@ -113,7 +115,7 @@ class NanGuard(Callback):
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         if what is None and weights and self.weights_checked_at != batches:
             self.weights_checked_at = batches
-            # by the last step: an earlier one would have shown in a loss
+            # the last step did it: after an earlier step, a loss would have been NaN
             if _on_any_rank(trainer, ~all_finite([*net.parameters(), *net.buffers()])):
                 what = self._describe(trainer, "the weights became nan or inf")
         if what is None:
@@ -134,8 +136,8 @@ class NanGuard(Callback):
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_IN_A_ROW:
             raise UserError(
-                f"on_nan=skip: {what}, and the same in {MOST_IN_A_ROW} steps in a row, so the images are not the cause. "
-                f"{HELP}."
+                f"on_nan=skip: {what}, and the same in {MOST_IN_A_ROW} steps in a row, so the images are not the "
+                f"cause. {HELP}."
             )
         log.warning("on_nan=skip: %s; this step is skipped.", what)
 

@@ -30,7 +30,7 @@ class Preempted(BaseException):
 
 
 class SignalRecorder:
-    """Records the first signal.
+    """Record the first signal.
 
     Attributes:
         number: of the signal, or 0.
@@ -63,10 +63,10 @@ class SignalRecorder:
 
 
 class Preemption(Callback):
-    """Finds out, on all ranks at the end of the same batch, that any of them received a signal.
+    """Find out, on all ranks at the end of the same batch, whether any of them received a signal.
 
-    It then raises Preempted within validation and test, and sets `stop` in training, where the checkpoint callback
-    writes last.ckpt first. The ranks agree in the same way that it is time for a checkpoint, as their clocks differ.
+    After a signal, validation and test raise Preempted. Training sets `stop`, because the checkpoint callback writes
+    last.ckpt first. The ranks agree in the same way that it is time for a checkpoint, as their clocks differ.
 
     Args:
         recorder: records this rank's signals.

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 log = logging.getLogger("alexlab")
 
-# metrics with a special name or format; all others are printed with their name and four digits
+# metrics with a special name or format; the rest are printed with their name and four digits
 BAR_FORMATS = {
     "train/loss_step": "loss {:.3f}",
     "train/acc1_step": "acc1 {:.3f}",
@@ -58,7 +58,7 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressReporter(Callback):
-    """Logs `epoch 3/10 | 12 s | train/loss 1.234 ...` on rank 0, and in long epochs a line per minute.
+    """Log `epoch 3/10 | 12 s | train/loss 1.234 ...` on rank 0, and in long epochs a line per minute.
 
     Args:
         console: whether to print on the console too, not only in train.log.

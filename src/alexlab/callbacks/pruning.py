@@ -13,7 +13,7 @@ STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)  # of
 
 
 class Pruning(Callback):
-    """Reports `monitor` to the trial after each validation, and stops the run on all ranks if the pruner says so.
+    """Report `monitor` to the trial after each validation, and stop the run on all ranks if the pruner says so.
 
     The last epoch is not pruned, because nothing would be saved. If the study's storage does not answer, a warning is
     logged and the trial continues.

@@ -12,7 +12,7 @@ from alexlab.engine.errors import UserError
 
 
 class SameConfig(Callback):
-    """Compares a hash of the config over all ranks at the start. Nothing else would notice a difference."""
+    """Compare a hash of the config over all ranks at the start. Nothing else would notice a difference."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         text = json.dumps(config, sort_keys=True, default=str)

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Callback
 
 
 class Throughput(Callback):
-    """Logs how fast training is, and axes for curves.
+    """Log the speed of training, and axes for curves.
 
     Per epoch: perf/images_per_second (all devices) and perf/data_wait (fraction of the time, 0 to 1, on this rank).
     Every `log_every_n_steps` optimizer steps: perf/images_per_second_step. With both, and with each validation:

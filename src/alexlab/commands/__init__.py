@@ -1,1 +1,1 @@
-"""The commands, one file each, and the steps of a training. This folder may import all the other folders."""
+"""The commands, one file each, and the steps of a training. This folder may import all folders."""

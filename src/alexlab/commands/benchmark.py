@@ -105,7 +105,7 @@ def decode_only(data: ImageFolders, seconds: float) -> float:
 
 
 def endless(data: ImageFolders) -> Iterator[Batch]:
-    """Yield the batches of one epoch after the other."""
+    """Yield the batches of epoch after epoch."""
     loader, epoch = data.train_dataloader(), 0
     while True:
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ def rate_of(counts: Iterator[int], seconds: float) -> float:
 
 
 class Clock(Callback):
-    """Measures images per second after the warm-up, and stops the training when the time is up."""
+    """Measure images per second after the warm-up, and stop the training when the time is up."""
 
     def __init__(self, seconds: float, kind: str) -> None:
         self.seconds, self.kind = seconds, kind

@@ -304,7 +304,7 @@ def build_callbacks(
     callbacks.append(ProgressReporter(console=kind == "plain"))
     if wanted.figures:
         callbacks.append(Media(path / "figures", wandb))
-    callbacks.append(Throughput(config.data.batch_size))  # last: the time of other callbacks is no waiting for data
+    callbacks.append(Throughput(config.data.batch_size))  # last: it must not count callbacks as waiting for data
     return preemption, checkpointing, callbacks
 
 
@@ -404,7 +404,7 @@ def _strategy(config: TrainConfig, devices: Devices, net_type: type[nn.Module]) 
             state_dict_type="full",
             # without a unit below the LightningModule, the test after the training would find it wrapped twice
             auto_wrap_policy=ModuleWrapPolicy({net_type}),
-            # autocast mixes the precisions, as under DDP; Lightning's choice keeps BatchNorm's averages in bf16
+            # autocast mixes the precisions, as under DDP; Lightning's default would keep BatchNorm's averages in bf16
             mixed_precision=float32 if is_mixed else None,
         )
     if devices.world_size == 1:

@@ -152,7 +152,7 @@ class StopSweep(BaseException):
 
 @dataclass
 class Jobs:
-    """Checks the one job of a command, which `run` runs then, or runs the jobs of a sweep."""
+    """Check the one job of a command, which `run` then starts, or run the jobs of a sweep."""
 
     command: Command
     mask: Callable[[str], str] = str  # hides the values of secrets in a text
@@ -290,7 +290,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     """Turn a command line into overrides that Hydra's grammar reads as they are meant.
 
     `resume=X` becomes `resume.run=X`, and `--config-dir DIR` becomes `--config-dir=DIR`. Quotes are added to `where=`
-    (Hydra has other meanings for = and <), to names of runs that look like numbers, and to values that Hydra cannot
+    (in which Hydra reads = and < differently), to names of runs that look like numbers, and to values that Hydra cannot
     parse. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's values. -m and
     --config-dir are put first.
 

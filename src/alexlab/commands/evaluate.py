@@ -1,4 +1,4 @@
-"""Test a run on its own test images or on another folder: the task of `python eval.py`."""
+"""Test a run on its own test images or on another folder, for `python eval.py`."""
 
 import contextlib
 import math
@@ -171,7 +171,7 @@ def read_images(
 def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
     """Read a folder that the command line names: the run's own split if it holds the run's images, else all images."""
     if data.val_fraction is not None:
-        with contextlib.suppress(UserError):  # other images may not be enough for a split
+        with contextlib.suppress(UserError):  # a different folder may have too few images for a split
             if not changed_splits(dataset, data.read().describe()):
                 return
         data.splits = {}
@@ -202,7 +202,7 @@ class TenCrops(torch.nn.Module):
         self.net, self.size = net, size
 
     def forward(self, images: Tensor) -> Tensor:
-        """float (B, 3, R, R), R above `size` -> (B, num_classes): the logarithm of the ten crops' mean probability."""
+        """Compute the log of the ten crops' mean probability: float (B, 3, R, R), R > `size` -> (B, num_classes)."""
         far = images.shape[-1] - self.size
         middle = round(far / 2)
         places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]

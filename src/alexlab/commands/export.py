@@ -70,7 +70,7 @@ class FromPixels(nn.Module):
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) of 0..255, RGB -> float32 logits (B, num_classes)."""
+        """Compute float32 logits (B, num_classes) of RGB images, uint8 (B, 3, S, S) of 0 to 255."""
         return self.net(images.float() * self.scale + self.shift)
 
 
@@ -78,8 +78,8 @@ def export(config: ExportConfig) -> None:
     """Write the file to a temporary path, load it, compare its logits with the run's on real images, and move it.
 
     Raises:
-        UserError: there is no such run or image, the extra `export` is not installed, the file cannot be written, or
-            the network cannot be exported.
+        UserError: the run or an image does not exist, the extra `export` is not installed, the file cannot be written,
+            or the network cannot be exported.
         RunFailedError: the file's logits are not the run's. The file is removed.
     """
     logs, format, ckpt = Path(config.paths.logs), str(config.format), str(config.ckpt)

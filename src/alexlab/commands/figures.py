@@ -1,4 +1,4 @@
-"""Test a run again and draw all figures: the task of `alexlab figures`."""
+"""`alexlab figures`: test a run again and draw all figures."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def redraw(config: FiguresConfig) -> None:
     """Draw the figures of a run from one of its checkpoints, and print their files.
 
     Raises:
-        UserError: there is no such run, checkpoint or images.
+        UserError: the run, the checkpoint or the images do not exist.
     """
     run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
     refuse_link(run_dir / "figures")

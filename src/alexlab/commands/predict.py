@@ -45,7 +45,7 @@ def find_images(named: str) -> list[str]:
     """Return the paths of a file, of the images in a folder and its subfolders, or of the files of a glob, sorted.
 
     Raises:
-        UserError: there are no images.
+        UserError: no image was found.
     """
     path = Path(named).expanduser()
     if path.is_file():
@@ -68,7 +68,7 @@ def predict(config: PredictConfig) -> None:
     """Write one line per image and class, for the `config.topk` most probable classes, and print the first images.
 
     Raises:
-        UserError: there is no such run, or there are no images.
+        UserError: the run does not exist, or no image was found.
         RunFailedError: some images could not be read; those that could are written.
     """
     logs = Path(config.paths.logs)

@@ -39,7 +39,7 @@ from alexlab.engine.schema import PrepareConfig
 
 PARTS = ".parts"  # the folder with the state of an unfinished preparation
 SHOWN = 10  # broken files that are printed; prepared.json lists all
-REPORT_EVERY = 10.0  # seconds between two lines if there is no terminal
+REPORT_EVERY = 10.0  # seconds between two lines without a terminal
 COLUMNS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "lengths")
 
 

@@ -1,4 +1,4 @@
-"""The directory of a run that trains: opened, locked and logged to, with a summary however the run ends."""
+"""Open and lock the directory of a run that trains, log to it, and record how the run ended."""
 
 import contextlib
 import faulthandler
@@ -32,7 +32,7 @@ log = logging.getLogger("alexlab")
 
 
 class RunSession:
-    """The directory, lock, log and W&B run of a run that trains. At the end, summary.json and W&B record the status.
+    """Hold the directory, lock, log and W&B run of a run that trains, and record the status at the end.
 
     Attributes:
         measured: what `summaries.metrics_of` returns after the training.
@@ -45,7 +45,9 @@ class RunSession:
         self.path, self.plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
         self.mask = masker(self.plain)
         self.is_first = launcher.rank() == 0
-        self.is_open = not self.is_first  # whether the directory belongs to this run already; only rank 0 writes there
+        self.is_open = (
+            not self.is_first
+        )  # whether the directory belongs to this run already; only rank 0 writes into it
         self.is_created = False  # whether the directory is new, or was empty
         self.status: Status = "failed"
         self.measured: dict[str, Any] = {}
@@ -88,7 +90,8 @@ class RunSession:
         """Create the run's directory, or reset that of a resumed run to its checkpoint, and start the W&B run.
 
         Raises:
-            UserError: another process trains there, or W&B refuses the settings. A resumed run is not changed then.
+            UserError: another process trains this run, or W&B refuses the settings. In both cases, a resumed run is not
+                changed.
         """
         config, path = self.config, self.path
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None

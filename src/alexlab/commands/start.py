@@ -14,7 +14,7 @@ from alexlab.engine.validation import validate
 
 @dataclass(frozen=True)
 class Start:
-    """The run that starts."""
+    """The run that starts, and its final config."""
 
     config: TrainConfig
     notes: list[str] = field(default_factory=list)  # printed once, and written to train.log
@@ -28,7 +28,7 @@ def find_start(config: TrainConfig) -> Start:
     """Return the run that starts, with its final config.
 
     Raises:
-        UserError: there is no such run, or the overrides do not fit it.
+        UserError: the run does not exist, or the overrides do not fit it.
     """
     plain, notes, compare = config.model_dump(exclude_unset=True), [], Start.compare
     path, logs = Path(config.run_dir), Path(config.paths.logs)

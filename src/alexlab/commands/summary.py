@@ -1,4 +1,4 @@
-"""What a run prints and records about itself: at its start, at its end, and how to continue it."""
+"""Print and record the facts and the metrics of a run: at the start, at the end, and how to continue the run."""
 
 import logging
 import platform

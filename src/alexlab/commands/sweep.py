@@ -238,7 +238,7 @@ def distribution_of(override: Override) -> "BaseDistribution":
 
 
 def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: list[str]) -> TrainConfig:
-    """Check configs at the ends of the search space: all parameters at their first value, then each at the other ones.
+    """Check configs at the ends of the search space: all parameters at their first value, then each at the rest.
 
     Returns the first config that has no mistake. Raises UserError if the space is empty, if all trials are wrong, or if
     some are and `sweep.keep_going` is false.
@@ -287,7 +287,7 @@ def check_study(
         except ValueError:
             raise UserError(
                 f"{name}: study {study.study_name} has drawn from {earlier}, and this command draws from "
-                f"{space[name]}. A study can move the ends of a range. For another kind of range or other choices, "
+                f"{space[name]}. A study can move the ends of a range. For another kind of range or new choices, "
                 "choose another hydra.sweeper.study_name."
             ) from None
 
@@ -381,7 +381,7 @@ def storage_errors(url: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def heartbeat(storage: "optuna.storages.RDBStorage | None", trial: "optuna.Trial") -> Iterator[None]:
-    """Record while a trial runs that its process is alive. Optuna does so itself only in `Study.optimize`."""
+    """Send a heartbeat to the study while a trial runs. Optuna itself does so only in `Study.optimize`."""
     from alexlab.callbacks.pruning import STORAGE_ERRORS
 
     finished = threading.Event()
@@ -404,7 +404,7 @@ def heartbeat(storage: "optuna.storages.RDBStorage | None", trial: "optuna.Trial
 
 @contextlib.contextmanager
 def job_environment(url: str | None, study_name: str, trial: "optuna.Trial") -> Iterator[None]:
-    """Set the environment variable `TRIAL` for the job that runs in this block, if there is a storage."""
+    """Set the environment variable `TRIAL` for the job that runs in this block, if the study has a storage."""
     if url is not None:
         os.environ[TRIAL] = json.dumps([url, study_name, trial._trial_id])
     try:

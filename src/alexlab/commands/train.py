@@ -1,4 +1,4 @@
-"""THE RUN, in order: the task of `python train.py`."""
+"""THE RUN, in order: what `python train.py` does."""
 
 import contextlib
 import logging

@@ -31,10 +31,10 @@ MAX_THREADS = 12  # by default: more are slower, because of Python's lock (bench
 
 
 class ImageFolders(pl.LightningDataModule):
-    """Batches of an ImageNet-style folder, of what `prepare` has made of one, or of ImageNet's archives.
+    """Load batches of an ImageNet-style folder, of the output of `alexlab prepare`, or of ImageNet's archives.
 
     `read()` finds the images. A batch is a `Batch`: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths. Most
-    arguments are keys of conf/data/_base.yaml, which explains them.
+    arguments are keys of conf/data/_base.yaml, and are explained in that file.
 
     Args:
         root: contains train/, val/ and optionally test/, each with one folder per class; or, with val_fraction, class

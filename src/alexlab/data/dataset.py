@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     crops: tuple[Tensor, int] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """Move the batch to `device`, and crop the images there if they are not cropped yet."""
+        """Move the batch to `device`, which crops the images if they are not cropped yet."""
         images, targets = (part.to(device, non_blocking=True) for part in (self.images, self.targets))
         if self.crops is not None:
             boxes, side = self.crops

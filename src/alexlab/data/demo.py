@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from alexlab.data.folder import new_folder
 from alexlab.engine.errors import UserError
 
-FORMAT = 2  # version of the drawings: another version draws other images
+FORMAT = 2  # version of the drawings: another version draws different images
 IMAGES_PER_CLASS = {"train": 350, "val": 50, "test": 50}
 MAX_ROTATION = 0.4  # radians (23 degrees): rotated further, a square looks like another class
 MARKER = ".demo.json"
@@ -70,7 +70,7 @@ def write_demo(
         quality: of the JPEG files, 1 to 95.
 
     Raises:
-        UserError: `root` contains files of the user, or demo images with other settings.
+        UserError: `root` contains files of the user, or demo images of different settings.
     """
     counts = per_class or IMAGES_PER_CLASS
     wanted = {"format": FORMAT, "seed": seed, "image_size": image_size, "per_class": counts, "quality": quality}

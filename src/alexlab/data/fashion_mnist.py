@@ -1,4 +1,4 @@
-"""Fashion-MNIST's four idx files -> an ImageNet-style folder of PNG files, which is read like any other folder.
+"""Fashion-MNIST's four idx files -> an ImageNet-style folder of PNG files.
 
 70,000 images of clothes, 28 x 28 grey pixels, by Xiao, Rasul and Vollgraf (2017), https://arxiv.org/abs/1708.07747.
 """

@@ -256,7 +256,7 @@ def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str
     """Split one folder at random by (seed, class), each class in the same proportions.
 
     Args:
-        fractions: of the images that each split other than train gets, such as {"val": 0.1, "test": 0.1}; above 0.
+        fractions: of the images that each split except train gets, such as {"val": 0.1, "test": 0.1}; above 0.
 
     Raises:
         UserError: a class has too few images for each split to get one.

@@ -24,7 +24,7 @@ LARGEST_CONFIG = 2**20  # bytes
 
 # A value that is nothing but a reference to an environment variable: ${oc.env:WANDB_NOTES}
 REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
-SHORTEST_SECRET = 4  # characters: replacing a shorter value would damage other words
+SHORTEST_SECRET = 4  # characters: replacing a shorter value would damage unrelated words
 # In these sections such a value stays a reference, because it may be a secret. No file of the run should hold one.
 KEEPS_REFERENCES = ("logger", "callbacks")
 

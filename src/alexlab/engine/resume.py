@@ -87,7 +87,7 @@ def resume_config(today: Plain) -> Resumed:
     _refuse_secrets(config["callbacks"], name, overrides)
     config |= {"resume": today["resume"], "run_dir": str(run_dir), "dry_run": today["dry_run"]}
     new = by_key(text for text in overrides if not text.startswith("resume."))
-    # in one order, so that a rank that reads what rank 0 has just written comes to the same config
+    # in one order, so that a rank that reads the config.yaml that rank 0 has just written gets the same config
     config["overrides"] = list((by_key(before["overrides"]) | new).values())
 
     ckpt_path, notes = newest_checkpoint(run_dir / "checkpoints")

@@ -126,7 +126,7 @@ def quiet_libraries() -> None:
 
 
 class Console(logging.StreamHandler):
-    """Logs to standard output. The run continues if nobody reads it any more, as with `train.py | head`."""
+    """Log to standard output. The run continues if nobody reads it any more, as with `train.py | head`."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if isinstance(sys.exc_info()[1], BrokenPipeError):
@@ -138,7 +138,7 @@ class Console(logging.StreamHandler):
 
 
 class LogFile(logging.FileHandler):
-    """Logs to train.log, but not through a link. A full disk is ignored here, because the run reports it itself."""
+    """Log to train.log, but not through a link. A full disk is ignored here, because the run reports it itself."""
 
     def _open(self) -> Any:
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_no_link)

@@ -176,7 +176,9 @@ class DataConfig(Group):
     on_error: Literal["raise", "skip"] = key("Broken images: raise an error, or skip and list them.", "raise")
     max_bad: Whole | None = key("Broken images that may be skipped, all splits together; null is any number.", 100)
     crop_on: Literal["auto", "cpu", "device"] = key("Where to crop; auto: the GPU, for pixels of one size.", "auto")
-    cache: Literal["device"] | None = key("Cache all images on the device, which then crops them too.", None)
+    cache: Literal["device"] | None = key(
+        "Cache the images of train and val on the device, which then crops them too.", None
+    )
     class_names: Text | None = key("Class names: imagenet, fashion_mnist, or a file of lines: folder, tab, name.", None)
 
 
@@ -185,7 +187,7 @@ class AugmentConfig(Group):
     scale: Areas = key("Min and max fraction of the area for random_resized.", [0.08, 1.0])
     ratio: Ratios = key("Min and max aspect for random_resized.", [0.75, 1.3333333333333333])
     sizes: Sizes | None = key("[[first epoch, pixels], ...] of training images; null: data.image_size.", None)
-    crop_ratio: UpTo1 = key("image_size / short side for other crops, and in evaluation (224 / 256).", 0.875)
+    crop_ratio: UpTo1 = key("image_size / short side for random and center, and in evaluation (224 / 256).", 0.875)
     flip: Fraction = key("Probability of a horizontal flip.", 0.0)
     policy: Literal["none", "trivial", "rand"] = key("trivial: TrivialAugmentWide, rand: RandAugment.", "none")
     policy_ops: Count = key("Operations per image for rand.", 2)
@@ -234,7 +236,7 @@ class TrainerConfig(Group):
     accelerator: Accelerator = key("Kind of device.", "auto")
     devices: Devices = key("How many, or which GPUs, as [0, 2]; auto: all GPUs, or one CPU process.", "auto")
     num_nodes: Count = key("Machines; more than one needs torchrun or srun.", 1)
-    strategy: Literal["auto", "ddp", "fsdp"] = key("Strategy; auto: ddp if there are several devices.", "auto")
+    strategy: Literal["auto", "ddp", "fsdp"] = key("Strategy; auto: ddp for several devices.", "auto")
     precision: Precision = key("auto: bf16-mixed if the device is fast at it, 16-mixed on older GPUs, else 32.", "auto")
     max_epochs: Count | None = key("Epochs; null is no limit.", 10)
     min_epochs: Count | None = key("Epochs before early stopping may stop the run.", None)
@@ -291,7 +293,7 @@ class LoggerConfig(Group):
 
 
 class CallbacksConfig(Group):
-    """Callbacks (conf/callbacks). Any other entry must have a `_target_`: your own callback."""
+    """Callbacks (conf/callbacks). A callback of your own is a further entry, which must have a `_target_`."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Target]
@@ -368,12 +370,12 @@ class TrainConfig(CommandConfig):
     monitor: Metric = key("Metric that selects best.ckpt, and that a sweep optimizes.", "val/acc1")
     on_nan: Literal["stop", "skip"] = key("If the loss is NaN or infinite: stop the run, or skip the step.", "stop")
     test: bool = key("Test the best checkpoint at the end (on val if there is no test/).", True)
-    resume: ResumeConfig = key("resume=RUN resumes a run in its directory, with its config.", ResumeConfig)
+    resume: ResumeConfig = key("resume=RUN resumes a run in the same directory, with the same config.", ResumeConfig)
     checkpoint: CheckpointConfig = key("When last.ckpt is written.", CheckpointConfig)
     ckpt_path: LocalPath | None = key("Run, latest, or last.ckpt to continue in a new run.", None)
     init_from: LocalPath | None = key("Run, latest, or checkpoint whose weights to start from.", None)
-    from_run: LocalPath | None = key("Run, or latest, to train again with its config and seed.", None)
-    from_wandb: Annotated[str, WANDB_RUN] | None = key("Likewise a run in W&B: ENTITY/PROJECT/RUN.", None)
+    from_run: LocalPath | None = key("Run, or latest, to train again with the same config and seed.", None)
+    from_wandb: Annotated[str, WANDB_RUN] | None = key("Run in W&B to train again: ENTITY/PROJECT/RUN.", None)
     dry_run: bool = key("Print what would run, and stop.", False)
     my: dict[Any, Any] = key("Your own keys: any content.", {})
     repeats: Text | None = key("Filled in: the run of from_run or from_wandb.", None)

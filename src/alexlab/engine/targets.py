@@ -25,12 +25,12 @@ from alexlab.engine.errors import UserError
 
 # Your own code. Add the name of your package here if it is not in one of these folders of src/alexlab/.
 OWN = ("alexlab.models", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimizers")
-# Of these libraries only networks, layers, optimizers and callbacks: some of their functions load pickles.
+# Of these libraries only networks, layers, optimizers and callbacks are allowed: some functions load pickles.
 LIBRARIES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "pytorch_lightning.callbacks")
 ALLOWED = OWN + LIBRARIES
 MODULE, OPTIMIZER = "torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer"
 CALLBACK = "pytorch_lightning.callbacks.callback.Callback"
-# The modules of the libraries that define networks and layers, without private modules and other tasks.
+# The modules of the libraries that define networks for classification and layers. Private modules are not allowed.
 NETWORKS = re.compile(r"torch\.nn\.modules\.[a-z]\w*|torchvision\.models\.[a-z]\w*|timm\.(layers|models)(\.[a-z]\w*)*")
 # Classes of these packages turn text into a program.
 WRITES_CODE = ("torch.fx.", "torch.jit.")

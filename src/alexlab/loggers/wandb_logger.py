@@ -66,7 +66,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     """Log one run to W&B. Use it on rank 0 only.
 
     Lightning's logger never closes the run, so that a failed run looks finished in W&B, and the next job of a sweep
-    logs into the run of the job before. Here `start` opens the run and `finish` closes it with a status. Lightning's
+    logs into the run of the previous job. Here `start` opens the run and `finish` closes it with a status. Lightning's
     `log_image`, `log_table`, `log_text` and `watch` work as usual.
 
     Args:

@@ -102,7 +102,7 @@ class AlexNet(nn.Module):
         self._init(init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float (B, in_channels, H, W) -> logits (B, num_classes). Comments show the paper's shapes at 224 pixels."""
+        """Compute logits (B, num_classes) of float images (B, in_channels, H, W). Comments: shapes at 224 pixels."""
         if min(x.shape[-2:]) < MIN_SIZE:
             raise ValueError(
                 f"AlexNet needs images of at least {MIN_SIZE} pixels, and these have {x.shape[-2]} x {x.shape[-1]}: "
@@ -142,6 +142,6 @@ class Pool(nn.MaxPool2d):
     kernel_size: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W')."""
+        """Pool maps (B, C, H, W) to (B, C, H', W')."""
         small = min(x.shape[-2:]) < self.kernel_size
         return F.max_pool2d(x, self.kernel_size, self.stride, ceil_mode=self.ceil_mode or bool(small))

@@ -45,7 +45,7 @@ def heads_of(net: nn.Module, num_classes: int | None = None) -> tuple[nn.Module,
 def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
     """Return the first convolution, and in how many groups the second one reads its maps; None without a convolution.
 
-    AlexNet has two groups: 48 filters were on one GPU and became grey, the other 48 became coloured.
+    AlexNet has two groups: the 48 filters on one GPU became grey, and the 48 on the second GPU became coloured.
     """
     layers = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     if not layers:

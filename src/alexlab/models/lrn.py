@@ -9,7 +9,9 @@ from torch.autograd.function import once_differentiable
 
 
 class LocalResponseNorm(nn.Module):
-    """b = a / (k + alpha * sum of a^2 over `size` neighbouring maps) ** beta  (Krizhevsky et al. 2012, section 3.3).
+    """Normalize maps by their neighbours, as in section 3.3 of Krizhevsky et al. (2012).
+
+    The formula is b = a / (k + alpha * sum of a^2 over `size` neighbouring maps) ** beta.
 
     Args:
         size, alpha, beta, k: see the formula; the defaults are the paper's.

@@ -20,7 +20,7 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # extra heads of googlenet and inc
 
 
 def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build torchvision's network `name`. `pretrained` loads its ImageNet weights, except a head of another size.
+    """Build torchvision's network `name`. `pretrained` loads the ImageNet weights, except a head of another size.
 
     Raises:
         ValueError: the name is unknown, or the weights are not available.

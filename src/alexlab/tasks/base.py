@@ -250,7 +250,7 @@ class BaseTask(pl.LightningModule):
 
     @property
     def clips_scaled_gradients(self) -> bool:
-        """Whether 16-mixed clips gradients. No fused optimizer can be used: it unscales gradients after clipping."""
+        """Whether 16-mixed clips gradients. A fused optimizer cannot be used then: it unscales them after clipping."""
         return self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
 
     def configure_gradient_clipping(
@@ -280,8 +280,8 @@ class BaseTask(pl.LightningModule):
         checkpoint["alexlab"] = {**self.run.provenance, "best": self.best, "best_epoch": self.best_epoch}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set the attribute that Lightning sets forty times per step without nn.Module's checks (4 microseconds each).
-        If Lightning renames it, only this speed is lost."""
+        """Set the attribute that Lightning sets forty times per step, without nn.Module's checks (4 microseconds each).
+        If Lightning renames the attribute, only this speed is lost."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:

@@ -42,7 +42,7 @@ class ImageClassifier(BaseTask):
         self.optimizer_settings = optimizer
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify uint8 images (B, 3, H, W): logits (B, num_classes), float32 in mixed precision too."""
+        """Compute logits, float32 (B, num_classes) in mixed precision too, of uint8 images (B, 3, H, W)."""
         return self.net(self.normalized(images)).float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -63,7 +63,8 @@ class ImageClassifier(BaseTask):
     def evaluate(self, batch: Batch, stage: Stage) -> Tensor | None:
         """Update the metrics, and return the logits for callbacks.
 
-        Each image is evaluated once, and all ranks have the same number of batches. So a rank's last one may be empty.
+        Each image is evaluated once, and all ranks have the same number of batches, so the last batch of a rank may be
+        empty.
         """
         if not len(batch.targets):
             return None

@@ -69,7 +69,7 @@ def load(
         check_sources: print a warning if the network's source files have changed since the run.
 
     Raises:
-        UserError: there is no such run or checkpoint, or the checkpoint does not fit the run's network.
+        UserError: the run or the checkpoint does not exist, or the checkpoint does not fit the run's network.
     """
     run_dir = find_run(str(run), Path(logs), ckpt)
     config = config_of(run_dir)
@@ -135,7 +135,7 @@ def load_initial_weights(
         True if the last layer keeps the random weights.
 
     Raises:
-        UserError: there is no such checkpoint, it has the weights of another network, or they expect other inputs.
+        UserError: the checkpoint does not exist, has the weights of another network, or expects different inputs.
     """
     checkpoint = checkpoint_io.load(path)
     same = list(checkpoint["alexlab"]["classes"]) == list(classes)
@@ -161,7 +161,7 @@ def load_initial_weights(
 
 
 def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path) -> None:
-    """Raise UserError if the images in `root` have other classes than the checkpoint, or another order."""
+    """Raise UserError if the images in `root` do not have the classes of the checkpoint in the same order."""
 
     def some(names: set[str]) -> str:
         more = f", ... ({len(names) - 8} more)" if len(names) > 8 else ""
@@ -177,7 +177,7 @@ def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path
 
 
 def check_own(checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path) -> None:
-    """Raise UserError if a checkpoint of another run has a network with other settings than this run's."""
+    """Raise UserError if a checkpoint is from another run whose network has different settings."""
     if path.resolve().parent == run_dir.resolve() / "checkpoints":
         return
     theirs, ours = checkpoint["alexlab"]["config"]["model"], config.model.model_dump(exclude_unset=True)

@@ -15,7 +15,7 @@ from alexlab.engine.schema import mode_of
 from alexlab.engine.targets import locate
 from alexlab.models.introspection import head_of
 
-# keys of conf/optimizer/*.yaml that are used in this file; all other keys are arguments of the optimizer's class
+# keys of conf/optimizer/*.yaml that are used in this file; the rest are arguments of the optimizer's class
 OUR_KEYS = {"_target_", "lr", "lr_reference_batch", "weight_decay", "decay_norm_and_bias", "fused"}
 OUR_KEYS |= {"bias_lr_factor", "backbone_lr_factor"}
 # modules whose weights decay

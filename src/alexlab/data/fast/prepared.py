@@ -1,6 +1,6 @@
 """A folder that `prepare` has written: images as JPEG or as raw pixels, one after another in a few large files.
 
-`prepared.json` is written last, so its existence says that everything is complete. The other files are one `SPLIT.npz`
+`prepared.json` is written last, so everything is complete if it exists. The remaining files are one `SPLIT.npz`
 per split, with arrays that say where each image is, and the shards.
 """
 
