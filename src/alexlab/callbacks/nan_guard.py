@@ -53,7 +53,7 @@ class NanGuard(Callback):
         self.skipped_in_a_row = state_dict["skipped_in_a_row"]
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Read the state of a checkpoint of an older version. For newer ones, Lightning calls `load_state_dict` next."""
+        """Read the state of a checkpoint of an older version. For newer ones, `load_state_dict` is called next."""
         self.skipped_in_a_row = checkpoint.get("alexlab", {}).get("place", {}).get("in_a_row", 0)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
