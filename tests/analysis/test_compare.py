@@ -151,7 +151,7 @@ def test_losses_ascend_and_runs_without_the_metric_are_last() -> None:
     assert [group.runs[0].settings["a"] for group in ranked(grouped(runs), "val/loss")] == [1, 0, 2, 9]
 
 
-def test_what_the_table_is_sorted_by(tmp_path: Path, compare: Compare) -> None:
+def test_the_table_is_sorted_by_a_metric_that_exists(tmp_path: Path, compare: Compare) -> None:
     run = make_run(tmp_path / "a", 0.1, 0.5, monitor="val/f1")
     assert "val/acc1" in compare()[0]
     write_summary(run, best={"val/loss": 1.0, "val/f1": 0.5}, last={})

@@ -82,7 +82,7 @@ def test_the_table_of_a_sweep_has_the_best_jobs_first(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 100
 
 
-def test_neither_of_them_imports_pandas(tmp_path: Path) -> None:
+def test_rank_and_table_import_no_pandas(tmp_path: Path) -> None:
     for number in range(2):
         finished(tmp_path / f"train/multiruns/s/{number}", 0.1 + number, number / 20)
     code = (
@@ -98,11 +98,11 @@ def test_neither_of_them_imports_pandas(tmp_path: Path) -> None:
     ("number", "word"),
     [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (13, "13th"), (22, "22nd"), (112, "112th")],
 )
-def test_ordinals(number: int, word: str) -> None:
+def test_a_rank_is_written_as_an_ordinal(number: int, word: str) -> None:
     assert ordinal(number) == word
 
 
-def test_they_are_printed_at_the_end_of_runs_and_sweeps(shapes: Path, tmp_path: Path) -> None:
+def test_rank_and_table_are_printed_at_the_end_of_runs_and_sweeps(shapes: Path, tmp_path: Path) -> None:
     words = [f"data.root={shapes}", "data.batch_size=8", "debug=fast", f"paths.logs={tmp_path}", "test=false"]
     sweep = command("train.py", *TINY, "data=folder", *words, "-m", "optimizer.lr=0.001,0.5")
     assert sweep.returncode == 0, sweep.stderr

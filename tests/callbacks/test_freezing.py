@@ -59,7 +59,7 @@ def test_two_ranks_learn_as_one(shapes: Path, tmp_path: Path) -> None:
     assert changed(frozen, two) == set(one)
 
 
-def test_mistakes(shapes: Path, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(shapes: Path, tmp_path: Path) -> None:
     words = ["finetune.freeze_epochs=-1", "finetune.backbone_lr_factor=0", "augment.sizes=[[2,64]]"]
     wrong = tiny_train(shapes, tmp_path / "run", *words, "augment.pca_by=size")
     assert wrong.returncode == 2

@@ -20,7 +20,7 @@ def logging_to(logged: dict[str, float]) -> Any:
     return SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}))
 
 
-def test_speed_and_waiting(clock: list[float]) -> None:
+def test_speed_and_waiting_are_measured_by_the_clock(clock: list[float]) -> None:
     logged: dict[str, float] = {}
     module, trainer = logging_to(logged), cast(Any, SimpleNamespace(global_step=0, log_every_n_steps=2))
     watch = throughput.Throughput(global_batch=100)

@@ -168,7 +168,7 @@ def test_the_tables_list_the_kinds_that_are_tested() -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_file(kind: str, tmp_path: Path) -> None:
+def test_each_kind_of_file_gives_the_documented_result(kind: str, tmp_path: Path) -> None:
     outcome = table("file")[kind]
     path = tmp_path / "x.jpg"
     path.write_bytes(FILES[kind]())
@@ -265,7 +265,7 @@ def data_of(root: Path, **more: object) -> ImageFolders:
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_folder(kind: str) -> None:
+def test_each_kind_of_folder_gives_the_documented_result(kind: str) -> None:
     outcome, (change, count) = table("in the folder")[kind], FOLDERS[kind]
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own may be entered by its user alone
         root = Path(folder)

@@ -16,7 +16,7 @@ from alexlab.data.transforms import SampleTransform
 WORDS = [*TINY, "data=folder", "data.batch_size=8", "data.num_workers=2", "seconds=0.2", "data.on_error=skip"]
 
 
-def test_four_rates_and_the_bound(shapes: Path, tmp_path: Path) -> None:
+def test_four_rates_and_the_limit_are_printed(shapes: Path, tmp_path: Path) -> None:
     words = [word for word in WORDS if not word.startswith("logger")]
     done = command("benchmark", *words, f"data.root={shapes}", "format=json")
     assert done.returncode == 0, done.stderr
@@ -33,7 +33,7 @@ def test_four_rates_and_the_bound(shapes: Path, tmp_path: Path) -> None:
     assert not (ROOT / "checkpoints").exists()
 
 
-def test_mistakes(shapes: Path) -> None:
+def test_wrong_settings_are_refused(shapes: Path) -> None:
     for overrides, message in (
         (["format=xml"], "`format=xml` must be table or json"),
         (["seconds=0"], "`seconds=0` must be above 0"),
@@ -44,7 +44,7 @@ def test_mistakes(shapes: Path) -> None:
         assert message in done.stderr
 
 
-def test_all_broken(tmp_path: Path) -> None:
+def test_a_batch_of_broken_images_cannot_be_measured(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for label in ("a", "b"):
             (tmp_path / split / label).mkdir(parents=True)
@@ -55,7 +55,7 @@ def test_all_broken(tmp_path: Path) -> None:
     assert "All images of the first batch are broken, so nothing can be measured" in done.stderr
 
 
-def test_the_verdict(shapes: Path) -> None:
+def test_the_printed_sentence_names_the_limit_and_a_fix(shapes: Path) -> None:
     data = ImageFolders(str(shapes), 8, 0, SampleTransform(32), SampleTransform(32), num_workers=99).read()
     rates = {"loader": 100.0, "device": 400.0, "end_to_end": 100.0}
     assert benchmark.verdict(rates, "input", data, "cuda").startswith(

@@ -21,7 +21,7 @@ def choices(group: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", choices("model"))
-def test_model(name: str, shapes: Path) -> None:
+def test_each_model_gives_logits(name: str, shapes: Path) -> None:
     config = config_of(f"model={name}", "data=folder", f"data.root={shapes}", "data.image_size=64")
     task = build.build_task(config, build.build_data(config, CPU).read(), "cpu")
     assert not task.run.channels_last
@@ -30,7 +30,7 @@ def test_model(name: str, shapes: Path) -> None:
 
 @pytest.mark.parametrize("name", choices("augment"))
 @pytest.mark.parametrize("data", choices("data"))
-def test_data_and_augment(name: str, data: str, shapes: Path) -> None:
+def test_each_data_and_augment_give_a_batch(name: str, data: str, shapes: Path) -> None:
     overrides = [f"data={data}", f"augment={name}", f"data.root={shapes}", "data.num_classes=10", "data.demo_seed=null"]
     config = config_of(*overrides, "data.batch_size=8", "data.image_size=64", "data.num_workers=0")
     images, targets, skipped, _ = next(iter(build.build_data(config, CPU).read().train_dataloader()))
@@ -39,7 +39,7 @@ def test_data_and_augment(name: str, data: str, shapes: Path) -> None:
 
 @pytest.mark.parametrize("scheduler", choices("scheduler"))
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
-def test_optimizer_and_scheduler(optimizer: str, scheduler: str) -> None:
+def test_each_optimizer_steps_with_each_scheduler(optimizer: str, scheduler: str) -> None:
     config = config_of(f"optimizer={optimizer}", f"scheduler={scheduler}")
     settings = config.optimizer.model_dump(exclude_unset=True)
     built = optimizers.build_optimizer(torch.nn.Linear(2, 2), settings, 64)
@@ -53,7 +53,7 @@ def test_optimizer_and_scheduler(optimizer: str, scheduler: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("trainer"))
-def test_trainer(name: str, tmp_path: Path) -> None:
+def test_each_trainer_is_built_or_needs_a_gpu(name: str, tmp_path: Path) -> None:
     overrides = [f"trainer={name}", "callbacks.early_stopping=3", "callbacks.device_stats=true", "logger=csv"]
     config = config_of(*overrides, run_dir=tmp_path)
     try:
@@ -69,7 +69,9 @@ def test_trainer(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", choices("logger"))
-def test_logger(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_logger_is_built_and_writes_nothing_yet(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     loggers, wandb = build.build_loggers(config_of(f"logger={name}", run_dir=tmp_path / "run"))
     further = {"wandb": {"WandbLogger"}, "tensorboard": {"TensorBoardLogger"}}

@@ -199,13 +199,13 @@ def test_a_mistake_is_reported_on_one_screen_before_a_server_is_asked() -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_without_a_key() -> None:
+def test_a_missing_api_key_is_an_error_with_the_fix() -> None:
     done = command("dashboard")
     assert (done.returncode, done.stdout) == (2, "")
     assert "needs an API key of W&B: run `wandb login` or set WANDB_API_KEY. dry_run=true needs none." in done.stderr
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_an_error_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "wandb_workspaces"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
@@ -260,7 +260,7 @@ def test_what_a_server_refuses(overrides: list[str], fault: Any, message: str, c
 
 
 @pytest.mark.parametrize("address", ["http://wandb.invalid", None])  # RFC 2606: the first resolves nowhere
-def test_a_server_that_does_not_answer(address: str | None) -> None:
+def test_a_server_that_does_not_answer_is_an_error_with_the_timeout(address: str | None) -> None:
     with wandb_server() as server:
         server.fault, server.faulty_from = 500, "start"
         done = command(

@@ -67,7 +67,9 @@ SOME = [(signal.SIGTERM, "rank 1", 2), (signal.SIGUSR1, "command", 2), (signal.S
 
 
 @pytest.mark.parametrize(("number", "target", "ranks"), MATRIX if os.environ.get("ALEXLAB_FAULTS") else SOME)
-def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_all_ranks_at_the_same_step(
+    number: signal.Signals, target: str, ranks: int, shapes: Path, tmp_path: Path
+) -> None:
     """A scheduler, a terminal or a colleague sends them: all ranks stop at the same step, which is saved."""
     run_dir, sent = tmp_path / "run", list[psutil.Process]()
 
@@ -95,7 +97,7 @@ def test_signals(number: signal.Signals, target: str, ranks: int, shapes: Path, 
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_is_named_and_stops_the_run(which: int, shapes: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     strike = Strike(run_dir, which, signal.SIGKILL)
     done = command(*job(shapes, run_dir), watch=strike)
@@ -111,7 +113,7 @@ def test_a_rank_that_is_killed(which: int, shapes: Path, tmp_path: Path) -> None
     assert (summary["status"], summary["error"]) == ("failed", why)
 
 
-def test_a_rank_that_freezes(shapes: Path, tmp_path: Path) -> None:
+def test_a_rank_that_freezes_is_named_and_stops_the_run(shapes: Path, tmp_path: Path) -> None:
     """As a machine's disk or GPU may let it. The other one waits for trainer.timeout, and no longer."""
     run_dir = tmp_path / "run"
     strike = Strike(run_dir, 1, signal.SIGSTOP)

@@ -50,7 +50,7 @@ def with_config(run_dir: Path, copy: Path, **values: Any) -> Path:
     return copy
 
 
-def test_by_path_by_name_and_the_latest(run_dir: Path) -> None:
+def test_a_run_is_found_by_path_by_name_and_as_the_latest(run_dir: Path) -> None:
     for named in (str(run_dir), "one", "latest"):
         done = evaluated(run_dir, f"run={named}")
         assert done.returncode == 0, done.stderr

@@ -278,7 +278,7 @@ def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys:
     assert out.exists()
 
 
-def test_mistakes(run_dir: Path, composed: Any, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(run_dir: Path, composed: Any, tmp_path: Path) -> None:
     other = untrained("torchvision", composed, tmp_path / "other")
     file = tmp_path / "file"
     file.touch()
@@ -301,14 +301,16 @@ def test_mistakes(run_dir: Path, composed: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_that_must_not_be_written(run_dir: Path, tmp_path: Path) -> None:
+def test_a_directory_without_write_permission_is_an_error(run_dir: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match=r"model.onnx cannot be written \(Permission denied\): choose another path"):
         export(config_of(run_dir, format="onnx", out=str(tmp_path / "model.onnx")))
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_full_disk(format: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_file(
+    format: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, new = tmp_path / FORMATS[format], tempfile.TemporaryDirectory
 
     def full(**settings: Any) -> Any:
@@ -333,7 +335,9 @@ def test_the_file_is_not_written_through_links(run_dir: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
-def test_without_the_extra(missing: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_an_error_with_the_command_that_installs_it(
+    missing: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=r"format=onnx needs the extra: pip install 'alexlab\[export\]' \(.*" + missing):
         export(config_of(run_dir, format="onnx"))

@@ -185,7 +185,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_on_the_way(small_disk: Path, shapes: Path) -> None:
+def test_a_disk_that_fills_up_during_training_is_reported(small_disk: Path, shapes: Path) -> None:
     """The error names the file. What was written before is undamaged; once there is space, the run can be resumed."""
     run_dir, filler = small_disk / "run", small_disk / "filler"
 

@@ -84,7 +84,7 @@ def test_batches_that_do_not_fit_are_refused(override: str, devices: int, train:
         plan.make_plan(compose(override), devices, {"train": train, "val": 64})
 
 
-def test_size_of_checkpoints_is_the_real_one(tmp_path: Path) -> None:
+def test_the_estimated_size_of_checkpoints_is_the_real_size(tmp_path: Path) -> None:
     """Compared with torch's own files, with SGD's momentum and AdamW's two averages."""
     net = nn.Sequential(nn.Linear(500, 500), nn.BatchNorm1d(500))
     sgd, adamw = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), torch.optim.AdamW(net.parameters())

@@ -86,7 +86,7 @@ def test_broken_images_are_counted_and_listed(run_dir: Path, shapes: Path, tmp_p
     assert len((tmp_path / "all-broken.txt").read_text().splitlines()) == 14
 
 
-def test_mistakes(run_dir: Path, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(run_dir: Path, tmp_path: Path) -> None:
     logs = f"paths.logs={run_dir.parents[2]}"
     for overrides, message in (
         (["run=one"], "`images` is missing: give an image, a folder or a glob with images=PATH"),

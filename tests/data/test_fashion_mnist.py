@@ -116,7 +116,7 @@ def test_a_failed_download_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_the_real_files() -> None:
+def test_debians_files_have_equally_many_images_of_each_class() -> None:
     """60,000 and 10,000 images, as many of each class (Xiao et al. 2017)."""
     for start, count in (("train", 60_000), ("t10k", 10_000)):
         assert read_idx(fashion_mnist.DEBIAN, f"{start}-images-idx3-ubyte", (28, 28)).shape == (count, 28, 28)

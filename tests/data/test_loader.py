@@ -118,7 +118,7 @@ def test_a_batch_does_not_change_later(index: ImageIndex) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_pass_in_inference_mode(index: ImageIndex, workers: int) -> None:
+def test_batches_are_the_same_in_inference_mode(index: ImageIndex, workers: int) -> None:
     """As in an evaluation; with crops of a resized image, and mirrored ones."""
     data = ImageDataset(index, SampleTransform(24, flip=0.5), 0)
     plain = list(Loader(data, EvalBatchSampler(20, 8), workers))

@@ -96,14 +96,14 @@ def test_a_signal_while_ranks_are_started_reaches_all(during: int, monkeypatch: 
     assert [rank.process.returncode for rank in started] == [-signal.SIGTERM] * 2, "none had to be killed"
 
 
-def test_whether_rank_0_has_reported_the_signal() -> None:
+def test_the_outcome_says_whether_rank_0_has_reported_the_signal() -> None:
     """One that was still importing dies of it without a word."""
     for code, reported in (("sys.exit(143)", True), ("os.kill(os.getpid(), 15)", False)):
         ended = watch(code, "os.kill(os.getpid(), 15)", signals=(15,))
         assert ended == launcher.Outcome(128 + 15, "stopped by SIGTERM", by_signal=True, reported=reported)
 
 
-def test_ports() -> None:
+def test_a_port_is_free_or_refused() -> None:
     assert launcher.free_port(None) > 0
     with socket.socket() as holder:
         with contextlib.suppress(OSError):  # root may use port 1: take it first
@@ -113,7 +113,7 @@ def test_ports() -> None:
             launcher.free_port(1)
 
 
-def test_ranks_of_other_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_of_torchrun_and_srun_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID", "ALEXLAB_RANKS", "RANK"):
         monkeypatch.delenv(name, raising=False)
     assert (launcher.external(), launcher.rank()) == (False, 0)
@@ -153,7 +153,7 @@ def test_ranks_that_lost_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("signals", [(15,), ()])
-def test_a_rank_0_that_does_not_stop(signals: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_0_that_does_not_stop_is_killed(signals: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the other rank has, or though a signal asked it to."""
     monkeypatch.setattr(launcher, "GRACE_AFTER_SIGNAL", 0.3)
     monkeypatch.setattr(launcher, "GRACE_OF_FIRST", 0.3)

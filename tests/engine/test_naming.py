@@ -97,7 +97,7 @@ def test_the_hash_of_a_group_is_of_the_settings_whatever_set_them() -> None:
     assert digest(here) == digest(there), "the same images on another machine"
 
 
-def test_others_get_no_folder_of_this_machine() -> None:
+def test_wandb_gets_no_folder_of_this_machine() -> None:
     config = plain("data=folder", "data.root=/secret/place/photos", "logger.wandb.notes=a/b", "ckpt_path=/secret/run")
     config["run_dir"] = "/secret/logs/train/multiruns/sweep/3"
     shared = naming.for_others(config)

@@ -87,7 +87,7 @@ def test_pictures_and_tables_take_the_place_of_links(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"best": []}', '{"x": ', "\xff", "1" * 5000])
-def test_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_summary_counts_as_empty(text: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(text, encoding="latin-1")
     (tmp_path / "config.yaml").touch()
     assert rundir.read_summary(tmp_path) == {}
@@ -97,7 +97,7 @@ def test_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
     assert rundir.read_summary(tmp_path) == {}
 
 
-def test_names_of_runs() -> None:
+def test_a_run_is_named_by_its_directory_or_by_sweep_and_job() -> None:
     assert rundir.name_of(Path("logs/train/runs/2026-11-24_10-00-00_000")) == "2026-11-24_10-00-00_000"
     assert rundir.name_of(Path("logs/train/multiruns/sweep/3")) == "sweep/3"
 

@@ -550,7 +550,7 @@ overrides=[model.name=resnet18] choices.model=alexnet
 
 
 @pytest.mark.parametrize(("line", "sentence"), cases(WRONG_TOGETHER))
-def test_values_that_are_wrong_together(line: str, sentence: str, default: dict[str, Any]) -> None:
+def test_values_that_do_not_fit_together_are_refused(line: str, sentence: str, default: dict[str, Any]) -> None:
     assert mistakes(changed(default, changes_of(line))) == [sentence]
 
 
@@ -570,7 +570,7 @@ def test_values_that_are_wrong_together(line: str, sentence: str, default: dict[
         "overrides=[model.name=resnet18] model.net.name=resnet18",
     ],
 )
-def test_values_that_are_right_together(line: str, default: dict[str, Any]) -> None:
+def test_values_that_fit_together_are_accepted(line: str, default: dict[str, Any]) -> None:
     assert mistakes(changed(default, changes_of(line))) == []
 
 

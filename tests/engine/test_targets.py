@@ -51,7 +51,7 @@ NO_PART = r"_target_=.* (is not allowed|and a class or a function is needed)"
         "alexlab.tasks.load.checkpoint_io.torch.load",
     ],
 )
-def test_everything_else_is_refused(target: str) -> None:
+def test_targets_that_are_not_listed_are_refused(target: str) -> None:
     with pytest.raises(UserError, match=NOT_LISTED):
         targets.locate(target)
 
