@@ -273,7 +273,9 @@ def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     export(config_of(tmp_path / "run", format="torch_export", images=images))
     printed = capsys.readouterr().out
-    assert re.search(r"note: \S+broken.jpg cannot be read as an image \(.*\). It is not part of the check\.", printed)
+    assert re.search(
+        r"note: \S+broken.jpg cannot be read as an image \(.*\). This image is not part of the check\.", printed
+    )
     assert "on 1 image(s), the logits differ" in printed
     assert out.exists()
 

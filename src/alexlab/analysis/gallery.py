@@ -1,6 +1,6 @@
 """The figures of a trained run, for the end of a training and for `alexlab figures`.
 
-They are drawn from the run directory and the images: first filters, top-5 bars, nearest neighbours, training curves.
+First filters, top-5 bars, nearest neighbours and training curves are drawn from the run directory and the images.
 The confusion matrix, the accuracy per class and the mistakes are drawn during the test (`callbacks/media.py`).
 """
 

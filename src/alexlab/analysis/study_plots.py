@@ -68,8 +68,8 @@ def _scatter(axes: Any, trials: Sequence[Any], x: Sequence[Any]) -> list[Any]:
 def explained(x: Sequence[Any], y: Sequence[float]) -> float:
     """Return the fraction of the variance of `y` that `x` explains alone, from 0 to 1.
 
-    It is the adjusted R² of a parabola if `x` has numbers, and of a mean per option if `x` has texts. Parameters that
-    matter only together explain nothing alone.
+    The fraction is the adjusted R² of a parabola if `x` has numbers, and of a mean per option if `x` has texts.
+    Parameters that matter only together explain nothing alone.
     """
     values, target = np.array(x), np.array(y)
     if values.dtype.kind == "U":

@@ -1,6 +1,6 @@
 """best.ckpt and last.ckpt, and the exact resume from last.ckpt. The only file that changes Lightning's loops.
 
-best.ckpt has weights only, of the best validation. last.ckpt has everything. It is written after each epoch, every few
+best.ckpt has weights only, of the best validation. last.ckpt has everything, and is written after each epoch, every few
 steps or minutes if wanted, and when a run stops.
 
 Lightning writes checkpoints from within its hooks, when a step or an epoch is only partly done: the validation, the

@@ -1,5 +1,5 @@
 """Figures of a run: training images as the network sees them, and the test's confusion matrix, accuracy per class and
-most confident mistakes. They are written to `figures/` of the run, and logged to W&B."""
+most confident mistakes. All figures are written to `figures/` of the run, and logged to W&B."""
 
 import logging
 from pathlib import Path

@@ -143,7 +143,7 @@ def _report(error: Any, command: Command, words: list[str], mask: Callable[[str]
 
 
 class StopSweep(BaseException):
-    """Stops a sweep at the first failed job. It is no Exception, because Hydra holds those back until the last job."""
+    """Stop a sweep at the first failed job; a BaseException, because Hydra collects Exceptions until the last job."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)

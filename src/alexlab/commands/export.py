@@ -150,7 +150,9 @@ def read_pixels(images: ImageSource, numbers: list[int], transform: loading.Eval
         try:
             pixels.append(transform.crop(images.picture(i)))
         except OSError as error:
-            print(f"note: {decode.BrokenImageError(images.path(i), error).reason}. It is not part of the check.")
+            print(
+                f"note: {decode.BrokenImageError(images.path(i), error).reason}. This image is not part of the check."
+            )
     if not pixels:
         raise UserError("No image could be read to check the file on: give different ones with images=PATH.")
     return torch.stack(pixels).contiguous()

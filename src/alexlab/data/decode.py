@@ -91,7 +91,7 @@ class Picture:
         """Decode to uint8 (height, width, 3) as stored, without the rotation; also return how many times smaller it is.
 
         Args:
-            factor: 1, 2, 4 or 8: how much smaller the result may be. It is 1 if simplejpeg does not decode the image.
+            factor: 1, 2, 4 or 8: how much smaller the result may be; 1 if simplejpeg does not decode the image.
             bottom: number of stored rows that are needed; the result may have more. None is all.
 
         Raises:
@@ -156,7 +156,7 @@ def read(path: str, transform: Callable[[Picture], T]) -> T:
 def open_picture(path: str) -> Picture:
     """Read a file, and parse the header of the image. Raises OSError if it is not an image.
 
-    It takes three system calls: Python's open and read make ten, between which other threads may take over.
+    This function makes three system calls. Python's open and read make ten, between which other threads may take over.
     """
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe called .jpg would block
     try:

@@ -291,7 +291,7 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
 
 @contextlib.contextmanager
 def new_folder(root: Path, marker: str) -> Iterator[Path]:
-    """Yield a folder to write into. It becomes `root` at the end of the block, so that a kill leaves no part.
+    """Yield a folder to write into, which becomes `root` at the end of the block, so that a kill leaves no part.
 
     Args:
         root: does not exist, or is empty.

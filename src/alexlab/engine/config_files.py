@@ -37,7 +37,7 @@ def find_file(key: str, folders: list[Path], config_name: str, choices: Plain) -
 def _files(folders: list[Path], name: str, package: str, options: Plain) -> Iterator[tuple[Path, str, Plain]]:
     """Yield the config `name` ("data/folder") and those that it lists in `defaults`, each as (path, package, content).
 
-    Their keys are put below `package` ("" is the top). Groups in `defaults` are added to `options`, with their options.
+    The keys of these configs are put below `package` ("" is the top). `options` gets the groups that `defaults` lists.
     """
     path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
     if path is None:

@@ -73,7 +73,7 @@ STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
 def short_traceback(error: BaseException, most: int = 40) -> str:
     """Return at most `most` lines of the traceback: the user's code, and the frames that this code called.
 
-    It begins after the last frame of Hydra, Lightning or the engine that led to the user's code. If none of
+    The lines begin after the last frame of Hydra, Lightning or the engine that led to the user's code. If none of
     the user's code was called, the end of the traceback is shown. train.log has all of it.
     """
     stack = traceback.extract_tb(error.__traceback__)

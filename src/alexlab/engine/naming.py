@@ -31,7 +31,7 @@ def run_name(config: Plain) -> str:
 def group_name(config: Plain) -> str:
     """Name the runs of one command that differ only in their seed.
 
-    It always ends with a hash of the settings, because overrides do not show what conf/ contains.
+    The name always ends with a hash of the settings, because overrides do not show what conf/ contains.
     """
     parts, _ = _name_parts(config, [text for text in sorted(config["overrides"], key=key_of) if key_of(text) != "seed"])
     return _shorten("-".join(parts), _settings_hash(config, "seed"))
@@ -130,7 +130,7 @@ def _whole_floats(node: Any, prefix: str = "") -> list[str]:
 FOLDERS = re.compile(
     r"""(?:file://|(?<![\w.:/\\~])(?:[A-Za-z]:(?=[\\/]))?)(?:~|\.\.?)?[\\/](?=\S)(?:[^\s,'"\[\]{}()=]*[\\/])?"""
 )
-# A text that is a path as a whole, or an override whose value is one, quoted or not. It may contain any character.
+# A text that is a path as a whole, or an override whose value is one, quoted or not. A path may contain any character.
 PATH = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~|\.{0,2})[\\/](?=\S).*)\2""", re.DOTALL)
 
 

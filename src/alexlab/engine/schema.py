@@ -126,7 +126,7 @@ Precision = Annotated[PrecisionText | Annotated[int, Rule("", lambda bits: bits 
 
 
 class Group(BaseModel):
-    """A mapping of known keys. It is frozen, converts no values, and forbids unknown keys."""
+    """A mapping of known keys, which is frozen, converts no values, and forbids unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True, defer_build=True

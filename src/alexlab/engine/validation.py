@@ -378,7 +378,7 @@ def _hints(field: FieldInfo | None) -> dict[str, Any]:
 
 
 def _path_of_key(model: type[Group], location: KeyPath) -> KeyPath:
-    """Return the key of an error of pydantic. Its location may go deeper, into lists and unions."""
+    """Return the key of an error of pydantic, whose location may go deeper, into lists and unions."""
     length = 1
     while length < len(location) and group_at(model, location[:length]) is not None:
         length += 1

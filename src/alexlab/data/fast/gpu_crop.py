@@ -10,7 +10,7 @@ def crop(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Crop uint8 (B, 3, H, W), on any device, to uint8 (B, 3, side, side), both in channels-last memory.
 
     The resizing is bilinear with a triangle as wide as the scale (antialias=True of Pillow and torch), as two products
-    with matrices of weights. It computes in floats and rounds once, at the end, while the CPU rounds twice: results
+    with matrices of weights. Floats are rounded once, at the end, while the CPU rounds twice: results
     differ by at most 1 of 255, in rare pixels by 2. On a GPU it computes in float16, whose 11 bits make steps of the
     weights no larger than 1 / 2048.
 
