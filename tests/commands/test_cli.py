@@ -153,7 +153,7 @@ def test_a_run_continues_if_nobody_reads_its_output(shapes: Path, tmp_path: Path
     assert run.stderr is not None
     assert run.stdout.readline().startswith("run directory: ")
     run.stdout.close()
-    note = "note: nobody reads the output any more; the run continues, see its train.log.\n"
+    note = "note: the output was closed; the run continues, and train.log has the rest.\n"
     assert (run.stderr.read(), run.wait(240)) == (note, 0)
     assert summary_of(tmp_path / "run")["status"] == "finished"
 

@@ -194,7 +194,7 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
         ({"_target_": "timm.models.FeatureGraphNet"}, "only networks for classification, layers"),
         ({"_target_": "torch.nn.ModuleDict", "_args_": [{EVIL: LAYER}]}, "a key below a _target_ is 'a"),
         ({"_target_": "torchvision.models.resnet18", "norm_layer": {"_target_": "torch.nn.ModuleDict",
-          "_args_": [[[EVIL, LAYER]]]}}, "torch.nn.ModuleDict: a part is called 'a"),
+          "_args_": [[[EVIL, LAYER]]]}}, "torch.nn.ModuleDict: a submodule is named 'a"),
         ({"_target_": f"{PRETRAINED}.torchvision_weights"}, "its return type is not a network"),
         ({"_target_": f"{PRETRAINED}.load_but_head"}, "its return type is not a network"),
         ({"_target_": "timm.create_model", "_args_": ["hf-hub:evil/net"]}, "use model=timm model.name=hf-hub:evil/net"),
@@ -224,7 +224,7 @@ def test_a_partial_object_cannot_get_such_a_name_either() -> None:
     parts = {"_target_": "torch.nn.ModuleDict", "_partial_": True, "_args_": [[["a b", LAYER]]]}
     net = {"_target_": "torchvision.models.vgg.VGG", "features": {"_target_": "torch.nn.Sequential", "_args_": [LAYER]}}
     assert build_network(net, 2).features is not None
-    with pytest.raises(UserError, match=r"cannot be built|a part is called 'a b'"):
+    with pytest.raises(UserError, match=r"cannot be built|a submodule is named 'a b'"):
         build_network({"_target_": "torchvision.models.resnet18", "norm_layer": parts}, 2)
 
 

@@ -158,7 +158,7 @@ class Jobs:
     mask: Callable[[str], str] = str  # hides the values of secrets in a text
     # of the one job
     config: Any = None
-    error: Exception | None = None  # why it was refused. Raised in `receive`, Hydra would print all overrides first
+    error: Exception | None = None  # why it was refused. If `receive` raised it, Hydra would print all overrides first
     run_dir: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)  # hydra.job.env_set, which Hydra takes back
     has_own_folder: bool = False  # hydra.job.chdir, which Hydra takes back too
@@ -251,7 +251,7 @@ def _check_start(config: Any, hydra_config: Any) -> None:
     resumed = config.resume.run
     if resumed in (None, "auto"):
         return
-    if is_sweep:  # set in a yaml, and sweep.keep_going=true leaves out the check before the first job
+    if is_sweep:  # set in a yaml, and sweep.keep_going=true skips the check before the first job
         raise UserError(f"`resume.run={resumed}` continues one run, and -m starts many: remove one of them.")
     if words := [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]:
         raise UserError(

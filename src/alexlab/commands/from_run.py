@@ -55,7 +55,7 @@ class Repeated:
         """Return a sentence for the images of the new run (`dataset`), and for the code, if they are not the run's."""
         then, images = self.dataset, None
         if not isinstance(then.get("fingerprint"), dict):
-            images = f"it is unknown which images {self.name} was trained on: it stopped before it wrote that down."
+            images = f"it is unknown which images {self.name} was trained on: that run stopped before it recorded them."
         elif changed := changed_splits(then, dataset):
             counts = _dict(then.get("images"))
             parts = [
@@ -223,7 +223,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
         notes.append(f"note: {run.name} is of an older version, and gets today's defaults for {names}.")
     if conf is None and changes:
         notes.append(
-            f"note: conf/ no longer has the options or keys of {run.name}: keys that followed the overridden ones stay "
+            f"note: conf/ no longer has the options or keys of {run.name}: keys that refer to overridden ones stay "
             "as they are."
         )
 

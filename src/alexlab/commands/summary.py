@@ -153,7 +153,7 @@ def report_stop(experiment: "Experiment") -> None:
                 f"epoch {epoch}."
             )
         if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
-            log.info(f"The time was up in epoch {trainer.fit_loop.epoch_progress.current.ready}.")
+            log.info(f"trainer.max_time was reached in epoch {trainer.fit_loop.epoch_progress.current.ready}.")
     if rate.total_seconds:
         log.info(bound_by(round(rate.total_waited / rate.total_seconds, 4), experiment.data))
 

@@ -67,7 +67,7 @@ class ReaderThreads(Executor):
 
 
 class _Reader(threading.Thread):
-    """One of `ReaderThreads`; it has no reference to them, so that it ends when they are garbage."""
+    """One of `ReaderThreads`, without a reference to that object, so that it ends when the object is deleted."""
 
     def __init__(self, tasks: _Tasks, stop: threading.Event, ready: threading.Barrier) -> None:
         super().__init__(name="alexlab reader", daemon=True)

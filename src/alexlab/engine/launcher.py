@@ -55,7 +55,7 @@ class Worker:
         self.process = subprocess.Popen(command, env=env, pass_fds=[writing], process_group=0, stdin=subprocess.PIPE)
         os.close(writing)
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: `poll` sees that
+        with contextlib.suppress(BrokenPipeError):  # the process died at once, which `poll` notices
             self.process.stdin.write(config)
             self.process.stdin.close()
 

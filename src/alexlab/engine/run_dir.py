@@ -132,7 +132,7 @@ class Console(logging.StreamHandler):
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             with contextlib.suppress(OSError):
-                print("note: nobody reads the output any more; the run continues, see its train.log.", file=sys.stderr)
+                print("note: the output was closed; the run continues, and train.log has the rest.", file=sys.stderr)
         else:
             super().handleError(record)
 

@@ -242,7 +242,7 @@ def _build(node: Any, more: dict[str, Any]) -> Any:
     for module in made.modules() if isinstance(made, nn.Module) else ():
         for part in (*module._modules, *module._parameters, *module._buffers):
             if not NAME.fullmatch(part):
-                raise UserError(f"{name}: a part is called {part[:40]!r}: use letters, digits, _, - and . alone.")
+                raise UserError(f"{name}: a submodule is named {part[:40]!r}: use letters, digits, _, - and . alone.")
     return made
 
 
