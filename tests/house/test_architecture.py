@@ -34,7 +34,7 @@ def test_the_folders_and_commands_of_the_drawing_exist() -> None:
 
 
 def test_the_files_of_the_two_walks_exist() -> None:
-    walks = PAGE[PAGE.index("## One image") : PAGE.index("# Why it is so")]
+    walks = PAGE[PAGE.index("## One image") : PAGE.index("# Design decisions")]
     names = re.findall(r"`(\w+/\w+)`", walks)
     assert len(names) > 12
     assert {f"{name}.py" for name in names} <= set(LISTED)
