@@ -318,7 +318,9 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
     folder = harness.folder
     harness.stop(at_batch(3, "after"), "stopped")
     named, allowed = f"resume.run={folder / 'stopped'}", "resume.allow_changes=true"
-    refused(r"other settings: label_smoothing=0.1 \(the run has 0.0\). Leave", harness, named, "label_smoothing=0.1")
+    refused(
+        r"different settings: label_smoothing=0.1 \(the run has 0.0\). Remove", harness, named, "label_smoothing=0.1"
+    )
     refused(
         "ckpt_path=x: a resumed run continues from its own checkpoint: leave it out, or", harness, named, "ckpt_path=x"
     )

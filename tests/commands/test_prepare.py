@@ -299,7 +299,7 @@ def test_wrong_folders_are_refused(photos: Path, jpegs: Path, tmp_path: Path) ->
             config_of(photos, jpegs, quality=80),
             "was prepared from different images or in a different way (recipe): remove it",
         ),
-        (config_of(photos / "train", jpegs, {"val_fraction": 0.5}), "other images or in another way (source)"),
+        (config_of(photos / "train", jpegs, {"val_fraction": 0.5}), "different images or in a different way (source)"),
         (config_of(photos, photos / "out"), f"is within data.root={photos}, where nothing is written: choose another"),
         (config_of(jpegs, tmp_path / "two"), "is a prepared folder: give the folder of the images that it was made"),
         (config_of(photos, full), f"out={full} exists and is not a preparation: choose a new folder."),

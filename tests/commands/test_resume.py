@@ -258,7 +258,7 @@ def test_networks_with_other_outputs_are_refused(shapes: Path, tmp_path: Path) -
         assert done.returncode == 2
         message = rf"{key}=\S+: the network of the checkpoint, alexnet, gives different outputs with the same"
         assert re.search(message, done.stderr), done.stderr
-        assert "use the model.net.* settings in the config.yaml of its run." in done.stderr
+        assert "use the model.net.* settings in the config.yaml of that run." in done.stderr
         done = tiny_train(shapes, tmp_path / f"same-{key}", *more, "+model.net.lrn={k:2.0}", "model.net.dropout=0.3")
         assert done.returncode == 0, done.stderr
         assert command("eval.py", f"run={tmp_path / f'same-{key}'}", f"paths.logs={tmp_path}").returncode == 0
