@@ -17,6 +17,7 @@ import wandb
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
 from alexlab.engine.schema import WandbConfig
+from alexlab.engine.sweeps import agent
 from alexlab.loggers.wandb_api import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
@@ -57,11 +58,6 @@ def choose_mode(mode: str) -> tuple[str, str]:
     return MODES[mode], reason
 
 
-def started_by_agent() -> bool:
-    """Check whether a W&B agent started this process, to train one run of a sweep."""
-    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
-
-
 class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     """Log one run to W&B. Use it on rank 0 only.
 
@@ -92,7 +88,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             **timeouts, finish_timeout_raises=True, silent=True, console="off", save_code=save_code
         )
         self.init_args |= {key: getattr(config, key) for key in ("name", "group", "tags", "notes")}
-        if not started_by_agent():  # the agent has created the run, in the sweep's project
+        if agent() is None:  # the agent has created the run, in the sweep's project
             self.init_args |= {"project": config.project, "entity": config.entity, "id": run_id, "resume": "allow"}
         else:
             # W&B would read the sweep's parameters from this file, and then ignore the remaining keys of these groups
@@ -268,7 +264,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             if thread.is_alive():
                 log.warning("W&B: the artifact %s was not uploaded within %g s.", thread.name[4:], timeout)
         self.is_closing = True
-        if status == "preempted" and not (started_by_agent() and signal_number == signal.SIGTERM):
+        if status == "preempted" and not (agent() is not None and signal_number == signal.SIGTERM):
             self._call(lambda run: run.mark_preempting())
         folder, within = self.folder, ""
         try:
