@@ -32,7 +32,7 @@ train: setup  ## train, with overrides: make train ARGS="model=alexnet trainer=d
 test: setup  ## run the whole test suite; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)
 
-faults: setup  ## kill runs, ranks and writers at random, 25 times as often as `make test`, and all of W&B's faults: 45 minutes
+faults: setup  ## kill runs, ranks and writers at random, far more often than `make test`, and all of W&B's faults: 45 minutes
 	@ALEXLAB_FAULTS=25 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 tests/callbacks/test_exact_resume.py tests/commands/test_faults.py tests/commands/test_dying_ranks.py tests/loggers/test_wandb_logger.py $(ARGS)
 
 lint: setup  ## run what pre-commit runs: ruff, mypy, YAML, large files, secrets
