@@ -45,9 +45,7 @@ class RunSession:
         self.path, self.plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
         self.mask = masker(self.plain)
         self.is_first = launcher.rank() == 0
-        self.is_open = (
-            not self.is_first
-        )  # whether the directory belongs to this run already; only rank 0 writes into it
+        self.is_open = not self.is_first  # whether the directory belongs to this run; only rank 0 writes into it
         self.is_created = False  # whether the directory is new, or was empty
         self.status: Status = "failed"
         self.measured: dict[str, Any] = {}
