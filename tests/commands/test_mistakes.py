@@ -45,6 +45,9 @@ def assert_no_run(folder: Path) -> None:
         (["~qq.zz"], "`~qq.zz`: there is no such key. `python train.py --help` lists all."),
         (["run_dir=/x"], "`run_dir=/x`: run_dir is filled in; a run directory is chosen with hydra.run.dir=PATH."),
         (["mode=max"], "`mode=max` was removed: it follows from monitor"),
+        (["callbacks.mine._target_=a.B"], "there is no such key. `+callbacks.mine._target_=a.B` adds it."),
+        (["callbacks.mine={_target_: a.B}"], "there is no such key. `+callbacks.mine={_target_: a.B}` adds it."),
+        (["my.note=1"], "`my.note=1`: there is no such key. `+my.note=1` adds it."),
         (["+foo=1"], "`foo=1`: there is no such key. Keys of your own belong in the section my, as +my.foo=VALUE."),
         (
             ["+trainer.turbo=1"],

@@ -128,14 +128,15 @@ def test_auto_starts_a_new_run_or_one_from_scratch_or_says_that_it_is_finished(r
 def test_the_directory_is_reset_to_its_checkpoint(run_dir: Path) -> None:
     rows = [{"step": str(step)} for step in range(5)]
     last, best = (run_dir / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
-    for own, left in ((True, 2), (False, 0)):
-        files.write_csv(run_dir / "metrics.csv", ["step"], rows)
+    for own, left, text in ((True, 2, "3 rows"), (True, 2, "1 row"), (False, 0, "5 rows")):
+        files.write_csv(run_dir / "metrics.csv", ["step"], rows[: left + int(text[0])])
         (run_dir / "summary.json").write_text("{}")
         (run_dir / "checkpoints/.last.ckpt.7.tmp").write_text("half")
         save_checkpoint(best, best=0.5)
         path = last if own else run_dir.with_name("other") / "last.ckpt"
         (line,) = resume.reset_directory(run_dir, path)
-        assert line == f"run directory: {run_dir}, resumed ({5 - left} rows of metrics.csv are computed again)"
+        verb = "is" if text == "1 row" else "are"
+        assert line == f"run directory: {run_dir}, resumed ({text} of metrics.csv {verb} computed again)"
         assert files.read_csv(run_dir / "metrics.csv") == (["step"], rows[:left])
         assert not (run_dir / "summary.json").exists()
         assert (run_dir / "summary.before.json").is_file()

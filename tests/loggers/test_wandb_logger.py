@@ -245,7 +245,7 @@ def test_a_mode_that_cannot_be_is_reported_before_the_run_directory_exists(shape
 
 
 def test_a_run_without_a_key_is_stored_for_a_later_upload(
-    make_logger: MakeLogger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_logger: MakeLogger, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.INFO, logger="alexlab"):
         logger = make_logger(
@@ -255,6 +255,7 @@ def test_a_run_without_a_key_is_stored_for_a_later_upload(
         logger.finish("finished")
     (line,) = [record.getMessage() for record in caplog.records if record.name == "alexlab"]
     assert line.startswith("W&B: offline (no API key: `wandb login` stores one). To upload the run later: `wandb sync")
+    assert "WARNING" not in capfd.readouterr().err
     wandb.teardown()  # until then its process may still write
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
     for artifact in (b"dataset-cats", b"alexlab-code", b"model-"):

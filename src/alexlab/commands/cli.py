@@ -558,6 +558,9 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
         hint = _did_you_mean(path[-1], group, f"`{deletes}{'.'.join((*path[:-1], '{}'))}`")
     elif near != key:
         hint = f" Did you mean `{deletes}{near}`?"
+    own = (path[0] == "callbacks" and "_target_" in word) or (path[0] == "my" and not (near or "").startswith("my."))
+    if not deletes and own:
+        return f"`{word}`: there is no such key. `+{word}` adds it."
     option = choices.get(path[0])
     if not deletes and option and ("_target_" in group or near == key):
         known = ", ".join(name for name in group if name != "_target_")

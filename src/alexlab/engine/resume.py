@@ -265,7 +265,8 @@ def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
             later = "it was of later steps than the checkpoint, and these are trained again"
             notes.append(f"removed {shown_path(best_path)}: {later}")
     removed = cut_csv(run_dir / "metrics.csv", rows)
-    again = f" ({removed} rows of metrics.csv are computed again)" if removed else ""
+    rows_are = "1 row of metrics.csv is" if removed == 1 else f"{removed} rows of metrics.csv are"
+    again = f" ({rows_are} computed again)" if removed else ""
     return [*notes, f"run directory: {shown_path(run_dir)}, resumed{again}"]
 
 

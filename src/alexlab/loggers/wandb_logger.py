@@ -138,8 +138,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self.id_file.write_text(f"{self.run.id}\n")
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        more = {"online": f" {self.run.url}", "offline": f" To upload the run later: `wandb sync {self.folder}`"}
-        self.view = {"online": self.run.url, "offline": f"wandb leet {Path(self.folder).parent}"}.get(self.mode)
+        url = self.run.url if self.mode == "online" else None  # an offline run's would be a warning of W&B
+        more = {"online": f" {url}", "offline": f" To upload the run later: `wandb sync {self.folder}`"}
+        self.view = {"online": url, "offline": f"wandb leet {Path(self.folder).parent}"}.get(self.mode)
         log.info("W&B: %s (%s).%s", self.mode, self.reason, more.get(self.mode, ""))
 
     @property
