@@ -112,6 +112,18 @@ def test_resume_from_signals(word: str, validated: list[int], harness: Harness) 
         assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
 
 
+def test_resume_from_signals_in_the_same_validation_again(harness: Harness) -> None:
+    """The resumed run repeats the validation, and is stopped in it like the run before."""
+    words = ["ema.decay=0.9", "checkpoint.every_n_steps=null", "checkpoint.every_minutes=null"]
+    straight = harness.train("straight", *words)
+    for _ in range(3):
+        sender = SignalAt("on_validation_batch_start", 5, signal.SIGTERM)
+        with harness.own_callbacks(sender), pytest.raises(SystemExit):
+            harness.train("stopped", *words, "resume.run=auto")
+        assert sender.sent
+    assert difference(straight, harness.train("stopped", *words, "resume.run=auto")) is None
+
+
 ACCUMULATING = ["trainer.accumulate_grad_batches=3", "data.batch_size=4", "checkpoint.every_n_steps=null"]
 
 

@@ -31,10 +31,23 @@ def test_hydras_switch_of_the_working_directory_holds_for_one_run(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
+def test_code_of_a_run_knows_hydras_folders_and_an_empty_one_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, hydra; from alexlab.commands import cli; from hydra.core.hydra_config import HydraConfig\n"
+        "output_dir = lambda: HydraConfig.get().runtime.output_dir\n"
+        "cli.Command.load = lambda _: lambda _: print(os.getcwd(), hydra.utils.get_original_cwd(), output_dir())\n"
+        "cli.run('compare')"
+    )
+    done = command("-c", code, "hydra.job.chdir=true", f"hydra.run.dir={tmp_path}/run")
+    assert done.stdout.split() == [f"{tmp_path}/run", str(ROOT), f"{tmp_path}/run"], done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_lists_each_group_with_its_options_and_each_key_with_its_meaning(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/mynet.yaml").write_text("name: mynet\n")
-    done = command("train.py", "--help", "--config-dir", str(tmp_path), "augment=paper")
+    configs = tmp_path / "a (b), c='d'"
+    (configs / "model").mkdir(parents=True)
+    (configs / "model/mynet.yaml").write_text("name: mynet\n")
+    done = command("train.py", "--help", "--config-dir", str(configs), "augment=paper")
     assert (done.returncode, done.stderr) == (0, "")
     for folder in (path for path in (ROOT / "conf").iterdir() if path.is_dir()):
         names = {path.stem for path in folder.glob("[!_]*.yaml")} | ({"mynet"} if folder.name == "model" else set())

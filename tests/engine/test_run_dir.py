@@ -113,3 +113,10 @@ def test_only_rank_0_writes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for handler in list(logging.getLogger("alexlab").handlers):
         logging.getLogger("alexlab").removeHandler(handler)
         handler.close()
+
+
+def test_only_files_are_removed_as_temporary(tmp_path: Path) -> None:
+    (tmp_path / ".mine.tmp").mkdir()
+    (tmp_path / ".last.ckpt.7.tmp").write_text("half")
+    files.remove_temporary(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]

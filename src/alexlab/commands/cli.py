@@ -86,7 +86,7 @@ def main() -> None:
 def run(name: str) -> None:
     """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
-    command, words, code = COMMANDS[name], sys.argv[1:], 0
+    command, words, code, folder = COMMANDS[name], sys.argv[1:], 0, Path.cwd()
     jobs = Jobs(command)
     register_resolvers("")
     try:
@@ -101,6 +101,7 @@ def run(name: str) -> None:
                 raise jobs.error
             if jobs.config is not None:
                 os.environ.update(jobs.environment)
+                HydraConfig.instance().cfg = jobs.hydra_config  # a user's code may call hydra.utils.get_original_cwd
                 if jobs.has_own_folder:
                     os.chdir(jobs.run_dir or ".")
                 task = command.load()
@@ -110,6 +111,7 @@ def run(name: str) -> None:
     except BaseException as error:
         code = _report(error, command, words, jobs.mask)
     if jobs.run_dir is not None:
+        os.chdir(folder)  # a working directory is not removed
         sweep.remove_empty(jobs.run_dir, jobs.run_dir.parent)
     is_watched = sys.getprofile() is not None or sys.gettrace() is not None or sys.flags.interactive  # by a debugger
     if "torch" in sys.modules and not is_watched:
@@ -160,8 +162,9 @@ class Jobs:
     config: Any = None
     error: Exception | None = None  # why it was refused. If `receive` raised it, Hydra would print all overrides first
     run_dir: Path | None = None
-    environment: dict[str, str] = field(default_factory=dict)  # hydra.job.env_set, which Hydra takes back
-    has_own_folder: bool = False  # hydra.job.chdir, which Hydra takes back too
+    hydra_config: Any = None  # what HydraConfig holds, which Hydra takes back
+    environment: dict[str, str] = field(default_factory=dict)  # hydra.job.env_set, the same
+    has_own_folder: bool = False  # hydra.job.chdir, the same
     # of a sweep
     failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
     folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
@@ -173,7 +176,7 @@ class Jobs:
         run_dir = Path(hydra_config.runtime.output_dir).resolve()  # Hydra has created it
         if hydra_config.mode == hydra.types.RunMode.MULTIRUN:
             return self._run_in_sweep(composed, hydra_config, run_dir)
-        self.run_dir = run_dir
+        self.run_dir, self.hydra_config = run_dir, HydraConfig.instance().cfg
         self.environment |= {key: str(value) for key, value in hydra_config.job.env_set.items()}
         self.has_own_folder = bool(hydra_config.job.chdir)
         try:
@@ -334,8 +337,12 @@ def _quoted(word: str) -> str:
     is_quoted = text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1
     if text in ("", "null") or is_quoted or (key != "where" and _is_readable(f"{key}={text}")):
         return f"{key}={text}"
+    return f"{key}={_in_quotes(text)}"
+
+
+def _in_quotes(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _is_readable(word: str) -> bool:
@@ -369,7 +376,7 @@ def compose(command: Command, words: list[str]) -> tuple[Any, Plain]:
     For messages, --help and from_run: Hydra itself composes the config of a job.
     """
     GlobalHydra.instance().clear()
-    further = ",".join(f"file://{folder}" for folder in folders_of(words)[1:])
+    further = ",".join(_in_quotes(f"file://{folder}") for folder in folders_of(words)[1:])
     overrides = [word for word in words if not word.startswith("-")] + [f"hydra.searchpath=[{further}]"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose(command.name, overrides, return_hydra_config=True)

@@ -49,7 +49,8 @@ def atomic_write(path: Path, mode: str = "xb", sync: bool = False, **more: Any) 
 def remove_temporary(folder: Path) -> None:
     """Delete the unfinished files that killed processes left in a folder."""
     for path in folder.glob(".*.tmp"):
-        path.unlink()
+        if not path.is_dir():
+            path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
