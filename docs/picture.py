@@ -16,7 +16,7 @@ from rich.text import Text
 
 def main() -> None:
     shown = Path(sys.argv[1]).read_text()
-    console = Console(record=True, width=124, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
+    console = Console(record=True, width=130, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
     console.print(Text(" ".join(["$ python train.py", *sys.argv[2:]]), style="bold"))
     for line in shown.splitlines():
         if re.match(r"epoch \d+/\d+, batch", line):
