@@ -358,11 +358,14 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
 
 def test_the_latest_run_must_have_a_checkpoint(harness: Harness) -> None:
     """Otherwise an older run, which may be finished, would resume instead."""
-    harness.train("train/runs/old")
-    harness.stop(at_batch(1, "before"), "train/runs/new")
-    os.utime(harness.folder / "train/runs/old/config.yaml", (0, 0))
+    old = harness.train("train/runs/old")
+    new = harness.stop(at_batch(1, "before"), "train/runs/new")
+    os.utime(old / "config.yaml", (0, 0))
+    before = {path: path.read_bytes() for path in harness.folder.rglob("*") if path.is_file()}
     message = "the latest run, .*new, has no checkpoint yet: start it again from scratch, or name the run"
     refused(message, harness, "resume.run=latest", f"paths.logs={harness.folder}")
+    assert not (new / "checkpoints/last.ckpt").exists()
+    assert {path: path.read_bytes() for path in harness.folder.rglob("*") if path.is_file()} == before
 
 
 def test_the_same_command_line_resumes(harness: Harness) -> None:

@@ -35,6 +35,10 @@ def rows_with(key: str, run_dir: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row[key]]
 
 
+def last_checkpoint(run_dir: Path) -> dict[str, Any]:
+    return torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+
+
 def test_the_moving_average_of_the_weights_is_saved_and_evaluated(shapes: Path, tmp_path: Path) -> None:
     """Also: label smoothing, gradient clipping, a scaled learning rate, and a progress bar."""
     run_dir = tmp_path / "ema"
@@ -147,23 +151,36 @@ def test_the_last_weights_are_validated(words: list[str], without_test: Path, tm
     assert summary["test"]["test/acc1"] == pytest.approx(summary["best"]["val/acc1"])
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["trainer.precision=bf16-true"],
-        ["trainer.precision=64-true", "augment=strong"],
-        ["scheduler=plateau", "scheduler.warmup=1", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
-        ["optimizer=adamw", "trainer.gradient_clip_val=0.1", "augment=paper", "logger=none", "test=false"],
-        [
-            "+callbacks.timer={_target_: pytorch_lightning.callbacks.Timer, duration: '${oc.env:DURATION}'}",
-            "+hydra.job.env_set.DURATION='00:01:00:00'",
-            "trainer.limit_test_batches=0",
-        ],
-    ],
-    ids=lambda words: words[0].split("=")[0] + "=" + words[0].split("=")[1][:12],
-)
-def test_rare_combinations_of_options_train(words: list[str], shapes: Path, tmp_path: Path) -> None:
+def test_weights_have_the_precision_of_the_trainer(shapes: Path, tmp_path: Path) -> None:
+    for precision, dtype in (("bf16-true", torch.bfloat16), ("64-true", torch.float64)):
+        trained(shapes, tmp_path / precision, f"trainer.precision={precision}", "augment=strong")
+        state = last_checkpoint(tmp_path / precision)["state_dict"]
+        assert {value.dtype for value in state.values() if value.is_floating_point()} == {dtype}
+
+
+def test_plateau_sees_each_validation_and_the_last_weights_are_validated(shapes: Path, tmp_path: Path) -> None:
+    words = ["scheduler=plateau", "scheduler.warmup=1", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"]
     trained(shapes, tmp_path / "run", *words)
+    assert [row["epoch"] for row in rows_with("val/acc1", tmp_path / "run")] == ["1", "3"]
+    plateau, _ = last_checkpoint(tmp_path / "run")["lr_schedulers"]
+    assert plateau["best"] == pytest.approx(summary_of(tmp_path / "run")["best"]["val/acc1"])
+
+
+def test_adamw_trains_without_a_test(shapes: Path, tmp_path: Path) -> None:
+    words = ["optimizer=adamw", "trainer.gradient_clip_val=0.1", "augment=paper", "logger=none", "test=false"]
+    trained(shapes, tmp_path / "run", *words)
+    (optimizer,) = last_checkpoint(tmp_path / "run")["optimizer_states"]
+    assert all({"exp_avg", "exp_avg_sq"} <= set(state) for state in optimizer["state"].values())
+    assert summary_of(tmp_path / "run")["test"] == {}
+
+
+def test_a_callback_of_lightning_gets_a_value_of_hydras_environment(shapes: Path, tmp_path: Path) -> None:
+    timer = "+callbacks.timer={_target_: pytorch_lightning.callbacks.Timer, duration: '${oc.env:DURATION}'}"
+    words = [timer, "+hydra.job.env_set.DURATION='00:01:00:00'", "trainer.limit_test_batches=0"]
+    trained(shapes, tmp_path / "run", *words)
+    seconds = last_checkpoint(tmp_path / "run")["callbacks"]["Timer"]["time_elapsed"]["train"]
+    assert 0 < seconds < 3600, "the callback was built, and has timed the training"
+    assert summary_of(tmp_path / "run")["test"] == {}
 
 
 def test_the_best_metrics_are_of_one_epoch_and_early_stopping_is_reported(shapes: Path, tmp_path: Path) -> None:
