@@ -311,6 +311,8 @@ def test_torchvisions_alexnet_and_ours_load_each_others_weights() -> None:
     checkpoint = checkpoint_of({"name": "x"}, source.state_dict())
     checkpoint["alexlab"]["config"]["model"] = model
     check_function("init_from=x", checkpoint, ours, 64, same_classes=True)
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(ours.eval()(images), source.eval()(images))
 
 
 def test_all_jobs_of_a_sweep_start_from_the_same_run(shapes: Path, two_epochs: Path, tmp_path: Path) -> None:
