@@ -120,3 +120,10 @@ def test_only_files_are_removed_as_temporary(tmp_path: Path) -> None:
     (tmp_path / ".last.ckpt.7.tmp").write_text("half")
     files.remove_temporary(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
+
+
+def test_a_path_is_shown_relative_to_a_folder_above_it_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert rundir.shown(tmp_path / "a/b") == "a/b"
+    assert rundir.shown(tmp_path) == str(tmp_path), "as with hydra.job.chdir=true"
+    assert rundir.shown(tmp_path.parent) == str(tmp_path.parent)

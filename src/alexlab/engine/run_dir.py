@@ -72,8 +72,9 @@ def ckpt_of(run_dir: Path, ckpt: str) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return `path` for a message: relative to the working directory if it is below that."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """Return `path` for a message: relative to the working directory if it is below that folder."""
+    # hydra.job.chdir=true makes the run's directory the working directory: "." would mislead the user's shell
+    return str(path.relative_to(Path.cwd())) if Path.cwd() in path.parents else str(path)
 
 
 # -- a new directory
