@@ -23,6 +23,7 @@ from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import atomic_write, make_folder
 from alexlab.engine.process import cores
+from alexlab.engine.targets import Trusted
 from alexlab.models.introspection import first_convolution, head_of
 from alexlab.tasks import load as loading
 
@@ -156,10 +157,16 @@ def _small(image: Tensor) -> np.ndarray:
 
 
 def draw(
-    run_dir: Path, data: ImageFolders, monitor: str, ckpt: str = "best", among: int = 2000, device: str = "cpu"
+    run_dir: Path,
+    data: ImageFolders,
+    monitor: str,
+    ckpt: str = "best",
+    among: int = 2000,
+    device: str = "cpu",
+    trusted: Trusted = (),
 ) -> list[Path]:
     """Write the figures of a run to RUN_DIR/figures and return their paths."""
-    trained = loading.load(run_dir, ckpt, check_sources=False)
+    trained = loading.load(run_dir, ckpt, check_sources=False, allow=trusted)
     folder = make_folder(run_dir, "figures")
     for name in NAMES:  # figures of another checkpoint or of different images
         (folder / f"{name}.png").unlink(missing_ok=True)

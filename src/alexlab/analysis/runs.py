@@ -3,6 +3,7 @@
 Only `frame` and `curves` import pandas, which takes 0.4 s: what a training prints at the end does without it.
 """
 
+import copy
 import csv
 import difflib
 import glob
@@ -268,9 +269,11 @@ def _read_config(path: Path, blocks: dict[bytes, Any]) -> Any:
         for block in re.split(rb"^(?=[^\s#\-])", path.read_bytes(), flags=re.MULTILINE):
             if block not in blocks:
                 blocks[block] = configs.with_current_targets(configs.parsed(block) or {})
-            config |= blocks[block]
+            config |= copy.deepcopy(blocks[block]) if block.startswith(b"choices") else blocks[block]
     except (ValueError, TypeError):  # some block cannot be read alone
-        return configs.with_current_targets(configs.read(path))
+        config = configs.with_current_targets(configs.read(path))
+    if isinstance(config, dict) and "model" in config:
+        configs.fill_in(config)
     return config
 
 

@@ -154,7 +154,7 @@ def trained(
 ) -> float:
     """Return images per second of Lightning's loop, with the task, precision and memory layout of a training."""
     pl.seed_everything(config.seed, verbose=False)
-    model = build_task(config, data, kind, plan)
+    model = build_task(config, data, kind, plan, trusted=None)
     if config.compile:
         model.net.compile()
     clock = Clock(config.seconds, kind)

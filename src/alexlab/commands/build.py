@@ -66,6 +66,7 @@ class Experiment:
 
     Attributes:
         wandb: the W&B logger of rank 0, if the run has one.
+        trusted: packages that the config may name, see `targets`.
         facts: what is known before the run starts, for summary.json.
     """
 
@@ -77,6 +78,7 @@ class Experiment:
     preemption: Preemption
     checkpointing: Checkpointing
     wandb: "WandbLogger | None"
+    trusted: targets.Trusted = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,8 +95,11 @@ class Experiment:
         return {**self.checkpointing.restored_metrics, **self.trainer.callback_metrics}
 
 
-def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Experiment:
+def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trusted: targets.Trusted = ()) -> Experiment:
     """Build all parts of a run, once per rank.
+
+    Args:
+        trusted: packages that the config may name, see `targets`.
 
     Raises:
         UserError: a mistake in the config, the images, the network, or a checkpoint that does not fit it.
@@ -102,16 +107,16 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder) -> Ex
     data = build_data(config, devices).read()
     plan = make_plan(config, devices.world_size, data.images)
     pl.seed_everything(config.seed, verbose=False)
-    task = build_task(config, data, devices.kind, plan)
-    done = load_checkpoint(config, task, data, plan)
+    task = build_task(config, data, devices.kind, plan, trusted)
+    done = load_checkpoint(config, task, data, plan, trusted)
     if config.compile:
         task.net.compile()  # in place: the names in the state dict stay
     loggers, wandb = build_loggers(config, done)
-    preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb)
+    preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb, trusted)
     trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net))
     preemption.install(trainer)
     checkpointing.install(trainer)
-    return Experiment(devices, data, plan, task, trainer, preemption, checkpointing, wandb)
+    return Experiment(devices, data, plan, task, trainer, preemption, checkpointing, wandb, trusted)
 
 
 # -- data and task
@@ -136,7 +141,9 @@ def build_data(config: Any, devices: Devices) -> ImageFolders:
     )
 
 
-def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | None = None) -> ImageClassifier:
+def build_task(
+    config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | None = None, trusted: targets.Trusted = ()
+) -> ImageClassifier:
     """Build the task around `config.model.net`, and try its network and optimizer once.
 
     Args:
@@ -145,7 +152,7 @@ def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | 
     """
     a, m, num_classes = config.augment, config.model, len(data.classes)
     has_weights = plan is None or config.ckpt_path is not None  # a checkpoint gives all weights
-    net = targets.build_network(m.net, num_classes, fetch=not has_weights)
+    net = targets.build_network(m.net, num_classes, fetch=not has_weights, trusted=trusted)
     for size in {config.data.image_size, *(pixels for _, pixels in a.sizes or ())}:
         try_net(net, size, num_classes)
     settings = None
@@ -154,9 +161,9 @@ def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | 
             head_of(net, num_classes)
         optimizer = config.optimizer.model_dump(exclude_unset=True)
         optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
-        optimizers.build_optimizer(net, optimizer, plan.step_images)
+        optimizers.build_optimizer(net, optimizer, plan.step_images, trusted=trusted)
         settings = optimizers.OptimizerSettings(
-            optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch
+            optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch, trusted
         )
     layout = config.trainer.channels_last
     origin = {"config": config.model_dump(exclude_unset=True), "sources": provenance.source_hashes(net)}
@@ -179,12 +186,15 @@ def build_task(config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | 
     return task
 
 
-def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolders, plan: Plan) -> int | None:
+def load_checkpoint(
+    config: TrainConfig, task: ImageClassifier, data: ImageFolders, plan: Plan, trusted: targets.Trusted = ()
+) -> int | None:
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
     path = Path(config.run_dir)
     if config.init_from is not None:
         ckpt, mean_std = Path(config.init_from), normalization(task.net, config.model.mean, config.model.std)
-        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, *mean_std)
+        allowed = (*config.allow, *(trusted or ()))  # the checkpoint may be somebody else's
+        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, *mean_std, allowed)
         if launcher.prints():
             new = "; the last layer is new, because the classes differ" if new_head else ""
             print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)
@@ -198,6 +208,7 @@ def load_checkpoint(config: TrainConfig, task: ImageClassifier, data: ImageFolde
             plan,
             resumes=config.resume.run is not None,
             finished=run_dirs.read_summary(path).get("status") == "finished",
+            trusted=(*config.allow, *(trusted or ())),
         )
     return None
 
@@ -261,13 +272,17 @@ def build_loggers(config: TrainConfig, done: int | None = None) -> "tuple[list[L
 
 
 def build_callbacks(
-    config: TrainConfig, recorder: SignalRecorder, plan: Plan, wandb: "WandbLogger | None"
+    config: TrainConfig,
+    recorder: SignalRecorder,
+    plan: Plan,
+    wandb: "WandbLogger | None",
+    trusted: targets.Trusted = (),
 ) -> tuple[Preemption, Checkpointing, list[Callback]]:
     """Build the callbacks in the order in which Lightning must call them: the user's own first."""
     path, wanted = Path(config.run_dir), config.callbacks
     folder = path / "checkpoints"
 
-    callbacks = build_own_callbacks(config)
+    callbacks = build_own_callbacks(config, trusted)
     if (pruning := sweep.make_pruning_callback(config, launcher.rank())) is not None:
         callbacks.append(pruning)
 
@@ -308,12 +323,13 @@ def build_callbacks(
     return preemption, checkpointing, callbacks
 
 
-def build_own_callbacks(config: TrainConfig) -> list[Callback]:
+def build_own_callbacks(config: TrainConfig, trusted: targets.Trusted = ()) -> list[Callback]:
     """Build the user's own callbacks: the entries of `callbacks` that have a _target_."""
     built = []
     for name, entry in (config.callbacks.model_extra or {}).items():
         # a checkpoint has all weights
-        callback = targets.build(look_up(entry if config.ckpt_path is None else targets.without_weights(entry)))
+        settings = entry if config.ckpt_path is None else targets.without_weights(entry, trusted)
+        callback = targets.build(look_up(settings), trusted)
         if not isinstance(callback, Callback):
             raise UserError(
                 f"callbacks.{name}._target_={entry['_target_']} builds a {type(callback).__name__}, which is no "

@@ -13,6 +13,7 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.overrides import shown
 from alexlab.engine.resume import FIXED
 from alexlab.engine.run_dir import shown as shown_path
+from alexlab.engine.targets import Trusted
 from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
 
 # keys that older checkpoints lack, with the value that older versions used
@@ -28,6 +29,7 @@ def check_ckpt(
     plan: Plan,
     resumes: bool,
     finished: bool,
+    trusted: Trusted = (),
 ) -> int:
     """Check that training can continue from the checkpoint `path`, load its weights into `net`, and return its steps.
 
@@ -36,6 +38,7 @@ def check_ckpt(
         dataset: as `ImageFolders.describe` returns.
         resumes: it is the run's own checkpoint (`resume=`), and not the start of a new run (`ckpt_path=`).
         finished: the run of the checkpoint is complete; otherwise its test may still be missing.
+        trusted: packages that the checkpoint's config may name.
 
     Raises:
         UserError: the checkpoint does not fit network, classes, images or settings; or it cannot be continued.
@@ -47,7 +50,7 @@ def check_ckpt(
     if "optimizer_states" not in checkpoint:
         raise UserError(f"{named} has weights only, and training cannot continue from it: give a last.ckpt.")
     check_classes(checkpoint, classes, root)
-    check_function(named, checkpoint, net, config["data"]["image_size"], same_classes=True)
+    check_function(named, checkpoint, net, config["data"]["image_size"], True, trusted)
     position = checkpoint_io.position_of(checkpoint)
     if position is None:
         raise UserError(
@@ -58,7 +61,7 @@ def check_ckpt(
     saved = checkpoint["alexlab"]["config"]
     now, then = flat(config), {**ADDED_LATER, **flat(saved)}
     for flat_config, model in ((now, config["model"]), (then, saved["model"])):  # either config may have "auto"
-        flat_config["model.mean"], flat_config["model.std"] = input_statistics(model)
+        flat_config["model.mean"], flat_config["model.std"] = input_statistics(model, trusted)
     differ = [
         f"{key}={shown(now.get(key))} (the checkpoint has {shown(then.get(key))})"
         for key in sorted({*now, *then})

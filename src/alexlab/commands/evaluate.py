@@ -100,9 +100,9 @@ def score(
     run_dirs.quiet_libraries()
     data = read_images(config.data.root is None, run_config, checkpoint, devices, run_dir)
     pl.seed_everything(run_config.seed, verbose=False)
-    task = build_task(run_config, data, devices.kind)
+    task = build_task(run_config, data, devices.kind, trusted=config.allow)
     load_net(task.net, checkpoint, path)
-    check_own(checkpoint, run_config, path, run_dir)
+    check_own(checkpoint, run_config, path, run_dir, config.allow)
     warn_of_changed_sources(checkpoint, task.net, path)
 
     # the test

@@ -88,7 +88,7 @@ def export(config: ExportConfig) -> None:
     out = Path(config.out).expanduser() if config.out else run_dir / NAMES[format]
     if out.suffix != Path(NAMES[format]).suffix:
         raise UserError(f"`out={config.out}` must end in {Path(NAMES[format]).suffix} with format={format}.")
-    net, transform, classes = loading.load(run_dir, ckpt, logs)
+    net, transform, classes = loading.load(run_dir, ckpt, logs, allow=config.allow)
     run_config = loading.config_of(run_dir)
     pixels = read_pixels(*choose_images(config, run_config), transform)
     mean, std = normalization(net, run_config.model.mean, run_config.model.std)

@@ -20,6 +20,8 @@ def redraw(config: FiguresConfig) -> None:
     refuse_link(run_dir / "figures")
     media = Media(run_dir / "figures", weights=run_dirs.ckpt_of(run_dir, config.ckpt).name)
     tested = evaluate.score(config, run_dir, callbacks=[media])
-    drawn = gallery.draw(run_dir, tested.data, tested.config.monitor, config.ckpt, config.among, tested.device)
+    drawn = gallery.draw(
+        run_dir, tested.data, tested.config.monitor, config.ckpt, config.among, tested.device, config.allow
+    )
     for path in [*media.written, *drawn]:
         print(run_dirs.shown(path), flush=True)

@@ -30,7 +30,19 @@ from alexlab.engine.run_dir import shown as shown_path
 from alexlab.engine.settings import is_own_checkpoint
 
 # top-level keys that are never copied from the earlier run
-NEW = ("run_dir", "overrides", "paths", "sweep", "resume", "dry_run", "from_run", "from_wandb", "repeats", "task")
+NEW = (
+    "run_dir",
+    "overrides",
+    "paths",
+    "sweep",
+    "resume",
+    "dry_run",
+    "from_run",
+    "from_wandb",
+    "repeats",
+    "command",
+    "allow",
+)
 GROUPS = ("trainer", "model", "data", "augment", "optimizer", "scheduler", "logger", "callbacks", "choices", "resume")
 # keys that older versions filled in when a run started; they are computed again if conf/ has this value
 FILLED_IN = {"data.num_classes": None, "model.mean": "auto", "model.std": "auto", "logger.wandb.group": None}

@@ -88,7 +88,7 @@ def _limited(batches: int, key: str, limit: "int | float | None") -> int:
 
 def checkpoint_bytes(net: nn.Module, config: Any) -> dict[str, int]:
     """Estimate the size of each checkpoint file in bytes."""
-    states = optimizers.state_tensors(config.optimizer.model_dump(exclude_unset=True))
+    states = optimizers.state_tensors(config.optimizer.model_dump(exclude_unset=True), None)  # built before
     weights = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
     averages = weights if config.ema.decay is not None else 0
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)

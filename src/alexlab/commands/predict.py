@@ -74,7 +74,7 @@ def predict(config: PredictConfig) -> None:
     logs = Path(config.paths.logs)
     run_dir = run_dirs.find_run(str(config.run), logs, str(config.ckpt))
     paths = find_images(str(config.images))
-    net, transform, classes = load(run_dir, str(config.ckpt), logs)
+    net, transform, classes = load(run_dir, str(config.ckpt), logs, allow=config.allow)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
     workers = cores() if config.num_workers is None else config.num_workers

@@ -8,7 +8,7 @@ from typing import Any
 from alexlab.commands import from_run
 from alexlab.engine import launcher, resume, run_dir
 from alexlab.engine.schema import TrainConfig
-from alexlab.engine.targets import check_targets
+from alexlab.engine.targets import Trusted, check_targets, packages_of
 from alexlab.engine.validation import validate
 
 
@@ -18,6 +18,8 @@ class Start:
 
     config: TrainConfig
     notes: list[str] = field(default_factory=list)  # printed once, and written to train.log
+    # packages that may be named as `_target_`: None, any, for the config of one's own command line
+    trusted: Trusted = None
     is_finished: bool = False  # the run that `resume=auto` names is complete: nothing to do
     # takes the images as `ImageFolders.describe` returns them, and returns in which way images and code are not those
     # of the run that from_run names
@@ -31,6 +33,8 @@ def find_start(config: TrainConfig) -> Start:
         UserError: the run does not exist, or the overrides do not fit it.
     """
     plain, notes, compare = config.model_dump(exclude_unset=True), [], Start.compare
+    # of a run's config, only what this command allows or names itself
+    allowed, trusted = [*config.allow, *packages_of(plain)], None
     path, logs = Path(config.run_dir), Path(config.paths.logs)
 
     # from_run=, from_wandb=: the config of that run
@@ -38,6 +42,7 @@ def find_start(config: TrainConfig) -> Start:
     if repeated is not None:
         plain, compare = repeated.config, repeated.compare
         notes += repeated.notes
+        trusted = allowed
 
     # resume=: the config, the directory and the newest checkpoint of that run
     if config.resume.run is not None:
@@ -45,9 +50,10 @@ def find_start(config: TrainConfig) -> Start:
         plain = resumed.config
         notes += resumed.notes
         if resumed.finished:
-            return Start(validate(TrainConfig, plain), notes, is_finished=True)
+            return Start(validate(TrainConfig, plain), notes, trusted, is_finished=True)
         if resumed.resumes:  # the run may be somebody else's
-            check_targets(plain["callbacks"])
+            trusted = allowed
+            check_targets(plain["callbacks"], trusted)
         path = resumed.run_dir
 
     # init_from=, ckpt_path=: a file
@@ -60,7 +66,7 @@ def find_start(config: TrainConfig) -> Start:
     # rank 0 only: to a slower rank under torchrun, the run that rank 0 has just started would look like another one
     if launcher.rank() == 0 and not is_resumed(plain["resume"]["run"], path):
         run_dir.check_new(path)
-    return Start(validate(TrainConfig, plain), notes, compare=compare)
+    return Start(validate(TrainConfig, plain), notes, trusted, compare=compare)
 
 
 def is_resumed(named: str | None, path: Path) -> bool:

@@ -85,8 +85,8 @@ def show_plan(start: Start, devices: Devices) -> None:
     data = build_data(config, devices).read()
     report_changes(start, data)
     plan = plans.make_plan(config, devices.world_size, data.images)
-    task = build_task(config, data, devices.kind, plan)
-    load_checkpoint(config, task, data, plan)
+    task = build_task(config, data, devices.kind, plan, start.trusted)
+    load_checkpoint(config, task, data, plan, start.trusted)
     if launcher.rank() == 0:
         plans.show(plan, config, devices, data.images, task.net, data.readable_classes)
 
@@ -99,6 +99,7 @@ def train_on_workers(start: Start, devices: Devices) -> float | None:
     payload = {
         "config": config.model_dump(exclude_unset=True),
         "notes": [*start.notes, *report_changes(start, data)],
+        "trusted": start.trusted,
     }
     before = written_at(path)
     threads = max(1, cores() // devices.local)
@@ -129,7 +130,7 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
     if devices.kind == "cpu":
         keep_memory()
     run_dir.quiet_libraries()  # before the trainer is built, which logs the devices
-    experiment = build(config, devices, recorder)
+    experiment = build(config, devices, recorder, start.trusted)
     trainer, task, data = experiment.trainer, experiment.task, experiment.data
     notes = [*start.notes, *report_changes(start, data)]
     with RunSession(config, experiment, recorder, notes) as session:
@@ -182,7 +183,9 @@ def save_figures(config: TrainConfig, experiment: Experiment) -> None:
     saved = [name for name in ("best", "last") if (path / f"checkpoints/{name}.ckpt").is_file()]
     try:
         log.info("drawing figures ...")
-        drawn = gallery.draw(path, experiment.data, config.monitor, saved[0], among=500, device=kind) if saved else []
+        drawn = []
+        if saved:
+            drawn = gallery.draw(path, experiment.data, config.monitor, saved[0], 500, kind, experiment.trusted)
         tested = [path / f"figures/{name}.png" for name in ("confusion_matrix", "per_class", "mistakes")]
         if experiment.wandb is not None and drawn:
             gallery.log_to(experiment.wandb, [*drawn, *(path for path in tested if path.is_file())])

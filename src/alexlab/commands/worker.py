@@ -30,7 +30,7 @@ def main() -> int:
             from alexlab.commands.start import Start
 
         with train.stopping_on_signals(config) as recorder:
-            train.train_rank(Start(config, payload["notes"]), recorder)
+            train.train_rank(Start(config, payload["notes"], payload["trusted"]), recorder)
     except SystemExit as error:
         if not isinstance(error.code, int):
             raise

@@ -144,12 +144,27 @@ def load(path: Path) -> Plain:
 def upgrade(plain: Plain) -> Plain:
     """Return the config of a run of any age in today's form: moved targets are renamed, removed values replaced."""
     config = with_current_targets(plain)
+    fill_in(config)
     if config.get("on_nan") == "rollback":
         config["on_nan"] = "stop"
     data = config.get("data")
     if isinstance(data, dict) and data.get("cache") == "ram":
         data["cache"] = None
     return config
+
+
+def fill_in(config: Plain) -> None:
+    """Add the groups that configs of older runs lack, with what these runs did."""
+    if isinstance(config.get("task"), str):  # was the name of the command
+        config["command"] = config.pop("task")
+    if "loss" in config:
+        return
+    smoothing = config.get("label_smoothing", 0.0)
+    config["task"] = {"_target_": "alexlab.tasks.classification.ImageClassifier"}
+    config["loss"] = {"_target_": "alexlab.tasks.losses.CrossEntropy", "label_smoothing": smoothing}
+    config["metrics"] = {}
+    if isinstance(choices := config.get("choices"), dict) and choices:
+        choices |= {"task": "classification", "loss": "cross_entropy", "metrics": "default"}
 
 
 def with_current_targets(node: Any) -> Any:

@@ -307,6 +307,31 @@ class CallbacksConfig(Group):
     early_stopping: Count | None = key("Stop after this many validations without improvement; null does not.", None)
 
 
+class OpenGroup(Group):
+    """A group whose option names a class as `_target_`; all keys but ours are arguments of the class."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class TaskConfig(OpenGroup):
+    """The LightningModule (conf/task)."""
+
+    target: Text = key("The class.", "alexlab.tasks.classification.ImageClassifier", alias="_target_")
+
+
+class LossConfig(OpenGroup):
+    """The loss (conf/loss): a module from logits and targets to the mean of the batch."""
+
+    target: Text = key("The class.", "alexlab.tasks.losses.CrossEntropy", alias="_target_")
+
+
+class MetricsConfig(Group):
+    """Metrics of torchmetrics by name (conf/metrics), each with a `_target_`, besides the loss and the accuracies."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Target]
+
+
 class EmaConfig(Group):
     decay: Inside01 | None = key("Decay of the moving average of the weights, such as 0.9999; null is off.", None)
 
@@ -344,7 +369,7 @@ class PathsConfig(Group):
 
 
 class CommandConfig(Group):
-    task: Text = key("The command; the folder below paths.logs has the same name.")
+    command: Text = key("The command; the folder below paths.logs has the same name.")
     paths: PathsConfig = key("Folders that are read and written.", option="default")
     run_dir: Text = key("Filled in: the run directory.", "")
     overrides: list[str] = key("Filled in: the overrides of the command line.", [])
@@ -356,6 +381,9 @@ class TrainConfig(CommandConfig):
     model: ModelConfig = key("The network.", option="alexnet")
     data: DataConfig = key("The images.", option="folder")
     augment: AugmentConfig = key("Augmentation of training images.", option="basic")
+    task: TaskConfig = key("What is learned.", TaskConfig)
+    loss: LossConfig = key("The loss.", LossConfig)
+    metrics: MetricsConfig = key("Metrics besides the loss and the accuracies.", MetricsConfig)
     optimizer: OptimizerConfig = key("The optimizer.", option="sgd")
     scheduler: SchedulerConfig = key("The learning-rate schedule.", option="cosine")
     trainer: TrainerConfig = key("Devices, precision and limits.", option="auto")
@@ -363,11 +391,12 @@ class TrainConfig(CommandConfig):
     callbacks: CallbacksConfig = key("Callbacks.", option="default")
     sweep: SweepConfig = key("How -m treats jobs.", SweepConfig)
     seed: Seed = key("Seed of split, order, augmentation, weights and dropout.", 0)
-    label_smoothing: Below1 = key("Label smoothing, in training only.", 0.0)
+    label_smoothing: Below1 = key("Label smoothing of loss=cross_entropy, in training only.", 0.0)
     compile: bool = key("Compile the network with torch.compile.", False)
     ema: EmaConfig = key("Moving average of the weights.", EmaConfig)
     finetune: FinetuneConfig = key("Training from trained weights.", FinetuneConfig)
     monitor: Metric = key("Metric that selects best.ckpt, and that a sweep optimizes.", "val/acc1")
+    monitor_mode: Literal["min", "max"] | None = key("Whether less or more of monitor is better; null: as known.", None)
     on_nan: Literal["stop", "skip"] = key("If the loss is NaN or infinite: stop the run, or skip the step.", "stop")
     test: bool = key("Test the best checkpoint at the end (on val if there is no test/).", True)
     resume: ResumeConfig = key("resume=RUN resumes a run in the same directory, with the same config.", ResumeConfig)
@@ -377,6 +406,7 @@ class TrainConfig(CommandConfig):
     from_run: LocalPath | None = key("Run, or latest, to train again with the same config and seed.", None)
     from_wandb: Annotated[str, WANDB_RUN] | None = key("Run in W&B to train again: ENTITY/PROJECT/RUN.", None)
     dry_run: bool = key("Print what would run, and stop.", False)
+    allow: list[Text] = key("Packages that the config of a run may name, besides alexlab.", [])
     my: dict[Any, Any] = key("Your own keys: any content.", {})
     repeats: Text | None = key("Filled in: the run of from_run or from_wandb.", None)
     choices: dict[str, Any] = key("Filled in: the option of each group.", {})
@@ -401,6 +431,7 @@ class RunTrainerConfig(Group):
 
 
 class RunConfig(CommandConfig):
+    allow: list[Text] = key("Packages that the run's config may name, besides alexlab.", [])
     run: LocalPath = key("Run: directory, name, or latest.", give="a run's directory with run=PATH, or run=latest")
     ckpt: LocalPath = key("Checkpoint: best, last, or a file.", "best")
 

@@ -9,10 +9,11 @@ from alexlab.engine.overrides import by_key
 
 # Keys that do not change what is trained, or that repeat another key; "" is the top.
 IGNORED_IN = {
-    "": "run run_dir overrides paths sweep task dry_run test logger resume from_run from_wandb repeats floats",
+    "": "run run_dir overrides paths sweep command dry_run allow test logger metrics resume from_run from_wandb "
+    "repeats floats",
     "callbacks.": "progress figures lr_monitor model_summary device_stats grad_norm",
     "checkpoint.": "every_n_steps every_minutes",
-    "choices.": "logger callbacks",
+    "choices.": "logger callbacks metrics",
     "data.": "num_workers timeout num_classes",
     "model.net.": "name",
     "trainer.": "log_every_n_steps profiler timeout master_port",

@@ -1,9 +1,11 @@
-"""Build the objects that a config names by `_target_`, if they are on the allow-list.
+"""Build the objects that a config names by `_target_`.
 
-A run directory may come from somebody else, and eval, predict, export, `alexlab.load` and resume build what the config
-names. So two things must be on the list: the path of the target, and the module that defines the object at that path,
-because an allowed module may import anything. Configs of your own command line use the same list and the same builder,
-because the run must be rebuilt from the run directory later.
+The config of your own command line may name anything. A run directory may come from somebody else, and eval, predict,
+export, `alexlab.load`, from_run and resume build what the run's config names. So these check a list of allowed
+packages, to which `allow=[mypkg]` adds yours. Two things must be on the list: the path of the target, and the module
+that defines the object at that path, because an allowed module may import anything.
+
+Each function takes `trusted`: the packages of `allow`, or None for the config of your own command line.
 
 `hydra.utils.instantiate` is not used: it resolves references in texts once more after the check, and its `_partial_`
 objects check each call (a call of an activation function takes 250 microseconds instead of 1).
@@ -16,22 +18,31 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from alexlab.engine.errors import UserError
 
-# Your own code. Add the name of your package here if it is not in one of these folders of src/alexlab/.
-OWN = ("alexlab.models", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimizers")
-# Of these libraries only networks, layers, optimizers and callbacks are allowed: some functions load pickles.
-LIBRARIES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "pytorch_lightning.callbacks")
+Trusted = Sequence[str] | None
+
+# The folders of src/alexlab/ for code of your own. Other packages are allowed by `allow=[mypkg]`.
+DATA = ("alexlab.data",)  # of which functions are not allowed
+OWN = ("alexlab.models", "alexlab.data", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimizers")
+# Of these libraries only networks, layers, losses, metrics, optimizers, schedulers and callbacks are allowed: some
+# functions load pickles.
+LIBRARIES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "torchmetrics", "pytorch_lightning.callbacks")
 ALLOWED = OWN + LIBRARIES
 MODULE, OPTIMIZER = "torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer"
 CALLBACK = "pytorch_lightning.callbacks.callback.Callback"
-# The modules of the libraries that define networks for classification and layers. Private modules are not allowed.
-NETWORKS = re.compile(r"torch\.nn\.modules\.[a-z]\w*|torchvision\.models\.[a-z]\w*|timm\.(layers|models)(\.[a-z]\w*)*")
+SCHEDULERS = ("torch.optim.lr_scheduler.LRScheduler", "timm.scheduler.scheduler.Scheduler")
+# The modules of the libraries that define networks for classification, layers, losses, and metrics that are computed
+# from logits: others load models. Private modules are not allowed.
+MODULES = re.compile(
+    r"torch\.nn\.modules\.[a-z]\w*|torchvision\.models\.[a-z]\w*|timm\.(layers|loss|models)(\.[a-z]\w*)*"
+    r"|torchmetrics\.(classification|regression|aggregation|collections)(\.[a-z]\w*)*|torchmetrics\.wrappers\.classwise"
+)
 # Classes of these packages turn text into a program.
 WRITES_CODE = ("torch.fx.", "torch.jit.")
 # Functions of the libraries that may be arguments of a network: activations, initializers, timm's layers by name.
@@ -54,14 +65,15 @@ FETCHES |= {"weights": None, "weights_backbone": None, "checkpoint_path": ""}
 # -- the allow-list
 
 
-def locate(target: str) -> Callable[..., Any]:
+def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
     """Return the class or function at the dotted path `target`; UserError if it does not exist or is not allowed."""
-    if not _is_in(target, ALLOWED):
+    allowed, own = (*ALLOWED, *(trusted or ())), (*OWN, *(trusted or ()))
+    if trusted is not None and not _is_in(target, allowed):
         raise UserError(_refusal(target))
     parts = target.split(".")
-    if not all(part.isidentifier() for part in parts):
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"_target_={target} is not a dotted path, such as torch.nn.Linear: check its name.")
-    if any(part.startswith("_") for part in parts):
+    if trusted is not None and any(part.startswith("_") for part in parts):
         raise UserError(f"_target_={target} is not allowed: names that begin with _ are private to their package.")
 
     # import the longest part of the path that is a module
@@ -82,28 +94,30 @@ def locate(target: str) -> Callable[..., Any]:
         obj = getattr(obj, part)
 
     # check what it is, and where it is defined
-    if FUNCTIONS.fullmatch(target):
+    if FUNCTIONS.fullmatch(target) or (trusted is None and callable(obj)):
         return obj
-    made = obj.func if isinstance(obj, functools.partial) and _is_in(module, OWN) else obj
+    made = obj.func if isinstance(obj, functools.partial) and _is_in(module, own) else obj
     home = getattr(made, "__module__", None)
-    if home is not None and not _is_in(home, ALLOWED):
+    if home is not None and trusted is not None and not _is_in(home, allowed):
         raise UserError(_refusal(target, home))
     # a classmethod of a library's class may load pickles
-    constructs = inspect.ismethod(made) and inspect.isclass(made.__self__) and _is_in(made.__self__.__module__, OWN)
+    constructs = inspect.ismethod(made) and inspect.isclass(made.__self__) and _is_in(made.__self__.__module__, own)
     if not (inspect.isclass(made) or inspect.isfunction(made) or constructs):
         raise UserError(f"_target_={target} is a {type(obj).__name__}, and a class or a function is needed.")
-    if home is not None and _is_in(home, OWN):
-        if inspect.isfunction(made) and not _may_return_a_part(made):
+    if home is not None and _is_in(home, own):
+        is_ours = inspect.isfunction(made) and _is_in(home, OWN)
+        if is_ours and (_is_in(home, DATA) or not _may_return_a_part(made)):
             raise UserError(f"_target_={target} is not allowed: its return type is not a network, layer or function.")
     elif home is not None and not _is_a_librarys_part(made):
         raise UserError(
-            f"_target_={target} is not allowed: of {parts[0]}, only networks for classification, layers, optimizers "
-            "and callbacks are. A function of your own in src/alexlab/models/ may use anything else."
+            f"_target_={target} is not allowed: of {parts[0]}, only networks for classification, layers, losses, "
+            "metrics, optimizers, schedulers and callbacks are. A function of your own in src/alexlab/models/ may use "
+            "anything else."
         )
     return obj
 
 
-def check_targets(config: Any, inside: bool = False) -> None:
+def check_targets(config: Any, trusted: Trusted = (), inside: bool = False) -> None:
     """Check each `_target_` of plain values, and the keys below it, before anything is built.
 
     Args:
@@ -114,22 +128,22 @@ def check_targets(config: Any, inside: bool = False) -> None:
     """
     if isinstance(config, list):
         for value in config:
-            check_targets(value, inside)
+            check_targets(value, trusted, inside)
     if not isinstance(config, dict):
         return
     inside = inside or "_target_" in config
-    for key in config if inside else ():
+    for key in config if inside and trusted is not None else ():
         if isinstance(key, str) and not NAME.fullmatch(key):
             raise UserError(f"a key below a _target_ is {key[:40]!r}: use letters, digits, _, - and . alone.")
     if "_target_" in config:
-        _check_node(config)
+        _check_node(config, trusted)
     for value in config.values():
-        check_targets(value, inside)
+        check_targets(value, trusted, inside)
 
 
-def _check_node(node: dict[str, Any]) -> None:
+def _check_node(node: dict[str, Any], trusted: Trusted) -> None:
     name = str(node["_target_"])
-    target = locate(name)
+    target = locate(name, trusted)
     for key, values in UNUSED.items():
         if key in node and node[key] not in values:
             raise UserError(f"{name}: {key}={node[key]} is Hydra's and is not supported here: leave it out.")
@@ -158,8 +172,8 @@ def _is_a_librarys_part(obj: Any) -> bool:
     if inspect.isclass(obj):
         if _is_one_of(obj, MODULE):
             writes = any(f"{base.__module__}.".startswith(WRITES_CODE) for base in obj.__mro__)
-            return not writes and NETWORKS.fullmatch(obj.__module__) is not None
-        return _is_one_of(obj, OPTIMIZER, CALLBACK)
+            return not writes and MODULES.fullmatch(obj.__module__) is not None
+        return _is_one_of(obj, OPTIMIZER, CALLBACK, *SCHEDULERS)
     name = obj.__qualname__  # has a dot if it is a method
     package = sys.modules[obj.__module__.partition(".")[0]]
     if package.__name__ == "timm":
@@ -177,28 +191,49 @@ def _is_in(path: str, packages: tuple[str, ...]) -> bool:
 
 def _refusal(target: str, module: str | None = None) -> str:
     defined = f" (it is defined in {module})" if module else ""
+    package = target.partition(".")[0]
+    is_library = package in sys.stdlib_module_names or any(_is_in(name, (package,)) for name in ALLOWED)
+    hint = f" If you trust this run and {package}, add allow=[{package}], here or in conf/allow.yaml."
     return (
-        f"_target_={target} is not allowed{defined}: it must be from {', '.join(ALLOWED)} "
-        "(src/alexlab/engine/targets.py holds the list)."
+        f"_target_={target} is not allowed{defined}: in a config that is loaded from a run, it must be from "
+        f"{', '.join(ALLOWED)} (src/alexlab/engine/targets.py holds the list).{'' if is_library else hint}"
     )
+
+
+def packages_of(config: Any) -> list[str]:
+    """Return the packages of all targets in a config."""
+    if isinstance(config, list):
+        return [package for value in config for package in packages_of(value)]
+    if not isinstance(config, dict):
+        return []
+    own = [str(config["_target_"]).partition(".")[0]] if "_target_" in config else []
+    below = [package for value in config.values() for package in packages_of(value)]
+    libraries = {path.partition(".")[0] for path in ALLOWED} | sys.stdlib_module_names
+    return sorted({*own, *below} - libraries)
 
 
 # -- building
 
 
-def build(settings: Any, **more: Any) -> Any:
+def build(settings: Any, trusted: Trusted = (), known: Mapping[str, Any] | None = None, **more: Any) -> Any:
     """Build the object that `settings._target_` names, with the remaining keys and `more` as arguments.
 
     `_args_` are arguments by position; `_partial_: true` gives a `functools.partial` instead.
 
+    Args:
+        known: what the run knows, such as num_classes: passed if the constructor names it and the settings do not.
+
     Raises:
         UserError: a target is not allowed, or the constructor refuses the values.
     """
-    check_targets(settings)
-    return _build(settings, more)
+    check_targets(settings, trusted)
+    if known:
+        named = _parameters(locate(str(settings["_target_"]), trusted))
+        more |= {key: value for key, value in known.items() if key in named and key not in settings}
+    return _build(settings, more, trusted)
 
 
-def build_network(settings: Any, num_classes: int, fetch: bool = False) -> nn.Module:
+def build_network(settings: Any, num_classes: int, fetch: bool = False, trusted: Trusted = ()) -> nn.Module:
     """Build the network of `model.net`; UserError as in `build`.
 
     Args:
@@ -209,8 +244,9 @@ def build_network(settings: Any, num_classes: int, fetch: bool = False) -> nn.Mo
         raise UserError("model.net must have a _target_, the class of the network, and its settings.")
     if settings.get("_partial_"):
         raise UserError("model.net._partial_: only parts of a network can be partial, not the network itself.")
-    check_targets(settings)
-    net = _build(settings if fetch else without_weights(settings), {"num_classes": num_classes})
+    check_targets(settings, trusted)
+    settings_of_net = settings if fetch else without_weights(settings, trusted)
+    net = _build(settings_of_net, {"num_classes": num_classes}, trusted)
     if not isinstance(net, nn.Module):
         raise UserError(
             f"model.net._target_={settings['_target_']} builds a {type(net).__name__}, which is no network."
@@ -218,17 +254,17 @@ def build_network(settings: Any, num_classes: int, fetch: bool = False) -> nn.Mo
     return net
 
 
-def _build(node: Any, more: dict[str, Any]) -> Any:
+def _build(node: Any, more: dict[str, Any], trusted: Trusted) -> Any:
     if isinstance(node, list):
-        return [_build(value, {}) for value in node]
+        return [_build(value, {}, trusted) for value in node]
     if not isinstance(node, dict):
         return node
-    kwargs = {key: _build(value, {}) for key, value in node.items() if key not in ("_target_", *UNUSED)}
+    kwargs = {key: _build(value, {}, trusted) for key, value in node.items() if key not in ("_target_", *UNUSED)}
     if "_target_" not in node:
         return kwargs
     args, partial = kwargs.pop("_args_", []), kwargs.pop("_partial_", False)
     name = str(node["_target_"])
-    target = locate(name)
+    target = locate(name, trusted)
     try:
         made = functools.partial(target, *args, **kwargs, **more) if partial else target(*args, **{**kwargs, **more})
     except UserError:
@@ -239,36 +275,36 @@ def _build(node: Any, more: dict[str, Any]) -> Any:
         kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
         hint = " (the constructor of a network must take num_classes)" if "'num_classes'" in str(error) else ""
         raise UserError(f"{name} cannot be built from its settings: {kind}{error}{hint}") from error
-    for module in made.modules() if isinstance(made, nn.Module) else ():
+    for module in made.modules() if isinstance(made, nn.Module) and trusted is not None else ():
         for part in (*module._modules, *module._parameters, *module._buffers):
             if not NAME.fullmatch(part):
                 raise UserError(f"{name}: a submodule is named {part[:40]!r}: use letters, digits, _, - and . alone.")
     return made
 
 
-def without_weights(node: Any) -> Any:
+def without_weights(node: Any, trusted: Trusted = ()) -> Any:
     """Copy settings without the arguments, at any depth, by name or by position, that download or read weights."""
     if isinstance(node, list):
-        return [without_weights(value) for value in node]
+        return [without_weights(value, trusted) for value in node]
     if not isinstance(node, dict):
         return node
     if "_target_" not in node:
-        return {key: _without(key, value, False) for key, value in node.items()}
-    target = locate(str(node["_target_"]))
+        return {key: _without(key, value, False, trusted) for key, value in node.items()}
+    target = locate(str(node["_target_"]), trusted)
     torchvisions = str(getattr(target, "__module__", "")).startswith("torchvision.")
     args = list(zip(_names_of_args(target, node), node.get("_args_") or [], strict=True))
-    cleaned = {key: _without(key, value, torchvisions) for key, value in node.items() if key != "_args_"}
+    cleaned = {key: _without(key, value, torchvisions, trusted) for key, value in node.items() if key != "_args_"}
     if args:
-        cleaned["_args_"] = [_without(name, value, torchvisions) for name, value in args]
+        cleaned["_args_"] = [_without(name, value, torchvisions, trusted) for name, value in args]
     handled = {name for name, _ in args} | {"weights"}
     defaults = {key: value for key, value in FETCHES.items() if key in _parameters(target) and key not in handled}
     return {**cleaned, **defaults}  # the defaults of the target may ask for weights, too
 
 
-def _without(name: str, value: Any, torchvisions: bool) -> Any:
+def _without(name: str, value: Any, torchvisions: bool, trusted: Trusted) -> Any:
     if name == "weights" and not torchvisions and not isinstance(value, str | bool):
-        return without_weights(value)  # another argument of this name, such as a list of numbers
-    return FETCHES[name] if name in FETCHES else without_weights(value)
+        return without_weights(value, trusted)  # another argument of this name, such as a list of numbers
+    return FETCHES[name] if name in FETCHES else without_weights(value, trusted)
 
 
 def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import ckpt_of, find_run
 from alexlab.engine.schema import TrainConfig
-from alexlab.engine.targets import build_network
+from alexlab.engine.targets import Trusted, build_network
 from alexlab.engine.validation import validate_saved
 from alexlab.models.introspection import heads_of, normalization
 from alexlab.models.pretrained import load_but_head
@@ -58,7 +58,11 @@ class Trained(NamedTuple):
 
 
 def load(
-    run: str | Path = "latest", ckpt: str = "best", logs: str | Path = configs.ROOT / "logs", check_sources: bool = True
+    run: str | Path = "latest",
+    ckpt: str = "best",
+    logs: str | Path = configs.ROOT / "logs",
+    check_sources: bool = True,
+    allow: Sequence[str] | None = (),
 ) -> Trained:
     """Rebuild the network of a run from the run's own config, on the CPU.
 
@@ -67,6 +71,7 @@ def load(
         ckpt: "best", "last" or a file.
         logs: the folder in which runs are looked up by name.
         check_sources: print a warning if the network's source files have changed since the run.
+        allow: packages of your own that the run's config may name.
 
     Raises:
         UserError: the run or the checkpoint does not exist, or the checkpoint does not fit the run's network.
@@ -75,9 +80,9 @@ def load(
     config = config_of(run_dir)
     path = ckpt_of(run_dir, ckpt)
     checkpoint = checkpoint_io.load(path)
-    net = build_network(config.model.net, len(checkpoint["alexlab"]["classes"]))
+    net = build_network(config.model.net, len(checkpoint["alexlab"]["classes"]), trusted=allow)
     load_net(net, checkpoint, path)
-    check_own(checkpoint, config, path, run_dir)
+    check_own(checkpoint, config, path, run_dir, allow)
     if check_sources:
         warn_of_changed_sources(checkpoint, net, path)
     mean, std = normalization(net, config.model.mean, config.model.std)
@@ -123,13 +128,20 @@ def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load_initial_weights(
-    net: nn.Module, path: Path, classes: Sequence[str], image_size: int, mean: Sequence[float], std: Sequence[float]
+    net: nn.Module,
+    path: Path,
+    classes: Sequence[str],
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    trusted: Trusted = (),
 ) -> bool:
     """Load the weights of the checkpoint `init_from` into `net`, without the last layer if the classes differ.
 
     Args:
         classes: class folders of the new run, in the order of its logits.
         image_size, mean, std: of the new run's inputs.
+        trusted: packages that the checkpoint's config may name.
 
     Returns:
         True if the last layer keeps the random weights.
@@ -148,8 +160,10 @@ def load_initial_weights(
         model = f"model={option}{named}" if option else f"model.name={name}"
         raise UserError(f"init_from={path}: {error} The run of the checkpoint has {model}.") from error
     warn_of_changed_sources(checkpoint, net, path)
-    check_function(f"init_from={path}", checkpoint, net, image_size, same)
-    wanted = dict(zip(("mean", "std"), input_statistics(checkpoint["alexlab"]["config"]["model"]), strict=True))
+    check_function(f"init_from={path}", checkpoint, net, image_size, same, trusted)
+    wanted = dict(
+        zip(("mean", "std"), input_statistics(checkpoint["alexlab"]["config"]["model"], trusted), strict=True)
+    )
     differ = [key for key, value in (("mean", mean), ("std", std)) if wanted[key] != list(value)]
     if differ:
         fix = " ".join(f"model.{key}={wanted[key]}".replace(" ", "") for key in differ)
@@ -176,12 +190,14 @@ def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path
         )
 
 
-def check_own(checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path) -> None:
+def check_own(
+    checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path, trusted: Trusted = ()
+) -> None:
     """Raise UserError if a checkpoint is from another run whose network has different settings."""
     if path.resolve().parent == run_dir.resolve() / "checkpoints":
         return
     theirs, ours = checkpoint["alexlab"]["config"]["model"], config.model.model_dump(exclude_unset=True)
-    statistics = zip(("mean", "std"), input_statistics(theirs), input_statistics(ours), strict=True)
+    statistics = zip(("mean", "std"), *(input_statistics(model, trusted) for model in (theirs, ours)), strict=True)
     differ = [f"model.{key}" for key, their_value, our_value in statistics if their_value != our_value]
     nets = [{key: value for key, value in m["net"].items() if key not in TRAINING_ONLY} for m in (theirs, ours)]
     if nets[0] != nets[1]:
@@ -211,7 +227,14 @@ def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Pa
         )
 
 
-def check_function(key: str, checkpoint: dict[str, Any], net: nn.Module, image_size: int, same_classes: bool) -> None:
+def check_function(
+    key: str,
+    checkpoint: dict[str, Any],
+    net: nn.Module,
+    image_size: int,
+    same_classes: bool,
+    trusted: Trusted = (),
+) -> None:
     """Raise UserError if the checkpoint's network and `net`, which has the same weights, differ on an image.
 
     The shapes of weights cannot show that strides, paddings or kinds of normalization differ.
@@ -223,10 +246,10 @@ def check_function(key: str, checkpoint: dict[str, Any], net: nn.Module, image_s
     name = checkpoint["alexlab"]["config"]["model"]["name"]
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
-        theirs = _outputs(_rebuild(checkpoint, "meta"), image, same_classes)
+        theirs = _outputs(_rebuild(checkpoint, "meta", trusted), image, same_classes)
     except Exception:  # the constructor computes with values, or the network has tensors that are not in checkpoints
         try:
-            theirs = _outputs(_rebuild(checkpoint, "cpu"), image, same_classes)
+            theirs = _outputs(_rebuild(checkpoint, "cpu", trusted), image, same_classes)
         except Exception as error:
             raise UserError(
                 f"{key}: the network of the checkpoint, {name}, cannot take images of {image_size} pixels ({error})."
@@ -239,23 +262,24 @@ def check_function(key: str, checkpoint: dict[str, Any], net: nn.Module, image_s
         )
 
 
-def _rebuild(checkpoint: dict[str, Any], device: str) -> nn.Module:
+def _rebuild(checkpoint: dict[str, Any], device: str, trusted: Trusted) -> nn.Module:
     """Build a checkpoint's network with its weights. On "meta", no random weights are created first."""
     with torch.device(device):
-        net = build_network(checkpoint["alexlab"]["config"]["model"]["net"], len(checkpoint["alexlab"]["classes"]))
+        settings, num_classes = checkpoint["alexlab"]["config"]["model"]["net"], len(checkpoint["alexlab"]["classes"])
+        net = build_network(settings, num_classes, trusted=trusted)
     net.load_state_dict(trained_weights(checkpoint), assign=device == "meta")
     return net
 
 
-def input_statistics(model: dict[str, Any]) -> tuple[list[float], list[float]]:
+def input_statistics(model: dict[str, Any], trusted: Trusted = ()) -> tuple[list[float], list[float]]:
     """Return mean and std of a network's inputs, of RGB on a 0-1 scale, from the `model` settings of a config."""
     if "auto" not in (model["mean"], model["std"]):
         return list(model["mean"]), list(model["std"])
     try:
         with torch.device("meta"):  # builds no weights
-            net = build_network(model["net"], 2)
+            net = build_network(model["net"], 2, trusted=trusted)
     except Exception:  # the constructor computes with values
-        net = build_network(model["net"], 2)
+        net = build_network(model["net"], 2, trusted=trusted)
     return normalization(net, model["mean"], model["std"])
 
 

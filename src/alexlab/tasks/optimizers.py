@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import mode_of
-from alexlab.engine.targets import locate
+from alexlab.engine.targets import Trusted, locate
 from alexlab.models.introspection import head_of
 
 # keys of conf/optimizer/*.yaml that are used in this file; the rest are arguments of the optimizer's class
@@ -32,6 +32,7 @@ class OptimizerSettings:
         steps: optimizer steps of the whole run. Lightning's own estimate would load the first training batches before
             the epoch is restored from a checkpoint.
         steps_per_epoch: optimizer steps in a whole epoch.
+        trusted: packages that `_target_` may name, see engine/targets.py.
     """
 
     optimizer: dict[str, Any]
@@ -39,10 +40,11 @@ class OptimizerSettings:
     images_per_step: int
     steps: int
     steps_per_epoch: int
+    trusted: Trusted = ()
 
     def build(self, net: nn.Module, trainer: pl.Trainer, may_fuse: bool) -> Any:
         """Build what Lightning's `configure_optimizers` returns."""
-        optimizer = build_optimizer(net, self.optimizer, self.images_per_step, may_fuse)
+        optimizer = build_optimizer(net, self.optimizer, self.images_per_step, may_fuse, self.trusted)
         epochs = trainer.check_val_every_n_epoch or 1
         return [optimizer], build_schedulers(optimizer, self.scheduler, self.steps, self.steps_per_epoch, epochs)
 
@@ -55,7 +57,11 @@ def effective_lr(settings: dict[str, Any], images_per_step: int) -> float:
 
 
 def build_optimizer(
-    net: nn.Module, settings: dict[str, Any], images_per_step: int, may_fuse: bool = True
+    net: nn.Module,
+    settings: dict[str, Any],
+    images_per_step: int,
+    may_fuse: bool = True,
+    trusted: Trusted = (),
 ) -> torch.optim.Optimizer:
     """Build the optimizer of conf/optimizer/*.yaml: `_target_` is the class, and the user's keys are its arguments.
 
@@ -65,7 +71,7 @@ def build_optimizer(
     Raises:
         UserError: `_target_` is not allowed, or the class refuses a setting.
     """
-    cls = locate(settings["_target_"])
+    cls = locate(settings["_target_"], trusted)
     lr = effective_lr(settings, images_per_step)
     groups = parameter_groups(net, lr, settings)
     arguments = {key: value for key, value in settings.items() if key not in OUR_KEYS}
@@ -176,10 +182,10 @@ def lr_factor(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> C
     return factor
 
 
-def state_tensors(settings: dict[str, Any]) -> int:
+def state_tensors(settings: dict[str, Any], trusted: Trusted = ()) -> int:
     """Count the tensors that the optimizer stores for each parameter: 1 for SGD with momentum, 2 for AdamW."""
     net = nn.Linear(2, 3, bias=False)
-    optimizer = build_optimizer(net, settings, 1, may_fuse=False)
+    optimizer = build_optimizer(net, settings, 1, may_fuse=False, trusted=trusted)
     net(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     state = optimizer.state[net.weight]
