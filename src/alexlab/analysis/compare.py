@@ -195,7 +195,9 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
 
 def ranked(groups: Iterable[Group], sort: str) -> list[Group]:
     """Return the groups by a metric, the best first; groups without it come last."""
-    sign = 1 if lower_is_better(sort) else -1
+    groups = list(groups)
+    having = [run for group in groups for run in group.runs if sort in run.metrics]
+    sign = 1 if (having[-1].lower_is_better(sort) if having else lower_is_better(sort)) else -1
     return sorted(groups, key=lambda group: sign * group.stats[sort].mean if sort in group.stats else math.inf)
 
 
@@ -543,7 +545,7 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     siblings = [each for each in finished if images_of(each) == images_of(run)]
     if not siblings:
         return None
-    low, value = lower_is_better(monitor), run.metrics[monitor]
+    low, value = run.lower_is_better(monitor), run.metrics[monitor]
     sign = 1 if low else -1
     best = min(siblings, key=lambda sibling: sign * sibling.metrics[monitor])
     rank = 1 + sum(sign * sibling.metrics[monitor] < sign * value for sibling in siblings)

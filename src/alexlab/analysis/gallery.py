@@ -119,7 +119,7 @@ def pictures(
     extractor = FeatureExtractor(trained, device)
     held_out, train = data.splits[data.test_split if "val" not in data.splits else "val"], data.splits.get("train")
     images = extractor.read(held_out, spread(held_out, SHOWN))
-    if not images:
+    if not images or loading.config_of(run_dir).data.multilabel:  # the rest is about images of one class each
         return
     pixels, names = list(images.values()), extractor.classes
     truths = [names[held_out.targets[number]] for number in images]

@@ -20,7 +20,6 @@ from PIL import Image
 from alexlab.analysis.compare import Group, as_text, columns_of, finite
 from alexlab.analysis.runs import Row, Run, is_number
 from alexlab.engine.files import name_in_errors
-from alexlab.engine.metrics import lower_is_better
 
 HTML = Path(__file__).parent / "html"
 MAX_POINTS = 400  # of a curve
@@ -112,7 +111,11 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
         "scatter": list(dict.fromkeys((*(key for key in facts if key in metrics), *numeric, *metrics))),
         "figures": list(dict.fromkeys(name for group in shown for name in group["figures"])),
         "x": "epoch" if have_epochs else "step",
-        "low": [key for key in dict.fromkeys((*metrics, *ordered, *numeric)) if lower_is_better(key)],
+        "low": [
+            key
+            for key in dict.fromkeys((*metrics, *ordered, *numeric))
+            if any(run.lower_is_better(key) for run in runs[:1])
+        ],
         "notes": notes,
         "about": f"by {sort} · {time.strftime('%Y-%m-%d %H:%M')}",
     }

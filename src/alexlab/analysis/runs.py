@@ -99,6 +99,12 @@ class Run:
             numbers |= self.summary.get("test") or {}
         return {key: value for key, value in numbers.items() if is_number(value) and abs(value) < 1e300}
 
+    def lower_is_better(self, key: str) -> bool:
+        """Return whether less of a metric, "val/f1", is better, as the run recorded it; else by the metric's name."""
+        modes = self.summary.get("modes")
+        mode = modes.get(key.rpartition("/")[2]) if isinstance(modes, dict) else None
+        return mode == "min" if mode in ("min", "max") else lower_is_better(key)
+
     @property
     def code_is_unknown(self) -> bool:
         """Whether git could not say how the code differed from the commit."""

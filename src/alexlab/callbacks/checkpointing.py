@@ -27,6 +27,7 @@ from alexlab.callbacks.preemption import Preempted, Preemption
 from alexlab.engine.checkpoint_io import LAST, position_of
 from alexlab.engine.errors import UserError
 from alexlab.loggers.csv_logger import CsvLogger
+from alexlab.tasks.base import BaseTask
 from alexlab.tasks.metrics import LossAndAccuracy
 
 # the parts of Lightning that this file replaces or reads, some of which are private
@@ -98,6 +99,8 @@ class Checkpointing(Callback):
         if trainer.sanity_checking:
             return
         self.validated_at = trainer.fit_loop.epoch_loop.global_step
+        if not isinstance(pl_module, BaseTask):  # `adopt`: what it logs is known now
+            pl_module.compare_with_best({k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"})
         if pl_module.improved:
             trainer.save_checkpoint(self.best_path, weights_only=True)
 
@@ -298,8 +301,11 @@ def _ranks_of(position: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _metrics(model: Any) -> dict[str, Metric]:
     """Return the metrics of the training epoch by their names."""
-    own = {LossAndAccuracy.__name__: model.loss_and_accuracy["train"]}
-    return {**own, **dict(model.metrics["train"].items(keep_base=True))}
+    own = {name: module for name, module in model.named_modules() if isinstance(module, Metric)}  # of a user's task
+    if not isinstance(model, BaseTask):
+        return own
+    sums = model.sums["train"]
+    return {type(sums).__name__: sums, **own, **dict(model.metrics["train"].items(keep_base=True))}
 
 
 def _to(state: dict[str, Any], device: torch.device | str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Network, optimizer and checkpoint are tried here once, so that a mistake is reported before the run's directory exists.
 """
 
+import math
 import os
 import sys
 import traceback
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -22,6 +24,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torchmetrics import MetricCollection
 
 from alexlab import models
 from alexlab.callbacks.checkpointing import Checkpointing
@@ -49,10 +52,9 @@ from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.models.introspection import head_of, normalization
 from alexlab.tasks import optimizers
 from alexlab.tasks.augment import BatchAugment
-from alexlab.tasks.base import RunInfo
-from alexlab.tasks.classification import ImageClassifier
-from alexlab.tasks.load import load_initial_weights
-from alexlab.tasks.losses import CrossEntropy
+from alexlab.tasks.base import BaseTask, RunInfo, RunModule, adopt
+from alexlab.tasks.load import check_classes, load_from_checkpoint, load_initial_weights
+from alexlab.tasks.metrics import better, build_metrics, try_metrics
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
@@ -73,7 +75,7 @@ class Experiment:
     devices: Devices
     data: ImageFolders
     plan: Plan
-    task: ImageClassifier
+    task: RunModule
     trainer: pl.Trainer
     preemption: Preemption
     checkpointing: Checkpointing
@@ -112,7 +114,7 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
     if config.compile:
         task.net.compile()  # in place: the names in the state dict stay
     loggers, wandb = build_loggers(config, done)
-    preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb, trusted)
+    preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb, trusted, task.run.mode)
     trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net))
     preemption.install(trainer)
     checkpointing.install(trainer)
@@ -129,7 +131,7 @@ def build_data(config: Any, devices: Devices) -> ImageFolders:
     policy = (a.policy, a.policy_ops, a.policy_magnitude)
     train = SampleTransform(d.image_size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, *policy, sizes)
     return ImageFolders(
-        **d.model_dump(exclude={"name", "image_size", "max_bad"}),
+        **d.model_dump(exclude={"name", "image_size", "max_bad", "multilabel"}),
         seed=config.seed,
         train_transform=train,
         eval_transform=SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio),
@@ -143,18 +145,23 @@ def build_data(config: Any, devices: Devices) -> ImageFolders:
 
 def build_task(
     config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | None = None, trusted: targets.Trusted = ()
-) -> ImageClassifier:
-    """Build the task around `config.model.net`, and try its network and optimizer once.
+) -> RunModule:
+    """Build the task around `config.model.net`, and try network, optimizer, loss and metrics once.
 
     Args:
         kind: of the devices.
         plan: None for evaluation only.
+        trusted: packages that the config may name, see `targets`.
     """
     a, m, num_classes = config.augment, config.model, len(data.classes)
+
+    # the network
     has_weights = plan is None or config.ckpt_path is not None  # a checkpoint gives all weights
     net = targets.build_network(m.net, num_classes, fetch=not has_weights, trusted=trusted)
     for size in {config.data.image_size, *(pixels for _, pixels in a.sizes or ())}:
         try_net(net, size, num_classes)
+
+    # optimizer and schedule
     settings = None
     if plan is not None:
         if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
@@ -165,29 +172,179 @@ def build_task(
         settings = optimizers.OptimizerSettings(
             optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch, trusted
         )
+
+    # what the task needs besides
+    known = {"num_classes": num_classes, "num_labels": num_classes, "class_names": data.readable_classes}
+    known["task"] = "multilabel" if config.data.multilabel else "multiclass"  # of torchmetrics
+    criterion = build_loss(config, data, known, trusted)
+    note = print if launcher.prints() else lambda line: None
+    metrics = build_metrics(config.metrics.model_dump(), trusted, known, max(data.images.values()), note)
+    mean, std = normalization(net, m.mean, m.std)
+    augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by)
     layout = config.trainer.channels_last
     origin = {"config": config.model_dump(exclude_unset=True), "sources": provenance.source_hashes(net)}
     run = RunInfo(
         class_names=data.readable_classes,
         seed=config.seed,
         monitor=config.monitor,
+        mode=mode_of_monitor(config, metrics),
         max_bad=config.data.max_bad,
         channels_last=kind == "cuda" if layout == "auto" else layout,
         provenance={**origin, **data.provenance()},
     )
-    mean, std = normalization(net, m.mean, m.std)
-    augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by)
-    task = ImageClassifier(net, augment, CrossEntropy(config.label_smoothing), optimizer=settings, run=run)
-    metrics = task.metric_names("val")
-    if config.monitor not in metrics:
+
+    # the task
+    arguments = config.task.model_dump(exclude_unset=True) or config.task.model_dump()
+    known |= {"criterion": criterion, "metrics": metrics, "optimizer": settings, "run": run, "augment": augment}
+    if "teacher" in arguments:
+        teacher = arguments["teacher"] if plan is not None else None
+        arguments["teacher"] = build_teacher(teacher, data, augment, trusted, config.allow)
+    task = targets.build(arguments, trusted, {**known, "net": net})
+    if not isinstance(task, pl.LightningModule):
         raise UserError(
-            f"`monitor={config.monitor}` is not a metric of the validation: choose one of {', '.join(metrics)}."
+            f"task._target_={config.task.target} builds a {type(task).__name__}, which is no LightningModule: give a "
+            "class derived from alexlab.tasks.base.BaseTask or pytorch_lightning.LightningModule."
         )
+    if not isinstance(task, BaseTask):
+        return adopt(task, augment, run)
+    names = task.metric_names("val")
+    if config.monitor not in names:
+        raise UserError(
+            f"`monitor={config.monitor}` is not a metric of the validation: choose one of {', '.join(names)}."
+        )
+    try_loss_and_metrics(config, task, criterion, num_classes)
     return task
 
 
+def build_loss(config: TrainConfig, data: ImageFolders, known: dict[str, Any], trusted: targets.Trusted) -> Any:
+    """Build the loss of conf/loss; `class_weights` becomes a list of one number per class."""
+    settings = config.loss.model_dump(exclude_unset=True) or config.loss.model_dump()
+    if settings.get("class_weights") is not None:
+        settings["class_weights"] = class_weights(settings["class_weights"], data)
+    criterion = targets.build(settings, trusted, known)
+    if not callable(criterion):
+        raise UserError(f"loss._target_={config.loss.target} builds a {type(criterion).__name__}: give a loss module.")
+    return criterion
+
+
+def class_weights(wanted: Any, data: ImageFolders) -> list[float]:
+    """Return a weight per class: of a list, of a file of lines "class, weight", or `auto`.
+
+    `auto` is images / (classes * images of the class), as scikit-learn's "balanced", which has the mean 1 over the
+    images; for multi-label data, how many times as many images lack the class as have it.
+
+    Raises:
+        UserError: the weights do not fit the classes.
+    """
+    classes, shown = list(data.classes), f"`loss.class_weights={wanted}`"
+    if wanted == "auto":
+        labels = data.splits["train"].targets
+        if labels.ndim == 2:
+            counts = labels.sum(0)
+            weights = (len(labels) - counts) / np.maximum(counts, 1)
+        else:
+            weights = len(labels) / (len(classes) * np.maximum(np.bincount(labels, minlength=len(classes)), 1))
+        return [float(weight) for weight in weights]
+    if isinstance(wanted, str):
+        path = Path(wanted).expanduser()
+        if not path.is_file():
+            raise UserError(f"{shown} is not a file: give auto, a list, or a file of lines: class, weight.")
+        rows = dict(line.rsplit(",", 1) for line in path.read_text().splitlines() if "," in line)
+        by_class = {name.strip(): text.strip() for name, text in rows.items()}
+        missing = [name for name in classes if name not in by_class]
+        if missing:
+            raise UserError(f"{shown} has no line for {', '.join(missing[:5])}: it needs a line for each class.")
+        wanted = [by_class[name] for name in classes]
+    try:
+        weights = [float(weight) for weight in wanted]
+    except (TypeError, ValueError):
+        raise UserError(f"{shown} must be auto, a list of numbers, or a file of lines: class, weight.") from None
+    if len(weights) != len(classes) or not all(0 <= weight < math.inf for weight in weights):
+        raise UserError(f"{shown} must have one number of at least 0 for each of the {len(classes)} classes.")
+    return weights
+
+
+def build_teacher(
+    wanted: Any, data: ImageFolders, augment: BatchAugment, trusted: targets.Trusted, allow: Sequence[str]
+) -> nn.Module | None:
+    """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`.
+
+    Raises:
+        UserError: it has other classes, or its inputs are normalized in another way.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, dict):
+        return targets.build_network(wanted, len(data.classes), fetch=True, trusted=trusted)
+    path = Path(wanted)
+    trained, classes, (mean, std) = load_from_checkpoint(path, (*allow, *(trusted or ())))
+    check_classes({"alexlab": {"classes": classes}}, data.classes, data.root)
+    differs = not torch.equal(augment.std.flatten(), torch.tensor(std))
+    if differs or not torch.allclose(augment.shift, BatchAugment(mean, std, 1).shift):
+        raise UserError(
+            f"task.teacher={path} was trained with another normalization of the inputs: add model.mean={mean} "
+            f"model.std={std}."
+        )
+    return trained
+
+
+def mode_of_monitor(config: TrainConfig, metrics: MetricCollection) -> Literal["min", "max"]:
+    """Return whether less or more of `monitor` is better: `monitor_mode`, or what the metric itself says.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    name = config.monitor.removeprefix("val/")
+    mode = config.monitor_mode or (better(metrics[name]) if name in metrics else mode_of(config.monitor))
+    if mode is None:
+        raise UserError(
+            f"`monitor={config.monitor}`: {type(metrics[name]).__name__} does not say whether more is better: add "
+            "monitor_mode=max or monitor_mode=min."
+        )
+    return mode
+
+
+def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, num_classes: int) -> None:
+    """Pass made-up logits through loss and metrics, so that what they cannot take is found before training.
+
+    Raises:
+        UserError: the loss refuses the targets, as some refuse the soft ones of mixup and cutmix, or returns something
+            else than one finite number; or a metric refuses the labels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, num_classes, generator=generator)
+    labels = torch.arange(8) % num_classes
+    soft = torch.nn.functional.one_hot(labels, num_classes).float()
+    kinds = [("labels, int64 (8,)", labels)]
+    if config.data.multilabel:
+        kinds = [(f"0 and 1, float32 (8, {num_classes})", soft)]
+    elif config.augment.mixup or config.augment.cutmix:
+        kinds.append(
+            (f"the soft targets of mixup and cutmix, float32 (8, {num_classes})", 0.8 * soft + 0.2 / num_classes)
+        )
+    named = f"loss={config.choices['loss']}" if "loss" in config.choices else f"loss._target_={config.loss.target}"
+    for kind, targets_of_batch in kinds:
+        try:
+            loss = criterion(logits.clone().requires_grad_(), targets_of_batch)
+        except Exception as error:
+            fix = " Set augment.mixup=0 augment.cutmix=0, or choose another loss." if "mixup" in kind else ""
+            raise UserError(
+                f"`{named}`: {type(criterion).__name__} refuses {kind} ({str(error).splitlines()[0]}).{fix}"
+            ) from error
+        if (
+            not isinstance(loss, torch.Tensor)
+            or loss.numel() != 1
+            or not torch.isfinite(loss)
+            or not loss.requires_grad
+        ):
+            raise UserError(
+                f"`{named}`: {type(criterion).__name__} must return one finite number, the mean of the batch."
+            )
+    try_metrics(task.metrics["val"], task.probabilities(logits), task.labels_of(kinds[0][1]))
+
+
 def load_checkpoint(
-    config: TrainConfig, task: ImageClassifier, data: ImageFolders, plan: Plan, trusted: targets.Trusted = ()
+    config: TrainConfig, task: RunModule, data: ImageFolders, plan: Plan, trusted: targets.Trusted = ()
 ) -> int | None:
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
     path = Path(config.run_dir)
@@ -277,6 +434,7 @@ def build_callbacks(
     plan: Plan,
     wandb: "WandbLogger | None",
     trusted: targets.Trusted = (),
+    mode: str = "max",
 ) -> tuple[Preemption, Checkpointing, list[Callback]]:
     """Build the callbacks in the order in which Lightning must call them: the user's own first."""
     path, wanted = Path(config.run_dir), config.callbacks
@@ -307,8 +465,7 @@ def build_callbacks(
     if wanted.grad_norm:
         callbacks.append(GradNorm())
     if (patience := wanted.early_stopping) is not None:
-        monitor = config.monitor
-        callbacks.append(pl.callbacks.EarlyStopping(monitor, patience=patience, mode=mode_of(monitor)))
+        callbacks.append(pl.callbacks.EarlyStopping(config.monitor, patience=patience, mode=mode))
     if config.ema.decay is not None:
         callbacks.append(pl.callbacks.EMAWeightAveraging(decay=config.ema.decay))
     if config.finetune.freeze_epochs:

@@ -267,6 +267,13 @@ def register_resolvers(stamp: str) -> None:
     """Register what conf/ refers to: ${stamp:} and ${root:}; ${made:FOLDER}, created if it is missing; and
     ${direction:METRIC}, "minimize" or "maximize" for Optuna."""
 
+    def direction(metric: str, _root_: Any) -> str:
+        mode, entry = _root_.get("monitor_mode"), OmegaConf.select(_root_, f"metrics.{metric.removeprefix('val/')}")
+        if mode is None and entry is not None:  # as build_task decides, which reports a mode that is unknown
+            higher = getattr(hydra.utils.get_class(entry["_target_"]), "higher_is_better", None)
+            mode = None if higher is None else "max" if higher else "min"
+        return f"{mode or schema.mode_of(metric)}imize"
+
     def made(folder: str) -> str:
         Path(folder).mkdir(parents=True, exist_ok=True)
         return folder
@@ -274,7 +281,7 @@ def register_resolvers(stamp: str) -> None:
     OmegaConf.register_new_resolver("made", made, replace=True)
     OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("direction", lambda metric: f"{schema.mode_of(metric)}imize", replace=True)
+    OmegaConf.register_new_resolver("direction", direction, replace=True)
 
 
 # -- the command line -> Hydra's overrides

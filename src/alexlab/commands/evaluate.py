@@ -25,7 +25,7 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.memory import keep_memory
 from alexlab.engine.schema import EvalConfig, FiguresConfig, TrainConfig
 from alexlab.engine.validation import validate_saved
-from alexlab.tasks.classification import ImageClassifier
+from alexlab.tasks.base import BaseTask, RunModule
 from alexlab.tasks.load import check_classes, check_own, load_net, readable_classes, warn_of_changed_sources
 
 MOST_RANKS = 65_536  # the largest world_size that is accepted from a summary.json
@@ -37,31 +37,38 @@ class Tested(NamedTuple):
 
     config: TrainConfig
     data: ImageFolders
-    task: ImageClassifier
+    task: RunModule
     checkpoint: Path
     precision: str
     device: str
     metrics: dict[str, float]
+    images: int  # how many were tested
 
 
 def evaluate(config: EvalConfig) -> float:
-    """Test a run; print and write the metrics. Returns the top-1 accuracy."""
+    """Test a run; print and write the metrics. Returns the top-1 accuracy, or what the run's `monitor` measures."""
     run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
     tested = score(config, run_dir, config.crops)
-    matrix = tested.task.confusion_matrix.double()
-    accuracies = [float(hits / n) if n else None for hits, n in zip(matrix.diag(), matrix.sum(1), strict=True)]
+    names = tested.data.readable_classes
+    per_class: dict[str, Any] = {
+        name: dict(zip(names, values, strict=True)) for name, values in tested.task.per_class.items()
+    }
+    if tested.task.confusion_matrix is not None:
+        matrix = tested.task.confusion_matrix.double()
+        accuracies = [float(hits / n) if n else None for hits, n in zip(matrix.diag(), matrix.sum(1), strict=True)]
+        per_class["acc1"] = dict(zip(names, accuracies, strict=True))
     end, out = ("", "eval.json") if config.crops == 1 else (f"_{config.crops}crops", f"eval-{config.crops}crops.json")
     metrics = {f"{key}{end}": value for key, value in tested.metrics.items()}
     result: dict[str, Any] = {
         "checkpoint": str(tested.checkpoint),
         "split": tested.data.test_split,
-        "images": int(matrix.sum()),
+        "images": tested.images,
         "crops": config.crops,
         "root": str(tested.data.root),
         "precision": tested.precision,
         "skipped_images": list(tested.task.skipped),
         **metrics,
-        "per_class_acc1": dict(zip(tested.data.readable_classes, accuracies, strict=True)),
+        **{f"per_class_{name}": values for name, values in per_class.items()},
     }
     run_dirs.write_json(run_dir / out, result)
 
@@ -72,13 +79,13 @@ def evaluate(config: EvalConfig) -> float:
     table = Table("metric", Column("value", justify="right"))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
-    for name, value in list(result["per_class_acc1"].items())[:MOST_CLASSES]:
+    for name, value in list(per_class.get("acc1", {}).items())[:MOST_CLASSES]:
         table.add_row(escape(f"acc1 of {name}"), "no image" if value is None else f"{value:.4f}")
     Console().print(table)
     if skipped := result["skipped_images"]:
         print(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
     print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
-    return tested.metrics["acc1"]
+    return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
 
 
 def score(
@@ -115,7 +122,10 @@ def score(
     )
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key.removeprefix("test/"): float(value) for key, value in tested.items()}
-    return Tested(run_config, data, task, path, str(precision), devices.kind, metrics)
+    images = data.images[data.test_split]
+    if isinstance(task, BaseTask):
+        images = int((task.sums["test"].past + task.sums["test"].window)[-1])
+    return Tested(run_config, data, task, path, str(precision), devices.kind, metrics, images)
 
 
 def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainConfig:
@@ -212,7 +222,7 @@ class TenCrops(torch.nn.Module):
         return logs.logsumexp(0) - math.log(len(crops))  # log(mean(exp)) would be -inf if all are small
 
 
-def use_ten_crops(task: ImageClassifier, data: ImageFolders, size: int, crop_ratio: float) -> None:
+def use_ten_crops(task: RunModule, data: ImageFolders, size: int, crop_ratio: float) -> None:
     """Test as Krizhevsky et al. 2012: crops of `size` out of a square of size / crop_ratio pixels (224 of 256)."""
     square = round(size / crop_ratio)
     if square == size:

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -110,7 +111,12 @@ def export(config: ExportConfig) -> None:
     shown = rundir.shown(out)
     print(f"{shown}: {out.stat().st_size / 1e6:.1f} MB, {about['model']}, {len(classes)} classes, any batch size")
     print(f"{agreed}\n\nwithout this package:\n")
-    print(EXAMPLES[format].replace(f'"{NAMES[format]}"', json.dumps(shown)), end="", flush=True)
+    example = EXAMPLES[format].replace(f'"{NAMES[format]}"', json.dumps(shown))
+    if run_config.data.multilabel:  # all classes whose probability is above 0.5
+        example = re.sub(
+            r'about\["classes"\]\[(.*)\.argmax\(\)\]', r'[c for c, x in zip(about["classes"], \1[0]) if x > 0]', example
+        )
+    print(example, end="", flush=True)
 
 
 def need_extra(format: str) -> None:
@@ -161,11 +167,12 @@ def read_pixels(images: ImageSource, numbers: list[int], transform: loading.Eval
 def describe(run_dir: Path, ckpt: str, run_config: TrainConfig, classes: list[str]) -> dict[str, Any]:
     """Return the metadata that is stored in the file: classes, input, output, preprocessing, versions."""
     size, ratio, path = run_config.data.image_size, run_config.augment.crop_ratio, rundir.ckpt_of(run_dir, ckpt)
+    function = "sigmoid" if run_config.data.multilabel else "softmax"
     return {
         "classes": classes,
         "class_folders": list(checkpoint.load(path)["alexlab"]["classes"]),
         "input": f"images: uint8 (B, 3, {size}, {size}) of 0 to 255, RGB, any B; mean and std are applied inside",
-        "output": f"logits: float32 (B, {len(classes)}), in the order of classes; their softmax is the probabilities",
+        "output": f"logits: float32 (B, {len(classes)}), in the order of classes; their {function} is probabilities",
         "preprocessing": "turned as EXIF says; scaled so that the short side has short_side pixels and the long one as "
         "many, rounded down; the middle image_size x image_size of that (torchvision's Resize and CenterCrop)",
         "image_size": size,

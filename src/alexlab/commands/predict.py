@@ -23,7 +23,7 @@ from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.files import atomic_write
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PredictConfig
-from alexlab.tasks.load import load
+from alexlab.tasks.load import config_of, load
 
 SHOWN = 10  # images in the printed table; the file has all
 
@@ -75,6 +75,7 @@ def predict(config: PredictConfig) -> None:
     run_dir = run_dirs.find_run(str(config.run), logs, str(config.ckpt))
     paths = find_images(str(config.images))
     net, transform, classes = load(run_dir, str(config.ckpt), logs, allow=config.allow)
+    multilabel = config_of(run_dir).data.multilabel
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
     workers = cores() if config.num_workers is None else config.num_workers
@@ -100,7 +101,8 @@ def predict(config: PredictConfig) -> None:
             start = number * config.batch_size
             readable = [path for path in paths[start : start + config.batch_size] if path not in skipped]
             logits = net(transform.normalize(pixels.to(device)))
-            best = logits.float().softmax(1).topk(topk)
+            probabilities = logits.float().sigmoid() if multilabel else logits.float().softmax(1)
+            best = probabilities.topk(topk)
             for path, values, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
                 for rank, (value, index) in enumerate(zip(values, indices, strict=True), 1):
                     writer.writerow([path, rank, classes[index], f"{value:.6f}"])

@@ -177,6 +177,9 @@ class RunSession:
             log.warning(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
         if experiment.is_pruned:
             self.results["pruned"] = True
+        names = experiment.task.class_names
+        if per_class := experiment.task.per_class:
+            self.results["per_class"] = {name: dict(zip(names, each, strict=True)) for name, each in per_class.items()}
         seconds = time.monotonic() - self._started
         if resume.is_own(self.config.ckpt_path, self.path):
             seconds += experiment.throughput.seconds_before

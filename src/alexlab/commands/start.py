@@ -60,6 +60,9 @@ def find_start(config: TrainConfig) -> Start:
     if plain.get("init_from") and plain.get("ckpt_path"):
         notes.append(f"note: init_from is ignored: ckpt_path={plain['ckpt_path']} has the weights to continue with.")
         plain["init_from"] = None
+    teacher = plain.get("task", {}).get("teacher")
+    if isinstance(teacher, str):
+        plain["task"]["teacher"] = str(resume.find_ckpt(teacher, "task.teacher", "best", logs, path))
     for key, ckpt in (("init_from", "best"), ("ckpt_path", "last")):
         if plain.get(key) is not None and not resume.is_own(plain[key], path):
             plain[key] = str(resume.find_ckpt(plain[key], key, ckpt, logs, path))

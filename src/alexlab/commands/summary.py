@@ -21,6 +21,8 @@ from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.process import cores
 from alexlab.models.introspection import macs
+from alexlab.tasks.base import BaseTask, RunModule
+from alexlab.tasks.metrics import better
 
 if TYPE_CHECKING:
     from alexlab.commands.build import Experiment
@@ -47,8 +49,16 @@ def facts_of(config: Any, experiment: "Experiment") -> dict[str, Any]:
         "effective_lr": experiment.plan.lr,
         "steps_per_epoch": experiment.plan.steps_per_epoch,
         "macs": macs(net, config.data.image_size),
+        "modes": modes_of(experiment.task),
         "hardware": hardware(devices),
     }
+
+
+def modes_of(task: RunModule) -> dict[str, str]:
+    """Return whether less or more is better ("min", "max") of `monitor` and of the metrics of conf/metrics."""
+    metrics = task.metrics["val"].items() if isinstance(task, BaseTask) else ()
+    modes: dict[str, str | None] = {name: better(metric) for name, metric in metrics}
+    return {name: mode for name, mode in modes.items() if mode} | {task.run.monitor.removeprefix("val/"): task.run.mode}
 
 
 def hardware(devices: Devices) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class DataConfig(Group):
     name: Text = key("Name of the data, in tables and run names.")
     root: Text = key("Folder of the images.", give="the folder of the images with data.root=PATH")
     idx: Text | None = key("Fashion-MNIST only: folder of the four idx files; auto finds or downloads them.", None)
+    multilabel: bool = key("Each image has a list of labels; task=multilabel sets it.", False)
     demo_seed: Whole | None = key("Demo only: seed of the drawings.", None)
     batch_size: Count = key("Images per step, all devices together.")
     image_size: Pixels = key("Side of the images that the network gets, in pixels.")

@@ -1,6 +1,7 @@
-"""The base class of tasks: metrics, best values, broken images, checkpoint contents, and workarounds for Lightning.
+"""The base classes of tasks: metrics, best values, broken images, checkpoint contents, and workarounds for Lightning.
 
-A task that overrides one of the hooks below must call `super()`.
+`BaseTask` is for tasks of this package's kind. `adopt` makes any other LightningModule fit into a run. A task that
+overrides one of the hooks below must call `super()`.
 """
 
 import math
@@ -23,9 +24,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from alexlab.data.dataset import Batch
 from alexlab.data.sample_rng import mix
 from alexlab.engine.errors import UserError
-from alexlab.engine.schema import mode_of
 from alexlab.tasks.augment import BatchAugment
-from alexlab.tasks.metrics import LossAndAccuracy
+from alexlab.tasks.metrics import MeanLoss
 
 Stage = Literal["train", "val", "test"]
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
@@ -38,42 +38,40 @@ class RunInfo:
     class_names: Sequence[str] = ()  # readable, in the order of the logits
     seed: int = 0  # of augmentation and dropout
     monitor: str = "val/acc1"  # the validation metric that decides which weights are the best
+    mode: Literal["min", "max"] = "max"  # whether less or more of it is better
     max_bad: int | None = None  # broken images that may be skipped, of all splits together; None is no limit
     channels_last: bool = False  # memory format of the network
     provenance: dict[str, Any] = field(default_factory=dict)  # plain values for each checkpoint
 
 
-class BaseTask(pl.LightningModule):
-    """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation.
-
-    Checkpoints store the weights of `net` with the prefix "net.".
+class RunModule(pl.LightningModule):
+    """What a run needs of its LightningModule. Checkpoints store the weights of `net` with the prefix "net.".
 
     Attributes:
         best, best_epoch: all validation metrics of the epoch with the best `monitor`; the epoch, counted from 1.
         improved: whether the last validation was the best so far, so that best.ckpt must be written.
         skipped: path -> reason of each broken image that was skipped.
         confusion_matrix: of the last test, int64 (classes, classes), summed over the ranks; rows are the true classes.
+            None if images do not have one class each.
+        per_class: of the last test, a list of one number per class for each metric that gives them.
         ignores_nonfinite_loss: whether training metrics ignore batches with a NaN or infinite loss (on_nan=skip).
     """
 
-    def __init__(
-        self, net: nn.Module, augment: BatchAugment, metrics: MetricCollection | None = None, run: RunInfo | None = None
-    ) -> None:
-        super().__init__()
-        self.net = net
-        self.augment = augment
-        self.run = run or RunInfo()
-        self.class_names = list(self.run.class_names)
-        if self.run.channels_last:
+    net: nn.Module
+
+    def set_up(self, augment: BatchAugment, run: RunInfo) -> None:
+        """Prepare for a run; call it when `net` is set."""
+        self.augment, self.run = augment, run
+        self.class_names = list(run.class_names)
+        if run.channels_last:
             self.net.to(memory_format=torch.channels_last)
-        # plain dicts: as submodules they would be rounded to bfloat16 with the weights by trainer.precision=bf16-true
-        self.loss_and_accuracy = {stage: LossAndAccuracy() for stage in STAGES}
-        self.metrics = {stage: (metrics or MetricCollection({})).clone() for stage in STAGES}
         self.ignores_nonfinite_loss, self.nonfinite_losses = False, 0
         self.skipped: dict[str, str] = {}
         self.best: dict[str, float] = {}
         self.best_epoch: int | None = None
         self.improved = False
+        self.confusion_matrix: Tensor | None = None
+        self.per_class: dict[str, list[float]] = {}
 
     # -- from a batch to what the network sees
 
@@ -104,112 +102,17 @@ class BaseTask(pl.LightningModule):
         """Return a loss of 0 for a batch without images, because all ranks must take part in the backward pass."""
         return cast(Tensor, sum(parameter.sum() for parameter in self.net.parameters()) * 0.0)
 
-    # -- metrics
+    # -- the best validation
 
-    def metric_names(self, stage: Stage) -> list[str]:
-        """Return the names under which the metrics of a stage are logged."""
-        return [f"{stage}/{name}" for name in (*LossAndAccuracy.NAMES, *self.metrics[stage].keys())]
-
-    def update_metrics(self, stage: Stage, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Add a batch to the metrics of a stage: logits (B, num_classes), and the mean loss of the batch.
-
-        Targets are int64 (B,), or class probabilities (B, num_classes), of which the largest counts as the label.
-        """
-        if stage == "train" and self.ignores_nonfinite_loss and not torch.isfinite(loss):
-            self.nonfinite_losses += 1
-            return
-        labels = targets if targets.ndim == 1 else targets.argmax(1)
-        self.loss_and_accuracy[stage].add(logits, labels, loss)
-        if self.metrics[stage]:  # an empty collection would take 10 microseconds
-            self.metrics[stage].update(logits.detach(), labels)
-        if stage == "test":
-            self.confusion.update(logits, labels)
-
-    def reset_metrics(self, stage: Stage) -> None:
-        sums = self.loss_and_accuracy[stage]
-        if self.device.type == "mps":  # Apple's GPUs have no float64
-            sums.set_dtype(torch.float32)
-        sums.to(self.device).reset()
-        self.metrics[stage].to(self.device).reset()
-
-    def log_metrics(self, stage: Stage) -> dict[str, float]:
-        """Log the metrics of an epoch over all ranks, and return them under their logged names.
-
-        Raises:
-            UserError: no image could be read, the loss is NaN or infinite, or a metric gives more than one number.
-        """
-        with warnings.catch_warnings():  # a rank may have no images
-            warnings.filterwarnings("ignore", message=".*method of metric .* was called before the ``update`` method")
-            means = self.loss_and_accuracy[stage].compute()
-            further = self.metrics[stage].compute()
-        if not means:
-            if stage == "train" and self.ignores_nonfinite_loss:
-                ignored = torch.tensor(float(self.nonfinite_losses), device=self.device)
-                if self.trainer.strategy.reduce(ignored, reduce_op="sum") > 0 or not self.skipped:
-                    return {}
-            example = next(iter(self.skipped.values()), "none")
-            raise UserError(
-                f"No image of {stage} could be read: data.on_error=skip skipped all of them, such as {example}."
-            )
-        if not math.isfinite(means["loss"]):
-            raise UserError(
-                f"{stage}/loss became {means['loss']} in epoch {self.current_epoch + 1}: lower optimizer.lr, clip with "
-                "trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
-            )
-        for name, value in further.items():
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise UserError(
-                    f"The metric {name} gives a {kind}, and must give one number: average it over the classes, as "
-                    "torchmetrics do with average='macro'."
-                )
-            means[name] = float(value)
-        logged = {f"{stage}/{name}": value for name, value in means.items()}
-        for name, value in logged.items():
-            self.log(name, value, prog_bar=stage == "val")
-        return logged
-
-    def on_train_epoch_start(self) -> None:
-        self.reset_metrics("train")
-        self.nonfinite_losses = 0
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if stepped and self.global_step % every == 0:
-            # NaN, of steps without images, is logged too: without a value, Lightning would log the previous one again
-            for name, value in self.loss_and_accuracy["train"].window_means().items():
-                self.log(f"train/{name}_step", value, prog_bar=True)
-
-    def on_train_epoch_end(self) -> None:
-        self.share_buffers()  # for last.ckpt, as not every epoch is validated
-        self.log_metrics("train")
-
-    def on_validation_epoch_start(self) -> None:
-        self.reset_metrics("val")
-        self.share_buffers()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics and compare them with the best. Callbacks cannot do this, because their hooks run before."""
-        self.share_skipped()
-        logged = self.log_metrics("val")
-        if self.trainer.sanity_checking:
-            return
-        monitor = self.run.monitor
-        sign = 1 if mode_of(monitor) == "max" else -1
-        self.improved = not self.best or sign * logged[monitor] > sign * self.best[monitor]
+    def compare_with_best(self, logged: dict[str, float]) -> None:
+        """Remember the metrics of a validation if they are the best so far. Raises UserError if they lack `monitor`."""
+        monitor, sign = self.run.monitor, 1 if self.run.mode == "max" else -1
+        if monitor not in logged:
+            raise UserError(f"`monitor={monitor}` was not logged by the validation, which has {', '.join(logged)}.")
+        before = self.best.get(monitor, math.nan)
+        self.improved = not self.best or math.isnan(before) or sign * logged[monitor] > sign * before
         if self.improved:
             self.best, self.best_epoch = logged, self.trainer.fit_loop.epoch_progress.current.ready
-        for name, value in self.best.items():
-            self.log(f"{name}_best", value)
-
-    def on_test_epoch_start(self) -> None:
-        self.reset_metrics("test")
-        self.confusion = MulticlassConfusionMatrix(len(self.class_names), validate_args=False).to(self.device)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_metrics("test")
-        self.confusion_matrix = self.confusion.compute().cpu()
 
     # -- what the ranks share
 
@@ -286,6 +189,189 @@ class BaseTask(pl.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+
+class BaseTask(RunModule):
+    """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation.
+
+    Attributes:
+        Sums: the metric of each stage that needs the loss: MeanLoss, or LossAndAccuracy.
+        one_class_per_image: whether the test computes a confusion matrix.
+    """
+
+    Sums: type[MeanLoss] = MeanLoss
+    one_class_per_image = False
+
+    def __init__(
+        self, net: nn.Module, augment: BatchAugment, metrics: MetricCollection | None = None, run: RunInfo | None = None
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.set_up(augment, run or RunInfo())
+        # plain dicts: as submodules they would be rounded to bfloat16 with the weights by trainer.precision=bf16-true
+        self.sums = {stage: self.Sums() for stage in STAGES}
+        self.metrics = {stage: (metrics or MetricCollection({})).clone() for stage in STAGES}
+
+    # -- metrics
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return what the metrics of conf/metrics get, from 0 to 1 (B, num_classes): the softmax of float32 logits."""
+        return logits.softmax(1)
+
+    def labels_of(self, targets: Tensor) -> Tensor:
+        """Return the labels that metrics get: the largest of class probabilities (B, num_classes)."""
+        return targets if targets.ndim == 1 else targets.argmax(1)
+
+    def metric_names(self, stage: Stage) -> list[str]:
+        """Return the names under which the metrics of a stage are logged."""
+        return [f"{stage}/{name}" for name in (*self.Sums.NAMES, *self.metrics[stage].keys())]
+
+    def update_metrics(self, stage: Stage, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Add a batch to the metrics of a stage: logits (B, num_classes), targets, and the mean loss of the batch."""
+        if stage == "train" and self.ignores_nonfinite_loss and not torch.isfinite(loss):
+            self.nonfinite_losses += 1
+            return
+        labels = self.labels_of(targets)
+        self.sums[stage].add(logits, labels, loss)
+        if self.metrics[stage]:  # an empty collection would take 10 microseconds
+            # torchmetrics would take logits of a batch that happen to be from 0 to 1 for probabilities
+            self.metrics[stage].update(self.probabilities(logits.detach().float()), labels)
+        if stage == "test" and self.one_class_per_image:
+            self.confusion.update(logits, labels)
+
+    def reset_metrics(self, stage: Stage) -> None:
+        sums = self.sums[stage]
+        if self.device.type == "mps":  # Apple's GPUs have no float64
+            sums.set_dtype(torch.float32)
+        sums.to(self.device).reset()
+        self.metrics[stage].to(self.device).reset()
+
+    def log_metrics(self, stage: Stage) -> dict[str, float]:
+        """Log the metrics of an epoch over all ranks, and return them under their logged names.
+
+        Raises:
+            UserError: no image could be read, the loss is NaN or infinite, or a metric gives neither one number nor
+                one per class, whose mean is logged.
+        """
+        with warnings.catch_warnings():  # a rank may have no images
+            warnings.filterwarnings("ignore", message=".*method of metric .* was called before the ``update`` method")
+            means = self.sums[stage].compute()
+            further = self.metrics[stage].compute()
+        if not means:
+            if stage == "train" and self.ignores_nonfinite_loss:
+                ignored = torch.tensor(float(self.nonfinite_losses), device=self.device)
+                if self.trainer.strategy.reduce(ignored, reduce_op="sum") > 0 or not self.skipped:
+                    return {}
+            example = next(iter(self.skipped.values()), "none")
+            raise UserError(
+                f"No image of {stage} could be read: data.on_error=skip skipped all of them, such as {example}."
+            )
+        if not math.isfinite(means["loss"]):
+            raise UserError(
+                f"{stage}/loss became {means['loss']} in epoch {self.current_epoch + 1}: lower optimizer.lr, clip with "
+                "trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
+            )
+        for name, value in further.items():
+            if isinstance(value, Tensor) and value.shape == (len(self.class_names),) and value.numel() > 1:
+                self.per_class[name] = value.tolist()
+                value = value.nanmean()
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise UserError(f"The metric {name} gives a {kind}, and must give one number, or one per class.")
+            means[name] = float(value)
+        logged = {f"{stage}/{name}": value for name, value in means.items()}
+        for name, value in logged.items():
+            self.log(name, value, prog_bar=stage == "val")
+        return logged
+
+    def on_train_epoch_start(self) -> None:
+        self.reset_metrics("train")
+        self.nonfinite_losses = 0
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if stepped and self.global_step % every == 0:
+            # NaN, of steps without images, is logged too: without a value, Lightning would log the previous one again
+            for name, value in self.sums["train"].window_means().items():
+                self.log(f"train/{name}_step", value, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.share_buffers()  # for last.ckpt, as not every epoch is validated
+        self.log_metrics("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self.reset_metrics("val")
+        self.share_buffers()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics and compare them with the best. Callbacks cannot do this, because their hooks run before."""
+        self.share_skipped()
+        logged = self.log_metrics("val")
+        if self.trainer.sanity_checking:
+            return
+        self.compare_with_best(logged)
+        for name, value in self.best.items():
+            self.log(f"{name}_best", value)
+
+    def on_test_epoch_start(self) -> None:
+        self.reset_metrics("test")
+        if self.one_class_per_image:
+            self.confusion = MulticlassConfusionMatrix(len(self.class_names), validate_args=False).to(self.device)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_metrics("test")
+        if self.one_class_per_image:
+            self.confusion_matrix = self.confusion.compute().cpu()
+
+
+def adopt(module: pl.LightningModule, augment: BatchAugment, run: RunInfo) -> RunModule:
+    """Make a LightningModule of any kind fit into a run.
+
+    Its steps get (images, targets): float32 (B, C, H, W), augmented in training and normalized, and targets. It logs
+    its own metrics, among them `monitor`. Batches without a readable image do not reach it.
+
+    Raises:
+        UserError: it has no `net`.
+    """
+    if not isinstance(getattr(module, "net", None), nn.Module):
+        raise UserError(
+            f"{type(module).__name__} keeps no network as `self.net`, which checkpoints, eval and export need: take "
+            "`net` in the constructor, and set self.net = net."
+        )
+    module.__class__ = type(type(module).__name__, (Adopted, type(module)), {"__module__": type(module).__module__})
+    cast(RunModule, module).set_up(augment, run)
+    return cast(RunModule, module)
+
+
+class Adopted(RunModule):
+    """The first base of what `adopt` returns; the second is the user's class."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        if not len(batch.targets):
+            return self.zero_loss()
+        images = self.augmented(batch.images, batch.targets, batch_idx)
+        return super().training_step(images, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        if len(batch.targets):
+            super().validation_step((self.normalized(batch.images), batch.targets), batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        if len(batch.targets):
+            super().test_step((self.normalized(batch.images), batch.targets), batch_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.share_buffers()
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self.share_skipped()
+
+    def on_train_epoch_end(self) -> None:
+        self.share_buffers()
+        super().on_train_epoch_end()
 
 
 def reseed(seed: int, device: torch.device) -> None:

@@ -9,6 +9,7 @@ from alexlab.data.dataset import Batch
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.base import BaseTask, RunInfo, Stage
 from alexlab.tasks.losses import CrossEntropy
+from alexlab.tasks.metrics import LossAndAccuracy, MeanLoss
 from alexlab.tasks.optimizers import OptimizerSettings
 
 
@@ -23,10 +24,14 @@ class ImageClassifier(BaseTask):
         augment: uint8 images -> float images, on the device.
         criterion: (logits, targets) -> mean loss of the batch. Targets are int64 (B,), or class probabilities
             (B, num_classes) if mixup or cutmix mixed the images.
-        metrics: more torchmetrics, updated with logits (B, num_classes) and labels (B,); each must give one number.
+        metrics: more torchmetrics, updated with probabilities (B, num_classes) and labels (B,); each must give one
+            number, or one per class.
         optimizer: settings of the optimizer and the learning rate schedule; None if the task only evaluates.
         run: seed, class names and so on.
     """
+
+    Sums: type[MeanLoss] = LossAndAccuracy
+    one_class_per_image = True
 
     def __init__(
         self,

@@ -271,6 +271,16 @@ def _rebuild(checkpoint: dict[str, Any], device: str, trusted: Trusted) -> nn.Mo
     return net
 
 
+def load_from_checkpoint(
+    path: Path, trusted: Trusted = ()
+) -> tuple[nn.Module, list[str], tuple[list[float], list[float]]]:
+    """Return the network of a checkpoint alone, in eval mode, its class folders, and mean and std of its inputs."""
+    checkpoint = checkpoint_io.load(path)
+    net = _rebuild(checkpoint, "cpu", trusted)
+    statistics = input_statistics(checkpoint["alexlab"]["config"]["model"], trusted)
+    return net.eval(), list(checkpoint["alexlab"]["classes"]), statistics
+
+
 def input_statistics(model: dict[str, Any], trusted: Trusted = ()) -> tuple[list[float], list[float]]:
     """Return mean and std of a network's inputs, of RGB on a 0-1 scale, from the `model` settings of a config."""
     if "auto" not in (model["mean"], model["std"]):
