@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from alexlab.tasks.classification import ImageClassifier
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
+TASK: Any = SimpleNamespace(one_class_per_image=True)
+
+
 def test_the_most_confident_mistakes_of_a_test_are_chosen() -> None:
     media, trainer = Media(Path()), SimpleNamespace(world_size=1)
     # three classes; of 40 images every second one is wrong, each a little more confident than the one before
@@ -26,8 +30,8 @@ def test_the_most_confident_mistakes_of_a_test_are_chosen() -> None:
     logits[torch.arange(40), torch.arange(40) % 2] = torch.arange(1, 41) / 4
     images = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 3, 2, 2)
     for part in (slice(0, 25), slice(25, 40)):
-        media.on_test_batch_end(trainer, None, logits[part], (images[part], targets[part], []), 0)  # type: ignore[arg-type]
-    media.on_test_batch_end(trainer, None, None, None, 1)  # type: ignore[arg-type]
+        media.on_test_batch_end(trainer, TASK, logits[part], (images[part], targets[part], []), 0)  # type: ignore[arg-type]
+    media.on_test_batch_end(trainer, TASK, None, None, 1)  # type: ignore[arg-type]
     assert [int(m.image[0, 0, 0]) for m in media.mistakes] == list(range(39, 39 - 2 * MISTAKES, -2))
     assert {(m.truth, m.predicted) for m in media.mistakes} == {(0, 1)}
     first = media.mistakes[0]  # logits (0, 10, 0), and the truth is the first class
@@ -48,7 +52,7 @@ def test_sample_predictions_are_spread_over_the_split(images: int, batch: int) -
     for first in range(0, images, batch):
         part = slice(first, first + batch)
         targets = torch.zeros(len(pixels[part]), dtype=torch.int64)
-        media.on_test_batch_end(trainer, None, torch.zeros(len(targets), 3), (pixels[part], targets, []), 0)  # type: ignore[arg-type]
+        media.on_test_batch_end(trainer, TASK, torch.zeros(len(targets), 3), (pixels[part], targets, []), 0)  # type: ignore[arg-type]
     shown = [int(m.image[0, 0, 0]) for m in spread(media.samples, MISTAKES)]
     assert len(shown) == min(images, MISTAKES)
     assert shown == sorted(set(shown))

@@ -233,8 +233,6 @@ def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) 
         (["trainer.num_nodes=2"], ["`trainer.num_nodes=2` needs torchrun or srun"]),
         (["trainer.precision=16-mixed"], ["`trainer.precision=16-mixed` needs a GPU"]),
         (["model=torchvision", "model.name=resnet19"], ["resnet19", "Did you mean"]),
-        (["model.net._target_=os.system"], ["_target_=os.system is not allowed"]),
-        (["logger=wandb", "+callbacks.x._target_=os.system"], ["_target_=os.system is not allowed"]),
         (["data.num_classes=7"], ["data.num_classes=7", "10 classes"]),
         (["data.batch_size=1000"], ["data.batch_size=1000", "40 training images"]),
         (["data.image_size=32"], ["AlexNet needs images of at least 64 pixels"]),

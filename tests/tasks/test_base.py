@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassF1Score
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from alexlab.data.dataset import Batch
@@ -104,8 +104,8 @@ def test_bf16_true_rounds_weights_but_no_sums() -> None:
     task = task_of()
     fit(task, batches_of(75), precision="bf16-true")
     assert task.net[1].weight.dtype == torch.bfloat16  # type: ignore[union-attr, index]
-    assert task.loss_and_accuracy["val"].past.dtype == torch.float64
-    assert (task.loss_and_accuracy["val"].past + task.loss_and_accuracy["val"].window)[3] == 300
+    assert task.sums["val"].past.dtype == torch.float64
+    assert (task.sums["val"].past + task.sums["val"].window)[3] == 300
 
 
 def test_the_best_epoch_keeps_all_its_metrics() -> None:
@@ -126,9 +126,21 @@ def test_the_best_epoch_keeps_all_its_metrics() -> None:
     assert checkpoint["alexlab"] == {"best": task.best, "best_epoch": task.best_epoch}
 
 
-def test_a_metric_must_give_one_number() -> None:
+def test_one_number_per_class_is_logged_as_the_mean() -> None:
+    val = batches_of(3)
     task = task_of(MetricCollection({"f1": MulticlassF1Score(4, average="none")}))
-    with pytest.raises(UserError, match=r"The metric f1 gives a tensor of shape \(4,\), and must give one number: av"):
+    logged = fit(task, val).callback_metrics["val/f1"]
+    logits = torch.cat([task(batch.images) for batch in val])
+    expected = multiclass_f1_score(logits, torch.cat([batch.targets for batch in val]), 4, average="none")
+    assert task.per_class["f1"] == pytest.approx(expected.tolist())
+    assert float(logged) == pytest.approx(sum(expected.tolist()) / 4)
+
+
+def test_a_metric_must_give_one_number_or_one_per_class() -> None:
+    task = task_of(MetricCollection({"confusion": MulticlassConfusionMatrix(4)}))
+    with pytest.raises(
+        UserError, match=r"The metric confusion gives a tensor of shape \(4, 4\), and must give one num"
+    ):
         fit(task, batches_of(1))
 
 

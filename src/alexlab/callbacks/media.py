@@ -74,7 +74,7 @@ class Media(Callback):
             self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the network sees them")})
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, logits: Any, batch: Any, *_: Any) -> None:
-        if logits is None or not self._has_one_class(pl_module):  # None: a batch without images
+        if logits is None or not pl_module.one_class_per_image:  # None: a batch without images
             return
         targets = batch[1]
         confidence, predicted = logits.softmax(1).max(1)
@@ -102,7 +102,7 @@ class Media(Callback):
             self.mistakes = most_confident([mistake for of_rank in gathered for mistake in of_rank])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero or not self._has_one_class(pl_module):
+        if not trainer.is_global_zero or not pl_module.one_class_per_image:
             return
         from alexlab.analysis import plots  # imports Matplotlib, which takes half a second
 
@@ -128,10 +128,6 @@ class Media(Callback):
                 self._log_end(self.logger.experiment, split, names, matrix, rows, acc1)
             except Exception as error:  # whatever W&B's client raises; the run itself is fine
                 log.warning("The confusion matrix and the mistakes could not be logged to W&B: %s", str(error)[:200])
-
-    def _has_one_class(self, task: Any) -> bool:
-        """Check whether each image has one class, which the figures of the test are about."""
-        return isinstance(task, BaseTask) and task.one_class_per_image
 
     def _write(self, name: str, picture: Image.Image) -> None:
         self.written.append(make_folder(self.folder.parent, self.folder.name) / f"{name}.png")

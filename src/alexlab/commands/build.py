@@ -434,7 +434,7 @@ def build_callbacks(
     plan: Plan,
     wandb: "WandbLogger | None",
     trusted: targets.Trusted = (),
-    mode: str = "max",
+    mode: str | None = None,
 ) -> tuple[Preemption, Checkpointing, list[Callback]]:
     """Build the callbacks in the order in which Lightning must call them: the user's own first."""
     path, wanted = Path(config.run_dir), config.callbacks
@@ -465,7 +465,9 @@ def build_callbacks(
     if wanted.grad_norm:
         callbacks.append(GradNorm())
     if (patience := wanted.early_stopping) is not None:
-        callbacks.append(pl.callbacks.EarlyStopping(config.monitor, patience=patience, mode=mode))
+        callbacks.append(
+            pl.callbacks.EarlyStopping(config.monitor, patience=patience, mode=mode or mode_of(config.monitor))
+        )
     if config.ema.decay is not None:
         callbacks.append(pl.callbacks.EMAWeightAveraging(decay=config.ema.decay))
     if config.finetune.freeze_epochs:

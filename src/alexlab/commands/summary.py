@@ -58,7 +58,8 @@ def modes_of(task: RunModule) -> dict[str, str]:
     """Return whether less or more is better ("min", "max") of `monitor` and of the metrics of conf/metrics."""
     metrics = task.metrics["val"].items() if isinstance(task, BaseTask) else ()
     modes: dict[str, str | None] = {name: better(metric) for name, metric in metrics}
-    return {name: mode for name, mode in modes.items() if mode} | {task.run.monitor.removeprefix("val/"): task.run.mode}
+    modes[task.run.monitor.removeprefix("val/")] = task.run.mode
+    return {name: mode for name, mode in modes.items() if mode}
 
 
 def hardware(devices: Devices) -> dict[str, Any]:

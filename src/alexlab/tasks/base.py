@@ -24,6 +24,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from alexlab.data.dataset import Batch
 from alexlab.data.sample_rng import mix
 from alexlab.engine.errors import UserError
+from alexlab.engine.schema import mode_of
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.metrics import MeanLoss
 
@@ -38,7 +39,7 @@ class RunInfo:
     class_names: Sequence[str] = ()  # readable, in the order of the logits
     seed: int = 0  # of augmentation and dropout
     monitor: str = "val/acc1"  # the validation metric that decides which weights are the best
-    mode: Literal["min", "max"] = "max"  # whether less or more of it is better
+    mode: Literal["min", "max"] | None = None  # whether less or more of it is better; None: by its name
     max_bad: int | None = None  # broken images that may be skipped, of all splits together; None is no limit
     channels_last: bool = False  # memory format of the network
     provenance: dict[str, Any] = field(default_factory=dict)  # plain values for each checkpoint
@@ -54,10 +55,12 @@ class RunModule(pl.LightningModule):
         confusion_matrix: of the last test, int64 (classes, classes), summed over the ranks; rows are the true classes.
             None if images do not have one class each.
         per_class: of the last test, a list of one number per class for each metric that gives them.
+        one_class_per_image: whether the test computes a confusion matrix.
         ignores_nonfinite_loss: whether training metrics ignore batches with a NaN or infinite loss (on_nan=skip).
     """
 
     net: nn.Module
+    one_class_per_image = False
 
     def set_up(self, augment: BatchAugment, run: RunInfo) -> None:
         """Prepare for a run; call it when `net` is set."""
@@ -106,7 +109,8 @@ class RunModule(pl.LightningModule):
 
     def compare_with_best(self, logged: dict[str, float]) -> None:
         """Remember the metrics of a validation if they are the best so far. Raises UserError if they lack `monitor`."""
-        monitor, sign = self.run.monitor, 1 if self.run.mode == "max" else -1
+        monitor = self.run.monitor
+        sign = 1 if (self.run.mode or mode_of(monitor)) == "max" else -1
         if monitor not in logged:
             raise UserError(f"`monitor={monitor}` was not logged by the validation, which has {', '.join(logged)}.")
         before = self.best.get(monitor, math.nan)
@@ -196,11 +200,9 @@ class BaseTask(RunModule):
 
     Attributes:
         Sums: the metric of each stage that needs the loss: MeanLoss, or LossAndAccuracy.
-        one_class_per_image: whether the test computes a confusion matrix.
     """
 
     Sums: type[MeanLoss] = MeanLoss
-    one_class_per_image = False
 
     def __init__(
         self, net: nn.Module, augment: BatchAugment, metrics: MetricCollection | None = None, run: RunInfo | None = None
@@ -272,8 +274,9 @@ class BaseTask(RunModule):
                 "trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
             )
         for name, value in further.items():
-            if isinstance(value, Tensor) and value.shape == (len(self.class_names),) and value.numel() > 1:
-                self.per_class[name] = value.tolist()
+            if isinstance(value, Tensor) and value.shape == (len(self.class_names),) and len(value) > 1:
+                if stage != "train":
+                    self.per_class[name] = value.tolist()
                 value = value.nanmean()
             if not isinstance(value, Tensor) or value.numel() != 1:
                 kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
