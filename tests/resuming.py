@@ -53,7 +53,7 @@ class Harness:
     def __init__(self, root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.folder, self.monkeypatch = root, folder, monkeypatch
         for module in (targets, load):
-            monkeypatch.setattr(module, "build_network", lambda _, num_classes, fetch=False: TinyNet(num_classes))
+            monkeypatch.setattr(module, "build_network", lambda _, num_classes, **__: TinyNet(num_classes))
 
     def train(self, name: str, *words: str) -> Path:
         plain = copy.deepcopy(composed_once(*OVERRIDES, f"data.root={self.root}", *words))
@@ -93,7 +93,7 @@ class Harness:
     def own_callbacks(self, *callbacks: Callback) -> Iterator[None]:
         """Add callbacks to the runs of this block, as a user's own."""
         with self.monkeypatch.context() as patch:
-            patch.setattr("alexlab.commands.build.build_own_callbacks", lambda _: [*callbacks])
+            patch.setattr("alexlab.commands.build.build_own_callbacks", lambda *_: [*callbacks])
             yield
 
 

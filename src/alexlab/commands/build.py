@@ -219,6 +219,13 @@ def build_task(
 def build_loss(config: TrainConfig, data: ImageFolders, known: dict[str, Any], trusted: targets.Trusted) -> Any:
     """Build the loss of conf/loss; `class_weights` becomes a list of one number per class."""
     settings = config.loss.model_dump(exclude_unset=True) or config.loss.model_dump()
+    smoothing, takes_it = config.label_smoothing, "label_smoothing" in targets.names_of(config.loss.target, trusted)
+    if takes_it and settings.get("label_smoothing") is None:
+        settings["label_smoothing"] = smoothing
+    elif smoothing and settings.get("label_smoothing") != smoothing:
+        option = f"loss={config.choices['loss']}" if "loss" in config.choices else config.loss.target
+        why = "loss.label_smoothing has another value" if takes_it else f"{option} has no label_smoothing"
+        raise UserError(f"`label_smoothing={smoothing}` would have no effect, because {why}: remove one of them.")
     if settings.get("class_weights") is not None:
         settings["class_weights"] = class_weights(settings["class_weights"], data)
     criterion = targets.build(settings, trusted, known)

@@ -159,9 +159,8 @@ def fill_in(config: Plain) -> None:
         config["command"] = config.pop("task")
     if "loss" in config:
         return
-    smoothing = config.get("label_smoothing", 0.0)
     config["task"] = {"_target_": "alexlab.tasks.classification.ImageClassifier"}
-    config["loss"] = {"_target_": "alexlab.tasks.losses.CrossEntropy", "label_smoothing": smoothing}
+    config["loss"] = {"_target_": "alexlab.tasks.losses.CrossEntropy"}
     config["metrics"] = {}
     if isinstance(choices := config.get("choices"), dict) and choices:
         choices |= {"task": "classification", "loss": "cross_entropy", "metrics": "default"}

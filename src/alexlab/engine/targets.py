@@ -228,7 +228,7 @@ def build(settings: Any, trusted: Trusted = (), known: Mapping[str, Any] | None 
     """
     check_targets(settings, trusted)
     if known:
-        named = _parameters(locate(str(settings["_target_"]), trusted))
+        named = names_of(str(settings["_target_"]), trusted)
         more |= {key: value for key, value in known.items() if key in named and key not in settings}
     return _build(settings, more, trusted)
 
@@ -320,6 +320,18 @@ def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str
             f"{node['_target_']} takes {len(names)} of its {count} _args_ by position: give the rest by name."
         )
     return names[:count]
+
+
+def names_of(name: str, trusted: Trusted = ()) -> set[str]:
+    """Return the names of a target's parameters; of a class that takes **kwargs, also those of its base classes."""
+    target, names = locate(name, trusted), set[str]()
+    for cls in inspect.getmro(target) if inspect.isclass(target) else ():
+        if "__init__" in vars(cls):
+            parameters = _parameters(vars(cls)["__init__"])
+            names |= set(parameters)
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                return names
+    return names | set(_parameters(target))
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -166,13 +166,6 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         yield f"`data.root={root}` does not exist: give the folder of the images with data.root=PATH."
     elif config.data.name == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
         yield f"`data.root={root}` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out={root}`."
-    smoothing, by_loss = config.label_smoothing, (config.loss.model_extra or {}).get("label_smoothing", 0.0)
-    if smoothing and smoothing != by_loss and "loss" in config.model_fields_set:
-        loss = f"loss={config.choices['loss']}" if "loss" in config.choices else config.loss.target
-        yield (
-            f"`label_smoothing={smoothing}` has no effect with {loss}: leave it out, or use a loss whose yaml has "
-            "`label_smoothing: ${label_smoothing}`."
-        )
     if config.resume.requeue and config.resume.run != "auto":
         yield "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run."
     if optimizer.nesterov and not optimizer.momentum:
