@@ -174,6 +174,12 @@ def build_task(
         )
 
     # what the task needs besides
+    if data.multilabel != config.data.multilabel:
+        raise UserError(
+            f"{data.root} has one class per image, and task=multilabel needs a list of them: use data=table."
+            if config.data.multilabel
+            else f"{data.root} has a list of labels per image: add task=multilabel."
+        )
     known = {"num_classes": num_classes, "num_labels": num_classes, "class_names": data.readable_classes}
     known["task"] = "multilabel" if config.data.multilabel else "multiclass"  # of torchmetrics
     criterion = build_loss(config, data, known, trusted)
@@ -205,6 +211,10 @@ def build_task(
             f"task._target_={config.task.target} builds a {type(task).__name__}, which is no LightningModule: give a "
             "class derived from alexlab.tasks.base.BaseTask or pytorch_lightning.LightningModule."
         )
+    named = targets.names_of(config.task.target, trusted)
+    parts = {"criterion": "loss", "metrics": "metrics", "optimizer": "optimizer and scheduler"}
+    if unused := [part for name, part in parts.items() if name not in named]:
+        note(f"note: {config.task.target} does not take {', '.join(unused)}: these settings are not used.")
     if not isinstance(task, BaseTask):
         return adopt(task, augment, run)
     names = task.metric_names("val")
@@ -219,14 +229,16 @@ def build_task(
 def build_loss(config: TrainConfig, data: ImageFolders, known: dict[str, Any], trusted: targets.Trusted) -> Any:
     """Build the loss of conf/loss; `class_weights` becomes a list of one number per class."""
     settings = config.loss.model_dump(exclude_unset=True) or config.loss.model_dump()
-    smoothing, takes_it = config.label_smoothing, "label_smoothing" in targets.names_of(config.loss.target, trusted)
+    named = targets.names_of(config.loss.target, trusted)
+    settings = {key: value for key, value in settings.items() if value is not None or key in named}  # null is unset
+    smoothing, takes_it = config.label_smoothing, "label_smoothing" in named
     if takes_it and settings.get("label_smoothing") is None:
         settings["label_smoothing"] = smoothing
     elif smoothing and settings.get("label_smoothing") != smoothing:
         option = f"loss={config.choices['loss']}" if "loss" in config.choices else config.loss.target
         why = "loss.label_smoothing has another value" if takes_it else f"{option} has no label_smoothing"
         raise UserError(f"`label_smoothing={smoothing}` would have no effect, because {why}: remove one of them.")
-    if settings.get("class_weights") is not None:
+    if settings.get("class_weights") is not None and "class_weights" in named:
         settings["class_weights"] = class_weights(settings["class_weights"], data)
     criterion = targets.build(settings, trusted, known)
     if not callable(criterion):
@@ -329,14 +341,13 @@ def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, nu
         kinds.append(
             (f"the soft targets of mixup and cutmix, float32 (8, {num_classes})", 0.8 * soft + 0.2 / num_classes)
         )
-    named = f"loss={config.choices['loss']}" if "loss" in config.choices else f"loss._target_={config.loss.target}"
     for kind, targets_of_batch in kinds:
         try:
             loss = criterion(logits.clone().requires_grad_(), targets_of_batch)
         except Exception as error:
             fix = " Set augment.mixup=0 augment.cutmix=0, or choose another loss." if "mixup" in kind else ""
             raise UserError(
-                f"`{named}`: {type(criterion).__name__} refuses {kind} ({str(error).splitlines()[0]}).{fix}"
+                f"loss: {config.loss.target} refuses {kind} ({str(error).splitlines()[0]}).{fix}"
             ) from error
         if (
             not isinstance(loss, torch.Tensor)
@@ -345,7 +356,7 @@ def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, nu
             or not loss.requires_grad
         ):
             raise UserError(
-                f"`{named}`: {type(criterion).__name__} must return one finite number, the mean of the batch."
+                f"loss: {config.loss.target} must return one finite number, the mean of the batch."
             )
     try_metrics(task.metrics["val"], task.probabilities(logits), task.labels_of(kinds[0][1]))
 

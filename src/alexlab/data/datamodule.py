@@ -146,6 +146,11 @@ class ImageFolders(pl.LightningDataModule):
         """Names of the class folders, in the order of the targets."""
         return next(iter(self.splits.values())).classes
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether images have a list of labels: the targets of a split are 0 and 1, (N, num_classes)."""
+        return next(iter(self.splits.values())).targets.ndim == 2
+
     @functools.cached_property
     def readable_classes(self) -> list[str]:
         """Names of the classes for people ("n01440764" is "tench"), in the order of the targets."""

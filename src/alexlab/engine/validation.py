@@ -255,8 +255,8 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
         return f"{text} Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
     if near := nearest(model, plain, path):
         return f"{text} Did you mean `{near}`?"
-    if path[0] == "callbacks":
-        return f"{text} A callback of your own must be a mapping with a _target_."
+    if path[0] in ("callbacks", "metrics"):
+        return f"{text} A {path[0].removesuffix('s')} of your own must be a mapping with a _target_."
     if not above and "my" in fields_of(model):
         return f"{text} Keys of your own belong in the section my, as +my.{name}=VALUE."
     known = [key for key in fields_of(group_at(model, above) or model) if key not in FILLED_IN]
@@ -270,6 +270,11 @@ def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
     name, net = str(path[-1]), value_at(plain, ("model", "net"))
     keys = [key for key in describe(model) if key not in FILLED_IN]
     keys += [f"model.net.{key}" for key in net] if isinstance(net, dict) and "model" in model.model_fields else []
+    group = plain.get(path[0])
+    if isinstance(group, dict) and "_target_" in group and len(path) == 2:  # the keys of the option alone
+        known = {*group, *fields_of(group_at(model, path[:1]) or Group)} - {name}
+        near = difflib.get_close_matches(name, known, 1, NEAR)
+        return f"{path[0]}.{near[0]}" if near else None
     if SYNONYMS.get(name) in keys:
         return SYNONYMS[name]
     leaves = {key: key.rpartition(".")[2] for key in keys}
