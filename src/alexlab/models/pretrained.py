@@ -69,8 +69,8 @@ def check_hash(file: Path, published: str) -> None:
 
 def load_but_head(
     net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True, num_classes: int | None = None
-) -> None:
-    """Load `state` into `net`, but not the last layer if the number of classes differs.
+) -> bool:
+    """Load `state` into `net`, but not the last layer if the number of classes differs. Return whether that is loaded.
 
     Args:
         keep_head: load the last layer too, if it fits.
@@ -93,6 +93,7 @@ def load_but_head(
     if wrong:
         raise ValueError(f"the weights are another network's: {', '.join(wrong[:6])} do not fit.")
     net.load_state_dict({key: value for key, value in known.items() if key not in heads}, strict=False)
+    return not heads
 
 
 # torchvision's AlexNet ("one weird trick", Krizhevsky 2014)
