@@ -5,25 +5,44 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
+
+# Which build of torch, in the lock's version: `lock` is PyPI's (CUDA on Linux), any other is a backend of uv, whose
+# wheels are on pytorch.org: TORCH=cpu, cu126, rocm7.2, xpu ... Without TORCH, the installed build stays.
+INSTALLED := $(or $(shell cat $(STAMP) 2>/dev/null),lock)
+TORCH ?= $(INSTALLED)
+OTHER := $(filter-out $(INSTALLED),$(TORCH))
+REINSTALL := $(if $(OTHER),--reinstall-package torch --reinstall-package torchvision)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test faults lint lock
+.PHONY: help setup train test faults lint lock FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
 
-setup: $(STAMP)  ## create .venv and install the locked dependencies and this package into it
+setup: $(STAMP)  ## create .venv and install the locked dependencies and this package into it; TORCH=cpu, cu126, rocm7.2 ... chooses the build of torch
 
 # Bytecode is compiled here: with PYTHONDONTWRITEBYTECODE set, each command would otherwise take eight seconds longer.
-# The stamp makes a second `make` cost nothing; it is older than the lock file if the lock has changed.
-$(STAMP): requirements.lock pyproject.toml
+# The stamp makes a second `make` cost nothing; it is older than the lock file if the lock has changed. It holds TORCH.
+# The lock has the hashes of PyPI's wheels only: those of pytorch.org are installed by version.
+$(STAMP): requirements.lock pyproject.toml $(if $(OTHER),FORCE)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: choose another one with PYTHON=python3.12" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@rm -f $@
+ifeq ($(TORCH),lock)
 	@echo "Installing the locked dependencies into $(VENV) (about 6 GB with torch's CUDA libraries) ..."
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --requirements requirements.lock
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
+	@$(UV) pip install --quiet --compile-bytecode --require-hashes $(REINSTALL) --requirements requirements.lock
+else
+	@echo "Installing the locked dependencies into $(VENV), and torch for $(TORCH) from pytorch.org ..."
+	@awk '/^[^ ]/ { of_torch = /^(torch|torchvision|triton|(nvidia|cuda)-[a-z0-9-]+)==/ } !of_torch' requirements.lock > $(VENV)/without-torch.lock
+	@$(UV) pip install --quiet --compile-bytecode --require-hashes --no-deps --requirements $(VENV)/without-torch.lock
+	@$(UV) pip install --quiet --compile-bytecode --torch-backend=$(TORCH) $(REINSTALL) $(shell sed -nE 's/^(torch|torchvision)==([^ ]+).*/\1==\2/p' requirements.lock)
+endif
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo $(TORCH) > $@
+
+FORCE:
 
 train: setup  ## train, with overrides: make train ARGS="model=alexnet trainer=ddp"
 	@$(BIN)/python train.py $(ARGS)

@@ -82,10 +82,10 @@ def composed(*overrides: str, command: str = "train", run_dir: Path | str = "") 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         whole = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
-    whole.hydra.runtime.output_dir = str(run_dir or "/nonexistent/run")
-    HydraConfig.instance().set_config(whole)
-    own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-    return plain_config(COMMANDS[command], own, HydraConfig.get())
+        whole.hydra.runtime.output_dir = str(run_dir or "/nonexistent/run")
+        HydraConfig.instance().set_config(whole)
+        own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        return plain_config(COMMANDS[command], own, HydraConfig.get())
 
 
 def config_of(*overrides: str, run_dir: Path | str = "") -> "TrainConfig":

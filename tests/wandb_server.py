@@ -105,6 +105,8 @@ class WandbServer(ThreadingHTTPServer):
     Attributes:
         runs, sweeps: by name.
         files: content of each uploaded file, by path.
+        downloads: names of the artifacts' files that were downloaded, in order.
+        stored: content of each file of an artifact, and of its "manifest", by (number of the artifact, name).
         artifacts: the CreateArtifact calls; `uses` those that make an artifact an input of a run.
         views: saved views, as UpsertView2 sends them, each with an id.
         calls: the GraphQL operations in order; `unknown` those that have no answer here.
@@ -121,6 +123,8 @@ class WandbServer(ThreadingHTTPServer):
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.files: dict[str, bytes] = {}
+        self.stored: dict[tuple[str, str], bytes] = {}
+        self.downloads: list[str] = []
         self.artifacts: list[Plain] = []
         self.uses: list[Plain] = []
         self.views: list[Plain] = []
@@ -209,19 +213,21 @@ class WandbServer(ThreadingHTTPServer):
         return {"createArtifact": {"artifact": {**artifact, "versionIndex": 0, "artifactSequence": sequence}}}
 
     def answer_CreateArtifactManifest(self, v: Plain) -> Plain:
-        file = {"id": "f", "name": v.get("name"), "displayName": v.get("name"), **self._upload("manifest")}
-        manifest = {"artifactManifest": {"id": "m", "file": file}}
+        number = v.get("artifactID") or v["artifactManifestID"]  # of a new one, or of one that gets its content
+        file = {"id": "f", "name": v.get("name"), "displayName": v.get("name"), **self._upload("manifest", number)}
+        manifest = {"artifactManifest": {"id": number, "file": file}}
         return {"createArtifactManifest": manifest, "updateArtifactManifest": manifest}
 
     answer_UpdateArtifactManifest = answer_CreateArtifactManifest  # noqa: N815
 
-    def _upload(self, path: str) -> Plain:
-        return {"uploadUrl": f"{self.url}/put/{path}", "uploadHeaders": []}
+    def _upload(self, path: str, number: str) -> Plain:
+        return {"uploadUrl": f"{self.url}/put/{path}?of={number}", "uploadHeaders": []}
 
     def answer_CreateArtifactFiles(self, v: Plain) -> Plain:
         nodes = [
             {"id": str(i), "name": spec["name"], "displayName": spec["name"], "storagePath": f"x/{i}",
-             **self._upload(f"artifact/{spec['name']}"), "uploadMultipartUrls": None, "artifact": {"id": "art"}}
+             **self._upload(f"artifact/{spec['name']}", spec["artifactID"]), "uploadMultipartUrls": None,
+             "artifact": {"id": spec["artifactID"]}}
             for i, spec in enumerate(v["artifactFiles"])
         ]  # fmt: skip
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
@@ -235,15 +241,57 @@ class WandbServer(ThreadingHTTPServer):
 
     def answer_ArtifactByID(self, v: Plain) -> Plain:
         """Answer what `Artifact.wait` asks after the upload."""
-        made = self.artifacts[int(v["id"])]
+        return {"artifact": self._artifact(v["id"], 0)}
+
+    def _artifact(self, number: str, version: int) -> Plain:
+        made = self.artifacts[int(number)]
         sequence = {"__typename": "ArtifactSequence", "name": made["artifactCollectionName"]}
-        return {"artifact": {
-            "__typename": "Artifact", "id": v["id"], "artifactSequence": {**sequence, "project": _project()},
-            "versionIndex": 0, "artifactType": {"name": made["artifactTypeName"]}, "description": None,
+        return {
+            "__typename": "Artifact", "id": number, "artifactSequence": {**sequence, "project": _project()},
+            "versionIndex": version, "artifactType": {"name": made["artifactTypeName"]}, "description": None,
             "metadata": made["metadata"], "ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [],
-            "historyStep": None, "state": "COMMITTED", "size": 1, "digest": made["digest"], "commitHash": None,
-            "fileCount": 1, "createdAt": TIME, "updatedAt": None, "aliases": [],
-        }}  # fmt: skip
+            "historyStep": None, "state": "COMMITTED", "size": 1, "digest": made["digest"], "digestAlgorithm": None,
+            "commitHash": None, "fileCount": 1, "createdAt": TIME, "updatedAt": None, "aliases": [],
+        }  # fmt: skip
+
+    # artifacts that are downloaded
+
+    def answer_ArtifactMembershipByName(self, v: Plain) -> Plain:
+        """Answer wandb.Api().artifact(path)."""
+        if (v["entity"], v["project"]) != ("tester", "alexlab"):
+            return {"project": None}
+        collection, _, alias = v["name"].partition(":")
+        versions = self._versions(collection)
+        wanted = [
+            number for number, made in enumerate(versions)
+            if alias in (f"v{number}", *(each["alias"] for each in self.artifacts[int(made)]["aliases"]))
+        ]  # fmt: skip
+        if not wanted:
+            return {"project": {"artifactCollectionMembership": None}}
+        return {"project": {"artifactCollectionMembership": {
+            "__typename": "ArtifactCollectionMembership", "id": "m", "versionIndex": wanted[-1], "createdAt": TIME,
+            "aliases": [{"__typename": "ArtifactAlias", "id": "a", "alias": alias}],
+            "artifactCollection": {"__typename": "ArtifactSequence", "name": collection, "project": _project()},
+            "artifact": self._artifact(versions[wanted[-1]], wanted[-1]),
+        }}}  # fmt: skip
+
+    def answer_FetchArtifactManifest(self, v: Plain) -> Plain:
+        return {"artifact": {"currentManifest": {"file": {"directUrl": f"{self.url}/get/{v['id']}/manifest"}}}}
+
+    def answer_GetArtifactMembershipFileUrls(self, v: Plain) -> Plain:
+        number = self._versions(v["collection"])[int(v["alias"].removeprefix("v"))]
+        names = [name for of, name in self.stored if of == number and name != "manifest"]
+        nodes = [{"__typename": "File", "name": n, "directUrl": f"{self.url}/get/{number}/{n}"} for n in names]
+        files = {
+            "pageInfo": {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False},
+            "edges": [{"node": node} for node in nodes],
+        }
+        collection = {"__typename": "ArtifactSequence", "artifactMembership": {"files": files}}
+        return {"project": {"artifactCollection": collection}}
+
+    def _versions(self, collection: str) -> list[str]:
+        numbered = enumerate(self.artifacts)
+        return [str(number) for number, made in numbered if made["artifactCollectionName"] == collection]
 
     # views: a new one has no id
 
@@ -332,11 +380,20 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_PUT(self) -> None:
-        self.server.files[self.path.removeprefix("/put/")] = self._body()
+        path, _, number = self.path.removeprefix("/put/").partition("?of=")
+        self.server.files[path] = body = self._body()
+        if number:
+            self.server.stored[number, path.removeprefix("artifact/")] = body
         self._reply({})
 
     def do_GET(self) -> None:
-        self._reply({})
+        if not self.path.startswith("/get/"):
+            self._reply({})
+            return
+        number, _, name = self.path.removeprefix("/get/").partition("/")
+        self.server.downloads.append(name)
+        raw = self.server.stored.get((number, name))
+        self._send(raw or b"", 404 if raw is None else 200, "application/octet-stream")
 
     def _stream(self, name: str, sent: Plain) -> None:
         run = self.server.runs.setdefault(name, Run(name))
@@ -355,9 +412,11 @@ class Handler(BaseHTTPRequestHandler):
         return gzip.decompress(raw) if self.headers.get("Content-Encoding") == "gzip" else raw
 
     def _reply(self, value: Any, code: int = 200) -> None:
-        raw = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), code, "application/json")
+
+    def _send(self, raw: bytes, code: int, kind: str) -> None:
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)

@@ -78,6 +78,8 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
         (FOLDER + " augment.scale=[${{label_smoothing}},0.99] label_smoothing=0.2", "label_smoothing=0.3"),
         (f"{FOLDER} trainer.max_epochs=2", "trainer={{max_epochs:3,precision:32-true}}"),
         ("experiment=fashion_mnist debug=limit logger=csv", "experiment=fashion_mnist trainer.max_epochs=7 +my.note=x"),
+        (FOLDER + " callbacks=[early_stopping,grad_norm]", "callbacks.early_stopping=3"),
+        (FOLDER + " callbacks=grad_norm", "callbacks=[grad_norm] callbacks.figures=false"),  # a list of one option
         (f"{FOLDER} logger=wandb", "~logger.wandb data.root={other}"),
         ("paths.data={data}", "paths.data={other}"),  # data.root follows
         ("data.root={data} paths.data={data}", "paths.data={other}"),
@@ -157,6 +159,8 @@ def test_a_run_whose_options_are_gone_is_repeated_and_says_what_it_cannot_follow
     ("words", "more", "message"),
     [
         (FOLDER, "model=alexnet_bn", r"model=alexnet_bn: from_run=\S+ keeps the options of that run \(model=alexnet\)"),
+        (FOLDER + " callbacks=[early_stopping,grad_norm]", "callbacks=[grad_norm]",
+         r"keeps the options of that run \(callbacks=\[early_stopping, grad_norm\]\)"),
         (FOLDER, "debug=fast", r"debug=fast: .*\(debug=null\). Set single keys instead, as in debug.KEY=VALUE, or"),
         (f"{FOLDER} optimizer=adamw", "optimizer.momentum=0.5",
          r"optimizer.momentum=0.5: \S+ has no optimizer.momentum; \+optimizer.momentum=0.5 adds it"),

@@ -58,6 +58,7 @@ def test_the_runs_config_counts_with_the_overrides_that_may_change(run_dir: Path
         ("+my.note=x", "+my.note=x (the run has none)"),
         ("~trainer.tf32", "~trainer.tf32 (the run has true)"),
         ("model=alexnet", "model=alexnet: a resumed run keeps its options (model=alexnet_bn). Give single keys"),
+        ("callbacks=[early_stopping,grad_norm]", "a resumed run keeps its options (callbacks=default)"),
         ("init_from=x", "init_from=x: a resumed run continues from its own checkpoint: leave it out, or start a new"),
     ],
 )

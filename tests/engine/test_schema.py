@@ -711,6 +711,13 @@ def test_the_first_folder_wins_and_files_of_the_project_are_shown_relative_to_it
     assert find_file("trainer.turbo", [conf, CONF], "train", {}) == str(conf / "trainer/auto.yaml")
 
 
+def test_the_files_of_several_options_of_a_group_and_of_one_that_a_command_always_reads() -> None:
+    choices = {"callbacks": ["default", "early_stopping"], "logger": ["csv", "tensorboard"]}
+    assert find_file("callbacks.figures", [CONF], "train", choices) == "conf/callbacks/_base.yaml"
+    assert find_file("callbacks.early_stopping", [CONF], "train", choices) is None, "two files set it"
+    assert find_file("logger.tensorboard", [CONF], "train", choices) == "conf/logger/tensorboard.yaml"
+
+
 def test_a_mistake_in_a_yaml_names_the_file_and_one_in_an_override_does_not(default: dict[str, Any]) -> None:
     changes = {"data.bach_size": 3, "data.batch_size": 0, "data.root": "???", "overrides": ["data.batch_size=0"]}
     assert mistakes(changed(default, changes), file_of=lambda key: f"conf/{key}.yaml") == [

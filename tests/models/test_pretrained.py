@@ -1,12 +1,14 @@
 """Networks of torchvision and timm by name."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
+from conftest import command
 from safetensors.torch import save_file
 
 from alexlab.models.alexnet import AlexNet
@@ -46,13 +48,9 @@ def test_unknown_names_and_unavailable_weights_are_refused(tmp_path, monkeypatch
     assert timm_net("resnet18", 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for pretrained in (True, False):
-        with pytest.raises(
-            ValueError, match=r"model.name=hf-hub:timm/x: its files on the hub are not available \(.*choose an"
-        ):
+        with pytest.raises(ValueError, match=r"model.name=hf-hub:timm/x: its files are not available \(.*choose an"):
             timm_net("hf-hub:timm/x", 3, pretrained=pretrained)
-    with pytest.raises(
-        ValueError, match=r"model.name=resnet18: its files on the hub .*, or set model.pretrained=false"
-    ):
+    with pytest.raises(ValueError, match=r"model.name=resnet18: its files .*, or set model.pretrained=false"):
         timm_net("resnet18", 3, pretrained=True)
     with pytest.raises(ValueError, match=r"model.name=resnet18.nosuch: Invalid pretrained tag"):
         timm_net("resnet18.nosuch", 3)
@@ -75,6 +73,42 @@ def test_a_cached_file_of_torchvision_must_be_the_published_one(
     found = hashlib.sha256(b"others").hexdigest()[:8]
     with pytest.raises(ValueError, match=f"not the published file: its SHA-256 begins with {found}, not with 7be5be79"):
         alexnet_owt(10, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "address"),
+    [
+        ("torchvision", "shufflenet_v2_x0_5", "https://download.pytorch.org/models/shufflenetv2_x0.5-f707e7126e.pth"),
+        ("timm", "mobilenetv3_small_050", "https://huggingface.co/timm/mobilenetv3_small_050.lamb_in1k/resolve/main/"),
+        ("timm", "gcvit_xxtiny", "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights-m"),
+    ],
+)
+def test_offline_the_message_names_the_file_and_its_place(
+    option: str, name: str, address: str, shapes: Path, tmp_path: Path
+) -> None:
+    """A file that is put there is read; torchvision's must be the published one."""
+    env = {"HOME": str(tmp_path), "TORCH_HOME": "", "HF_HOME": "", "HF_ENDPOINT": "", "HF_HUB_CACHE": ""}
+    env |= {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": ""}
+    words = ["data=folder", f"data.root={shapes}", f"model={option}", f"model.name={name}", "model.pretrained=true"]
+    words += ["data.image_size=224", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}/run", "dry_run=true"]
+    done = command("train.py", *words, env=env)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    found = re.search(
+        r"Connect to the network once, put (\S+) (into|at) (\S+), or set model.pretrained=false", done.stderr
+    )
+    assert found is not None, done.stderr
+    assert found[1].startswith(address)
+    assert found[3].startswith(str(tmp_path / ".cache"))
+    assert not (tmp_path / "run").exists()
+    file = Path(found[3]) if found[2] == "at" else Path(found[3], found[1].rpartition("/")[2])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    net = timm.create_model(name) if option == "timm" else torchvision.models.get_model(name)
+    torch.save(net.state_dict(), file) if file.suffix == ".pth" else save_file(net.state_dict(), file)
+    done = command("train.py", *words, env=env)
+    if option == "torchvision":
+        assert "is not the published file: its SHA-256 begins with" in done.stderr, done.stdout
+    else:
+        assert done.returncode == 0, done.stderr
 
 
 def test_timms_weights_are_read_from_the_hubs_cache_and_must_be_the_published_ones(

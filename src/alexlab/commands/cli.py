@@ -417,8 +417,18 @@ def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
 
 
 def _choices(hydra_config: Any) -> Plain:
-    """Return the chosen option of each group of conf/."""
-    return {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
+    """Return the chosen option of each group of conf/; a list of them for `callbacks=[early_stopping,grad_norm]`."""
+    choices = {key: name for key, name in sorted(hydra_config.runtime.choices.items()) if (CONF / key).is_dir()}
+    several = {*groups_of(COMMANDS["train"])} - {*choices} if "model" in choices else set()
+    if several:  # Hydra does not record lists
+        name, overrides = hydra_config.job.config_name, [*hydra_config.overrides.hydra, *overrides_of(hydra_config)]
+        found = GlobalHydra.instance().config_loader().compute_defaults_list(name, overrides, hydra.types.RunMode.RUN)
+        for each in found.defaults:
+            group, _, option = str(each.config_path).rpartition("/")
+            is_extended = option.startswith("_") or str(each.parent).startswith(f"{group}/")  # by another option
+            if group in several and not is_extended:
+                choices.setdefault(group, []).append(option)
+    return {key: name[0] if isinstance(name, list) and len(name) == 1 else name for key, name in choices.items()}
 
 
 def make_paths_absolute(plain: Plain) -> None:
@@ -514,7 +524,7 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         files = [folder / group / f"{chosen.partition('=')[2]}.yaml" for folder in folders]
         file = next((f" ({path})" for path in files if path.is_file()), "")
         return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect.{file}"
-    if match := re.search(r"Could not find '([^']+)'", text):
+    if match := re.search(r"(?:Could not find|In '\w+': Could not load) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
         known = options(group, folders)
         hint = _did_you_mean(name, known, f"`{group}={{}}`")

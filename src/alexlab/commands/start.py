@@ -34,7 +34,7 @@ def find_start(config: TrainConfig) -> Start:
     """
     plain, notes, compare = config.model_dump(exclude_unset=True), [], Start.compare
     # of a run's config, only what this command allows or names itself
-    allowed, trusted = [*config.allow, *packages_of(plain)], None
+    allowed, trusted = sorted({*config.allow, *packages_of(plain)}), None
     path, logs = Path(config.run_dir), Path(config.paths.logs)
 
     # from_run=, from_wandb=: the config of that run
@@ -56,6 +56,7 @@ def find_start(config: TrainConfig) -> Start:
             check_targets(plain["callbacks"], trusted)
         path = resumed.run_dir
 
+    plain["allow"] = allowed  # not what the config of a run says
     # init_from=, ckpt_path=: a file
     if plain.get("init_from") and plain.get("ckpt_path"):
         notes.append(f"note: init_from is ignored: ckpt_path={plain['ckpt_path']} has the weights to continue with.")
@@ -65,11 +66,20 @@ def find_start(config: TrainConfig) -> Start:
         plain["task"]["teacher"] = str(resume.find_ckpt(teacher, "task.teacher", "best", logs, path))
     for key, ckpt in (("init_from", "best"), ("ckpt_path", "last")):
         if plain.get(key) is not None and not resume.is_own(plain[key], path):
-            plain[key] = str(resume.find_ckpt(plain[key], key, ckpt, logs, path))
+            plain[key] = str(find_ckpt(plain[key], key, ckpt, logs, path))
     # rank 0 only: to a slower rank under torchrun, the run that rank 0 has just started would look like another one
     if launcher.rank() == 0 and not is_resumed(plain["resume"]["run"], path):
         run_dir.check_new(path)
     return Start(validate(TrainConfig, plain), notes, trusted, compare=compare)
+
+
+def find_ckpt(named: str, key: str, ckpt: str, logs: Path, path: Path) -> Path:
+    """Find the checkpoint that the value of `key` names, see `resume.find_ckpt`; download that of a W&B artifact."""
+    if named.startswith("wandb:"):
+        from alexlab.loggers.wandb_api import fetch_checkpoint
+
+        return fetch_checkpoint(named, key, logs / ".artifacts")
+    return resume.find_ckpt(named, key, ckpt, logs, path)
 
 
 def is_resumed(named: str | None, path: Path) -> bool:

@@ -113,20 +113,48 @@ def damage_of(path: Path) -> str | None:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU, with `weights_only=True`; UserError if it is not one of this project."""
+    checkpoint = _read(path)
+    if not isinstance(checkpoint, dict) or not {"state_dict", "alexlab"} <= set(checkpoint):
+        raise UserError(f"{path} is not a checkpoint of this project: give one from the checkpoints/ of a run.")
+    checkpoint["alexlab"] = with_current_targets(checkpoint["alexlab"])
+    return checkpoint
+
+
+def load_plain(path: Path) -> dict[str, torch.Tensor] | None:
+    """Read a file of weights alone, as torchvision and timm publish them; None if it is a checkpoint of this project.
+
+    The weights may be below "state_dict" or "model", and their names may begin with "module.", as those of DDP do.
+
+    Raises:
+        UserError: the file is neither.
+    """
+    weights = _read(path)
+    if isinstance(weights, dict) and "alexlab" in weights:
+        return None
+    for key in ("state_dict", "model"):
+        weights = weights[key] if isinstance(weights, dict) and isinstance(weights.get(key), dict) else weights
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError(f"{path} is neither a checkpoint of this project nor a state dict: give a file of weights.")
+    return {str(key).removeprefix("module."): value for key, value in weights.items()}
+
+
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/last.ckpt.")
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         # mmap: half a gigabyte of weights is not read if only the class names are needed
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except ImportError:
+        raise UserError(f"{path} needs safetensors, which the extra timm has: pip install 'alexlab[timm]'.") from None
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}). It "
             "is damaged or another kind of file: choose another one with ckpt=PATH."
         ) from None
-    if not isinstance(checkpoint, dict) or not {"state_dict", "alexlab"} <= set(checkpoint):
-        raise UserError(f"{path} is not a checkpoint of this project: give one from the checkpoints/ of a run.")
-    checkpoint["alexlab"] = with_current_targets(checkpoint["alexlab"])
-    return checkpoint
 
 
 def position_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:

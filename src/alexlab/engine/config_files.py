@@ -56,7 +56,8 @@ def _files(folders: list[Path], name: str, package: str, options: Plain) -> Iter
             listed, _, below = str(entry).partition("@")
             parent = name.rpartition("/")[0]
             absolute = listed.lstrip("/") if listed.startswith("/") or not parent else f"{parent}/{listed}"
-            yield from _files(folders, absolute, ".".join(filter(None, (package, below))), options)
+            group = listed.rpartition("/")[0].strip("/").replace("/", ".")
+            yield from _files(folders, absolute, ".".join(filter(None, (package, group, below))), options)
 
 
 def _sets(content: Any, package: str, key: str) -> bool:

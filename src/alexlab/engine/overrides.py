@@ -19,7 +19,7 @@ class Override:
         leaves: value by key, without mappings: {"trainer.max_epochs": 2} for `trainer={max_epochs:2}`.
         deletes: it begins with ~.
         adds: it begins with + or ++.
-        chooses: it chooses an option of a group in conf/.
+        chooses: it chooses an option of a group in conf/, or a list of several.
     """
 
     text: str
@@ -49,6 +49,7 @@ def parse(overrides: Iterable[str]) -> list[Override]:
             raise UserError(f"{text}: cannot be read as key=value ({str(error).splitlines()[0]}).") from None
         key, deletes = each.key_or_group, each.is_delete()
         chooses = not isinstance(value, dict) and not deletes and (CONF / key).is_dir()
+        value = value[0] if chooses and isinstance(value, list) and len(value) == 1 else value
         leaves = flat(value, f"{key}.") if isinstance(value, dict) and value else {key: value}
         parsed.append(Override(text, key, value, leaves, deletes, each.is_add() or each.is_force_add(), chooses))
     return parsed
@@ -66,6 +67,8 @@ def by_key(overrides: Iterable[str]) -> dict[str, str]:
 
 def shown(value: Any) -> str:
     """Return a value as it is written in yaml and on a command line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 

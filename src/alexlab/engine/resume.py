@@ -17,7 +17,7 @@ from alexlab.engine.config import Plain
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import cut_csv, refuse_link, remove_temporary
 from alexlab.engine.overrides import by_key, get, has, parse, put, remove, shown
-from alexlab.engine.run_dir import ckpt_of, find_run, read_summary
+from alexlab.engine.run_dir import WEIGHT_FILES, ckpt_of, find_run, read_summary
 from alexlab.engine.run_dir import shown as shown_path
 
 # Keys that may change: they decide how far the run goes and what is shown, but not what a step computes.
@@ -217,7 +217,7 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
     """
     path = Path(named).expanduser()
     path = path.parent.resolve() / path.name  # a checkpoint that is a link belongs to the run that holds the link
-    if path.is_file() or path.suffix == ".ckpt":
+    if path.is_file() or path.suffix in WEIGHT_FILES:
         return path
     sweep = run_dir.parent
     return ckpt_of(find_run(named, logs, ckpt, key, sweep if sweep.parent.name == "multiruns" else None), ckpt)

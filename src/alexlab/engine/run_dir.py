@@ -20,6 +20,7 @@ from alexlab.engine.errors import SYSTEM, UserError
 from alexlab.engine.files import atomic_write, open_no_link
 
 LARGEST_SUMMARY = 2**25  # bytes
+WEIGHT_FILES = (".ckpt", ".pth", ".pt", ".safetensors")
 
 
 def name_of(run_dir: PurePath) -> str:

@@ -58,6 +58,14 @@ def _is_name(text: str) -> bool:
     return text != "" and text == text.strip() and not set(text) & set("/\\#?%:")
 
 
+def _names_weights(text: str) -> bool:
+    if not text.startswith("wandb:"):
+        return text != "" and "://" not in text
+    path, _, alias = text.removeprefix("wandb:").partition(":")
+    parts = path.split("/")
+    return len(parts) == 3 and all(_is_name(part) and part.strip(".") for part in parts) and _is_name(alias or "latest")
+
+
 def _has_no_symbols(text: str) -> bool:
     import unicodedata  # used by `alexlab dashboard` only
 
@@ -97,6 +105,8 @@ Batches = Annotated[Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)], ANY_
 SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], SOME_BATCHES]
 # Lightning would download a web address, and run code in that file.
 LocalPath = Annotated[str, Rule("a run or a local file, not an address", lambda text: text != "" and "://" not in text)]
+WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
+Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
 PlainLetters = Annotated[str, Rule("a text without symbols such as + < = > | ~ ^ $ and emojis", _has_no_symbols)]
 WANDB_RUN = Rule(
@@ -403,7 +413,7 @@ class TrainConfig(CommandConfig):
     resume: ResumeConfig = key("resume=RUN resumes a run in the same directory, with the same config.", ResumeConfig)
     checkpoint: CheckpointConfig = key("When last.ckpt is written.", CheckpointConfig)
     ckpt_path: LocalPath | None = key("Run, latest, or last.ckpt to continue in a new run.", None)
-    init_from: LocalPath | None = key("Run, latest, or checkpoint whose weights to start from.", None)
+    init_from: Weights | None = key("Run, file, or wandb:ENTITY/PROJECT/ARTIFACT whose weights to start from.", None)
     from_run: LocalPath | None = key("Run, or latest, to train again with the same config and seed.", None)
     from_wandb: Annotated[str, WANDB_RUN] | None = key("Run in W&B to train again: ENTITY/PROJECT/RUN.", None)
     dry_run: bool = key("Print what would run, and stop.", False)

@@ -359,7 +359,7 @@ def shown(value: Any) -> str:
 
 
 def _choice(plain: Plain, group: str) -> str:
-    return f"{group}={value_at(plain, ('choices', group)) or 'NAME'}"
+    return f"{group}={shown(value_at(plain, ('choices', group)) or 'NAME')}"
 
 
 def _name(path: KeyPath) -> str:

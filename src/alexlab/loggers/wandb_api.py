@@ -1,15 +1,19 @@
-"""Requests to W&B's server: the config and summary of a run. Does not import Lightning."""
+"""Requests to W&B's server: the config and summary of a run, a checkpoint. Does not import Lightning."""
 
 import logging
 import netrc
 import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import wandb
 
 from alexlab.engine.errors import UserError
+from alexlab.engine.run_dir import WEIGHT_FILES
+
+T = TypeVar("T")
 
 log = logging.getLogger("alexlab")
 
@@ -38,18 +42,60 @@ def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: no API key was found, the server did not answer, or it has no such run.
     """
-    if not has_api_key():
-        raise UserError(f"`from_wandb={path}` needs an API key: run `wandb login` or set WANDB_API_KEY.")
-    try:
-        run = wandb.Api(timeout=RUN_TIMEOUT).run(path)
+
+    def ask(api: wandb.Api) -> tuple[dict[str, Any], dict[str, Any]]:
+        run = api.run(path)
         return dict(run.config), dict(run.summary_metrics)
+
+    return _answer(f"from_wandb={path}", "run", "from_run=DIRECTORY needs no server.", ask)
+
+
+def fetch_checkpoint(named: str, key: str, folder: Path) -> Path:
+    """Download the checkpoint in the artifact `named`, as logger.wandb.log_model=true uploads one, unless it is there.
+
+    Args:
+        named: the value of `key`: "wandb:ENTITY/PROJECT/ARTIFACT", with ":ALIAS" for another version than the latest.
+        folder: gets the file as ENTITY/PROJECT/ARTIFACT-VERSION/checkpoints/best.ckpt.
+
+    Raises:
+        UserError: no API key was found, the server did not answer, or it has no such artifact, or that has no
+            checkpoint.
+    """
+    path, _, alias = named.removeprefix("wandb:").partition(":")
+
+    def ask(api: wandb.Api) -> Path:
+        artifact = api.artifact(f"{path}:{alias or 'latest'}")
+        files = [str(name) for name in artifact.manifest.entries]
+        weights = [name for name in files if PurePath(name).suffix in WEIGHT_FILES]
+        if "best.ckpt" not in weights and len(weights) != 1:
+            raise UserError(
+                f"`{key}={named}` has no best.ckpt and not one single file of weights ({', '.join(WEIGHT_FILES)}), but "
+                f"{', '.join(files[:5]) or 'no files'}: give an artifact that logger.wandb.log_model=true has uploaded."
+            )
+        name = "best.ckpt" if "best.ckpt" in weights else weights[0]
+        root = folder / f"{path}-{artifact.version}" / "checkpoints"
+        artifact.download(str(root), path_prefix=name, skip_cache=True)  # W&B's cache would hold it a second time
+        return root / name
+
+    return _answer(f"{key}={named}", "artifact", f"{key}=PATH needs no server.", ask)
+
+
+def _answer(setting: str, what: str, instead: str, ask: Callable[[wandb.Api], T]) -> T:
+    """Return what `ask` gets from W&B's API; UserError if there is no API key, or no answer."""
+    if not has_api_key():
+        raise UserError(f"`{setting}` needs an API key: run `wandb login` or set WANDB_API_KEY.")
+    try:
+        return ask(wandb.Api(timeout=RUN_TIMEOUT))
+    except UserError:
+        raise
     except Exception as error:  # W&B raises many types
         refused = isinstance(error, wandb.errors.AuthenticationError)
-        what = "the server did not answer or refused the API key" if refused else "the server did not return that run"
-        fix = "run `wandb login`, or try again" if refused else "check the name, which is part of the run's address"
-        raise UserError(
-            f"`from_wandb={path}`: {what} ({first_line(error)}): {fix}. from_run=DIRECTORY needs no server."
-        ) from error
+        why = (
+            "the server did not answer or refused the API key" if refused else f"the server did not return that {what}"
+        )
+        fix = f"check the name, which is part of the {what}'s address"
+        fix = "run `wandb login`, or try again" if refused else fix
+        raise UserError(f"`{setting}`: {why} ({first_line(error)}): {fix}. {instead}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -51,7 +51,7 @@ def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"pretrained=true: the weights of {name} are not available ({error}). Connect to the network once, put "
-            f"{file.name} into {file.parent}, or set model.pretrained=false."
+            f"{weights.url} into {file.parent}, or set model.pretrained=false."
         ) from error
 
 
@@ -69,8 +69,8 @@ def check_hash(file: Path, published: str) -> None:
 
 def load_but_head(
     net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True, num_classes: int | None = None
-) -> None:
-    """Load `state` into `net`, but not the last layer if the number of classes differs.
+) -> bool:
+    """Load `state` into `net`, but not the last layer if the number of classes differs. Return whether that is loaded.
 
     Args:
         keep_head: load the last layer too, if it fits.
@@ -93,6 +93,7 @@ def load_but_head(
     if wrong:
         raise ValueError(f"the weights are another network's: {', '.join(wrong[:6])} do not fit.")
     net.load_state_dict({key: value for key, value in known.items() if key not in heads}, strict=False)
+    return not heads
 
 
 # torchvision's AlexNet ("one weird trick", Krizhevsky 2014)
@@ -168,11 +169,23 @@ def _call_timm(function: Callable[..., Any], name: str, **kwargs: Any) -> Any:
 
 
 def _not_available(name: str, error: Exception) -> ValueError:
-    instead = "choose another network" if ":" in name else "set model.pretrained=false"
-    return ValueError(
-        f"model.name={name}: its files on the hub are not available ({str(error).splitlines()[0]}). Connect to the "
-        f"network once, or {instead}."
-    )
+    """Return the error for files that cannot be fetched: which file to put where, for a machine without a network."""
+    import timm
+    from huggingface_hub import constants, hf_hub_url
+
+    published = None if ":" in name else timm.get_pretrained_cfg(name)
+    repository = name.partition(":")[2] if published is None else published.hf_hub_id
+    folder = Path(constants.HF_HUB_CACHE, f"models--{str(repository).replace('/', '--')}")
+    if published is None:
+        place = f"copy {folder.name} of a machine that has it into {folder.parent}, or choose another network"
+    elif not repository:
+        place = f"put {published.url} into {Path(torch.hub.get_dir(), 'checkpoints')}, or set model.pretrained=false"
+    else:
+        main = folder / "refs/main"  # names the snapshot, if a part of it was fetched
+        file = folder / "snapshots" / (main.read_text() if main.is_file() else "main") / "model.safetensors"
+        place = f"put {hf_hub_url(repository, file.name)} at {file}, or set model.pretrained=false"
+    line = str(error).splitlines()[0]
+    return ValueError(f"model.name={name}: its files are not available ({line}). Connect to the network once, {place}.")
 
 
 @contextlib.contextmanager

@@ -138,6 +138,8 @@ def load_initial_weights(
 ) -> bool:
     """Load the weights of the checkpoint `init_from` into `net`, without the last layer if the classes differ.
 
+    Of a file of weights alone, without classes and config, only names and shapes can be checked.
+
     Args:
         classes: class folders of the new run, in the order of its logits.
         image_size, mean, std: of the new run's inputs.
@@ -149,6 +151,11 @@ def load_initial_weights(
     Raises:
         UserError: the checkpoint does not exist, has the weights of another network, or expects different inputs.
     """
+    if (weights := checkpoint_io.load_plain(path)) is not None:
+        try:
+            return not load_but_head(net, weights, num_classes=len(classes))
+        except ValueError as error:
+            raise UserError(f"`init_from={path}`: {error}") from error
     checkpoint = checkpoint_io.load(path)
     same = list(checkpoint["alexlab"]["classes"]) == list(classes)
     try:
