@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from alexlab.data import class_names as names
-from alexlab.data import demo, fashion_mnist, folder
+from alexlab.data import decode, demo, fashion_mnist, folder
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.fast import archives, device_cache, prepared
 from alexlab.data.fast.device_cache import CACHED, DeviceLoader, Index
@@ -101,6 +101,7 @@ class ImageFolders(pl.LightningDataModule):
             )
         device_cache.check_device_input(self.crop_on, self.cache, self.device, splits, self.transforms)
         self.splits = splits
+        self._check_channels()
         return self
 
     def find_splits(self) -> Mapping[str, Index]:
@@ -126,6 +127,17 @@ class ImageFolders(pl.LightningDataModule):
         else:
             split = next((split for split in ("test", "val") if (self.root / split).is_dir()), None)
             self.splits = {split or "test": self._scan(self.root / split if split else self.root)}
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        for split, index in self.splits.items():
+            channels, known = self.transforms[split].channels, getattr(index, "channels", tuple(decode.MODES))
+            if channels not in known:
+                values = " or ".join(map(str, known))
+                raise UserError(
+                    f"`model.in_channels={channels}`: the images of {self.root} have {values} channels: set "
+                    f"model.in_channels={values}, or choose other images."
+                )
 
     def _scan(self, path: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
         if self.index_cache is None:
