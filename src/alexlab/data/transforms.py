@@ -59,7 +59,7 @@ class SampleTransform:
         sizes: pairs (first epoch, counted from 1; side in pixels) that replace image_size, for progressive resizing.
     """
 
-    image_size: int
+    image_size: int | Sequence[int]
     crop: str = "center"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
