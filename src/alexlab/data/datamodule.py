@@ -33,7 +33,7 @@ MAX_THREADS = 12  # by default: more are slower, because of Python's lock (bench
 class ImageFolders(pl.LightningDataModule):
     """Load batches of an ImageNet-style folder, of the output of `alexlab prepare`, or of ImageNet's archives.
 
-    `read()` finds the images. A batch is a `Batch`: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths. Most
+    `read()` finds the images. A batch is a `Batch`: images uint8 (B, C, H, W), targets int64 (B,), skipped paths. Most
     arguments are keys of conf/data/_base.yaml, and are explained in that file.
 
     Args:

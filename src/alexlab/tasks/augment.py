@@ -61,7 +61,7 @@ class BatchAugment:
     def __call__(
         self, images: Tensor, targets: Tensor, seed: int, rank: int = 0, world_size: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Augment and normalize this rank's part of a batch: uint8 images (B, 3, H, W), int64 targets (B,).
+        """Augment and normalize this rank's part of a batch: uint8 images (B, C, H, W), int64 targets (B,).
 
         Args:
             seed: of the batch, the same on all ranks.
