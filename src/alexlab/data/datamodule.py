@@ -134,10 +134,7 @@ class ImageFolders(pl.LightningDataModule):
             channels, known = self.transforms[split].channels, getattr(index, "channels", tuple(decode.MODES))
             if channels not in known:
                 values = " or ".join(map(str, known))
-                raise UserError(
-                    f"`model.in_channels={channels}`: the images of {self.root} have {values} channels: set "
-                    f"model.in_channels={values}, or choose other images."
-                )
+                raise UserError(f"`model.in_channels={channels}` must be {values} for the images of {self.root}.")
 
     def _scan(self, path: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
         if self.index_cache is None:

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from alexlab.engine.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB on a 0-1 scale
-LUMA = (0.299, 0.587, 0.114)  # what grey is of red, green and blue (ITU-R BT.601)
 
 
 def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
@@ -72,10 +71,15 @@ def normalization(
     std = published.get("std", IMAGENET_STD) if isinstance(std, str) else std
     mean, std = list(mean), list(std)
     if in_channels == 1:
-        mean, std = ([sum(a * b for a, b in zip(LUMA, v, strict=True))] if len(v) == 3 else v for v in (mean, std))
+        mean, std = ([_luma(*values)] if len(values) == 3 else values for values in (mean, std))
     elif in_channels == 4:
         mean, std = mean if len(mean) == 4 else [*mean, 1.0], std if len(std) == 4 else [*std, sum(std) / 3]
     return mean, std
+
+
+def _luma(red: float, green: float, blue: float) -> float:
+    """Return 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), which is exact for three equal numbers."""
+    return blue + 0.299 * (red - blue) + 0.587 * (green - blue)
 
 
 def macs(net: nn.Module, shape: tuple[int, int, int]) -> int | None:
