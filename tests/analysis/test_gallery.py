@@ -72,6 +72,21 @@ def test_each_filter_is_scaled_by_its_largest_weight_and_zero_is_grey() -> None:
     assert (sheet[height - 2 * drawing.GAP : height] == 255).all(), "a gap between the groups"
     grey = np.asarray(drawing.filters(np.ones((4, 1, 3, 3), dtype=np.float32)))
     assert (grey[drawing.GAP, drawing.GAP] == 255).all()
+    rgb, alpha = np.random.default_rng(0).normal(size=(2, 4, 3, 3, 3))
+    of_four = drawing.filters(np.concatenate([rgb, 9 * alpha[:, :1]], 1))
+    assert np.array_equal(np.asarray(of_four), np.asarray(drawing.filters(rgb))), "the colours of RGBA"
+
+
+def test_images_of_other_channels_are_drawn_in_colour_or_grey() -> None:
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [10, 20, 30, 51]]], np.uint8)
+    laid_over_white = [[10, 20, 30], [255, 255, 255], [206, 208, 210]]  # a fifth of the colour
+    assert drawing.as_rgb(pixels).tolist() == [laid_over_white]
+    assert drawing.as_rgb(pixels[..., :3]).tolist() == [[[10, 20, 30]] * 3]
+    assert drawing.as_rgb(pixels[..., 3:]).tolist() == [[[255] * 3, [0] * 3, [51] * 3]]
+    assert drawing.as_rgb(np.concatenate([pixels, pixels[..., :1]], 2)).tolist()[0][1] == [14] * 3
+    for channels in (1, 4):
+        sheet = np.asarray(drawing.tiles([np.full((144, 144, channels), 90, np.uint8)]))
+        assert set(sheet[drawing.GAP + 5, drawing.GAP + 5]) == {90 if channels == 1 else 197}
 
 
 def test_neighbours_are_the_nearest_in_the_last_hidden_layer() -> None:

@@ -201,7 +201,7 @@ class Confident(torch.nn.Module):
 
 
 def test_ten_crops_of_a_confident_and_wrong_network_give_a_finite_loss() -> None:
-    logits = TenCrops(Confident(), 4)(torch.zeros(3, 3, 6, 6))
+    logits = TenCrops(Confident(), (4, 4))(torch.zeros(3, 3, 6, 6))
     torch.testing.assert_close(logits, torch.tensor([[-300.0, 0.0]]).expand(3, 2))
 
 

@@ -150,7 +150,7 @@ def test_the_documents_example_runs_without_this_package(
     size = out.stat().st_size / 1e6
     assert f"{out}: {size:.1f} MB, alexnet_bn, 10 classes, any batch size" in done.stdout
     (example,) = (block for block in BLOCKS if FORMATS[format] in block)
-    assert sum(map(bool, example.splitlines())) == 8
+    assert sum(map(bool, example.splitlines())) == 10
     assert done.stdout.endswith("\n\n" + example.replace(FORMATS[format], str(out)))
     assert max(map(len, example.splitlines())) <= 120
 
@@ -365,13 +365,13 @@ class Strange(nn.Module):
 def test_a_network_that_torch_cannot_export(net: nn.Module, capfd: pytest.CaptureFixture) -> None:
     why = "Constraints violated" if isinstance(net, Fixed) else "Could not guard on data-dependent"
     with pytest.raises(UserError, match=rf"{type(net).__name__} cannot be exported \(.*{why}.*\): its forward"):
-        capture(FromPixels(net, [0.5] * 3, [0.5] * 3), 16)
+        capture(FromPixels(net, [0.5] * 3, [0.5] * 3), (16, 16))
     printed = capfd.readouterr()
     assert printed.out + printed.err == "", "torch prints the whole graph"
 
 
 def test_a_network_that_onnx_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = capture(FromPixels(Strange(), [0.5] * 3, [0.5] * 3), 16)
+    program = capture(FromPixels(Strange(), [0.5] * 3, [0.5] * 3), (16, 16))
     with pytest.raises(UserError, match=r"ONNX cannot represent the network \(.*linalg_eig.*use format=torch_export"):
         write_onnx(program, "{}", tmp_path / "x.onnx")
     monkeypatch.setattr(exporting, "ONNX_BYTES", 10)

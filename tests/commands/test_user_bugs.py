@@ -78,7 +78,7 @@ def test_a_bug_that_the_first_image_finds_is_not_a_users_mistake() -> None:
             return torch.cat([x, undefined])  # type: ignore[name-defined]  # noqa: F821
 
     with pytest.raises(NameError) as caught:
-        try_net(Net(), 32, 10)
+        try_net(Net(), (32, 32), 10)
     printed = short_traceback(caught.value)
     assert "in forward" in printed
     assert "build.py" not in printed

@@ -163,6 +163,89 @@ def test_a_jpeg_with_blemishes_is_read_as_pillow_reads_it(tmp_path: Path) -> Non
     assert np.array_equal(whole(path), np.asarray(Image.open(path)))
 
 
+def read_as(path: Path, channels: int) -> np.ndarray:
+    """Return all pixels, uint8 (H, W, C)."""
+    return decode.open_picture(str(path)).pixels(channels=channels)[0]
+
+
+def test_grey_is_the_luma_of_each_kind_of_file(tmp_path: Path) -> None:
+    source = Image.open(photo(tmp_path / "source.png", (61, 50)))
+    rgb = np.asarray(source).astype(float)
+    luma = rgb @ [0.299, 0.587, 0.114]
+    assert read_as(tmp_path / "source.png", 1).shape == (50, 61, 1)
+    assert np.abs(read_as(tmp_path / "source.png", 1)[..., 0] - luma).max() <= 1
+    for name, mode, save in (
+        ("a.jpg", "RGB", {"quality": 95}), ("b.jpg", "L", {}), ("c.jpg", "CMYK", {"quality": 95}),
+        ("a.png", "L", {}), ("b.png", "P", {}), ("c.png", "LA", {}), ("d.png", "RGBA", {}), ("e.webp", "RGB", {}),
+    ):  # fmt: skip
+        source.convert(mode).save(tmp_path / name, **save)
+        with Image.open(tmp_path / name) as opened:
+            opened.draft("L", None)  # a JPEG's own luma
+            expected = np.asarray(opened if opened.mode == "L" else opened.convert("L"))
+        assert np.array_equal(read_as(tmp_path / name, 1)[..., 0], expected), name
+        assert difference(expected, luma) < (12 if mode == "P" else 6), name
+    Image.fromarray((luma * 257).astype(np.uint16)).save(tmp_path / "16.png")
+    assert np.abs(read_as(tmp_path / "16.png", 1)[..., 0] - luma).max() <= 1
+
+
+def test_alpha_is_that_of_the_file_or_255(tmp_path: Path) -> None:
+    source = Image.open(photo(tmp_path / "source.png", (61, 50)))
+    ramp = np.tile(np.arange(61, dtype=np.uint8) * 4, (50, 1))
+    for name, mode in (
+        ("rgb.png", "RGB"),
+        ("grey.png", "L"),
+        ("a.jpg", "RGB"),
+        ("grey.jpg", "L"),
+        ("cmyk.jpg", "CMYK"),
+    ):
+        source.convert(mode).save(tmp_path / name)
+        pixels = read_as(tmp_path / name, 4)
+        assert pixels.shape == (50, 61, 4)
+        assert (pixels[..., 3] == 255).all(), name
+        assert np.array_equal(pixels[..., :3], read_as(tmp_path / name, 3)), name
+    for name, mode, save in (
+        ("a.png", "RGBA", {}),
+        ("la.png", "LA", {}),
+        ("a.webp", "RGBA", {"lossless": True, "exact": True}),
+    ):
+        image = source.convert(mode)
+        image.putalpha(Image.fromarray(ramp))
+        image.save(tmp_path / name, **save)
+        pixels = read_as(tmp_path / name, 4)
+        assert np.array_equal(pixels[..., 3], ramp), name
+        assert np.array_equal(pixels[..., :3], np.asarray(source.convert(mode[:-1]).convert("RGB"))), name
+    palette = source.quantize(16)
+    palette.save(tmp_path / "p.png", transparency=3)
+    assert np.array_equal(read_as(tmp_path / "p.png", 4)[..., 3] == 0, np.asarray(palette) == 3)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+def test_grey_and_rgba_are_cropped_and_resized_as_pillow_does_it(tmp_path: Path, channels: int, mode: str) -> None:
+    """Each channel by itself: Pillow would weigh the colours with alpha."""
+    image = Image.open(photo(tmp_path / "source.png", (200, 150)))
+    image.putalpha(Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (150, 1))))
+    image.save(tmp_path / "x.png")
+    transform = SampleTransform((32, 48), channels=channels)  # 37 x 55 pixels of 41 x 55
+    ours = decode.read(str(tmp_path / "x.png"), transform)
+    assert ours.shape == (channels, 32, 48)
+    bands = [np.asarray(band.resize((55, 41), Image.Resampling.BILINEAR)) for band in image.convert(mode).split()]
+    assert np.abs(ours.numpy().astype(int) - np.stack(bands)[:, 4:36, 4:52]).max() <= 1
+    turned = rotated(tmp_path / "turned.jpg", (200, 150), 6)
+    upright = ImageOps.exif_transpose(Image.open(turned)).convert(mode)
+    bands = [np.asarray(band.resize((55, 73), Image.Resampling.BILINEAR)) for band in upright.split()]
+    expected = np.stack(bands)[:, 20:52, 4:52]
+    assert difference(decode.read(str(turned), transform), expected) < 1
+
+
+def test_decoded_pixels_may_have_any_number_of_channels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 7), np.uint8)
+    image = SampleTransform(32, crop_ratio=1.0, channels=7)(decode.Pixels(pixels))
+    expected = F.interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None], (32, 38), mode="bilinear", antialias=True)
+    assert (image.int() - expected[0, :, :, 3:35].int()).abs().max() <= 1
+    with pytest.raises(OSError, match=r"it has 7 channels, but model.in_channels is 3"):
+        SampleTransform(32)(decode.Pixels(pixels))
+
+
 def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
@@ -243,11 +326,13 @@ def test_an_image_that_pillow_opened_can_be_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 48), (20, 70), (150, 130)])
-def test_the_private_resize_of_torch_equals_the_public_one(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("channels", [3, 1, 4, 7])
+def test_the_private_resize_of_torch_equals_the_public_one(channels: int, size: tuple[int, int]) -> None:
     """The installed torch still has it, with the same arguments."""
-    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 90, 100, 3), np.uint8)).permute(0, 3, 1, 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 90, 100, channels), np.uint8)
+    image = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     expected = F.interpolate(image, size, mode="bilinear", antialias=True)
-    out = torch.empty(1, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    out = torch.empty(1, *size, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
     decode._resize(image, size, False, None, None, out=out)
     assert torch.equal(out, expected)
     assert torch.equal(decode._resize(image, size, False, size[0] / 90, size[1] / 100), expected)

@@ -24,12 +24,17 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
     ("extent", "scale"),
     [((500, 375), (0.08, 1.0)), ((500, 375), (0.9, 1.0)), ((900, 100), (0.08, 1.0)), ((90, 700), (0.5, 1.0))],
 )
-def test_random_resized_crop_has_torchvisions_distribution(extent: tuple[int, int], scale: tuple[float, float]) -> None:
-    """Also if all ten tries often fail, so that the middle is taken."""
-    ours, theirs = SampleTransform(64, "random_resized", scale=scale), v2.RandomResizedCrop(64, scale=scale)
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (70, 35)])
+def test_random_resized_crop_has_torchvisions_distribution(
+    size: tuple[int, int], extent: tuple[int, int], scale: tuple[float, float]
+) -> None:
+    """Also if all ten tries often fail, so that the middle is taken; and for a rectangle, around its own aspect."""
+    aspect = size[1] / size[0]
+    ours = SampleTransform(size, "random_resized", scale=scale)
+    theirs = v2.RandomResizedCrop(size, scale=scale, ratio=(3 / 4 * aspect, 4 / 3 * aspect))
     torch.manual_seed(0)
     crops = [ours.crop_box(*extent, SampleRng(7, i)) for i in range(1500)]
-    assert {(crop.size, crop.at) for crop in crops} == {((64, 64), (0, 0))}
+    assert {(crop.size, crop.at) for crop in crops} == {(size, (0, 0))}
     boxes = np.array([crop.box for crop in crops])
     drawn = [theirs.make_params([torch.empty(3, extent[1], extent[0], device="meta")]) for _ in range(1500)]
     reference = np.array([(d["left"], d["top"], d["left"] + d["width"], d["top"] + d["height"]) for d in drawn])
@@ -56,6 +61,42 @@ def test_the_papers_crop_is_uniform_over_the_33_x_33_places_of_224_in_256() -> N
 def test_the_center_crop_is_in_the_middle() -> None:
     assert SampleTransform(224).crop_box(256, 256, SampleRng(0)) == ((0, 0, 256, 256), (256, 256), (16, 16))
     assert SampleTransform(224).crop_box(300, 400, SampleRng(0)) == ((0, 0, 300, 400), (341, 256), (58, 16))
+
+
+@pytest.mark.parametrize(
+    ("extent", "size", "at"),
+    [  # 73 x 146 pixels are covered
+        ((300, 400), (194, 146), (65, 9)),
+        ((400, 100), (73, 292), (4, 82)),
+        ((200, 100), (73, 146), (4, 9)),
+        ((1000, 501), (73, 145 + 1), (4, 9)),
+    ],
+)
+def test_a_rectangle_is_cut_from_the_smallest_image_that_covers_it(
+    extent: tuple[int, int], size: tuple[int, int], at: tuple[int, int]
+) -> None:
+    assert SampleTransform((64, 128)).crop_box(*extent, SampleRng(0)) == ((0, 0, *extent), size, at)
+    turned = SampleTransform((128, 64)).crop_box(*extent[::-1], SampleRng(0))
+    assert turned == ((0, 0, *extent[::-1]), size[::-1], at[::-1])
+
+
+def test_a_random_rectangle_is_uniform_over_all_places() -> None:
+    crops = [SampleTransform((64, 128), "random").crop_box(400, 100, SampleRng(0, i)) for i in range(3000)]
+    tops, lefts = ({crop.at[axis] for crop in crops} for axis in (0, 1))
+    assert (tops, lefts) == (set(range(10)), set(range(73, 92))), "(292 - 146) / 2 = 73"
+
+
+@pytest.mark.parametrize("extent", [(9000, 40), (20_000, 4), (60, 5000)])
+def test_a_long_strip_is_resized_around_a_rectangle(extent: tuple[int, int]) -> None:
+    for size in ((64, 128), (128, 64)):
+        left, top, right, bottom = SampleTransform(size).crop_box(*extent, SampleRng(0)).box
+        chosen = SampleTransform(size).crop_box(*extent, SampleRng(0))
+        assert max(chosen.size) < 12 * 128
+        assert all(0 <= at <= edge - part for at, edge, part in zip(chosen.at, chosen.size, size, strict=True))
+        longer = extent[0] > extent[1]
+        box = (right - left, bottom - top) if longer else (bottom - top, right - left)
+        covered = size[0] / 0.875 if longer else size[1] / 0.875
+        assert chosen.size[1 if longer else 0] / box[0] == pytest.approx(covered / min(extent), rel=0.03)
 
 
 @pytest.mark.parametrize("extent", [(40, 9000), (9001, 30), (4, 20_000), (100, 2000)])

@@ -232,6 +232,7 @@ TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are bui
         ("callbacks.progres", "rich", "Did you mean `callbacks.progress`?"),
         ("data.size", 64, "Did you mean `data.image_size`?"),
         ("epochs", 3, "Did you mean `trainer.max_epochs`?"),
+        ("model.in_chans", 1, "Did you mean `model.in_channels`?"),
         ("trainer.gpus", 1, "Did you mean `trainer.devices`?"),
         ("trainer.lr", 1, "Did you mean `optimizer.lr`?"),
         ("finetune.decay", 1, "Did you mean `ema.decay`?"),
@@ -325,8 +326,8 @@ def test_keys_that_a_yaml_of_an_option_must_have(default: dict[str, Any]) -> Non
     assert mistakes(plain) == [
         "`model.net.depth` is missing: give it with model.net.depth=VALUE.",
         "`model.name` is missing: the yaml of model=mine must set it to a text.",
-        f"`model.mean` is missing: {yaml_of} auto or three numbers, for red, green and blue.",
-        f"`model.std` is missing: {yaml_of} auto or three numbers above 0, for red, green and blue.",
+        f"`model.mean` is missing: {yaml_of} auto or one number for each channel.",
+        f"`model.std` is missing: {yaml_of} auto or one number above 0 for each channel.",
         (
             "`scheduler.name` is missing: the yaml of scheduler=NAME must set it to one of constant, cosine, linear, "
             "multistep, plateau, step."
@@ -337,6 +338,7 @@ def test_keys_that_a_yaml_of_an_option_must_have(default: dict[str, Any]) -> Non
 # -- Values
 
 
+IMAGE_SIZE = "a whole number of at least 8 or [height, width] of at least 8 each"
 SIZES = "pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]], or null"
 BATCHES = "a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1, or null"
 DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
@@ -353,7 +355,12 @@ WANDB_RUN = "ENTITY/PROJECT/RUN, where RUN is the last part of the address of th
         ("data.batch_size", 1.5, "a whole number of at least 1"),
         ("data.num_workers", True, "a whole number of at least 0, or null"),
         ("data.num_workers", -1, "at least 0, or null"),
-        ("data.image_size", 7, "at least 8"),
+        ("data.image_size", 7, f"{IMAGE_SIZE}"),
+        ("data.image_size", [64], f"{IMAGE_SIZE}"),
+        ("data.image_size", [64, 7], f"{IMAGE_SIZE}"),
+        ("data.image_size", [64, 64, 3], f"{IMAGE_SIZE}"),
+        ("data.image_size", [64, 64.0], f"{IMAGE_SIZE}"),
+        ("model.in_channels", 0, "at least 1"),
         ("data.val_fraction", 1.0, "above 0 and below 1, or null"),
         ("data.cache", "disk", "device, or null"),
         ("data.crop_on", True, "one of auto, cpu, device"),
@@ -380,8 +387,8 @@ WANDB_RUN = "ENTITY/PROJECT/RUN, where RUN is the last part of the address of th
         ("augment.policy_magnitude", 31, "from 0 to 30"),
         ("augment.sizes", [[2, 128]], SIZES),
         ("augment.sizes", [[1, 128], [1, 64]], SIZES),
-        ("model.mean", [0.5, 0.5], "auto or three numbers, for red, green and blue"),
-        ("model.std", [0.5, 0, 0.5], "auto or three numbers above 0, for red, green and blue"),
+        ("model.mean", [], "auto or one number for each channel"),
+        ("model.std", [0.5, 0, 0.5], "auto or one number above 0 for each channel"),
         ("model.net", "resnet18", "a mapping with a _target_, which names a class"),
         ("trainer.precision", 17, PRECISIONS),
         ("trainer.deterministic", 1, "one of true, false, warn"),
@@ -538,6 +545,18 @@ data.root=/ data.demo_seed=null data.name=prepared
   `data.root=/` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out=/`.
 resume.requeue=true resume.run=latest
   `resume.requeue=true` needs resume=auto, with which the requeued job resumes its run.
+model.mean=[0.5,0.5]
+  `model.mean=[0.5, 0.5]`: give a list with one number for each channel of model.in_channels=3.
+model.in_channels=1 model.std=[0.5,0.5]
+  `model.std=[0.5, 0.5]`: give a list with one number for each channel of model.in_channels=1.
+model.in_channels=5 model.mean=auto model.std=[1,1,1,1,1]
+  `model.mean=auto`: give a list with one number for each channel of model.in_channels=5.
+model.in_channels=1 augment.pca=0.1
+  `augment.pca=0.1` is noise of RGB, and model.in_channels=1: set augment.pca=0.
+model.in_channels=4 augment.policy=rand
+  `augment.policy=rand` changes colours of RGB, and model.in_channels=4: set augment.policy=none.
+data.image_size=[64,96] augment.sizes=[[1,64]]
+  `augment.sizes` are sides of squares, and data.image_size=[64, 96]: leave one of them out.
 optimizer.nesterov=true optimizer.momentum=0
   `optimizer.nesterov=true` needs optimizer.momentum above 0.
 overrides=[run_dir=/x]
@@ -562,6 +581,9 @@ def test_values_that_do_not_fit_together_are_refused(line: str, sentence: str, d
     [
         "trainer.max_epochs=null trainer.max_steps=5",
         "model.pretrained=true init_from=latest",
+        "data.image_size=[64,96] model.in_channels=1 model.mean=[0.5]",
+        "model.in_channels=4 model.std=auto model.mean=[0.1,0.2,0.3,0.4]",
+        "model.in_channels=5 model.mean=[0,0,0,0,0] model.std=[1,1,1,1,1]",
         "model.pretrained=true model.net.pretrained=true",
         "callbacks.early_stopping=2 trainer.limit_val_batches=null",
         "data.root=/nowhere",

@@ -11,8 +11,10 @@ import torchvision
 from conftest import command
 from safetensors.torch import save_file
 
+from alexlab.models import pretrained as pretrained_nets
 from alexlab.models.alexnet import AlexNet
-from alexlab.models.pretrained import alexnet_owt, load_but_head, timm_net, torchvision_net
+from alexlab.models.introspection import first_convolution, normalization
+from alexlab.models.pretrained import alexnet_owt, change_channels, load_but_head, timm_net, torchvision_net
 
 
 def test_alexnet_owt_equals_torchvisions_alexnet() -> None:
@@ -126,6 +128,8 @@ def test_timms_weights_are_read_from_the_hubs_cache_and_must_be_the_published_on
     (cache / "snapshots/c0ffee/model.safetensors").symlink_to(blob)
     loaded = timm_net("mobilenetv3_small_050", 3, pretrained=True)
     assert torch.equal(loaded.conv_stem.weight, net.conv_stem.weight)
+    grey = timm_net("mobilenetv3_small_050", 3, pretrained=True, in_channels=1)
+    torch.testing.assert_close(grey.conv_stem.weight, net.conv_stem.weight.sum(1, keepdim=True))
     held = bytearray(blob.read_bytes())
     held[-1] ^= 1
     blob.write_bytes(held)
@@ -138,3 +142,76 @@ def test_torchvisions_networks_have_the_input_statistics_of_their_weights() -> N
     for name, mean in (("shufflenet_v2_x0_5", [0.485, 0.456, 0.406]), ("efficientnet_v2_l", [0.5, 0.5, 0.5])):
         with torch.device("meta"):
             assert torchvision_net(name, 3).pretrained_cfg["mean"] == mean
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 7])
+def test_pretrained_weights_are_given_other_channels_as_timm_does_it(
+    in_channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from timm.models._manipulate import adapt_input_conv
+
+    theirs = {
+        "alexnet": torchvision.models.alexnet().state_dict(),
+        "resnet18": torchvision.models.resnet18().state_dict(),
+    }
+    monkeypatch.setattr(pretrained_nets, "torchvision_weights", theirs.get)  # a download
+    images = torch.randn(2, in_channels, 64, 64)
+    for net, name, key in (
+        (alexnet_owt(5, pretrained=True, in_channels=in_channels), "alexnet", "features.0.weight"),
+        (torchvision_net("resnet18", 5, pretrained=True, in_channels=in_channels), "resnet18", "conv1.weight"),
+    ):
+        torch.testing.assert_close(net.state_dict()[key], adapt_input_conv(in_channels, theirs[name][key]))
+        assert net(images).shape == (2, 5)
+        if in_channels == 1:  # what the network of RGB computes of three equal channels
+            rgb = torchvision_net(name, 5)
+            rgb.load_state_dict(net.state_dict() | {key: theirs[name][key]})
+            torch.testing.assert_close(
+                net.eval()(images), rgb.eval()(images.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "maxvit_t",
+     "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t",
+     "swin_v2_t", "vgg11_bn", "vit_b_32"],
+)  # fmt: skip
+def test_each_family_of_torchvision_takes_grey_and_rgba(name: str) -> None:
+    for in_channels in (1, 4):
+        with torch.device("meta"):
+            net = torchvision_net(name, 3, in_channels=in_channels)
+            assert net.eval()(torch.empty(1, in_channels, 224, 224)).shape == (1, 3)
+        found = first_convolution(net)
+        assert found is not None
+        assert found[0].in_channels == in_channels
+
+
+def test_inputs_of_inception_without_its_conversion_are_from_minus_1_to_1() -> None:
+    with torch.device("meta"):
+        net = torchvision_net("inception_v3", 3, in_channels=1)
+    assert normalization(net, in_channels=1) == ([0.5], [0.5])
+
+
+def test_a_network_without_a_first_convolution_of_rgb_is_refused() -> None:
+    for net in (torch.nn.Linear(3, 2), torch.nn.Conv2d(1, 2, 3)):
+        with pytest.raises(ValueError, match=r"model.in_channels=4: (Linear|Conv2d) has no first convolution of RGB"):
+            change_channels(net, 4)
+
+
+def test_mean_and_std_of_grey_and_of_rgba_follow_from_those_of_rgb() -> None:
+    net, rng = torch.nn.Identity(), torch.Generator().manual_seed(0)
+    grey = normalization(net, in_channels=1)
+    assert grey == ([pytest.approx(0.458971)], [pytest.approx(0.225609)])  # by hand from ImageNet's
+    images = torch.rand(3, 1000, generator=rng)
+    luma = torch.tensor([0.299, 0.587, 0.114]) @ images
+    (mean,), (std,) = normalization(net, images.mean(1).tolist(), images.std(1).tolist(), 1)
+    assert mean == pytest.approx(float(luma.mean()), abs=1e-6)
+    assert std >= luma.std()
+    together = torch.stack([luma, luma, luma])
+    assert normalization(net, [0, 0, 0], together.std(1).tolist(), 1)[1] == [pytest.approx(float(luma.std()))]
+    mean, std = normalization(net, in_channels=4)
+    assert mean == [0.485, 0.456, 0.406, 1.0]
+    assert std == [0.229, 0.224, 0.225, pytest.approx(0.226)]
+    assert normalization(net, [0.1], [0.2], 1) == ([0.1], [0.2])
+    assert normalization(net, [0.1] * 4, "auto", 4)[0] == [0.1] * 4
+    assert normalization(net, [0.1] * 5, [0.2] * 5, 5) == ([0.1] * 5, [0.2] * 5)

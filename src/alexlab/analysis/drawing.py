@@ -21,7 +21,7 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
     """Draw images side by side, each above the lines of a caption.
 
     Args:
-        images: uint8 (H, W, 3), all of one size; small ones are enlarged by a whole factor.
+        images: uint8 (H, W, C), all of one size; small ones are enlarged by a whole factor.
         captions: the lines of each image, equally many for all; empty for no captions.
     """
     height, width = images[0].shape[:2]
@@ -34,10 +34,18 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
     draw, font = ImageDraw.Draw(sheet), _font()
     for i, image in enumerate(images):
         x, y = GAP + i % columns * (width + GAP), GAP + i // columns * (step + GAP)
-        sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(Image.fromarray(as_rgb(image)).resize((width, height), Image.Resampling.NEAREST), (x, y))
         for n, line in enumerate(captions[i] if captions else ()):
             draw.text((x, y + height + 2 + n * (TEXT + 3)), _fitting(line, width, font), INK, font)
     return sheet
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Return uint8 (H, W, 3) of an image (H, W, C): RGBA is laid over white; 1, 2, 5, ... channels become grey."""
+    if image.shape[2] == 4:
+        alpha = image[..., 3:] / 255
+        return (image[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+    return image if image.shape[2] == 3 else image.mean(2, keepdims=True).astype(np.uint8).repeat(3, 2)
 
 
 def confusion(
@@ -86,12 +94,11 @@ def filters(weights: np.ndarray, groups: int = 1) -> Image.Image:
     """Draw the filters of a first convolution as tiles: zero is grey, and each is scaled by the largest weight in it.
 
     Args:
-        weights: float (maps, channels, H, W); three channels are drawn as red, green and blue, another
-            number as the mean.
+        weights: float (maps, channels, H, W); the first three of three or four channels are drawn as red, green and
+            blue, another number as the mean.
         groups: number of groups of maps, which are drawn below each other with a gap.
     """
-    if weights.shape[1] != 3:
-        weights = weights.mean(1, keepdims=True).repeat(3, 1)
+    weights = weights[:, :3] if weights.shape[1] in (3, 4) else weights.mean(1, keepdims=True).repeat(3, 1)
     largest = np.abs(weights).max((1, 2, 3), keepdims=True)
     pixels = 127.5 + 127.5 * weights / np.where(largest > 0, largest, 1)
     images = list(pixels.round().astype(np.uint8).transpose(0, 2, 3, 1))

@@ -50,7 +50,7 @@ class FeatureExtractor:
             head_of(self.net).register_forward_pre_hook(store)
 
     def read(self, index: Index, numbers: list[int]) -> dict[int, Tensor]:
-        """Return the pixels of each image that can be read, uint8 (3, S, S), by the number of the image."""
+        """Return the pixels of each image that can be read, uint8 (C, H, W), by the number of the image."""
 
         def pixels(number: int) -> Tensor | None:
             with contextlib.suppress(OSError):
@@ -63,7 +63,7 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute on images, uint8 (N, 3, S, S): probabilities (N, num_classes), and the last hidden layer (N, units)
+        """Compute on images, uint8 (N, C, H, W): probabilities (N, num_classes), and the last hidden layer (N, units)
         or None without a known head. Both are float32, on the CPU."""
         probabilities, hidden = [], []
         for part in pixels.split(BATCH):
@@ -147,7 +147,7 @@ def pictures(
 
 
 def _array(image: Tensor) -> np.ndarray:
-    return image.permute(1, 2, 0).numpy()
+    return figures.as_rgb(image.permute(1, 2, 0).numpy())
 
 
 def _small(image: Tensor) -> np.ndarray:

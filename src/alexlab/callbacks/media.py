@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     """The network's prediction for a test image."""
 
     confidence: float  # probability of the predicted class, 0 to 1
-    image: torch.Tensor  # uint8 (3, H, W)
+    image: torch.Tensor  # uint8 (C, H, W)
     truth: int
     top5: list[tuple[int, float]]  # up to five (class, probability), the most probable first
     loss: float  # cross-entropy, in nats
@@ -146,7 +146,7 @@ class Media(Callback):
             table = tables[key] = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
             for m in shown:
                 top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
-                picture = wandb.Image(m.image.permute(1, 2, 0).numpy())
+                picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
                 confidence, loss = round(m.confidence, 4), round(m.loss, 4)
                 table.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
         per_class = wandb.Table(columns=["class", "images", "acc1"])

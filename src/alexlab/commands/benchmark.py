@@ -88,7 +88,7 @@ def decode_only(data: ImageFolders, seconds: float) -> float:
 
     def decode(i: int) -> None:
         try:
-            index.picture(i).pixels()
+            index.picture(i).pixels(channels=data.transforms["train"].channels)
         except OSError:
             if data.on_error == "raise":
                 raise

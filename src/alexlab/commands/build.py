@@ -41,7 +41,7 @@ from alexlab.commands import sweep
 from alexlab.commands.checks import check_ckpt
 from alexlab.commands.plan import Plan, make_plan
 from alexlab.data.datamodule import ImageFolders
-from alexlab.data.transforms import SampleTransform
+from alexlab.data.transforms import SampleTransform, height_width
 from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, targets
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.config import look_up
@@ -126,15 +126,16 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
 
 def build_data(config: Any, devices: Devices) -> ImageFolders:
     """Describe the images that the config's `data` and `augment` name; nothing is read yet."""
-    d, a = config.data, config.augment
+    d, a, channels = config.data, config.augment, config.model.in_channels
     sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
     policy = (a.policy, a.policy_ops, a.policy_magnitude)
-    train = SampleTransform(d.image_size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, *policy, sizes)
+    crops = (a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip)
+    train = SampleTransform(d.image_size, *crops, *policy, sizes, channels)
     return ImageFolders(
         **d.model_dump(exclude={"name", "image_size", "max_bad", "multilabel"}),
         seed=config.seed,
         train_transform=train,
-        eval_transform=SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio),
+        eval_transform=SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio, channels=channels),
         world_size=devices.world_size,
         local_world_size=devices.local,
         index_cache=str(Path(config.paths.logs, ".index")),
@@ -158,8 +159,8 @@ def build_task(
     # the network
     has_weights = plan is None or config.ckpt_path is not None  # a checkpoint gives all weights
     net = targets.build_network(m.net, num_classes, fetch=not has_weights, trusted=trusted)
-    for size in {config.data.image_size, *(pixels for _, pixels in a.sizes or ())}:
-        try_net(net, size, num_classes)
+    for size in {height_width(config.data.image_size), *((pixels, pixels) for _, pixels in a.sizes or ())}:
+        try_net(net, size, num_classes, m.in_channels)
 
     # optimizer and schedule
     settings = None
@@ -185,7 +186,7 @@ def build_task(
     criterion = build_loss(config, data, known, trusted)
     note = print if launcher.prints() else lambda line: None
     metrics = build_metrics(config.metrics.model_dump(), trusted, known, max(data.images.values()), note)
-    mean, std = normalization(net, m.mean, m.std)
+    mean, std = normalization(net, m.mean, m.std, m.in_channels)
     augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by)
     layout = config.trainer.channels_last
     origin = {"config": config.model_dump(exclude_unset=True), "sources": provenance.source_hashes(net)}
@@ -367,7 +368,8 @@ def load_checkpoint(
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
     path = Path(config.run_dir)
     if config.init_from is not None:
-        ckpt, mean_std = Path(config.init_from), normalization(task.net, config.model.mean, config.model.std)
+        ckpt, m = Path(config.init_from), config.model
+        mean_std = normalization(task.net, m.mean, m.std, m.in_channels)
         allowed = (*config.allow, *(trusted or ()))  # the checkpoint may be somebody else's
         new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, *mean_std, allowed)
         if launcher.prints():
@@ -388,8 +390,11 @@ def load_checkpoint(
     return None
 
 
-def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
+def try_net(net: nn.Module, size: tuple[int, int], num_classes: int, in_channels: int = 3) -> None:
     """Pass one black image through the network, so that a size that it cannot take is found before training.
+
+    Args:
+        size: (height, width).
 
     Raises:
         UserError: the network cannot take the size, or does not return logits (1, num_classes).
@@ -398,15 +403,15 @@ def try_net(net: nn.Module, image_size: int, num_classes: int) -> None:
     training = net.training
     try:
         with torch.no_grad():
-            logits = net.eval()(torch.zeros(1, 3, image_size, image_size))
+            logits = net.eval()(torch.zeros(1, in_channels, *size))
     except (RuntimeError, ValueError, AssertionError) as error:  # any other error is a bug
         line = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, ValueError) and Path(line.filename).parent == Path(models.__file__).parent:
             raise UserError(str(error)) from error  # a network of alexlab.models explains its own rule
         raise UserError(
-            f"{type(net).__name__} fails on an image of {image_size} x {image_size} pixels: "
+            f"{type(net).__name__} fails on an image of {size[0]} x {size[1]} pixels: "
             f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). Can it take "
-            f"`data.image_size={image_size}` (or that of augment.sizes), and three channels?"
+            f"this `data.image_size` (or that of augment.sizes), and `model.in_channels={in_channels}`?"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"

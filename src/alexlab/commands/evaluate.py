@@ -1,6 +1,7 @@
 """Test a run on its own test images or on another folder, for `python eval.py`."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from torch import Tensor
 from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fingerprint import changed_splits
-from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io
 from alexlab.engine import config as configs
 from alexlab.engine import run_dir as run_dirs
@@ -116,7 +116,7 @@ def score(
     if run_config.compile:
         task.net.compile()
     if crops == 10:
-        use_ten_crops(task, data, run_config.data.image_size, run_config.augment.crop_ratio)
+        use_ten_crops(task, data)
     trainer = plain_trainer(
         devices.kind, precision, callbacks, limit_test_batches=run_config.trainer.limit_test_batches
     )
@@ -205,30 +205,35 @@ def check_images(dataset: dict[str, Any], data: ImageFolders, run_config: TrainC
 
 
 class TenCrops(torch.nn.Module):
-    """A network that averages over ten crops of a larger image: four corners, the center, and these five mirrored."""
+    """A network that averages over ten crops of a larger image: four corners, the center, and these five mirrored.
 
-    def __init__(self, net: torch.nn.Module, size: int) -> None:
+    Args:
+        size: (height, width) of the crops.
+    """
+
+    def __init__(self, net: torch.nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
         self.net, self.size = net, size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the log of the ten crops' mean probability: float (B, 3, R, R), R > `size` -> (B, num_classes)."""
-        far = images.shape[-1] - self.size
-        middle = round(far / 2)
-        places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
-        crops = [images[..., y : y + self.size, x : x + self.size] for y, x in places]
+        """Compute the log of the ten crops' mean probability: float (B, C, H, W) -> (B, num_classes)."""
+        height, width = self.size
+        bottom, right = images.shape[-2] - height, images.shape[-1] - width
+        places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
+        crops = [images[..., y : y + height, x : x + width] for y, x in places]
         crops += [crop.flip(-1) for crop in crops]
         logs = torch.stack([self.net(crop.contiguous()).float().log_softmax(1) for crop in crops])
         return logs.logsumexp(0) - math.log(len(crops))  # log(mean(exp)) would be -inf if all are small
 
 
-def use_ten_crops(task: RunModule, data: ImageFolders, size: int, crop_ratio: float) -> None:
-    """Test as Krizhevsky et al. 2012: crops of `size` out of a square of size / crop_ratio pixels (224 of 256)."""
-    square = round(size / crop_ratio)
-    if square == size:
+def use_ten_crops(task: RunModule, data: ImageFolders) -> None:
+    """Test as Krizhevsky et al. 2012: crops of image_size out of image_size / crop_ratio pixels (224 of 256)."""
+    one = data.transforms["test"]
+    if one.covered == one.size:
         raise UserError(
-            f"`crops=10` needs pixels around the {size} that the network sees, and with the run's "
-            f"augment.crop_ratio={crop_ratio} there are none: use crops=1."
+            f"`crops=10` needs pixels around the {one.image_size} that the network sees, and with the run's "
+            f"augment.crop_ratio={one.crop_ratio} there are none: use crops=1."
         )
-    data.transforms["val"] = data.transforms["test"] = SampleTransform(square, "center", crop_ratio=1.0)
-    task.net = TenCrops(task.net, size)
+    whole = dataclasses.replace(one, image_size=one.covered, crop_ratio=1.0)
+    data.transforms["val"] = data.transforms["test"] = whole
+    task.net = TenCrops(task.net, one.size)

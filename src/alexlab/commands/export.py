@@ -20,6 +20,7 @@ from alexlab.commands.predict import Listed, find_images
 from alexlab.data import decode
 from alexlab.data.dataset import ImageSource
 from alexlab.data.fast import prepared
+from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
@@ -36,10 +37,12 @@ EXAMPLE = """\
 import json, numpy, {package}, PIL.Image, PIL.ImageOps
 
 {load}
-image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert("RGB")
-image = image.resize([about["short_side"] * side // min(image.size) for side in image.size], PIL.Image.BILINEAR)
-x, y = (round((side - about["image_size"]) / 2) for side in image.size)
-pixels = numpy.array(image)[y : y + about["image_size"], x : x + about["image_size"]].transpose(2, 0, 1)[None]
+image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert(about["mode"])
+side, covered = min(zip(image.size, about["covered"]), key=lambda pair: pair[0] / pair[1])
+size = [covered * each // side for each in image.size]
+bands = numpy.stack([band.resize(size, PIL.Image.BILINEAR) for band in image.split()])
+x, y = round((size[0] - about["width"]) / 2), round((size[1] - about["height"]) / 2)
+pixels = bands[None, :, y : y + about["height"], x : x + about["width"]]
 print(about["classes"][{logits}.argmax()])
 """
 LOAD_ONNX = """\
@@ -58,7 +61,7 @@ class FromPixels(nn.Module):
     """A network behind its normalization: pixels in, logits out.
 
     Args:
-        mean, std: of RGB on a 0-1 scale.
+        mean, std: of each of the C channels on a 0-1 scale.
     """
 
     scale: Tensor
@@ -67,11 +70,11 @@ class FromPixels(nn.Module):
     def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.net = net
-        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1))
-        self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(1, -1, 1, 1))
+        self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute float32 logits (B, num_classes) of RGB images, uint8 (B, 3, S, S) of 0 to 255."""
+        """Compute float32 logits (B, num_classes) of images, uint8 (B, C, H, W) of 0 to 255."""
         return self.net(images.float() * self.scale + self.shift)
 
 
@@ -92,9 +95,9 @@ def export(config: ExportConfig) -> None:
     net, transform, classes = loading.load(run_dir, ckpt, logs, allow=config.allow)
     run_config = loading.config_of(run_dir)
     pixels = read_pixels(*choose_images(config, run_config), transform)
-    mean, std = normalization(net, run_config.model.mean, run_config.model.std)
-    about = {**describe(run_dir, ckpt, run_config, classes), "mean": mean, "std": std}
-    program = capture(FromPixels(net.requires_grad_(False), about["mean"], about["std"]), run_config.data.image_size)
+    mean, std = normalization(net, run_config.model.mean, run_config.model.std, run_config.model.in_channels)
+    about = {**describe(run_dir, ckpt, run_config, transform.crop, classes), "mean": mean, "std": std}
+    program = capture(FromPixels(net.requires_grad_(False), mean, std), transform.crop.size)
     with torch.no_grad():
         expected = net(transform.normalize(pixels))
     try:
@@ -150,7 +153,7 @@ def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageS
 
 
 def read_pixels(images: ImageSource, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
-    """Return uint8 (B, 3, S, S), cropped as in the run's evaluation, of the images that can be read."""
+    """Return uint8 (B, C, H, W), cropped as in the run's evaluation, of the images that can be read."""
     pixels = []
     for i in numbers:
         try:
@@ -164,20 +167,29 @@ def read_pixels(images: ImageSource, numbers: list[int], transform: loading.Eval
     return torch.stack(pixels).contiguous()
 
 
-def describe(run_dir: Path, ckpt: str, run_config: TrainConfig, classes: list[str]) -> dict[str, Any]:
+def describe(
+    run_dir: Path, ckpt: str, run_config: TrainConfig, crop: SampleTransform, classes: list[str]
+) -> dict[str, Any]:
     """Return the metadata that is stored in the file: classes, input, output, preprocessing, versions."""
-    size, ratio, path = run_config.data.image_size, run_config.augment.crop_ratio, rundir.ckpt_of(run_dir, ckpt)
+    path, (height, width) = rundir.ckpt_of(run_dir, ckpt), crop.size
+    mode = decode.MODES.get(crop.channels, "as in training")
     function = "sigmoid" if run_config.data.multilabel else "softmax"
+    shape = f"(B, {crop.channels}, {height}, {width})"
     return {
         "classes": classes,
         "class_folders": list(checkpoint.load(path)["alexlab"]["classes"]),
-        "input": f"images: uint8 (B, 3, {size}, {size}) of 0 to 255, RGB, any B; mean and std are applied inside",
+        "input": f"images: uint8 {shape} of 0 to 255, {mode}, any B; mean and std are applied inside",
         "output": f"logits: float32 (B, {len(classes)}), in the order of classes; their {function} is probabilities",
-        "preprocessing": "turned as EXIF says; scaled so that the short side has short_side pixels and the long one as "
-        "many, rounded down; the middle image_size x image_size of that (torchvision's Resize and CenterCrop)",
-        "image_size": size,
-        "crop_ratio": ratio,
-        "short_side": round(size / ratio),
+        "mode": mode,
+        "preprocessing": "turned as EXIF says; converted to Pillow's mode; scaled to the smallest size that covers "
+        "covered (width, height), the longer side rounded down; the middle width x height of that (of a square, "
+        "torchvision's Resize of short_side and CenterCrop)",
+        "image_size": run_config.data.image_size,
+        "height": height,
+        "width": width,
+        "crop_ratio": crop.crop_ratio,
+        "covered": list(crop.covered[::-1]),
+        "short_side": min(crop.covered),
         "interpolation": "bilinear, antialiased",
         "model": run_config.model.name,
         "run": rundir.name_of(run_dir),
@@ -187,9 +199,11 @@ def describe(run_dir: Path, ckpt: str, run_config: TrainConfig, classes: list[st
     }
 
 
-def capture(net: FromPixels, size: int) -> ExportedProgram:
-    """Return the network's graph, for any number of images of `size` x `size` pixels; UserError if torch cannot."""
-    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # torch would take a batch of 1 for a constant
+def capture(net: FromPixels, size: tuple[int, int]) -> ExportedProgram:
+    """Return the network's graph, for any number of images of `size` (height, width); UserError if torch cannot."""
+    images = torch.zeros(
+        2, net.scale.shape[1], *size, dtype=torch.uint8
+    )  # torch would take a batch of 1 for a constant
     fix = "its forward must consist of tensor operations, and must not depend on values or on the number of images."
     with torch.no_grad(), refused(f"{type(net.net).__name__} cannot be exported", fix):
         program = torch.export.export(net, (images,), dynamic_shapes=({0: Dim("batch")},))

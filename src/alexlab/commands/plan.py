@@ -104,7 +104,9 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
     reference = settings.get("lr_reference_batch")
     scaled = f" (optimizer.lr={settings['lr']:g} for {reference} images per step)" if reference else ""
     sizes, finetune = config.augment.sizes, config.finetune
-    pixels = f"{config.data.image_size} pixels"
+    side, channels = config.data.image_size, config.model.in_channels
+    pixels = f"{' x '.join(map(str, side)) if isinstance(side, list) else side} pixels"
+    pixels += {1: ", grey", 3: "", 4: ", RGBA"}.get(channels, f", {channels} channels")
     pixels += f" ({', '.join(f'{side} from epoch {first} on' for first, side in sizes)})" if sizes else ""
     tuned = f"; times {finetune.backbone_lr_factor:g} outside the head" if finetune.backbone_lr_factor != 1 else ""
     tuned += f"; only the head for {finetune.freeze_epochs} epochs" if finetune.freeze_epochs else ""

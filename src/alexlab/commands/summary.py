@@ -17,10 +17,11 @@ from rich.table import Column, Table
 from alexlab.analysis import compare
 from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.folder import ImageIndex
+from alexlab.data.transforms import height_width
 from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.process import cores
-from alexlab.models.introspection import macs
+from alexlab.models.introspection import macs, normalization
 from alexlab.tasks.base import BaseTask, RunModule
 from alexlab.tasks.metrics import better
 
@@ -48,7 +49,7 @@ def facts_of(config: Any, experiment: "Experiment") -> dict[str, Any]:
         "precision": str(choose_precision(config.trainer.precision, devices.kind)),
         "effective_lr": experiment.plan.lr,
         "steps_per_epoch": experiment.plan.steps_per_epoch,
-        "macs": macs(net, config.data.image_size),
+        "macs": macs(net, (config.model.in_channels, *height_width(config.data.image_size))),
         "modes": modes_of(experiment.task),
         "hardware": hardware(devices),
     }
@@ -133,6 +134,10 @@ def report_start(config: Any, experiment: "Experiment") -> None:
             f"effective learning rate {plan.lr:g}: optimizer.lr={config.optimizer.lr:g} for "
             f"{config.optimizer.lr_reference_batch} images per step, {plan.step_images} in this run"
         )
+    m = config.model
+    if m.in_channels != 3:  # mean and std may be converted from those of RGB
+        mean, std = normalization(experiment.task.net, m.mean, m.std, m.in_channels)
+        log.info(f"model.in_channels={m.in_channels}: the pixels are normalized with mean {mean} and std {std}")
     for line in data.notes():
         log.warning("%s", line)
     if plan.warmup >= plan.steps:

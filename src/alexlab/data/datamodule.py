@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from alexlab.data import class_names as names
-from alexlab.data import demo, fashion_mnist, folder
+from alexlab.data import decode, demo, fashion_mnist, folder
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.fast import archives, device_cache, prepared
 from alexlab.data.fast.device_cache import CACHED, DeviceLoader, Index
@@ -33,7 +33,7 @@ MAX_THREADS = 12  # by default: more are slower, because of Python's lock (bench
 class ImageFolders(pl.LightningDataModule):
     """Load batches of an ImageNet-style folder, of the output of `alexlab prepare`, or of ImageNet's archives.
 
-    `read()` finds the images. A batch is a `Batch`: images uint8 (B, 3, H, W), targets int64 (B,), skipped paths. Most
+    `read()` finds the images. A batch is a `Batch`: images uint8 (B, C, H, W), targets int64 (B,), skipped paths. Most
     arguments are keys of conf/data/_base.yaml, and are explained in that file.
 
     Args:
@@ -101,6 +101,7 @@ class ImageFolders(pl.LightningDataModule):
             )
         device_cache.check_device_input(self.crop_on, self.cache, self.device, splits, self.transforms)
         self.splits = splits
+        self._check_channels()
         return self
 
     def find_splits(self) -> Mapping[str, Index]:
@@ -126,6 +127,14 @@ class ImageFolders(pl.LightningDataModule):
         else:
             split = next((split for split in ("test", "val") if (self.root / split).is_dir()), None)
             self.splits = {split or "test": self._scan(self.root / split if split else self.root)}
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        for split, index in self.splits.items():
+            channels, known = self.transforms[split].channels, getattr(index, "channels", tuple(decode.MODES))
+            if channels not in known:
+                values = " or ".join(map(str, known))
+                raise UserError(f"`model.in_channels={channels}` must be {values} for the images of {self.root}.")
 
     def _scan(self, path: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
         if self.index_cache is None:

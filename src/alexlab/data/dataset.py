@@ -23,23 +23,23 @@ class Batch(NamedTuple):
     """A batch of images.
 
     Attributes:
-        images: uint8 (B, 3, H, W) in channels-last memory.
+        images: uint8 (B, C, H, W) in channels-last memory.
         targets: int64 (B,).
         skipped: path -> what is wrong, of each broken image; these images are not in the batch.
-        crops: the boxes and the side for `gpu_crop.crop`; None for images that are cropped already.
+        crops: the boxes and (height, width) for `gpu_crop.crop`; None for images that are cropped already.
     """
 
     images: Tensor
     targets: Tensor
     skipped: dict[str, str]
-    crops: tuple[Tensor, int] | None = None
+    crops: tuple[Tensor, tuple[int, int]] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Move the batch to `device`, which crops the images if they are not cropped yet."""
         images, targets = (part.to(device, non_blocking=True) for part in (self.images, self.targets))
         if self.crops is not None:
-            boxes, side = self.crops
-            images = gpu_crop.crop(images, boxes.to(device, non_blocking=True), side)
+            boxes, size = self.crops
+            images = gpu_crop.crop(images, boxes.to(device, non_blocking=True), size)
         return Batch(images, targets, self.skipped)
 
 
@@ -80,10 +80,11 @@ class ImageDataset:
         return len(self.index.targets)
 
     def allocate(self, keys: Sequence[Key], pinned: bool = False) -> Tensor:
-        """Return memory for the images of a batch: uint8 (B, 3, H, W), channels-last, uninitialized."""
-        side = self.transform.at(keys[0][1]).image_size if keys else 1
-        width, height = self.raw_size or (side, side)
-        return torch.empty((len(keys), height, width, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
+        """Return memory for the images of a batch: uint8 (B, C, H, W), channels-last, uninitialized."""
+        height, width = self.transform.at(keys[0][1]).size if keys else (1, 1)
+        width, height = self.raw_size or (width, height)
+        shape = (len(keys), height, width, self.transform.channels)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
     def fill(self, keys: Sequence[Key], images: Tensor, stop: threading.Event | None = None) -> BrokenRows:
         """Write the image of each key into its row of `images`, and return the rows of broken images.
@@ -150,12 +151,12 @@ class ImageDataset:
         skipped = {self.index.path(keys[row][0]): reason for row, reason in broken}
         return Batch(images[rows], targets[rows], skipped, crops)
 
-    def crops(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, int]:
+    def crops(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, tuple[int, int]]:
         """Choose what the device crops from the images `indices`, as `Batch.crops`."""
         assert self.raw_size is not None
         transform = self.transform.at(epoch)
         boxes = transform.crop_boxes(*self.raw_size, BatchRng((self.seed, epoch), indices))
-        return torch.from_numpy(boxes), transform.image_size
+        return torch.from_numpy(boxes), transform.size
 
 
 def _indices(keys: Sequence[Key]) -> np.ndarray:

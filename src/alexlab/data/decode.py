@@ -32,6 +32,10 @@ FIRST_READ = 2**18  # bytes: most files are smaller
 MAX_BYTES = 2**29  # larger files are not read
 MAX_SCANS = 100  # of a JPEG, each of which decodes all pixels again; a progressive one has about ten
 BLOCK = 16  # rows of the largest block of a JPEG, over the three colours
+# Channels that a file can be decoded to, in Pillow's words and in simplejpeg's. Grey is the luma, 0.299 R + 0.587 G +
+# 0.114 B: a JPEG's own, else as Pillow computes it. Alpha is 255 if the file has none.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+JPEG_MODES = MODES | {1: "GRAY"}
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
 # Pillow's formats that are common on the web; the rest start programs (EPS runs Ghostscript) or are rarely reviewed
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -87,12 +91,13 @@ class Picture:
                 self.stored, self.orientation = self.image.size, exif_orientation(self.image)
         self.size = self.stored[::-1] if self.orientation >= 5 else self.stored
 
-    def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]:
-        """Decode to uint8 (height, width, 3) as stored, without the rotation; also return how many times smaller it is.
+    def pixels(self, factor: int = 1, bottom: int | None = None, channels: int = 3) -> tuple[np.ndarray, int]:
+        """Decode to uint8 (height, width, C) as stored, without the rotation; also return how many times smaller it is.
 
         Args:
             factor: 1, 2, 4 or 8: how much smaller the result may be; 1 if simplejpeg does not decode the image.
             bottom: number of stored rows that are needed; the result may have more. None is all.
+            channels: C, one of MODES.
 
         Raises:
             OSError: the file is not a complete image.
@@ -101,15 +106,17 @@ class Picture:
             jpeg, rows = self._top(bottom)
             height, width = -(-rows // factor), -(-self.stored[0] // factor)
             try:
+                mode, strict = JPEG_MODES[channels], jpeg is self.jpeg
                 pixels = simplejpeg.decode_jpeg(
-                    jpeg, "RGB", min_height=height, min_width=width, min_factor=factor, strict=jpeg is self.jpeg
+                    jpeg, mode, min_height=height, min_width=width, min_factor=factor, strict=strict
                 )
                 return pixels, factor
             except ValueError:  # Pillow decides whether the file is damaged or only has small errors
                 with pillow_errors():
                     self.image = pillow_open(self.jpeg)
         with pillow_errors():
-            return np.array(_rgb(self.image)), 1
+            pixels = np.array(_converted(self.image, MODES[channels]))
+            return pixels[..., None] if channels == 1 else pixels, 1
 
     def _top(self, bottom: int | None) -> tuple[bytes, int]:
         """Return the JPEG with a header that declares only the rows that are needed, and their number.
@@ -129,13 +136,18 @@ class Picture:
 
 
 class Pixels:
-    """An image that is decoded already, uint8 (height, width, 3), with the interface of a `Picture`."""
+    """An image that is decoded already, uint8 (height, width, C), with the interface of a `Picture`.
+
+    C may be any number. `pixels` raises OSError if another number of channels is wanted.
+    """
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.array, self.orientation = pixels, 1
         self.size = (pixels.shape[1], pixels.shape[0])
 
-    def pixels(self, factor: int = 1, bottom: int | None = None) -> tuple[np.ndarray, int]:
+    def pixels(self, factor: int = 1, bottom: int | None = None, channels: int = 3) -> tuple[np.ndarray, int]:
+        if self.array.shape[2] != channels:
+            raise OSError(f"it has {self.array.shape[2]} channels, but model.in_channels is {channels}")
         return self.array, 1
 
 
@@ -257,7 +269,7 @@ def crop_resize(picture: AnyPicture, box: Box, size: tuple[int, int], at: tuple[
         box: in pixels of the picture as a viewer shows it.
         size: (height, width) of the resized box.
         at: (top, left) of the part of the resized box that is written.
-        out: uint8 (1, 3, H, W) in channels-last memory.
+        out: uint8 (1, C, H, W) in channels-last memory; the image is decoded to C channels.
     """
     orientation = picture.orientation
     left, top, right, bottom = _stored_box(box, picture.size, orientation)
@@ -265,7 +277,7 @@ def crop_resize(picture: AnyPicture, box: Box, size: tuple[int, int], at: tuple[
     wanted = 1
     while wanted < 8 and right - left >= 2 * wanted * wide and bottom - top >= 2 * wanted * high:
         wanted *= 2
-    pixels, factor = picture.pixels(wanted, bottom)
+    pixels, factor = picture.pixels(wanted, bottom, out.shape[1])
     x, y = round(left / factor), round(top / factor)
     part = pixels[None, y : y - (top - bottom) // factor, x : x - (left - right) // factor]  # rounded up
     source = torch.from_numpy(part.transpose(0, 3, 1, 2))
@@ -290,7 +302,7 @@ def _stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
 
 
 def _rotate(images: Tensor, orientation: int) -> Tensor:
-    """Rotate stored images (B, 3, H, W) to what a viewer shows (EXIF 2.32, tag Orientation: 1 to 8)."""
+    """Rotate stored images (B, C, H, W) to what a viewer shows (EXIF 2.32, tag Orientation: 1 to 8)."""
     if orientation >= 5:
         images = images.transpose(2, 3)
     if orientation in UPSIDE_DOWN:
@@ -298,13 +310,13 @@ def _rotate(images: Tensor, orientation: int) -> Tensor:
     return images.flip(3) if orientation in MIRRORED else images
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
         return image
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers: save it with eight bits per channel")
     if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: convert() would clip instead of scaling
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert(mode)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "palette images with transparency should be converted to RGBA"
-        return image.convert("RGB")
+        return image.convert(mode)

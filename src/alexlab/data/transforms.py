@@ -6,6 +6,7 @@ transforms of whole batches on the device (normalization, colour noise, erasing,
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class CropBox(NamedTuple):
     Attributes:
         box: the part of the image that is resized: left, top, right, bottom in pixels.
         size: (height, width) that this part is resized to.
-        at: (top, left) of the square in the resized part that is the result.
+        at: (top, left) of the rectangle in the resized part that is the result.
     """
 
     box: decode.Box
@@ -34,17 +35,23 @@ class CropBox(NamedTuple):
     at: tuple[int, int] = (0, 0)
 
 
+def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width) for a side in pixels or [height, width]."""
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
 @dataclass(frozen=True)
 class SampleTransform:
-    """Crop, resize, flip and augment one image: Picture -> uint8 (3, image_size, image_size).
+    """Crop, resize, flip and augment one image: Picture -> uint8 (channels, height, width).
 
     Attributes:
-        image_size: side of the result in pixels.
+        image_size: of the result in pixels: its side, or (height, width).
         crop: "random_resized" (random area and aspect, as in Inception), "random" (as in the AlexNet paper: a random
-            square of the middle square, which is resized to a side of image_size / crop_ratio) or "center" (the middle
-            of that square).
+            square of the middle square, which is resized to a side of image_size / crop_ratio; of a rectangle, both
+            sides are divided) or "center" (the middle of that square).
         scale: smallest and largest fraction of the area that "random_resized" crops.
-        ratio: smallest and largest aspect (width / height) that "random_resized" draws.
+        ratio: smallest and largest aspect (width / height) that "random_resized" draws, relative to that of the result:
+            how much the image may be stretched.
         crop_ratio: image_size / short side for "random" and "center"; 0.875 = 224 / 256.
         flip: probability of mirroring left to right.
         policy: "none", "trivial" (TrivialAugmentWide) or "rand" (RandAugment).
@@ -52,7 +59,7 @@ class SampleTransform:
         sizes: pairs (first epoch, counted from 1; side in pixels) that replace image_size, for progressive resizing.
     """
 
-    image_size: int
+    image_size: int | Sequence[int]
     crop: str = "center"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -62,6 +69,18 @@ class SampleTransform:
     policy_ops: int = 2
     policy_magnitude: int = 9
     sizes: tuple[tuple[int, int], ...] = ()
+    channels: int = 3  # of the result, see `decode.MODES`
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the result."""
+        return height_width(self.image_size)
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """(height, width) that the resized image just covers, for "random" and "center"."""
+        height, width = self.size
+        return round(height / self.crop_ratio), round(width / self.crop_ratio)
 
     def at(self, epoch: int) -> "SampleTransform":
         """Return the transform of an epoch, counted from 0."""
@@ -69,12 +88,12 @@ class SampleTransform:
 
     def __call__(self, picture: decode.AnyPicture, rng: SampleRng | None = None) -> Tensor:
         """Transform one image; `rng` is None for transforms without randomness."""
-        out = torch.empty((1, self.image_size, self.image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        out = torch.empty((1, *self.size, self.channels), dtype=torch.uint8).permute(0, 3, 1, 2)
         self.write(picture, rng or SampleRng(0), out)
         return out[0]
 
     def write(self, picture: decode.AnyPicture, rng: SampleRng, out: Tensor) -> None:
-        """Write the transformed image into `out`: uint8 (1, 3, image_size, image_size) in channels-last memory."""
+        """Write the transformed image into `out`: uint8 (1, channels, height, width) in channels-last memory."""
         decode.crop_resize(picture, *self.crop_box(picture.size[0], picture.size[1], rng), out)
         if self.flip > 0 and rng.uniform() < self.flip:
             out.copy_(out.flip(-1))
@@ -84,18 +103,19 @@ class SampleTransform:
 
     def crop_box(self, width: int, height: int, rng: SampleRng) -> CropBox:
         """Choose what is cropped from an image of width x height pixels."""
-        side = self.image_size
+        result = self.size
         if self.crop == "random_resized":
-            return CropBox(self.random_box(width, height, rng), (side, side))
-        short = round(side / self.crop_ratio)
-        # torchvision's Resize(short), which rounds the long side down, and the middle of its CenterCrop
-        size = (short, short * width // height) if height <= width else (short * height // width, short)
+            return CropBox(self.random_box(width, height, rng), result)
+        high, wide = covered = self.covered
+        # of a square, torchvision's Resize, which rounds the long side down, and the middle of its CenterCrop
+        size = (high, high * width // height) if height * wide <= width * high else (wide * height // width, wide)
         if self.crop == "random":
-            top, left = (round((edge - short) / 2) + rng.below(short - side + 1) for edge in size)
+            edges = zip(size, covered, result, strict=True)
+            top, left = (round((edge - part) / 2) + rng.below(part - side + 1) for edge, part, side in edges)
         else:
-            top, left = (round((edge - side) / 2) for edge in size)
-        if max(size) > LONG * side:
-            return _part_of_long_image(width, height, size, (top, left), side)
+            top, left = (round((edge - side) / 2) for edge, side in zip(size, result, strict=True))
+        if size[0] > LONG * result[0] or size[1] > LONG * result[1]:
+            return _part_of_long_image(width, height, size, (top, left), result)
         return CropBox((0, 0, width, height), size, (top, left))
 
     def crop_boxes(self, width: int, height: int, rng: BatchRng) -> np.ndarray:
@@ -104,29 +124,28 @@ class SampleTransform:
         The numbers are those that `crop_box` and `write` would draw for each image.
 
         Args:
-            width, height: in pixels, neither more than LONG times the other.
+            width, height: in pixels, neither too long, see `device_cache.why_not_on_device`.
 
         Returns:
             int32 (N, 9): the eight numbers of a `CropBox`, and 1 if the image is mirrored.
         """
-        side = self.image_size
+        result = self.size
         boxes = np.empty((len(rng.states), 9), np.int32)
         if self.crop == "random_resized":
             boxes[:, :4] = self.random_boxes(width, height, rng)
-            boxes[:, 4:8] = (side, side, 0, 0)
+            boxes[:, 4:8] = (*result, 0, 0)
         else:
             box, size, at = replace(self, crop="center").crop_box(width, height, SampleRng(0))
             boxes[:, :8] = (*box, *size, *at)
             if self.crop == "random":
-                short = min(size)
-                for axis in (0, 1):
-                    boxes[:, 6 + axis] = round((size[axis] - short) / 2) + rng.below(short - side + 1)
+                for axis, part in enumerate(self.covered):
+                    boxes[:, 6 + axis] = round((size[axis] - part) / 2) + rng.below(part - result[axis] + 1)
         boxes[:, 8] = rng.uniform() < self.flip if self.flip > 0 else 0
         return boxes
 
     def random_box(self, width: int, height: int, rng: SampleRng) -> decode.Box:
         """Draw a box as torchvision's RandomResizedCrop does: area, aspect (uniform in its logarithm) and place."""
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        low, high = map(math.log, self._aspects)
         for _ in range(TRIES):
             area = width * height * rng.uniform(*self.scale)
             aspect = math.exp(rng.uniform(low, high))
@@ -136,19 +155,25 @@ class SampleTransform:
                 return (left, top, left + columns, top + rows)
         return self.middle_box(width, height)
 
+    @property
+    def _aspects(self) -> tuple[float, float]:
+        height, width = self.size
+        return self.ratio[0] * (width / height), self.ratio[1] * (width / height)
+
     def middle_box(self, width: int, height: int) -> decode.Box:
         """Return the largest box in the middle whose aspect is within `ratio`."""
         columns, rows = width, height
-        if width / height < self.ratio[0]:
-            rows = min(height, round(width / self.ratio[0]))
-        elif width / height > self.ratio[1]:
-            columns = min(width, round(height * self.ratio[1]))
+        low, high = self._aspects
+        if width / height < low:
+            rows = min(height, round(width / low))
+        elif width / height > high:
+            columns = min(width, round(height * high))
         left, top = (width - columns) // 2, (height - rows) // 2
         return (left, top, left + columns, top + rows)
 
     def random_boxes(self, width: int, height: int, rng: BatchRng) -> np.ndarray:
         """Draw the `random_box` of each stream: int64 (N, 4)."""
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        low, high = map(math.log, self._aspects)
         open_rows = np.arange(len(rng.states))  # rows that have no box yet
         boxes = np.tile(np.array(self.middle_box(width, height)), (len(open_rows), 1))
         for _ in range(TRIES):
@@ -166,13 +191,15 @@ class SampleTransform:
         return boxes
 
 
-def _part_of_long_image(width: int, height: int, size: tuple[int, int], at: tuple[int, int], side: int) -> CropBox:
+def _part_of_long_image(
+    width: int, height: int, size: tuple[int, int], at: tuple[int, int], result: tuple[int, int]
+) -> CropBox:
     """Resize only the surroundings of the crop, accurate to half a pixel, of an image that is very long.
 
     Resized as a whole, a strip of 4 x 20,000 pixels would take a gigabyte.
     """
-    axis = 0 if height > width else 1
-    source = (height, width)[axis]
+    axis = 0 if height * result[1] > width * result[0] else 1
+    side, source = result[axis], (height, width)[axis]
     times = size[axis] / source
     first = max(0, math.floor(at[axis] / times) - 2)
     last = min(source, math.ceil((at[axis] + side) / times) + 2)

@@ -90,6 +90,8 @@ Target = Annotated[Plain, Rule("a mapping with a _target_, which names a class",
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 Pixels = Annotated[int, Ge(8)]
+HEIGHT_WIDTH = Rule("[height, width] of at least 8 each", lambda v: len(v) == 2 and min(v) >= 8)
+ImageSize = Pixels | Annotated[list[int], HEIGHT_WIDTH]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Number = int | float
 Numbers = list[Number]
@@ -113,8 +115,8 @@ WANDB_RUN = Rule(
     "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page",
     lambda text: text.count("/") == 2 and all(map(_is_name, text.split("/"))),
 )
-THREE = Rule("three numbers, for red, green and blue", lambda v: len(v) == 3)
-THREE_POSITIVE = Rule("three numbers above 0, for red, green and blue", lambda v: len(v) == 3 and min(v) > 0)
+EACH = Rule("one number for each channel", bool)
+EACH_POSITIVE = Rule("one number above 0 for each channel", lambda v: min(v, default=0) > 0)
 AREA_RANGE = "a min and a max fraction of the area, above 0 and at most 1"
 Areas = Annotated[Numbers, Rule(AREA_RANGE, lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1)]
 Ratios = Annotated[Numbers, Rule("a min and a max aspect ratio, above 0", lambda v: len(v) == 2 and 0 < v[0] <= v[1])]
@@ -164,10 +166,11 @@ def key(description: str, default: Any = ..., alias: str | None = None, **hints:
 class ModelConfig(Group):
     name: Text = key("Name of the network; model=torchvision and model=timm build the network of this name.")
     pretrained: bool = key("Start from published ImageNet weights.", False)
-    mean: Literal["auto"] | Annotated[Numbers, THREE] = key(
-        "Mean of RGB: the net gets (pixel / 255 - mean) / std; auto: as published with the weights."
+    in_channels: Count = key("Channels of the images: files are read as 1 (grey), 3 (RGB) or 4 (RGBA).", 3)
+    mean: Literal["auto"] | Annotated[Numbers, EACH] = key(
+        "Mean of each channel: the net gets (pixel / 255 - mean) / std; auto: as published with the weights."
     )
-    std: Literal["auto"] | Annotated[Numbers, THREE_POSITIVE] = key("Standard deviation; auto: as published.")
+    std: Literal["auto"] | Annotated[Numbers, EACH_POSITIVE] = key("Standard deviation; auto: as published.")
     bias_lr_factor: Positive = key("Factor on the learning rate of biases; read by conf/optimizer.", 1.0)
     net: Target = key("The network: the class as _target_, and the arguments of the constructor.")
 
@@ -179,7 +182,7 @@ class DataConfig(Group):
     multilabel: bool = key("Each image has a list of labels; task=multilabel sets it.", False)
     demo_seed: Whole | None = key("Demo only: seed of the drawings.", None)
     batch_size: Count = key("Images per step, all devices together.")
-    image_size: Pixels = key("Side of the images that the network gets, in pixels.")
+    image_size: ImageSize = key("Side of the images that the network gets, in pixels, or [height, width].")
     num_workers: Whole | None = key("Decoding threads per device; null takes the available cores, at most 12.", None)
     num_classes: Annotated[int, Ge(2)] | None = key("Classes that the data must have; null counts them.", None)
     val_fraction: Inside01 | None = key("Fraction of each class to hold out for validation if there is no val/.", None)
@@ -196,7 +199,9 @@ class DataConfig(Group):
 class AugmentConfig(Group):
     crop: Literal["random_resized", "random", "center"] = key("How training images are cropped.", "center")
     scale: Areas = key("Min and max fraction of the area for random_resized.", [0.08, 1.0])
-    ratio: Ratios = key("Min and max aspect for random_resized.", [0.75, 1.3333333333333333])
+    ratio: Ratios = key(
+        "Min and max aspect for random_resized, relative to that of image_size.", [0.75, 1.3333333333333333]
+    )
     sizes: Sizes | None = key("[[first epoch, pixels], ...] of training images; null: data.image_size.", None)
     crop_ratio: UpTo1 = key("image_size / short side for random and center, and in evaluation (224 / 256).", 0.875)
     flip: Fraction = key("Probability of a horizontal flip.", 0.0)

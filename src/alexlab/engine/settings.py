@@ -32,6 +32,9 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         settings["ckpt_path"] = None
     if "model.pretrained" in settings:
         settings.pop("model.net.pretrained", None)  # it repeats model.pretrained
+    if "model.name" in settings:
+        settings.setdefault("model.in_channels", 3)  # older runs lack it
+        settings.pop("model.net.in_channels", None)
     return settings
 
 

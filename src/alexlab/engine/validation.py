@@ -28,6 +28,7 @@ NAMES_ELSEWHERE = {
     "data.image_size": "img_size input_size",
     "data.num_workers": "workers",
     "data.root": "data_dir data_path",
+    "model.in_channels": "in_chans channels num_channels",
     "model.name": "arch",
     "optimizer._target_": "opt",
     "optimizer.lr": "learning_rate lr",
@@ -148,6 +149,19 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     for setting, instead in sharded.items() if trainer.strategy == "fsdp" else ():
         if instead is not None:
             yield f"`{setting}` does not work with FSDP, which shards the weights: use trainer=ddp, or {instead}."
+    channels, augment, size = model.in_channels, config.augment, config.data.image_size
+    for name, numbers in (("mean", model.mean), ("std", model.std)):
+        count = 3 if numbers == "auto" else len(numbers)
+        if count != channels and not (count == 3 and channels in (1, 4)):  # RGB's are converted, see `normalization`
+            rule = f"give a list with one number for each channel of model.in_channels={channels}"
+            yield f"`model.{name}={shown(numbers)}`: {rule}."
+    if augment.pca and channels != 3:
+        yield f"`augment.pca={augment.pca}` is noise of RGB, and model.in_channels={channels}: set augment.pca=0."
+    if augment.policy != "none" and channels != 3:
+        setting = f"`augment.policy={augment.policy}` changes colours of RGB"
+        yield f"{setting}, and model.in_channels={channels}: set augment.policy=none."
+    if augment.sizes and isinstance(size, list):
+        yield f"`augment.sizes` are sides of squares, and data.image_size={shown(size)}: leave one of them out."
     if model.pretrained and "pretrained" not in model.net and config.init_from is None and config.ckpt_path is None:
         yield (
             f"`model.pretrained=true`: {model.name} has no published weights. Use model=alexnet_owt, torchvision or "

@@ -30,7 +30,7 @@ class AlexNet(nn.Module):
 
     Args:
         num_classes: number of logits.
-        in_channels: 3 for RGB.
+        in_channels: of the images: 1 for grey, 3 for RGB, 4 for RGBA.
         maps: number of maps (output channels) of each of the five convolutions.
         groups: of the second, fourth and fifth convolution; 2 in the paper, which split them over two GPUs.
         padding: of the first convolution: pixels on each side, or "right_bottom" for 3 pixels on these two sides, as in

@@ -55,21 +55,35 @@ def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
 
 
 def normalization(
-    net: nn.Module, mean: "Sequence[float] | str" = "auto", std: "Sequence[float] | str" = "auto"
+    net: nn.Module,
+    mean: "Sequence[float] | str" = "auto",
+    std: "Sequence[float] | str" = "auto",
+    in_channels: int = 3,
 ) -> tuple[list[float], list[float]]:
-    """Return mean and std of the inputs, of RGB on a 0-1 scale.
+    """Return mean and std of the inputs, of each channel on a 0-1 scale.
 
     "auto" is what the published weights were trained with, from `pretrained_cfg` as timm's networks have it, else
-    ImageNet's.
+    ImageNet's. Three numbers, of RGB, are converted. Grey gets their luma: the exact mean of grey, and a std that is
+    exact if the three channels vary together. Alpha gets mean 1, so that opaque images give 0, and the mean std of RGB.
     """
     published = getattr(net, "pretrained_cfg", None) or {}
     mean = published.get("mean", IMAGENET_MEAN) if isinstance(mean, str) else mean
     std = published.get("std", IMAGENET_STD) if isinstance(std, str) else std
-    return list(mean), list(std)
+    mean, std = list(mean), list(std)
+    if in_channels == 1:
+        mean, std = ([_luma(*values)] if len(values) == 3 else values for values in (mean, std))
+    elif in_channels == 4:
+        mean, std = mean if len(mean) == 4 else [*mean, 1.0], std if len(std) == 4 else [*std, sum(std) / 3]
+    return mean, std
 
 
-def macs(net: nn.Module, image_size: int) -> int | None:
-    """Count the multiply-accumulates of convolutions, linear layers and attention in one image's forward pass.
+def _luma(red: float, green: float, blue: float) -> float:
+    """Return 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), which is exact for three equal numbers."""
+    return blue + 0.299 * (red - blue) + 0.587 * (green - blue)
+
+
+def macs(net: nn.Module, shape: tuple[int, int, int]) -> int | None:
+    """Count the multiply-accumulates of convolutions, linear layers and attention for one image of `shape` (C, H, W).
 
     This is half of what torch's counter returns, which counts multiplications and additions. Only shapes are used:
     nothing is computed, and neither weights nor random numbers change. The result is None if the network cannot run
@@ -79,7 +93,7 @@ def macs(net: nn.Module, image_size: int) -> int | None:
     shapes = {name: value.to("meta") for name, value in (*net.named_parameters(), *net.named_buffers())}
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
-            torch.func.functional_call(net.eval(), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
+            torch.func.functional_call(net.eval(), shapes, (torch.empty(1, *shape, device="meta"),))
     except (RuntimeError, NotImplementedError, ValueError):  # the network creates tensors on a real device
         return None
     finally:

@@ -14,12 +14,14 @@ import torchvision
 from torch import nn
 
 from alexlab.models.alexnet import AlexNet
-from alexlab.models.introspection import heads_of
+from alexlab.models.introspection import first_convolution, heads_of
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # extra heads of googlenet and inception_v3, used in training only
 
 
-def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def torchvision_net(
+    name: str, num_classes: int, pretrained: bool = False, in_channels: int = 3, **kwargs: Any
+) -> nn.Module:
     """Build torchvision's network `name`. `pretrained` loads the ImageNet weights, except a head of another size.
 
     Raises:
@@ -31,13 +33,37 @@ def torchvision_net(name: str, num_classes: int, pretrained: bool = False, **kwa
     if name in ("googlenet", "inception_v3"):
         kwargs.setdefault("aux_logits", False)
         kwargs.setdefault("init_weights", True)
-        kwargs.setdefault("transform_input", True)  # the weights need inputs of -1 to 1: this converts ImageNet's scale
+        # the weights need inputs of -1 to 1: this converts ImageNet's scale, and takes RGB only
+        kwargs.setdefault("transform_input", in_channels == 3)
     net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
     inputs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    net.pretrained_cfg = {"mean": inputs.mean, "std": inputs.std}  # as timm's networks have; 0.5 for efficientnet_v2_l
+    half = kwargs.get("transform_input") is False and in_channels != 3
+    # as timm's networks have; 0.5 for efficientnet_v2_l
+    net.pretrained_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3} if half else {"mean": inputs.mean, "std": inputs.std}
     if pretrained:
         load_but_head(net, torchvision_weights(name))
+    change_channels(net, in_channels)
     return net
+
+
+def change_channels(net: nn.Module, in_channels: int) -> None:
+    """Let the first convolution, which takes RGB, take another number of channels, as timm does with its weights.
+
+    For grey, the weights of red, green and blue are summed: the network computes what it computed of three equal
+    channels. For other numbers they are repeated (R, G, B, R, ...) and scaled by 3 / in_channels.
+
+    Raises:
+        ValueError: the network has no such convolution.
+    """
+    if in_channels == 3:
+        return
+    layer = (first_convolution(net) or (None,))[0]
+    if layer is None or layer.in_channels != 3 or layer.groups != 1:
+        raise ValueError(f"model.in_channels={in_channels}: {type(net).__name__} has no first convolution of RGB.")
+    weight = layer.weight.detach()
+    repeated = weight.repeat(1, -(-in_channels // 3), 1, 1)[:, :in_channels] * (3 / in_channels)
+    layer.weight = nn.Parameter(weight.sum(1, keepdim=True) if in_channels == 1 else repeated)
+    layer.in_channels = in_channels
 
 
 def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
@@ -104,15 +130,16 @@ one_weird_trick = functools.partial(
 
 def alexnet_owt(num_classes: int, pretrained: bool = False, dropout: float = 0.5, in_channels: int = 3) -> AlexNet:
     """Build torchvision's AlexNet. Raises ValueError if the weights are not available or do not fit."""
-    net = one_weird_trick(num_classes, in_channels, dropout=dropout)
+    net = one_weird_trick(num_classes, 3 if pretrained else in_channels, dropout=dropout)
     if pretrained:
-        if in_channels != 3:
-            raise ValueError(f"in_channels={in_channels} must be 3 with pretrained=true, whose weights are for RGB.")
         load_but_head(net, torchvision_weights("alexnet"))
+        change_channels(net, in_channels)
     return net
 
 
-def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool = True, **kwargs: Any) -> nn.Module:
+def timm_net(
+    name: str, num_classes: int, pretrained: bool = False, online: bool = True, in_channels: int = 3, **kwargs: Any
+) -> nn.Module:
     """Build timm's network `name`, or one of the Hugging Face hub: "hf-hub:REPOSITORY".
 
     Args:
@@ -126,7 +153,7 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool
         import timm
     except ImportError:
         raise ValueError("model=timm needs the extra: pip install 'alexlab[timm]'.") from None
-    overlay: dict[str, Any] = {}
+    overlay: dict[str, Any] = {"in_chans": in_channels} if in_channels != 3 else {}
     if ":" in name:
         if not name.startswith(("hf-hub:", "hf_hub:")):
             raise ValueError(f"model.name={name}: an address must begin with hf-hub:.")
@@ -141,7 +168,7 @@ def timm_net(name: str, num_classes: int, pretrained: bool = False, online: bool
         if pretrained and file is not None:
             if re.fullmatch("[0-9a-f]{64}", file.resolve().name):  # a large file's name in the cache is its hash
                 check_hash(file.resolve(), file.resolve().name)
-            overlay = {"pretrained_cfg_overlay": {"file": str(file)}}
+            overlay["pretrained_cfg_overlay"] = {"file": str(file)}
     if not known and not online:
         raise ValueError(
             f"model.name={name}: its description is not in the hub's cache, and the config of a run fetches nothing. "

@@ -20,7 +20,7 @@ class BatchAugment:
     on one or more devices see the same images. Mixup and cutmix are the exception: they pair images of one device.
 
     Args:
-        mean, std: of RGB on a 0-1 scale.
+        mean, std: of each of the C channels on a 0-1 scale.
         num_classes: length of the class probabilities of mixed images.
         pca: standard deviation of the colour noise along each principal axis, relative to its eigenvalue (AlexNet
             paper: 0.1); 0 is off.
@@ -41,9 +41,9 @@ class BatchAugment:
         cutmix: float = 0.0,
         pca_by: str = "eigenvalues",
     ) -> None:
-        self.scale = torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1)
-        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
-        self.std = torch.tensor(std).view(1, 3, 1, 1)
+        self.scale = torch.tensor([1 / (255 * s) for s in std]).view(1, -1, 1, 1)
+        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1)
+        self.std = torch.tensor(std).view(1, -1, 1, 1)
         self.pca, self.erase = pca, erase
         chosen = [(mix, float(alpha)) for mix, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
         mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in chosen]
@@ -53,7 +53,7 @@ class BatchAugment:
         self.generator = torch.Generator()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalize uint8 images (B, 3, H, W) to float32 of the same shape and memory format."""
+        """Normalize uint8 images (B, C, H, W) to float32 of the same shape and memory format."""
         if self.scale.device != images.device:
             self.scale, self.shift, self.std = (t.to(images.device) for t in (self.scale, self.shift, self.std))
         return images.float().mul_(self.scale).add_(self.shift)
@@ -61,13 +61,13 @@ class BatchAugment:
     def __call__(
         self, images: Tensor, targets: Tensor, seed: int, rank: int = 0, world_size: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Augment and normalize this rank's part of a batch: uint8 images (B, 3, H, W), int64 targets (B,).
+        """Augment and normalize this rank's part of a batch: uint8 images (B, C, H, W), int64 targets (B,).
 
         Args:
             seed: of the batch, the same on all ranks.
 
         Returns:
-            Images float32 (B, 3, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.
+            Images float32 (B, C, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.
         """
         images = self.normalize(images)
         count = len(images)

@@ -94,7 +94,7 @@ class RunModule(pl.LightningModule):
         return self._as_input(images), targets
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Convert uint8 images (B, 3, H, W) of an evaluation to what the network takes."""
+        """Convert uint8 images (B, C, H, W) of an evaluation to what the network takes."""
         return self._as_input(self.augment.normalize(images))
 
     def _as_input(self, images: Tensor) -> Tensor:

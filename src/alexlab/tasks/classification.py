@@ -16,11 +16,11 @@ from alexlab.tasks.optimizers import OptimizerSettings
 class ImageClassifier(BaseTask):
     """Train `net` on images that belong to one class each.
 
-    A batch has uint8 images (B, 3, H, W), int64 targets (B,) and the paths of broken images that were skipped. The
+    A batch has uint8 images (B, C, H, W), int64 targets (B,) and the paths of broken images that were skipped. The
     logged metrics are `loss`, `acc1`, `acc5` and those of `metrics`, each with the prefix `train/`, `val/` or `test/`.
 
     Args:
-        net: float images (B, 3, H, W) -> logits (B, num_classes).
+        net: float images (B, C, H, W) -> logits (B, num_classes).
         augment: uint8 images -> float images, on the device.
         criterion: (logits, targets) -> mean loss of the batch. Targets are int64 (B,), or class probabilities
             (B, num_classes) if mixup or cutmix mixed the images.
@@ -47,7 +47,7 @@ class ImageClassifier(BaseTask):
         self.optimizer_settings = optimizer
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits, float32 (B, num_classes) in mixed precision too, of uint8 images (B, 3, H, W)."""
+        """Compute logits, float32 (B, num_classes) in mixed precision too, of uint8 images (B, C, H, W)."""
         return self.net(self.normalized(images)).float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

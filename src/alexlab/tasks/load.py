@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alexlab.data import class_names as names
 from alexlab.data import decode
-from alexlab.data.transforms import SampleTransform
+from alexlab.data.transforms import SampleTransform, height_width
 from alexlab.engine import checkpoint_io, launcher, provenance
 from alexlab.engine import config as configs
 from alexlab.engine import run_dir as rundir
@@ -24,17 +24,19 @@ from alexlab.models.introspection import heads_of, normalization
 from alexlab.models.pretrained import load_but_head
 from alexlab.tasks.augment import BatchAugment
 
-TRAINING_ONLY = ("pretrained", "dropout", "init", "num_classes")  # network settings that do not change trained outputs
+# network settings that do not change trained outputs, or that the shapes of the weights show
+TRAINING_ONLY = ("pretrained", "dropout", "init", "num_classes", "in_channels")
 
 
 class EvalTransform:
-    """Convert an image, or the path of one, to float32 (3, S, S), cropped and normalized as in the run's evaluation.
+    """Convert an image, or the path of one, to float32 (C, H, W), cropped and normalized as in the run's evaluation.
 
-    `image_size` is S, in pixels. `crop_ratio` is S divided by the short side that the image is resized to.
+    `image_size` is (H, W) in pixels, or one number for both. `crop_ratio` is that divided by the size that the resized
+    image covers. `mean` and `std` have a number for each channel.
     """
 
-    def __init__(self, image_size: int, crop_ratio: float, mean: list[float], std: list[float]) -> None:
-        self.crop = SampleTransform(image_size, "center", crop_ratio=crop_ratio)
+    def __init__(self, image_size: int | Sequence[int], crop_ratio: float, mean: list[float], std: list[float]) -> None:
+        self.crop = SampleTransform(image_size, "center", crop_ratio=crop_ratio, channels=len(mean))
         self.normalize = BatchAugment(mean, std, num_classes=1).normalize
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
@@ -52,7 +54,7 @@ class EvalTransform:
 class Trained(NamedTuple):
     """A trained network, and what is needed to use it."""
 
-    net: nn.Module  # float (B, 3, S, S) -> logits (B, len(classes)); in eval mode, on the CPU
+    net: nn.Module  # float (B, C, H, W) -> logits (B, len(classes)); in eval mode, on the CPU
     transform: EvalTransform  # turns an image or its path into the network's input
     classes: list[str]  # readable names, in the order of the logits
 
@@ -85,7 +87,7 @@ def load(
     check_own(checkpoint, config, path, run_dir, allow)
     if check_sources:
         warn_of_changed_sources(checkpoint, net, path)
-    mean, std = normalization(net, config.model.mean, config.model.std)
+    mean, std = normalization(net, config.model.mean, config.model.std, config.model.in_channels)
     transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, mean, std)
     return Trained(net.eval(), transform, readable_classes(checkpoint, config))
 
@@ -131,7 +133,7 @@ def load_initial_weights(
     net: nn.Module,
     path: Path,
     classes: Sequence[str],
-    image_size: int,
+    image_size: int | Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
     trusted: Trusted = (),
@@ -238,7 +240,7 @@ def check_function(
     key: str,
     checkpoint: dict[str, Any],
     net: nn.Module,
-    image_size: int,
+    image_size: int | Sequence[int],
     same_classes: bool,
     trusted: Trusted = (),
 ) -> None:
@@ -250,8 +252,9 @@ def check_function(
         key: the override that names the checkpoint, for messages: "init_from=PATH".
         same_classes: compare the logits; otherwise the inputs of the last layer.
     """
-    name = checkpoint["alexlab"]["config"]["model"]["name"]
-    image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    model = checkpoint["alexlab"]["config"]["model"]
+    name, shape = model["name"], (model.get("in_channels", 3), *height_width(image_size))
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     try:
         theirs = _outputs(_rebuild(checkpoint, "meta", trusted), image, same_classes)
     except Exception:  # the constructor computes with values, or the network has tensors that are not in checkpoints
@@ -289,20 +292,21 @@ def load_from_checkpoint(
 
 
 def input_statistics(model: dict[str, Any], trusted: Trusted = ()) -> tuple[list[float], list[float]]:
-    """Return mean and std of a network's inputs, of RGB on a 0-1 scale, from the `model` settings of a config."""
-    if "auto" not in (model["mean"], model["std"]):
-        return list(model["mean"]), list(model["std"])
+    """Return mean and std of each channel of a network's inputs on a 0-1 scale, from a config's `model` settings."""
+    statistics = model["mean"], model["std"], model.get("in_channels", 3)
+    if "auto" not in statistics:
+        return normalization(nn.Identity(), *statistics)
     try:
         with torch.device("meta"):  # builds no weights
             net = build_network(model["net"], 2, trusted=trusted)
     except Exception:  # the constructor computes with values
         net = build_network(model["net"], 2, trusted=trusted)
-    return normalization(net, model["mean"], model["std"])
+    return normalization(net, *statistics)
 
 
 @torch.no_grad()
 def _outputs(net: nn.Module, image: Tensor, logits: bool) -> Tensor:
-    """Return the logits of an image (1, 3, S, S), or the inputs of the last layer or layers."""
+    """Return the logits of an image (1, C, H, W), or the inputs of the last layer or layers."""
     inputs: list[Tensor] = []
     training = net.training
     with contextlib.ExitStack() as stack:

@@ -27,8 +27,10 @@ log = logging.getLogger("alexlab")
 
 def why_not_on_device(index: Index, transform: SampleTransform) -> str | None:
     """Return why the device cannot crop the images, and how to change that; None if it can."""
-    size = index.raw_size
-    if size is None or max(size) > LONG * transform.crop_ratio * min(size):  # see SampleTransform.crop_box
+    size, (high, wide) = index.raw_size, transform.size
+    # of the sides, relative to those of the result: see SampleTransform.crop_box
+    sides = size and (size[0] * high, size[1] * wide)
+    if sides is None or max(sides) > LONG * transform.crop_ratio * min(sides):
         return (
             "the device crops only images of one size that are stored as pixels: prepare them with "
             "alexlab prepare data.root=PATH out=PATH format=raw square=true"
@@ -84,7 +86,7 @@ def check_fits(needed: int, memory: int) -> None:
 def cache_on_device(
     dataset: ImageDataset, device: torch.device, num_workers: int, split: str, timeout: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return all images, uncropped uint8 (N, H, W, 3), and their targets, int64 (N,), in the memory of a device.
+    """Return all images, uncropped uint8 (N, H, W, C), and their targets, int64 (N,), in the memory of a device.
 
     Args:
         dataset: must have a `raw_size`; a broken image is an error.
@@ -94,7 +96,7 @@ def cache_on_device(
     width, height = dataset.raw_size
     start, count = time.monotonic(), len(dataset)
     reader = ImageDataset(dataset.index, dataset.transform, dataset.seed, "raise", dataset.raw_size)
-    images = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
+    images = torch.empty((count, height, width, dataset.transform.channels), dtype=torch.uint8, device=device)
     done = 0
     for batch in Loader(reader, EvalBatchSampler(count, CHUNK), num_workers, device.type == "cuda", timeout):
         images[done : done + len(batch.images)] = batch.images.permute(0, 2, 3, 1)

@@ -6,8 +6,8 @@ from torch import Tensor
 CHUNK = 256  # images at once: cropping an image of 256 x 256 takes about 1.4 MB of a GPU's memory
 
 
-def crop(images: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Crop uint8 (B, 3, H, W), on any device, to uint8 (B, 3, side, side), both in channels-last memory.
+def crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop uint8 (B, C, H, W), on any device, to uint8 (B, C, *size), both in channels-last memory.
 
     The resizing is bilinear with a triangle as wide as the scale (antialias=True of Pillow and torch), as two products
     with matrices of weights. Floats are rounded once, at the end, while the CPU rounds twice: results
@@ -18,20 +18,20 @@ def crop(images: Tensor, boxes: Tensor, side: int) -> Tensor:
         boxes: int32 (B, 9), see `SampleTransform.crop_boxes`.
     """
     chunks = zip(images.split(CHUNK), boxes.split(CHUNK), strict=True)
-    parts = [_crop(part, part_boxes, side) for part, part_boxes in chunks]
+    parts = [_crop(part, part_boxes, *size) for part, part_boxes in chunks]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _crop(images: Tensor, boxes: Tensor, side: int) -> Tensor:
+def _crop(images: Tensor, boxes: Tensor, high: int, wide: int) -> Tensor:
     dtype = torch.float16 if images.device.type == "cuda" else torch.float32
     count, channels, height, width = images.shape
     left, top, right, bottom, rows, columns, at_top, at_left, mirrored = boxes.float().unbind(1)
-    down = _weights(top, bottom, rows, at_top, height, side).to(dtype)
-    across = _weights(left, right, columns, at_left, width, side).to(dtype)
+    down = _weights(top, bottom, rows, at_top, height, high).to(dtype)
+    across = _weights(left, right, columns, at_left, width, wide).to(dtype)
     across = torch.where(mirrored.bool()[:, None, None], across.flip(1), across)
     pixels = images.permute(0, 2, 3, 1).to(dtype)  # B, H, W, C: as in memory
     lines = torch.bmm(down, pixels.reshape(count, height, width * channels))
-    result = torch.einsum("bxw,bywc->byxc", across, lines.view(count, side, width, channels))
+    result = torch.einsum("bxw,bywc->byxc", across, lines.view(count, high, width, channels))
     result = result.round_().clamp_(0, 255).to(torch.uint8, memory_format=torch.contiguous_format)
     return result.permute(0, 3, 1, 2)
 

@@ -77,6 +77,11 @@ class PreparedIndex:
         shape = (int(self.arrays["heights"][i]), int(self.arrays["widths"][i]), 3)
         return decode.Pixels(np.frombuffer(self._maps[shard], np.uint8, size, offset).reshape(shape))
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The values of model.in_channels that the images can be read with: `prepare` stores RGB."""
+        return (3,) if self.format == "raw" else (1, 3, 4) if self.recipe == "archive" else (1, 3)
+
     @functools.cached_property
     def raw_size(self) -> tuple[int, int] | None:
         """(width, height) if the images are pixels of one size, else None."""
