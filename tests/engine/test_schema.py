@@ -190,6 +190,7 @@ def test_a_short_option_of_a_user_is_completed_with_defaults(default: dict[str, 
         ("optimizer", "lr: 1.0e-4, betas: [0, 0.999], fused: auto, nested: {a: [true, null, 1]}"),
         ("scheduler", "warmup: 5, milestones: [30, 60.5], name: multistep, gamma: 1"),
         ("scheduler", "warmup: 0.5, milestones: [], name: multistep"),
+        ("scheduler", "_target_: a.B, monitor: val/loss"),
         ("augment", "scale: [1, 1.0], sizes: [[1, 128], [31, 176]], mixup: 1, flip: 0"),
         ("model", "mean: auto, std: [1, 1.0, 0.5], net: {_target_: a.B, depth: 2, act: {slope: 0}}"),
         ("callbacks", "timer: {_target_: a.B, n: 1, x: 1.0}, early_stopping: 1, model_summary: 2"),
@@ -202,6 +203,14 @@ def test_values_keep_their_types(group: str, values: str, default: dict[str, Any
     assert comes_back_unchanged(
         TrainConfig, default | {group: default.get(group, {}) | yaml.safe_load(f"{{{values}}}")}
     )
+
+
+def test_a_schedule_with_a_target_takes_any_further_key(default: dict[str, Any]) -> None:
+    """Also those that are keys of the curves by name, with any value."""
+    own = yaml.safe_load("{_target_: a.B, interval: step, gamma: [2, 1.0], unit: 3, warmup: x, deep: {name: [null]}}")
+    assert comes_back_unchanged(TrainConfig, default | {"scheduler": own})
+    config = validate(TrainConfig, default | {"scheduler": own})
+    assert (config.scheduler.target, config.scheduler.name, config.scheduler.monitor) == ("a.B", None, None)
 
 
 def test_a_config_is_frozen(default: dict[str, Any]) -> None:
@@ -228,6 +237,7 @@ TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are bui
         ("data.bach_size", 3, "Did you mean `data.batch_size`?"),
         ("augment.mixpu", 1.0, "Did you mean `augment.mixup`?"),
         ("scheduler.warmpu", 1, "Did you mean `scheduler.warmup`?"),
+        ("scheduler.min_factr", 1, "Did you mean `scheduler.min_factor`?"),
         ("ema.decya", 0.9, "Did you mean `ema.decay`?"),
         ("callbacks.progres", "rich", "Did you mean `callbacks.progress`?"),
         ("data.size", 64, "Did you mean `data.image_size`?"),
@@ -330,7 +340,7 @@ def test_keys_that_a_yaml_of_an_option_must_have(default: dict[str, Any]) -> Non
         f"`model.std` is missing: {yaml_of} auto or one number above 0 for each channel.",
         (
             "`scheduler.name` is missing: the yaml of scheduler=NAME must set it to one of constant, cosine, linear, "
-            "multistep, plateau, step."
+            "multistep, onecycle, plateau, step, wsd."
         ),
     ]
 
@@ -375,9 +385,9 @@ WANDB_RUN = "ENTITY/PROJECT/RUN, where RUN is the last part of the address of th
         ("optimizer.lr", True, "a number above 0"),
         ("optimizer.lr", float("inf"), "finite: a number above 0"),
         ("optimizer.lr", float("nan"), "finite: a number above 0"),
-        ("optimizer.betas", [0.9, 1.0], "two numbers from 0 to below 1"),
+        ("optimizer.betas", [0.9, 1.0], "two or three numbers from 0 to below 1"),
         ("optimizer.fused", "yes", "one of auto, true, false"),
-        ("scheduler.name", "cosin", "one of constant, cosine, linear, multistep, plateau, step"),
+        ("scheduler.name", "cosin", "one of constant, cosine, linear, multistep, onecycle, plateau, step, wsd"),
         ("scheduler.gamma", 1.5, "above 0 and at most 1"),
         ("scheduler.milestones", [3, 2], "growing numbers above 0"),
         ("scheduler.milestones", [2, 2], "growing numbers above 0"),
@@ -537,6 +547,17 @@ callbacks.early_stopping=2 trainer.limit_val_batches=0
   `callbacks.early_stopping=2` needs validation, and trainer.limit_val_batches=0 turns it off.
 scheduler.name=plateau scheduler.monitor=val/loss trainer.limit_val_batches=0.0
   `scheduler=plateau` needs validation, and trainer.limit_val_batches=0 turns it off.
+scheduler={"_target_":a.B,"monitor":val/loss} trainer.limit_val_batches=0
+  `scheduler=a.B` needs validation, and trainer.limit_val_batches=0 turns it off.
+scheduler={"_target_":a.B,"monitor":val/loss,"interval":step}
+  `scheduler.interval=step` with scheduler.monitor: metrics come with validations, so use interval=epoch.
+scheduler.name=cosine scheduler.interval=step
+  `scheduler.interval` is for a _target_: scheduler=cosine has scheduler.unit.
+scheduler.name=onecycle scheduler.warmup=1
+  `scheduler.warmup=1`: scheduler=onecycle rises by itself, as scheduler.pct_start says.
+trainer.strategy=fsdp optimizer.layer_decay=0.75
+  `optimizer.layer_decay=0.75` does not work with FSDP, which shards the weights: use trainer=ddp, or
+  optimizer.layer_decay=null.
 scheduler.name=plateau
   `scheduler.monitor` is missing: scheduler=plateau needs a metric, such as `monitor: ${monitor}`.
 data.root=/nowhere data.demo_seed=null

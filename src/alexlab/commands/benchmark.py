@@ -42,6 +42,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     plain["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     # training on one batch again and again must not make the weights NaN
     plain["optimizer"] |= {"lr": 1e-9, "lr_reference_batch": None}
+    plain["scheduler"] = {"name": "constant"}  # OneCycleLR ends after the steps of the run
     config = BenchmarkConfig.model_validate(plain)
     quiet_libraries()
     logging.getLogger("alexlab").setLevel(logging.WARNING)

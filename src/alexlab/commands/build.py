@@ -162,18 +162,6 @@ def build_task(
     for size in {height_width(config.data.image_size), *((pixels, pixels) for _, pixels in a.sizes or ())}:
         try_net(net, size, num_classes, m.in_channels)
 
-    # optimizer and schedule
-    settings = None
-    if plan is not None:
-        if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
-            head_of(net, num_classes)
-        optimizer = config.optimizer.model_dump(exclude_unset=True)
-        optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
-        optimizers.build_optimizer(net, optimizer, plan.step_images, trusted=trusted)
-        settings = optimizers.OptimizerSettings(
-            optimizer, config.scheduler.model_dump(), plan.step_images, plan.steps, plan.steps_per_epoch, trusted
-        )
-
     # what the task needs besides
     if data.multilabel != config.data.multilabel:
         raise UserError(
@@ -186,6 +174,22 @@ def build_task(
     criterion = build_loss(config, data, known, trusted)
     note = print if launcher.prints() else lambda line: None
     metrics = build_metrics(config.metrics.model_dump(), trusted, known, max(data.images.values()), note)
+
+    # optimizer and schedule
+    settings = None
+    if plan is not None:
+        if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
+            head_of(net, num_classes)
+        optimizer = config.optimizer.model_dump(exclude_unset=True)
+        optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
+        schedule = config.scheduler.model_dump(exclude_unset=config.scheduler.target is not None)
+        mode = mode_of_monitor(config, metrics, config.scheduler.monitor) if config.scheduler.monitor else None
+        run_length = plan.step_images, plan.steps, plan.steps_per_epoch
+        settings = optimizers.OptimizerSettings(optimizer, schedule, *run_length, trusted, mode)
+        settings.build(net)
+        optimizers.state_tensors(optimizer, trusted)
+
+    # the task
     mean, std = normalization(net, m.mean, m.std, m.in_channels)
     augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by)
     layout = config.trainer.channels_last
@@ -199,8 +203,6 @@ def build_task(
         channels_last=kind == "cuda" if layout == "auto" else layout,
         provenance={**origin, **data.provenance()},
     )
-
-    # the task
     arguments = config.task.model_dump(exclude_unset=True) or config.task.model_dump()
     known |= {"criterion": criterion, "metrics": metrics, "optimizer": settings, "run": run, "augment": augment}
     if "teacher" in arguments:
@@ -308,17 +310,23 @@ def build_teacher(
     return trained
 
 
-def mode_of_monitor(config: TrainConfig, metrics: MetricCollection) -> Literal["min", "max"]:
+def mode_of_monitor(
+    config: TrainConfig, metrics: MetricCollection, monitor: str | None = None
+) -> Literal["min", "max"]:
     """Return whether less or more of `monitor` is better: `monitor_mode`, or what the metric itself says.
+
+    Args:
+        monitor: another metric than `config.monitor`.
 
     Raises:
         UserError: it is unknown.
     """
-    name = config.monitor.removeprefix("val/")
-    mode = config.monitor_mode or (better(metrics[name]) if name in metrics else mode_of(config.monitor))
+    wanted = monitor or config.monitor
+    name, given = wanted.removeprefix("val/"), config.monitor_mode if wanted == config.monitor else None
+    mode = given or (better(metrics[name]) if name in metrics else mode_of(wanted))
     if mode is None:
         raise UserError(
-            f"`monitor={config.monitor}`: {type(metrics[name]).__name__} does not say whether more is better: add "
+            f"`monitor={wanted}`: {type(metrics[name]).__name__} does not say whether more is better: add "
             "monitor_mode=max or monitor_mode=min."
         )
     return mode

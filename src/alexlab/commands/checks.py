@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from alexlab.commands.plan import Plan
+from alexlab.commands.plan import Plan, total_steps
 from alexlab.data.fingerprint import changed_splits
 from alexlab.engine import checkpoint_io
 from alexlab.engine.config import flat
@@ -14,6 +14,7 @@ from alexlab.engine.overrides import shown
 from alexlab.engine.resume import FIXED
 from alexlab.engine.run_dir import shown as shown_path
 from alexlab.engine.targets import Trusted
+from alexlab.tasks import optimizers
 from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
 
 # keys that older checkpoints lack, with the value that older versions used
@@ -89,6 +90,20 @@ def check_ckpt(
             f"{plan.steps_per_epoch} now, which does not fit its schedule: set the same trainer.limit_train_batches "
             "and trainer.overfit_batches."
         )
+    if config["scheduler"].get("_target_"):  # built before
+        ends = saved["trainer"].get("max_epochs", 10), saved["trainer"].get("max_steps", -1)
+        steps_then = total_steps(plan.steps_per_epoch, *ends)
+        now, then = (
+            optimizers.lengths(config["scheduler"], steps, plan.steps_per_epoch, None)
+            for steps in (plan.steps, steps_then)
+        )
+        if now != then:
+            counts = ", ".join(f"{key}={then[key]} (now {now[key]})" for key in now)
+            raise UserError(
+                f"{named} was trained for {steps_then} steps, from which its schedule follows: {counts}. Set "
+                "trainer.max_epochs and trainer.max_steps as they were, or start a new run with init_from; a schedule "
+                "with a name, such as scheduler=cosine, can be prolonged."
+            )
     if most is not None and 0 <= most < epochs:
         raise UserError(
             f"{named} has done {epochs} epochs, and trainer.max_epochs={most} would have stopped before: set "

@@ -65,11 +65,16 @@ def make_plan(config: Any, world_size: int, images: Images) -> Plan:
         step_images=step_images,
         batches=batches,
         steps_per_epoch=steps_per_epoch,
-        steps=min(end for end in (steps_per_epoch * (t.max_epochs or 0), t.max_steps) if end > 0),
+        steps=total_steps(steps_per_epoch, t.max_epochs, t.max_steps),
         warmup=optimizers.warmup_steps(config.scheduler.model_dump(), steps_per_epoch),
         unseen=images["train"] - batches * batch,
         lr=optimizers.effective_lr(config.optimizer.model_dump(exclude_unset=True), step_images),
     )
+
+
+def total_steps(steps_per_epoch: int, max_epochs: int | None, max_steps: int) -> int:
+    """Return the optimizer steps of a whole run."""
+    return min(end for end in (steps_per_epoch * (max_epochs or 0), max_steps) if end > 0)
 
 
 def _limited(batches: int, key: str, limit: "int | float | None") -> int:
@@ -109,7 +114,11 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
     pixels += {1: ", grey", 3: "", 4: ", RGBA"}.get(channels, f", {channels} channels")
     pixels += f" ({', '.join(f'{side} from epoch {first} on' for first, side in sizes)})" if sizes else ""
     tuned = f"; times {finetune.backbone_lr_factor:g} outside the head" if finetune.backbone_lr_factor != 1 else ""
+    tuned += f"; times {settings['layer_decay']:g} per layer below the head" if settings.get("layer_decay") else ""
     tuned += f"; only the head for {finetune.freeze_epochs} epochs" if finetune.freeze_epochs else ""
+    optimizer = settings["_target_"].rpartition(".")[2]
+    schedule = config.scheduler.name or config.scheduler.target.rpartition(".")[2]
+    warmup = f", {plan.warmup} of warm-up" if config.scheduler.name else ""
     names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     rows: dict[str, Any] = {
         "network": f"{config.model.name}, {parameters:,} parameters",
@@ -120,8 +129,8 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
         "images per optimizer step": plan.step_images,
         "data": f"{config.data.root}, {pixels}, augment={config.choices.get('augment')}",
         "learning rate": f"{plan.lr:g}{scaled}{tuned}",
-        "optimizer and schedule": f"{settings['_target_'].rpartition('.')[2]}, {config.scheduler.name}",
-        "steps": f"{plan.steps_per_epoch} per epoch, {plan.steps} in total, {plan.warmup} of warm-up",
+        "optimizer and schedule": f"{optimizer}, {schedule}",
+        "steps": f"{plan.steps_per_epoch} per epoch, {plan.steps} in total{warmup}",
         "unseen per epoch": f"{plan.unseen} images, different ones in each epoch",
         "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last, previous), {size['best'] / 1e6:.0f} MB (best)",
         "run directory": f"{run_dir.shown(Path(config.run_dir))} (not created)",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -122,7 +122,7 @@ Areas = Annotated[Numbers, Rule(AREA_RANGE, lambda v: len(v) == 2 and 0 < v[0] <
 Ratios = Annotated[Numbers, Rule("a min and a max aspect ratio, above 0", lambda v: len(v) == 2 and 0 < v[0] <= v[1])]
 SIZES = Rule("pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]]", _are_sizes)
 Sizes = Annotated[list[list[int]], SIZES]
-BETAS = Rule("two numbers from 0 to below 1", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v))
+BETAS = Rule("two or three numbers from 0 to below 1", lambda v: len(v) in (2, 3) and all(0 <= b < 1 for b in v))
 MILESTONES = Rule("growing numbers above 0", lambda v: v == sorted(set(v)) and min(v, default=1) > 0)
 Steps = Annotated[int, Rule("a whole number of at least 1, or -1 for no limit", lambda v: v == -1 or v > 0)]
 DEVICES = Rule("auto, a whole number above 0, or a list of different GPU numbers", _are_devices)
@@ -229,11 +229,20 @@ class OptimizerConfig(Group):
     decay_norm_and_bias: bool = key("Decay normalization layers and biases too.", False)
     lr_reference_batch: Count | None = key("Images per step that lr is meant for, to scale it with the batch.", None)
     bias_lr_factor: Positive = key("Factor on the learning rate of biases.", 1.0)
+    layer_decay: UpTo1 | None = key("Factor on the learning rate per layer from the head down; null is off.", None)
     fused: Literal["auto"] | bool = key("Update all weights at once; auto: not if 16-mixed clips gradients.", "auto")
 
 
 class SchedulerConfig(Group):
-    name: Literal["constant", "cosine", "linear", "multistep", "plateau", "step"] = key("The schedule.")
+    """The schedule (conf/scheduler): a curve by `name`, or a class by `_target_`, which gets all keys but ours."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Literal["constant", "cosine", "linear", "multistep", "onecycle", "plateau", "step", "wsd"] = key(
+        "The schedule.", None
+    )
+    target: Text = key("A class of torch, timm or your own, instead of a name.", None, alias="_target_")
+    interval: Literal["epoch", "step"] = key("_target_: how often it steps, and the unit of its lengths.", "epoch")
     unit: Literal["epoch", "step"] = key("Unit of all lengths of the schedule; a step is an optimizer step.", "epoch")
     warmup: NotNegative = key("Length of the linear warm-up.", 0)
     min_factor: Fraction = key("cosine, linear: final fraction of the learning rate.", 0.0)
@@ -243,7 +252,28 @@ class SchedulerConfig(Group):
     factor: Inside01 = key("plateau: factor of each drop.", 0.1)
     patience: Whole = key("plateau: epochs without improvement before a drop.", 5)
     min_lr: NotNegative = key("plateau: smallest learning rate.", 0.0)
-    monitor: Metric | None = key("plateau: metric that must improve.", None)
+    monitor: Metric | None = key("plateau, or a _target_ like it: metric that must improve.", None)
+    pct_start: Inside01 = key("onecycle: fraction of the run in which the learning rate rises.", 0.3)
+    div_factor: Positive = key("onecycle: the learning rate starts at optimizer.lr divided by this.", 25.0)
+    final_div_factor: Positive = key("onecycle: it ends at the first one divided by this.", 10000.0)
+    decay_fraction: UpTo1 = key("wsd: fraction of the run in which the learning rate falls.", 0.2)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _open_with_target(cls, node: Any, handler: Callable[[Any], Any]) -> Any:
+        """Accept any further key next to a `_target_`. Without one, require a name and accept no other key."""
+        if not isinstance(node, dict):
+            return handler(node)
+        is_named = "_target_" not in node
+        ours = {*fields_of(cls)} if is_named else {"_target_", "interval", "monitor"}
+        further = {name: value for name, value in node.items() if name not in ours}
+        config = handler({name: value for name, value in node.items() if name in ours})
+        mistakes: list[Any] = [{"type": "extra_forbidden", "loc": (name,), "input": further[name]} for name in further]
+        mistakes += [] if "name" in node else [{"type": "missing", "loc": ("name",), "input": node}]
+        if is_named and mistakes:
+            raise ValidationError.from_exception_data(cls.__name__, mistakes)
+        config.__pydantic_extra__.update(further)
+        return config
 
 
 class TrainerConfig(Group):

@@ -139,11 +139,13 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     if trainer.max_epochs is None and trainer.max_steps == -1:
         yield "`trainer.max_epochs=null` and `trainer.max_steps=-1`: the run would never end. Set one of them."
     freeze, clip = config.finetune.freeze_epochs, trainer.gradient_clip_algorithm
+    layers = optimizer.layer_decay
     sharded = {  # with FSDP no device has a whole weight or gradient
         f"ema.decay={config.ema.decay}": "ema.decay=null" if config.ema.decay is not None else None,
         f"finetune.freeze_epochs={freeze}": "finetune.freeze_epochs=0" if freeze else None,
         f"trainer.gradient_clip_algorithm={clip}": "trainer.gradient_clip_algorithm=norm" if clip == "value" else None,
         f"on_nan={config.on_nan}": "on_nan=stop" if config.on_nan != "stop" else None,
+        f"optimizer.layer_decay={layers}": "optimizer.layer_decay=null" if layers is not None else None,
         "callbacks.grad_norm=true": "callbacks.grad_norm=false" if config.callbacks.grad_norm else None,
     }
     for setting, instead in sharded.items() if trainer.strategy == "fsdp" else ():
@@ -168,12 +170,20 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
             "timm, or start from a run's weights with init_from=RUN."
         )
     early = config.callbacks.early_stopping
-    waiting = {"scheduler=plateau": scheduler.name == "plateau", f"callbacks.early_stopping={early}": early is not None}
+    reads_metric = scheduler.name == "plateau" or (scheduler.target is not None and scheduler.monitor is not None)
+    waiting = {f"scheduler={scheduler.name or scheduler.target}": reads_metric}
+    waiting[f"callbacks.early_stopping={early}"] = early is not None
     for setting, waits in waiting.items() if trainer.limit_val_batches == 0 else ():
         if waits:
             yield f"`{setting}` needs validation, and trainer.limit_val_batches=0 turns it off."
     if scheduler.name == "plateau" and scheduler.monitor is None:
         yield "`scheduler.monitor` is missing: scheduler=plateau needs a metric, such as `monitor: ${monitor}`."
+    if scheduler.interval == "step" and scheduler.monitor is not None:
+        yield "`scheduler.interval=step` with scheduler.monitor: metrics come with validations, so use interval=epoch."
+    if scheduler.name and "interval" in scheduler.model_fields_set:
+        yield f"`scheduler.interval` is for a _target_: scheduler={scheduler.name} has scheduler.unit."
+    if scheduler.name == "onecycle" and scheduler.warmup:
+        yield f"`scheduler.warmup={scheduler.warmup}`: scheduler=onecycle rises by itself, as scheduler.pct_start says."
     root = os.path.expanduser(config.data.root)  # noqa: PTH111
     created = config.data.demo_seed is not None or config.data.idx is not None  # on first use
     if not created and not os.path.exists(root):  # noqa: PTH110
@@ -182,7 +192,7 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         yield f"`data.root={root}` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out={root}`."
     if config.resume.requeue and config.resume.run != "auto":
         yield "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run."
-    if optimizer.nesterov and not optimizer.momentum:
+    if optimizer.nesterov and optimizer.momentum == 0 and "momentum" in optimizer.model_fields_set:
         yield "`optimizer.nesterov=true` needs optimizer.momentum above 0."
     for name, run in {"from_run": config.from_run, "from_wandb": config.from_wandb}.items():
         if run is not None and isinstance(config, schema.BenchmarkConfig):

@@ -155,6 +155,16 @@ class RunModule(pl.LightningModule):
                 for group, base_lr, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                     group["lr"] = base_lr * factor(schedule.last_epoch)
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule; timm's get the number of the epoch or step that comes next."""
+        in_epochs = getattr(scheduler, "t_in_epochs", None)
+        if in_epochs is None:
+            super().lr_scheduler_step(scheduler, metric)
+        elif in_epochs:
+            scheduler.step(self.trainer.fit_loop.epoch_progress.current.ready, metric)
+        else:
+            scheduler.step_update(self.global_step, metric)
+
     @property
     def clips_scaled_gradients(self) -> bool:
         """Whether 16-mixed clips gradients. A fused optimizer cannot be used then: it unscales them after clipping."""
