@@ -1,5 +1,5 @@
 """Figures of a run: training images as the network sees them, and the test's confusion matrix, accuracy per class and
-most confident mistakes. All figures are written to `figures/` of the run, and logged to W&B."""
+most confident mistakes. All figures are written to `figures/` of the run, and logged."""
 
 import logging
 from pathlib import Path
@@ -47,7 +47,7 @@ class Media(Callback):
 
     Args:
         folder: where rank 0 writes the figures; the other ranks contribute their part of the images.
-        logger: of rank 0.
+        logger: W&B's, of rank 0.
         weights: the name of the checkpoint that is tested; None is the best one of training.
     """
 
@@ -72,6 +72,9 @@ class Media(Callback):
             import wandb
 
             self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the network sees them")})
+        for logger in trainer.loggers:
+            if logger is not self.logger and hasattr(logger, "log_image"):
+                logger.log_image("images/train", [grid], step=trainer.global_step)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, logits: Any, batch: Any, *_: Any) -> None:
         if logits is None or not pl_module.one_class_per_image:  # None: a batch without images

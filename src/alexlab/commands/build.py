@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric import loggers as fabric
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -49,6 +50,7 @@ from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import OWN_TRAINER_KEYS, TrainConfig, mode_of
 from alexlab.loggers.csv_logger import CsvLogger
+from alexlab.loggers.tracker import Tracker
 from alexlab.models.introspection import head_of, normalization
 from alexlab.tasks import optimizers
 from alexlab.tasks.augment import BatchAugment
@@ -60,6 +62,10 @@ if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+SHIPPED_LOGGERS = {  # besides W&B, by their key
+    "tensorboard": "alexlab.loggers.tensorboard_logger.TensorBoardLogger",
+    "mlflow": "alexlab.loggers.mlflow_logger.MlflowLogger",
+}
 
 
 @dataclass
@@ -68,6 +74,7 @@ class Experiment:
 
     Attributes:
         wandb: the W&B logger of rank 0, if the run has one.
+        trackers: the other loggers of rank 0.
         trusted: packages that the config may name, see `targets`.
         facts: what is known before the run starts, for summary.json.
     """
@@ -80,6 +87,7 @@ class Experiment:
     preemption: Preemption
     checkpointing: Checkpointing
     wandb: "WandbLogger | None"
+    trackers: list[Tracker]
     trusted: targets.Trusted = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -113,12 +121,14 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
     done = load_checkpoint(config, task, data, plan, trusted)
     if config.compile:
         task.net.compile()  # in place: the names in the state dict stay
-    loggers, wandb = build_loggers(config, done)
+    loggers, wandb = build_loggers(config)
+    trackers = build_trackers(config, done, trusted)
+    loggers += [tracker.logger for tracker in trackers]
     preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb, trusted, task.run.mode)
     trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net))
     preemption.install(trainer)
     checkpointing.install(trainer)
-    return Experiment(devices, data, plan, task, trainer, preemption, checkpointing, wandb, trusted)
+    return Experiment(devices, data, plan, task, trainer, preemption, checkpointing, wandb, trackers, trusted)
 
 
 # -- data and task
@@ -430,12 +440,8 @@ def try_net(net: nn.Module, size: tuple[int, int], num_classes: int, in_channels
 # -- loggers and callbacks
 
 
-def build_loggers(config: TrainConfig, done: int | None = None) -> "tuple[list[Logger], WandbLogger | None]":
-    """Build the loggers of this rank: metrics.csv always, and on rank 0 those of the config. No file is written yet.
-
-    Args:
-        done: steps of the checkpoint that the run continues. The steps after it are logged again.
-    """
+def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | None]":
+    """Build metrics.csv's logger, and on rank 0 W&B's. No file is written yet."""
     path, plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
     loggers: list[Logger] = [CsvLogger(path)]
     wandb = None
@@ -452,11 +458,39 @@ def build_loggers(config: TrainConfig, done: int | None = None) -> "tuple[list[L
         settings["tags"] = settings["tags"] or naming.tags(plain)
         wandb = WandbLogger(save_dir=str(path), **settings)
         loggers.append(wandb)
-    if config.logger.tensorboard is not None:
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(str(path), name="", version="tensorboard", purge_step=done))
     return loggers, wandb
+
+
+def build_trackers(config: TrainConfig, done: int | None = None, trusted: targets.Trusted = ()) -> list[Tracker]:
+    """Build the remaining loggers of the config, on rank 0. Ours write nothing into the run directory yet.
+
+    Args:
+        done: steps of the checkpoint that the run continues. The steps after it are logged again.
+        trusted: packages that the config may name, see `targets`.
+    """
+    ours = config.logger.model_dump(include={*SHIPPED_LOGGERS}, exclude_none=True)
+    others = config.logger.model_extra or {}
+    mlflow, name = config.logger.mlflow, naming.run_name(config.model_dump(exclude_unset=True))
+    if mlflow is not None and mlflow.tracking_uri and trusted is not None and "mlflow" not in trusted:
+        raise UserError(
+            f"logger.mlflow.tracking_uri={mlflow.tracking_uri} is from the config of a run, and would get your metrics "
+            "and your MLFLOW_TRACKING_TOKEN. If you trust this run, add allow=[mlflow], here or in conf/allow.yaml."
+        )
+    known: dict[str, Any] = {"save_dir": config.run_dir, "logs": config.paths.logs, "name": name, "run_name": name}
+    known |= {"version": Path(config.run_dir).name, "purge_step": done}
+    trackers = []
+    for key, entry in ({**ours, **others} if launcher.rank() == 0 else {}).items():
+        if key in others:
+            logger = targets.build(look_up(entry), trusted, known)
+        else:
+            logger = targets.build({"_target_": SHIPPED_LOGGERS[key], **entry}, None, known)
+        if not isinstance(logger, fabric.Logger):
+            raise UserError(
+                f"logger.{key}._target_={entry['_target_']} builds a {type(logger).__name__}, which is no logger: give "
+                "a class derived from pytorch_lightning.loggers.Logger (not one of the package `lightning`)."
+            )
+        trackers.append(Tracker(key, logger))
+    return trackers
 
 
 def build_callbacks(

@@ -85,10 +85,10 @@ class RunSession:
         summaries.report_start(config, experiment)
 
     def _open_directory(self) -> None:
-        """Create the run's directory, or reset that of a resumed run to its checkpoint, and start the W&B run.
+        """Create the run's directory, or reset that of a resumed run to its checkpoint, and start the loggers.
 
         Raises:
-            UserError: another process trains this run, or W&B refuses the settings. In both cases, a resumed run is not
+            UserError: another process trains this run, or a logger does not start. In both cases, a resumed run is not
                 changed.
         """
         config, path = self.config, self.path
@@ -107,6 +107,8 @@ class RunSession:
             print(f"run directory: {run_dir.shown(path)}", flush=True)
         if self.experiment.wandb is not None:
             self.experiment.wandb.start()
+        for tracker in self.experiment.trackers:
+            tracker.start(naming.for_others(self.plain))
         lines: list[str] = []
         if resumed:
             self.is_open = True
@@ -141,7 +143,7 @@ class RunSession:
             raise replacement from error
 
     def _close(self, error: BaseException | None) -> BaseException | None:
-        """Write how the run ended, and close its W&B run. Returns what to raise instead of `error`."""
+        """Write how the run ended, and close its loggers. Returns what to raise instead of `error`."""
         config, wandb = self.config, self.experiment.wandb
         replacement: BaseException | None = None
         stopped_by = error.number if isinstance(error, Preempted) else None
@@ -166,6 +168,8 @@ class RunSession:
             measured = {key: value for key, value in self.summary.items() if key not in self.experiment.facts}
             wandb.log_summary(naming.without_paths(measured))
             wandb.finish(self.status, stopped_by)
+        for tracker in self.experiment.trackers:
+            tracker.finish(self.status)
         return replacement
 
     def _write_summary(self) -> None:

@@ -53,7 +53,7 @@ def find_start(config: TrainConfig) -> Start:
             return Start(validate(TrainConfig, plain), notes, trusted, is_finished=True)
         if resumed.resumes:  # the run may be somebody else's
             trusted = allowed
-            check_targets(plain["callbacks"], trusted)
+            check_targets([plain["callbacks"], plain["logger"]], trusted)
         path = resumed.run_dir
 
     plain["allow"] = allowed  # not what the config of a run says

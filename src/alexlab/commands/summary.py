@@ -4,6 +4,7 @@ import logging
 import platform
 import shlex
 import signal
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ from alexlab.tasks.metrics import better
 
 if TYPE_CHECKING:
     from alexlab.commands.build import Experiment
-    from alexlab.loggers.wandb_logger import WandbLogger
 
 INPUT_BOUND = 0.15  # a run is input-bound if it waits for data during this fraction of the time or more
 
@@ -201,8 +201,12 @@ def bound_by(wait: float, data: ImageFolders) -> str:
     return f"Input-bound: the device waited for data {wait:.0%} of the time.{tries}"
 
 
-def show_end(summary: dict[str, Any], path: Path, wandb: "WandbLogger | None") -> None:
-    """Print the table of best, last and test metrics, and the next commands."""
+def show_end(summary: dict[str, Any], path: Path, views: Sequence[str | None]) -> None:
+    """Print the table of best, last and test metrics, and the next commands.
+
+    Args:
+        views: where each logger shows the run: an address or a command.
+    """
     status = "pruned" if summary.get("pruned") else summary["status"]
     title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
@@ -216,12 +220,7 @@ def show_end(summary: dict[str, Any], path: Path, wandb: "WandbLogger | None") -
     Console().print(table)
     log.info(f"{title}; best {best}; test {test}", extra={"file_only": True})
     shown = run_dir.shown(path)
-    where = f"alexlab compare runs={shown}"
-    if wandb is not None and wandb.view is not None:
-        where = wandb.view
-    elif (path / "tensorboard").is_dir():
-        where = f"tensorboard --logdir {run_dir.shown(path / 'tensorboard')}"
-    print(f"look at it:  {where}")
+    print(f"look at it:  {next(filter(None, views), f'alexlab compare runs={shown}')}")
     print(f"evaluate it: python eval.py run={shown}{'' if 'best' in summary['checkpoints'] else ' ckpt=last'}")
     print("compare:     alexlab compare", flush=True)
 

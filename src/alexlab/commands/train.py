@@ -148,7 +148,8 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
         if config.callbacks.figures and not experiment.is_pruned and is_first:
             save_figures(config, experiment)
     if is_first:
-        summaries.show_end(session.summary, path, experiment.wandb)
+        views = [each.view for each in (experiment.wandb, *experiment.trackers) if each is not None]
+        summaries.show_end(session.summary, path, views)
         summaries.show_standing(config)
     return session.summary["best"].get(config.monitor)
 
@@ -187,7 +188,8 @@ def save_figures(config: TrainConfig, experiment: Experiment) -> None:
         if saved:
             drawn = gallery.draw(path, experiment.data, config.monitor, saved[0], 500, kind, experiment.trusted)
         tested = [path / f"figures/{name}.png" for name in ("confusion_matrix", "per_class", "mistakes")]
-        if experiment.wandb is not None and drawn:
-            gallery.log_to(experiment.wandb, [*drawn, *(path for path in tested if path.is_file())])
+        if drawn:
+            paths, step = [*drawn, *(path for path in tested if path.is_file())], experiment.trainer.global_step
+            gallery.log_to(experiment.wandb, experiment.trainer.loggers, paths, step)
     except (Exception, Preempted) as error:
         log.warning(f"some figures could not be drawn ({type(error).__name__}: {str(error)[:200]})")

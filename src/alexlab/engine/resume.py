@@ -9,7 +9,6 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from alexlab.engine import checkpoint_io, validation
 from alexlab.engine import config as configs
@@ -84,7 +83,7 @@ def resume_config(today: Plain) -> Resumed:
             f"overrides{may_allow}. To start a new run with them, use the weights with init_from={named}, or the "
             f"config with from_run={named}."
         )
-    _refuse_secrets(config["callbacks"], name, overrides)
+    _refuse_secrets(config, today, name)
     config |= {"resume": today["resume"], "run_dir": str(run_dir), "dry_run": today["dry_run"]}
     new = by_key(text for text in overrides if not text.startswith("resume."))
     # in one order, so that a rank that reads the config.yaml that rank 0 has just written gets the same config
@@ -146,7 +145,7 @@ def _with_overrides(before: Plain, today: Plain) -> tuple[Plain, dict[str, str]]
             continue
         for leaf in override.leaves:
             old, new = get(before, leaf), get(today, leaf)
-            secret = leaf.startswith("callbacks.") and "${oc.env:" in str(old)
+            secret = leaf.startswith(("callbacks.", "logger.")) and "${oc.env:" in str(old)
             if is_repeated and not secret:
                 continue
             if leaf in ("ckpt_path", "init_from"):
@@ -164,19 +163,23 @@ def _with_overrides(before: Plain, today: Plain) -> tuple[Plain, dict[str, str]]
     return config, changes
 
 
-def _refuse_secrets(callbacks: Any, name: str, overrides: list[str]) -> None:
-    """Raise UserError if a callback would get a secret that no override of this command line names.
+def _refuse_secrets(config: Plain, today: Plain, name: str) -> None:
+    """Raise UserError if a callback or a logger but W&B would get a secret that today's config does not give it.
 
     The run may be somebody else's, whose callbacks could send the secret anywhere.
     """
-    overridden = {leaf for override in parse(overrides) for leaf in override.leaves}
-    for key, value in configs.flat({"callbacks": callbacks}).items():
-        if re.search(r"\$\{oc\.env:\w+\}", str(value)) and key not in overridden:
-            callback = key.split(".")[1]
+    overridden = {leaf for override in parse(today["overrides"]) for leaf in override.leaves}
+    own = {"callbacks": dict(config["callbacks"]), "logger": {**config["logger"], "wandb": None}}
+    for key, value in configs.flat(own).items():
+        group, entry = key.split(".")[:2]
+        settings = own[group][entry]
+        if settings == get(today, f"{group}.{entry}") or key in overridden:
+            continue
+        if re.search(r"\$\{oc\.env:\w+\}", str(value)):
             raise UserError(
                 f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
-                "secret for its callbacks. If it is your own run, give it again: "
-                f"'+callbacks.{callback}={validation.shown(callbacks[callback])}'."
+                "secret for its callbacks and loggers. If it is your own run, give it again: "
+                f"'+{group}.{entry}={validation.shown(settings)}'."
             )
 
 

@@ -333,9 +333,23 @@ class TensorBoardConfig(Group):
     """TensorBoard event files in the run directory (logger=tensorboard)."""
 
 
+class MlflowConfig(Group):
+    """MLflow (logger=mlflow)."""
+
+    tracking_uri: Text | None = key("Server or file; null: MLFLOW_TRACKING_URI, or mlflow.db in paths.logs.", None)
+    experiment_name: Text = key("Experiment that the run belongs to.", "alexlab")
+    run_name: Text | None = key("Name of the run; null names it after what the command line changed.", None)
+
+
 class LoggerConfig(Group):
+    """Loggers (conf/logger). Any other logger is a further entry, which must have a `_target_`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Target]
+
     wandb: WandbConfig | None = key("Weights & Biases; null is off.", None)
     tensorboard: TensorBoardConfig | None = key("TensorBoard; null is off.", None)
+    mlflow: MlflowConfig | None = key("MLflow; null is off.", None)
 
 
 class CallbacksConfig(Group):
@@ -346,7 +360,7 @@ class CallbacksConfig(Group):
 
     progress: Literal["auto", "rich", "plain", "none"] = key("auto: rich in a terminal, else plain.", "auto")
     lr_monitor: bool = key("Log learning rates.", True)
-    figures: bool = key("Save figures of the trained network in figures/ and in W&B.", True)
+    figures: bool = key("Save figures of the trained network in figures/, and log them.", True)
     model_summary: Whole = key("Depth of the table of layers; 0 is off.", 0)
     device_stats: bool = key("Log statistics of the devices.", False)
     grad_norm: bool = key("Log train/grad_norm of all weights, before clipping.", False)

@@ -191,7 +191,8 @@ def _is_in(path: str, packages: tuple[str, ...]) -> bool:
 
 def _refusal(target: str, module: str | None = None) -> str:
     defined = f" (it is defined in {module})" if module else ""
-    package = target.partition(".")[0]
+    loggers = "pytorch_lightning.loggers"  # they may send files to any server
+    package = loggers if _is_in(target, (loggers,)) else target.partition(".")[0]
     is_library = package in sys.stdlib_module_names or any(_is_in(name, (package,)) for name in ALLOWED)
     hint = f" If you trust this run and {package}, add allow=[{package}], here or in conf/allow.yaml."
     return (

@@ -56,7 +56,7 @@ REPLACED = {
     "trainer.enable_progress_bar": "is set by callbacks.progress=none.",
     "trainer.fast_dev_run": "is not available: debug=fast runs two batches of each split.",
     "trainer.limit_predict_batches": "is not available: `alexlab predict` takes the images that it gets.",
-    "trainer.logger": "is not available: choose loggers with logger=csv, wandb, tensorboard or all.",
+    "trainer.logger": "is not available: choose loggers with logger=csv, wandb, tensorboard, mlflow or all.",
     "trainer.model_registry": "is not available: logger.wandb.log_model=true uploads the best checkpoint.",
     "trainer.plugins": "is not available: trainer.precision and trainer.strategy choose plugins.",
     "trainer.reload_dataloaders_every_n_epochs": "is not available: each epoch has an order of its own anyway.",
@@ -274,12 +274,12 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
         return f"`{choice}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
     has_target = name == "_target_" or (isinstance(value, dict) and "_target_" in value)
     if has_target and path[0] == "logger":
-        return f"{text} Remove it: wandb, tensorboard and csv are built; own loggers are not built yet."
+        return f"{text} Give a logger of your own another name than wandb, tensorboard and mlflow."
     if has_target and path[0] != "callbacks":
         return f"{text} Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
     if near := nearest(model, plain, path):
         return f"{text} Did you mean `{near}`?"
-    if path[0] in ("callbacks", "metrics"):
+    if path[0] in ("callbacks", "metrics", "logger"):
         return f"{text} A {path[0].removesuffix('s')} of your own must be a mapping with a _target_."
     if not above and "my" in fields_of(model):
         return f"{text} Keys of your own belong in the section my, as +my.{name}=VALUE."
