@@ -103,7 +103,7 @@ def lightning(net: nn.Module, batches: Batches, folder: Path) -> float:
     )
     run = RunInfo(class_names=[str(i) for i in range(10)])
     task = ImageClassifier(net, BatchAugment(MEAN, STD, 10), optimizer=settings, run=run)
-    loggers, wandb, _ = build_loggers(config)
+    loggers, wandb = build_loggers(config)
     if wandb is not None:
         wandb.start()
     preemption, checkpointing, callbacks = build_callbacks(config, SignalRecorder(), plan, wandb)
