@@ -106,7 +106,7 @@ def test_the_learning_rates_of_a_resumed_schedule_are_those_of_the_library(
         (
             f"{TORCHS}.CosineAnnealingLR",
             [],
-            r"trained for 5 steps, .* follows: T_max=1 \(now 3\)\. Set trainer.max_epo",
+            r"trained for 5 steps, .* follows: T_max=1 \(now 3\)\. Set max_epochs",
         ),
         (f"{TIMMS}.CosineLRScheduler", ["interval=step"], r"trained for 5 steps, .*: t_initial=5 \(now 15\)\. Set tr"),
         (f"{TORCHS}.CosineAnnealingLR", ["T_max=3"], None),

@@ -241,7 +241,7 @@ def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) 
         (["logger=wandb", "logger.wandb.mode=online"], ["needs an API key", "wandb login"]),
         (["optimizer._target_=torch.optim.Adam"], ["~optimizer.momentum ~optimizer.nesterov"]),
         (
-            ["optimizer=adamw", "optimizer._target_=torch.optim.Muon"],
+            ["optimizer=adamw", "~optimizer.betas", "optimizer._target_=torch.optim.Muon"],
             ["Muon cannot be built from its settings (", "2D"],
         ),
         (
