@@ -30,6 +30,12 @@ OVERRIDES = [*IMAGES, *LOGS, *STEPS, "trainer.accelerator=cpu", "model.net.dropo
 composed_once = functools.cache(composed)  # composing takes longer than a few steps of the tiny network
 
 
+def own_schedule(target: str, *keys: str) -> list[str]:
+    """Return overrides for a schedule by _target_, as a yaml of a user's would set it."""
+    removed = [f"~scheduler.{key}" for key in ("name", "unit", "warmup")]
+    return ["scheduler=constant", *removed, f"+scheduler._target_={target}", *(f"+scheduler.{key}" for key in keys)]
+
+
 class TinyNet(nn.Module):
     """Has what a resume could forget: BatchNorm's statistics and dropout."""
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import timm.scheduler
 import torch
 from pytorch_lightning.loggers.logger import DummyLogger
-from resuming import Harness, Killed, at_batch, difference, rows_of
+from resuming import Harness, Killed, at_batch, difference, own_schedule, rows_of
+from torch.optim import lr_scheduler
 
 from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.data.datamodule import ImageFolders
@@ -36,6 +38,7 @@ SETTINGS = [
     ["ema.decay=0.9", "+trainer.val_check_interval=0.5", "callbacks.early_stopping=9"],
     ["optimizer=adamw", "trainer.check_val_every_n_epoch=2", "finetune.freeze_epochs=1"],
     ["trainer.max_steps=10", "trainer.max_epochs=null", "scheduler=constant", "finetune.freeze_epochs=1"],
+    [*own_schedule("torch.optim.lr_scheduler.OneCycleLR", "interval=step"), "optimizer.layer_decay=0.5"],
 ]
 
 
@@ -54,6 +57,74 @@ def test_resume_from_every_step(words: list[str], harness: Harness) -> None:
     for stops in alone if ALL_PLACES else [in_turn]:
         resumed = harness.train_with_stops("stopped", stops, *words)
         assert difference(straight, resumed) is None, f"stopped at {stops}"
+
+
+TORCHS, TIMMS = "torch.optim.lr_scheduler", "timm.scheduler"
+RATES = [
+    ("CosineAnnealingLR", [], lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=3)),
+    ("OneCycleLR", ["interval=step"], lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.005, total_steps=15)),
+    ("CosineLRScheduler", ["warmup_t=1"], lambda o: timm.scheduler.CosineLRScheduler(o, 3, warmup_t=1)),
+    (
+        "CosineLRScheduler",
+        ["interval=step"],
+        lambda optimizer: timm.scheduler.CosineLRScheduler(optimizer, 15, t_in_epochs=False),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "build"), RATES, ids=["cosine", "onecycle", "timm by epoch", "timm by step"])
+def test_the_learning_rates_of_a_resumed_schedule_are_those_of_the_library(
+    name: str, keys: list[str], build: Callable[[Any], Any], harness: Harness
+) -> None:
+    """Three epochs of five steps, stopped within the first and the second, and at an epoch's end."""
+    package = TORCHS if hasattr(lr_scheduler, name) else TIMMS
+    words = ["trainer.max_epochs=3", "optimizer.momentum=0.9", *own_schedule(f"{package}.{name}", *keys)]
+    by_step = "interval=step" in keys
+    scheduler = build(torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.005, momentum=0.9))
+    expected = []
+    for step in range(15):
+        expected.append(scheduler.optimizer.param_groups[0]["lr"])
+        scheduler.optimizer.step()
+        ends = step % 5 == 4
+        if package == TORCHS and (by_step or ends):
+            scheduler.step()
+        elif package == TIMMS:
+            scheduler.step_update(step + 1)
+            if ends:
+                scheduler.step(step // 5 + 1)
+    assert len(set(expected)) >= 3
+
+    straight = harness.train("straight", *words)
+    assert [float(row["lr/decay"]) for row in rows_of(straight) if "lr/decay" in row] == pytest.approx(expected)
+    stops = [(2, "before"), (2, "after"), (5, "before"), (7, "after"), (10, "after")]
+    assert difference(straight, harness.train_with_stops("stopped", stops, *words)) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "keys", "why"),
+    [
+        (
+            f"{TORCHS}.CosineAnnealingLR",
+            [],
+            r"trained for 5 steps, .* follows: T_max=1 \(now 3\)\. Set max_epochs",
+        ),
+        (f"{TIMMS}.CosineLRScheduler", ["interval=step"], r"trained for 5 steps, .*: t_initial=5 \(now 15\)\. Set tr"),
+        (f"{TORCHS}.CosineAnnealingLR", ["T_max=3"], None),
+        (f"{TORCHS}.StepLR", ["step_size=1"], None),
+    ],
+)
+def test_a_schedule_that_follows_from_the_length_of_the_run_cannot_be_prolonged(
+    target: str, keys: list[str], why: str | None, harness: Harness
+) -> None:
+    words = own_schedule(target, *keys)
+    harness.train("run", *words, "trainer.max_epochs=1")
+    longer = ["resume.run=auto", "trainer.max_epochs=3"]
+    if why is not None:
+        with pytest.raises(UserError, match=why):
+            harness.train("run", *words, *longer)
+        return
+    straight = harness.train("straight", *words, "trainer.max_epochs=3")
+    assert difference(straight, harness.train("run", *words, *longer)) is None
 
 
 def test_resume_with_one_checkpoint_per_epoch(harness: Harness) -> None:

@@ -239,7 +239,15 @@ def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) 
         (["data.cache=device"], ["data.cache=device", "data.crop_on"]),
         (["ckpt_path=/none.ckpt"], ["/none.ckpt"]),
         (["logger=wandb", "logger.wandb.mode=online"], ["needs an API key", "wandb login"]),
-        (["optimizer._target_=torch.optim.Adam"], ["optimizer.momentum"]),
+        (["optimizer._target_=torch.optim.Adam"], ["~optimizer.momentum ~optimizer.nesterov"]),
+        (
+            ["optimizer=adamw", "~optimizer.betas", "optimizer._target_=torch.optim.Muon"],
+            ["Muon cannot be built from its settings (", "2D"],
+        ),
+        (
+            ["+scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=3"],
+            ["StepLR cannot be built from its settings: ", "'name'"],
+        ),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] and " " not in value[0] else "",
 )

@@ -6,9 +6,12 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
+import timm.optim
+import timm.scheduler
 import torch
 from conftest import ROOT, command, tiny_train
 
@@ -30,6 +33,30 @@ def test_networks_optimizers_and_layers_are_allowed() -> None:
         assert targets.locate(f"torch.nn.{name}") is getattr(torch.nn, name)
     for name in ("Adafactor", "AdamW", "SGD", "NAdam"):
         assert targets.locate(f"torch.optim.{name}") is getattr(torch.optim, name)
+
+
+@pytest.mark.parametrize(
+    ("package", "kinds"),
+    [
+        (torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
+        (timm.scheduler, timm.scheduler.scheduler.Scheduler),
+        (timm.optim, torch.optim.Optimizer),
+    ],
+    ids=["torch.optim.lr_scheduler", "timm.scheduler", "timm.optim"],
+)
+def test_schedules_and_optimizers_are_allowed_and_nothing_else_of_their_packages(package: Any, kinds: type) -> None:
+    allowed = 0
+    for name, value in vars(package).items():
+        if name.startswith("_"):
+            continue
+        target = f"{package.__name__}.{name}"
+        if isinstance(value, type) and issubclass(value, (kinds, torch.optim.Optimizer)):
+            assert targets.locate(target) is value
+            allowed += 1
+        else:
+            with pytest.raises(UserError, match=r"is not allowed|and a class or a function is needed"):
+                targets.locate(target)
+    assert allowed >= 7
 
 
 NOT_LISTED = r"is not allowed.*must be from alexlab\.models, .*targets\.py holds the list"
@@ -106,6 +133,8 @@ def a_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("model.net", "os.system"),
         ("model.net", "timm.models._helpers.load_state_dict"),
         ("optimizer", "torch.hub.load"),
+        ("scheduler", "mypkg.Schedule"),
+        ("scheduler", "timm.scheduler.create_scheduler"),
         ("callbacks.mine", "subprocess.call"),
     ],
 )

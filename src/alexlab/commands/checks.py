@@ -17,7 +17,7 @@ from alexlab.engine.targets import Trusted
 from alexlab.tasks import optimizers
 from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
 
-# keys that older checkpoints lack, with the value that older versions used
+# keys that older checkpoints and users' own yaml may lack, with their defaults
 ADDED_LATER = {"optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
 
 
@@ -60,7 +60,7 @@ def check_ckpt(
         )
 
     saved = checkpoint["alexlab"]["config"]
-    now, then = flat(config), {**ADDED_LATER, **flat(saved)}
+    now, then = ({**ADDED_LATER, **flat(each)} for each in (config, saved))
     for flat_config, model in ((now, config["model"]), (then, saved["model"])):  # either config may have "auto"
         flat_config["model.mean"], flat_config["model.std"] = input_statistics(model, trusted)
     differ = [
@@ -91,18 +91,17 @@ def check_ckpt(
             "and trainer.overfit_batches."
         )
     if config["scheduler"].get("_target_"):  # built before
-        ends = saved["trainer"].get("max_epochs", 10), saved["trainer"].get("max_steps", -1)
-        steps_then = total_steps(plan.steps_per_epoch, *ends)
+        before = total_steps(
+            plan.steps_per_epoch, saved["trainer"].get("max_epochs", 10), saved["trainer"].get("max_steps", -1)
+        )
         now, then = (
-            optimizers.lengths(config["scheduler"], steps, plan.steps_per_epoch, None)
-            for steps in (plan.steps, steps_then)
+            optimizers.lengths(config["scheduler"], steps, plan.steps_per_epoch, None) for steps in (plan.steps, before)
         )
         if now != then:
             counts = ", ".join(f"{key}={then[key]} (now {now[key]})" for key in now)
             raise UserError(
-                f"{named} was trained for {steps_then} steps, from which its schedule follows: {counts}. Set "
-                "trainer.max_epochs and trainer.max_steps as they were, or start a new run with init_from; a schedule "
-                "with a name, such as scheduler=cosine, can be prolonged."
+                f"{named} was trained for {before} steps, from which its schedule follows: {counts}. Set max_epochs and "
+                "max_steps as before, or start a new run with init_from. Only a scheduler with a name can be prolonged."
             )
     if most is not None and 0 <= most < epochs:
         raise UserError(

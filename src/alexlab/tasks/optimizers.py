@@ -309,9 +309,14 @@ def state_tensors(settings: dict[str, Any], trusted: Trusted = ()) -> int:
     """
     net = nn.Linear(2, 3, bias=False)
     optimizer = build_optimizer(net, {**settings, "layer_decay": None}, 1, may_fuse=False, trusted=trusted)
-    net(torch.ones(1, 2)).sum().backward()
+
+    def closure() -> torch.Tensor:  # Lightning passes one to `step`
+        loss = net(torch.ones(1, 2)).sum()
+        loss.backward()
+        return loss
+
     try:
-        optimizer.step()
+        optimizer.step(closure)
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{settings['_target_']} fails in its first step: {error}") from error
     check_state(settings["_target_"], optimizer.state_dict())
