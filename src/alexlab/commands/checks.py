@@ -16,7 +16,7 @@ from alexlab.engine.run_dir import shown as shown_path
 from alexlab.engine.targets import Trusted
 from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
 
-# keys that older checkpoints lack, with the value that older versions used
+# keys that older checkpoints and short options lack, with their default
 ADDED_LATER = {"optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
 
 
@@ -59,7 +59,7 @@ def check_ckpt(
         )
 
     saved = checkpoint["alexlab"]["config"]
-    now, then = flat(config), {**ADDED_LATER, **flat(saved)}
+    now, then = ({**ADDED_LATER, **flat(each)} for each in (config, saved))
     for flat_config, model in ((now, config["model"]), (then, saved["model"])):  # either config may have "auto"
         flat_config["model.mean"], flat_config["model.std"] = input_statistics(model, trusted)
     differ = [
