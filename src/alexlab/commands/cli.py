@@ -397,6 +397,12 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     plain = configs.resolve(composed)
     run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
     plain |= {"run_dir": run_dir, "overrides": overrides_of(hydra_config)}
+    for folder in _config_folders(hydra_config)[1:] if isinstance(plain.get("allow"), list) else ():
+        if (file := folder / "allow.yaml").is_file():  # Hydra itself reads that of conf/ alone
+            more = configs.read(file)
+            if not isinstance(more, dict) or not isinstance(more.get("allow"), list):
+                raise UserError(f"{file} must hold a list of packages, as in `allow: [mypkg]`.")
+            plain["allow"] = [*plain["allow"], *more["allow"]]
     if issubclass(command.model, schema.TrainConfig):
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
@@ -411,9 +417,13 @@ def overrides_of(hydra_config: Any) -> list[str]:
 
 def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
     """Return the checked, frozen config of a job; raise UserError with all mistakes."""
-    choices = _choices(hydra_config)
-    folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
+    choices, folders = _choices(hydra_config), _config_folders(hydra_config)
     return validate(command.model, plain, lambda key: find_file(key, folders, command.name, choices))
+
+
+def _config_folders(hydra_config: Any) -> list[Path]:
+    """Return the folders of configs, the first one first: conf/, then that of --config-dir."""
+    return [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
 
 
 def _choices(hydra_config: Any) -> Plain:

@@ -57,6 +57,7 @@ def find_start(config: TrainConfig) -> Start:
         path = resumed.run_dir
 
     plain["allow"] = allowed  # not what the config of a run says
+
     # init_from=, ckpt_path=: a file
     if plain.get("init_from") and plain.get("ckpt_path"):
         notes.append(f"note: init_from is ignored: ckpt_path={plain['ckpt_path']} has the weights to continue with.")

@@ -18,7 +18,7 @@ from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import ckpt_of, find_run
 from alexlab.engine.schema import TrainConfig
-from alexlab.engine.targets import Trusted, build_network
+from alexlab.engine.targets import Trusted, build_network, check_targets
 from alexlab.engine.validation import validate_saved
 from alexlab.models.introspection import heads_of, normalization
 from alexlab.models.pretrained import load_but_head
@@ -73,11 +73,12 @@ def load(
         ckpt: "best", "last" or a file.
         logs: the folder in which runs are looked up by name.
         check_sources: print a warning if the network's source files have changed since the run.
-        allow: packages of your own that the run's config may name.
+        allow: packages of your own that the run's config may name, besides those of conf/allow.yaml.
 
     Raises:
         UserError: the run or the checkpoint does not exist, or the checkpoint does not fit the run's network.
     """
+    allow = None if allow is None else (*allow, *((configs.read(configs.CONF / "allow.yaml") or {}).get("allow") or ()))
     run_dir = find_run(str(run), Path(logs), ckpt)
     config = config_of(run_dir)
     path = ckpt_of(run_dir, ckpt)
@@ -253,6 +254,7 @@ def check_function(
         same_classes: compare the logits; otherwise the inputs of the last layer.
     """
     model = checkpoint["alexlab"]["config"]["model"]
+    check_targets(model["net"], trusted)
     name, shape = model["name"], (model.get("in_channels", 3), *height_width(image_size))
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     try:
