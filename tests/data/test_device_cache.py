@@ -15,6 +15,7 @@ from alexlab.data.dataset import Batch
 from alexlab.data.decode import BrokenImageError
 from alexlab.data.fast.device_cache import check_fits
 from alexlab.data.transforms import SampleTransform
+from alexlab.data.user_transforms import UserTransforms
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import PrepareConfig
 
@@ -41,10 +42,11 @@ def data_of(
     policy: str = "none",
     crop: str = "random_resized",
     size: int | tuple[int, int] = SIDE,
+    user: UserTransforms | None = None,
     **more: object,
 ) -> ImageFolders:
     settings = {"batch_size": 5, "seed": 3, "num_workers": workers, "on_error": "skip"} | more
-    train = SampleTransform(size, crop, flip=0.5, policy=policy)
+    train = SampleTransform(size, crop, flip=0.5, policy=policy, user=user)
     return ImageFolders(str(root), train_transform=train, eval_transform=SampleTransform(size), **settings).read()  # type: ignore[arg-type]
 
 
@@ -110,9 +112,13 @@ def test_a_shard_that_is_cut_while_it_is_used_is_reported(squares: Path, tmp_pat
         ({"cache": "device"}, "data.cache=device caches images that the device crops, but data.crop_on=auto crops"),
         ({"cache": "device", "crop_on": "cpu"}, "data.crop_on=cpu crops them on the CPU here: add data.crop_on=device"),
         ({"crop_on": "device", "policy": "trivial"}, "augment.policy=trivial works on cropped images, on the CPU: set"),
+        (
+            {"crop_on": "device", "user": UserTransforms([])},
+            "augment.transforms work on single images, on the CPU:",
+        ),
     ],
 )
-def test_what_the_device_cannot_do_is_refused(squares: Path, settings: dict[str, str], message: str) -> None:
+def test_what_the_device_cannot_do_is_refused(squares: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         data_of(squares, **settings)  # type: ignore[arg-type]
 

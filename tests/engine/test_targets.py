@@ -1,5 +1,6 @@
 """What a config may name as `_target_`, and what it may not."""
 
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import timm.optim
 import timm.scheduler
 import torch
 from conftest import ROOT, command, tiny_train
+from torchvision.transforms import v2
 
 import alexlab
 from alexlab.engine import config as configs
@@ -57,6 +59,37 @@ def test_schedules_and_optimizers_are_allowed_and_nothing_else_of_their_packages
             with pytest.raises(UserError, match=r"is not allowed|and a class or a function is needed"):
                 targets.locate(target)
     assert allowed >= 7
+
+
+V2 = "torchvision.transforms.v2"
+
+
+def test_transforms_of_torchvision_are_allowed() -> None:
+    classes = [name for name, value in vars(v2).items() if inspect.isclass(value) and issubclass(value, v2.Transform)]
+    assert {"ColorJitter", "Compose", "Lambda", "RandAugment", "RandomResizedCrop"} < set(classes)
+    for name in classes:
+        assert targets.locate(f"{V2}.{name}") is getattr(v2, name)
+    grey = {"_target_": f"{V2}.Grayscale", "num_output_channels": 3}
+    node: dict[str, object] = {"_target_": f"{V2}.RandomApply", "p": 1.0, "transforms": [grey]}
+    assert build(node)(torch.zeros(3, 4, 4)).shape == (3, 4, 4)
+    node = {"_target_": f"{V2}.Lambda", "lambd": {"_target_": "torch.nn.functional.relu", "_partial_": True}}
+    assert torch.equal(build(node)(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("node", "why"),
+    [
+        ({"_target_": f"{V2}.Lambda", "lambd": {"_target_": "os.system", "_partial_": True}}, "os.system is not"),
+        ({"_target_": f"{V2}.functional.invert", "_partial_": True}, "of torchvision, only networks for"),
+        ({"_target_": f"{V2}.InterpolationMode"}, "is not allowed (it is defined in torchvision.transforms"),
+        ({"_target_": f"{V2}._misc.Lambda"}, "names that begin with _ are private"),
+        ({"_target_": "torchvision.transforms.v1.Lambda"}, "is not allowed"),
+    ],
+)  # fmt: skip
+def test_other_transforms_of_a_run_are_refused(node: dict[str, object], why: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(node)
+    assert why in str(error.value)
 
 
 NOT_LISTED = r"is not allowed.*must be from alexlab\.models, .*targets\.py holds the list"

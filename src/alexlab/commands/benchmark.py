@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from alexlab.commands import plan as plans
 from alexlab.commands.build import build_data, build_task, plain_trainer
+from alexlab.commands.build_transforms import build_transforms
 from alexlab.commands.summary import INPUT_BOUND, bound_by
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
@@ -46,7 +47,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     config = BenchmarkConfig.model_validate(plain)
     quiet_libraries()
     logging.getLogger("alexlab").setLevel(logging.WARNING)
-    data = build_data(config, devices).read()
+    data = build_data(config, devices, build_transforms(config, trusted=None)).read()
     plan = plans.make_plan(config, 1, data.images)
     rates: dict[str, Any] = {"decode_only": decode_only(data, config.seconds)}
     rates["loader"] = rate_of((len(batch.images) for batch in endless(data)), config.seconds)

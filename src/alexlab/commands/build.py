@@ -39,10 +39,12 @@ from alexlab.callbacks.progress import ProgressBar, ProgressReporter
 from alexlab.callbacks.same_config import SameConfig
 from alexlab.callbacks.throughput import Throughput
 from alexlab.commands import sweep
+from alexlab.commands.build_transforms import build_callable, build_transforms, try_batch, try_transforms
 from alexlab.commands.checks import check_ckpt
 from alexlab.commands.plan import Plan, make_plan
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform, height_width
+from alexlab.data.user_transforms import UserTransforms
 from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, targets
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.config import look_up
@@ -114,7 +116,7 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
     Raises:
         UserError: a mistake in the config, the images, the network, or a checkpoint that does not fit it.
     """
-    data = build_data(config, devices).read()
+    data = build_data(config, devices, build_transforms(config, trusted)).read()
     plan = make_plan(config, devices.world_size, data.images)
     pl.seed_everything(config.seed, verbose=False)
     task = build_task(config, data, devices.kind, plan, trusted)
@@ -134,13 +136,15 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
 # -- data and task
 
 
-def build_data(config: Any, devices: Devices) -> ImageFolders:
-    """Describe the images that the config's `data` and `augment` name; nothing is read yet."""
+def build_data(config: Any, devices: Devices, user: UserTransforms | None = None) -> ImageFolders:
+    """Describe the images that the config names, and how to transform them (training images by `user` too)."""
     d, a, channels = config.data, config.augment, config.model.in_channels
     sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
     policy = (a.policy, a.policy_ops, a.policy_magnitude)
     crops = (a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip)
-    train = SampleTransform(d.image_size, *crops, *policy, sizes, channels)
+    train = SampleTransform(d.image_size, *crops, *policy, sizes, channels, user)
+    if user is not None:
+        try_transforms(train)
     return ImageFolders(
         **d.model_dump(exclude={"name", "image_size", "max_bad", "multilabel"}),
         seed=config.seed,
@@ -201,7 +205,9 @@ def build_task(
 
     # the task
     mean, std = normalization(net, m.mean, m.std, m.in_channels)
-    augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by)
+    batch = None if a.batch is None or plan is None else build_callable(a.batch, "augment.batch", trusted)
+    augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by, batch)
+    try_batch(augment, (m.in_channels, *height_width(config.data.image_size)))
     layout = config.trainer.channels_last
     origin = {"config": config.model_dump(exclude_unset=True), "sources": provenance.source_hashes(net)}
     run = RunInfo(
@@ -374,9 +380,7 @@ def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, nu
             or not torch.isfinite(loss)
             or not loss.requires_grad
         ):
-            raise UserError(
-                f"loss: {config.loss.target} must return one finite number, the mean of the batch."
-            )
+            raise UserError(f"loss: {config.loss.target} must return one finite number, the mean of the batch.")
     try_metrics(task.metrics["val"], task.probabilities(logits), task.labels_of(kinds[0][1]))
 
 

@@ -12,6 +12,7 @@ from alexlab.callbacks.preemption import Preempted, SignalRecorder
 from alexlab.commands import plan as plans
 from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment, build, build_data, build_task, load_checkpoint
+from alexlab.commands.build_transforms import build_transforms
 from alexlab.commands.session import RunSession
 from alexlab.commands.start import Start, find_start
 from alexlab.data.datamodule import ImageFolders
@@ -82,7 +83,7 @@ def report_changes(start: Start, data: ImageFolders) -> list[str]:
 def show_plan(start: Start, devices: Devices) -> None:
     """Print what would run, and stop: dry_run=true."""
     config = start.config
-    data = build_data(config, devices).read()
+    data = build_data(config, devices, build_transforms(config, start.trusted)).read()
     report_changes(start, data)
     plan = plans.make_plan(config, devices.world_size, data.images)
     task = build_task(config, data, devices.kind, plan, start.trusted)

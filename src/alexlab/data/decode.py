@@ -291,6 +291,12 @@ def crop_resize(picture: AnyPicture, box: Box, size: tuple[int, int], at: tuple[
     out.copy_(resized[..., at[0] : at[0] + rows, at[1] : at[1] + columns])
 
 
+def whole(picture: AnyPicture, channels: int = 3) -> Tensor:
+    """Return all pixels as a viewer shows them: uint8 (channels, height, width)."""
+    pixels, _ = picture.pixels(channels=channels)
+    return _rotate(torch.from_numpy(pixels.transpose(2, 0, 1)[None]), picture.orientation)[0]
+
+
 def _stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
     """Convert a box of the picture as a viewer shows it, of `size` (width, height), to the stored pixels."""
     left, top, right, bottom = box

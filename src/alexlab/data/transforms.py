@@ -1,7 +1,8 @@
 """Transforms of single images on the CPU: random crops and flips, and augmentation policies.
 
-`decode.crop_resize` crops and resizes in one pass, `policies.py` has TrivialAugment and RandAugment. The
-transforms of whole batches on the device (normalization, colour noise, erasing, mixup) are in `tasks/augment.py`.
+`decode.crop_resize` crops and resizes in one pass, `policies.py` has TrivialAugment and RandAugment, and
+`user_transforms.py` calls transforms of your own. The transforms of whole batches on the device (normalization, colour
+noise, erasing, mixup) are in `tasks/augment.py`.
 """
 
 import functools
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from alexlab.data import decode, policies
-from alexlab.data.sample_rng import BatchRng, SampleRng
+from alexlab.data.sample_rng import BatchRng, SampleRng, mix
+from alexlab.data.user_transforms import UserTransforms
 
 LONG = 8  # if an image is longer than this many crops, only the part around the crop is resized
 TRIES = 10  # attempts of torchvision's random resized crop, before it takes the middle
@@ -48,7 +50,7 @@ class SampleTransform:
         image_size: of the result in pixels: its side, or (height, width).
         crop: "random_resized" (random area and aspect, as in Inception), "random" (as in the AlexNet paper: a random
             square of the middle square, which is resized to a side of image_size / crop_ratio; of a rectangle, both
-            sides are divided) or "center" (the middle of that square).
+            sides are divided), "center" (its middle) or "none" (the whole image, which `user` must crop).
         scale: smallest and largest fraction of the area that "random_resized" crops.
         ratio: smallest and largest aspect (width / height) that "random_resized" draws, relative to that of the result:
             how much the image may be stretched.
@@ -57,6 +59,7 @@ class SampleTransform:
         policy: "none", "trivial" (TrivialAugmentWide) or "rand" (RandAugment).
         policy_ops, policy_magnitude: operations per image of RandAugment, and their strength (0 to 30).
         sizes: pairs (first epoch, counted from 1; side in pixels) that replace image_size, for progressive resizing.
+        user: transforms of your own, between the crop and the flip.
     """
 
     image_size: int | Sequence[int]
@@ -70,6 +73,7 @@ class SampleTransform:
     policy_magnitude: int = 9
     sizes: tuple[tuple[int, int], ...] = ()
     channels: int = 3  # of the result, see `decode.MODES`
+    user: UserTransforms | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -94,7 +98,12 @@ class SampleTransform:
 
     def write(self, picture: decode.AnyPicture, rng: SampleRng, out: Tensor) -> None:
         """Write the transformed image into `out`: uint8 (1, channels, height, width) in channels-last memory."""
-        decode.crop_resize(picture, *self.crop_box(picture.size[0], picture.size[1], rng), out)
+        seed = rng.state
+        if self.crop != "none":
+            decode.crop_resize(picture, *self.crop_box(picture.size[0], picture.size[1], rng), out)
+        if self.user is not None:
+            image = decode.whole(picture, self.channels) if self.crop == "none" else out[0]
+            out[0].copy_(self.user(image, out.shape[2:], mix(seed)))
         if self.flip > 0 and rng.uniform() < self.flip:
             out.copy_(out.flip(-1))
         if self.policy != "none":

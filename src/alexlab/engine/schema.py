@@ -87,6 +87,8 @@ def _are_devices(value: str | int | list[int]) -> bool:
 
 Text = Annotated[str, MinLen(1)]
 Target = Annotated[Plain, Rule("a mapping with a _target_, which names a class", _has_target)]
+TARGETS = Rule("a list of mappings, each with a _target_, which names a class", lambda v: all(map(_has_target, v)))
+TargetList = Annotated[list[Plain], TARGETS]
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 Pixels = Annotated[int, Ge(8)]
@@ -197,7 +199,7 @@ class DataConfig(Group):
 
 
 class AugmentConfig(Group):
-    crop: Literal["random_resized", "random", "center"] = key("How training images are cropped.", "center")
+    crop: Literal["random_resized", "random", "center", "none"] = key("Crop of training images.", "center")
     scale: Areas = key("Min and max fraction of the area for random_resized.", [0.08, 1.0])
     ratio: Ratios = key(
         "Min and max aspect for random_resized, relative to that of image_size.", [0.75, 1.3333333333333333]
@@ -213,6 +215,8 @@ class AugmentConfig(Group):
     erase: Fraction = key("Probability of erasing a rectangle.", 0.0)
     mixup: NotNegative = key("Beta parameter of mixup; 0 is off.", 0.0)
     cutmix: NotNegative = key("Beta parameter of CutMix; 0 is off.", 0.0)
+    transforms: TargetList = key("Transforms of single images, on the CPU after the crop.", [])
+    batch: Target | None = key("A transform of whole batches, on the device.", None)
 
 
 class OptimizerConfig(Group):

@@ -30,17 +30,19 @@ Trusted = Sequence[str] | None
 # The folders of src/alexlab/ for code of your own. Other packages are allowed by `allow=[mypkg]`.
 DATA = ("alexlab.data",)  # of which functions are not allowed
 OWN = ("alexlab.models", "alexlab.data", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimizers")
-# Of these libraries only networks, layers, losses, metrics, optimizers, schedulers and callbacks are allowed: some
-# functions load pickles.
-LIBRARIES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "torchmetrics", "pytorch_lightning.callbacks")
+# Of these libraries only networks, layers, losses, metrics, optimizers, schedulers, transforms and callbacks are
+# allowed: some functions load pickles.
+VISION = ("torchvision.models", "torchvision.transforms.v2")
+LIBRARIES = ("torch.nn", "torch.optim", *VISION, "timm", "torchmetrics", "pytorch_lightning.callbacks")
 ALLOWED = OWN + LIBRARIES
 MODULE, OPTIMIZER = "torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer"
 CALLBACK = "pytorch_lightning.callbacks.callback.Callback"
 SCHEDULERS = ("torch.optim.lr_scheduler.LRScheduler", "timm.scheduler.scheduler.Scheduler")
 # The modules of the libraries that define networks for classification, layers, losses, and metrics that are computed
-# from logits: others load models. Private modules are not allowed.
+# from logits: others load models. Private modules are not allowed, but those of torchvision's transforms.
 MODULES = re.compile(
     r"torch\.nn\.modules\.[a-z]\w*|torchvision\.models\.[a-z]\w*|timm\.(layers|loss|models)(\.[a-z]\w*)*"
+    r"|torchvision\.transforms\.v2\._\w+"
     r"|torchmetrics\.(classification|regression|aggregation|collections)(\.[a-z]\w*)*|torchmetrics\.wrappers\.classwise"
 )
 # Classes of these packages turn text into a program.
@@ -111,8 +113,8 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
     elif home is not None and not _is_a_librarys_part(made):
         raise UserError(
             f"_target_={target} is not allowed: of {parts[0]}, only networks for classification, layers, losses, "
-            "metrics, optimizers, schedulers and callbacks are. A function of your own in src/alexlab/models/ may use "
-            "anything else."
+            "metrics, optimizers, schedulers, transforms and callbacks are. A function of your own in "
+            "src/alexlab/models/ may use anything else."
         )
     return obj
 

@@ -1,8 +1,14 @@
-"""Augmentation of whole batches on the device: colour noise, normalization, erasing, mixup and cutmix."""
+"""Augmentation of whole batches on the device: your own, colour noise, normalization, erasing, mixup and cutmix."""
+
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
+
+from alexlab.data.sample_rng import mix
+from alexlab.data.user_transforms import GENERATORS, described, failure, name_of
+from alexlab.engine.errors import UserError
 
 # Principal axes (columns) of ImageNet's RGB values on a 0-1 scale, and the lengths of these axes. Most code since
 # Facebook's fb.resnet.torch calls the lengths eigenvalues and multiplies the noise with them, as the AlexNet paper does
@@ -17,7 +23,8 @@ class BatchAugment:
     """Turn uint8 images into the network's input.
 
     The random numbers of an image depend on (seed, epoch, batch, position in the global batch), not on the rank: runs
-    on one or more devices see the same images. Mixup and cutmix are the exception: they pair images of one device.
+    on one or more devices see the same images. Mixup and cutmix are an exception, because they pair images of one
+    device; so is `batch`.
 
     Args:
         mean, std: of each of the C channels on a 0-1 scale.
@@ -28,6 +35,8 @@ class BatchAugment:
         mixup, cutmix: parameter of the Beta distribution; 0 is off. If both are on, each batch uses one of them.
         pca_by: "eigenvalues", or "deviations": the noise is relative to the square roots of the eigenvalues, which
             makes it 2 to 15 times as strong.
+        batch: gets and returns images, float32 (B, C, H, W) from 0 to 1, before all else. It draws from the generators
+            of torch that the task has seeded, and from NumPy's and Python's, which are seeded here.
     """
 
     def __init__(
@@ -40,11 +49,12 @@ class BatchAugment:
         mixup: float = 0.0,
         cutmix: float = 0.0,
         pca_by: str = "eigenvalues",
+        batch: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.scale = torch.tensor([1 / (255 * s) for s in std]).view(1, -1, 1, 1)
         self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1)
         self.std = torch.tensor(std).view(1, -1, 1, 1)
-        self.pca, self.erase = pca, erase
+        self.pca, self.erase, self.batch = pca, erase, batch
         chosen = [(mix, float(alpha)) for mix, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
         mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in chosen]
         self.mix = v2.RandomChoice(mixes) if mixes else None
@@ -69,8 +79,10 @@ class BatchAugment:
         Returns:
             Images float32 (B, C, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.
         """
-        images = self.normalize(images)
         count = len(images)
+        if self.batch is not None and count:
+            images = self.by_batch(images, mix(seed, rank))
+        images = self.normalize(images)
         own = slice(rank * count, (rank + 1) * count)
         self.generator.manual_seed(seed)
         if self.pca > 0:
@@ -83,6 +95,26 @@ class BatchAugment:
         if self.mix is not None and count > 1:
             images, targets = self.mix(images, targets)
         return images, targets
+
+    @torch.no_grad()
+    def by_batch(self, images: Tensor, seed: int) -> Tensor:
+        """Apply `batch` to uint8 images (B, C, H, W); return float32 from 0 to 255 of the same shape."""
+        assert self.batch is not None
+        if isinstance(self.batch, nn.Module):
+            self.batch.to(images.device)
+        name = f"augment.batch ({name_of(self.batch)})"
+        try:
+            with GENERATORS.seeded(seed), torch.autocast(images.device.type, enabled=False):
+                result = self.batch(images.float().div_(255))
+        except Exception as error:
+            raise failure(name, error) from error
+        is_float = isinstance(result, Tensor) and result.is_floating_point()
+        if not is_float or (result.shape, result.device) != (images.shape, images.device):
+            raise UserError(
+                f"{name} returned {described(result)}, and must return a float tensor {tuple(images.shape)} from 0 to "
+                "1, on the device of the images."
+            )
+        return result.float() * 255
 
     def _rectangles(self, uniform: Tensor, images: Tensor) -> Tensor:
         """Draw the pixels to erase, bool (B, 1, H, W), from five uniform numbers per image: whether to erase, area,

@@ -310,7 +310,7 @@ def state_tensors(settings: dict[str, Any], trusted: Trusted = ()) -> int:
     net = nn.Linear(2, 3, bias=False)
     optimizer = build_optimizer(net, {**settings, "layer_decay": None}, 1, may_fuse=False, trusted=trusted)
 
-    def closure() -> torch.Tensor:  # Lightning passes one to `step`
+    def closure() -> Any:  # Lightning passes one to `step`
         loss = net(torch.ones(1, 2)).sum()
         loss.backward()
         return loss

@@ -37,6 +37,8 @@ def why_not_on_device(index: Index, transform: SampleTransform) -> str | None:
         )
     if transform.policy != "none":
         return f"augment.policy={transform.policy} works on cropped images, on the CPU: set augment.policy=none"
+    if transform.user is not None:
+        return "augment.transforms work on single images, on the CPU: set augment.transforms=[]"
     return None
 
 
