@@ -18,6 +18,7 @@ from alexlab.tasks.load import check_classes, check_function, input_statistics, 
 
 # keys that older checkpoints lack, with the value that older versions used
 ADDED_LATER = {"optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
+ADDED_LATER |= {"data.sampler": "shuffle"}
 
 
 def check_ckpt(

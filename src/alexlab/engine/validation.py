@@ -166,6 +166,7 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         yield f"`data.root={root}` does not exist: give the folder of the images with data.root=PATH."
     elif config.data.name == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
         yield f"`data.root={root}` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out={root}`."
+    folds, fold, fraction = config.data.folds, config.data.fold, config.data.val_fraction
     if config.resume.requeue and config.resume.run != "auto":
         yield "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run."
     if optimizer.nesterov and not optimizer.momentum:
