@@ -17,8 +17,8 @@ from alexlab.engine.targets import Trusted
 from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
 
 # keys that older checkpoints lack, with the value that older versions used
-ADDED_LATER = {"optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
-ADDED_LATER |= {"data.sampler": "shuffle"}
+ADDED_LATER: dict[str, Any] = {"optimizer.bias_lr_factor": 1.0, "data.sampler": "shuffle"}
+ADDED_LATER |= {"finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
 
 
 def check_ckpt(

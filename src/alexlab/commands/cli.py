@@ -282,7 +282,7 @@ def register_resolvers(stamp: str) -> None:
         count = OmegaConf.select(_root_, "data.folds")
         if count is None:
             raise UserError("sweep=folds needs the number of folds, one for all jobs: add data.folds=5, for example.")
-        return ",".join(map(str, range(count))) if isinstance(count, int) and count > 1 else "0"  # the schema refuses it
+        return ",".join(map(str, range(count))) if isinstance(count, int) and count > 1 else "0"  # which is refused
 
     OmegaConf.register_new_resolver("folds", folds, replace=True)
     OmegaConf.register_new_resolver("made", made, replace=True)
