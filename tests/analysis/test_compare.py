@@ -216,7 +216,7 @@ def test_settings_are_written_as_on_the_command_line() -> None:
     assert as_text({"a": 0.1234567, "b": True, "c": None, "d": "\x1b"}) == "a=0.123457 b=true c=null d=?"
 
 
-# -- seeds
+# -- seeds and folds
 
 
 def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Compare) -> None:
@@ -232,6 +232,51 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Comp
     assert "seed=0,1,2" in rows["s0"]
     each, _ = compare(seeds="each")
     assert [line.split()[0] for line in each.splitlines()[2:]] == ["s2", "other", "s1", "s0", "open"]
+
+
+def fold(
+    folder: Path, number: int, acc1: float, seed: int = 0, images: str = "x", lr: float = 0.1, **data: Any
+) -> Path:
+    """Write a run of a cross-validation in two folds."""
+    run = make_run(folder, lr, acc1, seed=seed, data={"folds": 2, "fold": number, "root": "/images", **data})
+    of_split = {"train": f"{seed}-{1 - number}", "val": f"{seed}-{number}"}
+    write_summary(run, dataset={"fingerprint": of_split, "fingerprint_of_folds": {"train and val": images}})
+    return run
+
+
+def test_folds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Compare) -> None:
+    """The deviation of 0.5 and 0.75 is 0.25 / sqrt(2) = 0.1768."""
+    fold(tmp_path / "a0", 0, 0.5)
+    fold(tmp_path / "a1", 1, 0.75)
+    fold(tmp_path / "again", 1, 0.5625)
+    fold(tmp_path / "b0", 0, 0.875, lr=0.2)
+    fold(tmp_path / "of-other-images", 1, 0.25, images="y")
+    rows = {line.split()[0]: line for line in compare()[0].splitlines()[2:6]}
+    assert list(rows) == ["b0", "a0", "again", "of-other-images"], "the second run of a fold is a row of its own"
+    assert "a0 +1 " in rows["a0"]
+    assert "0.6250±0.1768" in rows["a0"]
+    assert "data.fold=0,1" in rows["a0"]
+    assert "seed" not in rows["a0"]
+    assert "data.fold=1" in rows["again"]
+    written = json.loads(compare(format="json")[0])["groups"]
+    assert written[1]["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
+
+
+def test_seeds_times_folds_are_one_row(tmp_path: Path, compare: Compare) -> None:
+    scores = {(seed, number): 0.5 + seed / 4 + number / 8 for seed in (0, 1) for number in (0, 1)}
+    for (seed, number), acc1 in scores.items():
+        fold(tmp_path / f"r{seed}{number}", number, acc1, seed)
+    *_, row = compare()[0].splitlines()
+    assert row.split()[:3] == ["r00", "+3", "finished"]
+    assert f"0.6875±{statistics.stdev(scores.values()):.4f}" in row
+    assert {"seed=0,1", "data.fold=0,1"} <= set(row.split())
+
+
+def test_a_run_from_before_there_were_samplers_shuffled(tmp_path: Path) -> None:
+    for seed, data in enumerate(({}, {"sampler": "shuffle", "folds": None, "fold": None}, {"sampler": "balanced"})):
+        write_summary(make_run(tmp_path / f"r{seed}", 0.1, 0.5, seed=seed, data=data), dataset={"fingerprint": "f"})
+    groups = {group.name: group.settings for group in grouped(read_all(tmp_path))}
+    assert groups == {"r0 +1": {"seed": "0,1"}, "r2": {"data.sampler": "balanced", "seed": 2}}
 
 
 def test_runs_on_other_images_code_or_devices_are_rows_of_their_own(tmp_path: Path) -> None:

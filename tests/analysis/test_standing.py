@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, command
+from test_compare import fold
 from test_runs import make_run, write_summary
 
 from alexlab.analysis import compare
@@ -40,6 +41,17 @@ def test_a_run_is_ranked_among_the_finished_runs_on_the_same_images(tmp_path: Pa
         "3rd of 3 by val/loss: 1.7500, 0.2500 above the best run "
     ), "a lower loss is better"
     assert str(standing(b, tmp_path, "val/loss")).startswith("1st of 3 by val/loss: 1.5000, equal to the next run s/0,")
+
+
+def test_a_fold_is_ranked_among_runs_that_were_validated_on_the_same_images(tmp_path: Path) -> None:
+    a = fold(tmp_path / "train/runs/a", 0, 0.5)
+    fold(tmp_path / "train/runs/other-fold", 1, 0.9)
+    fold(tmp_path / "train/runs/other-seed", 0, 0.9, seed=1)
+    assert standing(a, tmp_path, "val/acc1") is None
+    fold(tmp_path / "train/runs/b", 0, 0.75, lr=0.2)
+    assert str(standing(a, tmp_path, "val/acc1")).startswith(
+        "2nd of 2 by val/acc1: 0.5000, 0.2500 below the best run b,"
+    )
 
 
 def test_runs_that_cannot_be_ranked_are_not(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ SETTINGS = [
     ["+trainer.val_check_interval=0.6", "scheduler=plateau"],  # a checkpoint between validation and end of epoch
     ["ema.decay=0.9", "+trainer.val_check_interval=0.5", "callbacks.early_stopping=9"],
     ["optimizer=adamw", "trainer.check_val_every_n_epoch=2", "finetune.freeze_epochs=1"],
+    ["data.sampler=balanced", "data.folds=2", "data.fold=1", "data.batch_size=6"],
     ["trainer.max_steps=10", "trainer.max_epochs=null", "scheduler=constant", "finetune.freeze_epochs=1"],
     [*own_schedule("torch.optim.lr_scheduler.OneCycleLR", "interval=step"), "optimizer.layer_decay=0.5"],
 ]

@@ -48,6 +48,24 @@ def same(one: list[Batch], two: list[Batch]) -> bool:
 # -- the same batches
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_drawn_twice_in_an_epoch_is_cropped_twice(index: ImageIndex, workers: int) -> None:
+    class Twice(Sampler[list[Key]]):
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> Iterator[list[Key]]:
+            return iter([[(3, 1), (3 + COUNT, 1), (3, 1), (3 + 2 * COUNT, 1)]])
+
+    dataset = ImageDataset(index, SampleTransform(40, "random_resized", flip=0.5), 3)
+    (batch,) = Loader(dataset, Twice(), workers)
+    first, second, again, third = batch.images
+    assert batch.targets.tolist() == [3] * 4
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5, 40])
 def test_batches_do_not_depend_on_the_number_of_threads(index: ImageIndex, workers: int) -> None:
     alone, threaded = loader(index, 0), loader(index, workers)

@@ -58,7 +58,7 @@ def test_a_name_that_leaves_something_out_ends_with_a_hash(words: str, others: s
     assert len(name) < 80 or name[:-7].endswith("some_setting_191"), "the last override, which distinguishes jobs"
 
 
-def test_runs_that_differ_only_in_their_seed_are_a_group() -> None:
+def test_runs_that_differ_only_in_their_seed_or_fold_are_a_group() -> None:
     def group(*words: str) -> str:
         return naming.group_name(plain(*words))
 
@@ -66,8 +66,11 @@ def test_runs_that_differ_only_in_their_seed_are_a_group() -> None:
     assert re.fullmatch(r"alexnet_bn-lr0\.05-[0-9a-f]{6}", one)
     assert group("optimizer.lr=0.05", "model=alexnet_bn", "seed=8", "test=false", "logger=csv") == one
     assert group("optimizer.lr=5e-2", "model=alexnet_bn")[-6:] == one[-6:], "the hash is of the values"
+    folds = ("model=alexnet_bn", "data.folds=3", "optimizer.lr=0.05")
+    assert group(*folds, "data.fold=0") == group(*folds, "seed=1", "data.fold=2") != one
+    assert group("model=alexnet_bn", "optimizer.lr=0.05", "data.sampler=shuffle")[-6:] == one[-6:]
     others = [
-        ("data=folder", "data.root=/a/photos"), ("data=folder", "data.root=/b/photos"),
+        ("data.sampler=balanced",), ("data=folder", "data.root=/a/photos"), ("data=folder", "data.root=/b/photos"),
         ("trainer.limit_train_batches=1",), ("trainer.limit_train_batches=1.0",), ("init_from=a/0",),
         ("model=torchvision", "model.name=resnet18"), ("model=timm", "model.name=resnet18"), ("init_from=b/0",),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.overrides import shown
-from alexlab.engine.settings import NULL_LIMITS, canonical
+from alexlab.engine.settings import NULL_LIMITS, REPETITIONS, canonical
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -120,7 +120,7 @@ def as_text(settings: dict[str, Any]) -> str:
     return printable(" ".join(f"{key}={value}" for key, value in values.items()))
 
 
-# -- seeds
+# -- seeds and folds
 
 
 class Stat(NamedTuple):
@@ -133,11 +133,11 @@ class Stat(NamedTuple):
 
 @dataclass
 class Group:
-    """A row of a table: runs that differ in their seed only, or one run.
+    """A row of a table: runs that differ only in their seed or fold, or one run.
 
     Attributes:
         runs: at least one.
-        settings: what sets the group apart from the rest, and the seeds.
+        settings: what sets the group apart from the rest, and the seeds and folds.
     """
 
     runs: list[Run]
@@ -162,21 +162,21 @@ class Group:
 
 
 def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
-    """Group finished runs that differ in their seed only; each of the rest is a group of one.
+    """Group finished runs that differ only in their seed or fold; each of the rest is a group of one.
 
-    Runs with different images, code, devices or precision are not grouped, nor are two runs of the same seed.
+    Runs with different images, code, devices or precision are not grouped, nor are two runs of the same seed and fold.
     """
     texts = canonical_settings(runs)
     apart = differing(runs, texts)
     groups: dict[Any, dict[Any, int]] = defaultdict(dict)  # for each group, the number of a run by its seed
     same_settings: dict[Any, list[int]] = defaultdict(list)
     for number, run in enumerate(runs):
-        seed = texts[number].get("seed")
-        settings = frozenset({**texts[number], "seed": ""}.items())
+        repetition = tuple(texts[number].get(key) for key in REPETITIONS)
+        settings = frozenset({**texts[number], **dict.fromkeys(REPETITIONS, "")}.items())
         same_settings[settings].append(number)
         key: Any = (settings, canonical(run.facts))
         can_join = by_seed and run.status == "finished" and "seed" in run.settings and not run.code_is_unknown
-        groups[key if can_join and seed not in groups[key] else number][seed] = number
+        groups[key if can_join and repetition not in groups[key] else number][repetition] = number
     for members in same_settings.values():  # what sets runs of equal settings apart
         for fact in FACTS:
             if len({canonical(runs[number].facts[fact]) for number in members}) > 1:
@@ -185,10 +185,12 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
                     apart[number][fact] = "unknown" if value is None else value
     made = []
     for numbers in groups.values():
-        ordered = sorted(numbers.values(), key=lambda number: shown(runs[number].settings.get("seed")).zfill(20))
+        ordered = [numbers[each] for each in sorted(numbers, key=lambda each: [str(text).zfill(20) for text in each])]
         settings_of_group = dict(apart[ordered[0]])
-        if len(ordered) > 1:
-            settings_of_group["seed"] = ",".join(shown(runs[number].settings["seed"]) for number in ordered)
+        for key in REPETITIONS:
+            values = dict.fromkeys(shown(runs[number].settings.get(key)) for number in ordered)
+            if len(values) > 1:
+                settings_of_group[key] = ",".join(values)
         made.append(Group([runs[number] for number in ordered], settings_of_group))
     return made
 
@@ -539,7 +541,9 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
 
     def images_of(each: Run) -> list[str]:
         limits = ("trainer.limit_val_batches", "trainer.overfit_batches")
-        return [canonical(each.fingerprint), *(canonical(each.settings.get(key), key) for key in limits)]
+        has_folds = each.fingerprint is not None and each.settings.get("data.folds")  # which share one fingerprint
+        fold = each.summary["dataset"].get("fingerprint") if has_folds else None
+        return [*map(canonical, (each.fingerprint, fold)), *(canonical(each.settings.get(key), key) for key in limits)]
 
     finished = [each for each in candidates if each.status == "finished" and monitor in each.metrics]
     siblings = [each for each in finished if images_of(each) == images_of(run)]

@@ -18,7 +18,8 @@ from alexlab.tasks import optimizers
 from alexlab.tasks.load import check_classes, check_function, input_statistics, load_net
 
 # keys that older checkpoints and users' own yaml may lack, with their defaults
-ADDED_LATER = {"optimizer.bias_lr_factor": 1.0, "finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
+ADDED_LATER: dict[str, Any] = {"optimizer.bias_lr_factor": 1.0, "data.sampler": "shuffle"}
+ADDED_LATER |= {"finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
 
 
 def check_ckpt(
@@ -101,7 +102,7 @@ def check_ckpt(
             counts = ", ".join(f"{key}={then[key]} (now {now[key]})" for key in now)
             raise UserError(
                 f"{named} was trained for {before} steps, from which its schedule follows: {counts}. Set max_epochs "
-                "and max_steps as before, or start a new run with init_from. Only a scheduler with a name can be prolonged."
+                "and max_steps as before, or start a new run with init_from. Only schedulers with a name can be longer."
             )
     if most is not None and 0 <= most < epochs:
         raise UserError(

@@ -264,8 +264,8 @@ def _check_start(config: Any, hydra_config: Any) -> None:
 
 
 def register_resolvers(stamp: str) -> None:
-    """Register what conf/ refers to: ${stamp:} and ${root:}; ${made:FOLDER}, created if it is missing; and
-    ${direction:METRIC}, "minimize" or "maximize" for Optuna."""
+    """Register what conf/ refers to: ${stamp:} and ${root:}; ${made:FOLDER}, created if it is missing; ${folds:}, the
+    numbers of the folds; and ${direction:METRIC}, "minimize" or "maximize" for Optuna."""
 
     def direction(metric: str, _root_: Any) -> str:
         mode, entry = _root_.get("monitor_mode"), OmegaConf.select(_root_, f"metrics.{metric.removeprefix('val/')}")
@@ -278,6 +278,13 @@ def register_resolvers(stamp: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         return folder
 
+    def folds(_root_: Any) -> str:
+        count = OmegaConf.select(_root_, "data.folds")
+        if count is None:
+            raise UserError("sweep=folds needs the number of folds, one for all jobs: add data.folds=5, for example.")
+        return ",".join(map(str, range(count))) if isinstance(count, int) and count > 1 else "0"  # which is refused
+
+    OmegaConf.register_new_resolver("folds", folds, replace=True)
     OmegaConf.register_new_resolver("made", made, replace=True)
     OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
@@ -527,7 +534,8 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     Args:
         words: the command line, as `to_overrides` returns it.
     """
-    text, folders = str(error), folders_of(words)
+    text = str(error).removeprefix("UserError raised while resolving interpolation: ")
+    folders = folders_of(words)
     if match := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
         group = match[1]
         chosen = next((word for word in words if word.lstrip("+").startswith(f"{group}=")), group).lstrip("+")

@@ -172,7 +172,7 @@ def read_images(
         ranks = run_dirs.read_summary(run_dir).get("world_size", 1)
         data.world_size = ranks if isinstance(ranks, int) and 1 <= ranks <= MOST_RANKS else 1
     if is_own:
-        check_images(dataset, data, run_config)
+        check_images(dataset, data)
     for line in data.notes():
         print(f"note: {line}")
     return data
@@ -180,24 +180,30 @@ def read_images(
 
 def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
     """Read a folder that the command line names: the run's own split if it holds the run's images, else all images."""
-    if data.val_fraction is not None:
+    if (how := split_by(data)) is not None:
         with contextlib.suppress(UserError):  # a different folder may have too few images for a split
             if not changed_splits(dataset, data.read().describe()):
                 return
         data.splits = {}
         print(
-            f"note: the run's images were split by data.val_fraction, and {data.root} has different images: all of "
+            f"note: the run's images were split by {how}, and {data.root} has different images: all of "
             "them are tested, so they must not include training images."
         )
     data.read_for_evaluation()
 
 
-def check_images(dataset: dict[str, Any], data: ImageFolders, run_config: TrainConfig) -> None:
+def split_by(data: ImageFolders) -> str | None:
+    """Return the setting that splits the images at random, if any."""
+    return next((f"data.{key}" for key in ("val_fraction", "folds") if getattr(data, key) is not None), None)
+
+
+def check_images(dataset: dict[str, Any], data: ImageFolders) -> None:
     """Print a note if the run's own folder has changed; raise UserError if training images would be tested now."""
     changed = changed_splits(dataset, data.describe())
-    if changed and run_config.data.val_fraction is not None:
+    how = split_by(data)
+    if how is not None and data.test_split in changed:
         raise UserError(
-            f"The images in {data.root} are not those of the training, so data.val_fraction splits them differently "
+            f"The images in {data.root} are not those of the training, so {how} splits them differently "
             "and training images would be tested: restore the images, or choose another folder with data.root=PATH."
         )
     if changed:

@@ -131,7 +131,9 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
         "learning rate": f"{plan.lr:g}{scaled}{tuned}",
         "optimizer and schedule": f"{optimizer}, {schedule}",
         "steps": f"{plan.steps_per_epoch} per epoch, {plan.steps} in total{warmup}",
-        "unseen per epoch": f"{plan.unseen} images, different ones in each epoch",
+        "unseen per epoch": f"{plan.unseen} images, different ones in each epoch"
+        if config.data.sampler == "shuffle"
+        else f"data.sampler={config.data.sampler} draws some images several times, and others not in each epoch",
         "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last, previous), {size['best'] / 1e6:.0f} MB (best)",
         "run directory": f"{run_dir.shown(Path(config.run_dir))} (not created)",
     }

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 INPUT_BOUND = 0.15  # a run is input-bound if it waits for data during this fraction of the time or more
 
+IMBALANCED = 10  # times as many images has the largest class, from which a run warns
+
 log = logging.getLogger("alexlab")
 
 
@@ -140,6 +142,17 @@ def report_start(config: Any, experiment: "Experiment") -> None:
         log.info(f"model.in_channels={m.in_channels}: the pixels are normalized with mean {mean} and std {std}")
     for line in data.notes():
         log.warning("%s", line)
+    counts = data.class_counts
+    rarest, most = min(filter(None, counts), default=0), max(counts)
+    has_weights = (config.loss.model_extra or {}).get("class_weights") is not None
+    if data.sampler == "shuffle" and not has_weights and most >= IMBALANCED * rarest:
+        rare, frequent = (data.readable_classes[counts.index(count)] for count in (rarest, most))
+        has_lists = data.splits["train"].targets.ndim == 2
+        sampler = "" if has_lists else "data.sampler=balanced draws the classes equally often, and "
+        log.warning(
+            f"{frequent} has {most:,} training images, and {rare} has {rarest:,}: {sampler}loss.class_weights=auto "
+            "weights them in the loss."
+        )
     if plan.warmup >= plan.steps:
         log.warning(
             f"The warm-up of {plan.warmup} steps is as long as the run, so the learning rate never reaches "
@@ -186,7 +199,7 @@ def bound_by(wait: float, data: ImageFolders) -> str:
     most = default_threads(data.local_world_size)
     if data.num_workers < most:
         hints.append(f"data.num_workers={most} (now {data.num_workers})")
-    train = data.splits["train"]
+    train = getattr(data.splits["train"], "parts", [data.splits["train"]])[0]
     if isinstance(train, ImageIndex):
         hints.append(f"prepared data (alexlab prepare data.root={data.root} out=PATH)")
     elif train.format == "jpeg":

@@ -22,7 +22,8 @@ from alexlab.data.fast.device_cache import CACHED, DeviceLoader, Index
 from alexlab.data.fast.folder_cache import cached_scan
 from alexlab.data.folder import ImageIndex
 from alexlab.data.loader import Loader
-from alexlab.data.sampler import EvalBatchSampler, TrainBatchSampler
+from alexlab.data.sampler import EvalBatchSampler, TrainBatchSampler, sampling_weights
+from alexlab.data.splits import Selection, class_counts, cross_validation
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 from alexlab.engine.process import cores
@@ -69,6 +70,9 @@ class ImageFolders(pl.LightningDataModule):
         crop_on: str = "auto",
         cache: str | None = None,
         timeout: float | None = None,
+        sampler: str = "shuffle",
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__()
         self.root, self.batch_size, self.seed = Path(root), batch_size, seed
@@ -79,7 +83,9 @@ class ImageFolders(pl.LightningDataModule):
         self.world_size, self.local_world_size = world_size, local_world_size
         self.demo_seed, self.idx, self.index_cache = demo_seed, idx, index_cache
         self.device, self.crop_on, self.cache, self.timeout = device, crop_on, cache, timeout
+        self.sampler, self.folds, self.fold = sampler, folds, fold
         self.splits: Mapping[str, Index] = {}
+        self.weights: np.ndarray | None = None  # of `sampler`
         self._on_device: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     # -- find the images
@@ -89,6 +95,8 @@ class ImageFolders(pl.LightningDataModule):
         if self.splits:
             return self
         splits = self.find_splits()
+        if self.folds is not None and self.fold is not None:
+            splits = cross_validation(splits, self.folds, self.fold, self.seed, self.test_fraction)
         train = splits["train"]
         if len(train.classes) == 1:
             deeper = folder.class_folders(train.root / train.classes[0]) if isinstance(train, ImageIndex) else ()
@@ -100,12 +108,16 @@ class ImageFolders(pl.LightningDataModule):
                 "data.num_classes=null counts them; or point data.root at another folder."
             )
         device_cache.check_device_input(self.crop_on, self.cache, self.device, splits, self.transforms)
+        self.weights = sampling_weights(self.sampler, train)
         self.splits = splits
         self._check_channels()
         return self
 
     def find_splits(self) -> Mapping[str, Index]:
-        """Return the index of each split: train, val, and test if it exists."""
+        """Return the index of each split: train, val, and test if it exists.
+
+        With `folds`, it need not split the images: `read` pools train and val, and splits them.
+        """
         if self.demo_seed is not None:
             demo.write_demo(self.root, seed=self.demo_seed)
         if self.idx is not None:
@@ -116,7 +128,9 @@ class ImageFolders(pl.LightningDataModule):
         if archives.is_archives(self.root):
             self._refuse_fractions("are ImageNet's archives, which have their own split")
             return archives.read(self.root)
-        return folder.find_splits(self.root, self.val_fraction, self.test_fraction, self.seed, self._scan)
+        test_fraction = 0.0 if self.folds is not None else self.test_fraction
+        needs_val = self.folds is None
+        return folder.find_splits(self.root, self.val_fraction, test_fraction, self.seed, self._scan, needs_val)
 
     def read_for_evaluation(self) -> None:
         """Find the images of a folder that needs no training images: test/, else val/, else its class folders."""
@@ -173,19 +187,30 @@ class ImageFolders(pl.LightningDataModule):
         return {split: len(index) for split, index in self.splits.items()}
 
     @property
+    def class_counts(self) -> list[int]:
+        """The number of training images of each class, in the order of the targets."""
+        return class_counts(self.splits["train"]).tolist()
+
+    @property
     def test_split(self) -> str:
         """The split that a test uses: "test", or "val" if the data has no test images."""
         return "test" if "test" in self.splits else "val"
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the images, as plain values: see fingerprint.py for the two fingerprints."""
-        return {
+        described: dict[str, Any] = {
             "root": str(self.root),
             "num_classes": len(self.classes),
             "images": self.images,
             "fingerprint": {split: index.fingerprint for split, index in self.splits.items()},
             "names_fingerprint": {split: index.names_fingerprint for split, index in self.splits.items()},
         }
+        train, val = self.splits.get("train"), self.splits.get("val")
+        if isinstance(train, Selection) and isinstance(val, Selection):
+            both = Selection(train.parts, np.sort(np.concatenate([train.rows, val.rows])))
+            of_test = {split: text for split, text in described["fingerprint"].items() if split == "test"}
+            described["fingerprint_of_folds"] = {"train and val": both.fingerprint, **of_test}
+        return described
 
     def provenance(self) -> dict[str, Any]:
         """Return what a checkpoint saves about the images, as plain values."""
@@ -195,24 +220,24 @@ class ImageFolders(pl.LightningDataModule):
         """Return a line for each folder with unused files, and for each split in which classes have no images."""
         lines = []
         for split, index in self.splits.items():
-            ignored = dict(index.ignored) if isinstance(index, ImageIndex) else {}
-            outside = ignored.pop("", 0)
-            if ignored:
-                by_count = sorted(ignored.items(), key=lambda item: -item[1])
-                counts = ", ".join(f"{count:,} {suffix}" for suffix, count in by_count)
-                lines.append(f"{index.root}: files without the suffix of an image are ignored: {counts}")
-            if outside:
-                lines.append(f"{index.root}: images outside of the class folders are ignored: {outside:,}")
-            counts_by_class = np.bincount(index.targets, minlength=len(index.classes))
-            empty = [index.classes[target] for target in np.flatnonzero(counts_by_class == 0)]
+            for part in index.parts if isinstance(index, Selection) else (index,):
+                ignored = dict(part.ignored) if isinstance(part, ImageIndex) else {}
+                outside = ignored.pop("", 0)
+                if ignored:
+                    by_count = sorted(ignored.items(), key=lambda item: -item[1])
+                    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in by_count)
+                    lines.append(f"{part.root}: files without the suffix of an image are ignored: {counts}")
+                if outside:
+                    lines.append(f"{part.root}: images outside of the class folders are ignored: {outside:,}")
+            empty = [index.classes[target] for target in np.flatnonzero(class_counts(index) == 0)]
             if empty:
                 lines.append(f"{split} contains no image of {len(empty)} classes: {folder.listed(empty)}")
-        return lines
+        return list(dict.fromkeys(lines))  # splits of one folder ignore the same files
 
     def paths_of_batch(self, epoch: int, batch: int, rank: int) -> list[str]:
         """Return the paths of the images of a training batch (from 0) of an epoch (from 0) on a rank."""
-        keys = next(self._train_sampler(rank).batches(epoch, batch))
-        return [self.splits["train"].path(i) for i, _ in keys]
+        keys, train = next(self._train_sampler(rank).batches(epoch, batch)), self.splits["train"]
+        return [train.path(draw % len(train)) for draw, _ in keys]
 
     # -- batches
 
@@ -237,7 +262,8 @@ class ImageFolders(pl.LightningDataModule):
         return self._eval_loader(self.test_split)
 
     def _train_sampler(self, rank: int) -> TrainBatchSampler:
-        sampler = TrainBatchSampler(len(self.splits["train"]), self.batch_size, self.seed, rank, self.world_size)
+        size = len(self.splits["train"])
+        sampler = TrainBatchSampler(size, self.batch_size, self.seed, rank, self.world_size, self.weights)
         sampler.repeat = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return sampler
 

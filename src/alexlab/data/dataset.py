@@ -101,20 +101,21 @@ class ImageDataset:
             return []
         if self.raw_size is not None:
             try:
-                self._copy(_indices(keys), images)
+                self._copy(self.indices(keys), images)
                 return []
             except OSError:
                 pass  # copied one by one below, to see which image is broken
         broken: BrokenRows = []
         thread = threading.get_ident()
         try:
-            for row, ((i, epoch), image) in enumerate(zip(keys, images.split(1), strict=True)):
+            for row, ((draw, epoch), image) in enumerate(zip(keys, images.split(1), strict=True)):
                 if stop is not None and stop.is_set():
                     break
+                i = draw % len(self)
                 self.reading[thread] = i
                 try:
                     if self.raw_size is None:
-                        self.transform.at(epoch).write(self.index.picture(i), SampleRng(self.seed, epoch, i), image)
+                        self.transform.at(epoch).write(self.index.picture(i), SampleRng(self.seed, epoch, draw), image)
                     else:
                         self._copy(np.array([i]), image)
                 except OSError as error:
@@ -140,24 +141,25 @@ class ImageDataset:
 
     def to_batch(self, keys: Sequence[Key], images: Tensor, broken: BrokenRows) -> Batch:
         """Make a batch of `images`, as `fill` wrote them, without the rows that are `broken`."""
-        indices = _indices(keys)
-        targets = torch.from_numpy(self.index.targets[indices])
-        crops = self.crops(indices, keys[0][1]) if self.raw_size is not None and keys else None
+        targets = torch.from_numpy(self.index.targets[self.indices(keys)])
+        crops = self.crops(keys) if self.raw_size is not None and keys else None
         if not broken:
             return Batch(images, targets, {}, crops)
         rows = sorted(set(range(len(keys))) - {row for row, _ in broken})
         if crops is not None:
             crops = crops[0][rows], crops[1]
-        skipped = {self.index.path(keys[row][0]): reason for row, reason in broken}
+        skipped = {self.index.path(keys[row][0] % len(self)): reason for row, reason in broken}
         return Batch(images[rows], targets[rows], skipped, crops)
 
-    def crops(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, tuple[int, int]]:
-        """Choose what the device crops from the images `indices`, as `Batch.crops`."""
+    def crops(self, keys: Sequence[Key]) -> tuple[Tensor, tuple[int, int]]:
+        """Choose what the device crops from the images of a batch, as `Batch.crops`."""
         assert self.raw_size is not None
+        epoch = keys[0][1]
         transform = self.transform.at(epoch)
-        boxes = transform.crop_boxes(*self.raw_size, BatchRng((self.seed, epoch), indices))
+        draws = np.fromiter((draw for draw, _ in keys), np.int64, len(keys))
+        boxes = transform.crop_boxes(*self.raw_size, BatchRng((self.seed, epoch), draws))
         return torch.from_numpy(boxes), transform.size
 
-
-def _indices(keys: Sequence[Key]) -> np.ndarray:
-    return np.fromiter((i for i, _ in keys), np.int64, len(keys))
+    def indices(self, keys: Sequence[Key]) -> np.ndarray:
+        """Return the index of the image of each key, int64 (B,)."""
+        return np.fromiter((draw for draw, _ in keys), np.int64, len(keys)) % len(self)

@@ -68,6 +68,9 @@ def sample(digest: bytes, count: int) -> "np.ndarray":
 def identities(datasets: Sequence[Any]) -> list[Any]:
     """Return a value per dataset that is equal for equal images: the fingerprint, or None if it is unknown.
 
+    The folds of one cross-validation have the same images, which are split differently: for these, the value is that of
+    the images that the folds share.
+
     If only the names of an older dataset are known, it gets the fingerprint of the newer datasets with the same names,
     provided that these all have the same images.
 
@@ -75,7 +78,7 @@ def identities(datasets: Sequence[Any]) -> list[Any]:
         datasets: `dataset` in summary.json of runs of any age, which anybody may have written.
     """
     known = [dataset if isinstance(dataset, dict) else {} for dataset in datasets]
-    fingerprints = [dataset.get("fingerprint") for dataset in known]
+    fingerprints = [dataset.get("fingerprint_of_folds", dataset.get("fingerprint")) for dataset in known]
     newer: dict[str, list[Any]] = {}
     for dataset, fingerprint in zip(known, fingerprints, strict=True):
         names = dataset.get("names_fingerprint")

@@ -21,6 +21,7 @@ import numpy as np
 
 from alexlab.data import decode
 from alexlab.data.fingerprint import names_digest, of_names, of_sizes, sample
+from alexlab.data.splits import split
 from alexlab.engine.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -73,7 +74,8 @@ class ImageIndex:
     def subset(self, indices: np.ndarray) -> "ImageIndex":
         """Return the images `indices` (int64), in that order."""
         names = [self.name(i) for i in indices.tolist()]
-        return ImageIndex.from_names(self.root, names, self.targets[indices], self.classes)
+        part = ImageIndex.from_names(self.root, names, self.targets[indices], self.classes)
+        return replace(part, ignored=self.ignored)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -209,12 +211,14 @@ def find_splits(
     test_fraction: float,
     seed: int,
     scan: Callable[[Path, tuple[str, ...] | None], ImageIndex] = scan,
+    needs_val: bool = True,
 ) -> dict[str, ImageIndex]:
     """Read train/, val/ and (if it exists) test/ of `root`; or split the class folders in `root` by fractions.
 
     Args:
         val_fraction, test_fraction: see `split`; None and 0 if `root` has the splits already.
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
+        needs_val: false if folds will choose the validation images, so that class folders alone are all train.
 
     Raises:
         UserError: neither form fits the folder.
@@ -229,14 +233,14 @@ def find_splits(
         for name in ("val", "test"):
             if (root / name).is_dir():
                 splits[name] = scan(root / name, splits["train"].classes)
-        if "val" not in splits:
+        if "val" not in splits and needs_val:
             raise UserError(
                 f"{root} has train/ but no val/: add {root / 'val'}, or point data.root at {root / 'train'} and split "
                 "it with data.val_fraction=0.1."
             )
         return splits
     folders = class_folders(root)
-    if val_fraction is None:
+    if val_fraction is None and needs_val:
         near = [path for path in (root.parent, *(root / name for name in folders)) if (path / "train").is_dir()]
         hint = f" Did you mean data.root={near[0]}?" if near else ""
         raise UserError(
@@ -248,37 +252,10 @@ def find_splits(
             f"{root} contains {' and '.join(present)} but no train/: add it, or point data.root at a folder of class "
             "folders to split it with data.val_fraction."
         )
+    if val_fraction is None:
+        return {"train": scan(root, None)}
     fractions = {"val": val_fraction} | ({"test": test_fraction} if test_fraction > 0 else {})
     return split(scan(root, None), fractions, seed)
-
-
-def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str, ImageIndex]:
-    """Split one folder at random by (seed, class), each class in the same proportions.
-
-    Args:
-        fractions: of the images that each split except train gets, such as {"val": 0.1, "test": 0.1}; above 0.
-
-    Raises:
-        UserError: a class has too few images for each split to get one.
-    """
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("train", *fractions)}
-    for target, label in enumerate(index.classes):
-        members = np.flatnonzero(index.targets == target)
-        np.random.Generator(np.random.PCG64([seed, target])).shuffle(members)
-        taken = 0
-        for name, fraction in fractions.items():
-            size = max(1, round(len(members) * fraction))
-            parts[name].append(np.sort(members[taken : taken + size]))
-            taken += size
-        if taken >= len(members):
-            raise UserError(
-                f"{index.root / label} contains {len(members)} images, and at least {taken + 1} are needed for each of "
-                f"train, {', '.join(fractions)} to get one: add images, or lower data.val_fraction and "
-                "data.test_fraction."
-            )
-        parts["train"].append(np.sort(members[taken:]))
-    splits = {name: index.subset(np.concatenate(members)) for name, members in parts.items()}
-    return splits | {"train": replace(splits["train"], ignored=index.ignored)}
 
 
 # -- for messages, and for data that is written as a folder

@@ -1,7 +1,7 @@
 """Samplers: which images form which batch, as a function of (seed, epoch) only.
 
-The samplers yield (index of the image, epoch) pairs, from which a thread derives an image's augmentation. So the
-batches do not depend on the number of threads, and a resumed run needs to know only the step.
+The samplers yield (draw, epoch) pairs, from which a thread derives an image's augmentation. So the batches do not
+depend on the number of threads, and a resumed run needs to know only the step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,17 +10,53 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-Key = tuple[int, int]  # (index of the image, epoch)
+from alexlab.data.splits import class_counts
+from alexlab.engine.errors import UserError
+
+# (draw, epoch): the draw is the index of the image; plus the number of images, for each earlier draw in the same epoch
+Key = tuple[int, int]
+
+
+def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
+    """Return how often `data.sampler` draws each image, relative to the others: float64 (N,), None for equally often.
+
+    Raises:
+        UserError: the images lack what the sampler needs.
+    """
+    if sampler == "shuffle":
+        return None
+    if sampler == "balanced":
+        if index.targets.ndim == 2:
+            raise UserError(
+                "`data.sampler=balanced` needs one class per image, and these images have lists of labels: use "
+                "loss.class_weights=auto, or a column of weights with data.sampler=weighted."
+            )
+        return 1 / class_counts(index)[index.targets]
+    weights = getattr(index, "weights", None)
+    if weights is None:
+        raise UserError(
+            "`data.sampler=weighted` needs a weight for each training image: add a column `weight` to the table of "
+            "data=table, or use data.sampler=balanced."
+        )
+    weights = np.asarray(weights, np.float64)
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
+        wrong = weights[~(weights >= 0) | np.isinf(weights)]
+        what = f"has {wrong[0]:g}" if len(wrong) else "has nothing but 0"
+        raise UserError(
+            f"`data.sampler=weighted`: the column of weights {what}. Each weight must be 0 or more, and one above 0."
+        )
+    return weights
 
 
 class TrainBatchSampler(Sampler[list[Key]]):
-    """The training batches of one rank: its part of each global batch of a permutation that is new in each epoch.
+    """The training batches of one rank: its part of each global batch of an order that is new in each epoch.
 
-    Images at the end of the permutation that do not fill a global batch are skipped in that epoch.
+    Images at the end of the order that do not fill a global batch are skipped in that epoch.
 
     Args:
-        size: number of training images.
+        size: number of training images, and of draws per epoch.
         global_batch: images per step over all ranks; a multiple of world_size, at most `size`.
+        weights: how often each image is drawn, relative to the others, (N,); None draws each once.
 
     Attributes:
         epoch: the epoch of the next pass; `set_epoch` changes it.
@@ -28,11 +64,19 @@ class TrainBatchSampler(Sampler[list[Key]]):
         resume_at: (epoch, batch) of a run that resumes within an epoch: that epoch's pass starts at that batch.
     """
 
-    def __init__(self, size: int, global_batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        global_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: np.ndarray | None = None,
+    ) -> None:
         assert global_batch % world_size == 0
         assert global_batch <= size
         self.size, self.global_batch, self.seed = size, global_batch, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.weights = rank, world_size, weights
         self.epoch = 0
         self.repeat = False
         self.resume_at = (0, 0)
@@ -54,11 +98,25 @@ class TrainBatchSampler(Sampler[list[Key]]):
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[Key]]:
         """Yield the batches of `epoch` from number `first` on, even if `set_epoch` is called in between."""
         epoch = 0 if self.repeat else epoch
-        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
+        order = self._order(epoch)
         per_rank = self.global_batch // self.world_size
         for batch in range(first, len(self)):
             start = batch * self.global_batch + self.rank * per_rank
             yield [(int(i), epoch) for i in order[start : start + per_rank]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the draws of an epoch, int64 (size,)."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        if self.weights is None:
+            return rng.permutation(self.size)
+        # equidistant points on a line on which each image has a length: an image that is expected 2.3 times is drawn
+        # two or three times, where independent draws could give any number
+        images = rng.permutation(np.flatnonzero(self.weights))
+        ends = np.cumsum(self.weights[images])
+        points = (np.arange(self.size) + rng.random()) * (ends[-1] / self.size)
+        drawn = np.searchsorted(ends[:-1], points, side="right")  # ascending
+        repeats = np.arange(self.size) - np.searchsorted(drawn, drawn)
+        return rng.permutation(images[drawn] + self.size * repeats)
 
 
 class EvalBatchSampler(Sampler[list[Key]]):

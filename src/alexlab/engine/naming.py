@@ -3,13 +3,14 @@
 import contextlib
 import hashlib
 import re
+from collections.abc import Collection
 from pathlib import PurePath
 from typing import Any
 
 from alexlab.engine.config import Plain
 from alexlab.engine.overrides import by_key, key_of
 from alexlab.engine.run_dir import name_of
-from alexlab.engine.settings import IGNORED, canonical, settings_of
+from alexlab.engine.settings import IGNORED, REPETITIONS, canonical, settings_of
 
 MAX_LENGTH = 80  # characters of a name
 ABBREVIATIONS = {"seed": "s", "trainer.max_epochs": "ep", "data.batch_size": "bs", "data.image_size": "px"}
@@ -25,16 +26,16 @@ def run_name(config: Plain) -> str:
     """
     parts, is_exact = _name_parts(config, config["overrides"])
     name = "-".join(parts)
-    return name if is_exact and len(name) <= MAX_LENGTH else _shorten(name, _settings_hash(config, None))
+    return name if is_exact and len(name) <= MAX_LENGTH else _shorten(name, _settings_hash(config))
 
 
 def group_name(config: Plain) -> str:
-    """Name the runs of one command that differ only in their seed.
+    """Name the runs of one command that differ only in their seed and fold.
 
     The name always ends with a hash of the settings, because overrides do not show what conf/ contains.
     """
-    parts, _ = _name_parts(config, [text for text in sorted(config["overrides"], key=key_of) if key_of(text) != "seed"])
-    return _shorten("-".join(parts), _settings_hash(config, "seed"))
+    shared = [text for text in sorted(config["overrides"], key=key_of) if key_of(text) not in REPETITIONS]
+    return _shorten("-".join(_name_parts(config, shared)[0]), _settings_hash(config, REPETITIONS))
 
 
 def tags(config: Plain) -> list[str]:
@@ -85,13 +86,13 @@ def _shorten(name: str, digest: str) -> str:
     return f"{name}-{digest}"
 
 
-def _settings_hash(config: Plain, without: str | None) -> str:
+def _settings_hash(config: Plain, without: Collection[str] = ()) -> str:
     """Return six characters that depend on all settings, whether an override, an experiment or conf/ has set them."""
     settings = settings_of(config)
     root, shipped = PurePath(str(settings.get("data.root"))), str((config.get("paths") or {}).get("data"))
     if root.is_relative_to(shipped):  # the same images on another machine
         settings["data.root"] = str(root.relative_to(shipped))
-    texts = {key: canonical(value, key) for key, value in settings.items() if key != without}
+    texts = {key: canonical(value, key) for key, value in settings.items() if key not in without}
     lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != canonical(None, key)]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:6]
 

@@ -26,7 +26,7 @@ FREE = re.compile(
 )
 # Keys that may never change: the state of optimizer, schedule and image order in the checkpoint depends on them.
 FIXED = re.compile(
-    r"(optimizer|scheduler|ema|finetune)\..*|seed|data\.(batch_size|val_fraction|test_fraction)"
+    r"(optimizer|scheduler|ema|finetune)\..*|seed|data\.(batch_size|val_fraction|test_fraction|folds?|sampler)"
     r"|trainer\.accumulate_grad_batches|model\.(mean|std)"
 )
 ENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")

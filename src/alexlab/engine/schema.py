@@ -189,6 +189,12 @@ class DataConfig(Group):
     num_classes: Annotated[int, Ge(2)] | None = key("Classes that the data must have; null counts them.", None)
     val_fraction: Inside01 | None = key("Fraction of each class to hold out for validation if there is no val/.", None)
     test_fraction: Below1 = key("Fraction of each class to hold out for the test if there is no test/.", 0.0)
+    folds: Annotated[int, Ge(2)] | None = key("Folds of a cross-validation; null has none.", None)
+    fold: Whole | None = key("Fold to validate on, from 0 to folds - 1; all others are trained on.", None)
+    sampler: Literal["shuffle", "balanced", "weighted"] = key(
+        "shuffle: each image once per epoch; balanced: classes equally often; weighted: by the table's weights.",
+        "shuffle",
+    )
     on_error: Literal["raise", "skip"] = key("Broken images: raise an error, or skip and list them.", "raise")
     max_bad: Whole | None = key("Broken images that may be skipped, all splits together; null is any number.", 100)
     crop_on: Literal["auto", "cpu", "device"] = key("Where to crop; auto: the GPU, for pixels of one size.", "auto")

@@ -18,11 +18,12 @@ IGNORED_IN = {
     "model.net.": "name",
     "trainer.": "log_every_n_steps profiler timeout master_port",
 }
+REPETITIONS = ("seed", "data.fold")  # runs that differ in nothing else repeat one setting
 IGNORED = {group + name for group, names in IGNORED_IN.items() for name in names.split()}
 
 # What null means for these keys. A float is a fraction and an integer a number of batches: 1.0 is all, 1 is one batch.
-NULL_LIMITS = {f"trainer.limit_{split}_batches": 1.0 for split in ("train", "val", "test")}
-NULL_LIMITS["trainer.overfit_batches"] = 0.0
+NULL_LIMITS: dict[str, Any] = {f"trainer.limit_{split}_batches": 1.0 for split in ("train", "val", "test")}
+NULL_LIMITS |= {"trainer.overfit_batches": 0.0, "data.sampler": "shuffle"}  # older runs lack the last one
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:

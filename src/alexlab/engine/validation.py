@@ -198,6 +198,8 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
             f"`augment.transforms` do not work with {precision}, which changes the type of numbers that other threads "
             "draw: use 32-true, bf16-mixed or 16-mixed."
         )
+    of_another_run = config.from_run or config.from_wandb or config.resume.run not in (None, "auto")
+    yield from () if of_another_run else _wrong_folds(config.data)
     if config.resume.requeue and config.resume.run != "auto":
         yield "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run."
     if optimizer.nesterov and optimizer.momentum == 0 and "momentum" in optimizer.model_fields_set:
@@ -205,6 +207,21 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     for name, run in {"from_run": config.from_run, "from_wandb": config.from_wandb}.items():
         if run is not None and isinstance(config, schema.BenchmarkConfig):
             yield f"`{name}={run}` is for train only: give the settings of that run instead."
+
+
+def _wrong_folds(data: schema.DataConfig) -> Iterator[str]:
+    folds, fold = data.folds, data.fold
+    if folds is None and fold is not None:
+        yield f"`data.fold={fold}` needs the number of folds: add data.folds=5, for example."
+    if folds is not None and fold is None:
+        yield f"`data.folds={folds}` needs the fold to validate on: add data.fold=0, or -m sweep=folds for all folds."
+    if folds is not None and fold is not None and fold >= folds:
+        yield f"`data.fold={fold}` must be from 0 to {folds - 1}, because data.folds={folds}."
+    if folds is not None and data.val_fraction is not None:
+        yield (
+            f"`data.folds={folds}` and `data.val_fraction={data.val_fraction}` both choose the validation images: "
+            "remove one of them."
+        )
 
 
 def _wrong_overrides(config: schema.CommandConfig) -> Iterator[str]:

@@ -10,6 +10,7 @@ const $ = (id) => document.getElementById(id);
 const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d31", "#7f7f7f", "#9467bd", "#b5b837"];
 const SCALE = [[0, "#e69f00"], [0.25, "#7fb21f"], [0.5, "#1f9a8a"], [0.75, "#3a6fb5"], [1, "#8a55c4"]];
 const AXES = { step: "step", epoch: "epoch", images: "images seen", seconds: "training time (s)" };
+const REPETITIONS = ["seed", "data.fold"];  // of a group of runs: "0,1,2"
 const listed = (key) => key.replace(/[%\s]/g, encodeURIComponent);  // for lists that are separated by spaces
 const DEFAULTS = { x: data.x, filter: "", colour: data.groups.length <= PALETTE.length ? "run" : data.sort, smooth: "0",
   logy: "", theme: "", sx: data.scatter[0], sy: data.sort, figure: data.figures[0] || "", off: "",
@@ -71,8 +72,8 @@ function keeps(g, ways) {
   return ways.some((way) => way.every(({ word, key, sign, wanted }) => {
     if (word !== undefined) return all.includes(word);
     const got = value(g, key), number = Number(wanted);
-    if (key === "seed" && typeof got === "string")  // of a group: any of its seeds
-      return got.split(",").some((seed) => (sign === "~" ? seed.includes(wanted) : SIGNS[sign](Number(seed), number)));
+    if (REPETITIONS.includes(key) && typeof got === "string")  // of a group: any of its seeds or folds
+      return got.split(",").some((one) => (sign === "~" ? one.includes(wanted) : SIGNS[sign](Number(one), number)));
     if (key === "name") return g.runs.some((run) => SIGNS[sign](bare(run.name), bare(wanted)));
     if (isNumber(got) && !Number.isNaN(number) && sign !== "~") return SIGNS[sign](got, number);
     if (">=<=".includes(sign) && sign !== "=" && sign !== "==") return false;
@@ -88,7 +89,7 @@ function mistake(ways) {
     if (!known.length) return `no run has ${key}.${nearest(key)}`;
     if (/&&|\|\||[&|]\s*[\w./@-]+\s*(?:[=<>~]|!=)/.test(wanted)) return `join conditions with \`and\` or \`or\`, not as in \`${key}${sign}${wanted}\`.`;
     const number = wanted.trim() !== "" && !Number.isNaN(Number(wanted)), values = known.filter((v) => v !== null);
-    const words = number ? (key === "seed" || values.some(isNumber) ? undefined : values[0]) : wanted;
+    const words = number ? (REPETITIONS.includes(key) || values.some(isNumber) ? undefined : values[0]) : wanted;
     if ([">", "<", ">=", "<="].includes(sign) && words !== undefined)
       return `\`${text(words)}\` is not a number: compare text with =, != or ~ (contains).`;
   }

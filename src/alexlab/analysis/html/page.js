@@ -241,9 +241,9 @@ function drawParallel(groups, colour) {
 function labels(points) {
   const most = 36, once = (words) => words.every((w) => w && w.length <= most) && new Set(words).size === words.length;
   const differ = settingKeys.filter((key) => ![state.sx, state.sy].includes(key) && new Set(points.map((g) => text(g.settings[key]))).size > 1);
-  const word = (g, key) => !has(g.settings, key) ? "" : typeof g.settings[key] === "string" && key !== "seed" ? leaf(g.settings[key])
+  const word = (g, key) => !has(g.settings, key) ? "" : typeof g.settings[key] === "string" && !REPETITIONS.includes(key) ? leaf(g.settings[key])
     : `${key.split(".").pop()}=${isNumber(g.settings[key]) ? shortest(g.settings[key]) : text(g.settings[key])}`;
-  for (const keys of [differ.filter((key) => key !== "seed"), differ]) {
+  for (const keys of [differ.filter((key) => !REPETITIONS.includes(key)), differ]) {
     const words = points.map((g) => keys.map((key) => word(g, key)).filter(Boolean).join(" "));
     if (once(words)) return words;
   }

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -14,10 +13,11 @@ from alexlab.data.fast.prepared import PreparedIndex
 from alexlab.data.folder import ImageIndex
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler, Key
+from alexlab.data.splits import Selection
 from alexlab.data.transforms import LONG, SampleTransform
 from alexlab.engine.errors import UserError
 
-Index = ImageIndex | PreparedIndex
+Index = ImageIndex | PreparedIndex | Selection
 CACHED = ("train", "val")  # the test split is read once
 MAX_FRACTION = 0.7  # largest fraction of the device's memory that the images may take
 CHUNK = 512  # images that are moved to the device at once
@@ -71,9 +71,9 @@ def check_device_input(
             images = f"the {split} images of {splits[split].root}"
             raise UserError(f"{key} cannot be used for {images}: {reason}, or remove {key}.")
     if cache == "device" and device == "cuda":
-        indexes = [splits[split] for split in CACHED]
-        pixels = sum(int(index.arrays["sizes"].sum()) for index in indexes if isinstance(index, PreparedIndex))
-        check_fits(pixels, torch.cuda.get_device_properties(0).total_memory)
+        sizes = [(len(splits[split]), *(splits[split].raw_size or (0, 0))) for split in CACHED]
+        needed = sum(3 * count * width * height for count, width, height in sizes)
+        check_fits(needed, torch.cuda.get_device_properties(0).total_memory)
 
 
 def check_fits(needed: int, memory: int) -> None:
@@ -121,8 +121,7 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for keys in self.batch_sampler:
-            indices = np.fromiter((i for i, _ in keys), np.int64, len(keys))
-            rows = torch.from_numpy(indices).to(self.images.device, non_blocking=True)
+            rows = torch.from_numpy(self.dataset.indices(keys)).to(self.images.device, non_blocking=True)
             images, targets = self.images.index_select(0, rows), self.targets.index_select(0, rows)
-            crops = self.dataset.crops(indices, keys[0][1]) if keys else None
+            crops = self.dataset.crops(keys) if keys else None
             yield Batch(images.permute(0, 3, 1, 2), targets, {}, crops)

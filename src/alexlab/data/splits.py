@@ -1,0 +1,234 @@
+"""Split images into train, val and test: by fractions, or into the folds of a cross-validation.
+
+Each part has about the same fraction of every class. If the index has `groups`, such as the patient of each image, all
+images of a group are in the same part.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from alexlab.data.fingerprint import names_digest, of_names, of_sizes
+from alexlab.engine.errors import UserError
+
+if TYPE_CHECKING:
+    from alexlab.data.decode import AnyPicture
+
+
+class Selection:
+    """Images of one or several indexes of the same classes, as an index.
+
+    Attributes:
+        parts: the indexes, of any kind.
+        rows: int64 (N,): the number of image i among the images of all parts, one part after another.
+        targets: the class of image i, int64 (N,); or the labels of image i, uint8 (N, num_classes).
+        weights, groups, folds: columns of a table, (N,); None if a part lacks them.
+    """
+
+    def __init__(self, parts: Sequence[Any], rows: np.ndarray) -> None:
+        self.parts, self.rows = tuple(parts), rows
+        self.root, self.classes = parts[0].root, parts[0].classes
+        self.targets: Any = self._column("targets")
+        self.weights, self.groups, self.folds = map(self._column, ("weights", "groups", "folds"))
+
+    def _column(self, name: str) -> np.ndarray | None:
+        columns = [column for part in self.parts if (column := getattr(part, name, None)) is not None]
+        return np.concatenate(columns)[self.rows] if len(columns) == len(self.parts) else None
+
+    def _at(self, i: int) -> tuple[Any, int]:
+        """Return the index that has image i, and the number of the image in it."""
+        row = int(self.rows[i])
+        for part in self.parts:
+            if row < len(part):
+                return part, row
+            row -= len(part)
+        raise IndexError(i)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, i: int) -> bytes:
+        part, row = self._at(i)
+        return part.name(row)
+
+    def path(self, i: int) -> str:
+        part, row = self._at(i)
+        return part.path(row)
+
+    def picture(self, i: int) -> "AnyPicture":
+        """Open image i. Raises OSError if it cannot be read, or is not an image."""
+        part, row = self._at(i)
+        return part.picture(row)
+
+    def subset(self, indices: np.ndarray) -> "Selection":
+        """Return the images `indices` (int64), in that order."""
+        return Selection(self.parts, self.rows[indices])
+
+    @functools.cached_property
+    def raw_size(self) -> tuple[int, int] | None:
+        """(width, height) if the images are pixels of one size, else None."""
+        sizes = {part.raw_size for part in self.parts}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def copy(self, indices: np.ndarray, out: Tensor) -> None:
+        """Copy the pixels of images of one size into `out`, as `PreparedIndex.copy` does."""
+        rows, first = self.rows[indices], 0
+        for part in self.parts:
+            places = np.flatnonzero((first <= rows) & (rows < first + len(part)))
+            if len(places) == len(rows):
+                part.copy(rows - first, out)
+            elif len(places):
+                pixels = out.new_empty((len(places), *out.shape[1:]))
+                part.copy(rows[places] - first, pixels)
+                out[places] = pixels
+            first += len(part)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the indexes, of the columns, and of which images were selected; see fingerprint.py."""
+        return of_sizes(self._digest([part.fingerprint for part in self.parts]), np.array([], np.int64))
+
+    @property
+    def names_fingerprint(self) -> str:
+        return of_names(self._digest([part.names_fingerprint for part in self.parts]))
+
+    def _digest(self, of_parts: list[str]) -> Any:
+        columns = (self.weights, self.groups, self.folds)
+        return names_digest(b"", [self.rows], of_parts + [str(each.tolist()) for each in columns if each is not None])
+
+
+def class_counts(index: Any) -> np.ndarray:
+    """Return the number of images of each class (with each label), int64 (num_classes,)."""
+    if index.targets.ndim == 2:
+        return index.targets.sum(0, dtype=np.int64)
+    return np.bincount(index.targets, minlength=len(index.classes))
+
+
+# -- by fractions
+
+
+def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
+    """Split an index at random by (seed, class), each class in the same proportions.
+
+    Args:
+        index: any index that has `subset`.
+        fractions: of the images that each split except train gets, such as {"val": 0.1, "test": 0.1}; above 0.
+
+    Raises:
+        UserError: a class has too few images for each split to get one.
+    """
+    names = ["train", *fractions]
+    if index.targets.ndim == 2 or getattr(index, "groups", None) is not None:
+        parts = distribute(index, [1 - sum(fractions.values()), *fractions.values()], seed)
+        return {name: index.subset(np.flatnonzero(parts == number)) for number, name in enumerate(names)}
+    members_of: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for target, label in enumerate(index.classes):
+        members = np.flatnonzero(index.targets == target)
+        np.random.Generator(np.random.PCG64([seed, target])).shuffle(members)
+        taken = 0
+        for name, fraction in fractions.items():
+            size = max(1, round(len(members) * fraction))
+            members_of[name].append(np.sort(members[taken : taken + size]))
+            taken += size
+        if taken >= len(members):
+            raise UserError(
+                f"{index.root / label} contains {len(members)} images, and at least {taken + 1} are needed for each of "
+                f"{', '.join(names)} to get one: add images, or lower data.val_fraction and data.test_fraction."
+            )
+        members_of["train"].append(np.sort(members[taken:]))
+    return {name: index.subset(np.concatenate(members)) for name, members in members_of.items()}
+
+
+def distribute(index: Any, fractions: Sequence[float], seed: int) -> np.ndarray:
+    """Distribute the groups of an index (or the images of one that has lists of labels) over parts of these sizes.
+
+    The largest groups come first, and each goes to the part that has the least of the classes in it, in the manner of
+    scikit-learn's StratifiedGroupKFold.
+
+    Returns:
+        The part of each image, int64 (N,).
+    """
+    groups = getattr(index, "groups", None)
+    members = np.arange(len(index)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    counts = np.zeros((members.max() + 1, len(index.classes) + 1))  # the last column counts images
+    np.add.at(counts[:, -1], members, 1)
+    if index.targets.ndim == 2:
+        np.add.at(counts[:, :-1], members, index.targets)
+    else:
+        np.add.at(counts, (members, index.targets), 1)
+    counts /= np.maximum(counts.sum(0), 1)
+    sizes, filled = np.array(fractions), np.zeros((len(fractions), counts.shape[1]))
+    part_of = np.empty(len(counts), np.int64)
+    order = np.random.Generator(np.random.PCG64([seed, 0, len(sizes)])).permutation(len(counts))
+    for group in order[np.argsort(-counts[order].sum(1), kind="stable")].tolist():
+        # how much the sum of squares grows; rounded, so that all processors decide alike
+        growth = (2 * filled * counts[group] + counts[group] ** 2).sum(1) / sizes
+        part = np.lexsort((filled[:, -1] / sizes, growth.round(9)))[0]
+        part_of[group] = part
+        filled[part] += counts[group]
+    return part_of[members]
+
+
+# -- by folds
+
+
+def cross_validation(
+    splits: Mapping[str, Any], folds: int, fold: int, seed: int, test_fraction: float = 0.0
+) -> dict[str, Any]:
+    """Return splits in which val is one fold of the images of train and val, and train is the rest.
+
+    Args:
+        splits: train, and optionally val and test. Test stays as it is.
+        folds: number of folds, at least 2.
+        fold: number of the fold to validate on, from 0.
+        test_fraction: of the images to hold out as test first, if there is no test; 0 for none.
+
+    Raises:
+        UserError: there are not enough images or groups; the index has folds of its own, and others than these.
+    """
+    parts = [splits[name] for name in ("train", "val") if name in splits]
+    pool, kept = Selection(parts, np.arange(sum(map(len, parts)))), dict(splits)
+    if test_fraction > 0:
+        if "test" in splits:
+            raise UserError(
+                f"`data.test_fraction={test_fraction}`: the images of {pool.root} have a test split already: remove it."
+            )
+        held_out = split(pool, {"test": test_fraction}, seed)
+        pool, kept["test"] = held_out["train"], held_out["test"]
+    is_val = fold_of_images(pool, folds, seed) == fold
+    return {**kept, "train": pool.subset(np.flatnonzero(~is_val)), "val": pool.subset(np.flatnonzero(is_val))}
+
+
+def fold_of_images(index: Any, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each image, int64 (N,) from 0: of the index itself, or by (seed, group), or by (seed, class).
+
+    Raises:
+        UserError: see `cross_validation`.
+    """
+    fold_column, groups = getattr(index, "folds", None), getattr(index, "groups", None)
+    if fold_column is not None:
+        present = np.unique(fold_column).tolist()
+        if present != list(range(folds)):
+            raise UserError(
+                f"`data.folds={folds}` needs each fold from 0 to {folds - 1}, and the table has "
+                f"{', '.join(map(str, present[:12]))}: change data.folds, or the column of the folds."
+            )
+        return fold_column
+    counts = np.where((counts := class_counts(index)) > 0, counts, len(index) + 1)
+    few, what = int(counts.min()), f"images of {index.classes[counts.argmin()]}, the smallest class"
+    if groups is not None:
+        few, what = len(np.unique(groups)), "groups of images"
+    elif index.targets.ndim == 2:
+        few, what = len(index), "images"
+    if folds > few:
+        raise UserError(f"`data.folds={folds}` is more than the {few} {what}: choose fewer folds, or add images.")
+    if groups is not None or index.targets.ndim == 2:
+        return distribute(index, [1 / folds] * folds, seed)
+    order = np.random.Generator(np.random.PCG64([seed, 0, folds])).permutation(len(index))
+    order = order[np.argsort(index.targets[order], kind="stable")]  # class by class
+    dealt = np.empty(len(index), np.int64)
+    dealt[order] = np.arange(len(index)) % folds
+    return dealt
