@@ -107,6 +107,8 @@ def a_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("model.net", "timm.models._helpers.load_state_dict"),
         ("optimizer", "torch.hub.load"),
         ("callbacks.mine", "subprocess.call"),
+        ("logger.mine", "subprocess.call"),
+        ("logger.csv", "pytorch_lightning.loggers.CSVLogger"),
     ],
 )
 def test_a_run_of_somebody_else_runs_nothing(key: str, target: str, a_run: Path, shapes: Path, tmp_path: Path) -> None:
