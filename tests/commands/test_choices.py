@@ -73,10 +73,12 @@ def test_each_logger_is_built_and_writes_nothing_yet(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    loggers, wandb = build.build_loggers(config_of(f"logger={name}", run_dir=tmp_path / "run"))
-    further = {"wandb": {"WandbLogger"}, "tensorboard": {"TensorBoardLogger"}}
+    config = config_of(f"logger={name}", f"paths.logs={tmp_path / 'logs'}", run_dir=tmp_path / "run")
+    loggers, wandb = build.build_loggers(config)
+    built = [*loggers, *(tracker.logger for tracker in build.build_trackers(config))]
+    further = {"wandb": {"WandbLogger"}, "tensorboard": {"TensorBoardLogger"}, "mlflow": {"MlflowLogger"}}
     further["all"] = further["wandb"] | further["tensorboard"]
-    assert {type(logger).__name__ for logger in loggers} == {"CsvLogger"} | further.get(name, set())
+    assert {type(logger).__name__ for logger in built} == {"CsvLogger"} | further.get(name, set())
     assert (wandb is not None) == (name in ("wandb", "all"))
     assert not (tmp_path / "run").exists(), "a logger writes nothing before the run starts"
 

@@ -57,7 +57,7 @@ def assert_no_run(folder: Path) -> None:
         # options
         (["trainer=dpp"], "`trainer=dpp`: there is no such option. Did you mean `trainer=ddp`? The options are auto, "),
         (["model=resnet18"], "Networks of torchvision and timm: model=torchvision model.name=resnet18."),
-        (["logger=null"], "`logger=null`: choose an option by its name: all, csv, none, tensorboard, wandb."),
+        (["logger=null"], "`logger=null`: choose an option by its name: all, csv, mlflow, none, "),
         (["+sweep=seeds"], "`+sweep=seeds`: this group has an option already: choose another without the +"),
         (["~logger"], "`logger` is missing: choose an option by its name, such as logger=csv."),
         (["sweep=seeds"], "sweep=seeds is for many runs: add -m"),

@@ -194,7 +194,7 @@ def test_a_short_option_of_a_user_is_completed_with_defaults(default: dict[str, 
         ("augment", "scale: [1, 1.0], sizes: [[1, 128], [31, 176]], mixup: 1, flip: 0"),
         ("model", "mean: auto, std: [1, 1.0, 0.5], net: {_target_: a.B, depth: 2, act: {slope: 0}}"),
         ("callbacks", "timer: {_target_: a.B, n: 1, x: 1.0}, early_stopping: 1, model_summary: 2"),
-        ("logger", "tensorboard: {}, wandb: null"),
+        ("logger", "tensorboard: {}, wandb: null, mlflow: {}, mine: {_target_: a.B, n: 1, x: 1.0, none: null}"),
         ("sweep", "pruner: median, startup_trials: 5, warmup_epochs: 2"),
         ("my", "loss: {_target_: a.B}, 3: [null, 1, 1.0, true], text: '???x'"),
     ],
@@ -225,7 +225,7 @@ def test_a_config_is_frozen(default: dict[str, Any]) -> None:
 
 
 OWN_CALLBACK = "A callback of your own must be a mapping with a _target_."
-OWN_LOGGER = "Remove it: wandb, tensorboard and csv are built; own loggers are not built yet."
+OWN_LOGGER = "Give a logger of your own another name than wandb, tensorboard and mlflow."
 AUGMENT = "crop, scale, ratio, sizes, crop_ratio, flip, policy, policy_ops, policy_magnitude, pca, pca_by, erase"
 TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
 
@@ -252,7 +252,10 @@ TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are bui
         ("callbacks.mine", {"a": 1}, OWN_CALLBACK),
         ("callbacks.mine", {"_target_": 3}, OWN_CALLBACK),
         ("callbacks.mine", None, OWN_CALLBACK),
-        ("logger.mlflow", {"_target_": "a.B"}, OWN_LOGGER),
+        ("logger.mine", {"a": 1}, OWN_CALLBACK.replace("callback", "logger")),
+        ("logger.mine", "a.B", OWN_CALLBACK.replace("callback", "logger")),
+        ("logger.mlflo", {"uri": "x"}, "Did you mean `logger.mlflow`?"),
+        ("logger.mlflow._target_", "a.B", OWN_LOGGER),
         ("logger.wandb._target_", "a.B", OWN_LOGGER),
         ("data._target_", "a.B", TARGETS),
         ("model.loss", "focal", "Did you mean `loss`?"),

@@ -169,6 +169,8 @@ def a_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("scheduler", "mypkg.Schedule"),
         ("scheduler", "timm.scheduler.create_scheduler"),
         ("callbacks.mine", "subprocess.call"),
+        ("logger.mine", "subprocess.call"),
+        ("logger.csv", "pytorch_lightning.loggers.CSVLogger"),
     ],
 )
 def test_a_run_of_somebody_else_runs_nothing(key: str, target: str, a_run: Path, shapes: Path, tmp_path: Path) -> None:

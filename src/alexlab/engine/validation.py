@@ -304,7 +304,7 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
         return f"{text} Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
     if near := nearest(model, plain, path):
         return f"{text} Did you mean `{near}`?"
-    if path[0] in ("callbacks", "metrics", "logger"):
+    if above in (("callbacks",), ("metrics",), ("logger",)):
         return f"{text} A {path[0].removesuffix('s')} of your own must be a mapping with a _target_."
     if not above and "my" in fields_of(model):
         return f"{text} Keys of your own belong in the section my, as +my.{name}=VALUE."

@@ -14,7 +14,7 @@ from alexlab.engine.errors import UserError
 ID_FILE = ".mlflow-id"  # in the run directory: the id of the run in MLflow
 # MLflow waits 120 s for a server and tries eight times, in which a run would stand still; and it counts its users.
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-DEFAULTS |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_DISABLE_TELEMETRY": "true"}
+DEFAULTS |= {"MLFLOW_LOGGING_LEVEL": "CRITICAL", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 class MlflowLogger(pytorch_lightning.loggers.MLFlowLogger):
