@@ -78,6 +78,8 @@ def test_balanced_draws_each_class_equally_often() -> None:
     drawn = np.array([[epoch[i] for i in range(103)] for epoch in images]).mean(0)
     expected = np.repeat([103 / 3 / 90, 103 / 3 / 10, 103 / 3 / 3], [90, 10, 3])
     assert np.abs(drawn - expected).max() < 4.5 * 0.5 / 200**0.5, "and each image of a class"
+    neighbours = [any(epoch[i] and epoch[i + 1] for epoch in images) for i in range(89)]
+    assert all(neighbours), "in any combination"
 
 
 def test_weighted_draws_in_proportion_to_the_weights() -> None:
