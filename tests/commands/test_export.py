@@ -59,7 +59,7 @@ def exported(run_dir: Path, *words: str) -> subprocess.CompletedProcess:
 def config_of(run_dir: Path, **more: object) -> Any:
     """As `export.py` composes it."""
     config: Any = OmegaConf.load(ROOT / "conf/export.yaml")
-    return OmegaConf.merge(config, {"run": str(run_dir), "paths": {"logs": str(run_dir.parent)}, **more})
+    return OmegaConf.merge(config, {"run": str(run_dir), "allow": [], "paths": {"logs": str(run_dir.parent)}, **more})
 
 
 def untrained(model: str, composed: Any, folder: Path) -> Path:

@@ -48,6 +48,7 @@ def test_unknown_names_and_unavailable_weights_are_refused(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"model.name=resnet19x: timm has no such network"):
         timm_net("resnet19x", 3)
     assert timm_net("resnet18", 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+    assert timm_net("resnet18", 3, in_channels=1)(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for pretrained in (True, False):
         with pytest.raises(ValueError, match=r"model.name=hf-hub:timm/x: its files are not available \(.*choose an"):
