@@ -37,7 +37,9 @@ from alexlab.callbacks.throughput import Throughput
 from alexlab.commands import sweep
 from alexlab.commands.checks import check_ckpt
 from alexlab.commands.plan import Plan, make_plan
-from alexlab.data.datamodule import ImageFolders
+from alexlab.data import sources
+from alexlab.data.own_module import OwnDataModule
+from alexlab.data.sources import Data
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, targets
 from alexlab.engine import run_dir as run_dirs
@@ -71,7 +73,7 @@ class Experiment:
     """
 
     devices: Devices
-    data: ImageFolders
+    data: Data
     plan: Plan
     task: ImageClassifier
     trainer: pl.Trainer
@@ -104,8 +106,8 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
     Raises:
         UserError: a mistake in the config, the images, the network, or a checkpoint that does not fit it.
     """
-    data = build_data(config, devices).read()
-    plan = make_plan(config, devices.world_size, data.images)
+    data = build_data(config, devices, trusted).read()
+    plan = make_plan(config, devices.world_size, data.images, data.train_batches)
     pl.seed_everything(config.seed, verbose=False)
     task = build_task(config, data, devices.kind, plan, trusted)
     done = load_checkpoint(config, task, data, plan, trusted)
@@ -113,7 +115,9 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
         task.net.compile()  # in place: the names in the state dict stay
     loggers, wandb = build_loggers(config, done)
     preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb, trusted)
-    trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net))
+    is_own = isinstance(data, OwnDataModule)
+    checkpointing.only_epochs = is_own
+    trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net), is_own)
     preemption.install(trainer)
     checkpointing.install(trainer)
     return Experiment(devices, data, plan, task, trainer, preemption, checkpointing, wandb, trusted)
@@ -122,27 +126,31 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
 # -- data and task
 
 
-def build_data(config: Any, devices: Devices) -> ImageFolders:
-    """Describe the images that the config's `data` and `augment` name; nothing is read yet."""
+def build_data(config: Any, devices: Devices, trusted: targets.Trusted = ()) -> Data:
+    """Describe the images that the config's `data` and `augment` name; nothing is read yet.
+
+    Args:
+        trusted: packages that the config may name, see `targets`.
+    """
     d, a = config.data, config.augment
     sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
     policy = (a.policy, a.policy_ops, a.policy_magnitude)
     train = SampleTransform(d.image_size, a.crop, tuple(a.scale), tuple(a.ratio), a.crop_ratio, a.flip, *policy, sizes)
-    return ImageFolders(
-        **d.model_dump(exclude={"name", "image_size", "max_bad"}),
-        seed=config.seed,
-        train_transform=train,
-        eval_transform=SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio),
-        world_size=devices.world_size,
-        local_world_size=devices.local,
-        index_cache=str(Path(config.paths.logs, ".index")),
-        device=devices.kind,
-        timeout=60 * config.trainer.timeout,
-    )
+    facts = {
+        "seed": config.seed,
+        "train_transform": train,
+        "eval_transform": SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio),
+        "world_size": devices.world_size,
+        "local_world_size": devices.local,
+        "index_cache": str(Path(config.paths.logs, ".index")),
+        "device": devices.kind,
+        "timeout": 60 * config.trainer.timeout,
+    }
+    return sources.build_data(d, facts, trusted)
 
 
 def build_task(
-    config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | None = None, trusted: targets.Trusted = ()
+    config: TrainConfig, data: Data, kind: str, plan: Plan | None = None, trusted: targets.Trusted = ()
 ) -> ImageClassifier:
     """Build the task around `config.model.net`, and try its network and optimizer once.
 
@@ -187,7 +195,7 @@ def build_task(
 
 
 def load_checkpoint(
-    config: TrainConfig, task: ImageClassifier, data: ImageFolders, plan: Plan, trusted: targets.Trusted = ()
+    config: TrainConfig, task: ImageClassifier, data: Data, plan: Plan, trusted: targets.Trusted = ()
 ) -> int | None:
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
     path = Path(config.run_dir)
@@ -355,12 +363,14 @@ def build_trainer(
     callbacks: Sequence[Callback],
     batches: int | None = None,
     net_type: type[nn.Module] = nn.Module,
+    divides_images: bool = False,
 ) -> pl.Trainer:
     """Build Lightning's Trainer.
 
     Args:
         batches: training batches per epoch, if they are known.
         net_type: class of the network, which FSDP shards as one unit.
+        divides_images: let Lightning divide the images among the ranks, for loaders that are not ours.
     """
     t, path = config.trainer, Path(config.run_dir)
     settings = t.model_dump(exclude={*OWN_TRAINER_KEYS, "accelerator", "num_nodes"})
@@ -390,7 +400,7 @@ def build_trainer(
         default_root_dir=str(path),
         enable_model_summary=False,
         enable_progress_bar=_progress_kind(config.callbacks.progress) == "rich",
-        use_distributed_sampler=False,
+        use_distributed_sampler=divides_images,
     )
 
 

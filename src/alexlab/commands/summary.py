@@ -16,7 +16,8 @@ from rich.table import Column, Table
 
 from alexlab.analysis import compare
 from alexlab.data.datamodule import ImageFolders, default_threads
-from alexlab.data.folder import ImageIndex
+from alexlab.data.fast.prepared import PreparedIndex
+from alexlab.data.sources import Data
 from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.process import cores
@@ -158,7 +159,7 @@ def report_stop(experiment: "Experiment") -> None:
         log.info(bound_by(round(rate.total_waited / rate.total_seconds, 4), experiment.data))
 
 
-def bound_by(wait: float, data: ImageFolders) -> str:
+def bound_by(wait: float, data: Data) -> str:
     """Return whether the input or the device limits the speed of a training, and what would help.
 
     Args:
@@ -166,12 +167,14 @@ def bound_by(wait: float, data: ImageFolders) -> str:
     """
     if wait < INPUT_BOUND:
         return f"Device-bound: the device waited for data {wait:.0%} of the time."
+    if not isinstance(data, ImageFolders):
+        return f"Input-bound: the device waited for {data.source} {wait:.0%} of the time. Try more of its workers."
     hints = []
     most = default_threads(data.local_world_size)
     if data.num_workers < most:
         hints.append(f"data.num_workers={most} (now {data.num_workers})")
     train = data.splits["train"]
-    if isinstance(train, ImageIndex):
+    if not isinstance(train, PreparedIndex):
         hints.append(f"prepared data (alexlab prepare data.root={data.root} out=PATH)")
     elif train.format == "jpeg":
         hints.append("data prepared as pixels (alexlab prepare with format=raw)")

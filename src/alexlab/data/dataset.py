@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: uint8 (B, 3, H, W) in channels-last memory.
-        targets: int64 (B,).
+        targets: int64 (B,), or float32 (B, num_classes) of 0 and 1 if an image has any number of classes.
         skipped: path -> what is wrong, of each broken image; these images are not in the batch.
         crops: the boxes and the side for `gpu_crop.crop`; None for images that are cropped already.
     """
@@ -52,6 +53,29 @@ class ImageSource(Protocol):
     def path(self, i: int) -> str: ...
 
     def picture(self, i: int) -> decode.AnyPicture: ...
+
+
+class Index(ImageSource, Protocol):
+    """The images of a split: an `ImageIndex`, a `PreparedIndex` or an `ItemIndex`."""
+
+    @property
+    def root(self) -> Path: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def raw_size(self) -> tuple[int, int] | None: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def names_fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> bytes: ...
 
 
 class ImageDataset:
@@ -140,7 +164,7 @@ class ImageDataset:
     def to_batch(self, keys: Sequence[Key], images: Tensor, broken: BrokenRows) -> Batch:
         """Make a batch of `images`, as `fill` wrote them, without the rows that are `broken`."""
         indices = _indices(keys)
-        targets = torch.from_numpy(self.index.targets[indices])
+        targets = as_tensor(self.index.targets[indices])
         crops = self.crops(indices, keys[0][1]) if self.raw_size is not None and keys else None
         if not broken:
             return Batch(images, targets, {}, crops)
@@ -156,6 +180,11 @@ class ImageDataset:
         transform = self.transform.at(epoch)
         boxes = transform.crop_boxes(*self.raw_size, BatchRng((self.seed, epoch), indices))
         return torch.from_numpy(boxes), transform.image_size
+
+
+def as_tensor(targets: np.ndarray) -> Tensor:
+    """Return the targets of an index as those of a batch."""
+    return torch.from_numpy(targets).float() if targets.ndim == 2 else torch.from_numpy(targets)
 
 
 def _indices(keys: Sequence[Key]) -> np.ndarray:

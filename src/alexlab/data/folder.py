@@ -47,6 +47,9 @@ class ImageIndex:
     targets: np.ndarray
     classes: tuple[str, ...]
     ignored: dict[str, int] = field(default_factory=dict)
+    groups: ClassVar[None] = None  # these three: see `ItemIndex`
+    folds: ClassVar[None] = None
+    weights: ClassVar[None] = None
     raw_size: ClassVar[None] = None  # of images that are stored as pixels of one size, see `PreparedIndex`
 
     @classmethod
@@ -252,33 +255,47 @@ def find_splits(
     return split(scan(root, None), fractions, seed)
 
 
-def split(index: ImageIndex, fractions: dict[str, float], seed: int) -> dict[str, ImageIndex]:
+def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
     """Split one folder at random by (seed, class), each class in the same proportions.
 
+    Images with several classes are split as if they had the same one. Images of one group stay together, and the
+    proportions of the classes are then those of chance.
+
     Args:
+        index: any index with a method `subset`.
         fractions: of the images that each split except train gets, such as {"val": 0.1, "test": 0.1}; above 0.
 
     Raises:
         UserError: a class has too few images for each split to get one.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("train", *fractions)}
-    for target, label in enumerate(index.classes):
-        members = np.flatnonzero(index.targets == target)
+    grouped = index.groups is not None
+    # what stays together, as a number for each image; and the class of each of these units
+    units = np.unique(index.groups, return_inverse=True)[1] if grouped else np.arange(len(index))
+    by_class = not grouped and index.targets.ndim == 1
+    kinds = index.targets if by_class else np.zeros(int(units.max()) + 1, np.int64)
+    for target in np.unique(kinds).tolist():
+        members = np.flatnonzero(kinds == target)
         np.random.Generator(np.random.PCG64([seed, target])).shuffle(members)
         taken = 0
         for name, fraction in fractions.items():
             size = max(1, round(len(members) * fraction))
-            parts[name].append(np.sort(members[taken : taken + size]))
+            parts[name].append(members[taken : taken + size])
             taken += size
         if taken >= len(members):
+            where = index.root / index.classes[target] if by_class else index.root
             raise UserError(
-                f"{index.root / label} contains {len(members)} images, and at least {taken + 1} are needed for each of "
-                f"train, {', '.join(fractions)} to get one: add images, or lower data.val_fraction and "
-                "data.test_fraction."
+                f"{where} contains {len(members)} {'groups' if grouped else 'images'}, and at least {taken + 1} are "
+                f"needed for each of train, {', '.join(fractions)} to get one: add images, or lower data.val_fraction "
+                "and data.test_fraction."
             )
-        parts["train"].append(np.sort(members[taken:]))
-    splits = {name: index.subset(np.concatenate(members)) for name, members in parts.items()}
-    return splits | {"train": replace(splits["train"], ignored=index.ignored)}
+        parts["train"].append(members[taken:])
+    splits = {
+        name: index.subset(np.flatnonzero(np.isin(units, np.concatenate(members)))) for name, members in parts.items()
+    }
+    if isinstance(index, ImageIndex):
+        splits["train"] = replace(splits["train"], ignored=index.ignored)
+    return splits
 
 
 # -- for messages, and for data that is written as a folder
