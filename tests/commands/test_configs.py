@@ -28,7 +28,9 @@ def test_every_option_composes_and_is_valid(path: Path, tmp_path: Path) -> None:
     (tmp_path / "prepared.json").touch()  # for data=prepared
     group = path.parent.relative_to(CONF)
     sampler = ["hydra/sweeper=optuna"] if group.name == "sampler" else []
-    plain = composed(*sampler, f"{group}={path.stem}", f"data.root={tmp_path}")
+    needed = {"table": ["data.file=x"], "huggingface": ["data.path=x"], "torchvision": ["data.name=CIFAR10"]}
+    more = needed.get(path.stem, []) if group.name == "data" else []
+    plain = composed(*sampler, f"{group}={path.stem}", f"data.root={tmp_path}", *more)
     assert validate(TrainConfig, plain).data.root == str(tmp_path)
 
 

@@ -24,6 +24,7 @@ from alexlab.data.loader import Loader
 from alexlab.data.sampler import TrainBatchSampler
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.schema import DataConfig
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(root: Path, out: Path, data: dict[str, Any] | None = None, **settings: Any) -> SimpleNamespace:
     """Return conf/prepare.yaml, with images of a short side of 100."""
-    images = {"root": str(root), "val_fraction": None, "test_fraction": 0.0, "class_names": None} | (data or {})
+    images = {"name": "folder", "root": str(root), "batch_size": 1, "image_size": 64, **(data or {})}
     defaults = {"format": "jpeg", "short_side": 100, "square": False, "quality": 90, "shard_mb": 512}
     defaults |= {"seed": 0, "out": str(out), "num_workers": 2}
-    return SimpleNamespace(data=SimpleNamespace(**images), **(defaults | settings))
+    return SimpleNamespace(data=DataConfig.model_validate(images), **(defaults | settings))
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,8 @@ def choices() -> list[str]:
         if name not in ("hydra=default", "sweep=wandb", "dashboard=default") and not path.stem.startswith("_"):
             options.setdefault(path.parent.name, []).append(name)
     recipes = [name for group in ("experiment", "debug", "sweep") for name in options.pop(group)]
+    needed = {"data=table": " data.file=x", "data=huggingface": " data.path=x", "data=torchvision": " data.name=MNIST"}
+    options["data"] = [name + needed.get(name, "") for name in options["data"]]
     return [*recipes, *(" ".join(filter(None, names)) for names in itertools.zip_longest(*options.values()))]
 
 
@@ -257,7 +259,7 @@ TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are bui
         ("logger.mlflo", {"uri": "x"}, "Did you mean `logger.mlflow`?"),
         ("logger.mlflow._target_", "a.B", OWN_LOGGER),
         ("logger.wandb._target_", "a.B", OWN_LOGGER),
-        ("data._target_", "a.B", TARGETS),
+        ("data.target", "a.B", "Did you mean `data._target_`?"),
         ("model.loss", "focal", "Did you mean `loss`?"),
         ("augment.custom", [1, None], f"augment has {AUGMENT}, mixup, cutmix."),
         ("trainer.turbo", True, "`alexlab train --help` lists the keys of trainer."),

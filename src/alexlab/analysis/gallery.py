@@ -17,8 +17,8 @@ from torch import Tensor
 
 from alexlab.analysis import drawing as figures
 from alexlab.analysis import plots
-from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fast.device_cache import Index
+from alexlab.data.sources import Data
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import atomic_write, make_folder
@@ -101,7 +101,7 @@ def nearest(queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 
 def pictures(
-    run_dir: Path, trained: loading.Trained, data: ImageFolders, among: int, device: torch.device, monitor: str
+    run_dir: Path, trained: loading.Trained, data: Data, among: int, device: torch.device, monitor: str
 ) -> Iterator[tuple[str, Image.Image]]:
     """Yield the name and the image of each figure.
 
@@ -116,6 +116,8 @@ def pictures(
         plot = plots.curves(run_dir / "metrics.csv", monitor, rundir.read_summary(run_dir).get("steps_per_epoch"))
         if plot is not None:
             yield "curves", plot
+    if not data.splits:  # of a LightningDataModule, whose images have no index
+        return
     extractor = FeatureExtractor(trained, device)
     held_out, train = data.splits[data.test_split if "val" not in data.splits else "val"], data.splits.get("train")
     images = extractor.read(held_out, spread(held_out, SHOWN))
@@ -158,7 +160,7 @@ def _small(image: Tensor) -> np.ndarray:
 
 def draw(
     run_dir: Path,
-    data: ImageFolders,
+    data: Data,
     monitor: str,
     ckpt: str = "best",
     among: int = 2000,

@@ -51,6 +51,7 @@ class Checkpointing(Callback):
         restores_best: whether the best metrics of the resumed checkpoint count, because its best.ckpt is in `folder`.
 
     Attributes:
+        only_epochs: whether a resume must start at the end of an epoch, because the loaders are not ours.
         validated_at: optimizer steps of the run at the last validation.
         restored_metrics: the last values of all metrics, of the resumed checkpoint.
     """
@@ -69,6 +70,7 @@ class Checkpointing(Callback):
         self.preemption, self.nan_guard = preemption, nan_guard
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self.steps_per_epoch, self.restores_best = steps_per_epoch, restores_best
+        self.only_epochs = False
         self.validated_at = -1
         self.restored_metrics: dict[str, float] = {}
         self._written_at = time.monotonic()
@@ -175,6 +177,10 @@ class Checkpointing(Callback):
             point: "step", "end" or "epoch", see above.
         """
         trainer, model = self.trainer, self.trainer.lightning_module
+        if self.only_epochs and point == "step":
+            self._written_at = time.monotonic()
+            self.preemption.checkpoint_written()
+            return
         self.nan_guard.check(trainer, weights=True)
         model.share_skipped()  # type: ignore[operator]
         rows = [logger.sync() for logger in trainer.loggers if isinstance(logger, CsvLogger)]

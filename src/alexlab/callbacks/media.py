@@ -65,8 +65,8 @@ class Media(Callback):
             return
         model: BaseTask = pl_module
         seen, targets = (part[:GRID] for part in model.augmented(batch[0], batch[1], batch_idx))
-        pixels = ((seen - model.augment.shift) / model.augment.scale).clamp(0, 255).byte().cpu()
-        grid = figures.tiles(list(pixels.permute(0, 2, 3, 1).numpy()), captions_of(targets, model.class_names))
+        pixels = list(as_pixels(seen, model).permute(0, 2, 3, 1).numpy())
+        grid = figures.tiles(pixels, captions_of(targets, model.class_names))
         self._write("train_images", grid)
         if self.logger is not None:
             import wandb
@@ -87,7 +87,7 @@ class Media(Callback):
             probabilities, classes = logits[i].softmax(0).topk(min(5, logits.shape[1]))
             top5 = list(zip(classes.tolist(), probabilities.tolist(), strict=True))
             loss = float(F.cross_entropy(logits[i], targets[i]))
-            return Prediction(top5[0][1], batch[0][i].cpu(), int(targets[i]), top5, loss)
+            return Prediction(top5[0][1], as_pixels(batch[0][i][None], pl_module)[0], int(targets[i]), top5, loss)
 
         self.mistakes += map(prediction, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
         for i in range(len(targets)):
@@ -162,6 +162,13 @@ class Media(Callback):
         table, fields = wandb.Table(columns=columns, data=counts), dict(zip(columns, columns, strict=True))
         drawn = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "confusion matrix"})
         run.log({**tables, f"{split}/per_class": per_class, f"{split}/confusion_matrix": drawn})
+
+
+def as_pixels(images: torch.Tensor, task: Any) -> torch.Tensor:
+    """Return images of a batch, or as the network sees them, as uint8 (B, 3, H, W) on the CPU."""
+    if images.is_floating_point():
+        images = ((images - task.augment.shift) / task.augment.scale).clamp(0, 255).byte()
+    return images.cpu()
 
 
 def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]]:

@@ -21,6 +21,7 @@ from alexlab.commands.summary import INPUT_BOUND, bound_by
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import Batch
 from alexlab.data.reader_threads import ReaderThreads
+from alexlab.data.sources import need_index
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import UserError
 from alexlab.engine.memory import keep_memory
@@ -47,7 +48,8 @@ def benchmark(config: BenchmarkConfig) -> None:
     config = BenchmarkConfig.model_validate(plain)
     quiet_libraries()
     logging.getLogger("alexlab").setLevel(logging.WARNING)
-    data = build_data(config, devices, build_transforms(config, trusted=None)).read()
+    user = build_transforms(config, trusted=None)
+    data = need_index(build_data(config, devices, user, None), "benchmark").read()
     plan = plans.make_plan(config, 1, data.images)
     rates: dict[str, Any] = {"decode_only": decode_only(data, config.seconds)}
     rates["loader"] = rate_of((len(batch.images) for batch in endless(data)), config.seconds)

@@ -42,7 +42,10 @@ from alexlab.commands import sweep
 from alexlab.commands.build_transforms import build_callable, build_transforms, try_batch, try_transforms
 from alexlab.commands.checks import check_ckpt
 from alexlab.commands.plan import Plan, make_plan
+from alexlab.data import sources
 from alexlab.data.datamodule import ImageFolders
+from alexlab.data.own_module import OwnDataModule
+from alexlab.data.sources import Data
 from alexlab.data.transforms import SampleTransform, height_width
 from alexlab.data.user_transforms import UserTransforms
 from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, targets
@@ -82,7 +85,7 @@ class Experiment:
     """
 
     devices: Devices
-    data: ImageFolders
+    data: Data
     plan: Plan
     task: RunModule
     trainer: pl.Trainer
@@ -116,8 +119,8 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
     Raises:
         UserError: a mistake in the config, the images, the network, or a checkpoint that does not fit it.
     """
-    data = build_data(config, devices, build_transforms(config, trusted)).read()
-    plan = make_plan(config, devices.world_size, data.images)
+    data = build_data(config, devices, build_transforms(config, trusted), trusted).read()
+    plan = make_plan(config, devices.world_size, data.images, data.train_batches)
     pl.seed_everything(config.seed, verbose=False)
     task = build_task(config, data, devices.kind, plan, trusted)
     done = load_checkpoint(config, task, data, plan, trusted)
@@ -127,7 +130,9 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
     trackers = build_trackers(config, done, trusted)
     loggers += [tracker.logger for tracker in trackers]
     preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb, trusted, task.run.mode)
-    trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net))
+    is_own = isinstance(data, OwnDataModule)
+    checkpointing.only_epochs = is_own
+    trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net), is_own)
     preemption.install(trainer)
     checkpointing.install(trainer)
     return Experiment(devices, data, plan, task, trainer, preemption, checkpointing, wandb, trackers, trusted)
@@ -136,8 +141,15 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
 # -- data and task
 
 
-def build_data(config: Any, devices: Devices, user: UserTransforms | None = None) -> ImageFolders:
-    """Describe the images that the config names, and how to transform them (training images by `user` too)."""
+def build_data(
+    config: Any, devices: Devices, user: UserTransforms | None = None, trusted: targets.Trusted = ()
+) -> Data:
+    """Describe the images that the config names, and how to transform them; nothing is read yet.
+
+    Args:
+        user: transforms of the training images, besides ours.
+        trusted: packages that the config may name, see `targets`.
+    """
     d, a, channels = config.data, config.augment, config.model.in_channels
     sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
     policy = (a.policy, a.policy_ops, a.policy_magnitude)
@@ -145,21 +157,21 @@ def build_data(config: Any, devices: Devices, user: UserTransforms | None = None
     train = SampleTransform(d.image_size, *crops, *policy, sizes, channels, user)
     if user is not None:
         try_transforms(train)
-    return ImageFolders(
-        **d.model_dump(exclude={"name", "image_size", "max_bad", "multilabel"}),
-        seed=config.seed,
-        train_transform=train,
-        eval_transform=SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio, channels=channels),
-        world_size=devices.world_size,
-        local_world_size=devices.local,
-        index_cache=str(Path(config.paths.logs, ".index")),
-        device=devices.kind,
-        timeout=60 * config.trainer.timeout,
-    )
+    facts = {
+        "seed": config.seed,
+        "train_transform": train,
+        "eval_transform": SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio, channels=channels),
+        "world_size": devices.world_size,
+        "local_world_size": devices.local,
+        "index_cache": str(Path(config.paths.logs, ".index")),
+        "device": devices.kind,
+        "timeout": 60 * config.trainer.timeout,
+    }
+    return sources.build_data(d, facts, trusted)
 
 
 def build_task(
-    config: TrainConfig, data: ImageFolders, kind: str, plan: Plan | None = None, trusted: targets.Trusted = ()
+    config: TrainConfig, data: Data, kind: str, plan: Plan | None = None, trusted: targets.Trusted = ()
 ) -> RunModule:
     """Build the task around `config.model.net`, and try network, optimizer, loss and metrics once.
 
@@ -177,7 +189,7 @@ def build_task(
         try_net(net, size, num_classes, m.in_channels)
 
     # what the task needs besides
-    if data.multilabel != config.data.multilabel:
+    if isinstance(data, ImageFolders) and data.multilabel != config.data.multilabel:
         raise UserError(
             f"{data.root} has one class per image, and task=multilabel needs a list of them: use data=table."
             if config.data.multilabel
@@ -245,7 +257,7 @@ def build_task(
     return task
 
 
-def build_loss(config: TrainConfig, data: ImageFolders, known: dict[str, Any], trusted: targets.Trusted) -> Any:
+def build_loss(config: TrainConfig, data: Data, known: dict[str, Any], trusted: targets.Trusted) -> Any:
     """Build the loss of conf/loss; `class_weights` becomes a list of one number per class."""
     settings = config.loss.model_dump(exclude_unset=True) or config.loss.model_dump()
     named = targets.names_of(config.loss.target, trusted)
@@ -265,7 +277,7 @@ def build_loss(config: TrainConfig, data: ImageFolders, known: dict[str, Any], t
     return criterion
 
 
-def class_weights(wanted: Any, data: ImageFolders) -> list[float]:
+def class_weights(wanted: Any, data: Data) -> list[float]:
     """Return a weight per class: of a list, of a file of lines "class, weight", or `auto`.
 
     `auto` is images / (classes * images of the class), as scikit-learn's "balanced", which has the mean 1 over the
@@ -276,6 +288,10 @@ def class_weights(wanted: Any, data: ImageFolders) -> list[float]:
     """
     classes, shown = list(data.classes), f"`loss.class_weights={wanted}`"
     if wanted == "auto":
+        if not isinstance(data, ImageFolders):
+            raise UserError(
+                f"{shown} counts the images of each class, which {data.source} does not list: give a list."
+            )
         labels = data.splits["train"].targets
         if labels.ndim == 2:
             counts = labels.sum(0)
@@ -303,7 +319,7 @@ def class_weights(wanted: Any, data: ImageFolders) -> list[float]:
 
 
 def build_teacher(
-    wanted: Any, data: ImageFolders, augment: BatchAugment, trusted: targets.Trusted, allow: Sequence[str]
+    wanted: Any, data: Data, augment: BatchAugment, trusted: targets.Trusted, allow: Sequence[str]
 ) -> nn.Module | None:
     """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`.
 
@@ -385,7 +401,7 @@ def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, nu
 
 
 def load_checkpoint(
-    config: TrainConfig, task: RunModule, data: ImageFolders, plan: Plan, trusted: targets.Trusted = ()
+    config: TrainConfig, task: RunModule, data: Data, plan: Plan, trusted: targets.Trusted = ()
 ) -> int | None:
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
     path = Path(config.run_dir)
@@ -583,12 +599,14 @@ def build_trainer(
     callbacks: Sequence[Callback],
     batches: int | None = None,
     net_type: type[nn.Module] = nn.Module,
+    divides_images: bool = False,
 ) -> pl.Trainer:
     """Build Lightning's Trainer.
 
     Args:
         batches: training batches per epoch, if they are known.
         net_type: class of the network, which FSDP shards as one unit.
+        divides_images: let Lightning divide the images among the ranks, for loaders that are not ours.
     """
     t, path = config.trainer, Path(config.run_dir)
     settings = t.model_dump(exclude={*OWN_TRAINER_KEYS, "accelerator", "num_nodes"})
@@ -618,7 +636,7 @@ def build_trainer(
         default_root_dir=str(path),
         enable_model_summary=False,
         enable_progress_bar=_progress_kind(config.callbacks.progress) == "rich",
-        use_distributed_sampler=False,
+        use_distributed_sampler=divides_images,
     )
 
 

@@ -413,6 +413,7 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     if issubclass(command.model, schema.TrainConfig):
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
+    if issubclass(command.model, schema.TrainConfig | schema.PrepareConfig):
         make_paths_absolute(plain)
     return plain
 
@@ -453,11 +454,14 @@ def make_paths_absolute(plain: Plain) -> None:
     data = plain.get("data")
     if not isinstance(data, dict):
         return
-    root, names = data.get("root"), data.get("class_names")
+    root = data.get("root")
     if isinstance(root, str) and root not in ("", "???"):
         data["root"] = configs.absolute(root)
-    if isinstance(names, str) and Path(configs.absolute(names)).is_file():
-        data["class_names"] = configs.absolute(names)
+    for key in ("class_names", "file", "path"):  # of which some values are no paths
+        value = data.get(key)
+        path = Path(configs.absolute(value)) if isinstance(value, str) else None
+        if path is not None and (path.is_file() or (key == "path" and path.is_dir())):
+            data[key] = str(path)
 
 
 # -- what is printed

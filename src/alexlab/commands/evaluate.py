@@ -17,13 +17,15 @@ from torch import Tensor
 from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fingerprint import changed_splits
+from alexlab.data.sources import Data, need_index
 from alexlab.engine import checkpoint_io
 from alexlab.engine import config as configs
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import UserError
 from alexlab.engine.memory import keep_memory
-from alexlab.engine.schema import EvalConfig, FiguresConfig, TrainConfig
+from alexlab.engine.schema import DataConfig, EvalConfig, FiguresConfig, TrainConfig, fields_of
+from alexlab.engine.targets import Trusted
 from alexlab.engine.validation import validate_saved
 from alexlab.tasks.base import BaseTask, RunModule
 from alexlab.tasks.load import check_classes, check_own, load_net, readable_classes, warn_of_changed_sources
@@ -36,7 +38,7 @@ class Tested(NamedTuple):
     """A run that was tested again."""
 
     config: TrainConfig
-    data: ImageFolders
+    data: Data
     task: RunModule
     checkpoint: Path
     precision: str
@@ -105,7 +107,7 @@ def score(
         wanted = "32-true"
     precision = choose_precision(wanted, devices.kind)
     run_dirs.quiet_libraries()
-    data = read_images(config.data.root is None, run_config, checkpoint, devices, run_dir)
+    data = read_images(config.data.root is None, run_config, checkpoint, devices, run_dir, config.allow)
     pl.seed_everything(run_config.seed, verbose=False)
     task = build_task(run_config, data, devices.kind, trusted=config.allow)
     load_net(task.net, checkpoint, path)
@@ -140,9 +142,12 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
         plain["compile"] = config.compile
 
     # the images; the demo and Fashion-MNIST are only written below paths.data, not at any path that a run names
-    from_elsewhere = not Path(data["root"]).resolve().is_relative_to(Path(config.paths.data).resolve())
+    from_elsewhere = not Path(data["root"] or "/").resolve().is_relative_to(Path(config.paths.data).resolve())
     if config.data.root is not None:
-        data["root"] = str(Path(config.data.root).expanduser().resolve())
+        data = plain["data"] = {key: value for key, value in data.items() if key in fields_of(DataConfig)}
+        data |= {"_target_": None, "root": str(Path(config.data.root).expanduser().resolve())}
+    if "download" in data:  # a test reads what is on this machine
+        data["download"] = False
     if config.data.root is not None or from_elsewhere:
         data |= {"demo_seed": None, "idx": None}
     data |= {key: value for key, value in config.data.model_dump().items() if value is not None and key != "root"}
@@ -157,15 +162,22 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
 
 
 def read_images(
-    is_own: bool, run_config: TrainConfig, checkpoint: dict[str, Any], devices: Devices, run_dir: Path
-) -> ImageFolders:
+    is_own: bool,
+    run_config: TrainConfig,
+    checkpoint: dict[str, Any],
+    devices: Devices,
+    run_dir: Path,
+    trusted: Trusted = (),
+) -> Data:
     """Read the run's own images, in the batches of the run's own test, or a folder that the command line names."""
-    data = build_data(run_config, devices)
+    data = build_data(run_config, devices, trusted=trusted)
     dataset = checkpoint["alexlab"]["dataset"]
     if is_own:
         data.read()
+    elif run_config.data.multilabel:
+        raise UserError(f"{data.root}: a folder has one class per image, and the run has any number: leave it out.")
     else:
-        read_other_folder(data, dataset)
+        read_other_folder(need_index(data, "eval"), dataset)
     check_classes(checkpoint, data.classes, data.root)
     data.readable_classes = readable_classes(checkpoint, run_config)
     if run_config.trainer.limit_test_batches is None:  # the same batches, so that sums are rounded in the same way
@@ -192,12 +204,12 @@ def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
     data.read_for_evaluation()
 
 
-def split_by(data: ImageFolders) -> str | None:
+def split_by(data: Data) -> str | None:
     """Return the setting that splits the images at random, if any."""
-    return next((f"data.{key}" for key in ("val_fraction", "folds") if getattr(data, key) is not None), None)
+    return next((f"data.{key}" for key in ("val_fraction", "folds") if getattr(data, key, None) is not None), None)
 
 
-def check_images(dataset: dict[str, Any], data: ImageFolders) -> None:
+def check_images(dataset: dict[str, Any], data: Data) -> None:
     """Print a note if the run's own folder has changed; raise UserError if training images would be tested now."""
     changed = changed_splits(dataset, data.describe())
     how = split_by(data)
@@ -232,8 +244,9 @@ class TenCrops(torch.nn.Module):
         return logs.logsumexp(0) - math.log(len(crops))  # log(mean(exp)) would be -inf if all are small
 
 
-def use_ten_crops(task: RunModule, data: ImageFolders) -> None:
+def use_ten_crops(task: RunModule, data: Data) -> None:
     """Test as Krizhevsky et al. 2012: crops of image_size out of image_size / crop_ratio pixels (224 of 256)."""
+    data = need_index(data, "eval crops=10")
     one = data.transforms["test"]
     if one.covered == one.size:
         raise UserError(

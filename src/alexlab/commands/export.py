@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from alexlab.commands.build import build_data
 from alexlab.commands.predict import Listed, find_images
 from alexlab.data import decode
 from alexlab.data.dataset import ImageSource
 from alexlab.data.fast import prepared
+from alexlab.data.sources import need_index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import run_dir as rundir
+from alexlab.engine.devices import Devices
 from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.schema import ExportConfig, TrainConfig
 from alexlab.models.introspection import normalization
@@ -133,11 +136,20 @@ def need_extra(format: str) -> None:
 
 def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageSource, list[int]]:
     """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's own folder."""
-    root = Path(run_config.data.root)
+    root = Path(run_config.data.root or "")
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
     images: ImageSource
     if config.images:
         images = Listed(find_images(str(config.images)))
+    elif run_config.data.target is not None:
+        downloads = "download" in (run_config.data.model_extra or {})
+        offline = run_config.data.model_copy(update={"download": False} if downloads else {})
+        try:
+            run_config = run_config.model_copy(update={"data": offline})
+            data = need_index(build_data(run_config, Devices("cpu", 1, 1), trusted=config.allow), "export").read()
+        except UserError as error:
+            raise UserError(f"{error} The file is checked on real images: give some with images=PATH.") from None
+        images = data.splits[data.test_split]
     else:
         try:
             splits: dict[str, ImageSource] = dict(prepared.read(root)) if prepared.is_prepared(root) else {}

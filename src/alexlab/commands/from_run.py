@@ -140,6 +140,7 @@ def _read_wandb(today: Plain, asked: str) -> Repeated:
     _ask(asked, config, limits if floats is None else [], overridden, "W&B stores one batch and all (1.0) alike")
     paths = ["data.root", "init_from", *([] if is_own_checkpoint(config) else ["ckpt_path"])]
     paths += [] if get(config, "data.class_names") in SHIPPED else ["data.class_names"]
+    paths += [key for key in ("data.file", "data.path") if has(config, key)]
     paths = [key for key in paths if get(config, key) is not None]
     _ask(asked, config, paths, overridden, "W&B has only the last part of paths")
     code = _dict(summary.get("code")) or _dict(summary.get("git"))

@@ -31,8 +31,12 @@ class Plan:
     lr: float  # the peak learning rate, scaled with the batch if `optimizer.lr_reference_batch` is set
 
 
-def make_plan(config: Any, world_size: int, images: Images) -> Plan:
-    """Calculate the plan of `config` on `world_size` devices. Raises UserError if the batches do not fit."""
+def make_plan(config: Any, world_size: int, images: Images, train_batches: int | None = None) -> Plan:
+    """Calculate the plan of `config` on `world_size` devices. Raises UserError if the batches do not fit.
+
+    Args:
+        train_batches: per epoch, of loaders that are not ours; None: whole batches of the training images.
+    """
     t, batch = config.trainer, config.data.batch_size
     if batch % world_size:
         below, above = max(world_size, batch // world_size * world_size), -(-batch // world_size) * world_size
@@ -47,7 +51,8 @@ def make_plan(config: Any, world_size: int, images: Images) -> Plan:
             f"data.batch_size={most} or less."
         )
     overfit = t.overfit_batches or None  # replaces the three limits, as in Lightning
-    batches = _limited(images["train"] // batch, "limit_train_batches", overfit or t.limit_train_batches)
+    available = train_batches or images["train"] // batch
+    batches = _limited(available, "limit_train_batches", overfit or t.limit_train_batches)
     for split, key in (("val", "limit_val_batches"), ("test", "limit_test_batches")):
         if split in images:
             _limited(-(-images[split] // batch), key, overfit or getattr(t, key))
@@ -67,7 +72,7 @@ def make_plan(config: Any, world_size: int, images: Images) -> Plan:
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(steps_per_epoch, t.max_epochs, t.max_steps),
         warmup=optimizers.warmup_steps(config.scheduler.model_dump(), steps_per_epoch),
-        unseen=images["train"] - batches * batch,
+        unseen=max(0, images["train"] - batches * batch),
         lr=optimizers.effective_lr(config.optimizer.model_dump(exclude_unset=True), step_images),
     )
 
@@ -127,7 +132,7 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
         "devices": f"{devices.world_size} x {devices.kind}, {choose_precision(config.trainer.precision, devices.kind)}",
         "global batch": f"{plan.global_batch} ({plan.device_batch} per device)",
         "images per optimizer step": plan.step_images,
-        "data": f"{config.data.root}, {pixels}, augment={config.choices.get('augment')}",
+        "data": f"{config.data.root or config.data.target}, {pixels}, augment={config.choices.get('augment')}",
         "learning rate": f"{plan.lr:g}{scaled}{tuned}",
         "optimizer and schedule": f"{optimizer}, {schedule}",
         "steps": f"{plan.steps_per_epoch} per epoch, {plan.steps} in total{warmup}",

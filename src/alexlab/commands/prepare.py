@@ -28,8 +28,10 @@ from alexlab.data.fast import prepared
 from alexlab.data.fast.device_cache import Index
 from alexlab.data.fast.prepared import PreparedIndex
 from alexlab.data.fingerprint import changed_splits
-from alexlab.data.folder import listed
+from alexlab.data.folder import ImageIndex, listed
+from alexlab.data.items import columns_of
 from alexlab.data.reader_threads import ReaderThreads
+from alexlab.data.sources import build_data, need_index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
@@ -40,7 +42,7 @@ from alexlab.engine.schema import PrepareConfig
 PARTS = ".parts"  # the folder with the state of an unfinished preparation
 SHOWN = 10  # broken files that are printed; prepared.json lists all
 REPORT_EVERY = 10.0  # seconds between two lines without a terminal
-COLUMNS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "lengths")
+COLUMNS = ("shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "lengths")
 
 
 class Recipe(NamedTuple):
@@ -62,22 +64,22 @@ class Converted(NamedTuple):
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Write the images of `config.data.root` into `config.out`. Continues an unfinished copy, checks a complete one.
+    """Write the images of `config.data` into `config.out`. Continues an unfinished copy, checks a complete one.
 
     Raises:
         UserError: no image of a split can be read, or `out` contains something else.
         RunFailedError: some images were broken and skipped, or a shard has changed since it was written.
     """
-    root, out = Path(config.data.root).expanduser().resolve(), Path(config.out).expanduser().resolve()
+    transform, out = SampleTransform(config.short_side), Path(config.out).expanduser().resolve()
+    facts: Any = {"seed": config.seed, "train_transform": transform, "eval_transform": transform, "world_size": 1}
+    data = need_index(build_data(config.data, facts, trusted=None), "prepare")
+    root = data.root = data.root.expanduser().resolve() if config.data.root else data.root
     if prepared.is_prepared(root):
         raise UserError(f"data.root={root} is a prepared folder: give the folder of the images that it was made from.")
     if out == root or out.is_relative_to(root):
         raise UserError(f"out={out} is within data.root={root}, where nothing is written: choose another folder.")
     recipe = Recipe(config.format, config.short_side, config.quality, config.square)
-    transform, d = SampleTransform(config.short_side), config.data
-    fractions: Any = {"val_fraction": d.val_fraction, "test_fraction": d.test_fraction}
-    data = ImageFolders(str(root), 1, config.seed, transform, transform, class_names=d.class_names, **fractions).read()
-    dataset = data.describe()
+    dataset = data.read().describe()
     job = {  # two preparations with the same job write the same bytes
         "format": recipe.format,
         "recipe": recipe._asdict(),
@@ -205,6 +207,7 @@ def write_shard(
     name = f"{split}-{number:05d}.shard"
     digest, written, i = hashlib.sha256(), 0, first
     rows: list[tuple[int, ...]] = []
+    written_images: list[int] = []
     names, broken = bytearray(), dict[str, str]()
     tmp_path = out / PARTS / name
     with tmp_path.open("wb") as file:
@@ -216,8 +219,8 @@ def write_shard(
                 digest.update(image.content)
                 source, size = index.name(i), len(image.content)
                 names += source
-                place = (int(index.targets[i]), number, written, size)
-                rows.append((*place, *image.size, *image.source_size, len(source)))
+                rows.append((number, written, size, *image.size, *image.source_size, len(source)))
+                written_images.append(i)
                 written += size
             i += 1
             advance(i)
@@ -227,6 +230,8 @@ def write_shard(
         os.fsync(file.fileno())
     columns = np.array(rows, np.int64).reshape(-1, len(COLUMNS)).T
     part = dict(zip(COLUMNS, columns, strict=True)) | {"names": np.frombuffer(bytes(names), np.uint8)}
+    numbers = np.array(written_images, np.int64)
+    part |= {"targets": index.targets[numbers], **columns_of(index, numbers)}
     with atomic_write(out / PARTS / f"{split}-{number:05d}.npz", sync=True) as file:
         np.savez(file, **part)  # type: ignore[arg-type]
     if written:
@@ -298,7 +303,8 @@ def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float)
     splits = prepared.read(out)
     for split, part in about["splits"].items():
         print(f"{split}: {part['images']:,} of {len(data.splits[split]):,} images in {len(part['shards'])} shards")
-        used = set(np.unique(splits[split].targets).tolist())
+        targets = splits[split].targets
+        used = set((np.unique(targets) if targets.ndim == 1 else np.flatnonzero(targets.any(0))).tolist())
         missing = [name for target, name in enumerate(data.classes) if target not in used]
         if missing:
             print(f"  no image of {listed(missing, SHOWN)}")
@@ -306,10 +312,12 @@ def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float)
     for index in data.splits.values():
         if isinstance(index, PreparedIndex):  # of archives
             before += int(index.arrays["sizes"].sum())
-        else:
+        elif isinstance(index, ImageIndex):
             before += sum(Path(index.path(i)).stat().st_size for i in range(len(index)))
     after = sum(shard["bytes"] for part in about["splits"].values() for shard in part["shards"])
     images = sum(part["images"] for part in about["splits"].values())
-    print(f"{before / 1e6:,.1f} MB became {after / 1e6:,.1f} MB ({after / max(before, 1):.2f})", end=", ")
+    if before:  # images by index have no sizes
+        print(f"{before / 1e6:,.1f} MB became ", end="")
+    print(f"{after / 1e6:,.1f} MB{f' ({after / before:.2f})' if before else ''}", end=", ")
     print(f"{images / seconds:,.0f} images/s")
     print(f"train with it: python train.py data=prepared data.root={rundir.shown(out)}", flush=True)

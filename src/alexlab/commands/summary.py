@@ -17,7 +17,8 @@ from rich.table import Column, Table
 
 from alexlab.analysis import compare
 from alexlab.data.datamodule import ImageFolders, default_threads
-from alexlab.data.folder import ImageIndex
+from alexlab.data.fast.prepared import PreparedIndex
+from alexlab.data.sources import Data
 from alexlab.data.transforms import height_width
 from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
@@ -142,10 +143,10 @@ def report_start(config: Any, experiment: "Experiment") -> None:
         log.info(f"model.in_channels={m.in_channels}: the pixels are normalized with mean {mean} and std {std}")
     for line in data.notes():
         log.warning("%s", line)
-    counts = data.class_counts
-    rarest, most = min(filter(None, counts), default=0), max(counts)
+    counts = data.class_counts if isinstance(data, ImageFolders) else []
+    rarest, most = min(filter(None, counts), default=0), max(counts, default=0)
     has_weights = (config.loss.model_extra or {}).get("class_weights") is not None
-    if data.sampler == "shuffle" and not has_weights and most >= IMBALANCED * rarest:
+    if counts and config.data.sampler == "shuffle" and not has_weights and most >= IMBALANCED * rarest:
         rare, frequent = (data.readable_classes[counts.index(count)] for count in (rarest, most))
         has_lists = data.splits["train"].targets.ndim == 2
         sampler = "" if has_lists else "data.sampler=balanced draws the classes equally often, and "
@@ -187,7 +188,7 @@ def report_stop(experiment: "Experiment") -> None:
         log.info(bound_by(round(rate.total_waited / rate.total_seconds, 4), experiment.data))
 
 
-def bound_by(wait: float, data: ImageFolders) -> str:
+def bound_by(wait: float, data: Data) -> str:
     """Return whether the input or the device limits the speed of a training, and what would help.
 
     Args:
@@ -195,12 +196,14 @@ def bound_by(wait: float, data: ImageFolders) -> str:
     """
     if wait < INPUT_BOUND:
         return f"Device-bound: the device waited for data {wait:.0%} of the time."
+    if not isinstance(data, ImageFolders):
+        return f"Input-bound: the device waited for {data.source} {wait:.0%} of the time. Try more of its workers."
     hints = []
     most = default_threads(data.local_world_size)
     if data.num_workers < most:
         hints.append(f"data.num_workers={most} (now {data.num_workers})")
     train = getattr(data.splits["train"], "parts", [data.splits["train"]])[0]
-    if isinstance(train, ImageIndex):
+    if not isinstance(train, PreparedIndex):
         hints.append(f"prepared data (alexlab prepare data.root={data.root} out=PATH)")
     elif train.format == "jpeg":
         hints.append("data prepared as pixels (alexlab prepare with format=raw)")

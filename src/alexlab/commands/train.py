@@ -15,7 +15,7 @@ from alexlab.commands.build import Experiment, build, build_data, build_task, lo
 from alexlab.commands.build_transforms import build_transforms
 from alexlab.commands.session import RunSession
 from alexlab.commands.start import Start, find_start
-from alexlab.data.datamodule import ImageFolders
+from alexlab.data.sources import Data
 from alexlab.engine import checkpoint_io, launcher, run_dir
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import RunFailedError, UserError
@@ -73,7 +73,7 @@ def report(lines: Iterable[str]) -> None:
             print(line, flush=True)
 
 
-def report_changes(start: Start, data: ImageFolders) -> list[str]:
+def report_changes(start: Start, data: Data) -> list[str]:
     """Print how the images and the code differ from those of the run that `from_run=` names, and return these lines."""
     changes = [f"warning: {line}" for line in start.compare(data.describe())]
     report(changes)
@@ -83,9 +83,9 @@ def report_changes(start: Start, data: ImageFolders) -> list[str]:
 def show_plan(start: Start, devices: Devices) -> None:
     """Print what would run, and stop: dry_run=true."""
     config = start.config
-    data = build_data(config, devices, build_transforms(config, start.trusted)).read()
+    data = build_data(config, devices, build_transforms(config, start.trusted), start.trusted).read()
     report_changes(start, data)
-    plan = plans.make_plan(config, devices.world_size, data.images)
+    plan = plans.make_plan(config, devices.world_size, data.images, data.train_batches)
     task = build_task(config, data, devices.kind, plan, start.trusted)
     load_checkpoint(config, task, data, plan, start.trusted)
     if launcher.rank() == 0:
@@ -95,8 +95,8 @@ def show_plan(start: Start, devices: Devices) -> None:
 def train_on_workers(start: Start, devices: Devices) -> float | None:
     """Train with one worker process per device. This process reads the images once, so that workers do not race."""
     config, path = start.config, Path(start.config.run_dir)
-    data = build_data(config, devices).read()
-    plans.make_plan(config, devices.world_size, data.images)
+    data = build_data(config, devices, trusted=start.trusted).read()
+    plans.make_plan(config, devices.world_size, data.images, data.train_batches)
     payload = {
         "config": config.model_dump(exclude_unset=True),
         "notes": [*start.notes, *report_changes(start, data)],

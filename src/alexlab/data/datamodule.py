@@ -2,7 +2,7 @@
 
 For images that are organized in another way, `find_splits` is the method to change: it returns one index per split, and
 everything below it (loaders, samplers, caches, fingerprints) works with any index that has the methods of an
-`ImageIndex`.
+`ImageIndex`. A subclass with another `find_splits` can be named as `_target_` in conf/data, see docs/extending.md.
 """
 
 import functools
@@ -34,8 +34,8 @@ MAX_THREADS = 12  # by default: more are slower, because of Python's lock (bench
 class ImageFolders(pl.LightningDataModule):
     """Load batches of an ImageNet-style folder, of the output of `alexlab prepare`, or of ImageNet's archives.
 
-    `read()` finds the images. A batch is a `Batch`: images uint8 (B, C, H, W), targets int64 (B,), skipped paths. Most
-    arguments are keys of conf/data/_base.yaml, and are explained in that file.
+    `read()` finds the images. A batch is a `Batch`: images uint8 (B, C, H, W), targets, skipped paths. Most arguments
+    are keys of conf/data/_base.yaml, and are explained in that file.
 
     Args:
         root: contains train/, val/ and optionally test/, each with one folder per class; or, with val_fraction, class
@@ -86,6 +86,7 @@ class ImageFolders(pl.LightningDataModule):
         self.sampler, self.folds, self.fold = sampler, folds, fold
         self.splits: Mapping[str, Index] = {}
         self.weights: np.ndarray | None = None  # of `sampler`
+        self.train_batches: int | None = None  # of an epoch; None: as many as the images fill
         self._on_device: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     # -- find the images
@@ -99,7 +100,8 @@ class ImageFolders(pl.LightningDataModule):
             splits = cross_validation(splits, self.folds, self.fold, self.seed, self.test_fraction)
         train = splits["train"]
         if len(train.classes) == 1:
-            deeper = folder.class_folders(train.root / train.classes[0]) if isinstance(train, ImageIndex) else ()
+            only = train.root / train.classes[0]
+            deeper = folder.class_folders(only) if isinstance(train, ImageIndex) and only.is_dir() else ()
             hint = f" Its folders are {folder.listed(deeper)}: are they the classes?" if deeper else ""
             raise UserError(f"{train.root} contains only one class, {train.classes[0]}: at least two are needed.{hint}")
         if self.num_classes not in (None, len(train.classes)):

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: uint8 (B, C, H, W) in channels-last memory.
-        targets: int64 (B,).
+        targets: int64 (B,), or float32 (B, num_classes) of 0 and 1 if an image has any number of classes.
         skipped: path -> what is wrong, of each broken image; these images are not in the batch.
         crops: the boxes and (height, width) for `gpu_crop.crop`; None for images that are cropped already.
     """
@@ -52,6 +53,29 @@ class ImageSource(Protocol):
     def path(self, i: int) -> str: ...
 
     def picture(self, i: int) -> decode.AnyPicture: ...
+
+
+class Index(ImageSource, Protocol):
+    """The images of a split: an `ImageIndex`, a `PreparedIndex` or an `ItemIndex`."""
+
+    @property
+    def root(self) -> Path: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def raw_size(self) -> tuple[int, int] | None: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def names_fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> bytes: ...
 
 
 class ImageDataset:
@@ -141,7 +165,7 @@ class ImageDataset:
 
     def to_batch(self, keys: Sequence[Key], images: Tensor, broken: BrokenRows) -> Batch:
         """Make a batch of `images`, as `fill` wrote them, without the rows that are `broken`."""
-        targets = torch.from_numpy(self.index.targets[self.indices(keys)])
+        targets = as_tensor(self.index.targets[self.indices(keys)])
         crops = self.crops(keys) if self.raw_size is not None and keys else None
         if not broken:
             return Batch(images, targets, {}, crops)
@@ -163,3 +187,8 @@ class ImageDataset:
     def indices(self, keys: Sequence[Key]) -> np.ndarray:
         """Return the index of the image of each key, int64 (B,)."""
         return np.fromiter((draw for draw, _ in keys), np.int64, len(keys)) % len(self)
+
+
+def as_tensor(targets: np.ndarray) -> Tensor:
+    """Return the targets of an index as those of a batch."""
+    return torch.from_numpy(targets).float() if targets.ndim == 2 else torch.from_numpy(targets)

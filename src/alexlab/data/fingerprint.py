@@ -47,8 +47,8 @@ def of_sizes(digest: Any, sizes: "np.ndarray", source: str = "") -> str:
     return f"sizes:{of_names(digest)}"
 
 
-def sample(digest: bytes, count: int) -> "np.ndarray":
-    """Choose the images whose sizes are read: all of up to SAMPLE images, else about SAMPLE of them.
+def sample(digest: bytes, count: int, most: int | None = None) -> "np.ndarray":
+    """Choose the images whose sizes are read: all of up to `most` (None: SAMPLE) images, else about as many of them.
 
     Args:
         digest: at least 16 bytes of a hash of the names; the choice depends on these bytes and `count` only.
@@ -59,9 +59,10 @@ def sample(digest: bytes, count: int) -> "np.ndarray":
     """
     import numpy as np  # 0.1 s, which tables of runs do not need
 
-    if count <= SAMPLE:
+    most = SAMPLE if most is None else most
+    if count <= most:
         return np.arange(count)
-    numbers = np.random.PCG64(int.from_bytes(digest[:16], "big")).random_raw(SAMPLE)  # the same in every NumPy
+    numbers = np.random.PCG64(int.from_bytes(digest[:16], "big")).random_raw(most)  # the same in every NumPy
     return np.unique(numbers % count).astype(np.int64)
 
 

@@ -48,6 +48,9 @@ class ImageIndex:
     targets: np.ndarray
     classes: tuple[str, ...]
     ignored: dict[str, int] = field(default_factory=dict)
+    groups: ClassVar[None] = None  # these three: see `ItemIndex`
+    folds: ClassVar[None] = None
+    weights: ClassVar[None] = None
     raw_size: ClassVar[None] = None  # of images that are stored as pixels of one size, see `PreparedIndex`
 
     @classmethod

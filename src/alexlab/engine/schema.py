@@ -178,8 +178,13 @@ class ModelConfig(Group):
 
 
 class DataConfig(Group):
+    """The images (conf/data). With a `_target_`, further keys are arguments of that class; without it, mistakes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Text | None = key("A class of images; null is for folders.", None, alias="_target_")
     name: Text = key("Name of the data, in tables and run names.")
-    root: Text = key("Folder of the images.", give="the folder of the images with data.root=PATH")
+    root: Text | None = key("Folder of the images.", give="the folder of the images with data.root=PATH")
     idx: Text | None = key("Fashion-MNIST only: folder of the four idx files; auto finds or downloads them.", None)
     multilabel: bool = key("Each image has a list of labels; task=multilabel sets it.", False)
     demo_seed: Whole | None = key("Demo only: seed of the drawings.", None)
@@ -547,18 +552,11 @@ class ExportConfig(RunConfig):
     tolerance: Positive = key("Largest difference of a logit from the run's; above it no file is written.", 1e-4)
 
 
-class PrepareDataConfig(Group):
-    root: Text = key("Folder of the images.", give="the folder of the images with data.root=PATH")
-    val_fraction: Inside01 | None = key("Fraction of each class to hold out for validation if there is no val/.", None)
-    test_fraction: Below1 = key("Fraction of each class to hold out for the test if there is no test/.", 0.0)
-    class_names: Text | None = key("Class names: imagenet, fashion_mnist, or a file of lines: folder, tab, name.", None)
-
-
 class PrepareConfig(CommandConfig):
     """alexlab prepare"""
 
     seed: Seed = key("Seed of the split by fractions, as in training.", 0)
-    data: PrepareDataConfig = key("The images.")
+    data: DataConfig = key("The images.", option="folder")
     out: Text = key("New folder, or the folder of a preparation that was stopped.", give="a new folder with out=PATH")
     format: Literal["jpeg", "raw"] = key("raw: pixels, which need no decoding.", "jpeg")
     short_side: Pixels = key("Short side in pixels; smaller images keep their size.", 256)

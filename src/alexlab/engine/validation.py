@@ -15,7 +15,17 @@ from pydantic.fields import FieldInfo
 from alexlab.engine import schema
 from alexlab.engine.config import value_at
 from alexlab.engine.errors import UserError
-from alexlab.engine.schema import Group, OptimizerConfig, Plain, Rule, TrainConfig, describe, fields_of, group_in
+from alexlab.engine.schema import (
+    DataConfig,
+    Group,
+    OptimizerConfig,
+    Plain,
+    Rule,
+    TrainConfig,
+    describe,
+    fields_of,
+    group_in,
+)
 from alexlab.engine.settings import overridden_keys
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,11 +113,16 @@ def check(
     names = {name for name in SYNONYMS if SYNONYMS[name].startswith("optimizer.")} - {*fields_of(OptimizerConfig)}
     paths = [("optimizer", name) for name in node if name in names] if isinstance(node, dict) else []
     wrong = {path: _unknown(model, plain, path) for path in paths}
-    config, errors = None, []
+    config, errors = None, list[Any]()
     try:
         config = model.model_validate(_without_missing(plain))
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        errors = [*error.errors(include_url=False, include_context=False, include_input=False)]
+    data = plain.get("data") if group_at(model, ("data",)) is DataConfig else None
+    if isinstance(data, dict) and data.get("_target_") is None:  # with a class, they are arguments of it
+        errors += [{"type": "unknown", "loc": ("data", key)} for key in data if key not in fields_of(DataConfig)]
+        order = [*fields_of(model)]
+        errors.sort(key=lambda each: order.index(each["loc"][0]) if each["loc"][0] in order else len(order))
     for each in errors:
         path = _path_of_key(model, each["loc"])
         if each["type"] != "missing":
@@ -184,12 +199,8 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         yield f"`scheduler.interval` is for a _target_: scheduler={scheduler.name} has scheduler.unit."
     if scheduler.name == "onecycle" and scheduler.warmup:
         yield f"`scheduler.warmup={scheduler.warmup}`: scheduler=onecycle rises by itself, as scheduler.pct_start says."
-    root = os.path.expanduser(config.data.root)  # noqa: PTH111
-    created = config.data.demo_seed is not None or config.data.idx is not None  # on first use
-    if not created and not os.path.exists(root):  # noqa: PTH110
-        yield f"`data.root={root}` does not exist: give the folder of the images with data.root=PATH."
-    elif config.data.name == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
-        yield f"`data.root={root}` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out={root}`."
+    if config.data.target is None:  # other classes check their files themselves
+        yield from _wrong_folder(config.data)
     augment, precision = config.augment, f"trainer.precision={trainer.precision}"
     if augment.crop == "none" and not augment.transforms:
         yield "`augment.crop=none` needs augment.transforms that return data.image_size pixels: add them, or crop."
@@ -222,6 +233,18 @@ def _wrong_folds(data: schema.DataConfig) -> Iterator[str]:
             f"`data.folds={folds}` and `data.val_fraction={data.val_fraction}` both choose the validation images: "
             "remove one of them."
         )
+
+
+def _wrong_folder(data: DataConfig) -> Iterator[str]:
+    if data.root is None:
+        yield "`data.root` is missing: give the folder of the images with data.root=PATH."
+        return
+    root = os.path.expanduser(data.root)  # noqa: PTH111
+    created = data.demo_seed is not None or data.idx is not None  # on first use
+    if not created and not os.path.exists(root):  # noqa: PTH110
+        yield f"`data.root={root}` does not exist: give the folder of the images with data.root=PATH."
+    elif data.name == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
+        yield f"`data.root={root}` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out={root}`."
 
 
 def _wrong_overrides(config: schema.CommandConfig) -> Iterator[str]:

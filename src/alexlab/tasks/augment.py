@@ -63,10 +63,13 @@ class BatchAugment:
         self.generator = torch.Generator()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalize uint8 images (B, C, H, W) to float32 of the same shape and memory format."""
+        """Normalize uint8 images (B, C, H, W) to float32 of the same shape and memory format.
+
+        Images of another loader that are float already are copied as they are.
+        """
         if self.scale.device != images.device:
             self.scale, self.shift, self.std = (t.to(images.device) for t in (self.scale, self.shift, self.std))
-        return images.float().mul_(self.scale).add_(self.shift)
+        return images.clone() if images.is_floating_point() else images.float().mul_(self.scale).add_(self.shift)
 
     def __call__(
         self, images: Tensor, targets: Tensor, seed: int, rank: int = 0, world_size: int = 1

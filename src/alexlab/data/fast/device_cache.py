@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from alexlab.data.dataset import Batch, ImageDataset
-from alexlab.data.fast.prepared import PreparedIndex
-from alexlab.data.folder import ImageIndex
+from alexlab.data.dataset import Batch, ImageDataset, Index, as_tensor
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler, Key
-from alexlab.data.splits import Selection
 from alexlab.data.transforms import LONG, SampleTransform
 from alexlab.engine.errors import UserError
 
-Index = ImageIndex | PreparedIndex | Selection
 CACHED = ("train", "val")  # the test split is read once
 MAX_FRACTION = 0.7  # largest fraction of the device's memory that the images may take
 CHUNK = 512  # images that are moved to the device at once
@@ -105,7 +101,7 @@ def cache_on_device(
         done += len(batch.images)
     size, seconds = images.nbytes / 1e9, time.monotonic() - start
     log.info("data.cache=device: the %s images (%.2f GB) are on the device after %.0f s", split, size, seconds)
-    return images, torch.from_numpy(dataset.index.targets).to(device)
+    return images, as_tensor(dataset.index.targets).to(device)
 
 
 class DeviceLoader:

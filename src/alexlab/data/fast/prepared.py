@@ -22,6 +22,7 @@ from alexlab.engine.errors import UserError
 
 VERSION = 1
 ABOUT = "prepared.json"
+COLUMNS = ("groups", "folds", "weights")  # of a table that the images were listed in, if it had them
 ARRAYS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "ends")
 
 
@@ -35,7 +36,8 @@ class PreparedIndex:
         files: the shards.
         classes: names of the class folders, sorted.
         names: names of the source files, joined, as bytes; `arrays["ends"]` says where each ends.
-        arrays: (N,) each, see ARRAYS; `offsets` and `sizes` in bytes, heights and widths in pixels.
+        arrays: (N,) each, see ARRAYS; `offsets` and `sizes` in bytes, heights and widths in pixels. `targets` are
+            (N, num_classes) if an image has any number of classes.
         recipe: how the images were made, for the fingerprint.
         source: the fingerprint of the images that they were made from.
     """
@@ -52,6 +54,18 @@ class PreparedIndex:
     @property
     def targets(self) -> np.ndarray:
         return self.arrays["targets"]
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        return self.arrays.get("groups")
+
+    @property
+    def folds(self) -> np.ndarray | None:
+        return self.arrays.get("folds")
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        return self.arrays.get("weights")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -177,7 +191,7 @@ def _read_split(root: Path, content: dict[str, Any], split: str) -> PreparedInde
             raise UserError(f"{path} {problem}: copy it again, or remove {root / ABOUT} and run alexlab prepare again.")
         files.append(path)
     with np.load(root / f"{split}.npz", allow_pickle=False) as held:
-        arrays = {key: held[key] for key in ARRAYS}
+        arrays = {key: held[key] for key in (*ARRAYS, *(key for key in COLUMNS if key in held))}
         names = held["names"].tobytes()
     if len(arrays["targets"]) != part["images"]:
         raise ValueError(f"{split}.npz lists {len(arrays['targets'])} images instead of {part['images']}")

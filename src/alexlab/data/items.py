@@ -1,0 +1,229 @@
+"""Images by index: any class with `__len__` and `__getitem__(i) -> (image, label)`. docs/extending.md shows one."""
+
+import functools
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from alexlab.data import decode
+from alexlab.data.datamodule import ImageFolders
+from alexlab.data.fingerprint import names_digest, of_names, of_sizes, sample
+from alexlab.data.folder import listed, split
+from alexlab.engine import launcher
+from alexlab.engine.errors import UserError
+
+# the splits, and their names in tables and other sources
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+COLUMNS = ("groups", "folds", "weights")
+HASHED = 256  # images in memory whose pixels or bytes are part of the fingerprint
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """The images of one split of a dataset by index.
+
+    Attributes:
+        root: the folder of the images, or the name of the class.
+        source: the name of the dataset, for messages.
+        numbers: int64 (N,): which image of the dataset image i is.
+        targets: int64 (N,); or, if an image has any number of classes, uint8 (N, len(classes)) of 0 and 1.
+        groups, folds, weights: int64, int64 and float64 (N,), for splits and sampling; None if the dataset lacks them.
+    """
+
+    root: Path
+    source: str
+    dataset: Any
+    numbers: np.ndarray
+    targets: np.ndarray
+    classes: tuple[str, ...]
+    groups: np.ndarray | None = None
+    folds: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    raw_size: ClassVar[None] = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def name(self, i: int) -> bytes:
+        """Return the name of image i: by default its number."""
+        number, name = int(self.numbers[i]), getattr(self.dataset, "name", None)
+        return os.fsencode(str(name(number) if callable(name) else number))
+
+    def path(self, i: int) -> str:
+        return f"{self.source}[{os.fsdecode(self.name(i))}]"
+
+    def picture(self, i: int) -> decode.AnyPicture:
+        """Open image i. Raises OSError if it cannot be read, and UserError if it is of a type that is no image."""
+        return as_picture(self.dataset[int(self.numbers[i])][0], self.source)
+
+    def subset(self, indices: np.ndarray) -> "ItemIndex":
+        part = replace(self, numbers=self.numbers[indices], targets=self.targets[indices])
+        return replace(part, **columns_of(self, indices))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of names, classes, and sizes of files, or the content of some images in memory."""
+        digest, are_files = self._names_digest(), isinstance(self.dataset[int(self.numbers[0])][0], str | os.PathLike)
+        chosen = self.numbers[sample(digest.digest(), len(self), None if are_files else HASHED)]
+        return of_sizes(digest, np.array([checksum(self.dataset, number) for number in chosen.tolist()], np.int64))
+
+    @property
+    def names_fingerprint(self) -> str:
+        return of_names(self._names_digest())
+
+    def _names_digest(self) -> Any:
+        names = b"\0".join(map(self.name, range(len(self))))
+        return names_digest(names, [self.targets], self.classes)
+
+
+def columns_of(index: Any, indices: np.ndarray) -> dict[str, Any]:
+    """Return the groups, folds and weights of the images `indices`, if the index has them."""
+    columns = {key: getattr(index, key) for key in COLUMNS}
+    return {key: column[indices] for key, column in columns.items() if column is not None}
+
+
+def as_picture(image: Any, source: str) -> decode.AnyPicture:
+    """Open the bytes of a file, a path, an array uint8 (H, W) or (H, W, 3), or an image of PIL."""
+    if isinstance(image, bytes | Image.Image):
+        return decode.Picture(image)
+    if isinstance(image, str | os.PathLike):
+        try:
+            return decode.open_picture(os.fspath(image))
+        except OSError as error:
+            raise OSError(f"{image}: {error.strerror or error}") from None
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
+        return decode.Pixels(image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2))
+    kind = f"array {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise UserError(
+        f"{source} gives an image as {kind}: give the bytes of a file, a path, an array uint8 (H, W) or (H, W, 3), or "
+        "an image of PIL."
+    )
+
+
+def checksum(dataset: Any, number: int) -> int:
+    """Return the size of a file, or a checksum of an image in memory; -1 if it cannot be read."""
+    try:
+        with decode.pillow_errors():
+            image = dataset[number][0]
+            if isinstance(image, str | os.PathLike):
+                return os.stat(image).st_size  # noqa: PTH116
+            return zlib.crc32(image if isinstance(image, bytes) else np.asarray(image).tobytes())
+    except OSError:
+        return -1
+
+
+def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return targets, as in `ItemIndex`, and the names of the classes.
+
+    Args:
+        labels: a number or a name per image; or, if an image has any number of classes, a row of 0 and 1.
+        classes: the names, in the order of the targets; None: those of the labels.
+        where: names image i.
+
+    Raises:
+        UserError: a label is outside the classes, or of another type.
+    """
+    array = np.asarray(labels)
+    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    names = None if classes is None else tuple(map(str, classes))
+    if array.dtype.kind in "US" and array.ndim == 1:
+        unique = set(array.tolist())
+        as_numbers = all(name.isdecimal() for name in unique)  # 2 comes before 10
+        names = names or tuple(sorted(unique, key=int if as_numbers else None))
+        number = {name: target for target, name in enumerate(names)}
+        targets, count = np.array([number.get(label, -1) for label in array.tolist()], np.int64), len(names)
+    elif array.dtype.kind in "bui" and array.ndim in (1, 2):
+        names = names or tuple(map(str, range(array.shape[1] if array.ndim == 2 else int(array.max()) + 1)))
+        targets = array.astype(np.int64) if array.ndim == 1 else array
+        count = len(names) if array.ndim == 1 else 2
+    else:
+        raise UserError(f"{where(0)}: labels must be whole numbers or names, not {array.dtype} {array.shape}.")
+    wrong = ((targets < 0) | (targets >= count)).reshape(len(targets), -1).any(1)
+    if wrong.any() or (array.ndim == 2 and array.shape[1] != len(names)):
+        first = int(wrong.argmax())
+        rule = f"one of the {len(names)} classes {listed(names)}" if array.ndim == 1 else f"{len(names)} of 0 or 1"
+        raise UserError(f"{where(first)}: the label {array[first]} must be {rule}.")
+    return targets if array.ndim == 1 else targets.astype(np.uint8), names
+
+
+class ItemData(ImageFolders):
+    """Batches of the images of a class by index.
+
+    Args:
+        make: builds an object of the class. It gets split="train", "val" or "test" if `by_split`: a split without
+            images, or for which it raises KeyError(split), does not exist.
+        source: the name of the class.
+        settings: of `ImageFolders`.
+    """
+
+    def __init__(self, make: Callable[..., Any], by_split: bool, source: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.make, self.by_split, self.source = make, by_split, source
+
+    def find_splits(self) -> dict[str, Any]:
+        parts = self._built_by_split() if self.by_split else self._divided(self.make())
+        if "train" not in parts:
+            raise UserError(f"{self.source} has no training images: it must have a split train.")
+        for index in parts.values():
+            try:
+                index.picture(0)  # a type that is no image is an error before the run starts
+            except OSError:
+                continue
+        fractions = {"val": self.val_fraction or 0.0, "test": self.test_fraction}
+        for name, fraction in fractions.items():
+            if fraction and name in parts:
+                raise UserError(f"data.{name}_fraction={fraction}: {self.source} has {name} images: leave it out.")
+        if "val" not in parts:
+            fractions["val"] = fractions["val"] or getattr(parts["train"].dataset, "val_fraction", 0.0)
+            if not fractions["val"]:
+                raise UserError(f"{self.source} has no val images: hold out some with data.val_fraction=0.1.")
+        fractions = {name: fraction for name, fraction in fractions.items() if fraction}
+        return {**parts, **(split(parts["train"], fractions, self.seed) if fractions else {})}
+
+    def _built_by_split(self) -> dict[str, ItemIndex]:
+        parts: dict[str, ItemIndex] = {}
+        for name in ("train", "val", "test"):
+            try:
+                dataset = self.make(split=name)
+            except UserError as error:
+                if not isinstance(error.__cause__, KeyError) or error.__cause__.args != (name,):
+                    raise
+                continue
+            if len(dataset):
+                classes = parts["train"].classes if "train" in parts else None
+                parts[name] = self._index(dataset, f"{self.source}({name})", classes)
+        return parts
+
+    def _divided(self, dataset: Any) -> dict[str, ItemIndex]:
+        """Divide one object by its attribute `splits`, a name per image, if it has that."""
+        index, splits = self._index(dataset, self.source), getattr(dataset, "splits", None)
+        if splits is None:
+            return {"train": index}
+        if unknown := set(splits) - SPLITS.keys():
+            raise UserError(f"{self.source}: the split {min(unknown)} is none of {', '.join(SPLITS)}.")
+        names = np.array([SPLITS[name] for name in splits])
+        present = (name for name in ("train", "val", "test") if (names == name).any())
+        return {name: index.subset(np.flatnonzero(names == name)) for name in present}
+
+    def _index(self, dataset: Any, source: str, of_train: tuple[str, ...] | None = None) -> ItemIndex:
+        labels = getattr(dataset, "targets", None)
+        if labels is None:
+            if launcher.prints():
+                print(f"note: {source} has no `targets`: each of its {len(dataset):,} images is read once.", flush=True)
+            labels = [dataset[i][1] for i in range(len(dataset))]
+        if len(labels) != len(dataset):
+            raise UserError(f"{source} has {len(dataset)} images and {len(labels)} targets: give one per image.")
+        classes = getattr(dataset, "classes", None)
+        if of_train is not None and classes is not None and tuple(map(str, classes)) != of_train:
+            raise UserError(f"{source} and the training images have different `classes`: give the same ones.")
+        known = range(self.num_classes) if classes is None and self.num_classes is not None else classes
+        targets, names = encode(labels, of_train or known, lambda i: f"{source}[{i}]")
+        columns = {key: getattr(dataset, key, None) for key in COLUMNS}
+        arrays: dict[str, Any] = {key: np.asarray(column) for key, column in columns.items() if column is not None}
+        return ItemIndex(self.root, source, dataset, np.arange(len(dataset)), targets, names, **arrays)

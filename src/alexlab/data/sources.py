@@ -1,0 +1,57 @@
+"""From the keys of conf/data to the object that yields batches: a folder, or the class that `_target_` names."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+
+from alexlab.data.datamodule import ImageFolders
+from alexlab.data.items import ItemData
+from alexlab.data.own_module import OwnDataModule
+from alexlab.engine import targets
+from alexlab.engine.errors import UserError
+from alexlab.engine.schema import DataConfig, fields_of
+
+Data = ImageFolders | OwnDataModule
+
+
+def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trusted = ()) -> Data:
+    """Build what yields the batches; `read()` then finds the images.
+
+    A class derived from `ImageFolders` gets all of its arguments. Any other class gets the keys of its option that are
+    not ours; and of ours, and of `facts`, those that its constructor names.
+
+    Args:
+        facts: the arguments of `ImageFolders` that are not keys of conf/data.
+        trusted: packages that the config may name, see `targets`.
+
+    Raises:
+        UserError: the class does not exist, is not allowed, or refuses the keys.
+    """
+    keys, source = config.model_dump(), config.target
+    ours = {key: keys[key] for key in fields_of(DataConfig) if key != "_target_"}
+    of_folder = {key: ours[key] for key in ours if key in inspect.signature(ImageFolders).parameters}
+    if source is None:
+        return ImageFolders(**of_folder, **facts)
+    of_folder["root"] = ours["root"] or source
+    settings = {key: value for key, value in keys.items() if key not in ours and key not in facts}
+    target = targets.locate(source, trusted)
+    if inspect.isclass(target) and issubclass(target, ImageFolders):
+        named = {key: value for key, value in ours.items() if key in inspect.signature(target).parameters}
+        return targets.build(settings, trusted, **{**named, **of_folder}, **facts)
+    known = {**ours, **facts}
+    if inspect.isclass(target) and issubclass(target, pl.LightningDataModule):
+        shares = {"batch_size": config.batch_size // facts["world_size"]}
+        module = targets.build(settings, trusted, {**known, **shares})
+        of_module = {key: of_folder[key] for key in ("root", "batch_size", "num_classes", "class_names")}
+        return OwnDataModule(module, source, **of_module, world_size=facts["world_size"])
+    make = partial(targets.build, settings, trusted, known)
+    return ItemData(make, "split" in inspect.signature(target).parameters, source, **of_folder, **facts)
+
+
+def need_index(data: Data, command: str) -> ImageFolders:
+    """Raise UserError if a command that reads single images gets a LightningDataModule."""
+    if isinstance(data, OwnDataModule):
+        raise UserError(f"`alexlab {command}` reads single images, which {data.source} does not give by index.")
+    return data

@@ -1,0 +1,146 @@
+"""Images and labels that a table lists: CSV, TSV or Parquet. A class by index, see items.py."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexlab.data.fingerprint import sample
+from alexlab.data.folder import listed
+from alexlab.data.items import SPLITS
+from alexlab.engine.errors import UserError
+
+SHOWN = 3  # paths that do not exist, in a message
+
+
+class Table:
+    """All images of a table. The arguments are keys of conf/data/table.yaml, and those of conf/data/_base.yaml.
+
+    Raises:
+        UserError: a column is missing, a row is wrong (with its line), or images do not exist.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        root: str,
+        columns: dict[str, Any] | None = None,
+        separator: str = " ",
+        classes: Sequence[Any] | None = None,
+        multilabel: bool = False,
+        on_error: str = "raise",
+    ) -> None:
+        self.file, self.root = Path(file).expanduser(), str(root)
+        column = {key: key for key in ("path", "label", "split", "fold", "group", "weight")} | (columns or {})
+        of_classes = list(column.pop("labels", None) or [])
+        if of_classes and not multilabel:
+            raise UserError("`data.columns.labels` is for images with any number of classes: add task=multilabel.")
+        table = read(self.file)
+        for name in (column["path"], *(of_classes or [column["label"]])):
+            if name not in table:
+                raise UserError(
+                    f"{self.file} has no column {name}, but {listed(list(map(str, table)))}: name another with "
+                    "data.columns.path=NAME, data.columns.label=NAME or data.columns.labels=[NAME,...]."
+                )
+        cells = {key: table[name] for key, name in column.items() if name in table}
+        self._refuse(cells["path"] == "", "no path")
+        self.paths = cells["path"].tolist()
+        self.splits = cells["split"].tolist() if "split" in cells else None
+        if "split" in cells:
+            self._refuse(~cells["split"].isin(list(SPLITS)), f"a split that is none of {', '.join(SPLITS)}")
+        if on_error == "raise":
+            self._check_paths()
+        self.classes = None if classes is None else tuple(map(str, classes))
+        in_train = np.array([True] * len(table) if self.splits is None else [s == "train" for s in self.splits])
+
+        # labels
+        if of_classes:
+            self.classes, flags = tuple(map(str, of_classes)), table[of_classes].replace({"0.0": "0", "1.0": "1"})
+            self._refuse(~flags.isin(["0", "1"]).all(axis=1), f"a cell that is not 0 or 1 in {listed(of_classes)}")
+            self.targets: Any = (flags == "1").to_numpy(np.uint8)
+        elif multilabel:
+            lists = [[label.strip() for label in cell.split(separator) if label.strip()] for cell in cells["label"]]
+            if self.classes is None:
+                trained = (labels for labels, is_trained in zip(lists, in_train, strict=True) if is_trained)
+                self.classes = tuple(sorted(set().union(*trained)))
+            number = {name: target for target, name in enumerate(self.classes)}
+            self._refuse(np.array([not number.keys() >= set(labels) for labels in lists]), self._outside())
+            self.targets = np.zeros((len(lists), len(number)), np.uint8)
+            for row, labels in zip(self.targets, lists, strict=True):
+                row[[number[label] for label in labels]] = 1
+        else:
+            self._refuse(cells["label"] == "", "no label")
+            if self.classes is None:
+                names = cells["label"][in_train].unique()
+                as_numbers = all(name.isdecimal() for name in names)  # 2 comes before 10
+                self.classes = tuple(sorted(names, key=int if as_numbers else None))
+            self._refuse(~cells["label"].isin(self.classes), self._outside())
+            self.targets = cells["label"].tolist()
+
+        # what splits and sampling use
+        self.groups = np.unique(cells["group"], return_inverse=True)[1] if "group" in cells else None
+        self.weights = self._numbers(cells["weight"], "weight") if "weight" in cells else None
+        self.folds = None
+        if "fold" in cells:
+            is_test = np.zeros(len(table), bool) if self.splits is None else cells["split"] == "test"
+            self.folds = self._numbers(cells["fold"].mask(is_test, "-1"), "fold", -1).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[str, Any]:
+        return os.path.join(self.root, self.paths[i]), self.targets[i]
+
+    def name(self, i: int) -> str:
+        return self.paths[i]
+
+    def _check_paths(self) -> None:
+        """Raise UserError if images do not exist: of at most 10,000, because looking at a million takes long."""
+        chosen = sample(bytes(16), len(self.paths)).tolist()
+        missing = [i for i in chosen if not os.path.exists(os.path.join(self.root, self.paths[i]))]  # noqa: PTH110
+        if missing:
+            some = ", ".join(f"{self.paths[i]} (line {i + 2})" for i in missing[:SHOWN])
+            raise UserError(
+                f"{self.file}: {len(missing):,} of {len(chosen):,} paths do not exist in data.root={self.root}: {some}."
+            )
+
+    def _outside(self) -> str:
+        return f"a label that is none of the {len(self.classes or ())} classes {listed(self.classes or ())}"
+
+    def _numbers(self, cells: Any, what: str, least: int = 0) -> np.ndarray:
+        import pandas as pd
+
+        numbers = pd.to_numeric(cells, errors="coerce")
+        self._refuse(~(numbers.ge(least) & numbers.lt(np.inf)), f"a {what} that is no number from 0 on")
+        return numbers.to_numpy(np.float64)
+
+    def _refuse(self, wrong: Any, what: str) -> None:
+        """Raise UserError for the first row that is wrong."""
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            path = getattr(self, "paths", [""] * len(wrong))[row]
+            raise UserError(f"{self.file}, line {row + 2} has {what}" + (f" ({path})." if path else "."))
+
+
+def read(file: Path) -> Any:
+    """Read a table of texts, without spaces around them. Raises UserError if it cannot be read, or has no rows."""
+    import pandas as pd
+
+    if not file.is_file():
+        raise UserError(f"`data.file={file}` does not exist: give the table with data.file=PATH.")
+    try:
+        if file.suffix == ".parquet":
+            table = pd.read_parquet(file)
+        else:
+            separator = "\t" if file.suffix == ".tsv" else ","
+            more: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
+            table = pd.read_csv(file, sep=separator, **more)
+    except ImportError:
+        raise UserError(f"{file} needs the extra: pip install 'alexlab[parquet]'.") from None
+    except (OSError, ValueError) as error:  # of the text, or of its encoding
+        raise UserError(f"{file} cannot be read as a table ({str(error).strip()}).") from None
+    if not len(table):
+        raise UserError(f"{file} has no rows: it must list at least one image.")
+    return table.astype(object).where(table.notna(), "").map(lambda cell: str(cell).strip())

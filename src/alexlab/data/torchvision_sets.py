@@ -1,0 +1,71 @@
+"""The classification sets of torchvision.datasets, by their names. A class by index, see items.py."""
+
+import inspect
+from typing import Any
+
+from alexlab.engine.errors import UserError
+
+# our names of splits, and those of torchvision's sets
+NAMES = {"train": ("train", "trainval", "train-standard"), "val": ("val", "valid"), "test": ("test",)}
+
+
+class TorchvisionSet:
+    """One split of a set. The arguments are keys of conf/data/torchvision.yaml.
+
+    Raises:
+        KeyError: the set has no such split.
+        UserError: there is no such set, or it is not on this machine and cannot be downloaded.
+    """
+
+    val_fraction = 0.1  # of the training images, if the set has no val images and data.val_fraction is null
+
+    def __init__(self, name: str, root: str, split: str, download: bool = True, args: Any = None) -> None:
+        from torchvision import datasets
+
+        kind = getattr(datasets, name, None) if name in datasets.__all__ else None
+        keys = inspect.signature(kind).parameters if kind is not None else {}
+        by_train = kind is not None and ("train" in keys or issubclass(kind, datasets.MNIST))  # EMNIST passes it on
+        if kind is None or not ("download" in keys or by_train):
+            raise UserError(f"data.name={name} is no classification set of torchvision that can be downloaded.")
+        if by_train:
+            options: list[Any] = [{"train": split == "train"}] if split != "val" else []
+        elif "split" in keys:
+            options = [{"split": each} for each in NAMES[split]]
+        else:
+            options = [{}] if split == "train" else []
+        self.set = self._open(kind, root, [{**(args or {}), **option} for option in options], download)
+        if self.set is None:
+            raise KeyError(split)
+        if (classes := getattr(self.set, "classes", None)) is not None:
+            self.classes = [", ".join(each) if isinstance(each, tuple) else each for each in classes]
+        found = (getattr(self.set, key, None) for key in ("targets", "labels", "_labels"))
+        self.targets = next((list(each) for each in found if each is not None), None)
+        self.pairs = next((p for key in ("samples", "_samples") if (p := getattr(self.set, key, None))), None)
+        if self.pairs is not None:  # of paths and numbers
+            self.targets = [target for _, target in self.pairs]
+
+    def _open(self, kind: Any, root: str, options: list[dict[str, Any]], download: bool) -> Any:
+        """Return the set with the first options that its class knows, or None. Download only what is not there."""
+        for option in options:
+            for fetch in (False, True):
+                try:
+                    return kind(root, **option, download=fetch)
+                except ValueError as error:  # of a split that it does not have
+                    if "Unknown value" not in str(error):
+                        raise
+                    break
+                except (OSError, RuntimeError) as error:
+                    if fetch or not download:
+                        why = str(error).strip().splitlines()[-1]
+                        failed = "its download failed" if fetch else "nothing is downloaded"
+                        raise UserError(
+                            f"data.name={kind.__name__} is not complete in data.root={root}, and {failed} ({why}): "
+                            "give the folder that has it with data.root=PATH."
+                        ) from None
+        return None
+
+    def __len__(self) -> int:
+        return len(self.set)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.set[i] if self.pairs is None else self.pairs[i]  # our decoder reads files faster
