@@ -100,8 +100,8 @@ def check_ckpt(
         if now != then:
             counts = ", ".join(f"{key}={then[key]} (now {now[key]})" for key in now)
             raise UserError(
-                f"{named} was trained for {before} steps, from which its schedule follows: {counts}. Set max_epochs and "
-                "max_steps as before, or start a new run with init_from. Only a scheduler with a name can be prolonged."
+                f"{named} was trained for {before} steps, from which its schedule follows: {counts}. Set max_epochs "
+                "and max_steps as before, or start a new run with init_from. Named schedules can be prolonged."
             )
     if most is not None and 0 <= most < epochs:
         raise UserError(
