@@ -101,6 +101,19 @@ def test_the_learning_rates_of_a_resumed_schedule_are_those_of_the_library(
     assert difference(straight, harness.train_with_stops("stopped", stops, *words)) is None
 
 
+def test_a_plateau_of_torch_equals_ours_and_resumes(harness: Harness) -> None:
+    """The learning rate is far too high, so that the metric does not improve."""
+    words = ["trainer.max_epochs=3", "optimizer.lr=3.0"]
+    ours = harness.train("ours", *words, "scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5")
+    plateau = own_schedule(f"{TORCHS}.ReduceLROnPlateau", "patience=0", "factor=0.5", "monitor=val/acc1")
+    straight = harness.train("straight", *words, *plateau)
+    rates = [row["lr/decay"] for row in rows_of(straight) if "lr/decay" in row]
+    assert len(set(rates)) > 1
+    assert rows_of(straight) == rows_of(ours)
+    stopped = harness.train_with_stops("stopped", [(5, "before"), (7, "after"), (10, "after")], *words, *plateau)
+    assert difference(straight, stopped) is None
+
+
 @pytest.mark.parametrize(
     ("target", "keys", "why"),
     [
@@ -109,7 +122,7 @@ def test_the_learning_rates_of_a_resumed_schedule_are_those_of_the_library(
             [],
             r"trained for 5 steps, .* follows: T_max=1 \(now 3\)\. Set max_epochs",
         ),
-        (f"{TIMMS}.CosineLRScheduler", ["interval=step"], r"trained for 5 steps, .*: t_initial=5 \(now 15\)\. Set tr"),
+        (f"{TIMMS}.CosineLRScheduler", ["interval=step"], r"trained for 5 steps, .*: t_initial=5 \(now 15\)\. Set max"),
         (f"{TORCHS}.CosineAnnealingLR", ["T_max=3"], None),
         (f"{TORCHS}.StepLR", ["step_size=1"], None),
     ],

@@ -102,7 +102,7 @@ def check_ckpt(
             counts = ", ".join(f"{key}={then[key]} (now {now[key]})" for key in now)
             raise UserError(
                 f"{named} was trained for {before} steps, from which its schedule follows: {counts}. Set max_epochs "
-                "and max_steps as before, or start a new run with init_from. Only schedulers with a name can be longer."
+                "and max_steps as before, or start a new run with init_from. Named schedules can be prolonged."
             )
     if most is not None and 0 <= most < epochs:
         raise UserError(
