@@ -213,7 +213,7 @@ def check_images(dataset: dict[str, Any], data: Data) -> None:
     """Print a note if the run's own folder has changed; raise UserError if training images would be tested now."""
     changed = changed_splits(dataset, data.describe())
     how = split_by(data)
-    if how is not None and (data.test_split in changed or (changed and data.val_fraction is not None)):
+    if how is not None and (data.test_split in changed or (changed and how == "data.val_fraction")):
         raise UserError(
             f"The images in {data.root} are not those of the training, so {how} splits them differently "
             "and training images would be tested: restore the images, or choose another folder with data.root=PATH."
