@@ -155,6 +155,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NEAR = "there is no such key. Did you mean"
+OWN_MLFLOW = "`logger.mlflow._target_=mlflow.Logger`"
 PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no effect."
 
 
@@ -183,7 +184,7 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
             ["  all jobs: `resume.run=latest` continues one run, and -m starts many: remove one of them."],
         ),
         (["augment=mine"], ["`augment.custom`: there is no such key. augment has crop,", "(CONF/augment/mine.yaml)"]),
-        (["logger=mine"], ["`logger.mlflow`: there is no such key. Remove it: wandb,", "(CONF/logger/mine.yaml)"]),
+        (["logger=mine"], [f"{OWN_MLFLOW}: there is no such key. Give a logger of", "(CONF/logger/mine.yaml)"]),
         (
             ["optimizer=mine"],
             [f"`optimizer.learning_rate=0.1`: {NEAR} `optimizer.lr`? (CONF/optimizer/mine.yaml)"],
