@@ -33,8 +33,7 @@ OWN = ("alexlab.models", "alexlab.data", "alexlab.tasks", "alexlab.callbacks", "
 # Of these libraries only networks, layers, losses, metrics, optimizers, schedulers, transforms and callbacks are
 # allowed: some functions load pickles.
 LIBRARIES = ("torch.nn", "torch.optim", "torchvision.models", "timm", "torchmetrics", "pytorch_lightning.callbacks")
-LIBRARIES += ("torchvision.transforms.v2",)
-ALLOWED = OWN + LIBRARIES
+ALLOWED = (*OWN, *LIBRARIES, "torchvision.transforms.v2")
 MODULE, OPTIMIZER = "torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer"
 CALLBACK = "pytorch_lightning.callbacks.callback.Callback"
 SCHEDULERS = ("torch.optim.lr_scheduler.LRScheduler", "timm.scheduler.scheduler.Scheduler")

@@ -162,6 +162,13 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     if augment.policy != "none" and channels != 3:
         setting = f"`augment.policy={augment.policy}` changes colours of RGB"
         yield f"{setting}, and model.in_channels={channels}: set augment.policy=none."
+    if augment.crop == "none" and not augment.transforms:
+        yield "`augment.crop=none` needs augment.transforms that return data.image_size pixels: add them, or crop."
+    if augment.transforms and str(trainer.precision) in ("16-true", "bf16-true", "64-true", "64"):
+        yield (
+            f"`augment.transforms` do not work with trainer.precision={trainer.precision}, which changes the type of "
+            "numbers that all threads draw: use 32-true, bf16-mixed or 16-mixed."
+        )
     if augment.sizes and isinstance(size, list):
         yield f"`augment.sizes` are sides of squares, and data.image_size={shown(size)}: leave one of them out."
     if model.pretrained and "pretrained" not in model.net and config.init_from is None and config.ckpt_path is None:
@@ -190,14 +197,6 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         yield f"`data.root={root}` does not exist: give the folder of the images with data.root=PATH."
     elif config.data.name == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
         yield f"`data.root={root}` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out={root}`."
-    augment, precision = config.augment, f"trainer.precision={trainer.precision}"
-    if augment.crop == "none" and not augment.transforms:
-        yield "`augment.crop=none` needs augment.transforms that return data.image_size pixels: add them, or crop."
-    if augment.transforms and str(trainer.precision) in ("16-true", "bf16-true", "64-true", "64"):
-        yield (
-            f"`augment.transforms` do not work with {precision}, which changes the type of numbers that other threads "
-            "draw: use 32-true, bf16-mixed or 16-mixed."
-        )
     if config.resume.requeue and config.resume.run != "auto":
         yield "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run."
     if optimizer.nesterov and optimizer.momentum == 0 and "momentum" in optimizer.model_fields_set:
