@@ -314,7 +314,7 @@ def test_without_a_crop_they_get_the_whole_image_as_a_viewer_shows_it(orientatio
         ),
         (
             [v2.Grayscale(), v2.Identity()],
-            r"\[0\] \(Grayscale\) returned torch.uint8 \(1, 48, 32\), and .* \(3, H, W\)",
+            r"\[0\] \(Grayscale\) returned torch.uint8 \(1, 48, 32\), and .* \(3, 48, 32\)",
         ),
         ([lambda x: None, v2.Identity()], r"\[0\] \(<lambda>\) returned a NoneType, and must return a uint8 tensor"),
         ([lambda x: x.numpy()], "returned a ndarray"),

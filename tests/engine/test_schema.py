@@ -261,7 +261,7 @@ TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are bui
         ("logger.wandb._target_", "a.B", OWN_LOGGER),
         ("data.target", "a.B", "Did you mean `data._target_`?"),
         ("model.loss", "focal", "Did you mean `loss`?"),
-        ("augment.custom", [1, None], f"augment has {AUGMENT}, mixup, cutmix."),
+        ("augment.custom", [1, None], f"augment has {AUGMENT}, mixup, cutmix, transforms, batch."),
         ("trainer.turbo", True, "`alexlab train --help` lists the keys of trainer."),
         ("logger.tensorboard.x", 1, "logger.tensorboard has no keys."),
         ("foo", 1, "Keys of your own belong in the section my, as +my.foo=VALUE."),
@@ -781,7 +781,7 @@ def test_a_mistake_in_a_yaml_names_the_file_and_one_in_an_override_does_not(defa
 def test_descriptions_list_options() -> None:
     described = describe(TrainConfig)
     assert described["data.batch_size"] == "Images per step, all devices together."
-    assert described["augment.crop"] == "How training images are cropped (random_resized, random, center)."
+    assert described["augment.crop"] == "How training images are cropped (random_resized, random, center, none)."
     assert described["trainer.channels_last"] == "Memory format channels_last; auto is on for GPUs."
     assert described["optimizer._target_"] == "The optimizer's class."
     assert described["logger.wandb"] == "Weights & Biases; null is off."

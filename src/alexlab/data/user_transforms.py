@@ -139,31 +139,28 @@ class UserTransforms:
         return transformed
 
     def _apply(self, image: Tensor, size: tuple[int, ...], seed: int) -> Tensor:
-        threads = torch.get_num_threads()
+        threads, seeded = torch.get_num_threads(), SeededTorch(seed)
         if threads > 1:  # on which sums of floats depend; the threads of a loader have one
             torch.set_num_threads(1)
         try:
-            with SeededTorch(seed):
-                image = image.clone()
-                for i, transform in enumerate(self.transforms):
-                    name = f"augment.transforms[{i}] ({name_of(transform)})"
-                    image = _applied(transform, name, image, size if i == len(self.transforms) - 1 else None)
+            image = image.clone()
+            for i, transform in enumerate(self.transforms):
+                name = f"augment.transforms[{i}] ({name_of(transform)})"
+                try:
+                    with seeded:
+                        result = transform(image)
+                except Exception as error:  # the loader would take an OSError for that of a broken image
+                    raise failure(name, error) from error
+                is_image = isinstance(result, Tensor) and result.dtype == torch.uint8 and result.ndim == 3
+                wanted = size if i == len(self.transforms) - 1 else result.shape[1:] if is_image else ("H", "W")
+                if not is_image or result.shape != (len(image), *wanted):
+                    shape = ", ".join(map(str, (len(image), *wanted)))
+                    raise UserError(f"{name} returned {described(result)}, and must return a uint8 tensor ({shape}).")
+                image = result
         finally:
             if threads > 1:
                 torch.set_num_threads(threads)
         return image
-
-
-def _applied(transform: Callable[[Tensor], Tensor], name: str, image: Tensor, size: tuple[int, ...] | None) -> Tensor:
-    try:
-        result = transform(image)
-    except Exception as error:  # the loader would take an OSError for that of a broken image
-        raise failure(name, error) from error
-    is_image = isinstance(result, Tensor) and result.dtype == torch.uint8 and result.ndim == 3
-    if not is_image or result.shape != (len(image), *(size or result.shape[1:])):
-        wanted = ", ".join(map(str, (len(image), *(size or "HW"))))
-        raise UserError(f"{name} returned {described(result)}, and must return a uint8 tensor ({wanted}).")
-    return result
 
 
 def failure(name: str, error: Exception) -> RuntimeError:

@@ -210,7 +210,7 @@ class DataConfig(Group):
 
 
 class AugmentConfig(Group):
-    crop: Literal["random_resized", "random", "center", "none"] = key("Crop of training images.", "center")
+    crop: Literal["random_resized", "random", "center", "none"] = key("How training images are cropped.", "center")
     scale: Areas = key("Min and max fraction of the area for random_resized.", [0.08, 1.0])
     ratio: Ratios = key(
         "Min and max aspect for random_resized, relative to that of image_size.", [0.75, 1.3333333333333333]

@@ -177,6 +177,13 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     if augment.policy != "none" and channels != 3:
         setting = f"`augment.policy={augment.policy}` changes colours of RGB"
         yield f"{setting}, and model.in_channels={channels}: set augment.policy=none."
+    if augment.crop == "none" and not augment.transforms:
+        yield "`augment.crop=none` needs augment.transforms that return data.image_size pixels: add them, or crop."
+    if augment.transforms and str(trainer.precision) in ("16-true", "bf16-true", "64-true", "64"):
+        yield (
+            f"`augment.transforms` do not work with trainer.precision={trainer.precision}, which changes the type of "
+            "numbers that all threads draw: use 32-true, bf16-mixed or 16-mixed."
+        )
     if augment.sizes and isinstance(size, list):
         yield f"`augment.sizes` are sides of squares, and data.image_size={shown(size)}: leave one of them out."
     if model.pretrained and "pretrained" not in model.net and config.init_from is None and config.ckpt_path is None:
@@ -201,14 +208,6 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         yield f"`scheduler.warmup={scheduler.warmup}`: scheduler=onecycle rises by itself, as scheduler.pct_start says."
     if config.data.target is None:  # other classes check their files themselves
         yield from _wrong_folder(config.data)
-    augment, precision = config.augment, f"trainer.precision={trainer.precision}"
-    if augment.crop == "none" and not augment.transforms:
-        yield "`augment.crop=none` needs augment.transforms that return data.image_size pixels: add them, or crop."
-    if augment.transforms and str(trainer.precision) in ("16-true", "bf16-true", "64-true", "64"):
-        yield (
-            f"`augment.transforms` do not work with {precision}, which changes the type of numbers that other threads "
-            "draw: use 32-true, bf16-mixed or 16-mixed."
-        )
     of_another_run = config.from_run or config.from_wandb or config.resume.run not in (None, "auto")
     yield from () if of_another_run else _wrong_folds(config.data)
     if config.resume.requeue and config.resume.run != "auto":
@@ -324,7 +323,7 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if has_target and path[0] == "logger":
         return f"{text} Give a logger of your own another name than wandb, tensorboard and mlflow."
     if has_target and path[0] != "callbacks":
-        return f"{text} Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
+        return f"{text} Remove it: {path[0]} is not built from a _target_."
     if near := nearest(model, plain, path):
         return f"{text} Did you mean `{near}`?"
     if above in (("callbacks",), ("metrics",), ("logger",)):
@@ -343,12 +342,12 @@ def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
     keys = [key for key in describe(model) if key not in FILLED_IN]
     keys += [f"model.net.{key}" for key in net] if isinstance(net, dict) and "model" in model.model_fields else []
     group = plain.get(path[0])
+    if SYNONYMS.get(name) in keys:
+        return SYNONYMS[name]
     if isinstance(group, dict) and "_target_" in group and len(path) == 2:  # the keys of the option alone
         known = {*group, *fields_of(group_at(model, path[:1]) or Group)} - {name}
         near = difflib.get_close_matches(name, known, 1, NEAR)
         return f"{path[0]}.{near[0]}" if near else None
-    if SYNONYMS.get(name) in keys:
-        return SYNONYMS[name]
     leaves = {key: key.rpartition(".")[2] for key in keys}
     same = sorted((key for key in keys if leaves[key] == name), key=lambda key: key.count("."))
     if same and [key.count(".") for key in same].count(same[0].count(".")) == 1:
