@@ -62,7 +62,9 @@ class Fork:
         return command(script, *words[1:], before=self.folder / "before.py", **more)  # type: ignore[arg-type]
 
     def train(self, name: str, *words: str, **more: object) -> CompletedProcess:
-        return self.run("train.py", *SMALL, f"hydra.run.dir={self.folder / name}", *words, **more)
+        has_net = any(word.startswith("model=") for word in words)
+        small = [word for word in SMALL if not (has_net and word.startswith("model"))]
+        return self.run("train.py", *small, f"hydra.run.dir={self.folder / name}", *words, **more)
 
     def circle(self, *words: str, package: str = "mypkg", exact: bool = True) -> None:
         """Train without and with a kill, resume, evaluate, export and compare, as a user does."""

@@ -29,7 +29,8 @@ def test_every_option_composes_and_is_valid(path: Path, tmp_path: Path) -> None:
     group = path.parent.relative_to(CONF)
     sampler = ["hydra/sweeper=optuna"] if group.name == "sampler" else []
     needed = {"table": ["data.file=x"], "huggingface": ["data.path=x"], "torchvision": ["data.name=CIFAR10"]}
-    more = needed.get(path.stem, []) if group.name == "data" else []
+    needed["distillation"] = ["task.teacher=latest"]
+    more = needed.get(path.stem, []) if group.name in ("data", "task") else []
     plain = composed(*sampler, f"{group}={path.stem}", f"data.root={tmp_path}", *more)
     assert validate(TrainConfig, plain).data.root == str(tmp_path)
 

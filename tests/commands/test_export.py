@@ -24,6 +24,7 @@ import alexlab
 from alexlab.commands import export as exporting
 from alexlab.commands.export import FromPixels, capture, export, write_onnx
 from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.schema import TrainConfig
 from alexlab.engine.targets import build
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.S)
@@ -246,7 +247,8 @@ def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys:
     run_config = OmegaConf.load(run_dir / "config.yaml")
 
     def chosen() -> list[str]:
-        images, numbers = exporting.choose_images(config_of(run_dir), run_config)  # type: ignore[arg-type]
+        config = TrainConfig.model_validate(OmegaConf.to_container(run_config))
+        images, numbers = exporting.choose_images(config_of(run_dir), config)
         return [images.path(i) for i in numbers]
 
     assert chosen() == [str(path) for path in sorted((shapes / "test").rglob("*.jpg"))]

@@ -23,6 +23,55 @@ def test_loss_metric_and_task_of_ones_own(fork: Fork) -> None:
     assert {"val/kappa", "val/margin", "val/acc1"} <= best.keys()
 
 
+def test_network_schedule_optimizer_callback_logger_and_transform_of_ones_own(fork: Fork) -> None:
+    """Each section has a file of its own name here, because several call theirs mypkg/parts.py."""
+    words: list[str] = []
+    for name in ("Optimizer", "Scheduler", "Logger", "Augmentation", "Callback", "Your package and `allow`"):
+        module = name.split()[0].lower()
+        blocks = [
+            (kind, text.replace("mypkg/parts.py", f"mypkg/{module}.py").replace("mypkg.parts", f"mypkg.{module}"))
+            for kind, text in SECTIONS[name]
+        ]
+        words += [word for word in fork.write(blocks)[0][3:] if word not in FOLDER]
+    fork.circle("--config-dir", "MYCONF", *words, *FOLDER)
+    lines = [json.loads(line) for line in (fork.folder / "killed/log.jsonl").read_text().splitlines()]
+    assert lines[-1] == {"step": None, "status": "success"}
+    assert "weights/norm" in (fork.folder / "killed/metrics.csv").read_text()
+
+
+def test_a_table_needs_no_file(fork: Fork) -> None:
+    fork.circle("data=table", "data.file=labels.csv", "data.root=IMAGES", "data.sampler=balanced")
+
+
+def test_a_class_by_index(fork: Fork) -> None:
+    fork.write(SECTIONS["Data"])
+    fork.circle("--config-dir", "MYCONF", "data=mine")
+
+
+def test_several_labels_per_image(fork: Fork) -> None:
+    words = ["task=multilabel", "data=table", "data.file=tags.csv", "data.root=IMAGES"]
+    fork.circle(*words)
+    best = json.loads((fork.folder / "killed/summary.json").read_text())["best"]
+    assert {"val/loss", "val/map", "val/f1"} == best.keys()
+    predicted = fork.run("predict", f"run={fork.folder / 'killed'}", "images=IMAGES/cat", "topk=4")
+    assert predicted.returncode == 0, predicted.stderr
+    rows = (fork.folder / "killed/predictions.csv").read_text().splitlines()[1:5]
+    probabilities = [float(row.rsplit(",", 1)[1]) for row in rows]
+    assert abs(sum(probabilities) - 1) > 1e-3, "each of its own, and not one distribution over the classes"
+
+
+def test_folds_are_one_row_of_a_comparison(fork: Fork) -> None:
+    words = ["sweep=folds", "data=folder", "data.root=IMAGES", "data.folds=3", "trainer.max_epochs=1"]
+    done = fork.train("sweep", "-m", *words, f"hydra.sweep.dir={fork.folder / 'folds'}")
+    assert done.returncode == 0, done.stderr
+    compared = fork.run("compare", f"runs={fork.folder / 'folds'}", "format=json")
+    (group,) = json.loads(compared.stdout)["groups"]
+    assert group["n"] == 3
+    values = [json.loads(path.read_text())["best"]["val/acc1"] for path in fork.folder.glob("folds/*/summary.json")]
+    assert len(values) == 3
+    assert group["metrics"]["val/acc1"]["mean"] == pytest.approx(sum(values) / 3)
+
+
 def test_a_lightning_module_of_ones_own(fork: Fork) -> None:
     fork.write(SECTIONS["Any LightningModule"])
     fork.circle("--config-dir", "MYCONF", "task=plain", "monitor=val/loss", *FOLDER, exact=False)

@@ -289,9 +289,7 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
     classes, shown = list(data.classes), f"`loss.class_weights={wanted}`"
     if wanted == "auto":
         if not isinstance(data, ImageFolders):
-            raise UserError(
-                f"{shown} counts the images of each class, which {data.source} does not list: give a list."
-            )
+            raise UserError(f"{shown} counts the images of each class, which {data.source} does not list: give a list.")
         labels = data.splits["train"].targets
         if labels.ndim == 2:
             counts = labels.sum(0)

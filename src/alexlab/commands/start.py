@@ -64,7 +64,7 @@ def find_start(config: TrainConfig) -> Start:
         plain["init_from"] = None
     teacher = plain.get("task", {}).get("teacher")
     if isinstance(teacher, str):
-        plain["task"]["teacher"] = str(resume.find_ckpt(teacher, "task.teacher", "best", logs, path))
+        plain["task"]["teacher"] = str(find_ckpt(teacher, "task.teacher", "best", logs, path))
     for key, ckpt in (("init_from", "best"), ("ckpt_path", "last")):
         if plain.get(key) is not None and not resume.is_own(plain[key], path):
             plain[key] = str(find_ckpt(plain[key], key, ckpt, logs, path))

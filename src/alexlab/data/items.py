@@ -175,6 +175,8 @@ class ItemData(ImageFolders):
                 index.picture(0)  # a type that is no image is an error before the run starts
             except OSError:
                 continue
+        if self.folds is not None:  # `read` splits them
+            return parts
         fractions = {"val": self.val_fraction or 0.0, "test": self.test_fraction}
         for name, fraction in fractions.items():
             if fraction and name in parts:

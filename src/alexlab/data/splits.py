@@ -127,6 +127,8 @@ def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
     members_of: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for target, label in enumerate(index.classes):
         members = np.flatnonzero(index.targets == target)
+        if not len(members):  # a number that no label has
+            continue
         np.random.Generator(np.random.PCG64([seed, target])).shuffle(members)
         taken = 0
         for name, fraction in fractions.items():

@@ -67,9 +67,12 @@ class BatchAugment:
 
         Images of another loader that are float already are copied as they are.
         """
+        return images.clone() if images.is_floating_point() else self._normalized(images.float())
+
+    def _normalized(self, images: Tensor) -> Tensor:
         if self.scale.device != images.device:
             self.scale, self.shift, self.std = (t.to(images.device) for t in (self.scale, self.shift, self.std))
-        return images.clone() if images.is_floating_point() else images.float().mul_(self.scale).add_(self.shift)
+        return images.mul_(self.scale).add_(self.shift)
 
     def __call__(
         self, images: Tensor, targets: Tensor, seed: int, rank: int = 0, world_size: int = 1
@@ -84,8 +87,9 @@ class BatchAugment:
         """
         count = len(images)
         if self.batch is not None and count:
-            images = self.by_batch(images, mix(seed, rank))
-        images = self.normalize(images)
+            images = self._normalized(self.by_batch(images, mix(seed, rank)))
+        else:
+            images = self.normalize(images)
         own = slice(rank * count, (rank + 1) * count)
         self.generator.manual_seed(seed)
         if self.pca > 0:
@@ -103,6 +107,8 @@ class BatchAugment:
     def by_batch(self, images: Tensor, seed: int) -> Tensor:
         """Apply `batch` to uint8 images (B, C, H, W); return float32 from 0 to 255 of the same shape."""
         assert self.batch is not None
+        if images.is_floating_point():
+            raise UserError("augment.batch needs uint8 images, and the data gives float ones: set augment.batch=null.")
         if isinstance(self.batch, nn.Module):
             self.batch.to(images.device)
         name = f"augment.batch ({name_of(self.batch)})"
