@@ -7,23 +7,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
-from conftest import config_of, summary_of, tiny_train
+from conftest import command, config_of, summary_of, tiny_train
 from torchmetrics import MetricCollection
 from torchmetrics.functional.classification import multiclass_auroc, multiclass_f1_score
 
 from alexlab.commands import build
+from alexlab.commands.plan import make_plan
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import UserError
+from alexlab.tasks.augment import BatchAugment
+from alexlab.tasks.base import RunInfo, adopt
+from alexlab.tasks.classification import ImageClassifier
+from alexlab.tasks.load import load_task
 from alexlab.tasks.metrics import build_metrics
 
 CPU = Devices("cpu", local=1, nodes=1)
-NET = ["model=torchvision", "model.name=shufflenet_v2_x0_5", "data=folder", "data.image_size=64"]
+NET = ["model=torchvision", "model.name=shufflenet_v2_x0_5", "data=folder", "data.image_size=64", "data.batch_size=2"]
 
 
 def task_of(shapes: Path, *words: str) -> Any:
     config = config_of(*NET, f"data.root={shapes}", *words)
-    return build.build_task(config, build.build_data(config, CPU).read(), "cpu", trusted=None)
+    data = build.build_data(config, CPU).read()
+    return build.build_task(config, data, "cpu", make_plan(config, 1, data.images), trusted=None)
 
 
 # -- losses
@@ -89,6 +96,38 @@ def test_what_does_not_fit_is_refused_before_training(words: str, answer: str, s
 def test_label_smoothing_goes_to_the_loss(shapes: Path) -> None:
     assert task_of(shapes, "label_smoothing=0.1").criterion.label_smoothing == 0.1
     assert task_of(shapes, "loss.label_smoothing=0.2").criterion.label_smoothing == 0.2
+
+
+def test_eval_needs_no_training_images_for_class_weights(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", "loss.class_weights=auto")
+    assert done.returncode == 0, done.stderr
+    done = command("eval.py", f"run={tmp_path / 'run'}", f"data.root={shapes / 'val'}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_weights_of_a_loss_are_tested_as_they_were_trained(tmp_path: Path) -> None:
+    task = ImageClassifier(torch.nn.Linear(2, 2), BatchAugment([0.5] * 3, [0.5] * 3, 2), torch.nn.PReLU())
+    state = {key: value + 1 for key, value in task.state_dict().items()}
+    load_task(task, {"state_dict": state}, tmp_path / "best.ckpt")
+    assert task.criterion.weight.item() == 1.25
+    with pytest.raises(UserError, match=r"best.ckpt lacks weights of the task: criterion.weight"):
+        load_task(
+            task,
+            {"state_dict": {"net.weight": state["net.weight"], "net.bias": state["net.bias"]}},
+            tmp_path / "best.ckpt",
+        )
+
+
+def test_a_lightning_module_with_names_of_the_run_is_refused() -> None:
+    class Mine(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.augment, self.best = torch.nn.Linear(2, 2), torch.nn.Identity(), 0.0
+
+    with pytest.raises(UserError, match=r"Mine has augment, best, which a run sets itself: give them another name"):
+        adopt(Mine(), BatchAugment([0.5] * 3, [0.5] * 3, 2), RunInfo())
+    with pytest.raises(UserError, match=r"LightningModule keeps no network as `self.net`"):
+        adopt(pl.LightningModule(), BatchAugment([0.5] * 3, [0.5] * 3, 2), RunInfo())
 
 
 # -- metrics

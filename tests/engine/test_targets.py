@@ -119,6 +119,23 @@ def test_targets_that_are_not_listed_are_refused(target: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
+        "alexlab.tasks.optimizers.build_own_scheduler",  # builds what it is given, and trusts what it is told to trust
+        "alexlab.tasks.optimizers.OptimizerSettings",
+        "alexlab.tasks.metrics.build_metrics",
+        "alexlab.tasks.base.RunInfo",
+    ],
+)
+def test_of_tasks_only_modules_are_allowed(target: str) -> None:
+    with pytest.raises(UserError, match=r"is not allowed: of alexlab.tasks, only tasks and losses are"):
+        targets.locate(target)
+    assert targets.locate("alexlab.tasks.losses.Focal").__name__ == "Focal"
+    with pytest.raises(UserError, match=NOT_LISTED):  # as data._target_ only: it downloads
+        targets.locate("alexlab.data.huggingface.HuggingFaceSet")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
         "timm.models._helpers.load_state_dict",  # loads any pickle, with weights_only=False
         "torchvision.models.resnet.ResNet18_Weights.get_state_dict",  # downloads from any address that it gets as self
         "torchvision.models._api.Weights",

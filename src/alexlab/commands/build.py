@@ -5,6 +5,7 @@ Network, optimizer and checkpoint are tried here once, so that a mistake is repo
 
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -197,7 +198,7 @@ def build_task(
         )
     known = {"num_classes": num_classes, "num_labels": num_classes, "class_names": data.readable_classes}
     known["task"] = "multilabel" if config.data.multilabel else "multiclass"  # of torchmetrics
-    criterion = build_loss(config, data, known, trusted)
+    criterion = build_loss(config, data, known, trusted, trains=plan is not None)
     note = print if launcher.prints() else lambda line: None
     metrics = build_metrics(config.metrics.model_dump(), trusted, known, max(data.images.values()), note)
 
@@ -246,7 +247,15 @@ def build_task(
     parts = {"criterion": "loss", "metrics": "metrics", "optimizer": "optimizer and scheduler"}
     if unused := [part for name, part in parts.items() if name not in named]:
         note(f"note: {config.task.target} does not take {', '.join(unused)}: these settings are not used.")
+    trained = criterion.parameters() if isinstance(criterion, nn.Module) and "criterion" in named else ()
+    if plan is not None and any(parameter.requires_grad for parameter in trained):
+        note(f"note: {config.loss.target} has weights, which conf/optimizer does not train: a task of your own can.")
     if not isinstance(task, BaseTask):
+        known_mode = config.monitor_mode or re.search("loss|acc", config.monitor)
+        if not known_mode:
+            raise UserError(
+                f"`monitor={config.monitor}`: add monitor_mode=max or monitor_mode=min, whichever is better."
+            )
         return adopt(task, augment, run)
     names = task.metric_names("val")
     if config.monitor not in names:
@@ -257,8 +266,8 @@ def build_task(
     return task
 
 
-def build_loss(config: TrainConfig, data: Data, known: dict[str, Any], trusted: targets.Trusted) -> Any:
-    """Build the loss of conf/loss; `class_weights` becomes a list of one number per class."""
+def build_loss(config: TrainConfig, data: Data, known: dict[str, Any], trusted: targets.Trusted, trains: bool) -> Any:
+    """Build the loss of conf/loss; `class_weights` becomes a list of one number per class, in training only."""
     settings = config.loss.model_dump(exclude_unset=True) or config.loss.model_dump()
     named = targets.names_of(config.loss.target, trusted)
     settings = {key: value for key, value in settings.items() if value is not None or key in named}  # null is unset
@@ -270,7 +279,7 @@ def build_loss(config: TrainConfig, data: Data, known: dict[str, Any], trusted: 
         why = "loss.label_smoothing has another value" if takes_it else f"{option} has no label_smoothing"
         raise UserError(f"`label_smoothing={smoothing}` would have no effect, because {why}: remove one of them.")
     if settings.get("class_weights") is not None and "class_weights" in named:
-        settings["class_weights"] = class_weights(settings["class_weights"], data)
+        settings["class_weights"] = class_weights(settings["class_weights"], data) if trains else None
     criterion = targets.build(settings, trusted, known)
     if not callable(criterion):
         raise UserError(f"loss._target_={config.loss.target} builds a {type(criterion).__name__}: give a loss module.")
@@ -327,10 +336,18 @@ def build_teacher(
     if wanted is None:
         return None
     if isinstance(wanted, dict):
-        return targets.build_network(wanted, len(data.classes), fetch=True, trusted=trusted)
-    path = Path(wanted)
-    trained, classes, (mean, std) = load_from_checkpoint(path, (*allow, *(trusted or ())))
-    check_classes({"alexlab": {"classes": classes}}, data.classes, data.root)
+        trained = targets.build_network(wanted, len(data.classes), fetch=True, trusted=trusted)
+        published = (getattr(trained, "pretrained_cfg", None) or {}).get("num_classes", len(data.classes))
+        if wanted.get("pretrained") and published != len(data.classes):
+            raise UserError(
+                f"`task.teacher`: the published weights know {published} classes, and the images have "
+                f"{len(data.classes)}, so the teacher's last layer would be random: train a teacher on these images."
+            )
+        path, (mean, std) = wanted["_target_"], normalization(trained)
+    else:
+        path = Path(wanted)
+        trained, classes, (mean, std) = load_from_checkpoint(path, (*allow, *(trusted or ())))
+        check_classes({"alexlab": {"classes": classes}}, data.classes, data.root)
     differs = not torch.equal(augment.std.flatten(), torch.tensor(std))
     if differs or not torch.allclose(augment.shift, BatchAugment(mean, std, 1).shift):
         raise UserError(

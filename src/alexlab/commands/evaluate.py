@@ -28,9 +28,10 @@ from alexlab.engine.schema import DataConfig, EvalConfig, FiguresConfig, TrainCo
 from alexlab.engine.targets import Trusted
 from alexlab.engine.validation import validate_saved
 from alexlab.tasks.base import BaseTask, RunModule
-from alexlab.tasks.load import check_classes, check_own, load_net, readable_classes, warn_of_changed_sources
+from alexlab.tasks.load import check_classes, check_own, load_task, readable_classes, warn_of_changed_sources
 
 MOST_RANKS = 65_536  # the largest world_size that is accepted from a summary.json
+DOWNLOADING = ("alexlab.data.huggingface.", "alexlab.data.torchvision_sets.")
 MOST_CLASSES = 20  # rows of the printed table
 
 
@@ -110,7 +111,7 @@ def score(
     data = read_images(config.data.root is None, run_config, checkpoint, devices, run_dir, config.allow)
     pl.seed_everything(run_config.seed, verbose=False)
     task = build_task(run_config, data, devices.kind, trusted=config.allow)
-    load_net(task.net, checkpoint, path)
+    load_task(task, checkpoint, path)
     check_own(checkpoint, run_config, path, run_dir, config.allow)
     warn_of_changed_sources(checkpoint, task.net, path)
 
@@ -146,8 +147,8 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
     if config.data.root is not None:
         data = plain["data"] = {key: value for key, value in data.items() if key in fields_of(DataConfig)}
         data |= {"_target_": None, "root": str(Path(config.data.root).expanduser().resolve())}
-    if "download" in data:  # a test reads what is on this machine
-        data["download"] = False
+    if "download" in data or str(data.get("_target_")).startswith(DOWNLOADING):
+        data["download"] = False  # a test reads what is on this machine
     if config.data.root is not None or from_elsewhere:
         data |= {"demo_seed": None, "idx": None}
     data |= {key: value for key, value in config.data.model_dump().items() if value is not None and key != "root"}

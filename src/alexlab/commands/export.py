@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from alexlab.commands.build import build_data
+from alexlab.commands.evaluate import DOWNLOADING
 from alexlab.commands.predict import Listed, find_images
 from alexlab.data import decode
 from alexlab.data.dataset import ImageSource
@@ -142,7 +143,7 @@ def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageS
     if config.images:
         images = Listed(find_images(str(config.images)))
     elif run_config.data.target is not None:
-        downloads = "download" in (run_config.data.model_extra or {})
+        downloads = "download" in (run_config.data.model_extra or {}) or run_config.data.target.startswith(DOWNLOADING)
         offline = run_config.data.model_copy(update={"download": False} if downloads else {})
         try:
             run_config = run_config.model_copy(update={"data": offline})

@@ -22,7 +22,7 @@ from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.memory import keep_memory
 from alexlab.engine.process import cores
 from alexlab.engine.schema import TrainConfig
-from alexlab.tasks.load import load_net
+from alexlab.tasks.load import load_task
 
 log = logging.getLogger("alexlab")
 
@@ -171,7 +171,7 @@ def test_best(experiment: Experiment, path: Path) -> dict[str, float]:
     # FSDP: Lightning must load and shard the weights
     is_sharded = isinstance(trainer.strategy, pl.strategies.FSDPStrategy)
     if best.is_file() and not is_sharded:
-        load_net(task.net, checkpoint_io.load(best), best)
+        load_task(task, checkpoint_io.load(best), best)
     ckpt = str(best) if best.is_file() and is_sharded else None
     tested = trainer.test(task, datamodule=experiment.data, ckpt_path=ckpt, weights_only=True, verbose=False)
     return {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}

@@ -224,7 +224,8 @@ class ItemData(ImageFolders):
         classes = getattr(dataset, "classes", None)
         if of_train is not None and classes is not None and tuple(map(str, classes)) != of_train:
             raise UserError(f"{source} and the training images have different `classes`: give the same ones.")
-        known = range(self.num_classes) if classes is None and self.num_classes is not None else classes
+        has_numbers = len(labels) > 0 and isinstance(labels[0], int | np.integer)
+        known = range(self.num_classes) if classes is None and self.num_classes is not None and has_numbers else classes
         targets, names = encode(labels, of_train or known, lambda i: f"{source}[{i}]")
         columns = {key: getattr(dataset, key, None) for key in COLUMNS}
         arrays: dict[str, Any] = {key: np.asarray(column) for key, column in columns.items() if column is not None}

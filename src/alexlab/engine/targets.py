@@ -28,8 +28,8 @@ from alexlab.engine.errors import UserError
 Trusted = Sequence[str] | None
 
 # The folders of src/alexlab/ for code of your own. Other packages are allowed by `allow=[mypkg]`.
-DATA = ("alexlab.data",)  # of which functions are not allowed
-OWN = ("alexlab.models", "alexlab.data", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimizers")
+OWN = ("alexlab.models", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimizers")
+TASKS = ("alexlab.tasks",)  # of which only modules are allowed: some functions build what they are given
 # Of these libraries only networks, layers, losses, metrics, optimizers, schedulers, transforms and callbacks are
 # allowed: some functions load pickles.
 VISION = ("torchvision.models", "torchvision.transforms.v2")
@@ -107,8 +107,10 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
     if not (inspect.isclass(made) or inspect.isfunction(made) or constructs):
         raise UserError(f"_target_={target} is a {type(obj).__name__}, and a class or a function is needed.")
     if home is not None and _is_in(home, own):
-        is_ours = inspect.isfunction(made) and _is_in(home, OWN)
-        if is_ours and (_is_in(home, DATA) or not _may_return_a_part(made)):
+        is_of_tasks = _is_in(home, TASKS) and trusted is not None
+        if is_of_tasks and not (inspect.isclass(made) and _is_one_of(made, MODULE)):
+            raise UserError(f"_target_={target} is not allowed: of alexlab.tasks, only tasks and losses are.")
+        if _is_in(home, OWN) and inspect.isfunction(made) and not _may_return_a_part(made):
             raise UserError(f"_target_={target} is not allowed: its return type is not a network, layer or function.")
     elif home is not None and not _is_a_librarys_part(made):
         raise UserError(

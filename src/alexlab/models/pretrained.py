@@ -39,7 +39,8 @@ def torchvision_net(
     inputs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     half = kwargs.get("transform_input") is False and in_channels != 3
     # as timm's networks have; 0.5 for efficientnet_v2_l
-    net.pretrained_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3} if half else {"mean": inputs.mean, "std": inputs.std}
+    mean, std = ([0.5] * 3, [0.5] * 3) if half else (inputs.mean, inputs.std)
+    net.pretrained_cfg = {"mean": mean, "std": std, "num_classes": 1000}
     if pretrained:
         load_but_head(net, torchvision_weights(name))
     change_channels(net, in_channels)

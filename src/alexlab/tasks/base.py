@@ -29,6 +29,9 @@ from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.metrics import MeanLoss
 
 Stage = Literal["train", "val", "test"]
+# what a run sets, and the hooks that it replaces, in a LightningModule of another kind
+OF_THE_RUN = ("augment", "run", "best", "best_epoch", "improved", "skipped", "class_names", "per_class")
+OURS = ("transfer_batch_to_device", "configure_gradient_clipping")
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
@@ -148,6 +151,7 @@ class RunModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Recompute the learning rate: the checkpoint has the old schedule's, which is wrong if max_epochs changed."""
+        super().on_train_start()
         for entry in self.trainer.lr_scheduler_configs:
             schedule = entry.scheduler
             if isinstance(schedule, LambdaLR):
@@ -189,6 +193,7 @@ class RunModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's provenance and the best metrics. If the run averages weights, save the average in best.ckpt:
         Lightning calls no callback for a checkpoint that has weights only."""
+        super().on_save_checkpoint(checkpoint)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging) and "current_model_state" not in checkpoint:
                 callback.on_save_checkpoint(self.trainer, self, checkpoint)
@@ -345,8 +350,15 @@ def adopt(module: pl.LightningModule, augment: BatchAugment, run: RunInfo) -> Ru
     its own metrics, among them `monitor`. Batches without a readable image do not reach it.
 
     Raises:
-        UserError: it has no `net`.
+        UserError: it has no `net`, or attributes or hooks that the run needs for itself.
     """
+    taken = [name for name in OF_THE_RUN if name in vars(module) or name in module._modules]
+    taken += [name for name in OURS if getattr(type(module), name) is not getattr(pl.LightningModule, name)]
+    if taken:
+        raise UserError(
+            f"{type(module).__name__} has {', '.join(taken)}, which a run sets itself: give them another name, "
+            "or derive the class from alexlab.tasks.base.BaseTask."
+        )
     if not isinstance(getattr(module, "net", None), nn.Module):
         raise UserError(
             f"{type(module).__name__} keeps no network as `self.net`, which checkpoints, eval and export need: take "

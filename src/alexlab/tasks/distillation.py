@@ -25,7 +25,7 @@ class Distillation(ImageClassifier):
         self.teacher = [] if teacher is None else [teacher.eval()]  # in a list: checkpoints do not have its weights
 
     def on_fit_start(self) -> None:
-        self.teacher[0].to(self.device)
+        self.teacher[0].to(self.device, next(self.net.parameters()).dtype)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if not len(batch.targets):

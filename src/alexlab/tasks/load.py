@@ -130,6 +130,20 @@ def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     net.load_state_dict(state)
 
 
+def load_task(task: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Load `task.net`, and what else of the task a checkpoint has, such as the parameters of a loss.
+
+    Raises:
+        UserError: the checkpoint is of another network, or lacks some of the rest.
+    """
+    net: Any = task.net
+    load_net(net, checkpoint, path)
+    rest = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("net.")}
+    missing = [key for key in task.load_state_dict(rest, strict=False).missing_keys if not key.startswith("net.")]
+    if missing:
+        raise UserError(f"{path} lacks weights of the task: {', '.join(missing[:5])}. Choose one of this task.")
+
+
 def load_initial_weights(
     net: nn.Module,
     path: Path,
