@@ -181,6 +181,13 @@ def test_a_datamodule_trains_is_evaluated_and_resumes_at_an_epoch_end(kind: str,
         assert (done.returncode, "does not give by index" in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.parametrize("word", ["data.sampler=balanced", "data.val_fraction=0.2", "data.on_error=skip"])
+def test_what_a_datamodule_does_not_follow_is_refused(word: str, project: Path, tmp_path: Path) -> None:
+    done = train(project, tmp_path / "run", "data=module", word)
+    assert (done.returncode, f"`{word}` has no effect on the batches of" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_datamodule_is_divided_among_two_ranks(project: Path, tmp_path: Path) -> None:
     done = train(project, tmp_path / "run", "data=module", "trainer=ddp_cpu", "trainer.devices=2")
     assert done.returncode == 0, done.stderr

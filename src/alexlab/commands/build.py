@@ -272,7 +272,7 @@ def build_loss(config: TrainConfig, data: Data, known: dict[str, Any], trusted: 
     named = targets.names_of(config.loss.target, trusted)
     settings = {key: value for key, value in settings.items() if value is not None or key in named}  # null is unset
     smoothing, takes_it = config.label_smoothing, "label_smoothing" in named
-    if takes_it and settings.get("label_smoothing") is None:
+    if takes_it and settings.get("label_smoothing") is None and (smoothing or "label_smoothing" in settings):
         settings["label_smoothing"] = smoothing
     elif smoothing and settings.get("label_smoothing") != smoothing:
         option = f"loss={config.choices['loss']}" if "loss" in config.choices else config.loss.target

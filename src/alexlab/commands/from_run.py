@@ -141,7 +141,8 @@ def _read_wandb(today: Plain, asked: str) -> Repeated:
     paths = ["data.root", "init_from", *([] if is_own_checkpoint(config) else ["ckpt_path"])]
     paths += [] if get(config, "data.class_names") in SHIPPED else ["data.class_names"]
     paths += [key for key in ("data.file", "data.path") if has(config, key)]
-    paths = [key for key in paths if get(config, key) is not None]
+    paths += [key for key in ("task.teacher", "loss.class_weights") if isinstance(get(config, key), str)]
+    paths = [key for key in paths if get(config, key) not in (None, "auto")]
     _ask(asked, config, paths, overridden, "W&B has only the last part of paths")
     code = _dict(summary.get("code")) or _dict(summary.get("git"))
     patch = f"wandb artifact get {name.rpartition('/')[0]}/{CODE_ARTIFACT}:{code_alias(code)} --root code"

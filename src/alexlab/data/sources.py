@@ -14,6 +14,8 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.schema import DataConfig, fields_of
 
 Data = ImageFolders | OwnDataModule
+# keys of conf/data that our loader alone follows
+WITHOUT_EFFECT = ("sampler", "folds", "fold", "val_fraction", "test_fraction", "on_error", "cache")
 
 
 def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trusted = ()) -> Data:
@@ -44,6 +46,13 @@ def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trust
         return targets.build(settings, trusted, **{**named, **of_folder}, **facts)
     known = {**ours, **facts}
     if inspect.isclass(target) and issubclass(target, pl.LightningDataModule):
+        accepted = inspect.signature(target).parameters
+        for key in WITHOUT_EFFECT:
+            if ours[key] != DataConfig.model_fields[key].default and key not in accepted:
+                raise UserError(
+                    f"`data.{key}={ours[key]}` has no effect on the batches of {source}, a LightningDataModule whose "
+                    f"constructor does not name {key}: leave it out."
+                )
         shares = {"batch_size": config.batch_size // facts["world_size"]}
         module = targets.build(settings, trusted, {**known, **shares})
         of_module = {key: of_folder[key] for key in ("root", "batch_size", "num_classes", "class_names")}
