@@ -1,5 +1,6 @@
 """A fork: a user's package and configs in a folder outside of the project, and the commands run with them."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -74,9 +75,11 @@ class Fork:
 
         def kill(pid: int) -> None:
             if last.is_file():
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it was killed before
+                    os.kill(pid, signal.SIGKILL)
 
-        self.train("killed", *words, "checkpoint.every_n_steps=1", watch=kill)
+        stopped = self.train("killed", *words, "checkpoint.every_n_steps=1", watch=kill)
+        assert stopped.returncode == -signal.SIGKILL, stopped.stderr
         resumed = self.train("killed", *words, "checkpoint.every_n_steps=1", "resume=auto")
         assert resumed.returncode == 0, resumed.stderr
         if exact:

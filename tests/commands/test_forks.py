@@ -1,11 +1,17 @@
 """What people fork a template for, in files outside of the project: train, kill, resume, evaluate, export, compare."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import summary_of
 from forks import EXTENDING, Fork, blocks_of
 
+import alexlab
+
+TABLE = ["data=table", "data.file=labels.csv", "data.root=IMAGES"]
 FOLDER = ["data=folder", "data.root=IMAGES", "data.val_fraction=0.25"]
 SECTIONS = blocks_of(EXTENDING)
 
@@ -19,7 +25,7 @@ def test_loss_metric_and_task_of_ones_own(fork: Fork) -> None:
     for name in ("Loss", "Metrics", "Task"):
         fork.write(SECTIONS[name])
     fork.circle("--config-dir", "MYCONF", "loss=poly", "metrics=mine", "task=penalized", "monitor=val/kappa", *FOLDER)
-    best = json.loads((fork.folder / "killed/summary.json").read_text())["best"]
+    best = summary_of(fork.folder / "killed")["best"]
     assert {"val/kappa", "val/margin", "val/acc1"} <= best.keys()
 
 
@@ -40,18 +46,22 @@ def test_network_schedule_optimizer_callback_logger_and_transform_of_ones_own(fo
 
 
 def test_a_table_needs_no_file(fork: Fork) -> None:
-    fork.circle("data=table", "data.file=labels.csv", "data.root=IMAGES", "data.sampler=balanced")
+    fork.circle(*TABLE, "data.sampler=balanced")
+    dataset = summary_of(fork.folder / "killed")["dataset"]
+    assert (dataset["num_classes"], dataset["images"]) == (3, {"train": 36, "val": 12})
 
 
 def test_a_class_by_index(fork: Fork) -> None:
     fork.write(SECTIONS["Data"])
     fork.circle("--config-dir", "MYCONF", "data=mine")
+    dataset = summary_of(fork.folder / "killed")["dataset"]
+    assert dataset["images"] == {"train": 36, "val": 12}, "every fourth of 16 images of three classes is a val image"
 
 
 def test_several_labels_per_image(fork: Fork) -> None:
     words = ["task=multilabel", "data=table", "data.file=tags.csv", "data.root=IMAGES"]
     fork.circle(*words)
-    best = json.loads((fork.folder / "killed/summary.json").read_text())["best"]
+    best = summary_of(fork.folder / "killed")["best"]
     assert {"val/loss", "val/map", "val/f1"} == best.keys()
     predicted = fork.run("predict", f"run={fork.folder / 'killed'}", "images=IMAGES/cat", "topk=4")
     assert predicted.returncode == 0, predicted.stderr
@@ -74,13 +84,28 @@ def test_folds_are_one_row_of_a_comparison(fork: Fork) -> None:
 
 def test_a_lightning_module_of_ones_own(fork: Fork) -> None:
     fork.write(SECTIONS["Any LightningModule"])
-    fork.circle("--config-dir", "MYCONF", "task=plain", "monitor=val/loss", *FOLDER, exact=False)
+    words = ["--config-dir", "MYCONF", "task=plain", "monitor=val/loss", *FOLDER]
+    fork.circle(*words, exact=False)
+    summary = summary_of(fork.folder / "killed")
+    assert (list(summary["best"]), summary["steps"]) == (["val/loss"], 6), "it logs this alone"
+    printed = fork.train("again", *words, "dry_run=true").stdout
+    assert "mypkg.module.Plain does not take loss, metrics, optimizer and scheduler" in printed
 
 
 def test_class_weights_and_focal_loss(fork: Fork) -> None:
-    fork.circle("loss=focal", "loss.class_weights=auto", *FOLDER)
+    """The best val/loss is the paper's formula, without weights, of the best weights' probabilities."""
+    fork.circle("loss=focal", "loss.class_weights=auto", *TABLE, "trainer.precision=32-true")
+    rows = [row for row in csv.DictReader((fork.folder / "labels.csv").open()) if row["split"] == "val"]
+    net, transform, classes = alexlab.load(fork.folder / "killed")
+    with torch.no_grad():
+        images = torch.stack([transform(fork.folder / "IMAGES" / row["path"]) for row in rows])
+        p = net(images).softmax(1)[range(len(rows)), [classes.index(row["label"]) for row in rows]]
+    expected = float((-((1 - p) ** 2) * p.log()).mean())
+    assert summary_of(fork.folder / "killed")["best"]["val/loss"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_distillation(fork: Fork) -> None:
     assert fork.train("teacher", *FOLDER).returncode == 0
     fork.circle("task=distillation", f"task.teacher={fork.folder / 'teacher'}", *FOLDER)
+    saved = (fork.folder / "killed/config.yaml").read_text()
+    assert f"teacher: {fork.folder}/teacher/checkpoints/best.ckpt" in saved, "not a name that another run may get"
