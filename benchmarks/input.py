@@ -68,6 +68,40 @@ def ours(
         yield from (len(images) for images, *_ in loader)
 
 
+def by_index(root: Path, threads: int, batch: int, kind: str) -> Iterator[int]:
+    """Training batches of a class by index: a table of the folder's files, or the squares of 256 pixels as an array."""
+    import numpy as np
+
+    from alexlab.data.datamodule import ImageFolders
+    from alexlab.data.folder import scan
+    from alexlab.data.items import ItemData
+    from alexlab.data.table import Table
+    from alexlab.data.transforms import SampleTransform
+    from alexlab.engine.memory import keep_memory
+
+    keep_memory()
+    train, plain = SampleTransform(SIDE, "random_resized", flip=0.5), SampleTransform(SIDE)
+    settings: Any = {"seed": 0, "train_transform": train, "eval_transform": plain, "num_workers": threads}
+    with tempfile.TemporaryDirectory() as folder:
+        if kind == "table":
+            index = scan(root)
+            rows = [f"{index.name(i).decode()},{index.classes[index.targets[i]]}" for i in range(len(index))] * TIMES
+            Path(folder, "t.csv").write_text("\n".join(["path,label", *rows]))
+            make: Callable[[], Any] = partial(Table, str(Path(folder, "t.csv")), str(root))
+            data: ImageFolders = ItemData(
+                make, False, "table", root=str(root), batch_size=batch, val_fraction=0.01, **settings
+            )
+        else:
+            images = ImageFolders(str(root), 1, 0, plain, plain).read().splits["train"]
+            pixels = np.stack([images.picture(i).pixels()[0] for i in range(len(images))])
+            items = [(pixels[i % len(pixels)], i % 2) for i in range(TIMES * len(pixels))]
+            data = ItemData(lambda: items, False, "array", root=".", batch_size=batch, val_fraction=0.01, **settings)
+        loader: Any = data.read().train_dataloader()
+        for epoch in itertools.count():
+            loader.batch_sampler.set_epoch(epoch)
+            yield from (len(images) for images, *_ in loader)
+
+
 def memory_copy(root: Path, threads: int, batch: int) -> Iterator[int]:
     """Bytes of squares of 256 pixels, copied from random places in 400 MB of memory into reused batches."""
     import numpy as np
@@ -212,10 +246,12 @@ CANDIDATES: dict[str, tuple[Callable[[Path, int, int], Iterator[int]], str, str 
     "dali_cpu": (dali_cpu, "nvidia.dali", None),
     "decode_only": (decode_only, "simplejpeg", None),
     "ours": (ours, "alexlab", None),
+    "table": (partial(by_index, kind="table"), "alexlab", None),
     "ours_strong": (partial(ours, policy="trivial"), "alexlab", None),  # the policy of augment=strong
     "litdata": (litdata_streaming, "litdata", None),
     "ffcv_jpeg": (partial(ffcv, form="jpg"), "ffcv", None),
     "prepared_jpeg": (partial(ours, prepared=True), "alexlab", "format=jpeg"),
+    "array": (partial(by_index, kind="array"), "alexlab", "format=raw square=true"),
     "ffcv_raw": (partial(ffcv, form="raw", max_resolution=341), "ffcv", None),  # 4:3 gets a short side of 256
     "prepared_raw": (partial(ours, prepared=True), "alexlab", "format=raw"),
     "memory_copy": (memory_copy, "numpy", None),
