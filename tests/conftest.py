@@ -202,6 +202,29 @@ def command(
     return subprocess.run([sys.executable, *words], cwd=ROOT, env=clean_env(env), **more)
 
 
+CALLS = {"onnx": "net.run(None, {'images': pixels})[0]", "torch_export": "net(torch.tensor(pixels)).numpy()"}
+
+
+def run_example(example: str, format: str, pictures: list[str], folder: Path) -> list[tuple[str, Any, Any]]:
+    """Run the example that `alexlab export` prints, without this package, on each picture.
+
+    Returns:
+        For each picture, the class that the example prints, `about` of the file, and the logits.
+    """
+    code = f"""
+import shutil, sys
+sys.modules["alexlab"] = None
+for picture in {pictures}:
+    shutil.copy(picture, "picture.jpg")
+    exec({example + f"print(json.dumps([about, {CALLS[format]}.tolist()]))"!r})
+"""
+    words = [sys.executable, "-I", "-c", code]
+    ran = subprocess.run(words, cwd=folder, env=clean_env(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    return [(name, *json.loads(line)) for name, line in zip(lines[::2], lines[1::2], strict=True)]
+
+
 def tiny_train(shapes: Path, run_dir: Path, *words: str, **more: object) -> subprocess.CompletedProcess:
     """train.py with a small job on the shapes; later words win."""
     return command(

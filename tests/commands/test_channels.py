@@ -3,7 +3,6 @@
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import clean_env, command, photo, summary_of
+from conftest import command, photo, run_example, summary_of
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
@@ -153,33 +152,21 @@ def test_the_printed_example_gives_the_runs_logits(
     )
     assert "12 of 12 top-1 classes are the same" in printed
     example = printed.partition("without this package:\n")[2]
-    call = "net.run(None, {'images': pixels})[0]" if format == "onnx" else "net(torch.tensor(pixels)).numpy()"
     wide = tmp_path / "wide.png"
     draw(wide, kind.mode, 2, 7)
     with Image.open(wide) as image:
         image.resize((311, 90)).save(wide)
     paths = [*sorted(map(str, (root / "test").rglob("*.png"))), str(wide)]
-    code = f"""
-import shutil, sys
-sys.modules["alexlab"] = None
-for path in {paths}:
-    shutil.copy(path, "picture.jpg")
-    exec({example + f"print(json.dumps([about, {call}.tolist()]))"!r})
-"""
-    words = [sys.executable, "-I", "-c", code]
-    ran = subprocess.run(words, cwd=tmp_path, env=clean_env(), capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
     net, transform, classes = alexlab.load(run_dir)
-    lines = ran.stdout.splitlines()
-    for path, name, line in zip(paths, lines[::2], lines[1::2], strict=True):
-        about, logits = json.loads(line)
+    ran = run_example(example, format, paths, tmp_path)
+    for path, (name, _, logits) in zip(paths, ran, strict=True):
         with torch.no_grad():
             expected = net(transform(path)[None]).numpy()
         np.testing.assert_allclose(
             logits, expected, rtol=0, atol=0.02
         )  # a few pixels are rounded otherwise by 1 of 255
         assert name == classes[int(expected.argmax())]
-    channels, height, width = kind.shape
+    about, (channels, height, width) = ran[0][1], kind.shape
     assert (about["mode"], about["height"], about["width"]) == (kind.mode, height, width)
     assert about["covered"] == [round(width / 0.875), round(height / 0.875)]
     assert about["image_size"] == (64 if height == width else [height, width])

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, TINY, clean_env, command, photo
+from conftest import ROOT, TINY, command, photo, run_example
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
@@ -161,25 +161,14 @@ def test_the_documents_example_runs_without_this_package(
         exif[0x0112] = 6
         image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
         image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "wanted.png")
-    call = "net.run(None, {'images': pixels})[0]" if format == "onnx" else "net(torch.tensor(pixels)).numpy()"
-    pictures = (upright.name, "turned.jpg")
-    code = f"""
-import shutil, sys
-sys.modules["alexlab"] = None
-for name in {pictures}:
-    shutil.copy(name, "picture.jpg")
-    exec({example + f"print(json.dumps({call}.tolist()))"!r})
-"""
-    words = [sys.executable, "-I", "-c", code]
-    ran = subprocess.run(words, cwd=tmp_path, env=clean_env(), capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    printed = ran.stdout.splitlines()
+    pictures = [upright.name, "turned.jpg"]
     net, transform, classes = alexlab.load(run_dir)
-    for name, name_of_class, logits in zip(pictures, printed[::2], printed[1::2], strict=True):
+    printed = run_example(example, format, pictures, tmp_path)
+    for name, (name_of_class, _, logits) in zip(pictures, printed, strict=True):
         with torch.no_grad():
             expected = net(transform(tmp_path / name)[None]).numpy()
         # turned before or after it is scaled, a few pixels are rounded otherwise by one of 255
-        np.testing.assert_allclose(json.loads(logits), expected, rtol=0, atol=0.05 if name == "turned.jpg" else 1e-4)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=0.05 if name == "turned.jpg" else 1e-4)
         assert name_of_class == classes[int(expected.argmax())]
 
 
