@@ -47,7 +47,7 @@ class Media(Callback):
 
     Args:
         folder: where rank 0 writes the figures; the other ranks contribute their part of the images.
-        logger: W&B's, of rank 0.
+        logger: the W&B logger of rank 0; None without W&B.
         weights: the name of the checkpoint that is tested; None is the best one of training.
     """
 

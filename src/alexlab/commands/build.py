@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-SHIPPED_LOGGERS = {  # besides W&B, by their key
+SHIPPED_LOGGERS = {  # all but W&B, by their keys
     "tensorboard": "alexlab.loggers.tensorboard_logger.TensorBoardLogger",
     "mlflow": "alexlab.loggers.mlflow_logger.MlflowLogger",
 }
@@ -148,7 +148,7 @@ def build_data(
     """Describe the images that the config names, and how to transform them; nothing is read yet.
 
     Args:
-        user: transforms of the training images, besides ours.
+        user: the user's transforms of training images.
         trusted: packages that the config may name, see `targets`.
     """
     d, a, channels = config.data, config.augment, config.model.in_channels
@@ -189,7 +189,7 @@ def build_task(
     for size in {height_width(config.data.image_size), *((pixels, pixels) for _, pixels in a.sizes or ())}:
         try_net(net, size, num_classes, m.in_channels)
 
-    # what the task needs besides
+    # what the task needs besides the network
     if isinstance(data, ImageFolders) and data.multilabel != config.data.multilabel:
         raise UserError(
             f"{data.root} has one class per image, and task=multilabel needs a list of them: use data=table."
@@ -290,7 +290,7 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
     """Return a weight per class: of a list, of a file of lines "class, weight", or `auto`.
 
     `auto` is images / (classes * images of the class), as scikit-learn's "balanced", which has the mean 1 over the
-    images; for multi-label data, how many times as many images lack the class as have it.
+    images; for multi-label data, the images without the class / the images with the class.
 
     Raises:
         UserError: the weights do not fit the classes.
@@ -360,7 +360,7 @@ def build_teacher(
 def mode_of_monitor(
     config: TrainConfig, metrics: MetricCollection, monitor: str | None = None
 ) -> Literal["min", "max"]:
-    """Return whether less or more of `monitor` is better: `monitor_mode`, or what the metric itself says.
+    """Return whether less or more of `monitor` is better: `monitor_mode`, the metric's `higher_is_better`, or its name.
 
     Args:
         monitor: another metric than `config.monitor`.
@@ -380,7 +380,7 @@ def mode_of_monitor(
 
 
 def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, num_classes: int) -> None:
-    """Pass made-up logits through loss and metrics, so that what they cannot take is found before training.
+    """Pass random logits through loss and metrics, so that a mistake is found before training.
 
     Raises:
         UserError: the loss refuses the targets, as some refuse the soft ones of mixup and cutmix, or returns something

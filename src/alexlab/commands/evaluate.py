@@ -176,7 +176,7 @@ def read_images(
     if is_own:
         data.read()
     elif run_config.data.multilabel:
-        raise UserError(f"{data.root}: a folder has one class per image, and the run has any number: leave it out.")
+        raise UserError(f"{data.root}: a folder has one class per image, and the run any number: remove data.root.")
     else:
         read_other_folder(need_index(data, "eval"), dataset)
     check_classes(checkpoint, data.classes, data.root)

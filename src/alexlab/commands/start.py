@@ -18,7 +18,7 @@ class Start:
 
     config: TrainConfig
     notes: list[str] = field(default_factory=list)  # printed once, and written to train.log
-    # packages that may be named as `_target_`: None, any, for the config of one's own command line
+    # packages that `_target_` may name; None: any, for the config of your own command line
     trusted: Trusted = None
     is_finished: bool = False  # the run that `resume=auto` names is complete: nothing to do
     # takes the images as `ImageFolders.describe` returns them, and returns in which way images and code are not those

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 INPUT_BOUND = 0.15  # a run is input-bound if it waits for data during this fraction of the time or more
 
-IMBALANCED = 10  # times as many images has the largest class, from which a run warns
+IMBALANCED = 10  # a run warns if the largest class has this many times the images of the smallest
 
 log = logging.getLogger("alexlab")
 

@@ -1,8 +1,8 @@
-"""The LightningDataModule: from a folder of images to batches for this rank. Copy this file for another dataset.
+"""The LightningDataModule: from a folder of images to batches for this rank. For other images, copy arrays.py.
 
 For images that are organized in another way, `find_splits` is the method to change: it returns one index per split, and
 everything below it (loaders, samplers, caches, fingerprints) works with any index that has the methods of an
-`ImageIndex`. A subclass with another `find_splits` can be named as `_target_` in conf/data, see docs/extending.md.
+`ImageIndex`. A subclass with another `find_splits` can be named as `_target_` in conf/data, see docs/data.md.
 """
 
 import functools

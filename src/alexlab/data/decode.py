@@ -32,7 +32,7 @@ FIRST_READ = 2**18  # bytes: most files are smaller
 MAX_BYTES = 2**29  # larger files are not read
 MAX_SCANS = 100  # of a JPEG, each of which decodes all pixels again; a progressive one has about ten
 BLOCK = 16  # rows of the largest block of a JPEG, over the three colours
-# Channels that a file can be decoded to, in Pillow's words and in simplejpeg's. Grey is the luma, 0.299 R + 0.587 G +
+# Channels that a file can be decoded to, by Pillow's names and simplejpeg's. Grey is the luma, 0.299 R + 0.587 G +
 # 0.114 B: a JPEG's own, else as Pillow computes it. Alpha is 255 if the file has none.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 JPEG_MODES = MODES | {1: "GRAY"}

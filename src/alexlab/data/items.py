@@ -31,7 +31,7 @@ class ItemIndex:
     Attributes:
         root: the folder of the images, or the name of the class.
         source: the name of the dataset, for messages.
-        numbers: int64 (N,): which image of the dataset image i is.
+        numbers: int64 (N,): the index in the dataset of image i of the split.
         targets: int64 (N,); or, if an image has any number of classes, uint8 (N, len(classes)) of 0 and 1.
         groups, folds, weights: int64, int64 and float64 (N,), for splits and sampling; None if the dataset lacks them.
     """
@@ -156,7 +156,7 @@ class ItemData(ImageFolders):
     """Batches of the images of a class by index.
 
     Args:
-        make: builds an object of the class. It gets split="train", "val" or "test" if `by_split`: a split without
+        make: builds an object of the class, with split="train", "val" or "test" if `by_split`. A split without
             images, or for which it raises KeyError(split), does not exist.
         source: the name of the class.
         settings: of `ImageFolders`.

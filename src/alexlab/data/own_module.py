@@ -12,7 +12,7 @@ from alexlab.data import class_names as names
 from alexlab.data.dataset import Batch
 from alexlab.engine.errors import UserError
 
-# what Lightning calls on the module itself
+# hooks that Lightning calls, passed on unchanged
 HOOKS = ("prepare_data", "train_dataloader", "val_dataloader", "teardown", "state_dict", "load_state_dict")
 
 
@@ -23,8 +23,8 @@ class OwnDataModule(pl.LightningDataModule):
     the network takes them. The classes are `module.classes`, or 0 to data.num_classes - 1.
 
     Args:
-        module: the user's.
-        source: the name of its class.
+        module: the user's LightningDataModule.
+        source: the name of the module's class.
         batch_size: images per batch over all devices, which the loaders must have.
     """
 
@@ -42,7 +42,7 @@ class OwnDataModule(pl.LightningDataModule):
         self.module, self.source, self.root = module, source, Path(root)
         self.batch_size, self.num_classes, self.class_names = batch_size, num_classes, class_names
         self.world_size = world_size
-        self.splits: dict[str, Any] = {}  # its images have no index
+        self.splits: dict[str, Any] = {}  # empty, because the images have no index
         self.images: dict[str, int] = {}
         self.train_batches: int | None = None  # per epoch and rank
         for hook in HOOKS:
@@ -113,7 +113,7 @@ class OwnDataModule(pl.LightningDataModule):
         return [f"data from {self.source}: {gone}number of images alone; single images are not drawn as figures."]
 
     def paths_of_batch(self, epoch: int, batch: int, rank: int) -> list[str]:
-        return [f"unknown, as {self.source} chooses them"]
+        return [f"unknown, because {self.source} chooses them"]
 
     # -- Lightning's hooks
 

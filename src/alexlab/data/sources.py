@@ -1,4 +1,4 @@
-"""From the keys of conf/data to the object that yields batches: a folder, or the class that `_target_` names."""
+"""Build the datamodule from the keys of conf/data: of a folder, or of the class that `_target_` names."""
 
 import inspect
 from functools import partial
@@ -14,12 +14,12 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.schema import DataConfig, fields_of
 
 Data = ImageFolders | OwnDataModule
-# keys of conf/data that our loader alone follows
+# keys of conf/data that only our own loader follows
 WITHOUT_EFFECT = ("sampler", "folds", "fold", "val_fraction", "test_fraction", "on_error", "cache")
 
 
 def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trusted = ()) -> Data:
-    """Build what yields the batches; `read()` then finds the images.
+    """Build the datamodule; `read()` then finds the images.
 
     A class derived from `ImageFolders` gets all of its arguments. Any other class gets the keys of its option that are
     not ours; and of ours, and of `facts`, those that its constructor names.
@@ -38,7 +38,7 @@ def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trust
         return ImageFolders(**of_folder, **facts)
     of_folder["root"] = ours["root"] or source
     settings = {key: value for key, value in keys.items() if key not in ours and key not in facts}
-    if trusted is not None and source.startswith("alexlab.data."):  # of a run's config, allowed here only
+    if trusted is not None and source.startswith("alexlab.data."):  # a run's config may name these as data only
         trusted = (*trusted, "alexlab.data")
     target = targets.locate(source, trusted)
     if inspect.isclass(target) and issubclass(target, ImageFolders):

@@ -189,7 +189,7 @@ def cross_validation(
         test_fraction: of the images to hold out as test first, if there is no test; 0 for none.
 
     Raises:
-        UserError: there are not enough images or groups; the index has folds of its own, and others than these.
+        UserError: there are not enough images or groups; the index has its own folds, and these are not 0 to folds - 1.
     """
     parts = [splits[name] for name in ("train", "val") if name in splits]
     pool, kept = Selection(parts, np.arange(sum(map(len, parts)))), dict(splits)

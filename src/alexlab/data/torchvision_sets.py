@@ -5,7 +5,7 @@ from typing import Any
 
 from alexlab.engine.errors import UserError
 
-# our names of splits, and those of torchvision's sets
+# our names of splits, and the names that torchvision's sets use
 NAMES = {"train": ("train", "trainval", "train-standard"), "val": ("val", "valid"), "test": ("test",)}
 
 
@@ -41,16 +41,16 @@ class TorchvisionSet:
         found = (getattr(self.set, key, None) for key in ("targets", "labels", "_labels"))
         self.targets = next((list(each) for each in found if each is not None), None)
         self.pairs = next((p for key in ("samples", "_samples") if (p := getattr(self.set, key, None))), None)
-        if self.pairs is not None:  # of paths and numbers
+        if self.pairs is not None:  # pairs of a path and the number of a class
             self.targets = [target for _, target in self.pairs]
 
     def _open(self, kind: Any, root: str, options: list[dict[str, Any]], download: bool) -> Any:
-        """Return the set with the first options that its class knows, or None. Download only what is not there."""
+        """Return the set with the first options that its class knows, or None. Download only what is missing."""
         for option in options:
             for fetch in (False, True):
                 try:
                     return kind(root, **option, download=fetch)
-                except ValueError as error:  # of a split that it does not have
+                except ValueError as error:  # the set has no such split
                     if "Unknown value" not in str(error):
                         raise
                     break

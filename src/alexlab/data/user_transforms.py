@@ -1,8 +1,8 @@
-"""Transforms of your own (`augment.transforms`), whose random numbers follow from (seed, epoch, index).
+"""Call your own transforms (`augment.transforms`), with random numbers that follow from (seed, epoch, index).
 
 They draw from global generators, which all threads share. For torch's, a mode of the thread passes a generator of the
 image to each random function. For NumPy's and Python's, one image at a time is transformed, with both generators seeded
-by the image and restored afterwards. Whether transforms draw from these is seen from their states.
+by the image and restored afterwards. The states show whether transforms draw from them.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class SeededTorch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, FunctionType):  # is written in Python, as dropout; this mode does not see what it calls
+        if isinstance(func, FunctionType):  # written in Python, such as dropout: this mode does not see its calls
             with SeededOperations(self.generator):
                 return func(*args, **kwargs)
         return func(*args, **(_with(self.generator, kwargs) if func in RANDOM else kwargs))
@@ -63,7 +63,7 @@ def _with(generator: torch.Generator, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 class GlobalGenerators:
-    """NumPy's and Python's global generators, which threads leave alone together, or use one at a time."""
+    """NumPy's and Python's global generators: threads run together without them, or one thread alone with them."""
 
     def __init__(self) -> None:
         self.entrance, self.left, self.together = threading.Lock(), threading.Condition(), 0
@@ -110,7 +110,7 @@ class UserTransforms:
     """Callables that each get and return a uint8 tensor (C, H, W), for one image after another.
 
     Attributes:
-        alone: whether they are known to draw from NumPy's or Python's global generator.
+        alone: whether the transforms have drawn from NumPy's or Python's global generator.
     """
 
     def __init__(self, transforms: Sequence[Callable[[Tensor], Tensor]]) -> None:
@@ -130,7 +130,7 @@ class UserTransforms:
         with GENERATORS.seeded(seed):
             seeded = None if self.alone else _states()
             transformed = self._apply(image, size, seed)
-            if not self.alone and _states() != seeded:  # the transforms have used one, and not another thread
+            if not self.alone and _states() != seeded:  # it was the transforms, not another thread
                 self.alone = True
                 log.info(
                     "augment.transforms draw from NumPy's or Python's global generator, so one image at a time is "
@@ -140,7 +140,7 @@ class UserTransforms:
 
     def _apply(self, image: Tensor, size: tuple[int, ...], seed: int) -> Tensor:
         threads, seeded = torch.get_num_threads(), SeededTorch(seed)
-        if threads > 1:  # on which sums of floats depend; the threads of a loader have one
+        if threads > 1:  # sums of floats depend on the number; the threads of a loader use one
             torch.set_num_threads(1)
         try:
             image = image.clone()

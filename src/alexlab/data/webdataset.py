@@ -1,4 +1,4 @@
-"""Tar files of the WebDataset kind, which are read in place. A class by index, see items.py."""
+"""Tar files in the format of WebDataset, which are read in place. A class by index, see items.py."""
 
 import glob
 import json
@@ -14,8 +14,8 @@ from alexlab.engine.errors import UserError
 class WebDataset:
     """The images of all tars in `root`, a folder or a glob.
 
-    KEY.jpg is an image, and its class is in KEY.cls or KEY.json ({"label": ...}), else it is the image's folder. A tar
-    is of the split that its name begins with; the others are training images.
+    KEY.jpg is an image, and its class is in KEY.cls or KEY.json ({"label": ...}), or is the image's folder. A tar
+    belongs to the split that its name begins with; any other tar has training images.
 
     Raises:
         UserError: there is no tar, one is damaged, or an image has no class.

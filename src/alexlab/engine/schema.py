@@ -270,7 +270,7 @@ class SchedulerConfig(Group):
     monitor: Metric | None = key("plateau, or a _target_ like it: metric that must improve.", None)
     pct_start: Inside01 = key("onecycle: fraction of the run in which the learning rate rises.", 0.3)
     div_factor: Positive = key("onecycle: the learning rate starts at optimizer.lr divided by this.", 25.0)
-    final_div_factor: Positive = key("onecycle: it ends at the first one divided by this.", 10000.0)
+    final_div_factor: Positive = key("onecycle: the last learning rate is the first one divided by this.", 10000.0)
     decay_fraction: UpTo1 = key("wsd: fraction of the run in which the learning rate falls.", 0.2)
 
     @model_validator(mode="wrap")
@@ -471,7 +471,7 @@ class TrainConfig(CommandConfig):
     ema: EmaConfig = key("Moving average of the weights.", EmaConfig)
     finetune: FinetuneConfig = key("Training from trained weights.", FinetuneConfig)
     monitor: Metric = key("Metric that selects best.ckpt, and that a sweep optimizes.", "val/acc1")
-    monitor_mode: Literal["min", "max"] | None = key("Whether less or more of monitor is better; null: as known.", None)
+    monitor_mode: Literal["min", "max"] | None = key("Whether less or more is better; null: as the metric says.", None)
     on_nan: Literal["stop", "skip"] = key("If the loss is NaN or infinite: stop the run, or skip the step.", "stop")
     test: bool = key("Test the best checkpoint at the end (on val if there is no test/).", True)
     resume: ResumeConfig = key("resume=RUN resumes a run in the same directory, with the same config.", ResumeConfig)

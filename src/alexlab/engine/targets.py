@@ -1,7 +1,7 @@
 """Build the objects that a config names by `_target_`.
 
 The config of your own command line may name anything. A run directory may come from somebody else, and eval, predict,
-export, `alexlab.load`, from_run and resume build what the run's config names. So these check a list of allowed
+export, `alexlab.load`, from_run and resume build what the run's config names. They accept only a list of allowed
 packages, to which `allow=[mypkg]` adds yours. Two things must be on the list: the path of the target, and the module
 that defines the object at that path, because an allowed module may import anything.
 
@@ -39,7 +39,7 @@ MODULE, OPTIMIZER = "torch.nn.modules.module.Module", "torch.optim.optimizer.Opt
 CALLBACK = "pytorch_lightning.callbacks.callback.Callback"
 SCHEDULERS = ("torch.optim.lr_scheduler.LRScheduler", "timm.scheduler.scheduler.Scheduler")
 # The modules of the libraries that define networks for classification, layers, losses, and metrics that are computed
-# from logits: others load models. Private modules are not allowed, but those of torchvision's transforms.
+# from predictions: other metrics load models. Of private modules, only those of torchvision's transforms are allowed.
 MODULES = re.compile(
     r"torch\.nn\.modules\.[a-z]\w*|torchvision\.models\.[a-z]\w*|timm\.(layers|loss|models)(\.[a-z]\w*)*"
     r"|torchvision\.transforms\.v2\._\w+"
@@ -226,7 +226,7 @@ def build(settings: Any, trusted: Trusted = (), known: Mapping[str, Any] | None 
     `_args_` are arguments by position; `_partial_: true` gives a `functools.partial` instead.
 
     Args:
-        known: what the run knows, such as num_classes: passed if the constructor names it and the settings do not.
+        known: values such as num_classes, which are passed if the constructor names them and the settings do not.
 
     Raises:
         UserError: a target is not allowed, or the constructor refuses the values.

@@ -12,7 +12,7 @@ from alexlab.engine.config import flat, look_up
 from alexlab.engine.errors import UserError
 
 ID_FILE = ".mlflow-id"  # in the run directory: the id of the run in MLflow
-# MLflow waits 120 s for a server and tries eight times, in which a run would stand still; and it counts its users.
+# MLflow waits 120 s for a server and tries eight times, while the run stands still. It also sends telemetry.
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 DEFAULTS |= {"MLFLOW_LOGGING_LEVEL": "CRITICAL", "MLFLOW_DISABLE_TELEMETRY": "true"}
 

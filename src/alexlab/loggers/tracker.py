@@ -22,7 +22,7 @@ class Tracker:
 
     Args:
         key: the entry of the config's group `logger`.
-        logger: Lightning's or one's own, with up to two further methods: `log_config(config)` gets the config nested as
+        logger: of Lightning or your own, with up to two further methods: `log_config(config)` gets the config nested as
             it is, instead of `log_hyperparams`; `log_image(key, images, step)` gets figures.
     """
 

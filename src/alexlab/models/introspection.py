@@ -48,7 +48,7 @@ def heads_of(net: nn.Module, num_classes: int | None = None) -> tuple[nn.Module,
 def layers_of(net: nn.Module) -> list[list[str]]:
     """Group the names of the parameters by layer, from the input to the head.
 
-    timm's networks say what their layers are. In others it is the first numbered part of a name, with the number that
+    timm's networks name their layers. In others a layer is the first numbered part of a name, with the number that
     follows it, if any: features.3, layer1.0, encoder.layers.encoder_layer_5. Without a matrix or kernel, as
     normalization, it belongs to the layer before.
     """

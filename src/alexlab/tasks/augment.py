@@ -108,7 +108,7 @@ class BatchAugment:
         """Apply `batch` to uint8 images (B, C, H, W); return float32 from 0 to 255 of the same shape."""
         assert self.batch is not None
         if images.is_floating_point():
-            raise UserError("augment.batch needs uint8 images, and the data gives float ones: set augment.batch=null.")
+            raise UserError("augment.batch needs uint8 images, and the data are float images: set augment.batch=null.")
         if isinstance(self.batch, nn.Module):
             self.batch.to(images.device)
         name = f"augment.batch ({name_of(self.batch)})"

@@ -1,6 +1,6 @@
 """The base classes of tasks: metrics, best values, broken images, checkpoint contents, and workarounds for Lightning.
 
-`BaseTask` is for tasks of this package's kind. `adopt` makes any other LightningModule fit into a run. A task that
+`BaseTask` is the base of this package's tasks. `adopt` makes any other LightningModule fit into a run. A task that
 overrides one of the hooks below must call `super()`.
 """
 
@@ -29,7 +29,7 @@ from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.metrics import MeanLoss
 
 Stage = Literal["train", "val", "test"]
-# what a run sets, and the hooks that it replaces, in a LightningModule of another kind
+# attributes that a run sets, and hooks that it replaces, in a LightningModule that is no BaseTask
 OF_THE_RUN = ("augment", "run", "best", "best_epoch", "improved", "skipped", "class_names", "per_class")
 OURS = ("transfer_batch_to_device", "configure_gradient_clipping")
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
@@ -42,7 +42,7 @@ class RunInfo:
     class_names: Sequence[str] = ()  # readable, in the order of the logits
     seed: int = 0  # of augmentation and dropout
     monitor: str = "val/acc1"  # the validation metric that decides which weights are the best
-    mode: Literal["min", "max"] | None = None  # whether less or more of it is better; None: by its name
+    mode: Literal["min", "max"] | None = None  # whether less or more of `monitor` is better; None: by the name
     max_bad: int | None = None  # broken images that may be skipped, of all splits together; None is no limit
     channels_last: bool = False  # memory format of the network
     provenance: dict[str, Any] = field(default_factory=dict)  # plain values for each checkpoint
@@ -57,7 +57,7 @@ class RunModule(pl.LightningModule):
         skipped: path -> reason of each broken image that was skipped.
         confusion_matrix: of the last test, int64 (classes, classes), summed over the ranks; rows are the true classes.
             None if images do not have one class each.
-        per_class: of the last test, a list of one number per class for each metric that gives them.
+        per_class: of the last test, the list of the numbers per class, for each metric that has them.
         one_class_per_image: whether the test computes a confusion matrix.
         ignores_nonfinite_loss: whether training metrics ignore batches with a NaN or infinite loss (on_nan=skip).
     """
@@ -160,7 +160,7 @@ class RunModule(pl.LightningModule):
                     group["lr"] = base_lr * factor(schedule.last_epoch)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step a schedule; timm's get the number of the epoch or step that comes next."""
+        """Step a schedule. Schedules of timm get the number of the next epoch or step."""
         in_epochs = getattr(scheduler, "t_in_epochs", None)
         if in_epochs is None:
             super().lr_scheduler_step(scheduler, metric)

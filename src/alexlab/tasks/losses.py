@@ -70,7 +70,7 @@ class Focal(nn.Module):
 
 
 class BinaryCrossEntropy(nn.Module):
-    """A yes or no for each class: the mean over classes and images of the sigmoid's cross entropy, in nats.
+    """Binary cross entropy of the sigmoid of each logit: the mean over classes and images, in nats.
 
     Args:
         class_weights: factor on the loss of each class where the target is 1, in training only.

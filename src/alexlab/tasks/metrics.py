@@ -13,7 +13,7 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.targets import Trusted, build, locate
 
 TOP_K = 5
-MOST_BYTES = 1e9  # of scores that a metric may keep, such as AUROC; above it, they are counted in bins
+MOST_BYTES = 1e9  # of scores that a metric such as AUROC may keep; above it, scores are counted in bins
 BINS = 200
 
 
@@ -94,7 +94,7 @@ def build_metrics(
     Args:
         known: arguments that metrics get if they name them, such as num_classes.
         images: of the largest split.
-        note: called with a line for people.
+        note: prints a line.
 
     Raises:
         UserError: an entry is not a metric, or a constructor refuses its settings.
@@ -121,7 +121,7 @@ def build_metrics(
 
 
 def try_metrics(metrics: MetricCollection, probabilities: Tensor, labels: Tensor) -> None:
-    """Update and compute copies of the metrics with made-up predictions, so that a wrong one is found before training.
+    """Update and compute copies of the metrics with random predictions, to find a wrong metric before training.
 
     Raises:
         UserError: a metric refuses them.
@@ -140,6 +140,6 @@ def try_metrics(metrics: MetricCollection, probabilities: Tensor, labels: Tensor
 
 
 def better(metric: Any) -> Literal["min", "max"] | None:
-    """Return what is better of a metric, by its `higher_is_better`; None if it does not say."""
+    """Return whether less or more of a metric is better, by its `higher_is_better`; None if it has none."""
     higher = getattr(metric, "higher_is_better", None)
     return None if higher is None else "max" if higher else "min"

@@ -250,7 +250,7 @@ def lengths(settings: dict[str, Any], steps: int, steps_per_epoch: int, trusted:
 
 
 def check_state(name: str, state: dict[str, Any]) -> None:
-    """Raise UserError if a checkpoint with this state could not be read, because reading one runs no code."""
+    """Raise UserError if a checkpoint with this state could not be read: checkpoints are read without running code."""
     try:
         torch.save(state, buffer := io.BytesIO())
         torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
