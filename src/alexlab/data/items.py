@@ -1,5 +1,6 @@
 """Images by index: any class with `__len__` and `__getitem__(i) -> (image, label)`. docs/extending.md shows one."""
 
+import contextlib
 import functools
 import os
 import zlib
@@ -62,6 +63,15 @@ class ItemIndex:
         """Open image i. Raises OSError if it cannot be read, and UserError if it is of a type that is no image."""
         return as_picture(self.dataset[int(self.numbers[i])][0], self.source)
 
+    @functools.cached_property
+    def channels(self) -> tuple[int, ...]:
+        """The values of model.in_channels that the images can be read with, by the first image."""
+        with contextlib.suppress(OSError):
+            picture = self.picture(0)
+            if isinstance(picture, decode.Pixels) and picture.array.shape[2] not in decode.MODES:
+                return (picture.array.shape[2],)
+        return tuple(decode.MODES)
+
     def subset(self, indices: np.ndarray) -> "ItemIndex":
         part = replace(self, numbers=self.numbers[indices], targets=self.targets[indices])
         return replace(part, **columns_of(self, indices))
@@ -89,7 +99,7 @@ def columns_of(index: Any, indices: np.ndarray) -> dict[str, Any]:
 
 
 def as_picture(image: Any, source: str) -> decode.AnyPicture:
-    """Open the bytes of a file, a path, an array uint8 (H, W) or (H, W, 3), or an image of PIL."""
+    """Open the bytes of a file, a path, an array uint8 (H, W) or (H, W, C), or an image of PIL."""
     if isinstance(image, bytes | Image.Image):
         return decode.Picture(image)
     if isinstance(image, str | os.PathLike):
@@ -97,11 +107,11 @@ def as_picture(image: Any, source: str) -> decode.AnyPicture:
             return decode.open_picture(os.fspath(image))
         except OSError as error:
             raise OSError(f"{image}: {error.strerror or error}") from None
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
-        return decode.Pixels(image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        return decode.Pixels(image if image.ndim == 3 else image[:, :, None])
     kind = f"array {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     raise UserError(
-        f"{source} gives an image as {kind}: give the bytes of a file, a path, an array uint8 (H, W) or (H, W, 3), or "
+        f"{source} gives an image as {kind}: give the bytes of a file, a path, an array uint8 (H, W) or (H, W, C), or "
         "an image of PIL."
     )
 
@@ -170,11 +180,6 @@ class ItemData(ImageFolders):
         parts = self._built_by_split() if self.by_split else self._divided(self.make())
         if "train" not in parts:
             raise UserError(f"{self.source} has no training images: it must have a split train.")
-        for index in parts.values():
-            try:
-                index.picture(0)  # a type that is no image is an error before the run starts
-            except OSError:
-                continue
         if self.folds is not None:  # `read` splits them
             return parts
         fractions = {"val": self.val_fraction or 0.0, "test": self.test_fraction}
@@ -182,9 +187,11 @@ class ItemData(ImageFolders):
             if fraction and name in parts:
                 raise UserError(f"data.{name}_fraction={fraction}: {self.source} has {name} images: leave it out.")
         if "val" not in parts:
-            fractions["val"] = fractions["val"] or getattr(parts["train"].dataset, "val_fraction", 0.0)
-            if not fractions["val"]:
+            # an evaluation asks for `val_fraction`, to see if the split was random
+            self.val_fraction = self.val_fraction or getattr(parts["train"].dataset, "val_fraction", None)
+            if self.val_fraction is None:
                 raise UserError(f"{self.source} has no val images: hold out some with data.val_fraction=0.1.")
+            fractions["val"] = self.val_fraction
         fractions = {name: fraction for name, fraction in fractions.items() if fraction}
         return {**parts, **(split(parts["train"], fractions, self.seed) if fractions else {})}
 
@@ -197,7 +204,10 @@ class ItemData(ImageFolders):
                 if not isinstance(error.__cause__, KeyError) or error.__cause__.args != (name,):
                     raise
                 continue
-            if len(dataset):
+            if name == "test" and {*map(str, getattr(dataset, "targets", None) or ["unknown"])} <= {"-1", "None"}:
+                if launcher.prints():
+                    print(f"note: {self.source} hides the labels of its test images: they are not used.", flush=True)
+            elif len(dataset):
                 classes = parts["train"].classes if "train" in parts else None
                 parts[name] = self._index(dataset, f"{self.source}({name})", classes)
         return parts
