@@ -132,13 +132,19 @@ def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.n
     """Return targets, as in `ItemIndex`, and the names of the classes.
 
     Args:
-        labels: a number or a name per image; or, if an image has any number of classes, a row of 0 and 1.
+        labels: a number or a name per image; or, if an image has any number of classes, a row of 0 and 1, or a set.
         classes: the names, in the order of the targets; None: those of the labels.
         where: names image i.
 
     Raises:
         UserError: a label is outside the classes, or of another type.
     """
+    if len(labels) and isinstance(labels[0], set):
+        rows = [row for row, several in enumerate(labels) for _ in several]
+        each, names = encode([label for several in labels for label in several], classes, lambda i: where(rows[i]))
+        flags = np.zeros((len(labels), len(names)), np.uint8)
+        flags[rows, each] = 1
+        return flags, names
     array = np.asarray(labels)
     array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     names = None if classes is None else tuple(map(str, classes))
@@ -214,16 +220,22 @@ class ItemData(ImageFolders):
 
     def _divided(self, dataset: Any) -> dict[str, ItemIndex]:
         """Divide one object by its attribute `splits`, a name per image, if it has that."""
-        index, splits = self._index(dataset, self.source), getattr(dataset, "splits", None)
-        if splits is None:
-            return {"train": index}
+        splits = getattr(dataset, "splits", None) or ["train"] * len(dataset)
         if unknown := set(splits) - SPLITS.keys():
             raise UserError(f"{self.source}: the split {min(unknown)} is none of {', '.join(SPLITS)}.")
-        names = np.array([SPLITS[name] for name in splits])
-        present = (name for name in ("train", "val", "test") if (names == name).any())
-        return {name: index.subset(np.flatnonzero(names == name)) for name in present}
+        rows = {name: np.flatnonzero([SPLITS[split] == name for split in splits]) for name in ("train", "val", "test")}
+        index = self._index(dataset, self.source, trained=rows["train"])
+        return {name: index.subset(numbers) for name, numbers in rows.items() if len(numbers)}
 
-    def _index(self, dataset: Any, source: str, of_train: tuple[str, ...] | None = None) -> ItemIndex:
+    def _index(
+        self, dataset: Any, source: str, of_train: tuple[str, ...] | None = None, trained: np.ndarray | None = None
+    ) -> ItemIndex:
+        """Make the index of all images of an object.
+
+        Args:
+            of_train: the classes, which those of training images in another object have decided.
+            trained: the numbers of the training images; their labels decide the classes.
+        """
         labels = getattr(dataset, "targets", None)
         if labels is None:
             if launcher.prints():
@@ -236,7 +248,11 @@ class ItemData(ImageFolders):
             raise UserError(f"{source} and the training images have different `classes`: give the same ones.")
         has_numbers = len(labels) > 0 and isinstance(labels[0], int | np.integer)
         known = range(self.num_classes) if classes is None and self.num_classes is not None and has_numbers else classes
-        targets, names = encode(labels, of_train or known, lambda i: f"{source}[{i}]")
+        where = getattr(dataset, "where", lambda i: f"{source}[{i}]")
+        known = of_train or known
+        if known is None and trained is not None and 0 < len(trained) < len(labels):
+            _, known = encode([labels[i] for i in trained.tolist()], None, lambda i: where(int(trained[i])))
+        targets, names = encode(labels, known, where)
         columns = {key: getattr(dataset, key, None) for key in COLUMNS}
         arrays: dict[str, Any] = {key: np.asarray(column) for key, column in columns.items() if column is not None}
         return ItemIndex(self.root, source, dataset, np.arange(len(dataset)), targets, names, **arrays)
