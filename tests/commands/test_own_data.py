@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from conftest import ROOT, TINY, command, summary_of
+from torch.utils.data import DataLoader, TensorDataset
 
 from alexlab.data.fast import prepared
+from alexlab.data.own_module import OwnDataModule
+from alexlab.engine.errors import UserError
 
 PARTS = """
 import os
@@ -179,6 +183,26 @@ def test_a_datamodule_trains_is_evaluated_and_resumes_at_an_epoch_end(kind: str,
     for verb, word in (("export", "format=torch_export"), ("eval", "crops=10")):
         done = run(project, "-m", "alexlab", verb, f"run={run_dir}", word, "allow=[mypkg]")
         assert (done.returncode, "does not give by index" in done.stderr) == (2, True), done.stderr
+
+
+def test_the_size_of_a_datamodules_batches_matters_in_training_only() -> None:
+    """A run on two devices is evaluated in one process."""
+
+    class Fixed(pl.LightningDataModule):
+        classes = ("a", "b")
+
+        def train_dataloader(self) -> DataLoader:
+            return DataLoader(TensorDataset(torch.zeros(42, 3, 8, 8), torch.zeros(42)), 8)
+
+        val_dataloader = train_dataloader
+
+    def read(devices: int) -> OwnDataModule:
+        return OwnDataModule(Fixed(), "mypkg.Fixed", ".", 16, world_size=devices).read()
+
+    assert read(1).images == read(2).images == {"train": 42, "val": 42}
+    assert read(2).train_batches == 3
+    with pytest.raises(UserError, match=r"makes batches of 8 images on 1 devices, and .* set data.batch_size=8"):
+        _ = read(1).train_batches
 
 
 @pytest.mark.parametrize("word", ["data.sampler=balanced", "data.val_fraction=0.2", "data.on_error=skip"])

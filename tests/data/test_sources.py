@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import shutil
 import struct
 import tarfile
 import threading
@@ -15,7 +17,8 @@ import torch
 from conftest import photo
 from PIL import Image
 
-from alexlab.data import folder
+from alexlab.commands.evaluate import split_by
+from alexlab.data import decode, folder
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.items import ItemData
 from alexlab.data.sources import build_data
@@ -75,7 +78,7 @@ def colours_fit(data: Any) -> bool:
     for images, targets, _, _ in data.val_dataloader():
         for image, target in zip(images, targets.tolist(), strict=True):
             seen += 1
-            expected = torch.tensor(COLOURS[data.classes[target]])
+            expected = torch.tensor(COLOURS[data.classes[target].partition(",")[0]])
             assert torch.equal(image[:, 8, 8].int(), expected.int())
     return seen > 0
 
@@ -444,13 +447,49 @@ def test_one_npz_file_is_split_by_a_fraction(tmp_path: Path) -> None:
     assert (data.images, data.classes) == ({"train": 16, "val": 4}, ("a", "b"))
 
 
+def numbered(channels: tuple[int, ...]) -> np.ndarray:
+    """Arrays (20, 16, 16, C) in which channel c of image n is 10 * n + c."""
+    values = 10 * np.arange(20)[:, None] + np.arange(math.prod(channels))
+    return np.broadcast_to(values.reshape(20, 1, 1, *channels), (20, 16, 16, *channels)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("channels", "wanted"),
+    [((), 1), ((1,), 1), ((), 3), ((), 4), ((3,), 1), ((4,), 3), ((4,), 4), ((2,), 2), ((6,), 6)],
+)
+def test_arrays_have_any_number_of_channels(channels: tuple[int, ...], wanted: int, tmp_path: Path) -> None:
+    array = numbered(channels)
+    np.savez(tmp_path / "data.npz", images=array, labels=np.arange(20) % 2)
+    data = data_of(SOURCES + "arrays.Arrays", root=str(tmp_path / "data.npz"), val_fraction=0.2)
+    data.transforms = dict.fromkeys(data.transforms, SampleTransform(16, channels=wanted, crop_ratio=1.0))
+    index = data.read().splits["val"]
+    seen = torch.cat([images for images, _, _, _ in data.val_dataloader()])
+    for image, name in zip(seen, map(index.name, range(len(index))), strict=True):
+        pixels = array[int(name)]
+        if array.shape[3:] != (wanted,) and wanted != array.ndim - 2:  # as Pillow converts it
+            pixels = np.asarray(Image.fromarray(pixels).convert(decode.MODES[wanted]))
+        expected = torch.tensor(pixels.reshape(16, 16, wanted)).permute(2, 0, 1)
+        assert torch.equal(image, expected)
+
+
+@pytest.mark.parametrize(("channels", "wanted", "rule"), [((6,), 3, "6"), ((2,), 1, "2"), ((), 2, "1 or 3 or 4")])
+def test_other_numbers_of_channels_are_refused_before_the_run(
+    channels: tuple[int, ...], wanted: int, rule: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", images=numbered(channels), labels=np.arange(20) % 2)
+    data = data_of(SOURCES + "arrays.Arrays", root=str(tmp_path / "data.npz"), val_fraction=0.2)
+    data.transforms = dict.fromkeys(data.transforms, SampleTransform(16, channels=wanted))
+    with pytest.raises(UserError, match=rf"`model.in_channels={wanted}` must be {rule} for the images of .*data.npz"):
+        data.read()
+
+
 def test_arrays_of_another_kind_are_errors(tmp_path: Path) -> None:
     target, root = SOURCES + "arrays.Arrays", str(tmp_path)
     assert "has no array 'train_images', but none" in refusal(target, root=root)
     np.save(tmp_path / "train_images.npy", np.zeros((4, 9, 9), np.float32))
     assert "has no array 'train_labels', but train_images" in refusal(target, root=root)
     np.save(tmp_path / "train_labels.npy", np.zeros(3, np.int64))
-    assert "must be uint8 (N, H, W) or (N, H, W, 3), and are float32 (4, 9, 9)" in refusal(target, root=root)
+    assert "must be uint8 (N, H, W) or (N, H, W, C), and are float32 (4, 9, 9)" in refusal(target, root=root)
     np.save(tmp_path / "train_images.npy", np.zeros((4, 9, 9), np.uint8))
     assert "has 4 images and 3 targets" in refusal(target, root=root)
     np.save(tmp_path / "train_labels.npy", np.array([{}, 1, 2, 3], object), allow_pickle=True)
@@ -481,6 +520,7 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_set_of_torchvision_that_is_there_is_read_offline(mnist: Path) -> None:
     data = data_of(SOURCES + "torchvision_sets.TorchvisionSet", name="MNIST", root=str(mnist), download=False).read()
     assert data.images == {"train": 50, "val": 10, "test": 20}, "a tenth of the training images is val"
+    assert split_by(data) == "data.val_fraction", "so an evaluation refuses other images"
     assert data.classes[:2] == ("0 - zero", "1 - one")
     for images, targets, _, _ in data.test_dataloader():
         assert torch.equal(images[:, 1, 8, 8], (10 * targets).to(torch.uint8))
@@ -491,11 +531,49 @@ def test_a_set_of_torchvision_that_is_not_there_is_an_error(tmp_path: Path) -> N
     text = refusal(target, name="CIFAR10", **keys)
     assert f"data.name=CIFAR10 is not complete in data.root={tmp_path}, and nothing is downloaded" in text
     assert not list(tmp_path.iterdir()), "nothing was written"
-    for name in ("CIFAR11", "FakeData", "ImageNet", "VisionDataset"):
+    assert f"data.name=ImageNet is not complete in data.root={tmp_path}" in refusal(target, name="ImageNet", **keys)
+    for name in ("CIFAR11", "FakeData", "Cityscapes", "VisionDataset"):
         assert f"data.name={name} is no classification set" in refusal(target, name=name, **keys)
 
 
-def test_local_sets_of_hugging_face_are_read(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_that_torchvision_does_not_download_are_read_from_the_disk(images: Path, tmp_path: Path) -> None:
+    names = {f"n{k}": (label, "animal") for k, label in enumerate(COLOURS)}
+    torch.save((names, []), tmp_path / "meta.bin")
+    for split in ("train", "val"):
+        for k, label in enumerate(COLOURS):
+            shutil.copytree(images / label, tmp_path / split / f"n{k}")
+    target = SOURCES + "torchvision_sets.TorchvisionSet"
+    data = data_of(target, name="ImageNet", root=str(tmp_path)).read()
+    assert data.images == {"train": 24, "val": 24}
+    assert data.classes == ("cat, animal", "dog, animal", "fox, animal")
+    assert colours_fit(data)
+
+
+def test_a_set_of_pixels_in_a_table_is_read_and_its_hidden_labels_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    resources = {name: (f"{name}.csv", None) for name in ("train", "test", "fer", "icml")}  # without their checksums
+    monkeypatch.setattr(datasets.FER2013, "_RESOURCES", resources)
+    (tmp_path / "fer2013").mkdir()
+    pixels = [" ".join([str(9 * k)] * 48**2) for k in range(20)]
+    for split, head, cells in (
+        ("train", "emotion,pixels", [f"{k % 2}," for k in range(20)]),
+        ("test", "pixels", [""] * 20),
+    ):
+        rows = [cell + row for cell, row in zip(cells, pixels, strict=True)]
+        (tmp_path / f"fer2013/{split}.csv").write_text("\n".join([head, *rows]))
+    data = data_of(SOURCES + "torchvision_sets.TorchvisionSet", name="FER2013", root=str(tmp_path)).read()
+    assert data.images == {"train": 18, "val": 2}
+    index = data.splits["train"]
+    assert [index.picture(i).pixels(channels=1)[0][0, 0, 0] for i in range(18)] == [
+        9 * int(index.name(i)) for i in range(18)
+    ]
+
+
+def test_local_sets_of_hugging_face_are_read(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     target = SOURCES + "huggingface.HuggingFaceSet"
@@ -514,6 +592,11 @@ def test_local_sets_of_hugging_face_are_read(images: Path, tmp_path: Path, monke
     text = refusal(target, path=str(parquet), columns=columns, download=False)
     assert "has no column kind, but image, label: name one with data.columns.label=NAME" in text
     assert "cannot be loaded" in refusal(target, path=str(tmp_path / "empty"), download=False)
+    hidden = whole.map(lambda row: {"label": -1})
+    hidden.to_parquet(str(parquet / "test-00000-of-00001.parquet"))
+    capsys.readouterr()
+    assert data_of(target, path=str(parquet), download=False).read().images == {"train": 21, "val": 3}
+    assert capsys.readouterr().out == f"note: {target} hides the labels of its test images: they are not used.\n"
 
 
 def test_tar_files_are_read_in_place(images: Path, tmp_path: Path) -> None:
@@ -531,7 +614,9 @@ def test_tar_files_are_read_in_place(images: Path, tmp_path: Path) -> None:
     write("train-000.tar", range(4), "cls")
     write("train-001.tar", range(4, 6), "json")
     write("val.tar", range(6, 8), "cls")
+    files = len(list(Path("/proc/self/fd").iterdir()))
     data = data_of(SOURCES + "webdataset.WebDataset", root=str(tmp_path)).read()
+    assert len(list(Path("/proc/self/fd").iterdir())) == files, "no tar stays open: a process may open 1,024 files"
     assert (data.images, data.classes) == ({"train": 18, "val": 6}, ("0", "1", "2"))
     for pixels, targets, _, _ in data.val_dataloader():
         colours = torch.tensor(list(COLOURS.values()))[targets]

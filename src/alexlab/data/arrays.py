@@ -38,9 +38,9 @@ class Arrays:
                 raise
             raise UserError(f"data.root={path} has no array {error}, but {', '.join(files) or 'none'}.") from None
         self.images, self.targets = arrays
-        if self.images.dtype != np.uint8 or (self.images.ndim != 3 and self.images.shape[3:] != (3,)):
+        if self.images.dtype != np.uint8 or self.images.ndim not in (3, 4):
             kind = f"{self.images.dtype} {self.images.shape}"
-            raise UserError(f"{path}: {prefix}images must be uint8 (N, H, W) or (N, H, W, 3), and are {kind}.")
+            raise UserError(f"{path}: {prefix}images must be uint8 (N, H, W) or (N, H, W, C), and are {kind}.")
 
     def __len__(self) -> int:
         return len(self.images)

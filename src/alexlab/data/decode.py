@@ -138,7 +138,7 @@ class Picture:
 class Pixels:
     """An image that is decoded already, uint8 (height, width, C), with the interface of a `Picture`.
 
-    C may be any number. `pixels` raises OSError if another number of channels is wanted.
+    C may be any number. Those of MODES are converted to each other, as in files; for others `pixels` raises OSError.
     """
 
     def __init__(self, pixels: np.ndarray) -> None:
@@ -146,9 +146,12 @@ class Pixels:
         self.size = (pixels.shape[1], pixels.shape[0])
 
     def pixels(self, factor: int = 1, bottom: int | None = None, channels: int = 3) -> tuple[np.ndarray, int]:
-        if self.array.shape[2] != channels:
-            raise OSError(f"it has {self.array.shape[2]} channels, but model.in_channels is {channels}")
-        return self.array, 1
+        own = self.array.shape[2]
+        if own == channels:
+            return self.array, 1
+        if not {own, channels} <= MODES.keys():
+            raise OSError(f"it has {own} channels, but model.in_channels is {channels}")
+        return Picture(Image.fromarray(self.array[..., 0] if own == 1 else self.array)).pixels(channels=channels)
 
 
 AnyPicture = Picture | Pixels

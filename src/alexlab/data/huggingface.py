@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alexlab.data.folder import listed
 from alexlab.data.items import SPLITS
 from alexlab.engine.errors import UserError
@@ -55,9 +53,8 @@ class HuggingFaceSet:
         self.targets, kind = parts[found][label][:], features[label]
         several = getattr(kind, "feature", None)  # of a list of classes per image
         self.classes = getattr(several or kind, "names", None)
-        if several is not None and self.classes is not None:
-            rows = np.eye(len(self.classes), dtype=np.uint8)
-            self.targets = np.stack([rows[numbers].sum(0) for numbers in self.targets])
+        if several is not None:
+            self.targets = list(map(set, self.targets))
 
     def __len__(self) -> int:
         return len(self.targets)

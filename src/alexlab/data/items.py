@@ -1,5 +1,6 @@
 """Images by index: any class with `__len__` and `__getitem__(i) -> (image, label)`. docs/extending.md shows one."""
 
+import contextlib
 import functools
 import os
 import zlib
@@ -62,6 +63,15 @@ class ItemIndex:
         """Open image i. Raises OSError if it cannot be read, and UserError if it is of a type that is no image."""
         return as_picture(self.dataset[int(self.numbers[i])][0], self.source)
 
+    @functools.cached_property
+    def channels(self) -> tuple[int, ...]:
+        """The values of model.in_channels that the images can be read with, by the first image."""
+        with contextlib.suppress(OSError):
+            picture = self.picture(0)
+            if isinstance(picture, decode.Pixels) and picture.array.shape[2] not in decode.MODES:
+                return (picture.array.shape[2],)
+        return tuple(decode.MODES)
+
     def subset(self, indices: np.ndarray) -> "ItemIndex":
         part = replace(self, numbers=self.numbers[indices], targets=self.targets[indices])
         return replace(part, **columns_of(self, indices))
@@ -89,7 +99,7 @@ def columns_of(index: Any, indices: np.ndarray) -> dict[str, Any]:
 
 
 def as_picture(image: Any, source: str) -> decode.AnyPicture:
-    """Open the bytes of a file, a path, an array uint8 (H, W) or (H, W, 3), or an image of PIL."""
+    """Open the bytes of a file, a path, an array uint8 (H, W) or (H, W, C), or an image of PIL."""
     if isinstance(image, bytes | Image.Image):
         return decode.Picture(image)
     if isinstance(image, str | os.PathLike):
@@ -97,11 +107,11 @@ def as_picture(image: Any, source: str) -> decode.AnyPicture:
             return decode.open_picture(os.fspath(image))
         except OSError as error:
             raise OSError(f"{image}: {error.strerror or error}") from None
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
-        return decode.Pixels(image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        return decode.Pixels(image if image.ndim == 3 else image[:, :, None])
     kind = f"array {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     raise UserError(
-        f"{source} gives an image as {kind}: give the bytes of a file, a path, an array uint8 (H, W) or (H, W, 3), or "
+        f"{source} gives an image as {kind}: give the bytes of a file, a path, an array uint8 (H, W) or (H, W, C), or "
         "an image of PIL."
     )
 
@@ -122,13 +132,19 @@ def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.n
     """Return targets, as in `ItemIndex`, and the names of the classes.
 
     Args:
-        labels: a number or a name per image; or, if an image has any number of classes, a row of 0 and 1.
+        labels: a number or a name per image; or, if an image has any number of classes, a row of 0 and 1, or a set.
         classes: the names, in the order of the targets; None: those of the labels.
         where: names image i.
 
     Raises:
         UserError: a label is outside the classes, or of another type.
     """
+    if len(labels) and isinstance(labels[0], set):
+        rows = [row for row, several in enumerate(labels) for _ in several]
+        each, names = encode([label for several in labels for label in several], classes, lambda i: where(rows[i]))
+        flags = np.zeros((len(labels), len(names)), np.uint8)
+        flags[rows, each] = 1
+        return flags, names
     array = np.asarray(labels)
     array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     names = None if classes is None else tuple(map(str, classes))
@@ -170,11 +186,6 @@ class ItemData(ImageFolders):
         parts = self._built_by_split() if self.by_split else self._divided(self.make())
         if "train" not in parts:
             raise UserError(f"{self.source} has no training images: it must have a split train.")
-        for index in parts.values():
-            try:
-                index.picture(0)  # a type that is no image is an error before the run starts
-            except OSError:
-                continue
         if self.folds is not None:  # `read` splits them
             return parts
         fractions = {"val": self.val_fraction or 0.0, "test": self.test_fraction}
@@ -182,9 +193,11 @@ class ItemData(ImageFolders):
             if fraction and name in parts:
                 raise UserError(f"data.{name}_fraction={fraction}: {self.source} has {name} images: leave it out.")
         if "val" not in parts:
-            fractions["val"] = fractions["val"] or getattr(parts["train"].dataset, "val_fraction", 0.0)
-            if not fractions["val"]:
+            # an evaluation asks for `val_fraction`, to see if the split was random
+            self.val_fraction = self.val_fraction or getattr(parts["train"].dataset, "val_fraction", None)
+            if self.val_fraction is None:
                 raise UserError(f"{self.source} has no val images: hold out some with data.val_fraction=0.1.")
+            fractions["val"] = self.val_fraction
         fractions = {name: fraction for name, fraction in fractions.items() if fraction}
         return {**parts, **(split(parts["train"], fractions, self.seed) if fractions else {})}
 
@@ -197,23 +210,32 @@ class ItemData(ImageFolders):
                 if not isinstance(error.__cause__, KeyError) or error.__cause__.args != (name,):
                     raise
                 continue
-            if len(dataset):
+            if name == "test" and {*map(str, getattr(dataset, "targets", None) or ["unknown"])} <= {"-1", "None"}:
+                if launcher.prints():
+                    print(f"note: {self.source} hides the labels of its test images: they are not used.", flush=True)
+            elif len(dataset):
                 classes = parts["train"].classes if "train" in parts else None
                 parts[name] = self._index(dataset, f"{self.source}({name})", classes)
         return parts
 
     def _divided(self, dataset: Any) -> dict[str, ItemIndex]:
         """Divide one object by its attribute `splits`, a name per image, if it has that."""
-        index, splits = self._index(dataset, self.source), getattr(dataset, "splits", None)
-        if splits is None:
-            return {"train": index}
+        splits = getattr(dataset, "splits", None) or ["train"] * len(dataset)
         if unknown := set(splits) - SPLITS.keys():
             raise UserError(f"{self.source}: the split {min(unknown)} is none of {', '.join(SPLITS)}.")
-        names = np.array([SPLITS[name] for name in splits])
-        present = (name for name in ("train", "val", "test") if (names == name).any())
-        return {name: index.subset(np.flatnonzero(names == name)) for name in present}
+        rows = {name: np.flatnonzero([SPLITS[split] == name for split in splits]) for name in ("train", "val", "test")}
+        index = self._index(dataset, self.source, trained=rows["train"])
+        return {name: index.subset(numbers) for name, numbers in rows.items() if len(numbers)}
 
-    def _index(self, dataset: Any, source: str, of_train: tuple[str, ...] | None = None) -> ItemIndex:
+    def _index(
+        self, dataset: Any, source: str, of_train: tuple[str, ...] | None = None, trained: np.ndarray | None = None
+    ) -> ItemIndex:
+        """Make the index of all images of an object.
+
+        Args:
+            of_train: the classes, which those of training images in another object have decided.
+            trained: the numbers of the training images; their labels decide the classes.
+        """
         labels = getattr(dataset, "targets", None)
         if labels is None:
             if launcher.prints():
@@ -226,7 +248,11 @@ class ItemData(ImageFolders):
             raise UserError(f"{source} and the training images have different `classes`: give the same ones.")
         has_numbers = len(labels) > 0 and isinstance(labels[0], int | np.integer)
         known = range(self.num_classes) if classes is None and self.num_classes is not None and has_numbers else classes
-        targets, names = encode(labels, of_train or known, lambda i: f"{source}[{i}]")
+        where = getattr(dataset, "where", lambda i: f"{source}[{i}]")
+        known = of_train or known
+        if known is None and trained is not None and 0 < len(trained) < len(labels):
+            _, known = encode([labels[i] for i in trained.tolist()], None, lambda i: where(int(trained[i])))
+        targets, names = encode(labels, known, where)
         columns = {key: getattr(dataset, key, None) for key in COLUMNS}
         arrays: dict[str, Any] = {key: np.asarray(column) for key, column in columns.items() if column is not None}
         return ItemIndex(self.root, source, dataset, np.arange(len(dataset)), targets, names, **arrays)

@@ -44,7 +44,6 @@ class OwnDataModule(pl.LightningDataModule):
         self.world_size = world_size
         self.splits: dict[str, Any] = {}  # empty, because the images have no index
         self.images: dict[str, int] = {}
-        self.train_batches: int | None = None  # per epoch and rank
         for hook in HOOKS:
             setattr(self, hook, getattr(module, hook))
 
@@ -62,8 +61,11 @@ class OwnDataModule(pl.LightningDataModule):
                 raise UserError(f"{self.source} has no {hook}: training needs train_dataloader and val_dataloader.")
             if split == "test":
                 self.module.setup("test")
-            batches, self.images[split] = self._count(getattr(self.module, hook)(), hook)
-            self.train_batches = batches if split == "train" else self.train_batches
+            loader = getattr(self.module, hook)()
+            try:
+                _, self.images[split] = len(loader), len(loader.dataset)
+            except (TypeError, AttributeError):
+                raise UserError(f"{self.source}.{hook} must return a DataLoader of a known length.") from None
         classes = getattr(self.module, "classes", None)
         if classes is None and self.num_classes is None:
             raise UserError(f"{self.source} has no attribute `classes`: add it, or give data.num_classes=N.")
@@ -73,22 +75,20 @@ class OwnDataModule(pl.LightningDataModule):
         self.readable_classes = names.readable(self.classes, self.class_names)
         return self
 
-    def _count(self, loader: Any, hook: str) -> tuple[int, int]:
-        """Return the batches per rank and the images of a loader."""
-        try:
-            batches, images = len(loader), len(loader.dataset)
-        except (TypeError, AttributeError):
-            raise UserError(f"{self.source}.{hook} must return a DataLoader of a known length.") from None
+    @property
+    def train_batches(self) -> int:
+        """The training batches per epoch and rank. Raises UserError if data.batch_size is not their size."""
+        loader = self.module.train_dataloader()
         size = getattr(loader, "batch_size", None) or self.batch_size // self.world_size
-        if size * self.world_size != self.batch_size and hook == "train_dataloader":
+        if size * self.world_size != self.batch_size:
             raise UserError(
                 f"{self.source} makes batches of {size} images on {self.world_size} devices, and data.batch_size="
                 f"{self.batch_size}: set data.batch_size={size * self.world_size}."
             )
-        if self.world_size > 1:  # Lightning divides the images
-            own = -(-images // self.world_size)
-            batches = own // size if getattr(loader, "drop_last", False) else -(-own // size)
-        return batches, images
+        if self.world_size == 1:
+            return len(loader)
+        own = -(-len(loader.dataset) // self.world_size)  # Lightning divides the images
+        return own // size if getattr(loader, "drop_last", False) else -(-own // size)
 
     # -- facts
 

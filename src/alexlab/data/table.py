@@ -45,38 +45,22 @@ class Table:
                     "data.columns.path=NAME, data.columns.label=NAME or data.columns.labels=[NAME,...]."
                 )
         cells = {key: table[name] for key, name in column.items() if name in table}
-        self._refuse(cells["path"] == "", "no path")
         self.paths = cells["path"].tolist()
+        self._refuse(cells["path"] == "", "no path")
         self.splits = cells["split"].tolist() if "split" in cells else None
         if "split" in cells:
             self._refuse(~cells["split"].isin(list(SPLITS)), f"a split that is none of {', '.join(SPLITS)}")
         if on_error == "raise":
             self._check_paths()
-        self.classes = None if classes is None else tuple(map(str, classes))
-        in_train = np.array([True] * len(table) if self.splits is None else [s == "train" for s in self.splits])
-
-        # labels
+        self.classes = of_classes or classes
         if of_classes:
-            self.classes, flags = tuple(map(str, of_classes)), table[of_classes].replace({"0.0": "0", "1.0": "1"})
+            flags = table[of_classes].replace({"0.0": "0", "1.0": "1"})
             self._refuse(~flags.isin(["0", "1"]).all(axis=1), f"a cell that is not 0 or 1 in {listed(of_classes)}")
             self.targets: Any = (flags == "1").to_numpy(np.uint8)
         elif multilabel:
-            lists = [[label.strip() for label in cell.split(separator) if label.strip()] for cell in cells["label"]]
-            if self.classes is None:
-                trained = (labels for labels, is_trained in zip(lists, in_train, strict=True) if is_trained)
-                self.classes = tuple(sorted(set().union(*trained)))
-            number = {name: target for target, name in enumerate(self.classes)}
-            self._refuse(np.array([not number.keys() >= set(labels) for labels in lists]), self._outside())
-            self.targets = np.zeros((len(lists), len(number)), np.uint8)
-            for row, labels in zip(self.targets, lists, strict=True):
-                row[[number[label] for label in labels]] = 1
+            self.targets = [{label.strip() for label in cell.split(separator)} - {""} for cell in cells["label"]]
         else:
             self._refuse(cells["label"] == "", "no label")
-            if self.classes is None:
-                names = cells["label"][in_train].unique()
-                as_numbers = all(name.isdecimal() for name in names)  # 2 comes before 10
-                self.classes = tuple(sorted(names, key=int if as_numbers else None))
-            self._refuse(~cells["label"].isin(self.classes), self._outside())
             self.targets = cells["label"].tolist()
 
         # what splits and sampling use
@@ -96,6 +80,10 @@ class Table:
     def name(self, i: int) -> str:
         return self.paths[i]
 
+    def where(self, i: int) -> str:
+        """Return where image i is listed, for messages."""
+        return f"{self.file}, line {i + 2}" + (f" ({self.paths[i]})" if self.paths[i] else "")
+
     def _check_paths(self) -> None:
         """Raise UserError if images do not exist: of at most 10,000, because looking at a million takes long."""
         chosen = sample(bytes(16), len(self.paths)).tolist()
@@ -105,9 +93,6 @@ class Table:
             raise UserError(
                 f"{self.file}: {len(missing):,} of {len(chosen):,} paths do not exist in data.root={self.root}: {some}."
             )
-
-    def _outside(self) -> str:
-        return f"a label that is none of the {len(self.classes or ())} classes {listed(self.classes or ())}"
 
     def _numbers(self, cells: Any, what: str, least: int = 0) -> np.ndarray:
         import pandas as pd
@@ -120,8 +105,7 @@ class Table:
         """Raise UserError for the first row that is wrong."""
         if wrong.any():
             row = int(np.argmax(wrong))
-            path = getattr(self, "paths", [""] * len(wrong))[row]
-            raise UserError(f"{self.file}, line {row + 2} has {what}" + (f" ({path})." if path else "."))
+            raise UserError(f"{self.where(row)} has {what}.")
 
 
 def read(file: Path) -> Any:

@@ -2,7 +2,6 @@
 
 import glob
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -25,19 +24,18 @@ class WebDataset:
         paths = sorted(glob.glob(str(Path(root, "*.tar")) if Path(root).is_dir() else root))  # noqa: PTH207
         if not paths:
             raise UserError(f"`data.root={root}` contains no tar file: give a folder of them, or a glob in quotes.")
-        self.places: list[tuple[int, int, int]] = []  # an open file, offset and size in bytes
+        self.places: list[tuple[str, int, int]] = []  # a tar, offset and size in bytes
         self.names: list[str] = []
         self.targets: list[str] = []
         self.splits: list[str] = []
         for path in paths:
             split = next((name for name in SPLITS if Path(path).name.startswith(name)), "train")
             images, classes = self._members(path)
-            file = os.open(path, os.O_RDONLY)
             for key, (name, offset, size) in images.items():
                 label = classes.get(key) or Path(name).parent.name
                 if not label:
                     raise UserError(f"{path}: {name} has no class: add {Path(name).stem}.cls, or a folder per class.")
-                self.places.append((file, offset, size))
+                self.places.append((path, offset, size))
                 self.names.append(f"{Path(path).name}/{name}")
                 self.targets.append(label)
                 self.splits.append(split)
@@ -65,8 +63,10 @@ class WebDataset:
         return len(self.places)
 
     def __getitem__(self, i: int) -> tuple[bytes, str]:
-        file, offset, size = self.places[i]
-        return os.pread(file, size, offset), self.targets[i]
+        path, offset, size = self.places[i]
+        with open(path, "rb", buffering=0) as file:  # open tars may be more than a process is allowed to have
+            file.seek(offset)
+            return file.read(size), self.targets[i]
 
     def name(self, i: int) -> str:
         return self.names[i]
