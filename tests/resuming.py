@@ -48,6 +48,10 @@ class TinyNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.layers(images))
 
+    def group_matcher(self, coarse: bool) -> Callable[[str], int]:
+        """Return the number of the layer of a parameter, for optimizer.layer_decay."""
+        return lambda name: int(name.startswith("head"))
+
 
 class Killed(BaseException):
     """Stands for a process that was killed."""

@@ -157,6 +157,9 @@ def test_curves_are_drawn_over_epochs(tmp_path: Path) -> None:
     unmarked = plots.curves(path)
     assert unmarked is not None
     assert coloured(sheet, "#000000") > coloured(unmarked, "#000000") + 50, "a star marks the best epoch"
+    lowest = plots.curves(path, "val/acc1", mode="min")
+    assert lowest is not None
+    assert lowest.tobytes() != sheet.tobytes() == plots.curves(path, "val/acc1", mode="max").tobytes()  # type: ignore[union-attr]
     assert sheet.width == pytest.approx(3 * sheet.height * 4.4 / 3.5, rel=0.01), "three panels"
     cut = write_metrics(tmp_path / "cut.csv", [*rows, {"epoch": 5, "step": 44, "val/loss": 1.0, "val/acc1": 0.3}])
     assert plots.Curves(cut).line("val/acc1")[0].tolist() == [1, 2, 3, 4, 4.5], "stopped within the fifth epoch"

@@ -126,6 +126,16 @@ def test_folders_that_cannot_be_opened_are_named_and_the_rest_is_found() -> None
 # -- reading
 
 
+def test_the_best_so_far_of_a_run_follows_its_config_and_its_summary(tmp_path: Path) -> None:
+    rows = "step,val/brier\n9,0.5\n19,0.75\n"
+    for name, more in (("by_name", {}), ("by_config", {"monitor_mode": "min"}), ("by_summary", {})):
+        make_run(tmp_path / name, 0.1, None, monitor="val/brier", **more)
+        (tmp_path / name / "metrics.csv").write_text(rows)
+    write_summary(tmp_path / "by_summary", modes={"brier": "min"})
+    best = {run.name: run.metrics["val/brier"] for run in read_all(tmp_path)}
+    assert best == {"by_name": 0.75, "by_config": 0.5, "by_summary": 0.5}
+
+
 def test_a_running_run_is_distinguished_from_a_killed_one(tmp_path: Path) -> None:
     for name in ("running", "killed"):
         folder = make_run(tmp_path / name, 0.1, None)

@@ -50,7 +50,8 @@ def test_each_optimizer_steps_with_each_scheduler(optimizer: str, scheduler: str
     assert built.defaults["fused"] is True
     not_fused = optimizers.build_optimizer(torch.nn.Linear(2, 2), settings, 64, may_fuse=False)
     assert not_fused.defaults["fused"] is False
-    for entry in optimizers.build_schedulers(built, config.scheduler.model_dump(), 100, 10):
+    schedule = config.scheduler.model_dump(exclude_unset=config.scheduler.target is not None)
+    for entry in optimizers.build_schedulers(built, schedule, 100, 10):
         built.step()
         entry["scheduler"].step(*([1.0] if scheduler == "plateau" and entry["interval"] == "epoch" else []))
     assert 0 < built.param_groups[0]["lr"] <= settings["lr"]

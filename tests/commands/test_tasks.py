@@ -183,6 +183,9 @@ def test_detailed_metrics_are_torchmetrics_of_all_images(shapes: Path, tmp_path:
     assert summary["per_class"]["recall"].keys() == set(names)
     recall = np.nanmean(list(summary["per_class"]["recall"].values()))
     assert summary["test"]["test/recall"] == pytest.approx(recall, abs=1e-6)
+    done = tiny_train(shapes, tmp_path / "untested", "metrics=detailed", "test=false")
+    assert done.returncode == 0, done.stderr
+    assert "per_class" not in summary_of(tmp_path / "untested"), "those of the last epoch may not be the best one's"
 
 
 # -- distillation

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alexlab.analysis import drawing as figures
 from alexlab.analysis import plots
+from alexlab.analysis.runs import recorded_mode
 from alexlab.data.fast.device_cache import Index
 from alexlab.data.sources import Data
 from alexlab.engine import run_dir as rundir
@@ -113,7 +114,9 @@ def pictures(
     if first is not None:
         yield "filters", figures.filters(first[0].weight.detach().float().cpu().numpy(), first[1])
     if (run_dir / "metrics.csv").is_file():
-        plot = plots.curves(run_dir / "metrics.csv", monitor, rundir.read_summary(run_dir).get("steps_per_epoch"))
+        summary = rundir.read_summary(run_dir)
+        of_run = summary.get("steps_per_epoch"), recorded_mode(summary, monitor)
+        plot = plots.curves(run_dir / "metrics.csv", monitor, *of_run)
         if plot is not None:
             yield "curves", plot
     if not data.splits:  # of a LightningDataModule, whose images have no index

@@ -77,13 +77,16 @@ def per_class(accuracies: Sequence[float | None], names: Sequence[str], of: str 
     return _image(figure)
 
 
-def curves(metrics_csv: Path, monitor: str | None = None, epoch_steps: int | None = None) -> Image.Image | None:
+def curves(
+    metrics_csv: Path, monitor: str | None = None, epoch_steps: int | None = None, mode: str | None = None
+) -> Image.Image | None:
     """Draw loss, accuracy and learning rate over the epochs; None if nothing was measured.
 
     Args:
         metrics_csv: the file of a run.
         monitor: the metric whose best epoch is marked, such as "val/acc1".
         epoch_steps: optimizer steps per epoch; None if the first validation was at the end of an epoch.
+        mode: whether the smallest ("min") or the largest ("max") of `monitor` is the best; None: by its name.
 
     Raises:
         UserError: the file cannot be read as a run's metrics.csv.
@@ -107,7 +110,8 @@ def curves(metrics_csv: Path, monitor: str | None = None, epoch_steps: int | Non
             label = "learning rate" if key.startswith("lr") else key
             axes.plot(x, y, color=colour, label=label, linewidth=1.5, marker="o" if len(x) < 3 else None, markersize=4)
             if key == monitor and not np.isnan(y).all():
-                at = int(np.nanargmin(y) if lower_is_better(key) else np.nanargmax(y))
+                is_lower_better = mode == "min" if mode else lower_is_better(key)
+                at = int(np.nanargmin(y) if is_lower_better else np.nanargmax(y))
                 axes.plot(x[at], y[at], "*", color="black", markersize=9, label=f"best {y[at]:.4f}")
         if all(len(read.line(key)[0]) == 1 for key, _ in lines):  # else the axis would show hundredths of an epoch
             axes.set_xlim(0, 2 * read.line(lines[0][0])[0][0])

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +88,8 @@ class Run:
         numbers: dict[str, Any] = {key: self.summary.get(key) for key in NUMBERS}
         best, last = self.summary.get("best") or {}, self.summary.get("last") or {}
         if not best and not last:
-            best, last, speed = _so_far(self.rows, str(self.settings.get("monitor") or "val/acc1"))
+            monitor = str(self.settings.get("monitor") or "val/acc1")
+            best, last, speed = _so_far(self.rows, monitor, self.lower_is_better)
             numbers |= {key: value for key, value in speed.items() if numbers[key] is None}
         numbers |= {key: value for key, value in last.items() if key.startswith("train/")}
         numbers |= {f"last/{key}": value for key, value in last.items() if key.startswith("val/")}
@@ -100,10 +101,10 @@ class Run:
         return {key: value for key, value in numbers.items() if is_number(value) and abs(value) < 1e300}
 
     def lower_is_better(self, key: str) -> bool:
-        """Return whether less of a metric, "val/f1", is better, as the run recorded it; else by the metric's name."""
-        modes = self.summary.get("modes")
-        mode = modes.get(key.rpartition("/")[2]) if isinstance(modes, dict) else None
-        return mode == "min" if mode in ("min", "max") else lower_is_better(key)
+        """Return whether less of a metric, "val/f1", is better, by the config, summary.json or the metric's name."""
+        is_monitor = key == self.settings.get("monitor")
+        mode = (is_monitor and self.settings.get("monitor_mode")) or recorded_mode(self.summary, key)
+        return mode == "min" if mode else lower_is_better(key)
 
     @property
     def code_is_unknown(self) -> bool:
@@ -127,6 +128,13 @@ class Run:
         facts["commit"] = f"{str(commit)[:7]}{changes}" if commit else None
         facts["device"] = hardware.get("device") or hardware.get("devices")
         return facts
+
+
+def recorded_mode(summary: dict[str, Any], key: str) -> str | None:
+    """Return "min" or "max", whichever is better of a metric, "val/f1"; None if summary.json does not say."""
+    modes = summary.get("modes")
+    mode = modes.get(key.rpartition("/")[2]) if isinstance(modes, dict) else None
+    return mode if mode in ("min", "max") else None
 
 
 def table_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -310,7 +318,7 @@ def read_metrics(path: Path) -> list[Row]:
     return sorted(rows, key=lambda row: row["step"])
 
 
-def _so_far(rows: list[Row], monitor: str) -> tuple[Row, Row, Row]:
+def _so_far(rows: list[Row], monitor: str, is_lower_better: Callable[[str], bool]) -> tuple[Row, Row, Row]:
     """Return what was measured at the best epoch by `monitor`, what was measured last, and the speed so far."""
     best: Row = {}
     last: Row = {}
@@ -320,7 +328,7 @@ def _so_far(rows: list[Row], monitor: str) -> tuple[Row, Row, Row]:
         last |= {key: merged[key] for key in merged if re.match(r"(train|val)/(?!.*_(best|step)$)", key)}
         validated = {key: last[key] for key in merged if key in last and key.startswith("val/")}
         by = monitor if monitor in validated else min(validated, default="")
-        sign = -1 if lower_is_better(by) else 1
+        sign = -1 if is_lower_better(by) else 1
         value = validated.get(by, float("nan"))
         if abs(value) < 1e300 and (by not in best or sign * value > sign * best[by]):  # False for NaN
             best = validated

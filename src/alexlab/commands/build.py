@@ -8,13 +8,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric import loggers as fabric
@@ -191,11 +190,8 @@ def build_task(
 
     # what the task needs besides the network
     if isinstance(data, ImageFolders) and data.multilabel != config.data.multilabel:
-        raise UserError(
-            f"{data.root} has one class per image, and task=multilabel needs a list of them: use data=table."
-            if config.data.multilabel
-            else f"{data.root} has a list of labels per image: add task=multilabel."
-        )
+        lists, one = "lists of labels: add task=multilabel.", "one class per image, and task=multilabel needs a list"
+        raise UserError(f"{data.root} has {lists if data.multilabel else f'{one} of them: use data=table.'}")
     known = {"num_classes": num_classes, "num_labels": num_classes, "class_names": data.readable_classes}
     known["task"] = "multilabel" if config.data.multilabel else "multiclass"  # of torchmetrics
     criterion = build_loss(config, data, known, trusted, trains=plan is not None)
@@ -210,11 +206,10 @@ def build_task(
         optimizer = config.optimizer.model_dump(exclude_unset=True)
         optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
         schedule = config.scheduler.model_dump(exclude_unset=config.scheduler.target is not None)
-        mode = mode_of_monitor(config, metrics, config.scheduler.monitor) if config.scheduler.monitor else None
         run_length = plan.step_images, plan.steps, plan.steps_per_epoch
+        mode = mode_of_monitor(config, metrics, config.scheduler.monitor)
         settings = optimizers.OptimizerSettings(optimizer, schedule, *run_length, trusted, mode)
         settings.build(net)
-        optimizers.state_tensors(optimizer, trusted)
 
     # the task
     mean, std = normalization(net, m.mean, m.std, m.in_channels)
@@ -233,26 +228,19 @@ def build_task(
         provenance={**origin, **data.provenance()},
     )
     arguments = config.task.model_dump(exclude_unset=True) or config.task.model_dump()
-    known |= {"criterion": criterion, "metrics": metrics, "optimizer": settings, "run": run, "augment": augment}
-    if "teacher" in arguments:
-        teacher = arguments["teacher"] if plan is not None else None
-        arguments["teacher"] = build_teacher(teacher, data, augment, trusted, config.allow)
-    task = targets.build(arguments, trusted, {**known, "net": net})
-    if not isinstance(task, pl.LightningModule):
-        raise UserError(
-            f"task._target_={config.task.target} builds a {type(task).__name__}, which is no LightningModule: give a "
-            "class derived from alexlab.tasks.base.BaseTask or pytorch_lightning.LightningModule."
-        )
+    known |= {"net": net, "augment": augment, "criterion": criterion, "metrics": metrics, "optimizer": settings}
+    known["run"] = run
+    if (teacher := arguments.get("teacher")) is not None:
+        trained = build_teacher(teacher, data, augment, trusted, config.allow) if plan is not None else None
+        arguments["teacher"] = trained
+    words = "LightningModule: give a class derived from it, or from alexlab.tasks.base.BaseTask"
+    task = targets.build_part("task", arguments, pl.LightningModule, words, trusted, known)
     named = targets.names_of(config.task.target, trusted)
     parts = {"criterion": "loss", "metrics": "metrics", "optimizer": "optimizer and scheduler"}
     if unused := [part for name, part in parts.items() if name not in named]:
         note(f"note: {config.task.target} does not take {', '.join(unused)}: these settings are not used.")
-    trained = criterion.parameters() if isinstance(criterion, nn.Module) and "criterion" in named else ()
-    if plan is not None and any(parameter.requires_grad for parameter in trained):
-        note(f"note: {config.loss.target} has weights, which conf/optimizer does not train: a task of your own can.")
     if not isinstance(task, BaseTask):
-        known_mode = config.monitor_mode or re.search("loss|acc", config.monitor)
-        if not known_mode:
+        if config.monitor_mode is None and not re.search("loss|acc", config.monitor):
             raise UserError(
                 f"`monitor={config.monitor}`: add monitor_mode=max or monitor_mode=min, whichever is better."
             )
@@ -280,9 +268,10 @@ def build_loss(config: TrainConfig, data: Data, known: dict[str, Any], trusted: 
         raise UserError(f"`label_smoothing={smoothing}` would have no effect, because {why}: remove one of them.")
     if settings.get("class_weights") is not None and "class_weights" in named:
         settings["class_weights"] = class_weights(settings["class_weights"], data) if trains else None
-    criterion = targets.build(settings, trusted, known)
-    if not callable(criterion):
-        raise UserError(f"loss._target_={config.loss.target} builds a {type(criterion).__name__}: give a loss module.")
+    criterion = targets.build_part("loss", settings, Callable, "loss: give a module, or a function", trusted, known)
+    weights = criterion.parameters() if trains and isinstance(criterion, nn.Module) else ()
+    if launcher.prints() and any(parameter.requires_grad for parameter in weights):
+        print(f"note: {config.loss.target} has weights, which conf/optimizer does not train: a task of your own can.")
     return criterion
 
 
@@ -299,13 +288,8 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
     if wanted == "auto":
         if not isinstance(data, ImageFolders):
             raise UserError(f"{shown} counts the images of each class, which {data.source} does not list: give a list.")
-        labels = data.splits["train"].targets
-        if labels.ndim == 2:
-            counts = labels.sum(0)
-            weights = (len(labels) - counts) / np.maximum(counts, 1)
-        else:
-            weights = len(labels) / (len(classes) * np.maximum(np.bincount(labels, minlength=len(classes)), 1))
-        return [float(weight) for weight in weights]
+        images, counts = data.images["train"], [max(count, 1) for count in data.class_counts]
+        return [(images - n) / n if data.multilabel else images / (len(classes) * n) for n in counts]
     if isinstance(wanted, str):
         path = Path(wanted).expanduser()
         if not path.is_file():
@@ -327,14 +311,12 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
 
 def build_teacher(
     wanted: Any, data: Data, augment: BatchAugment, trusted: targets.Trusted, allow: Sequence[str]
-) -> nn.Module | None:
+) -> nn.Module:
     """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`.
 
     Raises:
         UserError: it has other classes, or its inputs are normalized in another way.
     """
-    if wanted is None:
-        return None
     if isinstance(wanted, dict):
         trained = targets.build_network(wanted, len(data.classes), fetch=True, trusted=trusted)
         published = (getattr(trained, "pretrained_cfg", None) or {}).get("num_classes", len(data.classes))
@@ -514,16 +496,11 @@ def build_trackers(config: TrainConfig, done: int | None = None, trusted: target
     known: dict[str, Any] = {"save_dir": config.run_dir, "logs": config.paths.logs, "name": name, "run_name": name}
     known |= {"version": Path(config.run_dir).name, "purge_step": done}
     trackers = []
+    words = "logger: give a class derived from pytorch_lightning.loggers.Logger (not one of the package `lightning`)"
     for key, entry in ({**ours, **others} if launcher.rank() == 0 else {}).items():
-        if key in others:
-            logger = targets.build(look_up(entry), trusted, known)
-        else:
-            logger = targets.build({"_target_": SHIPPED_LOGGERS[key], **entry}, None, known)
-        if not isinstance(logger, fabric.Logger):
-            raise UserError(
-                f"logger.{key}._target_={entry['_target_']} builds a {type(logger).__name__}, which is no logger: give "
-                "a class derived from pytorch_lightning.loggers.Logger (not one of the package `lightning`)."
-            )
+        settings = look_up(entry) if key in others else {"_target_": SHIPPED_LOGGERS[key], **entry}
+        allowed = trusted if key in others else None
+        logger = targets.build_part(f"logger.{key}", settings, fabric.Logger, words, allowed, known)
         trackers.append(Tracker(key, logger))
     return trackers
 
@@ -584,17 +561,11 @@ def build_callbacks(
 
 def build_own_callbacks(config: TrainConfig, trusted: targets.Trusted = ()) -> list[Callback]:
     """Build the user's own callbacks: the entries of `callbacks` that have a _target_."""
-    built = []
+    built, words = [], "callback: give a class derived from pytorch_lightning.Callback"
     for name, entry in (config.callbacks.model_extra or {}).items():
         # a checkpoint has all weights
         settings = entry if config.ckpt_path is None else targets.without_weights(entry, trusted)
-        callback = targets.build(look_up(settings), trusted)
-        if not isinstance(callback, Callback):
-            raise UserError(
-                f"callbacks.{name}._target_={entry['_target_']} builds a {type(callback).__name__}, which is no "
-                "callback: give a class derived from pytorch_lightning.Callback."
-            )
-        built.append(callback)
+        built.append(targets.build_part(f"callbacks.{name}", look_up(settings), Callback, words, trusted))
     return built
 
 

@@ -28,13 +28,9 @@ def build_transforms(config: TrainConfig, trusted: targets.Trusted = ()) -> User
 
 def build_callable(node: dict[str, Any], key: str, trusted: targets.Trusted) -> Callable[..., Any]:
     """Build the transform that the setting `key` names."""
-    built = targets.build(node if trusted is None else targets.without_weights(node, trusted), trusted)
-    if not callable(built):
-        raise UserError(
-            f"{key}._target_={node['_target_']} builds a {type(built).__name__}, which cannot be called with images: "
-            "give a class with __call__, or a function of images with `_partial_: true`."
-        )
-    return built
+    words = "function of images: give a class with __call__, or a function with `_partial_: true`"
+    node = node if trusted is None else targets.without_weights(node, trusted)
+    return targets.build_part(key, node, Callable, words, trusted)
 
 
 def try_transforms(train: SampleTransform) -> None:

@@ -92,12 +92,10 @@ def check_ckpt(
             "and trainer.overfit_batches."
         )
     if config["scheduler"].get("_target_"):  # built before
-        before = total_steps(
-            plan.steps_per_epoch, saved["trainer"].get("max_epochs", 10), saved["trainer"].get("max_steps", -1)
-        )
-        now, then = (
-            optimizers.lengths(config["scheduler"], steps, plan.steps_per_epoch, None) for steps in (plan.steps, before)
-        )
+        ends = saved["trainer"].get("max_epochs", 10), saved["trainer"].get("max_steps", -1)
+        before = total_steps(plan.steps_per_epoch, *ends)
+        both = plan.steps, before
+        now, then = (optimizers.lengths(config["scheduler"], steps, plan.steps_per_epoch, None) for steps in both)
         if now != then:
             counts = ", ".join(f"{key}={then[key]} (now {now[key]})" for key in now)
             raise UserError(

@@ -270,8 +270,9 @@ def register_resolvers(stamp: str) -> None:
     def direction(metric: str, _root_: Any) -> str:
         mode, entry = _root_.get("monitor_mode"), OmegaConf.select(_root_, f"metrics.{metric.removeprefix('val/')}")
         if mode is None and entry is not None:  # as build_task decides, which reports a mode that is unknown
-            higher = getattr(hydra.utils.get_class(entry["_target_"]), "higher_is_better", None)
-            mode = None if higher is None else "max" if higher else "min"
+            from alexlab.tasks.metrics import better  # imports torch
+
+            mode = better(hydra.utils.get_class(entry["_target_"]))
         return f"{mode or schema.mode_of(metric)}imize"
 
     def made(folder: str) -> str:

@@ -214,9 +214,7 @@ def describe(
 
 def capture(net: FromPixels, size: tuple[int, int]) -> ExportedProgram:
     """Return the network's graph, for any number of images of `size` (height, width); UserError if torch cannot."""
-    images = torch.zeros(
-        2, net.scale.shape[1], *size, dtype=torch.uint8
-    )  # torch would take a batch of 1 for a constant
+    images = torch.zeros(2, net.scale.shape[1], *size, dtype=torch.uint8)  # torch takes a batch of 1 for a constant
     fix = "its forward must consist of tensor operations, and must not depend on values or on the number of images."
     with torch.no_grad(), refused(f"{type(net.net).__name__} cannot be exported", fix):
         program = torch.export.export(net, (images,), dynamic_shapes=({0: Dim("batch")},))

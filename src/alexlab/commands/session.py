@@ -182,7 +182,8 @@ class RunSession:
         if experiment.is_pruned:
             self.results["pruned"] = True
         names = experiment.task.class_names
-        if per_class := experiment.task.per_class:
+        per_class = experiment.task.per_class
+        if "test" in self.results and per_class:  # before the test it is of the last validation, which is no best
             self.results["per_class"] = {name: dict(zip(names, each, strict=True)) for name, each in per_class.items()}
         seconds = time.monotonic() - self._started
         if resume.is_own(self.config.ckpt_path, self.path):

@@ -141,10 +141,12 @@ def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.n
     """
     if len(labels) and isinstance(labels[0], set):
         rows = [row for row, several in enumerate(labels) for _ in several]
-        each, names = encode([label for several in labels for label in several], classes, lambda i: where(rows[i]))
-        flags = np.zeros((len(labels), len(names)), np.uint8)
+        if not rows:
+            raise UserError(f"{where(0)}: neither this image nor another one has a label.")
+        each, found = encode([label for several in labels for label in several], classes, lambda i: where(rows[i]))
+        flags = np.zeros((len(labels), len(found)), np.uint8)
         flags[rows, each] = 1
-        return flags, names
+        return flags, found
     array = np.asarray(labels)
     array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     names = None if classes is None else tuple(map(str, classes))

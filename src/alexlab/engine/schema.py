@@ -147,6 +147,18 @@ class Group(BaseModel):
     )
 
 
+class OpenGroup(Group):
+    """A group whose option names a class as `_target_`; all keys but ours are arguments of the class."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class GroupOfTargets(OpenGroup):
+    """A group whose further entries are mappings, each with a `_target_`."""
+
+    __pydantic_extra__: dict[str, Target]
+
+
 def key(description: str, default: Any = ..., alias: str | None = None, **hints: str) -> Any:
     """Declare a key.
 
@@ -177,10 +189,8 @@ class ModelConfig(Group):
     net: Target = key("The network: the class as _target_, and the arguments of the constructor.")
 
 
-class DataConfig(Group):
+class DataConfig(OpenGroup):
     """The images (conf/data). With a `_target_`, further keys are arguments of that class; without it, mistakes."""
-
-    model_config = ConfigDict(extra="allow")
 
     target: Text | None = key("A class of images; null is for folders.", None, alias="_target_")
     name: Text = key("Name of the data, in tables and run names.")
@@ -230,10 +240,8 @@ class AugmentConfig(Group):
     batch: Target | None = key("A transform of whole batches, on the device.", None)
 
 
-class OptimizerConfig(Group):
+class OptimizerConfig(OpenGroup):
     """The optimizer (conf/optimizer). The class gets momentum, nesterov, betas and further keys, if they are set."""
-
-    model_config = ConfigDict(extra="allow")
 
     target: Text = key("The optimizer's class.", alias="_target_")
     lr: Positive = key("Learning rate at the global batch size, or at lr_reference_batch.")
@@ -248,14 +256,10 @@ class OptimizerConfig(Group):
     fused: Literal["auto"] | bool = key("Update all weights at once; auto: not if 16-mixed clips gradients.", "auto")
 
 
-class SchedulerConfig(Group):
+class SchedulerConfig(OpenGroup):
     """The schedule (conf/scheduler): a curve by `name`, or a class by `_target_`, which gets all keys but ours."""
 
-    model_config = ConfigDict(extra="allow")
-
-    name: Literal["constant", "cosine", "linear", "multistep", "onecycle", "plateau", "step", "wsd"] = key(
-        "The schedule.", None
-    )
+    name: Literal["constant", "cosine", "linear", "multistep", "plateau", "step", "wsd"] = key("The schedule.", None)
     target: Text = key("A class of torch, timm or your own, instead of a name.", None, alias="_target_")
     interval: Literal["epoch", "step"] = key("_target_: how often it steps, and the unit of its lengths.", "epoch")
     unit: Literal["epoch", "step"] = key("Unit of all lengths of the schedule; a step is an optimizer step.", "epoch")
@@ -268,9 +272,6 @@ class SchedulerConfig(Group):
     patience: Whole = key("plateau: epochs without improvement before a drop.", 5)
     min_lr: NotNegative = key("plateau: smallest learning rate.", 0.0)
     monitor: Metric | None = key("plateau, or a _target_ like it: metric that must improve.", None)
-    pct_start: Inside01 = key("onecycle: fraction of the run in which the learning rate rises.", 0.3)
-    div_factor: Positive = key("onecycle: the learning rate starts at optimizer.lr divided by this.", 25.0)
-    final_div_factor: Positive = key("onecycle: the last learning rate is the first one divided by this.", 10000.0)
     decay_fraction: UpTo1 = key("wsd: fraction of the run in which the learning rate falls.", 0.2)
 
     @model_validator(mode="wrap")
@@ -356,22 +357,16 @@ class MlflowConfig(Group):
     run_name: Text | None = key("Name of the run; null names it after what the command line changed.", None)
 
 
-class LoggerConfig(Group):
+class LoggerConfig(GroupOfTargets):
     """Loggers (conf/logger). Any other logger is a further entry, which must have a `_target_`."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Target]
 
     wandb: WandbConfig | None = key("Weights & Biases; null is off.", None)
     tensorboard: TensorBoardConfig | None = key("TensorBoard; null is off.", None)
     mlflow: MlflowConfig | None = key("MLflow; null is off.", None)
 
 
-class CallbacksConfig(Group):
+class CallbacksConfig(GroupOfTargets):
     """Callbacks (conf/callbacks). A callback of your own is a further entry, which must have a `_target_`."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Target]
 
     progress: Literal["auto", "rich", "plain", "none"] = key("auto: rich in a terminal, else plain.", "auto")
     lr_monitor: bool = key("Log learning rates.", True)
@@ -380,12 +375,6 @@ class CallbacksConfig(Group):
     device_stats: bool = key("Log statistics of the devices.", False)
     grad_norm: bool = key("Log train/grad_norm of all weights, before clipping.", False)
     early_stopping: Count | None = key("Stop after this many validations without improvement; null does not.", None)
-
-
-class OpenGroup(Group):
-    """A group whose option names a class as `_target_`; all keys but ours are arguments of the class."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class TaskConfig(OpenGroup):
@@ -400,11 +389,8 @@ class LossConfig(OpenGroup):
     target: Text = key("The class.", "alexlab.tasks.losses.CrossEntropy", alias="_target_")
 
 
-class MetricsConfig(Group):
+class MetricsConfig(GroupOfTargets):
     """Metrics of torchmetrics by name (conf/metrics), each with a `_target_`, besides the loss and the accuracies."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Target]
 
 
 class EmaConfig(Group):

@@ -238,6 +238,21 @@ def build(settings: Any, trusted: Trusted = (), known: Mapping[str, Any] | None 
     return _build(settings, more, trusted)
 
 
+def build_part(
+    key: str, settings: Any, kind: Any, words: str, trusted: Trusted = (), known: Mapping[str, Any] | None = None
+) -> Any:
+    """Build what the setting `key` names; UserError as in `build`, or if it is not an instance of `kind`.
+
+    Args:
+        words: the end of the message "builds a dict, which is no ...": what it must be, and what to give instead.
+    """
+    part = build(settings, trusted, known)
+    if not isinstance(part, kind):
+        name = settings["_target_"]
+        raise UserError(f"{key}._target_={name} builds a {type(part).__name__}, which is no {words}.")
+    return part
+
+
 def build_network(settings: Any, num_classes: int, fetch: bool = False, trusted: Trusted = ()) -> nn.Module:
     """Build the network of `model.net`; UserError as in `build`.
 

@@ -204,8 +204,6 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         yield "`scheduler.interval=step` with scheduler.monitor: metrics come with validations, so use interval=epoch."
     if scheduler.name and "interval" in scheduler.model_fields_set:
         yield f"`scheduler.interval` is for a _target_: scheduler={scheduler.name} has scheduler.unit."
-    if scheduler.name == "onecycle" and scheduler.warmup:
-        yield f"`scheduler.warmup={scheduler.warmup}`: scheduler=onecycle rises by itself, as scheduler.pct_start says."
     if config.data.target is None:  # other classes check their files themselves
         yield from _wrong_folder(config.data)
     of_another_run = config.from_run or config.from_wandb or config.resume.run not in (None, "auto")

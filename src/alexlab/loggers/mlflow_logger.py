@@ -62,6 +62,4 @@ class MlflowLogger(pytorch_lightning.loggers.MLFlowLogger):
 
     def finalize(self, status: str = "success") -> None:
         """Close the run as FINISHED, FAILED, or, after a signal, KILLED."""
-        if self._initialized:
-            ends = {"success": "FINISHED", "preempted": "KILLED"}
-            self.experiment.set_terminated(self.run_id, ends.get(status, "FAILED"))
+        super().finalize("KILLED" if status == "preempted" else status)

@@ -1,7 +1,5 @@
 """Facts about any network: the head, the first filters, mean and std of the inputs, and the cost of one image."""
 
-import itertools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,36 +43,23 @@ def heads_of(net: nn.Module, num_classes: int | None = None) -> tuple[nn.Module,
     return several if isinstance(several, tuple) else (head_of(net, num_classes),)
 
 
-def layers_of(net: nn.Module) -> list[list[str]]:
-    """Group the names of the parameters by layer, from the input to the head.
+def depths_of(net: Any) -> dict[str, int]:
+    """Return how many layers each parameter, by name, is below the head.
 
-    timm's networks name their layers. In others a layer is the first numbered part of a name, with the number that
-    follows it, if any: features.3, layer1.0, encoder.layers.encoder_layer_5. Without a matrix or kernel, as
-    normalization, it belongs to the layer before.
+    Raises:
+        UserError: the network has no `group_matcher`, with which timm's networks number their layers.
     """
-    matcher: Any = getattr(net, "group_matcher", None)
-    if matcher is not None:
-        try:
-            from timm.models import group_parameters
-        except ImportError:
-            raise UserError("The layers of this network need the extra: pip install 'alexlab[timm]'.") from None
-        groups = group_parameters(net, matcher(coarse=False))
-        return [groups[number] for number in sorted(groups)]
-
-    def part_of(name: str) -> str:
-        module = name.rpartition(".")[0]
-        numbered = re.match(r"(?:[^.]*\.)*?[^.]*\d[^.]*(?:\.\d+(?!\w))?", module)
-        return numbered[0] if numbered else module
-
-    layers, parameters, has_weights = [list[str]()], dict(net.named_parameters()), False
-    for _, part in itertools.groupby(parameters, part_of):
-        names = list(part)
-        weighs = any(name.endswith("weight") and parameters[name].ndim > 1 for name in names)
-        if weighs and has_weights:
-            layers.append([])
-        has_weights |= weighs
-        layers[-1] += names
-    return layers
+    if not hasattr(net, "group_matcher"):
+        raise UserError(
+            f"`optimizer.layer_decay`: the layers of {type(net).__name__} are unknown. Use model=timm, or give the "
+            "network a method group_matcher as timm's have."
+        )
+    try:
+        from timm.models import group_parameters
+    except ImportError:
+        raise UserError("`optimizer.layer_decay` needs the extra: pip install 'alexlab[timm]'.") from None
+    numbers = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+    return {name: max(numbers.values()) - number for name, number in numbers.items()}
 
 
 def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:

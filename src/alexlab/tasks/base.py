@@ -57,7 +57,7 @@ class RunModule(pl.LightningModule):
         skipped: path -> reason of each broken image that was skipped.
         confusion_matrix: of the last test, int64 (classes, classes), summed over the ranks; rows are the true classes.
             None if images do not have one class each.
-        per_class: of the last test, the list of the numbers per class, for each metric that has them.
+        per_class: of the last validation or test, the list of the numbers per class, for each metric that has them.
         one_class_per_image: whether the test computes a confusion matrix.
         ignores_nonfinite_loss: whether training metrics ignore batches with a NaN or infinite loss (on_nan=skip).
     """

@@ -11,9 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class CrossEntropy(nn.Module):
-    """Cross entropy in nats. Label smoothing and class weights act in training only, so that validation losses stay
-    comparable.
+class Weighted(nn.Module):
+    """A loss with class weights, which act in training only, so that validation losses stay comparable."""
+
+    weights: Tensor | None
+
+    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("weights", weights, persistent=False)
+
+
+class CrossEntropy(Weighted):
+    """Cross entropy in nats. Label smoothing, too, acts in training only.
 
     Args:
         label_smoothing: fraction of the target that is spread evenly over all classes, from 0 to below 1.
@@ -21,13 +31,9 @@ class CrossEntropy(nn.Module):
             the sum of their weights as in torch: so the loss does not depend on how images are divided into batches.
     """
 
-    weights: Tensor | None
-
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
-        super().__init__()
+        super().__init__(class_weights)
         self.label_smoothing = label_smoothing
-        weights = None if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar.
@@ -42,7 +48,7 @@ class CrossEntropy(nn.Module):
         return F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="none").mean()
 
 
-class Focal(nn.Module):
+class Focal(Weighted):
     """Focal loss of softmax probabilities p: the mean of (1 - p)^gamma * -log(p) of the true class (Lin et al. 2017).
 
     Args:
@@ -50,13 +56,9 @@ class Focal(nn.Module):
         class_weights: factor on the loss of each class, in training only.
     """
 
-    weights: Tensor | None
-
     def __init__(self, gamma: float = 2.0, class_weights: Sequence[float] | None = None) -> None:
-        super().__init__()
+        super().__init__(class_weights)
         self.gamma = gamma
-        weights = None if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch: logits (B, num_classes); targets int64 (B,), or probabilities (B, C)."""
@@ -69,19 +71,12 @@ class Focal(nn.Module):
         return (losses * targets).sum(1).mean()
 
 
-class BinaryCrossEntropy(nn.Module):
+class BinaryCrossEntropy(Weighted):
     """Binary cross entropy of the sigmoid of each logit: the mean over classes and images, in nats.
 
     Args:
         class_weights: factor on the loss of each class where the target is 1, in training only.
     """
-
-    weights: Tensor | None
-
-    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
-        super().__init__()
-        weights = None if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch: logits (B, num_classes); targets int64 (B,), or from 0 to 1 (B, C)."""

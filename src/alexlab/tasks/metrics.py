@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from alexlab.engine.errors import UserError
-from alexlab.engine.targets import Trusted, build, locate
+from alexlab.engine.targets import Trusted, build_part, locate
 
 TOP_K = 5
 MOST_BYTES = 1e9  # of scores that a metric such as AUROC may keep; above it, scores are counted in bins
@@ -102,21 +102,15 @@ def build_metrics(
     metrics: dict[str, Metric] = {}
     size = 4 * images * int(known["num_classes"])
     for name, entry in settings.items():
-        more = dict(known)
         takes_bins = "thresholds" in inspect.signature(locate(str(entry["_target_"]), trusted)).parameters
         if takes_bins and size > MOST_BYTES and entry.get("thresholds") is None:
-            entry, more = {**entry, "thresholds": BINS}, more
+            entry = {**entry, "thresholds": BINS}
             note(
                 f"metrics.{name}: the scores of {images:,} images would take {size / 1e9:.1f} GB, so they are counted "
                 f"in {BINS} bins. metrics.{name}.thresholds=N sets another number."
             )
-        metric = build(entry, trusted, more)
-        if not isinstance(metric, Metric):
-            raise UserError(
-                f"metrics.{name}._target_={entry['_target_']} builds a {type(metric).__name__}, which is no metric: "
-                "give a class derived from torchmetrics.Metric."
-            )
-        metrics[name] = metric
+        words = "metric: give a class derived from torchmetrics.Metric"
+        metrics[name] = build_part(f"metrics.{name}", entry, Metric, words, trusted, known)
     return MetricCollection(metrics)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import mode_of
 from alexlab.engine.targets import Trusted, build, locate, names_of
-from alexlab.models.introspection import head_of, layers_of
+from alexlab.models.introspection import depths_of, head_of
 
 # keys of conf/optimizer/*.yaml that are used in this file; the rest are arguments of the optimizer's class
 OUR_KEYS = {"_target_", "lr", "lr_reference_batch", "weight_decay", "decay_norm_and_bias", "fused"}
@@ -47,7 +47,13 @@ class OptimizerSettings:
     mode: Literal["min", "max"] | None = None
 
     def build(self, net: nn.Module, trainer: pl.Trainer | None = None, may_fuse: bool = True) -> Any:
-        """Build what Lightning's `configure_optimizers` returns; without a trainer, to try the settings."""
+        """Build what Lightning's `configure_optimizers` returns; without a trainer, to try the settings.
+
+        Raises:
+            UserError: a mistake in the settings.
+        """
+        if trainer is None:
+            state_tensors(self.optimizer, self.trusted)
         optimizer = build_optimizer(net, self.optimizer, self.images_per_step, may_fuse, self.trusted)
         epochs = (trainer and trainer.check_val_every_n_epoch) or 1
         run = (self.steps, self.steps_per_epoch, epochs, self.trusted, self.mode)
@@ -111,13 +117,9 @@ def parameter_groups(net: nn.Module, lr: float, settings: dict[str, Any]) -> lis
     weight_decay, all_decay = settings.get("weight_decay", 0.0), settings.get("decay_norm_and_bias", False)
     bias_factor, backbone_factor = settings.get("bias_lr_factor", 1.0), settings.get("backbone_lr_factor", 1.0)
     head = {id(p) for p in head_of(net).parameters()} if backbone_factor != 1 else None
-    layer_decay, layers, named = settings.get("layer_decay"), list[list[str]](), dict(net.named_parameters())
-    if layer_decay is not None and len(layers := layers_of(net)) < 2:
-        raise UserError(
-            f"`optimizer.layer_decay={layer_decay}`: no layers of {type(net).__name__} are known. Hold them in an "
-            "nn.Sequential or nn.ModuleList, or give the network a group_matcher as timm's have."
-        )
-    above = {id(named[name]): n for n, names in enumerate(reversed(layers)) for name in names}  # layers above each
+    layer_decay, named = settings.get("layer_decay"), dict(net.named_parameters())
+    depths = depths_of(net) if layer_decay is not None else {}
+    below = {id(named[name]): depth for name, depth in depths.items()}  # layers from each to the head
     groups: dict[tuple[int, bool, bool, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
     for module in net.modules():
@@ -128,7 +130,7 @@ def parameter_groups(net: nn.Module, lr: float, settings: dict[str, Any]) -> lis
             is_bias = name.endswith("bias")
             decays = all_decay or (isinstance(module, DECAYING) and not is_bias)
             in_backbone = head is not None and id(parameter) not in head
-            kind = (above.get(id(parameter), 0), in_backbone, is_bias and bias_factor != 1, not decays)
+            kind = (below.get(id(parameter), 0), in_backbone, is_bias and bias_factor != 1, not decays)
             groups.setdefault(kind, []).append(parameter)
     built: list[dict[str, Any]] = []
     for kind in sorted(groups):  # checkpoints have the groups in this order
@@ -271,8 +273,6 @@ def lr_factor(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> C
     milestones = [round(milestone * unit) for milestone in settings.get("milestones", [])]
     period = max(1, round(settings.get("step_size", 1) * unit))
     gamma = settings.get("gamma", 0.1)
-    start = 1 / settings.get("div_factor", 25.0)  # onecycle
-    end, peak = start / settings.get("final_div_factor", 1e4), settings.get("pct_start", 0.3) * steps - 1
     decay = max(1, round(settings.get("decay_fraction", 0.2) * steps))  # wsd
 
     def factor(step: int) -> float:
@@ -283,11 +283,6 @@ def lr_factor(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> C
             return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
         if name == "linear":
             return floor + (1 - floor) * (1 - progress)
-        if name == "onecycle":  # Smith and Topin 2018, with the cosines of torch's OneCycleLR
-            if step < peak:
-                return start + (1 - start) * (1 - math.cos(math.pi * step / peak)) / 2
-            fall = min(1.0, (step - peak) / max(1, steps - 1 - peak))
-            return end + (1 - end) * (1 + math.cos(math.pi * fall)) / 2
         if name == "wsd":  # MiniCPM (Hu et al. 2024), with the 1 - sqrt of Hägele et al. 2024
             fall = min(1.0, max(0, step - steps + decay) / decay)
             return floor + (1 - floor) * (1 - math.sqrt(fall))
