@@ -345,7 +345,7 @@ def test_keys_that_a_yaml_of_an_option_must_have(default: dict[str, Any]) -> Non
         f"`model.std` is missing: {yaml_of} auto or one number above 0 for each channel.",
         (
             "`scheduler.name` is missing: the yaml of scheduler=NAME must set it to one of constant, cosine, linear, "
-            "multistep, onecycle, plateau, step, wsd."
+            "multistep, plateau, step, wsd."
         ),
     ]
 
@@ -392,7 +392,7 @@ WANDB_RUN = "ENTITY/PROJECT/RUN, where RUN is the last part of the address of th
         ("optimizer.lr", float("nan"), "finite: a number above 0"),
         ("optimizer.betas", [0.9, 1.0], "two or three numbers from 0 to below 1"),
         ("optimizer.fused", "yes", "one of auto, true, false"),
-        ("scheduler.name", "cosin", "one of constant, cosine, linear, multistep, onecycle, plateau, step, wsd"),
+        ("scheduler.name", "cosin", "one of constant, cosine, linear, multistep, plateau, step, wsd"),
         ("scheduler.gamma", 1.5, "above 0 and at most 1"),
         ("scheduler.milestones", [3, 2], "growing numbers above 0"),
         ("scheduler.milestones", [2, 2], "growing numbers above 0"),
