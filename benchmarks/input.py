@@ -58,7 +58,7 @@ def ours(
 
     keep_memory()  # as a training on a CPU does; on a GPU torch keeps pinned batches
     images: Any = preparations.read(root)["train"] if prepared else scan(root)
-    index = Repeated(images)
+    index: Any = Repeated(images)
     transform = SampleTransform(SIDE, "random_resized", flip=0.5, policy=policy)
     batches = TrainBatchSampler(len(index.targets), min(batch, len(index.targets)), seed=0)
     raw_size = images.raw_size if whole else None

@@ -31,7 +31,7 @@ def test_four_rates_and_the_limit_are_printed(shapes: Path, tmp_path: Path) -> N
     done = command("benchmark", *words, f"data.root={shapes}", "model=torchvision", "augment=strong")
     assert done.returncode == 0, done.stderr
     for line in ("decoding alone", "the loader alone", "the device alone, on one batch", "the whole training"):
-        assert re.search(rf"{line} +│ +[0-9,]+ │", done.stdout)
+        assert re.search(rf"{line} +[0-9,]+ images/s", done.stdout)
     assert "-bound: " in done.stdout
     assert not (ROOT / "checkpoints").exists()
 
@@ -45,17 +45,6 @@ def test_wrong_settings_are_refused(shapes: Path) -> None:
         done = command("benchmark", *WORDS, f"data.root={shapes}", *overrides)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert message in done.stderr
-
-
-def test_a_batch_of_broken_images_cannot_be_measured(tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        for label in ("a", "b"):
-            (tmp_path / split / label).mkdir(parents=True)
-            for i in range(8):
-                (tmp_path / split / label / f"{i}.jpg").write_bytes(b"none")
-    done = command("benchmark", *WORDS, f"data.root={tmp_path}")
-    assert done.returncode == 2
-    assert "All images of the first batch are broken, so nothing can be measured" in done.stderr
 
 
 def test_the_printed_sentence_names_the_limit_and_a_fix(shapes: Path) -> None:

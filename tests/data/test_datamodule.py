@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.dataset import Batch
-from alexlab.data.fast.device_cache import Index
 from alexlab.data.folder import ImageIndex
+from alexlab.data.index import Index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 

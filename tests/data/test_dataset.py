@@ -11,7 +11,6 @@ from alexlab.data import decode
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.folder import scan
 from alexlab.data.transforms import SampleTransform
-from alexlab.engine.errors import UserError
 
 
 def pixels(data: ImageDataset, i: int, epoch: int) -> Tensor:
@@ -41,20 +40,6 @@ def test_broken_images_are_reported_or_skipped_with_their_path(tmp_path: Path, d
     assert batch.skipped[str(path)].startswith(f"{path} cannot be read as an image (")
     nothing = skipping.to_batch(keys[1:2], images[1:2], [(0, "why")])
     assert (nothing.images.shape, len(nothing.targets)) == ((0, 3, 32, 32), 0)
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_an_image_that_does_not_fit_into_memory_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    path = photo(tmp_path / "c" / "large.png")
-
-    def fails(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(decode.Picture, "pixels", fails)
-    with pytest.raises(UserError, match=rf"{path} does not fit into memory when it is decoded: make it smaller"):
-        pixels(ImageDataset(scan(tmp_path), SampleTransform(32), 0), 0, 0)
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def test_a_file_written_again_in_place_changes_the_fingerprint_of_a_saved_index(
     assert before[0] == before[1] != after == scan(root).fingerprint
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "version", "lacks targets"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "lacks targets"])
 def test_a_damaged_file_is_written_again(root: Path, tmp_path: Path, scans: list[Path], damage: str) -> None:
     cached_scan(root, None, tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*.npz")
@@ -105,36 +104,11 @@ def test_a_damaged_file_is_written_again(root: Path, tmp_path: Path, scans: list
     if damage in ("empty", "cut"):
         file.write_bytes(file.read_bytes()[: 0 if damage == "empty" else -30])
     else:
-        arrays.pop("targets") if damage == "lacks targets" else arrays.update(version=np.array(1))
+        arrays.pop("targets")
         np.savez(file, **arrays)
     for _ in range(2):
         assert cached_scan(root, None, tmp_path / "cache").names == scan(root).names
     assert scans == [root, root], "read once more, and saved again"
-
-
-def test_one_process_reads_while_the_others_wait(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, proceed, done = threading.Event(), threading.Event(), []
-
-    def slow(*args: object) -> ImageIndex:
-        done.append(1)
-        reading.set()
-        assert proceed.wait(60)
-        return scan(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(folder_cache, "scan", slow)
-    sizes: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: sizes.append(len(cached_scan(root, None, tmp_path / "cache"))))
-        for _ in range(3)
-    ]
-    threads[0].start()
-    assert reading.wait(60)
-    threads[1].start()
-    threads[2].start()
-    proceed.set()
-    for thread in threads:
-        thread.join(60)
-    assert (sizes, done) == ([4, 4, 4], [1])
 
 
 def test_an_index_that_cannot_be_saved_is_a_warning(

@@ -121,11 +121,11 @@ def test_a_class_without_images_does_not_matter() -> None:
         (
             "weighted",
             table([0, 1], weights=np.array([1, -2])),
-            "the column of weights has -2. Each weight must be 0 or",
+            "the weights are from -2 to 1, and each must be",
         ),
-        ("weighted", table([0, 1], weights=np.array([1, np.nan])), "the column of weights has nan. Each"),
-        ("weighted", table([0, 1], weights=np.array([np.inf, 1])), "the column of weights has inf. Each"),
-        ("weighted", table([0, 1], weights=np.array([0, 0])), "the column of weights has nothing but 0. Each weight"),
+        ("weighted", table([0, 1], weights=np.array([1, np.nan])), "the weights are from nan to nan"),
+        ("weighted", table([0, 1], weights=np.array([np.inf, 1])), "the weights are from 1 to inf"),
+        ("weighted", table([0, 1], weights=np.array([0, 0])), "the weights are from 0 to 0"),
     ],
 )
 def test_samplers_refuse_images_that_lack_what_they_need(sampler: str, index: object, message: str) -> None:

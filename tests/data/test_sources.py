@@ -18,7 +18,7 @@ from conftest import photo
 from PIL import Image
 
 from alexlab.commands.evaluate import split_by
-from alexlab.data import decode, folder
+from alexlab.data import decode, folder, splits
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.items import ItemData
 from alexlab.data.sources import build_data
@@ -267,7 +267,7 @@ def test_groups_stay_together() -> None:
 
 def test_fractions_that_do_not_fit_the_splits_are_errors() -> None:
     splits = ["train", "val"] * 12
-    with pytest.raises(UserError, match=r"data.val_fraction=0.2: mypkg.Mine has val images: leave it out"):
+    with pytest.raises(UserError, match=r"data.val_fraction=0.2`: the images have a val split already: leave it"):
         own(lambda: Mine("array", splits=splits), val_fraction=0.2).read()
     with pytest.raises(UserError, match=r"mypkg.Mine has no val images: hold out some with data.val_fraction=0.1"):
         own(lambda: Mine("array")).read()
@@ -277,7 +277,7 @@ def test_fractions_that_do_not_fit_the_splits_are_errors() -> None:
 def test_a_folder_is_split_as_before(images: Path) -> None:
     """The val images of version 0.1, computed here as its code did."""
     index = folder.scan(images)
-    parts = folder.split(index, {"val": 0.25}, seed=5)
+    parts = splits.split(index, {"val": 0.25}, seed=5)
     expected = []
     for target in range(3):
         members = np.flatnonzero(index.targets == target)
@@ -373,12 +373,12 @@ def test_columns_for_sampling_are_kept_by_splits_and_preparation(images: Path, t
 
 
 BAD_TABLES = {
-    "cat/1.png,cat,dev": "t.csv, line 3 has a split that is none of train, val, valid, validation, test (cat/1.png).",
+    "cat/1.png,cat,dev": "t.csv, line 3 (cat/1.png) has a split that is none of train, val, valid, validation, test.",
     ",cat,train": "t.csv, line 3 has no path.",
-    "cat/1.png,,train": "t.csv, line 3 has no label (cat/1.png).",
-    "cat/1.png,zebra,val": "t.csv, line 3 has a label that is none of the 1 classes cat (cat/1.png).",
+    "cat/1.png,,train": "t.csv, line 3 (cat/1.png) has no label.",
+    "cat/1.png,zebra,val": "t.csv, line 3 (cat/1.png): the label zebra must be one of the 1 classes cat.",
     "cat/1.png,cat,val,x": "Expected 3 fields in line 3, saw 4",
-    "cat/1.png,cat": "t.csv, line 3 has a split that is none of",
+    "cat/1.png,cat": "t.csv, line 3 (cat/1.png) has a split that is none of",
     "cat/99.png,cat,val": "1 of 2 paths do not exist in data.root=",
 }
 
@@ -392,10 +392,10 @@ def test_a_bad_row_is_named_with_its_line(row: str, images: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("column", "cell", "message"),
     [
-        ("weight", "heavy", "line 2 has a weight that is no number from 0 on (cat/0.png)"),
-        ("weight", "-1", "line 2 has a weight that is no number from 0 on"),
-        ("weight", "nan", "line 2 has a weight that is no number from 0 on"),
-        ("fold", "first", "line 2 has a fold that is no number from 0 on"),
+        ("weight", "heavy", "line 2 (cat/0.png) has a weight that is no number from 0 on"),
+        ("weight", "-1", "line 2 (cat/0.png) has a weight that is no number from 0 on"),
+        ("weight", "nan", "line 2 (cat/0.png) has a weight that is no number from 0 on"),
+        ("fold", "first", "line 2 (cat/0.png) has a fold that is no number from 0 on"),
     ],
 )
 def test_a_bad_number_is_named_with_its_line(

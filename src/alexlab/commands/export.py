@@ -20,8 +20,8 @@ from alexlab.commands.build import build_data
 from alexlab.commands.evaluate import DOWNLOADING
 from alexlab.commands.predict import Listed, find_images
 from alexlab.data import decode
-from alexlab.data.dataset import ImageSource
 from alexlab.data.fast import prepared
+from alexlab.data.index import Index
 from alexlab.data.sources import need_index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
@@ -135,11 +135,11 @@ def need_extra(format: str) -> None:
         raise UserError(f"format=onnx needs the extra: pip install 'alexlab[export]' ({error}).") from None
 
 
-def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageSource, list[int]]:
+def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[Index, list[int]]:
     """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's own folder."""
     root = Path(run_config.data.root or "")
     folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
-    images: ImageSource
+    images: Index
     if config.images:
         images = Listed(find_images(str(config.images)))
     elif run_config.data.target is not None:
@@ -153,7 +153,7 @@ def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageS
         images = data.splits[data.test_split]
     else:
         try:
-            splits: dict[str, ImageSource] = dict(prepared.read(root)) if prepared.is_prepared(root) else {}
+            splits: dict[str, Index] = dict(prepared.read(root)) if prepared.is_prepared(root) else {}
             images = splits.get("test") or splits.get("val") or Listed(find_images(str(folder)))
         except UserError:
             raise UserError(
@@ -165,7 +165,7 @@ def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[ImageS
     return images, [i * available // count for i in range(count)]
 
 
-def read_pixels(images: ImageSource, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
+def read_pixels(images: Index, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
     """Return uint8 (B, C, H, W), cropped as in the run's evaluation, of the images that can be read."""
     pixels = []
     for i in numbers:

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from alexlab.data import decode
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.folder import EXTENSIONS
+from alexlab.data.index import Index
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler
 from alexlab.engine import run_dir as run_dirs
@@ -28,7 +29,7 @@ from alexlab.tasks.load import config_of, load
 SHOWN = 10  # images in the printed table; the file has all
 
 
-class Listed:
+class Listed(Index):
     """Images of unknown classes, by their paths."""
 
     def __init__(self, paths: list[str]) -> None:

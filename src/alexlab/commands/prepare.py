@@ -7,28 +7,23 @@ and renamed once it is complete, so that a preparation that was killed continues
 import hashlib
 import json
 import os
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from alexlab.data import decode
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fast import prepared
-from alexlab.data.fast.device_cache import Index
-from alexlab.data.fast.prepared import PreparedIndex
 from alexlab.data.fingerprint import changed_splits
-from alexlab.data.folder import ImageIndex, listed
+from alexlab.data.folder import reported
+from alexlab.data.index import Index
 from alexlab.data.items import columns_of
 from alexlab.data.reader_threads import ReaderThreads
 from alexlab.data.sources import build_data, need_index
@@ -41,7 +36,6 @@ from alexlab.engine.schema import PrepareConfig
 
 PARTS = ".parts"  # the folder with the state of an unfinished preparation
 SHOWN = 10  # broken files that are printed; prepared.json lists all
-REPORT_EVERY = 10.0  # seconds between two lines without a terminal
 COLUMNS = ("shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "lengths")
 
 
@@ -166,10 +160,11 @@ def write_split(
         done = state["next"]
     if done:
         print(f"{split}: continuing after {done:,} of {len(index):,} images", flush=True)
-    with ReaderThreads(threads) as pool, progress(split, len(index), done) as advance:
-        images = in_order(pool, index, recipe, done, 4 * threads)
+    with ReaderThreads(threads) as pool:
+        converted = in_order(pool, index, recipe, done, 4 * threads)
+        images = reported(converted, split, f"of {len(index) - done:,} images")
         while done < len(index):
-            shard, part, errors, done = write_shard(out, split, len(parts), index, images, done, shard_bytes, advance)
+            shard, part, errors, done = write_shard(out, split, len(parts), index, images, done, shard_bytes)
             state = {"shard": shard, "broken": errors, "next": done}
             rundir.write_json(out / PARTS / f"{split}-{len(parts):05d}.json", state)
             parts.append(part)
@@ -201,7 +196,6 @@ def write_shard(
     images: Iterator[Converted],
     first: int,
     max_bytes: int,
-    advance: Callable[[int], None],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str], int]:
     """Write one shard from image `first` on; return its entry, its arrays, the broken files and the next image."""
     name = f"{split}-{number:05d}.shard"
@@ -223,7 +217,6 @@ def write_shard(
                 written_images.append(i)
                 written += size
             i += 1
-            advance(i)
             if written >= max_bytes:
                 break
         file.flush()
@@ -271,53 +264,14 @@ def fit(width: int, height: int, recipe: Recipe) -> tuple[tuple[int, int], tuple
     return size, (round((size[0] - short) / 2), round((size[1] - short) / 2)), (short, short)
 
 
-# -- what is printed
-
-
-@contextmanager
-def progress(split: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, otherwise print lines. Yields a function to call with the number of images done."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(f"preparing {split}", total=total, completed=done)
-            yield lambda count: bar.update(task, completed=count)
-        return
-    start = last = time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > REPORT_EVERY:
-            last = time.monotonic()
-            rate = (count - done) / (last - start)
-            line = f"{split}: {count:,} of {total:,} images, {rate:,.0f}/s, {(total - count) / rate / 60:.0f} min left"
-            print(line, file=sys.stderr, flush=True)
-
-    yield advance
-
-
 def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float) -> None:
-    """Print the number of images, unused files, classes without images, and the sizes before and after."""
+    """Print the numbers of images, unused files and classes without images, the size and the speed."""
     for line in data.notes():
         print(f"note: {line}")
-    splits = prepared.read(out)
-    for split, part in about["splits"].items():
+    parts = about["splits"]
+    for split, part in parts.items():
         print(f"{split}: {part['images']:,} of {len(data.splits[split]):,} images in {len(part['shards'])} shards")
-        targets = splits[split].targets
-        used = set((np.unique(targets) if targets.ndim == 1 else np.flatnonzero(targets.any(0))).tolist())
-        missing = [name for target, name in enumerate(data.classes) if target not in used]
-        if missing:
-            print(f"  no image of {listed(missing, SHOWN)}")
-    before = 0
-    for index in data.splits.values():
-        if isinstance(index, PreparedIndex):  # of archives
-            before += int(index.arrays["sizes"].sum())
-        elif isinstance(index, ImageIndex):
-            before += sum(Path(index.path(i)).stat().st_size for i in range(len(index)))
-    after = sum(shard["bytes"] for part in about["splits"].values() for shard in part["shards"])
-    images = sum(part["images"] for part in about["splits"].values())
-    if before:  # images by index have no sizes
-        print(f"{before / 1e6:,.1f} MB became ", end="")
-    print(f"{after / 1e6:,.1f} MB{f' ({after / before:.2f})' if before else ''}", end=", ")
-    print(f"{images / seconds:,.0f} images/s")
+    size = sum(shard["bytes"] for part in parts.values() for shard in part["shards"])
+    images = sum(part["images"] for part in parts.values())
+    print(f"{size / 1e6:,.1f} MB, {images / seconds:,.0f} images/s")
     print(f"train with it: python train.py data=prepared data.root={rundir.shown(out)}", flush=True)

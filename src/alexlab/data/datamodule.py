@@ -1,8 +1,8 @@
 """The LightningDataModule: from a folder of images to batches for this rank. For other images, copy arrays.py.
 
 For images that are organized in another way, `find_splits` is the method to change: it returns one index per split, and
-everything below it (loaders, samplers, caches, fingerprints) works with any index that has the methods of an
-`ImageIndex`. A subclass with another `find_splits` can be named as `_target_` in conf/data, see docs/data.md.
+everything below it (loaders, samplers, caches, fingerprints) works with any `Index` (index.py). A subclass with another
+`find_splits` can be named as `_target_` in conf/data, see docs/data.md.
 """
 
 import functools
@@ -15,15 +15,16 @@ import pytorch_lightning as pl
 import torch
 
 from alexlab.data import class_names as names
-from alexlab.data import decode, demo, fashion_mnist, folder
+from alexlab.data import demo, fashion_mnist, folder
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.fast import archives, device_cache, prepared
-from alexlab.data.fast.device_cache import CACHED, DeviceLoader, Index
+from alexlab.data.fast.device_cache import CACHED, DeviceLoader
 from alexlab.data.fast.folder_cache import cached_scan
 from alexlab.data.folder import ImageIndex
+from alexlab.data.index import Index
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler, TrainBatchSampler, sampling_weights
-from alexlab.data.splits import Selection, class_counts, cross_validation
+from alexlab.data.splits import Selection, class_counts, cross_validation, hold_out
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 from alexlab.engine.process import cores
@@ -96,7 +97,11 @@ class ImageFolders(pl.LightningDataModule):
         if self.splits:
             return self
         splits = self.find_splits()
-        if self.folds is not None and self.fold is not None:
+        if self.folds is None:
+            splits = hold_out(splits, {"val": self.val_fraction, "test": self.test_fraction}, self.seed)
+            if "val" not in splits:
+                raise UserError(f"{self.root} has no val images: hold out some with data.val_fraction=0.1.")
+        elif self.fold is not None:
             splits = cross_validation(splits, self.folds, self.fold, self.seed, self.test_fraction)
         train = splits["train"]
         if len(train.classes) == 1:
@@ -116,23 +121,16 @@ class ImageFolders(pl.LightningDataModule):
         return self
 
     def find_splits(self) -> Mapping[str, Index]:
-        """Return the index of each split: train, val, and test if it exists.
-
-        With `folds`, it need not split the images: `read` pools train and val, and splits them.
-        """
+        """Return the index of each split: train, and val and test if they exist; `read` holds out the others."""
         if self.demo_seed is not None:
             demo.write_demo(self.root, seed=self.demo_seed)
         if self.idx is not None:
             fashion_mnist.write_fashion_mnist(self.root, self.idx)
         if prepared.is_prepared(self.root):
-            self._refuse_fractions("were split when they were prepared")
             return prepared.read(self.root)
         if archives.is_archives(self.root):
-            self._refuse_fractions("are ImageNet's archives, which have their own split")
             return archives.read(self.root)
-        test_fraction = 0.0 if self.folds is not None else self.test_fraction
-        needs_val = self.folds is None
-        return folder.find_splits(self.root, self.val_fraction, test_fraction, self.seed, self._scan, needs_val)
+        return folder.find_splits(self.root, self.val_fraction is not None or self.folds is not None, self._scan)
 
     def read_for_evaluation(self) -> None:
         """Find the images of a folder that needs no training images: test/, else val/, else its class folders."""
@@ -147,22 +145,15 @@ class ImageFolders(pl.LightningDataModule):
 
     def _check_channels(self) -> None:
         for split, index in self.splits.items():
-            channels, known = self.transforms[split].channels, getattr(index, "channels", tuple(decode.MODES))
-            if channels not in known:
-                values = " or ".join(map(str, known))
+            channels = self.transforms[split].channels
+            if channels not in index.channels:
+                values = " or ".join(map(str, index.channels))
                 raise UserError(f"`model.in_channels={channels}` must be {values} for the images of {self.root}.")
 
     def _scan(self, path: Path, classes: tuple[str, ...] | None = None) -> ImageIndex:
         if self.index_cache is None:
             return folder.scan(path, classes)
         return cached_scan(path, classes, Path(self.index_cache))
-
-    def _refuse_fractions(self, reason: str) -> None:
-        if self.val_fraction is not None or self.test_fraction > 0:
-            raise UserError(
-                f"data.val_fraction={self.val_fraction}, data.test_fraction={self.test_fraction}: the images of "
-                f"{self.root} {reason}: remove these settings."
-            )
 
     # -- facts about the images
 

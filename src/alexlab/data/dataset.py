@@ -2,8 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 from alexlab.data import decode
 from alexlab.data.fast import gpu_crop
 from alexlab.data.fast.prepared import PreparedIndex
+from alexlab.data.index import Index
 from alexlab.data.sample_rng import BatchRng, SampleRng
 from alexlab.data.sampler import Key
 from alexlab.data.transforms import SampleTransform
-from alexlab.engine.errors import UserError
 
 BrokenRows = list[tuple[int, str]]  # (row of a batch, what is wrong with the image)
 
@@ -44,40 +43,6 @@ class Batch(NamedTuple):
         return Batch(images, targets, self.skipped)
 
 
-class ImageSource(Protocol):
-    """Images that can be opened by their index, such as an `ImageIndex`."""
-
-    @property
-    def targets(self) -> np.ndarray: ...
-
-    def path(self, i: int) -> str: ...
-
-    def picture(self, i: int) -> decode.AnyPicture: ...
-
-
-class Index(ImageSource, Protocol):
-    """The images of a split: an `ImageIndex`, a `PreparedIndex` or an `ItemIndex`."""
-
-    @property
-    def root(self) -> Path: ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    @property
-    def raw_size(self) -> tuple[int, int] | None: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def names_fingerprint(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def name(self, i: int) -> bytes: ...
-
-
 class ImageDataset:
     """The images of an index, written into the memory of a batch.
 
@@ -90,7 +55,7 @@ class ImageDataset:
 
     def __init__(
         self,
-        index: ImageSource,
+        index: Index,
         transform: SampleTransform,
         seed: int,
         on_error: str = "raise",
@@ -119,7 +84,6 @@ class ImageDataset:
 
         Raises:
             BrokenImageError: a broken image, if `on_error` is "raise".
-            UserError: an image does not fit into memory.
         """
         if not keys:  # a rank without images in the last batch
             return []
@@ -148,13 +112,7 @@ class ImageDataset:
                         raise broken_image from None
                     broken.append((row, broken_image.reason))
                 except Exception as error:
-                    path = self.index.path(i)
-                    # torch reports a failed allocation as a RuntimeError
-                    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-                        raise UserError(
-                            f"{path} does not fit into memory when it is decoded: make it smaller."
-                        ) from None
-                    error.add_note(f"while {path} was read")
+                    error.add_note(f"while {self.index.path(i)} was read")
                     raise
         finally:
             self.reading.pop(thread, None)

@@ -13,6 +13,7 @@ from alexlab.engine.errors import UserError
 FORMAT = 2  # version of the drawings: another version draws different images
 IMAGES_PER_CLASS = {"train": 350, "val": 50, "test": 50}
 MAX_ROTATION = 0.4  # radians (23 degrees): rotated further, a square looks like another class
+SIDE, QUALITY = 80, 88  # in pixels, and of the JPEG files
 MARKER = ".demo.json"
 
 Points = list[tuple[float, float]]
@@ -58,34 +59,27 @@ SHAPES: dict[str, list[Points]] = {
 }
 
 
-def write_demo(
-    root: Path, seed: int = 0, image_size: int = 80, per_class: dict[str, int] | None = None, quality: int = 88
-) -> None:
+def write_demo(root: Path, seed: int = 0, per_class: dict[str, int] | None = None) -> None:
     """Write `root/{train,val,test}/<class>/NNNN.jpg`, unless these files exist.
 
     Args:
         seed: the same seed gives the same bytes.
-        image_size: side in pixels.
         per_class: images per class of each split.
-        quality: of the JPEG files, 1 to 95.
 
     Raises:
         UserError: `root` contains files of the user, or demo images of different settings.
     """
     counts = per_class or IMAGES_PER_CLASS
-    wanted = {"format": FORMAT, "seed": seed, "image_size": image_size, "per_class": counts, "quality": quality}
+    wanted = {"format": FORMAT, "seed": seed, "image_size": SIDE, "per_class": counts, "quality": QUALITY}
     if root.exists() and any(root.iterdir()):
         if not (root / MARKER).is_file():
             raise UserError(
                 f"{root} contains files that are not the demo's, and data=demo would write shapes into it: use your "
                 "own images with data=folder data.root=PATH, or choose another data.root for the shapes."
             )
-        saved = json.loads((root / MARKER).read_text())
-        differ = [f"{key}={saved.get(key)} instead of {new}" for key, new in wanted.items() if saved.get(key) != new]
-        if differ:
+        if (saved := json.loads((root / MARKER).read_text())) != wanted:
             raise UserError(
-                f"{root} contains demo images of different settings ({', '.join(differ)}): remove that folder, or "
-                "choose another data.root."
+                f"{root} contains demo images of {saved} instead of {wanted}: remove it, or choose another data.root."
             )
         return
     with new_folder(root, MARKER) as folder:
@@ -94,7 +88,7 @@ def write_demo(
                 (folder / split / label).mkdir(parents=True)
                 for i in range(count):
                     rng = np.random.Generator(np.random.PCG64([seed, split_number, target, i]))
-                    draw(label, image_size, rng).save(folder / split / label / f"{i:04d}.jpg", quality=quality)
+                    draw(label, SIDE, rng).save(folder / split / label / f"{i:04d}.jpg", quality=QUALITY)
         (folder / MARKER).write_text(json.dumps(wanted))
 
 

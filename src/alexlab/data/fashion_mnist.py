@@ -37,15 +37,9 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} contains files, but no train/: choose another data.root for Fashion-MNIST's images.")
     folder = find(root.parent) if idx == "auto" else Path(idx).expanduser()
-    images = {split: read_idx(folder, f"{start}-images-idx3-ubyte", (28, 28)) for split, start in FILES.items()}
-    targets = {split: read_idx(folder, f"{start}-labels-idx1-ubyte", ()) for split, start in FILES.items()}
-    for split, labels in targets.items():
-        count, largest = len(images[split]), labels.max(initial=0)
-        if len(labels) != count or largest >= len(CLASSES):
-            raise UserError(
-                f"{folder} has {count} {split} images and {len(labels)} labels up to {largest}: Fashion-MNIST has one "
-                "label from 0 to 9 per image."
-            )
+    images, targets = {}, {}
+    for split, start in FILES.items():
+        images[split], targets[split] = read_idx(folder, start)
     print(f"writing Fashion-MNIST's images to {root} ...", flush=True)
     with new_folder(root, "train") as output:
         for target, name in enumerate(CLASSES):
@@ -75,21 +69,20 @@ def find(downloads: Path) -> Path:
     return Path(dataset.raw_folder)
 
 
-def read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read uint8 (N, *shape) from the idx file `folder/name` or `name.gz` (http://yann.lecun.com/exdb/mnist)."""
-    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
-    if not path.is_file():
+def read_idx(folder: Path, start: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read images uint8 (N, 28, 28) and labels uint8 (N,) from idx files (http://yann.lecun.com/exdb/mnist)."""
+    found = []
+    for name, header in ((f"{start}-images-idx3-ubyte", 16), (f"{start}-labels-idx1-ubyte", 8)):
+        path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+        try:
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            found.append(np.frombuffer(content, np.uint8, offset=header))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise UserError(f"data.idx={folder}: {path} cannot be read as a file of Fashion-MNIST ({error}).") from None
+    images, labels = found
+    if len(images) != 28 * 28 * len(labels) or labels.max(initial=0) >= len(CLASSES):
         raise UserError(
-            f"{folder} contains no {name} or {name}.gz: data.idx must be the folder of Fashion-MNIST's files."
+            f"data.idx={folder}: the {start} files have {len(images):,} bytes of images and {len(labels):,} labels up "
+            f"to {labels.max(initial=0)}: Fashion-MNIST has 28 x 28 bytes and a label from 0 to 9 per image."
         )
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}): download it again.") from None
-    rank = 1 + len(shape)
-    sizes = np.frombuffer(raw, ">u4", count=1 + rank) if len(raw) >= 4 + 4 * rank else np.zeros(1 + rank, ">u4")
-    # the magic number: two zeros, 8 for unsigned bytes, and the number of sizes that follow
-    whole = sizes[0] == 0x0800 + rank and tuple(sizes[2:]) == shape and len(raw) == 4 + 4 * rank + np.prod(sizes[1:])
-    if not whole:
-        raise UserError(f"{path} is not an idx file of bytes of shape (N{''.join(f', {n}' for n in shape)}).")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(-1, *shape)
+    return images.reshape(-1, 28, 28), labels

@@ -12,25 +12,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from alexlab.data import decode
-from alexlab.data.fingerprint import names_digest, of_names, of_sizes, sample
-from alexlab.data.splits import split
+from alexlab.data.fingerprint import names_digest, of_sizes, sample
+from alexlab.data.index import Index, name_at
 from alexlab.engine.errors import UserError
+
+T = TypeVar("T")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 KNOWN = frozenset(extension.encode() for extension in EXTENSIONS)
-REPORT_EVERY = 5.0  # seconds, while a large folder is read
+REPORT_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True)
-class ImageIndex:
+class ImageIndex(Index):
     """The images of one split, in arrays: a million (path, class) tuples would take far more memory.
 
     Attributes:
@@ -48,10 +50,6 @@ class ImageIndex:
     targets: np.ndarray
     classes: tuple[str, ...]
     ignored: dict[str, int] = field(default_factory=dict)
-    groups: ClassVar[None] = None  # these three: see `ItemIndex`
-    folds: ClassVar[None] = None
-    weights: ClassVar[None] = None
-    raw_size: ClassVar[None] = None  # of images that are stored as pixels of one size, see `PreparedIndex`
 
     @classmethod
     def from_names(
@@ -61,29 +59,23 @@ class ImageIndex:
         ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         return cls(root, b"".join(names), ends, np.asarray(targets, dtype=np.int64), classes)
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
     def name(self, i: int) -> bytes:
-        return self.names[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])]
+        return name_at(self.names, self.ends, i)
 
     def path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.name(i)))
 
     def picture(self, i: int) -> decode.Picture:
-        """Open image i. Raises OSError if it cannot be read, or is not an image."""
         return decode.open_picture(self.path(i))
 
     def subset(self, indices: np.ndarray) -> "ImageIndex":
-        """Return the images `indices` (int64), in that order."""
         names = [self.name(i) for i in indices.tolist()]
         part = ImageIndex.from_names(self.root, names, self.targets[indices], self.classes)
         return replace(part, ignored=self.ignored)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of names, classes and file sizes; see fingerprint.py."""
-        digest, sizes = self._names_digest(), []
+        digest, sizes = self.names_digest(), []
         for i in sample(digest.digest(), len(self)).tolist():
             try:
                 sizes.append(os.stat(self.path(i)).st_size)  # noqa: PTH116, a Path per file would take longer
@@ -91,12 +83,7 @@ class ImageIndex:
                 sizes.append(-1)  # such as a broken link, which is an error when the image is read
         return of_sizes(digest, np.array(sizes, np.int64))
 
-    @property
-    def names_fingerprint(self) -> str:
-        """The fingerprint that older runs have: of names and classes alone."""
-        return of_names(self._names_digest())
-
-    def _names_digest(self) -> Any:
+    def names_digest(self) -> Any:
         return names_digest(self.names, [self.ends, self.targets], self.classes)
 
 
@@ -134,8 +121,8 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
     with os.scandir(folder) as entries:
         outside = [e for e in entries if e.name[0] != "." and e.name.lower().endswith(EXTENSIONS) and not e.is_dir()]
     ignored = Counter({"": len(outside)})
-    reported, with_folder = time.monotonic(), set(present)
-    for target, label in enumerate(labels):
+    with_folder = set(present)
+    for target, label in enumerate(reported(labels, f"reading {folder}", f"of {len(labels):,} classes")):
         images = sorted(_images_of_class(folder, label, visited, ignored)) if label in with_folder else []
         if not images and classes is None:
             raise UserError(
@@ -145,10 +132,6 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
         counts[target] = len(images)
         names += b"".join(images)  # class by class: a million names as objects would take 100 MB
         lengths.append(np.fromiter(map(len, images), np.int64, len(images)))
-        if time.monotonic() - reported > REPORT_EVERY:
-            reported = time.monotonic()
-            progress = f"{target + 1:,} of {len(labels):,} classes, {counts.sum():,} images ..."
-            print(f"reading {folder}: {progress}", file=sys.stderr, flush=True)
     if not names:
         raise UserError(f"{folder} contains class folders but no image ({', '.join(EXTENSIONS[:4])}, ...).")
     targets = np.repeat(np.arange(len(labels)), counts)
@@ -210,55 +193,28 @@ def _images_of_class(folder: Path, label: str, visited: dict[bytes, int], ignore
 
 def find_splits(
     root: Path,
-    val_fraction: float | None,
-    test_fraction: float,
-    seed: int,
+    divided: bool = False,
     scan: Callable[[Path, tuple[str, ...] | None], ImageIndex] = scan,
-    needs_val: bool = True,
 ) -> dict[str, ImageIndex]:
-    """Read train/, val/ and (if it exists) test/ of `root`; or split the class folders in `root` by fractions.
+    """Read train/, val/ and test/ of `root`, as far as they exist; without train/, its class folders are train.
 
     Args:
-        val_fraction, test_fraction: see `split`; None and 0 if `root` has the splits already.
+        divided: data.val_fraction or data.folds will choose the val images, so that there may be class folders alone.
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
-        needs_val: false if folds will choose the validation images, so that class folders alone are all train.
-
-    Raises:
-        UserError: neither form fits the folder.
     """
-    if (root / "train").is_dir():
-        if val_fraction is not None or test_fraction > 0:
-            raise UserError(
-                f"data.val_fraction={val_fraction}, data.test_fraction={test_fraction}: they split class folders, and "
-                f"{root} has train/ already: remove these settings, or give data.root={root / 'train'}."
-            )
+    present = class_folders(root)
+    if "train" in present:
         splits = {"train": scan(root / "train", None)}
-        for name in ("val", "test"):
-            if (root / name).is_dir():
-                splits[name] = scan(root / name, splits["train"].classes)
-        if "val" not in splits and needs_val:
-            raise UserError(
-                f"{root} has train/ but no val/: add {root / 'val'}, or point data.root at {root / 'train'} and split "
-                "it with data.val_fraction=0.1."
-            )
-        return splits
-    folders = class_folders(root)
-    if val_fraction is None and needs_val:
-        near = [path for path in (root.parent, *(root / name for name in folders)) if (path / "train").is_dir()]
+        held_out = [name for name in ("val", "test") if name in present]
+        return splits | {name: scan(root / name, splits["train"].classes) for name in held_out}
+    if not divided or {"val", "test"} & {*present}:
+        near = [path for path in (root.parent, *(root / name for name in present)) if (path / "train").is_dir()]
         hint = f" Did you mean data.root={near[0]}?" if near else ""
         raise UserError(
             f"{root} contains no train/ folder: it must contain train/ and val/ with one folder of images per class, "
             f"or class folders alone, to be split with data.val_fraction=0.1.{hint}"
         )
-    if present := [name for name in folders if name in ("val", "test")]:
-        raise UserError(
-            f"{root} contains {' and '.join(present)} but no train/: add it, or point data.root at a folder of class "
-            "folders to split it with data.val_fraction."
-        )
-    if val_fraction is None:
-        return {"train": scan(root, None)}
-    fractions = {"val": val_fraction} | ({"test": test_fraction} if test_fraction > 0 else {})
-    return split(scan(root, None), fractions, seed)
+    return {"train": scan(root, None)}
 
 
 # -- for messages, and for data that is written as a folder
@@ -267,6 +223,16 @@ def find_splits(
 def listed(names: Sequence[str], limit: int = 8) -> str:
     """Join names for a message; the rest of many is counted."""
     return ", ".join(names[:limit]) + (f", ... ({len(names) - limit} more)" if len(names) > limit else "")
+
+
+def reported(items: Iterable[T], doing: str, unit: str) -> Iterator[T]:
+    """Yield `items`, and print every ten seconds how many were used."""
+    last = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last > REPORT_EVERY:
+            last = time.monotonic()
+            print(f"{doing}: {count:,} {unit} ...", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

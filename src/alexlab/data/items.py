@@ -7,34 +7,33 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from alexlab.data import decode
 from alexlab.data.datamodule import ImageFolders
-from alexlab.data.fingerprint import names_digest, of_names, of_sizes, sample
-from alexlab.data.folder import listed, split
+from alexlab.data.fast.prepared import COLUMNS
+from alexlab.data.fingerprint import names_digest, of_sizes, sample
+from alexlab.data.folder import listed
+from alexlab.data.index import Index
 from alexlab.engine import launcher
 from alexlab.engine.errors import UserError
 
 # the splits, and their names in tables and other sources
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-COLUMNS = ("groups", "folds", "weights")
 HASHED = 256  # images in memory whose pixels or bytes are part of the fingerprint
 
 
 @dataclass(frozen=True)
-class ItemIndex:
+class ItemIndex(Index):
     """The images of one split of a dataset by index.
 
     Attributes:
         root: the folder of the images, or the name of the class.
         source: the name of the dataset, for messages.
         numbers: int64 (N,): the index in the dataset of image i of the split.
-        targets: int64 (N,); or, if an image has any number of classes, uint8 (N, len(classes)) of 0 and 1.
-        groups, folds, weights: int64, int64 and float64 (N,), for splits and sampling; None if the dataset lacks them.
     """
 
     root: Path
@@ -46,10 +45,6 @@ class ItemIndex:
     groups: np.ndarray | None = None
     folds: np.ndarray | None = None
     weights: np.ndarray | None = None
-    raw_size: ClassVar[None] = None
-
-    def __len__(self) -> int:
-        return len(self.numbers)
 
     def name(self, i: int) -> bytes:
         """Return the name of image i: by default its number."""
@@ -64,8 +59,8 @@ class ItemIndex:
         return as_picture(self.dataset[int(self.numbers[i])][0], self.source)
 
     @functools.cached_property
-    def channels(self) -> tuple[int, ...]:
-        """The values of model.in_channels that the images can be read with, by the first image."""
+    def channels(self) -> tuple[int, ...]:  # type: ignore[override]
+        """See `Index`: by the first image."""
         with contextlib.suppress(OSError):
             picture = self.picture(0)
             if isinstance(picture, decode.Pixels) and picture.array.shape[2] not in decode.MODES:
@@ -79,23 +74,18 @@ class ItemIndex:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of names, classes, and sizes of files, or the content of some images in memory."""
-        digest, are_files = self._names_digest(), isinstance(self.dataset[int(self.numbers[0])][0], str | os.PathLike)
+        digest, are_files = self.names_digest(), isinstance(self.dataset[int(self.numbers[0])][0], str | os.PathLike)
         chosen = self.numbers[sample(digest.digest(), len(self), None if are_files else HASHED)]
         return of_sizes(digest, np.array([checksum(self.dataset, number) for number in chosen.tolist()], np.int64))
 
-    @property
-    def names_fingerprint(self) -> str:
-        return of_names(self._names_digest())
-
-    def _names_digest(self) -> Any:
+    def names_digest(self) -> Any:
         names = b"\0".join(map(self.name, range(len(self))))
         return names_digest(names, [self.targets], self.classes)
 
 
 def columns_of(index: Any, indices: np.ndarray) -> dict[str, Any]:
     """Return the groups, folds and weights of the images `indices`, if the index has them."""
-    columns = {key: getattr(index, key) for key in COLUMNS}
-    return {key: column[indices] for key, column in columns.items() if column is not None}
+    return {key: getattr(index, key)[indices] for key in COLUMNS if getattr(index, key) is not None}
 
 
 def as_picture(image: Any, source: str) -> decode.AnyPicture:
@@ -188,20 +178,10 @@ class ItemData(ImageFolders):
         parts = self._built_by_split() if self.by_split else self._divided(self.make())
         if "train" not in parts:
             raise UserError(f"{self.source} has no training images: it must have a split train.")
-        if self.folds is not None:  # `read` splits them
-            return parts
-        fractions = {"val": self.val_fraction or 0.0, "test": self.test_fraction}
-        for name, fraction in fractions.items():
-            if fraction and name in parts:
-                raise UserError(f"data.{name}_fraction={fraction}: {self.source} has {name} images: leave it out.")
-        if "val" not in parts:
+        if "val" not in parts and self.val_fraction is None and self.folds is None:
             # an evaluation asks for `val_fraction`, to see if the split was random
-            self.val_fraction = self.val_fraction or getattr(parts["train"].dataset, "val_fraction", None)
-            if self.val_fraction is None:
-                raise UserError(f"{self.source} has no val images: hold out some with data.val_fraction=0.1.")
-            fractions["val"] = self.val_fraction
-        fractions = {name: fraction for name, fraction in fractions.items() if fraction}
-        return {**parts, **(split(parts["train"], fractions, self.seed) if fractions else {})}
+            self.val_fraction = getattr(parts["train"].dataset, "val_fraction", None)
+        return parts
 
     def _built_by_split(self) -> dict[str, ItemIndex]:
         parts: dict[str, ItemIndex] = {}

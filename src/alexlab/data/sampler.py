@@ -32,7 +32,7 @@ def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
                 "loss.class_weights=auto, or a column of weights with data.sampler=weighted."
             )
         return 1 / class_counts(index)[index.targets]
-    weights = getattr(index, "weights", None)
+    weights = index.weights
     if weights is None:
         raise UserError(
             "`data.sampler=weighted` needs a weight for each training image: add a column `weight` to the table of "
@@ -40,10 +40,9 @@ def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
         )
     weights = np.asarray(weights, np.float64)
     if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
-        wrong = weights[~(weights >= 0) | np.isinf(weights)]
-        what = f"has {wrong[0]:g}" if len(wrong) else "has nothing but 0"
         raise UserError(
-            f"`data.sampler=weighted`: the column of weights {what}. Each weight must be 0 or more, and one above 0."
+            f"`data.sampler=weighted`: the weights are from {weights.min():g} to {weights.max():g}, and each must be a "
+            "number from 0 on, and one above 0."
         )
     return weights
 

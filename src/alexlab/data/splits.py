@@ -6,26 +6,23 @@ images of a group are in the same part.
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from alexlab.data.fingerprint import names_digest, of_names, of_sizes
+from alexlab.data.decode import AnyPicture
+from alexlab.data.fingerprint import names_digest, of_sizes
+from alexlab.data.index import Index
 from alexlab.engine.errors import UserError
 
-if TYPE_CHECKING:
-    from alexlab.data.decode import AnyPicture
 
-
-class Selection:
+class Selection(Index):
     """Images of one or several indexes of the same classes, as an index.
 
     Attributes:
         parts: the indexes, of any kind.
         rows: int64 (N,): the number of image i among the images of all parts, one part after another.
-        targets: the class of image i, int64 (N,); or the labels of image i, uint8 (N, num_classes).
-        weights, groups, folds: columns of a table, (N,); None if a part lacks them.
     """
 
     def __init__(self, parts: Sequence[Any], rows: np.ndarray) -> None:
@@ -47,9 +44,6 @@ class Selection:
             row -= len(part)
         raise IndexError(i)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def name(self, i: int) -> bytes:
         part, row = self._at(i)
         return part.name(row)
@@ -58,18 +52,15 @@ class Selection:
         part, row = self._at(i)
         return part.path(row)
 
-    def picture(self, i: int) -> "AnyPicture":
-        """Open image i. Raises OSError if it cannot be read, or is not an image."""
+    def picture(self, i: int) -> AnyPicture:
         part, row = self._at(i)
         return part.picture(row)
 
     def subset(self, indices: np.ndarray) -> "Selection":
-        """Return the images `indices` (int64), in that order."""
         return Selection(self.parts, self.rows[indices])
 
     @functools.cached_property
-    def raw_size(self) -> tuple[int, int] | None:
-        """(width, height) if the images are pixels of one size, else None."""
+    def raw_size(self) -> tuple[int, int] | None:  # type: ignore[override]
         sizes = {part.raw_size for part in self.parts}
         return sizes.pop() if len(sizes) == 1 else None
 
@@ -91,9 +82,8 @@ class Selection:
         """The fingerprint of the indexes, of the columns, and of which images were selected; see fingerprint.py."""
         return of_sizes(self._digest([part.fingerprint for part in self.parts]), np.array([], np.int64))
 
-    @property
-    def names_fingerprint(self) -> str:
-        return of_names(self._digest([part.names_fingerprint for part in self.parts]))
+    def names_digest(self) -> Any:
+        return self._digest([part.names_fingerprint for part in self.parts])
 
     def _digest(self, of_parts: list[str]) -> Any:
         columns = (self.weights, self.groups, self.folds)
@@ -121,7 +111,7 @@ def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
         UserError: a class has too few images for each split to get one.
     """
     names = ["train", *fractions]
-    if index.targets.ndim == 2 or getattr(index, "groups", None) is not None:
+    if index.targets.ndim == 2 or index.groups is not None:
         parts = distribute(index, [1 - sum(fractions.values()), *fractions.values()], seed)
         return {name: index.subset(np.flatnonzero(parts == number)) for number, name in enumerate(names)}
     members_of: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -144,6 +134,14 @@ def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
     return {name: index.subset(np.concatenate(members)) for name, members in members_of.items()}
 
 
+def hold_out(splits: Mapping[str, Any], fractions: Mapping[str, float | None], seed: int) -> dict[str, Any]:
+    """Return splits in which these fractions of the training images are val and test; None and 0 are none."""
+    wanted = {name: fraction for name, fraction in fractions.items() if fraction}
+    for name in wanted.keys() & splits.keys():
+        raise UserError(f"`data.{name}_fraction={wanted[name]}`: the images have a {name} split already: leave it out.")
+    return {**splits, **split(splits["train"], wanted, seed)} if wanted else dict(splits)
+
+
 def distribute(index: Any, fractions: Sequence[float], seed: int) -> np.ndarray:
     """Distribute the groups of an index (or the images of one that has lists of labels) over parts of these sizes.
 
@@ -153,7 +151,7 @@ def distribute(index: Any, fractions: Sequence[float], seed: int) -> np.ndarray:
     Returns:
         The part of each image, int64 (N,).
     """
-    groups = getattr(index, "groups", None)
+    groups = index.groups
     members = np.arange(len(index)) if groups is None else np.unique(groups, return_inverse=True)[1]
     counts = np.zeros((members.max() + 1, len(index.classes) + 1))  # the last column counts images
     np.add.at(counts[:, -1], members, 1)
@@ -192,14 +190,9 @@ def cross_validation(
         UserError: there are not enough images or groups; the index has its own folds, and these are not 0 to folds - 1.
     """
     parts = [splits[name] for name in ("train", "val") if name in splits]
-    pool, kept = Selection(parts, np.arange(sum(map(len, parts)))), dict(splits)
-    if test_fraction > 0:
-        if "test" in splits:
-            raise UserError(
-                f"`data.test_fraction={test_fraction}`: the images of {pool.root} have a test split already: remove it."
-            )
-        held_out = split(pool, {"test": test_fraction}, seed)
-        pool, kept["test"] = held_out["train"], held_out["test"]
+    pooled = {**splits, "train": Selection(parts, np.arange(sum(map(len, parts))))}
+    kept = hold_out(pooled, {"test": test_fraction}, seed)
+    pool = kept["train"]
     is_val = fold_of_images(pool, folds, seed) == fold
     return {**kept, "train": pool.subset(np.flatnonzero(~is_val)), "val": pool.subset(np.flatnonzero(is_val))}
 
@@ -210,7 +203,7 @@ def fold_of_images(index: Any, folds: int, seed: int) -> np.ndarray:
     Raises:
         UserError: see `cross_validation`.
     """
-    fold_column, groups = getattr(index, "folds", None), getattr(index, "groups", None)
+    fold_column, groups = index.folds, index.groups
     if fold_column is not None:
         present = np.unique(fold_column).tolist()
         if present != list(range(folds)):

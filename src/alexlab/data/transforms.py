@@ -19,7 +19,7 @@ from alexlab.data import decode, policies
 from alexlab.data.sample_rng import BatchRng, SampleRng, mix
 from alexlab.data.user_transforms import UserTransforms
 
-LONG = 8  # if an image is longer than this many crops, only the part around the crop is resized
+LONG = 8  # if an image is longer than this many crops, only its middle is used by the crops "random" and "center"
 TRIES = 10  # attempts of torchvision's random resized crop, before it takes the middle
 
 
@@ -116,6 +116,11 @@ class SampleTransform:
         if self.crop == "random_resized":
             return CropBox(self.random_box(width, height, rng), result)
         high, wide = covered = self.covered
+        # of a long image, the middle: resized as a whole, a strip of 4 x 20,000 pixels would take a gigabyte
+        left = max(0, width - math.ceil(LONG * height * wide / high)) // 2
+        top = max(0, height - math.ceil(LONG * width * high / wide)) // 2
+        box = (left, top, width - left, height - top)
+        width, height = width - 2 * left, height - 2 * top
         # of a square, torchvision's Resize, which rounds the long side down, and the middle of its CenterCrop
         size = (high, high * width // height) if height * wide <= width * high else (wide * height // width, wide)
         if self.crop == "random":
@@ -123,17 +128,12 @@ class SampleTransform:
             top, left = (round((edge - part) / 2) + rng.below(part - side + 1) for edge, part, side in edges)
         else:
             top, left = (round((edge - side) / 2) for edge, side in zip(size, result, strict=True))
-        if size[0] > LONG * result[0] or size[1] > LONG * result[1]:
-            return _part_of_long_image(width, height, size, (top, left), result)
-        return CropBox((0, 0, width, height), size, (top, left))
+        return CropBox(box, size, (top, left))
 
     def crop_boxes(self, width: int, height: int, rng: BatchRng) -> np.ndarray:
         """Choose what is cropped from each of N images of one size, for `gpu_crop.crop`.
 
         The numbers are those that `crop_box` and `write` would draw for each image.
-
-        Args:
-            width, height: in pixels, neither too long, see `device_cache.why_not_on_device`.
 
         Returns:
             int32 (N, 9): the eight numbers of a `CropBox`, and 1 if the image is mirrored.
@@ -198,25 +198,6 @@ class SampleTransform:
             if not len(open_rows):
                 break
         return boxes
-
-
-def _part_of_long_image(
-    width: int, height: int, size: tuple[int, int], at: tuple[int, int], result: tuple[int, int]
-) -> CropBox:
-    """Resize only the surroundings of the crop, accurate to half a pixel, of an image that is very long.
-
-    Resized as a whole, a strip of 4 x 20,000 pixels would take a gigabyte.
-    """
-    axis = 0 if height * result[1] > width * result[0] else 1
-    side, source = result[axis], (height, width)[axis]
-    times = size[axis] / source
-    first = max(0, math.floor(at[axis] / times) - 2)
-    last = min(source, math.ceil((at[axis] + side) / times) + 2)
-    long = max(side, round((last - first) * times))
-    within = min(long - side, max(0, round(at[axis] - first * times)))
-    if axis == 0:
-        return CropBox((0, first, width, last), (long, size[1]), (within, at[1]))
-    return CropBox((first, 0, last, height), (size[0], long), (at[0], within))
 
 
 @functools.lru_cache(maxsize=4)

@@ -5,20 +5,18 @@ being unpacked. torchvision's parser reads the classes of the validation images 
 """
 
 import os
-import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from alexlab.data.fast.prepared import ARRAYS, PreparedIndex
+from alexlab.data.folder import reported
 from alexlab.engine.errors import UserError
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
-REPORT_EVERY = 10.0  # seconds, while an archive is read
 
 Member = tuple[str, str, int, int]  # class, name, offset and size in bytes
 
@@ -35,9 +33,9 @@ def read(root: Path) -> dict[str, PreparedIndex]:
     wnids = val_classes(root)
     try:
         with tarfile.open(root / TRAIN, "r:") as tar:
-            train = sorted(_reported(_nested_members(tar), "train"))
+            train = sorted(reported(_nested_members(tar), f"reading {root / TRAIN}", "images"))
         with tarfile.open(root / VAL, "r:") as tar:
-            val = sorted(_reported(_members(tar, "", 0), "val"))
+            val = sorted(_members(tar, "", 0))
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{root}: an archive cannot be read ({error}): download it again.") from None
     if len(val) != len(wnids):
@@ -78,15 +76,6 @@ def _nested_members(outer: tarfile.TarFile) -> Iterator[Member]:
         if archive.isfile() and archive.name.endswith(".tar"):
             with tarfile.open(fileobj=outer.extractfile(archive), mode="r:") as inner:
                 yield from _members(inner, Path(archive.name).stem, archive.offset_data)
-
-
-def _reported(members: Iterator[Member], split: str) -> Iterator[Member]:
-    last = time.monotonic()
-    for count, member in enumerate(members):
-        yield member
-        if time.monotonic() - last > REPORT_EVERY:
-            last = time.monotonic()
-            print(f"reading the archive of {split}: {count:,} images ...", file=sys.stderr, flush=True)
 
 
 def _index(path: Path, members: list[Member], classes: tuple[str, ...]) -> PreparedIndex:

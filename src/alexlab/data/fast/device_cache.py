@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from alexlab.data.dataset import Batch, ImageDataset, Index, as_tensor
+from alexlab.data.dataset import Batch, ImageDataset, as_tensor
+from alexlab.data.index import Index
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler, Key
-from alexlab.data.transforms import LONG, SampleTransform
+from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 
 CACHED = ("train", "val")  # the test split is read once
@@ -23,10 +24,7 @@ log = logging.getLogger("alexlab")
 
 def why_not_on_device(index: Index, transform: SampleTransform) -> str | None:
     """Return why the device cannot crop the images, and how to change that; None if it can."""
-    size, (high, wide) = index.raw_size, transform.size
-    # of the sides, relative to those of the result: see SampleTransform.crop_box
-    sides = size and (size[0] * high, size[1] * wide)
-    if sides is None or max(sides) > LONG * transform.crop_ratio * min(sides):
+    if index.raw_size is None:
         return (
             "the device crops only images of one size that are stored as pixels: prepare them with "
             "alexlab prepare data.root=PATH out=PATH format=raw square=true"

@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from alexlab.data import decode
-from alexlab.data.fingerprint import names_digest, of_names, of_sizes
+from alexlab.data.fingerprint import names_digest, of_sizes
+from alexlab.data.index import Index, name_at
 from alexlab.engine.errors import UserError
 
 VERSION = 1
 ABOUT = "prepared.json"
-COLUMNS = ("groups", "folds", "weights")  # of a table that the images were listed in, if it had them
+COLUMNS = ("groups", "folds", "weights")
 ARRAYS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "ends")
 
 
 @dataclass(frozen=True)
-class PreparedIndex:
+class PreparedIndex(Index):
     """The images of one split.
 
     Attributes:
@@ -40,6 +41,7 @@ class PreparedIndex:
             (N, num_classes) if an image has any number of classes.
         recipe: how the images were made, for the fingerprint.
         source: the fingerprint of the images that they were made from.
+        groups, folds, weights: of a table that the images were listed in, if it had them.
     """
 
     root: Path
@@ -50,37 +52,23 @@ class PreparedIndex:
     arrays: dict[str, np.ndarray]
     recipe: str
     source: str = ""
+    groups: np.ndarray | None = None
+    folds: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @property
-    def targets(self) -> np.ndarray:
+    def targets(self) -> np.ndarray:  # type: ignore[override]
         return self.arrays["targets"]
-
-    @property
-    def groups(self) -> np.ndarray | None:
-        return self.arrays.get("groups")
-
-    @property
-    def folds(self) -> np.ndarray | None:
-        return self.arrays.get("folds")
-
-    @property
-    def weights(self) -> np.ndarray | None:
-        return self.arrays.get("weights")
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
     def name(self, i: int) -> bytes:
         """Return the name of the source of image i, relative to its folder."""
-        ends = self.arrays["ends"]
-        return self.names[int(ends[i - 1]) if i else 0 : int(ends[i])]
+        return name_at(self.names, self.arrays["ends"], i)
 
     def path(self, i: int) -> str:
         """Return where image i is, for people: the shard and the name of the source."""
         return f"{self.files[self.arrays['shards'][i]]}:{os.fsdecode(self.name(i))}"
 
     def picture(self, i: int) -> decode.AnyPicture:
-        """Open image i. Raises OSError if it cannot be read."""
         shard, offset, size = (int(self.arrays[key][i]) for key in ("shards", "offsets", "sizes"))
         if self.format == "jpeg":
             content = os.pread(self._files[shard], size, offset)
@@ -92,13 +80,12 @@ class PreparedIndex:
         return decode.Pixels(np.frombuffer(self._maps[shard], np.uint8, size, offset).reshape(shape))
 
     @property
-    def channels(self) -> tuple[int, ...]:
-        """The values of model.in_channels that the images can be read with: `prepare` stores RGB."""
+    def channels(self) -> tuple[int, ...]:  # type: ignore[override]
+        """See `Index`: `prepare` stores RGB."""
         return (3,) if self.format == "raw" else (1, 3, 4) if self.recipe == "archive" else (1, 3)
 
     @functools.cached_property
-    def raw_size(self) -> tuple[int, int] | None:
-        """(width, height) if the images are pixels of one size, else None."""
+    def raw_size(self) -> tuple[int, int] | None:  # type: ignore[override]
         sizes = set(zip(self.arrays["widths"].tolist(), self.arrays["heights"].tolist(), strict=True))
         return sizes.pop() if self.format == "raw" and len(sizes) == 1 else None
 
@@ -140,14 +127,9 @@ class PreparedIndex:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of names, classes, sizes in bytes, recipe and source; see fingerprint.py."""
-        return of_sizes(self._names_digest(), self.arrays["sizes"], self.source)
+        return of_sizes(self.names_digest(), self.arrays["sizes"], self.source)
 
-    @property
-    def names_fingerprint(self) -> str:
-        """The fingerprint that older runs have: without sizes and source."""
-        return of_names(self._names_digest())
-
-    def _names_digest(self) -> Any:
+    def names_digest(self) -> Any:
         arrays = [self.arrays[key] for key in ("ends", "targets", "heights", "widths")]
         return names_digest(self.names, arrays, [*self.classes, self.recipe])
 
@@ -185,16 +167,18 @@ def _read_split(root: Path, content: dict[str, Any], split: str) -> PreparedInde
     part, files = content["splits"][split], []
     for shard in part["shards"]:
         path = root / shard["file"]
-        size = path.stat().st_size if path.is_file() else None
+        size = path.stat().st_size if path.is_file() else 0
         if size != shard["bytes"]:
-            problem = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
-            raise UserError(f"{path} {problem}: copy it again, or remove {root / ABOUT} and run alexlab prepare again.")
+            raise UserError(
+                f"{path} has {size:,} bytes instead of {shard['bytes']:,}: copy it again, or remove {root / ABOUT} and "
+                "run alexlab prepare again."
+            )
         files.append(path)
     with np.load(root / f"{split}.npz", allow_pickle=False) as held:
-        arrays = {key: held[key] for key in (*ARRAYS, *(key for key in COLUMNS if key in held))}
-        names = held["names"].tobytes()
+        arrays, names = {key: held[key] for key in ARRAYS}, held["names"].tobytes()
+        columns: dict[str, Any] = {key: held[key] for key in COLUMNS if key in held}
     if len(arrays["targets"]) != part["images"]:
         raise ValueError(f"{split}.npz lists {len(arrays['targets'])} images instead of {part['images']}")
     source = content.get("source", {}).get("fingerprint", {}).get(split, "")
     recipe, classes = json.dumps(content["recipe"]), tuple(content["classes"])
-    return PreparedIndex(root, content["format"], tuple(files), classes, names, arrays, recipe, source)
+    return PreparedIndex(root, content["format"], tuple(files), classes, names, arrays, recipe, source, **columns)
