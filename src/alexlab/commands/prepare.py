@@ -66,14 +66,23 @@ class Converted(NamedTuple):
 def prepare(config: PrepareConfig) -> None:
     """Write the images of `config.data` into `config.out`. Continues an unfinished copy, checks a complete one.
 
+    With `config.stats`, print mean and std of the training images, and write nothing if `out` is null.
+
     Raises:
         UserError: no image of a split can be read, or `out` contains something else.
         RunFailedError: some images were broken and skipped, or a shard has changed since it was written.
     """
-    transform, out = SampleTransform(config.short_side), Path(config.out).expanduser().resolve()
+    if config.out is None and not config.stats:
+        raise UserError("`out` is missing: give a new folder with out=PATH.")
+    transform, threads = SampleTransform(config.short_side), config.num_workers or cores()
     facts: Any = {"seed": config.seed, "train_transform": transform, "eval_transform": transform, "world_size": 1}
     data = need_index(build_data(config.data, facts, trusted=None), "prepare")
     root = data.root = data.root.expanduser().resolve() if config.data.root else data.root
+    if config.stats:
+        print_stats(data.find_splits()["train"], config.short_side, threads)
+    if config.out is None:
+        return
+    out = Path(config.out).expanduser().resolve()
     if prepared.is_prepared(root):
         raise UserError(f"data.root={root} is a prepared folder: give the folder of the images that it was made from.")
     if out == root or out.is_relative_to(root):
@@ -96,7 +105,6 @@ def prepare(config: PrepareConfig) -> None:
     remove_temporary(out)
     rundir.write_json(out / PARTS / "job.json", job)
     start, splits, broken = time.monotonic(), {}, dict[str, str]()
-    threads = cores() if config.num_workers is None else max(1, config.num_workers)
     for split, index in data.splits.items():
         splits[split], errors = write_split(out, split, index, recipe, round(config.shard_mb * 1e6), threads)
         broken |= errors
@@ -269,6 +277,51 @@ def fit(width: int, height: int, recipe: Recipe) -> tuple[tuple[int, int], tuple
     if not recipe.square:
         return size, (0, 0), size
     return size, (round((size[0] - short) / 2), round((size[1] - short) / 2)), (short, short)
+
+
+# -- mean and std of the channels
+
+
+def print_stats(index: Index, short_side: int, threads: int) -> None:
+    """Print mean and std of each channel on a 0-1 scale, over the pixels of all images; each image counts alike.
+
+    Images are resized as in a preparation, because resizing makes the std smaller. The channels are RGB if the images
+    can be read so.
+
+    Raises:
+        UserError: all images are broken, or a channel has the same value everywhere.
+    """
+    known = getattr(index, "channels", (3,))
+    channels, recipe = 3 if 3 in known else known[0], Recipe("raw", short_side, 0, square=False)
+
+    def sums(first: int) -> tuple[int, np.ndarray]:
+        count, total = 0, np.zeros((2, channels))
+        for i in range(first, len(index), threads):
+            try:
+                picture = index.picture(i)
+                width, height = picture.size
+                size, at, result = fit(width, height, recipe)
+                out = torch.empty((1, *result, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+                decode.crop_resize(picture, (0, 0, width, height), size, at, out)
+            except OSError:
+                continue
+            pixels = out[0].double().flatten(1) / 255
+            count, total = count + 1, total + np.stack([pixels.mean(1).numpy(), pixels.square().mean(1).numpy()])
+            if first == 0:
+                advance(i)
+        return count, total
+
+    with ReaderThreads(threads) as pool, progress("statistics", len(index), 0) as advance:
+        parts = [task.result() for task in [pool.submit(sums, first) for first in range(threads)]]
+    count = sum(part[0] for part in parts)
+    if not count:
+        raise UserError(f"no training image could be read, such as {index.path(0)}.")
+    mean, squares = sum(part[1] for part in parts) / count
+    std = np.sqrt(np.maximum(squares - mean**2, 0))
+    words = [f"model.{key}=[{','.join(f'{x:.4f}' for x in each)}]" for key, each in (("mean", mean), ("std", std))]
+    if std.min() < 0.00005:
+        raise UserError(f"{words[1]} must be above 0: all pixels of the training images have the same value.")
+    print(f"mean and std of {count:,} training images: '{words[0]}' '{words[1]}'", flush=True)
 
 
 # -- what is printed
