@@ -373,12 +373,12 @@ def test_columns_for_sampling_are_kept_by_splits_and_preparation(images: Path, t
 
 
 BAD_TABLES = {
-    "cat/1.png,cat,dev": "t.csv, line 3 has a split that is none of train, val, valid, validation, test (cat/1.png).",
+    "cat/1.png,cat,dev": "t.csv, line 3 (cat/1.png) has a split that is none of train, val, valid, validation, test.",
     ",cat,train": "t.csv, line 3 has no path.",
-    "cat/1.png,,train": "t.csv, line 3 has no label (cat/1.png).",
-    "cat/1.png,zebra,val": "t.csv, line 3 has a label that is none of the 1 classes cat (cat/1.png).",
+    "cat/1.png,,train": "t.csv, line 3 (cat/1.png) has no label.",
+    "cat/1.png,zebra,val": "t.csv, line 3 (cat/1.png): the label zebra must be one of the 1 classes cat.",
     "cat/1.png,cat,val,x": "Expected 3 fields in line 3, saw 4",
-    "cat/1.png,cat": "t.csv, line 3 has a split that is none of",
+    "cat/1.png,cat": "t.csv, line 3 (cat/1.png) has a split that is none of",
     "cat/99.png,cat,val": "1 of 2 paths do not exist in data.root=",
 }
 
@@ -392,10 +392,10 @@ def test_a_bad_row_is_named_with_its_line(row: str, images: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("column", "cell", "message"),
     [
-        ("weight", "heavy", "line 2 has a weight that is no number from 0 on (cat/0.png)"),
-        ("weight", "-1", "line 2 has a weight that is no number from 0 on"),
-        ("weight", "nan", "line 2 has a weight that is no number from 0 on"),
-        ("fold", "first", "line 2 has a fold that is no number from 0 on"),
+        ("weight", "heavy", "line 2 (cat/0.png) has a weight that is no number from 0 on."),
+        ("weight", "-1", "line 2 (cat/0.png) has a weight that is no number from 0 on"),
+        ("weight", "nan", "line 2 (cat/0.png) has a weight that is no number from 0 on"),
+        ("fold", "first", "line 2 (cat/0.png) has a fold that is no number from 0 on"),
     ],
 )
 def test_a_bad_number_is_named_with_its_line(
