@@ -42,11 +42,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config_of(root: Path, out: Path, data: dict[str, Any] | None = None, **settings: Any) -> SimpleNamespace:
+def config_of(root: Path, out: Path | None, data: dict[str, Any] | None = None, **settings: Any) -> SimpleNamespace:
     """Return conf/prepare.yaml, with images of a short side of 100."""
     images = {"name": "folder", "root": str(root), "batch_size": 1, "image_size": 64, **(data or {})}
     defaults = {"format": "jpeg", "short_side": 100, "square": False, "quality": 90, "shard_mb": 512}
-    defaults |= {"seed": 0, "out": str(out), "num_workers": 2}
+    defaults |= {"seed": 0, "out": out and str(out), "stats": False, "num_workers": 2}
     return SimpleNamespace(data=DataConfig.model_validate(images), **(defaults | settings))
 
 
@@ -352,3 +352,52 @@ def test_a_prepared_folder_that_does_not_fit_itself_is_refused(
     (out / "prepared.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match=message):
         prepared.read(out)
+
+
+# -- mean and std
+
+
+def test_stats_are_mean_and_std_of_the_training_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each image counts alike, whatever its size; nothing is written."""
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 40 * k + 50, (60, 50 + 20 * k, 3), dtype=np.uint8) for k in range(4)]
+    for k, image in enumerate(images):
+        for split in ("train", "val"):
+            (tmp_path / split / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image // (1 + (split == "val"))).save(tmp_path / split / "ab"[k % 2] / f"{k}.png")
+    (tmp_path / "train/a/broken.png").write_bytes(b"")
+    prepare(config_of(tmp_path, None, stats=True))
+    scaled = [image.reshape(-1, 3) / 255 for image in images]
+    mean = np.mean([each.mean(0) for each in scaled], axis=0)
+    std = np.sqrt(np.mean([(each**2).mean(0) for each in scaled], axis=0) - mean**2)
+    words = [f"'model.{key}=[{','.join(f'{x:.4f}' for x in each)}]'" for key, each in (("mean", mean), ("std", std))]
+    assert capfd.readouterr().out == f"mean and std of 4 training images: {' '.join(words)}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "val"]
+
+
+def test_stats_of_arrays_have_a_number_for_each_channel(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 5), dtype=np.uint8)
+    for split in ("train", "val"):
+        np.save(tmp_path / f"{split}_images.npy", pixels)
+        np.save(tmp_path / f"{split}_labels.npy", np.arange(6) % 2)
+    prepare(config_of(tmp_path, None, {"_target_": "alexlab.data.arrays.Arrays"}, stats=True))
+    expected = ",".join(f"{x:.4f}" for x in pixels.reshape(-1, 5).mean(0) / 255)
+    assert f"'model.mean=[{expected}]'" in capfd.readouterr().out
+
+
+def test_images_of_one_colour_have_no_std(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "val" / label).mkdir(parents=True)
+        for split in ("train", "val"):
+            Image.new("RGB", (50, 50), (9, 9, 9)).save(tmp_path / split / label / "1.png")
+    with pytest.raises(
+        UserError,
+        match=r"^model.std=\[0.0000,0.0000,0.0000\] must be above 0: all pixels of the training images have the same",
+    ):
+        prepare(config_of(tmp_path, None, stats=True))
+
+
+def test_a_preparation_needs_a_folder(photos: Path) -> None:
+    with pytest.raises(UserError, match=r"^`out` is missing: give a new folder with out=PATH.$"):
+        prepare(config_of(photos, None))

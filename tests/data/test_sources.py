@@ -392,7 +392,7 @@ def test_a_bad_row_is_named_with_its_line(row: str, images: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("column", "cell", "message"),
     [
-        ("weight", "heavy", "line 2 (cat/0.png) has a weight that is no number from 0 on"),
+        ("weight", "heavy", "line 2 (cat/0.png) has a weight that is no number from 0 on."),
         ("weight", "-1", "line 2 (cat/0.png) has a weight that is no number from 0 on"),
         ("weight", "nan", "line 2 (cat/0.png) has a weight that is no number from 0 on"),
         ("fold", "first", "line 2 (cat/0.png) has a fold that is no number from 0 on"),

@@ -327,7 +327,6 @@ def test_a_group_that_is_missing_is_named_with_an_option(group: str, default: di
         ("eval", "", "`run` is missing: give a run's directory with run=PATH, or run=latest."),
         ("predict", "run=x", "`images` is missing: give an image, a folder or a glob with images=PATH."),
         ("export", "run=x", "`format` is missing: give format=onnx or format=torch_export."),
-        ("prepare", "data.root=x", "`out` is missing: give a new folder with out=PATH."),
     ],
 )
 def test_what_a_command_needs_is_asked_for(name: str, overrides: str, sentence: str) -> None:
@@ -558,8 +557,6 @@ scheduler={"_target_":a.B,"monitor":val/loss,"interval":step}
   `scheduler.interval=step` with scheduler.monitor: metrics come with validations, so use interval=epoch.
 scheduler.name=cosine scheduler.interval=step
   `scheduler.interval` is for a _target_: scheduler=cosine has scheduler.unit.
-scheduler.name=onecycle scheduler.warmup=1
-  `scheduler.warmup=1`: scheduler=onecycle rises by itself, as scheduler.pct_start says.
 trainer.strategy=fsdp optimizer.layer_decay=0.75
   `optimizer.layer_decay=0.75` does not work with FSDP, which shards the weights: use trainer=ddp, or
   optimizer.layer_decay=null.

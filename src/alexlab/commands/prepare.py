@@ -9,10 +9,11 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -33,6 +34,8 @@ from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.files import atomic_write, remove_temporary
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PrepareConfig
+
+T = TypeVar("T")
 
 PARTS = ".parts"  # the folder with the state of an unfinished preparation
 SHOWN = 10  # broken files that are printed; prepared.json lists all
@@ -60,14 +63,23 @@ class Converted(NamedTuple):
 def prepare(config: PrepareConfig) -> None:
     """Write the images of `config.data` into `config.out`. Continues an unfinished copy, checks a complete one.
 
+    With `config.stats`, print mean and std of the training images, and write nothing if `out` is null.
+
     Raises:
         UserError: no image of a split can be read, or `out` contains something else.
         RunFailedError: some images were broken and skipped, or a shard has changed since it was written.
     """
-    transform, out = SampleTransform(config.short_side), Path(config.out).expanduser().resolve()
+    if config.out is None and not config.stats:
+        raise UserError("`out` is missing: give a new folder with out=PATH.")
+    transform, threads = SampleTransform(config.short_side), config.num_workers or cores()
     facts: Any = {"seed": config.seed, "train_transform": transform, "eval_transform": transform, "world_size": 1}
     data = need_index(build_data(config.data, facts, trusted=None), "prepare")
     root = data.root = data.root.expanduser().resolve() if config.data.root else data.root
+    if config.stats:
+        print_stats(data.divide()["train"], config.short_side, threads)
+    if config.out is None:
+        return
+    out = Path(config.out).expanduser().resolve()
     if prepared.is_prepared(root):
         raise UserError(f"data.root={root} is a prepared folder: give the folder of the images that it was made from.")
     if out == root or out.is_relative_to(root):
@@ -90,7 +102,6 @@ def prepare(config: PrepareConfig) -> None:
     remove_temporary(out)
     rundir.write_json(out / PARTS / "job.json", job)
     start, splits, broken = time.monotonic(), {}, dict[str, str]()
-    threads = cores() if config.num_workers is None else max(1, config.num_workers)
     for split, index in data.splits.items():
         splits[split], errors = write_split(out, split, index, recipe, round(config.shard_mb * 1e6), threads)
         broken |= errors
@@ -161,7 +172,7 @@ def write_split(
     if done:
         print(f"{split}: continuing after {done:,} of {len(index):,} images", flush=True)
     with ReaderThreads(threads) as pool:
-        converted = in_order(pool, index, recipe, done, 4 * threads)
+        converted = in_order(pool, partial(convert, index, recipe), range(done, len(index)), 4 * threads)
         images = reported(converted, split, f"of {len(index) - done:,} images")
         while done < len(index):
             shard, part, errors, done = write_shard(out, split, len(parts), index, images, done, shard_bytes)
@@ -177,11 +188,11 @@ def write_split(
     return {"images": len(joined["targets"]), "shards": [s for s in shards if s["bytes"]]}, broken
 
 
-def in_order(pool: ReaderThreads, index: Index, recipe: Recipe, first: int, ahead: int) -> Iterator[Converted]:
-    """Convert the images from number `first` on, at most `ahead` of them in advance."""
-    waiting: deque[Future[Converted]] = deque()
-    for i in range(first, len(index)):
-        waiting.append(pool.submit(convert, index, i, recipe))
+def in_order(pool: ReaderThreads, function: Callable[[int], T], numbers: range, ahead: int) -> Iterator[T]:
+    """Yield `function` of each number, which the threads call for at most `ahead` numbers in advance."""
+    waiting: deque[Future[T]] = deque()
+    for i in numbers:
+        waiting.append(pool.submit(function, i))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
@@ -232,25 +243,31 @@ def write_shard(
     return {"file": name, "bytes": written, "sha256": digest.hexdigest()}, part, broken, i
 
 
-def convert(index: Index, i: int, recipe: Recipe) -> Converted:
+def convert(index: Index, recipe: Recipe, i: int) -> Converted:
     """Convert image i."""
     try:
         picture = index.picture(i)
         width, height = picture.size
-        size, at, result = fit(width, height, recipe)
-        unchanged = size == result == (height, width)
+        size, _, result = fit(width, height, recipe)
         jpeg = isinstance(picture, decode.Picture) and picture.orientation == 1 and picture.jpeg
-        if recipe.format == "jpeg" and unchanged and jpeg:
+        if recipe.format == "jpeg" and size == result == (height, width) and jpeg:
             picture.pixels()  # fails if it is not complete
             return Converted(jpeg, result, (height, width))
-        out = torch.empty((1, *result, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        decode.crop_resize(picture, (0, 0, width, height), size, at, out)
+        pixels = resized(picture, recipe).permute(1, 2, 0).numpy()
     except OSError as error:
         return Converted(broken=decode.BrokenImageError(index.path(i), error).reason)
-    pixels = out[0].permute(1, 2, 0).numpy()
     if recipe.format == "jpeg":
         return Converted(simplejpeg.encode_jpeg(pixels, recipe.quality, "RGB", "420"), result, (height, width))
     return Converted(pixels.tobytes(), result, (height, width))
+
+
+def resized(picture: decode.AnyPicture, recipe: Recipe, channels: int = 3) -> torch.Tensor:
+    """Return the image as the recipe says: uint8 (channels, height, width)."""
+    width, height = picture.size
+    size, at, result = fit(width, height, recipe)
+    out = torch.empty((1, *result, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    decode.crop_resize(picture, (0, 0, width, height), size, at, out)
+    return out[0]
 
 
 def fit(width: int, height: int, recipe: Recipe) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
@@ -262,6 +279,44 @@ def fit(width: int, height: int, recipe: Recipe) -> tuple[tuple[int, int], tuple
     if not recipe.square:
         return size, (0, 0), size
     return size, (round((size[0] - short) / 2), round((size[1] - short) / 2)), (short, short)
+
+
+# -- mean and std of the channels
+
+
+def print_stats(index: Index, short_side: int, threads: int) -> None:
+    """Print mean and std of each channel on a 0-1 scale, over the pixels of all images; each image counts alike.
+
+    Images are resized as in a preparation, because resizing makes the std smaller. The channels are RGB if the images
+    can be read so.
+
+    Raises:
+        UserError: all images are broken, or a channel has the same value everywhere.
+    """
+    channels, recipe = 3 if 3 in index.channels else index.channels[0], Recipe("raw", short_side, 0, square=False)
+
+    def moments(i: int) -> np.ndarray | None:
+        """Return the mean of the values and of their squares, (2, channels)."""
+        try:
+            pixels = resized(index.picture(i), recipe, channels).double().flatten(1) / 255
+        except OSError:
+            return None
+        return torch.stack([pixels.mean(1), pixels.square().mean(1)]).numpy()
+
+    count, total = 0, np.zeros((2, channels))
+    with ReaderThreads(threads) as pool:
+        parts = in_order(pool, moments, range(len(index)), 4 * threads)
+        for part in reported(parts, "statistics", f"of {len(index):,} images"):
+            if part is not None:
+                count, total = count + 1, total + part
+    if not count:
+        raise UserError(f"no training image could be read, such as {index.path(0)}.")
+    mean, squares = total / count
+    std = np.sqrt(np.maximum(squares - mean**2, 0))
+    words = [f"model.{key}=[{','.join(f'{x:.4f}' for x in each)}]" for key, each in (("mean", mean), ("std", std))]
+    if std.min() < 0.00005:
+        raise UserError(f"{words[1]} must be above 0: all pixels of the training images have the same value.")
+    print(f"mean and std of {count:,} training images: '{words[0]}' '{words[1]}'", flush=True)
 
 
 def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float) -> None:

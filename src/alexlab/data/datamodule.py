@@ -96,13 +96,7 @@ class ImageFolders(pl.LightningDataModule):
         """Find the images of all splits. Raises UserError if they do not fit the config or each other."""
         if self.splits:
             return self
-        splits = self.find_splits()
-        if self.folds is None:
-            splits = hold_out(splits, {"val": self.val_fraction, "test": self.test_fraction}, self.seed)
-            if "val" not in splits:
-                raise UserError(f"{self.root} has no val images: hold out some with data.val_fraction=0.1.")
-        elif self.fold is not None:
-            splits = cross_validation(splits, self.folds, self.fold, self.seed, self.test_fraction)
+        splits = self.divide()
         train = splits["train"]
         if len(train.classes) == 1:
             only = train.root / train.classes[0]
@@ -120,8 +114,18 @@ class ImageFolders(pl.LightningDataModule):
         self._check_channels()
         return self
 
+    def divide(self) -> Mapping[str, Index]:
+        """Find the images, and hold out val and test images from them by the fractions or folds of the config."""
+        splits = self.find_splits()
+        if self.folds is not None and self.fold is not None:
+            return cross_validation(splits, self.folds, self.fold, self.seed, self.test_fraction)
+        splits = hold_out(splits, {"val": self.val_fraction, "test": self.test_fraction}, self.seed)
+        if "val" not in splits:
+            raise UserError(f"{self.root} has no val images: hold out some with data.val_fraction=0.1.")
+        return splits
+
     def find_splits(self) -> Mapping[str, Index]:
-        """Return the index of each split: train, and val and test if they exist; `read` holds out the others."""
+        """Return the index of each split: train, and val and test if they exist; `divide` holds out the others."""
         if self.demo_seed is not None:
             demo.write_demo(self.root, seed=self.demo_seed)
         if self.idx is not None:

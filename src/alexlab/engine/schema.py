@@ -543,7 +543,8 @@ class PrepareConfig(CommandConfig):
 
     seed: Seed = key("Seed of the split by fractions, as in training.", 0)
     data: DataConfig = key("The images.", option="folder")
-    out: Text = key("New folder, or the folder of a preparation that was stopped.", give="a new folder with out=PATH")
+    out: Text | None = key("New folder, or the folder of a preparation that was stopped.", None)
+    stats: bool = key("Print mean and std of the training images.", False)
     format: Literal["jpeg", "raw"] = key("raw: pixels, which need no decoding.", "jpeg")
     short_side: Pixels = key("Short side in pixels; smaller images keep their size.", 256)
     square: bool = key("Store the center square only.", False)
