@@ -37,14 +37,9 @@ def test_four_rates_and_the_limit_are_printed(shapes: Path, tmp_path: Path) -> N
 
 
 def test_wrong_settings_are_refused(shapes: Path) -> None:
-    for overrides, message in (
-        (["format=xml"], "`format=xml` must be table or json"),
-        (["seconds=0"], "`seconds=0` must be above 0"),
-        (["data.batch_size=5000"], "`data.batch_size=5000` is larger than the"),
-    ):
-        done = command("benchmark", *WORDS, f"data.root={shapes}", *overrides)
-        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-        assert message in done.stderr
+    done = command("benchmark", *WORDS, f"data.root={shapes}", "data.batch_size=5000")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "`data.batch_size=5000` is larger than the" in done.stderr
 
 
 def test_the_printed_sentence_names_the_limit_and_a_fix(shapes: Path) -> None:

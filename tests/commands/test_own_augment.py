@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import command, composed, config_of, summary_of, tiny_train
 from resuming import Harness, difference
-from test_ddp import EXACT, weights
 from test_mistakes import assert_no_run, assert_refused
 from torch import Tensor
 from torchvision.transforms import v2
@@ -73,16 +72,6 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(harness: Harness, parts: 
     resumed = harness.train_with_stops("stopped", [(2, "after"), (3, "before"), (7, "after")], *words)
     assert difference(straight, resumed) is None
     assert difference(straight, harness.train("other", *words[1:])) is not None, "the transforms have an effect"
-
-
-def test_two_ranks_train_on_the_images_of_one(shapes: Path, tmp_path: Path, parts: Path) -> None:
-    words = [*EXACT, f"augment.transforms=[{JITTER},{NOISE}]", "data.num_workers=2"]
-    for name, more in (("one", []), ("two", ["trainer=ddp", "trainer.devices=2"])):
-        done = tiny_train(shapes, tmp_path / name, *words, *more, before=parts)
-        assert done.returncode == 0, done.stderr
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for key, value in a.items():
-        torch.testing.assert_close(b[key], value, rtol=0, atol=1e-5)
 
 
 def test_evaluation_needs_no_transforms_and_another_training_needs_consent(

@@ -102,7 +102,7 @@ def test_missing_and_damaged_archives_are_refused(root: Path, monkeypatch: pytes
     whole = (root / archives.VAL).read_bytes()
     with tarfile.open(root / archives.VAL, "w") as tar:
         add(tar, "ILSVRC2012_val_00000001.JPEG", b"x")
-    with pytest.raises(UserError, match=r"img_val.tar contains 1 images, but the devkit lists 4: download it again"):
+    with pytest.raises(UserError, match=r"the devkit lists 4 validation images of 3 classes, but the tars contain 1"):
         archives.read(root)
     (root / archives.VAL).write_bytes(b"no archive" * 100)
     with pytest.raises(UserError, match=r"an archive cannot be read \(.*\): download it again"):

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.dataset import Batch
-from alexlab.data.folder import ImageIndex
-from alexlab.data.index import Index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 
@@ -113,21 +111,3 @@ def test_one_folder_is_split_by_fractions(tmp_path: Path) -> None:
     assert data.test_split == "test"
     assert data.describe()["num_classes"] == 2
     assert set(data.describe()["fingerprint"]) == {"train", "val", "test"}
-
-
-def test_a_subclass_can_have_images_from_anywhere(folder: Path, tmp_path: Path) -> None:
-    """As docs/data.md shows: with an index per split, everything else works."""
-
-    class Listed(ImageFolders):
-        def find_splits(self) -> dict[str, Index]:
-            names = [f"train/{i:02d}/x.jpg".encode() for i in range(COUNT)]
-            targets = [i % 2 for i in range(COUNT)]
-            images = ImageIndex.from_names(self.root, names, targets, ("even", "odd"))
-            return {"train": images, "val": images.subset(np.arange(4))}
-
-    transform = SampleTransform(32)
-    data = Listed(str(folder), BATCH, 5, transform, transform, num_workers=2)
-    model = train(data, 1, tmp_path)
-    assert model.seen == {0: [i % 2 for i in order(0)]}
-    assert data.images == {"train": COUNT, "val": 4}
-    assert data.classes == ("even", "odd")

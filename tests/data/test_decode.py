@@ -1,6 +1,5 @@
 """Decoding, cropping and resizing, compared with Pillow and torchvision."""
 
-import io
 import struct
 import tracemalloc
 import zlib
@@ -316,13 +315,6 @@ def test_a_jpeg_is_decoded_without_further_copies(tmp_path: Path) -> None:
         tracemalloc.stop()
     decoded = 1024 * 1024 * 3
     assert decoded <= peak < decoded + 2 * path.stat().st_size + 100_000
-
-
-def test_an_image_that_pillow_opened_can_be_used(tmp_path: Path) -> None:
-    path = photo(tmp_path / "x.png", (64, 48))
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        ours = SampleTransform(32)(decode.Picture(image))
-    assert torch.equal(ours, decode.read(str(path), SampleTransform(32)))
 
 
 @pytest.mark.parametrize("size", [(48, 48), (20, 70), (150, 130)])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import composed, photo, summary_of, tiny_train
+from conftest import composed, photo
 from test_loader import same
 
 from alexlab.commands.prepare import prepare
@@ -81,16 +81,6 @@ def test_the_crops_of_device_and_cpu_differ_by_a_rounding(squares: Path, size: i
     assert whole.images.shape == (5, 3, 40, 40), "not cropped before"
     assert whole.crops is not None
     assert whole.crops[0].shape == (5, 9)
-
-
-def test_a_training_learns_the_same_with_the_cache(squares: Path, tmp_path: Path) -> None:
-    results: list[dict[str, float]] = []
-    for name, more in (("plain", []), ("cached", ["data.cache=device"])):
-        words = ["data=prepared", "data.crop_on=device", "data.image_size=32", "trainer.max_epochs=2", *more]
-        done = tiny_train(squares, tmp_path / name, *words)
-        assert done.returncode == 0, done.stderr
-        results.append(summary_of(tmp_path / name)["last"])
-    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("crop_on", ["cpu", "device"])

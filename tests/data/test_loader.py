@@ -130,11 +130,6 @@ def test_only_a_few_batches_are_begun_ahead(index: ImageIndex) -> None:
     assert sampler.asked == 4 * 5, "enough small batches to keep all threads busy"
 
 
-def test_a_batch_does_not_change_later(index: ImageIndex) -> None:
-    batches = [(batch, batch.images.clone()) for batch in loader(index, 3)]
-    assert all(torch.equal(batch.images, then) for batch, then in batches)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_in_inference_mode(index: ImageIndex, workers: int) -> None:
     """As in an evaluation; with crops of a resized image, and mirrored ones."""

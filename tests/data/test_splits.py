@@ -16,9 +16,10 @@ from alexlab.data.datamodule import ImageFolders
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.fast import prepared
 from alexlab.data.fingerprint import changed_splits, identities
-from alexlab.data.folder import ImageIndex, scan
+from alexlab.data.folder import ImageIndex
+from alexlab.data.index import Selection
 from alexlab.data.sampler import EvalBatchSampler
-from alexlab.data.splits import Selection, cross_validation, distribute, fold_of_images, split
+from alexlab.data.splits import cross_validation, distribute, fold_of_images, split
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 
@@ -260,19 +261,3 @@ def test_folds_of_pixels_are_copied_as_they_are_read(images: Path, tmp_path: Pat
     assert sum(len(batch.targets) for batch in cached) == sum(len(batch.targets) for batch in plain) == 10
     assert [t for batch in cached for t in batch.targets.tolist()] == data.splits["val"].targets.tolist()
     assert len(list(EvalBatchSampler(len(index), 4))) == 5
-
-
-def test_an_index_can_be_selected_from_again() -> None:
-    index = Selection([table(np.zeros(3, int)), table(np.ones(4, int))], np.array([6, 0, 3]))
-    assert [index.name(i) for i in range(3)] == [b"00003.jpg", b"00000.jpg", b"00000.jpg"]
-    assert index.targets.tolist() == [1, 0, 1]
-    assert index.subset(np.array([2, 0])).rows.tolist() == [3, 6]
-    assert index.weights is None
-
-
-def test_a_part_of_a_folder_is_like_the_folder(images: Path) -> None:
-    whole = scan(images / "train")
-    part = Selection([whole], np.array([20, 3]))
-    assert paths_of(part) == [whole.path(20), whole.path(3)]
-    assert part.picture(1).size == whole.picture(3).size
-    assert part.raw_size is None

@@ -21,7 +21,7 @@ from alexlab.data.loader import Loader
 from alexlab.data.sample_rng import SampleRng
 from alexlab.data.sampler import TrainBatchSampler
 from alexlab.data.transforms import SampleTransform
-from alexlab.data.user_transforms import GENERATORS, NAMES, SeededTorch, UserTransforms
+from alexlab.data.user_transforms import NAMES, SeededTorch, UserTransforms
 from alexlab.engine.errors import UserError
 
 COUNT, SIDE = 36, 40
@@ -65,13 +65,7 @@ def seldom_numpy(image: Tensor) -> Tensor:
 
 
 KINDS: dict[str, list[Any]] = {
-    "crop": [v2.RandomResizedCrop(SIDE)],
-    "jitter": [v2.ColorJitter(0.4, 0.4, 0.4, 0.1)],
-    "policies": [v2.RandAugment(), v2.TrivialAugmentWide()],
-    "noise": [v2.GaussianNoise(sigma=0.2), v2.RandomErasing(0.9)],
-    "elastic": [v2.ElasticTransform()],
-    "numpy": [NumpyNoise()],
-    "python": [PythonShift()],
+    "torch": [v2.RandAugment(), v2.GaussianNoise(sigma=0.2), v2.ElasticTransform()],
     "own generator": [OwnGenerator()],
     "seldom": [seldom_numpy],
     "all": [v2.RandomResizedCrop(SIDE), NumpyNoise(), v2.RandomOrder([v2.RandomInvert(), PythonShift()])],
@@ -114,7 +108,7 @@ def test_batches_and_dropout_do_not_depend_on_threads(index: ImageIndex, kind: s
     try:
         torch.set_num_threads(2)
         alone = trained(loader(index, KINDS[kind]))
-        for workers in (1, 4, 8):
+        for workers in (1, 8):
             together = trained(loader(index, KINDS[kind], workers))
             assert len(alone) == len(together) == 2 * (COUNT // 8)
             for (a, logits), (b, others) in zip(alone, together, strict=True):
@@ -127,12 +121,11 @@ def test_batches_and_dropout_do_not_depend_on_threads(index: ImageIndex, kind: s
         assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("kind", ["policies", "all"])
-def test_an_image_does_not_depend_on_the_rank_or_on_images_before_it(index: ImageIndex, kind: str) -> None:
-    whole = [batch.images for batch in loader(index, KINDS[kind])]
-    ranks = [[batch.images for batch in loader(index, KINDS[kind], 2, 2, rank)] for rank in (0, 1)]
+def test_an_image_does_not_depend_on_the_rank_or_on_images_before_it(index: ImageIndex) -> None:
+    whole = [batch.images for batch in loader(index, KINDS["all"])]
+    ranks = [[batch.images for batch in loader(index, KINDS["all"], 2, 2, rank)] for rank in (0, 1)]
     assert all(torch.equal(a, torch.cat(parts)) for a, *parts in zip(whole, *ranks, strict=True))
-    late = loader(index, KINDS[kind], 2)
+    late = loader(index, KINDS["all"], 2)
     late.batch_sampler.resume_at = (0, 2)  # type: ignore[attr-defined]
     assert all(torch.equal(a, batch.images) for a, batch in zip(whole[2:], late, strict=True))
 
@@ -186,29 +179,6 @@ def test_transforms_run_in_parallel_unless_they_draw_from_numpy() -> None:
     for thread in threads:
         thread.join(30)
     assert not meet.broken
-
-
-def test_threads_that_draw_from_numpy_are_alone() -> None:
-    inside: list[int] = []
-    most: list[int] = []
-
-    def draw(seed: int) -> None:
-        with GENERATORS.seeded(seed):
-            inside.append(seed)
-            np.random.rand(1000).sum()
-            most.append(len(inside))
-            inside.remove(seed)
-
-    def watch() -> None:
-        with GENERATORS.unused():
-            most.append(1 + len(inside))
-
-    threads = [threading.Thread(target=draw, args=(n,)) if n % 2 else threading.Thread(target=watch) for n in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert most == [1] * 40
 
 
 CALLS: dict[str, Callable[[], Tensor]] = {
@@ -312,13 +282,7 @@ def test_without_a_crop_they_get_the_whole_image_as_a_viewer_shows_it(orientatio
             [v2.Identity(), v2.CenterCrop(9)],
             r"\[1\] \(CenterCrop\) returned torch.uint8 \(3, 9, 9\), and .* \(3, 48, 32\)",
         ),
-        (
-            [v2.Grayscale(), v2.Identity()],
-            r"\[0\] \(Grayscale\) returned torch.uint8 \(1, 48, 32\), and .* \(3, 48, 32\)",
-        ),
         ([lambda x: None, v2.Identity()], r"\[0\] \(<lambda>\) returned a NoneType, and must return a uint8 tensor"),
-        ([lambda x: x.numpy()], "returned a ndarray"),
-        ([lambda x: x[None]], r"returned torch.uint8 \(1, 3, 48, 32\)"),
     ],
 )
 def test_a_wrong_return_is_an_error_that_names_the_transform(transforms: list[Any], message: str) -> None:

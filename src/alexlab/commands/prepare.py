@@ -115,8 +115,9 @@ def prepare(config: PrepareConfig) -> None:
     report(out, about, data, time.monotonic() - start)
     if broken:
         lines = "\n  ".join(list(broken.values())[:SHOWN])
-        more = f"\n  ... ({len(broken) - SHOWN} more, all in {out / prepared.ABOUT})" if len(broken) > SHOWN else ""
-        raise RunFailedError(f"{len(broken)} images could not be read and were skipped:\n  {lines}{more}", 1)
+        raise RunFailedError(
+            f"{len(broken)} images could not be read and were skipped ({prepared.ABOUT} lists all):\n  {lines}", 1
+        )
 
 
 def check_out(out: Path, job: dict[str, Any]) -> None:

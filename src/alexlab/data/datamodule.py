@@ -21,10 +21,10 @@ from alexlab.data.fast import archives, device_cache, prepared
 from alexlab.data.fast.device_cache import CACHED, DeviceLoader
 from alexlab.data.fast.folder_cache import cached_scan
 from alexlab.data.folder import ImageIndex
-from alexlab.data.index import Index
+from alexlab.data.index import Index, Selection
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler, TrainBatchSampler, sampling_weights
-from alexlab.data.splits import Selection, class_counts, cross_validation, hold_out
+from alexlab.data.splits import class_counts, cross_validation, hold_out
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 from alexlab.engine.process import cores

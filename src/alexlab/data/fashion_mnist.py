@@ -3,21 +3,22 @@
 70,000 images of clothes, 28 x 28 grey pixels, by Xiao, Rasul and Vollgraf (2017), https://arxiv.org/abs/1708.07747.
 """
 
-import gzip
-import zlib
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from alexlab.data.folder import new_folder
 from alexlab.engine.errors import UserError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import FashionMNIST
 
 # in the order of the labels; the digits keep this order when folders are sorted
 KINDS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 CLASSES = tuple(f"{label}_{kind}" for label, kind in enumerate(KINDS))
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
-FILES = {"train": "train", "test": "t10k"}
 VAL_PER_CLASS = 500  # the last of the 6,000 training images of each class, because the dataset has no val split
 
 
@@ -28,7 +29,7 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
         idx: the folder of the idx files, plain or gzipped; or "auto": Debian's files, else a download.
 
     Raises:
-        UserError: the files are missing, or are not Fashion-MNIST's.
+        UserError: the files are missing or damaged.
     """
     if (root / "train").is_dir():
         if idx != "auto":
@@ -36,53 +37,39 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
         return
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} contains files, but no train/: choose another data.root for Fashion-MNIST's images.")
-    folder = find(root.parent) if idx == "auto" else Path(idx).expanduser()
-    images, targets = {}, {}
-    for split, start in FILES.items():
-        images[split], targets[split] = read_idx(folder, start)
+    sets = load(idx, root.parent)
     print(f"writing Fashion-MNIST's images to {root} ...", flush=True)
     with new_folder(root, "train") as output:
         for target, name in enumerate(CLASSES):
-            train, test = (np.flatnonzero(targets[split] == target) for split in FILES)
+            train, test = (np.flatnonzero(np.asarray(part.targets) == target) for part in sets)
             first = len(train) - min(VAL_PER_CLASS, len(train) // 10)
             for split, numbers in (("train", train[:first]), ("val", train[first:]), ("test", test)):
                 (output / split / name).mkdir(parents=True)
                 for i in numbers:
-                    image = Image.fromarray(images["test" if split == "test" else "train"][i])
+                    image, _ = sets[split == "test"][i]
                     image.save(output / split / name / f"{i:05d}.png", compress_level=1)
 
 
-def find(downloads: Path) -> Path:
-    """Return the folder of the idx files: Debian's, or torchvision's download (it checks the hashes) in `downloads`."""
-    if DEBIAN.is_dir():
-        return DEBIAN
+def load(idx: str, downloads: Path) -> "tuple[FashionMNIST, FashionMNIST]":
+    """Read train and test by torchvision, from a folder or from its download in `downloads` (it checks the hashes)."""
     from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import extract_archive
 
-    try:
-        dataset = FashionMNIST(str(downloads), download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"Fashion-MNIST is not on this machine, and its download failed ({str(error).strip().splitlines()[-1]}): "
-            "install Debian's package dataset-fashion-mnist, or give the folder of its four idx files with "
-            "data.idx=FOLDER."
-        ) from None
-    return Path(dataset.raw_folder)
-
-
-def read_idx(folder: Path, start: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read images uint8 (N, 28, 28) and labels uint8 (N,) from idx files (http://yann.lecun.com/exdb/mnist)."""
-    found = []
-    for name, header in ((f"{start}-images-idx3-ubyte", 16), (f"{start}-labels-idx1-ubyte", 8)):
-        path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+    download = idx == "auto" and not DEBIAN.is_dir()
+    with tempfile.TemporaryDirectory() as temporary:
+        plain = Path(temporary, "FashionMNIST/raw")  # where torchvision looks for unpacked files
+        plain.mkdir(parents=True)
         try:
-            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            found.append(np.frombuffer(content, np.uint8, offset=header))
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise UserError(f"data.idx={folder}: {path} cannot be read as a file of Fashion-MNIST ({error}).") from None
-    images, labels = found
-    if len(images) != 28 * 28 * len(labels) or labels.max(initial=0) >= len(CLASSES):
-        raise UserError(
-            f"data.idx={folder}: the {start} files have {len(images):,} bytes of images and {len(labels):,} labels up "
-            f"to {labels.max(initial=0)}: Fashion-MNIST has 28 x 28 bytes and a label from 0 to 9 per image."
-        )
-    return images.reshape(-1, 28, 28), labels
+            for file in () if download else (DEBIAN if idx == "auto" else Path(idx).expanduser()).glob("*-ubyte*"):
+                if file.suffix == ".gz":
+                    extract_archive(str(file), str(plain))
+                else:
+                    (plain / file.name).symlink_to(file.resolve())
+            root = str(downloads) if download else temporary
+            return FashionMNIST(root, train=True, download=download), FashionMNIST(root, train=False)
+        except Exception as error:  # of torchvision (assertions too), gzip and zlib
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise UserError(
+                f"data.idx={idx}: Fashion-MNIST's four idx files cannot be {'downloaded' if download else 'read'} "
+                f"({reason}): install Debian's dataset-fashion-mnist, or give their folder with data.idx=FOLDER."
+            ) from None

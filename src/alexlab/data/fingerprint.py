@@ -30,11 +30,6 @@ def names_digest(names: bytes, arrays: "Sequence[np.ndarray]", texts: Sequence[s
     return digest
 
 
-def of_names(digest: Any) -> str:
-    """Return the fingerprint that older runs have: of what `names_digest` hashed alone."""
-    return digest.hexdigest()[:16]
-
-
 def of_sizes(digest: Any, sizes: "np.ndarray", source: str = "") -> str:
     """Return the fingerprint of what `names_digest` hashed and of the file sizes; add them to `digest`.
 
@@ -44,7 +39,7 @@ def of_sizes(digest: Any, sizes: "np.ndarray", source: str = "") -> str:
     """
     digest.update(sizes.astype("int64").tobytes())
     digest.update(source.encode())
-    return f"sizes:{of_names(digest)}"
+    return f"sizes:{digest.hexdigest()[:16]}"
 
 
 def sample(digest: bytes, count: int, most: int | None = None) -> "np.ndarray":

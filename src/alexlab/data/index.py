@@ -1,13 +1,15 @@
 """What all indexes have in common. An index is the images of one split, of whatever kind."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from alexlab.data import decode
-from alexlab.data.fingerprint import of_names
+from alexlab.data.fingerprint import names_digest, of_sizes
 
 
 class Index:
@@ -48,7 +50,7 @@ class Index:
 
     def subset(self, indices: np.ndarray) -> "Index":
         """Return the images `indices` (int64), in that order."""
-        raise NotImplementedError
+        return Selection([self], indices)
 
     def names_digest(self) -> Any:
         """Return a hash of all names and classes, see fingerprint.py."""
@@ -62,7 +64,80 @@ class Index:
     @property
     def names_fingerprint(self) -> str:
         """The fingerprint that older runs have: of names and classes alone."""
-        return of_names(self.names_digest())
+        return self.names_digest().hexdigest()[:16]
+
+
+class Selection(Index):
+    """Images of one or several indexes of the same classes, as an index.
+
+    Attributes:
+        parts: the indexes, of any kind.
+        rows: int64 (N,): the number of image i among the images of all parts, one part after another.
+    """
+
+    def __init__(self, parts: Sequence[Any], rows: np.ndarray) -> None:
+        self.parts, self.rows = tuple(parts), rows
+        self.root, self.classes, self.channels = parts[0].root, parts[0].classes, parts[0].channels
+        self.targets: Any = self._column("targets")
+        self.weights, self.groups, self.folds = map(self._column, ("weights", "groups", "folds"))
+
+    def _column(self, name: str) -> np.ndarray | None:
+        columns = [column for part in self.parts if (column := getattr(part, name)) is not None]
+        return np.concatenate(columns)[self.rows] if len(columns) == len(self.parts) else None
+
+    def _at(self, i: int) -> tuple[Any, int]:
+        """Return the index that has image i, and the number of the image in it."""
+        row = int(self.rows[i])
+        for part in self.parts:
+            if row < len(part):
+                return part, row
+            row -= len(part)
+        raise IndexError(i)
+
+    def name(self, i: int) -> bytes:
+        part, row = self._at(i)
+        return part.name(row)
+
+    def path(self, i: int) -> str:
+        part, row = self._at(i)
+        return part.path(row)
+
+    def picture(self, i: int) -> decode.AnyPicture:
+        part, row = self._at(i)
+        return part.picture(row)
+
+    def subset(self, indices: np.ndarray) -> "Selection":
+        return Selection(self.parts, self.rows[indices])
+
+    @functools.cached_property
+    def raw_size(self) -> tuple[int, int] | None:  # type: ignore[override]
+        sizes = {part.raw_size for part in self.parts}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def copy(self, indices: np.ndarray, out: Tensor) -> None:
+        """Copy the pixels of images of one size into `out`, as `PreparedIndex.copy` does."""
+        rows, first = self.rows[indices], 0
+        for part in self.parts:
+            places = np.flatnonzero((first <= rows) & (rows < first + len(part)))
+            if len(places) == len(rows):
+                part.copy(rows - first, out)
+            elif len(places):
+                pixels = out.new_empty((len(places), *out.shape[1:]))
+                part.copy(rows[places] - first, pixels)
+                out[places] = pixels
+            first += len(part)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the indexes, of the columns, and of which images were selected; see fingerprint.py."""
+        return of_sizes(self._digest([part.fingerprint for part in self.parts]), np.array([], np.int64))
+
+    def names_digest(self) -> Any:
+        return self._digest([part.names_fingerprint for part in self.parts])
+
+    def _digest(self, of_parts: list[str]) -> Any:
+        columns = (self.weights, self.groups, self.folds)
+        return names_digest(b"", [self.rows], of_parts + [str(each.tolist()) for each in columns if each is not None])
 
 
 def name_at(names: bytes, ends: np.ndarray, i: int) -> bytes:

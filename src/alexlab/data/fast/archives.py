@@ -38,15 +38,13 @@ def read(root: Path) -> dict[str, PreparedIndex]:
             val = sorted(_members(tar, "", 0))
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{root}: an archive cannot be read ({error}): download it again.") from None
-    if len(val) != len(wnids):
+    classes = tuple(sorted({wnid for wnid, *_ in train}))
+    if len(val) != len(wnids) or not set(wnids) <= set(classes):
         raise UserError(
-            f"{root / VAL} contains {len(val):,} images, but the devkit lists {len(wnids):,}: download it again."
+            f"{root}: the devkit lists {len(wnids):,} validation images of {len(set(wnids)):,} classes, but the tars "
+            f"contain {len(val):,}, and training images of {len(classes):,} classes: download them again."
         )
     labelled = sorted((wnid, *member[1:]) for wnid, member in zip(wnids, val, strict=True))
-    classes = tuple(sorted({wnid for wnid, *_ in train}))
-    missing = set(wnids) - set(classes)
-    if missing or not train:
-        raise UserError(f"{root / TRAIN} lacks classes that the devkit lists, such as {min(missing, default='all')}.")
     return {"train": _index(root / TRAIN, train, classes), "val": _index(root / VAL, labelled, classes)}
 
 
