@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import command, composed, photo, run_example, summary_of
+import yaml
+from conftest import ROOT, command, composed, photo, run_example, summary_of
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
@@ -140,6 +142,8 @@ def test_predictions_figures_and_more_epochs(kind: Kind, root: Path, run_dir: Pa
             probability = float(net(transform(row["path"])[None]).softmax(1).max())
         assert float(row["probability"]) == pytest.approx(probability, abs=1e-4)
     of_run(run_dir, "figures", "among=5")
+    if kind.mode == "RGBA":
+        return  # more epochs are the same
     done = train(root, tmp_path / "next", f"init_from={run_dir}", *kind.words,
                  "trainer.max_epochs=1", "optimizer.lr=1e-6", "callbacks.figures=false")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -180,11 +184,13 @@ def test_the_printed_example_gives_the_runs_logits(kind: Kind, root: Path, run_d
         assert session.get_inputs()[0].shape == ["batch", *kind.shape]
 
 
-def test_runs_of_several_shapes_are_compared(shapes: Path, tmp_path: Path) -> None:
+def test_runs_of_several_shapes_are_compared(tmp_path: Path) -> None:
     """A setting may be a number in one run, and a list in another."""
-    for size in ("64", "[64,80]"):
-        done = train(shapes, tmp_path / size, f"data.image_size={size}", *SHORT)
-        assert done.returncode == 0, done.stderr
+    for name, size in (("square", 64), ("wide", [64, 80])):
+        config = Path(shutil.copytree(ROOT / "tests/fixtures/runs/finished", tmp_path / name), "config.yaml")
+        plain = yaml.safe_load(config.read_text())
+        plain["data"]["image_size"] = size
+        config.write_text(yaml.safe_dump(plain))
     done = command("compare", f"runs={tmp_path}", "format=json")
     assert done.returncode == 0, done.stderr
     settings = [group["settings"] for group in json.loads(done.stdout)["groups"]]

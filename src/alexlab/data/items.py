@@ -228,10 +228,7 @@ class ItemData(ImageFolders):
         classes = getattr(dataset, "classes", None)
         if of_train is not None and classes is not None and tuple(map(str, classes)) != of_train:
             raise UserError(f"{source} and the training images have different `classes`: give the same ones.")
-        has_numbers = len(labels) > 0 and isinstance(labels[0], int | np.integer)
-        known = range(self.num_classes) if classes is None and self.num_classes is not None and has_numbers else classes
-        where = getattr(dataset, "where", lambda i: f"{source}[{i}]")
-        known = of_train or known
+        where, known = getattr(dataset, "where", lambda i: f"{source}[{i}]"), of_train or classes
         if known is None and trained is not None and 0 < len(trained) < len(labels):
             _, known = encode([labels[i] for i in trained.tolist()], None, lambda i: where(int(trained[i])))
         targets, names = encode(labels, known, where)
