@@ -229,7 +229,7 @@ def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) 
     ("words", "parts"),
     [
         (["trainer.accelerator=gpu"], ["`trainer.accelerator=gpu` needs a GPU"]),
-        (["trainer.accelerator=mps"], ["`trainer.accelerator=mps` needs Apple's GPU"]),
+        (["trainer.accelerator=mps"], ["`trainer.accelerator=mps` needs a GPU"]),
         (["trainer=ddp_cpu", "data.batch_size=9"], ["data.batch_size=9", "by 2", "8 or 10"]),
         (["trainer.num_nodes=2"], ["`trainer.num_nodes=2` needs torchrun or srun"]),
         (["trainer.precision=16-mixed"], ["`trainer.precision=16-mixed` needs a GPU"]),
