@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from alexlab.analysis.drawing import GAP
-from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused, spread
+from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier
@@ -41,23 +41,6 @@ def test_the_most_confident_mistakes_of_a_test_are_chosen() -> None:
     assert first.loss == pytest.approx(10 + math.log(1 + 2 * math.exp(-10)))
     ranks = [media.mistakes[::2], media.mistakes[1::2]]
     assert most_confident([mistake for rank in ranks for mistake in rank]) == media.mistakes
-
-
-@pytest.mark.parametrize("images", [5, 16, 31, 32, 40, 1000])
-@pytest.mark.parametrize("batch", [7, 1000])
-def test_sample_predictions_are_spread_over_the_split(images: int, batch: int) -> None:
-    """For any size of the batches."""
-    media, trainer = Media(Path()), SimpleNamespace(world_size=1)
-    pixels = torch.arange(images).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
-    for first in range(0, images, batch):
-        part = slice(first, first + batch)
-        targets = torch.zeros(len(pixels[part]), dtype=torch.int64)
-        media.on_test_batch_end(trainer, TASK, torch.zeros(len(targets), 3), (pixels[part], targets, []), 0)  # type: ignore[arg-type]
-    shown = [int(m.image[0, 0, 0]) for m in spread(media.samples, MISTAKES)]
-    assert len(shown) == min(images, MISTAKES)
-    assert shown == sorted(set(shown))
-    gaps = [b - a for a, b in zip(shown, [*shown[1:], images], strict=True)]
-    assert max(gaps) <= max(2 * min(gaps[:-1]), images // 8)
 
 
 def test_the_confusion_matrix_shows_the_classes_confused_most() -> None:

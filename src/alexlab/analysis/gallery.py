@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alexlab.analysis import drawing as figures
 from alexlab.analysis import plots
-from alexlab.analysis.runs import recorded_mode
+from alexlab.analysis.runs import read_metrics, recorded_mode, steps_per_epoch
 from alexlab.data.fast.device_cache import Index
 from alexlab.data.sources import Data
 from alexlab.engine import run_dir as rundir
@@ -112,13 +112,11 @@ def pictures(
     """
     first = first_convolution(trained.net)
     if first is not None:
-        yield "filters", figures.filters(first[0].weight.detach().float().cpu().numpy(), first[1])
-    if (run_dir / "metrics.csv").is_file():
-        summary = rundir.read_summary(run_dir)
-        of_run = summary.get("steps_per_epoch"), recorded_mode(summary, monitor)
-        plot = plots.curves(run_dir / "metrics.csv", monitor, *of_run)
-        if plot is not None:
-            yield "curves", plot
+        yield "filters", figures.filters(first[0].weight.detach().float().cpu(), first[1])
+    rows, summary = read_metrics(run_dir / "metrics.csv"), rundir.read_summary(run_dir)
+    plot = plots.curves(rows, monitor, steps_per_epoch(summary, rows), recorded_mode(summary, monitor))
+    if plot is not None:
+        yield "curves", plot
     if not data.splits:  # of a LightningDataModule, whose images have no index
         return
     extractor = FeatureExtractor(trained, device)

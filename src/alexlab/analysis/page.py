@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from alexlab.analysis.compare import Group, as_text, columns_of, finite
-from alexlab.analysis.runs import Row, Run, is_number
+from alexlab.analysis.runs import Run, is_number, steps_per_epoch
 from alexlab.engine.files import name_in_errors
 
 HTML = Path(__file__).parent / "html"
@@ -137,15 +137,10 @@ def curves_of(run: Run, points: int) -> dict[str, Any]:
     batch, accumulated = run.settings.get("data.batch_size"), run.settings.get("trainer.accumulate_grad_batches", 1)
     return {
         "curves": curves,
-        "per_epoch": run.summary.get("steps_per_epoch") or _steps_per_epoch(rows),
+        "per_epoch": steps_per_epoch(run.summary, rows),
         "per_step": batch * accumulated if is_number(batch) and is_number(accumulated) else None,
         "clock": thinned([(row["step"], row["perf/seconds"]) for row in rows if "perf/seconds" in row], points),
     }
-
-
-def _steps_per_epoch(rows: Sequence[Row]) -> float | None:
-    """Return the steps per epoch if the summary lacks them: the first validation is usually at an epoch's end."""
-    return next(((row["step"] + 1) / (row["epoch"] + 1) for row in rows if "val/loss" in row and "epoch" in row), None)
 
 
 def thinned(curve: list[tuple[float, float]], most: int) -> list[list[float]]:

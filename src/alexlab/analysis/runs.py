@@ -137,6 +137,14 @@ def recorded_mode(summary: dict[str, Any], key: str) -> str | None:
     return mode if mode in ("min", "max") else None
 
 
+def steps_per_epoch(summary: dict[str, Any], rows: Sequence[Row]) -> float | None:
+    """Return the steps per epoch; without a summary, by the first validation, which is usually at an epoch's end."""
+    steps: Any = summary.get("steps_per_epoch")
+    if is_number(steps) and steps > 0:
+        return steps
+    return next(((row["step"] + 1) / (row["epoch"] + 1) for row in rows if "val/loss" in row and "epoch" in row), None)
+
+
 def table_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one dict per run: name, path, status, metrics, facts, settings ("optimizer.lr", "model" for the chosen
     option). A setting that is called like a metric or a fact has the key "config/NAME"."""

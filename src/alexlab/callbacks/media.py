@@ -56,8 +56,6 @@ class Media(Callback):
         self.logger = logger
         self.weights = weights
         self.mistakes: list[Prediction] = []
-        self.samples: list[Prediction] = []  # every `spacing`-th image, right or wrong
-        self.spacing, self.tested = 1, 0
         self.written: list[Path] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -90,12 +88,6 @@ class Media(Callback):
             return Prediction(top5[0][1], as_pixels(batch[0][i][None], pl_module)[0], int(targets[i]), top5, loss)
 
         self.mistakes += map(prediction, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
-        for i in range(len(targets)):
-            if (self.tested + i) % self.spacing == 0:
-                self.samples.append(prediction(i))
-                if len(self.samples) == 2 * MISTAKES:  # the number of test images is unknown: keep every second
-                    self.samples, self.spacing = self.samples[::2], 2 * self.spacing
-        self.tested += len(targets)
         self.mistakes = most_confident(self.mistakes)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -117,7 +109,7 @@ class Media(Callback):
         split = trainer.datamodule.test_split  # type: ignore[attr-defined]
         of = f"{split}, {self.weights or ('best.ckpt' if best else 'last weights')}"
         shown = [names[row] for row in rows]
-        self._write("confusion_matrix", figures.confusion(part, shown, counts[rows], len(names), of))
+        self._write("confusion_matrix", plots.confusion(part, shown, counts[rows], len(names), of))
         (self.folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
         acc1 = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
         if counts.any():
@@ -143,15 +135,12 @@ class Media(Callback):
         """Log the test under the name of its split: results on val must not be compared with those on test."""
         import wandb
 
-        tables = {}
-        samples = spread(self.samples, MISTAKES)
-        for key, shown in {f"{split}/mistakes": self.mistakes, f"{split}/predictions": samples}.items():
-            table = tables[key] = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
-            for m in shown:
-                top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
-                picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
-                confidence, loss = round(m.confidence, 4), round(m.loss, 4)
-                table.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
+        mistakes = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
+        for m in self.mistakes:
+            top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
+            picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
+            confidence, loss = round(m.confidence, 4), round(m.loss, 4)
+            mistakes.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
         per_class = wandb.Table(columns=["class", "images", "acc1"])
         classes = zip(names, acc1, matrix.sum(1), strict=True)
         for name, accuracy, count in sorted(classes, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
@@ -161,7 +150,8 @@ class Media(Callback):
         columns: Any = ["Actual", "Predicted", "nPredictions"]
         table, fields = wandb.Table(columns=columns, data=counts), dict(zip(columns, columns, strict=True))
         drawn = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "confusion matrix"})
-        run.log({**tables, f"{split}/per_class": per_class, f"{split}/confusion_matrix": drawn})
+        tables = {"mistakes": mistakes, "per_class": per_class, "confusion_matrix": drawn}
+        run.log({f"{split}/{key}": table for key, table in tables.items()})
 
 
 def as_pixels(images: torch.Tensor, task: Any) -> torch.Tensor:
@@ -180,11 +170,6 @@ def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]
         tuple(f"{part:.0%} {names[k]}" if part else "" for k, part in zip(of_classes, parts, strict=True))
         for of_classes, parts in zip(classes.tolist(), fractions.tolist(), strict=True)
     ]
-
-
-def spread(items: list[Any], most: int) -> list[Any]:
-    """Choose at most `most` items at even distances."""
-    return [items[len(items) * k // most] for k in range(most)] if len(items) > most else items
 
 
 def most_confident(mistakes: list[Prediction]) -> list[Prediction]:
