@@ -6,7 +6,6 @@ page.filter.js and page.js, and shows the JSON that is embedded in it.
 
 import base64
 import io
-import itertools
 import json
 import math
 import re
@@ -15,23 +14,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from alexlab.analysis.compare import Group, as_text, columns_of, finite
 from alexlab.analysis.runs import Run, is_number, steps_per_epoch
-from alexlab.engine.files import name_in_errors
 
 HTML = Path(__file__).parent / "html"
-MAX_POINTS = 400  # of a curve
-MANY_RUNS, MAX_POINTS_OF_MANY = 50, 150
+MAX_POINTS = 200  # of a curve
 OPEN_PANELS = 6
 WITH_FIGURES = 12  # groups whose figures are on the page, the best first
 MAX_WIDTH = 900  # pixels of a figure
 MAX_FIGURE_BYTES = 20_000_000
 
 
-def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], command: str) -> None:
-    """Write the page.
+def render(groups: Sequence[Group], sort: str, notes: Sequence[str], command: str) -> str:
+    """Return the page.
 
     Args:
         groups: the best first.
@@ -51,16 +49,12 @@ def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], 
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": (HTML / "page.filter.js").read_text() + (HTML / "page.js").read_text(),
     }
-    page = re.sub(r"__([A-Z]+)__", lambda match: parts[match[1]], (HTML / "page.html").read_text())
-    with name_in_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+    return re.sub(r"__([A-Z]+)__", lambda match: parts[match[1]], (HTML / "page.html").read_text())
 
 
 def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[str, Any]:
     """Return what the page shows, as values for JSON."""
     runs = [run for group in groups for run in group.runs]
-    points = MAX_POINTS if len(runs) <= MANY_RUNS else MAX_POINTS_OF_MANY
     notes = list(notes)
     shown: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
@@ -78,9 +72,7 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
                 "metrics": {key: stat.mean for key, stat in group.stats.items()},
                 "std": {key: stat.std for key, stat in group.stats.items() if stat.std is not None},
                 "fewer": {key: stat.n for key, stat in group.stats.items() if stat.n < len(group.runs)},
-                "runs": [
-                    {"name": run.name, "label": f"{run.name}  {text}", **curves_of(run, points)} for run in group.runs
-                ],
+                "runs": [{"name": run.name, "label": f"{run.name}  {text}", **curves_of(run)} for run in group.runs],
                 "figures": figures_of(group.runs[0].path / "figures", notes) if number < WITH_FIGURES else {},
             }
         )
@@ -97,8 +89,8 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
     if bare := [run.name for run in runs if not run.rows]:
         notes.append(f"without curves: {', '.join(bare[:10])}{' and more' if len(bare) > 10 else ''}")
     notes += dict.fromkeys(f"skipped: {line}" for run in runs for line in run.problems)
-    if any(len(run.rows) > points for run in runs):
-        notes.append(f"curves of more than {points} points are drawn as means of {points} stretches")
+    if any(len(run.rows) > MAX_POINTS for run in runs):
+        notes.append(f"curves of more than {MAX_POINTS} points are drawn as means of {MAX_POINTS} stretches")
     have_epochs = all(run["per_epoch"] for group in shown for run in group["runs"] if run["curves"])
     facts = ("images_per_second", "parameters", "macs", "seconds", "gpu_hours", "effective_lr")
     return {
@@ -121,7 +113,7 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
     }
 
 
-def curves_of(run: Run, points: int) -> dict[str, Any]:
+def curves_of(run: Run) -> dict[str, Any]:
     """Return `curves`: {key: [steps, values]}, and what converts steps to other axes: `per_epoch` steps per epoch,
     `per_step` images per step (None if unknown), `clock` [steps, seconds of training]."""
     rows = run.rows
@@ -133,22 +125,21 @@ def curves_of(run: Run, points: int) -> dict[str, Any]:
         if wanted and not key.endswith("_best") and f"{key}_step" not in keys:
             curve = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
             if curve:
-                curves[key.removesuffix("_step")] = thinned(curve, points)
+                curves[key.removesuffix("_step")] = thinned(curve)
     batch, accumulated = run.settings.get("data.batch_size"), run.settings.get("trainer.accumulate_grad_batches", 1)
     return {
         "curves": curves,
         "per_epoch": steps_per_epoch(run.summary, rows),
         "per_step": batch * accumulated if is_number(batch) and is_number(accumulated) else None,
-        "clock": thinned([(row["step"], row["perf/seconds"]) for row in rows if "perf/seconds" in row], points),
+        "clock": thinned([(row["step"], row["perf/seconds"]) for row in rows if "perf/seconds" in row]),
     }
 
 
-def thinned(curve: list[tuple[float, float]], most: int) -> list[list[float]]:
-    """Return [steps, values]. A curve with more than `most` points becomes the means of `most` stretches."""
-    if len(curve) > most:
-        edges = [round(i * len(curve) / most) for i in range(most + 1)]
-        parts = [curve[a:b] for a, b in itertools.pairwise(edges)]
-        curve = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+def thinned(curve: list[tuple[float, float]]) -> list[list[float]]:
+    """Return [steps, values]. A curve with more than MAX_POINTS becomes the means of as many stretches."""
+    if len(curve) > MAX_POINTS:
+        parts = np.array_split(np.array(curve), MAX_POINTS)
+        curve = [part.mean(0).tolist() for part in parts]
     return [[round(x, 2) for x, _ in curve], [float(f"{y:.6g}") for _, y in curve]]
 
 
