@@ -160,8 +160,7 @@ def test_the_table_is_sorted_by_a_metric_that_exists(tmp_path: Path, compare: Co
     with pytest.raises(UserError) as error:
         compare(sort="val/f2")
     assert str(error.value) == (
-        "sort=val/f2: no run has this metric. Did you mean val/f1? Measured were: images_per_second, seconds, "
-        "test/acc1, val/f1, val/loss."
+        "sort=val/f2: no run has this metric. Measured were: images_per_second, seconds, test/acc1, val/f1, val/loss."
     )
 
 
@@ -501,8 +500,6 @@ def test_mistakes_are_answered_with_the_fix(tmp_path: Path, compare: Compare) ->
         f"in {tmp_path}/train."
     )
     assert answer(runs=["nowhere", 12]).startswith("runs=[nowhere,12]: nowhere: there is no run. 12: there is no run.")
-    for empty in ("", ["x", " "]):
-        assert answer(runs=empty).startswith("runs=: give a folder of runs, a glob, the name of a run, latest, or a li")
     run = make_run(tmp_path / "a", 0.1, 0.5)
     for out, why in ((tmp_path, "Is a directory"), (run / "config.yaml/x", "File exists")):
         assert answer(format="csv", out=str(out)) == f"out={out} cannot be written ({why}): give another file."
@@ -533,10 +530,6 @@ def test_the_command_line_takes_conditions_and_names_like_numbers(
     assert config["from_run"] == config["init_from"] == config["resume"]["run"] == "2026_11"
     done = command("compare", f"paths.logs={tmp_path}", "runs=2026_11")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
-    done = command("compare", "format=xml", "most=0")
-    assert done.returncode == 2
-    assert "format=xml" in done.stderr
-    assert "most=0" in done.stderr
 
 
 # -- equal

@@ -100,7 +100,9 @@ def test_a_run_logs_what_the_default_shows(server: WandbServer, run: Run, connec
         "Run Comparer", "Media Browser",
     }  # fmt: skip
     logged = {key: value for row in run.history for key, value in row.items()}
-    is_image = {key for key, value in logged.items() if isinstance(value, dict) and value.get("_type") == "image-file"}
+    is_image = {
+        key for key, value in logged.items() if isinstance(value, dict) and value.get("_type") == "images/separated"
+    }
     known = {
         "history": {key for key, value in logged.items() if isinstance(value, int | float)},
         "summary": {key for key, value in run.summary.items() if isinstance(value, int | float | str)},

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alexlab.analysis.runs import FACTS, Run, find, frame, is_number, modified, printable, read, table_of
+from alexlab.analysis.runs import FACTS, Run, find, is_number, modified, printable, read, table_of
 from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
 from alexlab.engine.metrics import lower_is_better
@@ -44,13 +44,15 @@ def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", whe
     Raises:
         UserError: `where` is not a condition, or no run matches it.
     """
+    import pandas as pd
+
     names = [logs] if isinstance(logs, str | Path) else logs
     folders, missing = find([str(name) for name in names], ROOT / "logs/train")
     runs, skipped = read(folders)
     for line in (*missing, *skipped):
         warnings.warn(f"skipped: {line}", stacklevel=2)
-    rows = frame(runs)
-    return (rows if where is None else rows.iloc[select(runs, where)]).infer_objects()
+    runs = runs if where is None else [runs[number] for number in select(runs, where)]
+    return pd.DataFrame(table_of(runs))
 
 
 # -- the settings that differ
@@ -215,9 +217,7 @@ def sort_metric(runs: Sequence[Run], sort: str | None) -> str:
         usual = ("val/acc1", "last/val/acc1", *monitors, "val/loss", "last/val/loss", "train/loss", *known)
         return next((key for key in usual if key in known), usual[0])
     if sort not in known:
-        near = difflib.get_close_matches(sort, known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"sort={sort}: no run has this metric.{hint} Measured were: {', '.join(known) or 'none'}.")
+        raise UserError(f"sort={sort}: no run has this metric. Measured were: {', '.join(known) or 'none'}.")
     return sort
 
 
@@ -483,13 +483,10 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     An example is "3 of 12 by val/acc1: 0.8123; the best other run NAME has 0.8345, and optimizer.lr=0.02 (this run:
     optimizer.lr=0.01)". The result is None if this is the only run on these images, or if it lacks the metric.
     """
-    (run, *_), _ = read([run_dir.resolve()])
+    folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run_dir.resolve()]
+    (run, *candidates), _ = read([run_dir.resolve(), *sorted(folders, key=modified)[1 - MAX_SIBLINGS :]])
     if run.fingerprint is None or run.status != "finished" or monitor not in run.metrics:
         return None
-    folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run.path]
-    if len(folders) >= MAX_SIBLINGS:
-        folders = sorted(folders, key=modified)[1 - MAX_SIBLINGS :]
-    (run, *candidates), _ = read([run.path, *folders])  # together, so that images of older and newer runs compare
 
     def images_of(each: Run) -> list[str]:
         limits = ("trainer.limit_val_batches", "trainer.overfit_batches")

@@ -181,13 +181,9 @@ def draw(
     return written
 
 
-def log_to(wandb_logger: Any, loggers: list[Any], paths: list[Path], step: int) -> None:
-    """Log the figures as figures/<name> to W&B, and to each other logger that has `log_image`."""
-    if wandb_logger is not None:
-        import wandb
-
-        wandb_logger.experiment.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+def log_to(loggers: list[Any], paths: list[Path], step: int) -> None:
+    """Log the figures as figures/<name> to each logger that has `log_image`."""
     for logger in loggers:
-        if logger is not wandb_logger and hasattr(logger, "log_image"):
+        if hasattr(logger, "log_image"):
             for path in paths:
                 logger.log_image(f"figures/{path.stem}", [Image.open(path)], step=step)

@@ -25,7 +25,6 @@ MAX_POINTS = 200  # of a curve
 OPEN_PANELS = 6
 WITH_FIGURES = 12  # groups whose figures are on the page, the best first
 MAX_WIDTH = 900  # pixels of a figure
-MAX_FIGURE_BYTES = 20_000_000
 
 
 def render(groups: Sequence[Group], sort: str, notes: Sequence[str], command: str) -> str:
@@ -78,16 +77,13 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
         )
     metrics = list(dict.fromkeys(key for run in runs for key in run.metrics))
     numeric = sorted({key for group in groups for key, value in group.settings.items() if is_number(value)})
-    # the order of the panels: these, then the user's own metrics, then top-5 accuracy and speed
+    # the order of the panels: these, then the user's own metrics, then speed
     first = ("val/acc1", "val/loss", "train/loss", "train/acc1")
     panels = {key for group in shown for run in group["runs"] for key in run["curves"]}
-    late = [key for key in panels if key.endswith("/acc5") or not key.startswith(("train/", "val/"))]
-    own = sorted(panels.difference(first, late), key=lambda key: (not key.startswith("val/"), key))
-    ordered = [*(key for key in first if key in panels), *own, *sorted(late)]
+    rest = sorted(panels.difference(first), key=lambda key: (not key.startswith("val/"), key.startswith("perf/"), key))
+    ordered = [*(key for key in first if key in panels), *rest]
     if len(groups) > WITH_FIGURES and any(group["figures"] for group in shown):
         notes.append(f"figures: of the first {WITH_FIGURES} rows only")
-    if bare := [run.name for run in runs if not run.rows]:
-        notes.append(f"without curves: {', '.join(bare[:10])}{' and more' if len(bare) > 10 else ''}")
     notes += dict.fromkeys(f"skipped: {line}" for run in runs for line in run.problems)
     if any(len(run.rows) > MAX_POINTS for run in runs):
         notes.append(f"curves of more than {MAX_POINTS} points are drawn as means of {MAX_POINTS} stretches")
@@ -98,16 +94,12 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
         "sort": sort,
         "count": len(runs),
         "panels": ordered,
-        "shown": [key for key in ordered if key not in late][:OPEN_PANELS] or ordered[:2],
+        "shown": ordered[:OPEN_PANELS],
         "columns": [key for key in columns_of(groups, sort) if key == sort or not key.startswith("last/")],
         "scatter": list(dict.fromkeys((*(key for key in facts if key in metrics), *numeric, *metrics))),
         "figures": list(dict.fromkeys(name for group in shown for name in group["figures"])),
         "x": "epoch" if have_epochs else "step",
-        "low": [
-            key
-            for key in dict.fromkeys((*metrics, *ordered, *numeric))
-            if any(run.lower_is_better(key) for run in runs[:1])
-        ],
+        "low": [key for key in dict.fromkeys((*metrics, *ordered, *numeric)) if runs[0].lower_is_better(key)],
         "notes": notes,
         "about": f"by {sort} · {time.strftime('%Y-%m-%d %H:%M')}",
     }
@@ -148,8 +140,6 @@ def figures_of(folder: Path, notes: list[str]) -> dict[str, str]:
     urls = {}
     for path in sorted(path for path in folder.glob("*.png") if path.is_file()):
         try:
-            if path.stat().st_size > MAX_FIGURE_BYTES:
-                raise ValueError(f"more than {MAX_FIGURE_BYTES} bytes")
             with Image.open(path) as picture:
                 small = picture.convert("RGB")
                 small.thumbnail((MAX_WIDTH, 4 * MAX_WIDTH), Image.Resampling.LANCZOS)

@@ -1,6 +1,6 @@
 """Run directories of any age as data. Nothing that a run directory names is imported or run.
 
-Only `frame` and `curves` import pandas, which takes 0.4 s: what a training prints at the end does without it.
+Only `curves` and `compare.load_runs` import pandas, which takes 0.4 s: the end of a training does without it.
 """
 
 import copy
@@ -30,7 +30,6 @@ from alexlab.engine.settings import canonical, overridden_keys, settings_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-MAX_METRICS_BYTES = 2**28  # of a metrics.csv
 # the numbers at the top level of summary.json
 COUNTS = ("parameters", "macs", "epochs", "steps", "best_epoch", "world_size")
 NUMBERS = ("seconds", "images_per_second", "data_wait", *COUNTS, "gpu_hours", "effective_lr")
@@ -157,14 +156,6 @@ def table_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def frame(runs: Sequence[Run]) -> "DataFrame":
-    """Return `table_of` as a DataFrame."""
-    import pandas as pd
-
-    # as objects: a column of integers would become floats if a run lacks the setting
-    return pd.DataFrame(table_of(runs), dtype=object)
-
-
 def curves(run_dir: Path | str) -> "DataFrame":
     """Return a run's metrics.csv: one row per step (the index), one column per metric, NaN if it was not measured.
 
@@ -173,8 +164,7 @@ def curves(run_dir: Path | str) -> "DataFrame":
     """
     import pandas as pd
 
-    rows = read_metrics(Path(run_dir) / "metrics.csv")
-    return pd.DataFrame(rows or {"step": []}).groupby("step").last()
+    return pd.DataFrame(read_metrics(Path(run_dir) / "metrics.csv") or {"step": []}).groupby("step").last()
 
 
 # -- finding
@@ -202,8 +192,6 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
         if not runs:
             near = difflib.get_close_matches(name, {path.name for path in logs.glob("*runs/*")}, 2)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            if any(Path(name).expanduser().glob("**/*.wandb")):
-                hint = " W&B's own folders are not read: give the run directory, or see the run's page in W&B."
             problems.append(f"{name}: there is no run.{hint}")
         run_dirs |= dict.fromkeys(run.resolve() for run in runs)
     return list(run_dirs), problems
@@ -273,11 +261,8 @@ def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
         status, summary = "running", {key: value for key, value in summary.items() if key not in old}
     else:
         status = "pruned" if summary.get("pruned") is True else printable(str(summary.get("status", "unfinished")))
-    code = provenance.read(folder)
-    run = Run(folder, printable(name_of(folder)), status, settings_of(config), overridden_keys(config), summary, code)
-    if not code and (folder / "code.json").exists():
-        run.problems.append(f"which code {folder} was trained with: code.json cannot be read")
-    return run
+    name, code = printable(name_of(folder)), provenance.read(folder)
+    return Run(folder, name, status, settings_of(config), overridden_keys(config), summary, code)
 
 
 def _read_config(path: Path, blocks: dict[bytes, Any]) -> Any:
@@ -305,10 +290,8 @@ def read_metrics(path: Path) -> list[Row]:
     Rows without a step, torn rows and a last line without an end (it is being written) are skipped.
 
     Raises:
-        UserError: the file is larger than any run's, or not a CSV file.
+        UserError: the file is not a CSV file.
     """
-    if path.is_file() and path.stat().st_size > MAX_METRICS_BYTES:
-        raise UserError(f"{path} has more than {MAX_METRICS_BYTES} bytes, so it is not a run's.")
     try:
         lines = read_csv(path)[1]
     except (csv.Error, UnicodeDecodeError) as error:

@@ -47,7 +47,7 @@ class Media(Callback):
 
     Args:
         folder: where rank 0 writes the figures; the other ranks contribute their part of the images.
-        logger: the W&B logger of rank 0; None without W&B.
+        logger: the W&B logger of rank 0, for tables; None without W&B.
         weights: the name of the checkpoint that is tested; None is the best one of training.
     """
 
@@ -66,12 +66,8 @@ class Media(Callback):
         pixels = list(as_pixels(seen, model).permute(0, 2, 3, 1).numpy())
         grid = figures.tiles(pixels, captions_of(targets, model.class_names))
         self._write("train_images", grid)
-        if self.logger is not None:
-            import wandb
-
-            self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the network sees them")})
         for logger in trainer.loggers:
-            if logger is not self.logger and hasattr(logger, "log_image"):
+            if hasattr(logger, "log_image"):
                 logger.log_image("images/train", [grid], step=trainer.global_step)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, logits: Any, batch: Any, *_: Any) -> None:
@@ -102,8 +98,7 @@ class Media(Callback):
         from alexlab.analysis import plots  # imports Matplotlib, which takes half a second
 
         names, matrix = pl_module.class_names, pl_module.confusion_matrix.numpy()
-        rows = most_confused(matrix, MOST_CLASSES)
-        counts = matrix.sum(1)
+        rows, counts = most_confused(matrix, MOST_CLASSES), matrix.sum(1)
         part = matrix[np.ix_(rows, rows)]
         best = (self.folder.parent / "checkpoints/best.ckpt").is_file()
         split = trainer.datamodule.test_split  # type: ignore[attr-defined]

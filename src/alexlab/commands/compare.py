@@ -21,8 +21,6 @@ def show(config: Any) -> None:
     """Print the table or write the page; with equal=true exit with 1 if the two runs are not equal."""
     asked = [config.runs] if isinstance(config.runs, str | int | float) else config.runs
     names = [str(name).strip() for name in asked]
-    if not all(names):
-        raise UserError("runs=: give a folder of runs, a glob, the name of a run, latest, or a list: runs=[A,B].")
     logs = Path(config.paths.logs, "train")
     folders, missing = reading.find(names, logs)
     runs, skipped = reading.read(folders)
