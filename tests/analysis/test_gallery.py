@@ -186,11 +186,9 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert [Path(line).stem for line in done.stdout.splitlines() if line.endswith(".png")] == DRAWN
     assert {path.stem for path in (folder / "figures").iterdir()} == set(DRAWN)
-    wrong = command("figures", f"run={folder}", "among=-1", "crops=10")
+    wrong = command("figures", f"run={folder}", "crops=10")
     assert wrong.returncode == 2
     assert "`crops=10`: there is no such key" in wrong.stderr
-    wrong = command("figures", f"run={folder}", "among=-1")
-    assert (wrong.returncode, wrong.stderr) == (2, "error: `among=-1` must be at least 0.\n")
     assert summary_of(folder)["status"] == "finished"
 
 

@@ -33,7 +33,7 @@ def test_the_most_confident_mistakes_of_a_test_are_chosen() -> None:
         media.on_test_batch_end(trainer, TASK, logits[part], (images[part], targets[part], []), 0)  # type: ignore[arg-type]
     media.on_test_batch_end(trainer, TASK, None, None, 1)  # type: ignore[arg-type]
     assert [int(m.image[0, 0, 0]) for m in media.mistakes] == list(range(39, 39 - 2 * MISTAKES, -2))
-    assert {(m.truth, m.predicted) for m in media.mistakes} == {(0, 1)}
+    assert {(m.truth, m.top5[0][0]) for m in media.mistakes} == {(0, 1)}
     first = media.mistakes[0]  # logits (0, 10, 0), and the truth is the first class
     assert first.top5[0] == (1, pytest.approx(1 / (1 + 2 * math.exp(-10))))
     assert first.confidence == first.top5[0][1]

@@ -83,9 +83,8 @@ def test_a_view_is_created_once_and_then_updated(
     settings = json.loads(view["spec"])["section"]["settings"]
     assert (settings["xAxis"], settings["maxRuns"]) == ("epoch", 100)
     assert len(panels_of(view)) == len(panels_of(before)), "replaced, not added"
-    other = command("dashboard", "name=of two", "entity=tester", env=server.env())
-    assert other.stderr == ""
-    assert re.fullmatch(f"created the view of two: {address}\n", other.stdout)
+    assert connect(server, "name=of two", "entity=tester") == ""
+    assert re.fullmatch(f"created the view of two: {address}\n", capsys.readouterr().out)
     assert [view["displayName"] for view in server.views] == ["alexlab", "of two"]
     assert not [line for line in server.unknown if "View" in line or "Entity" in line]
 
@@ -139,7 +138,7 @@ def test_each_curve_has_points_over_each_axis(run: Run) -> None:
 
 
 def test_the_dashboard_of_the_page(tmp_path: Path) -> None:
-    """An option of the user's own, with options of wandb-workspaces and a summary value whose name has a dot."""
+    """An option of the user's own, with options of wandb-workspaces."""
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
     (tmp_path / "dashboard").mkdir()
     (tmp_path / "dashboard/mine.yaml").write_text(text)
@@ -154,7 +153,7 @@ def test_the_dashboard_of_the_page(tmp_path: Path) -> None:
     assert [type(axis).__name__ for axis in (scatter.x, scatter.y, scatter.z)] == ["Config", "SummaryMetric", "Config"]
     assert (line.title, line.x, line.y, line.log_y) == ("loss by time", "_runtime", ["train/loss_step"], True)
     assert (line.smoothing_factor, line.smoothing_type) == (0.6, "exponentialTimeWeighted")
-    assert (mine.x.name, type(mine.x).__name__, mine.regression) == ("my.score", "SummaryMetric", True)
+    assert (mine.x.name, type(mine.x).__name__, mine.regression) == ("images_per_second", "SummaryMetric", True)
     for name, (_, needs, fields) in dashboard.KINDS.items():  # the table of the page
         (row,) = re.findall(rf"^\| `{name}` \|.*$", PAGE, re.M)
         assert {name, *needs, *fields} <= set(re.findall(r"`(\w+)`", row))
@@ -186,19 +185,17 @@ def test_mistakes_in_panels_name_the_panel(overrides: list[str], message: str) -
     assert message in str(error.value)
 
 
-def test_a_mistake_is_reported_on_one_screen_before_a_server_is_asked() -> None:
-    wrong = "dashboard.sections.curves.panels.loss.y=val/loss"
-    for words in ([wrong], ["name=a+b", "dashboard.max_runs=0", "swept=[]"]):
-        done = command("dashboard", *words, env={"WANDB_API_KEY": "0" * 40})
-        assert (done.returncode, done.stdout) == (2, "")
-        assert all(word in done.stderr for word in words)
-        assert "Traceback" not in done.stderr
-
-
-def test_a_missing_api_key_is_an_error_with_the_fix() -> None:
-    done = command("dashboard")
+def test_mistakes_are_reported_before_a_server_is_asked() -> None:
+    words = ["name=a+b", "dashboard.max_runs=0", "swept=[]"]
+    done = command("dashboard", *words, env={"WANDB_API_KEY": "0" * 40})
     assert (done.returncode, done.stdout) == (2, "")
-    assert "needs an API key of W&B: run `wandb login` or set WANDB_API_KEY. dry_run=true needs none." in done.stderr
+    assert all(word in done.stderr for word in words)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_api_key_is_an_error_with_the_fix(server: WandbServer, connect: Callable[..., str]) -> None:
+    error = connect(server, WANDB_API_KEY="", NETRC="/nonexistent")
+    assert "needs an API key of W&B: run `wandb login` or set WANDB_API_KEY. dry_run=true needs none." in error
 
 
 def test_a_missing_extra_is_an_error_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.overrides import shown
-from alexlab.engine.settings import NULL_LIMITS, REPETITIONS, canonical
+from alexlab.engine.settings import REPETITIONS, canonical
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -105,11 +105,7 @@ def canonical_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     roots: dict[str, str] = {}
     for run in runs:
         texts = {key: canonical(value, key) for key, value in run.settings.items()}
-        texts = {
-            key: text
-            for key, text in texts.items()
-            if text != "None" and (key not in NULL_LIMITS or text != canonical(None, key))
-        }
+        texts = {key: text for key, text in texts.items() if text != canonical(None, key)}
         if "data.root" in texts and run.fingerprint is not None:
             texts["data.root"] = roots.setdefault(canonical(run.fingerprint), texts["data.root"])
         settings.append(texts)
@@ -227,13 +223,6 @@ ORDERING = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operato
 CONDITION = re.compile(r"""([\w./@-]+)\s*(==|!=|>=|<=|=|>|<|~)\s*('[^']*'|"[^"]*"|[^=<>&|]+)""")
 
 
-class Condition(NamedTuple):
-    key: str
-    sign: str
-    text: str
-    number: Any  # the value of the text as a float, or None
-
-
 def select(runs: Sequence[Run], text: str) -> list[int]:
     """Return the numbers of the runs for which a condition holds: `optimizer.lr>0.1 and model~resnet or seed=7`.
 
@@ -250,22 +239,20 @@ def select(runs: Sequence[Run], text: str) -> list[int]:
     rows = table_of(runs)
     known = list(dict.fromkeys(key for row in rows for key in row))
     values: dict[str, list[Any]] = {}
-    for key, sign, wanted, number in (condition for way in ways for condition in way if runs):
+    for key, (sign, wanted, number) in (condition for way in ways for condition in way if runs):
         if key not in known:
             near = sorted(name for name in known if name.endswith((f".{key}", f"/{key}")))[:3]  # lr: optimizer.lr
             near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else " Keys are status, name, metrics and settings."
             raise UserError(f"where={text}: no run has {key}.{hint}")
         values[key] = ["unknown" if row.get(key) is None and key in FACTS else row.get(key) for row in rows]
-        measured = [value for value in values[key] if value is not None]
-        compared = [wanted] if number is None else measured
-        if sign in ORDERING and compared and not any(map(is_number, compared)):
-            text_of = shown(compared[0])
+        if sign in ORDERING and (number is None or not any(map(is_number, values[key]))):
+            text_of = wanted if number is None else shown(values[key][0])
             raise UserError(f"where={text}: `{text_of}` is not a number: compare text with =, != or ~ (contains).")
     matching = [
         number
         for number in range(len(runs))
-        if any(all(_holds(values[condition.key][number], condition) for condition in way) for way in ways)
+        if any(all(_holds(values[key][number], *rest) for key, rest in way) for way in ways)
     ]
     if runs and not matching:
         some = "; ".join(f"{key} is, for example, {shown(column[0])}" for key, column in values.items())
@@ -273,7 +260,8 @@ def select(runs: Sequence[Run], text: str) -> list[int]:
     return matching
 
 
-def _condition(part: str, text: str) -> Condition:
+def _condition(part: str, text: str) -> tuple[str, tuple[str, str, float | None]]:
+    """Return the key, and the sign, the value, and the value as a number (None if it is none)."""
     match = CONDITION.fullmatch(part.strip())
     if match is None:
         raise UserError(
@@ -284,11 +272,10 @@ def _condition(part: str, text: str) -> Condition:
     number = None
     with contextlib.suppress(ValueError):
         number = float(match[3])
-    return Condition(match[1], match[2], match[3].strip("'\""), number)
+    return match[1], (match[2], match[3].strip("'\""), number)
 
 
-def _holds(value: Any, condition: Condition) -> bool:
-    _, sign, text, number = condition
+def _holds(value: Any, sign: str, text: str, number: Any) -> bool:
     if sign == "~":
         return text.lower() in shown(value).lower()
     if sign in ORDERING:
@@ -310,8 +297,8 @@ def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
     main = sort if sort.startswith("val/") else min(validated, key=lambda key: (key != "val/acc1", key), default=sort)
     other_metrics = sorted(validated - {main}, key=lambda key: (key != "val/loss", key))[:MAX_OTHER_METRICS]
     test = f"test/{main.removeprefix('val/')}"
-    one_size = len({group.stats["parameters"].mean for group in groups if "parameters" in group.stats}) < 2
-    size = () if one_size else ("parameters",)
+    sizes = {group.stats["parameters"].mean for group in groups if "parameters" in group.stats}
+    size = ("parameters",) if len(sizes) > 1 else ()
     wanted = dict.fromkeys((sort, main, f"last/{main}", *other_metrics, test, *size, *SPEED))
     return [key for key in wanted if key in measured or key == sort]
 
@@ -371,9 +358,8 @@ def as_markdown(groups: Sequence[Group], sort: str) -> str:
     for group in groups:
         values = [shown(group.settings[key]) if key in group.settings else "" for key in settings]
         lines.append([group.name, group.status, *values, *(cell(group, key) for key in columns)])
-    return "".join(
-        f"| {' | '.join(printable(text).replace('|', chr(92) + '|') for text in line)} |\n" for line in lines
-    )
+    escaped = [[printable(text).replace("|", "\\|") for text in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def as_csv(groups: Sequence[Group]) -> str:
@@ -409,16 +395,12 @@ def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
         runs = [fields(run, path=str(run.path), config=run.settings, metrics=run.metrics) for run in group.runs]
         rows.append(fields(group, n=len(group.runs), settings=group.settings, metrics=stats, runs=runs))
     left_out = [*skipped, *(problem for group in groups for run in group.runs for problem in run.problems)]
-    return json.dumps(finite({"groups": rows, "left_out": left_out}), indent=2, default=str) + "\n"
+    return json.dumps(finite({"groups": rows, "left_out": left_out}), indent=2) + "\n"
 
 
-def finite(value: Any) -> Any:
+def finite(values: Any) -> Any:
     """Return plain values for JSON, which has no NaN and no infinity: null stands for them."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(values, default=str), parse_constant=lambda name: None)
 
 
 # -- equality: whether a change of code changed what is trained
@@ -460,7 +442,7 @@ def equality(a: Run, b: Run) -> tuple[bool, str]:
 def _logged(run: Run) -> dict[tuple[int, str, int], str]:
     """Return what a run logged of its training: {(step, metric, since): value}.
 
-    A `train/..._step` value is a mean since the previous row, whose step is `since`; of another metric it is 0. The
+    A `train/..._step` value is a mean since the previous row, whose step is `since`; of another metric it is -1. The
     value is a text, because NaN differs from itself.
     """
     values: dict[tuple[int, str, int], str] = {}
@@ -469,7 +451,7 @@ def _logged(run: Run) -> dict[tuple[int, str, int], str]:
         for key, value in row.items():
             if key.startswith(("train/", "val/", "lr")):
                 step = int(row["step"])
-                values[step, key, previous.get(key, 0) if key.endswith("_step") else 0] = repr(value)
+                values[step, key, previous.get(key, -1) if key.endswith("_step") else -1] = repr(value)
                 previous[key] = step
     return values
 
@@ -485,6 +467,7 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     """
     folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run_dir.resolve()]
     (run, *candidates), _ = read([run_dir.resolve(), *sorted(folders, key=modified)[1 - MAX_SIBLINGS :]])
+    assert run.path == run_dir.resolve()
     if run.fingerprint is None or run.status != "finished" or monitor not in run.metrics:
         return None
 
@@ -500,12 +483,12 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
         return None
     sign = 1 if run.lower_is_better(monitor) else -1
     best = min(siblings, key=lambda sibling: sign * sibling.metrics[monitor])
-    value, best_value = run.metrics[monitor], best.metrics[monitor]
+    value = run.metrics[monitor]
     rank = 1 + sum(sign * sibling.metrics[monitor] < sign * value for sibling in siblings)
     theirs, ours = (as_text(dict(list(settings.items())[:4])) for settings in differing([best, run]))
     difference = f"{theirs or 'the same settings'}{f' (this run: {ours})' if ours else ''}"
-    start = f"{rank} of {1 + len(siblings)} by {monitor}: {value:.4f}"
-    return f"{start}; the best other run {best.name} has {best_value:.4f}, and {difference}"
+    other = f"the best other run {best.name} has {best.metrics[monitor]:.4f}, and {difference}"
+    return f"{rank} of {1 + len(siblings)} by {monitor}: {value:.4f}; {other}"
 
 
 def sweep_table(sweep: Path, monitor: str, width: int) -> list[str]:

@@ -34,12 +34,13 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
     step = height + GAP + lines * (TEXT + 3)
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (step + GAP) + GAP), PAPER)
-    draw, font = ImageDraw.Draw(sheet), _font()
     for i, image in enumerate(images):
         x, y = GAP + i % columns * (width + GAP), GAP + i // columns * (step + GAP)
         sheet.paste(Image.fromarray(as_rgb(image)).resize((width, height), Image.Resampling.NEAREST), (x, y))
         for n, line in enumerate(captions[i] if captions else ()):
-            draw.text((x, y + height + 2 + n * (TEXT + 3)), _fitting(line, width, font), INK, font)
+            strip = Image.new("RGB", (width, TEXT + 3), PAPER)  # cuts a long line
+            ImageDraw.Draw(strip).text((0, 0), line, INK, _font())
+            sheet.paste(strip, (x, y + height + 2 + n * (TEXT + 3)))
     return sheet
 
 
@@ -76,12 +77,3 @@ def _font() -> ImageFont.FreeTypeFont:
     assert spec is not None
     assert spec.origin is not None
     return ImageFont.truetype(str(Path(spec.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), TEXT)
-
-
-def _fitting(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """Return `line`, or as much of its start as fits into `width` pixels."""
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(f"{line}…") > width:
-        line = line[:-1]
-    return f"{line}…"

@@ -80,9 +80,8 @@ class FeatureExtractor:
         Reads one batch at a time, so that any number of images fits into memory. Only for networks with a head."""
         hidden: dict[int, Tensor] = {}
         for start in range(0, len(numbers), BATCH):
-            images = self.read(index, numbers[start : start + BATCH])
-            if images:
-                features = self.predict(torch.stack(list(images.values())))[1]
+            if images := self.read(index, numbers[start : start + BATCH]):
+                _, features = self.predict(torch.stack(list(images.values())))
                 assert features is not None
                 hidden |= zip(images, features, strict=True)
         return list(hidden), torch.stack(list(hidden.values())) if hidden else torch.empty(0, 0)

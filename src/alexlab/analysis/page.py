@@ -40,9 +40,8 @@ def render(groups: Sequence[Group], sort: str, notes: Sequence[str], command: st
 
     values = finite({**data_of(groups, sort, notes), "asked": command})
     # without <, no text can end the script element
-    encoded = json.dumps(values, allow_nan=False, default=str).replace("<", "\\u003c")
+    encoded = json.dumps(values).replace("<", "\\u003c")
     parts = {
-        "TITLE": "Comparison of runs",
         "STYLE": (HTML / "page.css").read_text(),
         "DATA": encoded,
         "PLOTLY": get_plotlyjs(),
@@ -82,11 +81,7 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
     panels = {key for group in shown for run in group["runs"] for key in run["curves"]}
     rest = sorted(panels.difference(first), key=lambda key: (not key.startswith("val/"), key.startswith("perf/"), key))
     ordered = [*(key for key in first if key in panels), *rest]
-    if len(groups) > WITH_FIGURES and any(group["figures"] for group in shown):
-        notes.append(f"figures: of the first {WITH_FIGURES} rows only")
     notes += dict.fromkeys(f"skipped: {line}" for run in runs for line in run.problems)
-    if any(len(run.rows) > MAX_POINTS for run in runs):
-        notes.append(f"curves of more than {MAX_POINTS} points are drawn as means of {MAX_POINTS} stretches")
     have_epochs = all(run["per_epoch"] for group in shown for run in group["runs"] if run["curves"])
     facts = ("images_per_second", "parameters", "macs", "seconds", "gpu_hours", "effective_lr")
     return {
@@ -130,8 +125,7 @@ def curves_of(run: Run) -> dict[str, Any]:
 def thinned(curve: list[tuple[float, float]]) -> list[list[float]]:
     """Return [steps, values]. A curve with more than MAX_POINTS becomes the means of as many stretches."""
     if len(curve) > MAX_POINTS:
-        parts = np.array_split(np.array(curve), MAX_POINTS)
-        curve = [part.mean(0).tolist() for part in parts]
+        curve = [part.mean(0).tolist() for part in np.array_split(np.array(curve), MAX_POINTS)]
     return [[round(x, 2) for x, _ in curve], [float(f"{y:.6g}") for _, y in curve]]
 
 

@@ -29,20 +29,18 @@ def top5(
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure((2.5 * columns, 3.75 * rows), dpi=DPI)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02 / rows, top=1 - 0.09 / rows)
-    outer = figure.add_gridspec(rows, columns, hspace=0.1, wspace=0.06)
+    figure = Figure((2.5 * columns, 3.75 * rows), dpi=DPI, layout="tight")
+    panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.2, 1.05] * rows)
     for i, image in enumerate(images):
-        inner = outer[divmod(i, columns)].subgridspec(2, 1, height_ratios=[2.2, 1.05], hspace=0.03)
-        picture = figure.add_subplot(inner[0])
+        picture, bars = panels[2 * (i // columns) :, i % columns][:2]
         picture.imshow(image)
-        picture.set_axis_off()
         picture.set_title(_short(truths[i], 28), fontsize=9, fontweight="bold")
-        bars = figure.add_subplot(inner[1])
         for place, (name, probability) in enumerate(best[i]):
             bars.barh(place, probability, color=RIGHT if name == truths[i] else OTHER, alpha=0.65)
             bars.text(0.02, place, f"{_short(name, 24)}  {probability:.0%}", va="center", fontsize=8)
-        bars.set(xlim=(0, 1), ylim=(4.6, -0.6), xticks=[], yticks=[])
+        bars.set(xlim=(0, 1), ylim=(4.6, -0.6))
+    for axes in panels.flat:
+        axes.set_axis_off()
     return _image(figure)
 
 

@@ -8,8 +8,8 @@ import csv
 import difflib
 import glob
 import hashlib
-import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -113,11 +113,9 @@ class Run:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What may differ between runs of equal settings: a value for each key of FACTS, None if unknown."""
-        commit, patch, changes = self.code.get("commit"), self.code.get("patch_sha256"), ""
-        if self.code_is_unknown:
-            changes = "+?"
-        elif self.code.get("dirty"):
-            changes = f"+{str(patch)[:6]}" if patch else "+changes"
+        commit, patch = self.code.get("commit"), self.code.get("patch_sha256")
+        changes = f"+{str(patch)[:6]}" if patch else "+changes" if self.code.get("dirty") else ""
+        changes = "+?" if self.code_is_unknown else changes
         hardware = self.summary.get("hardware")
         hardware = hardware if isinstance(hardware, dict) else {}
         facts = {key: self.summary.get(key) for key in FACTS}
@@ -201,10 +199,9 @@ def _below(folder: str, problems: list[str]) -> Iterator[Path]:
     """Yield the run directories at and below `folder`, except in hidden folders; run directories are not nested."""
     seen: set[tuple[int, int]] = set()  # links may lead to a folder again
 
-    def note(error: OSError) -> None:
-        problems.append(f"{error.filename}: {error.strerror}.")
-
-    for path, folders, files in os.walk(folder, followlinks=True, onerror=note):
+    for path, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: problems.append(f"{error.filename}: {error.strerror}.")
+    ):
         status = Path(path).stat()
         if {"config.yaml", "summary.json"} & {*files, *folders}:
             yield Path(path)
@@ -311,22 +308,17 @@ def read_metrics(path: Path) -> list[Row]:
 
 def _so_far(rows: list[Row], monitor: str, is_lower_better: Callable[[str], bool]) -> tuple[Row, Row, Row]:
     """Return what was measured at the best epoch by `monitor`, what was measured last, and the speed so far."""
-    best: Row = {}
     last: Row = {}
     speed: Row = {}
-    for _, of_step in itertools.groupby(rows, key=lambda row: row["step"]):
-        merged = {key: value for row in of_step for key, value in row.items()}
-        last |= {key: merged[key] for key in merged if re.match(r"(train|val)/(?!.*_(best|step)$)", key)}
-        validated = {key: last[key] for key in merged if key in last and key.startswith("val/")}
-        by = monitor if monitor in validated else min(validated, default="")
-        sign = -1 if is_lower_better(by) else 1
-        value = validated.get(by, float("nan"))
-        if abs(value) < 1e300 and (by not in best or sign * value > sign * best[by]):  # False for NaN
-            best = validated
-        if merged.get("perf/seconds") and merged.get("perf/images"):
-            seconds = merged["perf/seconds"]
-            speed = {"seconds": round(seconds, 2), "images_per_second": round(merged["perf/images"] / seconds, 1)}
-    return best, last, speed
+    for row in rows:
+        last |= {key: value for key, value in row.items() if re.match(r"(train|val)/(?!.*_(best|step)$)", key)}
+        if row.get("perf/seconds") and row.get("perf/images"):
+            seconds = row["perf/seconds"]
+            speed = {"seconds": round(seconds, 2), "images_per_second": round(row["perf/images"] / seconds, 1)}
+    sign = -1 if is_lower_better(monitor) else 1
+    measured = [row for row in rows if abs(row.get(monitor, math.inf)) < 1e300]  # False for NaN
+    best = max(measured, key=lambda row: sign * row[monitor], default={})
+    return {key: best[key] for key in best if key in last and key.startswith("val/")}, last, speed
 
 
 def _locked_inodes() -> set[int]:

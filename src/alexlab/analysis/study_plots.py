@@ -2,20 +2,18 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
+from optuna import Study
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances, plot_slice
-
-if TYPE_CHECKING:
-    import optuna
 
 FEWEST = 5  # complete trials from which importances can be estimated
 
 
-def draw(study: "optuna.Study", metric: str, folder: Path) -> list[Path]:
+def draw(study: Study, metric: str, folder: Path) -> list[Path]:
     """Save history.png, slices.png and, if there are enough trials, importances.png to `folder`; return their paths.
 
     Args:

@@ -37,10 +37,6 @@ class Prediction(NamedTuple):
     top5: list[tuple[int, float]]  # up to five (class, probability), the most probable first
     loss: float  # cross-entropy, in nats
 
-    @property
-    def predicted(self) -> int:
-        return self.top5[0][0]
-
 
 class Media(Callback):
     """Draw the figures, each of them once.
@@ -111,22 +107,20 @@ class Media(Callback):
             self._write("per_class", plots.per_class(acc1, names, of))
         if self.mistakes:
             images = [mistake.image.permute(1, 2, 0).numpy() for mistake in self.mistakes]
-            captions = [(f"{m.confidence:.0%} {names[m.predicted]}", f"is {names[m.truth]}") for m in self.mistakes]
+            captions = [(f"{m.confidence:.0%} {names[m.top5[0][0]]}", f"is {names[m.truth]}") for m in self.mistakes]
             self._write("mistakes", figures.tiles(images, captions))
         if self.logger is not None:
             try:
-                self._log_end(self.logger.experiment, split, names, matrix, rows, acc1)
+                self._log_end(self.logger.experiment, split, names, counts, acc1)
             except Exception as error:  # whatever W&B's client raises; the run itself is fine
-                log.warning("The confusion matrix and the mistakes could not be logged to W&B: %s", str(error)[:200])
+                log.warning("The mistakes could not be logged to W&B: %s", str(error)[:200])
 
     def _write(self, name: str, picture: Image.Image) -> None:
         self.written.append(make_folder(self.folder.parent, self.folder.name) / f"{name}.png")
         with atomic_write(self.written[-1]) as file:
             picture.save(file, "PNG")
 
-    def _log_end(
-        self, run: Any, split: str, names: list[str], matrix: np.ndarray, rows: list[int], acc1: list[float | None]
-    ) -> None:
+    def _log_end(self, run: Any, split: str, names: list[str], counts: np.ndarray, acc1: list[float | None]) -> None:
         """Log the test under the name of its split: results on val must not be compared with those on test."""
         import wandb
 
@@ -135,18 +129,12 @@ class Media(Callback):
             top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
             picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
             confidence, loss = round(m.confidence, 4), round(m.loss, 4)
-            mistakes.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
+            mistakes.add_data(picture, names[m.truth], names[m.top5[0][0]], confidence, top5, loss)
         per_class = wandb.Table(columns=["class", "images", "acc1"])
-        classes = zip(names, acc1, matrix.sum(1), strict=True)
+        classes = zip(names, acc1, counts, strict=True)
         for name, accuracy, count in sorted(classes, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
             per_class.add_data(name, int(count), accuracy)
-        # as wandb.plot.confusion_matrix makes it, which needs every single prediction
-        counts = [[names[a], names[p], int(matrix[a, p])] for a in rows for p in rows]
-        columns: Any = ["Actual", "Predicted", "nPredictions"]
-        table, fields = wandb.Table(columns=columns, data=counts), dict(zip(columns, columns, strict=True))
-        drawn = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "confusion matrix"})
-        tables = {"mistakes": mistakes, "per_class": per_class, "confusion_matrix": drawn}
-        run.log({f"{split}/{key}": table for key, table in tables.items()})
+        run.log({f"{split}/mistakes": mistakes, f"{split}/per_class": per_class})
 
 
 def as_pixels(images: torch.Tensor, task: Any) -> torch.Tensor:

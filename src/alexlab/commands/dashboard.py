@@ -10,9 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alexlab.engine import config as configs
+from alexlab.engine.config import Plain
 from alexlab.engine.errors import UserError
-
-Plain = dict[str, Any]
 
 # for each kind of panel: the class in wandb-workspaces, the keys that must be set, and the names of its fields by our
 # keys, if they differ
@@ -117,15 +116,12 @@ def build_panel(place: str, panel: Any, x: str) -> Any:
 
 
 def setting_or_summary(name: Any) -> Any:
-    """Return a setting for "optimizer.lr", "seed" or "config:NAME", otherwise a value of the summary.
+    """Return a setting for "optimizer.lr" or "seed", otherwise a value of the summary.
 
     wandb-workspaces reads a plain text as a value of the summary, also "c::optimizer.lr", its own form of a setting.
     """
     import wandb_workspaces.reports.v2 as wr
 
-    section, _, rest = str(name).partition(":")
-    if section in ("config", "summary") and rest:
-        return wr.Config(rest) if section == "config" else wr.SummaryMetric(rest)
     is_setting = "/" not in str(name) and ("." in str(name) or name in OmegaConf.load(configs.CONF / "train.yaml"))
     return wr.Config(name) if is_setting else wr.SummaryMetric(name)
 

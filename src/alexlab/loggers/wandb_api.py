@@ -75,12 +75,9 @@ def _answer(setting: str, what: str, instead: str, ask: Callable[[wandb.Api], T]
     except UserError:
         raise
     except Exception as error:  # W&B raises many types
-        refused = isinstance(error, wandb.errors.AuthenticationError)
-        why = (
-            "the server did not answer or refused the API key" if refused else f"the server did not return that {what}"
-        )
-        fix = f"check the name, which is part of the {what}'s address"
-        fix = "run `wandb login`, or try again" if refused else fix
+        why, fix = f"the server did not return that {what}", f"check the name, which is part of the {what}'s address"
+        if isinstance(error, wandb.errors.AuthenticationError):
+            why, fix = "the server did not answer or refused the API key", "run `wandb login`, or try again"
         raise UserError(f"`{setting}`: {why} ({first_line(error)}): {fix}. {instead}") from error
 
 
