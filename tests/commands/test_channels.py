@@ -95,7 +95,7 @@ def test_it_is_learned_and_drawn(run_dir: Path) -> None:
     assert summary["best"]["val/acc1"] == 1
     assert summary["test"]["test/acc1"] == 1
     assert {path.stem for path in (run_dir / "figures").iterdir()} >= FIGURES
-    assert len(list(run_dir.glob("wandb/offline-*/files/media/table/test/predictions*.json"))) == 1
+    assert len(list(run_dir.glob("wandb/offline-*/files/media/table/test/mistakes*.json"))) == 1
     assert len(list(run_dir.glob("wandb/offline-*/files/media/images/images/train*.png"))) == 1
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytorch_lightning as pl
 import torch
 from lightning_fabric import loggers as fabric
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
@@ -30,7 +30,6 @@ from torchmetrics import MetricCollection
 from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.callbacks.freezing import Freezing
 from alexlab.callbacks.grad_norm import GradNorm
-from alexlab.callbacks.lr_monitor import LearningRateLogger
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.nan_guard import NanGuard
 from alexlab.callbacks.preemption import Preemption, SignalRecorder
@@ -531,7 +530,7 @@ def build_callbacks(
 
     # what is logged and shown, early stopping, averaged weights
     if wanted.lr_monitor:
-        callbacks.append(LearningRateLogger("step"))
+        callbacks.append(LearningRateMonitor("step"))
     if wanted.model_summary:
         callbacks.append(pl.callbacks.RichModelSummary(wanted.model_summary))
     if wanted.device_stats:

@@ -98,7 +98,7 @@ def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
         "data_wait": round(rate.total_waited / rate.total_seconds, 4) if rate.total_seconds else None,
         "epochs": trainer.fit_loop.epoch_progress.current.completed,
         "steps": trainer.fit_loop.epoch_loop.global_step,
-        "gpu_hours": round(gpus * rate.so_far()["seconds"] / 3600, 4),  # of training, resumed parts included
+        "gpu_hours": round(gpus * rate.total_seconds / 3600, 4),  # of training, resumed parts included
     }
 
 
