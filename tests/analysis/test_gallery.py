@@ -1,6 +1,5 @@
 """The figures of a run: what they show, and where the numbers come from."""
 
-import csv
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from alexlab.analysis import drawing, gallery, plots
+from alexlab.analysis.runs import steps_per_epoch
 from alexlab.commands import train as run
 from alexlab.data import folder as index
 from alexlab.engine.devices import Devices
@@ -60,7 +60,7 @@ def test_alexnets_filters_are_drawn_in_two_groups() -> None:
 
 
 def test_each_filter_is_scaled_by_its_largest_weight_and_zero_is_grey() -> None:
-    weights = np.zeros((96, 3, 11, 11), dtype=np.float32)
+    weights = torch.zeros(96, 3, 11, 11)
     weights[48, 0, 0, 0], weights[48, 1, 0, 0] = 0.02, -0.01
     sheet = np.asarray(drawing.filters(weights, 2)).astype(int)
     size = 11 * 4
@@ -70,10 +70,10 @@ def test_each_filter_is_scaled_by_its_largest_weight_and_zero_is_grey() -> None:
     assert np.abs(first - [255, 127.5 - 63.75, 127.5]).max() <= 1
     assert np.abs(sheet[drawing.GAP, drawing.GAP] - 127.5).max() <= 1
     assert (sheet[height - 2 * drawing.GAP : height] == 255).all(), "a gap between the groups"
-    grey = np.asarray(drawing.filters(np.ones((4, 1, 3, 3), dtype=np.float32)))
+    grey = np.asarray(drawing.filters(torch.ones(4, 1, 3, 3)))
     assert (grey[drawing.GAP, drawing.GAP] == 255).all()
-    rgb, alpha = np.random.default_rng(0).normal(size=(2, 4, 3, 3, 3))
-    of_four = drawing.filters(np.concatenate([rgb, 9 * alpha[:, :1]], 1))
+    rgb, alpha = torch.randn(2, 4, 3, 3, 3)
+    of_four = drawing.filters(torch.cat([rgb, 9 * alpha[:, :1]], 1))
     assert np.array_equal(np.asarray(of_four), np.asarray(drawing.filters(rgb))), "the colours of RGBA"
 
 
@@ -130,46 +130,26 @@ def test_images_are_evenly_spaced_and_broken_ones_are_skipped(shapes: Path, tmp_
     assert list(extractor.read(index.scan(tmp_path), [0, 1, 2])) == [1]
 
 
-def write_metrics(path: Path, rows: list[dict]) -> Path:
-    keys = sorted({key for row in rows for key in row})
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, keys)
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def test_curves_are_drawn_over_epochs(tmp_path: Path) -> None:
+def test_curves_are_drawn_over_epochs() -> None:
     rows = [{"step": s, "lr/decay": 0.1 / (s + 1)} for s in range(0, 40, 5)]
     for epoch in range(4):
         end = {"epoch": epoch, "step": 10 * epoch + 9}
         rows.append({**end, "val/loss": 2 - epoch / 4, "val/acc1": [0.2, 0.5, 0.4, 0.3][epoch]})
         rows.append({**end, "train/loss": 2.5 - epoch / 4, "train/acc1": 0.1 * epoch})
-    path = write_metrics(tmp_path / "metrics.csv", rows)
-    read = plots.Curves(path)
-    assert read.unit == "epoch"
-    x, y = read.line("val/acc1")
-    assert x.tolist() == [1, 2, 3, 4]
-    assert y.tolist() == [0.2, 0.5, 0.4, 0.3]
-    assert read.line("lr/decay")[0][:2] == pytest.approx([0.1, 0.6])
-    sheet = plots.curves(path, "val/acc1")
+    assert steps_per_epoch({"steps_per_epoch": 20}, rows) == 20
+    assert steps_per_epoch({}, rows) == steps_per_epoch({"steps_per_epoch": "x"}, rows) == 10
+    assert steps_per_epoch({}, rows[:8]) is None
+    sheet, unmarked, lowest = (plots.curves(rows, *of, 10, mode) for *of, mode in (
+        ("val/acc1", None), (None, None), ("val/acc1", "min"),
+    ))  # fmt: skip
     assert sheet is not None
-    unmarked = plots.curves(path)
     assert unmarked is not None
-    assert coloured(sheet, "#000000") > coloured(unmarked, "#000000") + 50, "a star marks the best epoch"
-    lowest = plots.curves(path, "val/acc1", mode="min")
     assert lowest is not None
-    assert lowest.tobytes() != sheet.tobytes() == plots.curves(path, "val/acc1", mode="max").tobytes()  # type: ignore[union-attr]
+    assert coloured(sheet, "#000000") > coloured(unmarked, "#000000") + 50, "a star marks the best epoch"
+    assert lowest.tobytes() != sheet.tobytes()
     assert sheet.width == pytest.approx(3 * sheet.height * 4.4 / 3.5, rel=0.01), "three panels"
-    cut = write_metrics(tmp_path / "cut.csv", [*rows, {"epoch": 5, "step": 44, "val/loss": 1.0, "val/acc1": 0.3}])
-    assert plots.Curves(cut).line("val/acc1")[0].tolist() == [1, 2, 3, 4, 4.5], "stopped within the fifth epoch"
-    assert plots.Curves(cut, epoch_steps=10).unit == "epoch"
-    below = plots.Curves(path, epoch_steps=50)
-    assert (below.unit, below.line("val/acc1")[0].tolist()) == ("step", [10, 20, 30, 40]), "no epoch was finished"
-    only_lr = write_metrics(tmp_path / "lr.csv", rows[:3])
-    assert plots.Curves(only_lr).unit == "step"
-    assert plots.curves(only_lr) is not None
-    assert plots.curves(write_metrics(tmp_path / "empty.csv", [{"step": 1, "epoch": 0}])) is None
+    assert plots.curves(rows[:3], None, None) is not None
+    assert plots.curves([{"step": 1, "epoch": 0}], None, None) is None
 
 
 def coloured(sheet: Image.Image, colour: str, over: float = 1.0) -> int:
@@ -190,8 +170,8 @@ def test_the_bar_of_the_true_class_has_another_colour() -> None:
 
 
 def test_accuracy_per_class_of_few_and_of_many_classes() -> None:
-    two = plots.per_class([1.0, 0.5, None], ["cat", "dog", "none"])
-    many = plots.per_class(np.linspace(0, 1, 1000).tolist(), [f"class {i}" for i in range(1000)])
+    two = plots.per_class([1.0, 0.5, None], ["cat", "dog", "none"], "test")
+    many = plots.per_class(np.linspace(0, 1, 1000).tolist(), [f"class {i}" for i in range(1000)], "test")
     assert two.width == many.width
     assert two.height < 200
     assert many.height < 1300
@@ -206,11 +186,9 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert [Path(line).stem for line in done.stdout.splitlines() if line.endswith(".png")] == DRAWN
     assert {path.stem for path in (folder / "figures").iterdir()} == set(DRAWN)
-    wrong = command("figures", f"run={folder}", "among=-1", "crops=10")
+    wrong = command("figures", f"run={folder}", "crops=10")
     assert wrong.returncode == 2
     assert "`crops=10`: there is no such key" in wrong.stderr
-    wrong = command("figures", f"run={folder}", "among=-1")
-    assert (wrong.returncode, wrong.stderr) == (2, "error: `among=-1` must be at least 0.\n")
     assert summary_of(folder)["status"] == "finished"
 
 
@@ -222,16 +200,3 @@ def test_figures_that_cannot_be_drawn_are_a_warning(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING, logger="alexlab"):
         run.save_figures(config, experiment)
     assert "some figures could not be drawn (" in caplog.text
-
-
-def test_curves_of_a_damaged_file_are_drawn_without_what_cannot_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text(
-        "epoch,step,val/loss,val/acc1,lr\nx,y,z,w,v\n0,9,1.5,nan,x\n-1,9,1,1\n1,1e400,2,2\n1,19,text,nan,0.1,7\n"
-    )
-    read = plots.Curves(path, "x")  # type: ignore[arg-type]
-    assert read.line("val/loss")[1].tolist() == [1.5]
-    assert plots.curves(path, "val/acc1") is not None
-    path.write_text('a,"' + "b" * 200_000 + "\n")
-    with pytest.raises(UserError, match=r"metrics.csv is not a run's: field larger than"):
-        plots.Curves(path)

@@ -62,37 +62,28 @@ def test_resume_from_every_step(words: list[str], harness: Harness) -> None:
 
 TORCHS, TIMMS = "torch.optim.lr_scheduler", "timm.scheduler"
 RATES = [
-    ("CosineAnnealingLR", [], lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=3)),
     ("OneCycleLR", ["interval=step"], lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.005, total_steps=15)),
     ("CosineLRScheduler", ["warmup_t=1"], lambda o: timm.scheduler.CosineLRScheduler(o, 3, warmup_t=1)),
-    (
-        "CosineLRScheduler",
-        ["interval=step"],
-        lambda optimizer: timm.scheduler.CosineLRScheduler(optimizer, 15, t_in_epochs=False),
-    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "keys", "build"), RATES, ids=["cosine", "onecycle", "timm by epoch", "timm by step"])
+@pytest.mark.parametrize(("name", "keys", "build"), RATES, ids=["onecycle by step", "timm by epoch"])
 def test_the_learning_rates_of_a_resumed_schedule_are_those_of_the_library(
     name: str, keys: list[str], build: Callable[[Any], Any], harness: Harness
 ) -> None:
     """Three epochs of five steps, stopped within the first and the second, and at an epoch's end."""
     package = TORCHS if hasattr(lr_scheduler, name) else TIMMS
     words = ["trainer.max_epochs=3", "optimizer.momentum=0.9", *own_schedule(f"{package}.{name}", *keys)]
-    by_step = "interval=step" in keys
     scheduler = build(torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.005, momentum=0.9))
     expected = []
     for step in range(15):
         expected.append(scheduler.optimizer.param_groups[0]["lr"])
         scheduler.optimizer.step()
         ends = step % 5 == 4
-        if package == TORCHS and (by_step or ends):
+        if package == TORCHS:
             scheduler.step()
-        elif package == TIMMS:
-            scheduler.step_update(step + 1)
-            if ends:
-                scheduler.step(step // 5 + 1)
+        elif package == TIMMS and ends:
+            scheduler.step(step // 5 + 1)
     assert len(set(expected)) >= 3
 
     straight = harness.train("straight", *words)
@@ -290,14 +281,6 @@ def test_a_prolonged_run_equals_one_that_was_longer(words: list[str], short: str
     assert difference(straight, harness.train("more", *words, "resume.run=auto", long)) is None
 
 
-def test_a_new_run_can_start_from_a_checkpoint_within_an_epoch(harness: Harness) -> None:
-    straight = harness.train("straight")
-    harness.stop(at_batch(3, "after"), "stopped")
-    more = harness.train("more", f"ckpt_path={harness.folder / 'stopped'}")
-    a, b = (torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for path in (straight, more))
-    assert all(torch.equal(value, b[key]) for key, value in a.items())
-
-
 # -- these tests would notice each of the following mistakes in the code that resumes
 
 
@@ -411,42 +394,17 @@ def test_resume_refuses_what_it_cannot_do(harness: Harness, capsys: pytest.Captu
     folder = harness.folder
     harness.stop(at_batch(3, "after"), "stopped")
     named, allowed = f"resume.run={folder / 'stopped'}", "resume.allow_changes=true"
-    refused(
-        r"different settings: label_smoothing=0.1 \(the run has 0.0\). Remove", harness, named, "label_smoothing=0.1"
-    )
-    refused(
-        "ckpt_path=x: a resumed run continues from its own checkpoint: leave it out, or", harness, named, "ckpt_path=x"
-    )
     other = "last.ckpt was trained with different settings: optimizer.lr=0.5"
     refused(other, harness, named, "optimizer.lr=0.5", allowed)
-    refused(r"resume=.*nowhere` is not a run's directory", harness, f"resume.run={folder / 'nowhere'}")
     with files.lock(folder / "stopped", ".lock.rank"):
         refused("is still training in another process: wait", harness, named)
     assert not (folder / "x").exists()
     harness.train("x", named, "label_smoothing=0.1", allowed)
-    more = "is finished. Give a trainer.max_epochs above 2 to train it longer"
-    refused(more, harness, named, "label_smoothing=0.1")
-    less = "has done 2 epochs, and trainer.max_epochs=1 would have stopped before: set 2 or"
+    less = r"has done 2 epochs \(10 steps\), and this run would end after 5 steps: set a trainer.max_epochs above 2"
     refused(less, harness, named, "trainer.max_epochs=1")
     capsys.readouterr()
     harness.train("stopped", "resume.run=auto")
     assert "resume=auto: " in capsys.readouterr().out
-    (folder / "empty").mkdir()
-    (folder / "stopped/config.yaml").rename(folder / "empty/config.yaml")
-    message = "has no checkpoint to resume from: start it again from scratch, or use resume=auto hydra"
-    refused(message, harness, f"resume.run={folder / 'empty'}")
-
-
-def test_the_latest_run_must_have_a_checkpoint(harness: Harness) -> None:
-    """Otherwise an older run, which may be finished, would resume instead."""
-    old = harness.train("train/runs/old")
-    new = harness.stop(at_batch(1, "before"), "train/runs/new")
-    os.utime(old / "config.yaml", (0, 0))
-    before = {path: path.read_bytes() for path in harness.folder.rglob("*") if path.is_file()}
-    message = "the latest run, .*new, has no checkpoint yet: start it again from scratch, or name the run"
-    refused(message, harness, "resume.run=latest", f"paths.logs={harness.folder}")
-    assert not (new / "checkpoints/last.ckpt").exists()
-    assert {path: path.read_bytes() for path in harness.folder.rglob("*") if path.is_file()} == before
 
 
 def test_the_same_command_line_resumes(harness: Harness) -> None:
@@ -535,17 +493,6 @@ def test_a_best_checkpoint_of_later_steps_is_removed(harness: Harness, capsys: p
     printed = capsys.readouterr().out
     assert "best.ckpt: it was of later steps than the checkpoint, and these are trained again" in printed
     assert not (folder / "best.ckpt").exists()
-
-
-def test_auto_starts_a_new_run_if_there_is_none(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
-    straight = harness.train("straight")
-    new = harness.train("new", "resume.run=auto")
-    assert "holds no run yet: a new one starts." in capsys.readouterr().out
-    assert difference(straight, new) is None
-    harness.stop(at_batch(1, "before"), "early")
-    early = harness.train("early", "resume.run=auto")
-    assert "has no checkpoint yet: it starts again from scratch." in capsys.readouterr().out
-    assert difference(straight, early) is None
 
 
 def test_a_damaged_checkpoint_is_skipped(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def logging_to(logged: dict[str, float]) -> Any:
-    return SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}))
+    return SimpleNamespace(log=lambda name, value, **more: logged.update({name: value}), log_dict=logged.update)
 
 
 def test_speed_and_waiting_are_measured_by_the_clock(clock: list[float]) -> None:

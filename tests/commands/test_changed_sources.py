@@ -73,7 +73,6 @@ def test_every_use_of_a_network_with_edited_source_warns_once(
     images = next((shapes / "val").glob("*/*.jpg"))
     for words in (
         evaluate,
-        ("predict", f"run={run_dir}", f"images={images}"),
         ("export", f"run={run_dir}", "format=torch_export", f"images={images}"),
         ("train.py", *job, f"init_from={run_dir}", "dry_run=true", f"hydra.run.dir={tmp_path / 'new'}"),
     ):

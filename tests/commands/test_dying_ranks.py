@@ -122,7 +122,7 @@ def test_a_rank_that_freezes_is_named_and_stops_the_run(shapes: Path, tmp_path: 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert (
-        "error: Of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=0.1 minutes; the run has "
+        "error: rank 1 of 2 hung: another rank did not answer within trainer.timeout=0.1 minutes; the run has "
         "stopped on all ranks.\nResume the run with: python train.py resume=" in done.stderr
     )
     assert "RuntimeError: " in (run_dir / "train.log").read_text(), "torch's own message is in the log"

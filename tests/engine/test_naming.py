@@ -95,9 +95,6 @@ def test_the_hash_of_a_group_is_of_the_settings_whatever_set_them() -> None:
     recipe = digest(plain("experiment=fashion_mnist"))
     assert recipe == digest(plain("optimizer.lr=0.03", "experiment=fashion_mnist")), "the experiment sets it too"
     assert recipe != digest(plain("experiment=fashion_mnist", "optimizer.lr=0.005"))
-    here, there = plain(), plain("paths.data=/elsewhere")
-    assert here["data"]["root"] != there["data"]["root"]
-    assert digest(here) == digest(there), "the same images on another machine"
 
 
 def test_wandb_gets_no_folder_of_this_machine() -> None:
@@ -142,10 +139,6 @@ def test_the_keys_of_whole_floats_are_listed() -> None:
     [
         ("data.root='/mnt/bob/q r'", "data.root='q r'"),
         ("+foo=[/mnt/bob/a,/b/c]", "+foo=[a,c]"),
-        ("C:/Users/bob/w.ckpt", "w.ckpt"),
-        ("C:\\Users\\bob\\w.ckpt", "w.ckpt"),
-        ("file:///mnt/bob/x", "x"),
-        ("logs/../../mnt/bob", "bob"),
         ("~/data/x", "x"),
         ("../x/y", "y"),
         ("{a: /x/y, b: ./z}", "{a: y, b: z}"),

@@ -112,7 +112,7 @@ def test_changed_code_is_reported_with_the_way_back(project: Path) -> None:
     assert large.endswith(f"`git checkout {first}` (its uncommitted changes were not saved: they are large).")
     assert "were not saved" in difference({"commit": third, "dirty": True}, project), "of an old summary"
     assert difference({"commit": third, "dirty": False}, project) == "none"
-    assert "the code differs" in difference({"commit": "a" * 40, "dirty": False}, project), "a commit of elsewhere"
+    assert f"of R (commit {'a' * 40}): git failed: " in difference({"commit": "a" * 40}, project), "of elsewhere"
     for unknown in ({}, {"commit": None}, {"commit": "; rm -rf x"}):
         assert difference(unknown, project) == "the code of R is not known."
 

@@ -1,5 +1,6 @@
 """resume= without training: the config to continue with, the checkpoint, and the directory at that checkpoint."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import composed
+from resuming import composed_once
 
 from alexlab.engine import config as configs
 from alexlab.engine import files, resume
@@ -25,7 +27,7 @@ def save_checkpoint(path: Path, best: float = 0.5, rows: int = 2) -> None:
 def run_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "train/runs/then"
     save_checkpoint(folder / "checkpoints/last.ckpt")
-    configs.save(composed(*WORDS, run_dir=folder), folder / "config.yaml")
+    configs.save({**composed_once(*WORDS), "run_dir": str(folder)}, folder / "config.yaml")
     return folder
 
 
@@ -80,16 +82,9 @@ def test_a_run_of_an_older_version_gets_top_level_keys_that_it_lacks(run_dir: Pa
     assert resumed(run_dir).config["finetune"] == {"freeze_epochs": 0, "backbone_lr_factor": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{}", "is not a run's config: it has no `model`"),
-        ("overrides: []\nmodel: 1\ntrainer: {}\ndata: {}\n", "is incomplete: start the run again from scratch"),
-    ],
-)
-def test_a_config_that_is_incomplete_is_refused(text: str, message: str, run_dir: Path) -> None:
-    (run_dir / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=f"config.yaml {message}"):
+def test_a_config_that_is_incomplete_is_refused(run_dir: Path) -> None:
+    (run_dir / "config.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"config.yaml is not a run's config: it has no `model`"):
         resumed(run_dir)
 
 
@@ -126,18 +121,26 @@ def test_auto_starts_a_new_run_or_one_from_scratch_or_says_that_it_is_finished(r
         resumed(run_dir)
 
 
+def test_an_older_run_never_resumes_in_place_of_the_latest(run_dir: Path) -> None:
+    newer = run_dir.with_name("newer")
+    newer.mkdir()
+    (newer / "config.yaml").write_text((run_dir / "config.yaml").read_text())
+    os.utime(run_dir / "config.yaml", (0, 0))
+    with pytest.raises(UserError, match=r"resume=latest: .*newer has no checkpoint to resume from: start it again fr"):
+        resumed(run_dir, f"paths.logs={run_dir.parents[2]}", named="latest")
+
+
 def test_the_directory_is_reset_to_its_checkpoint(run_dir: Path) -> None:
     rows = [{"step": str(step)} for step in range(5)]
     last, best = (run_dir / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
-    for own, left, text in ((True, 2, "3 rows"), (True, 2, "1 row"), (False, 0, "5 rows")):
-        files.write_csv(run_dir / "metrics.csv", ["step"], rows[: left + int(text[0])])
+    for own, left in ((True, 2), (False, 0)):
+        files.write_csv(run_dir / "metrics.csv", ["step"], rows)
         (run_dir / "summary.json").write_text("{}")
         (run_dir / "checkpoints/.last.ckpt.7.tmp").write_text("half")
         save_checkpoint(best, best=0.5)
         path = last if own else run_dir.with_name("other") / "last.ckpt"
         (line,) = resume.reset_directory(run_dir, path)
-        verb = "is" if text == "1 row" else "are"
-        assert line == f"run directory: {run_dir}, resumed ({text} of metrics.csv {verb} computed again)"
+        assert line == f"run directory: {run_dir}, resumed (computed again: {5 - left} rows of metrics.csv)"
         assert files.read_csv(run_dir / "metrics.csv") == (["step"], rows[:left])
         assert not (run_dir / "summary.json").exists()
         assert (run_dir / "summary.before.json").is_file()
@@ -146,20 +149,6 @@ def test_the_directory_is_reset_to_its_checkpoint(run_dir: Path) -> None:
     lines = resume.reset_directory(run_dir, last)
     assert lines[0].startswith(f"removed {best}: it was of later steps than the checkpoint")
     assert not best.exists()
-
-
-def test_the_best_checkpoint_so_far_is_copied_if_it_is_known(run_dir: Path, tmp_path: Path) -> None:
-    last, new = run_dir / "checkpoints/last.ckpt", tmp_path / "new"
-    new.mkdir()
-    unknown = "there is no best.ckpt by val/acc1 of the same moment"
-    assert unknown in str(resume.copy_best(last, new, "val/acc1"))
-    save_checkpoint(last.with_name("best.ckpt"), best=0.75)
-    assert unknown in str(resume.copy_best(last, new, "val/acc1")), "of another moment"
-    save_checkpoint(last.with_name("best.ckpt"), best=0.5)
-    assert "by val/loss" in str(resume.copy_best(last, new, "val/loss"))
-    assert not (new / "checkpoints").exists()
-    assert resume.copy_best(last, new, "val/acc1") is None
-    assert [each.name for each in (new / "checkpoints").iterdir()] == ["best.ckpt"]
 
 
 def test_jobs_of_a_sweep_start_from_the_same_run(run_dir: Path, tmp_path: Path) -> None:
@@ -171,6 +160,16 @@ def test_jobs_of_a_sweep_start_from_the_same_run(run_dir: Path, tmp_path: Path) 
     alone = resume.find_ckpt("latest", "init_from", "last", logs, tmp_path / "runs/x")
     assert alone == sweep / "0/checkpoints/last.ckpt"
     assert resume.find_ckpt("/none.ckpt", "init_from", "last", logs, tmp_path) == Path("/none.ckpt")
+
+
+def test_a_checkpoint_is_named_by_its_run_or_by_its_file(run_dir: Path, tmp_path: Path) -> None:
+    last, logs = run_dir / "checkpoints/last.ckpt", run_dir.parents[2]
+    for named in ("latest", str(run_dir), "then", str(last)):
+        assert resume.find_ckpt(named, "ckpt_path", "last", logs, tmp_path / "runs/x") == last
+    with pytest.raises(UserError, match="`ckpt_path=two` is not a run's directory"):
+        resume.find_ckpt("two", "ckpt_path", "last", logs, tmp_path)
+    with pytest.raises(UserError, match="`init_from=latest`: there is no run below"):
+        resume.find_ckpt("latest", "init_from", "best", tmp_path / "none", tmp_path)
 
 
 def test_a_lock_is_held_by_one_process(tmp_path: Path) -> None:

@@ -26,12 +26,6 @@ def test_a_directory_holds_one_run(tmp_path: Path) -> None:
         rundir.create(tmp_path / "run", {})
 
 
-def test_checkpoints_must_fit_before_training_starts(tmp_path: Path) -> None:
-    rundir.check_space(tmp_path, {"best": 10, "last": 20})
-    with pytest.raises(UserError, match="space, and the run's checkpoints need about 5000000000 MB: free some"):
-        rundir.check_space(tmp_path, {"best": 10**15, "last": 2 * 10**15})
-
-
 def test_mark_keeps_the_status_that_a_rank_wrote(tmp_path: Path) -> None:
     rundir.mark(tmp_path, "failed", "no run has started here")
     assert not (tmp_path / "summary.json").exists()
@@ -113,13 +107,6 @@ def test_only_rank_0_writes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for handler in list(logging.getLogger("alexlab").handlers):
         logging.getLogger("alexlab").removeHandler(handler)
         handler.close()
-
-
-def test_only_files_are_removed_as_temporary(tmp_path: Path) -> None:
-    (tmp_path / ".mine.tmp").mkdir()
-    (tmp_path / ".last.ckpt.7.tmp").write_text("half")
-    files.remove_temporary(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
 
 
 def test_a_path_is_shown_relative_to_a_folder_above_it_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,32 +307,40 @@ def test_a_server_that_a_run_names_needs_consent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("entry", "sentence"),
     [
-        (["logger.mine={_target_: mypkg.parts.Refuses}"], "`project` must not be empty. (mypkg.parts.Refuses)"),
-        (["logger.mine={_target_: mypkg.parts.Nothing}"], "mypkg.parts contains no Nothing: check its name."),
-        (["logger.mine={_target_: no_such_package.Mine}"], "the package no_such_package is not installed."),
+        ("mine={_target_: mypkg.parts.Refuses}", "`project` must not be empty. (mypkg.parts.Refuses)"),
+        ("mine={_target_: mypkg.parts.Nothing}", "mypkg.parts contains no Nothing: check its name."),
+        ("mine={_target_: no_such_package.Mine}", "the package no_such_package is not installed."),
+        ("mine={_target_: pathlib.Path}", "logger.mine._target_=pathlib.Path builds a PosixPath, which is no logger"),
+        ("mlflow={tracking_uri: 'nosql:///x'}", "cannot be built from its settings: "),
         (
-            ["logger.mine={_target_: pathlib.Path}"],
-            "logger.mine._target_=pathlib.Path builds a PosixPath, which is no logger",
-        ),
-        (
-            ["logger.mine={_target_: mypkg.parts.JsonLines, fails: [log_hyperparams]}"],
+            "mine={_target_: mypkg.parts.JsonLines, fails: [log_hyperparams]}",
             "logger.mine does not start: ConnectionError: no answer to log_hyperparams.",
         ),
-        (
-            ["logger.mlflow={tracking_uri: 'http://127.0.0.1:9'}"],  # nobody listens
-            "logger.mlflow does not start: MlflowException: API request to http://127.0.0.1:9/",
-        ),
-        (["logger.mlflow={tracking_uri: 'nosql:///x'}"], "cannot be built from its settings: "),
     ],
 )
 def test_a_logger_that_does_not_start_is_one_error(
-    words: list[str], sentence: str, train: Train, tmp_path: Path
+    entry: str, sentence: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = train(tmp_path / "run", "logger=csv", *(f"+{word}" for word in words))
+    monkeypatch.syspath_prepend(package)
+    (tmp_path / "run").mkdir()
+    config = config_of("logger=csv", f"+logger.{entry}", run_dir=tmp_path / "run")
+
+    def start() -> None:
+        for tracker in build.build_trackers(config, trusted=None):
+            tracker.start({"monitor": "val/acc1"})
+
+    with pytest.raises(UserError) as error:
+        start()
+    assert sentence in str(error.value)
+
+
+def test_a_run_whose_logger_does_not_start_leaves_no_folder(train: Train, tmp_path: Path) -> None:
+    nobody = "http://127.0.0.1:9"  # nobody listens
+    done = train(tmp_path / "run", "logger=csv", f"+logger.mlflow={{tracking_uri: '{nobody}'}}")
     assert done.returncode == 2, done.stderr
-    assert sentence in done.stderr
+    assert f"logger.mlflow does not start: MlflowException: API request to {nobody}/" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 

@@ -112,7 +112,7 @@ def test_the_first_convolution_is_padded_on_the_right_and_at_the_bottom() -> Non
 @pytest.mark.parametrize("name", FAMILY)
 def test_images_of_other_sizes_give_logits(name: str) -> None:
     net = narrow(name).eval()
-    for size in (64, 65, 96, 130, 224, 227, 256):
+    for size in (64, 65, 130, 256):
         assert net(torch.zeros(1, 3, size, size)).shape == (1, 10), size
 
 
@@ -128,8 +128,6 @@ def test_images_that_are_too_small_and_wrong_arguments_are_refused() -> None:
     for wrong, words in (
         ({"norm": "x"}, "norm=x must be lrn, bn or none"),
         ({"init": "x"}, "init=x must be one of paper, released, caffe, centered, torch"),
-        ({"dropout": 1}, "dropout=1 must be at least 0 and below 1"),
-        ({"padding": "left"}, "padding=left must be right_bottom or a number of pixels"),
     ):
         with pytest.raises(ValueError, match=words):
             AlexNet(7, **wrong)  # type: ignore[arg-type]

@@ -18,12 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alexlab.analysis.runs import FACTS, Run, find, frame, is_number, modified, printable, read, table_of
+from alexlab.analysis.runs import FACTS, Run, find, is_number, modified, printable, read, table_of
 from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.overrides import shown
-from alexlab.engine.settings import NULL_LIMITS, REPETITIONS, canonical
+from alexlab.engine.settings import REPETITIONS, canonical
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -44,13 +44,15 @@ def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", whe
     Raises:
         UserError: `where` is not a condition, or no run matches it.
     """
+    import pandas as pd
+
     names = [logs] if isinstance(logs, str | Path) else logs
     folders, missing = find([str(name) for name in names], ROOT / "logs/train")
     runs, skipped = read(folders)
     for line in (*missing, *skipped):
         warnings.warn(f"skipped: {line}", stacklevel=2)
-    rows = frame(runs)
-    return (rows if where is None else rows.iloc[select(runs, where)]).infer_objects()
+    runs = runs if where is None else [runs[number] for number in select(runs, where)]
+    return pd.DataFrame(table_of(runs))
 
 
 # -- the settings that differ
@@ -103,11 +105,7 @@ def canonical_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     roots: dict[str, str] = {}
     for run in runs:
         texts = {key: canonical(value, key) for key, value in run.settings.items()}
-        texts = {
-            key: text
-            for key, text in texts.items()
-            if text != "None" and (key not in NULL_LIMITS or text != canonical(None, key))
-        }
+        texts = {key: text for key, text in texts.items() if text != canonical(None, key)}
         if "data.root" in texts and run.fingerprint is not None:
             texts["data.root"] = roots.setdefault(canonical(run.fingerprint), texts["data.root"])
         settings.append(texts)
@@ -215,27 +213,14 @@ def sort_metric(runs: Sequence[Run], sort: str | None) -> str:
         usual = ("val/acc1", "last/val/acc1", *monitors, "val/loss", "last/val/loss", "train/loss", *known)
         return next((key for key in usual if key in known), usual[0])
     if sort not in known:
-        near = difflib.get_close_matches(sort, known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"sort={sort}: no run has this metric.{hint} Measured were: {', '.join(known) or 'none'}.")
+        raise UserError(f"sort={sort}: no run has this metric. Measured were: {', '.join(known) or 'none'}.")
     return sort
 
 
 # -- conditions: where="optimizer.lr>0.01 and status=finished"
 
-SIGNS = ("==", "!=", ">=", "<=", "=", ">", "<", "~")
 ORDERING = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
-CONDITION = re.compile(
-    rf"""\s*([\w./@-]+)\s*({"|".join(SIGNS)})\s*('[^']*'|"[^"]*"|[^=<>\s].*?)\s*(?:\s(and|or)\s|$)""", re.IGNORECASE
-)
-OTHER_JOINS = re.compile(r"\s&\s|&&|\|\||[&|]\s*[\w./@-]+\s*(?:[=<>~]|!=)")  # conditions joined with & or |
-
-
-class Condition(NamedTuple):
-    key: str
-    sign: str
-    value: Any
-    text: str  # the value as it was written, without quotes
+CONDITION = re.compile(r"""([\w./@-]+)\s*(==|!=|>=|<=|=|>|<|~)\s*('[^']*'|"[^"]*"|[^=<>&|]+)""")
 
 
 def select(runs: Sequence[Run], text: str) -> list[int]:
@@ -247,87 +232,57 @@ def select(runs: Sequence[Run], text: str) -> list[int]:
     Raises:
         UserError: the text is not a condition, no run has a key, a text is compared by its size, or no run matches.
     """
-    rows, ways = table_of(runs), _parsed(text)
-    if not rows:
-        return []
+    ways = [
+        [_condition(part, text) for part in re.split(r"\s+and\s+", way, flags=re.IGNORECASE)]
+        for way in re.split(r"\s+or\s+", text, flags=re.IGNORECASE)
+    ]
+    rows = table_of(runs)
     known = list(dict.fromkeys(key for row in rows for key in row))
-    columns: dict[str, list[Any]] = {}
-    for key, sign, wanted, _ in (condition for way in ways for condition in way):
+    values: dict[str, list[Any]] = {}
+    for key, (sign, wanted, number) in (condition for way in ways for condition in way if runs):
         if key not in known:
             near = sorted(name for name in known if name.endswith((f".{key}", f"/{key}")))[:3]  # lr: optimizer.lr
             near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else " Keys are status, name, metrics and settings."
             raise UserError(f"where={text}: no run has {key}.{hint}")
-        columns[key] = [value for row in rows if (value := _value(row, key)) is not None]
-        compared = columns[key] if is_number(wanted) else [wanted]
-        if sign in ORDERING and compared and not any(map(is_number, compared)):
-            text_of = shown(compared[0])
+        values[key] = ["unknown" if row.get(key) is None and key in FACTS else row.get(key) for row in rows]
+        if sign in ORDERING and (number is None or not any(map(is_number, values[key]))):
+            text_of = wanted if number is None else shown(values[key][0])
             raise UserError(f"where={text}: `{text_of}` is not a number: compare text with =, != or ~ (contains).")
     matching = [
         number
-        for number, row in enumerate(rows)
-        if any(all(_holds(_value(row, condition.key), condition) for condition in way) for way in ways)
+        for number in range(len(runs))
+        if any(all(_holds(values[key][number], *rest) for key, rest in way) for way in ways)
     ]
-    if not matching:
-        values = "; ".join(_range(key, values) for key, values in columns.items())
-        raise UserError(f"where={text}: none of the {len(rows)} runs matches: {values}.")
+    if runs and not matching:
+        some = "; ".join(f"{key} is, for example, {shown(column[0])}" for key, column in values.items())
+        raise UserError(f"where={text}: none of the {len(runs)} runs matches: {some}.")
     return matching
 
 
-def _parsed(text: str) -> list[list[Condition]]:
-    """Return the alternatives, each a list of conditions that must all hold."""
-    ways: list[list[Condition]] = [[]]
-    rest: str = text.strip()
-    joined: str | None = "and"
-    while joined:
-        match = CONDITION.match(rest)
-        if match is None:
-            raise UserError(
-                f"where={text}: `{rest}` is not a condition: write KEY SIGN VALUE with one of {' '.join(SIGNS)}, as in "
-                "where='optimizer.lr>0.01 and status=finished', joined with `and` or `or`, without brackets. Quote it: "
-                "to a shell, > is a redirection."
-            )
-        key, sign, written, joined = match.groups()
-        quoted = len(written) > 1 and written[0] in "'\"" and written[-1] == written[0]
-        plain = written[1:-1] if quoted else written
-        if not quoted and OTHER_JOINS.search(written):
-            raise UserError(f"where={text}: join conditions with `and` or `or`, not as in `{match[0].strip()}`.")
-        value: Any = {"true": True, "false": False, "null": None, "none": None}.get(written.lower(), plain)
-        if isinstance(value, str) and not quoted and "_" not in written:  # Python reads 26_20 as a number
-            with contextlib.suppress(ValueError):
-                value = float(value)
-        ways[-1].append(Condition(key, sign, value, plain))
-        if joined and joined.lower() == "or":
-            ways.append([])
-        rest = rest[match.end() :]
-    return ways
+def _condition(part: str, text: str) -> tuple[str, tuple[str, str, float | None]]:
+    """Return the key, and the sign, the value, and the value as a number (None if it is none)."""
+    match = CONDITION.fullmatch(part.strip())
+    if match is None:
+        raise UserError(
+            f"where={text}: `{part.strip()}` is not a condition: write KEY SIGN VALUE with one of == != >= <= = > < ~, "
+            "as in where='optimizer.lr>0.01 and status=finished', joined with `and` or `or`, without brackets. Quote "
+            "it: to a shell, > is a redirection."
+        )
+    number = None
+    with contextlib.suppress(ValueError):
+        number = float(match[3])
+    return match[1], (match[2], match[3].strip("'\""), number)
 
 
-def _value(row: dict[str, Any], key: str) -> Any:
-    value = row.get(key)
-    value = None if isinstance(value, float) and math.isnan(value) else value
-    return "unknown" if value is None and key in FACTS else value
-
-
-def _holds(value: Any, condition: Condition) -> bool:
-    _, sign, wanted, text = condition
+def _holds(value: Any, sign: str, text: str, number: Any) -> bool:
     if sign == "~":
         return text.lower() in shown(value).lower()
     if sign in ORDERING:
-        return is_number(value) and ORDERING[sign](value, wanted)
-    whole = int(wanted) if isinstance(wanted, float) and wanted.is_integer() else wanted
-    equal = value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
-    bare = [re.sub(r"[\s'\"]", "", shown(each)).lower() for each in (value, text, whole)]  # lists, and names like 1e5
-    equal = equal or bare[0] in bare[1:]
+        return is_number(value) and ORDERING[sign](value, number)
+    bare = [re.sub(r"[\s'\"]", "", each).lower() for each in (shown(value), text)]  # the spaces of lists do not matter
+    equal = bare[0] == bare[1] or (is_number(value) and value == number)
     return equal == (sign != "!=")
-
-
-def _range(key: str, values: list[Any]) -> str:
-    if len(values) > 1 and all(map(is_number, values)) and min(values) < max(values):
-        return f"{key} is {min(values):g} to {max(values):g}"
-    texts = list(dict.fromkeys(shown(value) for value in values))
-    more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
-    return f"{key} is {', '.join(texts[:5]) or 'null'}{more}"
 
 
 # -- tables
@@ -342,17 +297,10 @@ def columns_of(groups: Sequence[Group], sort: str) -> list[str]:
     main = sort if sort.startswith("val/") else min(validated, key=lambda key: (key != "val/acc1", key), default=sort)
     other_metrics = sorted(validated - {main}, key=lambda key: (key != "val/loss", key))[:MAX_OTHER_METRICS]
     test = f"test/{main.removeprefix('val/')}"
-    one_size = len({group.stats["parameters"].mean for group in groups if "parameters" in group.stats}) < 2
-    size = () if one_size else ("parameters",)
+    sizes = {group.stats["parameters"].mean for group in groups if "parameters" in group.stats}
+    size = ("parameters",) if len(sizes) > 1 else ()
     wanted = dict.fromkeys((sort, main, f"last/{main}", *other_metrics, test, *size, *SPEED))
     return [key for key in wanted if key in measured or key == sort]
-
-
-def heading(key: str) -> tuple[str, str]:
-    """Return the two lines above a column."""
-    if key.startswith("last/"):
-        return "last", key.removeprefix("last/")
-    return "best.ckpt" if key.startswith("val/") else "", "images/s" if key == "images_per_second" else key
 
 
 def cell(group: Group, key: str) -> str:
@@ -378,14 +326,14 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
         sort: the metric by which the groups are sorted; this column is never dropped.
     """
     names = max(len(group.name) for group in groups)
-    starts = ["", f"{runs} run{'s' if runs > 1 else ''}", *(f"{each.name:{names}}  {each.status}" for each in groups)]
+    starts = [f"{runs} run{'s' if runs > 1 else ''}", *(f"{group.name:{names}}  {group.status}" for group in groups)]
     labels = [as_text({key: value for key, value in group.settings.items() if value is not None}) for group in groups]
     columns = columns_of(groups, sort)
     droppable = [key for key in reversed(columns) if key != sort]
     droppable.sort(key=lambda key: (key.startswith("test/"), key.startswith("val/"), key.startswith("last/")))
 
     def lines() -> list[str]:
-        rows = [*zip(*map(heading, columns), strict=True), *([cell(group, key) for key in columns] for group in groups)]
+        rows = [columns, *([cell(group, key) for key in columns] for group in groups)]
         widths = [max(10, 2 + max(map(len, column))) for column in zip(*rows, strict=True)]
         first = names + 2 + max(len(group.status) for group in groups)
         return [
@@ -396,8 +344,8 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
     while len((printed := lines())[0]) > width and droppable:
         columns.remove(droppable.pop(0))
     if len(printed[0]) + 2 + max(map(len, labels)) <= width:
-        return [f"{line}  {label}".rstrip() for line, label in zip(printed, ["", "", *labels], strict=True)]
-    for place, label in reversed(list(enumerate(labels, 3))):
+        return [f"{line}  {label}".rstrip() for line, label in zip(printed, ["", *labels], strict=True)]
+    for place, label in reversed(list(enumerate(labels, 2))):
         wrapped = textwrap.wrap(label, width - 4, break_long_words=False, break_on_hyphens=False)
         printed[place:place] = [f"    {line}" for line in wrapped]
     return [line.rstrip() for line in printed]
@@ -406,47 +354,36 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
 def as_markdown(groups: Sequence[Group], sort: str) -> str:
     """Return a table in GitHub's Markdown: the settings that differ, then the metrics."""
     columns, settings = columns_of(groups, sort), list(dict.fromkeys(key for each in groups for key in each.settings))
-    lines = [["run", "status", *settings, *(" ".join(heading(key)).strip() for key in columns)]]
-    lines.append(["---"] * (2 + len(settings)) + ["---:"] * len(columns))
+    lines = [["run", "status", *settings, *columns], ["---"] * (2 + len(settings)) + ["---:"] * len(columns)]
     for group in groups:
         values = [shown(group.settings[key]) if key in group.settings else "" for key in settings]
         lines.append([group.name, group.status, *values, *(cell(group, key) for key in columns)])
-
-    def escaped(text: str) -> str:  # no text of a run becomes a column, HTML or a link
-        return " ".join(printable(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
-
-    return "".join(f"| {' | '.join(map(escaped, line))} |\n" for line in lines)
+    escaped = [[printable(text).replace("|", "\\|") for text in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def as_csv(groups: Sequence[Group]) -> str:
     """Return one line per group: run, status, n, the settings that differ, all metrics, KEY_std of several runs, and
     KEY_n if only n of them have the metric. A setting that is called like another column is config/NAME."""
-
-    def text(value: Any) -> str:  # a spreadsheet would compute a text that begins like a formula
-        plain = printable(shown(value))
-        return f"'{plain}" if plain[:1] in ("=", "+", "-", "@") and not is_number(value) else plain
-
     taken = {"run", "status", "n"}.union(*(group.stats for group in groups))
-    rows = [
-        (
-            {"run": text(group.name), "status": group.status, "n": len(group.runs)},
-            {text(f"config/{key}" if key in taken else key): text(value) for key, value in group.settings.items()},
-            {text(key): stat.mean for key, stat in group.stats.items()},
-            {text(f"{key}_std"): stat.std for key, stat in group.stats.items() if stat.std is not None},
-            {text(f"{key}_n"): stat.n for key, stat in group.stats.items() if stat.n < len(group.runs)},
-        )
-        for group in groups
-    ]
-    columns = dict.fromkeys(key for parts in zip(*rows, strict=True) for part in parts for key in part)
+    rows = []
+    for group in groups:
+        row: dict[str, Any] = {"run": group.name, "status": group.status, "n": len(group.runs)}
+        row |= {f"config/{key}" if key in taken else key: shown(value) for key, value in group.settings.items()}
+        for key, stat in group.stats.items():
+            row[key] = stat.mean
+            row |= {f"{key}_std": stat.std} if stat.std is not None else {}
+            row |= {f"{key}_n": stat.n} if stat.n < len(group.runs) else {}
+        rows.append({printable(key): printable(str(value)) for key, value in row.items()})
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: value for part in row for key, value in part.items()} for row in rows)
+    writer.writerows(rows)
     return file.getvalue()
 
 
 def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
-    """Return {"groups": [{name, status, n, settings, metrics: {key: {mean, std, n}}, runs: [{name, path, status,
+    """Return {"groups": [{name, status, n, settings, metrics: {key: {mean, std, n}}, runs: [{name, status, path,
     config, metrics}]}], "left_out": [sentences]}; null stands for NaN and infinity."""
 
     def fields(each: Group | Run, **more: Any) -> dict[str, Any]:
@@ -457,16 +394,13 @@ def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
         stats = {key: stat._asdict() for key, stat in group.stats.items()}
         runs = [fields(run, path=str(run.path), config=run.settings, metrics=run.metrics) for run in group.runs]
         rows.append(fields(group, n=len(group.runs), settings=group.settings, metrics=stats, runs=runs))
-    return json.dumps(finite({"groups": rows, "left_out": list(skipped)}), indent=2, default=str) + "\n"
+    left_out = [*skipped, *(problem for group in groups for run in group.runs for problem in run.problems)]
+    return json.dumps(finite({"groups": rows, "left_out": left_out}), indent=2) + "\n"
 
 
-def finite(value: Any) -> Any:
+def finite(values: Any) -> Any:
     """Return plain values for JSON, which has no NaN and no infinity: null stands for them."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(values, default=str), parse_constant=lambda name: None)
 
 
 # -- equality: whether a change of code changed what is trained
@@ -475,8 +409,7 @@ def finite(value: Any) -> Any:
 def equality(a: Run, b: Run) -> tuple[bool, str]:
     """Compare exactly all losses, accuracies and learning rates that two runs logged at the same steps.
 
-    Speed and time are not compared, nor the test, which depends on the rest. A `train/..._step` value is a mean since
-    the previous logged step, so it is compared only if that is the same step in both runs.
+    Speed and time are not compared, nor the test, which depends on the rest.
 
     Returns:
         Whether the runs are equal, and a sentence that names the first difference.
@@ -484,41 +417,42 @@ def equality(a: Run, b: Run) -> tuple[bool, str]:
     Raises:
         UserError: no loss and no accuracy can be compared.
     """
-    values_a, values_b = _values_by_step(a), _values_by_step(b)
-    paired = [each for each in sorted(values_a.keys() & values_b.keys()) if values_a[each][1] == values_b[each][1]]
-    if not any(key.startswith(("train/", "val/")) for _, key in paired):
+    values_a, values_b = _logged(a), _logged(b)
+    paired = sorted(values_a.keys() & values_b.keys())
+    if not any(key.startswith(("train/", "val/")) for _, key, _ in paired):
         raise UserError(
             f"equal=true: {a.name} and {b.name} logged no loss and no accuracy of the same steps: train both with the "
             "same trainer.log_every_n_steps."
         )
-    for step, key in paired:
-        value_a, value_b = values_a[step, key][0], values_b[step, key][0]
-        if value_a != value_b:
-            difference = f"{key} is {value_a} and {value_b}"
-            return False, f"{a.name} and {b.name} differ first at step {step}: {difference}."
+    for each in paired:
+        if values_a[each] != values_b[each]:
+            difference = f"{each[1]} is {values_a[each]} and {values_b[each]}"
+            return False, f"{a.name} and {b.name} differ first at step {each[0]}: {difference}."
     # the last step that was trained: a validation at the end may have a separate row
-    end_a, end_b = (max((s for s, key in each if key.startswith("train/")), default=0) for each in (values_a, values_b))
+    end_a, end_b = (
+        max((step for step, key, _ in each if key.startswith("train/")), default=0) for each in (values_a, values_b)
+    )
     if end_a != end_b:
         return False, f"{a.name} stops at step {end_a} and {b.name} at step {end_b}; they are equal until then."
-    steps, alone = len({step for step, _ in paired}), len(values_a) + len(values_b) - 2 * len(paired)
+    steps, alone = len({step for step, *_ in paired}), len(values_a) + len(values_b) - 2 * len(paired)
     note = f" {alone} numbers that only one of them logged were not compared." if alone else ""
     return True, f"{a.name} and {b.name} are equal in all {len(paired)} numbers of {steps} steps.{note}"
 
 
-def _values_by_step(run: Run) -> dict[tuple[int, str], tuple[str, int | None]]:
-    """Return what a run logged of its training: {(step, key): (value, step of the previous value)}. The value is a
-    text, because NaN differs from itself; the previous step is None if it does not matter."""
-    values: dict[tuple[int, str], tuple[str, int | None]] = {}
-    steps: dict[str, list[int]] = defaultdict(lambda: [-1])
+def _logged(run: Run) -> dict[tuple[int, str, int], str]:
+    """Return what a run logged of its training: {(step, metric, since): value}.
+
+    A `train/..._step` value is a mean since the previous row, whose step is `since`; of another metric it is -1. The
+    value is a text, because NaN differs from itself.
+    """
+    values: dict[tuple[int, str, int], str] = {}
+    previous: dict[str, int] = {}
     for row in run.rows:
-        step = int(row["step"])
         for key, value in row.items():
             if key.startswith(("train/", "val/", "lr")):
-                if steps[key][-1] != step:
-                    steps[key].append(step)
-                values[step, key] = repr(value), steps[key][-2] if key.endswith("_step") else None
-    if not any(key.startswith(("train/", "val/")) for _, key in values):
-        raise UserError(f"equal=true: {run.path} has no numbers to compare in metrics.csv.")
+                step = int(row["step"])
+                values[step, key, previous.get(key, -1) if key.endswith("_step") else -1] = repr(value)
+                previous[key] = step
     return values
 
 
@@ -528,16 +462,14 @@ def _values_by_step(run: Run) -> dict[tuple[int, str], tuple[str, int | None]]:
 def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     """Return the rank of a finished run among the finished runs of logs/train that were validated on the same images.
 
-    An example is "3rd of 12 by val/acc1: 0.8123, 0.0222 below the best run NAME, which has optimizer.lr=0.02 (this run:
-    0.01)". The result is None if this is the only run on these images, or if it lacks the metric.
+    An example is "3 of 12 by val/acc1: 0.8123; the best other run NAME has 0.8345, and optimizer.lr=0.02 (this run:
+    optimizer.lr=0.01)". The result is None if this is the only run on these images, or if it lacks the metric.
     """
-    (run, *_), _ = read([run_dir.resolve()])
+    folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run_dir.resolve()]
+    (run, *candidates), _ = read([run_dir.resolve(), *sorted(folders, key=modified)[1 - MAX_SIBLINGS :]])
+    assert run.path == run_dir.resolve()
     if run.fingerprint is None or run.status != "finished" or monitor not in run.metrics:
         return None
-    folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run.path]
-    if len(folders) >= MAX_SIBLINGS:
-        folders = sorted(folders, key=modified)[1 - MAX_SIBLINGS :]
-    (run, *candidates), _ = read([run.path, *folders])  # together, so that images of older and newer runs compare
 
     def images_of(each: Run) -> list[str]:
         limits = ("trainer.limit_val_batches", "trainer.overfit_batches")
@@ -549,34 +481,14 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     siblings = [each for each in finished if images_of(each) == images_of(run)]
     if not siblings:
         return None
-    low, value = run.lower_is_better(monitor), run.metrics[monitor]
-    sign = 1 if low else -1
+    sign = 1 if run.lower_is_better(monitor) else -1
     best = min(siblings, key=lambda sibling: sign * sibling.metrics[monitor])
+    value = run.metrics[monitor]
     rank = 1 + sum(sign * sibling.metrics[monitor] < sign * value for sibling in siblings)
-    distance = abs(value - best.metrics[monitor])
-    how_far = "less than 0.0001" if distance < 5e-5 else f"{distance:.4f}"
-    relation = f"{how_far} {'above' if (rank == 1) != low else 'below'}" if distance else "equal to"
-    which = "next" if rank == 1 else "best"
-    start = f"{ordinal(rank)} of {1 + len(siblings)} by {monitor}: {value:.4f}"
-    return f"{start}, {relation} the {which} run {best.name}, which has {_difference(best, run)}"
-
-
-def _difference(sibling: Run, run: Run) -> str:
-    """Return up to four settings of `sibling` that differ from those of `run`."""
-    theirs, ours = differing([sibling, run])
-    if theirs:
-        this = {key: f" (this run: {as_text({key: ours[key]}).partition('=')[2]})" for key in ours}
-        texts = [as_text({key: value}) + this.get(key, "") for key, value in theirs.items()]
-        return " ".join(texts[:4]) + (" and more" if len(texts) > 4 else "")
-    if ours:
-        return f"no {' and no '.join(list(ours)[:4])}"
-    facts = {key: value for key, value in sibling.facts.items() if value is not None and value != run.facts[key]}
-    return f"the same settings{f' and {as_text(facts)}' if facts else ''}"
-
-
-def ordinal(number: int) -> str:
-    """Return "1st", "2nd", "3rd", "4th", "11th"."""
-    return f"{number}{'th' if number % 100 in (11, 12, 13) else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+    theirs, ours = (as_text(dict(list(settings.items())[:4])) for settings in differing([best, run]))
+    difference = f"{theirs or 'the same settings'}{f' (this run: {ours})' if ours else ''}"
+    other = f"the best other run {best.name} has {best.metrics[monitor]:.4f}, and {difference}"
+    return f"{rank} of {1 + len(siblings)} by {monitor}: {value:.4f}; {other}"
 
 
 def sweep_table(sweep: Path, monitor: str, width: int) -> list[str]:

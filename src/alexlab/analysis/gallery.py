@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alexlab.analysis import drawing as figures
 from alexlab.analysis import plots
-from alexlab.analysis.runs import recorded_mode
+from alexlab.analysis.runs import read_metrics, recorded_mode, steps_per_epoch
 from alexlab.data.fast.device_cache import Index
 from alexlab.data.sources import Data
 from alexlab.engine import run_dir as rundir
@@ -80,9 +80,8 @@ class FeatureExtractor:
         Reads one batch at a time, so that any number of images fits into memory. Only for networks with a head."""
         hidden: dict[int, Tensor] = {}
         for start in range(0, len(numbers), BATCH):
-            images = self.read(index, numbers[start : start + BATCH])
-            if images:
-                features = self.predict(torch.stack(list(images.values())))[1]
+            if images := self.read(index, numbers[start : start + BATCH]):
+                _, features = self.predict(torch.stack(list(images.values())))
                 assert features is not None
                 hidden |= zip(images, features, strict=True)
         return list(hidden), torch.stack(list(hidden.values())) if hidden else torch.empty(0, 0)
@@ -112,13 +111,11 @@ def pictures(
     """
     first = first_convolution(trained.net)
     if first is not None:
-        yield "filters", figures.filters(first[0].weight.detach().float().cpu().numpy(), first[1])
-    if (run_dir / "metrics.csv").is_file():
-        summary = rundir.read_summary(run_dir)
-        of_run = summary.get("steps_per_epoch"), recorded_mode(summary, monitor)
-        plot = plots.curves(run_dir / "metrics.csv", monitor, *of_run)
-        if plot is not None:
-            yield "curves", plot
+        yield "filters", figures.filters(first[0].weight.detach().float().cpu(), first[1])
+    rows, summary = read_metrics(run_dir / "metrics.csv"), rundir.read_summary(run_dir)
+    plot = plots.curves(rows, monitor, steps_per_epoch(summary, rows), recorded_mode(summary, monitor))
+    if plot is not None:
+        yield "curves", plot
     if not data.splits:  # of a LightningDataModule, whose images have no index
         return
     extractor = FeatureExtractor(trained, device)
@@ -183,13 +180,9 @@ def draw(
     return written
 
 
-def log_to(wandb_logger: Any, loggers: list[Any], paths: list[Path], step: int) -> None:
-    """Log the figures as figures/<name> to W&B, and to each other logger that has `log_image`."""
-    if wandb_logger is not None:
-        import wandb
-
-        wandb_logger.experiment.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+def log_to(loggers: list[Any], paths: list[Path], step: int) -> None:
+    """Log the figures as figures/<name> to each logger that has `log_image`."""
     for logger in loggers:
-        if logger is not wandb_logger and hasattr(logger, "log_image"):
+        if hasattr(logger, "log_image"):
             for path in paths:
                 logger.log_image(f"figures/{path.stem}", [Image.open(path)], step=step)

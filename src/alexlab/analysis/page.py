@@ -6,7 +6,6 @@ page.filter.js and page.js, and shows the JSON that is embedded in it.
 
 import base64
 import io
-import itertools
 import json
 import math
 import re
@@ -15,23 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from alexlab.analysis.compare import Group, as_text, columns_of, finite
-from alexlab.analysis.runs import Row, Run, is_number
-from alexlab.engine.files import name_in_errors
+from alexlab.analysis.runs import Run, is_number, steps_per_epoch
 
 HTML = Path(__file__).parent / "html"
-MAX_POINTS = 400  # of a curve
-MANY_RUNS, MAX_POINTS_OF_MANY = 50, 150
+MAX_POINTS = 200  # of a curve
 OPEN_PANELS = 6
 WITH_FIGURES = 12  # groups whose figures are on the page, the best first
 MAX_WIDTH = 900  # pixels of a figure
-MAX_FIGURE_BYTES = 20_000_000
 
 
-def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], command: str) -> None:
-    """Write the page.
+def render(groups: Sequence[Group], sort: str, notes: Sequence[str], command: str) -> str:
+    """Return the page.
 
     Args:
         groups: the best first.
@@ -43,24 +40,19 @@ def write(path: Path, groups: Sequence[Group], sort: str, notes: Sequence[str], 
 
     values = finite({**data_of(groups, sort, notes), "asked": command})
     # without <, no text can end the script element
-    encoded = json.dumps(values, allow_nan=False, default=str).replace("<", "\\u003c")
+    encoded = json.dumps(values).replace("<", "\\u003c")
     parts = {
-        "TITLE": "Comparison of runs",
         "STYLE": (HTML / "page.css").read_text(),
         "DATA": encoded,
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": (HTML / "page.filter.js").read_text() + (HTML / "page.js").read_text(),
     }
-    page = re.sub(r"__([A-Z]+)__", lambda match: parts[match[1]], (HTML / "page.html").read_text())
-    with name_in_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+    return re.sub(r"__([A-Z]+)__", lambda match: parts[match[1]], (HTML / "page.html").read_text())
 
 
 def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[str, Any]:
     """Return what the page shows, as values for JSON."""
     runs = [run for group in groups for run in group.runs]
-    points = MAX_POINTS if len(runs) <= MANY_RUNS else MAX_POINTS_OF_MANY
     notes = list(notes)
     shown: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
@@ -78,27 +70,18 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
                 "metrics": {key: stat.mean for key, stat in group.stats.items()},
                 "std": {key: stat.std for key, stat in group.stats.items() if stat.std is not None},
                 "fewer": {key: stat.n for key, stat in group.stats.items() if stat.n < len(group.runs)},
-                "runs": [
-                    {"name": run.name, "label": f"{run.name}  {text}", **curves_of(run, points)} for run in group.runs
-                ],
+                "runs": [{"name": run.name, "label": f"{run.name}  {text}", **curves_of(run)} for run in group.runs],
                 "figures": figures_of(group.runs[0].path / "figures", notes) if number < WITH_FIGURES else {},
             }
         )
     metrics = list(dict.fromkeys(key for run in runs for key in run.metrics))
     numeric = sorted({key for group in groups for key, value in group.settings.items() if is_number(value)})
-    # the order of the panels: these, then the user's own metrics, then top-5 accuracy and speed
+    # the order of the panels: these, then the user's own metrics, then speed
     first = ("val/acc1", "val/loss", "train/loss", "train/acc1")
     panels = {key for group in shown for run in group["runs"] for key in run["curves"]}
-    late = [key for key in panels if key.endswith("/acc5") or not key.startswith(("train/", "val/"))]
-    own = sorted(panels.difference(first, late), key=lambda key: (not key.startswith("val/"), key))
-    ordered = [*(key for key in first if key in panels), *own, *sorted(late)]
-    if len(groups) > WITH_FIGURES and any(group["figures"] for group in shown):
-        notes.append(f"figures: of the first {WITH_FIGURES} rows only")
-    if bare := [run.name for run in runs if not run.rows]:
-        notes.append(f"without curves: {', '.join(bare[:10])}{' and more' if len(bare) > 10 else ''}")
+    rest = sorted(panels.difference(first), key=lambda key: (not key.startswith("val/"), key.startswith("perf/"), key))
+    ordered = [*(key for key in first if key in panels), *rest]
     notes += dict.fromkeys(f"skipped: {line}" for run in runs for line in run.problems)
-    if any(len(run.rows) > points for run in runs):
-        notes.append(f"curves of more than {points} points are drawn as means of {points} stretches")
     have_epochs = all(run["per_epoch"] for group in shown for run in group["runs"] if run["curves"])
     facts = ("images_per_second", "parameters", "macs", "seconds", "gpu_hours", "effective_lr")
     return {
@@ -106,22 +89,18 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
         "sort": sort,
         "count": len(runs),
         "panels": ordered,
-        "shown": [key for key in ordered if key not in late][:OPEN_PANELS] or ordered[:2],
+        "shown": ordered[:OPEN_PANELS],
         "columns": [key for key in columns_of(groups, sort) if key == sort or not key.startswith("last/")],
         "scatter": list(dict.fromkeys((*(key for key in facts if key in metrics), *numeric, *metrics))),
         "figures": list(dict.fromkeys(name for group in shown for name in group["figures"])),
         "x": "epoch" if have_epochs else "step",
-        "low": [
-            key
-            for key in dict.fromkeys((*metrics, *ordered, *numeric))
-            if any(run.lower_is_better(key) for run in runs[:1])
-        ],
+        "low": [key for key in dict.fromkeys((*metrics, *ordered, *numeric)) if runs[0].lower_is_better(key)],
         "notes": notes,
         "about": f"by {sort} · {time.strftime('%Y-%m-%d %H:%M')}",
     }
 
 
-def curves_of(run: Run, points: int) -> dict[str, Any]:
+def curves_of(run: Run) -> dict[str, Any]:
     """Return `curves`: {key: [steps, values]}, and what converts steps to other axes: `per_epoch` steps per epoch,
     `per_step` images per step (None if unknown), `clock` [steps, seconds of training]."""
     rows = run.rows
@@ -133,27 +112,20 @@ def curves_of(run: Run, points: int) -> dict[str, Any]:
         if wanted and not key.endswith("_best") and f"{key}_step" not in keys:
             curve = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
             if curve:
-                curves[key.removesuffix("_step")] = thinned(curve, points)
+                curves[key.removesuffix("_step")] = thinned(curve)
     batch, accumulated = run.settings.get("data.batch_size"), run.settings.get("trainer.accumulate_grad_batches", 1)
     return {
         "curves": curves,
-        "per_epoch": run.summary.get("steps_per_epoch") or _steps_per_epoch(rows),
+        "per_epoch": steps_per_epoch(run.summary, rows),
         "per_step": batch * accumulated if is_number(batch) and is_number(accumulated) else None,
-        "clock": thinned([(row["step"], row["perf/seconds"]) for row in rows if "perf/seconds" in row], points),
+        "clock": thinned([(row["step"], row["perf/seconds"]) for row in rows if "perf/seconds" in row]),
     }
 
 
-def _steps_per_epoch(rows: Sequence[Row]) -> float | None:
-    """Return the steps per epoch if the summary lacks them: the first validation is usually at an epoch's end."""
-    return next(((row["step"] + 1) / (row["epoch"] + 1) for row in rows if "val/loss" in row and "epoch" in row), None)
-
-
-def thinned(curve: list[tuple[float, float]], most: int) -> list[list[float]]:
-    """Return [steps, values]. A curve with more than `most` points becomes the means of `most` stretches."""
-    if len(curve) > most:
-        edges = [round(i * len(curve) / most) for i in range(most + 1)]
-        parts = [curve[a:b] for a, b in itertools.pairwise(edges)]
-        curve = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+def thinned(curve: list[tuple[float, float]]) -> list[list[float]]:
+    """Return [steps, values]. A curve with more than MAX_POINTS becomes the means of as many stretches."""
+    if len(curve) > MAX_POINTS:
+        curve = [part.mean(0).tolist() for part in np.array_split(np.array(curve), MAX_POINTS)]
     return [[round(x, 2) for x, _ in curve], [float(f"{y:.6g}") for _, y in curve]]
 
 
@@ -162,8 +134,6 @@ def figures_of(folder: Path, notes: list[str]) -> dict[str, str]:
     urls = {}
     for path in sorted(path for path in folder.glob("*.png") if path.is_file()):
         try:
-            if path.stat().st_size > MAX_FIGURE_BYTES:
-                raise ValueError(f"more than {MAX_FIGURE_BYTES} bytes")
             with Image.open(path) as picture:
                 small = picture.convert("RGB")
                 small.thumbnail((MAX_WIDTH, 4 * MAX_WIDTH), Image.Resampling.LANCZOS)

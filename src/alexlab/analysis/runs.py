@@ -1,6 +1,6 @@
 """Run directories of any age as data. Nothing that a run directory names is imported or run.
 
-Only `frame` and `curves` import pandas, which takes 0.4 s: what a training prints at the end does without it.
+Only `curves` and `compare.load_runs` import pandas, which takes 0.4 s: the end of a training does without it.
 """
 
 import copy
@@ -8,8 +8,8 @@ import csv
 import difflib
 import glob
 import hashlib
-import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +30,6 @@ from alexlab.engine.settings import canonical, overridden_keys, settings_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-MAX_METRICS_BYTES = 2**28  # of a metrics.csv
 # the numbers at the top level of summary.json
 COUNTS = ("parameters", "macs", "epochs", "steps", "best_epoch", "world_size")
 NUMBERS = ("seconds", "images_per_second", "data_wait", *COUNTS, "gpu_hours", "effective_lr")
@@ -114,11 +113,9 @@ class Run:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What may differ between runs of equal settings: a value for each key of FACTS, None if unknown."""
-        commit, patch, changes = self.code.get("commit"), self.code.get("patch_sha256"), ""
-        if self.code_is_unknown:
-            changes = "+?"
-        elif self.code.get("dirty"):
-            changes = f"+{str(patch)[:6]}" if patch else "+changes"
+        commit, patch = self.code.get("commit"), self.code.get("patch_sha256")
+        changes = f"+{str(patch)[:6]}" if patch else "+changes" if self.code.get("dirty") else ""
+        changes = "+?" if self.code_is_unknown else changes
         hardware = self.summary.get("hardware")
         hardware = hardware if isinstance(hardware, dict) else {}
         facts = {key: self.summary.get(key) for key in FACTS}
@@ -137,6 +134,14 @@ def recorded_mode(summary: dict[str, Any], key: str) -> str | None:
     return mode if mode in ("min", "max") else None
 
 
+def steps_per_epoch(summary: dict[str, Any], rows: Sequence[Row]) -> float | None:
+    """Return the steps per epoch; without a summary, by the first validation, which is usually at an epoch's end."""
+    steps: Any = summary.get("steps_per_epoch")
+    if is_number(steps) and steps > 0:
+        return steps
+    return next(((row["step"] + 1) / (row["epoch"] + 1) for row in rows if "val/loss" in row and "epoch" in row), None)
+
+
 def table_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one dict per run: name, path, status, metrics, facts, settings ("optimizer.lr", "model" for the chosen
     option). A setting that is called like a metric or a fact has the key "config/NAME"."""
@@ -149,14 +154,6 @@ def table_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def frame(runs: Sequence[Run]) -> "DataFrame":
-    """Return `table_of` as a DataFrame."""
-    import pandas as pd
-
-    # as objects: a column of integers would become floats if a run lacks the setting
-    return pd.DataFrame(table_of(runs), dtype=object)
-
-
 def curves(run_dir: Path | str) -> "DataFrame":
     """Return a run's metrics.csv: one row per step (the index), one column per metric, NaN if it was not measured.
 
@@ -165,8 +162,7 @@ def curves(run_dir: Path | str) -> "DataFrame":
     """
     import pandas as pd
 
-    rows = read_metrics(Path(run_dir) / "metrics.csv")
-    return pd.DataFrame(rows or {"step": []}).groupby("step").last()
+    return pd.DataFrame(read_metrics(Path(run_dir) / "metrics.csv") or {"step": []}).groupby("step").last()
 
 
 # -- finding
@@ -194,8 +190,6 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
         if not runs:
             near = difflib.get_close_matches(name, {path.name for path in logs.glob("*runs/*")}, 2)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            if any(Path(name).expanduser().glob("**/*.wandb")):
-                hint = " W&B's own folders are not read: give the run directory, or see the run's page in W&B."
             problems.append(f"{name}: there is no run.{hint}")
         run_dirs |= dict.fromkeys(run.resolve() for run in runs)
     return list(run_dirs), problems
@@ -205,10 +199,9 @@ def _below(folder: str, problems: list[str]) -> Iterator[Path]:
     """Yield the run directories at and below `folder`, except in hidden folders; run directories are not nested."""
     seen: set[tuple[int, int]] = set()  # links may lead to a folder again
 
-    def note(error: OSError) -> None:
-        problems.append(f"{error.filename}: {error.strerror}.")
-
-    for path, folders, files in os.walk(folder, followlinks=True, onerror=note):
+    for path, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: problems.append(f"{error.filename}: {error.strerror}.")
+    ):
         status = Path(path).stat()
         if {"config.yaml", "summary.json"} & {*files, *folders}:
             yield Path(path)
@@ -265,11 +258,8 @@ def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
         status, summary = "running", {key: value for key, value in summary.items() if key not in old}
     else:
         status = "pruned" if summary.get("pruned") is True else printable(str(summary.get("status", "unfinished")))
-    code = provenance.read(folder)
-    run = Run(folder, printable(name_of(folder)), status, settings_of(config), overridden_keys(config), summary, code)
-    if not code and (folder / "code.json").exists():
-        run.problems.append(f"which code {folder} was trained with: code.json cannot be read")
-    return run
+    name, code = printable(name_of(folder)), provenance.read(folder)
+    return Run(folder, name, status, settings_of(config), overridden_keys(config), summary, code)
 
 
 def _read_config(path: Path, blocks: dict[bytes, Any]) -> Any:
@@ -297,10 +287,8 @@ def read_metrics(path: Path) -> list[Row]:
     Rows without a step, torn rows and a last line without an end (it is being written) are skipped.
 
     Raises:
-        UserError: the file is larger than any run's, or not a CSV file.
+        UserError: the file is not a CSV file.
     """
-    if path.is_file() and path.stat().st_size > MAX_METRICS_BYTES:
-        raise UserError(f"{path} has more than {MAX_METRICS_BYTES} bytes, so it is not a run's.")
     try:
         lines = read_csv(path)[1]
     except (csv.Error, UnicodeDecodeError) as error:
@@ -320,22 +308,17 @@ def read_metrics(path: Path) -> list[Row]:
 
 def _so_far(rows: list[Row], monitor: str, is_lower_better: Callable[[str], bool]) -> tuple[Row, Row, Row]:
     """Return what was measured at the best epoch by `monitor`, what was measured last, and the speed so far."""
-    best: Row = {}
     last: Row = {}
     speed: Row = {}
-    for _, of_step in itertools.groupby(rows, key=lambda row: row["step"]):
-        merged = {key: value for row in of_step for key, value in row.items()}
-        last |= {key: merged[key] for key in merged if re.match(r"(train|val)/(?!.*_(best|step)$)", key)}
-        validated = {key: last[key] for key in merged if key in last and key.startswith("val/")}
-        by = monitor if monitor in validated else min(validated, default="")
-        sign = -1 if is_lower_better(by) else 1
-        value = validated.get(by, float("nan"))
-        if abs(value) < 1e300 and (by not in best or sign * value > sign * best[by]):  # False for NaN
-            best = validated
-        if merged.get("perf/seconds") and merged.get("perf/images"):
-            seconds = merged["perf/seconds"]
-            speed = {"seconds": round(seconds, 2), "images_per_second": round(merged["perf/images"] / seconds, 1)}
-    return best, last, speed
+    for row in rows:
+        last |= {key: value for key, value in row.items() if re.match(r"(train|val)/(?!.*_(best|step)$)", key)}
+        if row.get("perf/seconds") and row.get("perf/images"):
+            seconds = row["perf/seconds"]
+            speed = {"seconds": round(seconds, 2), "images_per_second": round(row["perf/images"] / seconds, 1)}
+    sign = -1 if is_lower_better(monitor) else 1
+    measured = [row for row in rows if abs(row.get(monitor, math.inf)) < 1e300]  # False for NaN
+    best = max(measured, key=lambda row: sign * row[monitor], default={})
+    return {key: best[key] for key in best if key in last and key.startswith("val/")}, last, speed
 
 
 def _locked_inodes() -> set[int]:

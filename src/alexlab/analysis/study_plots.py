@@ -1,83 +1,37 @@
-"""Plots of an Optuna study: the best value so far, and the value against each parameter."""
+"""Plots of an Optuna study, as Optuna draws them: the best value so far, values by parameter, and importances."""
 
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from optuna import Study
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances, plot_slice
 
-FEWEST = 5  # complete trials that say how much a parameter explains
+FEWEST = 5  # complete trials from which importances can be estimated
 
 
-def draw(study: Any, metric: str, folder: Path) -> list[Path]:
-    """Save history.png and slices.png to `folder`, and return their paths.
+def draw(study: Study, metric: str, folder: Path) -> list[Path]:
+    """Save history.png, slices.png and, if there are enough trials, importances.png to `folder`; return their paths.
 
     Args:
-        study: an optuna.Study with at least one complete trial.
+        study: a study with at least one complete trial.
         metric: the name of the trials' values.
     """
-    trials = [trial for trial in study.trials if trial.value is not None]
+    matplotlib.use("Agg")  # draws without a display
     folder.mkdir(parents=True, exist_ok=True)
-    history = Figure((6.5, 3.6), dpi=110, layout="constrained")
-    axes = history.add_subplot(xlabel="trial", ylabel=metric)
-    complete = _scatter(axes, trials, [trial.number for trial in trials])
-    best = np.maximum.accumulate if study.direction.name == "MAXIMIZE" else np.minimum.accumulate
-    axes.step([t.number for t in complete], best([t.value for t in complete]), where="post", label="best", color="C3")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8)
-    history.savefig(folder / "history.png")
-
-    distributions = {name: each for trial in trials for name, each in trial.distributions.items()}
-    slices = Figure((3.2 * len(distributions) + 0.6, 3.6), dpi=110, layout="constrained")
-    panels = slices.subplots(1, len(distributions), squeeze=False, sharey=True)[0]
-    for axes, (name, distribution) in zip(panels, distributions.items(), strict=True):
-        having = [trial for trial in trials if name in trial.params]
-        options, log = hasattr(distribution, "choices"), getattr(distribution, "log", False)
-        values = [str(trial.params[name]) if options else trial.params[name] for trial in having]
-        complete = _scatter(axes, having, values)
-        if log:
-            axes.set_xscale("log")
-            few_decades = max(values) < 100 * min(values)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
-            axes.xaxis.set_major_formatter("{x:.3g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(name)
-        if len(complete) >= FEWEST:
-            x = [value for value, trial in zip(values, having, strict=True) if trial in complete]
-            fraction = explained(list(np.log(x)) if log else x, [trial.value for trial in complete])
-            axes.set_title(f"explains {fraction:.0%} of the variance", fontsize=9)
-    panels[0].set_ylabel(metric)
-    slices.savefig(folder / "slices.png")
-    return [folder / "history.png", folder / "slices.png"]
-
-
-def _scatter(axes: Any, trials: Sequence[Any], x: Sequence[Any]) -> list[Any]:
-    """Draw complete and pruned trials, the later the darker, and return the complete ones."""
-    shade = [trial.number for trial in trials]
-    style = {"cmap": "Blues", "vmin": min(shade) - len(shade) / 2, "vmax": max(shade)}
-    for state, marker in (("COMPLETE", "o"), ("PRUNED", "x")):
-        at = [i for i, trial in enumerate(trials) if trial.state.name == state]
-        places, values = [x[i] for i in at], [trials[i].value for i in at]
-        axes.scatter(places, values, c=[shade[i] for i in at], marker=marker, label=state.lower(), **style)
-    axes.grid(alpha=0.25)
-    return [trial for trial in trials if trial.state.name == "COMPLETE"]
-
-
-def explained(x: Sequence[Any], y: Sequence[float]) -> float:
-    """Return the fraction of the variance of `y` that `x` explains alone, from 0 to 1.
-
-    The fraction is the adjusted R² of a parabola if `x` has numbers, and of a mean per option if `x` has texts.
-    Parameters that matter only together explain nothing alone.
-    """
-    values, target = np.array(x), np.array(y)
-    if values.dtype.kind == "U":
-        columns = (values[:, None] == np.unique(values)).astype(float)
-    else:
-        columns = np.vander((values - values.mean()) / (values.std() or 1), 3)
-    degrees = len(target) - columns.shape[1]
-    if degrees < 1 or target.var() == 0:
-        return 0.0
-    residual = target - columns @ np.linalg.lstsq(columns, target, rcond=None)[0]
-    return float(max(0.0, 1 - (residual**2).sum() / degrees / target.var(ddof=1)))
+    paths = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these functions are experimental, and warn of few trials
+        drawn: dict[str, Any] = {
+            "history": plot_optimization_history(study, target_name=metric),
+            "slices": plot_slice(study, target_name=metric),
+        }
+        if sum(trial.state.name == "COMPLETE" for trial in study.trials) >= FEWEST:
+            drawn["importances"] = plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    for name, axes in drawn.items():
+        paths.append(folder / f"{name}.png")
+        np.ravel(axes)[0].figure.savefig(paths[-1], dpi=110, bbox_inches="tight")
+    return paths

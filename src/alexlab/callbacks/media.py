@@ -37,17 +37,13 @@ class Prediction(NamedTuple):
     top5: list[tuple[int, float]]  # up to five (class, probability), the most probable first
     loss: float  # cross-entropy, in nats
 
-    @property
-    def predicted(self) -> int:
-        return self.top5[0][0]
-
 
 class Media(Callback):
     """Draw the figures, each of them once.
 
     Args:
         folder: where rank 0 writes the figures; the other ranks contribute their part of the images.
-        logger: the W&B logger of rank 0; None without W&B.
+        logger: the W&B logger of rank 0, for tables; None without W&B.
         weights: the name of the checkpoint that is tested; None is the best one of training.
     """
 
@@ -56,8 +52,6 @@ class Media(Callback):
         self.logger = logger
         self.weights = weights
         self.mistakes: list[Prediction] = []
-        self.samples: list[Prediction] = []  # every `spacing`-th image, right or wrong
-        self.spacing, self.tested = 1, 0
         self.written: list[Path] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -68,12 +62,8 @@ class Media(Callback):
         pixels = list(as_pixels(seen, model).permute(0, 2, 3, 1).numpy())
         grid = figures.tiles(pixels, captions_of(targets, model.class_names))
         self._write("train_images", grid)
-        if self.logger is not None:
-            import wandb
-
-            self.logger.experiment.log({"images/train": wandb.Image(grid, caption="as the network sees them")})
         for logger in trainer.loggers:
-            if logger is not self.logger and hasattr(logger, "log_image"):
+            if hasattr(logger, "log_image"):
                 logger.log_image("images/train", [grid], step=trainer.global_step)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, logits: Any, batch: Any, *_: Any) -> None:
@@ -90,12 +80,6 @@ class Media(Callback):
             return Prediction(top5[0][1], as_pixels(batch[0][i][None], pl_module)[0], int(targets[i]), top5, loss)
 
         self.mistakes += map(prediction, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
-        for i in range(len(targets)):
-            if (self.tested + i) % self.spacing == 0:
-                self.samples.append(prediction(i))
-                if len(self.samples) == 2 * MISTAKES:  # the number of test images is unknown: keep every second
-                    self.samples, self.spacing = self.samples[::2], 2 * self.spacing
-        self.tested += len(targets)
         self.mistakes = most_confident(self.mistakes)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -110,58 +94,47 @@ class Media(Callback):
         from alexlab.analysis import plots  # imports Matplotlib, which takes half a second
 
         names, matrix = pl_module.class_names, pl_module.confusion_matrix.numpy()
-        rows = most_confused(matrix, MOST_CLASSES)
-        counts = matrix.sum(1)
+        rows, counts = most_confused(matrix, MOST_CLASSES), matrix.sum(1)
         part = matrix[np.ix_(rows, rows)]
         best = (self.folder.parent / "checkpoints/best.ckpt").is_file()
         split = trainer.datamodule.test_split  # type: ignore[attr-defined]
         of = f"{split}, {self.weights or ('best.ckpt' if best else 'last weights')}"
         shown = [names[row] for row in rows]
-        self._write("confusion_matrix", figures.confusion(part, shown, counts[rows], len(names), of))
+        self._write("confusion_matrix", plots.confusion(part, shown, counts[rows], len(names), of))
         (self.folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
         acc1 = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
         if counts.any():
             self._write("per_class", plots.per_class(acc1, names, of))
         if self.mistakes:
             images = [mistake.image.permute(1, 2, 0).numpy() for mistake in self.mistakes]
-            captions = [(f"{m.confidence:.0%} {names[m.predicted]}", f"is {names[m.truth]}") for m in self.mistakes]
+            captions = [(f"{m.confidence:.0%} {names[m.top5[0][0]]}", f"is {names[m.truth]}") for m in self.mistakes]
             self._write("mistakes", figures.tiles(images, captions))
         if self.logger is not None:
             try:
-                self._log_end(self.logger.experiment, split, names, matrix, rows, acc1)
+                self._log_end(self.logger.experiment, split, names, counts, acc1)
             except Exception as error:  # whatever W&B's client raises; the run itself is fine
-                log.warning("The confusion matrix and the mistakes could not be logged to W&B: %s", str(error)[:200])
+                log.warning("The mistakes could not be logged to W&B: %s", str(error)[:200])
 
     def _write(self, name: str, picture: Image.Image) -> None:
         self.written.append(make_folder(self.folder.parent, self.folder.name) / f"{name}.png")
         with atomic_write(self.written[-1]) as file:
             picture.save(file, "PNG")
 
-    def _log_end(
-        self, run: Any, split: str, names: list[str], matrix: np.ndarray, rows: list[int], acc1: list[float | None]
-    ) -> None:
+    def _log_end(self, run: Any, split: str, names: list[str], counts: np.ndarray, acc1: list[float | None]) -> None:
         """Log the test under the name of its split: results on val must not be compared with those on test."""
         import wandb
 
-        tables = {}
-        samples = spread(self.samples, MISTAKES)
-        for key, shown in {f"{split}/mistakes": self.mistakes, f"{split}/predictions": samples}.items():
-            table = tables[key] = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
-            for m in shown:
-                top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
-                picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
-                confidence, loss = round(m.confidence, 4), round(m.loss, 4)
-                table.add_data(picture, names[m.truth], names[m.predicted], confidence, top5, loss)
+        mistakes = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
+        for m in self.mistakes:
+            top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
+            picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
+            confidence, loss = round(m.confidence, 4), round(m.loss, 4)
+            mistakes.add_data(picture, names[m.truth], names[m.top5[0][0]], confidence, top5, loss)
         per_class = wandb.Table(columns=["class", "images", "acc1"])
-        classes = zip(names, acc1, matrix.sum(1), strict=True)
+        classes = zip(names, acc1, counts, strict=True)
         for name, accuracy, count in sorted(classes, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
             per_class.add_data(name, int(count), accuracy)
-        # as wandb.plot.confusion_matrix makes it, which needs every single prediction
-        counts = [[names[a], names[p], int(matrix[a, p])] for a in rows for p in rows]
-        columns: Any = ["Actual", "Predicted", "nPredictions"]
-        table, fields = wandb.Table(columns=columns, data=counts), dict(zip(columns, columns, strict=True))
-        drawn = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "confusion matrix"})
-        run.log({**tables, f"{split}/per_class": per_class, f"{split}/confusion_matrix": drawn})
+        run.log({f"{split}/mistakes": mistakes, f"{split}/per_class": per_class})
 
 
 def as_pixels(images: torch.Tensor, task: Any) -> torch.Tensor:
@@ -180,11 +153,6 @@ def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]
         tuple(f"{part:.0%} {names[k]}" if part else "" for k, part in zip(of_classes, parts, strict=True))
         for of_classes, parts in zip(classes.tolist(), fractions.tolist(), strict=True)
     ]
-
-
-def spread(items: list[Any], most: int) -> list[Any]:
-    """Choose at most `most` items at even distances."""
-    return [items[len(items) * k // most] for k in range(most)] if len(items) > most else items
 
 
 def most_confident(mistakes: list[Prediction]) -> list[Prediction]:

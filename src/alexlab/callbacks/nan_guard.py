@@ -41,7 +41,6 @@ class NanGuard(Callback):
         self.losses: list[tuple[int, Tensor]] = []  # (batch, loss) since the last check; for skip, of this step
         self.last_batch = 0
         self.step_before, self.stepped = 0, True  # optimizer steps before this batch; whether it ended in one
-        self.weights_checked_at = -1  # batches of the run
         self.skipped_in_a_row = 0
         self.skipping = False  # whether the optimizer's step of this batch is skipped
         self.buffers: list[Tensor] = []  # BatchNorm's statistics before the step
@@ -51,10 +50,6 @@ class NanGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped_in_a_row = state_dict["skipped_in_a_row"]
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Read the state of a checkpoint of an older version. For newer ones, `load_state_dict` is called next."""
-        self.skipped_in_a_row = checkpoint.get("alexlab", {}).get("place", {}).get("in_a_row", 0)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.ignores_nonfinite_loss = self.skips
@@ -112,12 +107,9 @@ class NanGuard(Callback):
         losses, self.losses = ([], self.losses) if self.skips else (self.losses, [])
         what = self._first_nonfinite(trainer, losses)
         net: Any = trainer.lightning_module.net
-        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        if what is None and weights and self.weights_checked_at != batches:
-            self.weights_checked_at = batches
-            # the last step did it: after an earlier step, a loss would have been NaN
-            if _on_any_rank(trainer, ~all_finite([*net.parameters(), *net.buffers()])):
-                what = self._describe(trainer, "the weights became nan or inf")
+        # the last step did it: after an earlier step, a loss would have been NaN
+        if what is None and weights and _on_any_rank(trainer, ~all_finite([*net.parameters(), *net.buffers()])):
+            what = self._describe(trainer, "the weights became nan or inf")
         if what is None:
             return
         if self.skips:

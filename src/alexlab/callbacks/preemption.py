@@ -7,7 +7,6 @@ the signal. The ranks compare their records over gloo while they train, and each
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from types import FrameType
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Preempted(BaseException):
@@ -50,10 +49,7 @@ class SignalRecorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator["SignalRecorder"]:
-        """Handle signals while the block runs; in the main thread only, as Python allows no other."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
+        """Handle signals while the block runs."""
         previous = {number: signal.signal(number, self.record) for number in SIGNALS}
         try:
             yield self

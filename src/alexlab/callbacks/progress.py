@@ -41,7 +41,7 @@ def epoch_metrics(metrics: dict[str, Any]) -> list[str]:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar in one line of 100 columns. Epochs count from 1, as everywhere else."""
+    """Lightning's bar in one line of 100 columns."""
 
     def configure_columns(self, trainer: pl.Trainer) -> list[Any]:
         columns = super().configure_columns(trainer)[:-1]  # without batches per second: images/s is a metric
@@ -50,11 +50,6 @@ class ProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         return bar_metrics(super().get_metrics(trainer, pl_module))
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        # overrides a private method of Lightning's bar, which counts from 0; if it is renamed, the bar counts from 0
-        epochs = self.trainer.max_epochs
-        return f"epoch {current_epoch + 1}" + (f"/{epochs}" if epochs is not None and epochs > 0 else "")
 
 
 class ProgressReporter(Callback):

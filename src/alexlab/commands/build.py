@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytorch_lightning as pl
 import torch
 from lightning_fabric import loggers as fabric
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
@@ -27,11 +27,9 @@ from torch.distributed.fsdp import MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torchmetrics import MetricCollection
 
-from alexlab import models
 from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.callbacks.freezing import Freezing
 from alexlab.callbacks.grad_norm import GradNorm
-from alexlab.callbacks.lr_monitor import LearningRateLogger
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.nan_guard import NanGuard
 from alexlab.callbacks.preemption import Preemption, SignalRecorder
@@ -60,7 +58,14 @@ from alexlab.models.introspection import head_of, normalization
 from alexlab.tasks import optimizers
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.base import BaseTask, RunInfo, RunModule, adopt
-from alexlab.tasks.load import check_classes, load_from_checkpoint, load_initial_weights
+from alexlab.tasks.load import (
+    check_classes,
+    check_statistics,
+    load_initial_weights,
+    rebuild,
+    saved_statistics,
+    statistics_of,
+)
 from alexlab.tasks.metrics import better, build_metrics, try_metrics
 
 if TYPE_CHECKING:
@@ -180,59 +185,44 @@ def build_task(
         plan: None for evaluation only.
         trusted: packages that the config may name, see `targets`.
     """
-    a, m, num_classes = config.augment, config.model, len(data.classes)
-
-    # the network
-    has_weights = plan is None or config.ckpt_path is not None  # a checkpoint gives all weights
-    net = targets.build_network(m.net, num_classes, fetch=not has_weights, trusted=trusted)
-    for size in {height_width(config.data.image_size), *((pixels, pixels) for _, pixels in a.sizes or ())}:
-        try_net(net, size, num_classes, m.in_channels)
-
-    # what the task needs besides the network
     if isinstance(data, ImageFolders) and data.multilabel != config.data.multilabel:
-        lists, one = "lists of labels: add task=multilabel.", "one class per image, and task=multilabel needs a list"
-        raise UserError(f"{data.root} has {lists if data.multilabel else f'{one} of them: use data=table.'}")
-    known = {"num_classes": num_classes, "num_labels": num_classes, "class_names": data.readable_classes}
-    known["task"] = "multilabel" if config.data.multilabel else "multiclass"  # of torchmetrics
-    criterion = build_loss(config, data, known, trusted, trains=plan is not None)
+        one = "one class per image, and task=multilabel needs a list of them: use data=table."
+        raise UserError(f"{data.root} has {'lists of labels: add task=multilabel.' if data.multilabel else one}")
+    num_classes, trains = len(data.classes), plan is not None
+    net = build_net(config, num_classes, trains, trusted)
+    if trains and (config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1):
+        head_of(net, num_classes)  # which must be known
+    mean, std = statistics_of(config, net)
+
+    # loss and metrics get these facts if their constructors name them, and the task gets all of `known`
+    facts = {"num_classes": num_classes, "num_labels": num_classes, "class_names": data.readable_classes}
+    facts["task"] = "multilabel" if config.data.multilabel else "multiclass"  # of torchmetrics
     note = print if launcher.prints() else lambda line: None
-    metrics = build_metrics(config.metrics.model_dump(), trusted, known, max(data.images.values()), note)
-
-    # optimizer and schedule
-    settings = None
-    if plan is not None:
-        if config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1:
-            head_of(net, num_classes)
-        optimizer = config.optimizer.model_dump(exclude_unset=True)
-        optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
-        schedule = config.scheduler.model_dump(exclude_unset=config.scheduler.target is not None)
-        run_length = plan.step_images, plan.steps, plan.steps_per_epoch
-        mode = mode_of_monitor(config, metrics, config.scheduler.monitor)
-        settings = optimizers.OptimizerSettings(optimizer, schedule, *run_length, trusted, mode)
-        settings.build(net)
-
-    # the task
-    mean, std = normalization(net, m.mean, m.std, m.in_channels)
-    batch = None if a.batch is None or plan is None else build_callable(a.batch, "augment.batch", trusted)
-    augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by, batch)
-    try_batch(augment, (m.in_channels, *height_width(config.data.image_size)))
+    criterion = build_loss(config, data, facts, trusted, trains)
+    metrics = build_metrics(config.metrics.model_dump(), trusted, facts, max(data.images.values()), note)
+    known = {**facts, "net": net, "criterion": criterion, "metrics": metrics}
+    known["optimizer"] = build_optimizer_settings(config, net, metrics, plan, trusted) if plan else None
+    known["augment"] = build_augment(config, mean, std, num_classes, trains, trusted)
     layout = config.trainer.channels_last
-    origin = {"config": config.model_dump(exclude_unset=True), "sources": provenance.source_hashes(net)}
-    run = RunInfo(
+    known["run"] = RunInfo(
         class_names=data.readable_classes,
         seed=config.seed,
         monitor=config.monitor,
         mode=mode_of_monitor(config, metrics),
         max_bad=config.data.max_bad,
         channels_last=kind == "cuda" if layout == "auto" else layout,
-        provenance={**origin, **data.provenance()},
+        provenance={
+            "config": config.model_dump(exclude_unset=True),
+            "sources": provenance.source_hashes(net),
+            **data.provenance(),
+        },
     )
     arguments = config.task.model_dump(exclude_unset=True) or config.task.model_dump()
-    known |= {"net": net, "augment": augment, "criterion": criterion, "metrics": metrics, "optimizer": settings}
-    known["run"] = run
-    if (teacher := arguments.get("teacher")) is not None:
-        trained = build_teacher(teacher, data, augment, trusted, config.allow) if plan is not None else None
-        arguments["teacher"] = trained
+    if arguments.get("teacher") is not None:
+        teacher = arguments["teacher"]
+        arguments["teacher"] = build_teacher(teacher, data, (mean, std), trusted, config.allow) if trains else None
+
+    # the task
     words = "LightningModule: give a class derived from it, or from alexlab.tasks.base.BaseTask"
     task = targets.build_part("task", arguments, pl.LightningModule, words, trusted, known)
     named = targets.names_of(config.task.target, trusted)
@@ -244,7 +234,7 @@ def build_task(
             raise UserError(
                 f"`monitor={config.monitor}`: add monitor_mode=max or monitor_mode=min, whichever is better."
             )
-        return adopt(task, augment, run)
+        return adopt(task, known["augment"], known["run"])
     names = task.metric_names("val")
     if config.monitor not in names:
         raise UserError(
@@ -254,18 +244,52 @@ def build_task(
     return task
 
 
+def build_net(config: TrainConfig, num_classes: int, trains: bool, trusted: targets.Trusted = ()) -> nn.Module:
+    """Build the network, and try it on a black image of each size."""
+    m = config.model
+    fetch = trains and config.ckpt_path is None  # otherwise a checkpoint gives all weights
+    net = targets.build_network(m.net, num_classes, fetch=fetch, trusted=trusted)
+    for size in {height_width(config.data.image_size), *((side, side) for _, side in config.augment.sizes or ())}:
+        try_net(net, size, num_classes, m.in_channels)
+    return net
+
+
+def build_optimizer_settings(
+    config: TrainConfig, net: nn.Module, metrics: MetricCollection, plan: Plan, trusted: targets.Trusted
+) -> optimizers.OptimizerSettings:
+    """Return the settings of optimizer and schedule, and try them on the network."""
+    optimizer = config.optimizer.model_dump(exclude_unset=True)
+    optimizer["backbone_lr_factor"] = config.finetune.backbone_lr_factor
+    schedule = config.scheduler.model_dump(exclude_unset=config.scheduler.target is not None)
+    run_length = plan.step_images, plan.steps, plan.steps_per_epoch
+    mode = mode_of_monitor(config, metrics, config.scheduler.monitor)
+    settings = optimizers.OptimizerSettings(optimizer, schedule, *run_length, trusted, mode)
+    settings.build(net)
+    return settings
+
+
+def build_augment(
+    config: TrainConfig, mean: list[float], std: list[float], num_classes: int, trains: bool, trusted: targets.Trusted
+) -> BatchAugment:
+    """Build what augments and normalizes batches on the device, and try the user's own `augment.batch`."""
+    a = config.augment
+    batch = build_callable(a.batch, "augment.batch", trusted) if a.batch is not None and trains else None
+    augment = BatchAugment(mean, std, num_classes, a.pca, a.erase, a.mixup, a.cutmix, a.pca_by, batch)
+    try_batch(augment, (config.model.in_channels, *height_width(config.data.image_size)))
+    return augment
+
+
 def build_loss(config: TrainConfig, data: Data, known: dict[str, Any], trusted: targets.Trusted, trains: bool) -> Any:
     """Build the loss of conf/loss; `class_weights` becomes a list of one number per class, in training only."""
     settings = config.loss.model_dump(exclude_unset=True) or config.loss.model_dump()
-    named = targets.names_of(config.loss.target, trusted)
-    settings = {key: value for key, value in settings.items() if value is not None or key in named}  # null is unset
-    smoothing, takes_it = config.label_smoothing, "label_smoothing" in named
-    if takes_it and settings.get("label_smoothing") is None and (smoothing or "label_smoothing" in settings):
-        settings["label_smoothing"] = smoothing
-    elif smoothing and settings.get("label_smoothing") != smoothing:
-        option = f"loss={config.choices['loss']}" if "loss" in config.choices else config.loss.target
-        why = "loss.label_smoothing has another value" if takes_it else f"{option} has no label_smoothing"
-        raise UserError(f"`label_smoothing={smoothing}` would have no effect, because {why}: remove one of them.")
+    named, smoothing = targets.names_of(config.loss.target, trusted), config.label_smoothing
+    # null is unset
+    settings = {k: v for k, v in settings.items() if v is not None or (k in named and k != "label_smoothing")}
+    if smoothing and ("label_smoothing" not in named or settings.setdefault("label_smoothing", smoothing) != smoothing):
+        raise UserError(
+            f"`label_smoothing={smoothing}` would have no effect, because {config.loss.target} does not take it, or "
+            "loss.label_smoothing has another value: remove one of them."
+        )
     if settings.get("class_weights") is not None and "class_weights" in named:
         settings["class_weights"] = class_weights(settings["class_weights"], data) if trains else None
     criterion = targets.build_part("loss", settings, Callable, "loss: give a module, or a function", trusted, known)
@@ -290,53 +314,49 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
             raise UserError(f"{shown} counts the images of each class, which {data.source} does not list: give a list.")
         images, counts = data.images["train"], [max(count, 1) for count in data.class_counts]
         return [(images - n) / n if data.multilabel else images / (len(classes) * n) for n in counts]
-    if isinstance(wanted, str):
-        path = Path(wanted).expanduser()
-        if not path.is_file():
-            raise UserError(f"{shown} is not a file: give auto, a list, or a file of lines: class, weight.")
-        rows = dict(line.rsplit(",", 1) for line in path.read_text().splitlines() if "," in line)
-        by_class = {name.strip(): text.strip() for name, text in rows.items()}
-        missing = [name for name in classes if name not in by_class]
-        if missing:
-            raise UserError(f"{shown} has no line for {', '.join(missing[:5])}: it needs a line for each class.")
-        wanted = [by_class[name] for name in classes]
     try:
+        if isinstance(wanted, str):
+            lines = [line.rpartition(",") for line in Path(wanted).expanduser().read_text().splitlines()]
+            by_class = {name.strip(): weight for name, _, weight in lines}
+            wanted = [by_class[name] for name in classes]
         weights = [float(weight) for weight in wanted]
-    except (TypeError, ValueError):
-        raise UserError(f"{shown} must be auto, a list of numbers, or a file of lines: class, weight.") from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{shown} must be auto, a list of numbers, or a file with a line `class, weight` for each class "
+            f"({type(error).__name__}: {error})."
+        ) from None
     if len(weights) != len(classes) or not all(0 <= weight < math.inf for weight in weights):
         raise UserError(f"{shown} must have one number of at least 0 for each of the {len(classes)} classes.")
     return weights
 
 
 def build_teacher(
-    wanted: Any, data: Data, augment: BatchAugment, trusted: targets.Trusted, allow: Sequence[str]
+    wanted: Any,
+    data: Data,
+    mean_std: tuple[list[float], list[float]],
+    trusted: targets.Trusted,
+    allow: Sequence[str],
 ) -> nn.Module:
     """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`.
 
     Raises:
-        UserError: it has other classes, or its inputs are normalized in another way.
+        UserError: it has other classes, or its inputs are not normalized with `mean_std`.
     """
     if isinstance(wanted, dict):
-        trained = targets.build_network(wanted, len(data.classes), fetch=True, trusted=trusted)
-        published = (getattr(trained, "pretrained_cfg", None) or {}).get("num_classes", len(data.classes))
+        teacher = targets.build_network(wanted, len(data.classes), fetch=True, trusted=trusted)
+        published = (getattr(teacher, "pretrained_cfg", None) or {}).get("num_classes", len(data.classes))
         if wanted.get("pretrained") and published != len(data.classes):
             raise UserError(
                 f"`task.teacher`: the published weights know {published} classes, and the images have "
                 f"{len(data.classes)}, so the teacher's last layer would be random: train a teacher on these images."
             )
-        path, (mean, std) = wanted["_target_"], normalization(trained)
-    else:
-        path = Path(wanted)
-        trained, classes, (mean, std) = load_from_checkpoint(path, (*allow, *(trusted or ())))
-        check_classes({"alexlab": {"classes": classes}}, data.classes, data.root)
-    differs = not torch.equal(augment.std.flatten(), torch.tensor(std))
-    if differs or not torch.allclose(augment.shift, BatchAugment(mean, std, 1).shift):
-        raise UserError(
-            f"task.teacher={path} was trained with another normalization of the inputs: add model.mean={mean} "
-            f"model.std={std}."
-        )
-    return trained
+        check_statistics(f"task.teacher={wanted['_target_']}", normalization(teacher), mean_std)
+        return teacher
+    checkpoint = checkpoint_io.load(Path(wanted))
+    check_classes(checkpoint, data.classes, data.root)
+    teacher = rebuild(checkpoint, (*allow, *(trusted or ()))).eval()
+    check_statistics(f"task.teacher={wanted}", saved_statistics(checkpoint, teacher), mean_std)
+    return teacher
 
 
 def mode_of_monitor(
@@ -368,60 +388,41 @@ def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, nu
         UserError: the loss refuses the targets, as some refuse the soft ones of mixup and cutmix, or returns something
             else than one finite number; or a metric refuses the labels.
     """
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(8, num_classes, generator=generator)
+    logits = torch.randn(8, num_classes, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(8) % num_classes
     soft = torch.nn.functional.one_hot(labels, num_classes).float()
-    kinds = [("labels, int64 (8,)", labels)]
+    kinds = {"labels, int64 (8,)": labels}
     if config.data.multilabel:
-        kinds = [(f"0 and 1, float32 (8, {num_classes})", soft)]
+        kinds = {f"0 and 1, float32 (8, {num_classes})": soft}
     elif config.augment.mixup or config.augment.cutmix:
-        kinds.append(
-            (f"the soft targets of mixup and cutmix, float32 (8, {num_classes})", 0.8 * soft + 0.2 / num_classes)
-        )
-    for kind, targets_of_batch in kinds:
+        mixed = f"the soft targets of augment.mixup and augment.cutmix, float32 (8, {num_classes})"
+        kinds[mixed] = 0.8 * soft + 0.2 / num_classes
+    for kind, targets_of_batch in kinds.items():
         try:
             loss = criterion(logits.clone().requires_grad_(), targets_of_batch)
-        except Exception as error:
-            fix = " Set augment.mixup=0 augment.cutmix=0, or choose another loss." if "mixup" in kind else ""
-            raise UserError(
-                f"loss: {config.loss.target} refuses {kind} ({str(error).splitlines()[0]}).{fix}"
-            ) from error
-        if (
-            not isinstance(loss, torch.Tensor)
-            or loss.numel() != 1
-            or not torch.isfinite(loss)
-            or not loss.requires_grad
-        ):
+            is_mean = loss.numel() == 1 and bool(torch.isfinite(loss)) and loss.requires_grad
+        except Exception as error:  # of the user's code
+            line = str(error).partition("\n")[0]
+            raise UserError(f"loss: {config.loss.target} refuses {kind} ({line}): choose another loss.") from error
+        if not is_mean:
             raise UserError(f"loss: {config.loss.target} must return one finite number, the mean of the batch.")
-    try_metrics(task.metrics["val"], task.probabilities(logits), task.labels_of(kinds[0][1]))
+    labels = next(iter(kinds.values()))
+    try_metrics(task.metrics["val"], task.probabilities(logits), task.labels_of(labels))
 
 
 def load_checkpoint(
     config: TrainConfig, task: RunModule, data: Data, plan: Plan, trusted: targets.Trusted = ()
 ) -> int | None:
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
-    path = Path(config.run_dir)
+    allowed = (*config.allow, *(trusted or ()))  # the checkpoint may be somebody else's
     if config.init_from is not None:
-        ckpt, m = Path(config.init_from), config.model
-        mean_std = normalization(task.net, m.mean, m.std, m.in_channels)
-        allowed = (*config.allow, *(trusted or ()))  # the checkpoint may be somebody else's
-        new_head = load_initial_weights(task.net, ckpt, data.classes, config.data.image_size, *mean_std, allowed)
+        ckpt = Path(config.init_from)
+        new_head = load_initial_weights(task.net, ckpt, data.classes, config, allowed)
         if launcher.prints():
             new = "; the last layer is new, because the classes differ" if new_head else ""
             print(f"initial weights: {run_dirs.shown(ckpt)}{new}", flush=True)
     if config.ckpt_path is not None:
-        return check_ckpt(
-            Path(config.ckpt_path),
-            config.model_dump(exclude_unset=True),
-            task.net,
-            data.describe(),
-            list(data.classes),
-            plan,
-            resumes=config.resume.run is not None,
-            finished=run_dirs.read_summary(path).get("status") == "finished",
-            trusted=(*config.allow, *(trusted or ())),
-        )
+        return check_ckpt(Path(config.ckpt_path), config, task.net, data, plan, allowed)
     return None
 
 
@@ -441,8 +442,6 @@ def try_net(net: nn.Module, size: tuple[int, int], num_classes: int, in_channels
             logits = net.eval()(torch.zeros(1, in_channels, *size))
     except (RuntimeError, ValueError, AssertionError) as error:  # any other error is a bug
         line = traceback.extract_tb(error.__traceback__)[-1]
-        if isinstance(error, ValueError) and Path(line.filename).parent == Path(models.__file__).parent:
-            raise UserError(str(error)) from error  # a network of alexlab.models explains its own rule
         raise UserError(
             f"{type(net).__name__} fails on an image of {size[0]} x {size[1]} pixels: "
             f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). Can it take "
@@ -524,17 +523,14 @@ def build_callbacks(
     # stopping, checkpoints, NaN
     preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
     nan_guard = NanGuard(config.on_nan, folder / checkpoint_io.LAST, f"python train.py resume={run_dirs.shown(path)}")
-    restores_best = False  # whether the best value of the checkpoint, whose best.ckpt exists, is still the best
-    if config.ckpt_path is not None:
-        ckpt = Path(config.ckpt_path)
-        restores_best = resume.is_own(ckpt, path) or resume.best_of_same_run(ckpt, config.monitor) is not None
     every = config.checkpoint.every_n_steps, config.checkpoint.every_minutes
-    checkpointing = Checkpointing(folder, preemption, nan_guard, *every, plan.steps_per_epoch, restores_best)
+    is_own = resume.is_own(config.ckpt_path, path)
+    checkpointing = Checkpointing(folder, preemption, nan_guard, *every, plan.steps_per_epoch, is_own)
     callbacks += [nan_guard, preemption, checkpointing, SameConfig(config.model_dump(exclude_unset=True))]
 
     # what is logged and shown, early stopping, averaged weights
     if wanted.lr_monitor:
-        callbacks.append(LearningRateLogger("step"))
+        callbacks.append(LearningRateMonitor("step"))
     if wanted.model_summary:
         callbacks.append(pl.callbacks.RichModelSummary(wanted.model_summary))
     if wanted.device_stats:

@@ -1,37 +1,28 @@
 """Save the view of a W&B project that conf/dashboard/*.yaml describes, or update it in place."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
 import string
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from alexlab.engine import config as configs
+from alexlab.engine.config import Plain
 from alexlab.engine.errors import UserError
 
-Plain = dict[str, Any]
-
-
-class Kind(NamedTuple):
-    """A kind of panel."""
-
-    panel: str  # the class in wandb-workspaces
-    needs: tuple[str, ...] = ()  # the keys that must be set
-    names: tuple[tuple[str, str], ...] = ()  # pairs of a key and the name of its field in that class, if they differ
-
-
-KINDS = {
-    "line": Kind("LinePlot", ("y",), (("smoothing", "smoothing_factor"),)),
-    "bar": Kind("BarPlot", ("keys",), (("keys", "metrics"),)),
-    "scatter": Kind("ScatterPlot", ("x", "y")),
-    "parallel": Kind("ParallelCoordinatesPlot", ("columns", "metric")),
-    "importance": Kind("ParameterImportancePlot", ("metric",), (("metric", "with_respect_to"),)),
-    "comparer": Kind("RunComparer"),
-    "media": Kind("MediaBrowser", ("keys",), (("keys", "media_keys"), ("columns", "num_columns"))),
+# for each kind of panel: the class in wandb-workspaces, the keys that must be set, and the names of its fields by our
+# keys, if they differ
+KINDS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
+    "line": ("LinePlot", ("y",), {"smoothing": "smoothing_factor"}),
+    "bar": ("BarPlot", ("keys",), {"keys": "metrics"}),
+    "scatter": ("ScatterPlot", ("x", "y"), {}),
+    "parallel": ("ParallelCoordinatesPlot", ("columns", "metric"), {}),
+    "importance": ("ParameterImportancePlot", ("metric",), {"metric": "with_respect_to"}),
+    "comparer": ("RunComparer", (), {}),
+    "media": ("MediaBrowser", ("keys",), {"keys": "media_keys", "columns": "num_columns"}),
 }
 
 
@@ -39,14 +30,12 @@ def save_dashboard(config: DictConfig) -> None:
     """Save the view, or update the one with the same name, and print its address.
 
     Raises:
-        UserError: the config has mistakes; the extra or the API key is missing; or the server does not save the view.
+        UserError: the config has a mistake; the extra or the API key is missing; or the server does not save the view.
     """
     plain = config.model_dump(exclude_unset=True)
     # both packages read these when they are imported
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(plain["timeout"]))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # such reports are uploaded, and W&B waits for that
-    if os.environ.get("WANDB_MODE") == "":
-        del os.environ["WANDB_MODE"]  # W&B fails on an empty one
     try:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError as error:
@@ -69,35 +58,26 @@ def save_dashboard(config: DictConfig) -> None:
 
 
 def build(plain: Plain) -> Any:
-    """Build the workspace; UserError has all mistakes, one per line."""
+    """Build the workspace."""
     import wandb_workspaces.workspaces as ws
 
-    sections, mistakes = [], []
+    sections = []
     for key, section in plain["dashboard"]["sections"].items():
-        place, panels = f"dashboard.sections.{key}", []
+        place = f"dashboard.sections.{key}"
         if not isinstance(section, dict) or not isinstance(section.get("panels"), dict):
-            mistakes.append(f"`{place}` must have panels by name; ~{place} removes the section.")
-            continue
-        for name, panel in section["panels"].items():
-            try:
-                panels.append(build_panel(f"{place}.panels.{name}", panel, plain["x"]))
-            except UserError as error:
-                mistakes.append(str(error))
-        arguments = {"title": key.replace("_", " "), "open": True, **section, "panels": panels}
-        grid = {name: arguments.pop(name, default) for name, default in (("columns", 3), ("rows", 2))}
-        try:
-            arguments["layout_settings"] = make(ws.SectionLayoutSettings, place, grid)
-            sections.append(make(ws.Section, place, arguments, (("title", "name"), ("open", "is_open"))))
-        except UserError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        lines = "\n".join(mistakes).splitlines()
-        count = f"{len(lines)} values of the dashboard are wrong:\n  " if len(lines) > 1 else ""
-        raise UserError(count + "\n  ".join(lines))
-    shown = {"x_axis": plain["x"], "max_runs": plain["dashboard"]["max_runs"]}
-    settings = make(ws.WorkspaceSettings, "dashboard", shown)
-    about = {"entity": plain["entity"] or "", "project": plain["project"], "name": plain["name"]}
-    return make(ws.Workspace, "dashboard", {**about, "sections": sections, "settings": settings})
+            raise UserError(f"`{place}` must have panels by name; ~{place} removes the section.")
+        panels = [build_panel(f"{place}.panels.{name}", panel, plain["x"]) for name, panel in section["panels"].items()]
+        arguments = {"title": key.replace("_", " "), "open": True, "columns": 3, "rows": 2, **section, "panels": panels}
+        grid = {name: arguments.pop(name) for name in ("columns", "rows")}
+        arguments["layout_settings"] = make(ws.SectionLayoutSettings, place, grid, {})
+        sections.append(make(ws.Section, place, arguments, {"title": "name", "open": "is_open"}))
+    return ws.Workspace(
+        entity=plain["entity"] or "",
+        project=plain["project"],
+        name=plain["name"],
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis=plain["x"], max_runs=plain["dashboard"]["max_runs"]),
+    )
 
 
 def build_panel(place: str, panel: Any, x: str) -> Any:
@@ -112,12 +92,13 @@ def build_panel(place: str, panel: Any, x: str) -> Any:
     kind = panel.get("kind") if isinstance(panel, dict) else None
     if kind not in KINDS:
         raise UserError(f"`{place}.kind={kind}` must be one of {', '.join(KINDS)}; ~{place} removes the panel.")
-    panel_class, needs, names = KINDS[kind]
-    missing = [key for key in needs if not panel.get(key)]
-    if missing:
-        raise UserError(f"`{place}.{missing[0]}` is missing: a panel of kind {kind} needs it.")
+    name, needs, fields = KINDS[kind]
+    cls = getattr(wr, name)
+    for key in needs:
+        if not panel.get(key):
+            raise UserError(f"`{place}.{key}` is missing: a panel of kind {kind} needs it.")
     arguments = {key: value for key, value in panel.items() if key != "kind"}
-    if "title" in field_names(getattr(wr, panel_class)):
+    if "title" in (field.name for field in dataclasses.fields(cls)):
         arguments.setdefault("title", place.rpartition(".panels.")[2].replace("_", " "))
     if kind == "line":
         arguments.setdefault("x", x)
@@ -131,48 +112,37 @@ def build_panel(place: str, panel: Any, x: str) -> Any:
             column_of(setting_or_summary(name), display_name=name, log=name in logarithmic or None)
             for name in (*panel["columns"], arguments.pop("metric"))
         ]
-    return make(getattr(wr, panel_class), place, arguments, names)
+    return make(cls, place, arguments, fields)
 
 
 def setting_or_summary(name: Any) -> Any:
-    """Return a setting for "optimizer.lr", "seed" or "config:NAME", otherwise a value of the summary.
+    """Return a setting for "optimizer.lr" or "seed", otherwise a value of the summary.
 
     wandb-workspaces reads a plain text as a value of the summary, also "c::optimizer.lr", its own form of a setting.
     """
     import wandb_workspaces.reports.v2 as wr
 
-    section, _, rest = str(name).partition(":")
-    if section in ("config", "summary") and rest:
-        return wr.Config(rest) if section == "config" else wr.SummaryMetric(rest)
     is_setting = "/" not in str(name) and ("." in str(name) or name in OmegaConf.load(configs.CONF / "train.yaml"))
     return wr.Config(name) if is_setting else wr.SummaryMetric(name)
 
 
-def make(cls: Any, place: str, values: Plain, names: tuple[tuple[str, str], ...] = ()) -> Any:
-    """Build an object of wandb-workspaces; UserError has all wrong keys, one per line.
+def make(cls: Any, place: str, values: Plain, fields: dict[str, str]) -> Any:
+    """Build an object of wandb-workspaces; UserError names a wrong key or value.
 
     Args:
-        values: the fields by their names in the yaml.
-        names: pairs of the name in the yaml and the name of the field, if these differ.
+        values: the fields by our keys.
+        fields: the names of the fields by our keys, if they differ.
     """
     from pydantic import ValidationError
 
-    to_field, to_yaml = dict(names), {field: name for name, field in names}
     try:
-        return cls(**{to_field.get(key, key): value for key, value in values.items()})
+        return cls(**{fields.get(key, key): value for key, value in values.items()})
     except ValidationError as error:
-        lines: Plain = {}
-        for each in error.errors():
-            key = to_yaml.get(str(each["loc"][0]), str(each["loc"][0]))
-            known = [to_yaml.get(field, field) for field in field_names(cls)]
-            near = difflib.get_close_matches(key, known, n=1) if key not in known else []
-            hint = f" Did you mean {near[0]}?" if near else ""
-            lines.setdefault(key, f"`{place}.{key}={values.get(key)}`: {each['msg']}.{hint}")
-        raise UserError("\n".join(lines.values())) from None
-
-
-def field_names(cls: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls) if not field.name.startswith("_")]
+        first, keys = error.errors()[0], {field: key for key, field in fields.items()}
+        key = keys.get(str(first["loc"][0]), str(first["loc"][0]))
+        known = [keys.get(field.name, field.name) for field in dataclasses.fields(cls) if field.name[0] != "_"]
+        hint = "" if key in known else f" The keys are {', '.join(known)}."
+        raise UserError(f"`{place}.{key}={values.get(key)}`: {first['msg']}.{hint}") from None
 
 
 # -- the server
@@ -200,11 +170,7 @@ def save(workspace: Any, plain: Plain) -> None:
             workspace, done = saved, "updated"
         except ValueError as error:
             if not str(error).startswith("Workspace "):  # "Workspace ..." says that no such view exists yet
-                raise UserError(
-                    f"`project={project}`: {first_line(error)} The first run creates a project (python train.py "
-                    f"logger.wandb.mode=online logger.wandb.project={project}); or choose another one with "
-                    "entity=NAME project=NAME."
-                ) from error
+                raise
             # The public way gives a random name, by which no later call could look the view up. An error message of
             # wandb-workspaces recommends this private attribute.
             workspace._internal_name = f"nw-{name}-v"
@@ -215,8 +181,8 @@ def save(workspace: Any, plain: Plain) -> None:
     except Exception as error:  # W&B raises many types
         raise UserError(
             f"`project={project}`: W&B did not save the view ({first_line(error)}): check the API key (`wandb login`), "
-            f"whether you may write to the project, and whether the server answers (timeout={2 * plain['timeout']} "
-            "waits longer)."
+            "the project and its entity (the first online run creates a project), and whether the server answers "
+            f"(timeout={2 * plain['timeout']} waits longer)."
         ) from error
 
 

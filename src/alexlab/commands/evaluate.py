@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 from torch import Tensor
+from torchvision.transforms.v2.functional import ten_crop
 
 from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
@@ -32,7 +30,6 @@ from alexlab.tasks.load import check_classes, check_own, load_task, readable_cla
 
 MOST_RANKS = 65_536  # the largest world_size that is accepted from a summary.json
 DOWNLOADING = ("alexlab.data.huggingface.", "alexlab.data.torchvision_sets.")
-MOST_CLASSES = 20  # rows of the printed table
 
 
 class Tested(NamedTuple):
@@ -79,12 +76,8 @@ def evaluate(config: EvalConfig) -> float:
     print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
     crops = ", ten crops each" if config.crops == 10 else ""
     print(f"{result['images']} images of {result['split']}, {tested.checkpoint.name}{crops}")
-    table = Table("metric", Column("value", justify="right"))
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    for name, value in list(per_class.get("acc1", {}).items())[:MOST_CLASSES]:
-        table.add_row(escape(f"acc1 of {name}"), "no image" if value is None else f"{value:.4f}")
-    Console().print(table)
+        print(f"  {name:20} {value:.4f}")
     if skipped := result["skipped_images"]:
         print(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
     print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
@@ -102,17 +95,13 @@ def score(
     devices = find_devices(run_config.trainer)
     if devices.kind == "cpu":
         keep_memory()
-    wanted = run_config.trainer.precision
-    if config.trainer.precision is None and devices.kind == "cpu" and wanted in ("16-mixed", 16):
-        print("note: the run's trainer.precision=16-mixed needs a GPU; tested in 32-true.")
-        wanted = "32-true"
-    precision = choose_precision(wanted, devices.kind)
+    precision = choose_precision(run_config.trainer.precision, devices.kind)
     run_dirs.quiet_libraries()
     data = read_images(config.data.root is None, run_config, checkpoint, devices, run_dir, config.allow)
     pl.seed_everything(run_config.seed, verbose=False)
     task = build_task(run_config, data, devices.kind, trusted=config.allow)
     load_task(task, checkpoint, path)
-    check_own(checkpoint, run_config, path, run_dir, config.allow)
+    check_own(checkpoint, run_config, task.net, path, run_dir, config.allow)
     warn_of_changed_sources(checkpoint, task.net, path)
 
     # the test
@@ -142,15 +131,12 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
     if config.compile is not None:
         plain["compile"] = config.compile
 
-    # the images; the demo and Fashion-MNIST are only written below paths.data, not at any path that a run names
-    from_elsewhere = not Path(data["root"] or "/").resolve().is_relative_to(Path(config.paths.data).resolve())
+    # the images
     if config.data.root is not None:
         data = plain["data"] = {key: value for key, value in data.items() if key in fields_of(DataConfig)}
-        data |= {"_target_": None, "root": str(Path(config.data.root).expanduser().resolve())}
-    if "download" in data or str(data.get("_target_")).startswith(DOWNLOADING):
-        data["download"] = False  # a test reads what is on this machine
-    if config.data.root is not None or from_elsewhere:
-        data |= {"demo_seed": None, "idx": None}
+        data |= {"_target_": None, "demo_seed": None, "idx": None}
+        data["root"] = str(Path(config.data.root).expanduser().resolve())
+    only_read(data, config.paths.data)
     data |= {key: value for key, value in config.data.model_dump().items() if value is not None and key != "root"}
     data |= {"cache": None, "num_classes": None}  # each image is read once
 
@@ -160,6 +146,16 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
     if trainer.get("limit_test_batches") in (0, 0.0):  # the training skipped the test; this command asks for it
         trainer["limit_test_batches"] = None
     return validate_saved(plain, path)
+
+
+def only_read(data: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Change and return the settings `data` of a run so that reading its images downloads nothing, and writes the demo
+    and Fashion-MNIST only below `folder` (paths.data), not at any path that a run names."""
+    if "download" in data or str(data.get("_target_")).startswith(DOWNLOADING):
+        data["download"] = False
+    if not Path(data["root"] or "/").resolve().is_relative_to(Path(folder).resolve()):
+        data |= {"demo_seed": None, "idx": None}
+    return data
 
 
 def read_images(
@@ -236,11 +232,7 @@ class TenCrops(torch.nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the log of the ten crops' mean probability: float (B, C, H, W) -> (B, num_classes)."""
-        height, width = self.size
-        bottom, right = images.shape[-2] - height, images.shape[-1] - width
-        places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
-        crops = [images[..., y : y + height, x : x + width] for y, x in places]
-        crops += [crop.flip(-1) for crop in crops]
+        crops = ten_crop(images, list(self.size))
         logs = torch.stack([self.net(crop.contiguous()).float().log_softmax(1) for crop in crops])
         return logs.logsumexp(0) - math.log(len(crops))  # log(mean(exp)) would be -inf if all are small
 

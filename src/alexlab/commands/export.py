@@ -5,7 +5,6 @@ import importlib
 import io
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from alexlab.commands.build import build_data
-from alexlab.commands.evaluate import DOWNLOADING
+from alexlab.commands.evaluate import only_read
 from alexlab.commands.predict import Listed, find_images
 from alexlab.data import decode
-from alexlab.data.fast import prepared
 from alexlab.data.index import Index
 from alexlab.data.sources import need_index
 from alexlab.data.transforms import SampleTransform
@@ -28,37 +26,13 @@ from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import RunFailedError, UserError
-from alexlab.engine.schema import ExportConfig, TrainConfig
+from alexlab.engine.schema import DataConfig, ExportConfig, TrainConfig
 from alexlab.models.introspection import normalization
 from alexlab.tasks import load as loading
 
 NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 CHECKED = 16  # images at most to check the file on
 ONNX_BYTES = 1_500_000_000  # of weights; torch puts larger ones into a second file, because protobuf ends at 2 GiB
-
-# docs/export.md contains both examples too, and a test runs them from there
-EXAMPLE = """\
-import json, numpy, {package}, PIL.Image, PIL.ImageOps
-
-{load}
-image = PIL.ImageOps.exif_transpose(PIL.Image.open("picture.jpg")).convert(about["mode"])
-side, covered = min(zip(image.size, about["covered"]), key=lambda pair: pair[0] / pair[1])
-size = [covered * each // side for each in image.size]
-bands = numpy.stack([band.resize(size, PIL.Image.BILINEAR) for band in image.split()])
-x, y = round((size[0] - about["width"]) / 2), round((size[1] - about["height"]) / 2)
-pixels = bands[None, :, y : y + about["height"], x : x + about["width"]]
-print(about["classes"][{logits}.argmax()])
-"""
-LOAD_ONNX = """\
-net = onnxruntime.InferenceSession("model.onnx")
-about = json.loads(net.get_modelmeta().custom_metadata_map["alexlab"])"""
-LOAD_TORCH = """\
-net = torch.export.load("model.pt2", extra_files=(files := {"alexlab.json": ""})).module()
-about = json.loads(files["alexlab.json"])"""
-EXAMPLES = {
-    "onnx": EXAMPLE.format(package="onnxruntime", load=LOAD_ONNX, logits='net.run(None, {"images": pixels})[0]'),
-    "torch_export": EXAMPLE.format(package="torch", load=LOAD_TORCH, logits="net(torch.tensor(pixels))"),
-}
 
 
 class FromPixels(nn.Module):
@@ -90,9 +64,9 @@ def export(config: ExportConfig) -> None:
             or the network cannot be exported.
         RunFailedError: the file's logits are not the run's. The file is removed.
     """
-    logs, format, ckpt = Path(config.paths.logs), str(config.format), str(config.ckpt)
+    logs, format, ckpt = Path(config.paths.logs), config.format, config.ckpt
     need_extra(format)
-    run_dir = rundir.find_run(str(config.run), logs, ckpt)
+    run_dir = rundir.find_run(config.run, logs, ckpt)
     out = Path(config.out).expanduser() if config.out else run_dir / NAMES[format]
     if out.suffix != Path(NAMES[format]).suffix:
         raise UserError(f"`out={config.out}` must end in {Path(NAMES[format]).suffix} with format={format}.")
@@ -115,15 +89,9 @@ def export(config: ExportConfig) -> None:
             tmp_path.replace(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): choose another path with out=FILE.") from error
-    shown = rundir.shown(out)
-    print(f"{shown}: {out.stat().st_size / 1e6:.1f} MB, {about['model']}, {len(classes)} classes, any batch size")
-    print(f"{agreed}\n\nwithout this package:\n")
-    example = EXAMPLES[format].replace(f'"{NAMES[format]}"', json.dumps(shown))
-    if run_config.data.multilabel:  # all classes whose probability is above 0.5
-        example = re.sub(
-            r'about\["classes"\]\[(.*)\.argmax\(\)\]', r'[c for c, x in zip(about["classes"], \1[0]) if x > 0]', example
-        )
-    print(example, end="", flush=True)
+    size = f"{out.stat().st_size / 1e6:.1f} MB"
+    print(f"{rundir.shown(out)}: {size}, {about['model']}, {len(classes)} classes, any batch size")
+    print(f"{agreed}\ndocs/export.md shows how to use the file without this package", flush=True)
 
 
 def need_extra(format: str) -> None:
@@ -136,47 +104,33 @@ def need_extra(format: str) -> None:
 
 
 def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[Index, list[int]]:
-    """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's own folder."""
-    root = Path(run_config.data.root or "")
-    folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+    """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's own test images."""
     images: Index
     if config.images:
-        images = Listed(find_images(str(config.images)))
-    elif run_config.data.target is not None:
-        downloads = "download" in (run_config.data.model_extra or {}) or run_config.data.target.startswith(DOWNLOADING)
-        offline = run_config.data.model_copy(update={"download": False} if downloads else {})
+        images = Listed(find_images(config.images))
+    else:
+        settings = only_read(run_config.data.model_dump(exclude_unset=True), config.paths.data)
+        settings |= {"cache": None, "crop_on": "auto"}
+        run_config = run_config.model_copy(update={"data": DataConfig.model_validate(settings)})
         try:
-            run_config = run_config.model_copy(update={"data": offline})
             data = need_index(build_data(run_config, Devices("cpu", 1, 1), trusted=config.allow), "export").read()
         except UserError as error:
             raise UserError(f"{error} The file is checked on real images: give some with images=PATH.") from None
         images = data.splits[data.test_split]
-    else:
-        try:
-            splits: dict[str, Index] = dict(prepared.read(root)) if prepared.is_prepared(root) else {}
-            images = splits.get("test") or splits.get("val") or Listed(find_images(str(folder)))
-        except UserError:
-            raise UserError(
-                f"{folder} has no image any more, and the file is checked on real images: give some with images=PATH "
-                "(an image, a folder or a quoted glob)."
-            ) from None
     available = len(images.targets)
     count = min(CHECKED, available)
     return images, [i * available // count for i in range(count)]
 
 
 def read_pixels(images: Index, numbers: list[int], transform: loading.EvalTransform) -> Tensor:
-    """Return uint8 (B, C, H, W), cropped as in the run's evaluation, of the images that can be read."""
+    """Return uint8 (B, C, H, W), cropped as in the run's evaluation; UserError if an image cannot be read."""
     pixels = []
     for i in numbers:
         try:
             pixels.append(transform.crop(images.picture(i)))
         except OSError as error:
-            print(
-                f"note: {decode.BrokenImageError(images.path(i), error).reason}. This image is not part of the check."
-            )
-    if not pixels:
-        raise UserError("No image could be read to check the file on: give different ones with images=PATH.")
+            reason = decode.BrokenImageError(images.path(i), error).reason
+            raise UserError(f"{reason}. Give images to check the file on with images=PATH.") from None
     return torch.stack(pixels).contiguous()
 
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
 from torch import nn
 
 from alexlab.engine import run_dir
@@ -27,7 +25,6 @@ class Plan:
     steps_per_epoch: int  # optimizer steps
     steps: int  # optimizer steps of the whole run
     warmup: int  # optimizer steps of the warm-up
-    unseen: int  # training images that an epoch does not use; each epoch omits different ones
     lr: float  # the peak learning rate, scaled with the batch if `optimizer.lr_reference_batch` is set
 
 
@@ -72,7 +69,6 @@ def make_plan(config: Any, world_size: int, images: Images, train_batches: int |
         steps_per_epoch=steps_per_epoch,
         steps=total_steps(steps_per_epoch, t.max_epochs, t.max_steps),
         warmup=optimizers.warmup_steps(config.scheduler.model_dump(), steps_per_epoch),
-        unseen=max(0, images["train"] - batches * batch),
         lr=optimizers.effective_lr(config.optimizer.model_dump(exclude_unset=True), step_images),
     )
 
@@ -96,31 +92,14 @@ def _limited(batches: int, key: str, limit: "int | float | None") -> int:
     return int(batches * limit)
 
 
-def checkpoint_bytes(net: nn.Module, config: Any) -> dict[str, int]:
-    """Estimate the size of each checkpoint file in bytes."""
-    states = optimizers.state_tensors(config.optimizer.model_dump(exclude_unset=True), None)  # built before
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
-    averages = weights if config.ema.decay is not None else 0
-    trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
-    last = weights + averages + states * trained
-    return {"best": weights + averages, "last": last, "previous": last}
-
-
 def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Module, classes: list[str]) -> None:
     """Print what `dry_run=true` shows."""
-    settings = config.optimizer.model_dump(exclude_unset=True)
+    settings, d = config.optimizer.model_dump(exclude_unset=True), config.data
     parameters = sum(p.numel() for p in net.parameters())
-    size = checkpoint_bytes(net, config)
     reference = settings.get("lr_reference_batch")
     scaled = f" (optimizer.lr={settings['lr']:g} for {reference} images per step)" if reference else ""
-    sizes, finetune = config.augment.sizes, config.finetune
-    side, channels = config.data.image_size, config.model.in_channels
-    pixels = f"{' x '.join(map(str, side)) if isinstance(side, list) else side} pixels"
-    pixels += {1: ", grey", 3: "", 4: ", RGBA"}.get(channels, f", {channels} channels")
-    pixels += f" ({', '.join(f'{side} from epoch {first} on' for first, side in sizes)})" if sizes else ""
-    tuned = f"; times {finetune.backbone_lr_factor:g} outside the head" if finetune.backbone_lr_factor != 1 else ""
-    tuned += f"; times {settings['layer_decay']:g} per layer below the head" if settings.get("layer_decay") else ""
-    tuned += f"; only the head for {finetune.freeze_epochs} epochs" if finetune.freeze_epochs else ""
+    sizes = "".join(f", {side} from epoch {first} on" for first, side in config.augment.sizes or ())
+    pixels = f"image_size {d.image_size}{sizes}, {config.model.in_channels} channels"
     optimizer = settings["_target_"].rpartition(".")[2]
     schedule = config.scheduler.name or config.scheduler.target.rpartition(".")[2]
     warmup = f", {plan.warmup} of warm-up" if config.scheduler.name else ""
@@ -132,17 +111,12 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
         "devices": f"{devices.world_size} x {devices.kind}, {choose_precision(config.trainer.precision, devices.kind)}",
         "global batch": f"{plan.global_batch} ({plan.device_batch} per device)",
         "images per optimizer step": plan.step_images,
-        "data": f"{config.data.root or config.data.target}, {pixels}, augment={config.choices.get('augment')}",
-        "learning rate": f"{plan.lr:g}{scaled}{tuned}",
+        "data": f"{d.root or d.target}, {pixels}, augment={config.choices.get('augment')}",
+        "learning rate": f"{plan.lr:g}{scaled}",
         "optimizer and schedule": f"{optimizer}, {schedule}",
         "steps": f"{plan.steps_per_epoch} per epoch, {plan.steps} in total{warmup}",
-        "unseen per epoch": f"{plan.unseen} images, different ones in each epoch"
-        if config.data.sampler == "shuffle"
-        else f"data.sampler={config.data.sampler} draws some images several times, and others not in each epoch",
-        "checkpoints": f"about {size['last'] / 1e6:.0f} MB (last, previous), {size['best'] / 1e6:.0f} MB (best)",
         "run directory": f"{run_dir.shown(Path(config.run_dir))} (not created)",
     }
-    table = Table("", Column(overflow="fold"), title="dry run", show_header=False)
+    print("dry run")
     for key, value in rows.items():
-        table.add_row(key, str(value))
-    Console().print(table)
+        print(f"  {key:26} {value}")

@@ -4,14 +4,11 @@ import csv
 import glob
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Column, Table
 
 from alexlab.data import decode
 from alexlab.data.dataset import ImageDataset
@@ -26,7 +23,7 @@ from alexlab.engine.process import cores
 from alexlab.engine.schema import PredictConfig
 from alexlab.tasks.load import config_of, load
 
-SHOWN = 10  # images in the printed table; the file has all
+SHOWN = 10  # images in what is printed; the file has all
 
 
 class Listed(Index):
@@ -73,9 +70,9 @@ def predict(config: PredictConfig) -> None:
         RunFailedError: some images could not be read; those that could are written.
     """
     logs = Path(config.paths.logs)
-    run_dir = run_dirs.find_run(str(config.run), logs, str(config.ckpt))
-    paths = find_images(str(config.images))
-    net, transform, classes = load(run_dir, str(config.ckpt), logs, allow=config.allow)
+    run_dir = run_dirs.find_run(config.run, logs, config.ckpt)
+    paths = find_images(config.images)
+    net, transform, classes = load(run_dir, config.ckpt, logs, allow=config.allow)
     multilabel = config_of(run_dir).data.multilabel
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
@@ -88,10 +85,10 @@ def predict(config: PredictConfig) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     topk = min(config.topk, len(classes))
     broken: dict[str, str] = {}
-    table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
+    lines: list[str] = []  # of the first images, to print
     console = Console()
-    text: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
-    with atomic_write(out, "x", newline="", **text) as file, torch.inference_mode():
+    writing = atomic_write(out, "x", encoding="utf-8", errors="surrogateescape", newline="")
+    with writing as file, torch.inference_mode():
         writer = csv.writer(file)
         writer.writerow(["path", "rank", "class", "probability"])
         batches = track(loader, "predicting", console=console, disable=not console.is_terminal)
@@ -107,18 +104,12 @@ def predict(config: PredictConfig) -> None:
             for path, values, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
                 for rank, (value, index) in enumerate(zip(values, indices, strict=True), 1):
                     writer.writerow([path, rank, classes[index], f"{value:.6f}"])
-                if table.row_count < SHOWN:
-                    table.add_row(escape(shown(path)), escape(classes[indices[0]]), f"{values[0]:.4f}")
-    if table.row_count:
-        console.print(table)
+                if len(lines) < SHOWN:
+                    lines.append(f"  {values[0]:.4f} {classes[indices[0]]}: {shown(path)}")
+    print("\n".join(lines))
     done = len(paths) - len(broken)
     print(f"{done} image{'s' if done != 1 else ''}, {topk} classes each: {run_dirs.shown(out)}", flush=True)
     if broken:
-        reasons = list(broken.values())
-        listed = "\n  ".join(shown(line) for line in reasons[:SHOWN])
-        if len(broken) > SHOWN:
-            rest = out.with_name(f"{out.stem}-broken.txt")
-            with atomic_write(rest, "x", **text) as file:
-                file.write("\n".join(reasons) + "\n")
-            listed += f"\n  ... ({len(broken) - SHOWN} more, all in {run_dirs.shown(rest)})"
+        listed = "\n  ".join(shown(line) for line in list(broken.values())[:SHOWN])
+        listed += f"\n  ... ({len(broken) - SHOWN} more)" if len(broken) > SHOWN else ""
         raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)

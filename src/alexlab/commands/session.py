@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alexlab.callbacks.preemption import Preempted, SignalRecorder
-from alexlab.commands import plan as plans
 from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment
 from alexlab.commands.start import is_resumed
@@ -72,8 +71,7 @@ class RunSession:
         else:
             run_dir.set_up_logging(self.path, self.mask)
         faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
-        if hasattr(signal, "SIGUSR2"):  # kill -USR2 prints where each thread of a rank is
-            faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)
+        faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)  # kill -USR2 prints where each thread is
         for note in self.notes:
             log.info("%s", note, extra={"file_only": True})
         experiment.facts = facts = summaries.facts_of(config, experiment)
@@ -94,7 +92,6 @@ class RunSession:
         config, path = self.config, self.path
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None
         resumed = is_resumed(config.resume.run, path)
-        run_dir.check_space(path, plans.checkpoint_bytes(self.experiment.task.net, config))
         path.mkdir(parents=True, exist_ok=True)
         is_empty = not any(path.iterdir())
         self._lock.enter_context(lock(path, LOCK))
@@ -115,7 +112,7 @@ class RunSession:
             save(self.plain, path / "config.yaml")
             lines += resume.reset_directory(path, source)
         if source is not None and not resume.is_own(source, path):
-            lines += [note] if (note := resume.copy_best(source, path, config.monitor)) is not None else []
+            lines.append("note: `best` counts from here, because the run continues the checkpoint of another run.")
         if (changed := provenance.save(path)) is not None:
             lines.append(f"warning: {changed}")
         for line in lines:

@@ -23,7 +23,7 @@ from alexlab.data.transforms import height_width
 from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.process import cores
-from alexlab.models.introspection import macs, normalization
+from alexlab.models.introspection import macs
 from alexlab.tasks.base import BaseTask, RunModule
 from alexlab.tasks.metrics import better
 
@@ -98,7 +98,7 @@ def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
         "data_wait": round(rate.total_waited / rate.total_seconds, 4) if rate.total_seconds else None,
         "epochs": trainer.fit_loop.epoch_progress.current.completed,
         "steps": trainer.fit_loop.epoch_loop.global_step,
-        "gpu_hours": round(gpus * rate.so_far()["seconds"] / 3600, 4),  # of training, resumed parts included
+        "gpu_hours": round(gpus * rate.total_seconds / 3600, 4),  # of training, resumed parts included
     }
 
 
@@ -132,15 +132,6 @@ def report_start(config: Any, experiment: "Experiment") -> None:
         f"{devices.world_size} x {devices.kind}, {facts['precision']} | global batch {plan.global_batch} | "
         f"{plan.steps_per_epoch} steps per epoch, {plan.steps} in total | learning rate {plan.lr:g}"
     )
-    if config.optimizer.lr_reference_batch:
-        log.info(
-            f"effective learning rate {plan.lr:g}: optimizer.lr={config.optimizer.lr:g} for "
-            f"{config.optimizer.lr_reference_batch} images per step, {plan.step_images} in this run"
-        )
-    m = config.model
-    if m.in_channels != 3:  # mean and std may be converted from those of RGB
-        mean, std = normalization(experiment.task.net, m.mean, m.std, m.in_channels)
-        log.info(f"model.in_channels={m.in_channels}: the pixels are normalized with mean {mean} and std {std}")
     for line in data.notes():
         log.warning("%s", line)
     counts = data.class_counts if isinstance(data, ImageFolders) else []
@@ -159,9 +150,7 @@ def report_start(config: Any, experiment: "Experiment") -> None:
             f"The warm-up of {plan.warmup} steps is as long as the run, so the learning rate never reaches "
             f"{plan.lr:g}: scheduler.warmup=0 switches it off."
         )
-    frozen, epochs = config.finetune.freeze_epochs, config.trainer.max_epochs
-    if frozen and 0 < (epochs or 0) <= frozen:  # null and -1 have no end
-        log.warning(f"`finetune.freeze_epochs={frozen}`: only the head learns in all {epochs} epochs.")
+    frozen = config.finetune.freeze_epochs
     if frozen and not (config.model.pretrained or config.init_from or config.ckpt_path):
         log.warning(
             f"`finetune.freeze_epochs={frozen}` keeps random weights frozen: give init_from=RUN, or "
@@ -207,10 +196,6 @@ def bound_by(wait: float, data: Data) -> str:
         hints.append(f"prepared data (alexlab prepare data.root={data.root} out=PATH)")
     elif train.format == "jpeg":
         hints.append("data prepared as pixels (alexlab prepare with format=raw)")
-    elif data.device == "cuda" and train.raw_size is None:
-        hints.append("pixels of one size, which the GPU crops (alexlab prepare with format=raw square=true)")
-    if data.cache is None and data.crops_on_device("train"):
-        hints.append("data.cache=device, if the images fit into its memory")
     if data.transforms["train"].policy != "none":
         hints.append("an augmentation without its policy")
     tries = f" Try {', or '.join(hints)}." if hints else ""
@@ -256,19 +241,15 @@ def show_standing(config: Any) -> None:
 # -- how to continue
 
 
-def how_to_resume(path: Path) -> str:
-    return f"python train.py resume={shlex.quote(run_dir.shown(path))}"
-
-
 def how_to_continue(path: Path) -> str:
     if not (path / "checkpoints/last.ckpt").is_file():
         return "No checkpoint was written yet: start the run again (checkpoint.every_n_steps writes one sooner)."
-    return f"Resume the run with: {how_to_resume(path)}"
+    return f"Resume the run with: python train.py resume={shlex.quote(run_dir.shown(path))}"
 
 
 def of_signal(config: Any, number: int) -> list[str]:
     """Return what to print after a signal has stopped a run; ask SLURM to queue the job again if that is wanted."""
     lines = [f"Stopped by {signal.Signals(number).name}. {how_to_continue(Path(config.run_dir))}"]
-    if config.resume.requeue and number == getattr(signal, "SIGUSR1", None):
+    if config.resume.requeue and number == signal.SIGUSR1:
         lines.append(f"{launcher.requeue()}.")
     return lines

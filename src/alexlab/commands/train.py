@@ -191,6 +191,6 @@ def save_figures(config: TrainConfig, experiment: Experiment) -> None:
         tested = [path / f"figures/{name}.png" for name in ("confusion_matrix", "per_class", "mistakes")]
         if drawn:
             paths, step = [*drawn, *(path for path in tested if path.is_file())], experiment.trainer.global_step
-            gallery.log_to(experiment.wandb, experiment.trainer.loggers, paths, step)
+            gallery.log_to(experiment.trainer.loggers, paths, step)
     except (Exception, Preempted) as error:
         log.warning(f"some figures could not be drawn ({type(error).__name__}: {str(error)[:200]})")

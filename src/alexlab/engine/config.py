@@ -36,7 +36,6 @@ MOVED_MODULES = {
     "alexlab.callbacks.snapshots": "alexlab.callbacks.checkpointing",
     "alexlab.callbacks.checkpoints": "alexlab.callbacks.checkpointing",
     "alexlab.callbacks.agreement": "alexlab.callbacks.same_config",
-    "alexlab.callbacks.rates": "alexlab.callbacks.lr_monitor",
 }
 
 

@@ -31,18 +31,12 @@ def find_devices(settings: Any) -> Devices:
         kind = "cuda" if gpus or not mps else "mps"
     else:
         kind = settings.accelerator
-    if kind == "cuda" and not gpus:
+    lacks_gpu = {"cuda": not gpus, "mps": not mps}.get(kind, False)
+    if lacks_gpu or (settings.strategy == "fsdp" and kind != "cuda"):
+        key = "accelerator" if lacks_gpu else "strategy"
         raise UserError(
-            f"`trainer.accelerator={settings.accelerator}` needs a GPU, and torch {torch.__version__} finds none: "
-            "check nvidia-smi, or use the CPU with trainer.accelerator=cpu."
-        )
-    if kind == "mps" and not mps:
-        raise UserError(
-            "`trainer.accelerator=mps` needs Apple's GPU, and this machine has none: use trainer.accelerator=cpu."
-        )
-    if settings.strategy == "fsdp" and kind != "cuda":
-        raise UserError(
-            "`trainer.strategy=fsdp` needs GPUs, and this machine has none: use trainer=ddp_cpu or trainer=cpu."
+            f"`trainer.{key}={getattr(settings, key)}` needs a GPU, and torch {torch.__version__} finds none: check "
+            "nvidia-smi, or use trainer=cpu or trainer=ddp_cpu."
         )
 
     # how many

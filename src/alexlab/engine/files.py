@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import io
 import os
 from collections.abc import Iterator
@@ -49,8 +50,7 @@ def atomic_write(path: Path, mode: str = "xb", sync: bool = False, **more: Any) 
 def remove_temporary(folder: Path) -> None:
     """Delete the unfinished files that killed processes left in a folder."""
     for path in folder.glob(".*.tmp"):
-        if not path.is_dir():
-            path.unlink()
+        path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -67,7 +67,7 @@ def sync_folder(folder: Path) -> None:
 
 def open_no_link(path: str, flags: int) -> int:
     """Open a file for `open(..., opener=open_no_link)`; a symbolic link raises OSError."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def refuse_link(folder: Path) -> None:
@@ -120,11 +120,6 @@ def cut_csv(path: Path, rows: int) -> int:
 @contextlib.contextmanager
 def lock(run_dir: Path, name: str = ".lock") -> Iterator[None]:
     """Hold the lock of a run directory, which the system releases after kill -9 too; UserError if it is held."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     file = os.open(run_dir / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         try:

@@ -20,9 +20,8 @@ from alexlab.engine.sweeps import agent
 
 # Seconds that ranks get to stop by themselves:
 GRACE = 8.0  # the remaining ranks, after one has failed
-GRACE_AFTER_SIGNAL = 60.0  # all ranks, after a signal: rank 0 closes the loggers
-GRACE_OF_FIRST = 1200.0  # rank 0, after all other ranks have finished: it draws figures and uploads
-FORWARDED = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+GRACE_AFTER_SIGNAL = 60.0  # all ranks, after a signal: rank 0 closes the loggers; and the others, after rank 0
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TIME_TO_PRINT = 0.5  # seconds in which hanging ranks print their stacks
 KILLED = {9: " (kill -9, or the system ran out of memory: `dmesg` says which)"}
 # environment variables of a worker process
@@ -220,18 +219,17 @@ def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int
 def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
     """Wait until all workers have stopped. If one fails, stop all, and find out which one failed and why."""
     # wait
-    since: float | None = None  # when a signal came, or when the first worker finished
+    since: float | None = None  # when a signal came, or when rank 0 finished, which draws figures and uploads
     while True:
         codes = [worker.poll() for worker in workers]
         if all(code == 0 for code in codes):
             return Outcome(0, "")
         if any(codes):
             break
-        if signals or 0 in codes:
+        if signals or codes[0] == 0:
             since = since or time.monotonic()
-            limit = GRACE_OF_FIRST if not signals and codes[0] is None else GRACE_AFTER_SIGNAL
-            if time.monotonic() - since > limit:
-                if signals or codes[0] is None:
+            if time.monotonic() - since > GRACE_AFTER_SIGNAL:
+                if signals:
                     break
                 print("Ranks that had not stopped a minute after rank 0 were killed.", file=sys.stderr)
                 return Outcome(0, "")
@@ -259,26 +257,22 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
         return Outcome(2, "\n".join(mistakes))
     # name the rank that failed, not those that noticed
     number = min(stopped, key=lambda r: (stopped[r] > 0, "lost" in reports[r], r), default=0)
-    code = stopped.get(number, 0)  # 0: no rank failed by itself
+    code = stopped.get(number, 0)  # 0: a signal came, and no rank stopped in time
     over = "the run has stopped on all ranks."
     if signals and code in (0, 128 + signals[0], -signals[0]):
         why = f"stopped by {signal.Signals(signals[0]).name}"
         return Outcome(128 + signals[0], why, by_signal=True, reported=stopped.get(0) == 128 + signals[0])
-    if not stopped:
-        return Outcome(1, f"Rank 0 of {len(workers)} did not stop after the others had finished; {over}")
     tracebacks: dict[str, list[str]] = {}  # the same bug on several ranks is printed once
     for r, report in enumerate(reports):
         if "traceback" in report:
             tracebacks.setdefault(report["traceback"], []).append(f"rank {r}")
     for text, ranks in tracebacks.items():
         print(f"{', '.join(ranks)}:\n{text}", file=sys.stderr)
-    if "lost" in reports[number] and not hanging:
-        lost = min((r["lost"].rstrip(".") for r in reports if "lost" in r), key=lambda text: "answer" not in text)
-        names = " and ".join(f"rank {r}" for r in sorted(stopped))
-        return Outcome(1, f"{names} of {len(workers)}: {lost}; {over}")
     if "lost" in reports[number]:
-        names = " and ".join(map(str, hanging))
-        return Outcome(1, f"Of {len(workers)} ranks rank {names} hung: {reports[number]['lost'].rstrip('.')}; {over}")
+        reasons = [report["lost"].rstrip(".") for report in reports if "lost" in report]
+        why = min(reasons, key=lambda text: "answer" not in text)  # a rank that did not answer is the cause
+        who = " and ".join(f"rank {r}" for r in hanging or sorted(stopped))
+        return Outcome(1, f"{who} of {len(workers)}{' hung' if hanging else ''}: {why}; {over}")
     if code < 0:
         how = f"was stopped by signal {signal.Signals(-code).name}{KILLED.get(-code, '')}"
     else:

@@ -88,11 +88,7 @@ def _shorten(name: str, digest: str) -> str:
 
 def _settings_hash(config: Plain, without: Collection[str] = ()) -> str:
     """Return six characters that depend on all settings, whether an override, an experiment or conf/ has set them."""
-    settings = settings_of(config)
-    root, shipped = PurePath(str(settings.get("data.root"))), str((config.get("paths") or {}).get("data"))
-    if root.is_relative_to(shipped):  # the same images on another machine
-        settings["data.root"] = str(root.relative_to(shipped))
-    texts = {key: canonical(value, key) for key, value in settings.items() if key not in without}
+    texts = {key: canonical(value, key) for key, value in settings_of(config).items() if key not in without}
     lines = [f"{key}={text}" for key, text in sorted(texts.items()) if text != canonical(None, key)]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:6]
 
@@ -127,12 +123,10 @@ def _whole_floats(node: Any, prefix: str = "") -> list[str]:
     return [prefix.removeprefix(".")] if isinstance(node, float) and node.is_integer() else []
 
 
-# The folders at the start of a path: absolute, or from ~, ./ or ../, with or without a drive. A web address has none.
-FOLDERS = re.compile(
-    r"""(?:file://|(?<![\w.:/\\~])(?:[A-Za-z]:(?=[\\/]))?)(?:~|\.\.?)?[\\/](?=\S)(?:[^\s,'"\[\]{}()=]*[\\/])?"""
-)
+# The folders at the start of a path: absolute, or from ~, ./ or ../. A web address has none.
+FOLDERS = re.compile(r"""(?<![\w.:/~])(?:~|\.\.?)?/(?=\S)(?:[^\s,'"\[\]{}()=]*/)?""")
 # A text that is a path as a whole, or an override whose value is one, quoted or not. A path may contain any character.
-PATH = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:file://|[A-Za-z]:)?(?:~|\.{0,2})[\\/](?=\S).*)\2""", re.DOTALL)
+PATH = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:~|\.{0,2})/(?=\S).*)\2""", re.DOTALL)
 
 
 def without_paths(node: Any) -> Any:
@@ -145,6 +139,5 @@ def without_paths(node: Any) -> Any:
         return node
     if match := PATH.fullmatch(node):
         key, quote, path = match.groups()
-        name = path.replace("\\", "/").rstrip("/").rpartition("/")[2]
-        return f"{key or ''}{quote}{name}{quote}"
-    return FOLDERS.sub("", re.sub(r"[\w.\-]+(?:/[\w.\-]+)*/\.\./", "../", node))
+        return f"{key or ''}{quote}{PurePath(path).name}{quote}"
+    return FOLDERS.sub("", node)

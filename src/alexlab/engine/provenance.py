@@ -62,11 +62,8 @@ def save(run_dir: Path, root: Path = ROOT) -> str | None:
 def read(run_dir: Path) -> dict[str, Any]:
     """Return what is known of a run's code: code.json, or the commit in the summary of an older run, or {}."""
     path, code = run_dir / "code.json", None
-    if not (path.exists() or path.is_symlink()):
-        code = rundir.read_summary(run_dir).get("git")
-    elif path.is_file() and path.stat().st_size < 2**16:
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            code = json.loads(path.read_text())
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # anybody may have written it
+        code = json.loads(path.read_text()) if path.is_file() else rundir.read_summary(run_dir).get("git")
     return code if isinstance(code, dict) else {}
 
 
@@ -111,7 +108,7 @@ def difference(then: dict[str, Any], name: str, apply_command: str, root: Path =
     try:
         head = _head(root)
         here = f"{head}{' with changes' if _patch(root, head) else ''}"
-        is_known = _has_commit(root, commit) and ("patch_sha256" in then or not then.get("dirty"))
+        is_known = "patch_sha256" in then or not then.get("dirty")  # a summary of an older run has no hash
         if is_known and _sha256(_patch(root, commit)) == digest:
             return None
     except GitError as error:
@@ -138,14 +135,6 @@ def _sha256(patch: bytes) -> str | None:
 
 def _head(root: Path) -> str:
     return _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
-
-
-def _has_commit(root: Path, commit: str) -> bool:
-    try:
-        _git(root, "cat-file", "-e", f"{commit}^{{commit}}")
-    except GitError:
-        return False
-    return True
 
 
 def _patch(root: Path, commit: str) -> bytes:

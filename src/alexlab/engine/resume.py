@@ -6,7 +6,6 @@ This module works on plain dicts. The caller validates the config that `resume_c
 
 import copy
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,12 +66,10 @@ def resume_config(today: Plain) -> Resumed:
     if named == "auto" and not holds_run(own):
         note = f"resume=auto: {shown_path(own)} holds no run yet: a new one starts."
         return Resumed(today, own, resumes=False, notes=[note])
-    run_dir = own if named == "auto" else _find(named, Path(today["paths"]["logs"]))
+    # the latest run of all: an older one never resumes because the newest has no checkpoint
+    run_dir = own if named == "auto" else find_run(named, Path(today["paths"]["logs"]), "", "resume")
     asked, name = f"resume={named}", shown_path(run_dir)
     before = configs.load(run_dir / "config.yaml")
-    groups = [before.get(key) for key in ("trainer", "model", "data")]
-    if not isinstance(before.get("overrides"), list) or not all(isinstance(group, dict) for group in groups):
-        raise UserError(f"{run_dir / 'config.yaml'} is incomplete: start the run again from scratch.")
     refuse_link(run_dir / "figures")
 
     config, changes = _with_overrides(before, today)
@@ -113,18 +110,6 @@ def resume_config(today: Plain) -> Resumed:
 def holds_run(run_dir: Path) -> bool:
     """Check whether a run was started in this directory."""
     return (run_dir / "config.yaml").is_file()
-
-
-def _find(named: str, logs: Path) -> Path:
-    """Find the run to resume. For "latest", an older run is never resumed if the newest one has no checkpoint."""
-    run_dir = find_run(named, logs, "last", "resume")
-    latest = find_run(named, logs, "", "resume")
-    if run_dir != latest:
-        raise UserError(
-            f"resume={named}: the latest run, {shown_path(latest)}, has no checkpoint yet: start it again from "
-            f"scratch, or name the run before it, resume={shown_path(run_dir)}."
-        )
-    return run_dir
 
 
 def _with_overrides(before: Plain, today: Plain) -> tuple[Plain, dict[str, str]]:
@@ -231,16 +216,6 @@ def is_own(ckpt_path: Path | str | None, run_dir: Path) -> bool:
     return ckpt_path is not None and Path(ckpt_path).parent.resolve() == (run_dir / "checkpoints").resolve()
 
 
-def best_of_same_run(ckpt_path: Path, monitor: str) -> Path | None:
-    """Return the best.ckpt next to a last.ckpt if both have the same best value, by this `monitor`; else None."""
-    path = ckpt_path.with_name("best.ckpt")
-    if not path.is_file():
-        return None
-    last, best = (checkpoint_io.load(each)["alexlab"] for each in (ckpt_path, path))
-    same = last.get("best") and last["best"] == best.get("best") and last["config"]["monitor"] == monitor
-    return path if same else None
-
-
 # -- the run directory; rank 0 alone, with the lock held
 
 
@@ -268,24 +243,5 @@ def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
             later = "it was of later steps than the checkpoint, and these are trained again"
             notes.append(f"removed {shown_path(best_path)}: {later}")
     removed = cut_csv(run_dir / "metrics.csv", rows)
-    rows_are = "1 row of metrics.csv is" if removed == 1 else f"{removed} rows of metrics.csv are"
-    again = f" ({rows_are} computed again)" if removed else ""
+    again = f" (computed again: {removed} rows of metrics.csv)" if removed else ""
     return [*notes, f"run directory: {shown_path(run_dir)}, resumed{again}"]
-
-
-def copy_best(ckpt_path: Path, run_dir: Path, monitor: str) -> str | None:
-    """Copy best.ckpt of another run, whose last.ckpt a new run continues, into the directory of the new run.
-
-    Returns a line to print if no best.ckpt is of the same moment.
-    """
-    best = best_of_same_run(ckpt_path, monitor)
-    if best is None:
-        return (
-            f"note: next to {ckpt_path} there is no best.ckpt by {monitor} of the same moment: the best value so far "
-            "is unknown, and `best` counts from here."
-        )
-    folder = run_dir / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    shutil.copyfile(best, folder / ".best.ckpt.tmp")
-    (folder / ".best.ckpt.tmp").replace(folder / "best.ckpt")
-    return None

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from alexlab.engine.config import Plain
 from alexlab.engine.errors import SYSTEM, UserError
 from alexlab.engine.files import atomic_write, open_no_link
 
-LARGEST_SUMMARY = 2**25  # bytes
 WEIGHT_FILES = (".ckpt", ".pth", ".pt", ".safetensors")
 
 
@@ -95,17 +93,6 @@ def create(run_dir: Path, config: Plain) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     check_new(run_dir)
     configs.save(config, run_dir / "config.yaml")
-
-
-def check_space(run_dir: Path, sizes: dict[str, int]) -> None:
-    """Raise UserError if checkpoints of these sizes (bytes) and one temporary file do not fit on the disk."""
-    existing = next(path for path in (run_dir, *run_dir.parents) if path.exists())
-    needed, free = sum(sizes.values()) + max(sizes.values()), shutil.disk_usage(existing).free
-    if free < needed:
-        raise UserError(
-            f"{run_dir} has {free / 1e6:.0f} MB of free space, and the run's checkpoints need about "
-            f"{needed / 1e6:.0f} MB: free some, or write elsewhere with paths.logs=PATH."
-        )
 
 
 # -- the log
@@ -201,9 +188,8 @@ def read_summary(run_dir: Path) -> Plain:
     """Return the content of summary.json, or {} if the run has not ended or the file is no summary."""
     path = run_dir / "summary.json"
     try:
-        is_readable = path.is_file() and path.stat().st_size <= LARGEST_SUMMARY
-        summary = json.loads(path.read_bytes()) if is_readable else {}
-    except (OSError, ValueError, RecursionError):  # it cannot be read, or is not JSON
+        summary = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):  # it does not exist, or is not JSON
         return {}
     groups = [summary.get(key, {}) for key in ("best", "last", "test")] if isinstance(summary, dict) else [None]
     return summary if all(isinstance(group, dict) for group in groups) else {}

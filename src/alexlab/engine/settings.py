@@ -1,7 +1,7 @@
 """The settings in which runs differ, for run names and comparisons."""
 
 import json
-import os
+from pathlib import Path
 from typing import Any
 
 from alexlab.engine.config import flat
@@ -44,8 +44,7 @@ def is_own_checkpoint(config: dict[str, Any]) -> bool:
     ckpt_path, run_dir = config.get("ckpt_path"), config.get("run_dir")
     if not isinstance(ckpt_path, str) or not isinstance(run_dir, str):
         return False
-    folders = os.path.dirname(ckpt_path), os.path.join(run_dir, "checkpoints")  # noqa: PTH120
-    return os.path.realpath(folders[0]) == os.path.realpath(folders[1])  # either may be reached through a link
+    return Path(ckpt_path).parent.resolve() == Path(run_dir, "checkpoints").resolve()  # either may be below a link
 
 
 def overridden_keys(config: dict[str, Any]) -> set[str]:

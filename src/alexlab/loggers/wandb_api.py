@@ -1,39 +1,25 @@
 """Requests to W&B's server: the config and summary of a run, a checkpoint. Does not import Lightning."""
 
-import logging
-import netrc
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import wandb
+from requests.utils import get_netrc_auth
 
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import WEIGHT_FILES
 
 T = TypeVar("T")
 
-log = logging.getLogger("alexlab")
-
 RUN_TIMEOUT = 20  # seconds that the server gets to answer
 
 
 def has_api_key() -> bool:
     """Check for an API key in the environment, or in the netrc file, where `wandb login` stores it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    for path in filter(None, (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")):
-        file = Path(path).expanduser()
-        if file.is_file():
-            try:
-                return netrc.netrc(str(file)).authenticators(host) is not None
-            except netrc.NetrcParseError as error:
-                log.warning("W&B: no API key was read from %s, which is not a valid netrc file (%s).", file, error)
-                return False
-    return False
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(server) is not None
 
 
 def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,12 +75,9 @@ def _answer(setting: str, what: str, instead: str, ask: Callable[[wandb.Api], T]
     except UserError:
         raise
     except Exception as error:  # W&B raises many types
-        refused = isinstance(error, wandb.errors.AuthenticationError)
-        why = (
-            "the server did not answer or refused the API key" if refused else f"the server did not return that {what}"
-        )
-        fix = f"check the name, which is part of the {what}'s address"
-        fix = "run `wandb login`, or try again" if refused else fix
+        why, fix = f"the server did not return that {what}", f"check the name, which is part of the {what}'s address"
+        if isinstance(error, wandb.errors.AuthenticationError):
+            why, fix = "the server did not answer or refused the API key", "run `wandb login`, or try again"
         raise UserError(f"`{setting}`: {why} ({first_line(error)}): {fix}. {instead}") from error
 
 

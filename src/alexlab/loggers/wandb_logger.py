@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytorch_lightning.loggers
 import wandb
 
+from alexlab.engine import provenance
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
 from alexlab.engine.schema import WandbConfig
@@ -40,16 +41,16 @@ def choose_mode(mode: str) -> tuple[str, str]:
     Raises:
         UserError: WANDB_MODE is not a mode for a run, or the mode needs an API key and none was found.
     """
-    variable = os.environ.get("WANDB_MODE")
-    if variable == "":
-        del os.environ["WANDB_MODE"]  # W&B fails on an empty one
-    if variable and variable not in MODES:
+    variable, reason = os.environ.get("WANDB_MODE"), f"logger.wandb.mode={mode}"
+    if not variable:
+        os.environ.pop("WANDB_MODE", None)  # W&B fails on an empty one
+    elif variable not in MODES:
         raise UserError(f"`WANDB_MODE={variable}` must be online, offline or disabled, or must not be set.")
-    reason = f"logger.wandb.mode={mode}"
-    if mode == "auto" and not variable:
-        return ("online", "found an API key") if has_api_key() else ("offline", "no API key: `wandb login` stores one")
     if mode == "auto":
-        mode, reason = str(variable), f"WANDB_MODE={variable}"
+        if not variable:
+            known = has_api_key()
+            return ("online", "found an API key") if known else ("offline", "no API key: `wandb login` stores one")
+        mode, reason = variable, f"WANDB_MODE={variable}"
     if MODES[mode] == "online" and not has_api_key():
         raise UserError(
             f"`{reason}` needs an API key: run `wandb login` or set WANDB_API_KEY, or use "
@@ -206,8 +207,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def log_code(self, run_dir: Path) -> None:
         """Log code.json and code.patch of the run as an artifact, if `log_code` is set and the commit is known."""
-        path = run_dir / "code.json"
-        code = json.loads(path.read_text()) if path.is_file() else {}
+        code = provenance.read(run_dir)
         if not self.config.log_code or not code.get("commit"):
             return
         artifact = wandb.Artifact(CODE_ARTIFACT, type="code", metadata=code)

@@ -75,10 +75,6 @@ class AlexNet(nn.Module):
             raise ValueError(f"norm={norm} must be lrn, bn or none.")
         if init not in (*INITS, "centered", "torch"):
             raise ValueError(f"init={init} must be one of {', '.join((*INITS, 'centered', 'torch'))}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} must be at least 0 and below 1.")
-        if padding != "right_bottom" and not (isinstance(padding, int) and padding >= 0):
-            raise ValueError(f"padding={padding} must be right_bottom or a number of pixels, at least 0.")
         self.map_size = map_size
         layers: list[nn.Module] = [nn.ZeroPad2d((0, 3, 0, 3))] if padding == "right_bottom" else []
         pads = (0 if padding == "right_bottom" else int(padding), 2, 1, 1, 1)

@@ -169,11 +169,6 @@ class RunModule(pl.LightningModule):
         else:
             scheduler.step_update(self.global_step, metric)
 
-    @property
-    def clips_scaled_gradients(self) -> bool:
-        """Whether 16-mixed clips gradients. A fused optimizer cannot be used then: it unscales them after clipping."""
-        return self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
-
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:

@@ -80,4 +80,4 @@ class ImageClassifier(BaseTask):
     def configure_optimizers(self) -> Any:
         """Build what conf/optimizer and conf/scheduler describe. Lightning takes torch's own optimizers here too."""
         assert self.optimizer_settings is not None, "the task was built to evaluate only"
-        return self.optimizer_settings.build(self.net, self.trainer, may_fuse=not self.clips_scaled_gradients)
+        return self.optimizer_settings.build(self.net, self.trainer)

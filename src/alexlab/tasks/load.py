@@ -24,9 +24,6 @@ from alexlab.models.introspection import heads_of, normalization
 from alexlab.models.pretrained import load_but_head
 from alexlab.tasks.augment import BatchAugment
 
-# network settings that do not change trained outputs, or that the shapes of the weights show
-TRAINING_ONLY = ("pretrained", "dropout", "init", "num_classes", "in_channels")
-
 
 class EvalTransform:
     """Convert an image, or the path of one, to float32 (C, H, W), cropped and normalized as in the run's evaluation.
@@ -85,10 +82,10 @@ def load(
     checkpoint = checkpoint_io.load(path)
     net = build_network(config.model.net, len(checkpoint["alexlab"]["classes"]), trusted=allow)
     load_net(net, checkpoint, path)
-    check_own(checkpoint, config, path, run_dir, allow)
+    check_own(checkpoint, config, net, path, run_dir, allow)
     if check_sources:
         warn_of_changed_sources(checkpoint, net, path)
-    mean, std = normalization(net, config.model.mean, config.model.std, config.model.in_channels)
+    mean, std = statistics_of(config, net)
     transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, mean, std)
     return Trained(net.eval(), transform, readable_classes(checkpoint, config))
 
@@ -97,6 +94,11 @@ def config_of(run_dir: Path) -> TrainConfig:
     """Read the config of a trained run. Raises UserError if config.yaml is not the config of a run."""
     path = run_dir / "config.yaml"
     return validate_saved(configs.load(path), path)
+
+
+def statistics_of(config: TrainConfig, net: nn.Module) -> tuple[list[float], list[float]]:
+    """Return mean and std of each channel of a network's inputs on a 0-1 scale."""
+    return normalization(net, config.model.mean, config.model.std, config.model.in_channels)
 
 
 def readable_classes(checkpoint: dict[str, Any], config: TrainConfig) -> list[str]:
@@ -116,18 +118,14 @@ def trained_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     """Load all weights of a checkpoint into `net`. Raises UserError, with the keys or shapes that differ."""
-    state, own = trained_weights(checkpoint), net.state_dict()
-    differ = [f"{key} is missing" for key in own if key not in state]
-    differ += [f"{key} is not in this network" for key in state if key not in own]
-    shapes = [(key, tuple(state[key].shape), tuple(own[key].shape)) for key in own if key in state]
-    differ += [f"{key} has shape {saved}, and {new} is needed" for key, saved, new in shapes if saved != new]
-    if differ:
-        lines = "\n  ".join(differ[:5]) + (f"\n  ... ({len(differ) - 5} more)" if len(differ) > 5 else "")
+    try:
+        net.load_state_dict(trained_weights(checkpoint))
+    except RuntimeError as error:
+        lines = "\n".join(line[:200] for line in str(error).splitlines()[1:6])  # there may be hundreds
         raise UserError(
-            f"{path} holds the weights of another network:\n  {lines}\n"
+            f"{path} holds the weights of another network:\n{lines}\n"
             "Choose the model of the checkpoint (see the config.yaml of its run), or another checkpoint."
-        )
-    net.load_state_dict(state)
+        ) from None
 
 
 def load_task(task: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
@@ -145,13 +143,7 @@ def load_task(task: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load_initial_weights(
-    net: nn.Module,
-    path: Path,
-    classes: Sequence[str],
-    image_size: int | Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    trusted: Trusted = (),
+    net: nn.Module, path: Path, classes: Sequence[str], config: TrainConfig, trusted: Trusted = ()
 ) -> bool:
     """Load the weights of the checkpoint `init_from` into `net`, without the last layer if the classes differ.
 
@@ -159,7 +151,7 @@ def load_initial_weights(
 
     Args:
         classes: class folders of the new run, in the order of its logits.
-        image_size, mean, std: of the new run's inputs.
+        config: of the new run.
         trusted: packages that the checkpoint's config may name.
 
     Returns:
@@ -168,31 +160,19 @@ def load_initial_weights(
     Raises:
         UserError: the checkpoint does not exist, has the weights of another network, or expects different inputs.
     """
-    if (weights := checkpoint_io.load_plain(path)) is not None:
-        try:
-            return not load_but_head(net, weights, num_classes=len(classes))
-        except ValueError as error:
-            raise UserError(f"`init_from={path}`: {error}") from error
-    checkpoint = checkpoint_io.load(path)
-    same = list(checkpoint["alexlab"]["classes"]) == list(classes)
+    weights, same, whose = checkpoint_io.load_plain(path), True, ""
+    checkpoint = checkpoint_io.load(path) if weights is None else None
+    if checkpoint is not None:
+        weights, same = trained_weights(checkpoint), list(checkpoint["alexlab"]["classes"]) == list(classes)
+        whose = f" The run of the checkpoint has model.name={checkpoint['alexlab']['config']['model']['name']}."
     try:
-        load_but_head(net, trained_weights(checkpoint), keep_head=same, num_classes=len(classes))
+        is_whole = load_but_head(net, weights or {}, keep_head=same, num_classes=len(classes))
     except ValueError as error:
-        config = checkpoint["alexlab"]["config"]
-        option, name = config.get("choices", {}).get("model"), config["model"]["name"]
-        named = f" model.name={name}" if option in ("torchvision", "timm") else ""
-        model = f"model={option}{named}" if option else f"model.name={name}"
-        raise UserError(f"init_from={path}: {error} The run of the checkpoint has {model}.") from error
-    warn_of_changed_sources(checkpoint, net, path)
-    check_function(f"init_from={path}", checkpoint, net, image_size, same, trusted)
-    wanted = dict(
-        zip(("mean", "std"), input_statistics(checkpoint["alexlab"]["config"]["model"], trusted), strict=True)
-    )
-    differ = [key for key, value in (("mean", mean), ("std", std)) if wanted[key] != list(value)]
-    if differ:
-        fix = " ".join(f"model.{key}={wanted[key]}".replace(" ", "") for key in differ)
-        raise UserError(f"`init_from={path}` was trained with another normalization of the inputs: add {fix}.")
-    return not same
+        raise UserError(f"`init_from={path}`: {error}{whose}") from error
+    if checkpoint is not None:
+        warn_of_changed_sources(checkpoint, net, path)
+        check_fits(f"init_from={path}", checkpoint, net, config, same, trusted)
+    return not is_whole
 
 
 # -- whether a checkpoint fits
@@ -200,37 +180,21 @@ def load_initial_weights(
 
 def check_classes(checkpoint: dict[str, Any], classes: Sequence[str], root: Path) -> None:
     """Raise UserError if the images in `root` do not have the classes of the checkpoint in the same order."""
-
-    def some(names: set[str]) -> str:
-        more = f", ... ({len(names) - 8} more)" if len(names) > 8 else ""
-        return f"{', '.join(sorted(names)[:8]) or 'none'}{more}"
-
     trained = list(checkpoint["alexlab"]["classes"])
     if list(classes) != trained:
-        missing, new = some({*trained} - {*classes}), some({*classes} - {*trained})
+        missing, new = sorted({*trained} - {*classes}), sorted({*classes} - {*trained})
         raise UserError(
-            f"{root} and the run have different classes: missing {missing}, new {new}. Choose a folder with the "
-            "classes of the run."
+            f"{root} and the run have different classes: missing {', '.join(missing[:8]) or 'none'}, new "
+            f"{', '.join(new[:8]) or 'none'}. Choose a folder with the classes of the run."
         )
 
 
 def check_own(
-    checkpoint: dict[str, Any], config: TrainConfig, path: Path, run_dir: Path, trusted: Trusted = ()
+    checkpoint: dict[str, Any], config: TrainConfig, net: nn.Module, path: Path, run_dir: Path, trusted: Trusted = ()
 ) -> None:
-    """Raise UserError if a checkpoint is from another run whose network has different settings."""
-    if path.resolve().parent == run_dir.resolve() / "checkpoints":
-        return
-    theirs, ours = checkpoint["alexlab"]["config"]["model"], config.model.model_dump(exclude_unset=True)
-    statistics = zip(("mean", "std"), *(input_statistics(model, trusted) for model in (theirs, ours)), strict=True)
-    differ = [f"model.{key}" for key, their_value, our_value in statistics if their_value != our_value]
-    nets = [{key: value for key, value in m["net"].items() if key not in TRAINING_ONLY} for m in (theirs, ours)]
-    if nets[0] != nets[1]:
-        differ.append("model.net")
-    if differ:
-        raise UserError(
-            f"`ckpt={path}` is from a run with another {' and '.join(differ)}: give that run with run=PATH, or a "
-            "checkpoint of this run."
-        )
+    """Raise UserError if a checkpoint is from another run, whose network or inputs are not those of this run."""
+    if path.resolve().parent != run_dir.resolve() / "checkpoints":
+        check_fits(f"ckpt={path}", checkpoint, net, config, True, trusted)
 
 
 def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Path) -> None:
@@ -251,73 +215,62 @@ def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Pa
         )
 
 
-def check_function(
-    key: str,
-    checkpoint: dict[str, Any],
-    net: nn.Module,
-    image_size: int | Sequence[int],
-    same_classes: bool,
-    trusted: Trusted = (),
+def check_fits(
+    key: str, checkpoint: dict[str, Any], net: nn.Module, config: TrainConfig, same_classes: bool, trusted: Trusted = ()
 ) -> None:
-    """Raise UserError if the checkpoint's network and `net`, which has the same weights, differ on an image.
+    """Raise UserError if the checkpoint's network and `net`, which has the same weights, differ on an image, or in the
+    mean and std of their inputs.
 
     The shapes of weights cannot show that strides, paddings or kinds of normalization differ.
 
     Args:
         key: the override that names the checkpoint, for messages: "init_from=PATH".
+        config: of the run that uses `net`.
         same_classes: compare the logits; otherwise the inputs of the last layer.
     """
-    model = checkpoint["alexlab"]["config"]["model"]
+    model, size = checkpoint["alexlab"]["config"]["model"], config.data.image_size
     check_targets(model["net"], trusted)
-    name, shape = model["name"], (model.get("in_channels", 3), *height_width(image_size))
+    shape = model.get("in_channels", 3), *height_width(size)
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        theirs = _outputs(_rebuild(checkpoint, "meta", trusted), image, same_classes)
-    except Exception:  # the constructor computes with values, or the network has tensors that are not in checkpoints
-        try:
-            theirs = _outputs(_rebuild(checkpoint, "cpu", trusted), image, same_classes)
-        except Exception as error:
-            raise UserError(
-                f"{key}: the network of the checkpoint, {name}, cannot take images of {image_size} pixels ({error})."
-            ) from error
+        their_net = rebuild(checkpoint, trusted)
+        theirs = _outputs(their_net, image, same_classes)
+    except Exception as error:  # of the user's code
+        raise UserError(
+            f"{key}: the network of the checkpoint, {model['name']}, cannot take images of {size} pixels ({error})."
+        ) from error
     ours = _outputs(net, image, same_classes)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
         raise UserError(
-            f"{key}: the network of the checkpoint, {name}, gives different outputs with the same weights (strides, "
-            "paddings or normalization layers may differ): use the model.net.* settings in the config.yaml of that run."
+            f"{key}: the network of the checkpoint, {model['name']}, gives different outputs with the same weights "
+            "(strides, paddings or normalization layers may differ): use the model.net.* settings in the config.yaml "
+            "of that run."
+        )
+    check_statistics(key, saved_statistics(checkpoint, their_net), statistics_of(config, net))
+
+
+def saved_statistics(checkpoint: dict[str, Any], net: nn.Module) -> tuple[list[float], list[float]]:
+    """Return mean and std of the inputs that a checkpoint's network was trained with."""
+    model = checkpoint["alexlab"]["config"]["model"]
+    return normalization(net, model["mean"], model["std"], model.get("in_channels", 3))
+
+
+def check_statistics(key: str, theirs: Sequence[list[float]], ours: Sequence[list[float]]) -> None:
+    """Raise UserError if a trained network had another (mean, std) of its inputs than this run."""
+    if list(theirs) != list(ours):
+        mean, std = (str(values).replace(" ", "") for values in theirs)
+        raise UserError(
+            f"{key} was trained with another normalization of the inputs: add model.mean={mean} model.std={std}, or "
+            "choose another checkpoint."
         )
 
 
-def _rebuild(checkpoint: dict[str, Any], device: str, trusted: Trusted) -> nn.Module:
-    """Build a checkpoint's network with its weights. On "meta", no random weights are created first."""
-    with torch.device(device):
-        settings, num_classes = checkpoint["alexlab"]["config"]["model"]["net"], len(checkpoint["alexlab"]["classes"])
-        net = build_network(settings, num_classes, trusted=trusted)
-    net.load_state_dict(trained_weights(checkpoint), assign=device == "meta")
+def rebuild(checkpoint: dict[str, Any], trusted: Trusted = ()) -> nn.Module:
+    """Build a checkpoint's network with its weights."""
+    settings, num_classes = checkpoint["alexlab"]["config"]["model"]["net"], len(checkpoint["alexlab"]["classes"])
+    net = build_network(settings, num_classes, trusted=trusted)
+    net.load_state_dict(trained_weights(checkpoint))
     return net
-
-
-def load_from_checkpoint(
-    path: Path, trusted: Trusted = ()
-) -> tuple[nn.Module, list[str], tuple[list[float], list[float]]]:
-    """Return the network of a checkpoint alone, in eval mode, its class folders, and mean and std of its inputs."""
-    checkpoint = checkpoint_io.load(path)
-    net = _rebuild(checkpoint, "cpu", trusted)
-    statistics = input_statistics(checkpoint["alexlab"]["config"]["model"], trusted)
-    return net.eval(), list(checkpoint["alexlab"]["classes"]), statistics
-
-
-def input_statistics(model: dict[str, Any], trusted: Trusted = ()) -> tuple[list[float], list[float]]:
-    """Return mean and std of each channel of a network's inputs on a 0-1 scale, from a config's `model` settings."""
-    statistics = model["mean"], model["std"], model.get("in_channels", 3)
-    if "auto" not in statistics:
-        return normalization(nn.Identity(), *statistics)
-    try:
-        with torch.device("meta"):  # builds no weights
-            net = build_network(model["net"], 2, trusted=trusted)
-    except Exception:  # the constructor computes with values
-        net = build_network(model["net"], 2, trusted=trusted)
-    return normalization(net, *statistics)
 
 
 @torch.no_grad()

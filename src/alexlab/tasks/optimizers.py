@@ -46,15 +46,18 @@ class OptimizerSettings:
     trusted: Trusted = ()
     mode: Literal["min", "max"] | None = None
 
-    def build(self, net: nn.Module, trainer: pl.Trainer | None = None, may_fuse: bool = True) -> Any:
+    def build(self, net: nn.Module, trainer: pl.Trainer | None = None) -> Any:
         """Build what Lightning's `configure_optimizers` returns; without a trainer, to try the settings.
+
+        If 16-mixed clips gradients, the optimizer is not fused: a fused one unscales them after clipping.
 
         Raises:
             UserError: a mistake in the settings.
         """
         if trainer is None:
-            state_tensors(self.optimizer, self.trusted)
-        optimizer = build_optimizer(net, self.optimizer, self.images_per_step, may_fuse, self.trusted)
+            try_step(self.optimizer, self.trusted)
+        clips_scaled = trainer is not None and trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
+        optimizer = build_optimizer(net, self.optimizer, self.images_per_step, not clips_scaled, self.trusted)
         epochs = (trainer and trainer.check_val_every_n_epoch) or 1
         run = (self.steps, self.steps_per_epoch, epochs, self.trusted, self.mode)
         return [optimizer], build_schedulers(optimizer, self.scheduler, *run)
@@ -296,12 +299,8 @@ def lr_factor(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> C
     return factor
 
 
-def state_tensors(settings: dict[str, Any], trusted: Trusted = ()) -> int:
-    """Count the tensors that the optimizer stores for each parameter: 1 for SGD with momentum, 2 for AdamW.
-
-    Raises:
-        UserError: the optimizer fails in its first step, or no checkpoint can hold its state.
-    """
+def try_step(settings: dict[str, Any], trusted: Trusted = ()) -> None:
+    """Raise UserError if the optimizer fails in its first step, or if no checkpoint can hold its state."""
     net = nn.Linear(2, 3, bias=False)
     optimizer = build_optimizer(net, {**settings, "layer_decay": None}, 1, may_fuse=False, trusted=trusted)
 
@@ -315,5 +314,3 @@ def state_tensors(settings: dict[str, Any], trusted: Trusted = ()) -> int:
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{settings['_target_']} fails in its first step: {error}") from error
     check_state(settings["_target_"], optimizer.state_dict())
-    state = optimizer.state[net.weight]
-    return sum(isinstance(value, torch.Tensor) and value.shape == net.weight.shape for value in state.values())
