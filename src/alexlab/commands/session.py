@@ -16,7 +16,6 @@ from alexlab.callbacks.preemption import Preempted, SignalRecorder
 from alexlab.commands import plan as plans
 from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment
-from alexlab.commands.start import is_resumed
 from alexlab.engine import launcher, naming, provenance, resume, run_dir
 from alexlab.engine.config import masker, save
 from alexlab.engine.errors import UserError, lost_peer
@@ -93,7 +92,7 @@ class RunSession:
         """
         config, path = self.config, self.path
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None
-        resumed = is_resumed(config.resume.run, path)
+        resumed = config.resume.run is not None and resume.holds_run(path)
         run_dir.check_space(path, plans.checkpoint_bytes(self.experiment.task.net, config))
         path.mkdir(parents=True, exist_ok=True)
         is_empty = not any(path.iterdir())
