@@ -22,16 +22,14 @@ class CheckedSweeper(Sweeper):
 
     Args:
         params: overrides that are used unless the command line has the same key.
-        max_batch_size: how many jobs the launcher gets at once; None for all.
     """
 
     hydra_context: HydraContext
     config: DictConfig
     launcher: Launcher
 
-    def __init__(self, params: DictConfig | None = None, max_batch_size: int | None = None) -> None:
+    def __init__(self, params: DictConfig | None = None) -> None:
         self.params: Any = params or {}
-        self.max_batch_size = max_batch_size
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -50,9 +48,7 @@ class CheckedSweeper(Sweeper):
         if not OmegaConf.select(self.config, "dry_run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, self.folder / "multirun.yaml")  # with references, as Hydra writes it
-        size = self.max_batch_size if self.max_batch_size and self.max_batch_size > 0 else len(jobs)
-        for first in range(0, len(jobs), size):
-            self.launch(first, *jobs[first : first + size])
+        self.launch(0, *jobs)
 
     def parse(self, arguments: list[str]) -> list[Override]:
         """Parse `params` and the command line's overrides; if several have the same key, the last one is used."""
@@ -88,5 +84,5 @@ class OptunaSweeper(CheckedSweeper):
     def sweep(self, arguments: list[str]) -> None:
         from alexlab.commands import sweep
 
-        settings = sweep.StudySettings(**self.settings)
-        sweep.run_study(settings, self.parse(arguments), self.folder, self.compose, self.launch)
+        given: Any = OmegaConf.to_container(OmegaConf.create(self.settings))
+        sweep.run_study(given, self.parse(arguments), self.folder, self.compose, self.launch)

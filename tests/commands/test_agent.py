@@ -161,8 +161,7 @@ def test_an_agent_is_known_by_its_sweep_and_its_run(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("words", "under_an_agent", "message"),
     [
-        (["sweep=wandb"], False, "sweep=wandb: conf/sweep/wandb.yaml is a file for W&B's own sweeps"),
-        (["-m", "sweep=wandb"], False, "`wandb sweep conf/sweep/wandb.yaml` creates a sweep"),
+        (["-m", "sweep=wandb"], False, "sweep=wandb is for W&B's agents: `wandb sweep conf/sweep/wandb.yaml` prints"),
         (["-m", "seed=1,2"], True, "-m: a run of a W&B agent is one run"),
         (["logger=csv"], True, "a run of a W&B agent without W&B: the sweep would never receive val/acc1"),
         (["logger.wandb.mode=offline"], True, "a run of a W&B agent with logger.wandb.mode=offline"),

@@ -31,63 +31,43 @@ def assert_no_run(folder: Path) -> None:
     ("words", "part"),
     [
         # keys
-        (["optimizer.lrr=1"], "`optimizer.lrr=1`: optimizer=sgd has no such key. Did you mean `optimizer.lr`?"),
+        (
+            ["optimizer.lrr=1"],
+            "`optimizer.lrr=1`: there is no such key. Did you mean `optimizer.lr`? `+optimizer.lrr=1",
+        ),
         (
             ["optimizer=adamw", "optimizer.momentum=0.9"],
-            "optimizer=adamw has no such key. It has lr, betas, weight_dec",
+            "`optimizer.momentum=0.9`: there is no such key. optimizer=adamw has lr, betas, weight_dec",
         ),
-        (["scheduler.gamma=0.5"], "scheduler=cosine has no such key. It has name, unit, warmup, min_factor. `+sched"),
+        (["scheduler.gamma=0.5"], "scheduler=cosine has name, unit, warmup, min_factor. `+scheduler.gamma=0.5` adds"),
         (["batch_size=1"], "`batch_size=1`: there is no such key. Did you mean `data.batch_size`?"),
-        (["epochs=3"], "`epochs=3`: there is no such key. Did you mean `trainer.max_epochs`?"),
-        (["trainer.gpus=1"], "`trainer.gpus=1`: there is no such key. Did you mean `trainer.devices`?"),
         (["modle=alexnet"], "`modle=alexnet`: there is no such key. Did you mean `model`?"),
         (["~optimizer.momentun"], "there is no such key. Did you mean `~optimizer.momentum`?"),
         (["~qq.zz"], "`~qq.zz`: there is no such key. `python train.py --help` lists all."),
-        (["run_dir=/x"], "`run_dir=/x`: run_dir is filled in; a run directory is chosen with hydra.run.dir=PATH."),
-        (["mode=max"], "`mode=max` was removed: it follows from monitor"),
-        (["callbacks.mine._target_=a.B"], "there is no such key. `+callbacks.mine._target_=a.B` adds it."),
+        (["run_dir=/x"], "`run_dir=/x` is filled in: choose a run directory with hydra.run.dir=PATH."),
         (["callbacks.mine={_target_: a.B}"], "there is no such key. `+callbacks.mine={_target_: a.B}` adds it."),
         (["my.note=1"], "`my.note=1`: there is no such key. `+my.note=1` adds it."),
-        (["+foo=1"], "`foo=1`: there is no such key. Keys of your own belong in the section my, as +my.foo=VALUE."),
-        (
-            ["+trainer.turbo=1"],
-            "`trainer.turbo=1`: there is no such key. `alexlab train --help` lists the keys of trai",
-        ),
         (["+foo=1", "+data.size=3"], "2 values of the config are wrong:\n  `data.size=3`: there is no such key."),
         # options
         (["trainer=dpp"], "`trainer=dpp`: there is no such option. Did you mean `trainer=ddp`? The options are auto, "),
         (["model=resnet18"], "Networks of torchvision and timm: model=torchvision model.name=resnet18."),
         (["logger=null"], "`logger=null`: choose an option by its name: all, csv, mlflow, none, "),
-        (["+sweep=seeds"], "`+sweep=seeds`: this group has an option already: choose another without the +"),
-        (["~logger"], "`logger` is missing: choose an option by its name, such as logger=csv."),
+        (["+sweep=seeds"], "Multiple values for sweep. To override a value use 'override sweep: seeds'"),
         (["sweep=seeds"], "sweep=seeds is for many runs: add -m"),
         (["model.name=resnet18"], "would rename model=alexnet without changing the network"),
-        (["+model.net.num_classes=7"], "the network gets the number of classes from the images"),
-        (["ema=0.99"], "`ema=0.99` must be a group of keys: set one, such as ema.decay=VALUE."),
         (["model.net=resnet18"], "`model.net=resnet18` must be a mapping with a _target_, which names a class."),
-        (["logger=wandb", "logger.wandb=false"], "set one, such as logger.wandb.mode=VALUE. logger=csv turns W&B off."),
         # values
-        (["optimizer.lr=fast", "seed=-1"], "2 values of the config are wrong:\n  "),
-        (["optimizer.lr=[1"], "`optimizer.lr=[1` must be a number above 0."),
-        (["optimizer.lr=0.1,0.2"], "several values are a sweep: python train.py -m optimizer.lr=0.1,0.2. One value"),
-        (["trainer.overfit_batches=null"], "must be a fraction from 0.0 to 1.0, or a whole number of batches."),
-        (["checkpoint.every_n_steps=0"], "`checkpoint.every_n_steps=0` must be at least 1, or null."),
+        (["optimizer.lr=[1"], "`optimizer.lr=[1` must be a number."),
+        (["optimizer.lr=0.1,0.2"], "3. To sweep over it, add --multirun to your command line"),
         (["data.cache=ram"], "`data.cache=ram` was removed: prepare pixels with `alexlab prepare format=raw`"),
-        (["ckpt_path=https://x/y.ckpt"], "must be a run or a local file, not an address"),
         (["data=folder"], "`data.root` is missing: give the folder of the images with data.root=PATH."),
         (["data=folder", "data.root=~/none"], "/none` does not exist: give the folder of the images with data.root="),
-        (["data=prepared", "data.root=/tmp"], "`data.root=/tmp` has no prepared.json: create it with `alexlab prepare"),
         (["resume=latest", "hydra.run.dir=/x"], "continues in the run's own directory: remove hydra.run.dir=/x"),
-        (["-m", "resume=latest"], "resume=latest continues one run, and -m starts many: remove one of them."),
-        (
-            ["+hydra.callbacks.mine._target_=hydra.experimental.callback.Callback"],
-            "`hydra.callbacks.mine` works with -m only: Hydra would call it before a single job starts.",
-        ),
+        (["-m", "resume=latest"], "`resume.run=latest` continues one run, and -m starts many: remove one of them."),
         # another program's form
         (["logs/train"], "`logs/train`: settings are written key=value"),
         (["--epochs", "3"], "--epochs: settings are written key=value, as in trainer.max_epochs=3.\n"),
         (["--weight-decay=1e-3"], "as in optimizer.weight_decay=1e-3.\n"),
-        (["--max-epochs", "--x"], "as in trainer.max_epochs=....\n"),
         (["--data", "/x"], "as in data=folder data.root=/x.\n"),
         (["--sunshine"], "as in optimizer.lr=0.01 (there is no key sunshine).\n"),
         (["--config-dir", "/nowhere"], "'/nowhere' not found"),
@@ -109,10 +89,8 @@ def test_an_override_of_train_is_refused(words: list[str], part: str, tmp_path: 
             "`run=latst` is not a run's directory (it has no config.yaml): give one, or latest. ",
         ),
         (["eval.py", "run=x", "checkpoint=best"], "`checkpoint=best`: there is no such key."),
-        (["eval.py", "run=x", "trainer=cpu"], "has no options of trainer: set one of its keys, trainer.accelerator, "),
-        (["eval.py", "run=x", "data.num_workers=-1"], "`data.num_workers=-1` must be at least 0, or null."),
+        (["eval.py", "run=x", "trainer=cpu"], "has no options of trainer. Set one of its keys: accelerator, precision"),
         (["compare", "srot=val/loss"], "Did you mean `sort`? `alexlab compare --help` lists all."),
-        (["compare", "most=0"], "`most=0` must be at least 1, or null."),
         (["dashboard", "~dashboard.sections.picture"], "Did you mean `~dashboard.sections.pictures`?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -155,7 +133,6 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NEAR = "there is no such key. Did you mean"
-OWN_MLFLOW = "`logger.mlflow._target_=mlflow.Logger`"
 PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no effect."
 
 
@@ -174,40 +151,28 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
                 f"`ema.decya=0.9`: {NEAR} `ema.decay`? (CONF/experiment/slips.yaml)",
             ],
         ),
-        (["experiment=no_package"], [f"`experiment=no_package`: {PACKAGE} (CONF/experiment/no_package.yaml)"]),
-        (
-            ["experiment=no_package_override"],
-            [f"`experiment=no_package_override`: {PACKAGE} (CONF/experiment/no_package_override.yaml)"],
-        ),
+        (["experiment=no_package"], [f"`experiment=no_package`: {PACKAGE}"]),
+        (["experiment=no_package_override"], [f"`experiment=no_package_override`: {PACKAGE}"]),
         (
             ["experiment=resumes", "-m", "seed=1,2"],
-            ["  all jobs: `resume.run=latest` continues one run, and -m starts many: remove one of them."],
+            ["`resume.run=latest` continues one run, and -m starts many: remove one of them."],
         ),
         (["augment=mine"], ["`augment.custom`: there is no such key. augment has crop,", "(CONF/augment/mine.yaml)"]),
-        (["logger=mine"], [f"{OWN_MLFLOW}: there is no such key. Give a logger of", "(CONF/logger/mine.yaml)"]),
+        (["logger=mine"], ["`logger.mlflow._target_=mlflow.Logger`: there is no", "(CONF/logger/mine.yaml)"]),
         (
             ["optimizer=mine"],
             [f"`optimizer.learning_rate=0.1`: {NEAR} `optimizer.lr`? (CONF/optimizer/mine.yaml)"],
         ),
         (
             ["scheduler=mine"],
-            ["`scheduler.name` is missing: the yaml of scheduler=mine must set it to one of constant,"],
+            ["`scheduler.name` is missing: give the name of a schedule, or a class as scheduler._target_."],
         ),
         (["model=mynt"], ["`model=mynt`: there is no such option. Did you mean `model=mynet`?"]),
         (
             ["model=mynet", "model.net.dropout=0.5"],
-            [
-                "`model.net.dropout=0.5`: model=mynet has no such key. It has width.",
-                "`+model.net.dropout=0.5` passes it to alexlab.models.alexnet.AlexNet.",
-            ],
+            ["there is no such key. model=mynet has width. `+model.net.dropout=0.5` adds it."],
         ),
-        (
-            ["model=plain", "model.net.dropout=0.5"],
-            [
-                "`model.net.dropout=0.5`: model=plain has no such key. model.net has no keys. `+model.net.dropout=0.5`",
-                "0.5` passes it to alexlab.models.mynet.MyNet.\n",
-            ],
-        ),
+        (["model=plain", "model.net.dropout=0.5"], ["model=plain has no keys. `+model.net.dropout=0.5` adds it."]),
     ],
     ids=lambda value: value[0],
 )

@@ -99,7 +99,7 @@ def test_evaluation_needs_no_transforms_and_another_training_needs_consent(
 V2 = "_target_: torchvision.transforms.v2"
 MISTAKES = {
     "augment.transforms=[{p: 1}]": "`augment.transforms=[{p: 1}]` must be a list of mappings, each with a _target_",
-    "augment.batch=[1]": "`augment.batch=[1]` must be a mapping with a _target_, which names a class, or null.",
+    "augment.batch=[1]": "`augment.batch=[1]` must be a mapping with a _target_, which names a class.",
     "augment.crop=none": "`augment.crop=none` needs augment.transforms that return data.image_size pixels",
     f"augment.crop=none augment.transforms=[{{{V2}.Identity}}]": "[0] (Identity) returned torch.uint8 (3, 128, 1",
     "augment.transforms=[{_target_: ownparts.Float}]": "(Float) returned torch.float32 (3, 64, 64), and must ret",

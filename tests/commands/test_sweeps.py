@@ -28,7 +28,7 @@ def sweeper(tmp_path: Path) -> CheckedSweeper:
     jobs: list[list[str]] = []
 
     def launch(batch: list[list[str]], initial_job_idx: int) -> list[SimpleNamespace]:
-        assert initial_job_idx == len(jobs)
+        assert initial_job_idx == 0
         jobs.extend(batch)
         return [SimpleNamespace(return_value=None) for _ in batch]
 
@@ -45,11 +45,7 @@ def sweeper(tmp_path: Path) -> CheckedSweeper:
         [],
     ],
 )
-@pytest.mark.parametrize("batch", [None, 2, -1])
-def test_a_grid_has_the_jobs_of_hydras_basic_sweeper(
-    sweeper: CheckedSweeper, overrides: list[str], batch: int | None
-) -> None:
-    sweeper.max_batch_size = batch
+def test_a_grid_has_the_jobs_of_hydras_basic_sweeper(sweeper: CheckedSweeper, overrides: list[str]) -> None:
     sweeper.sweep(overrides)
     loader = sweeper.hydra_context.config_loader
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(["seed=0,1", "optimizer.lr=0.1", *overrides])
@@ -120,19 +116,18 @@ def test_the_mistakes_of_all_jobs_are_reported_before_the_first_one_starts(tmp_p
         ("  all jobs", "trainer.max_epochs"), ("  jobs 1, 3, 5", "seed"), ("  jobs 2, 3", "optimizer.lr"),
         ("  jobs 4, 5", "optimizer.lr"),
     }  # fmt: skip
-    assert "  all jobs: `trainer.max_epochs=0` must be at least 1, or null." in lines
+    assert "  all jobs: `trainer.max_epochs=0` must be at least 1." in lines
     assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.parametrize(
     ("script", "overrides", "message"),
     [
-        ("train.py", ["sweep=seeds", "ema.decay=0.9,2"], "jobs 1, 3, 5, 7, 9: `ema.decay=2` must be above 0"),
+        ("train.py", ["sweep=seeds", "ema.decay=0.9,2"], "jobs 1, 3, 5, 7, 9: `ema.decay=2` must be below 1."),
         ("train.py", ["model.name=alexnet,vgg16"], "the network of that name use model=torchvision model.name=vgg16"),
         ("eval.py", ["run=x", "crops=1,3"], "job 1: `crops=3` must be 1 or 10."),
         ("train.py", [f"seed={','.join('x' + str(n) for n in range(20))}"], "... and 8 more mistakes"),
         ("train.py", ["sweep=seeds", "sweep.n=2"], "`sweep.n=2`: there is no such key."),
-        ("train.py", ["seed=1,2", "hydra.sweeper.max_batch_size=x"], "hydra.sweeper.max_batch_size=x"),
     ],
 )
 def test_a_wrong_sweep_starts_no_job(script: str, overrides: list[str], message: str, tmp_path: Path) -> None:

@@ -10,19 +10,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import hydra
 import pytest
 import yaml
 from annotated_types import Ge
 from conftest import ROOT, composed
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from alexlab.commands.cli import COMMANDS
 from alexlab.engine import schema, validation
 from alexlab.engine.config import flat
-from alexlab.engine.config_files import find_file
 from alexlab.engine.errors import UserError
 from alexlab.engine.overrides import put
 from alexlab.engine.schema import Group, TrainConfig, describe, fields_of, group_in, key, mode_of
@@ -227,9 +224,7 @@ def test_a_config_is_frozen(default: dict[str, Any]) -> None:
 
 
 OWN_CALLBACK = "A callback of your own must be a mapping with a _target_."
-OWN_LOGGER = "Give a logger of your own another name than wandb, tensorboard and mlflow."
 AUGMENT = "crop, scale, ratio, sizes, crop_ratio, flip, policy, policy_ops, policy_magnitude, pca, pca_by, erase"
-TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are built from a _target_."
 
 
 @pytest.mark.parametrize(
@@ -237,15 +232,9 @@ TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are bui
     [
         ("label_smothing", 0.1, "Did you mean `label_smoothing`?"),
         ("data.bach_size", 3, "Did you mean `data.batch_size`?"),
-        ("augment.mixpu", 1.0, "Did you mean `augment.mixup`?"),
-        ("scheduler.warmpu", 1, "Did you mean `scheduler.warmup`?"),
         ("scheduler.min_factr", 1, "Did you mean `scheduler.min_factor`?"),
-        ("ema.decya", 0.9, "Did you mean `ema.decay`?"),
-        ("callbacks.progres", "rich", "Did you mean `callbacks.progress`?"),
         ("data.size", 64, "Did you mean `data.image_size`?"),
         ("epochs", 3, "Did you mean `trainer.max_epochs`?"),
-        ("model.in_chans", 1, "Did you mean `model.in_channels`?"),
-        ("trainer.gpus", 1, "Did you mean `trainer.devices`?"),
         ("trainer.lr", 1, "Did you mean `optimizer.lr`?"),
         ("finetune.decay", 1, "Did you mean `ema.decay`?"),
         ("batch_sz", 64, "Did you mean `data.batch_size`?"),
@@ -253,17 +242,12 @@ TARGETS = "Remove it: only model.net, optimizer and entries of callbacks are bui
         ("optimizer.wd", 0.1, "Did you mean `optimizer.weight_decay`?"),
         ("callbacks.mine", {"a": 1}, OWN_CALLBACK),
         ("callbacks.mine", {"_target_": 3}, OWN_CALLBACK),
-        ("callbacks.mine", None, OWN_CALLBACK),
-        ("logger.mine", {"a": 1}, OWN_CALLBACK.replace("callback", "logger")),
-        ("logger.mine", "a.B", OWN_CALLBACK.replace("callback", "logger")),
+        ("logger.mine", None, OWN_CALLBACK.replace("callback", "logger")),
         ("logger.mlflo", {"uri": "x"}, "Did you mean `logger.mlflow`?"),
-        ("logger.mlflow._target_", "a.B", OWN_LOGGER),
-        ("logger.wandb._target_", "a.B", OWN_LOGGER),
+        ("logger.tensorboard._target_", "a.B", "logger.tensorboard has no keys."),
         ("data.target", "a.B", "Did you mean `data._target_`?"),
         ("model.loss", "focal", "Did you mean `loss`?"),
         ("augment.custom", [1, None], f"augment has {AUGMENT}, mixup, cutmix, transforms, batch."),
-        ("trainer.turbo", True, "`alexlab train --help` lists the keys of trainer."),
-        ("logger.tensorboard.x", 1, "logger.tensorboard has no keys."),
         ("foo", 1, "Keys of your own belong in the section my, as +my.foo=VALUE."),
     ],
 )
@@ -303,7 +287,7 @@ def test_an_optimizer_with_learning_rate_instead_of_lr_is_one_mistake(default: d
     assert mistakes(plain) == ["`optimizer.learning_rate=0.1`: there is no such key. Did you mean `optimizer.lr`?"]
     plain = default | {"optimizer": {"_target_": "torch.optim.SGD", "lr_": 0.1}}
     assert mistakes(plain | {"choices": {"optimizer": "mine"}}) == [
-        "`optimizer.lr` is missing: the yaml of optimizer=mine must set it to a number above 0."
+        "`optimizer.lr` is missing: give it with optimizer.lr=VALUE."
     ]
 
 
@@ -336,119 +320,84 @@ def test_what_a_command_needs_is_asked_for(name: str, overrides: str, sentence: 
 def test_keys_that_a_yaml_of_an_option_must_have(default: dict[str, Any]) -> None:
     net = {"_target_": "a.B", "depth": "???"}
     plain = default | {"model": {"net": net}, "scheduler": {"unit": "step"}, "choices": {"model": "mine"}}
-    yaml_of = "the yaml of model=mine must set it to"
     assert mistakes(plain) == [
         "`model.net.depth` is missing: give it with model.net.depth=VALUE.",
-        "`model.name` is missing: the yaml of model=mine must set it to a text.",
-        f"`model.mean` is missing: {yaml_of} auto or one number for each channel.",
-        f"`model.std` is missing: {yaml_of} auto or one number above 0 for each channel.",
-        (
-            "`scheduler.name` is missing: the yaml of scheduler=NAME must set it to one of constant, cosine, linear, "
-            "multistep, plateau, step, wsd."
-        ),
+        "`model.name` is missing: give it with model.name=VALUE.",
+        "`model.mean` is missing: give it with model.mean=VALUE.",
+        "`model.std` is missing: give it with model.std=VALUE.",
     ]
 
 
 # -- Values
 
 
-IMAGE_SIZE = "a whole number of at least 8 or [height, width] of at least 8 each"
-SIZES = "pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]], or null"
-BATCHES = "a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1, or null"
+SIZES = "pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]]"
+BATCHES = "a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1"
 DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
-PRECISIONS = "one of auto, 32, 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true"
-WANDB_RUN = "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page, or null"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
         ("data.batch_size", 0, "at least 1"),
-        ("data.batch_size", "many", "a whole number of at least 1"),
-        ("data.batch_size", "32", "a whole number of at least 1"),
-        ("data.batch_size", 1.5, "a whole number of at least 1"),
-        ("data.num_workers", True, "a whole number of at least 0, or null"),
-        ("data.num_workers", -1, "at least 0, or null"),
-        ("data.image_size", 7, f"{IMAGE_SIZE}"),
-        ("data.image_size", [64], f"{IMAGE_SIZE}"),
-        ("data.image_size", [64, 7], f"{IMAGE_SIZE}"),
-        ("data.image_size", [64, 64, 3], f"{IMAGE_SIZE}"),
-        ("data.image_size", [64, 64.0], f"{IMAGE_SIZE}"),
-        ("model.in_channels", 0, "at least 1"),
-        ("data.val_fraction", 1.0, "above 0 and below 1, or null"),
-        ("data.cache", "disk", "device, or null"),
-        ("data.crop_on", True, "one of auto, cpu, device"),
-        ("seed", -1, "from 0 to 4294967295"),
-        ("seed", 0.0, "a whole number from 0 to 4294967295"),
-        ("label_smoothing", 1, "from 0 to below 1"),
+        ("data.batch_size", "32", "a whole number"),
+        ("data.num_workers", True, "a whole number"),
+        ("data.image_size", 7, "at least 8"),
+        ("data.image_size", [64, 7], "a whole number or [height, width] of at least 8 each"),
+        ("data.image_size", [64, 64.0], "a whole number or [height, width] of at least 8 each"),
+        ("data.val_fraction", 1.0, "below 1"),
+        ("data.cache", "disk", "device"),
+        ("data.crop_on", True, "auto, cpu or device"),
+        ("seed", 2**32, "at most 4294967295"),
         ("compile", 1, "true or false"),
         ("monitor", "acc1", "a metric of the validation, such as val/acc1 or val/loss"),
-        ("optimizer.lr", -1, "above 0"),
         ("optimizer.lr", -1.5, "above 0"),
-        ("optimizer.lr", "fast", "a number above 0"),
-        ("optimizer.lr", True, "a number above 0"),
-        ("optimizer.lr", float("inf"), "finite: a number above 0"),
-        ("optimizer.lr", float("nan"), "finite: a number above 0"),
+        ("optimizer.lr", "fast", "a number"),
         ("optimizer.betas", [0.9, 1.0], "two or three numbers from 0 to below 1"),
-        ("optimizer.fused", "yes", "one of auto, true, false"),
-        ("scheduler.name", "cosin", "one of constant, cosine, linear, multistep, plateau, step, wsd"),
-        ("scheduler.gamma", 1.5, "above 0 and at most 1"),
-        ("scheduler.milestones", [3, 2], "growing numbers above 0"),
+        ("optimizer.fused", "yes", "auto or true or false"),
         ("scheduler.milestones", [2, 2], "growing numbers above 0"),
         ("augment.scale", [0.5, 0.2], "a min and a max fraction of the area, above 0 and at most 1"),
-        ("augment.ratio", [1.0], "a min and a max aspect ratio, above 0"),
-        ("augment.flip", 2, "from 0 to 1"),
-        ("augment.policy_magnitude", 31, "from 0 to 30"),
         ("augment.sizes", [[2, 128]], SIZES),
         ("augment.sizes", [[1, 128], [1, 64]], SIZES),
         ("model.mean", [], "auto or one number for each channel"),
         ("model.std", [0.5, 0, 0.5], "auto or one number above 0 for each channel"),
         ("model.net", "resnet18", "a mapping with a _target_, which names a class"),
-        ("trainer.precision", 17, PRECISIONS),
-        ("trainer.deterministic", 1, "one of true, false, warn"),
         ("trainer.devices", [0, 0], DEVICES),
-        ("trainer.devices", [], DEVICES),
         ("trainer.devices", 0, DEVICES),
-        ("trainer.max_epochs", 0, "at least 1, or null"),
         ("trainer.max_steps", 0, "a whole number of at least 1, or -1 for no limit"),
-        ("trainer.max_time", 216000, 'a text "DAYS:HOURS:MINUTES:SECONDS", in quotes, or null'),
-        ("trainer.limit_train_batches", 1.5, BATCHES),
+        ("trainer.max_time", 216000, 'a text "DAYS:HOURS:MINUTES:SECONDS", in quotes'),
         ("trainer.limit_train_batches", 0, BATCHES),
         ("trainer.overfit_batches", None, "a fraction from 0.0 to 1.0, or a whole number of batches"),
-        ("trainer.master_port", 65536, "from 1 to 65535, or null"),
-        ("trainer.profiler", "fast", "one of simple, advanced, pytorch, or null"),
-        ("logger.wandb.mode", "on", "one of auto, online, offline, disabled"),
-        ("logger.wandb.tags", "a", "a list of texts"),
-        ("ckpt_path", "https://x/y.ckpt", "a run or a local file, not an address, or null"),
-        ("from_wandb", "a/b", WANDB_RUN),
-        ("ema", 0.99, "a group of keys: set one, such as ema.decay=VALUE"),
-        ("logger.wandb", False, "a group of keys: set one, such as logger.wandb.mode=VALUE. logger=csv turns W&B off"),
-        ("scheduler", "cosine", "a group of keys: a recipe chooses an option with `override /scheduler: cosine`"),
+        ("logger.wandb.tags", ["a", 1], "a text in entry 1"),
+        ("ckpt_path", "https://x/y.ckpt", "a run or a local file, not an address"),
+        ("from_wandb", "a/b", "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page"),
+        ("ema", 0.99, "a group of keys: decay"),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_rule(name: str, value: Any, rule: str, default: dict[str, Any]) -> None:
     assert mistakes(changed(default, {name: value})) == [f"`{name}={as_yaml(value)}` must be {rule}."]
 
 
-def test_a_text_must_not_be_empty(default: dict[str, Any]) -> None:
-    assert mistakes(changed(default, {"data.name": ""})) == ["`data.name=` must not be empty."]
+def test_a_text_must_not_be_empty_and_a_number_must_be_finite(default: dict[str, Any]) -> None:
+    assert mistakes(changed(default, {"data.name": "", "optimizer.lr": float("nan")})) == [
+        "`data.name=` must be a text that is not empty.",
+        "`optimizer.lr=nan` must be a finite number.",
+    ]
+
+
+def test_a_group_that_is_a_text_names_the_override_of_a_recipe(default: dict[str, Any]) -> None:
+    [sentence] = mistakes(default | {"scheduler": "cosine"})
+    assert sentence.startswith("`scheduler=cosine` must be a group of keys: name, _target_, interval, unit, ")
+    assert sentence.endswith(" A recipe chooses an option with `override /scheduler: cosine`.")
 
 
 @pytest.mark.parametrize(
     ("command", "name", "value", "rule"),
     [
-        ("eval", "crops", 5, "1 or 10"),
         ("eval", "crops", True, "1 or 10"),
-        ("eval", "trainer.precision", 8, f"{PRECISIONS}, or null"),
-        ("predict", "topk", 0, "at least 1"),
-        ("figures", "among", -1, "at least 0"),
         ("export", "format", "tflite", "onnx or torch_export"),
-        ("prepare", "quality", 101, "from 1 to 100"),
-        ("benchmark", "seconds", 0, "above 0"),
-        ("compare", "runs", 3, "a text or a list of texts"),
-        ("compare", "most", 0, "at least 1, or null"),
+        ("compare", "runs", 3, "a text that is not empty or a list"),
         ("dashboard", "project", "a/b", "a name without spaces around it and without / \\ # ? % :"),
-        ("dashboard", "name", "a+b", "a text without symbols such as + < = > | ~ ^ $ and emojis"),
         ("dashboard", "swept", [], "a list of settings, such as [optimizer.lr]"),
         ("dashboard", "dashboard.sections", [], "sections by name, each with panels"),
     ],
@@ -472,7 +421,7 @@ def test_all_mistakes_are_reported_at_once(default: dict[str, Any]) -> None:
         "`data.root` is missing: give the folder of the images with data.root=PATH.",
         "`data.bach_size=3`: there is no such key. Did you mean `data.batch_size`?",
         "`optimizer.lr=-1` must be above 0.",
-        "`seed=x` must be a whole number from 0 to 4294967295.",
+        "`seed=x` must be a whole number.",
         "`lable_smoothing=0.1`: there is no such key. Did you mean `label_smoothing`?",
     ]
 
@@ -484,9 +433,7 @@ class Inner(Group):
 class OwnConfig(Group):
     """Keys as a user may declare them."""
 
-    steps: int = key("Steps.", 1)
     rate: Annotated[float, Ge(0.5)] | None = key("Rate.", None)
-    names: list[str] = key("Names.", [])
     pair: tuple[int, int] = key("Pair.", (1, 2))
     inner: Inner | None = key("Inner.", None)
 
@@ -494,22 +441,18 @@ class OwnConfig(Group):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"steps": "x"}, "`steps=x` must be a whole number."),
-        ({"rate": 0.1}, "`rate=0.1` must be at least 0.5, or null."),
-        ({"names": [1]}, "`names=[1]` must be a list of texts."),
-        ({"pair": [1]}, "`pair=[1]` must be of type tuple[int, int]."),
-        ({"inner": {}}, "`inner.depth` is missing: set it to a whole number."),
-        ({"inner": 1}, "`inner=1` must be a group of keys: set one, such as inner.depth=VALUE."),
-        ({"step": 1}, "`step=1`: there is no such key. Did you mean `steps`?"),
+        ({"rate": 0.1}, "`rate=0.1` must be at least 0.5."),
+        ({"pair": [1]}, "`pair=[1]` must be a valid tuple."),
+        ({"inner": {}}, "`inner.depth` is missing: give it with inner.depth=VALUE."),
+        ({"inner": 1}, "`inner=1` must be a group of keys: depth."),
+        ({"rat": 1}, "`rat=1`: there is no such key. Did you mean `rate`?"),
     ],
 )
 def test_keys_that_a_user_declares_get_sentences_too(values: dict[str, Any], sentence: str) -> None:
     assert mistakes(values, OwnConfig) == [sentence]
 
 
-@pytest.mark.parametrize(
-    "value", [object, "@@://", -(10**9), -0.5, [None], [{"a": 1}], {}, {"a": {"b": 1}}, True, None]
-)
+@pytest.mark.parametrize("value", ["@@://", -(10**9), -0.5, [None], [{"a": 1}], {}, {"a": {"b": 1}}, True, None])
 def test_no_value_of_any_key_leads_to_a_foreign_message(value: Any, default: dict[str, Any]) -> None:
     foreign = ("Input should", "pydantic", "[type=", "https://errors", "Extra inputs")
     for name in describe(TrainConfig):
@@ -522,23 +465,15 @@ def test_no_value_of_any_key_leads_to_a_foreign_message(value: Any, default: dic
 # -- Values that are wrong together, and overrides
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "instead"),
-    [
-        ("ema.decay", 0.9, "ema.decay=null"),
-        ("finetune.freeze_epochs", 2, "finetune.freeze_epochs=0"),
-        ("trainer.gradient_clip_algorithm", "value", "trainer.gradient_clip_algorithm=norm"),
-        ("on_nan", "skip", "on_nan=stop"),
-        ("callbacks.grad_norm", True, "callbacks.grad_norm=false"),
-    ],
-)
-def test_what_does_not_work_with_fsdp(name: str, value: Any, instead: str, default: dict[str, Any]) -> None:
+def test_what_does_not_work_with_fsdp(default: dict[str, Any]) -> None:
     sharded = changed(default, {"trainer.strategy": "fsdp"})
     assert mistakes(sharded) == []
-    assert mistakes(changed(default, {name: value})) == []
-    assert mistakes(changed(sharded, {name: value})) == [
-        f"`{name}={as_yaml(value)}` does not work with FSDP, which shards the weights: use trainer=ddp, or {instead}."
-    ]
+    values = {"ema.decay": 0.9, "finetune.freeze_epochs": 2, "trainer.gradient_clip_algorithm": "value"}
+    values |= {"on_nan": "skip", "callbacks.grad_norm": True, "optimizer.layer_decay": 0.75}
+    for name, value in values.items():
+        assert mistakes(changed(default, {name: value})) == []
+        fix = "with FSDP, which shards the weights: reset them to the defaults of conf/, or use trainer=ddp."
+        assert mistakes(changed(sharded, {name: value})) == [f"`{name}` {fix}"]
 
 
 WRONG_TOGETHER = """
@@ -557,15 +492,10 @@ scheduler={"_target_":a.B,"monitor":val/loss,"interval":step}
   `scheduler.interval=step` with scheduler.monitor: metrics come with validations, so use interval=epoch.
 scheduler.name=cosine scheduler.interval=step
   `scheduler.interval` is for a _target_: scheduler=cosine has scheduler.unit.
-trainer.strategy=fsdp optimizer.layer_decay=0.75
-  `optimizer.layer_decay=0.75` does not work with FSDP, which shards the weights: use trainer=ddp, or
-  optimizer.layer_decay=null.
 scheduler.name=plateau
   `scheduler.monitor` is missing: scheduler=plateau needs a metric, such as `monitor: ${monitor}`.
 data.root=/nowhere data.demo_seed=null
   `data.root=/nowhere` does not exist: give the folder of the images with data.root=PATH.
-data.root=/ data.demo_seed=null data.name=prepared
-  `data.root=/` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out=/`.
 resume.requeue=true resume.run=latest
   `resume.requeue=true` needs resume=auto, with which the requeued job resumes its run.
 model.mean=[0.5,0.5]
@@ -580,12 +510,12 @@ model.in_channels=4 augment.policy=rand
   `augment.policy=rand` changes colours of RGB, and model.in_channels=4: set augment.policy=none.
 data.image_size=[64,96] augment.sizes=[[1,64]]
   `augment.sizes` are sides of squares, and data.image_size=[64, 96]: leave one of them out.
-optimizer.nesterov=true optimizer.momentum=0
-  `optimizer.nesterov=true` needs optimizer.momentum above 0.
 overrides=[run_dir=/x]
-  `run_dir=/x`: run_dir is filled in by the command; choose a run directory with hydra.run.dir=PATH.
+  `run_dir=/x` is filled in: choose a run directory with hydra.run.dir=PATH.
 overrides=["choices={}"]
-  `choices={}`: choices is filled in by the command; remove it.
+  `choices={}` is filled in: remove it.
+scheduler={"unit":step}
+  `scheduler.name` is missing: give the name of a schedule, or a class as scheduler._target_.
 overrides=[+model.net.num_classes=7]
   `+model.net.num_classes=7`: the network gets the number of classes from the images; data.num_classes=N only checks it.
 overrides=[model.name=resnet18] choices.model=alexnet
@@ -613,7 +543,6 @@ def test_values_that_do_not_fit_together_are_refused(line: str, sentence: str, d
         "data.root=/nowhere data.demo_seed=null data.idx=auto",
         "data.root=/ data.demo_seed=null",
         "resume.requeue=true resume.run=auto",
-        "optimizer.nesterov=true",
         "overrides=[model.name=alexnet] choices.model=alexnet",
         "overrides=[model.name=resnet18] model.net.name=resnet18",
     ],
@@ -638,7 +567,7 @@ def test_benchmark_does_not_repeat_a_run() -> None:
 
 def test_filled_in_keys_of_other_commands_are_refused() -> None:
     [sentence] = mistakes(of_command("eval") | {"overrides": ["run_dir=/x"]}, schema.EvalConfig)
-    assert sentence.startswith("`run_dir=/x`: run_dir is filled in")
+    assert sentence.startswith("`run_dir=/x` is filled in")
 
 
 # -- Removed keys, Lightning's arguments
@@ -651,14 +580,13 @@ def test_a_replaced_key_or_value_says_what_to_use(replaced: str, default: dict[s
     assert sentence == f"`{name}={value or 'true'}` {validation.REPLACED[replaced]}"
 
 
-def test_trainer_takes_all_arguments_of_lightning_or_says_why_not() -> None:
+def test_keys_of_trainer_are_arguments_of_lightning_or_our_own() -> None:
     import pytorch_lightning as pl
 
     parameters = inspect.signature(pl.Trainer.__init__).parameters
     fields = fields_of(schema.TrainerConfig)
-    refused = {name.removeprefix("trainer.") for name in validation.REPLACED if name.startswith("trainer.")}
     own = {"channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port"}
-    assert set(fields) - own | refused == set(parameters) - {"self"}
+    assert set(fields) - own <= set(parameters)
     assert set(schema.OWN_TRAINER_KEYS) == own | {"strategy", "precision"}
     shipped: Any = OmegaConf.to_container(OmegaConf.load(CONF / "trainer/auto.yaml"))
     for name in set(fields) - set(shipped):  # what no yaml sets must not change Lightning's default
@@ -677,98 +605,12 @@ def test_mode_of_a_metric() -> None:
 # -- The file of a mistake
 
 
-@pytest.fixture
-def conf(tmp_path: Path) -> Path:
-    files = {
-        "train.yaml": "defaults: [_self_, {data: a}, {trainer: cpu}, {experiment: null}]\nseed: x\ntrainer: {a: 1}",
-        "benchmark.yaml": "defaults: [train, override logger: none, _self_]\nseconds: 3",
-        "data/_base.yaml": "root: x\nboth: 1",
-        "data/a.yaml": "defaults: [_base]\nbach_size: 3\nboth: 2",
-        "data/b.yaml": "only_b: 3",
-        "trainer/auto.yaml": "turbo: 1",
-        "trainer/cpu.yaml": "defaults: [auto]\ndevices: 1",
-        "experiment/mine.yaml": "# @package _global_\n# Mine.\ndefaults: [override /data: b]\ndata: {net: {deep: 1}}",
-        "sweep/none.yaml": "keep_going: 3",
-        "sweep/grid.yaml": "# @package _global_\ndefaults: [none@sweep]\nhydra: {verbose: true}\nema: {decya: 1}",
-        "logger/wandb.yaml": "wandb: {x: 1}",
-        "logger/board.yaml": "board: {x: 1}",
-        "logger/all.yaml": "defaults: [wandb, board]",
-        "model/my/net.yaml": "# @package model\nlayers: 3",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("key", "choices", "file"),
-    [
-        ("data.bach_size", {}, "data/a.yaml"),
-        ("data.bach_size", {"data": "b"}, None),
-        ("data.root", {"data": "a"}, "data/_base.yaml"),
-        ("data.both", {}, None),
-        ("trainer.devices", {"trainer": "auto"}, None),
-        ("data.net", {"experiment": "mine"}, "experiment/mine.yaml"),
-        ("data.net.deep", {"experiment": None}, None),
-        ("logger.wandb.x", {"logger": ["wandb", "board"]}, "logger/wandb.yaml"),
-        ("model", {"model/my": "net"}, "model/my/net.yaml"),
-        ("defaults", {}, None),
-        ("no.such", {}, None),
-    ],
-)
-def test_the_file_that_sets_a_key_is_found(key: str, choices: dict[str, Any], file: str | None, conf: Path) -> None:
-    assert find_file(key, [conf], "train", choices) == (file and str(conf / file))
-
-
-def test_the_files_are_those_that_hydra_reads(conf: Path) -> None:
-    GlobalHydra.instance().clear()
-    overrides = ["experiment=mine", "+sweep=grid", "+logger=all", "+model/my=net"]
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        config: Any = hydra.compose("train", overrides, return_hydra_config=True)
-    choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
-    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
-    found = {name: find_file(name, [conf], "train", choices) for name in flat(plain)}
-    assert {name: file and file.removeprefix(f"{conf}/") for name, file in found.items()} == {
-        "seed": "train.yaml",
-        "trainer.a": "train.yaml",
-        "trainer.turbo": "trainer/auto.yaml",
-        "trainer.devices": "trainer/cpu.yaml",
-        "data.only_b": "data/b.yaml",
-        "data.net.deep": "experiment/mine.yaml",
-        "sweep.keep_going": "sweep/none.yaml",
-        "ema.decya": "sweep/grid.yaml",
-        "logger.wandb.x": "logger/wandb.yaml",
-        "logger.board.x": "logger/board.yaml",
-        "model.layers": "model/my/net.yaml",
-    }
-
-
-def test_the_file_of_a_command_that_extends_another(conf: Path) -> None:
-    assert find_file("seconds", [conf], "benchmark", {}) == str(conf / "benchmark.yaml")
-    assert find_file("data.bach_size", [conf], "benchmark", {}) == str(conf / "data/a.yaml")
-    assert find_file("seconds", [conf], "train", {}) is None
-
-
-def test_the_first_folder_wins_and_files_of_the_project_are_shown_relative_to_it(conf: Path) -> None:
-    assert find_file("scheduler.min_factor", [CONF, conf], "train", {}) == "conf/scheduler/cosine.yaml"
-    assert find_file("data.bach_size", [CONF, conf], "train", {"data": "a"}) == str(conf / "data/a.yaml")
-    assert find_file("trainer.turbo", [conf, CONF], "train", {}) == str(conf / "trainer/auto.yaml")
-
-
-def test_the_files_of_several_options_of_a_group_and_of_one_that_a_command_always_reads() -> None:
-    choices = {"callbacks": ["default", "early_stopping"], "logger": ["csv", "tensorboard"]}
-    assert find_file("callbacks.figures", [CONF], "train", choices) == "conf/callbacks/_base.yaml"
-    assert find_file("callbacks.early_stopping", [CONF], "train", choices) is None, "two files set it"
-    assert find_file("logger.tensorboard", [CONF], "train", choices) == "conf/logger/tensorboard.yaml"
-
-
 def test_a_mistake_in_a_yaml_names_the_file_and_one_in_an_override_does_not(default: dict[str, Any]) -> None:
     changes = {"data.bach_size": 3, "data.batch_size": 0, "data.root": "???", "overrides": ["data.batch_size=0"]}
     assert mistakes(changed(default, changes), file_of=lambda key: f"conf/{key}.yaml") == [
         "`data.root` is missing: give the folder of the images with data.root=PATH.",
-        "`data.batch_size=0` must be at least 1.",
         "`data.bach_size=3`: there is no such key. Did you mean `data.batch_size`? (conf/data.bach_size.yaml)",
+        "`data.batch_size=0` must be at least 1.",
     ]
 
 
@@ -786,7 +628,7 @@ def test_descriptions_list_options() -> None:
 
 def test_the_schema_imports_no_heavy_library() -> None:
     code = (
-        "import sys, alexlab.engine.validation, alexlab.engine.config_files\n"
+        "import sys, alexlab.engine.validation\n"
         "heavy = {'torch', 'pytorch_lightning', 'numpy', 'wandb', 'omegaconf', 'hydra'} & set(sys.modules)\n"
         "sys.exit(f'heavy: {heavy}' if heavy else 0)"
     )

@@ -286,7 +286,7 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
         ({"_target_": "torch.nn.Identity..x"}, "is not a dotted path, such as torch.nn.Linear"),
         ({"_target_": "torch.nn.Identity", "_recursive_": False}, "_recursive_=False is Hydra's and is not"),
         ({"_target_": "torch.nn.Identity", "inner": {**LAYER, "_partial_": "false"}}, "must be true or false"),
-        ({"_target_": "torch.nn.Identity", "_partial_": True}, "_partial_: only parts of a network can be partial"),
+        ({"_target_": "torch.nn.Identity", "_partial_": True}, "builds a partial, which is no network"),
         ({"_target_": "torch.nn.Sequential", "_args_": 5}, "_args_ must be a list"),
         ("x", "model.net must have a _target_"),
     ],

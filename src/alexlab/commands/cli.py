@@ -27,9 +27,8 @@ from alexlab.commands import sweep
 from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
-from alexlab.engine.config_files import find_file
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
-from alexlab.engine.overrides import key_of
+from alexlab.engine.overrides import has, key_of
 from alexlab.engine.process import importing, leave
 from alexlab.engine.sweeps import agent
 from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, shown, validate, value_at
@@ -86,7 +85,7 @@ def main() -> None:
 def run(name: str) -> None:
     """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
-    command, words, code, folder = COMMANDS[name], sys.argv[1:], 0, Path.cwd()
+    command, words, code = COMMANDS[name], sys.argv[1:], 0
     jobs = Jobs(command)
     register_resolvers("")
     try:
@@ -96,22 +95,12 @@ def run(name: str) -> None:
         else:
             register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words))
             sys.argv[1:] = words
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.receive)()
-            if jobs.error is not None:
-                raise jobs.error
-            if jobs.config is not None:
-                os.environ.update(jobs.environment)
-                HydraConfig.instance().cfg = jobs.hydra_config  # a user's code may call hydra.utils.get_original_cwd
-                if jobs.has_own_folder:
-                    os.chdir(jobs.run_dir or ".")
-                task = command.load()
-                task(jobs.config)
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)()
             jobs.finish_sweep()
         sys.stdout.flush()
     except BaseException as error:
         code = _report(error, command, words, jobs.mask)
     if jobs.run_dir is not None:
-        os.chdir(folder)  # a working directory is not removed
         sweep.remove_empty(jobs.run_dir, jobs.run_dir.parent)
     is_watched = sys.getprofile() is not None or sys.gettrace() is not None or sys.flags.interactive  # by a debugger
     if "torch" in sys.modules and not is_watched:
@@ -127,10 +116,11 @@ def _report(error: Any, command: Command, words: list[str], mask: Callable[[str]
     if isinstance(error, BrokenPipeError):  # nobody reads the output any more, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    error = error.error if isinstance(error, JobError) else error
     text, code = mistake(error), 2
     if isinstance(error, KeyboardInterrupt):
         text, code = "interrupted.", 130
-    elif isinstance(error, StopSweep | RunFailedError):
+    elif isinstance(error, RunFailedError):
         text, code = str(error), error.code
     elif isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
         text = hydra_mistake(error, command, words)
@@ -144,46 +134,38 @@ def _report(error: Any, command: Command, words: list[str], mask: Callable[[str]
 # -- the jobs that Hydra composes
 
 
-class StopSweep(BaseException):
-    """Stop a sweep at the first failed job; a BaseException, because Hydra collects Exceptions until the last job."""
+class JobError(BaseException):
+    """The error of a job. If it were an Exception, Hydra would print all overrides first, and go on with a sweep."""
 
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
-        self.code = code
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass
 class Jobs:
-    """Check the one job of a command, which `run` then starts, or run the jobs of a sweep."""
+    """Check and run the jobs of a command: a single one, or those of a sweep."""
 
     command: Command
     mask: Callable[[str], str] = str  # hides the values of secrets in a text
-    # of the one job
-    config: Any = None
-    error: Exception | None = None  # why it was refused. If `receive` raised it, Hydra would print all overrides first
-    run_dir: Path | None = None
-    hydra_config: Any = None  # what HydraConfig holds, which Hydra takes back
-    environment: dict[str, str] = field(default_factory=dict)  # hydra.job.env_set, the same
-    has_own_folder: bool = False  # hydra.job.chdir, the same
+    run_dir: Path | None = None  # of a single job
     # of a sweep
     failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
     folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
     monitor: str = "val/acc1"
 
-    def receive(self, composed: DictConfig) -> Any:
-        """Take the config of a job from Hydra. Run a job of a sweep, and return the result."""
+    def run(self, composed: DictConfig) -> Any:
+        """Run the job whose config Hydra has composed, and return the result."""
         hydra_config = HydraConfig.get()
         run_dir = Path(hydra_config.runtime.output_dir).resolve()  # Hydra has created it
         if hydra_config.mode == hydra.types.RunMode.MULTIRUN:
             return self._run_in_sweep(composed, hydra_config, run_dir)
-        self.run_dir, self.hydra_config = run_dir, HydraConfig.instance().cfg
-        self.environment |= {key: str(value) for key, value in hydra_config.job.env_set.items()}
-        self.has_own_folder = bool(hydra_config.job.chdir)
+        self.run_dir = run_dir
         try:
-            self.config = self._check(composed, hydra_config)
+            config = self._check(composed, hydra_config)
+            return self.command.load()(config)
         except Exception as error:
-            self.error = error
-        return None
+            raise JobError(error) from None
 
     def _check(self, composed: DictConfig, hydra_config: Any) -> Any:
         plain = plain_config(self.command, composed, hydra_config)
@@ -215,7 +197,8 @@ class Jobs:
             why = self.mask(text or f"{type(error).__name__}: {error}")
             if not OmegaConf.select(composed, "sweep.keep_going"):
                 stops = "The sweep stops; sweep.keep_going=true continues."
-                raise StopSweep(f"Job {number} failed: {why}\n{stops}", 1 if text is None else 2) from None
+                failure = RunFailedError(f"Job {number} failed: {why}\n{stops}", 1 if text is None else 2)
+                raise JobError(failure) from None
             self.failed.append(f"job {number} ({overrides}): {why}")
             print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
             return None
@@ -241,11 +224,6 @@ class Jobs:
 def _check_start(config: Any, hydra_config: Any) -> None:
     """Raise UserError for combinations of `resume`, `sweep`, -m and W&B's agent that contradict each other."""
     option, is_sweep = hydra_config.runtime.choices.get("sweep", "none"), hydra_config.mode.name == "MULTIRUN"
-    if not is_sweep and hydra_config.callbacks:
-        raise UserError(
-            f"`hydra.callbacks.{next(iter(hydra_config.callbacks))}` works with -m only: Hydra would call it before a "
-            "single job starts. A callback of the training is written +callbacks.mine._target_=CLASS."
-        )
     if not is_sweep and option != "none":
         raise UserError(f"sweep={option} is for many runs: add -m, as in -m sweep={option}.")
     if not isinstance(config, schema.TrainConfig):
@@ -254,8 +232,6 @@ def _check_start(config: Any, hydra_config: Any) -> None:
     resumed = config.resume.run
     if resumed in (None, "auto"):
         return
-    if is_sweep:  # set in a yaml, and sweep.keep_going=true skips the check before the first job
-        raise UserError(f"`resume.run={resumed}` continues one run, and -m starts many: remove one of them.")
     if words := [word for word in hydra_config.overrides.hydra if word.startswith("hydra.run.dir=")]:
         raise UserError(
             f"resume={resumed} continues in the run's own directory: remove {words[0]}, or start a new run from its "
@@ -264,8 +240,8 @@ def _check_start(config: Any, hydra_config: Any) -> None:
 
 
 def register_resolvers(stamp: str) -> None:
-    """Register what conf/ refers to: ${stamp:} and ${root:}; ${made:FOLDER}, created if it is missing; ${folds:}, the
-    numbers of the folds; and ${direction:METRIC}, "minimize" or "maximize" for Optuna."""
+    """Register what conf/ refers to: ${stamp:} and ${root:}; ${folds:}, the numbers of the folds; and
+    ${direction:METRIC}, "minimize" or "maximize" for Optuna."""
 
     def direction(metric: str, _root_: Any) -> str:
         mode, entry = _root_.get("monitor_mode"), OmegaConf.select(_root_, f"metrics.{metric.removeprefix('val/')}")
@@ -275,10 +251,6 @@ def register_resolvers(stamp: str) -> None:
             mode = better(hydra.utils.get_class(entry["_target_"]))
         return f"{mode or schema.mode_of(metric)}imize"
 
-    def made(folder: str) -> str:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        return folder
-
     def folds(_root_: Any) -> str:
         count = OmegaConf.select(_root_, "data.folds")
         if count is None:
@@ -286,7 +258,6 @@ def register_resolvers(stamp: str) -> None:
         return ",".join(map(str, range(count))) if isinstance(count, int) and count > 1 else "0"  # which is refused
 
     OmegaConf.register_new_resolver("folds", folds, replace=True)
-    OmegaConf.register_new_resolver("made", made, replace=True)
     OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("direction", direction, replace=True)
@@ -324,15 +295,13 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         if word.startswith("--") and not FLAGS.fullmatch(word):
             meant = _as_ours(word, words[number + 1 :], command)
             raise UserError(f"{word}: settings are written key=value, as in {meant}.")
-    sweep.check_words(words)
+    if any(word.lstrip("+") == "sweep=wandb" for word in words):
+        raise UserError("sweep=wandb is for W&B's agents: `wandb sweep conf/sweep/wandb.yaml` prints how to start one.")
     words = sweep.agent_overrides(words) if agent() is not None else words
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
     words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
     words = [_quoted(word) for word in words]
     flags = {"-m", "--multirun"} & {*words}
-    resumed = next((word for word in words if re.match(r"\+*resume\.run=(?!auto$|null$)", word)), None)
-    if flags and resumed is not None:
-        raise UserError(f"{resumed.replace('.run', '')} continues one run, and -m starts many: remove one of them.")
     if flags and launcher.external():
         raise UserError("A sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
     return ["-m", *(word for word in words if word not in flags)] if flags else words
@@ -405,13 +374,16 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     plain = configs.resolve(composed)
     run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
     plain |= {"run_dir": run_dir, "overrides": overrides_of(hydra_config)}
-    for folder in _config_folders(hydra_config)[1:] if isinstance(plain.get("allow"), list) else ():
+    for folder in folders_of(sys.argv)[1:] if isinstance(plain.get("allow"), list) else ():
         if (file := folder / "allow.yaml").is_file():  # Hydra itself reads that of conf/ alone
             more = configs.read(file)
             if not isinstance(more, dict) or not isinstance(more.get("allow"), list):
                 raise UserError(f"{file} must hold a list of packages, as in `allow: [mypkg]`.")
             plain["allow"] = [*plain["allow"], *more["allow"]]
     if issubclass(command.model, schema.TrainConfig):
+        resumed = value_at(plain, ("resume", "run"))
+        if hydra_config.mode == hydra.types.RunMode.MULTIRUN and resumed not in (None, "auto"):
+            raise UserError(f"`resume.run={resumed}` continues one run, and -m starts many: remove one of them.")
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
     if issubclass(command.model, schema.TrainConfig | schema.PrepareConfig):
@@ -426,13 +398,21 @@ def overrides_of(hydra_config: Any) -> list[str]:
 
 def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
     """Return the checked, frozen config of a job; raise UserError with all mistakes."""
-    choices, folders = _choices(hydra_config), _config_folders(hydra_config)
-    return validate(command.model, plain, lambda key: find_file(key, folders, command.name, choices))
+    options = {"": command.name, **_choices(hydra_config)}
 
+    def file_of(key: str) -> str | None:
+        """Return the yaml of a chosen option that sets `key`; None if no file or several files set it."""
+        files = []
+        for group, names in options.items():
+            for name in names if isinstance(names, list) else [names]:
+                paths = (folder / group / f"{name}.yaml" for folder in folders_of(sys.argv))
+                path = next((path for path in paths if path.is_file()), None)
+                content: Any = None if path is None else configs.read(path)
+                if has(content, key) or (group and has(content, key.removeprefix(f"{group}."))):
+                    files.append(str(path))
+        return files[0] if len(files) == 1 else None
 
-def _config_folders(hydra_config: Any) -> list[Path]:
-    """Return the folders of configs, the first one first: conf/, then that of --config-dir."""
-    return [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
+    return validate(command.model, plain, file_of)
 
 
 def _choices(hydra_config: Any) -> Plain:
@@ -534,7 +514,7 @@ def _did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
 
 
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
-    """Turn an error of Hydra about an override into a sentence that names the nearest key or option.
+    """Return Hydra's message about an override, or a sentence that names the nearest key or option.
 
     Args:
         words: the command line, as `to_overrides` returns it.
@@ -542,11 +522,8 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     text = str(error).removeprefix("UserError raised while resolving interpolation: ")
     folders = folders_of(words)
     if match := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
-        group = match[1]
-        chosen = next((word for word in words if word.lstrip("+").startswith(f"{group}=")), group).lstrip("+")
-        files = [folder / group / f"{chosen.partition('=')[2]}.yaml" for folder in folders]
-        file = next((f" ({path})" for path in files if path.is_file()), "")
-        return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect.{file}"
+        chosen = next((word for word in words if word.lstrip("+").startswith(f"{match[1]}=")), match[1]).lstrip("+")
+        return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
     if match := re.search(r"(?:Could not find|In '\w+': Could not load) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
         known = options(group, folders)
@@ -558,24 +535,14 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
     ):
         return _no_such_key(match[1] or match[2], command, words)
-    if match := re.search(r"Ambiguous value for argument '(([^=']+)=([^']*))'", text):
-        word, key, values = match.groups()
-        return (
-            f"`{word}`: several values are a sweep: {command.shown} -m {word}. One value that is a list is written "
-            f"'{key}=[{values}]', and one text \"{key}='{values}'\"."
-        )
-    if match := re.search(r"Multiple values for (\w+)\.", text):
-        word = next((word for word in words if word.startswith(f"+{match[1]}=")), match[1])
-        return f"`{word}`: this group has an option already: choose another without the +: {match[1]}=OPTION."
     if "Config group override" in text:
         for word in words:
             group, sign, value = word.partition("=")
             if sign and (CONF / group).is_dir() and (value in ("null", "None", "") or value.isdigit()):
                 return f"`{word}`: choose an option by its name: {', '.join(options(group, folders))}."
     if isinstance(error, OverrideParseException):
-        if "=" not in error.override:
-            return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them."
-        return f"`{error.override}` cannot be read as key=value ({text.splitlines()[0]})."
+        reason = text.splitlines()[0]
+        return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them ({reason})."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"`{error.full_key}`: {text.splitlines()[0]}."
     return "\n".join(text.splitlines()[:12])
@@ -586,8 +553,6 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     word = next((word for word in words if key_of(word) == key), key)
     if key in REPLACED:
         return f"`{word}` {REPLACED[key]}"
-    if key in FILLED_IN:
-        return f"`{word}`: {key} is filled in; a run directory is chosen with hydra.run.dir=PATH."
     folders = [word for word in words if word.startswith(CONFIG_DIR)]
     try:  # the options that were chosen
         composed, choices = compose(command, folders + [each for each in words if key_of(each) in groups_of(command)])
@@ -595,23 +560,17 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
         composed, choices = compose(command, folders)
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     path = tuple(key.split("."))
-    node = value_at(plain, path[:-1])
-    group = node if isinstance(node, dict) else {}
-    if isinstance(value_at(plain, path), dict):
-        inside = [f"{key}.{name}" for name in schema.fields_of(group_at(command.model, path) or schema.Group)]
-        return f"`{word}`: {command.shown} has no options of {key}: set one of its keys, {', '.join(inside)}."
-    near, hint, deletes = nearest(command.model, plain, path), "", "~" * word.startswith("~")
-    if near is None:
-        hint = _did_you_mean(path[-1], group, f"`{deletes}{'.'.join((*path[:-1], '{}'))}`")
-    elif near != key:
-        hint = f" Did you mean `{deletes}{near}`?"
-    own = (path[0] == "callbacks" and "_target_" in word) or (path[0] == "my" and not (near or "").startswith("my."))
-    if not deletes and own:
+    node, group = value_at(plain, path), value_at(plain, path[:-1]) or {}
+    if isinstance(node, dict):
+        return f"`{word}`: {command.shown} has no options of {key}. Set one of its keys: {', '.join(node)}."
+    deletes = "~" * word.startswith("~")
+    if not deletes and (path[0] == "my" or (path[0] == "callbacks" and "_target_" in word)):
         return f"`{word}`: there is no such key. `+{word}` adds it."
-    option = choices.get(path[0])
-    if not deletes and option and ("_target_" in group or near == key):
-        known = ", ".join(name for name in group if name != "_target_")
-        has = hint or (f" It has {known}." if known else f" {'.'.join(path[:-1])} has no keys.")
-        reads = f"passes it to {group['_target_']}" if "_target_" in group else "adds it"
-        return f"`{word}`: {path[0]}={option} has no such key.{has} `+{word}` {reads}."
-    return f"`{word}`: there is no such key.{hint} `{command.shown} --help` lists all."
+    near = nearest(command.model, plain, path)
+    hint = "" if near in (None, key) else f" Did you mean `{deletes}{near}`?"
+    hint = hint or _did_you_mean(path[-1], group, f"`{deletes}{'.'.join((*path[:-1], '{}'))}`")
+    if not hint and path[0] in choices:
+        known = [name for name in group if name != "_target_"]
+        hint = f" {path[0]}={choices[path[0]]} has {', '.join(known) or 'no keys'}."
+    adds = f" `+{word}` adds it." if not deletes and (near == key or "_target_" in group) else ""
+    return f"`{word}`: there is no such key.{hint}{adds} `{command.shown} --help` lists all."

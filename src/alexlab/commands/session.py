@@ -15,7 +15,6 @@ import torch
 from alexlab.callbacks.preemption import Preempted, SignalRecorder
 from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment
-from alexlab.commands.start import is_resumed
 from alexlab.engine import launcher, naming, provenance, resume, run_dir
 from alexlab.engine.config import masker, save
 from alexlab.engine.errors import UserError, lost_peer
@@ -91,7 +90,7 @@ class RunSession:
         """
         config, path = self.config, self.path
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None
-        resumed = is_resumed(config.resume.run, path)
+        resumed = config.resume.run is not None and resume.holds_run(path)
         path.mkdir(parents=True, exist_ok=True)
         is_empty = not any(path.iterdir())
         self._lock.enter_context(lock(path, LOCK))

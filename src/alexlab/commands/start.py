@@ -69,7 +69,7 @@ def find_start(config: TrainConfig) -> Start:
         if plain.get(key) is not None and not resume.is_own(plain[key], path):
             plain[key] = str(find_ckpt(plain[key], key, ckpt, logs, path))
     # rank 0 only: to a slower rank under torchrun, the run that rank 0 has just started would look like another one
-    if launcher.rank() == 0 and not is_resumed(plain["resume"]["run"], path):
+    if launcher.rank() == 0 and not (plain["resume"]["run"] and resume.holds_run(path)):
         run_dir.check_new(path)
     return Start(validate(TrainConfig, plain), notes, trusted, compare=compare)
 
@@ -81,8 +81,3 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, path: Path) -> Path:
 
         return fetch_checkpoint(named, key, logs / ".artifacts")
     return resume.find_ckpt(named, key, ckpt, logs, path)
-
-
-def is_resumed(named: str | None, path: Path) -> bool:
-    """Check whether `path` holds a run that `resume=` continues."""
-    return named is not None and resume.holds_run(path)

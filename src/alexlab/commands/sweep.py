@@ -16,20 +16,18 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from alexlab.engine import config as configs
 from alexlab.engine import schema, validation
 from alexlab.engine.config import CONF, Plain
 from alexlab.engine.errors import UserError
-from alexlab.engine.overrides import shown as as_text
-from alexlab.engine.run_dir import read_summary, shown, write_json
+from alexlab.engine.run_dir import shown, write_json
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.sweeps import agent
 
@@ -54,10 +52,7 @@ def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]
     """
     wrong: dict[str, list[int]] = {}
     for number, overrides in enumerate(jobs):
-        config, mistakes = validation.check(model, compose(number, overrides))
-        if isinstance(config, TrainConfig) and config.resume.run not in (None, "auto"):
-            mistakes = [f"`resume.run={config.resume.run}` continues one run, and -m starts many: remove one of them."]
-        for mistake in mistakes:
+        for mistake in validation.check(model, compose(number, overrides))[1]:
             wrong.setdefault(mistake, []).append(number)
     lines = []
     for mistake, numbers in wrong.items():
@@ -65,16 +60,12 @@ def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]
         which = "all jobs" if len(numbers) == len(jobs) else f"job{'s' * (len(numbers) > 1)} {named}"
         lines.append(f"{which}: {mistake}")
     if lines:
-        count = len({number for numbers in wrong.values() for number in numbers})
-        raise _refusal(f"{count} of the sweep's {len(jobs)} jobs have wrong values", lines)
-
-
-def _refusal(what: str, lines: list[str], most: int = 12) -> UserError:
-    more = [f"... and {len(lines) - most} more mistakes"] if len(lines) > most else []
-    listed = "\n  ".join([*lines[:most], *more])
-    return UserError(
-        f"{what}, so no job was started (sweep.keep_going=true starts them, and records those that fail):\n  {listed}"
-    )
+        more = [f"... and {len(lines) - 12} more mistakes"] if len(lines) > 12 else []
+        listed = "\n  ".join([*lines[:12], *more])
+        raise UserError(
+            f"{len(set().union(*wrong.values()))} of the sweep's {len(jobs)} jobs have wrong values, so no job was "
+            f"started (sweep.keep_going=true starts them, and records those that fail):\n  {listed}"
+        )
 
 
 def values_of_grid(override: Override) -> list[str]:
@@ -93,39 +84,11 @@ def values_of_grid(override: Override) -> list[str]:
 
 HEARTBEAT = 20  # seconds
 GRACE = 60  # seconds without a heartbeat after which a running trial counts as killed
-PARALLEL = "for parallel trials start the command again with hydra.sweeper.study_name"
 TRIAL = "ALEXLAB_TRIAL"  # the environment variable that names the trial of a job, for all processes of the job
 
 
-@dataclass(frozen=True)
-class StudySettings:
-    """The keys of `hydra.sweeper`, which conf/hydra/sweeper/optuna.yaml describes."""
-
-    study_name: str
-    storage: str | None
-    direction: str
-    n_trials: int
-    sampler: DictConfig
-    n_jobs: int = 1
-    max_failure_rate: float = 1.0
-
-    def check(self) -> None:
-        """Raise UserError for a value that no study can have."""
-        is_count, directions = type(self.n_trials) is int and self.n_trials > 0, ("minimize", "maximize")
-        rules = {
-            "study_name": (self.study_name is not None, "a name; the study's folder has the same name"),
-            "direction": (self.direction in directions, "minimize or maximize; by default it fits monitor"),
-            "n_trials": (is_count, "a whole number of at least 1"),
-            "n_jobs": (self.n_jobs == 1, f"1; {PARALLEL}"),
-            "max_failure_rate": (self.max_failure_rate == 1, "1.0; sweep.keep_going=true ignores failed trials"),
-        }
-        for key, (fits, rule) in rules.items():
-            if not fits:
-                raise UserError(f"`hydra.sweeper.{key}={getattr(self, key)}` must be {rule}.")
-
-
 def run_study(
-    settings: StudySettings,
+    given: Plain,
     overrides: list[Override],
     folder: Path,
     compose: Compose,
@@ -134,6 +97,7 @@ def run_study(
     """Run trials, one after the other, until the study has `n_trials` that are complete or pruned.
 
     Args:
+        given: the keys of `hydra.sweeper`.
         overrides: the ranges to search, and what all trials share.
         folder: of the trials' runs.
         launch: runs the job with this number and these overrides; returns the best `monitor`, or None if it failed.
@@ -142,7 +106,9 @@ def run_study(
     from alexlab.callbacks.pruning import STORAGE_ERRORS
 
     # what to search
-    settings.check()
+    settings, wrong = validation.check(schema.StudyConfig, given)
+    if settings is None:
+        raise UserError("\n  ".join(line.replace("`", "`hydra.sweeper.", 1) for line in wrong))
     space = {each.get_key_element(): distribution_of(each) for each in overrides if each.is_sweep_override()}
     fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
     config = check_space(compose, space, fixed)
@@ -155,6 +121,8 @@ def run_study(
 
     # the study, new or continued
     with storage_errors(settings.storage):
+        if url is not None:
+            Path(config.paths.logs).mkdir(parents=True, exist_ok=True)  # in which SQLite creates the file
         storage = open_storage(url) if url else None
         study = optuna.create_study(
             storage=storage,
@@ -166,7 +134,6 @@ def run_study(
         )
         check_study(study, settings, config.monitor, space)
         study.set_metric_names([config.monitor])
-        recover_results(compose, study, fixed)
         finished, count = _count_finished(study), settings.n_trials
         if study.trials:
             study.sampler.reseed_rng()  # a sampler with a seed would draw the first values again
@@ -185,7 +152,9 @@ def run_study(
             optuna.storages.fail_stale_trials(study)  # of processes that were killed; Optuna retries each once
             trial = study.ask(space)
             values = [f"{name}={value}" for name, value in trial.params.items()]
-            with job_environment(url, study.study_name, trial), heartbeat(storage, trial):
+            if url is not None:
+                os.environ[TRIAL] = json.dumps([url, study.study_name, trial._trial_id])
+            with heartbeat(storage, trial):
                 try:
                     score = launch(trial.number, [*values, *fixed])
                 except BaseException:
@@ -240,37 +209,28 @@ def distribution_of(override: Override) -> "BaseDistribution":
 def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: list[str]) -> TrainConfig:
     """Check configs at the ends of the search space: all parameters at their first value, then each at the rest.
 
-    Returns the first config that has no mistake. Raises UserError if the space is empty, if all trials are wrong, or if
-    some are and `sweep.keep_going` is false.
+    Returns the first config. With `sweep.keep_going`, this is the only one that is checked.
+
+    Raises:
+        UserError: the space is empty, or configs are wrong.
     """
-
-    def ends(distribution: Any) -> list[Any]:
-        return list(getattr(distribution, "choices", ())) or [distribution.low, distribution.high]
-
     if not space:
         raise UserError("the study has nothing to search. Give a range: 'optimizer.lr=tag(log, interval(0.001, 0.1))'.")
-    first = {name: ends(distribution)[0] for name, distribution in space.items()}
-    corners = [first, *({**first, name: end} for name in space for end in ends(space[name])[1:])]
-    first_valid: TrainConfig | None = None
-    mistakes: list[str] = []
-    for corner in corners:
-        plain = compose(0, [*(f"{name}={value}" for name, value in corner.items()), *fixed])
-        if "pruner" not in plain["sweep"]:
-            raise UserError(
-                "hydra/sweeper=optuna needs the settings of conf/sweep/optuna.yaml: give sweep=optuna instead."
-            )
-        config, wrong = validation.check(TrainConfig, plain)
-        mistakes += wrong
-        first_valid = first_valid or config
-    if first_valid is None:  # no trial could run, even with sweep.keep_going
-        raise UserError("Every trial of the study has wrong values:\n  " + "\n  ".join(dict.fromkeys(mistakes)))
-    if mistakes and not first_valid.sweep.keep_going:
-        raise _refusal("the study's trials could have wrong values", list(dict.fromkeys(mistakes)))
-    return first_valid
+    ends: dict[str, list[Any]] = {
+        name: list(getattr(each, "choices", ())) or [each.low, each.high]  # type: ignore[attr-defined]
+        for name, each in space.items()
+    }
+    first = {name: values[0] for name, values in ends.items()}
+    corners = [first, *({**first, name: end} for name, values in ends.items() for end in values[1:])]
+    jobs = [[*(f"{name}={value}" for name, value in corner.items()), *fixed] for corner in corners]
+    plain = compose(0, jobs[0])
+    if plain["sweep"].get("keep_going") is not True:
+        check_jobs(TrainConfig, compose, jobs)
+    return validation.validate(TrainConfig, plain)
 
 
 def check_study(
-    study: "optuna.Study", settings: StudySettings, monitor: str, space: "dict[str, BaseDistribution]"
+    study: "optuna.Study", settings: schema.StudyConfig, monitor: str, space: "dict[str, BaseDistribution]"
 ) -> None:
     """Raise UserError if the study's trials have another metric, or parameters of another kind."""
     from optuna.distributions import check_distribution_compatibility
@@ -290,23 +250,6 @@ def check_study(
                 f"{space[name]}. A study can move the ends of a range. For another kind of range or new choices, "
                 "choose another hydra.sweeper.study_name."
             ) from None
-
-
-def recover_results(compose: Compose, study: "optuna.Study", fixed: list[str]) -> None:
-    """Give the study the result of each run that finished, if the sweep's process was killed before it could do so."""
-    for trial in study.trials:
-        if trial.state.name != "RUNNING":
-            continue
-        values = [f"{name}={value}" for name, value in trial.params.items()]
-        config = compose(trial.number, [*values, *fixed])
-        run_dir = Path(config["run_dir"])
-        summary = read_summary(run_dir)
-        if summary.get("status") != "finished":
-            continue
-        if set(values) <= set(configs.read(run_dir / "config.yaml").get("overrides") or []):  # else of another study
-            result = _result(summary["best"].get(config["monitor"]), summary.get("pruned") is True)
-            study.tell(trial.number, **result, skip_if_finished=True)
-            print(f"trial {trial.number} had finished: {shown(run_dir)}/summary.json has its result.", flush=True)
 
 
 def _result(score: float | None, pruned: bool) -> dict[str, Any]:
@@ -402,17 +345,6 @@ def heartbeat(storage: "optuna.storages.RDBStorage | None", trial: "optuna.Trial
         thread.join()
 
 
-@contextlib.contextmanager
-def job_environment(url: str | None, study_name: str, trial: "optuna.Trial") -> Iterator[None]:
-    """Set the environment variable `TRIAL` for the job that runs in this block, if the study has a storage."""
-    if url is not None:
-        os.environ[TRIAL] = json.dumps([url, study_name, trial._trial_id])
-    try:
-        yield
-    finally:
-        os.environ.pop(TRIAL, None)
-
-
 def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
     """Build the callback that reports the metrics of this job to its trial; None if the job is not a trial."""
     if TRIAL not in os.environ:
@@ -489,7 +421,7 @@ def _written(value: Any) -> str:
     if isinstance(value, str) and not PLAIN.fullmatch(value):
         escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
         return f"'{escaped}'"
-    return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else as_text(value)
+    return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else validation.shown(value)
 
 
 def check_agent(config: TrainConfig) -> None:
@@ -503,17 +435,7 @@ def check_agent(config: TrainConfig) -> None:
         )
 
 
-# -- The command line and the folders of jobs
-
-
-def check_words(words: list[str]) -> None:
-    """Raise UserError if W&B's file is chosen as an option."""
-    if any(word.lstrip("+") == "sweep=wandb" for word in words):
-        raise UserError(
-            "sweep=wandb: conf/sweep/wandb.yaml is a file for W&B's own sweeps, not an option of train.py. `wandb "
-            "sweep conf/sweep/wandb.yaml` creates a sweep and prints the `wandb agent` that runs it. -m sweep=grid is "
-            "the same without W&B's server."
-        )
+# -- The folders of jobs
 
 
 def name_of(run_dir: Path) -> str | None:

@@ -73,15 +73,11 @@ STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
 def short_traceback(error: BaseException, most: int = 40) -> str:
     """Return at most `most` lines of the traceback: the user's code, and the frames that this code called.
 
-    The lines begin after the last frame of Hydra, Lightning or the engine that led to the user's code. If none of
-    the user's code was called, the end of the traceback is shown. train.log has all of it.
+    If none of the user's code was called, the end of the traceback is shown. train.log has all of it.
     """
     stack = traceback.extract_tb(error.__traceback__)
     own = [number for number, frame in enumerate(stack) if not is_library(frame.filename) and not _is_engine(frame)]
-    first = last = own[-1] if own else 0
-    while own and first > 0 and not _is_engine(stack[first - 1]) and not _is_lightning(stack[first - 1]):
-        first -= 1
-    frames = [frame for number, frame in enumerate(stack) if number >= last or (number >= first and number in own)]
+    frames = [frame for number, frame in enumerate(stack) if number in own or not own or number > own[-1]]
     head, message = "Traceback (most recent call last):\n", traceback.format_exception_only(error)
     message = "".join(message).splitlines(keepends=True)[: most // 2]
     calls = "".join(traceback.format_list(frames)).splitlines(keepends=True)
@@ -94,11 +90,6 @@ def short_traceback(error: BaseException, most: int = 40) -> str:
 def is_library(file: str) -> bool:
     """Check whether a source file belongs to Python itself or to an installed package."""
     return file.startswith((STDLIB, "<")) or bool({"site-packages", "dist-packages"} & {*Path(file).parts})
-
-
-def _is_lightning(frame: traceback.FrameSummary) -> bool:
-    parts = Path(frame.filename).parts
-    return "site-packages" in parts and bool({"pytorch_lightning", "lightning_fabric", "hydra"} & {*parts})
 
 
 def _is_engine(frame: traceback.FrameSummary) -> bool:

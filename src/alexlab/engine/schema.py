@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
@@ -42,9 +42,14 @@ class Rule:
     test: Callable[[Any], Any] = lambda value: True
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
+        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
 
-    def _check(self, value: Any) -> Any:
+    def _check(self, value: Any, validate: Callable[[Any], Any]) -> Any:
+        """Refuse a value of another type, too, so that one message names the whole rule."""
+        try:
+            value = validate(value)
+        except ValidationError:
+            raise ValueError(self.words) from None
         if not self.test(value):
             raise ValueError(self.words)
         return value
@@ -66,12 +71,6 @@ def _names_weights(text: str) -> bool:
     return len(parts) == 3 and all(_is_name(part) and part.strip(".") for part in parts) and _is_name(alias or "latest")
 
 
-def _has_no_symbols(text: str) -> bool:
-    import unicodedata  # used by `alexlab dashboard` only
-
-    return text.strip() != "" and not any(unicodedata.category(letter)[0] in "SC" for letter in text)
-
-
 def _are_sizes(pairs: list[list[int]]) -> bool:
     if not pairs or any(len(pair) != 2 for pair in pairs):
         return False
@@ -85,7 +84,7 @@ def _are_devices(value: str | int | list[int]) -> bool:
     return value == "auto" or (isinstance(value, int) and value > 0)
 
 
-Text = Annotated[str, MinLen(1)]
+Text = Annotated[str, Rule("a text that is not empty", bool)]
 Target = Annotated[Plain, Rule("a mapping with a _target_, which names a class", _has_target)]
 TARGETS = Rule("a list of mappings, each with a _target_, which names a class", lambda v: all(map(_has_target, v)))
 TargetList = Annotated[list[Plain], TARGETS]
@@ -112,7 +111,6 @@ LocalPath = Annotated[str, Rule("a run or a local file, not an address", lambda 
 WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
 Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
-PlainLetters = Annotated[str, Rule("a text without symbols such as + < = > | ~ ^ $ and emojis", _has_no_symbols)]
 WANDB_RUN = Rule(
     "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page",
     lambda text: text.count("/") == 2 and all(map(_is_name, text.split("/"))),
@@ -135,8 +133,9 @@ VALIDATED = Rule("a metric of the validation, such as val/acc1 or val/loss", lam
 Metric = Annotated[str, VALIDATED]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 PrecisionText = Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
-PRECISIONS = Rule("one of auto, 32, 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true")
-Precision = Annotated[PrecisionText | Annotated[int, Rule("", lambda bits: bits in (32, 64, 16))], PRECISIONS]
+Precision = PrecisionText | Literal[16, 32, 64]
+ONE_JOB = Rule("1; for parallel trials start the command again with hydra.sweeper.study_name", lambda v: v == 1)
+ALL_MAY_FAIL = Rule("1.0; sweep.keep_going=true ignores failed trials", lambda v: v == 1)
 
 
 class Group(BaseModel):
@@ -276,19 +275,13 @@ class SchedulerConfig(OpenGroup):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _open_with_target(cls, node: Any, handler: Callable[[Any], Any]) -> Any:
-        """Accept any further key next to a `_target_`. Without one, require a name and accept no other key."""
-        if not isinstance(node, dict):
-            return handler(node)
-        is_named = "_target_" not in node
-        ours = {*fields_of(cls)} if is_named else {"_target_", "interval", "monitor"}
-        further = {name: value for name, value in node.items() if name not in ours}
-        config = handler({name: value for name, value in node.items() if name in ours})
-        mistakes: list[Any] = [{"type": "extra_forbidden", "loc": (name,), "input": further[name]} for name in further]
-        mistakes += [] if "name" in node else [{"type": "missing", "loc": ("name",), "input": node}]
-        if is_named and mistakes:
-            raise ValidationError.from_exception_data(cls.__name__, mistakes)
-        config.__pydantic_extra__.update(further)
+    def _pass_on(cls, node: Any, validate: Callable[[Any], Any]) -> Any:
+        """Accept any value of any key but ours next to a `_target_`."""
+        if not isinstance(node, dict) or "_target_" not in node:
+            return validate(node)
+        ours = ("_target_", "interval", "monitor")
+        config = validate({name: value for name, value in node.items() if name in ours})
+        config.__pydantic_extra__.update({name: value for name, value in node.items() if name not in ours})
         return config
 
 
@@ -576,13 +569,25 @@ class DashboardConfig(CommandConfig):
 
     entity: Name | None = key("User or team; null is your default.", None)
     project: Name = key("Project.", "alexlab")
-    name: PlainLetters = key("Name of the view.", "alexlab")
+    name: Text = key("Name of the view.", "alexlab")
     dry_run: bool = key("Print what would be saved, as JSON, without asking a server.", False)
     metric: Text = key("Value of a run's summary for bars, sweeps and scatter plots.", "val/acc1_best")
     x: Text = key("x axis of line plots.", "trainer/global_step")
     swept: Annotated[list[Text], Rule("a list of settings, such as [optimizer.lr]", bool)] = key("Settings of sweeps.")
     timeout: Count = key("Seconds that the server may take to answer.", 8)
     dashboard: LayoutConfig = key("Sections and panels.", option="default")
+
+
+class StudyConfig(Group):
+    """hydra.sweeper of a study (conf/hydra/sweeper/optuna.yaml)"""
+
+    study_name: Text = key("Name of the study, and of the folder of its jobs.")
+    storage: Text | None = key("Address of the database; null keeps the study in memory.")
+    direction: Literal["minimize", "maximize"] = key("Whether less or more of monitor is better.")
+    n_trials: Count = key("Trials in the whole study that are complete or pruned.")
+    sampler: dict[str, Any] = key("Optuna's sampler.")
+    n_jobs: Annotated[int, ONE_JOB] = key("Parallel trials: 1.", 1)
+    max_failure_rate: Annotated[Number, ALL_MAY_FAIL] = key("Fraction of trials that may fail: 1.0.", 1.0)
 
 
 def mode_of(metric: str) -> Literal["min", "max"]:

@@ -262,8 +262,6 @@ def build_network(settings: Any, num_classes: int, fetch: bool = False, trusted:
     """
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise UserError("model.net must have a _target_, the class of the network, and its settings.")
-    if settings.get("_partial_"):
-        raise UserError("model.net._partial_: only parts of a network can be partial, not the network itself.")
     check_targets(settings, trusted)
     settings_of_net = settings if fetch else without_weights(settings, trusted)
     net = _build(settings_of_net, {"num_classes": num_classes}, trusted)

@@ -1,13 +1,11 @@
 """Check a composed config against the schema. Each mistake becomes one sentence, and all are reported together."""
 
 import difflib
-import math
 import os
 import re
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -18,9 +16,8 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.schema import (
     DataConfig,
     Group,
-    OptimizerConfig,
+    OpenGroup,
     Plain,
-    Rule,
     TrainConfig,
     describe,
     fields_of,
@@ -35,7 +32,7 @@ from alexlab.engine.settings import overridden_keys
 NAMES_ELSEWHERE = {
     "ckpt_path": "checkpoint",
     "data.batch_size": "batch_size bs",
-    "data.image_size": "img_size input_size",
+    "data.image_size": "img_size input_size size",
     "data.num_workers": "workers",
     "data.root": "data_dir data_path",
     "model.in_channels": "in_chans channels num_channels",
@@ -55,22 +52,29 @@ REPLACED = {
     "also": "was removed: names of metrics are not checked any more, so leave it out.",
     "on_nan=rollback": "was removed: use on_nan=skip, or on_nan=stop and resume the run with a smaller learning rate.",
     "data.cache=ram": "was removed: prepare pixels with `alexlab prepare format=raw`, which are faster.",
+    "run_dir": "is filled in: choose a run directory with hydra.run.dir=PATH.",
     "mode": "was removed: it follows from monitor, min for a loss and max for an accuracy.",
-    "trainer.barebones": "is not available: `alexlab benchmark` measures the speed of training.",
     "trainer.benchmark": "is named trainer.cudnn_benchmark.",
     "trainer.callbacks": "is not available: a callback is an entry of callbacks with a _target_.",
     "trainer.default_root_dir": "is not available: paths.logs=PATH and hydra.run.dir=PATH choose the folders.",
-    "trainer.enable_autolog_hparams": "is not available: the whole config is logged.",
-    "trainer.enable_checkpointing": "is not available: every run writes best.ckpt and last.ckpt.",
-    "trainer.enable_model_summary": "is set by callbacks.model_summary=DEPTH.",
-    "trainer.enable_progress_bar": "is set by callbacks.progress=none.",
     "trainer.fast_dev_run": "is not available: debug=fast runs two batches of each split.",
-    "trainer.limit_predict_batches": "is not available: `alexlab predict` takes the images that it gets.",
     "trainer.logger": "is not available: choose loggers with logger=csv, wandb, tensorboard, mlflow or all.",
-    "trainer.model_registry": "is not available: logger.wandb.log_model=true uploads the best checkpoint.",
-    "trainer.plugins": "is not available: trainer.precision and trainer.strategy choose plugins.",
-    "trainer.reload_dataloaders_every_n_epochs": "is not available: each epoch has an order of its own anyway.",
-    "trainer.use_distributed_sampler": "is not available: our sampler divides the images among the ranks.",
+}
+
+# What pydantic says, and what a message says instead.
+PYDANTICS = {
+    "Input should be ": "",
+    "Value error, ": "",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+    "a valid dictionary": "a mapping",
 }
 
 FILLED_IN = ("run_dir", "repeats", "overrides", "choices")
@@ -108,25 +112,24 @@ def check(
 ) -> tuple[M | None, list[str]]:
     """Return a composed config as a frozen model, or None and all mistakes. See `validate`."""
     missing = {path: _missing(model, plain, path) for path, value in _walk(plain) if value == "???"}
-    # names that other programs use for our keys, such as learning_rate: the optimizer would get them
-    node = plain.get("optimizer") if issubclass(model, TrainConfig) else None
-    names = {name for name in SYNONYMS if SYNONYMS[name].startswith("optimizer.")} - {*fields_of(OptimizerConfig)}
-    paths = [("optimizer", name) for name in node if name in names] if isinstance(node, dict) else []
-    wrong = {path: _unknown(model, plain, path) for path in paths}
-    config, errors = None, list[Any]()
+    # keys that a group takes only with a class, and names of other programs for our keys, such as learning_rate
+    further: list[KeyPath] = []
+    for name in ("data", "optimizer", "scheduler"):
+        group, node = group_at(model, (name,)), plain.get(name)
+        if group is not None and issubclass(group, OpenGroup) and isinstance(node, dict):
+            names = SYNONYMS if name == "optimizer" else () if node.get("_target_") else node
+            further += [(name, key) for key in node if key in names and key not in fields_of(group)]
+    config, errors = None, list[Any]({"type": "unknown", "loc": path} for path in further)
     try:
         config = model.model_validate(_without_missing(plain))
     except ValidationError as error:
-        errors = [*error.errors(include_url=False, include_context=False, include_input=False)]
-    data = plain.get("data") if group_at(model, ("data",)) is DataConfig else None
-    if isinstance(data, dict) and data.get("_target_") is None:  # with a class, they are arguments of it
-        errors += [{"type": "unknown", "loc": ("data", key)} for key in data if key not in fields_of(DataConfig)]
-        order = [*fields_of(model)]
-        errors.sort(key=lambda each: order.index(each["loc"][0]) if each["loc"][0] in order else len(order))
+        errors += error.errors(include_url=False, include_context=False, include_input=False)
+    by_path, wrong = dict[KeyPath, list[Any]](), dict[KeyPath, str]()
     for each in errors:
-        path = _path_of_key(model, each["loc"])
-        if each["type"] != "missing":
-            wrong.setdefault(path, _wrong(model, plain, path))
+        by_path.setdefault(_path_of_key(model, each["loc"]), []).append(each)
+    for path, about in by_path.items():
+        if about[0]["type"] != "missing":
+            wrong[path] = _wrong(model, plain, path, about)
         elif not any(f"Did you mean `{_name(path)}`?" in text for text in wrong.values()):
             missing.setdefault(path, _missing(model, plain, path))
     overridden = overridden_keys(plain) - {*RECIPES}
@@ -142,10 +145,8 @@ def validate_saved(plain: Plain, path: Path) -> TrainConfig:
     try:
         return TrainConfig.model_validate(plain)
     except ValidationError as error:
-        paths = [_path_of_key(TrainConfig, each["loc"]) for each in error.errors(include_url=False)]
-        keys = list(dict.fromkeys(f"`{_name(each)}`" for each in paths))
-        more = ", ..." if len(keys) > 5 else ""
-        raise UserError(f"{path} is not a run's config: {', '.join(keys[:5])}{more} cannot be read.") from None
+        key = _name(_path_of_key(TrainConfig, error.errors(include_url=False)[0]["loc"]))
+        raise UserError(f"{path} is not a run's config: `{key}` cannot be read.") from None
 
 
 def _wrong_together(config: TrainConfig) -> Iterator[str]:
@@ -153,19 +154,17 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     trainer, model, scheduler, optimizer = config.trainer, config.model, config.scheduler, config.optimizer
     if trainer.max_epochs is None and trainer.max_steps == -1:
         yield "`trainer.max_epochs=null` and `trainer.max_steps=-1`: the run would never end. Set one of them."
-    freeze, clip = config.finetune.freeze_epochs, trainer.gradient_clip_algorithm
-    layers = optimizer.layer_decay
     sharded = {  # with FSDP no device has a whole weight or gradient
-        f"ema.decay={config.ema.decay}": "ema.decay=null" if config.ema.decay is not None else None,
-        f"finetune.freeze_epochs={freeze}": "finetune.freeze_epochs=0" if freeze else None,
-        f"trainer.gradient_clip_algorithm={clip}": "trainer.gradient_clip_algorithm=norm" if clip == "value" else None,
-        f"on_nan={config.on_nan}": "on_nan=stop" if config.on_nan != "stop" else None,
-        f"optimizer.layer_decay={layers}": "optimizer.layer_decay=null" if layers is not None else None,
-        "callbacks.grad_norm=true": "callbacks.grad_norm=false" if config.callbacks.grad_norm else None,
+        "ema.decay": config.ema.decay is not None,
+        "finetune.freeze_epochs": config.finetune.freeze_epochs > 0,
+        "trainer.gradient_clip_algorithm": trainer.gradient_clip_algorithm == "value",
+        "on_nan": config.on_nan != "stop",
+        "optimizer.layer_decay": optimizer.layer_decay is not None,
+        "callbacks.grad_norm": config.callbacks.grad_norm,
     }
-    for setting, instead in sharded.items() if trainer.strategy == "fsdp" else ():
-        if instead is not None:
-            yield f"`{setting}` does not work with FSDP, which shards the weights: use trainer=ddp, or {instead}."
+    if trainer.strategy == "fsdp" and any(sharded.values()):
+        keys = ", ".join(f"`{key}`" for key, is_set in sharded.items() if is_set)
+        yield f"{keys} with FSDP, which shards the weights: reset them to the defaults of conf/, or use trainer=ddp."
     channels, augment, size = model.in_channels, config.augment, config.data.image_size
     for name, numbers in (("mean", model.mean), ("std", model.std)):
         count = 3 if numbers == "auto" else len(numbers)
@@ -198,6 +197,8 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     for setting, waits in waiting.items() if trainer.limit_val_batches == 0 else ():
         if waits:
             yield f"`{setting}` needs validation, and trainer.limit_val_batches=0 turns it off."
+    if scheduler.name is None and scheduler.target is None:
+        yield "`scheduler.name` is missing: give the name of a schedule, or a class as scheduler._target_."
     if scheduler.name == "plateau" and scheduler.monitor is None:
         yield "`scheduler.monitor` is missing: scheduler=plateau needs a metric, such as `monitor: ${monitor}`."
     if scheduler.interval == "step" and scheduler.monitor is not None:
@@ -210,8 +211,6 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
     yield from () if of_another_run else _wrong_folds(config.data)
     if config.resume.requeue and config.resume.run != "auto":
         yield "`resume.requeue=true` needs resume=auto, with which the requeued job resumes its run."
-    if optimizer.nesterov and optimizer.momentum == 0 and "momentum" in optimizer.model_fields_set:
-        yield "`optimizer.nesterov=true` needs optimizer.momentum above 0."
     for name, run in {"from_run": config.from_run, "from_wandb": config.from_wandb}.items():
         if run is not None and isinstance(config, schema.BenchmarkConfig):
             yield f"`{name}={run}` is for train only: give the settings of that run instead."
@@ -240,8 +239,6 @@ def _wrong_folder(data: DataConfig) -> Iterator[str]:
     created = data.demo_seed is not None or data.idx is not None  # on first use
     if not created and not os.path.exists(root):  # noqa: PTH110
         yield f"`data.root={root}` does not exist: give the folder of the images with data.root=PATH."
-    elif data.name == "prepared" and not os.path.exists(f"{root}/prepared.json"):  # noqa: PTH110
-        yield f"`data.root={root}` has no prepared.json: create it with `alexlab prepare data.root=IMAGES out={root}`."
 
 
 def _wrong_overrides(config: schema.CommandConfig) -> Iterator[str]:
@@ -249,8 +246,7 @@ def _wrong_overrides(config: schema.CommandConfig) -> Iterator[str]:
     last = {word.lstrip("+").partition("=")[0]: word for word in config.overrides}
     for name in FILLED_IN:
         if name in last:
-            instead = "choose a run directory with hydra.run.dir=PATH" if name == "run_dir" else "remove it"
-            yield f"`{last[name]}`: {name} is filled in by the command; {instead}."
+            yield f"`{last[name]}` {REPLACED.get(name, 'is filled in: remove it.')}"
     if not isinstance(config, TrainConfig):
         return
     if word := last.get("model.net.num_classes"):
@@ -270,19 +266,15 @@ def _missing(model: type[Group], plain: Plain, path: KeyPath) -> str:
     """Return the message for a key that is absent or `???`."""
     field, name = _field_at(model, path), _name(path)
     hints = _hints(field)
-    if field is None:
-        return f"`{name}` is missing: give it with {name}=VALUE."
     if "option" in hints:
         return f"`{name}` is missing: choose an option by its name, such as {name}={hints['option']}."
     if "give" in hints:
         return f"`{name}` is missing: give {hints['give']}."
-    if len(path) > 1 and "option" in _hints(_field_at(model, path[:1])):
-        return f"`{name}` is missing: the yaml of {_choice(plain, path[0])} must set it to {_words(field)}."
-    return f"`{name}` is missing: set it to {_words(field)}."
+    return f"`{name}` is missing: give it with {name}=VALUE."
 
 
-def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
-    """Return the message for a wrong value: what it must be."""
+def _wrong(model: type[Group], plain: Plain, path: KeyPath, errors: list[Any]) -> str:
+    """Return the message for a wrong value: what it must be, in the words of a `Rule` or of pydantic."""
     field, name, value = _field_at(model, path), _name(path), value_at(plain, path)
     setting = _setting(path, value)
     if replaced := REPLACED.get(name) or REPLACED.get(f"{name}={shown(value)}"):
@@ -292,20 +284,22 @@ def _wrong(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if value is None and {"give", "option"} & _hints(field).keys():
         return _missing(model, plain, path)
     if (group := group_in(field)) is not None:
-        hint = f"set one, such as {name}.{next(iter(fields_of(group)), '')}=VALUE."
-        if option := _hints(field).get("option"):
-            hint = f"a recipe chooses an option with `override /{name}: {option}`."
-        off = " logger=csv turns W&B off." if group is schema.WandbConfig else ""
-        return f"{setting} must be a group of keys: {hint}{off}"
-    kinds, words = [kind for kind in _kinds(field) if kind[0] != "null"], _words(field)
-    if value == "" and kinds[0][0] == "a text":
-        return f"{setting} must not be empty."
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            return f"{setting} must be finite: {words}."
-        if len(kinds) == 1 and kinds[0][1] and (isinstance(value, int) or kinds[0][0] == "a number"):
-            return f"{setting} must be {words.removeprefix(kinds[0][0]).strip().removeprefix('of ')}."  # the range
-    return f"{setting} must be {words}."
+        option = _hints(field).get("option")
+        hint = f" A recipe chooses an option with `override /{name}: {option}`." if option else ""
+        return f"{setting} must be a group of keys: {', '.join(fields_of(group)) or '{}'}.{hint}"
+    errors = [each for each in errors if each["type"].startswith(("greater", "less", "finite"))] or errors
+    texts = [each["msg"].replace("'", "") if each["type"] == "literal_error" else each["msg"] for each in errors]
+    rules = list(dict.fromkeys(map(_rule, texts)))
+    rules = [rule for rule in rules if rule != "a whole number" or "a number" not in rules]
+    entry = next((f" in entry {part}" for part in errors[0]["loc"][len(path) :] if isinstance(part, int)), "")
+    return f"{setting} must be {' or '.join(rules)}{entry}."
+
+
+def _rule(message: str) -> str:
+    """Turn a message of pydantic, "Input should be a valid integer", into the end of "must be ..."."""
+    for theirs, ours in PYDANTICS.items():
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
@@ -315,13 +309,8 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if "." in name:
         return f"{text} Nest it in yaml: {name.replace('.', ': {')}: {shown(value)}{'}' * name.count('.')}."
     if "choices" in fields_of(model) and (path[0] in RECIPES or path == ("sweep", "hydra")):
-        choice = _choice(plain, path[0])
-        return f"`{choice}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
-    has_target = name == "_target_" or (isinstance(value, dict) and "_target_" in value)
-    if has_target and path[0] == "logger":
-        return f"{text} Give a logger of your own another name than wandb, tensorboard and mlflow."
-    if has_target and path[0] != "callbacks":
-        return f"{text} Remove it: {path[0]} is not built from a _target_."
+        option = shown(value_at(plain, ("choices", path[0])) or "NAME")
+        return f"`{path[0]}={option}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
     if near := nearest(model, plain, path):
         return f"{text} Did you mean `{near}`?"
     if above in (("callbacks",), ("metrics",), ("logger",)):
@@ -329,86 +318,34 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if not above and "my" in fields_of(model):
         return f"{text} Keys of your own belong in the section my, as +my.{name}=VALUE."
     known = [key for key in fields_of(group_at(model, above) or model) if key not in FILLED_IN]
-    if len(known) > 20:
-        return f"{text} `{model.__doc__} --help` lists the keys of {_name(above)}."
     return f"{text} {_name(above) or 'The config'} has {', '.join(known) or 'no keys'}."
 
 
 def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
     """Return the key that is probably meant: a synonym, the same name in another group, or a similar name."""
-    name, net = str(path[-1]), value_at(plain, ("model", "net"))
+    name, above, net = str(path[-1]), _name(path[:-1]), value_at(plain, ("model", "net"))
     keys = [key for key in describe(model) if key not in FILLED_IN]
     keys += [f"model.net.{key}" for key in net] if isinstance(net, dict) and "model" in model.model_fields else []
-    group = plain.get(path[0])
     if SYNONYMS.get(name) in keys:
         return SYNONYMS[name]
+    by_leaf = {key.rpartition(".")[2]: key for key in reversed(keys) if not key.endswith("_target_")}
+    siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == above}
+    group = plain.get(path[0])
     if isinstance(group, dict) and "_target_" in group and len(path) == 2:  # the keys of the option alone
-        known = {*group, *fields_of(group_at(model, path[:1]) or Group)} - {name}
-        near = difflib.get_close_matches(name, known, 1, NEAR)
-        return f"{path[0]}.{near[0]}" if near else None
-    leaves = {key: key.rpartition(".")[2] for key in keys}
-    same = sorted((key for key in keys if leaves[key] == name), key=lambda key: key.count("."))
-    if same and [key.count(".") for key in same].count(same[0].count(".")) == 1:
-        return same[0]
-    siblings = {leaves[key]: key for key in keys if key.rpartition(".")[0] == _name(path[:-1])}
-    parts = [leaf for leaf in siblings if name in leaf.split("_")]  # size of image_size
-    near = difflib.get_close_matches(name, siblings, 1, NEAR) or difflib.get_close_matches(name, parts, 1, 0)
-    if near:
-        return siblings[near[0]]
-    by_leaf = {leaf: key for key, leaf in reversed(leaves.items())}
-    near = difflib.get_close_matches(name, by_leaf, 1, NEARER)
-    return by_leaf[near[0]] if near else None
-
-
-def _words(field: FieldInfo) -> str:
-    """Return the values that a key takes, as the end of "must be ..."."""
-    parts = [f"{noun} {bounds}".strip() for noun, bounds in _kinds(field)]
-    options = [part for part in parts if part != "null"]
-    text = f"one of {', '.join(options)}" if len(options) > 2 else " or ".join(options)
-    return f"{text}, or null" if "null" in parts else text
-
-
-def _kinds(field: FieldInfo) -> list[tuple[str, str]]:
-    """List the types that a key takes, each as a noun and bounds: ("a number", "above 0")."""
-    nouns = {int: "a whole number", float: "a number", str: "a text", type(None): "null", dict: "a mapping"}
-
-    def walk(annotation: Any, metadata: Sequence[Any]) -> list[tuple[str, str]]:
-        origin, args = get_origin(annotation), get_args(annotation)
-        if rules := [part for part in metadata if isinstance(part, Rule)]:
-            return [(rules[0].words, "")]
-        if origin is Annotated:
-            return walk(args[0], [*args[1:], *metadata])
-        if origin in (Union, types.UnionType):
-            kinds = [kind for arg in args for kind in walk(arg, ())]
-            return [kind for kind in kinds if ("a number", kind[1]) not in kinds or kind[0] != "a whole number"]
-        if origin is Literal:
-            return [(shown(value), "") for value in args]
-        if annotation is bool:
-            return [("true", ""), ("false", "")]
-        if origin is list:
-            return [("a list of texts" if "str" in str(args) else "a list", "")]
-        return [(nouns.get(origin or annotation, f"of type {annotation}"), _bounds(metadata))]
-
-    return walk(field.annotation, field.metadata)
-
-
-def _bounds(metadata: Sequence[Any]) -> str:
-    """Return the range of a number as text, such as "above 0", from pydantic's constraints."""
-    ends = {sign: getattr(part, sign) for part in metadata for sign in ("ge", "gt", "le", "lt") if hasattr(part, sign)}
-    low = f"from {ends['ge']}" if "ge" in ends else f"above {ends['gt']}" if "gt" in ends else ""
-    high = f"{ends['le']}" if "le" in ends else f"below {ends['lt']}" if "lt" in ends else ""
-    if low and high:
-        return f"{low} to {high}" if "ge" in ends else f"{low} and {'at most ' if 'le' in ends else ''}{high}"
-    return f"of at least {ends['ge']}" if "ge" in ends else low or (f"of at most {high}" if "le" in ends else high)
-
-
-LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|null|yes|no|on|off", re.IGNORECASE)
+        by_leaf, siblings = {}, siblings | {key: f"{above}.{key}" for key in group}
+    for known, least in ((siblings, NEAR), (by_leaf, NEARER)):
+        if near := difflib.get_close_matches(name, known, 1, least):
+            return known[near[0]]
+    return None
 
 
 def _setting(path: KeyPath, value: Any) -> str:
     """Return `key=value` for a message, or `key` alone if the value is a mapping or long."""
     text = shown(value)
     return f"`{_name(path)}`" if isinstance(value, dict) or len(text) > 80 else f"`{_name(path)}={text}`"
+
+
+LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|null|yes|no|on|off", re.IGNORECASE)
 
 
 def shown(value: Any) -> str:
@@ -419,16 +356,10 @@ def shown(value: Any) -> str:
         return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, str):
         return f"'{value}'" if LIKE_ANOTHER_TYPE.fullmatch(value) else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value:.0f}".replace("inf", ".inf").replace("nan", ".nan")
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 # -- Paths into models and into plain configs
-
-
-def _choice(plain: Plain, group: str) -> str:
-    return f"{group}={shown(value_at(plain, ('choices', group)) or 'NAME')}"
 
 
 def _name(path: KeyPath) -> str:
