@@ -21,6 +21,7 @@ from alexlab.commands.evaluate import DOWNLOADING
 from alexlab.commands.predict import Listed, find_images
 from alexlab.data import decode
 from alexlab.data.fast import prepared
+from alexlab.data.folder import split_folders
 from alexlab.data.index import Index
 from alexlab.data.sources import need_index
 from alexlab.data.transforms import SampleTransform
@@ -138,7 +139,8 @@ def need_extra(format: str) -> None:
 def choose_images(config: ExportConfig, run_config: TrainConfig) -> tuple[Index, list[int]]:
     """Choose at most `CHECKED` images, evenly spaced, of `config.images` or of the run's own folder."""
     root = Path(run_config.data.root or "")
-    folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+    folders = split_folders(root) if root.is_dir() else {}
+    folder = folders.get("test", folders.get("val", root))
     images: Index
     if config.images:
         images = Listed(find_images(str(config.images)))
