@@ -151,9 +151,7 @@ def test_what_systems_leave_in_folders_is_skipped_and_counted(tmp_path: Path) ->
 def test_a_class_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:
     names = {"cafe\u0301": 1, "dog": 1}  # e and an accent
     make(tmp_path, **names)
-    with pytest.raises(
-        UserError, match=r"the class caf\u00e9 exists twice, because its name is stored in two Unicode forms"
-    ):
+    with pytest.raises(UserError, match=r"exists twice, because its name is stored in two Unicode forms"):
         scan(tmp_path, ("caf\u00e9", "dog"))
 
 
