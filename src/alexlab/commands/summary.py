@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from alexlab.analysis import compare
+from alexlab.data import first_look
 from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.fast.prepared import PreparedIndex
 from alexlab.data.sources import Data
@@ -141,7 +142,7 @@ def report_start(config: Any, experiment: "Experiment") -> None:
     if m.in_channels != 3:  # mean and std may be converted from those of RGB
         mean, std = normalization(experiment.task.net, m.mean, m.std, m.in_channels)
         log.info(f"model.in_channels={m.in_channels}: the pixels are normalized with mean {mean} and std {std}")
-    for line in data.notes():
+    for line in [*data.notes(), *first_look.warnings_of(data.splits)]:
         log.warning("%s", line)
     counts = data.class_counts if isinstance(data, ImageFolders) else []
     rarest, most = min(filter(None, counts), default=0), max(counts, default=0)
