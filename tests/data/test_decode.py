@@ -1,5 +1,6 @@
 """Decoding, cropping and resizing, compared with Pillow and torchvision."""
 
+import io
 import struct
 import tracemalloc
 import zlib
@@ -247,6 +248,59 @@ def test_decoded_pixels_may_have_any_number_of_channels() -> None:
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_of_16_bits(path: Path, pixels: np.ndarray) -> Path:
+    """Write uint16 (height, width, C) as a PNG, which Pillow does for grey only."""
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
+    body = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_scaled_or_refused_if_most_are_unused(channels: int, tmp_path: Path) -> None:
+    eight = np.random.default_rng(0).integers(1, 256, (20, 30, channels), dtype=np.uint16)
+    pixels = read_as(png_of_16_bits(tmp_path / "full.png", eight * 257), channels)
+    assert np.array_equal(pixels, eight)
+    for bits in (8, 12):
+        path = png_of_16_bits(tmp_path / f"{bits}.png", eight * 2 ** (bits - 8))
+        with pytest.raises(
+            decode.BrokenImageError, match=r"its 16-bit pixels are all below 4096, so it would be almost"
+        ):
+            decode.read(str(path), lambda picture: picture.pixels(channels=channels))
+    if channels == 1:
+        black = png_of_16_bits(tmp_path / "black.png", eight * 0)
+        assert not read_as(black, 1).any()
+
+
+def test_other_kinds_of_numbers_are_right_or_refused(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint16)
+    Image.fromarray(grey * 257).save(tmp_path / "white.tif", tiffinfo={262: 0})  # 0 is white
+    assert np.array_equal(read_as(tmp_path / "white.tif", 1)[..., 0], 255 - grey)
+    body = (grey * 16).astype(">u2").tobytes()
+    (tmp_path / "12.pgm").write_bytes(b"P5 30 20 4095\n" + body)  # the file says that 4095 is white
+    assert np.abs(read_as(tmp_path / "12.pgm", 1)[..., 0].astype(int) - grey).max() <= 1
+    for name, values in (("integers", grey.astype(np.int32)), ("floating-point numbers", grey.astype(np.float32))):
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        with pytest.raises(
+            decode.BrokenImageError, match=f"{name}: save it with eight bits per channel, from 0 to 255"
+        ):
+            decode.read(str(tmp_path / "a.tif"), lambda picture: picture.pixels())
+
+
+def test_what_stands_behind_a_picture_is_not_read(tmp_path: Path) -> None:
+    """Phones append videos, depth maps and further pictures; limits count the first picture alone."""
+    path = photo(tmp_path / "a.jpg", (64, 48))
+    encoded = path.read_bytes()
+    plain = whole(path)
+    for rest in (encoded * 200, b"\0\0\0\x18ftypmp42" + bytes(5000)):
+        path.write_bytes(encoded + rest)
+        assert np.array_equal(whole(path), plain)
+    Image.open(io.BytesIO(encoded)).save(path, "JPEG", progressive=True, quality=95)
+    assert decode.scans_of(path.read_bytes()) == path.read_bytes().count(b"\xff\xda") > 5
 
 
 @pytest.mark.parametrize(

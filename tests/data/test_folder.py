@@ -31,7 +31,7 @@ def test_classes_and_paths_are_sorted(tmp_path: Path) -> None:
         str(tmp_path / name) for name in ("cat/0.jpg", "cat/deep/B.JPEG", "dog/0.jpg", "dog/1.jpg")
     ]
     assert index.targets.tolist() == [0, 0, 1, 1]
-    assert index.ignored == {".txt": 1}
+    assert index.ignored == {".txt": 1, "hidden": 1}
     last = index.subset(np.array([3, 1]))
     assert [last.path(i) for i in (0, 1)] == [str(tmp_path / "dog/1.jpg"), str(tmp_path / "cat/deep/B.JPEG")]
 
@@ -57,18 +57,20 @@ def test_val_may_lack_a_class_but_not_have_a_new_one(tmp_path: Path) -> None:
         scan(make(tmp_path / "b", bird=1, cat=1), ("cat", "dog"))
 
 
-def test_links_are_followed_and_circles_refused(tmp_path: Path) -> None:
-    make(tmp_path / "real", more=2)
+def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
+    make(tmp_path / "real", more=2, other=2)
     make(tmp_path / "data", cat=1)
     (tmp_path / "data/dog").symlink_to(tmp_path / "real/more")
-    (tmp_path / "data/cat/linked").symlink_to(tmp_path / "real/more")
+    (tmp_path / "data/cat/linked").symlink_to(tmp_path / "real/other")
     (tmp_path / "data/cat/one.JPG").symlink_to(tmp_path / "real/more/0.jpg")
     index = scan(tmp_path / "data")
     names = [index.path(i).removeprefix(f"{tmp_path}/data/") for i in range(len(index))]
     assert names == ["cat/0.jpg", "cat/linked/0.jpg", "cat/linked/1.jpg", "cat/one.JPG", "dog/0.jpg", "dog/1.jpg"]
-    (tmp_path / "real/more/back").symlink_to(tmp_path / "data/cat")
-    with pytest.raises(UserError, match=r"cat/linked/back is a link to a folder that contains it: remove the link"):
-        scan(tmp_path / "data")
+    for place, other in (("real/other/back", "data/cat"), ("data/zebra", "real/more")):
+        (tmp_path / place).symlink_to(tmp_path / other)
+        with pytest.raises(UserError, match=r"^/.*/(back|zebra) and /.*/(cat|dog) are the same folder, because one is"):
+            scan(tmp_path / "data")
+        (tmp_path / place).unlink()
 
 
 def test_a_split_is_stratified_disjoint_and_by_seed(tmp_path: Path) -> None:
@@ -98,6 +100,59 @@ def test_a_folder_that_is_neither_split_nor_to_be_split(tmp_path: Path) -> None:
     make(tmp_path / "c/val", cat=1)
     with pytest.raises(UserError, match=r"contains no train/ folder: "):
         find_splits(tmp_path / "c", divided=True)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Train", "Val", "TEST"),
+        ("train", "valid", "test"),
+        ("training", "Validation", "Testing"),
+    ],
+)
+def test_splits_are_found_by_their_usual_names(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        make(tmp_path / name, cat=2, dog=1)
+    splits = find_splits(tmp_path)
+    assert {split: (index.root.name, len(index)) for split, index in splits.items()} == {
+        split: (name, 3) for split, name in zip(("train", "val", "test"), names, strict=True)
+    }
+    make(tmp_path / "VALIDATION", cat=1)
+    with pytest.raises(UserError, match=r"contains \w+ and \w+, which are both val: remove one"):
+        find_splits(tmp_path)
+
+
+def test_names_with_a_split_in_them_are_no_classes(tmp_path: Path) -> None:
+    """Classes whose names contain such a word have images, not folders."""
+    for name in ("seg_train", "seg_test"):
+        make(tmp_path / "a" / name, cat=1, dog=1)
+    with pytest.raises(
+        UserError, match="contains seg_test, seg_train, whose names are those of splits and not of clas"
+    ):
+        find_splits(tmp_path / "a", divided=True)
+    make(tmp_path / "b", test_tube=2, beaker=2)
+    assert find_splits(tmp_path / "b", divided=True)["train"].classes == ("beaker", "test_tube")
+
+
+def test_what_systems_leave_in_folders_is_skipped_and_counted(tmp_path: Path) -> None:
+    root = make(tmp_path, cat=2, dog=1)
+    for junk in ("__MACOSX/cat", "cat/@eaDir/0.jpg", "dog/deeper/@eaDir", ".ipynb_checkpoints", "cat/.git", "#recycle"):
+        make(root / junk, x=3)
+    (root / "dog/._0.jpg").touch()
+    (root / ".DS_Store").touch()
+    index = scan(root)
+    assert (index.classes, len(index)) == (("cat", "dog"), 3)
+    assert index.ignored == {
+        "__MACOSX/": 1, "@eaDir/": 2, ".ipynb_checkpoints/": 1, ".git/": 1, "#recycle/": 1, "hidden": 1,
+    }  # fmt: skip
+
+
+def test_a_class_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:
+    names = {"cafe\u0301": 1, "dog": 1}  # e and an accent
+    make(tmp_path, **names)
+    with pytest.raises(UserError, match=r"exists twice, because its name is stored in two Unicode forms"):
+        scan(tmp_path, ("caf\u00e9", "dog"))
 
 
 def test_a_new_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import glob
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.progress import track
 
 from alexlab.data import decode
 from alexlab.data.dataset import ImageDataset
-from alexlab.data.folder import EXTENSIONS
+from alexlab.data.folder import images_below
 from alexlab.data.index import Index
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler
@@ -48,10 +49,11 @@ def find_images(named: str) -> list[str]:
     path = Path(named).expanduser()
     if path.is_file():
         return [str(path)]
-    pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
-    paths = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
     if path.is_dir():
-        paths = [name for name in paths if name.lower().endswith(EXTENSIONS)]
+        names = images_below(path, ".", {}, Counter(), {})
+        paths = sorted(os.path.join(path, os.fsdecode(name.removeprefix(b"./"))) for name in names)
+    else:
+        paths = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
     if not paths:
         raise UserError(f"`images={named}` names no image: give a file, a folder or a quoted glob ('photos/*.jpg').")
     return paths

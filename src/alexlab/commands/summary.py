@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from alexlab.analysis import compare
+from alexlab.data import first_look
 from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.fast.prepared import PreparedIndex
 from alexlab.data.sources import Data
@@ -132,7 +133,7 @@ def report_start(config: Any, experiment: "Experiment") -> None:
         f"{devices.world_size} x {devices.kind}, {facts['precision']} | global batch {plan.global_batch} | "
         f"{plan.steps_per_epoch} steps per epoch, {plan.steps} in total | learning rate {plan.lr:g}"
     )
-    for line in data.notes():
+    for line in [*data.notes(), *first_look.warnings_of(data.splits)]:
         log.warning("%s", line)
     counts = data.class_counts if isinstance(data, ImageFolders) else []
     rarest, most = min(filter(None, counts), default=0), max(counts, default=0)

@@ -15,6 +15,7 @@ from alexlab.commands.build import Experiment, build, build_data, build_task, lo
 from alexlab.commands.build_transforms import build_transforms
 from alexlab.commands.session import RunSession
 from alexlab.commands.start import Start, find_start
+from alexlab.data import first_look
 from alexlab.data.sources import Data
 from alexlab.engine import checkpoint_io, launcher, run_dir
 from alexlab.engine.devices import Devices, choose_precision, find_devices
@@ -90,6 +91,7 @@ def show_plan(start: Start, devices: Devices) -> None:
     load_checkpoint(config, task, data, plan, start.trusted)
     if launcher.rank() == 0:
         plans.show(plan, config, devices, data.images, task.net, data.readable_classes)
+        report([f"note: {line}" for line in (*data.notes(), *first_look.warnings_of(data.splits))])
 
 
 def train_on_workers(start: Start, devices: Devices) -> float | None:

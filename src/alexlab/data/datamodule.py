@@ -143,8 +143,9 @@ class ImageFolders(pl.LightningDataModule):
         elif archives.is_archives(self.root):
             self.splits = {"val": archives.read(self.root)["val"]}
         else:
-            split = next((split for split in ("test", "val") if (self.root / split).is_dir()), None)
-            self.splits = {split or "test": self._scan(self.root / split if split else self.root)}
+            folders = folder.split_folders(self.root)
+            split = next((split for split in ("test", "val") if split in folders), "test")
+            self.splits = {split: self._scan(folders.get(split, self.root))}
         self._check_channels()
 
     def _check_channels(self) -> None:
@@ -219,7 +220,12 @@ class ImageFolders(pl.LightningDataModule):
         for split, index in self.splits.items():
             for part in index.parts if isinstance(index, Selection) else (index,):
                 ignored = dict(part.ignored) if isinstance(part, ImageIndex) else {}
-                outside = ignored.pop("", 0)
+                outside, hidden = ignored.pop("", 0), ignored.pop("hidden", 0)
+                skipped = [f"{name} ({ignored.pop(name):,})" for name in sorted(ignored) if name.endswith("/")]
+                if skipped:
+                    lines.append(f"{part.root}: folders of these names are skipped: {', '.join(skipped)}")
+                if hidden:
+                    lines.append(f"{part.root}: hidden images are skipped: {hidden:,}")
                 if ignored:
                     by_count = sorted(ignored.items(), key=lambda item: -item[1])
                     counts = ", ".join(f"{count:,} {suffix}" for suffix, count in by_count)

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import stat
 import struct
 import warnings
@@ -25,7 +26,7 @@ from alexlab.engine.errors import UserError
 T = TypeVar("T")
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
-ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
 # values of the tag; for 5 to 8, rows and columns are exchanged first
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
 FIRST_READ = 2**18  # bytes: most files are smaller
@@ -35,10 +36,14 @@ BLOCK = 16  # rows of the largest block of a JPEG, over the three colours
 # Channels that a file can be decoded to, by Pillow's names and simplejpeg's. Grey is the luma, 0.299 R + 0.587 G +
 # 0.114 B: a JPEG's own, else as Pillow computes it. Alpha is 255 if the file has none.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what ends the pixels of a scan in a JPEG
+DARK = 2**12  # 16-bit pixels that are all below it use 12 bits, as of microscopes and X-rays
 JPEG_MODES = MODES | {1: "GRAY"}
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
 # Pillow's formats that are common on the web; the rest start programs (EPS runs Ghostscript) or are rarely reviewed
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+EIGHT_BITS = "save it with eight bits per channel, from 0 to 255"
+TOO_DARK = f"its 16-bit pixels are all below {DARK}, so it would be almost black: {EIGHT_BITS}"
 # what Pillow was seen to raise for damaged files
 PILLOW_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError)
 PILLOW_ERRORS += (OverflowError, struct.error, Image.DecompressionBombError)
@@ -73,14 +78,20 @@ class Picture:
         orientation: of the stored pixels, 1 to 8 as in EXIF.
         jpeg: the file's bytes if simplejpeg decodes it, else empty.
         image: Pillow's image, once Pillow has opened it.
+        has_16_bits: whether Pillow takes the upper eight of 16 bits per channel.
     """
 
     def __init__(self, source: "bytes | Image.Image") -> None:
         """Read the header of a file's bytes, or of an image that Pillow has opened. Raises OSError if it cannot."""
         self.image: Image.Image | None = None
+        self.has_16_bits = False
         self.jpeg = b""
         if isinstance(source, bytes):
-            if source[:2] == b"\xff\xd8" and (scans := source.count(b"\xff\xda")) > MAX_SCANS:
+            if (
+                source[:2] == b"\xff\xd8"
+                and source.count(b"\xff\xda") > MAX_SCANS
+                and (scans := scans_of(source)) > MAX_SCANS
+            ):
                 raise OSError(f"it has {scans} scans, and at most {MAX_SCANS} are decoded")
             header = parse_jpeg(source)
             if header is not None:
@@ -88,6 +99,9 @@ class Picture:
         if not self.jpeg:
             with pillow_errors():
                 self.image = pillow_open(source) if isinstance(source, bytes) else source
+                for tile in getattr(self.image, "tile", ())[:1]:  # gone once the image is loaded, as for a PNG's EXIF
+                    stored = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]  # as in "RGB;16B"
+                    self.has_16_bits = isinstance(stored, str) and "16" in stored
                 self.stored, self.orientation = self.image.size, exif_orientation(self.image)
         self.size = self.stored[::-1] if self.orientation >= 5 else self.stored
 
@@ -115,7 +129,7 @@ class Picture:
                 with pillow_errors():
                     self.image = pillow_open(self.jpeg)
         with pillow_errors():
-            pixels = np.array(_converted(self.image, MODES[channels]))
+            pixels = np.array(_converted(self.image, MODES[channels], self.has_16_bits))
             return pixels[..., None] if channels == 1 else pixels, 1
 
     def _top(self, bottom: int | None) -> tuple[bytes, int]:
@@ -228,6 +242,19 @@ def parse_jpeg(encoded: bytes) -> tuple[tuple[int, int], int, int] | None:
     return (width, height), orientation, frame
 
 
+def scans_of(encoded: bytes) -> int:
+    """Count the scans of the first picture of a JPEG, without thumbnails within it and what phones add behind it."""
+    at, scans = 2, 0
+    while at < len(encoded) - 3 and encoded[at] == 0xFF and encoded[at + 1] != 0xD9:
+        is_scan = encoded[at + 1] == 0xDA
+        at += 2 + (encoded[at + 2] << 8 | encoded[at + 3])
+        if is_scan:
+            scans += 1
+            marker = MARKER.search(encoded, at)
+            at = marker.start() if marker else len(encoded)
+    return scans
+
+
 @contextlib.contextmanager
 def pillow_errors() -> Iterator[None]:
     """Turn whatever Pillow raises for a damaged file into an OSError."""
@@ -319,13 +346,22 @@ def _rotate(images: Tensor, orientation: int) -> Tensor:
     return images.flip(3) if orientation in MIRRORED else images
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
+def _converted(image: Image.Image, mode: str, has_16_bits: bool) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError(f"its pixels are floating-point numbers: {EIGHT_BITS}")
+    if image.mode == "I" and image.format != "PPM":  # of a PPM, Pillow scales the values to 16 bits
+        raise ValueError(f"its pixels are 32-bit integers: {EIGHT_BITS}")
+    if image.mode.startswith("I"):  # 16 bits: convert() would clip instead of scaling
+        values = np.asarray(image).astype(np.int64)
+        if 0 < values.max() < DARK:
+            raise ValueError(TOO_DARK)
+        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+            values = 65535 - values  # 0 is white
+        image = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+    elif has_16_bits and np.max(image.convert("RGB").getextrema()) < DARK >> 8:
+        raise ValueError(TOO_DARK)
     if image.mode == mode:
         return image
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers: save it with eight bits per channel")
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: convert() would clip instead of scaling
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert(mode)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "palette images with transparency should be converted to RGBA"
         return image.convert(mode)

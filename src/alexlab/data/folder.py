@@ -7,10 +7,12 @@ folders, split by fractions (stratified, by seed).
 import contextlib
 import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,8 +28,18 @@ from alexlab.engine.errors import UserError
 
 T = TypeVar("T")
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# suffixes of what decode.py reads
+EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS += (".pbm", ".pnm", ".jfif", ".jpe", ".avif", ".jp2")
 KNOWN = frozenset(extension.encode() for extension in EXTENSIONS)
+# Names, in lower case, of folders that archives, network disks, systems and notebooks add: their thumbnails and deleted
+# pictures are no training images. Hidden folders (.git, .ipynb_checkpoints, .@__thumb) are skipped too.
+SKIPPED = {"__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@transcode", "recycler"}
+SKIPPED |= {"$recycle.bin", "lost+found", "cvs", "__pycache__", "system volume information", "network trash folder"}
+SKIPPED |= {"temporary items"}
+# the usual names of the folders of splits, in any case
+SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+SPELLINGS |= {"test": "test", "testing": "test"}
 REPORT_EVERY = 10.0  # seconds
 
 
@@ -41,7 +53,8 @@ class ImageIndex(Index):
         ends: int64 (N,): where in `names` the name of image i ends.
         targets: int64 (N,): the class of image i, 0 to len(classes) - 1.
         classes: names of the class folders, sorted.
-        ignored: number of files that are not images, by suffix, and under "" of images outside of the class folders.
+        ignored: number of files that are not images, by suffix; under "" of images outside of the class folders, and
+            under "NAME/" of folders that are skipped.
     """
 
     root: Path
@@ -111,19 +124,31 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
             f"{folder} contains no class folders: it must contain one folder of images per class, as in "
             f"{folder.name}/cat/1.jpg and {folder.name}/dog/2.jpg."
         )
+    forms: dict[str, str] = {}
+    for name in (*(classes or ()), *present):
+        if forms.setdefault(unicodedata.normalize("NFC", name), name) != name:
+            raise UserError(
+                f"{folder}: the class {name} exists twice, because its name is stored in two Unicode forms, as from "
+                "macOS and from Linux: rename one folder, for instance with `convmv -f utf8 -t utf8 --nfc -r --notest`."
+            )
     if classes is not None and (unknown := [name for name in present if name not in classes]):
         raise UserError(
             f"{folder} contains classes that the training images do not: {listed(unknown)}. "
             f"Training has {len(classes)} classes: {listed(classes)}. Rename or remove those folders."
         )
     labels = present if classes is None else classes
+    real: dict[str, str] = {}
     names, lengths, counts = bytearray(), [], np.zeros(len(labels), np.int64)
+    ignored: Counter[str] = Counter()
     with os.scandir(folder) as entries:
-        outside = [e for e in entries if e.name[0] != "." and e.name.lower().endswith(EXTENSIONS) and not e.is_dir()]
-    ignored = Counter({"": len(outside)})
+        for entry in entries:
+            if entry.is_dir():
+                ignored[f"{entry.name}/"] += is_skipped(entry.name)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                ignored["hidden" if entry.name.startswith(".") else ""] += 1
     with_folder = set(present)
     for target, label in enumerate(reported(labels, f"reading {folder}", f"of {len(labels):,} classes")):
-        images = sorted(_images_of_class(folder, label, visited, ignored)) if label in with_folder else []
+        images = sorted(images_below(folder, label, visited, ignored, real)) if label in with_folder else []
         if not images and classes is None:
             raise UserError(
                 f"{folder / label} is a class without images: add images ({', '.join(EXTENSIONS[:4])}, ...) or remove "
@@ -139,10 +164,10 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Return the names of the class folders in `folder`, sorted, without hidden ones."""
+    """Return the names of the class folders in `folder`, sorted, without those that are skipped."""
     try:
         with os.scandir(folder) as entries:
-            return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+            return tuple(sorted(e.name for e in entries if e.is_dir() and not is_skipped(e.name)))
     except FileNotFoundError:
         raise UserError(f"{folder} does not exist: give the folder of the images with data.root=PATH.") from None
     except NotADirectoryError:
@@ -151,39 +176,54 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         raise UserError(f"{folder} may not be read: ask for read permission, or copy the images.") from None
 
 
+def is_skipped(name: str) -> bool:
+    """Return whether a folder of this name has no images of its own: it is hidden, or one of `SKIPPED`."""
+    return name.startswith(".") or name.lower() in SKIPPED
+
+
 def modified_ns(folder: bytes) -> int:
     """Return when a name in `folder` was last added, removed or changed, in nanoseconds."""
     return os.stat(folder).st_mtime_ns  # noqa: PTH116, a Path per folder would take longer
 
 
-def _images_of_class(folder: Path, label: str, visited: dict[bytes, int], ignored: Counter[str]) -> list[bytes]:
-    """Return the names of all images of a class, relative to `folder`; links to folders are followed."""
+def images_below(
+    folder: Path, label: str, visited: dict[bytes, int], ignored: Counter[str], real: dict[str, str]
+) -> list[bytes]:
+    """Return the names of all images in `folder/label` at any depth, relative to `folder`; links are followed.
+
+    Args:
+        visited, ignored: filled; see `scan` and `ImageIndex`.
+        real: filled with the real path of each folder, and the path that led to it.
+
+    Raises:
+        UserError: a link leads to a folder that was read already, or that contains the link.
+    """
     images: list[bytes] = []
     top = os.fsencode(folder) + b"/"
-    waiting: list[tuple[bytes, tuple[bytes, ...]]] = [(os.fsencode(label), ())]  # (folder, real paths of its parents)
+    waiting = [os.fsencode(label)]
     while waiting:
-        current, parents = waiting.pop()
-        prefix = current + b"/"
+        current = waiting.pop()
+        prefix, path = current + b"/", os.fsdecode(top + current)
+        if (first := real.setdefault(os.path.realpath(path), path)) != path:
+            raise UserError(f"{path} and {first} are the same folder, because one is a link: remove the link.")
         try:
             visited[top + current] = modified_ns(top + current)
             with os.scandir(top + current) as entries:
                 for entry in entries:
                     name = entry.name
-                    if name[0] == 46:  # a dot: hidden
-                        continue
                     suffix = name[name.rfind(b".") :].lower()
                     if entry.is_dir():
-                        within = (*parents, os.path.realpath(top + current))
-                        if os.path.realpath(top + prefix + name) in within:
-                            path = os.fsdecode(top + prefix + name)
-                            raise UserError(f"{path} is a link to a folder that contains it: remove the link.")
-                        waiting.append((prefix + name, within))
+                        if is_skipped(os.fsdecode(name)):
+                            ignored[f"{os.fsdecode(name)}/"] += 1
+                            continue
+                        waiting.append(prefix + name)
+                    elif name[0] == 46:  # a dot
+                        ignored["hidden"] += suffix in KNOWN
                     elif suffix in KNOWN:
                         images.append(prefix + name)
                     else:
                         ignored[os.fsdecode(suffix) if b"." in name else "no suffix"] += 1
         except PermissionError:
-            path = os.fsdecode(top + current)
             raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
     return images
 
@@ -202,12 +242,18 @@ def find_splits(
         divided: data.val_fraction or data.folds will choose the val images, so that there may be class folders alone.
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
     """
+    folders = split_folders(root)
+    if "train" in folders:
+        splits = {"train": scan(folders["train"], None)}
+        held_out = [name for name in ("val", "test") if name in folders]
+        return splits | {name: scan(folders[name], splits["train"].classes) for name in held_out}
     present = class_folders(root)
-    if "train" in present:
-        splits = {"train": scan(root / "train", None)}
-        held_out = [name for name in ("val", "test") if name in present]
-        return splits | {name: scan(root / name, splits["train"].classes) for name in held_out}
-    if not divided or {"val", "test"} & {*present}:
+    if not folders and (alike := [name for name in present if looks_like_split(root / name)]):
+        raise UserError(
+            f"{root} contains {listed(alike)}, whose names are those of splits and not of classes: rename them to "
+            "train, val and test."
+        )
+    if not divided or folders:
         near = [path for path in (root.parent, *(root / name for name in present)) if (path / "train").is_dir()]
         hint = f" Did you mean data.root={near[0]}?" if near else ""
         raise UserError(
@@ -215,6 +261,29 @@ def find_splits(
             f"or class folders alone, to be split with data.val_fraction=0.1.{hint}"
         )
     return {"train": scan(root, None)}
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Return the folders train, val and test in `root`, as far as they exist, by any of `SPELLINGS`.
+
+    Raises:
+        UserError: two folders are the same split.
+    """
+    found: dict[str, Path] = {}
+    for name in class_folders(root):
+        split = SPELLINGS.get(name.lower())
+        if split in found:
+            raise UserError(f"{root} contains {found[split].name} and {name}, which are both {split}: remove one.")
+        if split is not None:
+            found[split] = root / name
+    return found
+
+
+def looks_like_split(folder: Path) -> bool:
+    """Return whether a part of a folder's name is that of a split, as in seg_train, and folders are all it contains."""
+    if not {*re.split(r"[\W_\d]+", folder.name.lower())} & {*SPELLINGS}:
+        return False
+    return bool(class_folders(folder)) and not any(path.is_file() and path.name[0] != "." for path in folder.iterdir())
 
 
 # -- for messages, and for data that is written as a folder
