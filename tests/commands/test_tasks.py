@@ -101,9 +101,42 @@ def test_label_smoothing_goes_to_the_loss(shapes: Path) -> None:
 def test_eval_needs_no_training_images_for_class_weights(shapes: Path) -> None:
     config = config_of(*NET, f"data.root={shapes / 'val'}", "loss.class_weights=auto")
     data = build.build_data(config, CPU)
-    data.read_for_evaluation()  # type: ignore[union-attr]
+    data.read_for_evaluation(tuple(sorted(path.name for path in (shapes / "val").iterdir())))  # type: ignore[union-attr]
     task: Any = build.build_task(config, data, "cpu", trusted=None)
     assert task.criterion.weights is None
+
+
+# -- what cannot train
+
+
+def test_batchnorm_of_one_image_per_device_is_refused(shapes: Path) -> None:
+    words = ["model.name=resnet18", "data.image_size=32"]  # its last maps are of one pixel
+    with pytest.raises(
+        UserError, match=r"^`data.batch_size=1` gives one image per device and step, from which BatchNorm"
+    ):
+        task_of(shapes, *words, "data.batch_size=1")
+    config = config_of(*NET, f"data.root={shapes}", *words)
+    data = build.build_data(config, Devices("cpu", local=2, nodes=1)).read()
+    with pytest.raises(UserError, match=r"`data.batch_size=2` gives one image per device"):
+        build.build_task(config, data, "cpu", make_plan(config, 2, data.images), trusted=None)
+    task_of(shapes, *words)
+
+
+def test_a_metric_that_cannot_vary_is_no_monitor(tmp_path: Path) -> None:
+    root = folder_of({"a": 2, "b": 1, "c": 1}, tmp_path)
+    with pytest.raises(
+        UserError, match=r"^`monitor=val/acc5` is 1 with 3 classes, whatever is learned: use val/acc1.$"
+    ):
+        task_of(root, "monitor=val/acc5")
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(
+        UserError, match=r"^`compile=true` needs a compiler \(\w+\+\+\), which this machine lacks: install"
+    ):
+        build.check_compiler("cpu")
 
 
 def test_weights_of_a_loss_are_tested_as_they_were_trained(tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def curves(
     lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # key -> x, y
     for key in ("train/loss", "val/loss", "train/acc1", "val/acc1", "val/acc5", *rates[:1]):
         points = [((row["step"] + 1) / (epoch_steps or 1), row[key]) for row in rows if key in row]
-        if points:
+        is_constant = key == "val/acc5" and all(y == 1 for _, y in points)  # as with five classes or fewer
+        if points and not is_constant:
             lines[key] = np.array([x for x, _ in points]), np.array([y for _, y in points])
     groups = {"loss": "/loss", "accuracy": "/acc", "learning rate": "lr"}
     panels = {title: keys for title, part in groups.items() if (keys := [key for key in lines if part in key])}

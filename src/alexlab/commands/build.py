@@ -3,10 +3,13 @@
 Network, optimizer and checkpoint are tried here once, so that a mistake is reported before the run's directory exists.
 """
 
+import copy
 import math
 import os
 import re
+import shutil
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +69,7 @@ from alexlab.tasks.load import (
     saved_statistics,
     statistics_of,
 )
-from alexlab.tasks.metrics import better, build_metrics, try_metrics
+from alexlab.tasks.metrics import TOP_K, better, build_metrics, try_metrics
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
@@ -127,6 +130,8 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
     data = build_data(config, devices, build_transforms(config, trusted), trusted).read()
     plan = make_plan(config, devices.world_size, data.images, data.train_batches)
     pl.seed_everything(config.seed, verbose=False)
+    if config.compile:
+        check_compiler(devices.kind)
     task = build_task(config, data, devices.kind, plan, trusted)
     done = load_checkpoint(config, task, data, plan, trusted)
     if config.compile:
@@ -192,6 +197,12 @@ def build_task(
     net = build_net(config, num_classes, trains, trusted)
     if trains and (config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1):
         head_of(net, num_classes)  # which must be known
+    if plan is not None and plan.device_batch == 1:
+        try_one_image(net, height_width(config.data.image_size), config)
+    if config.monitor == f"val/acc{TOP_K}" and num_classes <= TOP_K and "acc5" not in config.metrics.model_dump():
+        raise UserError(
+            f"`monitor={config.monitor}` is 1 with {num_classes} classes, whatever is learned: use val/acc1."
+        )
     mean, std = statistics_of(config, net)
 
     # loss and metrics get these facts if their constructors name them, and the task gets all of `known`
@@ -252,6 +263,34 @@ def build_net(config: TrainConfig, num_classes: int, trains: bool, trusted: targ
     for size in {height_width(config.data.image_size), *((side, side) for _, side in config.augment.sizes or ())}:
         try_net(net, size, num_classes, m.in_channels)
     return net
+
+
+def try_one_image(net: nn.Module, size: tuple[int, int], config: TrainConfig) -> None:
+    """Raise UserError if the network cannot train on one image per device, as BatchNorm of a single value cannot."""
+    try:
+        with torch.no_grad():
+            copy.deepcopy(net).train()(torch.zeros(1, config.model.in_channels, *size))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"`data.batch_size={config.data.batch_size}` gives one image per device and step, from which BatchNorm of "
+            f"{type(net).__name__} cannot compute a variance: use at least two images per device."
+        ) from None
+
+
+def check_compiler(kind: str) -> None:
+    """Raise UserError if what `compile=true` needs besides torch is missing."""
+    names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    names = names if kind == "cpu" else [os.environ.get("CC", "gcc"), "cc", "clang"]
+    missing = None if any(map(shutil.which, names)) else f"a compiler ({' or '.join(names)})"
+    if missing is None and not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing = "Python's headers (Python.h)"
+    if missing is not None:
+        raise UserError(
+            f"`compile=true` needs {missing}, which this machine lacks: install it, as with `apt install g++ "
+            "python3-dev`, or add compile=false."
+        )
 
 
 def build_optimizer_settings(

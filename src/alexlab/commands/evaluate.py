@@ -174,7 +174,7 @@ def read_images(
     elif run_config.data.multilabel:
         raise UserError(f"{data.root}: a folder has one class per image, and the run any number: remove data.root.")
     else:
-        read_other_folder(need_index(data, "eval"), dataset)
+        read_other_folder(need_index(data, "eval"), dataset, tuple(checkpoint["alexlab"]["classes"]))
     check_classes(checkpoint, data.classes, data.root)
     data.readable_classes = readable_classes(checkpoint, run_config)
     if run_config.trainer.limit_test_batches is None:  # the same batches, so that sums are rounded in the same way
@@ -187,7 +187,7 @@ def read_images(
     return data
 
 
-def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
+def read_other_folder(data: ImageFolders, dataset: dict[str, Any], classes: tuple[str, ...]) -> None:
     """Read a folder that the command line names: the run's own split if it holds the run's images, else all images."""
     if (how := split_by(data)) is not None:
         with contextlib.suppress(UserError):  # a different folder may have too few images for a split
@@ -198,7 +198,7 @@ def read_other_folder(data: ImageFolders, dataset: dict[str, Any]) -> None:
             f"note: the run's images were split by {how}, and {data.root} has different images: all of "
             "them are tested, so they must not include training images."
         )
-    data.read_for_evaluation()
+    data.read_for_evaluation(classes)
 
 
 def split_by(data: Data) -> str | None:

@@ -136,8 +136,12 @@ class ImageFolders(pl.LightningDataModule):
             return archives.read(self.root)
         return folder.find_splits(self.root, self.val_fraction is not None or self.folds is not None, self._scan)
 
-    def read_for_evaluation(self) -> None:
-        """Find the images of a folder that needs no training images: test/, else val/, else its class folders."""
+    def read_for_evaluation(self, classes: tuple[str, ...]) -> None:
+        """Find the images of a folder that needs no training images: test/, else val/, else its class folders.
+
+        Args:
+            classes: of the training, of which the folder may have only some.
+        """
         if prepared.is_prepared(self.root):
             self.splits = prepared.read(self.root)
         elif archives.is_archives(self.root):
@@ -145,7 +149,7 @@ class ImageFolders(pl.LightningDataModule):
         else:
             folders = folder.split_folders(self.root)
             split = next((split for split in ("test", "val") if split in folders), "test")
-            self.splits = {split: self._scan(folders.get(split, self.root))}
+            self.splits = {split: self._scan(folders.get(split, self.root), classes)}
         self._check_channels()
 
     def _check_channels(self) -> None:
@@ -234,7 +238,7 @@ class ImageFolders(pl.LightningDataModule):
                     lines.append(f"{part.root}: images outside of the class folders are ignored: {outside:,}")
             empty = [index.classes[target] for target in np.flatnonzero(class_counts(index) == 0)]
             if empty:
-                lines.append(f"{split} contains no image of {len(empty)} classes: {folder.listed(empty)}")
+                lines.append(f"{split} contains no image of {folder.listed(empty)}")
         return list(dict.fromkeys(lines))  # splits of one folder ignore the same files
 
     def paths_of_batch(self, epoch: int, batch: int, rank: int) -> list[str]:
