@@ -298,7 +298,7 @@ def test_a_checkpoint_of_another_network_or_of_other_classes_is_refused(shapes: 
     words = ["eval.py", f"run={run_dir}", f"paths.logs={tmp_path}", "data.num_workers=0"]
     assert_refused(
         command(*words, f"data.root={tmp_path}/data"),
-        "contains classes that the training images do not: arrow, zebra",
+        "contains classes that the training images do not: zebra",
         "bar, circle",
     )
     (run_dir / "checkpoints/best.ckpt").write_bytes(b"x" * 100)
