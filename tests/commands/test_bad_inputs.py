@@ -131,7 +131,11 @@ FILES: dict[str, Callable[[], bytes]] = {
     "rotated by EXIF, as TIFF": lambda: rotated("TIFF"),
     "rotated by EXIF, as WebP": lambda: rotated("WEBP", lossless=True),
     "rotated by EXIF, as PNG": lambda: rotated("PNG"),
-    "16-bit TIFF with a sign": lambda: encoded(Image.fromarray(np.array([[-5, 0, 0x1234, 0x7FFF]], np.int32)), "TIFF"),
+    "16-bit grey PNG that uses 12 bits": lambda: encoded(Image.fromarray(np.uint16([[0, 7, 0xFFF]])), "PNG"),
+    "16-bit grey TIFF of which 0 is white": lambda: encoded(
+        Image.fromarray(np.uint16([[0xFFFF, 0xEDFF, 0x7FFF, 0]])), "TIFF", tiffinfo={262: 0}
+    ),
+    "TIFF of 32-bit integers": lambda: encoded(Image.fromarray(np.array([[-5, 0, 0x1234, 0x7FFF]], np.int32)), "TIFF"),
     "JPEG of 300 scans": many_scans,
     "bytes after the end of the JPEG": lambda: encoded(source(), "JPEG") + b"more" * 99,
     "one pixel": lambda: encoded(source().crop((0, 0, 1, 1)), "PNG"),
@@ -142,7 +146,7 @@ RIGHT: dict[str, Callable[[bytes], np.ndarray]] = {
     "16-bit grey PNG": lambda _: np.repeat(np.uint8([[[0], [0x12], [0x80], [0xFF]]]), 3, 2),
     "16-bit RGB PNG": lambda _: np.uint8([[[0, 0x12, 0x80], [0xFF, 1, 0]]]),
     **{kind: upright for kind in FILES if kind.startswith("rotated by EXIF")},
-    "16-bit TIFF with a sign": lambda _: np.repeat(np.uint8([[[0], [0], [0x12], [0x7F]]]), 3, 2),
+    "16-bit grey TIFF of which 0 is white": lambda _: np.repeat(np.uint8([[[0], [0x12], [0x80], [0xFF]]]), 3, 2),
     "animated WebP": lambda _: np.asarray(source()),
     "TIFF of several pages": lambda _: np.asarray(source()),
     "PNG called .jpg": lambda _: np.asarray(source()),
@@ -229,7 +233,13 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
     "an empty class in train": (lambda root: (root / "train/empty").mkdir(), 0),
     "a class that may not be read": (lambda root: (root / "train/dog").chmod(0), 0),
     "no val": (lambda root: (root / "val").rename(root / "gone"), 0),
-    "hidden folders and files": (lambda root: images(root, "train/.git/1.jpg", "train/cat/._1.jpg"), 8),
+    "hidden folders, and those of archives and network disks": (
+        lambda root: images(root, "train/.git/1.jpg", "train/__MACOSX/1.jpg", "train/cat/@eaDir/1.jpg"), 8),
+    "hidden files": (lambda root: images(root, "train/cat/._1.jpg"), 8),
+    "val called Valid": (lambda root: (root / "val").rename(root / "Valid"), 8),
+    "train and val called seg_train and seg_val": (
+        lambda root: [(root / name).rename(root / f"seg_{name}") for name in ("train", "val")], 0),
+    "a class that is a link to another class": (lambda root: (root / "train/wolf").symlink_to(root / "train/dog"), 0),
     "files with other suffixes": (others, 8),
     "images outside of the class folders": (lambda root: images(root, "train/1.jpg"), 8),
     "a suffix in capitals": (lambda root: (root / "train/cat/1.jpg").rename(root / "train/cat/1.JPG"), 8),
