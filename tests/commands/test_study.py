@@ -90,7 +90,7 @@ def test_the_ends_of_the_space_are_checked_before_there_is_a_study(tmp_path: Pat
     assert sorted(line.split("=")[0].split("`")[1] for line in lines) == [
         "augment.policy_magnitude", "data.batch_size", "optimizer.lr", "optimizer.momentum", "seed", "sweep.pruner",
     ]  # fmt: skip
-    assert "  job 2: `optimizer.momentum=1.5` must be below 1." in lines
+    assert "  job 3: `optimizer.momentum=1.5` must be below 1." in lines
     assert list(tmp_path.iterdir()) == [], "neither a database nor a folder"
 
 
