@@ -378,7 +378,7 @@ def test_a_bad_row_is_named_with_its_line(row: str, images: Path, tmp_path: Path
 )
 def test_a_bad_number_is_named_with_its_line(column: str, cell: str, images: Path, tmp_path: Path) -> None:
     file = table(tmp_path / "t.csv", [f"cat/0.png,cat,train,{cell}"], f"path,label,split,{column}")
-    message = f"line 2 (cat/0.png) has a {column} that is no number from 0 on."
+    message = f"line 2 (cat/0.png) has a {column} that is not a number from 0 on."
     assert message in refusal(SOURCES + "table.Table", file=file, root=str(images))
 
 
@@ -573,7 +573,7 @@ def test_local_sets_of_hugging_face_are_read(
     hidden.to_parquet(str(parquet / "test-00000-of-00001.parquet"))
     capsys.readouterr()
     assert data_of(target, path=str(parquet), download=False).read().images == {"train": 21, "val": 3}
-    assert capsys.readouterr().out == f"note: {target} hides the labels of its test images: they are not used.\n"
+    assert capsys.readouterr().out == f"note: {target} hides the labels of test images, which are not used.\n"
 
 
 def test_tar_files_are_read_in_place(images: Path, tmp_path: Path) -> None:

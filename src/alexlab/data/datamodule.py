@@ -1,4 +1,4 @@
-"""The LightningDataModule: from a folder of images to batches for this rank. For other images, copy arrays.py.
+"""LightningDataModule: from a folder of images to batches for this rank. For images that are not files, copy arrays.py.
 
 For images that are organized in another way, `find_splits` is the method to change: it returns one index per split, and
 everything below it (loaders, samplers, caches, fingerprints) works with any `Index` (index.py). A subclass with another
@@ -125,7 +125,7 @@ class ImageFolders(pl.LightningDataModule):
         return splits
 
     def find_splits(self) -> Mapping[str, Index]:
-        """Return the index of each split: train, and val and test if they exist; `divide` holds out the others."""
+        """Return the index of each split: train, and val and test if they exist; `divide` holds out the rest."""
         if self.demo_seed is not None:
             demo.write_demo(self.root, seed=self.demo_seed)
         if self.idx is not None:
@@ -137,7 +137,7 @@ class ImageFolders(pl.LightningDataModule):
         return folder.find_splits(self.root, self.val_fraction is not None or self.folds is not None, self._scan)
 
     def read_for_evaluation(self) -> None:
-        """Find the images of a folder that needs no training images: test/, else val/, else its class folders."""
+        """Find the images to evaluate: those of test/, else of val/, else of class folders."""
         if prepared.is_prepared(self.root):
             self.splits = prepared.read(self.root)
         elif archives.is_archives(self.root):

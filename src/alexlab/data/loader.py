@@ -72,7 +72,7 @@ class Loader:
                 for _, chunk in pending.chunks:
                     chunk.cancel()
 
-    # memory of the caller's inference mode could not be written by other threads, which are not in that mode
+    # reader threads could not write tensors that were created in the caller's inference mode
     @torch.inference_mode(False)
     def _begin(self, keys: Sequence[Key]) -> _PendingBatch:
         pending = _PendingBatch(keys, self.dataset.allocate(keys, self.pinned), [])

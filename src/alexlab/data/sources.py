@@ -21,8 +21,8 @@ WITHOUT_EFFECT = ("sampler", "folds", "fold", "val_fraction", "test_fraction", "
 def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trusted = ()) -> Data:
     """Build the datamodule; `read()` then finds the images.
 
-    A class derived from `ImageFolders` gets all of its arguments. Any other class gets the keys of its option that are
-    not ours; and of ours, and of `facts`, those that its constructor names.
+    A class derived from `ImageFolders` gets all arguments. Any other class gets the keys that only its option has; and
+    of the keys of `DataConfig` and of `facts`, those that the constructor names.
 
     Args:
         facts: the arguments of `ImageFolders` that are not keys of conf/data.

@@ -17,7 +17,7 @@ class Table:
     """All images of a table. The arguments are keys of conf/data/table.yaml, and those of conf/data/_base.yaml.
 
     Raises:
-        UserError: a column is missing, a row is wrong (with its line), or images do not exist.
+        UserError: a column is missing, a row is wrong, or images do not exist.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Table:
         import pandas as pd
 
         numbers = pd.to_numeric(cells, errors="coerce")
-        self._refuse(~(numbers.ge(least) & numbers.lt(np.inf)), f"a {what} that is no number from 0 on")
+        self._refuse(~(numbers.ge(least) & numbers.lt(np.inf)), f"a {what} that is not a number from 0 on")
         return numbers.to_numpy(np.float64)
 
     def _refuse(self, wrong: Any, what: str) -> None:
@@ -114,7 +114,7 @@ def read(file: Path) -> Any:
             table = pd.read_csv(file, sep=separator, **more)
     except ImportError:
         raise UserError(f"{file} needs the extra: pip install 'alexlab[parquet]'.") from None
-    except (OSError, ValueError) as error:  # of the text, or of its encoding
+    except (OSError, ValueError) as error:  # ValueError: syntax or encoding
         raise UserError(f"{file} cannot be read as a table ({str(error).strip()}).") from None
     if not len(table):
         raise UserError(f"{file} has no rows: it must list at least one image.")

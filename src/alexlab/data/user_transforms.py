@@ -39,7 +39,7 @@ class SeededTorch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, FunctionType):  # written in Python, such as dropout: this mode does not see its calls
+        if isinstance(func, FunctionType):  # Python code, such as dropout: this mode does not see the calls inside
             with SeededOperations(self.generator):
                 return func(*args, **kwargs)
         return func(*args, **(_with(self.generator, kwargs) if func in RANDOM else kwargs))
@@ -71,7 +71,7 @@ class GlobalGenerators:
 
     @contextlib.contextmanager
     def unused(self) -> Iterator[Callable[[], bool]]:
-        """Run together with other threads; yield a function that checks whether a generator was used after all."""
+        """Run in parallel with threads that do the same; yield a function that checks whether a generator was used."""
         with self.entrance, self.left:
             self.together += 1
         try:
@@ -164,7 +164,7 @@ class UserTransforms:
 
 
 def failure(name: str, error: Exception) -> RuntimeError:
-    """Return an error that names the transform and the line of its code."""
+    """Return an error that names the transform and the line that failed."""
     lines = [line for line in traceback.extract_tb(error.__traceback__) if line.filename != __file__]
     place = f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
     return RuntimeError(f"{name} failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}{place}")

@@ -50,7 +50,7 @@ def _weights(low: Tensor, high: Tensor, size: Tensor, at: Tensor, extent: int, s
     reach = scale.clamp(min=1)
     place = torch.arange(side, device=low.device, dtype=torch.float32)[None, :, None]
     centre = low[:, None, None] + (place + at[:, None, None] + 0.5) * scale
-    # a box is no larger than the image and its result no smaller than `side`, so no triangle covers more pixels
+    # high - low <= extent and size >= side, so no triangle covers more pixels
     taps = min(extent, int(2 * max(1.0, extent / side)) + 2)
     first = (centre - reach + 0.5).floor().clamp(0, extent - taps)
     pixel = first + torch.arange(taps, device=low.device)
