@@ -251,7 +251,7 @@ class KeepsAFunction(lr_scheduler.LRScheduler):
     ("target", "settings", "why"),
     [
         ("torch.optim.lr_scheduler.StepLR", {"step_sze": 3}, "StepLR cannot be built from its settings: .*'step_sze'"),
-        ("torch.optim.lr_scheduler.Steplr", {}, "lr_scheduler contains no Steplr: check its name"),
+        ("torch.optim.lr_scheduler.Steplr", {}, "lr_scheduler contains no Steplr: check the name"),
         ("torch.optim.lr_scheduler.ReduceLROnPlateau", {}, "`scheduler.monitor` is missing: torch.* needs a metric"),
         (
             "torch.optim.lr_scheduler.StepLR",

@@ -3,10 +3,10 @@
 best.ckpt has weights only, of the best validation. last.ckpt has everything, and is written after each epoch, every few
 steps or minutes if wanted, and when a run stops.
 
-Lightning writes checkpoints from within its hooks, when a step or an epoch is only partly done: the validation, the
+Lightning writes checkpoints from within hooks, when a step or an epoch is only partly done: the validation, the
 metrics of the epoch or the next learning rate may be missing. Depending on the hook, a run that resumes from such a
 file loses or repeats a validation or a row of metrics. Here last.ckpt is written at three points only, between two
-hooks, and stores which one: after an optimizer step, before its validation ("step"); when a run stopped within an epoch
+hooks, and stores which one: after an optimizer step, before the validation ("step"); when a run stopped within an epoch
 ("end"); and after everything of an epoch ("epoch").
 """
 
@@ -48,7 +48,7 @@ class Checkpointing(Callback):
         nan_guard: checks the weights before last.ckpt is written.
         every_n_steps, every_minutes: from one last.ckpt within an epoch to the next; None is never.
         steps_per_epoch: stored in last.ckpt, because a resumed run must have the same.
-        restores_best: whether the best metrics of the resumed checkpoint count, because its best.ckpt is in `folder`.
+        restores_best: whether to restore the best metrics of a resumed run, whose best.ckpt is in `folder`.
 
     Attributes:
         only_epochs: whether a resume must start at the end of an epoch, because the loaders are not ours.

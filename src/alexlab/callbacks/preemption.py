@@ -1,7 +1,7 @@
 """SIGTERM, SIGUSR1 and Ctrl-C stop a run at the same batch on all ranks, so that each can report how it stopped.
 
-Lightning broadcasts from inside its signal handler, wherever the rank is at that moment, and waits for the device
-before each batch to learn about a signal. Ranks were seen to wait for each other forever. Here the handler only records
+Lightning broadcasts from inside the signal handler, wherever the rank is at that moment, and waits for the device
+before each batch to learn about a signal. Ranks were seen to deadlock. Here the handler only records
 the signal. The ranks compare their records over gloo while they train, and each reads the result one batch later.
 """
 

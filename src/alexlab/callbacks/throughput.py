@@ -42,7 +42,7 @@ class Throughput(Callback):
         """Give W&B the axes for Lightning's rows of learning rates: it draws a curve over values of the same row."""
         for logger in trainer.loggers:
             if hasattr(logger, "learning_rate_axes"):
-                # the row belongs to the step that begins; the other rows of this step count the step's images
+                # count the images of the step that begins, as the step's rows of metrics do
                 logger.learning_rate_axes = lambda: {"epoch": trainer.current_epoch, **self.axes(ahead=1)}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -109,7 +109,7 @@ def for_others(config: Plain) -> Plain:
 
 
 def _without_folder(checkpoint: str, run_dir: PurePath) -> str:
-    """Return RUN/best.ckpt for the checkpoint of another run; best.ckpt for the run's own, or any other file."""
+    """Return RUN/best.ckpt for a checkpoint of another run, otherwise the name of the file."""
     file = PurePath(checkpoint)
     if file.suffix != ".ckpt" or file.parent.name != "checkpoints" or file.parent.parent == run_dir:
         return str(without_paths(checkpoint))

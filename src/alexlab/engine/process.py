@@ -52,8 +52,8 @@ def importing() -> Iterator[None]:
 def leave(code: int) -> NoReturn:
     """End this process as Python would, but without the cleanup of objects.
 
-    The cleanup takes 1.3 seconds if torch and Lightning are imported. With gloo it can also abort: its threads may
-    still take the GIL to free tensors of a backward pass (torch 2.15), and a finished rank would count as failed.
+    The cleanup takes 1.3 seconds if torch and Lightning are imported. It can also abort: gloo's threads may still
+    take the GIL to free tensors of a backward pass (torch 2.15), and a finished rank would count as failed.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
