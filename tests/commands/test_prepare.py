@@ -253,7 +253,7 @@ def test_a_complete_preparation_is_checked_when_it_is_run_again(
 ) -> None:
     out = Path(shutil.copytree(jpegs, tmp_path / "out"))
     prepare(config_of(photos, out))
-    assert capsys.readouterr().out == f"{out} is complete, and its checksums are right: train 12, val 12 images.\n"
+    assert capsys.readouterr().out == f"{out} is complete, and the checksums are right: train 12, val 12 images.\n"
     shard = out / "train-00000.shard"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1

@@ -90,7 +90,7 @@ def repeat(today: Plain) -> Repeated | None:
     if resume not in (None, "auto"):
         raise UserError(f"{asked[0]} starts a new run, and resume={resume} continues one: remove one of them.")
     run = _read_directory(today) if today["from_run"] is not None else _read_wandb(today, asked[0])
-    if is_own_checkpoint(run.config):  # it was resumed: its overrides name the checkpoint that it first started from
+    if is_own_checkpoint(run.config):  # resumed: the overrides name the checkpoint that the run first started from
         values = dict(str(text).split("=", 1) for text in run.config.get("overrides") or [] if "=" in str(text))
         for key in ("ckpt_path", "init_from"):
             if values.get(key) == "latest":

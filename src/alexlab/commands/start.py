@@ -14,7 +14,7 @@ from alexlab.engine.validation import validate
 
 @dataclass(frozen=True)
 class Start:
-    """The run that starts, and its final config."""
+    """How a run starts: the final config, and what follows from it."""
 
     config: TrainConfig
     notes: list[str] = field(default_factory=list)  # printed once, and written to train.log
@@ -27,7 +27,7 @@ class Start:
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Return the run that starts, with its final config.
+    """Return how the run starts, with the final config.
 
     Raises:
         UserError: the run does not exist, or the overrides do not fit it.

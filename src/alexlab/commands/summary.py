@@ -187,7 +187,7 @@ def bound_by(wait: float, data: Data) -> str:
     if wait < INPUT_BOUND:
         return f"Device-bound: the device waited for data {wait:.0%} of the time."
     if not isinstance(data, ImageFolders):
-        return f"Input-bound: the device waited for {data.source} {wait:.0%} of the time. Try more of its workers."
+        return f"Input-bound: the device waited for {data.source} {wait:.0%} of the time. Try more workers."
     hints = []
     most = default_threads(data.local_world_size)
     if data.num_workers < most:
@@ -198,7 +198,7 @@ def bound_by(wait: float, data: Data) -> str:
     elif train.format == "jpeg":
         hints.append("data prepared as pixels (alexlab prepare with format=raw)")
     if data.transforms["train"].policy != "none":
-        hints.append("an augmentation without its policy")
+        hints.append("augment.policy=none")
     tries = f" Try {', or '.join(hints)}." if hints else ""
     return f"Input-bound: the device waited for data {wait:.0%} of the time.{tries}"
 
