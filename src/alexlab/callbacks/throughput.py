@@ -12,8 +12,7 @@ class Throughput(Callback):
 
     Per epoch: perf/images_per_second (all devices) and perf/data_wait (fraction of the time, 0 to 1, on this rank).
     Every `log_every_n_steps` optimizer steps: perf/images_per_second_step. With both, and with each validation:
-    perf/images and perf/seconds, the images trained on so far and the training time. These include the earlier parts of
-    a resumed run.
+    perf/images and perf/seconds, the images trained on so far and the training time, parts before a resume included.
 
     The times are the host's, without a device synchronization. Over many steps they agree with the device's.
 

@@ -191,7 +191,7 @@ def build_task(
     num_classes, trains = len(data.classes), plan is not None
     net = build_net(config, num_classes, trains, trusted)
     if trains and (config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1):
-        head_of(net, num_classes)  # which must be known
+        head_of(net, num_classes)  # raises if the head is unknown
     mean, std = statistics_of(config, net)
 
     # loss and metrics get these facts if their constructors name them, and the task gets all of `known`
@@ -368,7 +368,7 @@ def mode_of_monitor(
         monitor: another metric than `config.monitor`.
 
     Raises:
-        UserError: it is unknown.
+        UserError: the metric does not say.
     """
     wanted = monitor or config.monitor
     name, given = wanted.removeprefix("val/"), config.monitor_mode if wanted == config.monitor else None
@@ -551,7 +551,7 @@ def build_callbacks(
     callbacks.append(ProgressReporter(console=kind == "plain"))
     if wanted.figures:
         callbacks.append(Media(path / "figures", wandb))
-    callbacks.append(Throughput(config.data.batch_size))  # last: it must not count callbacks as waiting for data
+    callbacks.append(Throughput(config.data.batch_size))  # last, so that callbacks do not count as waiting for data
     return preemption, checkpointing, callbacks
 
 

@@ -38,7 +38,7 @@ NEW = (
 # keys whose value may be a path, of which W&B has only the last part
 PATHS = ["data.root", "data.file", "data.path", "data.class_names", "init_from", "ckpt_path", "task.teacher"]
 PATHS += ["loss.class_weights"]
-# keys that conf/ sets to the value of another one: they follow an override of that one, unless the run has set them
+# key -> key whose value conf/ gives it: an override of the second sets both, unless the run has set the first
 FOLLOWS = {
     "model.net.name": "model.name",
     "model.net.pretrained": "model.pretrained",

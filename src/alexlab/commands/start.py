@@ -21,8 +21,8 @@ class Start:
     # packages that `_target_` may name; None: any, for the config of your own command line
     trusted: Trusted = None
     is_finished: bool = False  # the run that `resume=auto` names is complete: nothing to do
-    # takes the images as `ImageFolders.describe` returns them, and returns in which way images and code are not those
-    # of the run that from_run names
+    # images, as `ImageFolders.describe` returns them -> how images and code differ from those of the run that from_run
+    # names
     compare: Callable[[dict[str, Any]], list[str]] = lambda dataset: []
 
 

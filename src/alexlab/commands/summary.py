@@ -104,7 +104,7 @@ def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
 
 
 def metadata_of(config: Any, summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata of best.ckpt in W&B. A test on val is not part of it: it would look like a test on test/."""
+    """Return the metadata of best.ckpt in W&B. A test on val is omitted: it would look like a test on test/."""
     dataset = summary["dataset"]
     return {
         "best": summary["best"],
@@ -228,7 +228,7 @@ def show_end(summary: dict[str, Any], path: Path, views: Sequence[str | None]) -
 
 
 def show_standing(config: Any) -> None:
-    """Print the rank of the run among earlier ones. If that fails, it is a warning, because the run is complete."""
+    """Print the rank of the run among earlier ones. If that fails, warn only, because the run is complete."""
     try:
         standing = compare.standing(Path(config.run_dir), Path(config.paths.logs), config.monitor)
     except Exception as error:  # run directories may hold anything

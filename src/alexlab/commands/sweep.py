@@ -384,14 +384,14 @@ PLAIN = re.compile(r"[A-Za-z0-9_./:+\-]+")  # a text that Hydra reads without qu
 
 
 def agent_overrides(words: list[str]) -> list[str]:
-    """Turn the words that W&B's agent puts on the command line into Hydra's overrides.
+    """Turn the arguments that W&B's agent passes into Hydra's overrides.
 
     A parameter with parameters below it, `optimizer={'lr': 0.1}`, becomes `optimizer.lr=0.1`, and `choices={'model':
-    'vgg'}` becomes `model=vgg`. Other words stay as they are. The option None of a group is `~group`, or no override
+    'vgg'}` becomes `model=vgg`. All else stays as it is. The option None of a group is `~group`, or no override
     if train.yaml gives the group no option.
 
     Raises:
-        UserError: the words have -m.
+        UserError: an argument is -m.
     """
     if {"-m", "--multirun"} & set(words):
         raise UserError("-m: a run of a W&B agent is one run; the sweep's file says what varies. Remove -m.")

@@ -29,7 +29,7 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 from alexlab.engine.process import cores
 
-MAX_THREADS = 12  # by default: more are slower, because of Python's lock (benchmarks/threads.py)
+MAX_THREADS = 12  # by default: more are slower, because of the GIL (benchmarks/threads.py)
 
 
 class ImageFolders(pl.LightningDataModule):

@@ -1,6 +1,6 @@
 """Batches that threads decode ahead, directly into the memory that the device reads.
 
-The loader uses threads, not processes. Reading, decoding and resizing release Python's lock, which is held for about 30
+The loader uses threads, not processes. Reading, decoding and resizing release the GIL, which is held for about 30
 microseconds per image, so one process can keep about twelve cores busy. No processes must be started, none can die, and
 no images are copied between them.
 """

@@ -1,8 +1,8 @@
 """Call your own transforms (`augment.transforms`), with random numbers that follow from (seed, epoch, index).
 
-They draw from global generators, which all threads share. For torch's, a mode of the thread passes a generator of the
-image to each random function. For NumPy's and Python's, one image at a time is transformed, with both generators seeded
-by the image and restored afterwards. The states show whether transforms draw from them.
+Transforms draw from global generators, which all threads share. For torch's, a mode of the thread passes a generator of
+the image to each random function. For NumPy's and Python's, one image at a time is transformed, with both generators
+seeded by the image and restored afterwards. The states show whether transforms draw from them.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class SeededTorch(TorchFunctionMode):
 
 
 class SeededOperations(TorchDispatchMode):
-    """The same for the operations within a function, with more overhead; one that takes no generator is an error."""
+    """`SeededTorch` for the operations inside of functions, with more overhead. Raises if one takes no generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class UserTransforms:
         with GENERATORS.seeded(seed):
             seeded = None if self.alone else _states()
             transformed = self._apply(image, size, seed)
-            if not self.alone and _states() != seeded:  # it was the transforms, not another thread
+            if not self.alone and _states() != seeded:  # by the transforms, not by another thread
                 self.alone = True
                 log.info(
                     "augment.transforms draw from NumPy's or Python's global generator, so one image at a time is "

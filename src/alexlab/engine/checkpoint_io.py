@@ -152,8 +152,8 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} needs safetensors, which the extra timm has: pip install 'alexlab[timm]'.") from None
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}). It "
-            "is damaged or another kind of file: choose another one with ckpt=PATH."
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}). The "
+            "file is damaged or of another kind: choose another one with ckpt=PATH."
         ) from None
 
 

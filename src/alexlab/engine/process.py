@@ -22,9 +22,9 @@ def cores() -> int:
 def importing() -> Iterator[None]:
     """Wrap imports of torch, Lightning and what uses them.
 
-    Garbage collection is off meanwhile, which takes almost half off the time (benchmarks/startup.py): the imports
-    create a million objects that stay, and each collection would walk them all. Later collections skip them too, so
-    that forked processes share them.
+    Garbage collection is off meanwhile, which almost halves the time (benchmarks/startup.py): the imports
+    create a million objects that stay, and each collection would walk them all. Later collections skip these objects
+    too, so that forked processes share them.
 
     Ctrl-C ends the process at once. Otherwise torch would swallow it while it imports numpy, which then fails later.
     """

@@ -38,7 +38,7 @@ class Resumed:
     Attributes:
         config: the run's config with the overrides, not yet validated; today's config if a new run starts.
         run_dir: the run's directory.
-        ckpt_path: the newest undamaged checkpoint; None if it has none yet.
+        ckpt_path: the newest undamaged checkpoint; None if the run has none yet.
         resumes: false if `resume=auto` starts a new run.
         finished: true if `resume=auto` names a complete run, so that nothing is left to do.
         notes: lines to print once.

@@ -1,8 +1,8 @@
 """Build the objects that a config names by `_target_`.
 
 The config of your own command line may name anything. A run directory may come from somebody else, and eval, predict,
-export, `alexlab.load`, from_run and resume build what the run's config names. They accept only a list of allowed
-packages, to which `allow=[mypkg]` adds yours. Two things must be on the list: the path of the target, and the module
+export, `alexlab.load`, from_run and resume build what the run's config names. So only the packages of a list are
+allowed, to which `allow=[mypkg]` adds yours. Two things must be on the list: the path of the target, and the module
 that defines the object at that path, because an allowed module may import anything.
 
 Each function takes `trusted`: the packages of `allow`, or None for the config of your own command line.
@@ -257,8 +257,8 @@ def build_network(settings: Any, num_classes: int, fetch: bool = False, trusted:
     """Build the network of `model.net`; UserError as in `build`.
 
     Args:
-        fetch: download or read published weights if the settings ask for them. It is false for a config from somebody
-            else, which must not reach any file or server.
+        fetch: download or read published weights if the settings ask for them. Set to false for a config from
+            somebody else, which must not reach any file or server.
     """
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise UserError("model.net must have a _target_, the class of the network, and its settings.")

@@ -97,7 +97,7 @@ def check_hash(file: Path, published: str) -> None:
 def load_but_head(
     net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True, num_classes: int | None = None
 ) -> bool:
-    """Load `state` into `net`, but not the last layer if the number of classes differs. Return whether that is loaded.
+    """Load `state` into `net`, without the last layer if the classes differ. Return whether that layer was loaded.
 
     Args:
         keep_head: load the last layer too, if it fits.

@@ -11,8 +11,8 @@ def crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
     The resizing is bilinear with a triangle as wide as the scale (antialias=True of Pillow and torch), as two products
     with matrices of weights. Floats are rounded once, at the end, while the CPU rounds twice: results
-    differ by at most 1 of 255, in rare pixels by 2. On a GPU it computes in float16, whose 11 bits make steps of the
-    weights no larger than 1 / 2048.
+    differ by at most 1 of 255, in rare pixels by 2. A GPU computes in float16, whose 11 bits make steps of the weights
+    no larger than 1 / 2048.
 
     Args:
         boxes: int32 (B, 9), see `SampleTransform.crop_boxes`.
