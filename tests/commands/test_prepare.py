@@ -173,7 +173,7 @@ def test_a_folder_is_split_as_in_training(photos: Path, tmp_path: Path) -> None:
         folder = trained.splits[split]
         assert [str(photos / "train" / name) for name in names(index)] == [folder.path(i) for i in range(len(folder))]
     again = ImageFolders(str(tmp_path / "out"), 1, 4, transform, transform, val_fraction=0.3)
-    with pytest.raises(UserError, match=r"val_fraction=0.3`: the images have a val split already: leave it out"):
+    with pytest.raises(UserError, match=r"val_fraction=0.3`: the images have a val split already: remove the key"):
         again.read()
     more = ImageFolders(str(tmp_path / "out"), 1, 4, transform, transform, test_fraction=0.3).read()
     assert more.images == {"train": 6, "val": 4, "test": 2}

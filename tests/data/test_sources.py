@@ -251,7 +251,7 @@ def test_groups_stay_together() -> None:
 
 def test_fractions_that_do_not_fit_the_splits_are_errors() -> None:
     splits = ["train", "val"] * 12
-    with pytest.raises(UserError, match=r"data.val_fraction=0.2`: the images have a val split already: leave it"):
+    with pytest.raises(UserError, match=r"data.val_fraction=0.2`: the images have a val split already: remove"):
         own(lambda: Mine("array", splits=splits), val_fraction=0.2).read()
     with pytest.raises(UserError, match=r"mypkg.Mine has no val images: hold out some with data.val_fraction=0.1"):
         own(lambda: Mine("array")).read()

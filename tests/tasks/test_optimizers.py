@@ -256,7 +256,7 @@ class KeepsAFunction(lr_scheduler.LRScheduler):
         (
             "torch.optim.lr_scheduler.StepLR",
             {"step_size": 1, "monitor": "val/loss"},
-            "`scheduler.monitor=val/loss` has no effect: torch.optim.lr_scheduler.StepLR reads no metric. Remove it.",
+            "`scheduler.monitor=val/loss` has no effect: torch.optim.lr_scheduler.StepLR reads no metric. Remove the",
         ),
         ("timm.scheduler.PlateauLRScheduler", {}, "does not save its counters, so no run could resume: use sched"),
         ("test_optimizers.NoSchedule", {}, "builds a NoSchedule, which is no schedule of the optimizer: derive it"),

@@ -101,7 +101,7 @@ class ImageFolders(pl.LightningDataModule):
         if len(train.classes) == 1:
             only = train.root / train.classes[0]
             deeper = folder.class_folders(only) if isinstance(train, ImageIndex) and only.is_dir() else ()
-            hint = f" Its folders are {folder.listed(deeper)}: are they the classes?" if deeper else ""
+            hint = f" {only.name}/ contains {folder.listed(deeper)}: are these the classes?" if deeper else ""
             raise UserError(f"{train.root} contains only one class, {train.classes[0]}: at least two are needed.{hint}")
         if self.num_classes not in (None, len(train.classes)):
             raise UserError(

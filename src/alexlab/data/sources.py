@@ -51,7 +51,7 @@ def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trust
             if ours[key] != DataConfig.model_fields[key].default and key not in accepted:
                 raise UserError(
                     f"`data.{key}={ours[key]}` has no effect on the batches of {source}, a LightningDataModule whose "
-                    f"constructor does not name {key}: leave it out."
+                    f"constructor does not name {key}: remove it."
                 )
         shares = {"batch_size": config.batch_size // facts["world_size"]}
         module = targets.build(settings, trusted, {**known, **shares})

@@ -61,7 +61,9 @@ def hold_out(splits: Mapping[str, Any], fractions: Mapping[str, float | None], s
     """Return splits in which these fractions of the training images are val and test; None and 0 are none."""
     wanted = {name: fraction for name, fraction in fractions.items() if fraction}
     for name in wanted.keys() & splits.keys():
-        raise UserError(f"`data.{name}_fraction={wanted[name]}`: the images have a {name} split already: leave it out.")
+        raise UserError(
+            f"`data.{name}_fraction={wanted[name]}`: the images have a {name} split already: remove the key."
+        )
     return {**splits, **split(splits["train"], wanted, seed)} if wanted else dict(splits)
 
 

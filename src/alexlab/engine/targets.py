@@ -150,7 +150,7 @@ def _check_node(node: dict[str, Any], trusted: Trusted) -> None:
     target = locate(name, trusted)
     for key, values in UNUSED.items():
         if key in node and node[key] not in values:
-            raise UserError(f"{name}: {key}={node[key]} is Hydra's and is not supported here: leave it out.")
+            raise UserError(f"{name}: {key}={node[key]} is Hydra's and is not supported here: remove it.")
     if not isinstance(node.get("_partial_", False), bool):
         raise UserError(f"{name}: _partial_={node['_partial_']} must be true or false.")
     if not isinstance(node.get("_args_", []), list):

@@ -232,7 +232,7 @@ def build_own_scheduler(
     if monitor is None and any(argument.default is argument.empty for argument in metrics):
         raise UserError(f"`scheduler.monitor` is missing: {name} needs a metric, such as `monitor: ${{monitor}}`.")
     if monitor is not None and not metrics:
-        raise UserError(f"`scheduler.monitor={monitor}` has no effect: {name} reads no metric. Remove it.")
+        raise UserError(f"`scheduler.monitor={monitor}` has no effect: {name} reads no metric. Remove the key.")
     check_state(name, scheduler.state_dict())
     return scheduler
 
