@@ -496,15 +496,15 @@ def test_mistakes_are_answered_with_the_fix(tmp_path: Path, compare: Compare) ->
         return str(error.value)
 
     assert answer() == (
-        f"runs={tmp_path}: {tmp_path}: there is no run. A run is a folder with a config.yaml, and names are looked up "
+        f"runs={tmp_path}: {tmp_path}: no run found. A run is a folder with a config.yaml, and names are looked up "
         f"in {tmp_path}/train."
     )
-    assert answer(runs=["nowhere", 12]).startswith("runs=[nowhere,12]: nowhere: there is no run. 12: there is no run.")
+    assert answer(runs=["nowhere", 12]).startswith("runs=[nowhere,12]: nowhere: no run found. 12: no run found.")
     run = make_run(tmp_path / "a", 0.1, 0.5)
     for out, why in ((tmp_path, "Is a directory"), (run / "config.yaml/x", "File exists")):
         assert answer(format="csv", out=str(out)) == f"out={out} cannot be written ({why}): give another file."
     assert answer(equal=True) == "equal=true compares two runs, and 1 were found: give runs=[A,B]. "
-    assert f"{tmp_path}/TYPO: there is no run." in answer(equal=True, runs=[str(run), f"{tmp_path}/TYPO"])
+    assert f"{tmp_path}/TYPO: no run found." in answer(equal=True, runs=[str(run), f"{tmp_path}/TYPO"])
     assert "none of the 1 runs matches" in answer(where="optimizer.lr>5")
 
 

@@ -40,7 +40,7 @@ def test_the_head_of_timms_networks_and_of_networks_without_one() -> None:
     net = timm.create_model("mobilenetv4_conv_small", num_classes=7)
     assert head_of(net) is net.get_classifier()
     deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=7)
-    with pytest.raises(UserError, match=r"has no single last layer that gives the 7 logits, so its head is unknown"):
+    with pytest.raises(UserError, match=r"has no single last layer that gives the 7 logits, so the head is unknown"):
         head_of(deit, 7)
     with pytest.raises(UserError, match="gives the 7 logits"):
         head_of(AlexNet(5), 7)

@@ -67,12 +67,12 @@ def test_runs_are_found_by_folder_glob_name_and_link(tmp_path: Path) -> None:
     }.items():
         assert find(list(names), logs) == (expected, [])
     assert [run.name for run in read_all(logs)] == ["sweep/0", "sweep/1"]
-    assert find([f"{jobs[0]}/config.yaml"], logs)[1] == [f"{jobs[0]}/config.yaml: there is no run."]
+    assert find([f"{jobs[0]}/config.yaml"], logs)[1] == [f"{jobs[0]}/config.yaml: no run found."]
 
 
 def test_a_name_may_contain_brackets(tmp_path: Path) -> None:
     run = make_run(tmp_path / "exp[1]/a", 0.1, 0.5)
-    missing = f"{tmp_path}/nope*: there is no run."
+    missing = f"{tmp_path}/nope*: no run found."
     assert find([str(run), f"{tmp_path}/nope*"], tmp_path) == ([run], [missing])
 
 
@@ -91,8 +91,8 @@ def test_the_latest_run_is_the_one_whose_config_is_newest(tmp_path: Path) -> Non
 
 def test_a_name_that_no_run_has_is_answered_with_the_nearest(tmp_path: Path) -> None:
     make_run(tmp_path / "runs/2026-11-25_02-54-50_274", 0.1, 0.5)
-    near = "2026-11-25_02-54-50: there is no run. Did you mean 2026-11-25_02-54-50_274?"
-    assert find(["2026-11-25_02-54-50", "nowhere"], tmp_path) == ([], [near, "nowhere: there is no run."])
+    near = "2026-11-25_02-54-50: no run found. Did you mean 2026-11-25_02-54-50_274?"
+    assert find(["2026-11-25_02-54-50", "nowhere"], tmp_path) == ([], [near, "nowhere: no run found."])
 
 
 def test_a_folder_that_contains_itself_through_a_link_is_searched_once(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_missing_configs_and_pipes_are_skipped_without_waiting(tmp_path: Path) -
     (tmp_path / "lost/summary.json").write_text("{}")
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe/config.yaml")
-    problems = [f"{tmp_path}/lost: there is no config.yaml.", f"{tmp_path}/pipe: config.yaml is not a file."]
+    problems = [f"{tmp_path}/lost: config.yaml is missing.", f"{tmp_path}/pipe: config.yaml is not a file."]
     assert read([tmp_path / "lost", tmp_path / "pipe"]) == ([], problems)
     run = make_run(tmp_path / "a", 0.1, None)
     for name in ("code.json", "metrics.csv"):
@@ -302,7 +302,7 @@ def test_runs_gives_a_notebook_a_typed_frame_and_warns_of_what_it_skips(tmp_path
     (tmp_path / "0/config.yaml").write_text("- no\n")
     with pytest.warns(UserWarning, match=r"skipped: .*/0: config.yaml is not the config of a run."):
         assert len(alexlab.runs([tmp_path / "0", str(tmp_path / "1")])) == 1
-    with pytest.warns(UserWarning, match="there is no run"):
+    with pytest.warns(UserWarning, match="no run found"):
         assert len(alexlab.runs(tmp_path / "nothing")) == 0
 
 

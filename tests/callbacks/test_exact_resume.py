@@ -507,7 +507,7 @@ def test_a_damaged_checkpoint_is_skipped(harness: Harness, capsys: pytest.Captur
     kept = shutil.copytree(harness.folder / "stopped", harness.folder / "both")
     resumed = harness.train("stopped", "resume.run=auto")
     printed = capsys.readouterr().out
-    damage = "damaged (its SHA-256 is not the one in SHA256SUMS)"
+    damage = "damaged (the SHA-256 is not the one in SHA256SUMS)"
     assert f"last.ckpt, which is {damage}; resuming from previous.ckpt" in printed
     assert not (folder / ".last.ckpt.123.tmp").exists()
     assert difference(straight, resumed) is None

@@ -68,7 +68,10 @@ def test_wrong_settings_are_refused(shapes: Path, tmp_path: Path) -> None:
     assert "`augment.pca_by=size` must be eigenvalues or deviations." in wrong.stderr
     needs = "AlexNet needs images of at least 64 pixels, and these have 32 x 32: set data.image_size=64 or more"
     for words, message in [
-        (["finetune.freeze_epochs=1", "trainer.strategy=fsdp"], "`finetune.freeze_epochs` with FSDP, which shards the weights: reset"),
+        (
+            ["finetune.freeze_epochs=1", "trainer.strategy=fsdp"],
+            "`finetune.freeze_epochs` with FSDP, which shards the weights: reset",
+        ),
         (["model=alexnet", "model.name=alexnet", "augment.sizes=[[1,32],[3,64]]"], needs),
     ]:
         wrong = tiny_train(shapes, tmp_path / "run", *words)

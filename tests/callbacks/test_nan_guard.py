@@ -90,7 +90,7 @@ def test_stop_names_the_images_and_leaves_the_last_good_checkpoint(harness: Harn
         f"is from before that step: python train.py resume={harness.folder / 'run'} on_nan=skip skips such steps."
     )
     log = (harness.folder / "run/train.log").read_text()
-    assert f"its images are {', '.join(images)}" in log
+    assert f"the images are {', '.join(images)}" in log
     saved = torch.load(harness.folder / "run/checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 5
     assert finite(saved["state_dict"])

@@ -197,7 +197,7 @@ def test_ten_crops_need_pixels_around_the_center(run_dir: Path, tmp_path: Path) 
     done = evaluated(folder, "run=whole", "crops=10")
     assert done.returncode == 2
     assert "`crops=10` needs pixels around the 64 that the network sees" in done.stderr
-    assert "with the run's augment.crop_ratio=1 there are none: use crops=1" in done.stderr
+    assert "the run's augment.crop_ratio=1 leaves none: use crops=1" in done.stderr
 
 
 def test_a_run_from_elsewhere_writes_nowhere_else(run_dir: Path, data: Path, tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ class Strange(nn.Module):
 @pytest.mark.parametrize("net", [Fixed(), Decides()], ids=lambda net: type(net).__name__)
 def test_a_network_that_torch_cannot_export(net: nn.Module, capfd: pytest.CaptureFixture) -> None:
     why = "Constraints violated" if isinstance(net, Fixed) else "Could not guard on data-dependent"
-    with pytest.raises(UserError, match=rf"{type(net).__name__} cannot be exported \(.*{why}.*\): its forward"):
+    with pytest.raises(UserError, match=rf"{type(net).__name__} cannot be exported \(.*{why}.*\): `forward` must"):
         capture(FromPixels(net, [0.5] * 3, [0.5] * 3), (16, 16))
     printed = capfd.readouterr()
     assert printed.out + printed.err == "", "torch prints the whole graph"

@@ -275,14 +275,14 @@ def test_errors_of_the_disk_are_answered_without_a_traceback(
 
 
 def test_a_run_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    assert_refused(command("eval.py", "run=latest", f"paths.logs={tmp_path}"), "`run=latest`: there is no run below")
+    assert_refused(command("eval.py", "run=latest", f"paths.logs={tmp_path}"), "`run=latest`: no run exists below")
     for name in ("train/runs/2026-11-25_02-54-50_274", "train/multiruns/2026-11-25_03-00-00_100/0"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").touch()
     for name, parts in {
         "/none": ["`run=/none` is not a run's directory"],
         "2026-11-25_02-54-50_27": ["give one, or latest. Did you mean 2026-11-25_02-54-50_274"],
-        "2026-11-25_03-00-00_100": ["is a sweep: choose one of its jobs, as run=2026-11-25_03-00-00_100/0."],
+        "2026-11-25_03-00-00_100": ["is a sweep: choose a job, such as run=2026-11-25_03-00-00_100/0."],
     }.items():
         assert_refused(command("eval.py", f"run={name}", f"paths.logs={tmp_path}"), *parts)
 

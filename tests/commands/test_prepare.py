@@ -173,7 +173,7 @@ def test_a_folder_is_split_as_in_training(photos: Path, tmp_path: Path) -> None:
         folder = trained.splits[split]
         assert [str(photos / "train" / name) for name in names(index)] == [folder.path(i) for i in range(len(folder))]
     again = ImageFolders(str(tmp_path / "out"), 1, 4, transform, transform, val_fraction=0.3)
-    with pytest.raises(UserError, match=r"val_fraction=0.3`: the images have a val split already: leave it out"):
+    with pytest.raises(UserError, match=r"val_fraction=0.3`: the images have a val split already: remove the key"):
         again.read()
     more = ImageFolders(str(tmp_path / "out"), 1, 4, transform, transform, test_fraction=0.3).read()
     assert more.images == {"train": 6, "val": 4, "test": 2}
@@ -253,7 +253,7 @@ def test_a_complete_preparation_is_checked_when_it_is_run_again(
 ) -> None:
     out = Path(shutil.copytree(jpegs, tmp_path / "out"))
     prepare(config_of(photos, out))
-    assert capsys.readouterr().out == f"{out} is complete, and its checksums are right: train 12, val 12 images.\n"
+    assert capsys.readouterr().out == f"{out} is complete, and the checksums are right: train 12, val 12 images.\n"
     shard = out / "train-00000.shard"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1

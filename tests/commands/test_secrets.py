@@ -42,7 +42,7 @@ def test_a_secret_reaches_the_callback_and_no_file_and_no_server(shapes: Path, t
 
     refused = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", env={"CANARY": CANARY})
     assert refused.returncode == 2
-    assert f"your own run, give it again: '{TIMER}'.".replace(f"'{REFERENCE}'", REFERENCE) in refused.stderr
+    assert f"the run is your own, repeat the setting: '{TIMER}'.".replace(f"'{REFERENCE}'", REFERENCE) in refused.stderr
     missing = command("train.py", f"resume={run_dir}", "trainer.max_epochs=3", TIMER)
     assert missing.returncode == 2
     assert "needs the environment variable CANARY, which is not set: set it." in missing.stderr

@@ -26,7 +26,7 @@ def test_a_training_is_input_bound_or_device_bound(shapes: Path, monkeypatch: py
     )
     line = report.bound_by(0.43, data_of(shapes, 8, "trivial"))
     assert "num_workers" not in line
-    assert line.endswith("out=PATH), or an augmentation without its policy.")
+    assert line.endswith("out=PATH), or augment.policy=none.")
 
 
 def test_an_input_bound_run_from_prepared_jpegs_could_use_raw_pixels(shapes: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.class_names=/none is not a file: give one, or imagenet"):
         names.read("/none")
     (tmp_path / "x.tsv").write_text("a\tb\n\nonly\n")
-    with pytest.raises(UserError, match=r"x\.tsv, line 3: 'only' must be a folder, a tab and its name"):
+    with pytest.raises(UserError, match=r"x\.tsv, line 3: 'only' must be a folder, a tab and a name"):
         names.read(str(tmp_path / "x.tsv"))
     (tmp_path / "latin.tsv").write_bytes("katze\tKätzchen\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"data\.class_names=.*latin.tsv is not UTF-8 text: save it in that encoding"):

@@ -98,7 +98,7 @@ def test_the_number_of_classes_must_fit(folder: Path, tmp_path: Path) -> None:
         data_of(folder, num_classes=7).read()
     for split in ("train", "val"):
         photo(tmp_path / split / "images" / "cat" / "1.jpg")
-    with pytest.raises(UserError, match=r"only one class, images: .* Its folders are cat: are they the classes\?"):
+    with pytest.raises(UserError, match=r"only one class, images: .* images/ contains cat: are these the classes\?"):
         data_of(tmp_path).read()
 
 

@@ -68,7 +68,7 @@ def test_class_names_are_the_datasets_own() -> None:
 def test_an_existing_folder_is_used_as_it_is(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine/train/a").mkdir(parents=True)
     write_fashion_mnist(tmp_path / "mine", "/none")
-    assert "mine has its images already, so data.idx=/none is not used" in capsys.readouterr().out
+    assert "mine has images already, so data.idx=/none is not used" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["train"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()

@@ -251,7 +251,7 @@ def test_groups_stay_together() -> None:
 
 def test_fractions_that_do_not_fit_the_splits_are_errors() -> None:
     splits = ["train", "val"] * 12
-    with pytest.raises(UserError, match=r"data.val_fraction=0.2`: the images have a val split already: leave it"):
+    with pytest.raises(UserError, match=r"data.val_fraction=0.2`: the images have a val split already: remove"):
         own(lambda: Mine("array", splits=splits), val_fraction=0.2).read()
     with pytest.raises(UserError, match=r"mypkg.Mine has no val images: hold out some with data.val_fraction=0.1"):
         own(lambda: Mine("array")).read()
@@ -374,12 +374,18 @@ def test_a_bad_row_is_named_with_its_line(row: str, images: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("column", "cell"), [("weight", "heavy"), ("weight", "-1"), ("weight", "nan"), ("fold", "first")]
+    ("column", "cell"), [("weight", "heavy"), ("weight", "-1"), ("weight", "nan"), ("fold", "first"), ("fold", "-1")]
 )
 def test_a_bad_number_is_named_with_its_line(column: str, cell: str, images: Path, tmp_path: Path) -> None:
     file = table(tmp_path / "t.csv", [f"cat/0.png,cat,train,{cell}"], f"path,label,split,{column}")
-    message = f"line 2 (cat/0.png) has a {column} that is no number from 0 on."
+    message = f"line 2 (cat/0.png) has a {column} that is not a number from 0 on."
     assert message in refusal(SOURCES + "table.Table", file=file, root=str(images))
+
+
+def test_a_fold_is_a_whole_number(images: Path, tmp_path: Path) -> None:
+    file = table(tmp_path / "t.csv", ["cat/0.png,cat,0", "cat/1.png,cat,0.9"], "path,label,fold")
+    message = refusal(SOURCES + "table.Table", file=file, root=str(images))
+    assert message == f"{file}, line 3 (cat/1.png) has a fold that is not a whole number."
 
 
 def test_a_table_that_cannot_be_read_is_an_error(images: Path, tmp_path: Path) -> None:
@@ -573,7 +579,7 @@ def test_local_sets_of_hugging_face_are_read(
     hidden.to_parquet(str(parquet / "test-00000-of-00001.parquet"))
     capsys.readouterr()
     assert data_of(target, path=str(parquet), download=False).read().images == {"train": 21, "val": 3}
-    assert capsys.readouterr().out == f"note: {target} hides the labels of its test images: they are not used.\n"
+    assert capsys.readouterr().out == f"note: {target} hides the labels of test images, which are not used.\n"
 
 
 def test_tar_files_are_read_in_place(images: Path, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_of_class_folders_alone_the_test_is_held_out_first(images: Path) -> None
     validated = {path for data in folds for path in paths_of(data.splits["val"])}
     assert len(validated) == 15
     assert not validated & {*test}
-    with pytest.raises(UserError, match=r"`data.test_fraction=0.3`: the images have a test split already: leave it"):
+    with pytest.raises(UserError, match=r"`data.test_fraction=0.3`: the images have a test split already: remove"):
         folds_of(images, 3, test_fraction=0.3)
     with pytest.raises(UserError, match=r"data.folds=8` is more than the 7 images of cat, the smallest class"):
         folds_of(images / "train", 8)

@@ -109,7 +109,7 @@ def test_changed_code_is_reported_with_the_way_back(project: Path) -> None:
         f"To restore the code: `git checkout {first}` and `git apply P`."
     )
     large = difference({**dirty, "left_out": "they are large"}, project)
-    assert large.endswith(f"`git checkout {first}` (its uncommitted changes were not saved: they are large).")
+    assert large.endswith(f"`git checkout {first}` (uncommitted changes were not saved: they are large).")
     assert "were not saved" in difference({"commit": third, "dirty": True}, project), "of an old summary"
     assert difference({"commit": third, "dirty": False}, project) == "none"
     assert f"of R (commit {'a' * 40}): git failed: " in difference({"commit": "a" * 40}, project), "of elsewhere"

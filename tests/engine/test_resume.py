@@ -61,7 +61,7 @@ def test_the_runs_config_counts_with_the_overrides_that_may_change(run_dir: Path
         ("~trainer.tf32", "~trainer.tf32 (the run has true)"),
         ("model=alexnet", "model=alexnet: a resumed run keeps its options (model=alexnet_bn). Give single keys"),
         ("callbacks=[early_stopping,grad_norm]", "a resumed run keeps its options (callbacks=default)"),
-        ("init_from=x", "init_from=x: a resumed run continues from its own checkpoint: leave it out, or start a new"),
+        ("init_from=x", "init_from=x: a resumed run continues from the newest checkpoint: remove the key"),
     ],
 )
 def test_overrides_that_would_change_the_run_are_refused(words: str, message: str, run_dir: Path) -> None:
@@ -93,7 +93,7 @@ def test_callbacks_get_a_secret_only_if_it_is_given_again(run_dir: Path, monkeyp
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     config["callbacks"]["mine"] = {"_target_": "alexlab.callbacks.mine.Mine", "token": "${oc.env:MY_TOKEN}"}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match=r"callbacks.mine.token of \S+ refers to the environment, .*give it again"):
+    with pytest.raises(UserError, match=r"callbacks.mine.token of \S+ refers to the environment, .*repeat the setting"):
         resumed(run_dir)
     found = resumed(run_dir, "+callbacks.mine.token=${oc.env:MY_TOKEN}")
     assert found.config["callbacks"]["mine"]["token"] in ("hunter2hunter2", "${oc.env:MY_TOKEN}")
@@ -168,7 +168,7 @@ def test_a_checkpoint_is_named_by_its_run_or_by_its_file(run_dir: Path, tmp_path
         assert resume.find_ckpt(named, "ckpt_path", "last", logs, tmp_path / "runs/x") == last
     with pytest.raises(UserError, match="`ckpt_path=two` is not a run's directory"):
         resume.find_ckpt("two", "ckpt_path", "last", logs, tmp_path)
-    with pytest.raises(UserError, match="`init_from=latest`: there is no run below"):
+    with pytest.raises(UserError, match="`init_from=latest`: no run exists below"):
         resume.find_ckpt("latest", "init_from", "best", tmp_path / "none", tmp_path)
 
 

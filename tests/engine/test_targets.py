@@ -282,8 +282,8 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
         ({"_target_": "timm.create_model", "model_name": "local-dir:/x"}, "is an address"),
         ({"_target_": f"{PRETRAINED}.timm_net", "name": "local-dir:/x"}, "an address must begin with hf-hub:"),
         ({"_target_": f"{PRETRAINED}.timm_net", "name": "hf-hub:evil/net"}, "the config of a run fetches nothing"),
-        ({"_target_": "torchvision.models.resnet18", "_args_": ["DEFAULT"]}, "takes 0 of its 1 _args_ by position"),
-        ({"_target_": "torch.nn.Identity..x"}, "is not a dotted path, such as torch.nn.Linear"),
+        ({"_target_": "torchvision.models.resnet18", "_args_": ["DEFAULT"]}, "takes 0 of the 1 _args_ by position"),
+        ({"_target_": "torch.nn.Identity..x"}, "must be a dotted path, such as torch.nn.Linear"),
         ({"_target_": "torch.nn.Identity", "_recursive_": False}, "_recursive_=False is Hydra's and is not"),
         ({"_target_": "torch.nn.Identity", "inner": {**LAYER, "_partial_": "false"}}, "must be true or false"),
         ({"_target_": "torch.nn.Identity", "_partial_": True}, "builds a partial, which is no network"),
@@ -432,7 +432,7 @@ def test_a_config_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(UserError, match=r"alexlab.models.alexnet contains no AlexNett: check its name"):
+    with pytest.raises(UserError, match=r"alexlab.models.alexnet contains no AlexNett: check the name"):
         targets.locate("alexlab.models.alexnet.AlexNett")
     with pytest.raises(UserError, match=r"alexlab.models contains no no_such_net"):
         targets.locate("alexlab.models.no_such_net.Net")

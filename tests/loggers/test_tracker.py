@@ -273,7 +273,7 @@ def test_a_run_of_somebody_else_names_loggers_only_with_consent(
     assert refused.returncode == 2
     assert "logger.mine.token of" in refused.stderr
     again = MINE.replace("'${oc.env:MY_TOKEN}'", "${oc.env:MY_TOKEN}")
-    assert f"If it is your own run, give it again: '{again}'." in refused.stderr
+    assert f"If the run is your own, repeat the setting: '{again}'." in refused.stderr
 
     config = configs.read(copied / "config.yaml")
     config["logger"] = {"mine": {"_target_": "mypkg.parts.JsonLines", "token": "x"}}
@@ -310,7 +310,7 @@ def test_a_server_that_a_run_names_needs_consent(tmp_path: Path) -> None:
     ("entry", "sentence"),
     [
         ("mine={_target_: mypkg.parts.Refuses}", "`project` must not be empty. (mypkg.parts.Refuses)"),
-        ("mine={_target_: mypkg.parts.Nothing}", "mypkg.parts contains no Nothing: check its name."),
+        ("mine={_target_: mypkg.parts.Nothing}", "mypkg.parts contains no Nothing: check the name."),
         ("mine={_target_: no_such_package.Mine}", "the package no_such_package is not installed."),
         ("mine={_target_: pathlib.Path}", "logger.mine._target_=pathlib.Path builds a PosixPath, which is no logger"),
         ("mlflow={tracking_uri: 'nosql:///x'}", "cannot be built from its settings: "),

@@ -251,12 +251,12 @@ class KeepsAFunction(lr_scheduler.LRScheduler):
     ("target", "settings", "why"),
     [
         ("torch.optim.lr_scheduler.StepLR", {"step_sze": 3}, "StepLR cannot be built from its settings: .*'step_sze'"),
-        ("torch.optim.lr_scheduler.Steplr", {}, "lr_scheduler contains no Steplr: check its name"),
+        ("torch.optim.lr_scheduler.Steplr", {}, "lr_scheduler contains no Steplr: check the name"),
         ("torch.optim.lr_scheduler.ReduceLROnPlateau", {}, "`scheduler.monitor` is missing: torch.* needs a metric"),
         (
             "torch.optim.lr_scheduler.StepLR",
             {"step_size": 1, "monitor": "val/loss"},
-            "`scheduler.monitor=val/loss` has no effect: torch.optim.lr_scheduler.StepLR reads no metric. Remove it.",
+            "`scheduler.monitor=val/loss` has no effect: torch.optim.lr_scheduler.StepLR reads no metric. Remove the",
         ),
         ("timm.scheduler.PlateauLRScheduler", {}, "does not save its counters, so no run could resume: use sched"),
         ("test_optimizers.NoSchedule", {}, "builds a NoSchedule, which is no schedule of the optimizer: derive it"),

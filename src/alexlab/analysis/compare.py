@@ -59,7 +59,7 @@ def load_runs(logs: Path | str | Sequence[Path | str] = ROOT / "logs/train", whe
 
 
 def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
-    """Return for each run the settings that differ from those of the other runs.
+    """Return for each run the settings in which the runs differ.
 
     The chosen option of a group stands for the settings that come with it: `augment=strong` for all keys of augment.
     Another key of the group is listed for runs with the same option that differ in it, and for all runs if a command
@@ -166,7 +166,7 @@ def grouped(runs: Sequence[Run], by_seed: bool = True) -> list[Group]:
     """
     texts = canonical_settings(runs)
     apart = differing(runs, texts)
-    groups: dict[Any, dict[Any, int]] = defaultdict(dict)  # for each group, the number of a run by its seed
+    groups: dict[Any, dict[Any, int]] = defaultdict(dict)  # group -> {seed and fold: number of the run}
     same_settings: dict[Any, list[int]] = defaultdict(list)
     for number, run in enumerate(runs):
         repetition = tuple(texts[number].get(key) for key in REPETITIONS)
@@ -230,7 +230,7 @@ def select(runs: Sequence[Run], text: str) -> list[int]:
     `runs.table_of`.
 
     Raises:
-        UserError: the text is not a condition, no run has a key, a text is compared by its size, or no run matches.
+        UserError: the text is not a condition, no run has a key, a text is compared by size, or no run matches.
     """
     ways = [
         [_condition(part, text) for part in re.split(r"\s+and\s+", way, flags=re.IGNORECASE)]
@@ -440,9 +440,9 @@ def equality(a: Run, b: Run) -> tuple[bool, str]:
 
 
 def _logged(run: Run) -> dict[tuple[int, str, int], str]:
-    """Return what a run logged of its training: {(step, metric, since): value}.
+    """Return what a run logged in training: {(step, metric, since): value}.
 
-    A `train/..._step` value is a mean since the previous row, whose step is `since`; of another metric it is -1. The
+    A `train/..._step` value is a mean since the previous row, whose step is `since`; for the rest, `since` is -1. The
     value is a text, because NaN differs from itself.
     """
     values: dict[tuple[int, str, int], str] = {}

@@ -101,7 +101,7 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
 
 
 def curves_of(run: Run) -> dict[str, Any]:
-    """Return `curves`: {key: [steps, values]}, and what converts steps to other axes: `per_epoch` steps per epoch,
+    """Return `curves`: {key: [steps, values]}, and what converts steps to the axes: `per_epoch` steps per epoch,
     `per_step` images per step (None if unknown), `clock` [steps, seconds of training]."""
     rows = run.rows
     curves: dict[str, list[list[float]]] = {}

@@ -100,7 +100,7 @@ def curves(
         rows: of metrics.csv.
         monitor: the metric whose best epoch is marked, such as "val/acc1".
         epoch_steps: optimizer steps per epoch, None if unknown.
-        mode: whether the smallest ("min") or the largest ("max") of `monitor` is the best; None: by its name.
+        mode: whether the smallest ("min") or the largest ("max") of `monitor` is the best; None: the name decides.
     """
     rates = sorted({key for row in rows for key in row if key.startswith("lr")})
     lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # key -> x, y

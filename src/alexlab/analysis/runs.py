@@ -190,7 +190,7 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
         if not runs:
             near = difflib.get_close_matches(name, {path.name for path in logs.glob("*runs/*")}, 2)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            problems.append(f"{name}: there is no run.{hint}")
+            problems.append(f"{name}: no run found.{hint}")
         run_dirs |= dict.fromkeys(run.resolve() for run in runs)
     return list(run_dirs), problems
 
@@ -243,7 +243,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError("config.yaml is not a file." if path.exists() else "there is no config.yaml.")
+        raise ValueError("config.yaml is not a file." if path.exists() else "config.yaml is missing.")
     config = _read_config(path, blocks)
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError("config.yaml is not the config of a run.")

@@ -14,7 +14,7 @@ FEWEST = 5  # complete trials from which importances can be estimated
 
 
 def draw(study: Study, metric: str, folder: Path) -> list[Path]:
-    """Save history.png, slices.png and, if there are enough trials, importances.png to `folder`; return their paths.
+    """Save history.png, slices.png and, with enough trials, importances.png to `folder`; return their paths.
 
     Args:
         study: a study with at least one complete trial.

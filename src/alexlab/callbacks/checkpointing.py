@@ -3,10 +3,10 @@
 best.ckpt has weights only, of the best validation. last.ckpt has everything, and is written after each epoch, every few
 steps or minutes if wanted, and when a run stops.
 
-Lightning writes checkpoints from within its hooks, when a step or an epoch is only partly done: the validation, the
+Lightning writes checkpoints from within hooks, when a step or an epoch is only partly done: the validation, the
 metrics of the epoch or the next learning rate may be missing. Depending on the hook, a run that resumes from such a
 file loses or repeats a validation or a row of metrics. Here last.ckpt is written at three points only, between two
-hooks, and stores which one: after an optimizer step, before its validation ("step"); when a run stopped within an epoch
+hooks, and stores which one: after an optimizer step, before the validation ("step"); when a run stopped within an epoch
 ("end"); and after everything of an epoch ("epoch").
 """
 
@@ -48,7 +48,7 @@ class Checkpointing(Callback):
         nan_guard: checks the weights before last.ckpt is written.
         every_n_steps, every_minutes: from one last.ckpt within an epoch to the next; None is never.
         steps_per_epoch: stored in last.ckpt, because a resumed run must have the same.
-        restores_best: whether the best metrics of the resumed checkpoint count, because its best.ckpt is in `folder`.
+        restores_best: whether to restore the best metrics of a resumed run, whose best.ckpt is in `folder`.
 
     Attributes:
         only_epochs: whether a resume must start at the end of an epoch, because the loaders are not ours.
@@ -101,7 +101,7 @@ class Checkpointing(Callback):
         if trainer.sanity_checking:
             return
         self.validated_at = trainer.fit_loop.epoch_loop.global_step
-        if not isinstance(pl_module, BaseTask):  # `adopt`: what it logs is known now
+        if not isinstance(pl_module, BaseTask):  # by `adopt`: what the module logs is known now
             pl_module.compare_with_best({k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"})
         if pl_module.improved:
             trainer.save_checkpoint(self.best_path, weights_only=True)
@@ -113,7 +113,7 @@ class Checkpointing(Callback):
             self._hold_stop()
             with self.preemption.postponed():
                 self._lightnings_step_end(fetcher)
-            self._hold_stop()  # early stopping may have asked for one
+            self._hold_stop()  # early stopping may have asked for a stop
             return
         self.trainer.should_stop |= self._stop_held
         at_max_steps = loop.max_steps != -1 and loop.global_step >= loop.max_steps  # "end" follows
@@ -123,7 +123,7 @@ class Checkpointing(Callback):
                 raise Preempted(self.preemption.stop)
             stops: bool = self.trainer.should_stop and self.trainer.fit_loop._can_stop_early
             self._out_of_time = stops and not self._stopped_early()
-            # Lightning validates a run that stops within an epoch. Save before: a prolonged run must not have that one.
+            # Lightning validates if a run stops within an epoch. Save first: a prolonged run must lack that validation.
             if not loop._num_ready_batches_reached() and (self._is_due() or self._out_of_time):
                 self.save("step")
         self._finish_step(fetcher)
@@ -295,7 +295,7 @@ class Checkpointing(Callback):
 
 
 def _ranks_of(position: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what `_gather_ranks` gathered, also from a checkpoint of an older version: it has sums (ranks, 8), and
+    """Return what `_gather_ranks` gathered, also from a checkpoint of an older version, which has sums (ranks, 8), and
     buffers (ranks, ...) for several ranks."""
     ranks = []
     for rank, sums in enumerate(position.get("sums", [])):

@@ -1,9 +1,9 @@
 """Train only the head in the first epochs, then the whole network.
 
 Lightning's BackboneFinetuning freezes before DDP is set up. DDP then never sums the gradients of frozen layers: after
-the release each rank trains its own copy, without a warning. BackboneFinetuning also adds parameter
-groups to a running optimizer, which schedules by step do not allow. Here DDP and the optimizer know all parameters from
-the start. The epoch alone decides which of them are frozen, so a resume needs no state.
+the release the ranks diverge, without a warning. BackboneFinetuning also adds parameter groups to a running optimizer,
+which schedules by step do not allow. Here DDP and the optimizer know all parameters from the start. The epoch
+alone decides which of them are frozen, so a resume needs no state.
 """
 
 from typing import Any

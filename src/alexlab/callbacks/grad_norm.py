@@ -20,7 +20,7 @@ class GradNorm(Callback):
             return
         norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        # A fused optimizer undoes 16-mixed's loss scaling within its step, which comes after this hook. Only a private
+        # A fused optimizer undoes 16-mixed's loss scaling in `step`, after this hook. Only a private
         # attribute of torch shows whether an optimizer does so.
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             norm = norm / scaler.get_scale()

@@ -42,7 +42,7 @@ class Media(Callback):
     """Draw the figures, each of them once.
 
     Args:
-        folder: where rank 0 writes the figures; the other ranks contribute their part of the images.
+        folder: where rank 0 writes the figures, of the images of all ranks.
         logger: the W&B logger of rank 0, for tables; None without W&B.
         weights: the name of the checkpoint that is tested; None is the best one of training.
     """
@@ -121,7 +121,7 @@ class Media(Callback):
             picture.save(file, "PNG")
 
     def _log_end(self, run: Any, split: str, names: list[str], counts: np.ndarray, acc1: list[float | None]) -> None:
-        """Log the test under the name of its split: results on val must not be compared with those on test."""
+        """Log the test under the name of the split: results on val must not be compared with those on test."""
         import wandb
 
         mistakes = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])

@@ -62,7 +62,7 @@ class NanGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         """Skip the step: without gradients, an optimizer changes nothing. DDP's ranks have the same gradients here.
-        16-mixed skips overflows itself, which is its normal operation."""
+        16-mixed skips overflows itself, as it should."""
         if not self.skips or _scaler(trainer) is not None:
             return
         if not all_finite([p.grad for p in pl_module.parameters() if p.grad is not None]):
@@ -94,7 +94,7 @@ class NanGuard(Callback):
         self.check(trainer, weights=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.check(trainer)  # before the epoch's metrics are logged; its checkpoint checks the weights
+        self.check(trainer)  # before the epoch's metrics are logged; Checkpointing checks the weights
 
     def check(self, trainer: pl.Trainer, weights: bool = False) -> None:
         """Check the losses since the last check, and raise UserError if one is NaN or infinite.
@@ -166,7 +166,7 @@ class NanGuard(Callback):
         images = [path for batch in batches for rank in ranks for path in data.paths_of_batch(epoch, batch, rank)]
         which = f"batch {batches[0] + 1}" if len(batches) == 1 else f"batches {batches[0] + 1} to {batches[-1] + 1}"
         what = f"{what} in {which} of epoch {epoch + 1}"
-        log.info("%s: its images are %s", what, ", ".join(images), extra={"file_only": True})
+        log.info("%s: the images are %s", what, ", ".join(images), extra={"file_only": True})
         more = f" and {len(images) - IMAGES_SHOWN} more, all in train.log" if len(images) > IMAGES_SHOWN else ""
         return f"{what} (images: {', '.join(images[:IMAGES_SHOWN])}{more})"
 

@@ -1,8 +1,8 @@
 """SIGTERM, SIGUSR1 and Ctrl-C stop a run at the same batch on all ranks, so that each can report how it stopped.
 
-Lightning broadcasts from inside its signal handler, wherever the rank is at that moment, and waits for the device
-before each batch to learn about a signal. Ranks were seen to wait for each other forever. Here the handler only records
-the signal. The ranks compare their records over gloo while they train, and each reads the result one batch later.
+Lightning broadcasts from inside the signal handler, wherever the rank is at that moment, and waits for the device
+before each batch to learn about a signal. Ranks were seen to deadlock. Here the handler only records the signal. The
+ranks compare their records over gloo while they train, and each reads the result one batch later.
 """
 
 import contextlib
@@ -79,12 +79,12 @@ class Preemption(Callback):
         self.stop = 0
         self.wants_checkpoint = self.checkpoint_due = False
         self._group: Any = None
-        self._pending: Any = None  # the comparison that is under way
-        self._values = torch.zeros(2, dtype=torch.int64)  # what it compares: signal, wants_checkpoint
+        self._pending: Any = None  # the comparison in progress
+        self._values = torch.zeros(2, dtype=torch.int64)  # what is compared: signal, wants_checkpoint
         self._postponed = False
 
     def install(self, trainer: pl.Trainer) -> None:
-        """Switch off Lightning's own signal handling. Raises AttributeError if Lightning has it in another place."""
+        """Switch off Lightning's own signal handling. Raises AttributeError if Lightning has moved it."""
         connector, loop = trainer._signal_connector, trainer.fit_loop.epoch_loop
         for owner, name in ((connector, "register_signal_handlers"), (loop, "_broadcast_sigterm_tensor")):
             if not hasattr(owner, name):

@@ -19,7 +19,7 @@ class Pruning(Callback):
     logged and the trial continues.
 
     Args:
-        trial: Optuna's trial on rank 0; None on the other ranks, and if the trial cannot be pruned.
+        trial: Optuna's trial; None if it cannot be pruned, and on all ranks but 0.
         monitor: the metric that the study optimizes.
 
     Attributes:

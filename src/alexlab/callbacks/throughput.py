@@ -12,8 +12,7 @@ class Throughput(Callback):
 
     Per epoch: perf/images_per_second (all devices) and perf/data_wait (fraction of the time, 0 to 1, on this rank).
     Every `log_every_n_steps` optimizer steps: perf/images_per_second_step. With both, and with each validation:
-    perf/images and perf/seconds, the images trained on so far and the training time. These include the earlier parts of
-    a resumed run.
+    perf/images and perf/seconds, the images trained on so far and the training time, parts before a resume included.
 
     The times are the host's, without a device synchronization. Over many steps they agree with the device's.
 
@@ -42,7 +41,7 @@ class Throughput(Callback):
         """Give W&B the axes for Lightning's rows of learning rates: it draws a curve over values of the same row."""
         for logger in trainer.loggers:
             if hasattr(logger, "learning_rate_axes"):
-                # the row belongs to the step that begins; the other rows of this step count the step's images
+                # count the images of the step that begins, as the step's rows of metrics do
                 logger.learning_rate_axes = lambda: {"epoch": trainer.current_epoch, **self.axes(ahead=1)}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

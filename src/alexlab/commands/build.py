@@ -196,7 +196,7 @@ def build_task(
     num_classes, trains = len(data.classes), plan is not None
     net = build_net(config, num_classes, trains, trusted)
     if trains and (config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1):
-        head_of(net, num_classes)  # which must be known
+        head_of(net, num_classes)  # raises if the head is unknown
     if plan is not None and plan.device_batch == 1:
         try_one_image(net, height_width(config.data.image_size), config)
     if config.monitor == f"val/acc{TOP_K}" and num_classes <= TOP_K and "acc5" not in config.metrics.model_dump():
@@ -379,7 +379,7 @@ def build_teacher(
     """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`.
 
     Raises:
-        UserError: it has other classes, or its inputs are not normalized with `mean_std`.
+        UserError: the teacher has other classes, or expects inputs that are not normalized with `mean_std`.
     """
     if isinstance(wanted, dict):
         teacher = targets.build_network(wanted, len(data.classes), fetch=True, trusted=trusted)
@@ -401,13 +401,13 @@ def build_teacher(
 def mode_of_monitor(
     config: TrainConfig, metrics: MetricCollection, monitor: str | None = None
 ) -> Literal["min", "max"]:
-    """Return whether less or more of `monitor` is better: `monitor_mode`, the metric's `higher_is_better`, or its name.
+    """Return whether less or more of `monitor` is better: `monitor_mode`, the metric's `higher_is_better`, or the name.
 
     Args:
         monitor: another metric than `config.monitor`.
 
     Raises:
-        UserError: it is unknown.
+        UserError: the metric does not say.
     """
     wanted = monitor or config.monitor
     name, given = wanted.removeprefix("val/"), config.monitor_mode if wanted == config.monitor else None
@@ -452,7 +452,7 @@ def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, nu
 def load_checkpoint(
     config: TrainConfig, task: RunModule, data: Data, plan: Plan, trusted: targets.Trusted = ()
 ) -> int | None:
-    """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return its steps."""
+    """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return the steps done."""
     allowed = (*config.allow, *(trusted or ()))  # the checkpoint may be somebody else's
     if config.init_from is not None:
         ckpt = Path(config.init_from)
@@ -506,7 +506,7 @@ def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | Non
         from alexlab.loggers.wandb_logger import WandbLogger
 
         settings = config.logger.wandb.model_dump()
-        # only these two: W&B shows all other texts, and a reference to a secret must stay a reference there
+        # only these two: W&B shows the rest, in which a reference to a secret must stay a reference
         settings |= look_up({key: settings[key] for key in ("entity", "project")})
         settings["name"] = settings["name"] or naming.run_name(plain)
         settings["group"] = settings["group"] or sweep.name_of(path) or naming.group_name(plain)
@@ -590,7 +590,7 @@ def build_callbacks(
     callbacks.append(ProgressReporter(console=kind == "plain"))
     if wanted.figures:
         callbacks.append(Media(path / "figures", wandb))
-    callbacks.append(Throughput(config.data.batch_size))  # last: it must not count callbacks as waiting for data
+    callbacks.append(Throughput(config.data.batch_size))  # last, so that callbacks do not count as waiting for data
     return preemption, checkpointing, callbacks
 
 

@@ -26,7 +26,7 @@ ADDED_LATER |= {"finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
 
 
 def check_ckpt(path: Path, config: TrainConfig, net: nn.Module, data: Data, plan: Plan, trusted: Trusted = ()) -> int:
-    """Check that training can continue from the checkpoint `path`, load its weights into `net`, and return its steps.
+    """Check that training can continue from checkpoint `path`, load the weights into `net`, and return the steps done.
 
     Args:
         trusted: packages that the checkpoint's config may name.
@@ -59,7 +59,7 @@ def check_ckpt(path: Path, config: TrainConfig, net: nn.Module, data: Data, plan
     if position["steps_per_epoch"] != plan.steps_per_epoch:
         raise UserError(
             f"{named} has done {done} steps in epochs of {position['steps_per_epoch']} steps. An epoch has "
-            f"{plan.steps_per_epoch} now, which does not fit its schedule: set the same trainer.limit_train_batches "
+            f"{plan.steps_per_epoch} now, which does not fit the schedule: set the same trainer.limit_train_batches "
             "and trainer.overfit_batches."
         )
     # the test of a run that was stopped may still be missing
@@ -73,7 +73,7 @@ def check_ckpt(path: Path, config: TrainConfig, net: nn.Module, data: Data, plan
 
 
 def check_settings(named: str, config: dict[str, Any], saved: dict[str, Any], plan: Plan) -> None:
-    """Raise UserError if settings of a checkpoint's config, on which its state depends, are not those of `config`."""
+    """Raise UserError if settings on which the checkpoint's state depends differ from those of `config`."""
     now, then = ({**ADDED_LATER, **flat(each)} for each in (config, saved))
     differ = [
         f"{key}={shown(now.get(key))} (the checkpoint has {shown(then.get(key))})"

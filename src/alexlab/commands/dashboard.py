@@ -13,8 +13,7 @@ from alexlab.engine import config as configs
 from alexlab.engine.config import Plain
 from alexlab.engine.errors import UserError
 
-# for each kind of panel: the class in wandb-workspaces, the keys that must be set, and the names of its fields by our
-# keys, if they differ
+# kind of panel -> class in wandb-workspaces, required keys, {our key: name of the field} if the names differ
 KINDS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
     "line": ("LinePlot", ("y",), {"smoothing": "smoothing_factor"}),
     "bar": ("BarPlot", ("keys",), {"keys": "metrics"}),
@@ -27,7 +26,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
 
 
 def save_dashboard(config: DictConfig) -> None:
-    """Save the view, or update the one with the same name, and print its address.
+    """Save the view, or update the one with the same name, and print the address.
 
     Raises:
         UserError: the config has a mistake; the extra or the API key is missing; or the server does not save the view.
@@ -118,7 +117,7 @@ def build_panel(place: str, panel: Any, x: str) -> Any:
 def setting_or_summary(name: Any) -> Any:
     """Return a setting for "optimizer.lr" or "seed", otherwise a value of the summary.
 
-    wandb-workspaces reads a plain text as a value of the summary, also "c::optimizer.lr", its own form of a setting.
+    wandb-workspaces reads a plain text as a value of the summary, even "c::optimizer.lr", W&B's form of a setting.
     """
     import wandb_workspaces.reports.v2 as wr
 

@@ -1,4 +1,4 @@
-"""Test a run on its own test images or on another folder, for `python eval.py`."""
+"""Test a run, on the run's test images or another folder, for `python eval.py`."""
 
 import contextlib
 import dataclasses
@@ -87,7 +87,7 @@ def evaluate(config: EvalConfig) -> float:
 def score(
     config: EvalConfig | FiguresConfig, run_dir: Path, crops: int = 1, callbacks: Sequence[pl.Callback] = ()
 ) -> Tested:
-    """Rebuild a run from its own config and test it as `config` asks."""
+    """Rebuild a run from the saved config, and test it as `config` asks."""
     # the run's config, images and network
     run_config = config_for_test(config, run_dir)
     path = run_dirs.ckpt_of(run_dir, config.ckpt)
@@ -149,7 +149,7 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
 
 
 def only_read(data: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Change and return the settings `data` of a run so that reading its images downloads nothing, and writes the demo
+    """Change and return the settings `data` of a run so that reading the images downloads nothing, and writes the demo
     and Fashion-MNIST only below `folder` (paths.data), not at any path that a run names."""
     if "download" in data or str(data.get("_target_")).startswith(DOWNLOADING):
         data["download"] = False
@@ -243,8 +243,8 @@ def use_ten_crops(task: RunModule, data: Data) -> None:
     one = data.transforms["test"]
     if one.covered == one.size:
         raise UserError(
-            f"`crops=10` needs pixels around the {one.image_size} that the network sees, and with the run's "
-            f"augment.crop_ratio={one.crop_ratio} there are none: use crops=1."
+            f"`crops=10` needs pixels around the {one.image_size} that the network sees, and the run's "
+            f"augment.crop_ratio={one.crop_ratio} leaves none: use crops=1."
         )
     whole = dataclasses.replace(one, image_size=one.covered, crop_ratio=1.0)
     data.transforms["val"] = data.transforms["test"] = whole

@@ -1,4 +1,4 @@
-"""`alexlab export`: write a run's network to one file that needs no alexlab, and check its logits."""
+"""`alexlab export`: write a run's network to one file that needs no alexlab, and check the file's logits."""
 
 import contextlib
 import importlib
@@ -36,7 +36,7 @@ ONNX_BYTES = 1_500_000_000  # of weights; torch puts larger ones into a second f
 
 
 class FromPixels(nn.Module):
-    """A network behind its normalization: pixels in, logits out.
+    """Normalization and network in one: pixels in, logits out.
 
     Args:
         mean, std: of each of the C channels on a 0-1 scale.
@@ -57,7 +57,7 @@ class FromPixels(nn.Module):
 
 
 def export(config: ExportConfig) -> None:
-    """Write the file to a temporary path, load it, compare its logits with the run's on real images, and move it.
+    """Write the file to a temporary path, load it, compare the logits with the run's on real images, and move it.
 
     Raises:
         UserError: the run or an image does not exist, the extra `export` is not installed, the file cannot be written,
@@ -169,7 +169,7 @@ def describe(
 def capture(net: FromPixels, size: tuple[int, int]) -> ExportedProgram:
     """Return the network's graph, for any number of images of `size` (height, width); UserError if torch cannot."""
     images = torch.zeros(2, net.scale.shape[1], *size, dtype=torch.uint8)  # torch takes a batch of 1 for a constant
-    fix = "its forward must consist of tensor operations, and must not depend on values or on the number of images."
+    fix = "`forward` must consist of tensor operations, and must not depend on values or on the number of images."
     with torch.no_grad(), refused(f"{type(net.net).__name__} cannot be exported", fix):
         program = torch.export.export(net, (images,), dynamic_shapes=({0: Dim("batch")},))
     for part in program.graph_module.modules():
@@ -194,7 +194,7 @@ def refused(what: str, fix: str) -> Iterator[None]:
 
 
 def write_onnx(program: ExportedProgram, about: str, path: Path) -> None:
-    """Raise UserError if ONNX lacks an operation of the network, or its weights are too large for one file."""
+    """Write the ONNX file. Raises UserError if ONNX lacks an operation, or if one file cannot hold the weights."""
     size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     if size > ONNX_BYTES:
         raise UserError(

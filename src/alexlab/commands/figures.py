@@ -11,7 +11,7 @@ from alexlab.engine.schema import FiguresConfig
 
 
 def redraw(config: FiguresConfig) -> None:
-    """Draw the figures of a run from one of its checkpoints, and print their files.
+    """Draw the figures of a run from a checkpoint, and print the paths.
 
     Raises:
         UserError: the run, the checkpoint or the images do not exist.

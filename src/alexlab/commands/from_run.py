@@ -38,7 +38,7 @@ NEW = (
 # keys whose value may be a path, of which W&B has only the last part
 PATHS = ["data.root", "data.file", "data.path", "data.class_names", "init_from", "ckpt_path", "task.teacher"]
 PATHS += ["loss.class_weights"]
-# keys that conf/ sets to the value of another one: they follow an override of that one, unless the run has set them
+# key -> key whose value conf/ gives it: an override of the second sets both, unless the run has set the first
 FOLLOWS = {
     "model.net.name": "model.name",
     "model.net.pretrained": "model.pretrained",
@@ -90,7 +90,7 @@ def repeat(today: Plain) -> Repeated | None:
     if resume not in (None, "auto"):
         raise UserError(f"{asked[0]} starts a new run, and resume={resume} continues one: remove one of them.")
     run = _read_directory(today) if today["from_run"] is not None else _read_wandb(today, asked[0])
-    if is_own_checkpoint(run.config):  # it was resumed: its overrides name the checkpoint that it first started from
+    if is_own_checkpoint(run.config):  # resumed: the overrides name the checkpoint that the run first started from
         values = dict(str(text).split("=", 1) for text in run.config.get("overrides") or [] if "=" in str(text))
         for key in ("ckpt_path", "init_from"):
             if values.get(key) == "latest":

@@ -41,7 +41,7 @@ class Listed(Index):
 
 
 def find_images(named: str) -> list[str]:
-    """Return the paths of a file, of the images in a folder and its subfolders, or of the files of a glob, sorted.
+    """Return the sorted paths of a file, of all images below a folder, or of the files of a glob.
 
     Raises:
         UserError: no image was found.

@@ -149,7 +149,7 @@ def check_shards(out: Path) -> None:
                 changed = f"{out / shard['file']} has changed since it was written"
                 raise RunFailedError(f"{changed}: remove {out} and prepare it again.", 1)
     images = ", ".join(f"{split} {part['images']:,}" for split, part in about["splits"].items())
-    print(f"{rundir.shown(out)} is complete, and its checksums are right: {images} images.", flush=True)
+    print(f"{rundir.shown(out)} is complete, and the checksums are right: {images} images.", flush=True)
 
 
 # -- shards
@@ -209,7 +209,7 @@ def write_shard(
     first: int,
     max_bytes: int,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str], int]:
-    """Write one shard from image `first` on; return its entry, its arrays, the broken files and the next image."""
+    """Write one shard from image `first` on; return the shard's entry and arrays, broken files and the next image."""
     name = f"{split}-{number:05d}.shard"
     digest, written, i = hashlib.sha256(), 0, first
     rows: list[tuple[int, ...]] = []

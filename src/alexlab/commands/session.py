@@ -82,7 +82,7 @@ class RunSession:
         summaries.report_start(config, experiment)
 
     def _open_directory(self) -> None:
-        """Create the run's directory, or reset that of a resumed run to its checkpoint, and start the loggers.
+        """Create the run directory, or reset that of a resumed run to the checkpoint, and start the loggers.
 
         Raises:
             UserError: another process trains this run, or a logger does not start. In both cases, a resumed run is not
@@ -118,7 +118,7 @@ class RunSession:
             print(line, flush=True)
 
     def complete(self) -> None:
-        """Agree with the other ranks that the run is finished, and write its summary."""
+        """Agree with the other ranks that the run is finished, and write the summary."""
         self.experiment.task.share_skipped()
         self.experiment.preemption.agree(self.experiment.trainer)
         self.recorder.is_polled = True  # from here on a signal waits until the run is closed
@@ -139,7 +139,7 @@ class RunSession:
             raise replacement from error
 
     def _close(self, error: BaseException | None) -> BaseException | None:
-        """Write how the run ended, and close its loggers. Returns what to raise instead of `error`."""
+        """Write how the run ended, and close the loggers. Returns what to raise instead of `error`."""
         config, wandb = self.config, self.experiment.wandb
         replacement: BaseException | None = None
         stopped_by = error.number if isinstance(error, Preempted) else None

@@ -14,20 +14,20 @@ from alexlab.engine.validation import validate
 
 @dataclass(frozen=True)
 class Start:
-    """The run that starts, and its final config."""
+    """How a run starts: the final config, and what follows from it."""
 
     config: TrainConfig
     notes: list[str] = field(default_factory=list)  # printed once, and written to train.log
     # packages that `_target_` may name; None: any, for the config of your own command line
     trusted: Trusted = None
     is_finished: bool = False  # the run that `resume=auto` names is complete: nothing to do
-    # takes the images as `ImageFolders.describe` returns them, and returns in which way images and code are not those
-    # of the run that from_run names
+    # images, as `ImageFolders.describe` returns them -> how images and code differ from those of the run that from_run
+    # names
     compare: Callable[[dict[str, Any]], list[str]] = lambda dataset: []
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Return the run that starts, with its final config.
+    """Return how the run starts, with the final config.
 
     Raises:
         UserError: the run does not exist, or the overrides do not fit it.

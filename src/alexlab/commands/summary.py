@@ -104,7 +104,7 @@ def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
 
 
 def metadata_of(config: Any, summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata of best.ckpt in W&B. A test on val is not part of it: it would look like a test on test/."""
+    """Return the metadata of best.ckpt in W&B. A test on val is omitted: it would look like a test on test/."""
     dataset = summary["dataset"]
     return {
         "best": summary["best"],
@@ -187,7 +187,7 @@ def bound_by(wait: float, data: Data) -> str:
     if wait < INPUT_BOUND:
         return f"Device-bound: the device waited for data {wait:.0%} of the time."
     if not isinstance(data, ImageFolders):
-        return f"Input-bound: the device waited for {data.source} {wait:.0%} of the time. Try more of its workers."
+        return f"Input-bound: the device waited for {data.source} {wait:.0%} of the time. Try more workers."
     hints = []
     most = default_threads(data.local_world_size)
     if data.num_workers < most:
@@ -198,7 +198,7 @@ def bound_by(wait: float, data: Data) -> str:
     elif train.format == "jpeg":
         hints.append("data prepared as pixels (alexlab prepare with format=raw)")
     if data.transforms["train"].policy != "none":
-        hints.append("an augmentation without its policy")
+        hints.append("augment.policy=none")
     tries = f" Try {', or '.join(hints)}." if hints else ""
     return f"Input-bound: the device waited for data {wait:.0%} of the time.{tries}"
 
@@ -230,7 +230,7 @@ def show_end(summary: dict[str, Any], path: Path, views: Sequence[str | None]) -
 
 
 def show_standing(config: Any) -> None:
-    """Print the rank of the run among earlier ones. If that fails, it is a warning, because the run is complete."""
+    """Print the rank of the run among earlier ones. If that fails, warn only, because the run is complete."""
     try:
         standing = compare.standing(Path(config.run_dir), Path(config.paths.logs), config.monitor)
     except Exception as error:  # run directories may hold anything

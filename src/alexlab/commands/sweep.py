@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("alexlab")
 
-Compose = Callable[[int, list[str]], Plain]  # the config of a job from its number and overrides
+Compose = Callable[[int, list[str]], Plain]  # number and overrides of a job -> config
 
 # -- The check before the first job
 
@@ -94,7 +94,7 @@ def run_study(
     compose: Compose,
     launch: Callable[[int, list[str]], float | None],
 ) -> None:
-    """Run trials, one after the other, until the study has `n_trials` that are complete or pruned.
+    """Run trials in sequence until the study has `n_trials` that are complete or pruned.
 
     Args:
         given: the keys of `hydra.sweeper`.
@@ -346,7 +346,7 @@ def heartbeat(storage: "optuna.storages.RDBStorage | None", trial: "optuna.Trial
 
 
 def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
-    """Build the callback that reports the metrics of this job to its trial; None if the job is not a trial."""
+    """Build the callback that reports this job's metrics to the study; None if the job is not a trial."""
     if TRIAL not in os.environ:
         return None
     optuna, trial = import_optuna(), None
@@ -354,7 +354,7 @@ def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
 
     url, study_name, trial_id = json.loads(os.environ[TRIAL])
     if rank == 0:
-        sampler = optuna.samplers.RandomSampler()  # draws nothing: the trial has its values
+        sampler = optuna.samplers.RandomSampler()  # draws nothing: the trial has all values
         pruner = make_pruner(config)
         try:
             study = optuna.load_study(study_name=study_name, storage=open_storage(url), sampler=sampler, pruner=pruner)
@@ -384,14 +384,14 @@ PLAIN = re.compile(r"[A-Za-z0-9_./:+\-]+")  # a text that Hydra reads without qu
 
 
 def agent_overrides(words: list[str]) -> list[str]:
-    """Turn the words that W&B's agent puts on the command line into Hydra's overrides.
+    """Turn the arguments that W&B's agent passes into Hydra's overrides.
 
     A parameter with parameters below it, `optimizer={'lr': 0.1}`, becomes `optimizer.lr=0.1`, and `choices={'model':
-    'vgg'}` becomes `model=vgg`. Other words stay as they are. The option None of a group is `~group`, or no override
+    'vgg'}` becomes `model=vgg`. All else stays as it is. The option None of a group is `~group`, or no override
     if train.yaml gives the group no option.
 
     Raises:
-        UserError: the words have -m.
+        UserError: an argument is -m.
     """
     if {"-m", "--multirun"} & set(words):
         raise UserError("-m: a run of a W&B agent is one run; the sweep's file says what varies. Remove -m.")
@@ -459,7 +459,7 @@ def record_failure(run_dir: Path, config: Plain, why: str) -> None:
 
 
 def remove_empty(folder: Path, top: Path) -> None:
-    """Remove `folder` and its parents up to `top` (which stays) as far as they are empty."""
+    """Remove `folder` and the parents below `top`, as far as they are empty."""
     with contextlib.suppress(OSError):  # it has files
         for each in [folder, *(parent for parent in folder.parents if top in parent.parents)]:
             if each not in (Path.cwd(), top):

@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> float | None:
 
 @contextlib.contextmanager
 def stopping_on_signals(config: TrainConfig) -> Iterator[SignalRecorder]:
-    """Record signals in this block. If one stops the run, print how to resume it and exit with 128 + its number."""
+    """Record signals in this block. If one stops the run, print how to resume it and exit with 128 + signal number."""
     recorder = SignalRecorder()
     try:
         with recorder.recording():

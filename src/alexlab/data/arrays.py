@@ -16,7 +16,7 @@ class Arrays:
     With `images` and `labels` instead, all images are training images. Files .npy are mapped, not read into memory.
 
     Raises:
-        KeyError: there are no images of this split.
+        KeyError: this split has no images.
         UserError: an array is missing, damaged, or of another type or length.
     """
 

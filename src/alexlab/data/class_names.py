@@ -25,7 +25,7 @@ def read(source: str) -> dict[str, str]:
         if folder and name:
             names[folder] = name
         elif line.strip():
-            raise UserError(f"{path}, line {number}: {line[:80]!r} must be a folder, a tab and its name.")
+            raise UserError(f"{path}, line {number}: {line[:80]!r} must be a folder, a tab and a name.")
     return names
 
 

@@ -1,4 +1,4 @@
-"""The LightningDataModule: from a folder of images to batches for this rank. For other images, copy arrays.py.
+"""LightningDataModule: from a folder of images to batches for this rank. For images that are not files, copy arrays.py.
 
 For images that are organized in another way, `find_splits` is the method to change: it returns one index per split, and
 everything below it (loaders, samplers, caches, fingerprints) works with any `Index` (index.py). A subclass with another
@@ -29,7 +29,7 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
 from alexlab.engine.process import cores
 
-MAX_THREADS = 12  # by default: more are slower, because of Python's lock (benchmarks/threads.py)
+MAX_THREADS = 12  # by default: more are slower, because of the GIL (benchmarks/threads.py)
 
 
 class ImageFolders(pl.LightningDataModule):
@@ -101,7 +101,7 @@ class ImageFolders(pl.LightningDataModule):
         if len(train.classes) == 1:
             only = train.root / train.classes[0]
             deeper = folder.class_folders(only) if isinstance(train, ImageIndex) and only.is_dir() else ()
-            hint = f" Its folders are {folder.listed(deeper)}: are they the classes?" if deeper else ""
+            hint = f" {only.name}/ contains {folder.listed(deeper)}: are these the classes?" if deeper else ""
             raise UserError(f"{train.root} contains only one class, {train.classes[0]}: at least two are needed.{hint}")
         if self.num_classes not in (None, len(train.classes)):
             raise UserError(
@@ -125,7 +125,7 @@ class ImageFolders(pl.LightningDataModule):
         return splits
 
     def find_splits(self) -> Mapping[str, Index]:
-        """Return the index of each split: train, and val and test if they exist; `divide` holds out the others."""
+        """Return the index of each split: train, and val and test if they exist; `divide` holds out the rest."""
         if self.demo_seed is not None:
             demo.write_demo(self.root, seed=self.demo_seed)
         if self.idx is not None:

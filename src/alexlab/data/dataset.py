@@ -76,7 +76,7 @@ class ImageDataset:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
     def fill(self, keys: Sequence[Key], images: Tensor, stop: threading.Event | None = None) -> BrokenRows:
-        """Write the image of each key into its row of `images`, and return the rows of broken images.
+        """Write the image of keys[i] to images[i], and return the rows of broken images.
 
         Args:
             images: as `allocate` returns; the rows of broken images are undefined afterwards.

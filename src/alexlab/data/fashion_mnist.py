@@ -33,7 +33,7 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
     """
     if (root / "train").is_dir():
         if idx != "auto":
-            print(f"note: {root} has its images already, so data.idx={idx} is not used.", flush=True)
+            print(f"note: {root} has images already, so data.idx={idx} is not used.", flush=True)
         return
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} contains files, but no train/: choose another data.root for Fashion-MNIST's images.")
@@ -51,7 +51,7 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
 
 
 def load(idx: str, downloads: Path) -> "tuple[FashionMNIST, FashionMNIST]":
-    """Read train and test by torchvision, from a folder or from its download in `downloads` (it checks the hashes)."""
+    """Read train and test, or let torchvision download them to `downloads` and check the hashes."""
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import extract_archive
 

@@ -11,7 +11,7 @@ from alexlab.engine.errors import UserError
 class HuggingFaceSet:
     """One split. The arguments are keys of conf/data/huggingface.yaml.
 
-    `datasets` runs no code of a set: its versions from 4 on have no loading scripts.
+    From version 4 on, `datasets` runs no code of a set.
 
     Raises:
         KeyError: the set has no such split.

@@ -21,7 +21,7 @@ from alexlab.data.index import Index
 from alexlab.engine import launcher
 from alexlab.engine.errors import UserError
 
-# the splits, and their names in tables and other sources
+# the name of a split in a source -> the split
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 HASHED = 256  # images in memory whose pixels or bytes are part of the fingerprint
 
@@ -47,7 +47,7 @@ class ItemIndex(Index):
     weights: np.ndarray | None = None
 
     def name(self, i: int) -> bytes:
-        """Return the name of image i: by default its number."""
+        """Return the name of image i, by default the number."""
         number, name = int(self.numbers[i]), getattr(self.dataset, "name", None)
         return os.fsencode(str(name(number) if callable(name) else number))
 
@@ -194,14 +194,14 @@ class ItemData(ImageFolders):
                 continue
             if name == "test" and {*map(str, getattr(dataset, "targets", None) or ["unknown"])} <= {"-1", "None"}:
                 if launcher.prints():
-                    print(f"note: {self.source} hides the labels of its test images: they are not used.", flush=True)
+                    print(f"note: {self.source} hides the labels of test images, which are not used.", flush=True)
             elif len(dataset):
                 classes = parts["train"].classes if "train" in parts else None
                 parts[name] = self._index(dataset, f"{self.source}({name})", classes)
         return parts
 
     def _divided(self, dataset: Any) -> dict[str, ItemIndex]:
-        """Divide one object by its attribute `splits`, a name per image, if it has that."""
+        """Divide one object by `dataset.splits`, a name per image, if that exists."""
         splits = getattr(dataset, "splits", None) or ["train"] * len(dataset)
         if unknown := set(splits) - SPLITS.keys():
             raise UserError(f"{self.source}: the split {min(unknown)} is none of {', '.join(SPLITS)}.")
@@ -221,7 +221,7 @@ class ItemData(ImageFolders):
         labels = getattr(dataset, "targets", None)
         if labels is None:
             if launcher.prints():
-                print(f"note: {source} has no `targets`: each of its {len(dataset):,} images is read once.", flush=True)
+                print(f"note: {source} has no `targets`: all {len(dataset):,} images are read once.", flush=True)
             labels = [dataset[i][1] for i in range(len(dataset))]
         if len(labels) != len(dataset):
             raise UserError(f"{source} has {len(dataset)} images and {len(labels)} targets: give one per image.")

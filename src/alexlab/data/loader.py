@@ -1,6 +1,6 @@
 """Batches that threads decode ahead, directly into the memory that the device reads.
 
-The loader uses threads, not processes. Reading, decoding and resizing release Python's lock, which is held for about 30
+The loader uses threads, not processes. Reading, decoding and resizing release the GIL, which is held for about 30
 microseconds per image, so one process can keep about twelve cores busy. No processes must be started, none can die, and
 no images are copied between them.
 """
@@ -72,7 +72,7 @@ class Loader:
                 for _, chunk in pending.chunks:
                     chunk.cancel()
 
-    # memory of the caller's inference mode could not be written by other threads, which are not in that mode
+    # reader threads could not write tensors that were created in the caller's inference mode
     @torch.inference_mode(False)
     def _begin(self, keys: Sequence[Key]) -> _PendingBatch:
         pending = _PendingBatch(keys, self.dataset.allocate(keys, self.pinned), [])

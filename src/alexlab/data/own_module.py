@@ -1,4 +1,4 @@
-"""A LightningDataModule of your own, and what a run needs to know about its images."""
+"""Adapt a LightningDataModule of your own to a run."""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +17,7 @@ HOOKS = ("prepare_data", "train_dataloader", "val_dataloader", "teardown", "stat
 
 
 class OwnDataModule(pl.LightningDataModule):
-    """Pass the hooks of Lightning on to `module`, and make a `Batch` of each of its batches.
+    """Pass Lightning's hooks on to `module`, and turn each batch into a `Batch`.
 
     A batch must be (images, targets): images uint8 (B, 3, H, W), which the task augments and normalizes, or float as
     the network takes them. The classes are `module.classes`, or 0 to data.num_classes - 1.

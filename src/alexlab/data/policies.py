@@ -1,7 +1,6 @@
 """TrivialAugment and RandAugment of one image by Pillow, equal to torchvision's on a PIL image.
 
-torchvision draws from the generator that all threads share, and its operations on tensors take three to ten times as
-long.
+torchvision draws from the generator that all threads share, and takes three to ten times as long on tensors.
 """
 
 from collections.abc import Callable

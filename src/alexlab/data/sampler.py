@@ -18,7 +18,7 @@ Key = tuple[int, int]
 
 
 def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
-    """Return how often `data.sampler` draws each image, relative to the others: float64 (N,), None for equally often.
+    """Return the relative frequency of each image for `data.sampler`: float64 (N,), None if all are equal.
 
     Raises:
         UserError: the images lack what the sampler needs.
@@ -48,14 +48,14 @@ def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
 
 
 class TrainBatchSampler(Sampler[list[Key]]):
-    """The training batches of one rank: its part of each global batch of an order that is new in each epoch.
+    """The training batches of one rank: a part of each global batch. The order is new in each epoch.
 
     Images at the end of the order that do not fill a global batch are skipped in that epoch.
 
     Args:
         size: number of training images, and of draws per epoch.
         global_batch: images per step over all ranks; a multiple of world_size, at most `size`.
-        weights: how often each image is drawn, relative to the others, (N,); None draws each once.
+        weights: relative frequency of each image, (N,); None draws each once.
 
     Attributes:
         epoch: the epoch of the next pass; `set_epoch` changes it.

@@ -21,8 +21,8 @@ WITHOUT_EFFECT = ("sampler", "folds", "fold", "val_fraction", "test_fraction", "
 def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trusted = ()) -> Data:
     """Build the datamodule; `read()` then finds the images.
 
-    A class derived from `ImageFolders` gets all of its arguments. Any other class gets the keys of its option that are
-    not ours; and of ours, and of `facts`, those that its constructor names.
+    A class derived from `ImageFolders` gets all arguments. Any other class gets the keys that only its option has; and
+    of the keys of `DataConfig` and of `facts`, those that the constructor names.
 
     Args:
         facts: the arguments of `ImageFolders` that are not keys of conf/data.
@@ -51,7 +51,7 @@ def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trust
             if ours[key] != DataConfig.model_fields[key].default and key not in accepted:
                 raise UserError(
                     f"`data.{key}={ours[key]}` has no effect on the batches of {source}, a LightningDataModule whose "
-                    f"constructor does not name {key}: leave it out."
+                    f"constructor does not name {key}: remove it."
                 )
         shares = {"batch_size": config.batch_size // facts["world_size"]}
         module = targets.build(settings, trusted, {**known, **shares})

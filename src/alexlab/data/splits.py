@@ -61,7 +61,9 @@ def hold_out(splits: Mapping[str, Any], fractions: Mapping[str, float | None], s
     """Return splits in which these fractions of the training images are val and test; None and 0 are none."""
     wanted = {name: fraction for name, fraction in fractions.items() if fraction}
     for name in wanted.keys() & splits.keys():
-        raise UserError(f"`data.{name}_fraction={wanted[name]}`: the images have a {name} split already: leave it out.")
+        raise UserError(
+            f"`data.{name}_fraction={wanted[name]}`: the images have a {name} split already: remove the key."
+        )
     return {**splits, **split(splits["train"], wanted, seed)} if wanted else dict(splits)
 
 
@@ -107,10 +109,10 @@ def cross_validation(
         splits: train, and optionally val and test. Test stays as it is.
         folds: number of folds, at least 2.
         fold: number of the fold to validate on, from 0.
-        test_fraction: of the images to hold out as test first, if there is no test; 0 for none.
+        test_fraction: of the images to hold out first, if `splits` has no test; 0 for none.
 
     Raises:
-        UserError: there are not enough images or groups; the index has its own folds, and these are not 0 to folds - 1.
+        UserError: too few images or groups; or the index has folds, and these are not 0 to folds - 1.
     """
     parts = [splits[name] for name in ("train", "val") if name in splits]
     pooled = {**splits, "train": Selection(parts, np.arange(sum(map(len, parts))))}

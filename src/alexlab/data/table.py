@@ -17,7 +17,7 @@ class Table:
     """All images of a table. The arguments are keys of conf/data/table.yaml, and those of conf/data/_base.yaml.
 
     Raises:
-        UserError: a column is missing, a row is wrong (with its line), or images do not exist.
+        UserError: a column is missing, a row is wrong, or images do not exist.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class Table:
         self.folds = None
         if "fold" in cells:
             is_test = np.zeros(len(table), bool) if self.splits is None else cells["split"] == "test"
-            self.folds = self._numbers(cells["fold"].mask(is_test, "-1"), "fold", -1).astype(np.int64)
+            folds = self._numbers(cells["fold"].mask(is_test, "0"), "fold")
+            self._refuse(folds % 1 != 0, "a fold that is not a whole number")
+            self.folds = np.where(is_test, -1, folds).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -85,11 +87,11 @@ class Table:
         """Return where image i is listed, for messages."""
         return f"{self.file}, line {i + 2}" + (f" ({self.paths[i]})" if self.paths[i] else "")
 
-    def _numbers(self, cells: Any, what: str, least: int = 0) -> np.ndarray:
+    def _numbers(self, cells: Any, what: str) -> np.ndarray:
         import pandas as pd
 
         numbers = pd.to_numeric(cells, errors="coerce")
-        self._refuse(~(numbers.ge(least) & numbers.lt(np.inf)), f"a {what} that is no number from 0 on")
+        self._refuse(~(numbers.ge(0) & numbers.lt(np.inf)), f"a {what} that is not a number from 0 on")
         return numbers.to_numpy(np.float64)
 
     def _refuse(self, wrong: Any, what: str) -> None:
@@ -114,7 +116,7 @@ def read(file: Path) -> Any:
             table = pd.read_csv(file, sep=separator, **more)
     except ImportError:
         raise UserError(f"{file} needs the extra: pip install 'alexlab[parquet]'.") from None
-    except (OSError, ValueError) as error:  # of the text, or of its encoding
+    except (OSError, ValueError) as error:  # ValueError: syntax or encoding
         raise UserError(f"{file} cannot be read as a table ({str(error).strip()}).") from None
     if not len(table):
         raise UserError(f"{file} has no rows: it must list at least one image.")

@@ -16,7 +16,7 @@ class TorchvisionSet:
 
     Raises:
         KeyError: the set has no such split.
-        UserError: there is no such set, or it is not on this machine and cannot be downloaded.
+        UserError: torchvision has no such set, or the set is neither on this machine nor downloadable.
     """
 
     val_fraction = 0.1  # of the training images, if the set has no val images and data.val_fraction is null
@@ -49,7 +49,7 @@ class TorchvisionSet:
         self.paths = [path for path, _ in pairs] if pairs and isinstance(pairs[0][0], str | Path) else None
 
     def _open(self, kind: Any, root: str, options: list[dict[str, Any]], downloads: list[dict[str, bool]]) -> Any:
-        """Return the set with the first options that its class knows, or None. Download only what is missing."""
+        """Return the set with the first options that the class knows, or None. Download only what is missing."""
         for option in options:
             for download in downloads:
                 try:
@@ -61,7 +61,7 @@ class TorchvisionSet:
                 except (OSError, RuntimeError) as error:
                     if download is downloads[-1]:
                         why = str(error).strip().splitlines()[-1]
-                        failed = "its download failed" if download.get("download") else "nothing is downloaded"
+                        failed = "the download failed" if download.get("download") else "nothing is downloaded"
                         raise UserError(
                             f"data.name={kind.__name__} is not complete in data.root={root}, and {failed} ({why}): "
                             "give the folder that has it with data.root=PATH."

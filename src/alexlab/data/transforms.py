@@ -19,7 +19,7 @@ from alexlab.data import decode, policies
 from alexlab.data.sample_rng import BatchRng, SampleRng, mix
 from alexlab.data.user_transforms import UserTransforms
 
-LONG = 8  # if an image is longer than this many crops, only its middle is used by the crops "random" and "center"
+LONG = 8  # the crops "random" and "center" use only the middle of an image that is longer than this many crops
 TRIES = 10  # attempts of torchvision's random resized crop, before it takes the middle
 
 
@@ -47,10 +47,10 @@ class SampleTransform:
     """Crop, resize, flip and augment one image: Picture -> uint8 (channels, height, width).
 
     Attributes:
-        image_size: of the result in pixels: its side, or (height, width).
+        image_size: side of the result in pixels, or (height, width).
         crop: "random_resized" (random area and aspect, as in Inception), "random" (as in the AlexNet paper: a random
             square of the middle square, which is resized to a side of image_size / crop_ratio; of a rectangle, both
-            sides are divided), "center" (its middle) or "none" (the whole image, which `user` must crop).
+            sides are divided), "center" (the middle) or "none" (the whole image, which `user` must crop).
         scale: smallest and largest fraction of the area that "random_resized" crops.
         ratio: smallest and largest aspect (width / height) that "random_resized" draws, relative to that of the result:
             how much the image may be stretched.
@@ -121,7 +121,7 @@ class SampleTransform:
         top = max(0, height - math.ceil(LONG * width * high / wide)) // 2
         box = (left, top, width - left, height - top)
         width, height = width - 2 * left, height - 2 * top
-        # of a square, torchvision's Resize, which rounds the long side down, and the middle of its CenterCrop
+        # for a square, as torchvision's Resize, which rounds the long side down, and CenterCrop
         size = (high, high * width // height) if height * wide <= width * high else (wide * height // width, wide)
         if self.crop == "random":
             edges = zip(size, covered, result, strict=True)
@@ -153,7 +153,7 @@ class SampleTransform:
         return boxes
 
     def random_box(self, width: int, height: int, rng: SampleRng) -> decode.Box:
-        """Draw a box as torchvision's RandomResizedCrop does: area, aspect (uniform in its logarithm) and place."""
+        """Draw a box as torchvision's RandomResizedCrop does: area, aspect (log-uniform) and place."""
         low, high = map(math.log, self._aspects)
         for _ in range(TRIES):
             area = width * height * rng.uniform(*self.scale)

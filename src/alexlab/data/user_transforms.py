@@ -1,8 +1,8 @@
 """Call your own transforms (`augment.transforms`), with random numbers that follow from (seed, epoch, index).
 
-They draw from global generators, which all threads share. For torch's, a mode of the thread passes a generator of the
-image to each random function. For NumPy's and Python's, one image at a time is transformed, with both generators seeded
-by the image and restored afterwards. The states show whether transforms draw from them.
+Transforms draw from global generators, which all threads share. For torch's, a mode of the thread passes a generator of
+the image to each random function. For NumPy's and Python's, one image at a time is transformed, with both generators
+seeded by the image and restored afterwards. The states show whether transforms draw from them.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ class SeededTorch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, FunctionType):  # written in Python, such as dropout: this mode does not see its calls
+        if isinstance(func, FunctionType):  # Python code, such as dropout: this mode does not see the calls inside
             with SeededOperations(self.generator):
                 return func(*args, **kwargs)
         return func(*args, **(_with(self.generator, kwargs) if func in RANDOM else kwargs))
 
 
 class SeededOperations(TorchDispatchMode):
-    """The same for the operations within a function, with more overhead; one that takes no generator is an error."""
+    """`SeededTorch` for the operations inside of functions, with more overhead. Raises if one takes no generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class GlobalGenerators:
 
     @contextlib.contextmanager
     def unused(self) -> Iterator[Callable[[], bool]]:
-        """Run together with other threads; yield a function that checks whether a generator was used after all."""
+        """Run in parallel with threads that do the same; yield a function that checks whether a generator was used."""
         with self.entrance, self.left:
             self.together += 1
         try:
@@ -130,7 +130,7 @@ class UserTransforms:
         with GENERATORS.seeded(seed):
             seeded = None if self.alone else _states()
             transformed = self._apply(image, size, seed)
-            if not self.alone and _states() != seeded:  # it was the transforms, not another thread
+            if not self.alone and _states() != seeded:  # by the transforms, not by another thread
                 self.alone = True
                 log.info(
                     "augment.transforms draw from NumPy's or Python's global generator, so one image at a time is "
@@ -164,7 +164,7 @@ class UserTransforms:
 
 
 def failure(name: str, error: Exception) -> RuntimeError:
-    """Return an error that names the transform and the line of its code."""
+    """Return an error that names the transform and the line that failed."""
     lines = [line for line in traceback.extract_tb(error.__traceback__) if line.filename != __file__]
     place = f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
     return RuntimeError(f"{name} failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}{place}")

@@ -13,11 +13,11 @@ from alexlab.engine.errors import UserError
 class WebDataset:
     """The images of all tars in `root`, a folder or a glob.
 
-    KEY.jpg is an image, and its class is in KEY.cls or KEY.json ({"label": ...}), or is the image's folder. A tar
-    belongs to the split that its name begins with; any other tar has training images.
+    The class of the image KEY.jpg is in KEY.cls or KEY.json ({"label": ...}), or is the image's folder. The name of a
+    tar begins with the split; otherwise the tar has training images.
 
     Raises:
-        UserError: there is no tar, one is damaged, or an image has no class.
+        UserError: no tar exists, one is damaged, or an image has no class.
     """
 
     def __init__(self, root: str) -> None:

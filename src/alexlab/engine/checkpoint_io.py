@@ -103,10 +103,10 @@ def damage_of(path: Path) -> str | None:
         if hashes:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return None if digest in hashes else f"its SHA-256 is not the one in {SUMS}"
+            return None if digest in hashes else f"the SHA-256 is not the one in {SUMS}"
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
-        return None if part is None else f"its part {part} does not match its checksum"
+        return None if part is None else f"the part {part} does not match the checksum"
     except (OSError, zipfile.BadZipFile) as error:
         return str(error)
 
@@ -152,8 +152,8 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} needs safetensors, which the extra timm has: pip install 'alexlab[timm]'.") from None
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}). It "
-            "is damaged or another kind of file: choose another one with ckpt=PATH."
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}). The "
+            "file is damaged or of another kind: choose another one with ckpt=PATH."
         ) from None
 
 

@@ -25,7 +25,7 @@ LARGEST_CONFIG = 2**20  # bytes
 # A value that is nothing but a reference to an environment variable: ${oc.env:WANDB_NOTES}
 REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
 SHORTEST_SECRET = 4  # characters: replacing a shorter value would damage unrelated words
-# In these sections such a value stays a reference, because it may be a secret. No file of the run should hold one.
+# In these sections such a value stays a reference: it may be a secret, which no file of the run should hold.
 KEEPS_REFERENCES = ("logger", "callbacks")
 
 # Modules that older runs name in a `_target_`, and the modules that replaced them.

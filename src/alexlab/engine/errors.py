@@ -25,7 +25,7 @@ class RunFailedError(RuntimeError):
 
 
 class RankLostError(RunFailedError):
-    """Another rank is gone, or does not answer; this rank failed because of that."""
+    """This rank failed because another rank is gone, or does not answer."""
 
 
 # Messages of gloo, NCCL and torch's store about a rank that is gone, or that does not answer.

@@ -20,7 +20,7 @@ from alexlab.engine.sweeps import agent
 
 # Seconds that ranks get to stop by themselves:
 GRACE = 8.0  # the remaining ranks, after one has failed
-GRACE_AFTER_SIGNAL = 60.0  # all ranks, after a signal: rank 0 closes the loggers; and the others, after rank 0
+GRACE_AFTER_SIGNAL = 60.0  # all ranks, after a signal (rank 0 closes the loggers); or the rest, after rank 0
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TIME_TO_PRINT = 0.5  # seconds in which hanging ranks print their stacks
 KILLED = {9: " (kill -9, or the system ran out of memory: `dmesg` says which)"}
@@ -50,7 +50,7 @@ class Worker:
         self.raw = b""
         self.forwarded = 0  # signals that were passed on to it
         env = {**env, REPORT_PIPE: str(writing)}
-        # in its own process group, so that Ctrl-C reaches it only once, through `run_workers`
+        # in a new process group, so that Ctrl-C reaches the worker only once, through `run_workers`
         self.process = subprocess.Popen(command, env=env, pass_fds=[writing], process_group=0, stdin=subprocess.PIPE)
         os.close(writing)
         assert self.process.stdin is not None
@@ -182,7 +182,7 @@ def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int
         threads: OpenMP threads of each process.
         port: where the ranks meet; None takes a free one.
     """
-    # torch prints stacks when other ranks stop: TORCH_CPP_LOG_LEVEL hides them
+    # TORCH_CPP_LOG_LEVEL hides the stacks that torch prints when another rank stops
     shared = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": str(threads), **os.environ}
     shared |= {RANKS: str(world_size), "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(port))}

@@ -97,7 +97,7 @@ def _settings_hash(config: Plain, without: Collection[str] = ()) -> str:
 
 
 def for_others(config: Plain) -> Plain:
-    """Return the config without this machine's folders: of a path the last part, of a checkpoint RUN/best.ckpt.
+    """Return the config without this machine's folders: only the last part of a path, RUN/best.ckpt of a checkpoint.
 
     Adds `run`, the name of the run in logs/, by which `alexlab eval run=NAME` finds it; and `floats`, the keys of
     values such as 1.0 ("augment.scale.1" is in a list): W&B stores 1, and a limit of 1 is one batch, of 1.0 all.
@@ -109,7 +109,7 @@ def for_others(config: Plain) -> Plain:
 
 
 def _without_folder(checkpoint: str, run_dir: PurePath) -> str:
-    """Return RUN/best.ckpt for the checkpoint of another run; best.ckpt for the run's own, or any other file."""
+    """Return RUN/best.ckpt for a checkpoint of another run, otherwise the name of the file."""
     file = PurePath(checkpoint)
     if file.suffix != ".ckpt" or file.parent.name != "checkpoints" or file.parent.parent == run_dir:
         return str(without_paths(checkpoint))
@@ -130,7 +130,7 @@ PATH = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:~|\.{0,2})/(?=\S).*)\2"""
 
 
 def without_paths(node: Any) -> Any:
-    """Return plain values in which of each path only the last part is left."""
+    """Return plain values with only the last part of each path."""
     if isinstance(node, dict):
         return {key: without_paths(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -22,9 +22,9 @@ def cores() -> int:
 def importing() -> Iterator[None]:
     """Wrap imports of torch, Lightning and what uses them.
 
-    Garbage collection is off meanwhile, which takes almost half off the time (benchmarks/startup.py): the imports
-    create a million objects that stay, and each collection would walk them all. Later collections skip them too, so
-    that forked processes share them.
+    Garbage collection is off meanwhile, which almost halves the time (benchmarks/startup.py): the imports
+    create a million objects that stay, and each collection would walk them all. Later collections skip these objects
+    too, so that forked processes share them.
 
     Ctrl-C ends the process at once. Otherwise torch would swallow it while it imports numpy, which then fails later.
     """
@@ -52,8 +52,8 @@ def importing() -> Iterator[None]:
 def leave(code: int) -> NoReturn:
     """End this process as Python would, but without the cleanup of objects.
 
-    The cleanup takes 1.3 seconds if torch and Lightning are imported. With gloo it can also abort: its threads may
-    still take the GIL to free tensors of a backward pass (torch 2.15), and a finished rank would count as failed.
+    The cleanup takes 1.3 seconds if torch and Lightning are imported. It can also abort: gloo's threads may still
+    take the GIL to free tensors of a backward pass (torch 2.15), and a finished rank would count as failed.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

@@ -104,7 +104,7 @@ def difference(then: dict[str, Any], name: str, apply_command: str, root: Path =
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         return f"the code of {name} is not known{f': {reason}' if reason else ''}."
     if reason and not digest:
-        return f"the changes of {name} to commit {commit} are not known ({reason}): its code cannot be compared."
+        return f"the changes of {name} to commit {commit} are not known ({reason}): the code cannot be compared."
     try:
         head = _head(root)
         here = f"{head}{' with changes' if _patch(root, head) else ''}"
@@ -126,7 +126,7 @@ def how_to_restore(code: dict[str, Any], apply_command: str) -> str:
     if code.get("patch_sha256") and not code.get("left_out"):
         return f"{restore} and `{apply_command}`."
     reason = f": {code['left_out']}" if code.get("left_out") else ""
-    return f"{restore} (its uncommitted changes were not saved{reason})." if code.get("dirty") else f"{restore}."
+    return f"{restore} (uncommitted changes were not saved{reason})." if code.get("dirty") else f"{restore}."
 
 
 def _sha256(patch: bytes) -> str | None:

@@ -38,7 +38,7 @@ class Resumed:
     Attributes:
         config: the run's config with the overrides, not yet validated; today's config if a new run starts.
         run_dir: the run's directory.
-        ckpt_path: the newest undamaged checkpoint; None if it has none yet.
+        ckpt_path: the newest undamaged checkpoint; None if the run has none yet.
         resumes: false if `resume=auto` starts a new run.
         finished: true if `resume=auto` names a complete run, so that nothing is left to do.
         notes: lines to print once.
@@ -91,7 +91,7 @@ def resume_config(today: Plain) -> Resumed:
         if named != "auto":
             raise UserError(
                 f"{asked}: {name} has no checkpoint to resume from: start it again from scratch, or use resume=auto "
-                f"hydra.run.dir={name}, which starts from scratch if there is no checkpoint."
+                f"hydra.run.dir={name}, which starts from scratch without a checkpoint."
             )
         notes.append(f"resume=auto: {name} has no checkpoint yet: it starts again from scratch.")
         return Resumed(config, run_dir, notes=notes)
@@ -135,7 +135,7 @@ def _with_overrides(before: Plain, today: Plain) -> tuple[Plain, dict[str, str]]
                 continue
             if leaf in ("ckpt_path", "init_from"):
                 raise UserError(
-                    f"{text}: a resumed run continues from its own checkpoint: leave it out, or start a new run."
+                    f"{text}: a resumed run continues from the newest checkpoint: remove the key, or start a new run."
                 )
             if not has(before, leaf) if override.deletes else old == new:
                 continue
@@ -163,7 +163,7 @@ def _refuse_secrets(config: Plain, today: Plain, name: str) -> None:
         if re.search(r"\$\{oc\.env:\w+\}", str(value)):
             raise UserError(
                 f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
-                "secret for its callbacks and loggers. If it is your own run, give it again: "
+                "secret for callbacks and loggers. If the run is your own, repeat the setting: "
                 f"'+{group}.{entry}={validation.shown(settings)}'."
             )
 

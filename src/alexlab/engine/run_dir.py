@@ -44,7 +44,7 @@ def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besid
             return path.resolve()
     for path in places:
         if (path / "0/config.yaml").is_file():
-            raise UserError(f"`{key}={named}` is a sweep: choose one of its jobs, as {key}={named}/0.")
+            raise UserError(f"`{key}={named}` is a sweep: choose a job, such as {key}={named}/0.")
     names = ["latest", *(path.name for kind in ("runs", "multiruns") for path in (logs / "train" / kind).glob("*"))]
     near = difflib.get_close_matches(named, [name for name in names if name != named], n=2, cutoff=0.6)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -56,7 +56,7 @@ def _latest(logs: Path, ckpt: str, key: str, besides: Path | None) -> Path:
     paths = [path for path in paths if besides is None or not path.is_relative_to(besides)]
     paths.sort(key=lambda path: path.stat().st_mtime)
     if not paths:
-        raise UserError(f"`{key}=latest`: there is no run below {logs / 'train'} yet: train one with python train.py.")
+        raise UserError(f"`{key}=latest`: no run exists below {logs / 'train'} yet: train one with python train.py.")
     with_ckpt = [path for path in paths if (path.parent / "checkpoints" / f"{ckpt}.ckpt").is_file()]
     if not with_ckpt and ckpt in ("best", "last"):
         newest = paths[-1].parent

@@ -59,7 +59,7 @@ def canonical(value: Any, key: str = "") -> str:
         value = NULL_LIMITS[key] if value is None else value
         return repr(value) if value else "0"
     if isinstance(value, str):
-        return f'"{value}'  # no other text begins with a quote
+        return f'"{value}'  # only strings begin with a quote
     if value is None or isinstance(value, bool | int):
         return str(value)
     return json.dumps(_whole_as_int(value), sort_keys=True, default=str)

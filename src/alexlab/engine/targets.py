@@ -1,14 +1,14 @@
 """Build the objects that a config names by `_target_`.
 
 The config of your own command line may name anything. A run directory may come from somebody else, and eval, predict,
-export, `alexlab.load`, from_run and resume build what the run's config names. They accept only a list of allowed
-packages, to which `allow=[mypkg]` adds yours. Two things must be on the list: the path of the target, and the module
+export, `alexlab.load`, from_run and resume build what the run's config names. So only the packages of a list are
+allowed, to which `allow=[mypkg]` adds yours. Two things must be on the list: the path of the target, and the module
 that defines the object at that path, because an allowed module may import anything.
 
 Each function takes `trusted`: the packages of `allow`, or None for the config of your own command line.
 
-`hydra.utils.instantiate` is not used: it resolves references in texts once more after the check, and its `_partial_`
-objects check each call (a call of an activation function takes 250 microseconds instead of 1).
+`hydra.utils.instantiate` is not used: it resolves references in texts once more after the check, and checks each call
+of a `_partial_` object (a call of an activation function takes 250 microseconds instead of 1).
 """
 
 import contextlib
@@ -74,7 +74,7 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
         raise UserError(_refusal(target))
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise UserError(f"_target_={target} is not a dotted path, such as torch.nn.Linear: check its name.")
+        raise UserError(f"_target_={target} must be a dotted path, such as torch.nn.Linear.")
     if trusted is not None and any(part.startswith("_") for part in parts):
         raise UserError(f"_target_={target} is not allowed: names that begin with _ are private to their package.")
 
@@ -92,7 +92,7 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
         raise UserError(f"_target_={target}: the package {parts[0]} is not installed.")
     for part in parts[length:]:
         if not hasattr(obj, part):
-            raise UserError(f"_target_={target}: {getattr(obj, '__name__', obj)} contains no {part}: check its name.")
+            raise UserError(f"_target_={target}: {getattr(obj, '__name__', obj)} contains no {part}: check the name.")
         obj = getattr(obj, part)
 
     # check what it is, and where it is defined
@@ -150,7 +150,7 @@ def _check_node(node: dict[str, Any], trusted: Trusted) -> None:
     target = locate(name, trusted)
     for key, values in UNUSED.items():
         if key in node and node[key] not in values:
-            raise UserError(f"{name}: {key}={node[key]} is Hydra's and is not supported here: leave it out.")
+            raise UserError(f"{name}: {key}={node[key]} is Hydra's and is not supported here: remove it.")
     if not isinstance(node.get("_partial_", False), bool):
         raise UserError(f"{name}: _partial_={node['_partial_']} must be true or false.")
     if not isinstance(node.get("_args_", []), list):
@@ -257,8 +257,8 @@ def build_network(settings: Any, num_classes: int, fetch: bool = False, trusted:
     """Build the network of `model.net`; UserError as in `build`.
 
     Args:
-        fetch: download or read published weights if the settings ask for them. It is false for a config from somebody
-            else, which must not reach any file or server.
+        fetch: download or read published weights if the settings ask for them. Set to false for a config from
+            somebody else, which must not reach any file or server.
     """
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise UserError("model.net must have a _target_, the class of the network, and its settings.")
@@ -335,13 +335,13 @@ def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str
             names += [""] * (count - len(names))
     if len(names) < count:
         raise UserError(
-            f"{node['_target_']} takes {len(names)} of its {count} _args_ by position: give the rest by name."
+            f"{node['_target_']} takes {len(names)} of the {count} _args_ by position: give the rest by name."
         )
     return names[:count]
 
 
 def names_of(name: str, trusted: Trusted = ()) -> set[str]:
-    """Return the names of a target's parameters; of a class that takes **kwargs, also those of its base classes."""
+    """Return the names of a target's parameters; if a class takes **kwargs, also those of the base classes."""
     target, names = locate(name, trusted), set[str]()
     for cls in inspect.getmro(target) if inspect.isclass(target) else ():
         if "__init__" in vars(cls):

@@ -133,7 +133,7 @@ class AlexNet(nn.Module):
 
 
 class Pool(nn.MaxPool2d):
-    """Max pooling that turns maps smaller than its window into one value each."""
+    """Max pooling that turns maps smaller than the window into one value each."""
 
     kernel_size: int
 

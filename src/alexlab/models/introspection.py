@@ -30,7 +30,7 @@ def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
     outputs = head.out_features if isinstance(head, nn.Linear) else head.out_channels
     if num_classes is not None and (outputs != num_classes or isinstance(classifier, tuple)):
         raise UserError(
-            f"{type(net).__name__} has no single last layer that gives the {num_classes} logits, so its head is "
+            f"{type(net).__name__} has no single last layer that gives the {num_classes} logits, so the head is "
             "unknown: leave finetune.freeze_epochs=0 finetune.backbone_lr_factor=1, and give init_from=RUN only if "
             "the classes are that run's."
         )
@@ -63,7 +63,7 @@ def depths_of(net: Any) -> dict[str, int]:
 
 
 def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
-    """Return the first convolution, and in how many groups the second one reads its maps; None without a convolution.
+    """Return the first convolution, and the number of groups of the second; None without a convolution.
 
     AlexNet has two groups: the 48 filters on one GPU became grey, and the 48 on the second GPU became coloured.
     """

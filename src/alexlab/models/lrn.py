@@ -82,7 +82,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _sum_of_neighbours(x: Tensor, before: int, after: int, groups: int) -> Tensor:
-    """Add to each map (B, C, H, W) the `before` maps before it and the `after` maps after it, within its group."""
+    """Add to each map (B, C, H, W) the `before` maps before it and the `after` maps after it, within the same group."""
     total = x.clone()
     for t, part in zip(total.chunk(groups, dim=1), x.chunk(groups, dim=1), strict=True):
         maps = part.shape[1]

@@ -48,10 +48,10 @@ def torchvision_net(
 
 
 def change_channels(net: nn.Module, in_channels: int) -> None:
-    """Let the first convolution, which takes RGB, take another number of channels, as timm does with its weights.
+    """Change the first convolution from RGB to another number of channels, as timm does.
 
     For grey, the weights of red, green and blue are summed: the network computes what it computed of three equal
-    channels. For other numbers they are repeated (R, G, B, R, ...) and scaled by 3 / in_channels.
+    channels. Otherwise the weights are repeated (R, G, B, R, ...) and scaled by 3 / in_channels.
 
     Raises:
         ValueError: the network has no such convolution.
@@ -83,21 +83,21 @@ def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
 
 
 def check_hash(file: Path, published: str) -> None:
-    """Raise ValueError if the file's SHA-256 does not begin with `published`, some or all of its digits."""
+    """Raise ValueError if the file's SHA-256 does not begin with the digits `published`."""
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     if not sha256.startswith(published):
         digits = min(16, len(published))
         raise ValueError(
             f"pretrained=true: {file} is not the published file: its SHA-256 begins with {sha256[:digits]}, not with "
-            f"{published[:digits]}. Remove it, so that it is downloaded again."
+            f"{published[:digits]}. Remove the file to download it again."
         )
 
 
 def load_but_head(
     net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True, num_classes: int | None = None
 ) -> bool:
-    """Load `state` into `net`, but not the last layer if the number of classes differs. Return whether that is loaded.
+    """Load `state` into `net`, without the last layer if the classes differ. Return whether that layer was loaded.
 
     Args:
         keep_head: load the last layer too, if it fits.
@@ -144,7 +144,7 @@ def timm_net(
     """Build timm's network `name`, or one of the Hugging Face hub: "hf-hub:REPOSITORY".
 
     Args:
-        online: ask the hub for files that are not in its cache.
+        online: ask the hub for files that are not cached.
 
     Raises:
         ValueError: timm is not installed, the name is unknown, or the weights are not available or not the published
@@ -167,7 +167,7 @@ def timm_net(
         file = _cached(repository, "model.safetensors") or _cached(repository, "pytorch_model.bin")
         known = not pretrained or file is not None or not repository
         if pretrained and file is not None:
-            if re.fullmatch("[0-9a-f]{64}", file.resolve().name):  # a large file's name in the cache is its hash
+            if re.fullmatch("[0-9a-f]{64}", file.resolve().name):  # the cache names large files by their hash
                 check_hash(file.resolve(), file.resolve().name)
             overlay["pretrained_cfg_overlay"] = {"file": str(file)}
     if not known and not online:
@@ -178,7 +178,7 @@ def timm_net(
     if not known:
         from huggingface_hub import HfApi
 
-        try:  # if the hub does not answer, its client would try for a minute and print 20 lines
+        try:  # if the hub does not answer, timm would try for a minute and print 20 lines
             HfApi().model_info(repository, timeout=10)
         except Exception as error:  # the hub's client raises many kinds
             raise _not_available(name, error) from error
@@ -187,7 +187,7 @@ def timm_net(
 
 
 def _call_timm(function: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    """Call a function of timm, and raise its errors as a ValueError that says whether the internet could help."""
+    """Call a function of timm, and turn errors into a ValueError that says whether the internet could help."""
     try:
         return function(name, **kwargs)
     except OSError as error:  # from the hub's client
@@ -218,7 +218,7 @@ def _not_available(name: str, error: Exception) -> ValueError:
 
 @contextlib.contextmanager
 def _hub_offline() -> Iterator[None]:
-    """Use the hub's cache without asking whether its files are the newest, which would take as long as a download."""
+    """Use cached files of the hub without asking for newer ones, which would take as long as a download."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True

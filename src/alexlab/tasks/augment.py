@@ -35,8 +35,8 @@ class BatchAugment:
         mixup, cutmix: parameter of the Beta distribution; 0 is off. If both are on, each batch uses one of them.
         pca_by: "eigenvalues", or "deviations": the noise is relative to the square roots of the eigenvalues, which
             makes it 2 to 15 times as strong.
-        batch: gets and returns images, float32 (B, C, H, W) from 0 to 1, before all else. It draws from the generators
-            of torch that the task has seeded, and from NumPy's and Python's, which are seeded here.
+        batch: gets and returns images, float32 (B, C, H, W) from 0 to 1, before all else. May draw from torch's
+            generators, which the task has seeded, and from NumPy's and Python's, which are seeded here.
     """
 
     def __init__(

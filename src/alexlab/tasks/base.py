@@ -1,6 +1,6 @@
 """The base classes of tasks: metrics, best values, broken images, checkpoint contents, and workarounds for Lightning.
 
-`BaseTask` is the base of this package's tasks. `adopt` makes any other LightningModule fit into a run. A task that
+`BaseTask` is the base of this package's tasks. `adopt` fits a LightningModule of your own into a run. A task that
 overrides one of the hooks below must call `super()`.
 """
 
@@ -49,7 +49,7 @@ class RunInfo:
 
 
 class RunModule(pl.LightningModule):
-    """What a run needs of its LightningModule. Checkpoints store the weights of `net` with the prefix "net.".
+    """What a run needs of a LightningModule. Checkpoints store the weights of `net` with the prefix "net.".
 
     Attributes:
         best, best_epoch: all validation metrics of the epoch with the best `monitor`; the epoch, counted from 1.
@@ -341,11 +341,11 @@ class BaseTask(RunModule):
 def adopt(module: pl.LightningModule, augment: BatchAugment, run: RunInfo) -> RunModule:
     """Make a LightningModule of any kind fit into a run.
 
-    Its steps get (images, targets): float32 (B, C, H, W), augmented in training and normalized, and targets. It logs
-    its own metrics, among them `monitor`. Batches without a readable image do not reach it.
+    The module's steps get (images, targets): float32 (B, C, H, W), augmented in training and normalized, and targets.
+    The module logs the metrics, among them `monitor`. Batches without a readable image are skipped.
 
     Raises:
-        UserError: it has no `net`, or attributes or hooks that the run needs for itself.
+        UserError: the module has no `net`, or has attributes or hooks that only the run may set.
     """
     taken = [name for name in OF_THE_RUN if name in vars(module) or name in module._modules]
     taken += [name for name in OURS if getattr(type(module), name) is not getattr(pl.LightningModule, name)]

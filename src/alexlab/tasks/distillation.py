@@ -22,7 +22,7 @@ class Distillation(ImageClassifier):
     def __init__(self, *args: Any, teacher: nn.Module | None, temperature: float, weight: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.temperature, self.weight = temperature, weight
-        self.teacher = [] if teacher is None else [teacher.eval()]  # in a list: checkpoints do not have its weights
+        self.teacher = [] if teacher is None else [teacher.eval()]  # a list, so that checkpoints skip the teacher
 
     def on_fit_start(self) -> None:
         self.teacher[0].to(self.device, next(self.net.parameters()).dtype)

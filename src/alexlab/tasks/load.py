@@ -1,4 +1,4 @@
-"""Load a trained network from its run, `net, transform, classes = alexlab.load(run)`, and check that weights fit."""
+"""Load the trained network of a run, `net, transform, classes = alexlab.load(run)`, and check that weights fit."""
 
 import contextlib
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Trained(NamedTuple):
     """A trained network, and what is needed to use it."""
 
     net: nn.Module  # float (B, C, H, W) -> logits (B, len(classes)); in eval mode, on the CPU
-    transform: EvalTransform  # turns an image or its path into the network's input
+    transform: EvalTransform  # an image or a path -> the network's input
     classes: list[str]  # readable names, in the order of the logits
 
 
@@ -121,7 +121,7 @@ def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     try:
         net.load_state_dict(trained_weights(checkpoint))
     except RuntimeError as error:
-        lines = "\n".join(line[:200] for line in str(error).splitlines()[1:6])  # there may be hundreds
+        lines = "\n".join(line[:200] for line in str(error).splitlines()[1:6])  # possibly of hundreds
         raise UserError(
             f"{path} holds the weights of another network:\n{lines}\n"
             "Choose the model of the checkpoint (see the config.yaml of its run), or another checkpoint."
@@ -150,7 +150,7 @@ def load_initial_weights(
     Of a file of weights alone, without classes and config, only names and shapes can be checked.
 
     Args:
-        classes: class folders of the new run, in the order of its logits.
+        classes: class folders of the new run, in the order of the logits.
         config: of the new run.
         trusted: packages that the checkpoint's config may name.
 
@@ -256,7 +256,7 @@ def saved_statistics(checkpoint: dict[str, Any], net: nn.Module) -> tuple[list[f
 
 
 def check_statistics(key: str, theirs: Sequence[list[float]], ours: Sequence[list[float]]) -> None:
-    """Raise UserError if a trained network had another (mean, std) of its inputs than this run."""
+    """Raise UserError if a network was trained with another (mean, std) than this run uses."""
     if list(theirs) != list(ours):
         mean, std = (str(values).replace(" ", "") for values in theirs)
         raise UserError(
@@ -266,7 +266,7 @@ def check_statistics(key: str, theirs: Sequence[list[float]], ours: Sequence[lis
 
 
 def rebuild(checkpoint: dict[str, Any], trusted: Trusted = ()) -> nn.Module:
-    """Build a checkpoint's network with its weights."""
+    """Build the network of a checkpoint, with the trained weights."""
     settings, num_classes = checkpoint["alexlab"]["config"]["model"]["net"], len(checkpoint["alexlab"]["classes"])
     net = build_network(settings, num_classes, trusted=trusted)
     net.load_state_dict(trained_weights(checkpoint))

@@ -108,5 +108,5 @@ class Asymmetric(nn.Module):
 
 
 def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
-    """Turn labels int64 (B,) into 0 and 1 (B, num_classes); other targets stay as they are."""
+    """Turn labels int64 (B,) into 0 and 1 (B, num_classes). Targets (B, num_classes) stay as they are."""
     return F.one_hot(targets, logits.shape[1]).to(logits.dtype) if targets.ndim == 1 else targets.to(logits.dtype)

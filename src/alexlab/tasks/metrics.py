@@ -97,7 +97,7 @@ def build_metrics(
         note: prints a line.
 
     Raises:
-        UserError: an entry is not a metric, or a constructor refuses its settings.
+        UserError: an entry is not a metric, or a constructor refuses the settings.
     """
     metrics: dict[str, Metric] = {}
     size = 4 * images * int(known["num_classes"])
@@ -134,6 +134,6 @@ def try_metrics(metrics: MetricCollection, probabilities: Tensor, labels: Tensor
 
 
 def better(metric: Any) -> Literal["min", "max"] | None:
-    """Return whether less or more of a metric is better, by its `higher_is_better`; None if it has none."""
+    """Return whether less or more of a metric is better, from `metric.higher_is_better`; None if unknown."""
     higher = getattr(metric, "higher_is_better", None)
     return None if higher is None else "max" if higher else "min"

@@ -35,7 +35,7 @@ class OptimizerSettings:
             the epoch is restored from a checkpoint.
         steps_per_epoch: optimizer steps in a whole epoch.
         trusted: packages that `_target_` may name, see engine/targets.py.
-        mode: whether less or more of `scheduler.monitor` is better; None: by its name.
+        mode: whether less ("min") or more ("max") of `scheduler.monitor` is better; None: the name decides.
     """
 
     optimizer: dict[str, Any]
@@ -77,7 +77,7 @@ def build_optimizer(
     may_fuse: bool = True,
     trusted: Trusted = (),
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of conf/optimizer/*.yaml: `_target_` is the class, and the user's keys are its arguments.
+    """Build the optimizer of conf/optimizer/*.yaml: the class `_target_`, with the user's keys as arguments.
 
     Args:
         may_fuse: whether `fused: auto` chooses the fused optimizer, if the class has one.
@@ -232,7 +232,7 @@ def build_own_scheduler(
     if monitor is None and any(argument.default is argument.empty for argument in metrics):
         raise UserError(f"`scheduler.monitor` is missing: {name} needs a metric, such as `monitor: ${{monitor}}`.")
     if monitor is not None and not metrics:
-        raise UserError(f"`scheduler.monitor={monitor}` has no effect: {name} reads no metric. Remove it.")
+        raise UserError(f"`scheduler.monitor={monitor}` has no effect: {name} reads no metric. Remove the key.")
     check_state(name, scheduler.state_dict())
     return scheduler
 
@@ -300,7 +300,7 @@ def lr_factor(settings: dict[str, Any], steps: int, unit: int, warmup: int) -> C
 
 
 def try_step(settings: dict[str, Any], trusted: Trusted = ()) -> None:
-    """Raise UserError if the optimizer fails in its first step, or if no checkpoint can hold its state."""
+    """Raise UserError if the optimizer fails in the first step, or if no checkpoint can hold the state."""
     net = nn.Linear(2, 3, bias=False)
     optimizer = build_optimizer(net, {**settings, "layer_decay": None}, 1, may_fuse=False, trusted=trusted)
 

@@ -79,7 +79,7 @@ def _nested_members(outer: tarfile.TarFile) -> Iterator[Member]:
 def _index(path: Path, members: list[Member], classes: tuple[str, ...]) -> PreparedIndex:
     number = {wnid: target for target, wnid in enumerate(classes)}
     names = [os.fsencode(f"{wnid}/{name}") for wnid, name, _, _ in members]
-    unknown = np.zeros(len(members), np.int64)  # sizes in pixels; and 0 is the number of the only file
+    unknown = np.zeros(len(members), np.int64)  # sizes in pixels, and the number of the only file
     arrays = dict.fromkeys(ARRAYS, unknown) | {
         "targets": np.array([number[wnid] for wnid, *_ in members], np.int64),
         "offsets": np.array([offset for *_, offset, _ in members], np.int64),

@@ -1,4 +1,4 @@
-"""Crop images on the device (`data.crop_on`), and cache train and val in its memory (`data.cache=device`)."""
+"""Crop images on the device (`data.crop_on`), and cache train and val in device memory (`data.cache=device`)."""
 
 import logging
 import time

@@ -11,8 +11,8 @@ def crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
     The resizing is bilinear with a triangle as wide as the scale (antialias=True of Pillow and torch), as two products
     with matrices of weights. Floats are rounded once, at the end, while the CPU rounds twice: results
-    differ by at most 1 of 255, in rare pixels by 2. On a GPU it computes in float16, whose 11 bits make steps of the
-    weights no larger than 1 / 2048.
+    differ by at most 1 of 255, in rare pixels by 2. A GPU computes in float16, whose 11 bits make steps of the weights
+    no larger than 1 / 2048.
 
     Args:
         boxes: int32 (B, 9), see `SampleTransform.crop_boxes`.
@@ -50,7 +50,7 @@ def _weights(low: Tensor, high: Tensor, size: Tensor, at: Tensor, extent: int, s
     reach = scale.clamp(min=1)
     place = torch.arange(side, device=low.device, dtype=torch.float32)[None, :, None]
     centre = low[:, None, None] + (place + at[:, None, None] + 0.5) * scale
-    # a box is no larger than the image and its result no smaller than `side`, so no triangle covers more pixels
+    # high - low <= extent and size >= side, so no triangle covers more pixels
     taps = min(extent, int(2 * max(1.0, extent / side)) + 2)
     first = (centre - reach + 0.5).floor().clamp(0, extent - taps)
     pixel = first + torch.arange(taps, device=low.device)

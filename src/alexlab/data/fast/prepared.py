@@ -61,7 +61,7 @@ class PreparedIndex(Index):
         return self.arrays["targets"]
 
     def name(self, i: int) -> bytes:
-        """Return the name of the source of image i, relative to its folder."""
+        """Return the source of image i, relative to the folder that was prepared."""
         return name_at(self.names, self.arrays["ends"], i)
 
     def path(self, i: int) -> str:
@@ -92,8 +92,8 @@ class PreparedIndex(Index):
     def copy(self, indices: np.ndarray, out: Tensor) -> None:
         """Copy the pixels of images of one size into `out`: uint8 (N, height, width, 3). Raises OSError if it cannot.
 
-        One call of torch copies them all: two threads that return to Python for each image wait for each other, and
-        take 1.5 times as long.
+        One call of torch copies all images. If two threads returned to Python for each image, they would wait for the
+        GIL, and take 1.5 times as long.
         """
         assert self.raw_size is not None
         width, height = self.raw_size
@@ -104,7 +104,7 @@ class PreparedIndex(Index):
         torch.stack([self._blocks[shard][place] for shard, place in zip(shards, places, strict=True)], out=out)
 
     def _check_length(self, shard: int) -> None:
-        """Raise an OSError if a shard was cut: reading its map past the end of the file would kill the process."""
+        """Raise OSError if a shard was truncated: reading the map past the end of the file would kill the process."""
         if os.fstat(self._files[shard]).st_size < len(self._maps[shard]):
             raise OSError("its shard is shorter than it was")
 
@@ -121,7 +121,7 @@ class PreparedIndex(Index):
 
     @functools.cached_property
     def _maps(self) -> list[mmap.mmap]:
-        # pages are read when they are used, in C, while other threads run; a page that is written is copied first
+        # pages are read on first use, in C and without the GIL; a page that is written is copied first
         return [mmap.mmap(file, 0, access=mmap.ACCESS_COPY) for file in self._files]
 
     @functools.cached_property
