@@ -341,7 +341,7 @@ def test_other_images_and_other_code_are_reported(first: Path, shapes: Path, tmp
     assert done.returncode == 0, done.stderr
     differ = f"warning: the images differ from those of {other}: train 39 images with another fingerprint."
     assert differ in done.stdout
-    assert f"warning: the code differs from that of {other}: " in done.stdout
+    assert f"warning: the code cannot be compared with that of {other} (commit {commit}): " in done.stdout
     assert f"`git checkout {commit}` and `git apply {other}/code.patch`" in done.stdout
 
 

@@ -112,7 +112,8 @@ def difference(then: dict[str, Any], name: str, apply_command: str, root: Path =
         if is_known and _sha256(_patch(root, commit)) == digest:
             return None
     except GitError as error:
-        return f"the code cannot be compared with that of {name} (commit {commit}): {error}."
+        restore = how_to_restore(then, apply_command)
+        return f"the code cannot be compared with that of {name} (commit {commit}): {error}. {restore}"
     was = f"commit {commit}{' with changes' if then.get('dirty') else ''}"
     return f"the code differs from that of {name}: {was}, now {here}. {how_to_restore(then, apply_command)}"
 
