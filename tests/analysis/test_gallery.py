@@ -85,8 +85,8 @@ def test_images_of_other_channels_are_drawn_in_colour_or_grey() -> None:
     assert drawing.as_rgb(pixels[..., 3:]).tolist() == [[[255] * 3, [0] * 3, [51] * 3]]
     assert drawing.as_rgb(np.concatenate([pixels, pixels[..., :1]], 2)).tolist()[0][1] == [14] * 3
     for channels in (1, 4):
-        sheet = np.asarray(drawing.tiles([np.full((144, 144, channels), 90, np.uint8)]))
-        assert set(sheet[drawing.GAP + 5, drawing.GAP + 5]) == {90 if channels == 1 else 197}
+        sheet = np.asarray(drawing.tiles([np.full((144, 144, channels), 90, np.uint8)], "title"))
+        assert set(sheet[-drawing.GAP - 9, drawing.GAP + 5]) == {90 if channels == 1 else 197}
 
 
 def test_neighbours_are_the_nearest_in_the_last_hidden_layer() -> None:
@@ -158,15 +158,15 @@ def coloured(sheet: Image.Image, colour: str, over: float = 1.0) -> int:
     return int((np.abs(np.asarray(sheet).astype(float) - (255 - over * (255 - rgb))).max(2) < 3).sum())
 
 
-def test_the_bar_of_the_true_class_has_another_colour() -> None:
+def test_the_bar_of_the_true_class_is_green() -> None:
     white = np.full((32, 32, 3), 255, dtype=np.uint8)
     names = ["cat", "dog", "a very long name of a class with $", "cow", "owl"]
     probabilities = [0.6, 0.2, 0.1, 0.05, 0.05]
-    sheet = plots.top5([white], ["dog"], [list(zip(names, probabilities, strict=True))])
-    right, other = coloured(sheet, plots.RIGHT, 0.65), coloured(sheet, plots.OTHER, 0.65)
+    sheet = plots.top5([white], ["dog"], [list(zip(names, probabilities, strict=True))], "val")
+    right, other = coloured(sheet, plots.TRUE, 0.65), coloured(sheet, plots.OTHER, 0.65)
     assert other / right == pytest.approx(0.8 / 0.2, rel=0.5), "bars as long as their probabilities, below their text"
-    wrong = plots.top5([white], ["fox"], [list(zip(names, probabilities, strict=True))])
-    assert coloured(wrong, plots.RIGHT, 0.65) == 0
+    wrong = plots.top5([white], ["fox"], [list(zip(names, probabilities, strict=True))], "val")
+    assert coloured(wrong, plots.TRUE, 0.65) == 0
 
 
 def test_accuracy_per_class_of_few_and_of_many_classes() -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from alexlab.analysis.drawing import GAP
+from alexlab.analysis.drawing import GAP, TITLE
 from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.base import RunInfo
@@ -81,5 +81,7 @@ def test_the_grid_shows_the_images_of_the_first_step(tmp_path: Path) -> None:
     assert (key, step, np.array_equal(np.asarray(picture), drawn)) == ("images/train", 0, True)
     seen, _ = model.augmented(images, batch[1], 0)
     first = ((seen[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255).clamp(0, 255)
-    tile = drawn[GAP : GAP + 144 : 18, GAP : GAP + 144 : 18].transpose(2, 0, 1)  # eight pixels, eighteen times enlarged
+    tile = drawn[TITLE + GAP : TITLE + GAP + 144 : 18, GAP : GAP + 144 : 18].transpose(
+        2, 0, 1
+    )  # eight pixels, eighteen times enlarged
     assert np.abs(tile.astype(float) - first.numpy()).max() <= 1

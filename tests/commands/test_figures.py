@@ -8,13 +8,15 @@ from conftest import tiny_train
 from matplotlib import colormaps
 from PIL import Image
 
-from alexlab.analysis.drawing import GAP, TEXT, tiles
+from alexlab.analysis.drawing import GAP, TEXT, TITLE, tiles
 from alexlab.analysis.plots import confusion
 
 
 def test_tiles_lie_row_by_row_each_whole() -> None:
     images = [np.full((200, 150, 3), 40 * i, dtype=np.uint8) for i in range(5)]
-    sheet = np.asarray(tiles(images, columns=3))
+    sheet = np.asarray(tiles(images, "title", columns=3))
+    assert (sheet[:TITLE] < 100).any(), "the title"
+    sheet = sheet[TITLE:]
     assert sheet.shape == (2 * (200 + 2 * GAP) + GAP, 3 * (150 + GAP) + GAP, 3)
     step = (200 + 2 * GAP, 150 + GAP)
     for i in range(5):
@@ -25,8 +27,8 @@ def test_tiles_lie_row_by_row_each_whole() -> None:
 
 def test_captions_stay_below_their_tile() -> None:
     black = np.zeros((144, 144, 3), dtype=np.uint8)
-    sheet = np.asarray(tiles([black, black], [("a word " * 20, "b"), ("", "")], columns=2))
-    below = sheet[GAP + 144 + 2 :]
+    sheet = np.asarray(tiles([black, black], "", [("a word " * 20, "b"), ("", "")], columns=2))
+    below = sheet[TITLE + GAP + 144 + 2 :]
     assert (below[:, GAP : GAP + 144] < 100).any(), "the first has words"
     assert (below[:, GAP + 144 :] == 255).all(), "which end where the tile does"
 
@@ -59,4 +61,4 @@ def test_a_run_without_wandb_draws_them(shapes: Path, tmp_path: Path) -> None:
     assert drawn == {"train_images", *of_weights}
     with Image.open(tmp_path / "run/figures/train_images.png") as sheet:
         with_class_below = 128 + 2 * GAP + TEXT + 3  # one row: the first rank's four of eight images
-        assert sheet.size == (4 * (128 + GAP) + GAP, with_class_below + GAP)
+        assert sheet.size == (4 * (128 + GAP) + GAP, TITLE + with_class_below + GAP)

@@ -17,14 +17,18 @@ from torchvision.utils import make_grid
 
 GAP = 4  # pixels between tiles
 TEXT = 12  # font size in pixels
+TITLE = TEXT + 2 * GAP  # height of the title in pixels
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
-def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), columns: int = 4) -> Image.Image:
+def tiles(
+    images: Sequence[np.ndarray], title: str, captions: Sequence[Sequence[str]] = (), columns: int = 4
+) -> Image.Image:
     """Draw images side by side, each above the lines of a caption.
 
     Args:
         images: uint8 (H, W, C), all of one size; small ones are enlarged by a whole factor.
+        title: a line above all images.
         captions: the lines of each image, equally many for all; empty for no captions.
     """
     height, width = images[0].shape[:2]
@@ -33,9 +37,11 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
     lines = len(captions[0]) if captions else 0
     step = height + GAP + lines * (TEXT + 3)
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (step + GAP) + GAP), PAPER)
+
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, TITLE + rows * (step + GAP) + GAP), PAPER)
+    ImageDraw.Draw(sheet).text((GAP, GAP), title, INK, _font())
     for i, image in enumerate(images):
-        x, y = GAP + i % columns * (width + GAP), GAP + i // columns * (step + GAP)
+        x, y = GAP + i % columns * (width + GAP), TITLE + GAP + i // columns * (step + GAP)
         sheet.paste(Image.fromarray(as_rgb(image)).resize((width, height), Image.Resampling.NEAREST), (x, y))
         for n, line in enumerate(captions[i] if captions else ()):
             strip = Image.new("RGB", (width, TEXT + 3), PAPER)  # cuts a long line

@@ -101,13 +101,14 @@ def nearest(queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 
 def pictures(
-    run_dir: Path, trained: loading.Trained, data: Data, among: int, device: torch.device, monitor: str
+    run_dir: Path, trained: loading.Trained, data: Data, among: int, device: torch.device, monitor: str, weights: str
 ) -> Iterator[tuple[str, Image.Image]]:
     """Yield the name and the image of each figure.
 
     Args:
         among: number of training images, evenly spaced, among which the neighbours are searched.
         monitor: the metric whose best epoch is marked in the curves.
+        weights: the name of the checkpoint, for titles.
     """
     first = first_convolution(trained.net)
     if first is not None:
@@ -119,7 +120,8 @@ def pictures(
     if not data.splits:  # of a LightningDataModule, whose images have no index
         return
     extractor = FeatureExtractor(trained, device)
-    held_out, train = data.splits[data.test_split if "val" not in data.splits else "val"], data.splits.get("train")
+    split = "val" if "val" in data.splits else data.test_split
+    held_out, train, of = data.splits[split], data.splits.get("train"), f"{split}, {weights}"
     images = extractor.read(held_out, spread(held_out, SHOWN))
     if not images or loading.config_of(run_dir).data.multilabel:  # the rest is about images of one class each
         return
@@ -128,24 +130,25 @@ def pictures(
     probabilities, hidden = extractor.predict(torch.stack(pixels))
     best = [row.topk(min(5, len(row))) for row in probabilities]
     named = [[(names[k], p) for p, k in zip(*map(Tensor.tolist, each), strict=True)] for each in best]
-    yield "top5", plots.top5([_array(image) for image in pixels], truths, named)
+    yield "top5", plots.top5([_array(image) for image in pixels], truths, named, of)
     if train is None or not among or hidden is None:
         return
     train_numbers, train_hidden = extractor.features(train, spread(train, among))
     if not train_numbers:
         return
     queries = np.linspace(0, len(pixels) - 1, min(QUERIES, len(pixels))).round().astype(int).tolist()
-    distances, places = nearest(hidden[queries], train_hidden, NEIGHBOURS)
+    _, places = nearest(hidden[queries], train_hidden, NEIGHBOURS)
     near = torch.tensor(train_numbers)[places].tolist()
     train_pixels = extractor.read(train, sorted({number for row in near for number in row}))
     drawn, captions = [], []
-    for query, far, numbers in zip(queries, distances.tolist(), near, strict=True):
+    for query, numbers in zip(queries, near, strict=True):
         drawn.append(_small(pixels[query]))
-        captions.append((truths[query], "query"))
-        for distance, number in zip(far, numbers, strict=True):
+        captions.append((truths[query], f"of {split}"))
+        for place, number in enumerate(numbers, 1):
             drawn.append(_small(train_pixels[number]))
-            captions.append((names[train.targets[number]], f"distance {distance:.3g}"))
-    yield "neighbours", figures.tiles(drawn, captions, columns=1 + distances.shape[1])
+            captions.append((names[train.targets[number]], f"of train, nearest {place}"))
+    title = f"{of}: an image, and the training images with the nearest features (last hidden layer)"
+    yield "neighbours", figures.tiles(drawn, title, captions, columns=1 + places.shape[1])
 
 
 def _array(image: Tensor) -> np.ndarray:
@@ -173,7 +176,8 @@ def draw(
     for name in NAMES:  # figures of another checkpoint or of different images
         (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
-    for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor):
+    weights = f"{ckpt}.ckpt" if ckpt in ("best", "last") else Path(ckpt).name
+    for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor, weights):
         with atomic_write(folder / f"{name}.png") as file:
             picture.save(file, "PNG")
         written.append(folder / f"{name}.png")

@@ -12,20 +12,22 @@ from alexlab.analysis.runs import Row
 from alexlab.engine.metrics import lower_is_better
 
 RIGHT, OTHER, SECOND = "#c8553d", "#5b8db8", "#e0a030"
+TRUE = "#4c9a5f"
 DPI = 110
 MAX_BARS = 40  # classes in the figure of accuracies
 MAX_NUMBERS = 20  # classes of a confusion matrix with numbers in the cells
 
 
 def top5(
-    images: Sequence[np.ndarray], truths: Sequence[str], best: Sequence[Sequence[tuple[str, float]]]
+    images: Sequence[np.ndarray], truths: Sequence[str], best: Sequence[Sequence[tuple[str, float]]], of: str
 ) -> Image.Image:
-    """Draw images above bars of their most probable classes, the true class in another colour, as in AlexNet's paper.
+    """Draw images above bars of their most probable classes, the true class in green, as in AlexNet's paper.
 
     Args:
         images: each uint8 (H, W, 3).
         truths: the name of each image's true class.
         best: for each image (class name, probability from 0 to 1), the most probable first.
+        of: the images and weights, for the title, such as "val, best.ckpt".
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
@@ -36,11 +38,12 @@ def top5(
         picture.imshow(image)
         picture.set_title(_short(truths[i], 28), fontsize=9, fontweight="bold")
         for place, (name, probability) in enumerate(best[i]):
-            bars.barh(place, probability, color=RIGHT if name == truths[i] else OTHER, alpha=0.65)
+            bars.barh(place, probability, color=TRUE if name == truths[i] else OTHER, alpha=0.65)
             bars.text(0.02, place, f"{_short(name, 24)}  {probability:.0%}", va="center", fontsize=8)
         bars.set(xlim=(0, 1), ylim=(4.6, -0.6))
     for axes in panels.flat:
         axes.set_axis_off()
+    figure.suptitle(f"{of}: the most probable classes, the true one in green", fontsize=10)
     return _image(figure)
 
 

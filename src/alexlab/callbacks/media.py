@@ -60,7 +60,9 @@ class Media(Callback):
         model: BaseTask = pl_module
         seen, targets = (part[:GRID] for part in model.augmented(batch[0], batch[1], batch_idx))
         pixels = list(as_pixels(seen, model).permute(0, 2, 3, 1).numpy())
-        grid = figures.tiles(pixels, captions_of(targets, model.class_names))
+        grid = figures.tiles(
+            pixels, "train, the first batch as the network sees it", captions_of(targets, model.class_names)
+        )
         self._write("train_images", grid)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
@@ -108,7 +110,7 @@ class Media(Callback):
         if self.mistakes:
             images = [mistake.image.permute(1, 2, 0).numpy() for mistake in self.mistakes]
             captions = [(f"{m.confidence:.0%} {names[m.top5[0][0]]}", f"is {names[m.truth]}") for m in self.mistakes]
-            self._write("mistakes", figures.tiles(images, captions))
+            self._write("mistakes", figures.tiles(images, f"{of}: the most confident mistakes", captions))
         if self.logger is not None:
             try:
                 self._log_end(self.logger.experiment, split, names, counts, acc1)
