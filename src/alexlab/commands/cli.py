@@ -29,8 +29,9 @@ from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
 from alexlab.engine.overrides import has, key_of
-from alexlab.engine.process import importing, leave
+from alexlab.engine.process import complete_environment, importing, leave
 from alexlab.engine.sweeps import agent
+from alexlab.engine.text import printable
 from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, shown, validate, value_at
 
 
@@ -84,6 +85,7 @@ def main() -> None:
 
 def run(name: str) -> None:
     """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
+    complete_environment()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
     command, words, code = COMMANDS[name], sys.argv[1:], 0
     jobs = Jobs(command)
@@ -125,9 +127,9 @@ def _report(error: Any, command: Command, words: list[str], mask: Callable[[str]
     elif isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
         text = hydra_mistake(error, command, words)
     elif text is None:
-        print(mask(short_traceback(error)), file=sys.stderr, flush=True)
+        print(printable(mask(short_traceback(error)), "\n\t"), file=sys.stderr, flush=True)
         return 1
-    print(f"error: {mask(text)}", file=sys.stderr, flush=True)
+    print(printable(f"error: {mask(text)}", "\n\t"), file=sys.stderr, flush=True)
     return code
 
 
@@ -177,6 +179,8 @@ class Jobs:
 
     def _run_in_sweep(self, composed: DictConfig, hydra_config: Any, run_dir: Path) -> Any:
         number, overrides = hydra_config.job.num, ", ".join(overrides_of(hydra_config))
+        if agent() is None and (shared := os.environ.pop("WANDB_RUN_ID", None)):
+            print(f"note: WANDB_RUN_ID={shared} is ignored, because each job of a sweep is a run of its own.")
         folder, is_dry = Path(hydra_config.sweep.dir).resolve(), bool(composed.get("dry_run"))
         if not is_dry:
             self.folders.append(hydra_config.sweep.dir)
