@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +22,7 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
 from alexlab.engine.schema import WandbConfig
 from alexlab.engine.sweeps import agent
-from alexlab.engine.text import is_text
+from alexlab.engine.text import is_text, printable
 from alexlab.loggers.wandb_api import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
@@ -128,7 +129,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         Path(self.init_args["dir"]).mkdir(parents=True, exist_ok=True)
         _replace_folders(Path(self.init_args["dir"], "wandb"))
         try:
-            self.run = wandb.init(**self.init_args) if is_text(self.init_args["dir"]) else self._start_without_server()
+            self.run = _init(**self.init_args) if is_text(self.init_args["dir"]) else self._start_without_server()
         except (wandb.errors.UsageError, ValidationError) as error:  # also of a variable, such as WANDB_TAGS
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
             raise UserError(f"W&B does not accept the settings of logger.wandb: {why}") from error
@@ -155,7 +156,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         try:
             if not is_text(self.init_args["dir"]):  # W&B would print a traceback for each line of its log
                 raise OSError("the path of the run is in no encoding")
-            return wandb.init(**self.init_args)
+            return _init(**self.init_args)
         except Exception as error:  # W&B raises many types
             log.warning("W&B does not start (%s): the run continues without W&B.", first_line(error))
             self.mode, self.reason = "disabled", "it does not start"
@@ -314,6 +315,16 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 within,
                 shown(folder),
             )
+
+
+def _init(**init_args: Any) -> Any:
+    """Open a run. W&B sends the words of the command line too, and fails if one of them cannot be encoded."""
+    words = sys.argv
+    sys.argv = [printable(word, "\n\t") for word in words]
+    try:
+        return wandb.init(**init_args)
+    finally:
+        sys.argv = words
 
 
 def _replace_folders(replacement: Path) -> None:
