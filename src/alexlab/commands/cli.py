@@ -154,6 +154,7 @@ class Jobs:
     # of a sweep
     failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
     folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
+    outputs: list[Plain] = field(default_factory=list)  # what names the file that a job of eval or predict writes
     monitor: str = "val/acc1"
 
     def run(self, composed: DictConfig) -> Any:
@@ -187,6 +188,7 @@ class Jobs:
         print(f"job {number}: {overrides}", flush=True)
         try:
             config = self._check(composed, hydra_config)
+            self._check_output(config)
             result = self.command.load()(config)
             if result is None and "study_name" in hydra_config.sweeper and not is_dry:
                 raise UserError(f"Nothing to optimize: the job has not measured `monitor={config.monitor}`.")
@@ -208,6 +210,16 @@ class Jobs:
             return None
         finally:
             sweep.remove_empty(run_dir, folder.parent if is_dry else folder)
+
+    def _check_output(self, config: Any) -> None:
+        """Raise UserError if an earlier job of the sweep has written the file that this job would write."""
+        if self.command.name not in ("eval", "predict", "export", "figures", "prepare"):
+            return
+        output = {key: getattr(config, key, None) for key in ("run", "out", "crops", "format")}
+        if output in self.outputs:
+            hint = "add out='${hydra:job.num}.csv', for example" if hasattr(config, "out") else "start one at a time"
+            raise UserError(f"This job would write over the result of an earlier job of the sweep: {hint}.")
+        self.outputs.append(output)
 
     def finish_sweep(self) -> None:
         """Print the table of a sweep's jobs.

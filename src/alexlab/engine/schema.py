@@ -88,13 +88,6 @@ Text = Annotated[str, Rule("a text that is not empty", bool)]
 # what W&B accepts
 Tag = Annotated[str, Rule("a text of 1 to 64 letters", lambda text: 1 <= len(text) <= 64)]
 Label = Annotated[str, Rule("a text of 1 to 128 letters", lambda text: 1 <= len(text) <= 128)]
-Project = Annotated[
-    str,
-    Rule(
-        "a text of 1 to 128 letters without / \\ # ? % :",
-        lambda text: text.startswith("${") or (_is_name(text) and len(text) <= 128),
-    ),
-]
 Target = Annotated[Plain, Rule("a mapping with a _target_, which names a class", _has_target)]
 TARGETS = Rule("a list of mappings, each with a _target_, which names a class", lambda v: all(map(_has_target, v)))
 TargetList = Annotated[list[Plain], TARGETS]
@@ -337,7 +330,7 @@ OWN_TRAINER_KEYS = ("strategy", "precision", "channels_last", "tf32", "cudnn_ben
 
 class WandbConfig(Group):
     mode: Literal["auto", "online", "offline", "disabled"] = key("auto: online with an API key, else offline.", "auto")
-    project: Project = key("Project of the run.", "alexlab")
+    project: Text = key("Project of the run.", "alexlab")
     entity: Text | None = key("User or team; null is your default.", None)
     name: Label | None = key("Name of the run; null names it after what the command line changed.", None)
     group: Label | None = key("Group of the run; null: the sweep, or the runs that differ only in the seed.", None)
