@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import pytest
 from conftest import ROOT, clean_env
+
+from alexlab.engine.errors import mistake
 
 LACKING = """
 import os, sys
@@ -16,7 +21,7 @@ os.write(1, b"nowhere")
 """
 
 
-def test_a_process_without_streams_and_home_gets_them(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_process_without_streams_and_home_gets_them(tmp_path: Path) -> None:
     code = LACKING.replace("FILE", str(tmp_path / "file"))
     words = [sys.executable, "-c", code]
     closed = subprocess.run(
@@ -25,3 +30,15 @@ def test_a_process_without_streams_and_home_gets_them(tmp_path) -> None:  # type
     assert (closed.returncode, (tmp_path / "file").read_bytes()) == (0, b"")
     done = subprocess.run(words, cwd=ROOT, env=clean_env(), capture_output=True, text=True, check=True)
     assert done.stdout.replace("nowhere", "") == "caf\\udce9 True /\n"
+
+
+def test_a_missing_home_or_temporary_folder_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/x"])
+    for broken, message in (
+        (Path("~nobody-of-this-name/x").expanduser, "the home folder of that user is not known"),
+        (tempfile.gettempdir, "set the environment variable TMPDIR"),
+    ):
+        with pytest.raises((RuntimeError, FileNotFoundError)) as raised:
+            broken()
+        assert message in str(mistake(raised.value))

@@ -482,7 +482,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, folder: Path, **env: str) -> WandbL
     for name in ("DATA", "CACHE", "CONFIG"):  # restored after the test
         monkeypatch.setenv(f"WANDB_{name}_DIR", "")
         monkeypatch.delenv(f"WANDB_{name}_DIR")
-    for key, value in {"WANDB_MODE": "offline", "TMPDIR": "/nonexistent", **env}.items():
+    for key, value in {"WANDB_MODE": "offline", "TMPDIR": "/dev/null/x", **env}.items():
         monkeypatch.setenv(key, value)
     wandb.teardown()
     logger = WandbLogger(str(folder))

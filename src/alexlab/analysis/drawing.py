@@ -55,7 +55,8 @@ def tiles(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]] = (), 
         sheet.paste(Image.fromarray(as_rgb(image)).resize((width, height), Image.Resampling.NEAREST), (x, y))
         for n, line in enumerate(captions[i] if captions else ()):
             strip = Image.new("RGB", (width, TEXT + 3), PAPER)  # cuts a long line
-            ImageDraw.Draw(strip).text((0, 0), line, INK, ImageFont.truetype(fonts_for(line)[0][-1][1], TEXT))
+            font = ImageFont.truetype(fonts_for(line)[0][-1][1], TEXT)
+            ImageDraw.Draw(strip).text((0, TEXT), line, INK, font, "ls")
             sheet.paste(strip, (x, y + height + 2 + n * (TEXT + 3)))
     return sheet
 

@@ -185,7 +185,7 @@ class Jobs:
         folder, is_dry = Path(hydra_config.sweep.dir).resolve(), bool(composed.get("dry_run"))
         if not is_dry:
             self.folders.append(hydra_config.sweep.dir)
-        print(f"job {number}: {overrides}", flush=True)
+        print(printable(f"job {number}: {overrides}"), flush=True)
         try:
             config = self._check(composed, hydra_config)
             self._check_output(config)
@@ -206,7 +206,7 @@ class Jobs:
                 failure = RunFailedError(f"Job {number} failed: {why}\n{stops}", 1 if text is None else 2)
                 raise JobError(failure) from None
             self.failed.append(f"job {number} ({overrides}): {why}")
-            print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
+            print(printable(f"FAILED {self.failed[-1]}", "\n"), file=sys.stderr, flush=True)
             return None
         finally:
             sweep.remove_empty(run_dir, folder.parent if is_dry else folder)
@@ -232,7 +232,7 @@ class Jobs:
 
             width = shutil.get_terminal_size((160, 24)).columns
             print("\n".join(sweep_table(Path(folder), self.monitor, width)))
-            print(f"compare its jobs: alexlab compare runs={folder}", flush=True)
+            print(printable(f"compare its jobs: alexlab compare runs={folder}"), flush=True)
         if self.failed:
             raise RunFailedError(f"{len(self.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(self.failed), 1)
 

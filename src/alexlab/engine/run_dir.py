@@ -165,7 +165,7 @@ def set_up_logging(run_dir: Path, mask: Callable[[str], str]) -> None:
     console = Console(sys.stdout)
     console.setFormatter(MaskedFormatter("%(message)s", mask))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
-    file = LogFile(run_dir / "train.log")
+    file = LogFile(run_dir / "train.log", encoding="utf-8")
     file.setFormatter(MaskedFormatter("%(asctime)s %(levelname)s %(message)s", mask))
     logger.addHandler(console)
     logger.addHandler(file)

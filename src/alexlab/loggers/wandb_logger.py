@@ -127,9 +127,11 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         # a server that hangs would delay the end of the process by 22 s while W&B reports internal errors
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         Path(self.init_args["dir"]).mkdir(parents=True, exist_ok=True)
-        _replace_folders(Path(self.init_args["dir"], "wandb"))
+        is_usable = is_text(self.init_args["dir"]) or self.mode == "disabled"
+        if is_usable and self.mode != "disabled":
+            _replace_folders(Path(self.init_args["dir"], "wandb"))
         try:
-            self.run = _init(**self.init_args) if is_text(self.init_args["dir"]) else self._start_without_server()
+            self.run = _init(**self.init_args) if is_usable else self._start_without_server()
         except (wandb.errors.UsageError, ValidationError) as error:  # also of a variable, such as WANDB_TAGS
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
             raise UserError(f"W&B does not accept the settings of logger.wandb: {why}") from error
