@@ -213,7 +213,7 @@ def test_a_setting_that_only_one_option_has_is_not_listed() -> None:
 
 
 def test_settings_are_written_as_on_the_command_line() -> None:
-    assert as_text({"a": 0.1234567, "b": True, "c": None, "d": "\x1b"}) == "a=0.123457 b=true c=null d=?"
+    assert as_text({"a": 0.1234567, "b": True, "c": None, "d": "\x1b"}) == "a=0.123457 b=true c=null d=\\x1b"
 
 
 # -- seeds and folds

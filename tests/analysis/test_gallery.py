@@ -19,6 +19,7 @@ from alexlab.commands import train as run
 from alexlab.data import folder as index
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import UserError
+from alexlab.engine.text import printable
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.introspection import first_convolution, head_of
 from alexlab.tasks.load import EvalTransform, Trained
@@ -200,3 +201,23 @@ def test_figures_that_cannot_be_drawn_are_a_warning(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING, logger="alexlab"):
         run.save_figures(config, experiment)
     assert "some figures could not be drawn (" in caplog.text
+
+
+def test_letters_that_dejavu_lacks_come_from_an_installed_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.font_manager import fontManager
+
+    entries = [SimpleNamespace(name=name, fname=name, weight=400, style="normal") for name in ("Any", "X CJK", "Y CJK")]
+    monkeypatch.setattr(fontManager, "ttflist", entries)
+    known = {"Any": "犬猫", "X CJK": "犬", "Y CJK": "犬"}
+    monkeypatch.setattr(drawing, "_letters_of", lambda file: {ord(letter) for letter in known.get(file, "ח")})
+    fonts, missing = drawing.fonts_for("dog é חתול 犬猫")
+    assert ([family for family, _ in fonts], missing) == (["DejaVu Sans", "X CJK"], "ולת猫")
+    assert len(drawing.fonts_for("dog é")[0]) == 1
+
+
+@pytest.mark.parametrize("name", ["cat\nfish", "caf\udce9", "חתול", "犬", "$a_"])
+def test_any_class_name_can_be_drawn(name: str) -> None:
+    shown = printable(name)
+    assert plots.per_class([0.5, 1.0], [shown, "dog"], "test").size[0] > 0
+    pixels = [np.zeros((8, 8, 3), np.uint8)] * 2
+    assert np.asarray(drawing.tiles(pixels, [(shown,), ("",)])).min() < 100

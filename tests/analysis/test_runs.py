@@ -211,7 +211,7 @@ def test_odd_values_of_one_run_do_not_hide_the_others(tmp_path: Path) -> None:
     write_summary(odd, status="\x1b[2J", test=None)
     a, b = read_all(tmp_path)
     assert a.metrics["val/acc1"] == 0.75
-    assert (b.status, b.metrics) == ("?[2J", {"last/val/acc1": 0.25, "val/loss": 2})
+    assert (b.status, b.metrics) == (r"\x1b[2J", {"last/val/acc1": 0.25, "val/loss": 2})
 
 
 def test_a_test_on_the_validation_images_is_not_a_test(tmp_path: Path) -> None:

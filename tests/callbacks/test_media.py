@@ -85,3 +85,24 @@ def test_the_grid_shows_the_images_of_the_first_step(tmp_path: Path) -> None:
         2, 0, 1
     )  # eight pixels, eighteen times enlarged
     assert np.abs(tile.astype(float) - first.numpy()).max() <= 1
+
+
+def test_figures_that_fail_are_one_warning_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0, datamodule=SimpleNamespace(test_split="val"))
+    task: Any = SimpleNamespace(
+        one_class_per_image=True, class_names=["a", "b"], confusion_matrix=torch.tensor([[3, 1], [0, 2]])
+    )
+    logger: Any = SimpleNamespace(experiment=None)  # whose `log` raises AttributeError
+    media = Media(tmp_path / "figures", logger)
+    media.on_test_end(trainer, task)
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["confusion_matrix.png", "per_class.png"]
+    monkeypatch.setattr("alexlab.analysis.plots.confusion", lambda *args: {}["no such font"])
+    Media(tmp_path / "figures").on_test_end(trainer, task)
+    media.on_train_batch_start(trainer, task, (torch.zeros(2, 3, 8, 8), torch.zeros(2)), 0)
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "W&B's tables of the test could not be drawn or logged (AttributeError",
+        "The figures of the test could not be drawn or logged (KeyError",
+        "The training images could not be drawn or logged (AttributeError",
+    ]

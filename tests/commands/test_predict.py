@@ -156,3 +156,41 @@ def test_a_transform_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("text")
     with pytest.raises(UserError, match=r"text\.jpg cannot be read as an image \([^)]*\)\.$"):
         transform(tmp_path / "text.jpg")
+
+
+def test_names_in_no_encoding_from_training_to_prediction(shapes: Path, tmp_path: Path) -> None:
+    root, run_dir = tmp_path / "caf\udce9", tmp_path / "r\udce9n"
+    for split in ("train", "val"):
+        for name, ours in (("arrow", "caf\udce9"), ("ring", "cat\nfish"), ("star", "חתול")):
+            source = next(folder for folder in sorted((shapes / split).iterdir()) if folder.name >= name)
+            shutil.copytree(source, root / split / ours)
+    (root / "val" / "caf\udce9" / "br\udce9.jpg").write_bytes(b"broken")
+    done = tiny_train(root, run_dir, "callbacks.figures=true", "data.on_error=skip")
+    assert done.returncode == 0, done.stderr
+    assert r"3 classes: caf\xe9, cat\nfish, חתול" in done.stdout
+    assert {path.stem for path in run_dir.glob("figures/*.png")} >= {"per_class", "confusion_matrix", "top5"}
+    for verb, *words in (
+        ("eval.py", f"run={run_dir}"),
+        ("compare", f"runs={run_dir}", "format=csv"),
+        ("compare", f"runs={run_dir}", "format=html", f"out={tmp_path / 'page.html'}"),
+        ("export", f"run={run_dir}", "format=torch_export", f"images={root / 'val' / 'חתול'}"),
+        ("train.py", f"resume={run_dir}", "trainer.max_epochs=2", "resume.allow_changes=true"),
+    ):
+        done = command(verb, *words)
+        assert done.returncode == 0, done.stderr
+        assert r"r\xe9n" in done.stdout or "format=html" in words
+    done = command("predict", f"run={run_dir}", f"images={root / 'val'}")
+    assert r"caf\xe9/br\xe9.jpg cannot be read as an image" in done.stderr
+    with (run_dir / "predictions.csv").open(errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"] for row in rows} == {r"caf\xe9", r"cat\nfish", "חתול"}
+    assert all(Path(row["path"]).is_file() for row in rows)
+
+
+def test_jobs_of_a_sweep_do_not_write_one_file(run_dir: Path, shapes: Path, tmp_path: Path) -> None:
+    words = ["-m", "run=one", f"paths.logs={run_dir.parents[2]}", f"images={shapes / 'test'},{shapes / 'val'}"]
+    done = command("predict", *words)
+    assert (done.returncode, "would write over the result of an earlier job" in done.stderr) == (2, True)
+    done = command("predict", *words, f"out={tmp_path}/${{hydra:job.num}}.csv")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("*.csv")} == {"0.csv", "1.csv"}

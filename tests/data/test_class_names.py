@@ -41,3 +41,10 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_bytes(b"\xef\xbb\xbfcat\tthe Cat\n")
     assert names.readable(["cat", "dog"], str(tmp_path / "x.tsv")) == ["the Cat", "dog"]
+
+
+def test_names_are_printable_once_and_for_all(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("cat\tThe Cat\n")
+    folders = ["caf\udce9", "cat", "cat\nfish"]
+    assert names.readable(folders, None) == [r"caf\xe9", "cat", r"cat\nfish"]
+    assert names.readable(folders, str(tmp_path / "x.tsv")) == [r"caf\xe9", "The Cat", r"cat\nfish"]

@@ -1,6 +1,8 @@
 """Configs of older runs."""
 
-from alexlab.engine.config import with_current_targets
+from pathlib import Path
+
+from alexlab.engine.config import read, save, with_current_targets
 
 
 def test_a_target_of_an_older_run_names_the_module_of_today() -> None:
@@ -14,3 +16,9 @@ def test_a_target_of_an_older_run_names_the_module_of_today() -> None:
         "callbacks": {"mine": [{"_target_": "alexlab.callbacks.same_config.SameConfig"}]},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
     }
+
+
+def test_a_path_in_no_encoding_is_read_as_it_was_written(tmp_path: Path) -> None:
+    plain = {"data": {"root": "/caf\udce9/犬\n"}}
+    save(plain, tmp_path / "config.yaml")
+    assert read(tmp_path / "config.yaml") == plain

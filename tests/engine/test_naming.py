@@ -155,3 +155,13 @@ def test_the_keys_of_whole_floats_are_listed() -> None:
 )  # fmt: skip
 def test_paths_in_any_text_are_replaced_by_their_last_part(text: str, expected: str) -> None:
     assert naming.without_paths({"x": [text]}) == {"x": [expected]}
+
+
+def test_tags_and_paths_are_what_wandb_accepts() -> None:
+    config = plain("data=folder", f"data.root=/a/{'x' * 70}end")
+    assert [len(tag) for tag in naming.tags(config)] == [7, 64]
+    assert naming.tags(config)[1].endswith("xend")
+    config["data"]["root"] = "/a/caf\udce9"
+    assert naming.tags(config) == ["alexnet", r"caf\xe9"]
+    assert naming.for_others({**config, "overrides": ["data.root=b/caf\udce9"]})["data"]["root"] == r"caf\xe9"
+    assert naming.without_paths(["b/caf\udce9", "two\nlines"]) == [r"b/caf\xe9", "two\nlines"]

@@ -114,3 +114,16 @@ def test_a_path_is_shown_relative_to_a_folder_above_it_only(tmp_path: Path, monk
     assert rundir.shown(tmp_path / "a/b") == "a/b"
     assert rundir.shown(tmp_path) == str(tmp_path), "as with hydra.job.chdir=true"
     assert rundir.shown(tmp_path.parent) == str(tmp_path.parent)
+
+
+def test_the_log_has_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("alexlab")
+    for name, value in {"handlers": [], "propagate": True}.items():  # restored after the test
+        monkeypatch.setattr(logger, name, value)
+    rundir.set_up_logging(tmp_path, str)
+    logger.info("/caf\udce9\x1b[2J and\nmore")
+    assert capsys.readouterr().out == "/caf\\xe9\\x1b[2J and\nmore\n"
+    assert "/caf\\xe9\\x1b[2J" in (tmp_path / "train.log").read_text()
+    assert rundir.shown(Path("/caf\udce9")) == r"/caf\xe9"

@@ -368,7 +368,8 @@ DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
         ("trainer.max_time", 216000, 'a text "DAYS:HOURS:MINUTES:SECONDS", in quotes'),
         ("trainer.limit_train_batches", 0, BATCHES),
         ("trainer.overfit_batches", None, "a fraction from 0.0 to 1.0, or a whole number of batches"),
-        ("logger.wandb.tags", ["a", 1], "a text in entry 1"),
+        ("logger.wandb.tags", ["a", 1], "a text of 1 to 64 letters in entry 1"),
+        ("logger.wandb.tags", ["a" * 65], "a text of 1 to 64 letters in entry 0"),
         ("ckpt_path", "https://x/y.ckpt", "a run or a local file, not an address"),
         ("from_wandb", "a/b", "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page"),
         ("ema", 0.99, "a group of keys: decay"),
@@ -376,6 +377,12 @@ DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
 )
 def test_a_wrong_value_is_shown_with_its_rule(name: str, value: Any, rule: str, default: dict[str, Any]) -> None:
     assert mistakes(changed(default, {name: value})) == [f"`{name}={as_yaml(value)}` must be {rule}."]
+
+
+def test_names_are_as_long_as_wandb_accepts(default: dict[str, Any]) -> None:
+    assert not mistakes(changed(default, {"logger.wandb.name": "n" * 128, "logger.wandb.tags": ["t" * 64]}))
+    rule = "must be a text of 1 to 128 letters"
+    assert mistakes(changed(default, {"logger.wandb.group": "g" * 129})) == [f"`logger.wandb.group` {rule}."]
 
 
 def test_a_text_must_not_be_empty_and_a_number_must_be_finite(default: dict[str, Any]) -> None:

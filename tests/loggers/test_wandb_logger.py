@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -267,6 +268,7 @@ def test_a_run_without_a_key_is_stored_for_a_later_upload(
     [
         ({"WANDB_API_KEY": "x"}, {"mode": "online"}, r"W&B refuses the API key \(.*: run `wandb login` again, or"),
         ({}, {"project": "a/b"}, r"W&B does not accept the settings of logger\.wandb: "),
+        ({"WANDB_TAGS": "x" * 65}, {}, r"W&B does not accept the settings of logger\.wandb: .*64"),
     ],
 )
 def test_what_wandb_refuses_is_a_users_mistake(env: Any, settings: Any, message: str, make_logger: MakeLogger) -> None:
@@ -288,7 +290,7 @@ def sweep(server: WandbServer, shapes: Path, tmp_path_factory: pytest.TempPathFa
     done = command(
         "train.py", "-m", *TINY, "data=folder", f"data.root={folder}/broken,{folder}/less", "data.batch_size=8",
         "debug=fast", "logger=wandb", "logger.wandb.log_model=true", "callbacks.figures=true", "sweep.keep_going=true",
-        f"hydra.sweep.dir={folder / 'sweep'}", env=server.env(),
+        f"hydra.sweep.dir={folder / 'sweep'}", env={**server.env(), "WANDB_RUN_ID": "one"},
     )  # fmt: skip
     assert done.returncode == 1
     assert "cannot be read as an image" in done.stderr
@@ -470,3 +472,44 @@ def test_training_continues_without_wandbs_process(tmp_path: Path) -> None:
     assert done.stdout.endswith("finished\n")
     assert done.stdout.count("W&B failed (") == 1, done.stdout
     assert "no more metrics are sent to W&B. metrics.csv has all metrics." in done.stdout
+
+
+# -- what a container lacks
+
+
+def offline(monkeypatch: pytest.MonkeyPatch, folder: Path, **env: str) -> WandbLogger:
+    """Open and close an offline run with an artifact in this process."""
+    for name in ("DATA", "CACHE", "CONFIG"):  # restored after the test
+        monkeypatch.setenv(f"WANDB_{name}_DIR", "")
+        monkeypatch.delenv(f"WANDB_{name}_DIR")
+    for key, value in {"WANDB_MODE": "offline", "TMPDIR": "/dev/null/x", **env}.items():
+        monkeypatch.setenv(key, value)
+    wandb.teardown()
+    logger = WandbLogger(str(folder))
+    logger.log_config({"a": 1})
+    logger.log_dataset({"name": "folder", "root": "/a/caf\udce9"}, DATASET, [r"caf\xe9"])
+    logger.log_metrics({"val/loss": 1.0}, 0)
+    logger.finish("finished")
+    wandb.teardown()
+    return logger
+
+
+def test_a_home_that_cannot_be_written_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "home").touch()
+    monkeypatch.setattr(sys, "argv", ["train.py", "data.root=/a/caf\udce9"])
+    logger = offline(monkeypatch, tmp_path / "run", HOME=str(tmp_path / "home"))
+    assert logger.mode == "offline"
+    assert list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert re.fullmatch(rf"W&B cannot write to {tmp_path}/home/.*, and uses {tmp_path}/run/wandb instead\.", warning)
+
+
+def test_a_run_continues_without_wandb_if_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = offline(monkeypatch, tmp_path / "r\udce9n")
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == "W&B does not start (the path of the run is in no encoding): the run continues without W&B."
+    assert logger.mode == "disabled"

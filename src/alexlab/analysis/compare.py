@@ -18,12 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alexlab.analysis.runs import FACTS, Run, find, is_number, modified, printable, read, table_of
+from alexlab.analysis.runs import FACTS, Run, find, is_number, modified, read, table_of
 from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.overrides import shown
 from alexlab.engine.settings import REPETITIONS, canonical
+from alexlab.engine.text import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame

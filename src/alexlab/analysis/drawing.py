@@ -3,9 +3,12 @@
 Unlike `plots.py` this does not import Matplotlib, which takes half a second.
 """
 
+import contextlib
 import functools
 import importlib.util
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,19 @@ GAP = 4  # pixels between tiles
 TEXT = 12  # font size in pixels
 TITLE = TEXT + 2 * GAP  # height of the title in pixels
 INK, PAPER = (20, 20, 20), (255, 255, 255)
+# usual fonts with many letters that DejaVu Sans lacks, such as those of Chinese, Japanese and Korean
+WIDE = re.compile("CJK|Han Sans|WenQuanYi|Fallback|UMing|YaHei|SimHei|SimSun|PingFang|Hiragino|Gothic|Malgun|Nanum")
+
+log = logging.getLogger("alexlab")
+
+
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Turn any error in this block, which draws or logs `what`, into a warning: the run and its numbers are fine."""
+    try:
+        yield
+    except Exception as error:  # whatever libraries raise
+        log.warning("%s could not be drawn or logged (%s: %s).", what, type(error).__name__, str(error)[:200])
 
 
 def tiles(
@@ -39,13 +55,14 @@ def tiles(
     rows = -(-len(images) // columns)
 
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, TITLE + rows * (step + GAP) + GAP), PAPER)
-    ImageDraw.Draw(sheet).text((GAP, GAP), title, INK, _font())
+    ImageDraw.Draw(sheet).text((GAP, GAP), title, INK, ImageFont.truetype(_dejavu(), TEXT))
     for i, image in enumerate(images):
         x, y = GAP + i % columns * (width + GAP), TITLE + GAP + i // columns * (step + GAP)
         sheet.paste(Image.fromarray(as_rgb(image)).resize((width, height), Image.Resampling.NEAREST), (x, y))
         for n, line in enumerate(captions[i] if captions else ()):
             strip = Image.new("RGB", (width, TEXT + 3), PAPER)  # cuts a long line
-            ImageDraw.Draw(strip).text((0, 0), line, INK, _font())
+            font = ImageFont.truetype(fonts_for(line)[0][-1][1], TEXT)
+            ImageDraw.Draw(strip).text((0, TEXT), line, INK, font, "ls")
             sheet.paste(strip, (x, y + height + 2 + n * (TEXT + 3)))
     return sheet
 
@@ -76,10 +93,38 @@ def filters(weights: Tensor, groups: int = 1) -> Image.Image:
     return to_pil_image(torch.cat([part for grid in grids for part in (grid, gap)][:-1], 1))
 
 
+# -- fonts
+
+
+def fonts_for(text: str) -> tuple[list[tuple[str, str]], str]:
+    """Return the (family, file) of fonts that together have the letters of a text, and the letters that none has.
+
+    DejaVu Sans, which comes with Matplotlib, is the first, and usually the only one.
+    """
+    fonts = [("DejaVu Sans", _dejavu())]
+    missing = {letter for letter in text if letter > "\u02af" and ord(letter) not in _letters_of(fonts[0][1])}
+    if missing:
+        from matplotlib.font_manager import fontManager  # takes half a second
+
+        usual = {font.name: font.fname for font in fontManager.ttflist if font.weight == 400 and font.style == "normal"}
+        for family, file in sorted(usual.items()):
+            known = {letter for letter in missing if ord(letter) in _letters_of(file)} if WIDE.search(family) else ()
+            if known:
+                missing -= known
+                fonts.append((family, file))
+    return fonts, "".join(sorted(missing))
+
+
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which comes with Matplotlib: Pillow's default font lacks most letters beyond ASCII."""
+def _letters_of(file: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(file).get_charmap())
+
+
+@functools.cache
+def _dejavu() -> str:
     spec = importlib.util.find_spec("matplotlib")  # does not import it
     assert spec is not None
     assert spec.origin is not None
-    return ImageFont.truetype(str(Path(spec.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), TEXT)
+    return str(Path(spec.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf")

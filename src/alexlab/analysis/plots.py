@@ -1,13 +1,16 @@
 """Figures that Matplotlib draws without a display: top-5 bars, accuracy per class, confusion matrix, curves."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from alexlab.analysis.drawing import fonts_for
 from alexlab.analysis.runs import Row
 from alexlab.engine.metrics import lower_is_better
 
@@ -135,6 +138,10 @@ def curves(
 
 
 def _image(figure: Figure) -> Image.Image:
+    texts: list[Any] = figure.findobj(Text)
+    families = [family for family, _ in fonts_for("".join({letter for text in texts for letter in text.get_text()}))[0]]
+    for text in texts:
+        text.set_fontfamily(families)
     canvas = FigureCanvasAgg(figure)  # pyplot would look for a display
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -26,6 +26,7 @@ from alexlab.engine.files import read_csv
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import canonical, overridden_keys, settings_of
+from alexlab.engine.text import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,11 +40,6 @@ Row = dict[str, float]  # of a metrics.csv: {"step": 9, "val/acc1": 0.5}
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def printable(text: str) -> str:
-    """Replace what moves a terminal's cursor or reverses a line: a run directory from elsewhere may hold it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Figures of a run: training images as the network sees them, and the test's confusion matrix, accuracy per class and
 most confident mistakes. All figures are written to `figures/` of the run, and logged."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,8 +18,6 @@ from alexlab.tasks.base import BaseTask
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import WandbLogger
-
-log = logging.getLogger("alexlab")
 
 GRID = 16  # training images
 MISTAKES = 16  # shown, of all ranks together
@@ -57,7 +54,10 @@ class Media(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):
             return
-        model: BaseTask = pl_module
+        with figures.optional("The training images"):
+            self._draw_batch(trainer, pl_module, batch, batch_idx)
+
+    def _draw_batch(self, trainer: pl.Trainer, model: BaseTask, batch: Any, batch_idx: int) -> None:
         seen, targets = (part[:GRID] for part in model.augmented(batch[0], batch[1], batch_idx))
         pixels = list(as_pixels(seen, model).permute(0, 2, 3, 1).numpy())
         grid = figures.tiles(
@@ -91,8 +91,11 @@ class Media(Callback):
             self.mistakes = most_confident([mistake for of_rank in gathered for mistake in of_rank])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero or not pl_module.one_class_per_image:
-            return
+        if trainer.is_global_zero and pl_module.one_class_per_image:
+            with figures.optional("The figures of the test"):
+                self._draw_test(trainer, pl_module)
+
+    def _draw_test(self, trainer: pl.Trainer, pl_module: Any) -> None:
         from alexlab.analysis import plots  # imports Matplotlib, which takes half a second
 
         names, matrix = pl_module.class_names, pl_module.confusion_matrix.numpy()
@@ -101,21 +104,19 @@ class Media(Callback):
         best = (self.folder.parent / "checkpoints/best.ckpt").is_file()
         split = trainer.datamodule.test_split  # type: ignore[attr-defined]
         of = f"{split}, {self.weights or ('best.ckpt' if best else 'last weights')}"
+        acc1 = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
+        if self.logger is not None:
+            with figures.optional("W&B's tables of the test"):
+                self._log_end(self.logger.experiment, split, names, counts, acc1)
         shown = [names[row] for row in rows]
         self._write("confusion_matrix", plots.confusion(part, shown, counts[rows], len(names), of))
         (self.folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
-        acc1 = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
         if counts.any():
             self._write("per_class", plots.per_class(acc1, names, of))
         if self.mistakes:
             images = [mistake.image.permute(1, 2, 0).numpy() for mistake in self.mistakes]
             captions = [(f"{m.confidence:.0%} {names[m.top5[0][0]]}", f"is {names[m.truth]}") for m in self.mistakes]
             self._write("mistakes", figures.tiles(images, f"{of}: the most confident mistakes", captions))
-        if self.logger is not None:
-            try:
-                self._log_end(self.logger.experiment, split, names, counts, acc1)
-            except Exception as error:  # whatever W&B's client raises; the run itself is fine
-                log.warning("The mistakes could not be logged to W&B: %s", str(error)[:200])
 
     def _write(self, name: str, picture: Image.Image) -> None:
         self.written.append(make_folder(self.folder.parent, self.folder.name) / f"{name}.png")

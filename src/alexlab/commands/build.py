@@ -55,6 +55,7 @@ from alexlab.engine.config import look_up
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import OWN_TRAINER_KEYS, TrainConfig, mode_of
+from alexlab.engine.text import printable, shorten
 from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.loggers.tracker import Tracker
 from alexlab.models.introspection import head_of, normalization
@@ -509,7 +510,8 @@ def build_loggers(config: TrainConfig) -> "tuple[list[Logger], WandbLogger | Non
         # only these two: W&B shows the rest, in which a reference to a secret must stay a reference
         settings |= look_up({key: settings[key] for key in ("entity", "project")})
         settings["name"] = settings["name"] or naming.run_name(plain)
-        settings["group"] = settings["group"] or sweep.name_of(path) or naming.group_name(plain)
+        of_sweep = shorten(printable(sweep.name_of(path) or ""), naming.MAX_GROUP)
+        settings["group"] = settings["group"] or of_sweep or naming.group_name(plain)
         settings["tags"] = settings["tags"] or naming.tags(plain)
         wandb = WandbLogger(save_dir=str(path), **settings)
         loggers.append(wandb)

@@ -29,8 +29,9 @@ from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
 from alexlab.engine.overrides import has, key_of
-from alexlab.engine.process import importing, leave
+from alexlab.engine.process import complete_environment, importing, leave
 from alexlab.engine.sweeps import agent
+from alexlab.engine.text import printable
 from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, shown, validate, value_at
 
 
@@ -84,6 +85,7 @@ def main() -> None:
 
 def run(name: str) -> None:
     """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
+    complete_environment()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
     command, words, code = COMMANDS[name], sys.argv[1:], 0
     jobs = Jobs(command)
@@ -125,9 +127,9 @@ def _report(error: Any, command: Command, words: list[str], mask: Callable[[str]
     elif isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
         text = hydra_mistake(error, command, words)
     elif text is None:
-        print(mask(short_traceback(error)), file=sys.stderr, flush=True)
+        print(printable(mask(short_traceback(error)), "\n\t"), file=sys.stderr, flush=True)
         return 1
-    print(f"error: {mask(text)}", file=sys.stderr, flush=True)
+    print(printable(f"error: {mask(text)}", "\n\t"), file=sys.stderr, flush=True)
     return code
 
 
@@ -152,6 +154,7 @@ class Jobs:
     # of a sweep
     failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
     folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
+    outputs: list[Plain] = field(default_factory=list)  # what names the file that a job of eval or predict writes
     monitor: str = "val/acc1"
 
     def run(self, composed: DictConfig) -> Any:
@@ -177,12 +180,15 @@ class Jobs:
 
     def _run_in_sweep(self, composed: DictConfig, hydra_config: Any, run_dir: Path) -> Any:
         number, overrides = hydra_config.job.num, ", ".join(overrides_of(hydra_config))
+        if agent() is None and (shared := os.environ.pop("WANDB_RUN_ID", None)):
+            print(f"note: WANDB_RUN_ID={shared} is ignored, because each job of a sweep is a run of its own.")
         folder, is_dry = Path(hydra_config.sweep.dir).resolve(), bool(composed.get("dry_run"))
         if not is_dry:
             self.folders.append(hydra_config.sweep.dir)
-        print(f"job {number}: {overrides}", flush=True)
+        print(printable(f"job {number}: {overrides}"), flush=True)
         try:
             config = self._check(composed, hydra_config)
+            self._check_output(config)
             result = self.command.load()(config)
             if result is None and "study_name" in hydra_config.sweeper and not is_dry:
                 raise UserError(f"Nothing to optimize: the job has not measured `monitor={config.monitor}`.")
@@ -200,10 +206,20 @@ class Jobs:
                 failure = RunFailedError(f"Job {number} failed: {why}\n{stops}", 1 if text is None else 2)
                 raise JobError(failure) from None
             self.failed.append(f"job {number} ({overrides}): {why}")
-            print(f"FAILED {self.failed[-1]}", file=sys.stderr, flush=True)
+            print(printable(f"FAILED {self.failed[-1]}", "\n"), file=sys.stderr, flush=True)
             return None
         finally:
             sweep.remove_empty(run_dir, folder.parent if is_dry else folder)
+
+    def _check_output(self, config: Any) -> None:
+        """Raise UserError if an earlier job of the sweep has written the file that this job would write."""
+        if self.command.name not in ("eval", "predict", "export", "figures", "prepare"):
+            return
+        output = {key: getattr(config, key, None) for key in ("run", "out", "crops", "format")}
+        if output in self.outputs:
+            hint = "add out='${hydra:job.num}.csv', for example" if hasattr(config, "out") else "start one at a time"
+            raise UserError(f"This job would write over the result of an earlier job of the sweep: {hint}.")
+        self.outputs.append(output)
 
     def finish_sweep(self) -> None:
         """Print the table of a sweep's jobs.
@@ -216,7 +232,7 @@ class Jobs:
 
             width = shutil.get_terminal_size((160, 24)).columns
             print("\n".join(sweep_table(Path(folder), self.monitor, width)))
-            print(f"compare its jobs: alexlab compare runs={folder}", flush=True)
+            print(printable(f"compare its jobs: alexlab compare runs={folder}"), flush=True)
         if self.failed:
             raise RunFailedError(f"{len(self.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(self.failed), 1)
 

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from alexlab.analysis import compare
 from alexlab.analysis import runs as reading
-from alexlab.analysis.runs import printable
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
+from alexlab.engine.text import printable
 
 MAX_ROWS = {"table": 30, "html": 200}  # unless `most` says how many
 

@@ -24,6 +24,7 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.memory import keep_memory
 from alexlab.engine.schema import DataConfig, EvalConfig, FiguresConfig, TrainConfig, fields_of
 from alexlab.engine.targets import Trusted
+from alexlab.engine.text import printable
 from alexlab.engine.validation import validate_saved
 from alexlab.tasks.base import BaseTask, RunModule
 from alexlab.tasks.load import check_classes, check_own, load_task, readable_classes, warn_of_changed_sources
@@ -79,7 +80,7 @@ def evaluate(config: EvalConfig) -> float:
     for name, value in metrics.items():
         print(f"  {name:20} {value:.4f}")
     if skipped := result["skipped_images"]:
-        print(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
+        print(printable(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}"))
     print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
 
@@ -183,7 +184,7 @@ def read_images(
     if is_own:
         check_images(dataset, data)
     for line in data.notes():
-        print(f"note: {line}")
+        print(printable(f"note: {line}"))
     return data
 
 

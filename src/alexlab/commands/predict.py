@@ -22,6 +22,7 @@ from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.files import atomic_write
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PredictConfig
+from alexlab.engine.text import printable
 from alexlab.tasks.load import config_of, load
 
 SHOWN = 10  # images in what is printed; the file has all
@@ -57,11 +58,6 @@ def find_images(named: str) -> list[str]:
     if not paths:
         raise UserError(f"`images={named}` names no image: give a file, a folder or a quoted glob ('photos/*.jpg').")
     return paths
-
-
-def shown(path: str) -> str:
-    """Return a path as `run_dir.shown` does; bytes that are not text are replaced."""
-    return os.fsencode(run_dirs.shown(Path(path))).decode(errors="replace")
 
 
 def predict(config: PredictConfig) -> None:
@@ -107,11 +103,11 @@ def predict(config: PredictConfig) -> None:
                 for rank, (value, index) in enumerate(zip(values, indices, strict=True), 1):
                     writer.writerow([path, rank, classes[index], f"{value:.6f}"])
                 if len(lines) < SHOWN:
-                    lines.append(f"  {values[0]:.4f} {classes[indices[0]]}: {shown(path)}")
+                    lines.append(f"  {values[0]:.4f} {classes[indices[0]]}: {run_dirs.shown(Path(path))}")
     print("\n".join(lines))
     done = len(paths) - len(broken)
     print(f"{done} image{'s' if done != 1 else ''}, {topk} classes each: {run_dirs.shown(out)}", flush=True)
     if broken:
-        listed = "\n  ".join(shown(line) for line in list(broken.values())[:SHOWN])
+        listed = "\n  ".join(printable(line) for line in list(broken.values())[:SHOWN])
         listed += f"\n  ... ({len(broken) - SHOWN} more)" if len(broken) > SHOWN else ""
         raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)

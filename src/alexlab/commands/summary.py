@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from alexlab.analysis import compare
+from alexlab.analysis.drawing import fonts_for
 from alexlab.data import first_look
 from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.fast.prepared import PreparedIndex
@@ -135,6 +136,9 @@ def report_start(config: Any, experiment: "Experiment") -> None:
     )
     for line in [*data.notes(), *first_look.warnings_of(data.splits)]:
         log.warning("%s", line)
+    missing = fonts_for("".join(set().union(*data.readable_classes)))[1] if config.callbacks.figures else ""
+    if missing:
+        log.warning(f"Figures show boxes for {missing[:20]}: install a font with these letters, such as Noto Sans CJK.")
     counts = data.class_counts if isinstance(data, ImageFolders) else []
     rarest, most = min(filter(None, counts), default=0), max(counts, default=0)
     has_weights = (config.loss.model_extra or {}).get("class_weights") is not None

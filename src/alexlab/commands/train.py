@@ -23,6 +23,7 @@ from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.memory import keep_memory
 from alexlab.engine.process import cores
 from alexlab.engine.schema import TrainConfig
+from alexlab.engine.text import printable
 from alexlab.tasks.load import load_task
 
 log = logging.getLogger("alexlab")
@@ -71,7 +72,7 @@ def report(lines: Iterable[str]) -> None:
     """Print lines once for all ranks."""
     if launcher.prints():
         for line in lines:
-            print(line, flush=True)
+            print(printable(line, "\n"), flush=True)
 
 
 def report_changes(start: Start, data: Data) -> list[str]:
@@ -181,12 +182,12 @@ def test_best(experiment: Experiment, path: Path) -> dict[str, float]:
 
 def save_figures(config: TrainConfig, experiment: Experiment) -> None:
     """Draw the figures of a trained run. An error is only a warning, because the run is complete."""
-    from alexlab.analysis import gallery  # imports Matplotlib
-
     path, kind = Path(config.run_dir), experiment.devices.kind
     saved = [name for name in ("best", "last") if (path / f"checkpoints/{name}.ckpt").is_file()]
     try:
         log.info("drawing figures ...")
+        from alexlab.analysis import gallery  # imports Matplotlib
+
         drawn = []
         if saved:
             drawn = gallery.draw(path, experiment.data, config.monitor, saved[0], 500, kind, experiment.trusted)

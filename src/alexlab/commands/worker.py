@@ -8,7 +8,7 @@ import sys
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import masker
 from alexlab.engine.errors import RankLostError, mistake, short_traceback
-from alexlab.engine.process import importing, leave
+from alexlab.engine.process import complete_environment, importing, leave
 
 
 def stop_with_parent() -> None:
@@ -20,6 +20,7 @@ def stop_with_parent() -> None:
 def main() -> int:
     """Train as one rank; return the exit code."""
     stop_with_parent()
+    complete_environment()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run handles it: no tracebacks of imports
     payload = json.load(sys.stdin)
     config = schema.TrainConfig.model_validate(payload["config"])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexlab.engine.errors import UserError
+from alexlab.engine.text import printable
 
 # the synsets of ILSVRC-2012 with torchvision's names, and the classes of Fashion-MNIST
 SHIPPED = {name: Path(__file__).with_name(f"{name}_classes.tsv") for name in ("imagenet", "fashion_mnist")}
@@ -30,7 +31,7 @@ def read(source: str) -> dict[str, str]:
 
 
 def readable(folders: Sequence[str], source: str | None) -> list[str]:
-    """Return the readable names of class folders. If several folders have the same name, the folder is added to it.
+    """Return the readable names of class folders, printable. Folders with the same name have the folder added to it.
 
     Args:
         source: see `read`. Folders that the source does not name keep their own name; None keeps all.
@@ -41,6 +42,9 @@ def readable(folders: Sequence[str], source: str | None) -> list[str]:
             f"data.class_names={source} names none of the class folders ({', '.join(folders[:3])}, ...): give a file "
             "that does, or null."
         )
-    names = [known.get(folder, folder) for folder in folders]
+    names = [printable(known.get(folder, folder)) for folder in folders]
     times = Counter(names)
-    return [name if times[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, folders, strict=True)]
+    return [
+        name if times[name] == 1 else f"{name} ({printable(folder)})"
+        for name, folder in zip(names, folders, strict=True)
+    ]

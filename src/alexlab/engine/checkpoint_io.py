@@ -17,6 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from alexlab.engine.config import with_current_targets
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import atomic_write, name_in_errors, sync_folder
+from alexlab.engine.text import is_text
 
 LAST, PREVIOUS, SUMS = "last.ckpt", "previous.ckpt", "SHA256SUMS"
 
@@ -143,11 +144,13 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/last.ckpt.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load as read_weights
 
-            return load_file(path)
+            return read_weights(path.read_bytes())
         # mmap: half a gigabyte of weights is not read if only the class names are needed
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        maps = is_text(str(path)) and zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            return torch.load(path if maps else file, map_location="cpu", weights_only=True, mmap=maps)
     except ImportError:
         raise UserError(f"{path} needs safetensors, which the extra timm has: pip install 'alexlab[timm]'.") from None
     except Exception as error:

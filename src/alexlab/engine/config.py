@@ -127,7 +127,8 @@ def read(path: Path) -> Any:
 def parsed(raw: bytes) -> Any:
     """Return the content of a yaml text; ValueError if it is not yaml."""
     try:
-        return yaml.load(raw, LOADER)
+        # libyaml refuses the bytes in no encoding that a path may have
+        return yaml.load(raw, yaml.SafeLoader if b"\\uDC" in raw else LOADER)
     except yaml.YAMLError as error:
         raise ValueError(str(error).splitlines()[0]) from None
 

@@ -61,6 +61,10 @@ def mistake(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'a file'}: {SYSTEM[error.errno]}"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
+        return "a path begins with ~, and the home folder of that user is not known: write the whole path."
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # of tempfile
+        return "no folder for temporary files can be written: set the environment variable TMPDIR to one."
     return None
 
 

@@ -11,8 +11,10 @@ from alexlab.engine.config import Plain
 from alexlab.engine.overrides import by_key, key_of
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import IGNORED, REPETITIONS, canonical, settings_of
+from alexlab.engine.text import printable, shorten
 
 MAX_LENGTH = 80  # characters of a name
+MAX_TAG, MAX_GROUP = 64, 128  # that W&B accepts
 ABBREVIATIONS = {"seed": "s", "trainer.max_epochs": "ep", "data.batch_size": "bs", "data.image_size": "px"}
 ABBREVIATIONS |= {"optimizer.weight_decay": "wd", "label_smoothing": "smooth"}
 # overrides that are not part of a name: another part shows them, or they do not change what is learned
@@ -39,11 +41,11 @@ def group_name(config: Plain) -> str:
 
 
 def tags(config: Plain) -> list[str]:
-    """Return the tags of a run: the network, the images, the experiment."""
+    """Return the tags of a run: the network, the images, the experiment, as long as W&B accepts."""
     data = config["data"]
     images = PurePath(str(data["root"])).name if data["name"] == "folder" else data["name"]
     names = [config["model"]["name"], images, (config.get("choices") or {}).get("experiment")]
-    return list(dict.fromkeys(str(tag) for tag in names if tag))
+    return list(dict.fromkeys(shorten(printable(str(tag)), MAX_TAG) for tag in names if tag))
 
 
 def _name_parts(config: Plain, overrides: list[str]) -> tuple[list[str], bool]:
@@ -82,8 +84,7 @@ def _shorten_value(value: str) -> str:
 def _shorten(name: str, digest: str) -> str:
     """Append a hash; cut the middle of a long name, because the last overrides distinguish the jobs of a sweep."""
     length = MAX_LENGTH - len(digest) - 1
-    name = name if len(name) <= length else f"{name[: length - 31]}…{name[-30:]}"
-    return f"{name}-{digest}"
+    return f"{shorten(name, length)}-{digest}"
 
 
 def _settings_hash(config: Plain, without: Collection[str] = ()) -> str:
@@ -130,7 +131,7 @@ PATH = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:~|\.{0,2})/(?=\S).*)\2"""
 
 
 def without_paths(node: Any) -> Any:
-    """Return plain values with only the last part of each path."""
+    """Return plain values with only the last part of each path, and text that can be encoded."""
     if isinstance(node, dict):
         return {key: without_paths(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -139,5 +140,7 @@ def without_paths(node: Any) -> Any:
         return node
     if match := PATH.fullmatch(node):
         key, quote, path = match.groups()
-        return f"{key or ''}{quote}{PurePath(path).name}{quote}"
-    return FOLDERS.sub("", node)
+        node = f"{key or ''}{quote}{PurePath(path).name}{quote}"
+    else:
+        node = FOLDERS.sub("", node)
+    return printable(node, "\n\r\t")

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,23 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS has no affinities
+
+
+def complete_environment() -> None:
+    """Provide what a daemon or a container may lack, and libraries fail without: standard streams and a home folder.
+
+    Streams that were closed (`>&-`) write nowhere. A letter that the terminal's encoding lacks is printed escaped. A
+    user without HOME and without an entry in passwd has the home /, as in Docker.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # otherwise the next file that is opened is standard output
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if not os.path.isabs(os.path.expanduser("~")):  # noqa: PTH111, PTH117
+        os.environ["HOME"] = "/"
 
 
 @contextlib.contextmanager

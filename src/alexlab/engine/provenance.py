@@ -83,7 +83,7 @@ def state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
     try:
         code["commit"] = _head(root)
         patch = _patch(root, code["commit"])
-    except GitError as error:
+    except (GitError, OSError) as error:  # or there is no folder for temporary files
         return {**code, "left_out": None if "not a git repository" in str(error) else str(error)}, None
     code |= {"dirty": bool(patch), "patch_sha256": _sha256(patch)}
     if len(patch) > MAX_PATCH:

@@ -17,6 +17,7 @@ from alexlab.engine import launcher
 from alexlab.engine.config import Plain
 from alexlab.engine.errors import SYSTEM, UserError
 from alexlab.engine.files import atomic_write, open_no_link
+from alexlab.engine.text import printable
 
 WEIGHT_FILES = (".ckpt", ".pth", ".pt", ".safetensors")
 
@@ -73,7 +74,7 @@ def ckpt_of(run_dir: Path, ckpt: str) -> Path:
 def shown(path: Path) -> str:
     """Return `path` for a message: relative to the working directory if it is below that folder."""
     # hydra.job.chdir=true makes the run's directory the working directory: "." would mislead the user's shell
-    return str(path.relative_to(Path.cwd())) if Path.cwd() in path.parents else str(path)
+    return printable(str(path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path))
 
 
 # -- a new directory
@@ -110,6 +111,7 @@ def quiet_libraries() -> None:
         ".*overridden `.*transfer_batch_to_device.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*your dataloader is not resumable.*",  # the sampler is
+        "Glyph .* missing from font",  # the start of a run names the letters
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -139,14 +141,14 @@ class LogFile(logging.FileHandler):
 
 
 class MaskedFormatter(logging.Formatter):
-    """A formatter that hides the values of secrets."""
+    """A formatter of printable lines that hides the values of secrets."""
 
     def __init__(self, pattern: str, mask: Callable[[str], str]) -> None:
         super().__init__(pattern)
         self.mask = mask
 
     def format(self, record: logging.LogRecord) -> str:
-        return self.mask(super().format(record))
+        return printable(self.mask(super().format(record)), "\n\t")
 
 
 def set_up_logging(run_dir: Path, mask: Callable[[str], str]) -> None:
@@ -163,7 +165,7 @@ def set_up_logging(run_dir: Path, mask: Callable[[str], str]) -> None:
     console = Console(sys.stdout)
     console.setFormatter(MaskedFormatter("%(message)s", mask))
     console.addFilter(lambda record: not getattr(record, "file_only", False))
-    file = LogFile(run_dir / "train.log")
+    file = LogFile(run_dir / "train.log", encoding="utf-8")
     file.setFormatter(MaskedFormatter("%(asctime)s %(levelname)s %(message)s", mask))
     logger.addHandler(console)
     logger.addHandler(file)

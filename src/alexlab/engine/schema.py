@@ -85,6 +85,9 @@ def _are_devices(value: str | int | list[int]) -> bool:
 
 
 Text = Annotated[str, Rule("a text that is not empty", bool)]
+# what W&B accepts
+Tag = Annotated[str, Rule("a text of 1 to 64 letters", lambda text: 1 <= len(text) <= 64)]
+Label = Annotated[str, Rule("a text of 1 to 128 letters", lambda text: 1 <= len(text) <= 128)]
 Target = Annotated[Plain, Rule("a mapping with a _target_, which names a class", _has_target)]
 TARGETS = Rule("a list of mappings, each with a _target_, which names a class", lambda v: all(map(_has_target, v)))
 TargetList = Annotated[list[Plain], TARGETS]
@@ -329,9 +332,9 @@ class WandbConfig(Group):
     mode: Literal["auto", "online", "offline", "disabled"] = key("auto: online with an API key, else offline.", "auto")
     project: Text = key("Project of the run.", "alexlab")
     entity: Text | None = key("User or team; null is your default.", None)
-    name: Text | None = key("Name of the run; null names it after what the command line changed.", None)
-    group: Text | None = key("Group of the run; null: the sweep, or the runs that differ only in the seed.", None)
-    tags: list[str] = key("Tags; none are the network, the data and the recipe.", [])
+    name: Label | None = key("Name of the run; null names it after what the command line changed.", None)
+    group: Label | None = key("Group of the run; null: the sweep, or the runs that differ only in the seed.", None)
+    tags: list[Tag] = key("Tags; none are the network, the data and the recipe.", [])
     notes: Text | None = key("Notes on the run.", None)
     log_model: bool = key("Upload the best checkpoint as an artifact.", False)
     log_code: bool = key("Upload the commit and a patch of local changes as an artifact.", True)

@@ -353,7 +353,7 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{shown(key)}: {shown(item)}' for key, item in value.items())}}}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(shown, value))}]"
+        return "[" + ", ".join(shown(item) or "''" for item in value) + "]"
     if isinstance(value, str):
         return f"'{value}'" if LIKE_ANOTHER_TYPE.fullmatch(value) else value
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)

@@ -5,6 +5,8 @@ import logging
 import os
 import re
 import signal
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +15,14 @@ from typing import Any, Literal
 
 import pytorch_lightning.loggers
 import wandb
+from pydantic import ValidationError
 
 from alexlab.engine import provenance
 from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
 from alexlab.engine.schema import WandbConfig
 from alexlab.engine.sweeps import agent
+from alexlab.engine.text import is_text, printable
 from alexlab.loggers.wandb_api import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
@@ -123,31 +127,47 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         # a server that hangs would delay the end of the process by 22 s while W&B reports internal errors
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         Path(self.init_args["dir"]).mkdir(parents=True, exist_ok=True)
+        is_usable = is_text(self.init_args["dir"]) or self.mode == "disabled"
+        if is_usable and self.mode != "disabled":
+            _replace_folders(Path(self.init_args["dir"], "wandb"))
         try:
-            self.run = wandb.init(**self.init_args)
-        except wandb.errors.UsageError as error:
-            raise UserError(f"W&B does not accept the settings of logger.wandb: {first_line(error)}") from error
-        except (wandb.errors.Error, OSError, TimeoutError) as error:
+            self.run = _init(**self.init_args) if is_usable else self._start_without_server()
+        except (wandb.errors.UsageError, ValidationError) as error:  # also of a variable, such as WANDB_TAGS
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
+            raise UserError(f"W&B does not accept the settings of logger.wandb: {why}") from error
+        except Exception as error:  # W&B raises many types
             refused = isinstance(error, wandb.errors.AuthenticationError)
             what = f"{'W&B refuses the API key' if refused else 'the server did not answer'} ({first_line(error)})"
             if refused and self.config.mode == "online":
                 raise UserError(f"{what}: run `wandb login` again, or use logger.wandb.mode=offline.") from error
-            log.warning("W&B: %s: the run continues offline.", what)
-            self.mode, self.reason, self.init_args["mode"] = "offline", "no answer", "offline"
-            self.run = wandb.init(**self.init_args)
+            if self.mode == "online":
+                log.warning("W&B: %s: the run continues offline.", what)
+            self.run = self._start_without_server()
         self.id_file.unlink(missing_ok=True)  # it may be a link
         self.id_file.write_text(f"{self.run.id}\n")
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         url = self.run.url if self.mode == "online" else None  # an offline run's would be a warning of W&B
-        more = {"online": f" {url}", "offline": f" To upload the run later: `wandb sync {self.folder}`"}
-        self.view = {"online": url, "offline": f"wandb leet {Path(self.folder).parent}"}.get(self.mode)
+        more = {"online": f" {url}", "offline": f" To upload the run later: `wandb sync {shown(self.folder)}`"}
+        self.view = {"online": url, "offline": f"wandb leet {shown(self.folder.parent)}"}.get(self.mode)
         log.info("W&B: %s (%s).%s", self.mode, self.reason, more.get(self.mode, ""))
 
+    def _start_without_server(self) -> Any:
+        """Open the run offline, or, if W&B does not start at all, one that records nothing."""
+        self.mode, self.reason, self.init_args["mode"] = "offline", "no answer", "offline"
+        try:
+            if not is_text(self.init_args["dir"]):  # W&B would print a traceback for each line of its log
+                raise OSError("the path of the run is in no encoding")
+            return _init(**self.init_args)
+        except Exception as error:  # W&B raises many types
+            log.warning("W&B does not start (%s): the run continues without W&B.", first_line(error))
+            self.mode, self.reason = "disabled", "it does not start"
+            return wandb.init(mode="disabled")
+
     @property
-    def folder(self) -> str:
+    def folder(self) -> Path:
         """The folder that `wandb sync` uploads."""
-        return shown(Path(self.run.dir).parent)
+        return Path(self.run.dir).parent
 
     # -- metrics and facts
 
@@ -201,40 +221,52 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         name = PurePath(str(data["root"])).name if data["name"] in ("folder", "prepared") else str(data["name"])
         facts = {key: described[key] for key in ("fingerprint", "images", "num_classes")}
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:100] or "images"  # the characters that W&B accepts
-        artifact = wandb.Artifact(f"dataset-{name}", type="dataset", metadata=facts)
-        _add_json(artifact, "dataset.json", {**facts, "classes": classes[:MAX_CLASSES]})
-        self._upload(artifact)
+
+        def fill(artifact: wandb.Artifact) -> None:
+            _add_json(artifact, "dataset.json", {**facts, "classes": classes[:MAX_CLASSES]})
+
+        self._upload(f"dataset-{name}", "dataset", facts, fill)
 
     def log_code(self, run_dir: Path) -> None:
         """Log code.json and code.patch of the run as an artifact, if `log_code` is set and the commit is known."""
         code = provenance.read(run_dir)
         if not self.config.log_code or not code.get("commit"):
             return
-        artifact = wandb.Artifact(CODE_ARTIFACT, type="code", metadata=code)
-        _add_json(artifact, "code.json", code)
-        if (run_dir / "code.patch").is_file():
-            artifact.add_file(str(run_dir / "code.patch"))
-        self._upload(artifact, ["latest", code_alias(code)])
+
+        def fill(artifact: wandb.Artifact) -> None:
+            _add_json(artifact, "code.json", code)
+            if (run_dir / "code.patch").is_file():
+                artifact.add_file(str(run_dir / "code.patch"))
+
+        self._upload(CODE_ARTIFACT, "code", code, fill, ["latest", code_alias(code)])
 
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
         """Upload a checkpoint as the artifact `model-ID:best`, if `log_model` is set."""
         if self.config.log_model and self.run is not None and path.is_file():
-            artifact = wandb.Artifact(f"model-{self.run.id}", type="model", metadata=metadata)
-            artifact.add_file(str(path))
-            self._upload(artifact, ["best", "latest"], self.finish_timeout + path.stat().st_size / SLOWEST_UPLOAD)
+            timeout = self.finish_timeout + path.stat().st_size / SLOWEST_UPLOAD
+            fill = lambda artifact: artifact.add_file(str(path))  # noqa: E731
+            self._upload(f"model-{self.run.id}", "model", metadata, fill, ["best", "latest"], timeout)
 
     def _upload(
-        self, artifact: wandb.Artifact, aliases: list[str] | None = None, timeout: float = ARTIFACT_TIMEOUT
+        self,
+        name: str,
+        kind: str,
+        metadata: dict[str, Any],
+        fill: Callable[[wandb.Artifact], Any],
+        aliases: list[str] | None = None,
+        timeout: float = ARTIFACT_TIMEOUT,
     ) -> None:
-        """Upload in a thread: W&B asks the server about the artifact first, and waits long for one that hangs. A
-        dataset is an input of the run."""
+        """Fill and upload an artifact in a thread: W&B asks the server about it first, and waits long for one that
+        hangs. A dataset is an input of the run."""
         if self.run is None or self.is_broken or self.mode == "disabled":
             return
-        run, name = self.run, artifact.name
+        run = self.run
 
         def upload() -> None:
             try:
-                if artifact.type == "dataset" and self.mode == "online":
+                artifact = wandb.Artifact(name, type=kind, metadata=metadata)
+                fill(artifact)
+                if kind == "dataset" and self.mode == "online":
                     run.use_artifact(artifact)
                     return
                 logged = run.log_artifact(artifact, aliases=aliases)
@@ -277,12 +309,41 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             log.warning("W&B failed (%s): it may show another status of this run.", first_line(error))
         self.run = None
         # W&B reports only here that it gave up; if a version words this line differently, only our warning is lost
-        internal_log = Path(folder, "logs/debug-internal.log")
+        internal_log = folder / "logs/debug-internal.log"
         gave_up = internal_log.is_file() and "filestream: fatal error" in internal_log.read_text(errors="replace")
         if within or gave_up:
             log.warning(
-                "W&B: the server did not receive all metrics%s: upload them with `wandb sync %s`.", within, folder
+                "W&B: the server did not receive all metrics%s: upload them with `wandb sync %s`.",
+                within,
+                shown(folder),
             )
+
+
+def _init(**init_args: Any) -> Any:
+    """Open a run. W&B sends the words of the command line too, and fails if one of them cannot be encoded."""
+    words = sys.argv
+    sys.argv = [printable(word, "\n\t") for word in words]
+    try:
+        return wandb.init(**init_args)
+    finally:
+        sys.argv = words
+
+
+def _replace_folders(replacement: Path) -> None:
+    """Give W&B a folder of the run for its data, cache and settings, if those below HOME cannot be written."""
+    os.environ["TMPDIR"] = tempfile.gettempdir()  # W&B's own process takes a TMPDIR that cannot be written
+    config = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")  # noqa: PTH111
+    folders = {"DATA": wandb.env.get_data_dir(), "CACHE": str(wandb.env.get_cache_dir()), "CONFIG": config}
+    refused = []
+    for name, folder in folders.items():
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            refused.append(folder)
+            os.environ[f"WANDB_{name}_DIR"] = str(replacement / name.lower())
+    if refused:
+        log.warning("W&B cannot write to %s, and uses %s instead.", " and ".join(refused), shown(replacement))
 
 
 def code_alias(code: dict[str, Any]) -> str:

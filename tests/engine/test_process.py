@@ -1,0 +1,44 @@
+"""What a container or a daemon may lack."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, clean_env
+
+from alexlab.engine.errors import mistake
+
+LACKING = """
+import os, sys
+from alexlab.engine.process import complete_environment
+os.path.expanduser = lambda path: path  # as without HOME and an entry in passwd
+complete_environment()
+print("caf\\udce9", os.open("FILE", os.O_CREAT | os.O_WRONLY) > 2, os.environ["HOME"])
+sys.stderr.write("nowhere")
+os.write(1, b"nowhere")
+"""
+
+
+def test_a_process_without_streams_and_home_gets_them(tmp_path: Path) -> None:
+    code = LACKING.replace("FILE", str(tmp_path / "file"))
+    words = [sys.executable, "-c", code]
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&- 2>&- <&-', "sh", *words], cwd=ROOT, env=clean_env(), check=False
+    )
+    assert (closed.returncode, (tmp_path / "file").read_bytes()) == (0, b"")
+    done = subprocess.run(words, cwd=ROOT, env=clean_env(), capture_output=True, text=True, check=True)
+    assert done.stdout.replace("nowhere", "") == "caf\\udce9 True /\n"
+
+
+def test_a_missing_home_or_temporary_folder_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/x"])
+    for broken, message in (
+        (Path("~nobody-of-this-name/x").expanduser, "the home folder of that user is not known"),
+        (tempfile.gettempdir, "set the environment variable TMPDIR"),
+    ):
+        with pytest.raises((RuntimeError, FileNotFoundError)) as raised:
+            broken()
+        assert message in str(mistake(raised.value))
