@@ -220,4 +220,4 @@ def test_any_class_name_can_be_drawn(name: str) -> None:
     shown = printable(name)
     assert plots.per_class([0.5, 1.0], [shown, "dog"], "test").size[0] > 0
     pixels = [np.zeros((8, 8, 3), np.uint8)] * 2
-    assert np.asarray(drawing.tiles(pixels, [(shown,), ("",)])).min() < 100
+    assert np.asarray(drawing.tiles(pixels, "", [(shown,), ("",)])).min() < 100

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from conftest import tiny_train
 from matplotlib import colormaps
-from PIL import Image
+from PIL import Image, ImageFont
 
-from alexlab.analysis.drawing import GAP, TEXT, TITLE, tiles
+from alexlab.analysis.drawing import GAP, TEXT, TITLE, fonts_for, tiles
 from alexlab.analysis.plots import confusion
 
 
@@ -35,9 +35,8 @@ def test_captions_stay_below_their_tile() -> None:
 
 def test_letters_of_other_languages_are_drawn() -> None:
     """Not as the box that a face has for what it lacks."""
-    from alexlab.analysis.drawing import _font
-
-    drawn = {letter: bytes(_font().getmask(letter)) for letter in "äéßжαł\uffff"}
+    font = ImageFont.truetype(fonts_for("äéßжαł")[0][0][1], TEXT)
+    drawn = {letter: bytes(font.getmask(letter)) for letter in "äéßжαł\uffff"}
     assert len(set(drawn.values())) == len(drawn)
 
 
