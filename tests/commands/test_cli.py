@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from alexlab.commands import cli
 from alexlab.commands.cli import COMMANDS, to_overrides
 from alexlab.engine.config import flat
+from alexlab.engine.errors import UserError
 from alexlab.engine.schema import TrainConfig, describe
 from alexlab.engine.validation import FILLED_IN
 
@@ -87,11 +88,11 @@ def value_of(*words: str, command: str = "train") -> object:
     return OverridesParser.create().parse_override(text).value()
 
 
-@pytest.mark.parametrize("key", ["data.root", "run", "+my.note"])
+@pytest.mark.parametrize("key", ["data.root", "hydra.run.dir", "+my.note"])
 @pytest.mark.parametrize(
     "value",
     ["/a b/c", "/a[1]", "[a", "/a=b", "/a(1)", "/a{b}", "/ü/ñ/图", "/a'b", '/a"b', "/a:b", "a@b", "/a#b", "back\\slash",
-     "/100%", "/a&b", "/a;b"],
+     "/100%", "/a&b", "/a;b", "it's", "/end\\"],
 )  # fmt: skip
 def test_a_value_that_hydras_grammar_cannot_read_is_a_text(key: str, value: str) -> None:
     assert value_of(f"{key}={value}") == value
@@ -100,13 +101,11 @@ def test_a_value_that_hydras_grammar_cannot_read_is_a_text(key: str, value: str)
 @pytest.mark.parametrize(
     ("word", "read"),
     [
-        ("run=26_20", "26_20"),
         ("init_from=1e5", "1e5"),
         ("resume=2026", "2026"),
         ("from_run=007", "007"),
-        ("runs=[1,2.50,x]", ["1", "2.50", "x"]),
-        ("runs='26_20'", "26_20"),
-        ("run=latest", "latest"),
+        ("paths.logs='26_20'", "26_20"),
+        ("from_run=latest", "latest"),
         ("seed=26_20", 2620),
         ("optimizer.betas=[0.9,0.99]", [0.9, 0.99]),
         ("optimizer.lr=1e-3", 0.001),
@@ -114,21 +113,101 @@ def test_a_value_that_hydras_grammar_cannot_read_is_a_text(key: str, value: str)
         ("data.root=null", None),
         ("data.root=", ""),
         ("data.root=~/x", str(Path.home() / "x")),
-        ("where=optimizer.lr<0.1 and model.name=alexnet", "optimizer.lr<0.1 and model.name=alexnet"),
-        ("where=seed=1", "seed=1"),
-        ("where='a=\"b\"'", 'a="b"'),
+        ("data.root=a,b", "a,b"),
+        ("data.root=[a]", "[a]"),
+        ("hydra.run.dir=logs/${now:%Y-%m-%d}/${seed}", "logs/${now:%Y-%m-%d}/${seed}"),
     ],
 )
 def test_runs_named_by_digits_and_conditions_are_texts_and_numbers_stay_numbers(word: str, read: object) -> None:
     assert value_of(word) == read
 
 
+TEXTS = ["2025_01_05", "2024", "1e3", "007", "1.50", "on", "true", "inf", "nan", "2026-01-02", "choice(1)", " x", "a b"]
+
+
+@pytest.mark.parametrize("value", TEXTS)
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("train", "data.root data.class_names data.file paths.logs paths.data model.name ckpt_path init_from resume"),
+        ("train", "hydra.run.dir hydra.sweep.dir hydra.sweep.subdir hydra.job.name hydra.sweeper.study_name"),
+        ("train", "hydra.sweeper.storage from_run monitor trainer.max_time logger.wandb.group +logger.wandb.name"),
+        ("predict", "run ckpt images out"),
+        ("compare", "runs where sort out"),
+        ("dashboard", "project entity name metric"),
+    ],
+)  # fmt: skip
+def test_a_text_stays_the_text_that_was_typed(command: str, keys: str, value: str) -> None:
+    for key in keys.split():
+        assert value_of(f"{key}={value}", command=command) == value, key
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "read"),
+    [
+        ("train", "logger.wandb.name=null", None),
+        ("train", "hydra.sweeper.storage=null", None),
+        ("train", "paths.logs=null", "null"),
+        ("train", "logger.wandb.tags=[2025_01_05,on,'a,b']", ["2025_01_05", "on", "a,b"]),
+        ("train", "allow=[mypkg]", ["mypkg"]),
+        ("train", "data.cache=null", None),
+        ("train", "callbacks.progress=on", "on"),
+        ("compare", "runs=[1,2.50,a[1],x]", ["1", "2.50", "a[1]", "x"]),
+        ("compare", "where=optimizer.lr<0.1 and model.name=alexnet", "optimizer.lr<0.1 and model.name=alexnet"),
+        ("compare", "where=seed=1", "seed=1"),
+        ("compare", "where='a=\"b\"'", 'a="b"'),
+    ],
+)
+def test_null_lists_and_conditions(command: str, word: str, read: object) -> None:
+    assert value_of(word, command=command) == read
+
+
+@pytest.mark.parametrize(
+    ("word", "jobs"),
+    [
+        ("data.root=2024,2025_01_05,/a", ["'2024'", "'2025_01_05'", "/a"]),
+        ("data.root=choice(2024,/ü[1])", ["'2024'", "'/ü[1]'"]),
+        ("data.root='a,b',c", ["'a,b'", "c"]),
+        ("logger.wandb.name=null,1e3", ["null", "'1e3'"]),
+        ("optimizer.lr=1e-3,0.1", ["0.001", "0.1"]),
+        ("hydra.sweep.dir=a,b", None),
+        ("data.root=/a(1)", None),
+    ],
+)
+def test_a_comma_separates_the_jobs_of_a_sweep(word: str, jobs: list[str] | None) -> None:
+    flag, text = to_overrides([word, "-m"], COMMANDS["train"])
+    override = OverridesParser.create().parse_override(text)
+    assert flag == "-m"
+    assert (list(override.sweep_string_iterator()) if override.is_sweep_override() else None) == jobs
+    assert jobs is not None or override.value() == word.partition("=")[2]
+
+
+def test_flags_may_be_anywhere_on_the_line() -> None:
+    words = ["seed=1", "--config-dir", "x y", "data=demo", "--cfg", "job", "-m", "--resolve"]
+    flags = ["--config-dir=" + str(Path.cwd() / "x y"), "--cfg", "job", "-m", "--resolve"]
+    assert to_overrides(words, COMMANDS["train"]) == [*flags, "seed=1", "data=demo"]
+    assert to_overrides(["seed=1", "-c", "job", "-cd=/x"], COMMANDS["train"])[:2] == ["-c", "job"]
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        (["run=my", "run", "[1]", "ckpt=last"], "'run=my run [1]'"),
+        (["-m", "optimizer.lr=0.1,", "0.2"], "optimizer.lr=0.1,0.2"),
+        (["data.image_size=[64,", "64]"], "'data.image_size=[64,64]'"),
+    ],
+)
+def test_a_value_that_the_shell_has_divided_is_answered_with_the_words_to_type(words: list[str], whole: str) -> None:
+    with pytest.raises(UserError, match="settings are written key=value") as refused:
+        to_overrides(words, COMMANDS["train"])
+    assert str(refused.value).endswith(f"write {whole}.")
+
+
 def test_resume_is_a_short_form_and_flags_come_first() -> None:
     train = COMMANDS["train"]
     assert to_overrides(["resume=latest"], train) == ["resume.run=latest"]
     assert to_overrides(["resume.allow_changes=true"], train) == ["resume.allow_changes=true"]
-    assert to_overrides(["seed=1,2", "--multirun"], train) == ["-m", "seed=1,2"]
-    assert to_overrides(["seed=1,2", "--config-dir", "x y", "-m"], train) == ["-m", "--config-dir=x y", "seed=1,2"]
+    assert to_overrides(["seed=1,2", "--multirun"], train) == ["--multirun", "seed=1,2"]
 
 
 def test_ctrl_c_ends_the_imports_at_once() -> None:

@@ -6,8 +6,10 @@ Lightning imported, so that `--help` and answers to most mistakes take half a se
 
 import difflib
 import importlib
+import itertools
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -19,6 +21,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,10 +31,10 @@ from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
-from alexlab.engine.overrides import has, key_of
+from alexlab.engine.overrides import has, in_quotes, key_of, split_list
 from alexlab.engine.process import importing, leave
 from alexlab.engine.sweeps import agent
-from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, shown, validate, value_at
+from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, shown, takes_text, validate, value_at
 
 
 @dataclass(frozen=True)
@@ -270,41 +273,54 @@ FLAGS = re.compile(
     "|experimental-rerun)(=.*)?"
 )
 CONFIG_DIR = "--config-dir="
-NAMES_A_RUN = ("run", "runs", "from_run", "resume.run", "init_from")
-# Names such as 26_20, 1e5 and 1.50: Hydra would read them as numbers, and no run has the name of that number.
-NUMBER = r"(?i)(^\[?\s*|,\s*)(\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)(?=\s*(?:,|\]?$))"
+# Flags that are followed by a value
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
 
 
 def to_overrides(argv: list[str], command: Command) -> list[str]:
     """Turn a command line into overrides that Hydra's grammar reads as they are meant.
 
-    `resume=X` becomes `resume.run=X`, and `--config-dir DIR` becomes `--config-dir=DIR`. Quotes are added to `where=`
-    (in which Hydra reads = and < differently), to names of runs that look like numbers, and to values that Hydra cannot
-    parse. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's values. -m and
-    --config-dir are put first.
+    `resume=X` becomes `resume.run=X`, and `--config-dir DIR` becomes `--config-dir=PATH`. The values of keys that are
+    texts in the schema stay the texts that were typed: they are quoted if Hydra would read them as something else, such
+    as `26_20` as a number. With -m, a comma still separates the values of several jobs. Other values are quoted if
+    Hydra cannot parse them. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's
+    values. Flags are put first, because argparse reads none between overrides.
 
     Raises:
-        UserError: an option in another program's form (--lr 0.1), or a sweep under torchrun or srun.
+        UserError: an option in another program's form (--lr 0.1), a value that the shell has divided, or a sweep under
+            torchrun or srun.
     """
-    words = list(argv)
-    for number in range(len(words) - 2, -1, -1):  # one word, so that words can be moved one by one
-        if words[number] in ("--config-dir", "-cd"):
-            words[number : number + 2] = [CONFIG_DIR + words[number + 1]]
-    words.sort(key=lambda word: not word.startswith(CONFIG_DIR))  # argparse reads no flag between overrides
-    for number, word in enumerate(words):
-        if word.startswith("--") and not FLAGS.fullmatch(word):
-            meant = _as_ours(word, words[number + 1 :], command)
+    flags, words = list[str](), list[str]()
+    rest = iter(argv)
+    for number, word in enumerate(rest):
+        if word in ("--config-dir", "-cd") or word.startswith(CONFIG_DIR):
+            name = word.partition("=")[2] or next(rest, "")
+            flags.append(CONFIG_DIR + configs.absolute(name))
+        elif word.startswith("--") and not FLAGS.fullmatch(word):
+            meant = _as_ours(word, argv[number + 1 :], command)
             raise UserError(f"{word}: settings are written key=value, as in {meant}.")
+        elif word.startswith("-"):
+            flags += [word, *([value] if word in WITH_VALUE and (value := next(rest, "")) else [])]
+        else:
+            words.append(word)
+    for number, word in enumerate(words[1:], 1):
+        before = words[number - 1]
+        if "=" in before and "=" not in word and not word.startswith("~"):
+            others = itertools.takewhile(lambda each: "=" not in each, words[number:])
+            whole = ("" if before.endswith(",") else " ").join([before, *others])
+            raise UserError(
+                f"`{word}`: settings are written key=value. If it belongs to `{before}`, write {shlex.quote(whole)}."
+            )
     if any(word.lstrip("+") == "sweep=wandb" for word in words):
         raise UserError("sweep=wandb is for W&B's agents: `wandb sweep conf/sweep/wandb.yaml` prints how to start one.")
-    words = sweep.agent_overrides(words) if agent() is not None else words
+    is_sweep = bool({"-m", "--multirun"} & {*flags}) or "hydra.mode=MULTIRUN" in words
+    words = sweep.agent_overrides([*flags, *words])[len(flags) :] if agent() is not None else words
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
-    words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
-    words = [_quoted(word) for word in words]
-    flags = {"-m", "--multirun"} & {*words}
-    if flags and launcher.external():
+    words = [re.sub(r"(^[^=]*=\[?|,)~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
+    words = [_as_typed(word, command, is_sweep) for word in words]
+    if is_sweep and launcher.external():
         raise UserError("A sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
-    return ["-m", *(word for word in words if word not in flags)] if flags else words
+    return [*flags, *words]
 
 
 def folders_of(words: list[str]) -> list[Path]:
@@ -312,31 +328,42 @@ def folders_of(words: list[str]) -> list[Path]:
     return [CONF, *(Path(word.removeprefix(CONFIG_DIR)).resolve() for word in words if word.startswith(CONFIG_DIR))]
 
 
-def _quoted(word: str) -> str:
+def _as_typed(word: str, command: Command, is_sweep: bool) -> str:
+    """Return an override in which Hydra reads the value as it was typed, see `to_overrides`."""
     key, sign, text = word.partition("=")
-    if not sign or key.startswith("-"):
+    if not sign or key.startswith("~"):
         return word
-    if key in NAMES_A_RUN:
-        text = re.sub(NUMBER, r"\1'\2'", text)
-    is_quoted = text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1
-    if text in ("", "null") or is_quoted or (key != "where" and _is_readable(f"{key}={text}")):
-        return f"{key}={text}"
-    return f"{key}={_in_quotes(text)}"
+    kinds = takes_text(command.model, key.lstrip("+"))
+    if kinds:
+        return f"{key}={_text(text, kinds, is_sweep and not key.startswith('hydra.'))}"
+    return word if _read(text) is not UNREADABLE else f"{key}={in_quotes(text)}"
 
 
-def _in_quotes(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+def _text(text: str, kinds: set[type], is_sweep: bool = False) -> str:
+    """Return a text in Hydra's grammar. `kinds` says whether null and lists in brackets are meant as such."""
+    if is_sweep and (call := re.fullmatch(r"choice\((.*)\)", text)):
+        text = call[1]  # whose jobs would lose their quotes
+    if is_sweep and len(parts := split_list(text)) > 1:
+        return ",".join(_text(part, kinds) for part in parts)
+    if list in kinds and text[:1] == "[" and text[-1:] == "]":
+        return f"[{','.join(_text(part, {str}) for part in split_list(text[1:-1]))}]"
+    value = _read(text)
+    is_meant = isinstance(value, str) and text == text.strip()
+    is_meant |= (value is None and type(None) in kinds) or (is_sweep and isinstance(value, Sweep)) or str not in kinds
+    return text if is_meant else in_quotes(text)
 
 
-def _is_readable(word: str) -> bool:
-    if re.fullmatch(r"[\w.+~@/-]+=[\w./:+-]*", word, re.ASCII):  # saves the time of the parser
-        return True
+UNREADABLE = object()
+
+
+def _read(text: str) -> Any:
+    """Return the value that Hydra reads, or UNREADABLE."""
+    if re.fullmatch(r"[\w.+-]*/[\w./:+-]*", text, re.ASCII):  # saves the time of the parser
+        return text
     try:
-        OverridesParser.create().parse_override(word)
+        return OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
-        return False
-    return True
+        return UNREADABLE
 
 
 def _as_ours(word: str, after: list[str], command: Command) -> str:
@@ -360,7 +387,7 @@ def compose(command: Command, words: list[str]) -> tuple[Any, Plain]:
     For messages, --help and from_run: Hydra itself composes the config of a job.
     """
     GlobalHydra.instance().clear()
-    further = ",".join(_in_quotes(f"file://{folder}") for folder in folders_of(words)[1:])
+    further = ",".join(in_quotes(f"file://{folder}") for folder in folders_of(words)[1:])
     overrides = [word for word in words if not word.startswith("-")] + [f"hydra.searchpath=[{further}]"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose(command.name, overrides, return_hydra_config=True)

@@ -27,6 +27,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import schema, validation
 from alexlab.engine.config import CONF, Plain
 from alexlab.engine.errors import UserError
+from alexlab.engine.overrides import in_quotes
 from alexlab.engine.run_dir import shown, write_json
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.sweeps import agent
@@ -419,8 +420,7 @@ def agent_overrides(words: list[str]) -> list[str]:
 def _written(value: Any) -> str:
     """Write a value in Hydra's grammar."""
     if isinstance(value, str) and not PLAIN.fullmatch(value):
-        escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-        return f"'{escaped}'"
+        return in_quotes(value)
     return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else validation.shown(value)
 
 

@@ -376,6 +376,14 @@ def _field_at(model: type[Group], path: KeyPath) -> FieldInfo | None:
     return fields_of(group).get(path[-1]) if group is not None else None
 
 
+def takes_text(model: type[Group], key: str) -> set[type]:
+    """Return what `schema.takes_text` does for a key, also for Hydra's."""
+    if key in schema.OTHER_TEXTS:
+        return {str, type(None)} if schema.OTHER_TEXTS[key] else {str}
+    field = _field_at(model, tuple(key.split(".")))
+    return schema.takes_text(field.annotation) if field is not None else set()
+
+
 def _hints(field: FieldInfo | None) -> dict[str, Any]:
     """Return the hints for a missing key, "give" or "option", which `schema.key` has stored."""
     extra = field.json_schema_extra if field is not None else None
