@@ -31,10 +31,23 @@ from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
-from alexlab.engine.overrides import has, in_quotes, key_of, split_list
+from alexlab.engine.overrides import command_line, get, has, in_quotes, key_of, put, split_list
 from alexlab.engine.process import importing, leave
+from alexlab.engine.run_dir import shown as shown_path
+from alexlab.engine.schema import fields_of
 from alexlab.engine.sweeps import agent
-from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, shown, takes_text, validate, value_at
+from alexlab.engine.validation import (
+    FILLED_IN,
+    REPLACED,
+    group_at,
+    keys_of_schedule,
+    nearest,
+    reset,
+    shown,
+    takes_text,
+    validate,
+    value_at,
+)
 
 
 @dataclass(frozen=True)
@@ -92,13 +105,23 @@ def run(name: str) -> None:
     jobs = Jobs(command)
     register_resolvers("")
     try:
+        check_working_directory()
         words = to_overrides(words, command)
         if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
             print(help_of(command, words))
         else:
             register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words))
-            sys.argv[1:] = words
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)()
+            start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)
+            try:
+                sys.argv[1:] = words
+                start()
+            except HydraException:  # before the first job
+                before, words = words, with_added_keys(words, command)
+                if words == before:
+                    raise
+                GlobalHydra.instance().clear()
+                sys.argv[1:] = words
+                start()
             jobs.finish_sweep()
         sys.stdout.flush()
     except BaseException as error:
@@ -110,6 +133,13 @@ def run(name: str) -> None:
         leave(code)
     if code:
         sys.exit(code)
+
+
+def check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory was removed: cd to another one.") from None
 
 
 def _report(error: Any, command: Command, words: list[str], mask: Callable[[str], str]) -> int:
@@ -219,7 +249,9 @@ class Jobs:
 
             width = shutil.get_terminal_size((160, 24)).columns
             print("\n".join(sweep_table(Path(folder), self.monitor, width)))
-            print(f"compare its jobs: alexlab compare runs={folder}", flush=True)
+            print(
+                "compare its jobs:", command_line("compare", f"runs={shown_path(Path(folder).absolute())}"), flush=True
+            )
         if self.failed:
             raise RunFailedError(f"{len(self.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(self.failed), 1)
 
@@ -313,6 +345,8 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
             )
     if any(word.lstrip("+") == "sweep=wandb" for word in words):
         raise UserError("sweep=wandb is for W&B's agents: `wandb sweep conf/sweep/wandb.yaml` prints how to start one.")
+    if deleted := [word for word in words if re.match(r"~hydra\b", word)]:
+        raise UserError(f"`{deleted[0]}`: settings of Hydra cannot be deleted: set them, as in hydra.run.dir=PATH.")
     is_sweep = bool({"-m", "--multirun"} & {*flags}) or "hydra.mode=MULTIRUN" in words
     words = sweep.agent_overrides([*flags, *words])[len(flags) :] if agent() is not None else words
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
@@ -378,6 +412,52 @@ def _as_ours(word: str, after: list[str], command: Command) -> str:
     return f"{key}={value or '...'}" if key else f"optimizer.lr=0.01 (there is no key {name})"
 
 
+def with_added_keys(words: list[str], command: Command) -> list[str]:
+    """Put + before the keys that the chosen options do not set, but that the schema or the class of a group takes."""
+    plain, _ = _chosen(command, words)
+    return [f"+{word}" if word[:1] not in "+~-" and _is_taken(command, plain, key_of(word)) else word for word in words]
+
+
+def _chosen(command: Command, words: list[str]) -> tuple[Any, Plain]:
+    """Compose the chosen options and classes without other overrides, of a sweep those of the first job."""
+    groups, kept = groups_of(command), [word for word in words if word.startswith(CONFIG_DIR)]
+    chosen = [word for word in words if key_of(word) in groups or key_of(word).endswith("._target_")]
+    first = [f"{word.partition('=')[0]}={split_list(word.partition('=')[2])[0]}" for word in chosen if "=" in word]
+    try:
+        composed, choices = compose(command, kept + first)
+    except HydraException:  # one of them is the mistake
+        composed, choices = compose(command, kept)
+    return OmegaConf.to_container(composed, resolve=False), choices
+
+
+# Keys of the schema that an optimizer gets only if the class has them
+OF_SOME_OPTIMIZERS = ("momentum", "nesterov", "betas")
+
+
+def _is_taken(command: Command, plain: Any, key: str) -> bool:
+    """Check for a key that the options do not set, although the schema or the class of the group takes it."""
+    *above, name = key.split(".")
+    node, group = value_at(plain, above), group_at(command.model, tuple(above))
+    if not isinstance(node, dict) or name in node or not above or key in REPLACED:
+        return False
+    if group is not None and name in fields_of(group) and not (above == ["optimizer"] and name in OF_SOME_OPTIMIZERS):
+        return above != ["scheduler"] or name in keys_of_schedule(node)
+    return _arguments(node, name) is True
+
+
+def _arguments(node: Plain, name: str) -> "bool | list[str]":
+    """Return True if the class of a node takes the argument `name`, or the arguments that it takes instead."""
+    if not isinstance(node.get("_target_"), str):
+        return []
+    with importing():
+        from alexlab.engine import targets  # imports torch
+
+    target = targets.locate(node["_target_"], None)
+    return targets.takes(target, name) or sorted(
+        targets.names_of(node["_target_"], None) - {"self", "params", "num_classes"}
+    )
+
+
 # -- composed config -> checked config
 
 
@@ -401,6 +481,9 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     plain = configs.resolve(composed)
     run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
     plain |= {"run_dir": run_dir, "overrides": overrides_of(hydra_config)}
+    for word in plain["overrides"]:
+        if word.startswith("~"):
+            reset(command.model, plain, key_of(word))
     for folder in folders_of(sys.argv)[1:] if isinstance(plain.get("allow"), list) else ():
         if (file := folder / "allow.yaml").is_file():  # Hydra itself reads that of conf/ alone
             more = configs.read(file)
@@ -414,8 +497,24 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
     if issubclass(command.model, schema.TrainConfig | schema.PrepareConfig):
-        make_paths_absolute(plain)
+        make_paths_absolute(plain, hydra_config.runtime.cwd)
+    if Path.cwd() != Path(hydra_config.runtime.cwd):  # by hydra.job.chdir=true
+        find_from(Path(hydra_config.runtime.cwd), plain)
     return plain
+
+
+# Keys of files and folders that are read, besides those of `data`
+READ = ["run", "runs", "ckpt", "images", "init_from", "ckpt_path", "from_run", "resume.run", "task.teacher"]
+READ += ["loss.class_weights", "paths.data"]
+
+
+def find_from(folder: Path, plain: Plain) -> None:
+    """Make the paths that exist in `folder`, where the user is, absolute."""
+    for key in READ:
+        if isinstance(value := get(plain, key), str) and (path := folder / os.path.expanduser(value)).exists():  # noqa: PTH111
+            put(plain, key, str(path))
+    if isinstance(logs := get(plain, "paths.logs"), str):
+        put(plain, "paths.logs", str(folder / logs))
 
 
 def overrides_of(hydra_config: Any) -> list[str]:
@@ -457,17 +556,17 @@ def _choices(hydra_config: Any) -> Plain:
     return {key: name[0] if isinstance(name, list) and len(name) == 1 else name for key, name in choices.items()}
 
 
-def make_paths_absolute(plain: Plain) -> None:
-    """Make the paths of `data` absolute: a resumed run may have another working directory."""
+def make_paths_absolute(plain: Plain, folder: str = "") -> None:
+    """Make the paths of `data` absolute, from `folder`: a resumed run may have another working directory."""
     data = plain.get("data")
     if not isinstance(data, dict):
         return
     root = data.get("root")
     if isinstance(root, str) and root not in ("", "???"):
-        data["root"] = configs.absolute(root)
+        data["root"] = configs.absolute(root, folder)
     for key in ("class_names", "file", "path"):  # of which some values are no paths
         value = data.get(key)
-        path = Path(configs.absolute(value)) if isinstance(value, str) else None
+        path = Path(configs.absolute(value, folder)) if isinstance(value, str) else None
         if path is not None and (path.is_file() or (key == "path" and path.is_dir())):
             data[key] = str(path)
 
@@ -540,6 +639,11 @@ def _did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
     return f" Did you mean {form.format(near[0])}?" if near else ""
 
 
+# The packages that bring options of hydra/launcher, hydra/sweeper, hydra/hydra_logging and hydra/job_logging
+PLUGINS = {name: f"hydra-{name}-launcher" for name in ("joblib", "ray", "rq", "submitit")}
+PLUGINS |= {name: f"hydra-{name}-sweeper" for name in ("ax", "nevergrad")} | {"colorlog": "hydra-colorlog"}
+
+
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     """Return Hydra's message about an override, or a sentence that names the nearest key or option.
 
@@ -553,11 +657,20 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
     if match := re.search(r"(?:Could not find|In '\w+': Could not load) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
+        for word in words:  # an option may have a / itself
+            if word.replace("=", "/", 1).lstrip("+") == match[1]:
+                group, _, name = word.lstrip("+").partition("=")
+        if group == "model" and "/" in name:
+            library, _, net = name.partition("/")
+            return f"`model={name}`: there is no such option. Write model={library} model.name={net}."
+        if package := PLUGINS.get(name.partition("_")[0]) if group.startswith("hydra/") else None:
+            return f"`{group}={name}` is of a plugin of Hydra that is not installed: pip install {package}."
         known = options(group, folders)
         hint = _did_you_mean(name, known, f"`{group}={{}}`")
         if group == "model" and not hint:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
-        return f"`{group}={name}`: there is no such option.{hint} The options are {', '.join(known)}."
+        listed = f" The options are {', '.join(known)}." if known else ""
+        return f"`{group}={name}`: there is no such option.{hint}{listed}"
     if match := re.search(
         r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
     ):
@@ -570,6 +683,10 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         reason = text.splitlines()[0]
         return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them ({reason})."
+    if match := re.search(r"Interpolation key '([^']+)' not found", text):
+        deleted = [word for word in words if word[:1] == "~" and f"{match[1]}.".startswith(f"{key_of(word)}.")]
+        if deleted:
+            return f"`{deleted[0]}`: another setting refers to {match[1]}: set it instead of deleting it."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"`{error.full_key}`: {text.splitlines()[0]}."
     return "\n".join(text.splitlines()[:12])
@@ -580,24 +697,25 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     word = next((word for word in words if key_of(word) == key), key)
     if key in REPLACED:
         return f"`{word}` {REPLACED[key]}"
-    folders = [word for word in words if word.startswith(CONFIG_DIR)]
-    try:  # the options that were chosen
-        composed, choices = compose(command, folders + [each for each in words if key_of(each) in groups_of(command)])
-    except HydraException:  # one of them is the mistake
-        composed, choices = compose(command, folders)
-    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    plain, choices = _chosen(command, words)
     path = tuple(key.split("."))
     node, group = value_at(plain, path), value_at(plain, path[:-1]) or {}
     if isinstance(node, dict):
         return f"`{word}`: {command.shown} has no options of {key}. Set one of its keys: {', '.join(node)}."
     deletes = "~" * word.startswith("~")
+    if deletes and path[-1] in group:
+        return f"`{word}`: the key is null, which is as if it were deleted: remove the override."
     if not deletes and (path[0] == "my" or (path[0] == "callbacks" and "_target_" in word)):
         return f"`{word}`: there is no such key. `+{word}` adds it."
+    arguments = [] if deletes else _arguments(group, path[-1])
+    others, form = arguments if isinstance(arguments, list) else [], f"`{deletes}{'.'.join((*path[:-1], '{}'))}`"
     near = nearest(command.model, plain, path)
-    hint = "" if near in (None, key) else f" Did you mean `{deletes}{near}`?"
-    hint = hint or _did_you_mean(path[-1], group, f"`{deletes}{'.'.join((*path[:-1], '{}'))}`")
+    hint = _did_you_mean(path[-1], [*group, *others], form) if others else ""
+    hint = hint or (f" Did you mean `{deletes}{near}`?" if near not in (None, key) else "")
+    hint = hint or _did_you_mean(path[-1], group, form)
     if not hint and path[0] in choices:
         known = [name for name in group if name != "_target_"]
         hint = f" {path[0]}={choices[path[0]]} has {', '.join(known) or 'no keys'}."
-    adds = f" `+{word}` adds it." if not deletes and (near == key or "_target_" in group) else ""
+    hint += f" {group['_target_']} takes {', '.join(others)}." if others else ""
+    adds = f" `+{word}` adds it." if not deletes and arguments is True else ""
     return f"`{word}`: there is no such key.{hint}{adds} `{command.shown} --help` lists all."

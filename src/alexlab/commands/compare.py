@@ -1,7 +1,6 @@
 """`alexlab compare`: print a table of runs, write a page with curves, or check whether two runs are equal."""
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from alexlab.analysis import compare
 from alexlab.analysis import runs as reading
 from alexlab.analysis.runs import printable
 from alexlab.engine.errors import UserError
+from alexlab.engine.overrides import command_line
 from alexlab.engine.run_dir import shown
 
 MAX_ROWS = {"table": 30, "html": 200}  # unless `most` says how many
@@ -60,7 +60,7 @@ def show(config: Any) -> None:
     if config.format == "html":
         from alexlab.analysis import page  # imports Pillow
 
-        command = f"alexlab compare {shlex.join(sys.argv[1:])}"
+        command = command_line("compare", *sys.argv[1:])
         text = page.render(rows, sort, [*notes, *(f"skipped: {line}" for line in skipped)], command)
     elif config.format == "table":
         # a file or another program gets wide lines

@@ -5,6 +5,7 @@ that config, and the keys in `FOLLOWS` follow them.
 """
 
 import copy
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def _read_directory(today: Plain) -> Repeated:
     if dataset is None and last.is_file():  # a killed run has no summary
         dataset = checkpoint_io.load(last)["alexlab"]["dataset"]
     config, patch = configs.load(run_dir / "config.yaml"), shown_path(run_dir / "code.patch")
-    return Repeated(shown_path(run_dir), config, _dict(dataset), provenance.read(run_dir), f"git apply {patch}")
+    return Repeated(
+        shown_path(run_dir), config, _dict(dataset), provenance.read(run_dir), shlex.join(["git", "apply", patch])
+    )
 
 
 def _read_wandb(today: Plain, asked: str) -> Repeated:

@@ -60,6 +60,12 @@ def make_plan(config: Any, world_size: int, images: Images, train_batches: int |
             f"epoch: choose {batches} or less."
         )
     batches = steps_per_epoch * t.accumulate_grad_batches  # Lightning would make a last step of fewer batches
+    interval = t.val_check_interval
+    if isinstance(interval, int) and interval > batches:
+        raise UserError(
+            f"`trainer.val_check_interval={interval}` is more than the {batches} batches of an epoch: choose {batches} "
+            "or less, or trainer.check_val_every_n_epoch=N to validate after several epochs."
+        )
     step_images = batch * t.accumulate_grad_batches
     return Plan(
         global_batch=batch,

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -140,8 +141,13 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         url = self.run.url if self.mode == "online" else None  # an offline run's would be a warning of W&B
-        more = {"online": f" {url}", "offline": f" To upload the run later: `wandb sync {self.folder}`"}
-        self.view = {"online": url, "offline": f"wandb leet {Path(self.folder).parent}"}.get(self.mode)
+        more = {
+            "online": f" {url}",
+            "offline": f" To upload the run later: `{shlex.join(['wandb', 'sync', self.folder])}`",
+        }
+        self.view = {"online": url, "offline": shlex.join(["wandb", "leet", str(Path(self.folder).parent)])}.get(
+            self.mode
+        )
         log.info("W&B: %s (%s).%s", self.mode, self.reason, more.get(self.mode, ""))
 
     @property
@@ -281,7 +287,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         gave_up = internal_log.is_file() and "filestream: fatal error" in internal_log.read_text(errors="replace")
         if within or gave_up:
             log.warning(
-                "W&B: the server did not receive all metrics%s: upload them with `wandb sync %s`.", within, folder
+                "W&B: the server did not receive all metrics%s: upload them with `wandb sync %s`.",
+                within,
+                shlex.quote(folder),
             )
 
 
