@@ -1,5 +1,6 @@
 """The command line: help, composed configs, values that Hydra's grammar cannot read, how a command ends."""
 
+import os
 import re
 import signal
 import subprocess
@@ -201,6 +202,69 @@ def test_a_value_that_the_shell_has_divided_is_answered_with_the_words_to_type(w
     with pytest.raises(UserError, match="settings are written key=value") as refused:
         to_overrides(words, COMMANDS["train"])
     assert str(refused.value).endswith(f"write {whole}.")
+
+
+def test_keys_that_the_options_do_not_set_get_a_plus_if_their_class_takes_them() -> None:
+    words = [
+        "-m",
+        "optimizer=adamw,sgd",
+        "optimizer.eps=1e-8",
+        "trainer.max_time=00:00:01:00",
+        "model.net.hidden=[9,9]",
+    ]
+    words += ["scheduler=onecycle", "scheduler.three_phase=true", "trainer.val_check_interval=2", "data.classes=[a]"]
+    others = ["optimizer.lr=1", "optimizer.momentum=0.9", "optimizer.epss=1", "my.x=1", "trainer.plugins=x", "~seed"]
+    added = cli.with_added_keys([*words, *others], COMMANDS["train"])
+    changed = [
+        "optimizer.eps",
+        "trainer.max_time",
+        "model.net.hidden",
+        "scheduler.three_phase",
+        "trainer.val_check_interval",
+    ]
+    assert [word for word in added if word.startswith("+")] == [
+        f"+{word}" for word in words if word.partition("=")[0] in changed
+    ]
+    assert [word.lstrip("+") for word in added] == [*words, *others]
+    assert (
+        cli.with_added_keys(["scheduler=cosine", "scheduler.gamma=0.5"], COMMANDS["train"])[1] == "scheduler.gamma=0.5"
+    )
+
+
+def test_a_key_that_is_not_in_conf_works_without_a_plus(tmp_path: Path) -> None:
+    words = ["data=demo", "logger=csv", "trainer.max_time=00:00:01:00", "model.net.hidden=[9,9]", "--cfg", "job"]
+    done = command("train.py", *words, f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "max_time: 00:00:01:00" in done.stdout
+    assert re.search(r"hidden:\n +- 9\n +- 9\n", done.stdout)
+
+
+def test_deleted_keys_of_closed_groups_have_the_default_of_the_schema() -> None:
+    for key, value in {"resume": False, "checkpoint": 15, "trainer": None}.items():
+        names = {"resume": "allow_changes", "checkpoint": "every_minutes", "trainer": "precision"}
+        deleted = f"~{key}" if key != "trainer" else "~trainer.precision"
+        assert composed(deleted)[key][names[key]] == (value if key != "trainer" else "auto")
+    assert "momentum" not in composed("~optimizer.momentum")["optimizer"], "the class must not get it"
+
+
+def test_with_another_working_directory_files_are_those_of_the_user(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = os.path.relpath(shapes, ROOT)
+    words = [*TINY, "data=folder", f"data.root={root}", "hydra.job.chdir=true", f"hydra.run.dir={tmp_path}/run"]
+    done = command("train.py", *words, "dry_run=true")
+    assert f"data                       {shapes}, " in done.stdout, done.stderr
+    (tmp_path / "best.ckpt").touch()
+    plain = {"init_from": "best.ckpt", "run": "latest", "paths": {"logs": "logs"}, "out": "table.csv"}
+    cli.find_from(tmp_path, plain)
+    named = {"init_from": f"{tmp_path}/best.ckpt", "run": "latest", "paths": {"logs": f"{tmp_path}/logs"}}
+    assert plain == {**named, "out": "table.csv"}
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UserError, match="the working directory was removed: cd to another one"):
+        cli.check_working_directory()
 
 
 def test_resume_is_a_short_form_and_flags_come_first() -> None:

@@ -30,7 +30,7 @@ from alexlab.commands import sweep
 from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
-from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
+from alexlab.engine.errors import RunFailedError, UserError, counted, mistake, short_traceback
 from alexlab.engine.overrides import command_line, get, has, in_quotes, key_of, put, split_list
 from alexlab.engine.process import importing, leave
 from alexlab.engine.run_dir import shown as shown_path
@@ -253,7 +253,9 @@ class Jobs:
                 "compare its jobs:", command_line("compare", f"runs={shown_path(Path(folder).absolute())}"), flush=True
             )
         if self.failed:
-            raise RunFailedError(f"{len(self.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(self.failed), 1)
+            raise RunFailedError(
+                f"{counted(len(self.failed), 'job')} of the sweep failed:\n  " + "\n  ".join(self.failed), 1
+            )
 
 
 def _check_start(config: Any, hydra_config: Any) -> None:

@@ -15,7 +15,7 @@ from alexlab.data.fingerprint import changed_splits
 from alexlab.engine import checkpoint_io, provenance
 from alexlab.engine import config as configs
 from alexlab.engine.config import Plain, flat
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.engine.overrides import Override, by_key, get, has, key_of, parse, put, remove, shown
 from alexlab.engine.resume import holds_run
 from alexlab.engine.run_dir import find_run, read_summary
@@ -66,7 +66,7 @@ class Repeated:
         if not isinstance(then.get("fingerprint"), dict):
             images = f"it is unknown which images {self.name} was trained on: that run stopped before it recorded them."
         elif changed := changed_splits(then, dataset):
-            counts = ", ".join(f"{split} {dataset['images'].get(split)} images" for split in changed)
+            counts = ", ".join(f"{split} {counted(dataset['images'].get(split, 0), 'image')}" for split in changed)
             images = f"the images differ from those of {self.name}: {counts} with another fingerprint."
         return [line for line in (images, provenance.difference(self.code, self.name, self.patch)) if line]
 

@@ -67,6 +67,12 @@ def mistake(error: BaseException) -> str | None:
     return None
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "1,200 images", "2 batches"."""
+    plural = "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
 # Folders and files whose frames are skipped in a traceback on the screen.
 PACKAGE = Path(__file__).resolve().parents[1]
 ENGINE = (*(f"{PACKAGE / folder}{os.sep}" for folder in ("commands", "engine")), *(str(PACKAGE / "__main__.py"),))
