@@ -184,8 +184,8 @@ def test_a_comma_separates_the_jobs_of_a_sweep(word: str, jobs: list[str] | None
 
 
 def test_flags_may_be_anywhere_on_the_line() -> None:
-    words = ["seed=1", "--config-dir", "x y", "data=demo", "--cfg", "job", "-m", "--resolve"]
-    flags = ["--config-dir=" + str(Path.cwd() / "x y"), "--cfg", "job", "-m", "--resolve"]
+    words = ["seed=1", "--config-dir", "x y", "data=demo", "--cfg", "job", "--resolve"]
+    flags = ["--config-dir=" + str(Path.cwd() / "x y"), "--cfg", "job", "--resolve"]
     assert to_overrides(words, COMMANDS["train"]) == [*flags, "seed=1", "data=demo"]
     assert to_overrides(["seed=1", "-c", "job", "-cd=/x"], COMMANDS["train"])[:2] == ["-c", "job"]
 

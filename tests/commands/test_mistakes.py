@@ -84,6 +84,7 @@ def assert_no_run(folder: Path) -> None:
         (["--weight-decay=1e-3"], "as in optimizer.weight_decay=1e-3.\n"),
         (["--data", "/x"], "as in data=folder data.root=/x.\n"),
         (["--sunshine"], "as in optimizer.lr=0.01 (there is no key sunshine).\n"),
+        (["seed=1", "--cfg", "job", "-m"], "--cfg and -m: only one of them is possible at once: remove the others."),
         (["--config-dir", "/nowhere"], "'/nowhere' not found"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -349,6 +349,9 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         raise UserError("sweep=wandb is for W&B's agents: `wandb sweep conf/sweep/wandb.yaml` prints how to start one.")
     if deleted := [word for word in words if re.match(r"~hydra\b", word)]:
         raise UserError(f"`{deleted[0]}`: settings of Hydra cannot be deleted: set them, as in hydra.run.dir=PATH.")
+    modes = [flag for flag in flags if re.match(r"-[mrci]$|--(multi)?run$|--(cfg|info)\b", flag)]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)}: only one of them is possible at once: remove the others.")
     is_sweep = bool({"-m", "--multirun"} & {*flags}) or "hydra.mode=MULTIRUN" in words
     words = sweep.agent_overrides([*flags, *words])[len(flags) :] if agent() is not None else words
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
