@@ -20,7 +20,9 @@ from alexlab.engine.overrides import Override, by_key, get, has, key_of, parse, 
 from alexlab.engine.resume import holds_run
 from alexlab.engine.run_dir import find_run, read_summary
 from alexlab.engine.run_dir import shown as shown_path
+from alexlab.engine.schema import TrainConfig
 from alexlab.engine.settings import is_own_checkpoint
+from alexlab.engine.validation import reset
 
 # top-level keys that are never copied from the earlier run
 NEW = (
@@ -184,6 +186,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
     for each in overrides:
         if each.deletes:
             remove(config, each.key)
+            reset(TrainConfig, config, each.key)
 
     # what is reported
     old, result = flat(saved), flat({key: value for key, value in config.items() if key not in NEW})
