@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
-UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
+# relative, because the path of this folder may contain spaces and quotes
+UV := VIRTUAL_ENV=$(VENV) $(BIN)/uv
 
 # Which build of torch, in the lock's version: `lock` is PyPI's (CUDA on Linux), any other is a backend of uv, whose
 # wheels are on pytorch.org: TORCH=cpu, cu126, rocm7.2, xpu ... Without TORCH, the installed build stays.
@@ -46,7 +47,7 @@ FORCE:
 
 train: setup  ## train, with overrides: make train ARGS="model=alexnet trainer=ddp"
 	@$(BIN)/python train.py $(ARGS)
-	@test "$$VIRTUAL_ENV" = "$(CURDIR)/$(VENV)" || echo "first:       source $(VENV)/bin/activate"
+	@test "$$VIRTUAL_ENV" -ef $(VENV) || echo "first:       source $(VENV)/bin/activate"
 
 test: setup  ## run the whole test suite; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)

@@ -108,7 +108,9 @@ def clean_env(more: dict[str, str] | None = None) -> dict[str, str]:
     """The environment without W&B's settings; an empty value in `more` takes a variable away."""
     ours = ("WANDB_", "HYDRA_", "COLUMNS")  # the last is set by pytest-xdist
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    clean |= {"NETRC": "/nonexistent", "WANDB_MODE": "offline", "PYTHONFAULTHANDLER": "1"} | (more or {})
+    clean |= {"NETRC": "/nonexistent", "PWD": str(ROOT), "WANDB_MODE": "offline", "PYTHONFAULTHANDLER": "1"} | (
+        more or {}
+    )
     return {k: v for k, v in clean.items() if v}
 
 

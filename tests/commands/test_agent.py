@@ -165,7 +165,7 @@ def test_an_agent_is_known_by_its_sweep_and_its_run(monkeypatch: pytest.MonkeyPa
         (["-m", "seed=1,2"], True, "-m: a run of a W&B agent is one run"),
         (["logger=csv"], True, "a run of a W&B agent without W&B: the sweep would never receive val/acc1"),
         (["logger.wandb.mode=offline"], True, "a run of a W&B agent with logger.wandb.mode=offline"),
-        (["data={'class_names': 5}", "logger.wandb.mode=auto"], True, "error: `data.class_names=5` must be "),
+        (["data={'class_names': 5}", "logger.wandb.mode=auto"], True, "error: data.class_names=5 is not a file"),
     ],
 )
 def test_what_an_agent_cannot_run_is_refused(

@@ -1,5 +1,6 @@
 """The command line: help, composed configs, values that Hydra's grammar cannot read, how a command ends."""
 
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from alexlab.commands import cli
 from alexlab.commands.cli import COMMANDS, to_overrides
 from alexlab.engine.config import flat
+from alexlab.engine.errors import UserError
 from alexlab.engine.schema import TrainConfig, describe
 from alexlab.engine.validation import FILLED_IN
 
@@ -87,11 +89,11 @@ def value_of(*words: str, command: str = "train") -> object:
     return OverridesParser.create().parse_override(text).value()
 
 
-@pytest.mark.parametrize("key", ["data.root", "run", "+my.note"])
+@pytest.mark.parametrize("key", ["data.root", "hydra.run.dir", "+my.note"])
 @pytest.mark.parametrize(
     "value",
     ["/a b/c", "/a[1]", "[a", "/a=b", "/a(1)", "/a{b}", "/ü/ñ/图", "/a'b", '/a"b', "/a:b", "a@b", "/a#b", "back\\slash",
-     "/100%", "/a&b", "/a;b"],
+     "/100%", "/a&b", "/a;b", "it's", "/end\\"],
 )  # fmt: skip
 def test_a_value_that_hydras_grammar_cannot_read_is_a_text(key: str, value: str) -> None:
     assert value_of(f"{key}={value}") == value
@@ -100,13 +102,11 @@ def test_a_value_that_hydras_grammar_cannot_read_is_a_text(key: str, value: str)
 @pytest.mark.parametrize(
     ("word", "read"),
     [
-        ("run=26_20", "26_20"),
         ("init_from=1e5", "1e5"),
         ("resume=2026", "2026"),
         ("from_run=007", "007"),
-        ("runs=[1,2.50,x]", ["1", "2.50", "x"]),
-        ("runs='26_20'", "26_20"),
-        ("run=latest", "latest"),
+        ("paths.logs='26_20'", "26_20"),
+        ("from_run=latest", "latest"),
         ("seed=26_20", 2620),
         ("optimizer.betas=[0.9,0.99]", [0.9, 0.99]),
         ("optimizer.lr=1e-3", 0.001),
@@ -114,21 +114,164 @@ def test_a_value_that_hydras_grammar_cannot_read_is_a_text(key: str, value: str)
         ("data.root=null", None),
         ("data.root=", ""),
         ("data.root=~/x", str(Path.home() / "x")),
-        ("where=optimizer.lr<0.1 and model.name=alexnet", "optimizer.lr<0.1 and model.name=alexnet"),
-        ("where=seed=1", "seed=1"),
-        ("where='a=\"b\"'", 'a="b"'),
+        ("data.root=a,b", "a,b"),
+        ("data.root=[a]", "[a]"),
+        ("hydra.run.dir=logs/${now:%Y-%m-%d}/${seed}", "logs/${now:%Y-%m-%d}/${seed}"),
     ],
 )
 def test_runs_named_by_digits_and_conditions_are_texts_and_numbers_stay_numbers(word: str, read: object) -> None:
     assert value_of(word) == read
 
 
+TEXTS = ["2025_01_05", "2024", "1e3", "007", "1.50", "on", "true", "inf", "nan", "2026-01-02", "choice(1)", " x", "a b"]
+
+
+@pytest.mark.parametrize("value", TEXTS)
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("train", "data.root data.class_names data.file paths.logs paths.data model.name ckpt_path init_from resume"),
+        ("train", "hydra.run.dir hydra.sweep.dir hydra.sweep.subdir hydra.job.name hydra.sweeper.study_name"),
+        ("train", "hydra.sweeper.storage from_run monitor trainer.max_time logger.wandb.group +logger.wandb.name"),
+        ("predict", "run ckpt images out"),
+        ("compare", "runs where sort out"),
+        ("dashboard", "project entity name metric"),
+    ],
+)  # fmt: skip
+def test_a_text_stays_the_text_that_was_typed(command: str, keys: str, value: str) -> None:
+    for key in keys.split():
+        assert value_of(f"{key}={value}", command=command) == value, key
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "read"),
+    [
+        ("train", "logger.wandb.name=null", None),
+        ("train", "hydra.sweeper.storage=null", None),
+        ("train", "paths.logs=null", "null"),
+        ("train", "logger.wandb.tags=[2025_01_05,on,'a,b']", ["2025_01_05", "on", "a,b"]),
+        ("train", "allow=[mypkg]", ["mypkg"]),
+        ("train", "data.cache=null", None),
+        ("train", "callbacks.progress=on", "on"),
+        ("compare", "runs=[1,2.50,a[1],x]", ["1", "2.50", "a[1]", "x"]),
+        ("compare", "where=optimizer.lr<0.1 and model.name=alexnet", "optimizer.lr<0.1 and model.name=alexnet"),
+        ("compare", "where=seed=1", "seed=1"),
+        ("compare", "where='a=\"b\"'", 'a="b"'),
+    ],
+)
+def test_null_lists_and_conditions(command: str, word: str, read: object) -> None:
+    assert value_of(word, command=command) == read
+
+
+@pytest.mark.parametrize(
+    ("word", "jobs"),
+    [
+        ("data.root=2024,2025_01_05,/a", ["'2024'", "'2025_01_05'", "/a"]),
+        ("data.root=choice(2024,/ü[1])", ["'2024'", "'/ü[1]'"]),
+        ("data.root='a,b',c", ["'a,b'", "c"]),
+        ("logger.wandb.name=null,1e3", ["null", "'1e3'"]),
+        ("optimizer.lr=1e-3,0.1", ["0.001", "0.1"]),
+        ("hydra.sweep.dir=a,b", None),
+        ("data.root=/a(1)", None),
+    ],
+)
+def test_a_comma_separates_the_jobs_of_a_sweep(word: str, jobs: list[str] | None) -> None:
+    flag, text = to_overrides([word, "-m"], COMMANDS["train"])
+    override = OverridesParser.create().parse_override(text)
+    assert flag == "-m"
+    assert (list(override.sweep_string_iterator()) if override.is_sweep_override() else None) == jobs
+    assert jobs is not None or override.value() == word.partition("=")[2]
+
+
+def test_flags_may_be_anywhere_on_the_line() -> None:
+    words = ["seed=1", "--config-dir", "x y", "data=demo", "--cfg", "job", "--resolve"]
+    flags = ["--config-dir=" + str(Path.cwd() / "x y"), "--cfg", "job", "--resolve"]
+    assert to_overrides(words, COMMANDS["train"]) == [*flags, "seed=1", "data=demo"]
+    assert to_overrides(["seed=1", "-c", "job", "-cd=/x"], COMMANDS["train"])[:2] == ["-c", "job"]
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        (["run=my", "run", "[1]", "ckpt=last"], "'run=my run [1]'"),
+        (["-m", "optimizer.lr=0.1,", "0.2"], "optimizer.lr=0.1,0.2"),
+        (["data.image_size=[64,", "64]"], "'data.image_size=[64,64]'"),
+    ],
+)
+def test_a_value_that_the_shell_has_divided_is_answered_with_the_words_to_type(words: list[str], whole: str) -> None:
+    with pytest.raises(UserError, match="settings are written key=value") as refused:
+        to_overrides(words, COMMANDS["train"])
+    assert str(refused.value).endswith(f"write {whole}.")
+
+
+def test_keys_that_the_options_do_not_set_get_a_plus_if_their_class_takes_them() -> None:
+    words = [
+        "-m",
+        "optimizer=adamw,sgd",
+        "optimizer.eps=1e-8",
+        "trainer.max_time=00:00:01:00",
+        "model.net.hidden=[9,9]",
+    ]
+    words += ["scheduler=onecycle", "scheduler.three_phase=true", "trainer.val_check_interval=2", "data.classes=[a]"]
+    others = ["optimizer.lr=1", "optimizer.momentum=0.9", "optimizer.epss=1", "my.x=1", "trainer.plugins=x", "~seed"]
+    added = cli.with_added_keys([*words, *others], COMMANDS["train"])
+    changed = [
+        "optimizer.eps",
+        "trainer.max_time",
+        "model.net.hidden",
+        "scheduler.three_phase",
+        "trainer.val_check_interval",
+    ]
+    assert [word for word in added if word.startswith("+")] == [
+        f"+{word}" for word in words if word.partition("=")[0] in changed
+    ]
+    assert [word.lstrip("+") for word in added] == [*words, *others]
+    assert (
+        cli.with_added_keys(["scheduler=cosine", "scheduler.gamma=0.5"], COMMANDS["train"])[1] == "scheduler.gamma=0.5"
+    )
+
+
+def test_a_key_that_is_not_in_conf_works_without_a_plus(tmp_path: Path) -> None:
+    words = ["data=demo", "logger=csv", "trainer.max_time=00:00:01:00", "model.net.hidden=[9,9]", "--cfg", "job"]
+    done = command("train.py", *words, f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "max_time: 00:00:01:00" in done.stdout
+    assert re.search(r"hidden:\n +- 9\n +- 9\n", done.stdout)
+
+
+def test_deleted_keys_of_closed_groups_have_the_default_of_the_schema() -> None:
+    for key, value in {"resume": False, "checkpoint": 15, "trainer": None}.items():
+        names = {"resume": "allow_changes", "checkpoint": "every_minutes", "trainer": "precision"}
+        deleted = f"~{key}" if key != "trainer" else "~trainer.precision"
+        assert composed(deleted)[key][names[key]] == (value if key != "trainer" else "auto")
+    assert "momentum" not in composed("~optimizer.momentum")["optimizer"], "the class must not get it"
+
+
+def test_with_another_working_directory_files_are_those_of_the_user(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = os.path.relpath(shapes, ROOT)
+    words = [*TINY, "data=folder", f"data.root={root}", "hydra.job.chdir=true", f"hydra.run.dir={tmp_path}/run"]
+    done = command("train.py", *words, "dry_run=true")
+    assert f"data                       {shapes}, " in done.stdout, done.stderr
+    (tmp_path / "best.ckpt").touch()
+    plain = {"init_from": "best.ckpt", "run": "latest", "paths": {"logs": "logs"}, "out": "table.csv"}
+    cli.find_from(tmp_path, plain)
+    named = {"init_from": f"{tmp_path}/best.ckpt", "run": "latest", "paths": {"logs": f"{tmp_path}/logs"}}
+    assert plain == {**named, "out": "table.csv"}
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UserError, match="the working directory was removed: cd to another one"):
+        cli.check_working_directory()
+
+
 def test_resume_is_a_short_form_and_flags_come_first() -> None:
     train = COMMANDS["train"]
     assert to_overrides(["resume=latest"], train) == ["resume.run=latest"]
     assert to_overrides(["resume.allow_changes=true"], train) == ["resume.allow_changes=true"]
-    assert to_overrides(["seed=1,2", "--multirun"], train) == ["-m", "seed=1,2"]
-    assert to_overrides(["seed=1,2", "--config-dir", "x y", "-m"], train) == ["-m", "--config-dir=x y", "seed=1,2"]
+    assert to_overrides(["seed=1,2", "--multirun"], train) == ["--multirun", "seed=1,2"]
 
 
 def test_ctrl_c_ends_the_imports_at_once() -> None:

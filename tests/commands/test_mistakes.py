@@ -33,13 +33,23 @@ def assert_no_run(folder: Path) -> None:
         # keys
         (
             ["optimizer.lrr=1"],
-            "`optimizer.lrr=1`: there is no such key. Did you mean `optimizer.lr`? `+optimizer.lrr=1",
+            "`optimizer.lrr=1`: there is no such key. Did you mean `optimizer.lr`? torch.optim.SGD takes ",
         ),
         (
             ["optimizer=adamw", "optimizer.momentum=0.9"],
             "`optimizer.momentum=0.9`: there is no such key. optimizer=adamw has lr, betas, weight_dec",
         ),
-        (["scheduler.gamma=0.5"], "scheduler=cosine has name, unit, warmup, min_factor. `+scheduler.gamma=0.5` adds"),
+        (["scheduler.gamma=0.5"], "scheduler=cosine has name, unit, warmup, min_factor. `python train.py --help`"),
+        (["+scheduler.gamma=0.5"], "has no effect with scheduler.name=cosine, which has name, unit, warmup, min_fact"),
+        (["optimizer=adamw", "optimizer.epss=1"], "Did you mean `optimizer.eps`? torch.optim.AdamW takes amsgrad, "),
+        (["model.net.hiden=[9,9]"], "Did you mean `model.net.hidden`? alexlab.models.alexnet.AlexNet takes ceil_mode,"),
+        (["trainer.max_tme=1"], "there is no such key. Did you mean `trainer.max_time`?"),
+        (["trainer.enable_progress_bar=false"], "is not available: choose with callbacks.progress=rich, plain or none"),
+        (["+trainer.plugins=[]"], "`trainer.plugins=[]` is not available: choose with trainer.precision and"),
+        (["~logger"], "`logger` is missing: choose an option by its name, such as logger=csv."),
+        (["~ckpt_path"], "`~ckpt_path`: the key is null, which is as if it were deleted: remove the override."),
+        (["~model.in_channels"], "another setting refers to model.in_channels: set it instead of deleting it."),
+        (["~hydra.run"], "`~hydra.run`: settings of Hydra cannot be deleted: set them, as in hydra.run.dir=PATH."),
         (["batch_size=1"], "`batch_size=1`: there is no such key. Did you mean `data.batch_size`?"),
         (["modle=alexnet"], "`modle=alexnet`: there is no such key. Did you mean `model`?"),
         (["~optimizer.momentun"], "there is no such key. Did you mean `~optimizer.momentum`?"),
@@ -50,6 +60,10 @@ def assert_no_run(folder: Path) -> None:
         (["+foo=1", "+data.size=3"], "2 values of the config are wrong:\n  `data.size=3`: there is no such key."),
         # options
         (["trainer=dpp"], "`trainer=dpp`: there is no such option. Did you mean `trainer=ddp`? The options are auto, "),
+        (["model=torchvision/resnet18"], "no such option. Write model=torchvision model.name=resnet18."),
+        (["-m", "hydra/launcher=joblib"], "plugin of Hydra that is not installed: pip install hydra-joblib-launcher."),
+        (["hydra/launcher=qq"], "`hydra/launcher=qq`: there is no such option.\n"),
+        (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "all jobs: each would write over the results of the others: give"),
         (["model=resnet18"], "Networks of torchvision and timm: model=torchvision model.name=resnet18."),
         (["logger=null"], "`logger=null`: choose an option by its name: all, csv, mlflow, none, "),
         (["+sweep=seeds"], "Multiple values for sweep. To override a value use 'override sweep: seeds'"),
@@ -70,6 +84,7 @@ def assert_no_run(folder: Path) -> None:
         (["--weight-decay=1e-3"], "as in optimizer.weight_decay=1e-3.\n"),
         (["--data", "/x"], "as in data=folder data.root=/x.\n"),
         (["--sunshine"], "as in optimizer.lr=0.01 (there is no key sunshine).\n"),
+        (["seed=1", "--cfg", "job", "-m"], "--cfg and -m: only one of them is possible at once: remove the others."),
         (["--config-dir", "/nowhere"], "'/nowhere' not found"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -90,6 +105,7 @@ def test_an_override_of_train_is_refused(words: list[str], part: str, tmp_path: 
         ),
         (["eval.py", "run=x", "checkpoint=best"], "`checkpoint=best`: there is no such key."),
         (["eval.py", "run=x", "trainer=cpu"], "has no options of trainer. Set one of its keys: accelerator, precision"),
+        (["predict", "-m", "run=x", "images=a,b"], "all jobs: each would write over the results of the others: give"),
         (["compare", "srot=val/loss"], "Did you mean `sort`? `alexlab compare --help` lists all."),
         (["dashboard", "~dashboard.sections.picture"], "Did you mean `~dashboard.sections.pictures`?"),
     ],
@@ -169,10 +185,13 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
         ),
         (["model=mynt"], ["`model=mynt`: there is no such option. Did you mean `model=mynet`?"]),
         (
-            ["model=mynet", "model.net.dropout=0.5"],
-            ["there is no such key. model=mynet has width. `+model.net.dropout=0.5` adds it."],
+            ["model=mynet", "model.net.dropot=0.5"],
+            ["there is no such key. Did you mean `model.net.dropout`? alexlab.models.alexnet.AlexNet takes ceil_mode,"],
         ),
-        (["model=plain", "model.net.dropout=0.5"], ["model=plain has no keys. `+model.net.dropout=0.5` adds it."]),
+        (
+            ["model=plain", "model.net.dropout=0.5"],
+            ["_target_=alexlab.models.mynet.MyNet: alexlab.models contains no"],
+        ),
     ],
     ids=lambda value: value[0],
 )
@@ -250,9 +269,12 @@ def test_a_directory_with_a_run_is_refused(shapes: Path, tmp_path: Path) -> None
     [
         (OSError(28, "No space left on device", "/full"), "/full: no space is left on that disk: free some"),
         (PermissionError(13, "Permission denied", "/locked"), "/locked: permission denied"),
+        (OSError(36, "File name too long", "/ddd"), "/ddd: that name is too long: choose a shorter one"),
+        (FileExistsError(17, "File exists", "/file"), "/file: that is a file, and a folder is needed"),
+        (NotADirectoryError(20, "Not a directory", "/file/x"), "/file/x: that is below a file, and a folder is needed"),
         (OSError(30, "Read-only file system", "/cdrom"), "/cdrom: that file system is read-only"),
     ],
-    ids=["full", "locked", "read-only"],
+    ids=["full", "locked", "too long", "file", "below a file", "read-only"],
 )
 def test_errors_of_the_disk_are_answered_without_a_traceback(
     error: OSError, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path

@@ -65,9 +65,12 @@ def test_debug_settings_fit_the_demo(path: Path) -> None:
     [
         ("data.batch_size=9", 2, 640, r"data.batch_size=9` .*does not divide by 2 devices: choose .*=8 or 10"),
         ("seed=0", 2, 51, r"data.batch_size=64` is larger than the 51 training images: choose .*=50 or"),
+        ("seed=0", 2, 1, r"is larger than the 1 training image: choose"),
+        ("+trainer.val_check_interval=9", 1, 512, r"val_check_interval=9` is more than the 8 batches of an epoch"),
+        ("+trainer.val_check_interval=2", 1, 64, r"=2` is more than the 1 batch of an epoch: choose 1"),
         ("trainer.accumulate_grad_batches=9", 1, 512, r"=9` is more than the 8 batches of an epoch: choose 8"),
         ("trainer.limit_val_batches=0.5", 1, 640,
-         r"trainer.limit_val_batches=0.5` of 1 batches is less than one: .*limit_val_batches=1\)"),
+         r"trainer.limit_val_batches=0.5` of 1 batch is less than one: .*limit_val_batches=1\)"),
     ],
 )  # fmt: skip
 def test_batches_that_do_not_fit_are_refused(override: str, devices: int, train: int, message: str) -> None:

@@ -190,7 +190,7 @@ def test_names_in_no_encoding_from_training_to_prediction(shapes: Path, tmp_path
 def test_jobs_of_a_sweep_do_not_write_one_file(run_dir: Path, shapes: Path, tmp_path: Path) -> None:
     words = ["-m", "run=one", f"paths.logs={run_dir.parents[2]}", f"images={shapes / 'test'},{shapes / 'val'}"]
     done = command("predict", *words)
-    assert (done.returncode, "would write over the result of an earlier job" in done.stderr) == (2, True)
+    assert (done.returncode, "each would write over the results of the others" in done.stderr) == (2, True)
     done = command("predict", *words, f"out={tmp_path}/${{hydra:job.num}}.csv")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.glob("*.csv")} == {"0.csv", "1.csv"}

@@ -446,8 +446,8 @@ def test_a_dry_run_of_a_study_leaves_no_file(shapes: Path, tmp_path: Path) -> No
     done = command(*command_line(shapes, tmp_path, "dry_run=true"))
     assert done.returncode == 0, done.stderr
     assert "dry_run=true shows the first trial alone" in done.stdout
-    done = command(*command_line(shapes, tmp_path, "dry_run=true", "data.class_names=5", "sweep.keep_going=true"))
+    done = command(*command_line(shapes, tmp_path, "dry_run=true", "data.num_classes=1", "sweep.keep_going=true"))
     assert done.returncode == 2, done.stdout
-    assert "error: `data.class_names=5` must be " in done.stderr
+    assert "error: `data.num_classes=1` must be " in done.stderr
     assert "Traceback" not in done.stderr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

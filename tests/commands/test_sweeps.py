@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from alexlab.commands import sweep
 from alexlab.engine.errors import UserError
 from hydra_plugins.alexlab_sweepers import CheckedSweeper
 
@@ -80,7 +81,7 @@ def test_a_grid_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: P
         f"hydra.sweep.dir={tmp_path / 'sweep'}",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "2 job(s) of the sweep failed" in done.stderr
+    assert "2 jobs of the sweep failed" in done.stderr
     assert "`optimizer.lr=-1` must be above 0" in done.stderr
     for job in ("1", "3"):  # these failed before a rank existed
         assert summary_of(tmp_path / "sweep" / job)["status"] == "failed"
@@ -152,3 +153,11 @@ def test_a_dry_run_of_a_sweep_leaves_no_file(shapes: Path, tmp_path: Path) -> No
     assert done.returncode == 1, done.stderr
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"multirun.yaml"}
     assert (tmp_path / "sweep/multirun.yaml").read_text() == "mine"
+
+
+def test_jobs_write_to_places_of_their_own() -> None:
+    assert sweep.places_of({"run": "a", "out": None, "format": "onnx"}) == {"out": "a onnx"}
+    assert sweep.places_of({"run": "a", "crops": 10}) == {"run": "a 10"}
+    assert sweep.places_of({"run": "a", "out": "b.csv"}) == sweep.places_of({"run": "c", "out": "b.csv"})
+    assert sweep.places_of({"run_dir": "/x", "dry_run": False}) == {"hydra.sweep.subdir": "/x"}
+    assert sweep.places_of({"run_dir": "/x", "dry_run": True}) == {}

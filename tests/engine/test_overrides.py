@@ -1,6 +1,11 @@
 """Overrides of a command line, and nested dicts by dotted keys."""
 
+import shlex
+import subprocess
+from pathlib import Path
+
 import pytest
+from conftest import ROOT
 
 from alexlab.engine import overrides
 from alexlab.engine.errors import UserError
@@ -42,3 +47,27 @@ def test_keys_of_nested_dicts_are_read_set_and_removed() -> None:
 @pytest.mark.parametrize(("value", "text"), [(True, "true"), (None, "null"), (0.5, "0.5"), ("x", "x"), ([1], "[1]")])
 def test_values_are_shown_as_yaml_has_them(value: object, text: str) -> None:
     assert overrides.shown(value) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["my run [1]", "a=b, (c)", "it's #1", "$HOME `x` \\", "ü 图", '"q"', "a;b&|d", "~", "*"]
+)
+def test_a_printed_command_can_be_pasted_into_a_shell(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    printed = overrides.command_line("eval", f"run={name}", "ckpt=last")
+    assert shlex.split(printed) == ["python", "eval.py", f"run={name}", "ckpt=last"]
+    read = subprocess.run(["sh", "-c", f"printf '%s|' {printed}"], capture_output=True, text=True, check=True).stdout
+    assert read == f"python|eval.py|run={name}|ckpt=last|"
+
+
+def test_a_printed_command_works_where_the_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()  # of another project
+    assert overrides.command_line("train", "resume=x") == "alexlab train resume=x"
+    assert overrides.command_line("compare") == "alexlab compare"
+
+
+@pytest.mark.parametrize("text", ["a'b", "a\\", "a\\'", "\\\\'\\", "a,b [c] {d} (e) = #", "'", ""])
+def test_a_text_in_quotes_is_read_as_it_is(text: str) -> None:
+    (each,) = overrides.parse([f"key={overrides.in_quotes(text)}"])
+    assert each.value == text

@@ -44,6 +44,8 @@ def test_the_runs_config_counts_with_the_overrides_that_may_change(run_dir: Path
     assert (trainer["max_epochs"], trainer["timeout"], config["data"]["num_workers"]) == (9, 5, 3)
     assert trainer["precision"] == before["trainer"]["precision"], "only the given keys of a mapping change"
     assert config["model"] == before["model"]
+    moved = resumed(run_dir, "data.root=/moved").config["data"]["root"]
+    assert moved == "/moved", "the images have a fingerprint, which is compared later"
     assert (config["run_dir"], config["ckpt_path"]) == (str(run_dir), str(found.ckpt_path))
     assert config["overrides"] == [*WORDS, "trainer={max_epochs:9,timeout:5}", "data.num_workers=3"]
 

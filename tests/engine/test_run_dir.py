@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from alexlab.analysis import gallery
@@ -111,9 +112,12 @@ def test_only_rank_0_writes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_path_is_shown_relative_to_a_folder_above_it_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
     assert rundir.shown(tmp_path / "a/b") == "a/b"
     assert rundir.shown(tmp_path) == str(tmp_path), "as with hydra.job.chdir=true"
     assert rundir.shown(tmp_path.parent) == str(tmp_path.parent)
+    monkeypatch.setenv("PWD", str(ROOT))
+    assert rundir.shown(tmp_path / "a/b") == f"{tmp_path}/a/b", "the user's shell is elsewhere"
 
 
 def test_the_log_has_any_name(

@@ -460,3 +460,12 @@ def test_nested_objects_are_built_and_refused_values_are_named() -> None:
     nested = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.getcwd"}]}
     with pytest.raises(UserError, match=r"_target_=os.getcwd is not allowed"):
         build(nested)
+
+
+def test_an_argument_that_a_class_does_not_take_is_answered_with_the_nearest() -> None:
+    name = "alexlab.models.alexnet.AlexNet"
+    assert targets.takes(targets.locate(name), "hidden")
+    assert not targets.takes(targets.locate(name), "hiden")
+    assert targets.takes(lambda **more: None, "any")
+    with pytest.raises(UserError, match=r"'hiden'. Did you mean hidden\?$"):
+        targets.build_network({"_target_": name, "hiden": [9, 9]}, num_classes=2)

@@ -66,3 +66,20 @@ def test_a_later_make_keeps_the_build_and_another_one_replaces_it(project: Path)
     assert "--torch-backend=cpu" in installs(project, "setup")[1], "a new lock, the same build"
     stamp.write_text("")  # as older versions wrote it
     assert installs(project, "setup", "TORCH=lock") == []
+
+
+def test_the_path_of_the_clone_may_have_spaces_and_any_letters(tmp_path: Path) -> None:
+    folder = tmp_path / "my clone, ü 图 'it' $x"
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("python", "uv"):  # which record their calls
+        tool = folder / ".venv/bin" / name
+        tool.write_text(f'#!/bin/sh\necho "{name} $VIRTUAL_ENV $*" >> calls\n')
+        tool.chmod(0o755)
+    done = subprocess.run(["make", "train", "PYTHON=true"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    calls = (folder / "calls").read_text().splitlines()
+    assert [call.split()[:2] for call in calls[:2]] == [["uv", ".venv"], ["uv", ".venv"]]
+    assert calls[-1].endswith("train.py")
+    assert "source .venv/bin/activate" in done.stdout

@@ -54,6 +54,7 @@ from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.config import look_up
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.errors import UserError
+from alexlab.engine.overrides import command_line
 from alexlab.engine.schema import OWN_TRAINER_KEYS, TrainConfig, mode_of
 from alexlab.engine.text import printable, shorten
 from alexlab.loggers.csv_logger import CsvLogger
@@ -563,7 +564,9 @@ def build_callbacks(
 
     # stopping, checkpoints, NaN
     preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
-    nan_guard = NanGuard(config.on_nan, folder / checkpoint_io.LAST, f"python train.py resume={run_dirs.shown(path)}")
+    nan_guard = NanGuard(
+        config.on_nan, folder / checkpoint_io.LAST, command_line("train", f"resume={run_dirs.shown(path)}")
+    )
     every = config.checkpoint.every_n_steps, config.checkpoint.every_minutes
     is_own = resume.is_own(config.ckpt_path, path)
     checkpointing = Checkpointing(folder, preemption, nan_guard, *every, plan.steps_per_epoch, is_own)

@@ -10,7 +10,7 @@ from alexlab.data.fingerprint import changed_splits
 from alexlab.data.sources import Data
 from alexlab.engine import checkpoint_io
 from alexlab.engine.config import flat
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.engine.overrides import shown
 from alexlab.engine.resume import FIXED
 from alexlab.engine.run_dir import read_summary
@@ -58,16 +58,16 @@ def check_ckpt(path: Path, config: TrainConfig, net: nn.Module, data: Data, plan
     epochs, done = position["epochs"], checkpoint["global_step"]
     if position["steps_per_epoch"] != plan.steps_per_epoch:
         raise UserError(
-            f"{named} has done {done} steps in epochs of {position['steps_per_epoch']} steps. An epoch has "
-            f"{plan.steps_per_epoch} now, which does not fit the schedule: set the same trainer.limit_train_batches "
-            "and trainer.overfit_batches."
+            f"{named} has done {counted(done, 'step')} in epochs of {counted(position['steps_per_epoch'], 'step')}. An "
+            f"epoch has {plan.steps_per_epoch} now, which does not fit the schedule: set the same "
+            "trainer.limit_train_batches and trainer.overfit_batches."
         )
     # the test of a run that was stopped may still be missing
     may_end = resumes and read_summary(run_dir).get("status") != "finished"
     if plan.steps < done or (plan.steps == done and not may_end):
         raise UserError(
-            f"{named} has done {epochs} epochs ({done} steps), and this run would end after {plan.steps} steps: set a "
-            f"trainer.max_epochs above {epochs}."
+            f"{named} has done {counted(epochs, 'epoch')} ({counted(done, 'step')}), and this run would end after "
+            f"{counted(plan.steps, 'step')}: set a trainer.max_epochs above {epochs}."
         )
     return done
 

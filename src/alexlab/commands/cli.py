@@ -6,8 +6,10 @@ Lightning imported, so that `--help` and answers to most mistakes take half a se
 
 import difflib
 import importlib
+import itertools
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -19,6 +21,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,12 +30,25 @@ from alexlab.commands import sweep
 from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
-from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
-from alexlab.engine.overrides import has, key_of
+from alexlab.engine.errors import RunFailedError, UserError, counted, mistake, short_traceback
+from alexlab.engine.overrides import command_line, get, has, in_quotes, key_of, put, split_list
 from alexlab.engine.process import complete_environment, importing, leave
+from alexlab.engine.run_dir import shown as shown_path
+from alexlab.engine.schema import fields_of
 from alexlab.engine.sweeps import agent
 from alexlab.engine.text import printable
-from alexlab.engine.validation import FILLED_IN, REPLACED, group_at, nearest, shown, validate, value_at
+from alexlab.engine.validation import (
+    FILLED_IN,
+    REPLACED,
+    group_at,
+    keys_of_schedule,
+    nearest,
+    reset,
+    shown,
+    takes_text,
+    validate,
+    value_at,
+)
 
 
 @dataclass(frozen=True)
@@ -91,13 +107,23 @@ def run(name: str) -> None:
     jobs = Jobs(command)
     register_resolvers("")
     try:
+        check_working_directory()
         words = to_overrides(words, command)
         if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
             print(help_of(command, words))
         else:
             register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words))
-            sys.argv[1:] = words
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)()
+            start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)
+            try:
+                sys.argv[1:] = words
+                start()
+            except HydraException:  # before the first job
+                before, words = words, with_added_keys(words, command)
+                if words == before:
+                    raise
+                GlobalHydra.instance().clear()
+                sys.argv[1:] = words
+                start()
             jobs.finish_sweep()
         sys.stdout.flush()
     except BaseException as error:
@@ -109,6 +135,13 @@ def run(name: str) -> None:
         leave(code)
     if code:
         sys.exit(code)
+
+
+def check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory was removed: cd to another one.") from None
 
 
 def _report(error: Any, command: Command, words: list[str], mask: Callable[[str], str]) -> int:
@@ -154,7 +187,6 @@ class Jobs:
     # of a sweep
     failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
     folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
-    outputs: list[Plain] = field(default_factory=list)  # what names the file that a job of eval or predict writes
     monitor: str = "val/acc1"
 
     def run(self, composed: DictConfig) -> Any:
@@ -188,7 +220,6 @@ class Jobs:
         print(printable(f"job {number}: {overrides}"), flush=True)
         try:
             config = self._check(composed, hydra_config)
-            self._check_output(config)
             result = self.command.load()(config)
             if result is None and "study_name" in hydra_config.sweeper and not is_dry:
                 raise UserError(f"Nothing to optimize: the job has not measured `monitor={config.monitor}`.")
@@ -211,16 +242,6 @@ class Jobs:
         finally:
             sweep.remove_empty(run_dir, folder.parent if is_dry else folder)
 
-    def _check_output(self, config: Any) -> None:
-        """Raise UserError if an earlier job of the sweep has written the file that this job would write."""
-        if self.command.name not in ("eval", "predict", "export", "figures", "prepare"):
-            return
-        output = {key: getattr(config, key, None) for key in ("run", "out", "crops", "format")}
-        if output in self.outputs:
-            hint = "add out='${hydra:job.num}.csv', for example" if hasattr(config, "out") else "start one at a time"
-            raise UserError(f"This job would write over the result of an earlier job of the sweep: {hint}.")
-        self.outputs.append(output)
-
     def finish_sweep(self) -> None:
         """Print the table of a sweep's jobs.
 
@@ -232,9 +253,13 @@ class Jobs:
 
             width = shutil.get_terminal_size((160, 24)).columns
             print("\n".join(sweep_table(Path(folder), self.monitor, width)))
-            print(printable(f"compare its jobs: alexlab compare runs={folder}"), flush=True)
+            print(
+                "compare its jobs:", command_line("compare", f"runs={shown_path(Path(folder).absolute())}"), flush=True
+            )
         if self.failed:
-            raise RunFailedError(f"{len(self.failed)} job(s) of the sweep failed:\n  " + "\n  ".join(self.failed), 1)
+            raise RunFailedError(
+                f"{counted(len(self.failed), 'job')} of the sweep failed:\n  " + "\n  ".join(self.failed), 1
+            )
 
 
 def _check_start(config: Any, hydra_config: Any) -> None:
@@ -286,41 +311,59 @@ FLAGS = re.compile(
     "|experimental-rerun)(=.*)?"
 )
 CONFIG_DIR = "--config-dir="
-NAMES_A_RUN = ("run", "runs", "from_run", "resume.run", "init_from")
-# Names such as 26_20, 1e5 and 1.50: Hydra would read them as numbers, and no run has the name of that number.
-NUMBER = r"(?i)(^\[?\s*|,\s*)(\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)(?=\s*(?:,|\]?$))"
+# Flags that are followed by a value
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
 
 
 def to_overrides(argv: list[str], command: Command) -> list[str]:
     """Turn a command line into overrides that Hydra's grammar reads as they are meant.
 
-    `resume=X` becomes `resume.run=X`, and `--config-dir DIR` becomes `--config-dir=DIR`. Quotes are added to `where=`
-    (in which Hydra reads = and < differently), to names of runs that look like numbers, and to values that Hydra cannot
-    parse. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's values. -m and
-    --config-dir are put first.
+    `resume=X` becomes `resume.run=X`, and `--config-dir DIR` becomes `--config-dir=PATH`. The values of keys that are
+    texts in the schema stay the texts that were typed: they are quoted if Hydra would read them as something else, such
+    as `26_20` as a number. With -m, a comma still separates the values of several jobs. Other values are quoted if
+    Hydra cannot parse them. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's
+    values. Flags are put first, because argparse reads none between overrides.
 
     Raises:
-        UserError: an option in another program's form (--lr 0.1), or a sweep under torchrun or srun.
+        UserError: an option in another program's form (--lr 0.1), a value that the shell has divided, or a sweep under
+            torchrun or srun.
     """
-    words = list(argv)
-    for number in range(len(words) - 2, -1, -1):  # one word, so that words can be moved one by one
-        if words[number] in ("--config-dir", "-cd"):
-            words[number : number + 2] = [CONFIG_DIR + words[number + 1]]
-    words.sort(key=lambda word: not word.startswith(CONFIG_DIR))  # argparse reads no flag between overrides
-    for number, word in enumerate(words):
-        if word.startswith("--") and not FLAGS.fullmatch(word):
-            meant = _as_ours(word, words[number + 1 :], command)
+    flags, words = list[str](), list[str]()
+    rest = iter(argv)
+    for number, word in enumerate(rest):
+        if word in ("--config-dir", "-cd") or word.startswith(CONFIG_DIR):
+            name = word.partition("=")[2] or next(rest, "")
+            flags.append(CONFIG_DIR + configs.absolute(name))
+        elif word.startswith("--") and not FLAGS.fullmatch(word):
+            meant = _as_ours(word, argv[number + 1 :], command)
             raise UserError(f"{word}: settings are written key=value, as in {meant}.")
+        elif word.startswith("-"):
+            flags += [word, *([value] if word in WITH_VALUE and (value := next(rest, "")) else [])]
+        else:
+            words.append(word)
+    for number, word in enumerate(words[1:], 1):
+        before = words[number - 1]
+        if "=" in before and "=" not in word and not word.startswith("~"):
+            others = itertools.takewhile(lambda each: "=" not in each, words[number:])
+            whole = ("" if before.endswith(",") else " ").join([before, *others])
+            raise UserError(
+                f"`{word}`: settings are written key=value. If it belongs to `{before}`, write {shlex.quote(whole)}."
+            )
     if any(word.lstrip("+") == "sweep=wandb" for word in words):
         raise UserError("sweep=wandb is for W&B's agents: `wandb sweep conf/sweep/wandb.yaml` prints how to start one.")
-    words = sweep.agent_overrides(words) if agent() is not None else words
+    if deleted := [word for word in words if re.match(r"~hydra\b", word)]:
+        raise UserError(f"`{deleted[0]}`: settings of Hydra cannot be deleted: set them, as in hydra.run.dir=PATH.")
+    modes = [flag for flag in flags if re.match(r"-[mrci]$|--(multi)?run$|--(cfg|info)\b", flag)]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)}: only one of them is possible at once: remove the others.")
+    is_sweep = bool({"-m", "--multirun"} & {*flags}) or "hydra.mode=MULTIRUN" in words
+    words = sweep.agent_overrides([*flags, *words])[len(flags) :] if agent() is not None else words
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
-    words = [re.sub(r"([=,\[])~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
-    words = [_quoted(word) for word in words]
-    flags = {"-m", "--multirun"} & {*words}
-    if flags and launcher.external():
+    words = [re.sub(r"(^[^=]*=\[?|,)~(?=/)", lambda m: m[1] + str(Path.home()), word) for word in words]
+    words = [_as_typed(word, command, is_sweep) for word in words]
+    if is_sweep and launcher.external():
         raise UserError("A sweep starts the ranks of each of its jobs itself: run it without torchrun or srun.")
-    return ["-m", *(word for word in words if word not in flags)] if flags else words
+    return [*flags, *words]
 
 
 def folders_of(words: list[str]) -> list[Path]:
@@ -328,31 +371,42 @@ def folders_of(words: list[str]) -> list[Path]:
     return [CONF, *(Path(word.removeprefix(CONFIG_DIR)).resolve() for word in words if word.startswith(CONFIG_DIR))]
 
 
-def _quoted(word: str) -> str:
+def _as_typed(word: str, command: Command, is_sweep: bool) -> str:
+    """Return an override in which Hydra reads the value as it was typed, see `to_overrides`."""
     key, sign, text = word.partition("=")
-    if not sign or key.startswith("-"):
+    if not sign or key.startswith("~"):
         return word
-    if key in NAMES_A_RUN:
-        text = re.sub(NUMBER, r"\1'\2'", text)
-    is_quoted = text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1
-    if text in ("", "null") or is_quoted or (key != "where" and _is_readable(f"{key}={text}")):
-        return f"{key}={text}"
-    return f"{key}={_in_quotes(text)}"
+    kinds = takes_text(command.model, key.lstrip("+"))
+    if kinds:
+        return f"{key}={_text(text, kinds, is_sweep and not key.startswith('hydra.'))}"
+    return word if _read(text) is not UNREADABLE else f"{key}={in_quotes(text)}"
 
 
-def _in_quotes(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+def _text(text: str, kinds: set[type], is_sweep: bool = False) -> str:
+    """Return a text in Hydra's grammar. `kinds` says whether null and lists in brackets are meant as such."""
+    if is_sweep and (call := re.fullmatch(r"choice\((.*)\)", text)):
+        text = call[1]  # whose jobs would lose their quotes
+    if is_sweep and len(parts := split_list(text)) > 1:
+        return ",".join(_text(part, kinds) for part in parts)
+    if list in kinds and text[:1] == "[" and text[-1:] == "]":
+        return f"[{','.join(_text(part, {str}) for part in split_list(text[1:-1]))}]"
+    value = _read(text)
+    is_meant = isinstance(value, str) and text == text.strip()
+    is_meant |= (value is None and type(None) in kinds) or (is_sweep and isinstance(value, Sweep)) or str not in kinds
+    return text if is_meant else in_quotes(text)
 
 
-def _is_readable(word: str) -> bool:
-    if re.fullmatch(r"[\w.+~@/-]+=[\w./:+-]*", word, re.ASCII):  # saves the time of the parser
-        return True
+UNREADABLE = object()
+
+
+def _read(text: str) -> Any:
+    """Return the value that Hydra reads, or UNREADABLE."""
+    if re.fullmatch(r"[\w.+-]*/[\w./:+-]*", text, re.ASCII):  # saves the time of the parser
+        return text
     try:
-        OverridesParser.create().parse_override(word)
+        return OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
-        return False
-    return True
+        return UNREADABLE
 
 
 def _as_ours(word: str, after: list[str], command: Command) -> str:
@@ -367,6 +421,52 @@ def _as_ours(word: str, after: list[str], command: Command) -> str:
     return f"{key}={value or '...'}" if key else f"optimizer.lr=0.01 (there is no key {name})"
 
 
+def with_added_keys(words: list[str], command: Command) -> list[str]:
+    """Put + before the keys that the chosen options do not set, but that the schema or the class of a group takes."""
+    plain, _ = _chosen(command, words)
+    return [f"+{word}" if word[:1] not in "+~-" and _is_taken(command, plain, key_of(word)) else word for word in words]
+
+
+def _chosen(command: Command, words: list[str]) -> tuple[Any, Plain]:
+    """Compose the chosen options and classes without other overrides, of a sweep those of the first job."""
+    groups, kept = groups_of(command), [word for word in words if word.startswith(CONFIG_DIR)]
+    chosen = [word for word in words if key_of(word) in groups or key_of(word).endswith("._target_")]
+    first = [f"{word.partition('=')[0]}={split_list(word.partition('=')[2])[0]}" for word in chosen if "=" in word]
+    try:
+        composed, choices = compose(command, kept + first)
+    except HydraException:  # one of them is the mistake
+        composed, choices = compose(command, kept)
+    return OmegaConf.to_container(composed, resolve=False), choices
+
+
+# Keys of the schema that an optimizer gets only if the class has them
+OF_SOME_OPTIMIZERS = ("momentum", "nesterov", "betas")
+
+
+def _is_taken(command: Command, plain: Any, key: str) -> bool:
+    """Check for a key that the options do not set, although the schema or the class of the group takes it."""
+    *above, name = key.split(".")
+    node, group = value_at(plain, above), group_at(command.model, tuple(above))
+    if not isinstance(node, dict) or name in node or not above or key in REPLACED:
+        return False
+    if group is not None and name in fields_of(group) and not (above == ["optimizer"] and name in OF_SOME_OPTIMIZERS):
+        return above != ["scheduler"] or name in keys_of_schedule(node)
+    return _arguments(node, name) is True
+
+
+def _arguments(node: Plain, name: str) -> "bool | list[str]":
+    """Return True if the class of a node takes the argument `name`, or the arguments that it takes instead."""
+    if not isinstance(node.get("_target_"), str):
+        return []
+    with importing():
+        from alexlab.engine import targets  # imports torch
+
+    target = targets.locate(node["_target_"], None)
+    return targets.takes(target, name) or sorted(
+        targets.names_of(node["_target_"], None) - {"self", "params", "num_classes"}
+    )
+
+
 # -- composed config -> checked config
 
 
@@ -376,7 +476,7 @@ def compose(command: Command, words: list[str]) -> tuple[Any, Plain]:
     For messages, --help and from_run: Hydra itself composes the config of a job.
     """
     GlobalHydra.instance().clear()
-    further = ",".join(_in_quotes(f"file://{folder}") for folder in folders_of(words)[1:])
+    further = ",".join(in_quotes(f"file://{folder}") for folder in folders_of(words)[1:])
     overrides = [word for word in words if not word.startswith("-")] + [f"hydra.searchpath=[{further}]"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose(command.name, overrides, return_hydra_config=True)
@@ -390,6 +490,9 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
     plain = configs.resolve(composed)
     run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
     plain |= {"run_dir": run_dir, "overrides": overrides_of(hydra_config)}
+    for word in plain["overrides"]:
+        if word.startswith("~"):
+            reset(command.model, plain, key_of(word))
     for folder in folders_of(sys.argv)[1:] if isinstance(plain.get("allow"), list) else ():
         if (file := folder / "allow.yaml").is_file():  # Hydra itself reads that of conf/ alone
             more = configs.read(file)
@@ -403,8 +506,24 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
     if issubclass(command.model, schema.TrainConfig | schema.PrepareConfig):
-        make_paths_absolute(plain)
+        make_paths_absolute(plain, hydra_config.runtime.cwd)
+    if Path.cwd() != Path(hydra_config.runtime.cwd):  # by hydra.job.chdir=true
+        find_from(Path(hydra_config.runtime.cwd), plain)
     return plain
+
+
+# Keys of files and folders that are read, besides those of `data`
+READ = ["run", "runs", "ckpt", "images", "init_from", "ckpt_path", "from_run", "resume.run", "task.teacher"]
+READ += ["loss.class_weights", "paths.data"]
+
+
+def find_from(folder: Path, plain: Plain) -> None:
+    """Make the paths that exist in `folder`, where the user is, absolute."""
+    for key in READ:
+        if isinstance(value := get(plain, key), str) and (path := folder / os.path.expanduser(value)).exists():  # noqa: PTH111
+            put(plain, key, str(path))
+    if isinstance(logs := get(plain, "paths.logs"), str):
+        put(plain, "paths.logs", str(folder / logs))
 
 
 def overrides_of(hydra_config: Any) -> list[str]:
@@ -446,17 +565,17 @@ def _choices(hydra_config: Any) -> Plain:
     return {key: name[0] if isinstance(name, list) and len(name) == 1 else name for key, name in choices.items()}
 
 
-def make_paths_absolute(plain: Plain) -> None:
-    """Make the paths of `data` absolute: a resumed run may have another working directory."""
+def make_paths_absolute(plain: Plain, folder: str = "") -> None:
+    """Make the paths of `data` absolute, from `folder`: a resumed run may have another working directory."""
     data = plain.get("data")
     if not isinstance(data, dict):
         return
     root = data.get("root")
     if isinstance(root, str) and root not in ("", "???"):
-        data["root"] = configs.absolute(root)
+        data["root"] = configs.absolute(root, folder)
     for key in ("class_names", "file", "path"):  # of which some values are no paths
         value = data.get(key)
-        path = Path(configs.absolute(value)) if isinstance(value, str) else None
+        path = Path(configs.absolute(value, folder)) if isinstance(value, str) else None
         if path is not None and (path.is_file() or (key == "path" and path.is_dir())):
             data[key] = str(path)
 
@@ -529,6 +648,11 @@ def _did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
     return f" Did you mean {form.format(near[0])}?" if near else ""
 
 
+# The packages that bring options of hydra/launcher, hydra/sweeper, hydra/hydra_logging and hydra/job_logging
+PLUGINS = {name: f"hydra-{name}-launcher" for name in ("joblib", "ray", "rq", "submitit")}
+PLUGINS |= {name: f"hydra-{name}-sweeper" for name in ("ax", "nevergrad")} | {"colorlog": "hydra-colorlog"}
+
+
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     """Return Hydra's message about an override, or a sentence that names the nearest key or option.
 
@@ -542,11 +666,20 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
     if match := re.search(r"(?:Could not find|In '\w+': Could not load) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
+        for word in words:  # an option may have a / itself
+            if word.replace("=", "/", 1).lstrip("+") == match[1]:
+                group, _, name = word.lstrip("+").partition("=")
+        if group == "model" and "/" in name:
+            library, _, net = name.partition("/")
+            return f"`model={name}`: there is no such option. Write model={library} model.name={net}."
+        if package := PLUGINS.get(name.partition("_")[0]) if group.startswith("hydra/") else None:
+            return f"`{group}={name}` is of a plugin of Hydra that is not installed: pip install {package}."
         known = options(group, folders)
         hint = _did_you_mean(name, known, f"`{group}={{}}`")
         if group == "model" and not hint:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
-        return f"`{group}={name}`: there is no such option.{hint} The options are {', '.join(known)}."
+        listed = f" The options are {', '.join(known)}." if known else ""
+        return f"`{group}={name}`: there is no such option.{hint}{listed}"
     if match := re.search(
         r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
     ):
@@ -559,6 +692,10 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         reason = text.splitlines()[0]
         return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them ({reason})."
+    if match := re.search(r"Interpolation key '([^']+)' not found", text):
+        deleted = [word for word in words if word[:1] == "~" and f"{match[1]}.".startswith(f"{key_of(word)}.")]
+        if deleted:
+            return f"`{deleted[0]}`: another setting refers to {match[1]}: set it instead of deleting it."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"`{error.full_key}`: {text.splitlines()[0]}."
     return "\n".join(text.splitlines()[:12])
@@ -569,24 +706,25 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     word = next((word for word in words if key_of(word) == key), key)
     if key in REPLACED:
         return f"`{word}` {REPLACED[key]}"
-    folders = [word for word in words if word.startswith(CONFIG_DIR)]
-    try:  # the options that were chosen
-        composed, choices = compose(command, folders + [each for each in words if key_of(each) in groups_of(command)])
-    except HydraException:  # one of them is the mistake
-        composed, choices = compose(command, folders)
-    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    plain, choices = _chosen(command, words)
     path = tuple(key.split("."))
     node, group = value_at(plain, path), value_at(plain, path[:-1]) or {}
     if isinstance(node, dict):
         return f"`{word}`: {command.shown} has no options of {key}. Set one of its keys: {', '.join(node)}."
     deletes = "~" * word.startswith("~")
+    if deletes and path[-1] in group:
+        return f"`{word}`: the key is null, which is as if it were deleted: remove the override."
     if not deletes and (path[0] == "my" or (path[0] == "callbacks" and "_target_" in word)):
         return f"`{word}`: there is no such key. `+{word}` adds it."
+    arguments = [] if deletes else _arguments(group, path[-1])
+    others, form = arguments if isinstance(arguments, list) else [], f"`{deletes}{'.'.join((*path[:-1], '{}'))}`"
     near = nearest(command.model, plain, path)
-    hint = "" if near in (None, key) else f" Did you mean `{deletes}{near}`?"
-    hint = hint or _did_you_mean(path[-1], group, f"`{deletes}{'.'.join((*path[:-1], '{}'))}`")
+    hint = _did_you_mean(path[-1], [*group, *others], form) if others else ""
+    hint = hint or (f" Did you mean `{deletes}{near}`?" if near not in (None, key) else "")
+    hint = hint or _did_you_mean(path[-1], group, form)
     if not hint and path[0] in choices:
         known = [name for name in group if name != "_target_"]
         hint = f" {path[0]}={choices[path[0]]} has {', '.join(known) or 'no keys'}."
-    adds = f" `+{word}` adds it." if not deletes and (near == key or "_target_" in group) else ""
+    hint += f" {group['_target_']} takes {', '.join(others)}." if others else ""
+    adds = f" `+{word}` adds it." if not deletes and arguments is True else ""
     return f"`{word}`: there is no such key.{hint}{adds} `{command.shown} --help` lists all."

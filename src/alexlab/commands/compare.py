@@ -1,7 +1,6 @@
 """`alexlab compare`: print a table of runs, write a page with curves, or check whether two runs are equal."""
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.console import Console
 from alexlab.analysis import compare
 from alexlab.analysis import runs as reading
 from alexlab.engine.errors import UserError
+from alexlab.engine.overrides import command_line
 from alexlab.engine.run_dir import shown
 from alexlab.engine.text import printable
 
@@ -60,7 +60,7 @@ def show(config: Any) -> None:
     if config.format == "html":
         from alexlab.analysis import page  # imports Pillow
 
-        command = f"alexlab compare {shlex.join(sys.argv[1:])}"
+        command = command_line("compare", *sys.argv[1:])
         text = page.render(rows, sort, [*notes, *(f"skipped: {line}" for line in skipped)], command)
     elif config.format == "table":
         # a file or another program gets wide lines

@@ -5,6 +5,7 @@ that config, and the keys in `FOLLOWS` follow them.
 """
 
 import copy
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from alexlab.data.fingerprint import changed_splits
 from alexlab.engine import checkpoint_io, provenance
 from alexlab.engine import config as configs
 from alexlab.engine.config import Plain, flat
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.engine.overrides import Override, by_key, get, has, key_of, parse, put, remove, shown
 from alexlab.engine.resume import holds_run
 from alexlab.engine.run_dir import find_run, read_summary
 from alexlab.engine.run_dir import shown as shown_path
+from alexlab.engine.schema import TrainConfig
 from alexlab.engine.settings import is_own_checkpoint
+from alexlab.engine.validation import reset
 
 # top-level keys that are never copied from the earlier run
 NEW = (
@@ -65,7 +68,7 @@ class Repeated:
         if not isinstance(then.get("fingerprint"), dict):
             images = f"it is unknown which images {self.name} was trained on: that run stopped before it recorded them."
         elif changed := changed_splits(then, dataset):
-            counts = ", ".join(f"{split} {dataset['images'].get(split)} images" for split in changed)
+            counts = ", ".join(f"{split} {counted(dataset['images'].get(split, 0), 'image')}" for split in changed)
             images = f"the images differ from those of {self.name}: {counts} with another fingerprint."
         return [line for line in (images, provenance.difference(self.code, self.name, self.patch)) if line]
 
@@ -111,7 +114,9 @@ def _read_directory(today: Plain) -> Repeated:
     if dataset is None and last.is_file():  # a killed run has no summary
         dataset = checkpoint_io.load(last)["alexlab"]["dataset"]
     config, patch = configs.load(run_dir / "config.yaml"), shown_path(run_dir / "code.patch")
-    return Repeated(shown_path(run_dir), config, _dict(dataset), provenance.read(run_dir), f"git apply {patch}")
+    return Repeated(
+        shown_path(run_dir), config, _dict(dataset), provenance.read(run_dir), shlex.join(["git", "apply", patch])
+    )
 
 
 def _read_wandb(today: Plain, asked: str) -> Repeated:
@@ -181,6 +186,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
     for each in overrides:
         if each.deletes:
             remove(config, each.key)
+            reset(TrainConfig, config, each.key)
 
     # what is reported
     old, result = flat(saved), flat({key: value for key, value in config.items() if key not in NEW})

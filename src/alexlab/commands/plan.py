@@ -8,7 +8,7 @@ from torch import nn
 
 from alexlab.engine import run_dir
 from alexlab.engine.devices import Devices, choose_precision
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.tasks import optimizers
 
 Images = dict[str, int]  # number of images of each split
@@ -44,7 +44,7 @@ def make_plan(config: Any, world_size: int, images: Images, train_batches: int |
     if images["train"] < batch:
         most = max(world_size, images["train"] // world_size * world_size)
         raise UserError(
-            f"`data.batch_size={batch}` is larger than the {images['train']} training images: choose "
+            f"`data.batch_size={batch}` is larger than the {counted(images['train'], 'training image')}: choose "
             f"data.batch_size={most} or less."
         )
     overfit = t.overfit_batches or None  # replaces the three limits, as in Lightning
@@ -56,10 +56,16 @@ def make_plan(config: Any, world_size: int, images: Images, train_batches: int |
     steps_per_epoch = batches // t.accumulate_grad_batches
     if not steps_per_epoch:
         raise UserError(
-            f"`trainer.accumulate_grad_batches={t.accumulate_grad_batches}` is more than the {batches} batches of an "
-            f"epoch: choose {batches} or less."
+            f"`trainer.accumulate_grad_batches={t.accumulate_grad_batches}` is more than the "
+            f"{counted(batches, 'batch')} of an epoch: choose {batches} or less."
         )
     batches = steps_per_epoch * t.accumulate_grad_batches  # Lightning would make a last step of fewer batches
+    interval = t.val_check_interval
+    if isinstance(interval, int) and interval > batches:
+        raise UserError(
+            f"`trainer.val_check_interval={interval}` is more than the {counted(batches, 'batch')} of an epoch: choose "
+            f"{batches} or less, or trainer.check_val_every_n_epoch=N to validate after several epochs."
+        )
     step_images = batch * t.accumulate_grad_batches
     return Plan(
         global_batch=batch,
@@ -86,7 +92,7 @@ def _limited(batches: int, key: str, limit: "int | float | None") -> int:
         return min(batches, limit)
     if limit > 0 and int(batches * limit) == 0:
         raise UserError(
-            f"`trainer.{key}={limit}` of {batches} batches is less than one: give a number of batches "
+            f"`trainer.{key}={limit}` of {counted(batches, 'batch')} is less than one: give a number of batches "
             f"(trainer.{key}=1), or a fraction of at least {1 / batches:.3g}."
         )
     return int(batches * limit)

@@ -18,7 +18,7 @@ from alexlab.data.index import Index
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler
 from alexlab.engine import run_dir as run_dirs
-from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.errors import RunFailedError, UserError, counted
 from alexlab.engine.files import atomic_write
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PredictConfig
@@ -106,8 +106,8 @@ def predict(config: PredictConfig) -> None:
                     lines.append(f"  {values[0]:.4f} {classes[indices[0]]}: {run_dirs.shown(Path(path))}")
     print("\n".join(lines))
     done = len(paths) - len(broken)
-    print(f"{done} image{'s' if done != 1 else ''}, {topk} classes each: {run_dirs.shown(out)}", flush=True)
+    print(f"{counted(done, 'image')}, {counted(topk, 'class')} each: {run_dirs.shown(out)}", flush=True)
     if broken:
         listed = "\n  ".join(printable(line) for line in list(broken.values())[:SHOWN])
         listed += f"\n  ... ({len(broken) - SHOWN} more)" if len(broken) > SHOWN else ""
-        raise RunFailedError(f"{len(broken)} of {len(paths)} images could not be read:\n  {listed}", 1)
+        raise RunFailedError(f"{len(broken)} of {counted(len(paths), 'image')} could not be read:\n  {listed}", 1)

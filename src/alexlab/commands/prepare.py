@@ -32,6 +32,7 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.files import atomic_write, remove_temporary
+from alexlab.engine.overrides import command_line
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PrepareConfig
 
@@ -330,4 +331,4 @@ def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float)
     size = sum(shard["bytes"] for part in parts.values() for shard in part["shards"])
     images = sum(part["images"] for part in parts.values())
     print(f"{size / 1e6:,.1f} MB, {images / seconds:,.0f} images/s")
-    print(f"train with it: python train.py data=prepared data.root={rundir.shown(out)}", flush=True)
+    print("train with it:", command_line("train", "data=prepared", f"data.root={rundir.shown(out)}"), flush=True)

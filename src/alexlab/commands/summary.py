@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import shlex
 import signal
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from alexlab.data.sources import Data
 from alexlab.data.transforms import height_width
 from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
+from alexlab.engine.overrides import command_line
 from alexlab.engine.process import cores
 from alexlab.models.introspection import macs
 from alexlab.tasks.base import BaseTask, RunModule
@@ -198,7 +198,7 @@ def bound_by(wait: float, data: Data) -> str:
         hints.append(f"data.num_workers={most} (now {data.num_workers})")
     train = getattr(data.splits["train"], "parts", [data.splits["train"]])[0]
     if not isinstance(train, PreparedIndex):
-        hints.append(f"prepared data (alexlab prepare data.root={data.root} out=PATH)")
+        hints.append(f"prepared data ({command_line('prepare', f'data.root={data.root}', 'out=PATH')})")
     elif train.format == "jpeg":
         hints.append("data prepared as pixels (alexlab prepare with format=raw)")
     if data.transforms["train"].policy != "none":
@@ -227,9 +227,9 @@ def show_end(summary: dict[str, Any], path: Path, views: Sequence[str | None]) -
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)
     log.info(f"{title}; best {best}; test {test}", extra={"file_only": True})
-    shown = run_dir.shown(path)
-    print(f"look at it:  {next(filter(None, views), f'alexlab compare runs={shown}')}")
-    print(f"evaluate it: python eval.py run={shown}{'' if 'best' in summary['checkpoints'] else ' ckpt=last'}")
+    shown, ckpt = run_dir.shown(path), [] if "best" in summary["checkpoints"] else ["ckpt=last"]
+    print("look at it: ", next(filter(None, views), command_line("compare", f"runs={shown}")))
+    print("evaluate it:", command_line("eval", f"run={shown}", *ckpt))
     print("compare:     alexlab compare", flush=True)
 
 
@@ -251,7 +251,7 @@ def show_standing(config: Any) -> None:
 def how_to_continue(path: Path) -> str:
     if not (path / "checkpoints/last.ckpt").is_file():
         return "No checkpoint was written yet: start the run again (checkpoint.every_n_steps writes one sooner)."
-    return f"Resume the run with: python train.py resume={shlex.quote(run_dir.shown(path))}"
+    return f"Resume the run with: {command_line('train', f'resume={run_dir.shown(path)}')}"
 
 
 def of_signal(config: Any, number: int) -> list[str]:

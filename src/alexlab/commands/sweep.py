@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import re
-import shlex
 import sys
 import threading
 import warnings
@@ -27,6 +26,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import schema, validation
 from alexlab.engine.config import CONF, Plain
 from alexlab.engine.errors import UserError
+from alexlab.engine.overrides import command_line, in_quotes
 from alexlab.engine.run_dir import shown, write_json
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.sweeps import agent
@@ -51,9 +51,16 @@ def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]
         UserError: some are wrong. The message has each mistake once, with the jobs that have it.
     """
     wrong: dict[str, list[int]] = {}
+    places: dict[Any, list[int]] = {}
     for number, overrides in enumerate(jobs):
-        for mistake in validation.check(model, compose(number, overrides))[1]:
+        plain = compose(number, overrides)
+        for mistake in validation.check(model, plain)[1]:
             wrong.setdefault(mistake, []).append(number)
+        for key, place in places_of(plain).items():
+            places.setdefault((key, place), []).append(number)
+    for (key, place), numbers in places.items():
+        if len(numbers) > 1:
+            wrong[f"each would write over the results of the others: give each its own {key} (now {place})."] = numbers
     lines = []
     for mistake, numbers in wrong.items():
         named = f"{', '.join(map(str, numbers[:8]))}{', ...' * (len(numbers) > 8)}"
@@ -66,6 +73,16 @@ def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]
             f"{len(set().union(*wrong.values()))} of the sweep's {len(jobs)} jobs have wrong values, so no job was "
             f"started (sweep.keep_going=true starts them, and records those that fail):\n  {listed}"
         )
+
+
+def places_of(plain: Plain) -> dict[str, str]:
+    """Return what a job writes, by the key that chooses it: the directory of a run, or the file for another run."""
+    if plain.get("out"):
+        return {"out": str(plain["out"])}
+    if "run" in plain:
+        named = [str(plain[key]) for key in ("run", "format", "crops") if key in plain]
+        return {"out" if "out" in plain else "run": " ".join(named)}
+    return {"hydra.sweep.subdir": plain["run_dir"]} if plain.get("dry_run") is False else {}
 
 
 def values_of_grid(override: Override) -> list[str]:
@@ -143,8 +160,8 @@ def run_study(
             if finished >= count:
                 print(f"hydra.sweeper.n_trials={2 * finished} adds as many.", flush=True)
             elif settings.storage is not None:
-                words = [word for word in sys.argv if not word.startswith("hydra.sweeper.study_name=")]
-                command = shlex.join(["python", *words, f"hydra.sweeper.study_name={study.study_name}"])
+                words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweeper.study_name=")]
+                command = command_line("train", *words, f"hydra.sweeper.study_name={study.study_name}")
                 print(f"to continue it after an interruption: {command}", flush=True)
 
         # the trials
@@ -419,8 +436,7 @@ def agent_overrides(words: list[str]) -> list[str]:
 def _written(value: Any) -> str:
     """Write a value in Hydra's grammar."""
     if isinstance(value, str) and not PLAIN.fullmatch(value):
-        escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-        return f"'{escaped}'"
+        return in_quotes(value)
     return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else validation.shown(value)
 
 
@@ -443,9 +459,10 @@ def name_of(run_dir: Path) -> str | None:
     started_by = agent()
     if started_by is not None:
         return started_by[0]
-    folder = run_dir.parent  # with hydra.sweep.dir it may be anywhere
-    in_sweep = folder.parent.name == "multiruns" or (folder / "multirun.yaml").is_file()
-    return folder.name if in_sweep else None
+    for folder in run_dir.parents[:4]:  # with hydra.sweep.dir and hydra.sweep.subdir it may be anywhere
+        if folder.parent.name == "multiruns" or (folder / "multirun.yaml").is_file():
+            return folder.name
+    return None
 
 
 def record_failure(run_dir: Path, config: Plain, why: str) -> None:

@@ -98,9 +98,9 @@ def each_text(node: Any, change: Callable[[str], str]) -> Any:
     return change(node) if isinstance(node, str) else node
 
 
-def absolute(path: str) -> str:
-    """Make a path absolute and expand ~; symbolic links are not resolved."""
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
+def absolute(path: str, folder: str = "") -> str:
+    """Make a path absolute, from `folder`, and expand ~; symbolic links are not resolved."""
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))  # noqa: PTH100, PTH111
 
 
 # -- as files

@@ -51,6 +51,9 @@ SYSTEM = {
     errno.EACCES: "permission denied: choose another place with paths.logs=PATH or data.root=PATH.",
     errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
     errno.ELOOP: "that is a link, through which nothing is written: remove it, or choose another place.",
+    errno.ENAMETOOLONG: "that name is too long: choose a shorter one with hydra.run.dir=PATH.",
+    errno.EEXIST: "that is a file, and a folder is needed: choose another place, or remove the file.",
+    errno.ENOTDIR: "that is below a file, and a folder is needed: choose another place, or remove the file.",
     errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
 }
 
@@ -66,6 +69,12 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # of tempfile
         return "no folder for temporary files can be written: set the environment variable TMPDIR to one."
     return None
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "1,200 images", "2 batches"."""
+    plural = "es" if noun.endswith(("s", "tch")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 # Folders and files whose frames are skipped in a traceback on the screen.

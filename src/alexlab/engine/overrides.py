@@ -1,10 +1,13 @@
 """Parse the overrides of a command line, and change nested dicts by keys such as "optimizer.lr"."""
 
+import os
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alexlab.engine.config import CONF, Plain, flat, value_at
+from alexlab.engine.config import CONF, ROOT, Plain, flat, value_at
 from alexlab.engine.errors import UserError
 
 
@@ -63,6 +66,31 @@ def key_of(text: str) -> str:
 def by_key(overrides: Iterable[str]) -> dict[str, str]:
     """Return overrides by key. If several have the same key, the last one is used."""
     return {key_of(str(text)): str(text) for text in overrides}
+
+
+def in_quotes(text: str) -> str:
+    """Return a text in quotes of Hydra's grammar, in which backslashes count only before a quote."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + (m[2] and "\\'"), text) + "'"
+
+
+def split_list(text: str) -> list[str]:
+    """Split at each comma that is outside of quotes and brackets. Text without such a comma stays whole."""
+    parts, depth, quote, start = [], 0, "", 0
+    for place, letter in enumerate(text):
+        if quote or letter in "'\"":
+            quote = "" if letter == quote else quote or letter
+        depth += (letter in "([{") - (letter in ")]}") if not quote else 0
+        if letter == "," and not quote and depth == 0:
+            parts.append(text[start:place].strip())
+            start = place + 1
+    return [*parts, text[start:].strip()] if parts else [text]
+
+
+def command_line(verb: str, *overrides: str) -> str:
+    """Return a command that can be pasted into the user's shell as it is."""
+    script = f"{verb}.py"
+    is_here = verb in ("train", "eval") and os.path.realpath(script) == str(ROOT / script)
+    return shlex.join([*(["python", script] if is_here else ["alexlab", verb]), *overrides])
 
 
 def shown(value: Any) -> str:

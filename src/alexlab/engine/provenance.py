@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def save(run_dir: Path, root: Path = ROOT) -> str | None:
         A warning if the code of a new run is not known, or if the code of a resumed run has changed; otherwise None.
     """
     if (run_dir / "code.json").is_file():
-        apply = f"git apply {rundir.shown(run_dir / 'code.patch')}"
+        apply = shlex.join(["git", "apply", rundir.shown(run_dir / "code.patch")])
         return difference(read(run_dir), rundir.shown(run_dir), apply, root)
     code, patch = state(root)
     if patch:

@@ -6,6 +6,7 @@ This module works on plain dicts. The caller validates the config that `resume_c
 
 import copy
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from alexlab.engine.overrides import by_key, get, has, parse, put, remove, shown
 from alexlab.engine.run_dir import WEIGHT_FILES, ckpt_of, find_run, read_summary
 from alexlab.engine.run_dir import shown as shown_path
 
-# Keys that may change: they decide how far the run goes and what is shown, but not what a step computes.
+# Keys that may change: they decide how far the run goes and what is shown, but not what a step computes. The images
+# at another data.root must have the run's fingerprint, which commands/checks.py compares.
 FREE = re.compile(
-    r"trainer\.(max_epochs|max_steps|max_time|timeout|master_port)|data\.(num_workers|cache|on_error|max_bad)"
+    r"trainer\.(max_epochs|max_steps|max_time|timeout|master_port)|data\.(root|num_workers|cache|on_error|max_bad)"
     r"|callbacks\.progress|on_nan|dry_run|allow|(checkpoint|resume|paths)\..*"
 )
 # Keys that may never change: the state of optimizer, schedule and image order in the checkpoint depends on them.
@@ -77,8 +79,8 @@ def resume_config(today: Plain) -> Resumed:
         may_allow = "" if any(map(FIXED.fullmatch, changes)) else ", or add resume.allow_changes=true"
         raise UserError(
             f"{asked}: {name} was started with different settings: {', '.join(changes.values())}. Remove these "
-            f"overrides{may_allow}. To start a new run with them, use the weights with init_from={named}, or the "
-            f"config with from_run={named}."
+            f"overrides{may_allow}. To start a new run with them, use the weights with "
+            f"{shlex.quote(f'init_from={named}')}, or the config with {shlex.quote(f'from_run={named}')}."
         )
     _refuse_secrets(config, today, name)
     config |= {"resume": today["resume"], "run_dir": str(run_dir), "dry_run": today["dry_run"]}
@@ -91,7 +93,7 @@ def resume_config(today: Plain) -> Resumed:
         if named != "auto":
             raise UserError(
                 f"{asked}: {name} has no checkpoint to resume from: start it again from scratch, or use resume=auto "
-                f"hydra.run.dir={name}, which starts from scratch without a checkpoint."
+                f"{shlex.quote(f'hydra.run.dir={name}')}, which starts from scratch without a checkpoint."
             )
         notes.append(f"resume=auto: {name} has no checkpoint yet: it starts again from scratch.")
         return Resumed(config, run_dir, notes=notes)

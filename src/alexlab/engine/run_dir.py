@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -72,9 +73,10 @@ def ckpt_of(run_dir: Path, ckpt: str) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return `path` for a message: relative to the working directory if it is below that folder."""
-    # hydra.job.chdir=true makes the run's directory the working directory: "." would mislead the user's shell
-    return printable(str(path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path))
+    """Return `path` for a message: relative to the shell's working directory if it is below that folder."""
+    # hydra.job.chdir=true makes another folder the working directory, which is not the shell's
+    is_shells = os.path.realpath(os.environ.get("PWD", "")) == str(cwd := Path.cwd())
+    return printable(str(path.relative_to(cwd) if is_shells and cwd in path.parents else path))
 
 
 # -- a new directory
@@ -85,7 +87,7 @@ def check_new(run_dir: Path) -> None:
     if (run_dir / "config.yaml").exists():
         raise UserError(
             f"{run_dir} holds a run already: remove hydra.run.dir, choose another directory, or resume the run with "
-            f"resume={shown(run_dir)}."
+            f"{shlex.quote(f'resume={shown(run_dir)}')}."
         )
 
 

@@ -14,7 +14,8 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
@@ -598,6 +599,12 @@ def mode_of(metric: str) -> Literal["min", "max"]:
     return "min" if lower_is_better(metric) else "max"
 
 
+# Keys that are texts, but are Hydra's or an argument of a class; and whether they may be null.
+OTHER_TEXTS = {f"hydra.{key}": False for key in ("run.dir", "sweep.dir", "sweep.subdir", "job.name")}
+OTHER_TEXTS |= {"hydra.sweeper.study_name": False, "hydra.sweeper.storage": True}
+OTHER_TEXTS |= {"data.file": False, "data.path": False, "data.subset": True, "task.teacher": True}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # For --help
 
@@ -619,6 +626,18 @@ def _options(annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return list(map(str, get_args(annotation)))
     return [option for part in get_args(annotation) for option in _options(part)]
+
+
+def takes_text(annotation: Any) -> set[type]:
+    """Return {str} for a key of text, with NoneType and list if it takes null and a list; else an empty set."""
+    if get_origin(annotation) is Annotated:
+        return takes_text(get_args(annotation)[0])
+    if get_origin(annotation) is list:
+        return {list} if takes_text(get_args(annotation)[0]) == {str} else set()
+    if annotation in (str, type(None)):
+        return {annotation}
+    kinds = [takes_text(part) for part in get_args(annotation)] if get_origin(annotation) in (Union, UnionType) else []
+    return set().union(*kinds) if all(kinds) else set()
 
 
 def fields_of(model: type[Group]) -> dict[str, FieldInfo]:

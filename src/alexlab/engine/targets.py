@@ -12,6 +12,7 @@ of a `_partial_` object (a call of an activation function takes 250 microseconds
 """
 
 import contextlib
+import difflib
 import functools
 import importlib
 import inspect
@@ -292,6 +293,9 @@ def _build(node: Any, more: dict[str, Any], trusted: Trusted) -> Any:
     except Exception as error:
         kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
         hint = " (the constructor of a network must take num_classes)" if "'num_classes'" in str(error) else ""
+        unknown = next((key for key in kwargs if not takes(target, key)), "")
+        near = difflib.get_close_matches(unknown, names_of(name, trusted), 1)
+        hint = f". Did you mean {near[0]}?" if near else hint
         raise UserError(f"{name} cannot be built from its settings: {kind}{error}{hint}") from error
     for module in made.modules() if isinstance(made, nn.Module) and trusted is not None else ():
         for part in (*module._modules, *module._parameters, *module._buffers):
@@ -338,6 +342,17 @@ def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str
             f"{node['_target_']} takes {len(names)} of the {count} _args_ by position: give the rest by name."
         )
     return names[:count]
+
+
+def takes(target: Callable[..., Any], name: str) -> bool:
+    """Check whether a target may be called with this argument, as far as its signature says."""
+    try:
+        inspect.signature(target).bind_partial(**{name: None})
+    except TypeError:
+        return False
+    except ValueError:  # written in C, without a signature
+        pass
+    return True
 
 
 def names_of(name: str, trusted: Trusted = ()) -> set[str]:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from alexlab.engine import config as configs
 from alexlab.engine import schema
-from alexlab.engine.config import value_at
+from alexlab.engine.config import CONF, value_at
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import (
     DataConfig,
@@ -54,11 +55,22 @@ REPLACED = {
     "data.cache=ram": "was removed: prepare pixels with `alexlab prepare format=raw`, which are faster.",
     "run_dir": "is filled in: choose a run directory with hydra.run.dir=PATH.",
     "mode": "was removed: it follows from monitor, min for a loss and max for an accuracy.",
+    # arguments of Lightning's Trainer
+    "trainer.barebones": "is not available: logger=csv callbacks.lr_monitor=false is the least that a run writes.",
     "trainer.benchmark": "is named trainer.cudnn_benchmark.",
     "trainer.callbacks": "is not available: a callback is an entry of callbacks with a _target_.",
     "trainer.default_root_dir": "is not available: paths.logs=PATH and hydra.run.dir=PATH choose the folders.",
+    "trainer.enable_autolog_hparams": "is not available: loggers get the whole config.",
+    "trainer.enable_checkpointing": "is not available: a run always writes checkpoints, see checkpoint.every_minutes.",
+    "trainer.enable_model_summary": "is not available: callbacks.model_summary=1 prints the table of layers.",
+    "trainer.enable_progress_bar": "is not available: choose with callbacks.progress=rich, plain or none.",
     "trainer.fast_dev_run": "is not available: debug=fast runs two batches of each split.",
+    "trainer.limit_predict_batches": "is not available: alexlab predict reads the images that images=PATH names.",
     "trainer.logger": "is not available: choose loggers with logger=csv, wandb, tensorboard, mlflow or all.",
+    "trainer.model_registry": "is not available: logger.wandb.log_model=true uploads the best checkpoint.",
+    "trainer.plugins": "is not available: choose with trainer.precision and trainer.strategy.",
+    "trainer.reload_dataloaders_every_n_epochs": "is not available: the images of a run do not change.",
+    "trainer.use_distributed_sampler": "is not available: data.sampler chooses the order, on all devices.",
 }
 
 # What pydantic says, and what a message says instead.
@@ -249,6 +261,12 @@ def _wrong_overrides(config: schema.CommandConfig) -> Iterator[str]:
             yield f"`{last[name]}` {REPLACED.get(name, 'is filled in: remove it.')}"
     if not isinstance(config, TrainConfig):
         return
+    name, is_named = config.scheduler.name, config.scheduler.target is None
+    known = keys_of_schedule({"name": name}) if name and is_named else ()
+    for key in [
+        key for key in last if known and key.startswith("scheduler.") and key[len("scheduler.") :] not in known
+    ]:
+        yield f"`{last[key]}` has no effect with scheduler.name={name}, which has {', '.join(known)}."
     if word := last.get("model.net.num_classes"):
         yield f"`{word}`: the network gets the number of classes from the images; data.num_classes=N only checks it."
     word, option = last.get("model.name", ""), config.choices.get("model")
@@ -374,6 +392,31 @@ def group_at(model: type[Group], path: KeyPath) -> type[Group] | None:
 def _field_at(model: type[Group], path: KeyPath) -> FieldInfo | None:
     group = group_at(model, path[:-1])
     return fields_of(group).get(path[-1]) if group is not None else None
+
+
+def takes_text(model: type[Group], key: str) -> set[type]:
+    """Return what `schema.takes_text` does for a key, also for Hydra's."""
+    if key in schema.OTHER_TEXTS:
+        return {str, type(None)} if schema.OTHER_TEXTS[key] else {str}
+    field = _field_at(model, tuple(key.split(".")))
+    return schema.takes_text(field.annotation) if field is not None else set()
+
+
+def keys_of_schedule(scheduler: Plain) -> Any:
+    """Return the keys that a schedule by `name` reads, or those that the schema has for a class."""
+    path = CONF / f"scheduler/{scheduler.get('name')}.yaml"
+    return configs.read(path) if "_target_" not in scheduler and path.is_file() else ("interval", "monitor")
+
+
+def reset(model: type[Group], plain: Plain, key: str) -> None:
+    """Set a key that `~key` has deleted to the default of the schema; open groups stay without it."""
+    *above, name = path = tuple(key.split("."))
+    group, field, node = group_at(model, tuple(above)), _field_at(model, path), value_at(plain, above)
+    if group is None or field is None or field.is_required() or issubclass(group, OpenGroup):
+        return
+    if isinstance(node, dict) and name not in node:
+        default = field.get_default(call_default_factory=True)
+        node[name] = default.model_dump() if isinstance(default, Group) else default
 
 
 def _hints(field: FieldInfo | None) -> dict[str, Any]:

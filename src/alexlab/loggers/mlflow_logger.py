@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class MlflowLogger(pytorch_lightning.loggers.MLFlowLogger):
             os.environ.setdefault(name, value)
         uri = look_up(tracking_uri) or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{logs}/mlflow.db"
         if uri.startswith("sqlite:///"):
-            self.view = f"mlflow ui --backend-store-uri {uri}"
+            self.view = shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
             file = Path(uri.removeprefix("sqlite:///")).resolve()
             file.parent.mkdir(parents=True, exist_ok=True)
             settings["artifact_location"] = file.with_name("mlartifacts").as_uri()  # not in the current folder

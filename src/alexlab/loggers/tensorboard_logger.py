@@ -1,5 +1,6 @@
 """TensorBoard: event files in the run directory, with the config in HPARAMS, figures, and the status as a text."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class TensorBoardLogger(pytorch_lightning.loggers.TensorBoardLogger):
             super().__init__(save_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=purge_step)
         except ModuleNotFoundError:
             raise UserError("logger=tensorboard needs the extra: pip install 'alexlab[tensorboard]'.") from None
-        self.view = f"tensorboard --logdir {shown(Path(self.log_dir))}"
+        self.view = shlex.join(["tensorboard", "--logdir", shown(Path(self.log_dir))])
 
     def log_config(self, config: dict[str, Any]) -> None:
         """Log the config as hyperparameters, next to the metric `monitor`."""

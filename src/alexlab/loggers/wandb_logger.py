@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -148,8 +149,12 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         url = self.run.url if self.mode == "online" else None  # an offline run's would be a warning of W&B
-        more = {"online": f" {url}", "offline": f" To upload the run later: `wandb sync {shown(self.folder)}`"}
-        self.view = {"online": url, "offline": f"wandb leet {shown(self.folder.parent)}"}.get(self.mode)
+        upload, view = (
+            shlex.join(["wandb", *words])
+            for words in (["sync", shown(self.folder)], ["leet", shown(self.folder.parent)])
+        )
+        more = {"online": f" {url}", "offline": f" To upload the run later: `{upload}`"}
+        self.view = {"online": url, "offline": view}.get(self.mode)
         log.info("W&B: %s (%s).%s", self.mode, self.reason, more.get(self.mode, ""))
 
     def _start_without_server(self) -> Any:
@@ -315,7 +320,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             log.warning(
                 "W&B: the server did not receive all metrics%s: upload them with `wandb sync %s`.",
                 within,
-                shown(folder),
+                shlex.quote(shown(folder)),
             )
 
 

@@ -1,6 +1,7 @@
 """Load the trained network of a run, `net, transform, classes = alexlab.load(run)`, and check that weights fit."""
 
 import contextlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,7 +208,7 @@ def warn_of_changed_sources(checkpoint: dict[str, Any], net: nn.Module, path: Pa
     if changed and launcher.prints():
         run_dir = path.resolve().parent.parent
         patch = rundir.shown(run_dir / "code.patch")
-        restore = provenance.how_to_restore(provenance.read(run_dir), f"git apply {patch}")
+        restore = provenance.how_to_restore(provenance.read(run_dir), shlex.join(["git", "apply", patch]))
         print(
             f"warning: {', '.join(changed)} changed since {rundir.shown(path)} was trained: the network may compute "
             f"something else than in training. {restore}",
