@@ -497,6 +497,9 @@ scheduler={"_target_":a.B,"monitor":val/loss} trainer.limit_val_batches=0
   `scheduler=a.B` needs validation, and trainer.limit_val_batches=0 turns it off.
 scheduler={"_target_":a.B,"monitor":val/loss,"interval":step}
   `scheduler.interval=step` with scheduler.monitor: metrics come with validations, so use interval=epoch.
+scheduler.name=cosine scheduler._target_=mypkg.Mine
+  `scheduler._target_` replaces scheduler=cosine, whose keys it does not have: write
+  ~scheduler '+scheduler={_target_: mypkg.Mine}'.
 scheduler.name=cosine scheduler.interval=step
   `scheduler.interval` is for a _target_: scheduler=cosine has scheduler.unit.
 scheduler.name=plateau
