@@ -43,6 +43,22 @@ def test_the_most_confident_mistakes_of_a_test_are_chosen() -> None:
     assert most_confident([mistake for rank in ranks for mistake in rank]) == media.mistakes
 
 
+@pytest.mark.parametrize("images", [5, 31, 32, 1000])
+@pytest.mark.parametrize("batch", [7, 1000])
+def test_sample_predictions_are_spread_over_the_split(images: int, batch: int) -> None:
+    """For any size of the batches."""
+    media, trainer = Media(Path(), object()), SimpleNamespace(world_size=1)  # type: ignore[arg-type]
+    pixels = torch.arange(images).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    for part in map(slice, range(0, images, batch), range(batch, images + batch, batch)):
+        targets = torch.zeros(len(pixels[part]), dtype=torch.int64)
+        media.on_test_batch_end(trainer, TASK, torch.zeros(len(targets), 3), (pixels[part], targets, []), 0)  # type: ignore[arg-type]
+    numbers = np.array([int(m.image[0, 0, 0]) for m in media.samples])
+    assert min(images, MISTAKES) <= len(numbers) < 2 * MISTAKES
+    assert numbers[0] == 0
+    assert set(np.diff(numbers)) == {images // len(numbers) if images < 2 * MISTAKES else media.spacing}
+    assert images - numbers[-1] <= media.spacing
+
+
 def test_the_confusion_matrix_shows_the_classes_confused_most() -> None:
     matrix = np.diag([50, 50, 50, 50])
     matrix[0, 3] = 5

@@ -49,6 +49,8 @@ class Media(Callback):
         self.logger = logger
         self.weights = weights
         self.mistakes: list[Prediction] = []
+        self.samples: list[Prediction] = []  # every `spacing`-th image, right or wrong
+        self.spacing, self.tested = 1, 0
         self.written: list[Path] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -83,6 +85,12 @@ class Media(Callback):
 
         self.mistakes += map(prediction, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
         self.mistakes = most_confident(self.mistakes)
+        for i in range(len(targets) if self.logger is not None else 0):
+            if (self.tested + i) % self.spacing == 0:
+                self.samples.append(prediction(i))
+                if len(self.samples) == 2 * MISTAKES:  # the number of test images is unknown: keep every second
+                    self.samples, self.spacing = self.samples[::2], 2 * self.spacing
+        self.tested += len(targets)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.world_size > 1:
@@ -107,7 +115,7 @@ class Media(Callback):
         acc1 = [hits / count if count else None for hits, count in zip(matrix.diagonal(), counts, strict=True)]
         if self.logger is not None:
             with figures.optional("W&B's tables of the test"):
-                self._log_end(self.logger.experiment, split, names, counts, acc1)
+                self._log_end(self.logger.experiment, split, names, matrix, rows, acc1)
         shown = [names[row] for row in rows]
         self._write("confusion_matrix", plots.confusion(part, shown, counts[rows], len(names), of))
         (self.folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
@@ -123,21 +131,33 @@ class Media(Callback):
         with atomic_write(self.written[-1]) as file:
             picture.save(file, "PNG")
 
-    def _log_end(self, run: Any, split: str, names: list[str], counts: np.ndarray, acc1: list[float | None]) -> None:
+    def _log_end(
+        self, run: Any, split: str, names: list[str], matrix: np.ndarray, rows: list[int], acc1: list[float | None]
+    ) -> None:
         """Log the test under the name of the split: results on val must not be compared with those on test."""
         import wandb
 
-        mistakes = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
-        for m in self.mistakes:
-            top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
-            picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
-            confidence, loss = round(m.confidence, 4), round(m.loss, 4)
-            mistakes.add_data(picture, names[m.truth], names[m.top5[0][0]], confidence, top5, loss)
+        samples = self.samples[:: 1 + (len(self.samples) > MISTAKES)]
+        tables = {}
+        for key, shown in {"mistakes": self.mistakes, "predictions": samples}.items():
+            table = tables[f"{split}/{key}"] = wandb.Table(
+                columns=["image", "truth", "prediction", "confidence", "top5", "loss"]
+            )
+            for m in shown:
+                top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
+                picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
+                confidence, loss = round(m.confidence, 4), round(m.loss, 4)
+                table.add_data(picture, names[m.truth], names[m.top5[0][0]], confidence, top5, loss)
         per_class = wandb.Table(columns=["class", "images", "acc1"])
-        classes = zip(names, acc1, counts, strict=True)
+        classes = zip(names, acc1, matrix.sum(1), strict=True)
         for name, accuracy, count in sorted(classes, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
             per_class.add_data(name, int(count), accuracy)
-        run.log({f"{split}/mistakes": mistakes, f"{split}/per_class": per_class})
+        # as wandb.plot.confusion_matrix makes it, which needs every single prediction
+        counts = [[names[a], names[p], int(matrix[a, p])] for a in rows for p in rows]
+        columns: Any = ["Actual", "Predicted", "nPredictions"]
+        table, fields = wandb.Table(columns=columns, data=counts), dict(zip(columns, columns, strict=True))
+        drawn = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "confusion matrix"})
+        run.log({**tables, f"{split}/per_class": per_class, f"{split}/confusion_matrix": drawn})
 
 
 def as_pixels(images: torch.Tensor, task: Any) -> torch.Tensor:
