@@ -203,7 +203,7 @@ def images_below(
     waiting = [os.fsencode(label)]
     while waiting:
         current = waiting.pop()
-        prefix, path = current + b"/", os.fsdecode(top + current)
+        prefix, path = current + b"/", os.path.normpath(os.fsdecode(top + current))
         if (first := real.setdefault(os.path.realpath(path), path)) != path:
             raise UserError(f"{path} and {first} are the same folder, because one is a link: remove the link.")
         try:
