@@ -189,7 +189,6 @@ def test_a_short_option_of_a_user_is_completed_with_defaults(default: dict[str, 
         ("optimizer", "lr: 1.0e-4, betas: [0, 0.999], fused: auto, nested: {a: [true, null, 1]}"),
         ("scheduler", "warmup: 5, milestones: [30, 60.5], name: multistep, gamma: 1"),
         ("scheduler", "warmup: 0.5, milestones: [], name: multistep"),
-        ("scheduler", "_target_: a.B, monitor: val/loss"),
         ("augment", "scale: [1, 1.0], sizes: [[1, 128], [31, 176]], mixup: 1, flip: 0"),
         ("model", "mean: auto, std: [1, 1.0, 0.5], net: {_target_: a.B, depth: 2, act: {slope: 0}}"),
         ("callbacks", "timer: {_target_: a.B, n: 1, x: 1.0}, early_stopping: 1, model_summary: 2"),
@@ -207,7 +206,8 @@ def test_values_keep_their_types(group: str, values: str, default: dict[str, Any
 def test_a_schedule_with_a_target_takes_any_further_key(default: dict[str, Any]) -> None:
     """Also those that are keys of the curves by name, with any value."""
     own = yaml.safe_load("{_target_: a.B, interval: step, gamma: [2, 1.0], unit: 3, warmup: x, deep: {name: [null]}}")
-    assert comes_back_unchanged(TrainConfig, default | {"scheduler": own})
+    for scheduler in (own, {"_target_": "a.B", "monitor": "val/loss"}):
+        assert comes_back_unchanged(TrainConfig, default | {"scheduler": scheduler})
     config = validate(TrainConfig, default | {"scheduler": own})
     assert (config.scheduler.target, config.scheduler.name, config.scheduler.monitor) == ("a.B", None, None)
 
