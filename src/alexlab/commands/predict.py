@@ -32,7 +32,7 @@ class Listed(Index):
     """Images of unknown classes, by their paths."""
 
     def __init__(self, paths: list[str]) -> None:
-        self.paths, self.targets = paths, np.zeros(len(paths), np.int64)
+        self.paths, self.targets, self.classes = paths, np.zeros(len(paths), np.int64), ()
 
     def path(self, i: int) -> str:
         return self.paths[i]

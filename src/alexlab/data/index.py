@@ -1,6 +1,8 @@
 """What all indexes have in common. An index is the images of one split, of whatever kind."""
 
 import functools
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from alexlab.data import decode
 from alexlab.data.fingerprint import names_digest, of_sizes
 
 
-class Index:
+class Index(ABC):
     """The images of one split: `ImageIndex` of a folder, `PreparedIndex`, `ItemIndex` of any class, or a `Selection`.
 
     Attributes:
@@ -38,15 +40,15 @@ class Index:
 
     def name(self, i: int) -> bytes:
         """Return the name of image i, which is part of the fingerprint."""
-        raise NotImplementedError
+        return os.fsencode(self.path(i))
 
+    @abstractmethod
     def path(self, i: int) -> str:
         """Return where image i is, for people."""
-        raise NotImplementedError
 
+    @abstractmethod
     def picture(self, i: int) -> decode.AnyPicture:
         """Open image i. Raises OSError if it cannot be read, or is not an image."""
-        raise NotImplementedError
 
     def subset(self, indices: np.ndarray) -> "Index":
         """Return the images `indices` (int64), in that order."""
@@ -54,12 +56,13 @@ class Index:
 
     def names_digest(self) -> Any:
         """Return a hash of all names and classes, see fingerprint.py."""
-        raise NotImplementedError
+        names = b"\0".join(map(self.name, range(len(self))))
+        return names_digest(names, [self.targets], self.classes)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of names, classes and sizes; see fingerprint.py."""
-        raise NotImplementedError
+        """The fingerprint of names, classes and, if the kind of index knows them, sizes; see fingerprint.py."""
+        return of_sizes(self.names_digest(), np.array([], np.int64))
 
     @property
     def names_fingerprint(self) -> str:

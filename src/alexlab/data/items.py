@@ -15,7 +15,7 @@ from PIL import Image
 from alexlab.data import decode
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fast.prepared import COLUMNS
-from alexlab.data.fingerprint import names_digest, of_sizes, sample
+from alexlab.data.fingerprint import of_sizes, sample
 from alexlab.data.folder import listed
 from alexlab.data.index import Index
 from alexlab.engine import launcher
@@ -77,10 +77,6 @@ class ItemIndex(Index):
         digest, are_files = self.names_digest(), isinstance(self.dataset[int(self.numbers[0])][0], str | os.PathLike)
         chosen = self.numbers[sample(digest.digest(), len(self), None if are_files else HASHED)]
         return of_sizes(digest, np.array([checksum(self.dataset, number) for number in chosen.tolist()], np.int64))
-
-    def names_digest(self) -> Any:
-        names = b"\0".join(map(self.name, range(len(self))))
-        return names_digest(names, [self.targets], self.classes)
 
 
 def columns_of(index: Any, indices: np.ndarray) -> dict[str, Any]:
