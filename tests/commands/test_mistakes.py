@@ -231,7 +231,7 @@ def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) 
         ),
         (
             ["+scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=3"],
-            ["StepLR cannot be built from its settings: ", "'name'"],
+            ["`scheduler._target_` replaces scheduler=cosine", "'+scheduler={_target_: torch.optim.lr_scheduler"],
         ),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] and " " not in value[0] else "",

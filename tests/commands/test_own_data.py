@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,7 @@ def test_the_size_of_a_datamodules_batches_matters_in_training_only() -> None:
 
 def test_what_a_datamodule_does_not_follow_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(project))
+    monkeypatch.delitem(sys.modules, "mypkg", raising=False)  # of another test
     for key, value in {"sampler": "balanced", "val_fraction": 0.2, "on_error": "skip"}.items():
         plain = {"name": "x", "root": None, "batch_size": 8, "image_size": 64, "_target_": "mypkg.Module", key: value}
         message = f"`data.{key}={value}` has no effect on the batches of mypkg.Module"

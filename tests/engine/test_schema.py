@@ -499,7 +499,7 @@ scheduler={"_target_":a.B,"monitor":val/loss,"interval":step}
   `scheduler.interval=step` with scheduler.monitor: metrics come with validations, so use interval=epoch.
 scheduler.name=cosine scheduler._target_=mypkg.Mine
   `scheduler._target_` replaces scheduler=cosine, whose keys it does not have: write
-  ~scheduler '+scheduler={_target_: mypkg.Mine}'.
+  ~scheduler '+scheduler={_target_: mypkg.Mine}', with its settings in the braces.
 scheduler.name=cosine scheduler.interval=step
   `scheduler.interval` is for a _target_: scheduler=cosine has scheduler.unit.
 scheduler.name=plateau

@@ -217,8 +217,10 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         yield "`scheduler.interval=step` with scheduler.monitor: metrics come with validations, so use interval=epoch."
     more = scheduler.model_extra or {}
     if scheduler.target and {"name", "unit"} <= more.keys():  # the keys of a schedule by name
-        instead = f"~scheduler '+scheduler={{_target_: {scheduler.target}}}'"
-        yield f"`scheduler._target_` replaces scheduler={more['name']}, whose keys it does not have: write {instead}."
+        yield (
+            f"`scheduler._target_` replaces scheduler={more['name']}, whose keys it does not have: write ~scheduler "
+            f"'+scheduler={{_target_: {scheduler.target}}}', with its settings in the braces."
+        )
     if scheduler.name and "interval" in scheduler.model_fields_set:
         yield f"`scheduler.interval` is for a _target_: scheduler={scheduler.name} has scheduler.unit."
     if config.data.target is None:  # other classes check their files themselves
