@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,15 @@ def test_a_key_of_the_command_line_is_listed_for_all_runs_and_a_name_for_its_run
     assert texts_of([run_of(ours), run_of(theirs, ("model.name", "data.root"))]) == ["model=alexnet data=demo", listed]
 
 
+def test_the_model_is_first_then_options_then_what_was_swept_and_last_what_one_run_changed() -> None:
+    base = {"seed": 0, "data.batch_size": 8, "optimizer.lr": 0.1, "choices.augment": "basic", "model.name": "alexnet"}
+    runs = [run_of({**base, "seed": seed, "optimizer.lr": lr}, ("optimizer.lr",)) for seed, lr in ((0, 1), (1, 2))]
+    runs.append(run_of({**base, "model.name": "vgg", "data.batch_size": 16, "choices.augment": "strong"}))
+    runs.append(run_of({**base, "model.name": "vgg", "choices.augment": "strong"}))
+    listed = "model.name=vgg augment=strong optimizer.lr=0.1 seed=0"
+    assert texts_of(runs)[2:] == [f"{listed} data.batch_size=16", f"{listed} data.batch_size=8"]
+
+
 def test_a_run_that_recorded_no_options_is_compared_by_its_keys() -> None:
     old, new = run_of({"optimizer.lr": 0.1}), run_of({"optimizer.lr": 0.2, "choices.optimizer": "sgd"})
     assert differing([old, new]) == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
@@ -259,6 +269,20 @@ def test_folds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Comp
     assert "seed" not in a["settings"]
     assert a["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
     assert "  0.6250±0.1768  " in compare()[0]
+
+
+def test_rows_have_the_names_that_wandb_shows(tmp_path: Path, compare: Compare) -> None:
+    for name, lr, seed in (("one", 0.05, 1), ("two", 0.05, 2), ("three", 0.1, 1)):
+        words = [f"optimizer.lr={lr}", f"seed={seed}"]
+        make_run(tmp_path / name, lr, lr, seed=seed, overrides=words, data={"name": "demo", "root": "x"})
+    _, first, second = compare()[0].splitlines()
+    assert re.split("  +", first)[:2] == ["alexnet-lr0.1-s1", "finished"]
+    assert first.endswith("three  optimizer.lr=0.1 seed=1")
+    assert re.split("  +", second)[0] == "alexnet-lr0.05", "of two seeds"
+    assert second.endswith("one +1  optimizer.lr=0.05 seed=1,2")
+    assert "| alexnet-lr0.05 | one +1 | finished |" in compare(format="markdown")[0]
+    assert [row["title"] for row in csv.DictReader(io.StringIO(compare(format="csv")[0]))][1] == "alexnet-lr0.05"
+    assert json.loads(compare(format="json")[0])["groups"][0]["title"] == "alexnet-lr0.1-s1"
 
 
 def test_seeds_times_folds_are_one_row(tmp_path: Path, compare: Compare) -> None:
@@ -449,10 +473,10 @@ def test_markdown_csv_and_json_are_for_other_programs(tmp_path: Path, compare: C
         return out
 
     lines = printed(format="markdown").splitlines()
-    heads = "| run | status | note | optimizer.lr | seed | val/acc1 | last/val/acc1 | val/loss "
+    heads = "| title | run | status | note | optimizer.lr | seed | val/acc1 | last/val/acc1 | val/loss "
     assert lines[0] == f"{heads}| test/acc1 | images_per_second | seconds |"
     means = "| 0.6250±0.1768 | 0.3125±0.0884 | 1.5000±0.0000 | 0.2500±0.0000 | 123±0 | 6±0 |"
-    assert lines[2] == f"| a +1 | finished | x\\|y | 0.1 | 0,1 {means}"
+    assert lines[2] == f"| a +1 | a +1 | finished | x\\|y | 0.1 | 0,1 {means}"
     first, second = csv.DictReader(io.StringIO(printed(format="csv")))
     assert (first["run"], first["n"], first["val/acc1"], first["seed"]) == ("a +1", "2", "0.625", "0,1")
     assert float(first["val/acc1_std"]) == pytest.approx(statistics.stdev([0.5, 0.75]))

@@ -197,11 +197,16 @@ VISITS = """
   found.charts = [...document.querySelectorAll(".chart")].filter((node) => !node.hidden).length;
   found.axis = getComputedStyle(document.querySelector(".parcoords .axis path")).stroke;
   found.ticks = [[0.2, 2], [0.5, 60], [0.1, 0.4]].map((x) => wholeEpochs([{ x }]).dtick ?? null);
+  found.log = [[[1, 2], [2, 4000]], [[1, 2], [2, 30]], [[0, 1], [2, 4000]]]
+    .map((curves) => hasDiverged(curves.map((y) => ({ y }))));
   found.order = value({ settings: {}, config: { seconds: 3 }, metrics: { seconds: 5 } }, "seconds");
   found.written = WRITTEN.map(([key, ...rows]) => {
     data.groups = rows.map(([mean, std]) => ({ metrics: { [key]: mean }, std: std ? { [key]: std } : {} }));
     return rows.map((numbers) => writer(key)(...numbers));
   });
+  data.groups = [[1, 1, 1], [1, 2, 1], [1, 3, 2], [2, 4, 2]]
+    .map(([a, b, c]) => ({ settings: { a, b, c }, config: {}, metrics: {}, facts: {} }));
+  found.alone = ["a", "b", "c"].filter(isAlone);
   scroll.addEventListener("scroll", () => {
     found.stays = box(row()[0]).left - box(scroll).left;
     found.edges = [...scroll.parentElement.classList].sort();
@@ -240,10 +245,11 @@ def test_controls_of_the_page_in_a_browser(tmp_path: Path) -> None:
     assert states[10][2] == "rgb(255, 255, 255)", "light"
 
     assert found["heads"] == [
-        "run", "best.ckpt\nval/acc1", "status", "best.ckpt\nval/loss", "test/acc1", "images/s", "seconds",
-        "note", "optimizer.lr", "seed",
+        "run", "best.ckpt\nval/acc1", "note", "optimizer.\nlr", "seed", "best.ckpt\nval/loss", "test/acc1",
+        "images/s", "seconds",
     ]  # fmt: skip
-    assert found["cells"] == [" r007%{y}", "0.6875", "finished", "1.5000", "0.2500", "123", "5.5"]
+    note = "…pt><script>document.title='no'</script>"
+    assert found["cells"] == [" r007%{y}", "0.6875", note, "0.1", "1", "1.5000", "0.2500"]
     assert all(right < 400 for right in found["right"]), "on a telephone, too"
     assert found["stays"] == pytest.approx(1, abs=1), "the name, however far one scrolls"
     assert found["edges"] == ["after", "before", "edged"]
@@ -259,5 +265,7 @@ def test_controls_of_the_page_in_a_browser(tmp_path: Path) -> None:
     assert found["charts"] == 0
     assert found["axis"] == "rgb(154, 167, 180)", "--quiet of the dark theme"
     assert found["ticks"] == [1, None, None]
+    assert found["log"] == [True, False, False], "of curves of which one has diverged, and no value is 0"
+    assert found["alone"] == ["a"], "what only one run has different"
     assert found["order"] == 3, "a setting comes before a metric of the same name"
     assert found["written"] == [words for _, words in WRITTEN.values()]

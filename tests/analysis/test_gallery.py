@@ -1,15 +1,19 @@
 """The figures of a run: what they show, and where the numbers come from."""
 
+import io
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import command, summary_of, tiny_train
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
@@ -140,17 +144,22 @@ def test_curves_are_drawn_over_epochs() -> None:
     assert steps_per_epoch({"steps_per_epoch": 20}, rows) == 20
     assert steps_per_epoch({}, rows) == steps_per_epoch({"steps_per_epoch": "x"}, rows) == 10
     assert steps_per_epoch({}, rows[:8]) is None
-    sheet, unmarked, lowest = (plots.curves(rows, *of, 10, mode) for *of, mode in (
+    sheet, unmarked, lowest = (drawn(plots.curves(rows, *of, 10, mode)) for *of, mode in (
         ("val/acc1", None), (None, None), ("val/acc1", "min"),
     ))  # fmt: skip
-    assert sheet is not None
-    assert unmarked is not None
-    assert lowest is not None
     assert coloured(sheet, "#000000") > coloured(unmarked, "#000000") + 50, "a star marks the best epoch"
     assert lowest.tobytes() != sheet.tobytes()
-    assert sheet.width == pytest.approx(3 * sheet.height * 4.4 / 3.5, rel=0.01), "three panels"
-    assert plots.curves(rows[:3], None, None) is not None
+    assert sheet.width == drawing.PAGE * drawing.DPI, "three panels"
+    assert plots.curves(rows[:3], None, None).get_axes()[0].get_yscale() == "linear"
+    diverged = plots.curves([*rows, {"step": 50, "val/loss": 900.0}], None, None)
+    assert [axes.get_yscale() for axes in diverged.get_axes()] == ["log", "linear", "linear"]
     assert plots.curves([{"step": 1, "epoch": 0}], None, None) is None
+
+
+def drawn(figure: Figure) -> Image.Image:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=drawing.DPI)
+    return Image.open(file).convert("RGB")
 
 
 def coloured(sheet: Image.Image, colour: str, over: float = 1.0) -> int:
@@ -163,20 +172,32 @@ def test_the_bar_of_the_true_class_is_green() -> None:
     white = np.full((32, 32, 3), 255, dtype=np.uint8)
     names = ["cat", "dog", "a very long name of a class with $", "cow", "owl"]
     probabilities = [0.6, 0.2, 0.1, 0.05, 0.05]
-    sheet = plots.top5([white], ["dog"], [list(zip(names, probabilities, strict=True))], "val")
+    sheet = drawn(plots.top5([white], ["dog"], [list(zip(names, probabilities, strict=True))], "val"))
     right, other = coloured(sheet, plots.TRUE, 0.65), coloured(sheet, plots.OTHER, 0.65)
     assert other / right == pytest.approx(0.8 / 0.2, rel=0.5), "bars as long as their probabilities, below their text"
-    wrong = plots.top5([white], ["fox"], [list(zip(names, probabilities, strict=True))], "val")
+    wrong = drawn(plots.top5([white], ["fox"], [list(zip(names, probabilities, strict=True))], "val"))
     assert coloured(wrong, plots.TRUE, 0.65) == 0
 
 
 def test_accuracy_per_class_of_few_and_of_many_classes() -> None:
-    two = plots.per_class([1.0, 0.5, None], ["cat", "dog", "none"], "test")
-    many = plots.per_class(np.linspace(0, 1, 1000).tolist(), [f"class {i}" for i in range(1000)], "test")
+    two = drawn(plots.per_class([1.0, 0.5, None], ["cat", "dog", "none"], "test"))
+    many = drawn(plots.per_class(np.linspace(0, 1, 1000).tolist(), [f"class {i}" for i in range(1000)], "test"))
     assert two.width == many.width
-    assert two.height < 200
-    assert many.height < 1300
+    assert two.height < 300
+    assert many.height < 1600
     assert coloured(two, plots.OTHER) > 1000
+
+
+def test_a_page_of_a_paper_takes_each_figure(tmp_path: Path) -> None:
+    names = [f"a long name of class {number}" for number in range(50)]
+    matrix = plots.confusion(np.eye(50, dtype=int), names, np.ones(50, dtype=int), 1000, "test")
+    wide = drawing.tiles([np.zeros((400, 400, 3), np.uint8)] * 4, "title")
+    for picture in (matrix, wide):
+        text = drawing.save(picture, tmp_path / "figure.pdf").read_bytes()
+        assert text.startswith(b"%PDF")
+        assert b"/Type3" not in text, "which publishers refuse"
+        width = float(re.findall(rb"/MediaBox \[ ?0 0 ([\d.]+)", text)[0]) / 72  # points
+        assert 6 < width <= drawing.PAGE
 
 
 def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) -> None:
@@ -187,6 +208,11 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert [Path(line).stem for line in done.stdout.splitlines() if line.endswith(".png")] == DRAWN
     assert {path.stem for path in (folder / "figures").iterdir()} == set(DRAWN)
+    done = command("figures", f"run={folder}", "among=12", "format=svg", timeout=120)
+    assert done.returncode == 0, done.stderr
+    for name in DRAWN:
+        root = ElementTree.parse(folder / f"figures/{name}.svg").getroot()
+        assert float(root.get("width", "").removesuffix("pt")) / 72 <= drawing.PAGE, "a page of a paper"
     wrong = command("figures", f"run={folder}", "crops=10")
     assert wrong.returncode == 2
     assert "`crops=10`: there is no such key" in wrong.stderr
@@ -218,6 +244,6 @@ def test_letters_that_dejavu_lacks_come_from_an_installed_font(monkeypatch: pyte
 @pytest.mark.parametrize("name", ["cat\nfish", "caf\udce9", "חתול", "犬", "$a_"])
 def test_any_class_name_can_be_drawn(name: str) -> None:
     shown = printable(name)
-    assert plots.per_class([0.5, 1.0], [shown, "dog"], "test").size[0] > 0
+    assert drawn(plots.per_class([0.5, 1.0], [shown, "dog"], "test")).width > 0
     pixels = [np.zeros((8, 8, 3), np.uint8)] * 2
     assert np.asarray(drawing.tiles(pixels, "", [(shown,), ("",)])).min() < 100

@@ -105,8 +105,9 @@ def test_rank_and_table_are_printed_at_the_end_of_runs_and_sweeps(shapes: Path, 
     words = [f"data.root={shapes}", "data.batch_size=8", "debug=fast", f"paths.logs={tmp_path}", "test=false"]
     sweep = command("train.py", *TINY, "data=folder", *words, "-m", "optimizer.lr=0.001,0.5")
     assert sweep.returncode == 0, sweep.stderr
-    assert " of 1 by " not in sweep.stdout
-    assert sweep.stdout.count(" of 2 by val/acc1: ") == 1
+    assert "rank: " not in sweep.stdout, "the table follows"
     table = sweep.stdout[sweep.stdout.index("2 runs") :]
     assert "optimizer.lr=0.001" in table
     assert "optimizer.lr=0.5" in table
+    alone = command("train.py", *TINY, "data=folder", *words)
+    assert " of 3 by val/acc1: " in alone.stdout

@@ -60,6 +60,7 @@ def test_help_lists_each_group_with_its_options_and_each_key_with_its_meaning(tm
         name = key.rpartition(".")[2]
         if key in meanings and "${" not in str(value) and key not in (*FILLED_IN, "data.root"):
             assert re.search(rf"^ *{re.escape(name)}: .* # {re.escape(meanings[key])}$", done.stdout, re.M), key
+    assert re.search(r"^    norm: lrn +# lrn, bn or none$", done.stdout, re.M), "keys of an option, from its yaml"
     for part in ("crop_ratio: 0.875", "--multirun", "--config-dir DIR"):
         assert part in done.stdout
 

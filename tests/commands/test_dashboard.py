@@ -142,8 +142,16 @@ def test_the_dashboard_of_the_page(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
     (tmp_path / "dashboard").mkdir()
     (tmp_path / "dashboard/mine.yaml").write_text(text)
-    done = command("dashboard", "--config-dir", str(tmp_path), "dashboard=mine", "dry_run=true")
+    words = ["dashboard", "--config-dir", str(tmp_path), "dashboard=mine", "dry_run=true"]
+    done = command(*words, "format=json")
     assert done.returncode == 0, done.stderr
+    printed = command(*words, "entity=team").stdout.splitlines()
+    assert printed[:3] == [
+        "view alexlab of the project team/alexlab, x axis trainer/global_step",
+        "curves",
+        "  line       loss: y=train/loss,val/loss",
+    ]
+    assert "pictures (closed)" in printed
     view = json.loads(done.stdout)
     assert list(view["sections"])[-2:] == ["pictures", "dropout"]
     workspace = dashboard.build({**view, "dashboard": view})

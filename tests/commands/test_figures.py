@@ -8,7 +8,7 @@ from conftest import tiny_train
 from matplotlib import colormaps
 from PIL import Image, ImageFont
 
-from alexlab.analysis.drawing import GAP, TEXT, TITLE, fonts_for, tiles
+from alexlab.analysis.drawing import GAP, TEXT, TITLE, fonts_for, save, tiles
 from alexlab.analysis.plots import confusion
 
 
@@ -40,14 +40,13 @@ def test_letters_of_other_languages_are_drawn() -> None:
     assert len(set(drawn.values())) == len(drawn)
 
 
-def test_the_matrix_is_coloured_by_the_fraction_of_the_whole_row() -> None:
+def test_the_matrix_is_coloured_by_the_fraction_of_the_whole_row(tmp_path: Path) -> None:
     names, counts = ["cat", "a class with a name that is much too long for its margin"], np.array([[4, 0], [3, 1]])
     for totals, classes, fractions in (([4, 4], 2, (1, 0, 0.75, 0.25)), ([4, 300], 60, (1, 0, 0.01))):
-        sheet = confusion(counts, names, np.array(totals), classes, "val, last.ckpt")
-        pixels = {colour: count for count, colour in sheet.getcolors(10_000) or []}
+        path = save(confusion(counts, names, np.array(totals), classes, "val, last.ckpt"), tmp_path / "figure.png")
+        pixels = {colour: count for count, colour in Image.open(path).convert("RGB").getcolors(10_000) or []}
         for fraction in fractions:
             assert pixels[tuple(map(int, colormaps["Blues"](float(fraction), bytes=True)[:3]))] > 500
-    assert max(confusion(np.eye(50, dtype=int), [str(i) for i in range(50)], np.ones(50), 50, "").size) < 1200
 
 
 def test_a_run_without_wandb_draws_them(shapes: Path, tmp_path: Path) -> None:

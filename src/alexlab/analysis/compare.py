@@ -11,7 +11,7 @@ import re
 import statistics
 import textwrap
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.overrides import shown
 from alexlab.engine.settings import REPETITIONS, canonical
-from alexlab.engine.text import printable
+from alexlab.engine.text import printable, shorten
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MAX_SIBLINGS = 1000  # runs that a finished run is ranked among, the newest
 MAX_JOBS = 10  # rows in the table of a sweep
 MAX_OTHER_METRICS = 8  # columns of a table for validation metrics besides the one that it is sorted by
+MAX_TITLE = 40  # characters of a title in a table
+MODEL = ("model", "model.name", "model.net._target_")  # settings that name the network
 SPEED = ("images_per_second", "seconds")
 
 
@@ -66,11 +68,14 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
     Another key of the group is listed for runs with the same option that differ in it, and for all runs if a command
     line set it. A name or a folder that a command line set is listed for that run only.
 
+    The model comes first, then options, what command lines set, the rest, and last what only one of many runs changed.
+
     Args:
         texts: `canonical_settings(runs)`, if known already.
     """
     texts = canonical_settings(runs) if texts is None else texts
     differences: list[dict[str, Any]] = [{} for _ in runs]
+    places: dict[str, int] = {}
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         values = [each.get(key) for each in texts]
         if len(set(values)) == 1:
@@ -93,7 +98,11 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
         for number in listed:
             if key in runs[number].settings:
                 differences[number][label] = runs[number].settings[key]
-    return differences
+        is_alone = len(runs) > 3 and max(Counter(values).values()) == len(runs) - 1
+        is_swept = overridden and key not in REPETITIONS
+        is_option = is_name or group == "choices"
+        places[label] = 4 if is_alone else 0 if label in MODEL else 1 if is_option else 2 if is_swept else 3
+    return [{key: each[key] for key in sorted(each, key=places.__getitem__)} for each in differences]
 
 
 def canonical_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -141,6 +150,10 @@ class Group:
 
     runs: list[Run]
     settings: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        return self.runs[0].title(without=REPETITIONS if len(self.runs) > 1 else ()) or self.name
 
     @property
     def name(self) -> str:
@@ -319,16 +332,22 @@ def cell(group: Group, key: str) -> str:
 def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str]:
     """Return the lines of a table for a terminal, none wider than `width` characters if names permit.
 
-    Columns that do not fit are dropped: speed, size, last epoch, further validation metrics, test. Settings that do not
-    fit next to the columns are printed below the row.
+    A row starts with the title, as W&B names the run, and ends with the directory and the settings that differ, which
+    are printed below the row if they do not fit. Columns that do not fit are dropped: speed, size, last epoch, further
+    validation metrics, test.
 
     Args:
         runs: number of runs in all groups.
         sort: the metric by which the groups are sorted; this column is never dropped.
     """
-    names = max(len(group.name) for group in groups)
-    starts = [f"{runs} run{'s' if runs > 1 else ''}", *(f"{group.name:{names}}  {group.status}" for group in groups)]
-    labels = [as_text({key: value for key, value in group.settings.items() if value is not None}) for group in groups]
+    titles = [shorten(group.title, MAX_TITLE) for group in groups]
+    names = max(map(len, titles))
+    rows_of = zip(titles, groups, strict=True)
+    starts = [f"{runs} run{'s' if runs > 1 else ''}", *(f"{title:{names}}  {group.status}" for title, group in rows_of)]
+    labels = []
+    for group in groups:
+        settings = as_text({key: value for key, value in group.settings.items() if value is not None})
+        labels.append(settings if group.title == group.name else f"{group.name}  {settings}".rstrip())
     columns = columns_of(groups, sort)
     droppable = [key for key in reversed(columns) if key != sort]
     droppable.sort(key=lambda key: (key.startswith("test/"), key.startswith("val/"), key.startswith("last/")))
@@ -355,21 +374,21 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
 def as_markdown(groups: Sequence[Group], sort: str) -> str:
     """Return a table in GitHub's Markdown: the settings that differ, then the metrics."""
     columns, settings = columns_of(groups, sort), list(dict.fromkeys(key for each in groups for key in each.settings))
-    lines = [["run", "status", *settings, *columns], ["---"] * (2 + len(settings)) + ["---:"] * len(columns)]
+    lines = [["title", "run", "status", *settings, *columns], ["---"] * (3 + len(settings)) + ["---:"] * len(columns)]
     for group in groups:
         values = [shown(group.settings[key]) if key in group.settings else "" for key in settings]
-        lines.append([group.name, group.status, *values, *(cell(group, key) for key in columns)])
+        lines.append([group.title, group.name, group.status, *values, *(cell(group, key) for key in columns)])
     escaped = [[printable(text).replace("|", "\\|") for text in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """Return one line per group: run, status, n, the settings that differ, all metrics, KEY_std of several runs, and
-    KEY_n if only n of them have the metric. A setting that is called like another column is config/NAME."""
-    taken = {"run", "status", "n"}.union(*(group.stats for group in groups))
+    """Return one line per group: run, title, status, n, the settings that differ, all metrics, KEY_std of several runs,
+    and KEY_n if only n of them have the metric. A setting that is called like another column is config/NAME."""
+    taken = {"run", "title", "status", "n"}.union(*(group.stats for group in groups))
     rows = []
     for group in groups:
-        row: dict[str, Any] = {"run": group.name, "status": group.status, "n": len(group.runs)}
+        row: dict[str, Any] = {"run": group.name, "title": group.title, "status": group.status, "n": len(group.runs)}
         row |= {f"config/{key}" if key in taken else key: shown(value) for key, value in group.settings.items()}
         for key, stat in group.stats.items():
             row[key] = stat.mean
@@ -384,8 +403,8 @@ def as_csv(groups: Sequence[Group]) -> str:
 
 
 def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
-    """Return {"groups": [{name, status, n, settings, metrics: {key: {mean, std, n}}, runs: [{name, status, path,
-    config, metrics}]}], "left_out": [sentences]}; null stands for NaN and infinity."""
+    """Return {"groups": [{name, title, status, n, settings, metrics: {key: {mean, std, n}}, runs: [{name, status,
+    path, config, metrics}]}], "left_out": [sentences]}; null stands for NaN and infinity."""
 
     def fields(each: Group | Run, **more: Any) -> dict[str, Any]:
         return {"name": each.name, "status": each.status, **more}
@@ -394,7 +413,9 @@ def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
     for group in groups:
         stats = {key: stat._asdict() for key, stat in group.stats.items()}
         runs = [fields(run, path=str(run.path), config=run.settings, metrics=run.metrics) for run in group.runs]
-        rows.append(fields(group, n=len(group.runs), settings=group.settings, metrics=stats, runs=runs))
+        rows.append(
+            fields(group, title=group.title, n=len(group.runs), settings=group.settings, metrics=stats, runs=runs)
+        )
     left_out = [*skipped, *(problem for group in groups for run in group.runs for problem in run.problems)]
     return json.dumps(finite({"groups": rows, "left_out": left_out}), indent=2) + "\n"
 

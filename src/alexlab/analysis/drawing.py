@@ -1,4 +1,4 @@
-"""Figures that are drawn pixel by pixel: tiles of images with captions, and filters.
+"""Figures that are drawn pixel by pixel, tiles of images with captions and filters, and how all figures are written.
 
 Unlike `plots.py` this does not import Matplotlib, which takes half a second.
 """
@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,13 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from alexlab.engine.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = 7  # inches: the width of a page's text, with room to spare
+DPI = 160  # of figures in PNG
 GAP = 4  # pixels between tiles
 TEXT = 12  # font size in pixels
 TITLE = TEXT + 2 * GAP  # height of the title in pixels
@@ -91,6 +99,34 @@ def filters(weights: Tensor, groups: int = 1) -> Image.Image:
     grids = [make_grid(part, nrow=16 if len(part) >= 32 else 8, padding=GAP, pad_value=1) for part in parts]
     gap = torch.ones(3, 2 * GAP, grids[0].shape[2])
     return to_pil_image(torch.cat([part for grid in grids for part in (grid, gap)][:-1], 1))
+
+
+# -- files
+
+
+def save(picture: "Image.Image | Figure", path: Path) -> Path:
+    """Write a figure as PNG, or, for a paper, as SVG or PDF of at most PAGE inches in width, and return the path.
+
+    Args:
+        path: ends with .png, .svg or .pdf.
+    """
+    kind = path.suffix[1:]
+    with atomic_write(path) as file:
+        if isinstance(picture, Image.Image) and kind == "png":
+            picture.save(file, "PNG")
+            return path
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+        if isinstance(picture, Image.Image):
+            dpi = max(DPI, picture.width / PAGE)
+            figure = Figure((picture.width / dpi, picture.height / dpi), dpi=dpi)
+            figure.figimage(np.asarray(picture))
+        else:
+            figure, dpi = picture, DPI
+        with rc_context({"pdf.fonttype": 42}):  # publishers refuse fonts of type 3
+            figure.savefig(file, format=kind, dpi=dpi)
+    return path
 
 
 # -- fonts

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,11 +22,14 @@ from alexlab.data.fast.device_cache import Index
 from alexlab.data.sources import Data
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.errors import UserError
-from alexlab.engine.files import atomic_write, make_folder
+from alexlab.engine.files import make_folder
 from alexlab.engine.process import cores
 from alexlab.engine.targets import Trusted
 from alexlab.models.introspection import first_convolution, head_of
 from alexlab.tasks import load as loading
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 8  # validation images with their top-5 bars
 QUERIES, NEIGHBOURS = 5, 6
@@ -102,8 +105,8 @@ def nearest(queries: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 def pictures(
     run_dir: Path, trained: loading.Trained, data: Data, among: int, device: torch.device, monitor: str, weights: str
-) -> Iterator[tuple[str, Image.Image]]:
-    """Yield the name and the image of each figure.
+) -> Iterator[tuple[str, "Image.Image | Figure"]]:
+    """Yield the name and the picture of each figure.
 
     Args:
         among: number of training images, evenly spaced, among which the neighbours are searched.
@@ -169,18 +172,17 @@ def draw(
     among: int = 2000,
     device: str = "cpu",
     trusted: Trusted = (),
+    kind: str = "png",
 ) -> list[Path]:
-    """Write the figures of a run to RUN_DIR/figures and return their paths."""
+    """Write the figures of a run to RUN_DIR/figures, as png, svg or pdf, and return their paths."""
     trained = loading.load(run_dir, ckpt, check_sources=False, allow=trusted)
     folder = make_folder(run_dir, "figures")
     for name in NAMES:  # figures of another checkpoint or of different images
-        (folder / f"{name}.png").unlink(missing_ok=True)
+        (folder / f"{name}.{kind}").unlink(missing_ok=True)
     written = []
     weights = f"{ckpt}.ckpt" if ckpt in ("best", "last") else Path(ckpt).name
     for name, picture in pictures(run_dir, trained, data, among, torch.device(device), monitor, weights):
-        with atomic_write(folder / f"{name}.png") as file:
-            picture.save(file, "PNG")
-        written.append(folder / f"{name}.png")
+        written.append(figures.save(picture, folder / f"{name}.{kind}"))
     return written
 
 

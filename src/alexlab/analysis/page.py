@@ -10,6 +10,7 @@ import json
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,23 +55,26 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
     """Return what the page shows, as values for JSON."""
     runs = [run for group in groups for run in group.runs]
     notes = list(notes)
+    titles = Counter(group.title for group in groups)
     shown: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
         text = as_text(group.settings)
+        title = group.title if titles[group.title] == 1 else f"{group.title} {group.name}"
         shown.append(
             {
                 "id": number,
                 "name": group.name,
+                "title": title,
                 "status": group.status,
                 "paths": [str(run.path) for run in group.runs],
-                "label": f"{group.name}  {text}".strip(),
+                "label": f"{title}  {text}".strip(),
                 "settings": group.settings,
                 "config": group.runs[0].settings,
                 "facts": group.runs[0].facts,
                 "metrics": {key: stat.mean for key, stat in group.stats.items()},
                 "std": {key: stat.std for key, stat in group.stats.items() if stat.std is not None},
                 "fewer": {key: stat.n for key, stat in group.stats.items() if stat.n < len(group.runs)},
-                "runs": [{"name": run.name, "label": f"{run.name}  {text}", **curves_of(run)} for run in group.runs],
+                "runs": [{"name": run.name, "label": f"{title}  {text}", **curves_of(run)} for run in group.runs],
                 "figures": figures_of(group.runs[0].path / "figures", notes) if number < WITH_FIGURES else {},
             }
         )
@@ -111,7 +115,8 @@ def curves_of(run: Run) -> dict[str, Any]:
         # the curve of KEY_step is finer and is shown instead of KEY's, under the name of KEY
         if wanted and not key.endswith("_best") and f"{key}_step" not in keys:
             curve = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
-            if curve:
+            cannot_vary = key.removesuffix("_step").endswith("/acc5") and all(y == 1 for _, y in curve)
+            if curve and not cannot_vary:
                 curves[key.removesuffix("_step")] = thinned(curve)
     batch, accumulated = run.settings.get("data.batch_size"), run.settings.get("trainer.accumulate_grad_batches", 1)
     return {

@@ -1,29 +1,26 @@
-"""Figures that Matplotlib draws without a display: top-5 bars, accuracy per class, confusion matrix, curves."""
+"""Figures of Matplotlib, as wide as a page: top-5 bars, accuracy per class, confusion matrix, curves."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
-from alexlab.analysis.drawing import fonts_for
+from alexlab.analysis.drawing import PAGE, fonts_for
 from alexlab.analysis.runs import Row
 from alexlab.engine.metrics import lower_is_better
 
 RIGHT, OTHER, SECOND = "#c8553d", "#5b8db8", "#e0a030"
 TRUE = "#4c9a5f"
-DPI = 110
 MAX_BARS = 40  # classes in the figure of accuracies
 MAX_NUMBERS = 20  # classes of a confusion matrix with numbers in the cells
 
 
 def top5(
     images: Sequence[np.ndarray], truths: Sequence[str], best: Sequence[Sequence[tuple[str, float]]], of: str
-) -> Image.Image:
+) -> Figure:
     """Draw images above bars of their most probable classes, the true class in green, as in AlexNet's paper.
 
     Args:
@@ -34,23 +31,23 @@ def top5(
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure((2.5 * columns, 3.75 * rows), dpi=DPI, layout="tight")
+    figure = Figure((PAGE / 4 * columns, 2.5 * rows), layout="tight")
     panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.2, 1.05] * rows)
     for i, image in enumerate(images):
         picture, bars = panels[2 * (i // columns) :, i % columns][:2]
         picture.imshow(image)
-        picture.set_title(_short(truths[i], 28), fontsize=9, fontweight="bold")
+        picture.set_title(_short(truths[i], 24), fontsize=8, fontweight="bold")
         for place, (name, probability) in enumerate(best[i]):
             bars.barh(place, probability, color=TRUE if name == truths[i] else OTHER, alpha=0.65)
-            bars.text(0.02, place, f"{_short(name, 24)}  {probability:.0%}", va="center", fontsize=8)
+            bars.text(0.02, place, f"{_short(name, 20)}  {probability:.0%}", va="center", fontsize=7)
         bars.set(xlim=(0, 1), ylim=(4.6, -0.6))
     for axes in panels.flat:
         axes.set_axis_off()
-    figure.suptitle(f"{of}: the most probable classes, the true one in green", fontsize=10)
-    return _image(figure)
+    figure.suptitle(f"{of}: the most probable classes, the true one in green", fontsize=9)
+    return _with_fonts(figure)
 
 
-def per_class(accuracies: Sequence[float | None], names: Sequence[str], of: str) -> Image.Image:
+def per_class(accuracies: Sequence[float | None], names: Sequence[str], of: str) -> Figure:
     """Draw a bar per class, the best at the top; of more than MAX_BARS classes the worst.
 
     Args:
@@ -59,19 +56,20 @@ def per_class(accuracies: Sequence[float | None], names: Sequence[str], of: str)
     """
     known = sorted(((acc, name) for acc, name in zip(accuracies, names, strict=True) if acc is not None), reverse=True)
     mean, worst = float(np.mean([acc for acc, _ in known])), known[-MAX_BARS:]
-    figure = Figure((6.5, 1.1 + 0.22 * len(worst)), dpi=DPI, layout="tight")
+    figure = Figure((6.5, 1.1 + 0.2 * len(worst)), layout="tight")
     axes = figure.add_subplot(xlim=(0, 1.09), ylim=(len(worst) - 0.4, -0.6))
     bars = axes.barh(range(len(worst)), [acc for acc, _ in worst], color=OTHER, height=0.72)
     axes.bar_label(bars, fmt="{:.1%}", padding=3, fontsize=7)
     axes.set_yticks(range(len(worst)), [_short(name, 32) for _, name in worst], fontsize=8)
     axes.axvline(mean, color=RIGHT, linewidth=1)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", labelsize=7)
     which = f": the {MAX_BARS} worst of {len(known)}" if len(known) > MAX_BARS else ""
-    axes.set_title(f"acc1 by class ({of}), mean of classes {mean:.1%}{which}", fontsize=10)
-    return _image(figure)
+    axes.set_title(f"acc1 by class ({of}), mean of classes {mean:.1%}{which}", fontsize=9)
+    return _with_fonts(figure)
 
 
-def confusion(counts: np.ndarray, names: Sequence[str], totals: np.ndarray, classes: int, of: str) -> Image.Image:
+def confusion(counts: np.ndarray, names: Sequence[str], totals: np.ndarray, classes: int, of: str) -> Figure:
     """Draw a confusion matrix. A darker cell contains a larger fraction of the images of the row's class.
 
     Args:
@@ -82,24 +80,24 @@ def confusion(counts: np.ndarray, names: Sequence[str], totals: np.ndarray, clas
         of: the images and weights, for the title, such as "test, best.ckpt".
     """
     fraction = counts / np.maximum(totals, 1)[:, None]
-    side = 2.5 + (0.38 if len(names) <= MAX_NUMBERS else 0.16) * len(names)
-    figure = Figure((side, side), dpi=DPI, layout="tight")
+    side, size = min(PAGE, 2.5 + 0.38 * len(names)), 8 if len(names) <= 16 else 6 if len(names) <= 36 else 4.5
+    figure = Figure((side, side), layout="tight")
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     labels = [_short(name, 24) for name in names]
-    axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), labels, fontsize=8)
+    axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), labels, fontsize=size)
     for row, column in np.argwhere(counts) if len(names) <= MAX_NUMBERS else ():
         ink = "white" if fraction[row, column] > 0.5 else "black"
-        axes.text(column, row, str(counts[row, column]), color=ink, ha="center", va="center", fontsize=8)
+        axes.text(column, row, str(counts[row, column]), color=ink, ha="center", va="center", fontsize=size)
     part = f"\n{len(names)} of {classes:,} classes, those confused most" if classes > len(names) else ""
-    axes.set_title(of + part, fontsize=10)
-    return _image(figure)
+    axes.set_title(of + part, fontsize=9)
+    return _with_fonts(figure)
 
 
 def curves(
     rows: Sequence[Row], monitor: str | None, epoch_steps: float | None, mode: str | None = None
-) -> Image.Image | None:
+) -> Figure | None:
     """Draw loss, accuracy and learning rate over the epochs, or over the steps; None if nothing was measured.
 
     Args:
@@ -119,32 +117,37 @@ def curves(
     panels = {title: keys for title, part in groups.items() if (keys := [key for key in lines if part in key])}
     if not panels:
         return None
-    figure = Figure((4.4 * len(panels), 3.5), dpi=DPI, layout="tight")
+    figure = Figure((PAGE / 3 * len(panels), 2.2), layout="tight")
     for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for key in keys:
             x, y = lines[key]
             colour = SECOND if key == "val/acc5" else RIGHT if key.startswith("val/") else OTHER
-            axes.plot(x, y, color=colour, label=key, linewidth=1.5, marker="o" if len(x) < 3 else None, markersize=4)
+            axes.plot(x, y, color=colour, label=key, linewidth=1.2, marker="o" if len(x) < 3 else None, markersize=3)
             if key == monitor and not np.isnan(y).all():
                 is_lower_better = mode == "min" if mode else lower_is_better(key)
                 at = int(np.nanargmin(y) if is_lower_better else np.nanargmax(y))
-                axes.plot(x[at], y[at], "*", color="black", markersize=9, label=f"best {y[at]:.4f}")
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("epoch" if epoch_steps else "step", fontsize=9)
+                axes.plot(x[at], y[at], "*", color="black", markersize=7, label=f"best {y[at]:.4f}")
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("epoch" if epoch_steps else "step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        values = np.concatenate([lines[key][1] for key in keys])
+        if np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanquantile(
+            values, 0.9, method="lower"
+        ):  # it has diverged
+            axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, frameon=False)
-    return _image(figure)
+        axes.legend(fontsize=7, frameon=False)
+    return _with_fonts(figure)
 
 
-def _image(figure: Figure) -> Image.Image:
+def _with_fonts(figure: Figure) -> Figure:
+    """Give the texts of a figure fonts that have their letters."""
     texts: list[Any] = figure.findobj(Text)
     families = [family for family, _ in fonts_for("".join({letter for text in texts for letter in text.get_text()}))[0]]
     for text in texts:
         text.set_fontfamily(families)
-    canvas = FigureCanvasAgg(figure)  # pyplot would look for a display
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return figure
 
 
 def _short(name: str, most: int) -> str:

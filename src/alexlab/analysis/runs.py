@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from alexlab.engine import provenance
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import read_csv
 from alexlab.engine.metrics import lower_is_better
+from alexlab.engine.naming import run_name
+from alexlab.engine.overrides import key_of
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import canonical, overridden_keys, settings_of
 from alexlab.engine.text import printable
@@ -47,11 +49,12 @@ class Run:
     """A run.
 
     Attributes:
-        name: as tables show it and every command takes it.
+        name: the directory, as every command takes it.
         status: finished, failed, preempted, pruned, running, or unfinished (killed, or running elsewhere).
         settings: the flat config without keys that make no difference. "choices.model" is the option of conf/model.
         overridden: keys that the command line set.
         summary: the content of summary.json, {} before the run has ended.
+        config: the content of config.yaml.
         code: the commit, and a hash of how the code differed from it.
         fingerprint: equal for equal images among the runs that were read together; None if unknown.
         problems: a sentence for each thing that could not be read.
@@ -63,9 +66,22 @@ class Run:
     settings: dict[str, Any]
     overridden: set[str] = field(default_factory=set)
     summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=dict)
     fingerprint: Any = None
     problems: list[str] = field(default_factory=list)
+
+    def title(self, without: Collection[str] = ()) -> str | None:
+        """Return the name that W&B shows, such as "alexnet_bn-lr0.05-s1"; None if config.yaml is too old for it.
+
+        Args:
+            without: keys whose overrides are left out.
+        """
+        try:
+            overrides = [text for text in self.config["overrides"] if key_of(text) not in without]
+            return printable(run_name({**self.config, "overrides": overrides}))
+        except (KeyError, TypeError, AttributeError):  # an old or damaged config.yaml
+            return None
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -139,9 +155,13 @@ def steps_per_epoch(summary: dict[str, Any], rows: Sequence[Row]) -> float | Non
 
 
 def table_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return one dict per run: name, path, status, metrics, facts, settings ("optimizer.lr", "model" for the chosen
-    option). A setting that is called like a metric or a fact has the key "config/NAME"."""
-    rows = [{"name": run.name, "path": str(run.path), "status": run.status, **run.facts, **run.metrics} for run in runs]
+    """Return one dict per run: name, title, path, status, metrics, facts, settings ("optimizer.lr", "model" for the
+    chosen option). A setting that is called like a metric or a fact has the key "config/NAME"."""
+    rows = [
+        {"name": run.name, "title": run.title() or run.name, "path": str(run.path), "status": run.status}
+        | {**run.facts, **run.metrics}
+        for run in runs
+    ]
     taken = set().union(*rows)
     for run, row in zip(runs, rows, strict=True):
         for key, value in run.settings.items():
@@ -255,7 +275,7 @@ def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
     else:
         status = "pruned" if summary.get("pruned") is True else printable(str(summary.get("status", "unfinished")))
     name, code = printable(name_of(folder)), provenance.read(folder)
-    return Run(folder, name, status, settings_of(config), overridden_keys(config), summary, code)
+    return Run(folder, name, status, settings_of(config), overridden_keys(config), summary, config, code)
 
 
 def _read_config(path: Path, blocks: dict[bytes, Any]) -> Any:

@@ -13,10 +13,12 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from alexlab.analysis import drawing as figures
-from alexlab.engine.files import atomic_write, make_folder
+from alexlab.engine.files import make_folder
 from alexlab.tasks.base import BaseTask
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from alexlab.loggers.wandb_logger import WandbLogger
 
 GRID = 16  # training images
@@ -42,10 +44,13 @@ class Media(Callback):
         folder: where rank 0 writes the figures, of the images of all ranks.
         logger: the W&B logger of rank 0, for tables; None without W&B.
         weights: the name of the checkpoint that is tested; None is the best one of training.
+        kind: of the files: png, svg or pdf.
     """
 
-    def __init__(self, folder: Path, logger: "WandbLogger | None" = None, weights: str | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, logger: "WandbLogger | None" = None, weights: str | None = None, kind: str = "png"
+    ) -> None:
+        self.folder, self.kind = folder, kind
         self.logger = logger
         self.weights = weights
         self.mistakes: list[Prediction] = []
@@ -118,7 +123,7 @@ class Media(Callback):
                 self._log_end(self.logger.experiment, split, names, matrix, rows, acc1)
         shown = [names[row] for row in rows]
         self._write("confusion_matrix", plots.confusion(part, shown, counts[rows], len(names), of))
-        (self.folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
+        (self.folder / f"mistakes.{self.kind}").unlink(missing_ok=True)  # of an earlier test
         if counts.any():
             self._write("per_class", plots.per_class(acc1, names, of))
         if self.mistakes:
@@ -126,10 +131,9 @@ class Media(Callback):
             captions = [(f"{m.confidence:.0%} {names[m.top5[0][0]]}", f"is {names[m.truth]}") for m in self.mistakes]
             self._write("mistakes", figures.tiles(images, f"{of}: the most confident mistakes", captions))
 
-    def _write(self, name: str, picture: Image.Image) -> None:
-        self.written.append(make_folder(self.folder.parent, self.folder.name) / f"{name}.png")
-        with atomic_write(self.written[-1]) as file:
-            picture.save(file, "PNG")
+    def _write(self, name: str, picture: "Image.Image | Figure") -> None:
+        folder = make_folder(self.folder.parent, self.folder.name)
+        self.written.append(figures.save(picture, folder / f"{name}.{self.kind}"))
 
     def _log_end(
         self, run: Any, split: str, names: list[str], matrix: np.ndarray, rows: list[int], acc1: list[float | None]

@@ -590,7 +590,11 @@ def help_of(command: Command, words: list[str]) -> str:
     of_groups = """
   -m, --multirun       sweep: key=A,B,... starts a job for each value
   --config-dir DIR     a further folder of options, besides conf/"""
-    meanings, plain = schema.describe(command.model), OmegaConf.to_container(compose(command, words)[0], resolve=False)
+    composed, chosen = compose(command, words)
+    meanings, plain = schema.describe(command.model), OmegaConf.to_container(composed, resolve=False)
+    for group, option in chosen.items():
+        for file in (folder / group / f"{option}.yaml" for folder in folders_of(words)):
+            meanings = {**(comments_of(file, group) if file.is_file() else {}), **meanings}
     further = "".join(
         f"\n{f'+{key}=':38} # {meaning}"
         for key, meaning in meanings.items()
@@ -607,6 +611,17 @@ def help_of(command: Command, words: list[str]) -> str:
         f"Keys that these options do not set: add any with +key=value\n{further}" if further else "",
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def comments_of(file: Path, group: str) -> dict[str, str]:
+    """Return the comments in a yaml of conf/: {"model.net.norm": "lrn, bn or none"}."""
+    comments: dict[str, str] = {}
+    above: list[str] = []
+    for line in file.read_text().splitlines():
+        if match := re.fullmatch(r"( *)(\w+):(?:.*? # +(.*)|.*)", line):
+            above[len(match[1]) // 2 :] = [match[2]]
+            comments |= {".".join([group, *above]): match[3]} if match[3] else {}
+    return comments
 
 
 def _is_addable(command: Command, plain: Any, path: tuple[str, ...]) -> bool:

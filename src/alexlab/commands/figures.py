@@ -18,10 +18,9 @@ def redraw(config: FiguresConfig) -> None:
     """
     run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
     refuse_link(run_dir / "figures")
-    media = Media(run_dir / "figures", weights=run_dirs.ckpt_of(run_dir, config.ckpt).name)
+    media = Media(run_dir / "figures", weights=run_dirs.ckpt_of(run_dir, config.ckpt).name, kind=config.format)
     tested = evaluate.score(config, run_dir, callbacks=[media])
-    drawn = gallery.draw(
-        run_dir, tested.data, tested.config.monitor, config.ckpt, config.among, tested.device, config.allow
-    )
+    monitor, device = tested.config.monitor, tested.device
+    drawn = gallery.draw(run_dir, tested.data, monitor, config.ckpt, config.among, device, config.allow, config.format)
     for path in [*media.written, *drawn]:
         print(run_dirs.shown(path), flush=True)

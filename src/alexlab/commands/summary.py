@@ -207,26 +207,33 @@ def bound_by(wait: float, data: Data) -> str:
     return f"Input-bound: the device waited for data {wait:.0%} of the time.{tries}"
 
 
-def show_end(summary: dict[str, Any], path: Path, views: Sequence[str | None]) -> None:
+def show_end(summary: dict[str, Any], path: Path, monitor: str, views: Sequence[str | None], in_sweep: bool) -> None:
     """Print the table of best, last and test metrics, and the next commands.
 
     Args:
+        monitor: the metric by which best.ckpt was chosen.
         views: where each logger shows the run: an address or a command.
+        in_sweep: print one line, because the sweep ends with a table of its jobs.
     """
     status = "pruned" if summary.get("pruned") else summary["status"]
     title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
     epoch = summary.get("best_epoch")
+    best, last, test = summary["best"], summary["last"], summary["test"]
+    log.info(f"{title}; best {best}; test {test}", extra={"file_only": True})
+    if in_sweep:
+        of_test = f"test/{monitor.partition('/')[2]}" if tested == "test" else ""
+        measured = {monitor: best.get(monitor), of_test: test.get(of_test)}
+        print(", ".join([title, *(f"{key} {value:.4f}" for key, value in measured.items() if value is not None)]))
+        return
     numbers = (f"best (epoch {epoch})" if epoch else "best", "last", tested)
     table = Table("metric", *(Column(name, justify="right") for name in numbers), title=title)
-    best, last, test = summary["best"], summary["last"], summary["test"]
     for name in dict.fromkeys(key.partition("/")[2] for key in (*best, *last, *test) if "train/" not in key):
         cells = best.get(f"val/{name}"), last.get(f"val/{name}"), test.get(f"test/{name}")
         if name == "acc5" and {*cells} <= {1.0, None}:  # as always with five classes or fewer
             continue
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)
-    log.info(f"{title}; best {best}; test {test}", extra={"file_only": True})
     shown, ckpt = run_dir.shown(path), [] if "best" in summary["checkpoints"] else ["ckpt=last"]
     print("look at it: ", next(filter(None, views), command_line("compare", f"runs={shown}")))
     print("evaluate it:", command_line("eval", f"run={shown}", *ckpt))

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from alexlab.callbacks.preemption import Preempted, SignalRecorder
 from alexlab.commands import plan as plans
 from alexlab.commands import summary as summaries
+from alexlab.commands import sweep
 from alexlab.commands.build import Experiment, build, build_data, build_task, load_checkpoint
 from alexlab.commands.build_transforms import build_transforms
 from alexlab.commands.session import RunSession
@@ -23,6 +24,7 @@ from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.memory import keep_memory
 from alexlab.engine.process import cores
 from alexlab.engine.schema import TrainConfig
+from alexlab.engine.sweeps import agent
 from alexlab.engine.text import printable
 from alexlab.tasks.load import load_task
 
@@ -153,8 +155,10 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
             save_figures(config, experiment)
     if is_first:
         views = [each.view for each in (experiment.wandb, *experiment.trackers) if each is not None]
-        summaries.show_end(session.summary, path, views)
-        summaries.show_standing(config)
+        in_sweep = sweep.name_of(path) is not None and agent() is None and config.resume.run in (None, "auto")
+        summaries.show_end(session.summary, path, config.monitor, views, in_sweep)
+        if not in_sweep:
+            summaries.show_standing(config)
     return session.summary["best"].get(config.monitor)
 
 

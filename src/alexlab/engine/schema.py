@@ -522,6 +522,7 @@ class FiguresConfig(EvaluatingConfig):
     """alexlab figures"""
 
     among: Whole = key("Training images among which nearest neighbours are searched; 0 draws none.", 2000)
+    format: Literal["png", "svg", "pdf"] = key("svg and pdf are for a paper: at most 7 inches wide.", "png")
 
 
 class ExportConfig(RunConfig):
@@ -574,7 +575,8 @@ class DashboardConfig(CommandConfig):
     entity: Name | None = key("User or team; null is your default.", None)
     project: Name = key("Project.", "alexlab")
     name: Text = key("Name of the view.", "alexlab")
-    dry_run: bool = key("Print what would be saved, as JSON, without asking a server.", False)
+    dry_run: bool = key("Print what would be saved, without asking a server.", False)
+    format: Literal["outline", "json"] = key("What dry_run=true prints.", "outline")
     metric: Text = key("Value of a run's summary for bars, sweeps and scatter plots.", "val/acc1_best")
     x: Text = key("x axis of line plots.", "trainer/global_step")
     swept: Annotated[list[Text], Rule("a list of settings, such as [optimizer.lr]", bool)] = key("Settings of sweeps.")

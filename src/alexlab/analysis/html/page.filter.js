@@ -21,11 +21,15 @@ if (!has(AXES, state.x)) state.x = DEFAULTS.x;
 // -- values
 
 const settingKeys = [...new Set(data.groups.flatMap((g) => Object.keys(g.settings)))];
+// what is the same in all groups but one: such settings stand below the run's name
+const isAlone = (key) => data.groups.length > 3 && data.groups.some((one) =>
+  data.groups.filter((g) => text(value(g, key)) !== text(value(one, key))).length === data.groups.length - 1
+  && new Set(data.groups.filter((g) => g !== one).map((g) => text(value(g, key)))).size === 1);
 const isNumber = (v) => typeof v === "number" && Number.isFinite(v);
 const isLow = (key) => data.low.includes(key);
 const text = (v) => (v === undefined ? "" : v === null ? "null" : typeof v === "object" ? JSON.stringify(v) : String(v));
 const value = (g, key) => has(g.settings, key) ? g.settings[key] : has(g.config, key) ? g.config[key]
-  : has(g.metrics, key) ? g.metrics[key] : key === "status" ? g.status : key === "name" ? g.name
+  : has(g.metrics, key) ? g.metrics[key] : key === "status" ? g.status : key === "name" ? g.name : key === "title" ? g.title
   : has(g.facts, key) ? g.facts[key]
   : has(g.config, `choices.${key}`) ? g.config[`choices.${key}`] : undefined;
 // the end of a long text: paths differ there
@@ -68,7 +72,7 @@ function parsed(filter) {  // a list of alternatives, each a list of conditions 
   return ways.filter((way) => way.length || ways.length === 1);
 }
 function keeps(g, ways) {
-  const all = [...g.runs.map((run) => run.name), g.status, ...Object.entries(g.settings).map(([k, v]) => `${k}=${text(v)}`)].join(" ").toLowerCase();
+  const all = [g.title, ...g.runs.map((run) => run.name), g.status, ...Object.entries(g.settings).map(([k, v]) => `${k}=${text(v)}`)].join(" ").toLowerCase();
   return ways.some((way) => way.every(({ word, key, sign, wanted }) => {
     if (word !== undefined) return all.includes(word);
     const got = value(g, key), number = Number(wanted);
@@ -96,7 +100,7 @@ function mistake(ways) {
   return "";
 }
 function nearest(key) {
-  const known = new Set([...settingKeys, ...data.groups.flatMap((g) => [...Object.keys(g.metrics), ...Object.keys(g.config), ...Object.keys(g.facts)]), "status", "name"]
+  const known = new Set([...settingKeys, ...data.groups.flatMap((g) => [...Object.keys(g.metrics), ...Object.keys(g.config), ...Object.keys(g.facts)]), "status", "name", "title"]
     .map((k) => k.replace(/^choices\./, "")));
   const last = (k) => k.split(/[./]/).pop();
   const pairs = (s) => new Set([...s.slice(1)].map((letter, i) => s[i] + letter));

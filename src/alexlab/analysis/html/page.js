@@ -24,8 +24,10 @@ function drawLegend(colour) {
 // -- the table
 
 // the metric that the page is sorted by follows the name, so that it is visible however many settings differ
-const ORDER = ["name", ...data.columns.slice(0, 1), "status", ...data.columns.slice(1), ...settingKeys];
-const TITLES = { name: "run", images_per_second: "images/s" };
+const aloneKeys = settingKeys.filter(isAlone);
+const ORDER = ["title", ...data.columns.slice(0, 1), ...(data.groups.every((g) => g.status === "finished") ? [] : ["status"]),
+  ...settingKeys.filter((key) => !aloneKeys.includes(key)), ...data.columns.slice(1)];
+const TITLES = { title: "run", images_per_second: "images/s" };
 const WRITERS = new Map(data.columns.map((key) => [key, writer(key)]));
 
 function drawTable(colour) {
@@ -33,7 +35,8 @@ function drawTable(colour) {
   for (const key of ORDER) {
     const cell = document.createElement("th");
     const arrow = state.by === key ? (state.down ? " ▾" : " ▴") : "";
-    cell.textContent = (has(TITLES, key) ? TITLES[key] : WRITERS.has(key) && key.startsWith("val/") ? `best.ckpt\n${key}` : key) + arrow;
+    cell.textContent = (has(TITLES, key) ? TITLES[key] : WRITERS.has(key) && key.startsWith("val/") ? `best.ckpt\n${key}`
+      : settingKeys.includes(key) ? key.replace(/\.(?=[^.]*$)/, ".\n").replace(/^(\w{4,}?_)(\w{5,})$/, "$1\n$2") : key) + arrow;
     cell.tabIndex = 0;
     cell.title = `${key}: sort`;
     if (WRITERS.has(key)) cell.className = "number";
@@ -66,7 +69,7 @@ function drawTable(colour) {
     row.className = hidden.has(g.id) ? "off" : "";
     for (const key of ORDER) {
       const cell = row.insertCell();
-      if (key === "name") drawName(cell, g, hidden, colour);
+      if (key === "title") drawName(cell, g, hidden, colour);
       else if (key === "status") {
         cell.textContent = g.status;
         if (g.status === "failed") cell.className = "failed";
@@ -85,15 +88,18 @@ function drawTable(colour) {
 }
 function drawName(cell, g, hidden, colour) {
   const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: !hidden.has(g.id) });
-  box.setAttribute("aria-label", `show ${g.name}`);
+  box.setAttribute("aria-label", `show ${g.title}`);
   box.onchange = () => {
     if (box.checked) hidden.delete(g.id); else hidden.add(g.id);
     set({ off: [...hidden].join(" ") });
   };
   const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
   swatch.style.background = colour(g);
-  cell.append(box, swatch, ` ${g.name}`);
-  cell.title = g.paths.join("\n");
+  cell.append(box, swatch, ` ${g.title}`);
+  const alone = (key) => data.groups.every((other) => other === g || text(value(other, key)) !== text(value(g, key)));
+  const more = aloneKeys.filter((key) => has(g.settings, key) && alone(key)).map((key) => `${key}=${text(g.settings[key])}`);
+  if (more.length) cell.append(Object.assign(document.createElement("div"), { className: "note", textContent: more.join(" ") }));
+  cell.title = [g.title, ...more, ...g.paths].join("\n");
 }
 // shadows at the sides to which something can be scrolled
 for (const held of document.querySelectorAll(".edged")) {
@@ -129,12 +135,10 @@ function smoothed(ys) {
   let mean = 0, total = 0;
   return ys.map((y) => { mean = weight * mean + (1 - weight) * y; total = weight * total + (1 - weight); return mean / total; });
 }
-// a diverged run would squeeze the others into a line at the bottom
-const lowest = (traces) => { const low = Math.min(...traces.map((t) => Math.min(...t.y))); return low >= 0 ? 0 : low; };
-function cut(traces) {
+// a diverged run would squeeze the others into a line at the bottom of a linear axis
+function hasDiverged(traces) {
   const ys = traces.flatMap((t) => t.y).filter((y) => y !== null).sort((a, b) => a - b);
-  const most = ys[Math.floor(0.9 * (ys.length - 1))];
-  return traces.length > 1 && most > 0 && ys[ys.length - 1] > 20 * most ? 1.3 * most : null;
+  return ys[0] > 0 && ys[ys.length - 1] > 20 * ys[Math.floor(0.9 * (ys.length - 1))];
 }
 function wholeEpochs(traces) {  // no ticks at 1.2 and 1.4 epochs
   const most = Math.max(...traces.map((t) => t.x[t.x.length - 1] ?? 0)), least = Math.min(...traces.map((t) => t.x[0] ?? 0));
@@ -192,10 +196,10 @@ function drawCurves(groups, colour) {
     }
     const again = chart.hidden;
     chart.hidden = false;
-    const top = state.logy ? null : cut(traces);
-    const title = top === null ? plain(key) : `${plain(key)} <i>cut at ${shortest(top)}</i>`;
+    const isLog = Boolean(state.logy) || hasDiverged(traces);
+    const title = isLog ? `${plain(key)} <i>log axis</i>` : plain(key);
     Plotly.react(chart, traces, layout({ title: { text: title, font: { size: 13 }, x: 0.03, xanchor: "left" },
-      xaxis: { title: { text: AXES[state.x] }, ...wholeEpochs(traces) }, yaxis: { type: state.logy ? "log" : "linear", ...(top === null ? { autorange: true } : { range: [lowest(traces), top] }) } }), CONFIG);
+      xaxis: { title: { text: AXES[state.x] }, ...wholeEpochs(traces) }, yaxis: { type: isLog ? "log" : "linear", autorange: true } }), CONFIG);
     if (again) Plotly.Plots.resize(chart);  // the window may have been resized meanwhile
   }
   const unknown = absent.size ? `${absent.size} run(s) did not record ${AXES[state.x]} and are not drawn: ${[...absent].slice(0, 5).join(", ")}. ` : "";
@@ -247,7 +251,7 @@ function labels(points) {
     const words = points.map((g) => keys.map((key) => word(g, key)).filter(Boolean).join(" "));
     if (once(words)) return words;
   }
-  const names = points.map((g) => g.name);
+  const names = points.map((g) => g.title);
   let shared = names.length > 1 ? Math.min(...names.map((name) => { let i = 0; while (i < name.length && name[i] === names[0][i]) i++; return i; })) : 0;
   while (shared > 0 && /[^\s/_-]/.test(names[0][shared - 1])) shared--;  // whole words
   return names.map((name) => ending(shared ? `…${name.slice(shared)}` : name, most));
