@@ -131,9 +131,9 @@ def curves(
         axes.set_xlabel("epoch" if epoch_steps else "step", fontsize=8)
         axes.tick_params(labelsize=7)
         values = np.concatenate([lines[key][1] for key in keys])
-        if np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanquantile(
-            values, 0.9, method="lower"
-        ):  # it has diverged
+        values = values[np.isfinite(values)]
+        usual = np.quantile(values, 0.9, method="lower") if len(values) else 0
+        if usual and values.min() > 0 and values.max() > 20 * usual:  # the run has diverged
             axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
