@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -451,3 +452,9 @@ def test_a_dry_run_of_a_study_leaves_no_file(shapes: Path, tmp_path: Path) -> No
     assert "error: `data.num_classes=1` must be " in done.stderr
     assert "Traceback" not in done.stderr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_study_without_optuna_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"^sweep=optuna needs the extra: pip install 'alexlab\[optuna\]' \("):
+        sweep.import_optuna()

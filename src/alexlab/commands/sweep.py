@@ -192,7 +192,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise UserError(f"a study needs Optuna ({error}): pip install 'optuna>=4.9'.") from None
+        raise UserError(f"sweep=optuna needs the extra: pip install 'alexlab[optuna]' ({error}).") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, metric names
     warnings.filterwarnings("ignore", "Heartbeat of storage")  # without Study.optimize: see `heartbeat`

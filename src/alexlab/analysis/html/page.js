@@ -202,7 +202,7 @@ function drawCurves(groups, colour) {
       xaxis: { title: { text: AXES[state.x] }, ...wholeEpochs(traces) }, yaxis: { type: isLog ? "log" : "linear", autorange: true } }), CONFIG);
     if (again) Plotly.Plots.resize(chart);  // the window may have been resized meanwhile
   }
-  const unknown = absent.size ? `${absent.size} run(s) did not record ${AXES[state.x]} and are not drawn: ${[...absent].slice(0, 5).join(", ")}. ` : "";
+  const unknown = absent.size ? `Not drawn, because ${AXES[state.x]} is unknown: ${[...absent].slice(0, 5).join(", ")}. ` : "";
   $("absent").textContent = unknown + (empty.length ? `No run shown has a curve of ${empty.join(", ")}.` : "");
 }
 
