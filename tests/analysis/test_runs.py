@@ -19,7 +19,7 @@ from alexlab.analysis import runs as reading
 from alexlab.analysis.runs import Run, curves, find, read
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import lock as locked
-from alexlab.engine.metrics import lower_is_better
+from alexlab.engine.metrics import is_always_one, lower_is_better
 from alexlab.engine.settings import canonical, is_own_checkpoint
 
 
@@ -320,6 +320,12 @@ def test_reading_runs_imports_no_pandas() -> None:
 
 
 # -- metrics and settings
+
+
+def test_a_top5_accuracy_that_is_always_one_says_nothing() -> None:
+    assert all(is_always_one(name, [1.0, None]) for name in ("val/acc5", "acc5", "train/acc5_step", "acc5_10crops"))
+    assert not is_always_one("val/acc5", [1.0, 0.9])
+    assert not is_always_one("val/acc1", [1.0])
 
 
 def test_whether_lower_is_better_follows_from_the_name() -> None:

@@ -326,7 +326,7 @@ def test_broken_images_are_counted_and_listed(with_broken: Path, tmp_path: Path)
     bad = sorted(str(path) for path in with_broken.glob("train/cat/bad*.jpg"))
     assert len(bad) == 13
     assert sorted(summary_of(tmp_path / "run")["skipped_images"]) == bad
-    assert "13 broken images were skipped: " in done.stdout + done.stderr
+    assert "skipped 13 broken images: " in done.stdout + done.stderr
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert sorted(saved["callbacks"]["Checkpointing"]["skipped"]) == bad, "a resumed run has them"
 

@@ -352,10 +352,8 @@ def test_a_profiler_gets_its_process_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_pipe_that_is_closed_early() -> None:
     """`| head -1`, of which Python would say that the pipe is broken."""
-    for script in ("train.py", "eval.py"):
-        process = subprocess.Popen(
-            [sys.executable, script, "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+    for words in (["train.py", "--help"], ["eval.py", "--help"], ["-m", "alexlab", "dashboard", "dry_run=true"]):
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.close()
         _, errors = process.communicate(timeout=60)

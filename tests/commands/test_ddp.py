@@ -62,7 +62,7 @@ def test_a_rank_without_images_and_broken_ones_on_both(shapes: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     summary = summary_of(tmp_path / "run")
     assert sorted(summary["skipped_images"]) == [str(path) for path in broken]
-    assert "6 broken images were skipped" in done.stdout
+    assert "skipped 6 broken images: " in done.stdout
     alone = command("eval.py", f"run={tmp_path / 'run'}", "ckpt=last", f"paths.logs={tmp_path}")
     assert alone.returncode == 0, alone.stderr
     result = json.loads((tmp_path / "run/eval.json").read_text())

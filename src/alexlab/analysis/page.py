@@ -20,6 +20,7 @@ from PIL import Image
 
 from alexlab.analysis.compare import Group, as_text, columns_of, finite
 from alexlab.analysis.runs import Run, is_number, steps_per_epoch
+from alexlab.engine.metrics import is_always_one
 
 HTML = Path(__file__).parent / "html"
 MAX_POINTS = 200  # of a curve
@@ -115,8 +116,7 @@ def curves_of(run: Run) -> dict[str, Any]:
         # the curve of KEY_step is finer and is shown instead of KEY's, under the name of KEY
         if wanted and not key.endswith("_best") and f"{key}_step" not in keys:
             curve = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
-            cannot_vary = key.removesuffix("_step").endswith("/acc5") and all(y == 1 for _, y in curve)
-            if curve and not cannot_vary:
+            if curve and not is_always_one(key, [y for _, y in curve]):
                 curves[key.removesuffix("_step")] = thinned(curve)
     batch, accumulated = run.settings.get("data.batch_size"), run.settings.get("trainer.accumulate_grad_batches", 1)
     return {

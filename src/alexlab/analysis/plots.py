@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from alexlab.analysis.drawing import PAGE, fonts_for
 from alexlab.analysis.runs import Row
-from alexlab.engine.metrics import lower_is_better
+from alexlab.engine.metrics import is_always_one, lower_is_better
 
 RIGHT, OTHER, SECOND = "#c8553d", "#5b8db8", "#e0a030"
 TRUE = "#4c9a5f"
@@ -110,8 +110,7 @@ def curves(
     lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # key -> x, y
     for key in ("train/loss", "val/loss", "train/acc1", "val/acc1", "val/acc5", *rates[:1]):
         points = [((row["step"] + 1) / (epoch_steps or 1), row[key]) for row in rows if key in row]
-        is_constant = key == "val/acc5" and all(y == 1 for _, y in points)  # as with five classes or fewer
-        if points and not is_constant:
+        if points and not is_always_one(key, [y for _, y in points]):
             lines[key] = np.array([x for x, _ in points]), np.array([y for _, y in points])
     groups = {"loss": "/loss", "accuracy": "/acc", "learning rate": "lr"}
     panels = {title: keys for title, part in groups.items() if (keys := [key for key in lines if part in key])}

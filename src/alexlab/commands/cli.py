@@ -146,12 +146,12 @@ def check_working_directory() -> None:
 
 def _report(error: Any, command: Command, words: list[str], mask: Callable[[str], str]) -> int:
     """Print a mistake on one screen, or the traceback of a bug; return the exit code."""
+    error = error.error if isinstance(error, JobError) else error
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, BrokenPipeError):  # nobody reads the output any more, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    error = error.error if isinstance(error, JobError) else error
     text, code = mistake(error), 2
     if isinstance(error, KeyboardInterrupt):
         text, code = "interrupted.", 130

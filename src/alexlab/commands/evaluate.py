@@ -20,8 +20,9 @@ from alexlab.engine import checkpoint_io
 from alexlab.engine import config as configs
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.devices import Devices, choose_precision, find_devices
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.engine.memory import keep_memory
+from alexlab.engine.metrics import is_always_one
 from alexlab.engine.schema import DataConfig, EvalConfig, FiguresConfig, TrainConfig, fields_of
 from alexlab.engine.targets import Trusted
 from alexlab.engine.text import printable
@@ -76,11 +77,12 @@ def evaluate(config: EvalConfig) -> float:
     # print it
     print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
     crops = ", ten crops each" if config.crops == 10 else ""
-    print(f"{result['images']} images of {result['split']}, {tested.checkpoint.name}{crops}")
+    print(f"{counted(tested.images, 'image')} of {result['split']}, {tested.checkpoint.name}{crops}")
     for name, value in metrics.items():
-        print(f"  {name:20} {value:.4f}")
+        if not is_always_one(name, [value]):
+            print(f"  {name:20} {value:.4f}")
     if skipped := result["skipped_images"]:
-        print(printable(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}"))
+        print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"))
     print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
 

@@ -17,7 +17,7 @@ from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment
 from alexlab.engine import launcher, naming, provenance, resume, run_dir
 from alexlab.engine.config import masker, save
-from alexlab.engine.errors import UserError, lost_peer
+from alexlab.engine.errors import UserError, counted, lost_peer
 from alexlab.engine.files import lock
 from alexlab.engine.schema import TrainConfig
 
@@ -174,7 +174,7 @@ class RunSession:
         skipped = list(experiment.task.skipped)
         if skipped:
             self.results["skipped_images"] = skipped
-            log.warning(f"{len(skipped)} broken images were skipped: {', '.join(skipped[:5])}")
+            log.warning(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}")
         if experiment.is_pruned:
             self.results["pruned"] = True
         names = experiment.task.class_names

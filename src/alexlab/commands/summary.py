@@ -23,6 +23,7 @@ from alexlab.data.sources import Data
 from alexlab.data.transforms import height_width
 from alexlab.engine import launcher, naming, provenance, run_dir
 from alexlab.engine.devices import Devices, choose_precision
+from alexlab.engine.metrics import is_always_one
 from alexlab.engine.overrides import command_line
 from alexlab.engine.process import cores
 from alexlab.models.introspection import macs
@@ -230,7 +231,7 @@ def show_end(summary: dict[str, Any], path: Path, monitor: str, views: Sequence[
     table = Table("metric", *(Column(name, justify="right") for name in numbers), title=title)
     for name in dict.fromkeys(key.partition("/")[2] for key in (*best, *last, *test) if "train/" not in key):
         cells = best.get(f"val/{name}"), last.get(f"val/{name}"), test.get(f"test/{name}")
-        if name == "acc5" and {*cells} <= {1.0, None}:  # as always with five classes or fewer
+        if is_always_one(name, cells):
             continue
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     Console().print(table)

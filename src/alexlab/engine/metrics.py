@@ -1,6 +1,7 @@
-"""Decide by the name of a metric whether a lower value is better, as for "val/loss" and "val/mae"."""
+"""What follows from the name of a metric: whether a lower value is better, and whether it says anything."""
 
 import re
+from collections.abc import Iterable
 
 LOW_IS_GOOD = re.compile(
     r"loss(?!less|y|i)|error|perplexity"
@@ -13,3 +14,8 @@ LOW_IS_GOOD = re.compile(
 def lower_is_better(name: str) -> bool:
     """Return whether lower values of this metric are better. For names that do not match, higher is better."""
     return LOW_IS_GOOD.search(name) is not None
+
+
+def is_always_one(name: str, values: Iterable[float | None]) -> bool:
+    """Return whether this is a top-5 accuracy that is always 1, as with five classes or fewer."""
+    return re.search(r"(^|/)acc5(_step|_10crops)?$", name) is not None and all(value in (1, None) for value in values)
