@@ -109,6 +109,7 @@ def test_a_folder_that_is_neither_split_nor_to_be_split(tmp_path: Path) -> None:
         ("Train", "Val", "TEST"),
         ("train", "valid", "test"),
         ("training", "Validation", "Testing"),
+        ("train", "validate", "test"),
     ],
 )
 def test_splits_are_found_by_their_usual_names(names: tuple[str, ...], tmp_path: Path) -> None:
@@ -127,12 +128,47 @@ def test_names_with_a_split_in_them_are_no_classes(tmp_path: Path) -> None:
     """Classes whose names contain such a word have images, not folders."""
     for name in ("seg_train", "seg_test"):
         make(tmp_path / "a" / name, cat=1, dog=1)
-    with pytest.raises(
-        UserError, match="contains seg_test, seg_train, whose names are those of splits and not of clas"
-    ):
+    make(tmp_path / "a/train_labels")
+    with pytest.raises(UserError, match=r"named like splits and not like classes \(seg_test, seg_train\): rename them"):
         find_splits(tmp_path / "a", divided=True)
+    for name in ("train", "validation_set", "train2", "testset"):
+        make(tmp_path / "c" / name, cat=1, dog=1)
+    with pytest.raises(UserError, match=r"\(testset, train2, validation_set\)"):
+        find_splits(tmp_path / "c")
     make(tmp_path / "b", test_tube=2, beaker=2)
     assert find_splits(tmp_path / "b", divided=True)["train"].classes == ("beaker", "test_tube")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    classes = find_splits(make(tmp_path / "a", bus=2, car=1, train=2), divided=True)["train"].classes
+    assert classes == ("bus", "car", "train")
+    make(tmp_path / "b", train=2, test1=2, sample=1)  # unsorted images, as of dogs and cats
+    with pytest.raises(UserError, match=r"b/train contains no class folders"):
+        find_splits(tmp_path / "b", divided=True)
+
+
+@pytest.mark.parametrize("where", ["cat", "data/data"])
+def test_splits_within_a_class_are_not_mixed(where: str, tmp_path: Path) -> None:
+    make(tmp_path / where, train=2, Validation=1)
+    make(tmp_path, dog=1)
+    match = (
+        rf"{where} contains Validation, train, which are splits and would be mixed: give data.root={tmp_path / where},"
+    )
+    with pytest.raises(UserError, match=match):
+        find_splits(tmp_path, divided=True)
+
+
+def test_splits_two_folders_deeper_are_suggested(tmp_path: Path) -> None:
+    make(tmp_path / "data/data/train", cat=1, dog=1)
+    with pytest.raises(UserError, match=f"Did you mean data.root={tmp_path / 'data/data'}"):
+        find_splits(tmp_path)
+
+
+def test_test_images_without_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    make(tmp_path / "train", cat=1, dog=1)
+    make(tmp_path, test=2)
+    with pytest.raises(UserError, match=r"If the images have no labels, move test/ elsewhere"):
+        find_splits(tmp_path)
 
 
 def test_what_systems_leave_in_folders_is_skipped_and_counted(tmp_path: Path) -> None:

@@ -220,9 +220,10 @@ class ImageFolders(pl.LightningDataModule):
 
     def notes(self) -> list[str]:
         """Return a line for each folder with unused files, and for each split in which classes have no images."""
-        lines = []
+        lines, used = [], set()
         for split, index in self.splits.items():
             for part in index.parts if isinstance(index, Selection) else (index,):
+                used |= {part.root} if isinstance(part, ImageIndex) else set()
                 ignored = dict(part.ignored) if isinstance(part, ImageIndex) else {}
                 outside, hidden = ignored.pop("", 0), ignored.pop("hidden", 0)
                 skipped = [f"{name} ({ignored.pop(name):,})" for name in sorted(ignored) if name.endswith("/")]
@@ -239,6 +240,10 @@ class ImageFolders(pl.LightningDataModule):
             empty = [index.classes[target] for target in np.flatnonzero(class_counts(index) == 0)]
             if empty:
                 lines.append(f"{split} contains no image of {folder.listed(empty)}")
+        if "train" in self.splits and {path.parent for path in used} == {self.root}:
+            unused = [name for name in folder.class_folders(self.root) if self.root / name not in used]
+            rest = folder.listed(unused)
+            lines += [f"{self.root}: not used, as these folders are not splits: {rest}"] if unused else []
         return list(dict.fromkeys(lines))  # splits of one folder ignore the same files
 
     def paths_of_batch(self, epoch: int, batch: int, rank: int) -> list[str]:

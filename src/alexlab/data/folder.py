@@ -39,7 +39,11 @@ SKIPPED |= {"$recycle.bin", "lost+found", "cvs", "__pycache__", "system volume i
 SKIPPED |= {"temporary items"}
 # the usual names of the folders of splits, in any case
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
-SPELLINGS |= {"test": "test", "testing": "test"}
+SPELLINGS |= {"validate": "val", "test": "test", "testing": "test"}
+# what other names of splits contain, as in seg_train, test_set and train2
+SPLIT_WORD = re.compile(
+    r"(?<![a-z])(train|val|test|eval|dev)(ing|id|idation|idate|uation)?(s|set|data|images?)?(?![a-z])"
+)
 REPORT_EVERY = 10.0  # seconds
 
 
@@ -123,6 +127,7 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
         raise UserError(
             f"{folder} contains no class folders: it must contain one folder of images per class, as in "
             f"{folder.name}/cat/1.jpg and {folder.name}/dog/2.jpg."
+            + ("" if classes is None else f" If the images have no labels, move {folder.name}/ elsewhere.")
         )
     forms: dict[str, str] = {}
     for name in (*(classes or ()), *present):
@@ -196,13 +201,15 @@ def images_below(
         real: filled with the real path of each folder, and the path that led to it.
 
     Raises:
-        UserError: a link leads to a folder that was read already, or that contains the link.
+        UserError: a link leads to a folder that was read already, or that contains the link; or a class contains
+            several folders with names of splits.
     """
     images: list[bytes] = []
     top = os.fsencode(folder) + b"/"
     waiting = [os.fsencode(label)]
     while waiting:
         current = waiting.pop()
+        others = len(waiting)
         prefix, path = current + b"/", os.path.normpath(os.fsdecode(top + current))
         if (first := real.setdefault(os.path.realpath(path), path)) != path:
             raise UserError(f"{path} and {first} are the same folder, because one is a link: remove the link.")
@@ -225,6 +232,13 @@ def images_below(
                         ignored[os.fsdecode(suffix) if b"." in name else "no suffix"] += 1
         except PermissionError:
             raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
+        deeper = [os.fsdecode(name.rpartition(b"/")[2]) for name in waiting[others:]]
+        alike = sorted(name for name in deeper if name.lower() in SPELLINGS)
+        if label != "." and len({SPELLINGS[name.lower()] for name in alike}) > 1:
+            raise UserError(
+                f"{path} contains {listed(alike)}, which are splits and would be mixed: give data.root={path}, or move "
+                "the folders so that each split contains the classes, as in train/cat/1.jpg."
+            )
     return images
 
 
@@ -242,19 +256,21 @@ def find_splits(
         divided: data.val_fraction or data.folds will choose the val images, so that there may be class folders alone.
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
     """
-    folders = split_folders(root)
+    folders, present = split_folders(root), class_folders(root)
+    others = [name for name in present if root / name not in folders.values()]
+    if alike := [name for name in others if looks_like_split(root / name)]:
+        raise UserError(
+            f"{root} contains folders that are named like splits and not like classes ({listed(alike)}): rename them "
+            "to train, val and test, or move what is not used elsewhere."
+        )
     if "train" in folders:
         splits = {"train": scan(folders["train"], None)}
         held_out = [name for name in ("val", "test") if name in folders]
         return splits | {name: scan(folders[name], splits["train"].classes) for name in held_out}
-    present = class_folders(root)
-    if not folders and (alike := [name for name in present if looks_like_split(root / name)]):
-        raise UserError(
-            f"{root} contains {listed(alike)}, whose names are those of splits and not of classes: rename them to "
-            "train, val and test."
-        )
     if not divided or folders:
-        near = [path for path in (root.parent, *(root / name for name in present)) if (path / "train").is_dir()]
+        below = [root / name for name in present]
+        below += [path / name for path in below[:8] for name in class_folders(path)]
+        near = [path for path in (root.parent, *below) if (path / "train").is_dir()]
         hint = f" Did you mean data.root={near[0]}?" if near else ""
         raise UserError(
             f"{root} contains no train/ folder: it must contain train/ and val/ with one folder of images per class, "
@@ -270,18 +286,26 @@ def split_folders(root: Path) -> dict[str, Path]:
         UserError: two folders are the same split.
     """
     found: dict[str, Path] = {}
-    for name in class_folders(root):
+    names = class_folders(root)
+    for name in names:
         split = SPELLINGS.get(name.lower())
         if split in found:
             raise UserError(f"{root} contains {found[split].name} and {name}, which are both {split}: remove one.")
         if split is not None:
             found[split] = root / name
+    if found and not any(map(class_folders, found.values())):  # such as a class of trains, beside cars and buses
+        classes = [name for name in names if not SPLIT_WORD.search(name.lower()) and has_images(root / name)]
+        return {} if len(classes) > 1 else found
     return found
+
+
+def has_images(folder: Path) -> bool:
+    return any(name.lower().endswith(EXTENSIONS) for name in os.listdir(folder))  # noqa: PTH208
 
 
 def looks_like_split(folder: Path) -> bool:
     """Return whether a part of a folder's name is that of a split, as in seg_train, and folders are all it contains."""
-    if not {*re.split(r"[\W_\d]+", folder.name.lower())} & {*SPELLINGS}:
+    if not SPLIT_WORD.search(folder.name.lower()):
         return False
     return bool(class_folders(folder)) and not any(path.is_file() and path.name[0] != "." for path in folder.iterdir())
 
