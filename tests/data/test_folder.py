@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from alexlab.data.folder import find_splits, new_folder, scan
+from alexlab.data import decode
+from alexlab.data.folder import EXTENSIONS, find_splits, new_folder, scan
 from alexlab.data.splits import split
 from alexlab.engine.errors import UserError
 
@@ -173,15 +175,29 @@ def test_test_images_without_labels_are_refused_with_what_to_do(tmp_path: Path) 
 
 def test_what_systems_leave_in_folders_is_skipped_and_counted(tmp_path: Path) -> None:
     root = make(tmp_path, cat=2, dog=1)
-    for junk in ("__MACOSX/cat", "cat/@eaDir/0.jpg", "dog/deeper/@eaDir", ".ipynb_checkpoints", "cat/.git", "#recycle"):
+    for junk in ("__MACOSX/cat", "cat/@eaDir/0.jpg", "dog/deeper/@tmp", ".ipynb_checkpoints", "cat/.git", "FOUND.000"):
         make(root / junk, x=3)
     (root / "dog/._0.jpg").touch()
     (root / ".DS_Store").touch()
     index = scan(root)
     assert (index.classes, len(index)) == (("cat", "dog"), 3)
     assert index.ignored == {
-        "__MACOSX/": 1, "@eaDir/": 2, ".ipynb_checkpoints/": 1, ".git/": 1, "#recycle/": 1, "hidden": 1,
+        "__MACOSX/": 1, "@eaDir/": 1, "@tmp/": 1, ".ipynb_checkpoints/": 1, ".git/": 1, "FOUND.000/": 1, "hidden": 1,
     }  # fmt: skip
+    assert scan(make(tmp_path / "letters", **{"@": 1, "a": 1})).classes == ("@", "a")
+
+
+def test_suffixes_are_those_of_what_is_decoded() -> None:
+    Image.init()
+    formats = (*decode.FORMATS, "MPO", "DIB")  # cameras' JPEGs, and BMPs
+    assert {suffix for suffix, name in Image.EXTENSION.items() if name in formats} - {".pfm"} == set(EXTENSIONS)
+
+
+def test_a_class_without_images_says_what_is_in_it(tmp_path: Path) -> None:
+    make(tmp_path, cat=1, dog=0)
+    (tmp_path / "dog/1.HEIC").touch()
+    with pytest.raises(UserError, match=r"or remove the folder. \S+/dog: files without the .* are ignored: 1 .heic$"):
+        scan(tmp_path)
 
 
 def test_a_class_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:

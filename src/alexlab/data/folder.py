@@ -30,13 +30,15 @@ T = TypeVar("T")
 
 # suffixes of what decode.py reads
 EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-EXTENSIONS += (".pbm", ".pnm", ".jfif", ".jpe", ".avif", ".jp2")
+EXTENSIONS += (".pbm", ".pnm", ".jfif", ".jpe", ".mpo", ".apng", ".dib", ".avif", ".avifs")
+EXTENSIONS += (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c")
 KNOWN = frozenset(extension.encode() for extension in EXTENSIONS)
 # Names, in lower case, of folders that archives, network disks, systems and notebooks add: their thumbnails and deleted
-# pictures are no training images. Hidden folders (.git, .ipynb_checkpoints, .@__thumb) are skipped too.
-SKIPPED = {"__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@transcode", "recycler"}
-SKIPPED |= {"$recycle.bin", "lost+found", "cvs", "__pycache__", "system volume information", "network trash folder"}
-SKIPPED |= {"temporary items"}
+# pictures are no training images. Hidden folders (.git, .ipynb_checkpoints, .@__thumb) and those of network disks that
+# begin with @ (@eaDir, @Recycle) are skipped too.
+SKIPPED = {"__macosx", "#recycle", "#snapshot", "~snapshot", "recycler", "recycled", "$recycle.bin", "lost+found"}
+SKIPPED |= {"found.000", "_gsdata_", "_svn", "cvs", "__pycache__", "system volume information"}
+SKIPPED |= {"network trash folder", "temporary items"}
 # the usual names of the folders of splits, in any case
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 SPELLINGS |= {"validate": "val", "test": "test", "testing": "test"}
@@ -153,12 +155,14 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
                 ignored["hidden" if entry.name.startswith(".") else ""] += 1
     with_folder = set(present)
     for target, label in enumerate(reported(labels, f"reading {folder}", f"of {len(labels):,} classes")):
-        images = sorted(images_below(folder, label, visited, ignored, real)) if label in with_folder else []
+        others: Counter[str] = Counter()
+        images = sorted(images_below(folder, label, visited, others, real)) if label in with_folder else []
         if not images and classes is None:
             raise UserError(
                 f"{folder / label} is a class without images: add images ({', '.join(EXTENSIONS[:4])}, ...) or remove "
-                "the folder."
+                f"the folder.{' '.join(['', *unused_files(folder / label, others)])}"
             )
+        ignored.update(others)
         counts[target] = len(images)
         names += b"".join(images)  # class by class: a million names as objects would take 100 MB
         lengths.append(np.fromiter(map(len, images), np.int64, len(images)))
@@ -183,7 +187,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 def is_skipped(name: str) -> bool:
     """Return whether a folder of this name has no images of its own: it is hidden, or one of `SKIPPED`."""
-    return name.startswith(".") or name.lower() in SKIPPED
+    return (name[0] in ".@" and len(name) > 1) or name.lower() in SKIPPED
 
 
 def modified_ns(folder: bytes) -> int:
@@ -211,8 +215,7 @@ def images_below(
         current = waiting.pop()
         others = len(waiting)
         prefix, path = current + b"/", os.path.normpath(os.fsdecode(top + current))
-        if (first := real.setdefault(os.path.realpath(path), path)) != path:
-            raise UserError(f"{path} and {first} are the same folder, because one is a link: remove the link.")
+        refuse_twice(path, real)
         try:
             visited[top + current] = modified_ns(top + current)
             with os.scandir(top + current) as entries:
@@ -240,6 +243,12 @@ def images_below(
                 "the folders so that each split contains the classes, as in train/cat/1.jpg."
             )
     return images
+
+
+def refuse_twice(folder: str, real: dict[str, str]) -> None:
+    """Raise UserError if `real`, which is filled, has another path of this folder."""
+    if (first := real.setdefault(os.path.realpath(folder), folder)) != folder:
+        raise UserError(f"{folder} and {first} are the same folder, because one is a link: remove the link.")
 
 
 # -- splits
@@ -311,6 +320,21 @@ def looks_like_split(folder: Path) -> bool:
 
 
 # -- for messages, and for data that is written as a folder
+
+
+def unused_files(folder: Path, ignored: dict[str, int]) -> list[str]:
+    """Return a line for each kind of files and folders that are not used; see `ImageIndex.ignored`."""
+    others = dict(ignored)
+    outside, hidden = others.pop("", 0), others.pop("hidden", 0)
+    skipped = [f"{name} ({others.pop(name):,})" for name in sorted(others) if name.endswith("/")]
+    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: -item[1]))
+    lines = {
+        f"folders of these names are skipped: {', '.join(skipped)}": skipped,
+        f"hidden images are skipped: {hidden:,}": hidden,
+        f"files without the suffix of an image are ignored: {counts}": counts,
+        f"images outside of the class folders are ignored: {outside:,}": outside,
+    }
+    return [f"{folder}: {line}" for line, is_needed in lines.items() if is_needed]
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:
