@@ -3,6 +3,7 @@
 Each part stops when the time is over, so that a slow disk does not delay a run. Broken images are reported by others.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -14,9 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from alexlab.data.fingerprint import sample
-from alexlab.data.folder import ImageIndex
 from alexlab.data.index import Index
-from alexlab.data.splits import Selection
 
 PICTURES, FILES = 0.5, 1.5  # seconds
 PER_CLASS = 4  # pictures
@@ -24,7 +23,7 @@ MOST_FILES = 50_000  # of a split, whose sizes are compared
 PART = 1024  # bytes in the middle: files of equal size that differ in them are not read whole
 FLAT = 2.0  # standard deviation of the pixels of each channel, 0 to 255; photographs have 10 and more
 
-File = tuple[str, str, str]  # path, split, class
+File = tuple[str, str, bytes]  # path, split, labels
 
 
 def warnings_of(splits: Mapping[str, Index]) -> list[str]:
@@ -62,10 +61,12 @@ def _equal_files(splits: Mapping[str, Index]) -> Iterator[str]:
     """Find files with the same bytes in different splits or classes."""
     files: list[File] = []
     for split, index in splits.items():
-        parts = index.parts if isinstance(index, Selection) else (index,)
-        if all(isinstance(part, ImageIndex) for part in parts):
-            rows = sample(bytes(16), len(index), MOST_FILES).tolist()
-            files += [(index.path(i), split, index.classes[index.targets[i]]) for i in rows]
+        rows = sample(bytes(16), len(index), MOST_FILES).tolist()
+        with contextlib.suppress(OSError):  # an object of a class by index may read the image
+            for i in rows:
+                if (path := index.file(i)) is None:
+                    break
+                files.append((path, split, index.targets[i].tobytes()))
     groups, end = [files], time.monotonic() + FILES
     for key in (_size, _part, _digest):
         groups = [equal for group in groups for equal in _divided(group, key, end)]

@@ -84,6 +84,9 @@ class ImageIndex(Index):
     def path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.name(i)))
 
+    def file(self, i: int) -> str:
+        return self.path(i)
+
     def picture(self, i: int) -> decode.Picture:
         return decode.open_picture(self.path(i))
 
