@@ -87,7 +87,7 @@ def test_a_split_is_stratified_disjoint_and_by_seed(tmp_path: Path) -> None:
     assert len(set(paths)) == 60
     again, another = split(index, {"val": 0.2, "test": 0.1}, 3), split(index, {"val": 0.2, "test": 0.1}, 4)
     assert again["val"].names == parts["val"].names != another["val"].names
-    with pytest.raises(UserError, match="contains 1 images, and at least 2 are needed"):
+    with pytest.raises(UserError, match="contains 1 image, and at least 2 are needed"):
         split(scan(make(tmp_path / "few", a=1, b=9)), {"val": 0.1}, 0)
 
 
@@ -144,6 +144,9 @@ def test_names_with_a_split_in_them_are_no_classes(tmp_path: Path) -> None:
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     classes = find_splits(make(tmp_path / "a", bus=2, car=1, train=2), divided=True)["train"].classes
     assert classes == ("bus", "car", "train")
+    make(tmp_path / "c", cat=1, dog=1, test=2)
+    with pytest.raises(UserError, match=r"c contains no train/ folder"):
+        find_splits(tmp_path / "c", divided=True)
     make(tmp_path / "b", train=2, test1=2, sample=1)  # unsorted images, as of dogs and cats
     with pytest.raises(UserError, match=r"b/train contains no class folders"):
         find_splits(tmp_path / "b", divided=True)
@@ -153,9 +156,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_splits_within_a_class_are_not_mixed(where: str, tmp_path: Path) -> None:
     make(tmp_path / where, train=2, Validation=1)
     make(tmp_path, dog=1)
-    match = (
-        rf"{where} contains Validation, train, which are splits and would be mixed: give data.root={tmp_path / where},"
-    )
+    match = f"{where} contains folders of 2 splits, which would be mixed: give data.root={tmp_path / where}"
     with pytest.raises(UserError, match=match):
         find_splits(tmp_path, divided=True)
 

@@ -229,10 +229,9 @@ class ImageFolders(pl.LightningDataModule):
             empty = [index.classes[target] for target in np.flatnonzero(class_counts(index) == 0)]
             if empty:
                 lines.append(f"{split} contains no image of {folder.listed(empty)}")
-        if "train" in self.splits and {path.parent for path in used} == {self.root}:
-            unused = [name for name in folder.class_folders(self.root) if self.root / name not in used]
-            rest = folder.listed(unused)
-            lines += [f"{self.root}: not used, as these folders are not splits: {rest}"] if unused else []
+        beside = folder.class_folders(self.root) if {path.parent for path in used} == {self.root} else ()
+        if "train" in self.splits and (unused := [name for name in beside if self.root / name not in used]):
+            lines.append(f"{self.root}: not used, as these folders are not splits: {folder.listed(unused)}")
         return list(dict.fromkeys(lines))  # splits of one folder ignore the same files
 
     def paths_of_batch(self, epoch: int, batch: int, rank: int) -> list[str]:

@@ -21,6 +21,7 @@ PICTURES, FILES = 0.5, 1.5  # seconds
 PER_CLASS = 4  # pictures
 MOST_FILES = 50_000  # of a split, whose sizes are compared
 PART = 1024  # bytes in the middle: files of equal size that differ in them are not read whole
+NARROW = 64  # values that all pictures have between them, apart from the 0.5 % of the lowest and of the highest
 FLAT = 2.0  # standard deviation of the pixels of each channel, 0 to 255; photographs have 10 and more
 
 File = tuple[str, str, bytes]  # path, split, labels
@@ -38,7 +39,7 @@ def _flat_pictures(splits: Mapping[str, Index]) -> Iterator[str]:
         return
     order = np.argsort(index.targets, kind="stable")
     starts = np.searchsorted(index.targets[order], np.arange(len(index.classes) + 1)).tolist()
-    flat, seen, end = list[str](), 0, time.monotonic() + PICTURES
+    flat, seen, lowest, highest, end = list[str](), 0, 255, 0, time.monotonic() + PICTURES
     for n in range(PER_CLASS):
         for first, after in itertools.pairwise(starts):
             if first + n >= after or time.monotonic() > end:
@@ -51,10 +52,17 @@ def _flat_pictures(splits: Mapping[str, Index]) -> Iterator[str]:
             except OSError:
                 continue
             seen += 1
+            low, high = np.percentile(pixels[:: pixels.shape[0] // 64 + 1], [0.5, 99.5])
+            lowest, highest = min(lowest, int(low)), max(highest, int(high))
             if pixels.std(axis=(0, 1)).max() < FLAT:
                 flat.append(index.path(i))
     if flat:
-        yield f"{len(flat):,} of the first {seen:,} training images have nearly one colour, such as {flat[0]}."
+        yield f"Pictures of nearly one colour: {len(flat):,} of the first {seen:,} training images, such as {flat[0]}."
+    if len(flat) < seen and highest - lowest < NARROW:
+        yield (
+            f"The first {seen:,} training images have only the values {lowest} to {highest} of 0 to 255, such as 14 "
+            "bits in 16: save them over the whole range."
+        )
 
 
 def _equal_files(splits: Mapping[str, Index]) -> Iterator[str]:

@@ -208,8 +208,7 @@ def images_below(
         real: filled with the real path of each folder, and the path that led to it.
 
     Raises:
-        UserError: a link leads to a folder that was read already, or that contains the link; or a class contains
-            several folders with names of splits.
+        UserError: a link leads to a folder that was read already, or that contains the link; or splits are in a class.
     """
     images: list[bytes] = []
     top = os.fsencode(folder) + b"/"
@@ -238,11 +237,10 @@ def images_below(
                         ignored[os.fsdecode(suffix) if b"." in name else "no suffix"] += 1
         except PermissionError:
             raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
-        deeper = [os.fsdecode(name.rpartition(b"/")[2]) for name in waiting[others:]]
-        alike = sorted(name for name in deeper if name.lower() in SPELLINGS)
-        if label != "." and len({SPELLINGS[name.lower()] for name in alike}) > 1:
+        below = {SPELLINGS.get(os.fsdecode(name.rpartition(b"/")[2]).lower()) for name in waiting[others:]} - {None}
+        if len(below) > 1 and label != ".":
             raise UserError(
-                f"{path} contains {listed(alike)}, which are splits and would be mixed: give data.root={path}, or move "
+                f"{path} contains folders of {len(below)} splits, which would be mixed: give data.root={path}, or move "
                 "the folders so that each split contains the classes, as in train/cat/1.jpg."
             )
     return images
@@ -269,8 +267,8 @@ def find_splits(
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
     """
     folders, present = split_folders(root), class_folders(root)
-    others = [name for name in present if root / name not in folders.values()]
-    if alike := [name for name in others if looks_like_split(root / name)]:
+    others = [root / name for name in present if root / name not in folders.values()]
+    if alike := [path.name for path in others if looks_like_split(path)]:
         raise UserError(
             f"{root} contains folders that are named like splits and not like classes ({listed(alike)}): rename them "
             "to train, val and test, or move what is not used elsewhere."
@@ -305,21 +303,17 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise UserError(f"{root} contains {found[split].name} and {name}, which are both {split}: remove one.")
         if split is not None:
             found[split] = root / name
-    if found and not any(map(class_folders, found.values())):  # such as a class of trains, beside cars and buses
-        classes = [name for name in names if not SPLIT_WORD.search(name.lower()) and has_images(root / name)]
-        return {} if len(classes) > 1 else found
+    if [*found] == ["train"] and not class_folders(found["train"]):  # may be a class of trains, beside cars and buses
+        classes = [root / name for name in names if not SPLIT_WORD.search(name.lower())]
+        with_images = [any(path.suffix.lower() in EXTENSIONS for path in label.iterdir()) for label in classes]
+        return {} if sum(with_images) > 1 else found
     return found
-
-
-def has_images(folder: Path) -> bool:
-    return any(name.lower().endswith(EXTENSIONS) for name in os.listdir(folder))  # noqa: PTH208
 
 
 def looks_like_split(folder: Path) -> bool:
     """Return whether a part of a folder's name is that of a split, as in seg_train, and folders are all it contains."""
-    if not SPLIT_WORD.search(folder.name.lower()):
-        return False
-    return bool(class_folders(folder)) and not any(path.is_file() and path.name[0] != "." for path in folder.iterdir())
+    within = SPLIT_WORD.search(folder.name.lower()) and class_folders(folder)
+    return bool(within) and not any(path.is_file() and path.name[0] != "." for path in folder.iterdir())
 
 
 # -- for messages, and for data that is written as a folder

@@ -203,8 +203,7 @@ class ItemData(ImageFolders):
         splits = [str(name).lower() for name in getattr(dataset, "splits", None) or ["train"] * len(dataset)]
         if unknown := set(splits) - SPELLINGS.keys():
             raise UserError(f"{self.source}: the split {min(unknown)} is none of {', '.join(SPELLINGS)}.")
-        splits = [SPELLINGS[name] for name in splits]
-        rows = {name: np.flatnonzero([split == name for split in splits]) for name in ("train", "val", "test")}
+        rows = {name: np.flatnonzero([SPELLINGS[each] == name for each in splits]) for name in ("train", "val", "test")}
         index = self._index(dataset, self.source, trained=rows["train"])
         return {name: index.subset(numbers) for name, numbers in rows.items() if len(numbers)}
 

@@ -106,11 +106,7 @@ class Table:
 
 
 def read(file: Path) -> Any:
-    """Read a table of texts, without spaces around them and without empty rows at the end.
-
-    Raises:
-        UserError: the table cannot be read, or has no rows.
-    """
+    """Read a table of texts, without spaces around them or empty rows at the end. Raises UserError if it cannot."""
     import pandas as pd
 
     if not file.is_file():
