@@ -248,6 +248,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
     "folders within a class": (lambda root: images(root, "train/cat/deep/deeper/1.jpg"), 9),
     "a link to a folder elsewhere": (link_elsewhere, 10),
     "names in no encoding": (broken_name, 9),
+    "a class or split that is a link to a folder that is gone": (
+        lambda root: (root / "train/fox").symlink_to(root / "gone"), 0),
     "a broken link": (lambda root: (root / "train/cat/x.jpg").symlink_to(root / "nowhere.jpg"), 9),
     "a pipe (FIFO) called .jpg": (lambda root: os.mkfifo(root / "train/cat/x.jpg"), 9),
     "a folder called .jpg": (lambda root: images(root, "train/cat/x.jpg/1.jpg"), 9),

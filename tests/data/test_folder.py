@@ -75,6 +75,22 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
         (tmp_path / place).unlink()
 
 
+@pytest.mark.parametrize("name", ["train/fox", "val"])
+def test_a_link_to_a_folder_that_is_gone_is_an_error(name: str, tmp_path: Path) -> None:
+    make(tmp_path / "train", cat=1, dog=1)
+    (tmp_path / name).symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match=f"{name} is a link to nothing: mount the disk"):
+        find_splits(tmp_path)
+
+
+def test_a_link_to_the_root_is_named_as_a_circle(tmp_path: Path) -> None:
+    make(tmp_path / "train", cat=1, dog=1)
+    make(tmp_path / "val", cat=1, dog=1)
+    (tmp_path / "train/cat/round").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"are the same folder, because one is a link"):
+        find_splits(tmp_path)
+
+
 def test_a_split_is_stratified_disjoint_and_by_seed(tmp_path: Path) -> None:
     index = scan(make(tmp_path, a=20, b=40))
     parts = split(index, {"val": 0.2, "test": 0.1}, seed=3)
@@ -156,7 +172,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_splits_within_a_class_are_not_mixed(where: str, tmp_path: Path) -> None:
     make(tmp_path / where, train=2, Validation=1)
     make(tmp_path, dog=1)
-    match = f"{where} contains folders of 2 splits, which would be mixed: give data.root={tmp_path / where}"
+    match = f"{where} contains folders of several splits, which would be mixed: give data.root={tmp_path / where}"
     with pytest.raises(UserError, match=match):
         find_splits(tmp_path, divided=True)
 

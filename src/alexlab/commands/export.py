@@ -25,7 +25,7 @@ from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices
-from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.errors import RunFailedError, UserError, counted
 from alexlab.engine.schema import DataConfig, ExportConfig, TrainConfig
 from alexlab.models.introspection import normalization
 from alexlab.tasks import load as loading
@@ -233,7 +233,7 @@ def compare(net: Callable[[Tensor], Tensor], pixels: Tensor, expected: Tensor, t
         logits = torch.cat([net(part) for part in (pixels[:1], pixels[1:]) if len(part)])
     worst = float((logits - expected).abs().max())
     same = int((logits.argmax(1) == expected.argmax(1)).sum())
-    result = f"on {len(pixels)} image(s), the logits differ from the run's by {worst:.1e} at most"
+    result = f"on {counted(len(pixels), 'image')}, the logits differ from the run's by {worst:.1e} at most"
     if not worst <= tolerance:  # true for NaN
         largest = float(expected.abs().max())
         raise RunFailedError(

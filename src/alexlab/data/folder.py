@@ -179,7 +179,11 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """Return the names of the class folders in `folder`, sorted, without those that are skipped."""
     try:
         with os.scandir(folder) as entries:
-            return tuple(sorted(e.name for e in entries if e.is_dir() and not is_skipped(e.name)))
+            present = [entry for entry in entries if not is_skipped(entry.name)]
+        for entry in present:
+            if entry.is_symlink() and "." not in entry.name and not os.path.exists(entry.path):  # noqa: PTH110
+                raise UserError(f"{entry.path} is a link to nothing: mount the disk that it leads to, or remove it.")
+        return tuple(sorted(entry.name for entry in present if entry.is_dir()))
     except FileNotFoundError:
         raise UserError(f"{folder} does not exist: give the folder of the images with data.root=PATH.") from None
     except NotADirectoryError:
@@ -210,7 +214,7 @@ def images_below(
     Raises:
         UserError: a link leads to a folder that was read already, or that contains the link; or splits are in a class.
     """
-    images: list[bytes] = []
+    images, mixed = list[bytes](), list[str]()
     top = os.fsencode(folder) + b"/"
     waiting = [os.fsencode(label)]
     while waiting:
@@ -238,11 +242,12 @@ def images_below(
         except PermissionError:
             raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
         below = {SPELLINGS.get(os.fsdecode(name.rpartition(b"/")[2]).lower()) for name in waiting[others:]} - {None}
-        if len(below) > 1 and label != ".":
-            raise UserError(
-                f"{path} contains folders of {len(below)} splits, which would be mixed: give data.root={path}, or move "
-                "the folders so that each split contains the classes, as in train/cat/1.jpg."
-            )
+        mixed += [path] if len(below) > 1 and label != "." else []
+    if mixed:
+        raise UserError(
+            f"{mixed[0]} contains folders of several splits, which would be mixed: give data.root={mixed[0]}, or move "
+            "the folders so that each split contains the classes, as in train/cat/1.jpg."
+        )
     return images
 
 
