@@ -129,7 +129,7 @@ def test_the_file_is_the_net_at_any_batch_size(
             assert logits.shape == (count, 10)
             np.testing.assert_allclose(logits, expected[:count], rtol=0, atol=1e-4)
         printed = capfd.readouterr()
-        assert "on 10 image(s), the logits differ from the run's by " in printed.out
+        assert "on 10 images, the logits differ from the run's by " in printed.out
         assert "10 of 10 top-1 classes are the same" in printed.out
         assert printed.err == ""
         assert os.fsencode(ROOT) not in (folder / FORMATS[format]).read_bytes(), "paths of this machine"
@@ -255,7 +255,7 @@ def test_images_to_check_on(run_dir: Path, shapes: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     export(config_of(tmp_path / "run", format="torch_export", images=images))
     printed = capsys.readouterr().out
-    assert "on 1 image(s), the logits differ" in printed
+    assert "on 1 image, the logits differ" in printed
     assert out.exists()
 
 
