@@ -204,15 +204,15 @@ def broken_name(root: Path) -> None:
 
 
 def link_elsewhere(root: Path) -> None:
-    images(root / "elsewhere", "1.jpg", "2.jpg")
-    (root / "train/cat/more").symlink_to(root / "elsewhere")
+    images(root / ".elsewhere", "1.jpg", "2.jpg")
+    (root / "train/cat/more").symlink_to(root / ".elsewhere")
 
 
 def deeper(root: Path) -> None:
     for split in ("train", "val"):
-        (root / split).rename(root / "gone")
+        (root / split).rename(root / ".gone")
         (root / split).mkdir()
-        (root / "gone").rename(root / split / "images")
+        (root / ".gone").rename(root / split / "images")
 
 
 def link_called_jpg(root: Path) -> None:
@@ -229,16 +229,18 @@ def others(root: Path) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
     "a link in a circle": (lambda root: (root / "train/cat/round").symlink_to(root / "train/cat"), 0),
     "a class of val that train lacks": (lambda root: images(root, "val/zebra/1.jpg"), 0),
-    "a class of train that val lacks": (lambda root: (root / "val/dog").rename(root / "gone"), 6),
+    "a class of train that val lacks": (lambda root: (root / "val/dog").rename(root / ".gone"), 6),
     "an empty class in train": (lambda root: (root / "train/empty").mkdir(), 0),
     "a class that may not be read": (lambda root: (root / "train/dog").chmod(0), 0),
-    "no val": (lambda root: (root / "val").rename(root / "gone"), 0),
+    "no val": (lambda root: (root / "val").rename(root / ".gone"), 0),
     "hidden folders, and those of archives and network disks": (
         lambda root: images(root, "train/.git/1.jpg", "train/__MACOSX/1.jpg", "train/cat/@eaDir/1.jpg"), 8),
     "hidden files": (lambda root: images(root, "train/cat/._1.jpg"), 8),
     "val called Valid": (lambda root: (root / "val").rename(root / "Valid"), 8),
     "train and val called seg_train and seg_val": (
         lambda root: [(root / name).rename(root / f"seg_{name}") for name in ("train", "val")], 0),
+    "another folder beside train and val": (lambda root: images(root, "extra/1.jpg"), 8),
+    "train and val within each class": (lambda root: images(root, "train/cat/train/1.jpg", "train/cat/val/1.jpg"), 0),
     "a class that is a link to another class": (lambda root: (root / "train/wolf").symlink_to(root / "train/dog"), 0),
     "files with other suffixes": (others, 8),
     "images outside of the class folders": (lambda root: images(root, "train/1.jpg"), 8),
@@ -246,6 +248,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
     "folders within a class": (lambda root: images(root, "train/cat/deep/deeper/1.jpg"), 9),
     "a link to a folder elsewhere": (link_elsewhere, 10),
     "names in no encoding": (broken_name, 9),
+    "a class or split that is a link to a folder that is gone": (
+        lambda root: (root / "train/fox").symlink_to(root / "gone"), 0),
     "a broken link": (lambda root: (root / "train/cat/x.jpg").symlink_to(root / "nowhere.jpg"), 9),
     "a pipe (FIFO) called .jpg": (lambda root: os.mkfifo(root / "train/cat/x.jpg"), 9),
     "a folder called .jpg": (lambda root: images(root, "train/cat/x.jpg/1.jpg"), 9),

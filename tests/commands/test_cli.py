@@ -131,6 +131,7 @@ TEXTS = ["2025_01_05", "2024", "1e3", "007", "1.50", "on", "true", "inf", "nan",
 @pytest.mark.parametrize(
     ("command", "keys"),
     [
+        ("train", "data.columns.path data.columns.label data.separator"),
         ("train", "data.root data.class_names data.file paths.logs paths.data model.name ckpt_path init_from resume"),
         ("train", "hydra.run.dir hydra.sweep.dir hydra.sweep.subdir hydra.job.name hydra.sweeper.study_name"),
         ("train", "hydra.sweeper.storage from_run monitor trainer.max_time logger.wandb.group +logger.wandb.name"),
@@ -152,6 +153,8 @@ def test_a_text_stays_the_text_that_was_typed(command: str, keys: str, value: st
         ("train", "paths.logs=null", "null"),
         ("train", "logger.wandb.tags=[2025_01_05,on,'a,b']", ["2025_01_05", "on", "a,b"]),
         ("train", "allow=[mypkg]", ["mypkg"]),
+        ("train", "data.classes=[01,1_0,1e3,on,null]", ["01", "1_0", "1e3", "on", "null"]),
+        ("train", "data.columns.labels=null", None),
         ("train", "data.cache=null", None),
         ("train", "callbacks.progress=on", "on"),
         ("compare", "runs=[1,2.50,a[1],x]", ["1", "2.50", "a[1]", "x"]),

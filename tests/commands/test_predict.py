@@ -109,6 +109,23 @@ def test_folders_are_searched_at_any_depth_and_odd_names_are_taken_as_they_are(t
         find_images(str(tmp_path / "none/*.jpg"))
 
 
+def test_what_is_no_image_is_named_and_a_glob_skips_what_systems_leave(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(photo(tmp_path / "a/x.jpg"))
+    photo(tmp_path / "a/@eaDir/x.jpg")
+    (tmp_path / "a/y.heic").touch()
+    assert find_images(str(tmp_path)) == find_images(f"{tmp_path}/**/*.jpg") == [image]
+    assert capsys.readouterr().out == (
+        f"note: {tmp_path}: folders of these names are skipped: @eaDir/ (1)\n"
+        f"note: {tmp_path}: files without the suffix of an image are ignored: 1 .heic\n"
+    )
+    assert find_images(f"{tmp_path}/*/@eaDir/*.jpg") == [f"{tmp_path}/a/@eaDir/x.jpg"]
+    (tmp_path / "a/round").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="are the same folder, because one is a link"):
+        find_images(f"{tmp_path}/**/*.jpg")
+
+
 def test_load_gives_the_net_its_transform_and_its_classes(run_dir: Path, shapes: Path) -> None:
     net, transform, classes = alexlab.load(run_dir)
     assert not net.training

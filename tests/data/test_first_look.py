@@ -31,8 +31,23 @@ def test_pictures_of_one_colour_are_named(root: Path) -> None:
     Image.fromarray(noise + np.array([200, 3, 90], np.uint8)).save(root / "train/cat/1.png")
     (root / "train/cat/0.png").write_bytes(b"broken")
     assert first_look.warnings_of(find_splits(root)) == [
-        f"1 of the first 5 training images have nearly one colour, such as {root}/train/cat/1.png."
+        f"Pictures of nearly one colour: 1 of the first 5 training images, such as {root}/train/cat/1.png."
     ]
+
+
+@pytest.mark.parametrize("bits", [4, 14])
+def test_pictures_that_use_a_part_of_their_values_are_named(bits: int, tmp_path: Path) -> None:
+    """As 14 bits in 16, or digits of 0 to 16; one pixel is white."""
+    for label in ("cat", "dog"):
+        (tmp_path / f"train/{label}").mkdir(parents=True)
+        for i in range(3):
+            values = np.random.default_rng(i).integers(0, 2**bits, (30, 40))
+            values[0, 0] = 65535 if bits > 8 else 255
+            pixels = values.astype(np.uint16 if bits > 8 else np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"train/{label}/{i}.png")
+    line, *_ = first_look.warnings_of(find_splits(tmp_path))
+    highest = 15 if bits == 4 else 63
+    assert line.startswith(f"The first 6 training images have only the values 0 to {highest} of 0 to 255, ")
 
 
 def test_files_with_the_same_bytes_are_found_across_splits_and_classes(root: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from alexlab.data.folder import find_splits, new_folder, scan
+from alexlab.data import decode
+from alexlab.data.folder import EXTENSIONS, find_splits, new_folder, scan
 from alexlab.data.splits import split
 from alexlab.engine.errors import UserError
 
@@ -73,6 +75,22 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
         (tmp_path / place).unlink()
 
 
+@pytest.mark.parametrize("name", ["train/fox", "val"])
+def test_a_link_to_a_folder_that_is_gone_is_an_error(name: str, tmp_path: Path) -> None:
+    make(tmp_path / "train", cat=1, dog=1)
+    (tmp_path / name).symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match=f"{name} is a link to nothing: mount the disk"):
+        find_splits(tmp_path)
+
+
+def test_a_link_to_the_root_is_named_as_a_circle(tmp_path: Path) -> None:
+    make(tmp_path / "train", cat=1, dog=1)
+    make(tmp_path / "val", cat=1, dog=1)
+    (tmp_path / "train/cat/round").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"are the same folder, because one is a link"):
+        find_splits(tmp_path)
+
+
 def test_a_split_is_stratified_disjoint_and_by_seed(tmp_path: Path) -> None:
     index = scan(make(tmp_path, a=20, b=40))
     parts = split(index, {"val": 0.2, "test": 0.1}, seed=3)
@@ -85,7 +103,7 @@ def test_a_split_is_stratified_disjoint_and_by_seed(tmp_path: Path) -> None:
     assert len(set(paths)) == 60
     again, another = split(index, {"val": 0.2, "test": 0.1}, 3), split(index, {"val": 0.2, "test": 0.1}, 4)
     assert again["val"].names == parts["val"].names != another["val"].names
-    with pytest.raises(UserError, match="contains 1 images, and at least 2 are needed"):
+    with pytest.raises(UserError, match="contains 1 image, and at least 2 are needed"):
         split(scan(make(tmp_path / "few", a=1, b=9)), {"val": 0.1}, 0)
 
 
@@ -109,6 +127,7 @@ def test_a_folder_that_is_neither_split_nor_to_be_split(tmp_path: Path) -> None:
         ("Train", "Val", "TEST"),
         ("train", "valid", "test"),
         ("training", "Validation", "Testing"),
+        ("train", "validate", "test"),
     ],
 )
 def test_splits_are_found_by_their_usual_names(names: tuple[str, ...], tmp_path: Path) -> None:
@@ -127,25 +146,75 @@ def test_names_with_a_split_in_them_are_no_classes(tmp_path: Path) -> None:
     """Classes whose names contain such a word have images, not folders."""
     for name in ("seg_train", "seg_test"):
         make(tmp_path / "a" / name, cat=1, dog=1)
-    with pytest.raises(
-        UserError, match="contains seg_test, seg_train, whose names are those of splits and not of clas"
-    ):
+    make(tmp_path / "a/train_labels")
+    with pytest.raises(UserError, match=r"named like splits and not like classes \(seg_test, seg_train\): rename them"):
         find_splits(tmp_path / "a", divided=True)
+    for name in ("train", "validation_set", "train2", "testset"):
+        make(tmp_path / "c" / name, cat=1, dog=1)
+    with pytest.raises(UserError, match=r"\(testset, train2, validation_set\)"):
+        find_splits(tmp_path / "c")
     make(tmp_path / "b", test_tube=2, beaker=2)
     assert find_splits(tmp_path / "b", divided=True)["train"].classes == ("beaker", "test_tube")
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    classes = find_splits(make(tmp_path / "a", bus=2, car=1, train=2), divided=True)["train"].classes
+    assert classes == ("bus", "car", "train")
+    make(tmp_path / "c", cat=1, dog=1, test=2)
+    with pytest.raises(UserError, match=r"c contains no train/ folder"):
+        find_splits(tmp_path / "c", divided=True)
+    make(tmp_path / "b", train=2, test1=2, sample=1)  # unsorted images, as of dogs and cats
+    with pytest.raises(UserError, match=r"b/train contains no class folders"):
+        find_splits(tmp_path / "b", divided=True)
+
+
+@pytest.mark.parametrize("where", ["cat", "data/data"])
+def test_splits_within_a_class_are_not_mixed(where: str, tmp_path: Path) -> None:
+    make(tmp_path / where, train=2, Validation=1)
+    make(tmp_path, dog=1)
+    match = f"{where} contains folders of several splits, which would be mixed: give data.root={tmp_path / where}"
+    with pytest.raises(UserError, match=match):
+        find_splits(tmp_path, divided=True)
+
+
+def test_splits_two_folders_deeper_are_suggested(tmp_path: Path) -> None:
+    make(tmp_path / "data/data/train", cat=1, dog=1)
+    with pytest.raises(UserError, match=f"Did you mean data.root={tmp_path / 'data/data'}"):
+        find_splits(tmp_path)
+
+
+def test_test_images_without_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    make(tmp_path / "train", cat=1, dog=1)
+    make(tmp_path, test=2)
+    with pytest.raises(UserError, match=r"If the images have no labels, move test/ elsewhere"):
+        find_splits(tmp_path)
+
+
 def test_what_systems_leave_in_folders_is_skipped_and_counted(tmp_path: Path) -> None:
     root = make(tmp_path, cat=2, dog=1)
-    for junk in ("__MACOSX/cat", "cat/@eaDir/0.jpg", "dog/deeper/@eaDir", ".ipynb_checkpoints", "cat/.git", "#recycle"):
+    for junk in ("__MACOSX/cat", "cat/@eaDir/0.jpg", "dog/deeper/@tmp", ".ipynb_checkpoints", "cat/.git", "FOUND.000"):
         make(root / junk, x=3)
     (root / "dog/._0.jpg").touch()
     (root / ".DS_Store").touch()
     index = scan(root)
     assert (index.classes, len(index)) == (("cat", "dog"), 3)
     assert index.ignored == {
-        "__MACOSX/": 1, "@eaDir/": 2, ".ipynb_checkpoints/": 1, ".git/": 1, "#recycle/": 1, "hidden": 1,
+        "__MACOSX/": 1, "@eaDir/": 1, "@tmp/": 1, ".ipynb_checkpoints/": 1, ".git/": 1, "FOUND.000/": 1, "hidden": 1,
     }  # fmt: skip
+    assert scan(make(tmp_path / "letters", **{"@": 1, "a": 1})).classes == ("@", "a")
+
+
+def test_suffixes_are_those_of_what_is_decoded() -> None:
+    Image.init()
+    formats = (*decode.FORMATS, "MPO", "DIB")  # cameras' JPEGs, and BMPs
+    assert {suffix for suffix, name in Image.EXTENSION.items() if name in formats} - {".pfm"} == set(EXTENSIONS)
+
+
+def test_a_class_without_images_says_what_is_in_it(tmp_path: Path) -> None:
+    make(tmp_path, cat=1, dog=0)
+    (tmp_path / "dog/1.HEIC").touch()
+    with pytest.raises(UserError, match=r"or remove the folder. \S+/dog: files without the .* are ignored: 1 .heic$"):
+        scan(tmp_path)
 
 
 def test_a_class_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from conftest import photo
 from PIL import Image
 
 from alexlab.commands.evaluate import split_by
-from alexlab.data import decode, folder, splits
+from alexlab.data import decode, first_look, folder, splits
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.items import ItemData
 from alexlab.data.sources import build_data
@@ -153,11 +153,11 @@ def test_another_key_error_in_the_constructor_is_an_error() -> None:
 
 
 def test_splits_may_be_a_name_per_image() -> None:
-    splits = ["train", "valid", "test", "train"] * 6
+    splits = ["train", "Valid", "test", "training"] * 6
     data = own(lambda: Mine("array", splits=splits)).read()
     assert data.images == {"train": 12, "val": 6, "test": 6}
-    with pytest.raises(UserError, match=r"mypkg.Mine: the split dev is none of train, val, valid, validation, test"):
-        own(lambda: Mine("array", splits=["dev", *splits[1:]])).read()
+    with pytest.raises(UserError, match=r"mypkg.Mine: the split other is none of train, training, val,"):
+        own(lambda: Mine("array", splits=["other", *splits[1:]])).read()
 
 
 def test_labels_and_classes_of_val_must_be_those_of_train() -> None:
@@ -166,7 +166,7 @@ def test_labels_and_classes_of_val_must_be_those_of_train() -> None:
         with pytest.raises(UserError, match=message):
             own(lambda split: train if split == "train" else val, by_split=True).read()
 
-    message = r"mypkg.Mine\(val\)\[0\]: the label zebra must be one of the 3 classes cat, dog, fox"
+    message = r"mypkg.Mine\(val\)\[0\]: the label zebra must be one of the classes cat, dog, fox"
     refused(message, [(np.zeros((9, 9, 3), np.uint8), "zebra")])
     other = Mine("array", classes=["dog", "cat", "fox"])  # of which the numbers mean something else
     refused(r"Mine\(val\) and the training images have different `classes`", other)
@@ -180,6 +180,7 @@ def test_labels_may_be_numbers_texts_of_numbers_and_rows_of_flags() -> None:
 
     assert encoded([10, 2] * 4).classes[-1] == "10"
     assert encoded(["10", "2"] * 4).classes == ("2", "10"), "as numbers, not as texts"
+    assert encoded(["1", "01", "001"] * 4).classes == ("001", "01", "1"), "equal numbers, always in this order"
     flags = encoded([[1, 0, 1], [0, 1, 1]] * 4)
     assert flags.splits["train"].targets.dtype == np.uint8
     targets = next(iter(flags.train_dataloader())).targets
@@ -314,6 +315,38 @@ def test_a_table_may_be_tsv_or_parquet(suffix: str, images: Path, tmp_path: Path
     assert data.images == {"train": 15, "val": 6, "test": 3}
 
 
+@pytest.mark.parametrize("separator", [";", "\t", " , "])
+def test_a_table_may_be_as_excel_writes_it(separator: str, images: Path, tmp_path: Path) -> None:
+    """With semicolons, a mark of the byte order, Windows' line ends, empty rows at the end, and splits in any case."""
+    rows = ["path,label,split", *rows_of(), ",,", ""]
+    text = "\r\n".join(rows).replace(",train", ",Training").replace(",val", ",VALID").replace(",", separator)
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    data = data_of(SOURCES + "table.Table", file=str(tmp_path / "t.csv"), root=str(images)).read()
+    assert data.images == {"train": 15, "val": 6, "test": 3}
+    assert colours_fit(data)
+
+
+def test_a_label_in_two_unicode_forms_is_one_class(images: Path, tmp_path: Path) -> None:
+    labels = ["caf\u00e9", "cafe\u0301", "dog"]
+    rows = [f"cat/{i}.png,{label},{split}" for split in ("train", "val") for i, label in enumerate(labels)]
+    file = table(tmp_path / "t.csv", rows)
+    data = data_of(SOURCES + "table.Table", file=file, root=str(images), batch_size=2).read()
+    assert (data.classes, data.class_counts) == (("caf\u00e9", "dog"), [2, 1])
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_one_file_in_two_splits_and_with_two_labels_is_reported(multilabel: bool, images: Path, tmp_path: Path) -> None:
+    for kind in COLOURS:
+        photo(tmp_path / f"{kind}.png", seed=ord(kind[0]))
+    rows = ["cat.png,cat,train", "dog.png,dog,train", "cat.png,cat,val", "dog.png,cat,train"]
+    keys: dict[str, Any] = {"file": table(tmp_path / "t.csv", rows), "root": str(tmp_path), "multilabel": multilabel}
+    cat, dog = (tmp_path / f"{kind}.png" for kind in ("cat", "dog"))
+    assert first_look.warnings_of(data_of(SOURCES + "table.Table", **keys).read().splits) == [
+        f"1 picture is in two splits, with identical bytes, such as {cat} and {cat}.",
+        f"1 picture is in two classes, with identical bytes, such as {dog} and {dog}.",
+    ]
+
+
 def test_several_labels_are_in_a_cell_or_in_columns(images: Path, tmp_path: Path) -> None:
     rows = [f"{label}/{i}.png,{label}|old dog,{'train' if i else 'val'}" for i in range(8) for label in COLOURS]
     rows[4] = "dog/1.png,,train"  # no label is allowed
@@ -357,13 +390,14 @@ def test_columns_for_sampling_are_kept_by_splits_and_preparation(images: Path, t
 
 
 BAD_TABLES = {
-    "cat/1.png,cat,dev": "t.csv, line 3 (cat/1.png) has a split that is none of train, val, valid, validation, test.",
+    "cat/1.png,cat,x": "t.csv, line 3 (cat/1.png) has a split that is none of train, training, val, valid, validation,",
     ",cat,train": "t.csv, line 3 has no path.",
     "cat/1.png,,train": "t.csv, line 3 (cat/1.png) has no label.",
-    "cat/1.png,zebra,val": "t.csv, line 3 (cat/1.png): the label zebra must be one of the 1 classes cat.",
+    "cat/1.png,zebra,val": "t.csv, line 3 (cat/1.png): the label zebra must be one of the classes cat.",
     "cat/1.png,cat,val,x": "Expected 3 fields in line 3, saw 4",
     "cat/1.png,cat": "t.csv, line 3 (cat/1.png) has a split that is none of",
     "cat/99.png,cat,val": "t.csv, line 3 (cat/99.png) has a path that does not exist in data.root=",
+    "cat,cat,val": "t.csv, line 3 (cat) has a path that does not exist in data.root=",
 }
 
 
@@ -596,7 +630,7 @@ def test_tar_files_are_read_in_place(images: Path, tmp_path: Path) -> None:
 
     write("train-000.tar", range(4), "cls")
     write("train-001.tar", range(4, 6), "json")
-    write("val.tar", range(6, 8), "cls")
+    write("shapes-Validation-000.tar", range(6, 8), "cls")
     files = len(list(Path("/proc/self/fd").iterdir()))
     data = data_of(SOURCES + "webdataset.WebDataset", root=str(tmp_path)).read()
     assert len(list(Path("/proc/self/fd").iterdir())) == files, "no tar stays open: a process may open 1,024 files"
@@ -604,7 +638,7 @@ def test_tar_files_are_read_in_place(images: Path, tmp_path: Path) -> None:
     for pixels, targets, _, _ in data.val_dataloader():
         colours = torch.tensor(list(COLOURS.values()))[targets]
         assert torch.equal(pixels[:, :, 8, 8].int(), colours.int())
-    assert data.splits["val"].path(0).endswith("[val.tar/cat-6.png]")
+    assert data.splits["val"].path(0).endswith("[shapes-Validation-000.tar/cat-6.png]")
     (tmp_path / "val.tar").write_bytes(b"x" * 600)
     assert "val.tar cannot be read as a tar" in refusal(SOURCES + "webdataset.WebDataset", root=str(tmp_path))
     assert "contains no tar file" in refusal(SOURCES + "webdataset.WebDataset", root=str(images))

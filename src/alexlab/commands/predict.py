@@ -13,7 +13,7 @@ from rich.progress import track
 
 from alexlab.data import decode
 from alexlab.data.dataset import ImageDataset
-from alexlab.data.folder import images_below
+from alexlab.data.folder import images_below, is_skipped, refuse_twice, unused_files
 from alexlab.data.index import Index
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler
@@ -44,6 +44,8 @@ class Listed(Index):
 def find_images(named: str) -> list[str]:
     """Return the sorted paths of a file, of all images below a folder, or of the files of a glob.
 
+    Of a folder, a line is printed for each kind of files that are not images.
+
     Raises:
         UserError: no image was found.
     """
@@ -51,10 +53,17 @@ def find_images(named: str) -> list[str]:
     if path.is_file():
         return [str(path)]
     if path.is_dir():
-        names = images_below(path, ".", {}, Counter(), {})
+        ignored: Counter[str] = Counter()
+        names = images_below(path, ".", {}, ignored, {})
+        print(*(f"note: {printable(line)}\n" for line in unused_files(path, ignored)), sep="", end="", flush=True)
         paths = sorted(os.path.join(path, os.fsdecode(name.removeprefix(b"./"))) for name in names)
     else:
-        paths = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        real: dict[str, str] = {}
+        files = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]  # noqa: PTH207
+        files = [file for file in files if not any(map(is_skipped, {*file.parts} - {*path.parts}))]
+        for parent in sorted({str(file.parent) for file in files}):  # ** follows links, also in a circle
+            refuse_twice(parent, real)
+        paths = sorted(map(str, files))
     if not paths:
         raise UserError(f"`images={named}` names no image: give a file, a folder or a quoted glob ('photos/*.jpg').")
     return paths

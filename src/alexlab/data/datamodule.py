@@ -220,25 +220,18 @@ class ImageFolders(pl.LightningDataModule):
 
     def notes(self) -> list[str]:
         """Return a line for each folder with unused files, and for each split in which classes have no images."""
-        lines = []
+        lines, used = [], set()
         for split, index in self.splits.items():
             for part in index.parts if isinstance(index, Selection) else (index,):
-                ignored = dict(part.ignored) if isinstance(part, ImageIndex) else {}
-                outside, hidden = ignored.pop("", 0), ignored.pop("hidden", 0)
-                skipped = [f"{name} ({ignored.pop(name):,})" for name in sorted(ignored) if name.endswith("/")]
-                if skipped:
-                    lines.append(f"{part.root}: folders of these names are skipped: {', '.join(skipped)}")
-                if hidden:
-                    lines.append(f"{part.root}: hidden images are skipped: {hidden:,}")
-                if ignored:
-                    by_count = sorted(ignored.items(), key=lambda item: -item[1])
-                    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in by_count)
-                    lines.append(f"{part.root}: files without the suffix of an image are ignored: {counts}")
-                if outside:
-                    lines.append(f"{part.root}: images outside of the class folders are ignored: {outside:,}")
+                if isinstance(part, ImageIndex):
+                    used.add(part.root)
+                    lines += folder.unused_files(part.root, part.ignored)
             empty = [index.classes[target] for target in np.flatnonzero(class_counts(index) == 0)]
             if empty:
                 lines.append(f"{split} contains no image of {folder.listed(empty)}")
+        beside = folder.class_folders(self.root) if {path.parent for path in used} == {self.root} else ()
+        if "train" in self.splits and (unused := [name for name in beside if self.root / name not in used]):
+            lines.append(f"{self.root}: not used, as these folders are not splits: {folder.listed(unused)}")
         return list(dict.fromkeys(lines))  # splits of one folder ignore the same files
 
     def paths_of_batch(self, epoch: int, batch: int, rank: int) -> list[str]:

@@ -3,6 +3,7 @@
 Each part stops when the time is over, so that a slow disk does not delay a run. Broken images are reported by others.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -14,17 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from alexlab.data.fingerprint import sample
-from alexlab.data.folder import ImageIndex
 from alexlab.data.index import Index
-from alexlab.data.splits import Selection
 
 PICTURES, FILES = 0.5, 1.5  # seconds
 PER_CLASS = 4  # pictures
 MOST_FILES = 50_000  # of a split, whose sizes are compared
 PART = 1024  # bytes in the middle: files of equal size that differ in them are not read whole
+NARROW = 64  # values that all pictures have between them, apart from the 0.5 % of the lowest and of the highest
 FLAT = 2.0  # standard deviation of the pixels of each channel, 0 to 255; photographs have 10 and more
 
-File = tuple[str, str, str]  # path, split, class
+File = tuple[str, str, bytes]  # path, split, labels
 
 
 def warnings_of(splits: Mapping[str, Index]) -> list[str]:
@@ -39,7 +39,7 @@ def _flat_pictures(splits: Mapping[str, Index]) -> Iterator[str]:
         return
     order = np.argsort(index.targets, kind="stable")
     starts = np.searchsorted(index.targets[order], np.arange(len(index.classes) + 1)).tolist()
-    flat, seen, end = list[str](), 0, time.monotonic() + PICTURES
+    flat, seen, lowest, highest, end = list[str](), 0, 255, 0, time.monotonic() + PICTURES
     for n in range(PER_CLASS):
         for first, after in itertools.pairwise(starts):
             if first + n >= after or time.monotonic() > end:
@@ -52,20 +52,29 @@ def _flat_pictures(splits: Mapping[str, Index]) -> Iterator[str]:
             except OSError:
                 continue
             seen += 1
+            low, high = np.percentile(pixels[:: pixels.shape[0] // 64 + 1], [0.5, 99.5])
+            lowest, highest = min(lowest, int(low)), max(highest, int(high))
             if pixels.std(axis=(0, 1)).max() < FLAT:
                 flat.append(index.path(i))
     if flat:
-        yield f"{len(flat):,} of the first {seen:,} training images have nearly one colour, such as {flat[0]}."
+        yield f"Pictures of nearly one colour: {len(flat):,} of the first {seen:,} training images, such as {flat[0]}."
+    if len(flat) < seen and highest - lowest < NARROW:
+        yield (
+            f"The first {seen:,} training images have only the values {lowest} to {highest} of 0 to 255, such as 14 "
+            "bits in 16: save them over the whole range."
+        )
 
 
 def _equal_files(splits: Mapping[str, Index]) -> Iterator[str]:
     """Find files with the same bytes in different splits or classes."""
     files: list[File] = []
     for split, index in splits.items():
-        parts = index.parts if isinstance(index, Selection) else (index,)
-        if all(isinstance(part, ImageIndex) for part in parts):
-            rows = sample(bytes(16), len(index), MOST_FILES).tolist()
-            files += [(index.path(i), split, index.classes[index.targets[i]]) for i in rows]
+        rows = sample(bytes(16), len(index), MOST_FILES).tolist()
+        with contextlib.suppress(OSError):  # an object of a class by index may read the image
+            for i in rows:
+                if (path := index.file(i)) is None:
+                    break
+                files.append((path, split, index.targets[i].tobytes()))
     groups, end = [files], time.monotonic() + FILES
     for key in (_size, _part, _digest):
         groups = [equal for group in groups for equal in _divided(group, key, end)]

@@ -30,16 +30,22 @@ T = TypeVar("T")
 
 # suffixes of what decode.py reads
 EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-EXTENSIONS += (".pbm", ".pnm", ".jfif", ".jpe", ".avif", ".jp2")
+EXTENSIONS += (".pbm", ".pnm", ".jfif", ".jpe", ".mpo", ".apng", ".dib", ".avif", ".avifs")
+EXTENSIONS += (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c")
 KNOWN = frozenset(extension.encode() for extension in EXTENSIONS)
 # Names, in lower case, of folders that archives, network disks, systems and notebooks add: their thumbnails and deleted
-# pictures are no training images. Hidden folders (.git, .ipynb_checkpoints, .@__thumb) are skipped too.
-SKIPPED = {"__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@transcode", "recycler"}
-SKIPPED |= {"$recycle.bin", "lost+found", "cvs", "__pycache__", "system volume information", "network trash folder"}
-SKIPPED |= {"temporary items"}
+# pictures are no training images. Hidden folders (.git, .ipynb_checkpoints, .@__thumb) and those of network disks that
+# begin with @ (@eaDir, @Recycle) are skipped too.
+SKIPPED = {"__macosx", "#recycle", "#snapshot", "~snapshot", "recycler", "recycled", "$recycle.bin", "lost+found"}
+SKIPPED |= {"found.000", "_gsdata_", "_svn", "cvs", "__pycache__", "system volume information"}
+SKIPPED |= {"network trash folder", "temporary items"}
 # the usual names of the folders of splits, in any case
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
-SPELLINGS |= {"test": "test", "testing": "test"}
+SPELLINGS |= {"validate": "val", "test": "test", "testing": "test"}
+# what other names of splits contain, as in seg_train, test_set and train2
+SPLIT_WORD = re.compile(
+    r"(?<![a-z])(train|val|test|eval|dev)(ing|id|idation|idate|uation)?(s|set|data|images?)?(?![a-z])"
+)
 REPORT_EVERY = 10.0  # seconds
 
 
@@ -77,6 +83,9 @@ class ImageIndex(Index):
 
     def path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.name(i)))
+
+    def file(self, i: int) -> str:
+        return self.path(i)
 
     def picture(self, i: int) -> decode.Picture:
         return decode.open_picture(self.path(i))
@@ -123,6 +132,7 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
         raise UserError(
             f"{folder} contains no class folders: it must contain one folder of images per class, as in "
             f"{folder.name}/cat/1.jpg and {folder.name}/dog/2.jpg."
+            + ("" if classes is None else f" If the images have no labels, move {folder.name}/ elsewhere.")
         )
     forms: dict[str, str] = {}
     for name in (*(classes or ()), *present):
@@ -148,12 +158,14 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
                 ignored["hidden" if entry.name.startswith(".") else ""] += 1
     with_folder = set(present)
     for target, label in enumerate(reported(labels, f"reading {folder}", f"of {len(labels):,} classes")):
-        images = sorted(images_below(folder, label, visited, ignored, real)) if label in with_folder else []
+        others: Counter[str] = Counter()
+        images = sorted(images_below(folder, label, visited, others, real)) if label in with_folder else []
         if not images and classes is None:
             raise UserError(
                 f"{folder / label} is a class without images: add images ({', '.join(EXTENSIONS[:4])}, ...) or remove "
-                "the folder."
+                f"the folder.{' '.join(['', *unused_files(folder / label, others)])}"
             )
+        ignored.update(others)
         counts[target] = len(images)
         names += b"".join(images)  # class by class: a million names as objects would take 100 MB
         lengths.append(np.fromiter(map(len, images), np.int64, len(images)))
@@ -167,7 +179,11 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """Return the names of the class folders in `folder`, sorted, without those that are skipped."""
     try:
         with os.scandir(folder) as entries:
-            return tuple(sorted(e.name for e in entries if e.is_dir() and not is_skipped(e.name)))
+            present = [entry for entry in entries if not is_skipped(entry.name)]
+        for entry in present:
+            if entry.is_symlink() and "." not in entry.name and not os.path.exists(entry.path):  # noqa: PTH110
+                raise UserError(f"{entry.path} is a link to nothing: mount the disk that it leads to, or remove it.")
+        return tuple(sorted(entry.name for entry in present if entry.is_dir()))
     except FileNotFoundError:
         raise UserError(f"{folder} does not exist: give the folder of the images with data.root=PATH.") from None
     except NotADirectoryError:
@@ -178,7 +194,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 def is_skipped(name: str) -> bool:
     """Return whether a folder of this name has no images of its own: it is hidden, or one of `SKIPPED`."""
-    return name.startswith(".") or name.lower() in SKIPPED
+    return (name[0] in ".@" and len(name) > 1) or name.lower() in SKIPPED
 
 
 def modified_ns(folder: bytes) -> int:
@@ -196,16 +212,16 @@ def images_below(
         real: filled with the real path of each folder, and the path that led to it.
 
     Raises:
-        UserError: a link leads to a folder that was read already, or that contains the link.
+        UserError: a link leads to a folder that was read already, or that contains the link; or splits are in a class.
     """
-    images: list[bytes] = []
+    images, mixed = list[bytes](), list[str]()
     top = os.fsencode(folder) + b"/"
     waiting = [os.fsencode(label)]
     while waiting:
         current = waiting.pop()
+        others = len(waiting)
         prefix, path = current + b"/", os.path.normpath(os.fsdecode(top + current))
-        if (first := real.setdefault(os.path.realpath(path), path)) != path:
-            raise UserError(f"{path} and {first} are the same folder, because one is a link: remove the link.")
+        refuse_twice(path, real)
         try:
             visited[top + current] = modified_ns(top + current)
             with os.scandir(top + current) as entries:
@@ -225,7 +241,20 @@ def images_below(
                         ignored[os.fsdecode(suffix) if b"." in name else "no suffix"] += 1
         except PermissionError:
             raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
+        below = {SPELLINGS.get(os.fsdecode(name.rpartition(b"/")[2]).lower()) for name in waiting[others:]} - {None}
+        mixed += [path] if len(below) > 1 and label != "." else []
+    if mixed:
+        raise UserError(
+            f"{mixed[0]} contains folders of several splits, which would be mixed: give data.root={mixed[0]}, or move "
+            "the folders so that each split contains the classes, as in train/cat/1.jpg."
+        )
     return images
+
+
+def refuse_twice(folder: str, real: dict[str, str]) -> None:
+    """Raise UserError if `real`, which is filled, has another path of this folder."""
+    if (first := real.setdefault(os.path.realpath(folder), folder)) != folder:
+        raise UserError(f"{folder} and {first} are the same folder, because one is a link: remove the link.")
 
 
 # -- splits
@@ -242,19 +271,21 @@ def find_splits(
         divided: data.val_fraction or data.folds will choose the val images, so that there may be class folders alone.
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
     """
-    folders = split_folders(root)
+    folders, present = split_folders(root), class_folders(root)
+    others = [root / name for name in present if root / name not in folders.values()]
+    if alike := [path.name for path in others if looks_like_split(path)]:
+        raise UserError(
+            f"{root} contains folders that are named like splits and not like classes ({listed(alike)}): rename them "
+            "to train, val and test, or move what is not used elsewhere."
+        )
     if "train" in folders:
         splits = {"train": scan(folders["train"], None)}
         held_out = [name for name in ("val", "test") if name in folders]
         return splits | {name: scan(folders[name], splits["train"].classes) for name in held_out}
-    present = class_folders(root)
-    if not folders and (alike := [name for name in present if looks_like_split(root / name)]):
-        raise UserError(
-            f"{root} contains {listed(alike)}, whose names are those of splits and not of classes: rename them to "
-            "train, val and test."
-        )
     if not divided or folders:
-        near = [path for path in (root.parent, *(root / name for name in present)) if (path / "train").is_dir()]
+        below = [root / name for name in present]
+        below += [path / name for path in below[:8] for name in class_folders(path)]
+        near = [path for path in (root.parent, *below) if (path / "train").is_dir()]
         hint = f" Did you mean data.root={near[0]}?" if near else ""
         raise UserError(
             f"{root} contains no train/ folder: it must contain train/ and val/ with one folder of images per class, "
@@ -270,23 +301,42 @@ def split_folders(root: Path) -> dict[str, Path]:
         UserError: two folders are the same split.
     """
     found: dict[str, Path] = {}
-    for name in class_folders(root):
+    names = class_folders(root)
+    for name in names:
         split = SPELLINGS.get(name.lower())
         if split in found:
             raise UserError(f"{root} contains {found[split].name} and {name}, which are both {split}: remove one.")
         if split is not None:
             found[split] = root / name
+    if [*found] == ["train"] and not class_folders(found["train"]):  # may be a class of trains, beside cars and buses
+        classes = [root / name for name in names if not SPLIT_WORD.search(name.lower())]
+        with_images = [any(path.suffix.lower() in EXTENSIONS for path in label.iterdir()) for label in classes]
+        return {} if sum(with_images) > 1 else found
     return found
 
 
 def looks_like_split(folder: Path) -> bool:
     """Return whether a part of a folder's name is that of a split, as in seg_train, and folders are all it contains."""
-    if not {*re.split(r"[\W_\d]+", folder.name.lower())} & {*SPELLINGS}:
-        return False
-    return bool(class_folders(folder)) and not any(path.is_file() and path.name[0] != "." for path in folder.iterdir())
+    within = SPLIT_WORD.search(folder.name.lower()) and class_folders(folder)
+    return bool(within) and not any(path.is_file() and path.name[0] != "." for path in folder.iterdir())
 
 
 # -- for messages, and for data that is written as a folder
+
+
+def unused_files(folder: Path, ignored: dict[str, int]) -> list[str]:
+    """Return a line for each kind of files and folders that are not used; see `ImageIndex.ignored`."""
+    others = dict(ignored)
+    outside, hidden = others.pop("", 0), others.pop("hidden", 0)
+    skipped = [f"{name} ({others.pop(name):,})" for name in sorted(others) if name.endswith("/")]
+    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: -item[1]))
+    lines = {
+        f"folders of these names are skipped: {', '.join(skipped)}": skipped,
+        f"hidden images are skipped: {hidden:,}": hidden,
+        f"files without the suffix of an image are ignored: {counts}": counts,
+        f"images outside of the class folders are ignored: {outside:,}": outside,
+    }
+    return [f"{folder}: {line}" for line, is_needed in lines.items() if is_needed]
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from alexlab.data.folder import listed
-from alexlab.data.items import SPLITS
+from alexlab.data.folder import SPELLINGS, listed
 from alexlab.engine.errors import UserError
 
 
@@ -36,7 +35,7 @@ class HuggingFaceSet:
         except Exception as error:  # of the hub, the network or pyarrow
             reason = (str(error).strip().splitlines() or [""])[0]
             raise UserError(f"data.path={path} cannot be loaded ({type(error).__name__}: {reason}).") from None
-        found = next((name for name in parts if SPLITS.get(str(name)) == split), None)
+        found = next((name for name in parts if SPELLINGS.get(str(name).lower()) == split), None)
         if found is None:
             raise KeyError(split)
         features, chosen = parts[found].features, {}

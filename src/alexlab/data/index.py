@@ -46,6 +46,10 @@ class Index(ABC):
     def path(self, i: int) -> str:
         """Return where image i is, for people."""
 
+    def file(self, i: int) -> str | None:
+        """Return the path of the file that is image i, or None if no file is."""
+        return None
+
     @abstractmethod
     def picture(self, i: int) -> decode.AnyPicture:
         """Open image i. Raises OSError if it cannot be read, or is not an image."""
@@ -104,6 +108,10 @@ class Selection(Index):
     def path(self, i: int) -> str:
         part, row = self._at(i)
         return part.path(row)
+
+    def file(self, i: int) -> str | None:
+        part, row = self._at(i)
+        return part.file(row)
 
     def picture(self, i: int) -> decode.AnyPicture:
         part, row = self._at(i)

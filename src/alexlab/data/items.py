@@ -16,13 +16,11 @@ from alexlab.data import decode
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fast.prepared import COLUMNS
 from alexlab.data.fingerprint import of_sizes, sample
-from alexlab.data.folder import listed
+from alexlab.data.folder import SPELLINGS, listed
 from alexlab.data.index import Index
 from alexlab.engine import launcher
 from alexlab.engine.errors import UserError
 
-# the name of a split in a source -> the split
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 HASHED = 256  # images in memory whose pixels or bytes are part of the fingerprint
 
 
@@ -54,6 +52,10 @@ class ItemIndex(Index):
     def path(self, i: int) -> str:
         return f"{self.source}[{os.fsdecode(self.name(i))}]"
 
+    def file(self, i: int) -> str | None:
+        image = self.dataset[int(self.numbers[i])][0]
+        return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
     def picture(self, i: int) -> decode.AnyPicture:
         """Open image i. Raises OSError if it cannot be read, and UserError if it is of a type that is no image."""
         return as_picture(self.dataset[int(self.numbers[i])][0], self.source)
@@ -74,7 +76,7 @@ class ItemIndex(Index):
     @functools.cached_property
     def fingerprint(self) -> str:
         """The fingerprint of names, classes, and sizes of files, or the content of some images in memory."""
-        digest, are_files = self.names_digest(), isinstance(self.dataset[int(self.numbers[0])][0], str | os.PathLike)
+        digest, are_files = self.names_digest(), self.file(0) is not None
         chosen = self.numbers[sample(digest.digest(), len(self), None if are_files else HASHED)]
         return of_sizes(digest, np.array([checksum(self.dataset, number) for number in chosen.tolist()], np.int64))
 
@@ -139,7 +141,7 @@ def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.n
     if array.dtype.kind in "US" and array.ndim == 1:
         unique = set(array.tolist())
         as_numbers = all(name.isdecimal() for name in unique)  # 2 comes before 10
-        names = names or tuple(sorted(unique, key=int if as_numbers else None))
+        names = names or tuple(sorted(unique, key=lambda name: (int(name) if as_numbers else 0, name)))
         number = {name: target for target, name in enumerate(names)}
         targets, count = np.array([number.get(label, -1) for label in array.tolist()], np.int64), len(names)
     elif array.dtype.kind in "bui" and array.ndim in (1, 2):
@@ -151,7 +153,7 @@ def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.n
     wrong = ((targets < 0) | (targets >= count)).reshape(len(targets), -1).any(1)
     if wrong.any() or (array.ndim == 2 and array.shape[1] != len(names)):
         first = int(wrong.argmax())
-        rule = f"one of the {len(names)} classes {listed(names)}" if array.ndim == 1 else f"{len(names)} of 0 or 1"
+        rule = f"one of the classes {listed(names)}" if array.ndim == 1 else f"{len(names)} of 0 or 1"
         raise UserError(f"{where(first)}: the label {array[first]} must be {rule}.")
     return targets if array.ndim == 1 else targets.astype(np.uint8), names
 
@@ -198,10 +200,10 @@ class ItemData(ImageFolders):
 
     def _divided(self, dataset: Any) -> dict[str, ItemIndex]:
         """Divide one object by `dataset.splits`, a name per image, if that exists."""
-        splits = getattr(dataset, "splits", None) or ["train"] * len(dataset)
-        if unknown := set(splits) - SPLITS.keys():
-            raise UserError(f"{self.source}: the split {min(unknown)} is none of {', '.join(SPLITS)}.")
-        rows = {name: np.flatnonzero([SPLITS[split] == name for split in splits]) for name in ("train", "val", "test")}
+        splits = [str(name).lower() for name in getattr(dataset, "splits", None) or ["train"] * len(dataset)]
+        if unknown := set(splits) - SPELLINGS.keys():
+            raise UserError(f"{self.source}: the split {min(unknown)} is none of {', '.join(SPELLINGS)}.")
+        rows = {name: np.flatnonzero([SPELLINGS[each] == name for each in splits]) for name in ("train", "val", "test")}
         index = self._index(dataset, self.source, trained=rows["train"])
         return {name: index.subset(numbers) for name, numbers in rows.items() if len(numbers)}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alexlab.data.index import Selection
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 
 
 def class_counts(index: Any) -> np.ndarray:
@@ -50,8 +50,8 @@ def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
             taken += size
         if taken >= len(members):
             raise UserError(
-                f"{index.root / label} contains {len(members)} images, and at least {taken + 1} are needed for each of "
-                f"{', '.join(names)} to get one: add images, or lower data.val_fraction and data.test_fraction."
+                f"{index.root / label} contains {counted(len(members), 'image')}, and at least {taken + 1} are needed "
+                f"for each of {', '.join(names)} to get one: add images, or lower data.val_fraction and test_fraction."
             )
         members_of["train"].append(np.sort(members[taken:]))
     return {name: index.subset(np.concatenate(members)) for name, members in members_of.items()}

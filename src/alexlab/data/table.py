@@ -1,6 +1,7 @@
 """Images and labels that a table lists: CSV, TSV or Parquet. A class by index, see items.py."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from alexlab.data.fingerprint import sample
-from alexlab.data.folder import listed
-from alexlab.data.items import SPLITS
+from alexlab.data.folder import SPELLINGS, listed
 from alexlab.engine.errors import UserError
 
 
@@ -47,13 +47,17 @@ class Table:
         self._refuse(cells["path"] == "", "no path")
         self.splits = cells["split"].tolist() if "split" in cells else None
         if "split" in cells:
-            self._refuse(~cells["split"].isin(list(SPLITS)), f"a split that is none of {', '.join(SPLITS)}")
+            known = cells["split"].str.lower().isin(list(SPELLINGS))
+            self._refuse(~known, f"a split that is none of {', '.join(SPELLINGS)}")
         if on_error == "raise":  # of at most 10,000 images, because looking at a million takes long
             missing = np.zeros(len(table), bool)
             for i in sample(bytes(16), len(table)).tolist():
-                missing[i] = not os.path.exists(os.path.join(self.root, self.paths[i]))  # noqa: PTH110
-            self._refuse(missing, f"a path that does not exist in data.root={self.root}")
-        self.classes = of_classes or classes
+                missing[i] = not os.path.isfile(os.path.join(self.root, self.paths[i]))  # noqa: PTH113
+            rule = "write it relative to that folder, with / and with the suffix; or skip such rows: data.on_error=skip"
+            self._refuse(missing, f"a path that does not exist in data.root={self.root}: {rule}")
+        if "label" in cells:  # in one Unicode form, whether they were written on macOS or Linux
+            cells["label"] = cells["label"].map(lambda cell: unicodedata.normalize("NFC", cell))
+        self.classes = of_classes or (classes and [unicodedata.normalize("NFC", str(name)) for name in classes])
         if of_classes:
             flags = table[of_classes].replace({"0.0": "0", "1.0": "1"})
             self._refuse(~flags.isin(["0", "1"]).all(axis=1), f"a cell that is not 0 or 1 in {listed(of_classes)}")
@@ -102,7 +106,7 @@ class Table:
 
 
 def read(file: Path) -> Any:
-    """Read a table of texts, without spaces around them. Raises UserError if it cannot be read, or has no rows."""
+    """Read a table of texts, without spaces around them or empty rows at the end. Raises UserError if it cannot."""
     import pandas as pd
 
     if not file.is_file():
@@ -111,13 +115,19 @@ def read(file: Path) -> Any:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file)
         else:
-            separator = "\t" if file.suffix == ".tsv" else ","
+            with file.open(encoding="utf-8-sig", errors="replace") as opened:
+                header = opened.readline()
+            separator = "\t" if file.suffix == ".tsv" else max(",;\t", key=header.count)
             more: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
             table = pd.read_csv(file, sep=separator, **more)
     except ImportError:
         raise UserError(f"{file} needs the extra: pip install 'alexlab[parquet]'.") from None
     except (OSError, ValueError) as error:  # ValueError: syntax or encoding
-        raise UserError(f"{file} cannot be read as a table ({str(error).strip()}).") from None
+        rule = "" if file.suffix == ".parquet" else ": save it in UTF-8, with the same number of cells in each line"
+        raise UserError(f"{file} cannot be read as a table ({str(error).strip()}){rule}.") from None
+    table = table.astype(object).where(table.notna(), "").map(lambda cell: str(cell).strip())
+    table.columns = [str(name).strip() for name in table]
+    table = table.iloc[: np.flatnonzero((table != "").any(axis=1)).max(initial=-1) + 1]
     if not len(table):
         raise UserError(f"{file} has no rows: it must list at least one image.")
-    return table.astype(object).where(table.notna(), "").map(lambda cell: str(cell).strip())
+    return table

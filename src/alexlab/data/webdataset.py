@@ -5,8 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
-from alexlab.data.folder import EXTENSIONS
-from alexlab.data.items import SPLITS
+from alexlab.data.folder import EXTENSIONS, SPELLINGS, SPLIT_WORD
 from alexlab.engine.errors import UserError
 
 
@@ -29,7 +28,8 @@ class WebDataset:
         self.targets: list[str] = []
         self.splits: list[str] = []
         for path in paths:
-            split = next((name for name in SPLITS if Path(path).name.startswith(name)), "train")
+            found = SPLIT_WORD.search(Path(path).name.lower())
+            split = SPELLINGS.get(found[1], "val") if found else "train"
             images, classes = self._members(path)
             for key, (name, offset, size) in images.items():
                 label = classes.get(key) or Path(name).parent.name

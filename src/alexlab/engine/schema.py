@@ -601,10 +601,13 @@ def mode_of(metric: str) -> Literal["min", "max"]:
     return "min" if lower_is_better(metric) else "max"
 
 
-# Keys that are texts, but are Hydra's or an argument of a class; and whether they may be null.
-OTHER_TEXTS = {f"hydra.{key}": False for key in ("run.dir", "sweep.dir", "sweep.subdir", "job.name")}
-OTHER_TEXTS |= {"hydra.sweeper.study_name": False, "hydra.sweeper.storage": True}
-OTHER_TEXTS |= {"data.file": False, "data.path": False, "data.subset": True, "task.teacher": True}
+# Keys that are texts, but are Hydra's or an argument of a class; and what they take, see `takes_text`.
+TEXT, OR_NULL, TEXTS = set[type]({str}), set[type]({str, type(None)}), set[type]({list, type(None)})
+OTHER_TEXTS = {f"hydra.{key}": TEXT for key in ("run.dir", "sweep.dir", "sweep.subdir", "job.name")}
+OTHER_TEXTS |= {"hydra.sweeper.study_name": TEXT, "hydra.sweeper.storage": OR_NULL, "data.separator": TEXT}
+OTHER_TEXTS |= {"data.file": TEXT, "data.path": TEXT, "data.subset": OR_NULL, "task.teacher": OR_NULL}
+OTHER_TEXTS |= {f"data.columns.{k}": OR_NULL for k in ("path", "label", "split", "fold", "group", "weight", "image")}
+OTHER_TEXTS |= {"data.classes": TEXTS, "data.columns.labels": TEXTS}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

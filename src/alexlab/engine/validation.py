@@ -403,7 +403,7 @@ def _field_at(model: type[Group], path: KeyPath) -> FieldInfo | None:
 def takes_text(model: type[Group], key: str) -> set[type]:
     """Return what `schema.takes_text` does for a key, also for Hydra's."""
     if key in schema.OTHER_TEXTS:
-        return {str, type(None)} if schema.OTHER_TEXTS[key] else {str}
+        return schema.OTHER_TEXTS[key]
     field = _field_at(model, tuple(key.split(".")))
     return schema.takes_text(field.annotation) if field is not None else set()
 
