@@ -307,6 +307,9 @@ def test_what_stands_behind_a_picture_is_not_read(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (b"", "no image of a known format"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "Git LFS: run `git lfs pull`"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a page of a website"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "an HEIC image"),
         (b"P6\n12x 10\n255\nxxxx", "invalid literal"),
         (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", b"\0\0\0\1"), "Truncated IHDR chunk"),
         (b"\xff\xd8\xff\xe0\0", "no image of a known format"),

@@ -266,8 +266,23 @@ def pillow_errors() -> Iterator[None]:
         raise OSError(str(error) or type(error).__name__) from None
 
 
+# the first bytes of files that are often called .jpg, and what to do about them
+NO_IMAGES = {
+    b"version https://git-lfs": "a pointer of Git LFS: run `git lfs pull`",
+    b"<!doctype html": "a page of a website, as a failed download leaves it: download the image again",
+    b"<html": "a page of a website, as a failed download leaves it: download the image again",
+    b"<svg": "an SVG drawing: convert it to PNG",
+    b"%pdf": "a PDF document: convert it to PNG",
+}
+
+
 def pillow_open(encoded: bytes) -> Image.Image:
     """Open an image with Pillow, which reads the header only."""
+    head = encoded[:200].lstrip().lower()
+    if named := [reason for start, reason in NO_IMAGES.items() if head.startswith(start)]:
+        raise OSError(named[0])
+    if encoded[4:12] in (b"ftypheic", b"ftypheix"):
+        raise OSError("an HEIC image, as iPhones write them: convert it to JPEG")
     return Image.open(io.BytesIO(encoded), formats=_formats())
 
 
