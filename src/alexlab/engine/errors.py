@@ -52,7 +52,7 @@ SYSTEM = {
     errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
     errno.ELOOP: "that is a link, through which nothing is written: remove it, or choose another place.",
     errno.ENAMETOOLONG: "that name is too long: choose a shorter one with hydra.run.dir=PATH.",
-    errno.EEXIST: "that is a file, and a folder is needed: choose another place, or remove the file.",
+    errno.EEXIST: "that is a file or a broken link, and a folder is needed: choose another place, or remove the file.",
     errno.ENOTDIR: "that is below a file, and a folder is needed: choose another place, or remove the file.",
     errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
 }
