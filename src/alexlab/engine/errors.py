@@ -63,7 +63,7 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:
-        return f"{error.filename or 'a file'}: {SYSTEM[error.errno]}"
+        return f"{error.filename or 'a file or the output'}: {SYSTEM[error.errno]}"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
         return "a path begins with ~, and the home folder of that user is not known: write the whole path."
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # of tempfile
