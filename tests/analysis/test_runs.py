@@ -171,6 +171,7 @@ def test_a_lock_of_the_same_inode_on_another_file_system_is_ignored(
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
+        ("summary.json", "{", "summary.json cannot be read: Expecting property name enclosed in double quotes: line 1"),
         ("summary.json", "[]", "summary.json is not the summary of a run."),
         ("summary.json", '{"best": 3}', "summary.json is not the summary of a run."),
         ("summary.json", '{"best": {"val/acc1": "x"}}', "summary.json is not the summary of a run."),

@@ -62,17 +62,17 @@ def assert_no_run(folder: Path) -> None:
         (["trainer=dpp"], "`trainer=dpp`: there is no such option. Did you mean `trainer=ddp`? The options are auto, "),
         (["model=torchvision/resnet18"], "no such option. Write model=torchvision model.name=resnet18."),
         (["-m", "hydra/launcher=joblib"], "plugin of Hydra that is not installed: pip install hydra-joblib-launcher."),
-        (["hydra/launcher=qq"], "`hydra/launcher=qq`: there is no such option.\n"),
+        (["hydra/launcher=qq"], "`hydra/launcher=qq`: there is no such option. The option is basic.\n"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "all jobs: each would write over the results of the others: give"),
         (["model=resnet18"], "Networks of torchvision and timm: model=torchvision model.name=resnet18."),
         (["logger=null"], "`logger=null`: choose an option by its name: all, csv, mlflow, none, "),
-        (["+sweep=seeds"], "Multiple values for sweep. To override a value use 'override sweep: seeds'"),
+        (["+sweep=seeds"], "`sweep` is chosen twice: choose it once, without +, and in a yaml with `overr"),
         (["sweep=seeds"], "sweep=seeds is for many runs: add -m"),
         (["model.name=resnet18"], "would rename model=alexnet without changing the network"),
         (["model.net=resnet18"], "`model.net=resnet18` must be a mapping with a _target_, which names a class."),
         # values
         (["optimizer.lr=[1"], "`optimizer.lr=[1` must be a number."),
-        (["optimizer.lr=0.1,0.2"], "3. To sweep over it, add --multirun to your command line"),
+        (["optimizer.lr=0.1,0.2"], "several values are for several jobs: add -m, or put a list in brackets"),
         (["data.cache=ram"], "`data.cache=ram` was removed: prepare pixels with `alexlab prepare format=raw`"),
         (["data=folder"], "`data.root` is missing: give the folder of the images with data.root=PATH."),
         (["data=folder", "data.root=~/none"], "/none` does not exist: give the folder of the images with data.root="),
@@ -85,7 +85,7 @@ def assert_no_run(folder: Path) -> None:
         (["--data", "/x"], "as in data=folder data.root=/x.\n"),
         (["--sunshine"], "as in optimizer.lr=0.01 (there is no key sunshine).\n"),
         (["seed=1", "--cfg", "job", "-m"], "--cfg and -m: only one of them is possible at once: remove the others."),
-        (["--config-dir", "/nowhere"], "'/nowhere' not found"),
+        (["--config-dir", "/nowhere"], "--config-dir=/nowhere: there is no such folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -106,6 +106,8 @@ def test_an_override_of_train_is_refused(words: list[str], part: str, tmp_path: 
         (["eval.py", "run=x", "checkpoint=best"], "`checkpoint=best`: there is no such key."),
         (["eval.py", "run=x", "trainer=cpu"], "has no options of trainer. Set one of its keys: accelerator, precision"),
         (["predict", "-m", "run=x", "images=a,b"], "all jobs: each would write over the results of the others: give"),
+        (["compare", "runs=[]"], "`runs=[]` must be a text that is not empty or a list that is not empty."),
+        (["predict", "-m", "run="], "1 of the sweep's 1 job has wrong values, so no job was started"),
         (["compare", "srot=val/loss"], "Did you mean `sort`? `alexlab compare --help` lists all."),
         (["dashboard", "~dashboard.sections.picture"], "Did you mean `~dashboard.sections.pictures`?"),
     ],
@@ -270,7 +272,7 @@ def test_a_directory_with_a_run_is_refused(shapes: Path, tmp_path: Path) -> None
         (OSError(28, "No space left on device", "/full"), "/full: no space is left on that disk: free some"),
         (PermissionError(13, "Permission denied", "/locked"), "/locked: permission denied"),
         (OSError(36, "File name too long", "/ddd"), "/ddd: that name is too long: choose a shorter one"),
-        (FileExistsError(17, "File exists", "/file"), "/file: that is a file, and a folder is needed"),
+        (FileExistsError(17, "File exists", "/file"), "/file: that is a file or a broken link, and a folder is needed"),
         (NotADirectoryError(20, "Not a directory", "/file/x"), "/file/x: that is below a file, and a folder is needed"),
         (OSError(30, "Read-only file system", "/cdrom"), "/cdrom: that file system is read-only"),
     ],
@@ -291,6 +293,70 @@ def test_errors_of_the_disk_are_answered_without_a_traceback(
     printed = capsys.readouterr().err
     assert sentence in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["data", "=", "folder"], "`data =`: settings have no spaces beside the =: write data=folder."),
+        (["seed=", "1"], "`seed= 1`: settings have no spaces beside the =: write seed=1."),
+        (["data.root=", "seed=1"], "`data.root=` must be a text that is not empty."),
+        (["hydra.run.dir="], "`hydra.run.dir=` must be a text that is not empty."),
+        (["--resolve"], "--resolve is for --cfg job, which prints the config: add it."),
+        (["--config-dir"], "--config-dir=: there is no such folder: give one with options of your own."),
+        (["hydra.sweeper.study_name=x"], "`hydra.sweeper.study_name=x` is a key of Optuna's sweeps: add -m sweep=optu"),
+        (
+            ["hydra.foo=1"],
+            "`hydra.foo=1`: there is no such key. `python train.py --cfg hydra` lists the keys of Hydra.",
+        ),
+        (["~model", "model.name=x"], "`model.name=x`: `~model` deletes it: remove one of them."),
+        (["experiment=tab"], "/tab.yaml, line 2: found character '\\t' that cannot start any token. Yaml is indented"),
+        (["experiment=twice"], "/twice.yaml, line 3: found duplicate key seed. Yaml is indented with spaces, and has"),
+        (["experiment=latin"], "/experiment/latin.yaml is not UTF-8: save it as UTF-8 in your editor."),
+        (["experiment=items"], "experiment/items.yaml has a list where keys are needed, or keys where a list is: comp"),
+        (["experiment=reference"], "`seed`: its ${...} cannot be read: check the brackets."),
+        (
+            ["experiment=adds"],
+            "`model` is chosen twice: choose it once, without +, and in a yaml with `override /model",
+        ),
+        (
+            ["experiment=slash"],
+            "An option of /model is chosen in a yaml with `override /model: OPTION`, with the slash.",
+        ),
+        (["experiment=sets", "model.name=x"], "`model.name=x`: a yaml sets model to `alexnet_bn`. It chooses an opti"),
+        (["experiment=dots"], "Nest it in yaml: optimizer: {lr: 0.1}.\n"),
+        (["experiment=suffix"], "/experiment/suffix.yml must be named suffix.yaml."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_answered_before_the_first_job(
+    words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name, text in {
+        "tab.yaml": "seed:\t3\ndata:\n\tbatch_size: 4\n",
+        "twice.yaml": "seed: 3\nseed: 4\n",
+        "latin.yaml": "my: {name: caf\xe9}\n",
+        "items.yaml": "- seed\n",
+        "reference.yaml": 'seed: "${seed"\n',
+        "adds.yaml": "defaults: [/model: alexnet_bn]\n",
+        "slash.yaml": "defaults: [override model: alexnet_bn]\n",
+        "sets.yaml": "model: alexnet_bn\n",
+        "dots.yaml": "optimizer.lr: 0.1\n",
+        "suffix.yml": "seed: 3\n",
+    }.items():
+        (tmp_path / "experiment" / name).write_text(f"# @package _global_\n{text}", encoding="latin-1")
+    further = ["--config-dir", str(tmp_path), f"paths.logs={tmp_path}/logs"] if "experiment" in words[0] else []
+    monkeypatch.setattr(cli, "leave", sys.exit)
+    monkeypatch.setattr("sys.argv", ["train.py", *further, *words])
+    with pytest.raises(SystemExit) as left:
+        cli.run("train")
+    assert left.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert sentence in printed
+    assert "Traceback" not in printed
+    assert_no_run(tmp_path / "logs")
 
 
 # -- runs and checkpoints

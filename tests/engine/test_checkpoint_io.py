@@ -27,12 +27,15 @@ def test_a_write_that_fails_leaves_the_previous_file(tmp_path: Path, monkeypatch
     assert checkpoint.damage_of(path) is None
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_would_run_code_and_an_empty_one_are_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"state_dict": {}, "alexlab": Evil()}, tmp_path / "evil.ckpt")
+    (tmp_path / "empty.ckpt").touch()
+    with pytest.raises(UserError, match=r"empty.ckpt cannot be read as a checkpoint \(EOFError\). The file is damaged"):
+        checkpoint.load(tmp_path / "empty.ckpt")
     with pytest.raises(UserError, match=r"evil.ckpt cannot be read as a checkpoint"):
         checkpoint.load(tmp_path / "evil.ckpt")
     assert not (tmp_path / "ran").exists()

@@ -11,11 +11,12 @@ from conftest import ROOT, clean_env
 from alexlab.engine.errors import mistake
 
 LACKING = """
-import os, sys
+import logging, os, sys
 from alexlab.engine.process import complete_environment
 os.path.expanduser = lambda path: path  # as without HOME and an entry in passwd
 complete_environment()
 print("caf\\udce9", os.open("FILE", os.O_CREAT | os.O_WRONLY) > 2, os.environ["HOME"])
+print(logging.getLogger("matplotlib").isEnabledFor(logging.WARNING))  # its note on a home that cannot be written
 sys.stderr.write("nowhere")
 os.write(1, b"nowhere")
 """
@@ -29,7 +30,7 @@ def test_a_process_without_streams_and_home_gets_them(tmp_path: Path) -> None:
     )
     assert (closed.returncode, (tmp_path / "file").read_bytes()) == (0, b"")
     done = subprocess.run(words, cwd=ROOT, env=clean_env(), capture_output=True, text=True, check=True)
-    assert done.stdout.replace("nowhere", "") == "caf\\udce9 True /\n"
+    assert done.stdout.replace("nowhere", "") == "caf\\udce9 True /\nFalse\n"
 
 
 def test_a_missing_home_or_temporary_folder_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

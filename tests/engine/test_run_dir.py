@@ -131,3 +131,8 @@ def test_the_log_has_any_name(
     assert capsys.readouterr().out == "/caf\\xe9\\x1b[2J and\nmore\n"
     assert "/caf\\xe9\\x1b[2J" in (tmp_path / "train.log").read_text()
     assert rundir.shown(Path("/caf\udce9")) == r"/caf\xe9"
+
+
+def test_a_folder_that_was_removed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/gone does not exist \(any more\), so metrics.csv cannot be written."):
+        files.write_csv(tmp_path / "gone/metrics.csv", ["a"], [{"a": "1"}])

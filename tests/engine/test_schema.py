@@ -370,7 +370,7 @@ DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
         ("trainer.overfit_batches", None, "a fraction from 0.0 to 1.0, or a whole number of batches"),
         ("logger.wandb.tags", ["a", 1], "a text of 1 to 64 letters in entry 1"),
         ("logger.wandb.tags", ["a" * 65], "a text of 1 to 64 letters in entry 0"),
-        ("ckpt_path", "https://x/y.ckpt", "a run or a local file, not an address"),
+        ("ckpt_path", "https://x/y.ckpt", "a run or a local file, no web address"),
         ("from_wandb", "a/b", "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page"),
         ("ema", 0.99, "a group of keys: decay"),
     ],
@@ -403,7 +403,7 @@ def test_a_group_that_is_a_text_names_the_override_of_a_recipe(default: dict[str
     [
         ("eval", "crops", True, "1 or 10"),
         ("export", "format", "tflite", "onnx or torch_export"),
-        ("compare", "runs", 3, "a text that is not empty or a list"),
+        ("compare", "runs", 3, "a text that is not empty or a list that is not empty"),
         ("dashboard", "project", "a/b", "a name without spaces around it and without / \\ # ? % :"),
         ("dashboard", "swept", [], "a list of settings, such as [optimizer.lr]"),
         ("dashboard", "dashboard.sections", [], "sections by name, each with panels"),

@@ -265,7 +265,10 @@ def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
         raise ValueError("config.yaml is not the config of a run.")
     summary = {}
     if (folder / "summary.json").is_file():
-        summary = json.loads((folder / "summary.json").read_text())
+        try:
+            summary = json.loads((folder / "summary.json").read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"summary.json cannot be read: {error}.") from None
         parts = [summary.get(key) or {} for key in ("best", "last", "test")] if isinstance(summary, dict) else [None]
         if not all(isinstance(part, dict) and all(v is None or is_number(v) for v in part.values()) for part in parts):
             raise ValueError("summary.json is not the summary of a run.")

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from alexlab.commands import sweep
 from alexlab.engine import config as configs
@@ -146,6 +147,7 @@ def check_working_directory() -> None:
 
 def _report(error: Any, command: Command, words: list[str], mask: Callable[[str], str]) -> int:
     """Print a mistake on one screen, or the traceback of a bug; return the exit code."""
+    of_yaml = () if isinstance(error, JobError) else (yaml.YAMLError, UnicodeDecodeError)
     error = error.error if isinstance(error, JobError) else error
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -157,7 +159,7 @@ def _report(error: Any, command: Command, words: list[str], mask: Callable[[str]
         text, code = "interrupted.", 130
     elif isinstance(error, RunFailedError):
         text, code = str(error), error.code
-    elif isinstance(error, HydraException | OmegaConfBaseException) or "Config group override" in str(error):
+    elif isinstance(error, (HydraException, OmegaConfBaseException, *of_yaml)) or "Config group override" in str(error):
         text = hydra_mistake(error, command, words)
     elif text is None:
         print(printable(mask(short_traceback(error)), "\n\t"), file=sys.stderr, flush=True)
@@ -333,7 +335,9 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     for number, word in enumerate(rest):
         if word in ("--config-dir", "-cd") or word.startswith(CONFIG_DIR):
             name = word.partition("=")[2] or next(rest, "")
-            flags.append(CONFIG_DIR + configs.absolute(name))
+            if not name or not (folder := Path(configs.absolute(name))).is_dir():
+                raise UserError(f"--config-dir={name}: there is no such folder: give one with options of your own.")
+            flags.append(f"{CONFIG_DIR}{folder}")
         elif word.startswith("--") and not FLAGS.fullmatch(word):
             meant = _as_ours(word, argv[number + 1 :], command)
             raise UserError(f"{word}: settings are written key=value, as in {meant}.")
@@ -341,8 +345,14 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
             flags += [word, *([value] if word in WITH_VALUE and (value := next(rest, "")) else [])]
         else:
             words.append(word)
+    printed = [flag for flag in flags if re.match("-c$|--cfg$|--cfg=|-h$|--help$", flag)]
+    if not printed and (of_cfg := [flag for flag in flags if re.match("-p$|--package|--resolve", flag)]):
+        raise UserError(f"{of_cfg[0]} is for --cfg job, which prints the config: add it.")
     for number, word in enumerate(words[1:], 1):
         before = words[number - 1]
+        if word[:1] == "=" or (before[-1:] == "=" and "=" not in word and word[:1] != "~"):
+            whole = "".join(words[number - 1 : number + 1 + (word == "=")])
+            raise UserError(f"`{before} {word}`: settings have no spaces beside the =: write {shlex.quote(whole)}.")
         if "=" in before and "=" not in word and not word.startswith("~"):
             others = itertools.takewhile(lambda each: "=" not in each, words[number:])
             whole = ("" if before.endswith(",") else " ").join([before, *others])
@@ -376,6 +386,8 @@ def _as_typed(word: str, command: Command, is_sweep: bool) -> str:
     key, sign, text = word.partition("=")
     if not sign or key.startswith("~"):
         return word
+    if not text and key.lstrip("+") in schema.OTHER_TEXTS:
+        raise UserError(f"`{word}` must be a text that is not empty.")
     kinds = takes_text(command.model, key.lstrip("+"))
     if kinds:
         return f"{key}={_text(text, kinds, is_sweep and not key.startswith('hydra.'))}"
@@ -674,8 +686,24 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     Args:
         words: the command line, as `to_overrides` returns it.
     """
-    text = str(error).removeprefix("UserError raised while resolving interpolation: ")
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error))
     folders = folders_of(words)
+    if isinstance(error, yaml.YAMLError):
+        return f"{configs.yaml_mistake(error)}. Yaml is indented with spaces, and has each key once."
+    if isinstance(error, UnicodeDecodeError):
+        of = [file for each in folders for file in each.rglob("*.yaml") if error.object[:512] in file.read_bytes()]
+        return f"{of[0] if of else 'a yaml'} is not UTF-8: save it as UTF-8 in your editor."
+    if isinstance(cause := error.__cause__ or error, GrammarParseError):
+        return f"`{cause.full_key}`: its ${{...}} cannot be read: check the brackets."
+    if match := re.search("Ambiguous value for argument '(.*)'", text):
+        return f"`{match[1]}`: several values are for several jobs: add -m, or put a list in brackets: key=[A,B]."
+    if match := re.search(r"^([\w/]+) appears more than once|Multiple values for ([\w/]+)\.", text):
+        group = match[1] or match[2]
+        return f"`{group}` is chosen twice: choose it once, without +, and in a yaml with `override /{group}: OPTION`."
+    if match := re.search("Could not override '(?:experiment|debug)/([^@']+)", text):
+        return f"An option of /{match[1]} is chosen in a yaml with `override /{match[1]}: OPTION`, with the slash."
+    if match := re.search("In '(.+)': ConfigTypeError raised while composing", text):
+        return f"{match[1]}.yaml has a list where keys are needed, or keys where a list is: compare it with conf/."
     if match := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
         chosen = next((word for word in words if word.lstrip("+").startswith(f"{match[1]}=")), match[1]).lstrip("+")
         return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
@@ -689,11 +717,13 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
             return f"`model={name}`: there is no such option. Write model={library} model.name={net}."
         if package := PLUGINS.get(name.partition("_")[0]) if group.startswith("hydra/") else None:
             return f"`{group}={name}` is of a plugin of Hydra that is not installed: pip install {package}."
-        known = options(group, folders)
+        known = options(group, folders) or re.findall("^\t([\\w-]+)$", text, re.MULTILINE)
+        if named := [file for each in folders for file in (each / group).glob(f"{name}.yml")]:
+            return f"`{group}={name}`: {named[0]} must be named {name}.yaml."
         hint = _did_you_mean(name, known, f"`{group}={{}}`")
         if group == "model" and not hint:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
-        listed = f" The options are {', '.join(known)}." if known else ""
+        listed = f" The option{'s are' if len(known) > 1 else ' is'} {', '.join(known)}." if known else ""
         return f"`{group}={name}`: there is no such option.{hint}{listed}"
     if match := re.search(
         r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
@@ -724,9 +754,19 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     plain, choices = _chosen(command, words)
     path = tuple(key.split("."))
     node, group = value_at(plain, path), value_at(plain, path[:-1]) or {}
+    if not isinstance(group, dict):
+        above = ".".join(path[:-1])
+        return f"`{word}`: a yaml sets {above} to `{group}`. It chooses an option with `override /{above}: OPTION`."
     if isinstance(node, dict):
         return f"`{word}`: {command.shown} has no options of {key}. Set one of its keys: {', '.join(node)}."
+    if path[0] == "hydra":
+        if path[-1] in configs.read(CONF / "hydra/sweeper/optuna.yaml") and path[1:-1] == ("sweeper",):
+            return f"`{word}` is a key of Optuna's sweeps: add -m sweep=optuna."
+        return f"`{word}`: there is no such key. `{command.shown} --cfg hydra` lists the keys of Hydra."
     deletes = "~" * word.startswith("~")
+    deleted = next((each for each in words if each[:1] == "~" and f"{key}.".startswith(f"{key_of(each)}.")), None)
+    if not deletes and deleted and path[-1] in group:
+        return f"`{word}`: `{deleted}` deletes it: remove one of them."
     if deletes and path[-1] in group:
         return f"`{word}`: the key is null, which is as if it were deleted: remove the override."
     if not deletes and (path[0] == "my" or (path[0] == "callbacks" and "_target_" in word)):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from alexlab.analysis import compare
 from alexlab.analysis import runs as reading
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.engine.overrides import command_line
 from alexlab.engine.run_dir import shown
 from alexlab.engine.text import printable
@@ -74,7 +74,9 @@ def show(config: Any) -> None:
         sys.stdout.write(text)
     else:
         out.write_text(text, encoding="utf-8")
-        notes.insert(0, f"{sum(len(group.runs) for group in rows)} of {len(runs)} runs: {shown(out.resolve())}")
+        notes.insert(
+            0, f"{sum(len(group.runs) for group in rows)} of {counted(len(runs), 'run')}: {shown(out.resolve())}"
+        )
     skipped += dict.fromkeys(problem for run in runs for problem in run.problems)  # such as a damaged metrics.csv
     images = list(dict.fromkeys(run.facts["images"] for run in runs if run.facts["images"]))
     if len(images) > 1:

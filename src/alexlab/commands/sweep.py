@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from alexlab.engine import config as configs
 from alexlab.engine import schema, validation
 from alexlab.engine.config import CONF, Plain
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.engine.overrides import command_line, in_quotes
 from alexlab.engine.run_dir import shown, write_json
 from alexlab.engine.schema import TrainConfig
@@ -69,9 +69,10 @@ def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]
     if lines:
         more = [f"... and {len(lines) - 12} more mistakes"] if len(lines) > 12 else []
         listed = "\n  ".join([*lines[:12], *more])
+        number = len(set().union(*wrong.values()))
         raise UserError(
-            f"{len(set().union(*wrong.values()))} of the sweep's {len(jobs)} jobs have wrong values, so no job was "
-            f"started (sweep.keep_going=true starts them, and records those that fail):\n  {listed}"
+            f"{number} of the sweep's {counted(len(jobs), 'job')} {'has' if number == 1 else 'have'} wrong values, so "
+            f"no job was started (sweep.keep_going=true starts them, and records those that fail):\n  {listed}"
         )
 
 

@@ -154,8 +154,9 @@ def _read(path: Path) -> Any:
     except ImportError:
         raise UserError(f"{path} needs safetensors, which the extra timm has: pip install 'alexlab[timm]'.") from None
     except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(": ")[:150]
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]}). The "
+            f"{path} cannot be read as a checkpoint ({why}). The "
             "file is damaged or of another kind: choose another one with ckpt=PATH."
         ) from None
 

@@ -130,7 +130,15 @@ def parsed(raw: bytes) -> Any:
         # libyaml refuses the bytes in no encoding that a path may have
         return yaml.load(raw, yaml.SafeLoader if b"\\uDC" in raw else LOADER)
     except yaml.YAMLError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise ValueError(yaml_mistake(error)) from None
+
+
+def yaml_mistake(error: yaml.YAMLError) -> str:
+    """Return what is wrong in a yaml, with the file, if it is known, and the line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error).splitlines()[0]
+    file = error.problem_mark.name
+    return f"{'' if file.startswith('<') else f'{file}, '}line {error.problem_mark.line + 1}: {error.problem}"
 
 
 def load(path: Path) -> Plain:

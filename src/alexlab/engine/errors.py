@@ -52,7 +52,7 @@ SYSTEM = {
     errno.EROFS: "that file system is read-only: choose another place with paths.logs=PATH.",
     errno.ELOOP: "that is a link, through which nothing is written: remove it, or choose another place.",
     errno.ENAMETOOLONG: "that name is too long: choose a shorter one with hydra.run.dir=PATH.",
-    errno.EEXIST: "that is a file, and a folder is needed: choose another place, or remove the file.",
+    errno.EEXIST: "that is a file or a broken link, and a folder is needed: choose another place, or remove the file.",
     errno.ENOTDIR: "that is below a file, and a folder is needed: choose another place, or remove the file.",
     errno.EPERM: "that is not permitted: choose another place with paths.logs=PATH.",
 }
@@ -63,7 +63,7 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:
-        return f"{error.filename or 'a file'}: {SYSTEM[error.errno]}"
+        return f"{error.filename or 'a file or the output'}: {SYSTEM[error.errno]}"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
         return "a path begins with ~, and the home folder of that user is not known: write the whole path."
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # of tempfile

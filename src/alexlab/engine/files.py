@@ -42,8 +42,10 @@ def atomic_write(path: Path, mode: str = "xb", sync: bool = False, **more: Any) 
                 file.flush()
                 os.fsync(file.fileno())
         tmp_path.replace(path)
-    except BaseException:
+    except BaseException as error:
         tmp_path.unlink(missing_ok=True)
+        if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+            raise UserError(f"{path.parent} does not exist (any more), so {path.name} cannot be written.") from None
         raise
 
 

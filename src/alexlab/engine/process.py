@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import gc
 import io
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ def complete_environment() -> None:
     Streams that were closed (`>&-`) write nowhere. A letter that the terminal's encoding lacks is printed escaped. A
     user without HOME and without an entry in passwd has the home /, as in Docker.
     """
+    # Matplotlib would report that it cannot write to the home folder, and uses a temporary one
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # otherwise the next file that is opened is standard output
         os.set_inheritable(fd, True)
     os.close(fd)

@@ -111,7 +111,7 @@ SOME_BATCHES = Rule("a fraction above 0.0 and at most 1.0, or a whole number of 
 Batches = Annotated[Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)], ANY_BATCHES]
 SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], SOME_BATCHES]
 # Lightning would download a web address, and run code in that file.
-LocalPath = Annotated[str, Rule("a run or a local file, not an address", lambda text: text != "" and "://" not in text)]
+LocalPath = Annotated[str, Rule("a run or a local file, no web address", lambda text: text != "" and "://" not in text)]
 WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
 Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
@@ -554,7 +554,7 @@ class PrepareConfig(CommandConfig):
 class CompareConfig(CommandConfig):
     """alexlab compare"""
 
-    runs: Text | list[Text] = key("Folder of runs, a glob, or a list of them.")
+    runs: Text | Annotated[list[Text], Rule("a list that is not empty", bool)] = key("Folder, glob, or a list of them.")
     where: Text | None = key('Condition on runs, as where="optimizer.lr>0.01 and status=finished".', None)
     sort: Text | None = key("Metric or setting to sort by; null is val/acc1.", None)
     seeds: Literal["group", "each"] = key("group: a row of mean±std over seeds; each: a row per run.", "group")

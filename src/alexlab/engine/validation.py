@@ -145,7 +145,8 @@ def check(
         elif not any(f"Did you mean `{_name(path)}`?" in text for text in wrong.values()):
             missing.setdefault(path, _missing(model, plain, path))
     overridden = overridden_keys(plain) - {*RECIPES}
-    files = {path: None if _name(path) in overridden else file_of(_name(path)) for path in wrong}
+    unknown_file = {path for path in wrong if _name(path) in overridden or "." in str(path[-1])}
+    files = {path: None if path in unknown_file else file_of(_name(path)) for path in wrong}
     lines = [*missing.values(), *(f"{text} ({files[path]})" if files[path] else text for path, text in wrong.items())]
     if isinstance(config, schema.CommandConfig) and not lines:  # these checks need values that are valid by themselves
         lines = [*_wrong_overrides(config), *(_wrong_together(config) if isinstance(config, TrainConfig) else ())]
