@@ -111,3 +111,4 @@ def test_rank_and_table_are_printed_at_the_end_of_runs_and_sweeps(shapes: Path, 
     assert "optimizer.lr=0.5" in table
     alone = command("train.py", *TINY, "data=folder", *words)
     assert " of 3 by val/acc1: " in alone.stdout
+    assert f"compare:     alexlab compare paths.logs={tmp_path}\n" in alone.stdout, "not the default"

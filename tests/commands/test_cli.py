@@ -187,7 +187,9 @@ def test_a_comma_separates_the_jobs_of_a_sweep(word: str, jobs: list[str] | None
     assert jobs is not None or override.value() == word.partition("=")[2]
 
 
-def test_flags_may_be_anywhere_on_the_line() -> None:
+def test_flags_may_be_anywhere_on_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x y").mkdir()
     words = ["seed=1", "--config-dir", "x y", "data=demo", "--cfg", "job", "--resolve"]
     flags = ["--config-dir=" + str(Path.cwd() / "x y"), "--cfg", "job", "--resolve"]
     assert to_overrides(words, COMMANDS["train"]) == [*flags, "seed=1", "data=demo"]

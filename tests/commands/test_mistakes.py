@@ -59,6 +59,11 @@ def assert_no_run(folder: Path) -> None:
         (["my.note=1"], "`my.note=1`: there is no such key. `+my.note=1` adds it."),
         (["+foo=1", "+data.size=3"], "2 values of the config are wrong:\n  `data.size=3`: there is no such key."),
         # options
+        (
+            ["data=/my/photos"],
+            "For a folder of images write `data=folder data.root=/my/photos`.",
+        ),
+        (["--config-name", "x"], "--config-name: add your own options with --config-dir DIR, and choose them with"),
         (["trainer=dpp"], "`trainer=dpp`: there is no such option. Did you mean `trainer=ddp`? The options are auto, "),
         (["model=torchvision/resnet18"], "no such option. Write model=torchvision model.name=resnet18."),
         (["-m", "hydra/launcher=joblib"], "plugin of Hydra that is not installed: pip install hydra-joblib-launcher."),

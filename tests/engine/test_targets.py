@@ -411,8 +411,8 @@ def test_a_resumed_run_fetches_nothing_either(a_run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("a: b: c", "cannot be read as yaml: mapping values are not allowed"),
-        ("a: !!python/object:os.system x", "cannot be read as yaml: could not determine a constructor"),
+        ("a: b: c", "cannot be read as yaml: line 1: mapping values are not allowed"),
+        ("a: !!python/object:os.system x", "cannot be read as yaml: line 1: could not determine a constructor"),
         ("- a", "is not a run's config: it has no `model`"),
         ("a: " + "x" * 2**20, "has more than 1,048,576 bytes, which no run's config has"),
     ],
@@ -448,8 +448,10 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(targets, "ALLOWED", ("needy", "gone"))
     with pytest.raises(UserError, match=r"No module named 'a_package_that_nobody_has'; install what it needs"):
         targets.locate("needy.Net")
-    with pytest.raises(UserError, match=r"the package gone is not installed"):
+    with pytest.raises(UserError, match=r"the package gone is not installed\.$"):
         targets.locate("gone.Net")
+    with pytest.raises(UserError, match=r"lightning is not installed\. It is installed as pytorch_lightning"):
+        targets.locate("lightning.pytorch.callbacks.Timer", None)
 
 
 def test_nested_objects_are_built_and_refused_values_are_named() -> None:

@@ -309,12 +309,12 @@ def register_resolvers(stamp: str) -> None:
 # -- the command line -> Hydra's overrides
 
 FLAGS = re.compile(
-    "--(help|hydra-help|version|cfg|resolve|package|run|multirun|info|shell-completion|config-(path|name|dir)"
+    "--(help|hydra-help|version|cfg|resolve|package|run|multirun|info|shell-completion|config-dir"
     "|experimental-rerun)(=.*)?"
 )
 CONFIG_DIR = "--config-dir="
 # Flags that are followed by a value
-WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--experimental-rerun")
 
 
 def to_overrides(argv: list[str], command: Command) -> list[str]:
@@ -338,6 +338,8 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
             if not name or not (folder := Path(configs.absolute(name))).is_dir():
                 raise UserError(f"--config-dir={name}: there is no such folder: give one with options of your own.")
             flags.append(f"{CONFIG_DIR}{folder}")
+        elif re.match("(--config-path|--config-name|-cp|-cn)(=|$)", word):
+            raise UserError(f"{word}: add your own options with --config-dir DIR, and choose them with group=option.")
         elif word.startswith("--") and not FLAGS.fullmatch(word):
             meant = _as_ours(word, argv[number + 1 :], command)
             raise UserError(f"{word}: settings are written key=value, as in {meant}.")
@@ -718,8 +720,11 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         if package := PLUGINS.get(name.partition("_")[0]) if group.startswith("hydra/") else None:
             return f"`{group}={name}` is of a plugin of Hydra that is not installed: pip install {package}."
         known = options(group, folders) or re.findall("^\t([\\w-]+)$", text, re.MULTILINE)
-        if named := [file for each in folders for file in (each / group).glob(f"{name}.yml")]:
+        if named := [file for each in folders if (file := each / group / f"{name}.yml").is_file()]:
             return f"`{group}={name}`: {named[0]} must be named {name}.yaml."
+        if group == "data" and (os.sep in name or name in (".", "..")):
+            folder = f"data=folder {shlex.quote(f'data.root={name}')}"
+            return f"`data={name}`: there is no such option. For a folder of images write `{folder}`."
         hint = _did_you_mean(name, known, f"`{group}={{}}`")
         if group == "model" and not hint:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."

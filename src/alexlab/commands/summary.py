@@ -22,6 +22,7 @@ from alexlab.data.fast.prepared import PreparedIndex
 from alexlab.data.sources import Data
 from alexlab.data.transforms import height_width
 from alexlab.engine import launcher, naming, provenance, run_dir
+from alexlab.engine.config import ROOT
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.metrics import is_always_one
 from alexlab.engine.overrides import command_line
@@ -208,14 +209,14 @@ def bound_by(wait: float, data: Data) -> str:
     return f"Input-bound: the device waited for data {wait:.0%} of the time.{tries}"
 
 
-def show_end(summary: dict[str, Any], path: Path, monitor: str, views: Sequence[str | None], in_sweep: bool) -> None:
+def show_end(config: Any, summary: dict[str, Any], views: Sequence[str | None], in_sweep: bool) -> None:
     """Print the table of best, last and test metrics, and the next commands.
 
     Args:
-        monitor: the metric by which best.ckpt was chosen.
         views: where each logger shows the run: an address or a command.
         in_sweep: print one line, because the sweep ends with a table of its jobs.
     """
+    path, monitor, logs = Path(config.run_dir), config.monitor, Path(config.paths.logs)
     status = "pruned" if summary.get("pruned") else summary["status"]
     title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
@@ -238,7 +239,8 @@ def show_end(summary: dict[str, Any], path: Path, monitor: str, views: Sequence[
     shown, ckpt = run_dir.shown(path), [] if "best" in summary["checkpoints"] else ["ckpt=last"]
     print("look at it: ", next(filter(None, views), command_line("compare", f"runs={shown}")))
     print("evaluate it:", command_line("eval", f"run={shown}", *ckpt))
-    print("compare:     alexlab compare", flush=True)
+    of_logs = [] if logs == ROOT / "logs" else [f"paths.logs={run_dir.shown(logs)}"]
+    print("compare:    ", command_line("compare", *of_logs), flush=True)
 
 
 def show_standing(config: Any) -> None:

@@ -156,7 +156,7 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
     if is_first:
         views = [each.view for each in (experiment.wandb, *experiment.trackers) if each is not None]
         in_sweep = sweep.name_of(path) is not None and agent() is None and config.resume.run in (None, "auto")
-        summaries.show_end(session.summary, path, config.monitor, views, in_sweep)
+        summaries.show_end(config, session.summary, views, in_sweep)
         if not in_sweep:
             summaries.show_standing(config)
     return session.summary["best"].get(config.monitor)

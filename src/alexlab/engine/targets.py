@@ -90,7 +90,8 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
             if error.name is None or not _is_in(module, (error.name,)):
                 raise UserError(f"_target_={target}: {error}; install what it needs.") from error
     if obj is None:
-        raise UserError(f"_target_={target}: the package {parts[0]} is not installed.")
+        hint = " It is installed as pytorch_lightning: write that." if parts[0] == "lightning" else ""
+        raise UserError(f"_target_={target}: the package {parts[0]} is not installed.{hint}")
     for part in parts[length:]:
         if not hasattr(obj, part):
             raise UserError(f"_target_={target}: {getattr(obj, '__name__', obj)} contains no {part}: check the name.")
