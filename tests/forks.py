@@ -65,7 +65,8 @@ class Fork:
     def train(self, name: str, *words: str, **more: object) -> CompletedProcess:
         has_net = any(word.startswith("model=") for word in words)
         small = [word for word in SMALL if not (has_net and word.startswith("model"))]
-        return self.run("train.py", *small, f"hydra.run.dir={self.folder / name}", *words, **more)
+        places = [f"hydra.run.dir={self.folder / name}", f"paths.logs={self.folder / 'logs'}"]
+        return self.run("train.py", *small, *places, *words, **more)
 
     def circle(self, *words: str, package: str = "mypkg", exact: bool = True) -> None:
         """Train without and with a kill, resume, evaluate, export and compare, as a user does."""
