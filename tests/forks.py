@@ -86,6 +86,7 @@ class Fork:
         if exact:
             assert rows_of(killed) == rows_of(self.folder / "whole")
         uses_own = f"{package}." in (killed / "config.yaml").read_text()
+        assert (f"allow=[{package}]" in whole.stdout) == uses_own, "in the command that evaluates it"
         for verb, more in (("eval.py", []), ("export", ["format=torch_export"])):
             if uses_own and verb == "eval.py":  # export builds the network only
                 refused = self.run(verb, f"run={killed}", *more)

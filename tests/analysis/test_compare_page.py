@@ -17,6 +17,7 @@ from test_runs import make_run, write_summary
 from alexlab.analysis import page
 from alexlab.analysis.compare import grouped
 from alexlab.analysis.runs import Run
+from alexlab.engine.errors import counted
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HEAD = (
@@ -54,7 +55,7 @@ def written(tmp_path: Path, count: int, *overrides: str) -> tuple[Path, dict[str
     out = tmp_path / "page.html"
     done = command("compare", f"runs={tmp_path / 'runs'}", "format=html", f"out={out}", *overrides)
     assert done.returncode == 0, done.stderr
-    assert f"{count} of {count} runs: {out}" in done.stdout
+    assert f"{count} of {counted(count, 'run')}: {out}" in done.stdout
     return out, data_in(out)
 
 

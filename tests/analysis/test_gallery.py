@@ -153,6 +153,8 @@ def test_curves_are_drawn_over_epochs() -> None:
     assert plots.curves(rows[:3], None, None).get_axes()[0].get_yscale() == "linear"
     diverged = plots.curves([*rows, {"step": 50, "val/loss": 900.0}], None, None)
     assert [axes.get_yscale() for axes in diverged.get_axes()] == ["log", "linear", "linear"]
+    own = plots.curves([*rows, {"step": 9, "val/kappa": 0.5}], "val/kappa", 10)
+    assert [axes.get_title() for axes in own.get_axes()] == ["loss", "accuracy", "learning rate", "kappa"]
     assert plots.curves([{"step": 1, "epoch": 0}], None, None) is None
 
 

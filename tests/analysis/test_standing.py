@@ -26,11 +26,11 @@ def test_a_run_is_ranked_among_the_finished_runs_on_the_same_images(tmp_path: Pa
     make_run(tmp_path / "train/runs/open", 0.2, None)
     c = finished(tmp_path / "train/multiruns/s/0", 0.1, 0.625, seed=1, note="x")
     assert standing(a, tmp_path, "val/acc1") == (
-        "3 of 3 by val/acc1: 0.5000; the best other run b has 0.7500, and optimizer.lr=0.2 (this run: optimizer.lr=0.1)"
+        "3 of 3 by val/acc1: 0.5000; the best other run b has 0.7500 with optimizer.lr=0.2 (this run: optimizer.lr=0.1)"
     )
     assert standing(b, tmp_path, "val/acc1") == (
-        "1 of 3 by val/acc1: 0.7500; the best other run s/0 has 0.6250, "
-        "and note=x optimizer.lr=0.1 seed=1 (this run: optimizer.lr=0.2)"
+        "1 of 3 by val/acc1: 0.7500; the best other run s/0 has 0.6250 "
+        "with note=x optimizer.lr=0.1 seed=1 (this run: optimizer.lr=0.2)"
     )
     assert str(standing(c, tmp_path, "val/acc1")).startswith("2 of 3 by val/acc1: 0.6250; the best other run b has 0.7")
     assert standing(a, tmp_path, "val/f1") is None
@@ -58,9 +58,9 @@ def test_runs_that_cannot_be_ranked_are_not(tmp_path: Path) -> None:
     assert standing(a, tmp_path, "val/acc1") is None, "NaN is no rank"
     b = finished(tmp_path / "train/runs/b", 0.1, 0.7)
     assert str(standing(a, tmp_path, "val/acc1")).endswith(
-        "other run b has 0.7000, and the same settings (this run: note=1)"
+        "other run b has 0.7000 with the same settings (this run: note=1)"
     )
-    assert str(standing(b, tmp_path, "val/acc1")).endswith("the best other run a has 0.6000, and note=1")
+    assert str(standing(b, tmp_path, "val/acc1")).endswith("the best other run a has 0.6000 with note=1")
     fewer = finished(tmp_path / "train/runs/fewer", 0.1, 1.0, trainer={"limit_val_batches": 1})
     assert standing(fewer, tmp_path, "val/acc1") is None, "it was validated on fewer images"
     other = make_run(tmp_path / "train/runs/unknown-images", 0.1, 0.9)

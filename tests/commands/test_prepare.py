@@ -81,7 +81,7 @@ def test_jpegs_are_resized_and_small_ones_copied(
 ) -> None:
     prepare(config_of(photos, tmp_path / "out"))
     printed = capsys.readouterr().out
-    assert "train: 12 of 12 images in 1 shards\nval: 12 of 12 images in 1 shards\n" in printed
+    assert "train: 12 of 12 images in 1 shard\nval: 12 of 12 images in 1 shard\n" in printed
     assert re.search(r"\d MB, .* images/s", printed)
     splits = prepared.read(tmp_path / "out")
     assert set(splits) == {"train", "val"}

@@ -11,7 +11,7 @@ from alexlab.data.datamodule import ImageFolders
 from alexlab.data.transforms import SampleTransform
 
 
-def data_of(shapes: Path, workers: int, policy: str = "none", **more: str) -> ImageFolders:
+def data_of(shapes: Path, workers: int, policy: str = "none", **more: str | float) -> ImageFolders:
     plain, train = SampleTransform(32), SampleTransform(32, policy=policy)
     return ImageFolders(str(shapes), 8, 0, train, plain, num_workers=workers, **more).read()  # type: ignore[arg-type]
 
@@ -24,6 +24,8 @@ def test_a_training_is_input_bound_or_device_bound(shapes: Path, monkeypatch: py
         "Input-bound: the device waited for data 43% of the time. Try data.num_workers=8 (now 2), or prepared data "
         f"(alexlab prepare data.root={shapes} out=PATH)."
     )
+    divided = data_of(shapes / "train", 8, val_fraction=0.25)
+    assert "prepared data (alexlab prepare with the same keys of data, and out=PATH)" in report.bound_by(0.43, divided)
     line = report.bound_by(0.43, data_of(shapes, 8, "trivial"))
     assert "num_workers" not in line
     assert line.endswith("out=PATH), or augment.policy=none.")

@@ -12,7 +12,7 @@ from resuming import composed_once
 
 from alexlab.engine import config as configs
 from alexlab.engine import files, resume
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 
 WORDS = ["data=folder", "data.root=/photos", "model=alexnet_bn", "optimizer.lr=0.25", "trainer.max_epochs=3"]
 
@@ -142,7 +142,7 @@ def test_the_directory_is_reset_to_its_checkpoint(run_dir: Path) -> None:
         save_checkpoint(best, best=0.5)
         path = last if own else run_dir.with_name("other") / "last.ckpt"
         (line,) = resume.reset_directory(run_dir, path)
-        assert line == f"run directory: {run_dir}, resumed (computed again: {5 - left} rows of metrics.csv)"
+        assert line == f"run directory: {run_dir}, resumed (computed again: {counted(5 - left, 'row')} of metrics.csv)"
         assert files.read_csv(run_dir / "metrics.csv") == (["step"], rows[:left])
         assert not (run_dir / "summary.json").exists()
         assert (run_dir / "summary.before.json").is_file()

@@ -448,7 +448,9 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(targets, "ALLOWED", ("needy", "gone"))
     with pytest.raises(UserError, match=r"No module named 'a_package_that_nobody_has'; install what it needs"):
         targets.locate("needy.Net")
-    with pytest.raises(UserError, match=r"the package gone is not installed\.$"):
+    with pytest.raises(
+        UserError, match=r"gone is not installed\. Install it, or put the folder that contains it on PYTHON"
+    ):
         targets.locate("gone.Net")
     with pytest.raises(UserError, match=r"lightning is not installed\. It is installed as pytorch_lightning"):
         targets.locate("lightning.pytorch.callbacks.Timer", None)
@@ -473,3 +475,12 @@ def test_an_argument_that_a_class_does_not_take_is_answered_with_the_nearest() -
     assert targets.takes(lambda **more: None, "any")
     with pytest.raises(UserError, match=r"'hiden'. Did you mean hidden\?$"):
         targets.build_network({"_target_": name, "hiden": [9, 9]}, num_classes=2)
+
+
+def test_packages_that_another_command_must_allow_are_found() -> None:
+    config = {
+        "model": {"net": {"_target_": "mypkg.Net", "act": {"_target_": "torch.nn.ReLU"}}},
+        "x": [{"_target_": "b.C"}],
+    }
+    assert targets.packages_to_allow(config) == {"mypkg", "b"}
+    assert targets.packages_to_allow(config, ["mypkg.nets", "b"]) == set()

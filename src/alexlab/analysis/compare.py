@@ -484,7 +484,7 @@ def _logged(run: Run) -> dict[tuple[int, str, int], str]:
 def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     """Return the rank of a finished run among the finished runs of logs/train that were validated on the same images.
 
-    An example is "3 of 12 by val/acc1: 0.8123; the best other run NAME has 0.8345, and optimizer.lr=0.02 (this run:
+    An example is "3 of 12 by val/acc1: 0.8123; the best other run NAME has 0.8345 with optimizer.lr=0.02 (this run:
     optimizer.lr=0.01)". The result is None if this is the only run on these images, or if it lacks the metric.
     """
     folders = [folder for folder in find([str(logs / "train")], logs / "train")[0] if folder != run_dir.resolve()]
@@ -509,7 +509,7 @@ def standing(run_dir: Path, logs: Path, monitor: str) -> str | None:
     rank = 1 + sum(sign * sibling.metrics[monitor] < sign * value for sibling in siblings)
     theirs, ours = (as_text(dict(list(settings.items())[:4])) for settings in differing([best, run]))
     difference = f"{theirs or 'the same settings'}{f' (this run: {ours})' if ours else ''}"
-    other = f"the best other run {best.name} has {best.metrics[monitor]:.4f}, and {difference}"
+    other = f"the best other run {best.name} has {best.metrics[monitor]:.4f} with {difference}"
     return f"{rank} of {1 + len(siblings)} by {monitor}: {value:.4f}; {other}"
 
 

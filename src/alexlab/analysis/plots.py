@@ -108,15 +108,17 @@ def curves(
     """
     rates = sorted({key for row in rows for key in row if key.startswith("lr")})
     lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # key -> x, y
-    for key in ("train/loss", "val/loss", "train/acc1", "val/acc1", "val/acc5", *rates[:1]):
+    usual = ("train/loss", "val/loss", "train/acc1", "val/acc1", "val/acc5", *rates[:1])
+    for key in dict.fromkeys((*usual, *([monitor] if monitor else ()))):
         points = [((row["step"] + 1) / (epoch_steps or 1), row[key]) for row in rows if key in row]
         if points and not is_always_one(key, [y for _, y in points]):
             lines[key] = np.array([x for x, _ in points]), np.array([y for _, y in points])
     groups = {"loss": "/loss", "accuracy": "/acc", "learning rate": "lr"}
+    groups |= {monitor.partition("/")[2]: monitor} if monitor and monitor not in usual else {}
     panels = {title: keys for title, part in groups.items() if (keys := [key for key in lines if part in key])}
     if not panels:
         return None
-    figure = Figure((PAGE / 3 * len(panels), 2.2), layout="tight")
+    figure = Figure((PAGE / max(3, len(panels)) * len(panels), 2.2), layout="tight")
     for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for key in keys:
             x, y = lines[key]
@@ -131,10 +133,10 @@ def curves(
         axes.tick_params(labelsize=7)
         values = np.concatenate([lines[key][1] for key in keys])
         values = values[np.isfinite(values)]
-        usual = np.quantile(values, 0.9, method="lower") if len(values) else 0
-        if usual and values.min() > 0 and values.max() > 20 * usual:  # the run has diverged
+        most = np.quantile(values, 0.9, method="lower") if len(values) else 0
+        if most and values.min() > 0 and values.max() > 20 * most:  # the run has diverged
             axes.set_yscale("log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.legend(fontsize=7, frameon=False)
     return _with_fonts(figure)

@@ -30,7 +30,7 @@ from alexlab.data.reader_threads import ReaderThreads
 from alexlab.data.sources import build_data, need_index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import run_dir as rundir
-from alexlab.engine.errors import RunFailedError, UserError
+from alexlab.engine.errors import RunFailedError, UserError, counted
 from alexlab.engine.files import atomic_write, remove_temporary
 from alexlab.engine.overrides import command_line
 from alexlab.engine.process import cores
@@ -327,7 +327,8 @@ def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float)
         print(f"note: {line}")
     parts = about["splits"]
     for split, part in parts.items():
-        print(f"{split}: {part['images']:,} of {len(data.splits[split]):,} images in {len(part['shards'])} shards")
+        shards = counted(len(part["shards"]), "shard")
+        print(f"{split}: {part['images']:,} of {len(data.splits[split]):,} images in {shards}")
     size = sum(shard["bytes"] for part in parts.values() for shard in part["shards"])
     images = sum(part["images"] for part in parts.values())
     print(f"{size / 1e6:,.1f} MB, {images / seconds:,.0f} images/s")

@@ -19,14 +19,17 @@ from alexlab.analysis.drawing import fonts_for
 from alexlab.data import first_look
 from alexlab.data.datamodule import ImageFolders, default_threads
 from alexlab.data.fast.prepared import PreparedIndex
+from alexlab.data.folder import ImageIndex
 from alexlab.data.sources import Data
 from alexlab.data.transforms import height_width
+from alexlab.engine import config as configs
 from alexlab.engine import launcher, naming, provenance, run_dir
-from alexlab.engine.config import ROOT
+from alexlab.engine.config import ROOT, Plain
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.metrics import is_always_one
 from alexlab.engine.overrides import command_line
 from alexlab.engine.process import cores
+from alexlab.engine.targets import packages_to_allow
 from alexlab.models.introspection import macs
 from alexlab.tasks.base import BaseTask, RunModule
 from alexlab.tasks.metrics import better
@@ -200,7 +203,11 @@ def bound_by(wait: float, data: Data) -> str:
         hints.append(f"data.num_workers={most} (now {data.num_workers})")
     train = getattr(data.splits["train"], "parts", [data.splits["train"]])[0]
     if not isinstance(train, PreparedIndex):
-        hints.append(f"prepared data ({command_line('prepare', f'data.root={data.root}', 'out=PATH')})")
+        divided = not isinstance(train, ImageIndex) or data.val_fraction is not None or data.folds is not None
+        same = "alexlab prepare with the same keys of data, and out=PATH"
+        hints.append(
+            f"prepared data ({same if divided else command_line('prepare', f'data.root={data.root}', 'out=PATH')})"
+        )
     elif train.format == "jpeg":
         hints.append("data prepared as pixels (alexlab prepare with format=raw)")
     if data.transforms["train"].policy != "none":
@@ -228,17 +235,18 @@ def show_end(config: Any, summary: dict[str, Any], views: Sequence[str | None], 
         measured = {monitor: best.get(monitor), of_test: test.get(of_test)}
         print(", ".join([title, *(f"{key} {value:.4f}" for key, value in measured.items() if value is not None)]))
         return
-    numbers = (f"best (epoch {epoch})" if epoch else "best", "last", tested)
+    numbers = [f"best (epoch {epoch})" if epoch else "best", "last", *([tested] if test else [])]
     table = Table("metric", *(Column(name, justify="right") for name in numbers), title=title)
     for name in dict.fromkeys(key.partition("/")[2] for key in (*best, *last, *test) if "train/" not in key):
         cells = best.get(f"val/{name}"), last.get(f"val/{name}"), test.get(f"test/{name}")
         if is_always_one(name, cells):
             continue
-        table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
+        table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells[: len(numbers)]))
     Console().print(table)
-    shown, ckpt = run_dir.shown(path), [] if "best" in summary["checkpoints"] else ["ckpt=last"]
+    shown, words = run_dir.shown(path), [] if "best" in summary["checkpoints"] else ["ckpt=last"]
+    words += allowing(config.model_dump(exclude_unset=True))
     print("look at it: ", next(filter(None, views), command_line("compare", f"runs={shown}")))
-    print("evaluate it:", command_line("eval", f"run={shown}", *ckpt))
+    print("evaluate it:", command_line("eval", f"run={shown}", *words))
     of_logs = [] if logs == ROOT / "logs" else [f"paths.logs={run_dir.shown(logs)}"]
     print("compare:    ", command_line("compare", *of_logs), flush=True)
 
@@ -258,10 +266,17 @@ def show_standing(config: Any) -> None:
 # -- how to continue
 
 
+def allowing(config: Plain) -> list[str]:
+    """Return the word that allows the packages of a run's config in another command: ["allow=[mypkg]"], or []."""
+    packages = sorted(packages_to_allow(config, configs.read(configs.CONF / "allow.yaml")["allow"] or []))
+    return [f"allow=[{','.join(packages)}]"] if packages else []
+
+
 def how_to_continue(path: Path) -> str:
     if not (path / "checkpoints/last.ckpt").is_file():
         return "No checkpoint was written yet: start the run again (checkpoint.every_n_steps writes one sooner)."
-    return f"Resume the run with: {command_line('train', f'resume={run_dir.shown(path)}')}"
+    words = [f"resume={run_dir.shown(path)}", *allowing(configs.read(path / "config.yaml"))]
+    return f"Resume the run with: {command_line('train', *words)}"
 
 
 def of_signal(config: Any, number: int) -> list[str]:

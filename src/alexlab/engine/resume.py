@@ -13,7 +13,7 @@ from pathlib import Path
 from alexlab.engine import checkpoint_io, validation
 from alexlab.engine import config as configs
 from alexlab.engine.config import Plain
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.engine.files import cut_csv, refuse_link, remove_temporary
 from alexlab.engine.overrides import by_key, get, has, parse, put, remove, shown
 from alexlab.engine.run_dir import WEIGHT_FILES, ckpt_of, find_run, read_summary
@@ -245,5 +245,5 @@ def reset_directory(run_dir: Path, ckpt_path: Path | None) -> list[str]:
             later = "it was of later steps than the checkpoint, and these are trained again"
             notes.append(f"removed {shown_path(best_path)}: {later}")
     removed = cut_csv(run_dir / "metrics.csv", rows)
-    again = f" (computed again: {removed} rows of metrics.csv)" if removed else ""
+    again = f" (computed again: {counted(removed, 'row')} of metrics.csv)" if removed else ""
     return [*notes, f"run directory: {shown_path(run_dir)}, resumed{again}"]

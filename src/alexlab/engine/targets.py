@@ -90,7 +90,8 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
             if error.name is None or not _is_in(module, (error.name,)):
                 raise UserError(f"_target_={target}: {error}; install what it needs.") from error
     if obj is None:
-        hint = " It is installed as pytorch_lightning: write that." if parts[0] == "lightning" else ""
+        hint = " Install it, or put the folder that contains it on PYTHONPATH."
+        hint = " It is installed as pytorch_lightning: write that." if parts[0] == "lightning" else hint
         raise UserError(f"_target_={target}: the package {parts[0]} is not installed.{hint}")
     for part in parts[length:]:
         if not hasattr(obj, part):
@@ -145,6 +146,17 @@ def check_targets(config: Any, trusted: Trusted = (), inside: bool = False) -> N
         _check_node(config, trusted)
     for value in config.values():
         check_targets(value, trusted, inside)
+
+
+def packages_to_allow(config: Any, allow: Sequence[str] = ()) -> set[str]:
+    """Return the packages in a run's config that another command takes only with `allow=[PACKAGE]`."""
+    if not isinstance(config, dict | list):
+        return set()
+    values = config.values() if isinstance(config, dict) else config
+    packages = set().union(*(packages_to_allow(value, allow) for value in values))
+    package = str(config.get("_target_", "")).partition(".")[0] if isinstance(config, dict) else ""
+    known = {name.partition(".")[0] for name in ALLOWED}
+    return packages | ({package} - {"", *known, *(name.partition(".")[0] for name in allow)})
 
 
 def _check_node(node: dict[str, Any], trusted: Trusted) -> None:
