@@ -72,6 +72,12 @@ def test_help_of_a_command_without_groups_has_its_keys_only(verb: str) -> None:
     assert not re.search("Groups|hydra:|filled in", printed, re.I)
 
 
+def test_help_of_benchmark_has_the_groups_of_a_training() -> None:
+    printed = command("-m", "alexlab", "benchmark", "--help").stdout
+    assert re.search(r"^  model +alexnet, ", printed, re.M)
+    assert "override" not in printed.partition("Flags")[0]
+
+
 def test_configs_are_printed_without_heavy_imports() -> None:
     """test_house.py checks --help."""
     code = (

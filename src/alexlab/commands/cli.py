@@ -664,6 +664,7 @@ def _summary(name: str) -> str:
 def groups_of(command: Command) -> list[str]:
     """Return the groups of which a command has an option, sorted."""
     defaults = configs.read(CONF / f"{command.name}.yaml")["defaults"]
+    defaults = configs.read(CONF / "train.yaml")["defaults"] if "train" in defaults else defaults  # of benchmark
     return sorted({str(key).split("@")[0] for entry in defaults if isinstance(entry, dict) for key in entry})
 
 
