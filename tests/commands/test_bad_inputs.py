@@ -104,6 +104,8 @@ FILES: dict[str, Callable[[], bytes]] = {
     "empty file": lambda: b"",
     "text": lambda: b"a cat\n" * 20,
     "HTML page instead of the image": lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    "pointer of Git LFS": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    "HEIC image called .jpg": lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     "archive or other data": lambda: b"PK\x03\x04" + bytes(range(256)) * 4,
     "EPS, for which Pillow would start Ghostscript": lambda: (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(%pipe%touch /tmp/no) (w) file\n"
@@ -328,9 +330,9 @@ def test_broken_images_are_counted_and_listed(with_broken: Path, tmp_path: Path)
     done = tiny_train(with_broken, tmp_path / "run", *words, "model.name=squeezenet1_1")
     assert done.returncode == 0, done.stderr
     bad = sorted(str(path) for path in with_broken.glob("train/cat/bad*.jpg"))
-    assert len(bad) == 13
+    assert len(bad) == 15
     assert sorted(summary_of(tmp_path / "run")["skipped_images"]) == bad
-    assert "skipped 13 broken images: " in done.stdout + done.stderr
+    assert "skipped 15 broken images: " in done.stdout + done.stderr
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert sorted(saved["callbacks"]["Checkpointing"]["skipped"]) == bad, "a resumed run has them"
 
