@@ -368,7 +368,7 @@ LATER = [(fault, moment) for fault in ("hang", "close", 401, 429, 500) for momen
 SHORT = {"WANDB_FINISH_TIMEOUT": "3"}
 
 
-@pytest.mark.parametrize("fault", AT_START if ALL else ["hang"])
+@pytest.mark.parametrize("fault", AT_START if ALL else ["hang", 401])
 def test_a_server_that_fails_at_the_start_leaves_the_run_offline(fault: Any, shapes: Path, tmp_path: Path) -> None:
     with wandb_server() as server, socket.socket() as silent:
         server.fault, server.faulty_from = fault, "start"

@@ -137,7 +137,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
             raise UserError(f"W&B does not accept the settings of logger.wandb: {why}") from error
         except Exception as error:  # W&B raises many types
-            refused = isinstance(error, wandb.errors.AuthenticationError)
+            refused = isinstance(error, wandb.errors.AuthenticationError) or "error 401" in str(error)
             what = f"{'W&B refuses the API key' if refused else 'the server did not answer'} ({first_line(error)})"
             if refused and self.config.mode == "online":
                 raise UserError(f"{what}: run `wandb login` again, or use logger.wandb.mode=offline.") from error
