@@ -326,6 +326,8 @@ def test_reading_runs_imports_no_pandas() -> None:
 def test_a_top5_accuracy_that_is_always_one_says_nothing() -> None:
     assert all(is_always_one(name, [1.0, None]) for name in ("val/acc5", "acc5", "train/acc5_step", "acc5_10crops"))
     assert not is_always_one("val/acc5", [1.0, 0.9])
+    assert not is_always_one("val/acc5", [1.0], num_classes=10), "a network may be that good"
+    assert is_always_one("val/acc5", [1.0], num_classes=5)
     assert not is_always_one("val/acc1", [1.0])
 
 

@@ -79,7 +79,7 @@ def evaluate(config: EvalConfig) -> float:
     crops = ", ten crops each" if config.crops == 10 else ""
     print(f"{counted(tested.images, 'image')} of {result['split']}, {tested.checkpoint.name}{crops}")
     for name, value in metrics.items():
-        if not is_always_one(name, [value]):
+        if not is_always_one(name, [value], len(names)):
             print(f"  {name:20} {value:.4f}")
     if skipped := result["skipped_images"]:
         print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"))

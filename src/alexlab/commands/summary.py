@@ -239,7 +239,7 @@ def show_end(config: Any, summary: dict[str, Any], views: Sequence[str | None], 
     table = Table("metric", *(Column(name, justify="right") for name in numbers), title=title)
     for name in dict.fromkeys(key.partition("/")[2] for key in (*best, *last, *test) if "train/" not in key):
         cells = best.get(f"val/{name}"), last.get(f"val/{name}"), test.get(f"test/{name}")
-        if is_always_one(name, cells):
+        if is_always_one(name, cells, summary["dataset"].get("num_classes")):
             continue
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells[: len(numbers)]))
     Console().print(table)
