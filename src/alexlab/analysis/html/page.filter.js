@@ -34,6 +34,8 @@ const value = (g, key) => has(g.settings, key) ? g.settings[key] : has(g.config,
   : has(g.config, `choices.${key}`) ? g.config[`choices.${key}`] : undefined;
 // the end of a long text: paths differ there
 const ending = (s, most) => (s.length > most ? `…${s.slice(1 - most)}` : s);
+// without the middle of a long name: the last overrides tell the jobs of a sweep apart
+const middle = (s, most) => (s.length > most ? `${s.slice(0, most - 17)}…${s.slice(-16)}` : s);
 const leaf = (s) => (/^[\w.~-]*\//.test(s) ? s.replace(/\/+$/, "").split("/").pop() : s);  // the last part of a path
 const shortest = (v) => Math.abs(v) >= 1e9 ? `${(v / 1e9).toPrecision(4)} G` : Math.abs(v) >= 1e6 ? `${(v / 1e6).toPrecision(4)} M`
   : v !== 0 && Math.abs(v) < 1e-3 ? String(Number(v.toPrecision(3))) : String(Number(v.toPrecision(Math.abs(v) >= 1e4 ? 7 : 4)));

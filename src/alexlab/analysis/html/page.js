@@ -95,7 +95,7 @@ function drawName(cell, g, hidden, colour) {
   };
   const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
   swatch.style.background = colour(g);
-  cell.append(box, swatch, ` ${g.title}`);
+  cell.append(box, swatch, ` ${middle(g.title, 30)}`);
   const alone = (key) => data.groups.every((other) => other === g || text(value(other, key)) !== text(value(g, key)));
   const more = aloneKeys.filter((key) => has(g.settings, key) && alone(key)).map((key) => `${key}=${text(g.settings[key])}`);
   if (more.length) cell.append(Object.assign(document.createElement("div"), { className: "note", textContent: more.join(" ") }));
