@@ -86,6 +86,7 @@ def assert_no_run(folder: Path) -> None:
         # another program's form
         (["logs/train"], "`logs/train`: settings are written key=value"),
         (["--epochs", "3"], "--epochs: settings are written key=value, as in trainer.max_epochs=3.\n"),
+        (["-c", "job", "--epochs", "3"], "--epochs: settings are written key=value, as in trainer.max_epochs=3.\n"),
         (["--weight-decay=1e-3"], "as in optimizer.weight_decay=1e-3.\n"),
         (["--data", "/x"], "as in data=folder data.root=/x.\n"),
         (["--sunshine"], "as in optimizer.lr=0.01 (there is no key sunshine).\n"),

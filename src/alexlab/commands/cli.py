@@ -332,7 +332,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     """
     flags, words = list[str](), list[str]()
     rest = iter(argv)
-    for number, word in enumerate(rest):
+    for word in rest:
         if word in ("--config-dir", "-cd") or word.startswith(CONFIG_DIR):
             name = word.partition("=")[2] or next(rest, "")
             if not name or not (folder := Path(configs.absolute(name))).is_dir():
@@ -341,7 +341,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         elif re.match("(--config-path|--config-name|-cp|-cn)(=|$)", word):
             raise UserError(f"{word}: add your own options with --config-dir DIR, and choose them with group=option.")
         elif word.startswith("--") and not FLAGS.fullmatch(word):
-            meant = _as_ours(word, argv[number + 1 :], command)
+            meant = _as_ours(word, list(rest), command)
             raise UserError(f"{word}: settings are written key=value, as in {meant}.")
         elif word.startswith("-"):
             flags += [word, *([value] if word in WITH_VALUE and (value := next(rest, "")) else [])]
