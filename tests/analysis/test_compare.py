@@ -209,6 +209,11 @@ def test_the_model_is_first_then_options_then_what_was_swept_and_last_what_one_r
     runs.append(run_of({**base, "model.name": "vgg", "choices.augment": "strong"}))
     listed = "model.name=vgg augment=strong optimizer.lr=0.1 seed=0"
     assert texts_of(runs)[2:] == [f"{listed} data.batch_size=16", f"{listed} data.batch_size=8"]
+    ours = {"choices.model": "alexnet", "model.name": "alexnet", "choices.augment": "basic", "optimizer.lr": 0.1}
+    theirs = {**ours, "choices.model": "torchvision", "model.name": "resnet18", "choices.augment": "strong"}
+    others = [run_of({**ours, "optimizer.lr": lr}, ("optimizer.lr",)) for lr in (0.1, 0.2, 0.3)]
+    *_, text = texts_of([*others, run_of(theirs, ("model.name",))])
+    assert text == "model=torchvision model.name=resnet18 optimizer.lr=0.1 augment=strong", "the model is never last"
 
 
 def test_a_run_that_recorded_no_options_is_compared_by_its_keys() -> None:

@@ -75,7 +75,7 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
     """
     texts = canonical_settings(runs) if texts is None else texts
     differences: list[dict[str, Any]] = [{} for _ in runs]
-    places: dict[str, int] = {}
+    places: dict[str, float] = {}
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         values = [each.get(key) for each in texts]
         if len(set(values)) == 1:
@@ -101,7 +101,8 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
         is_alone = len(runs) > 3 and max(Counter(values).values()) == len(runs) - 1
         is_swept = overridden and key not in REPETITIONS
         is_option = is_name or group == "choices"
-        places[label] = 4 if is_alone else 0 if label in MODEL else 1 if is_option else 2 if is_swept else 3
+        rest = 4 if is_alone else 1 if is_option else 2 if is_swept else 3
+        places[label] = MODEL.index(label) / 10 if label in MODEL else rest
     return [{key: each[key] for key in sorted(each, key=places.__getitem__)} for each in differences]
 
 

@@ -231,7 +231,7 @@ class ImageFolders(pl.LightningDataModule):
                 lines.append(f"{split} contains no image of {folder.listed(empty)}")
         beside = folder.class_folders(self.root) if {path.parent for path in used} == {self.root} else ()
         if "train" in self.splits and (unused := [name for name in beside if self.root / name not in used]):
-            lines.append(f"{self.root}: not used, as these folders are not splits: {folder.listed(unused)}")
+            lines.append(f"{self.root}: these folders are not splits, and are not used: {folder.listed(unused)}")
         return list(dict.fromkeys(lines))  # splits of one folder ignore the same files
 
     def paths_of_batch(self, epoch: int, batch: int, rank: int) -> list[str]:

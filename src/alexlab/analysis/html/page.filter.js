@@ -21,8 +21,8 @@ if (!has(AXES, state.x)) state.x = DEFAULTS.x;
 // -- values
 
 const settingKeys = [...new Set(data.groups.flatMap((g) => Object.keys(g.settings)))];
-// what is the same in all groups but one: such settings stand below the run's name
-const isAlone = (key) => data.groups.length > 3 && data.groups.some((one) =>
+// what is the same in all groups but one: such settings stand below the run's name, apart from the model
+const isAlone = (key) => data.groups.length > 3 && !["model", "model.name"].includes(key) && data.groups.some((one) =>
   data.groups.filter((g) => text(value(g, key)) !== text(value(one, key))).length === data.groups.length - 1
   && new Set(data.groups.filter((g) => g !== one).map((g) => text(value(g, key)))).size === 1);
 const isNumber = (v) => typeof v === "number" && Number.isFinite(v);
