@@ -58,7 +58,7 @@ def macs(net: nn.Module, size: int) -> float:
         ("alexnet", 60_965_224, 224, 724.4),
         ("alexnet_caffe", 60_965_224, 227, 724.4),
         ("alexnet_krizhevsky2012", 60_965_224, 224, 724.4),
-        ("alexnet_bn", 60_965_224 + 2 * (96 + 256 + 384 + 384 + 256), 224, 724.4),
+        ("alexnet_bn", 60_965_224 + 2 * (96 + 256 + 384 + 384 + 256 + 4096 + 4096), 224, 724.4),
         ("alexnet_owt", 61_100_840, 224, 714.2),
         ("alexnet_wide", 61_264_904, 224, 861.3),
         ("alexnet_half", 1_927_912 - 352, 224, 267),  # the listing counts 352 running statistics of BatchNorm, too
@@ -79,6 +79,47 @@ def test_parameters_of_two_classes_and_of_the_ungrouped_network() -> None:
     assert (parameters(half), statistics, parameters(half) + statistics) == (1_798_818, 352, 1_799_170)
     assert parameters(ungrouped) == 62_378_344
     assert macs(ungrouped, 224) == pytest.approx(1135.3, abs=0.05)
+
+
+def losses_of_training(lr: float, **arguments: Any) -> list[float]:
+    """Train 20 steps on 32 images whose middle is brighter by class, with momentum 0.9."""
+    torch.manual_seed(0)
+    maps, normed = (8, 16, 16, 16, 8), (1, 2, 3, 4, 5)
+    net = AlexNet(4, maps=maps, norm="bn", normed=normed, hidden=(1024, 1024), dropout=0.2, **arguments)
+    optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9)
+    images, targets, losses = torch.randn(32, 3, 64, 64), torch.arange(32) % 4, list[float]()
+    images[:, :, 16:48, 16:48] += targets[:, None, None, None].float()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(images), targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("lr", [0.003, 0.01, 0.03, 0.1])
+def test_with_normalized_hidden_layers_no_learning_rate_from_0_003_to_0_1_overshoots(lr: float) -> None:
+    losses = losses_of_training(lr, norm_hidden=True)
+    assert max(losses) < 1.2 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_without_normalized_hidden_layers_a_learning_rate_of_0_1_overshoots() -> None:
+    assert not max(losses_of_training(0.1)) < 100, "or the test above shows nothing; NaN is not below 100"
+
+
+def test_normalized_hidden_layers_keep_the_names_of_the_linear_layers_and_start_small() -> None:
+    with torch.device("meta"):
+        old, new = net_of("alexnet_bn", norm_hidden=False).state_dict(), net_of("alexnet_bn").state_dict()
+        assert not any("classifier.1." in name for name in AlexNet().state_dict()), "off unless a yaml sets it"
+    assert [name for name in old if name not in new] == []
+    of_norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert [name for name in new if name not in old] == [f"classifier.{n}.1.{part}" for n in (1, 4) for part in of_norm]
+    net = AlexNet(2, maps=(8, 16, 16, 16, 8), hidden=(64, 256), norm_hidden=True)
+    first, second = (net.classifier[n][1].weight for n in (1, 4))
+    assert (first == 1).all()
+    torch.testing.assert_close(second, torch.full((256,), 6 / 16))
 
 
 PAPER = [(96, 55), (96, 27), (256, 27), (256, 13), (384, 13), (384, 13), (256, 13), (256, 6)]

@@ -180,6 +180,14 @@ def key(description: str, default: Any = ..., alias: str | None = None, **hints:
 # The groups of `alexlab train`
 
 
+class ModelTraining(Group):
+    """Values with which the network learns. conf/optimizer/sgd.yaml and conf/scheduler refer to them."""
+
+    lr: Positive = key("Learning rate for optimizer=sgd.", 0.005)
+    warmup: NotNegative = key("Length of the warm-up of cosine, linear and wsd.", 1)
+    weight_decay: NotNegative = key("Weight decay for optimizer=sgd.", 5.0e-4)
+
+
 class ModelConfig(Group):
     name: Text = key("Name of the network; model=torchvision and model=timm build the network of this name.")
     pretrained: bool = key("Start from published ImageNet weights.", False)
@@ -189,6 +197,7 @@ class ModelConfig(Group):
     )
     std: Literal["auto"] | Annotated[Numbers, EACH_POSITIVE] = key("Standard deviation; auto: as published.")
     bias_lr_factor: Positive = key("Factor on the learning rate of biases; read by conf/optimizer.", 1.0)
+    training: ModelTraining = key("Values with which it learns, unless optimizer.* set others.", ModelTraining)
     net: Target = key("The network: the class as _target_, and the arguments of the constructor.")
 
 
