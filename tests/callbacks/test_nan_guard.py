@@ -74,6 +74,32 @@ def warnings_of(run_dir: Path) -> list[str]:
     return re.findall("on_nan=skip: .*", (run_dir / "train.log").read_text())
 
 
+# -- a loss that rises
+
+
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_a_loss_of_over_ten_times_the_first_warns_once_also_over_a_resume(mode: str, harness: Harness) -> None:
+    plain, factors = ImageClassifier.training_step, {(0, 3): 4.0, (1, 1): 100.0, (2, 1): 1000.0}
+
+    def training_step(self: ImageClassifier, batch: Any, batch_idx: int) -> Any:
+        loss = plain(self, batch, batch_idx)
+        factor = factors.get((self.current_epoch, batch_idx), 1.0)
+        return loss + (factor - 1) * loss.detach()  # the weights learn as ever
+
+    harness.monkeypatch.setattr(ImageClassifier, "training_step", training_step)
+    words = [f"on_nan={mode}", "trainer.log_every_n_steps=1", "trainer.max_epochs=3"]
+    harness.stop(at_batch(8, "after"), "run", *words)
+    harness.train("run", *words, "resume.run=auto")
+    found = re.findall("train/loss rose .*", (harness.folder / "run/train.log").read_text())
+    assert len(found) == 1
+    first, later = re.search(
+        r"rose from (\S+) to (\S+) in batch 2 of epoch 2, over 10 times its start: lo", found[0]
+    ).groups()
+    assert 1 < float(first) < 4, "the loss of chance is ln 10"
+    assert 50 < float(later) / float(first) < 200
+    assert found[0].endswith("lengthen scheduler.warmup, or clip with trainer.gradient_clip_val=1.")
+
+
 # -- stop
 
 

@@ -1,5 +1,7 @@
 """Handle NaN and infinite losses, which make the weights NaN: `on_nan` is `stop` (the run) or `skip` (the step).
 
+A loss that rises over ten times its start gives a warning: the run may go on, but it rarely learns.
+
 `stop` takes no time per step: losses stay on the device, and are checked when metrics are logged anyway. `skip` waits
 for each gradient. Both check the weights before a validation and before a checkpoint, so that no file has NaN or
 infinite weights. The images of a batch are computed from the epoch and the batch's number.
@@ -20,8 +22,11 @@ from alexlab.engine.errors import UserError
 
 MOST_IN_A_ROW = 10  # skipped steps, after which the images cannot be the cause
 IMAGES_SHOWN = 5  # in a message; train.log has all
+RISE = 10.0  # times the first loss, or times 1 if that is less, as with trained weights
 
 HELP = "Lower optimizer.lr, clip with trainer.gradient_clip_val=1, or train with trainer.precision=32-true"
+
+Losses = list[tuple[int, Tensor]]  # batch, loss
 
 log = logging.getLogger("alexlab")
 
@@ -38,18 +43,21 @@ class NanGuard(Callback):
     def __init__(self, mode: str, last_ckpt: Path, resume_command: str) -> None:
         self.skips = mode == "skip"
         self.last_ckpt, self.resume_command = last_ckpt, resume_command
-        self.losses: list[tuple[int, Tensor]] = []  # (batch, loss) since the last check; for skip, of this step
+        self.losses: Losses = []  # since the last check; for skip, of this step
         self.last_batch = 0
         self.step_before, self.stepped = 0, True  # optimizer steps before this batch; whether it ended in one
         self.skipped_in_a_row = 0
+        self.start: float | None = None  # the first loss of the run
+        self.has_risen = False
         self.skipping = False  # whether the optimizer's step of this batch is skipped
         self.buffers: list[Tensor] = []  # BatchNorm's statistics before the step
 
-    def state_dict(self) -> dict[str, int]:
-        return {"skipped_in_a_row": self.skipped_in_a_row}
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped_in_a_row": self.skipped_in_a_row, "start": self.start, "has_risen": self.has_risen}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped_in_a_row = state_dict["skipped_in_a_row"]
+        self.start, self.has_risen = state_dict.get("start"), state_dict.get("has_risen", False)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.ignores_nonfinite_loss = self.skips
@@ -74,10 +82,13 @@ class NanGuard(Callback):
         self.losses.append((batch_idx, outputs["loss"].detach()))
         self.last_batch = batch_idx
         self.stepped = trainer.global_step > self.step_before
+        is_logged = self.stepped and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if not self.skips:
-            if self.stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            if is_logged:
                 self.check(trainer)
             return
+        if is_logged or self.start is None:
+            self._warn_of_rise(trainer, self.losses, self._of_ranks(trainer, self.losses))
         if self.stepped and _scaler(trainer) is not None:  # the scaler skipped the step, but BatchNorm saw the batch
             self.skipping = self._restore_buffers_if_nonfinite(trainer, pl_module)
         if self.skipping:
@@ -105,7 +116,9 @@ class NanGuard(Callback):
             weights: check the weights too: a NaN gradient makes them NaN although the loss was finite.
         """
         losses, self.losses = ([], self.losses) if self.skips else (self.losses, [])
-        what = self._first_nonfinite(trainer, losses)
+        of_ranks = self._of_ranks(trainer, losses)
+        self._warn_of_rise(trainer, losses, of_ranks)
+        what = self._first_nonfinite(trainer, losses, of_ranks)
         net: Any = trainer.lightning_module.net
         # the last step did it: after an earlier step, a loss would have been NaN
         if what is None and weights and _on_any_rank(trainer, ~all_finite([*net.parameters(), *net.buffers()])):
@@ -123,7 +136,7 @@ class NanGuard(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):  # the average must not count this step either
                 callback.load_state_dict({"latest_update_step": trainer.global_step})
-        what = self._first_nonfinite(trainer, self.losses)
+        what = self._first_nonfinite(trainer, self.losses, self._of_ranks(trainer, self.losses))
         what = what or self._describe(trainer, "a gradient became nan or inf")
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_IN_A_ROW:
@@ -146,16 +159,34 @@ class NanGuard(Callback):
 
     # -- messages
 
-    def _first_nonfinite(self, trainer: pl.Trainer, losses: list[tuple[int, Tensor]]) -> str | None:
-        """Describe the first of these (batch, loss) that is not finite on any rank."""
+    def _of_ranks(self, trainer: pl.Trainer, losses: Losses) -> list[list[float]]:
+        """Return the values of each loss on all ranks."""
         if not losses:
-            return None
+            return []
         gathered: Any = trainer.lightning_module.all_gather(torch.stack([loss.float() for _, loss in losses]))
-        for (batch, _), of_ranks in zip(losses, gathered.reshape(-1, len(losses)).T.tolist(), strict=True):
-            ranks = [rank for rank, value in enumerate(of_ranks) if not math.isfinite(value)]
+        values: list[list[float]] = gathered.reshape(-1, len(losses)).T.tolist()
+        return values
+
+    def _first_nonfinite(self, trainer: pl.Trainer, losses: Losses, of_ranks: list[list[float]]) -> str | None:
+        """Describe the first of these losses that is not finite on any rank."""
+        for (batch, _), values in zip(losses, of_ranks, strict=True):
+            ranks = [rank for rank, value in enumerate(values) if not math.isfinite(value)]
             if ranks:
-                return self._describe(trainer, f"train/loss became {of_ranks[ranks[0]]}", [batch], ranks)
+                return self._describe(trainer, f"train/loss became {values[ranks[0]]}", [batch], ranks)
         return None
+
+    def _warn_of_rise(self, trainer: pl.Trainer, losses: Losses, of_ranks: list[list[float]]) -> None:
+        """Warn once of a loss that is over `RISE` times the first one."""
+        for (batch, _), values in zip(losses, of_ranks, strict=True):
+            loss = sum(values) / len(values)
+            self.start = loss if self.start is None else self.start
+            if not self.has_risen and RISE * max(self.start, 1.0) < loss < math.inf:
+                self.has_risen = True
+                log.warning(
+                    "train/loss rose from %.3g to %.3g in batch %d of epoch %d, over %g times its start: lower "
+                    "optimizer.lr, lengthen scheduler.warmup, or clip with trainer.gradient_clip_val=1.",
+                    *(self.start, loss, batch + 1, trainer.current_epoch + 1, RISE),
+                )
 
     def _describe(self, trainer: pl.Trainer, what: str, batches: Sequence[int] = (), ranks: Sequence[int] = ()) -> str:
         """Add batches and images, by default all of the last step, to `what`. train.log gets all images."""
