@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import command, composed
+from scipy import stats
 from test_runs import make_run, read_all, write_summary
 
 from alexlab.analysis.compare import (
@@ -249,6 +250,30 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Comp
     assert [line.split()[0] for line in each.splitlines()[1:]] == ["s2", "other", "s1", "s0", "open"]
 
 
+def test_differences_to_the_best_row_are_tested_and_those_within_noise_marked(tmp_path: Path, compare: Compare) -> None:
+    """p by SciPy's Welch test, times 2 for the smaller one, by Holm."""
+    scores = {0.1: [0.80, 0.81, 0.82], 0.2: [0.79, 0.81, 0.80], 0.3: [0.60, 0.61, 0.60], 0.4: [0.5]}
+    for lr, values in scores.items():
+        for seed, score in enumerate(values):
+            make_run(tmp_path / f"lr{lr}s{seed}", lr, score, seed=seed)
+    near, far = (stats.ttest_ind(scores[0.1], scores[lr], equal_var=False).pvalue for lr in (0.2, 0.3))
+    assert far < 0.001 < 0.1 < near
+    lines = compare()[0].splitlines()
+    assert re.search(r"val/acc1 +95 % interval +vs first +last/val/acc1", lines[0])
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert "0.8100±0.0100  0.7852..0.8348  " in rows["lr0.1s0"], "t of 97.5 % and two degrees of freedom is 4.303"
+    assert "p=" not in rows["lr0.1s0"] + rows["lr0.4s0"], "one run has no deviation"
+    assert f"noise, p={near:.2g} " in rows["lr0.2s0"]
+    assert f"  p={2 * far:.2g} " in rows["lr0.3s0"]
+    found = json.loads(compare(format="json")[0])["groups"]
+    assert [group["p"]["val/acc1"] for group in found] == [None, pytest.approx(near), pytest.approx(2 * far), None]
+    csv_rows = list(csv.DictReader(io.StringIO(compare(format="csv")[0])))
+    assert [row["val/acc1_p"] == "" for row in csv_rows] == [True, False, False, True]
+    assert float(csv_rows[2]["val/acc1_p"]) == pytest.approx(2 * far)
+    compare(format="html", out=f"{tmp_path}/page.html")
+    assert '"intervals":{"' in (tmp_path / "page.html").read_text().replace(" ", "")
+
+
 def fold(
     folder: Path, number: int, acc1: float, seed: int = 0, images: str = "x", lr: float = 0.1, **data: Any
 ) -> Path:
@@ -272,7 +297,7 @@ def test_folds_are_one_row_with_mean_and_deviation(tmp_path: Path, compare: Comp
     assert (a["name"], again["name"]) == ("a0 +1", "again")
     assert (a["settings"]["data.fold"], again["settings"]["data.fold"]) == ("0,1", 1)
     assert "seed" not in a["settings"]
-    assert a["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
+    assert a["metrics"]["val/acc1"].items() >= {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}.items()
     assert "  0.6250±0.1768  " in compare()[0]
 
 
@@ -280,11 +305,11 @@ def test_rows_have_the_names_that_wandb_shows(tmp_path: Path, compare: Compare) 
     for name, lr, seed in (("one", 0.05, 1), ("two", 0.05, 2), ("three", 0.1, 1)):
         words = [f"optimizer.lr={lr}", f"seed={seed}"]
         make_run(tmp_path / name, lr, lr, seed=seed, overrides=words, data={"name": "demo", "root": "x"})
-    _, first, second = compare()[0].splitlines()
+    _, first, of_first, second, of_second = compare()[0].splitlines()
     assert re.split("  +", first)[:2] == ["alexnet-lr0.1-s1", "finished"]
-    assert first.endswith("three  optimizer.lr=0.1 seed=1")
+    assert of_first == "    three  optimizer.lr=0.1 seed=1"
     assert re.split("  +", second)[0] == "alexnet-lr0.05", "of two seeds"
-    assert second.endswith("one +1  optimizer.lr=0.05 seed=1,2")
+    assert of_second == "    one +1  optimizer.lr=0.05 seed=1,2"
     assert "| alexnet-lr0.05 | one +1 | finished |" in compare(format="markdown")[0]
     assert [row["title"] for row in csv.DictReader(io.StringIO(compare(format="csv")[0]))][1] == "alexnet-lr0.05"
     assert json.loads(compare(format="json")[0])["groups"][0]["title"] == "alexnet-lr0.1-s1"
@@ -478,16 +503,21 @@ def test_markdown_csv_and_json_are_for_other_programs(tmp_path: Path, compare: C
         return out
 
     lines = printed(format="markdown").splitlines()
-    heads = "| title | run | status | note | optimizer.lr | seed | val/acc1 | last/val/acc1 | val/loss "
+    heads = "| title | run | status | note | optimizer.lr | seed | val/acc1 | 95 % interval | last/val/acc1 | val/loss "
     assert lines[0] == f"{heads}| test/acc1 | images_per_second | seconds |"
-    means = "| 0.6250±0.1768 | 0.3125±0.0884 | 1.5000±0.0000 | 0.2500±0.0000 | 123±0 | 6±0 |"
+    # 12.706 is Student's t for 97.5 % and one degree of freedom: 0.625 -+ 12.706 * 0.1768 / sqrt(2)
+    means = "| 0.6250±0.1768 | -0.9633..2.2133 | 0.3125±0.0884 | 1.5000±0.0000 | 0.2500±0.0000 | 123±0 | 6±0 |"
     assert lines[2] == f"| a +1 | a +1 | finished | x\\|y | 0.1 | 0,1 {means}"
     first, second = csv.DictReader(io.StringIO(printed(format="csv")))
     assert (first["run"], first["n"], first["val/acc1"], first["seed"]) == ("a +1", "2", "0.625", "0,1")
     assert float(first["val/acc1_std"]) == pytest.approx(statistics.stdev([0.5, 0.75]))
     assert (second["optimizer.lr"], second["val/acc1_std"]) == ("0.123456789", "")
     whole = json.loads(printed(format="json"))
-    assert whole["groups"][0]["metrics"]["val/acc1"] == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
+    of_first = whole["groups"][0]["metrics"]["val/acc1"]
+    assert (of_first["low"], of_first["high"]) == pytest.approx((-0.9633, 2.2133), abs=1e-3)
+    assert (float(first["val/acc1_low"]), float(first["val/acc1_high"])) == (of_first.pop("low"), of_first.pop("high"))
+    assert of_first == {"mean": 0.625, "std": statistics.stdev([0.5, 0.75]), "n": 2}
+    assert whole["groups"][1]["metrics"]["val/acc1"] == {"mean": 0.25, "std": None, "n": 1, "low": None, "high": None}
     assert [run["path"] for run in whole["groups"][0]["runs"]] == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert len(whole["left_out"]) == 1
 

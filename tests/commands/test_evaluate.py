@@ -1,7 +1,9 @@
 """Evaluation of a run: its own numbers, other folders, and what it refuses."""
 
+import csv
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from conftest import ROOT, command, summary_of, tiny_train
 from omegaconf import OmegaConf
 from PIL import Image
 from resuming import Harness
+from scipy import stats
 from torchvision.transforms import v2
 
 import alexlab
@@ -114,6 +117,67 @@ def test_classes_without_an_image_have_no_accuracy(run_dir: Path, tmp_path: Path
     assert sum(accuracy is not None for accuracy in accuracies) == 4, "a part of the test images mixes the classes"
 
 
+def rows_of_csv(run_dir: Path, name: str = "eval.csv") -> dict[str, dict[str, str]]:
+    with (run_dir / name).open(newline="") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
+def test_the_prediction_of_each_image_is_kept_by_path(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    """Also of broken images between the others, and with the interval that SciPy calculates."""
+    images = Path(shutil.copytree(data, tmp_path / "data"))
+    broken = next(images.glob("test/*/*.*"))
+    broken.write_bytes(b"broken")
+    words = [f"data.root={images}", "data.on_error=skip"]
+    done = command("eval.py", f"run={run_dir}", f"paths.logs={tmp_path}", *words)
+    assert done.returncode == 0, done.stderr
+    rows, result = rows_of_csv(run_dir), result_of(run_dir)
+    files = [path for path in images.glob("test/*/*.*") if path != broken]
+    assert sorted(rows) == sorted(str(path.relative_to(images)) for path in files)
+    assert all(row["class"] == Path(path).parent.name for path, row in rows.items())
+    net, transform, classes = alexlab.load(run_dir)
+    logits = {path: net(transform(images / path)[None])[0] for path in rows}
+    assert {path: row["predicted"] for path, row in rows.items()} == {
+        path: classes[int(each.argmax())] for path, each in logits.items()
+    }
+    for path, row in rows.items():
+        assert float(row["probability"]) == pytest.approx(logits[path].softmax(0).max().item(), abs=0.02), "bf16"
+    hits = sum(row["class"] == row["predicted"] for row in rows.values())
+    assert result["acc1"] == pytest.approx(hits / len(rows))
+    interval = stats.binomtest(hits, len(rows)).proportion_ci(0.95, "wilson")
+    assert result["acc1_interval"] == pytest.approx([interval.low, interval.high], abs=1e-9)
+    assert re.search(rf"acc1 +{hits / len(rows):.4f} +\(95 %: {interval.low:.4f} to {interval.high:.4f}\)", done.stdout)
+
+
+def test_two_runs_are_compared_on_the_same_images(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    """By the images on which one alone is right. The numbers are those of the files that each run's own test writes."""
+    other = tmp_path / "other"
+    assert tiny_train(data, other, "seed=5", "optimizer.lr=0.05").returncode == 0
+    for each in (run_dir, other):
+        assert command("eval.py", f"run={each}", f"paths.logs={tmp_path}").returncode == 0
+    a, b = (
+        {path: row["class"] == row["predicted"] for path, row in rows_of_csv(run).items()} for run in (run_dir, other)
+    )
+    only = [sum(x[path] and not y[path] for path in x) for x, y in ((a, b), (b, a))]
+    p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1
+    done = command("eval.py", f"run={run_dir}", f"against={other}", f"paths.logs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    about = {"run": str(other), "acc1": sum(b.values()) / len(b), "only_this": only[0], "only_other": only[1]}
+    result = result_of(run_dir)["against"]
+    assert result.pop("p") == pytest.approx(p)
+    assert result == about
+    assert f"only the other one on {only[1]}: p={p:.2g} (McNemar), " in done.stdout
+    shutil.copytree(data, tmp_path / "fewer")
+    next(tmp_path.glob("fewer/test/*/*.*")).unlink()
+    plain = OmegaConf.load(other / "config.yaml")
+    plain.data.root = str(tmp_path / "fewer")
+    OmegaConf.save(plain, other / "config.yaml")
+    done = command("eval.py", f"run={run_dir}", f"against={other}", f"paths.logs={tmp_path}")
+    assert done.returncode == 2
+    assert (
+        f"`against={other}`: {run_dir} was tested on 10 images and {other} on 9, of which 9 are the same" in done.stderr
+    )
+
+
 def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Path) -> None:
     """In the same batches, so that the same numbers come out bit for bit."""
     done = tiny_train(data, tmp_path / "run", "trainer.devices=2", "trainer.max_epochs=2")
@@ -123,6 +187,8 @@ def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Pa
     result = result_of(tmp_path / "run")
     assert result["images"] == 10
     assert {f"test/{key}": result[key] for key in ("loss", "acc1", "acc5")} == summary_of(tmp_path / "run")["test"]
+    assert len(rows_of_csv(tmp_path / "run")) == 10
+    assert all(row["class"] == Path(path).parent.name for path, row in rows_of_csv(tmp_path / "run").items())
 
 
 def test_a_split_by_fraction_is_found_in_a_moved_folder(shapes: Path, tmp_path: Path) -> None:

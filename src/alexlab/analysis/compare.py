@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from alexlab.analysis.intervals import NOISE, difference_of_means, holm, mean_interval
 from alexlab.analysis.runs import FACTS, Run, find, is_number, modified, read, table_of
 from alexlab.engine.config import ROOT
 from alexlab.engine.errors import UserError
@@ -139,6 +140,11 @@ class Stat(NamedTuple):
     std: float | None
     n: int
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean; None for one run."""
+        return None if self.std is None else mean_interval(self.mean, self.std, self.n)
+
 
 @dataclass
 class Group:
@@ -214,6 +220,21 @@ def ranked(groups: Iterable[Group], sort: str) -> list[Group]:
     having = [run for group in groups for run in group.runs if sort in run.metrics]
     sign = 1 if (having[-1].lower_is_better(sort) if having else lower_is_better(sort)) else -1
     return sorted(groups, key=lambda group: sign * group.stats[sort].mean if sort in group.stats else math.inf)
+
+
+def p_values(groups: Sequence[Group], sort: str) -> list[float | None]:
+    """Return for each group how probable a difference to the first one as large as that of `sort` is by chance.
+
+    Welch's t test between the seeds, with Holm's correction for the number of groups. None for the first group, and
+    for all others if it has one run; also for groups with one run.
+    """
+    samples: list[Any] = [group.stats.get(sort) for group in groups]
+    tested = [n for n, stat in enumerate(samples) if n and stat and stat.std is not None]
+    if not tested or samples[0] is None or samples[0].std is None:
+        return [None] * len(groups)
+    corrected = holm([difference_of_means(samples[0], samples[n]) for n in tested])
+    by_number = dict(zip(tested, corrected, strict=True))
+    return [by_number.get(number) for number in range(len(groups))]
 
 
 def sort_metric(runs: Sequence[Run], sort: str | None) -> str:
@@ -330,12 +351,26 @@ def cell(group: Group, key: str) -> str:
     return f"{mean:{how}}" + ("" if std is None else f"±{std:{how}}") + few
 
 
+def sureness(groups: Sequence[Group], sort: str) -> dict[str, list[str]]:
+    """Return further columns by their headings, if any group has several runs: the 95 % interval of the mean of
+    `sort`, and whether the difference to the first group is within noise."""
+    intervals = [group.stats[sort].interval if sort in group.stats else None for group in groups]
+    columns: dict[str, list[str]] = {}
+    if any(intervals):
+        columns["95 % interval"] = [f"{each[0]:.4f}..{each[1]:.4f}" if each else "" for each in intervals]
+    p = p_values(groups, sort)
+    if any(each is not None for each in p):
+        texts = ["" if each is None else f"{'noise, ' if each > NOISE else ''}p={each:.2g}" for each in p]
+        columns["vs first"] = texts
+    return columns
+
+
 def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str]:
     """Return the lines of a table for a terminal, none wider than `width` characters if names permit.
 
     A row starts with the title, as W&B names the run, and ends with the directory and the settings that differ, which
     are printed below the row if they do not fit. Columns that do not fit are dropped: speed, size, last epoch, further
-    validation metrics, test.
+    validation metrics, test, `sureness`.
 
     Args:
         runs: number of runs in all groups.
@@ -349,12 +384,13 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
     for group in groups:
         settings = as_text({key: value for key, value in group.settings.items() if value is not None})
         labels.append(settings if group.title == group.name else f"{group.name}  {settings}".rstrip())
-    columns = columns_of(groups, sort)
+    columns, more = columns_of(groups, sort), sureness(groups, sort)
+    columns[1:1] = more
     droppable = [key for key in reversed(columns) if key != sort]
-    droppable.sort(key=lambda key: (key.startswith("test/"), key.startswith("val/"), key.startswith("last/")))
+    droppable.sort(key=lambda key: (key in more, key.startswith("test/"), key.startswith("val/"), key[:5] == "last/"))
 
     def lines() -> list[str]:
-        rows = [columns, *([cell(group, key) for key in columns] for group in groups)]
+        rows = [columns, *_cells(groups, columns, more)]
         widths = [max(10, 2 + max(map(len, column))) for column in zip(*rows, strict=True)]
         first = names + 2 + max(len(group.status) for group in groups)
         return [
@@ -372,29 +408,41 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
     return [line.rstrip() for line in printed]
 
 
+def _cells(groups: Sequence[Group], columns: list[str], more: dict[str, list[str]]) -> list[list[str]]:
+    return [
+        [more[key][number] if key in more else cell(group, key) for key in columns]
+        for number, group in enumerate(groups)
+    ]
+
+
 def as_markdown(groups: Sequence[Group], sort: str) -> str:
     """Return a table in GitHub's Markdown: the settings that differ, then the metrics."""
     columns, settings = columns_of(groups, sort), list(dict.fromkeys(key for each in groups for key in each.settings))
+    more = sureness(groups, sort)
+    columns[1:1] = more
     lines = [["title", "run", "status", *settings, *columns], ["---"] * (3 + len(settings)) + ["---:"] * len(columns)]
-    for group in groups:
+    for group, cells in zip(groups, _cells(groups, columns, more), strict=True):
         values = [shown(group.settings[key]) if key in group.settings else "" for key in settings]
-        lines.append([group.title, group.name, group.status, *values, *(cell(group, key) for key in columns)])
+        lines.append([group.title, group.name, group.status, *values, *cells])
     escaped = [[printable(text).replace("|", "\\|") for text in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
-def as_csv(groups: Sequence[Group]) -> str:
-    """Return one line per group: run, title, status, n, the settings that differ, all metrics, KEY_std of several runs,
-    and KEY_n if only n of them have the metric. A setting that is called like another column is config/NAME."""
+def as_csv(groups: Sequence[Group], sort: str) -> str:
+    """Return one line per group: run, title, status, n, the settings that differ, all metrics, KEY_std, KEY_low and
+    KEY_high (the 95 % interval) of several runs, KEY_n if only n of them have the metric, and SORT_p (see `p_values`).
+    A setting that is called like another column is config/NAME."""
     taken = {"run", "title", "status", "n"}.union(*(group.stats for group in groups))
     rows = []
-    for group in groups:
+    for group, p in zip(groups, p_values(groups, sort), strict=True):
         row: dict[str, Any] = {"run": group.name, "title": group.title, "status": group.status, "n": len(group.runs)}
         row |= {f"config/{key}" if key in taken else key: shown(value) for key, value in group.settings.items()}
         for key, stat in group.stats.items():
             row[key] = stat.mean
-            row |= {f"{key}_std": stat.std} if stat.std is not None else {}
+            if stat.interval is not None:
+                row |= dict(zip([f"{key}_std", f"{key}_low", f"{key}_high"], [stat.std, *stat.interval], strict=True))
             row |= {f"{key}_n": stat.n} if stat.n < len(group.runs) else {}
+        row |= {f"{sort}_p": p} if p is not None else {}
         rows.append({printable(key): printable(str(value)) for key, value in row.items()})
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -403,20 +451,23 @@ def as_csv(groups: Sequence[Group]) -> str:
     return file.getvalue()
 
 
-def as_json(groups: Sequence[Group], skipped: Sequence[str]) -> str:
-    """Return {"groups": [{name, title, status, n, settings, metrics: {key: {mean, std, n}}, runs: [{name, status,
-    path, config, metrics}]}], "left_out": [sentences]}; null stands for NaN and infinity."""
+def as_json(groups: Sequence[Group], skipped: Sequence[str], sort: str) -> str:
+    """Return {"groups": [{name, title, status, n, settings, metrics: {key: {mean, std, n, low, high}}, p: {sort: p},
+    runs: [{name, status, path, config, metrics}]}], "left_out": [sentences]}; null stands for NaN and infinity. See
+    `p_values` for p."""
 
     def fields(each: Group | Run, **more: Any) -> dict[str, Any]:
         return {"name": each.name, "status": each.status, **more}
 
     rows = []
-    for group in groups:
-        stats = {key: stat._asdict() for key, stat in group.stats.items()}
+    for group, p in zip(groups, p_values(groups, sort), strict=True):
+        stats = {
+            key: stat._asdict() | dict(zip(("low", "high"), stat.interval or (None, None), strict=True))
+            for key, stat in group.stats.items()
+        }
         runs = [fields(run, path=str(run.path), config=run.settings, metrics=run.metrics) for run in group.runs]
-        rows.append(
-            fields(group, title=group.title, n=len(group.runs), settings=group.settings, metrics=stats, runs=runs)
-        )
+        more = {"title": group.title, "n": len(group.runs), "settings": group.settings}
+        rows.append(fields(group, **more, metrics=stats, p={sort: p}, runs=runs))
     left_out = [*skipped, *(problem for group in groups for run in group.runs for problem in run.problems)]
     return json.dumps(finite({"groups": rows, "left_out": left_out}), indent=2) + "\n"
 

@@ -74,6 +74,7 @@ def data_of(groups: Sequence[Group], sort: str, notes: Sequence[str]) -> dict[st
                 "facts": group.runs[0].facts,
                 "metrics": {key: stat.mean for key, stat in group.stats.items()},
                 "std": {key: stat.std for key, stat in group.stats.items() if stat.std is not None},
+                "intervals": {key: stat.interval for key, stat in group.stats.items() if stat.interval is not None},
                 "fewer": {key: stat.n for key, stat in group.stats.items() if stat.n < len(group.runs)},
                 "runs": [{"name": run.name, "label": f"{title}  {text}", **curves_of(run)} for run in group.runs],
                 "figures": figures_of(group.runs[0].path / "figures", notes) if number < WITH_FIGURES else {},

@@ -69,7 +69,7 @@ def show(config: Any) -> None:
     elif config.format == "markdown":
         text = compare.as_markdown(rows, sort)
     else:
-        text = compare.as_csv(rows) if config.format == "csv" else compare.as_json(rows, skipped)
+        text = compare.as_csv(rows, sort) if config.format == "csv" else compare.as_json(rows, skipped, sort)
     if out is None:
         sys.stdout.write(text)
     else:

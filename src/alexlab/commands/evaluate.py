@@ -1,6 +1,7 @@
 """Test a run, on the run's test images or another folder, for `python eval.py`."""
 
 import contextlib
+import csv
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -9,9 +10,11 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchvision.transforms.v2.functional import ten_crop
 
+from alexlab.analysis.intervals import NOISE, accuracy_interval, mcnemar
 from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fingerprint import changed_splits
@@ -21,6 +24,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import UserError, counted
+from alexlab.engine.files import atomic_write
 from alexlab.engine.memory import keep_memory
 from alexlab.engine.metrics import is_always_one
 from alexlab.engine.schema import DataConfig, EvalConfig, FiguresConfig, TrainConfig, fields_of
@@ -47,10 +51,46 @@ class Tested(NamedTuple):
     images: int  # how many were tested
 
 
+class Prediction(NamedTuple):
+    """What a network says of an image: indices of classes, and the probability of the predicted one."""
+
+    target: int
+    predicted: int
+    confidence: float
+
+
+class Predictions(Callback):
+    """Keep the prediction of each tested image by its path, relative to the folder of the images."""
+
+    def __init__(self) -> None:
+        self.by_path: dict[str, Prediction] = {}
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.keys = iter(getattr(trainer.test_dataloaders, "batch_sampler", ()))
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, logits: Any, batch: Any, *_: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if logits is None or not pl_module.one_class_per_image or data.test_split not in data.splits:
+            next(self.keys, None)
+            return
+        index = data.splits[data.test_split]
+        paths = [path for i, _ in next(self.keys) if (path := index.path(i)) not in batch.skipped]
+        confidence, predicted = logits.float().softmax(1).max(1)
+        columns = (batch.targets.tolist(), predicted.tolist(), confidence.tolist())
+        for path, *row in zip(paths, *columns, strict=True):
+            name = str(Path(path).relative_to(data.root)) if Path(path).is_relative_to(data.root) else path
+            self.by_path[name] = Prediction(*row)
+
+    @property
+    def hits(self) -> int:
+        return sum(each.predicted == each.target for each in self.by_path.values())
+
+
 def evaluate(config: EvalConfig) -> float:
     """Test a run; print and write the metrics. Returns the top-1 accuracy, or what the run's `monitor` measures."""
     run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
-    tested = score(config, run_dir, config.crops)
+    predictions = Predictions()
+    tested = score(config, run_dir, config.crops, [predictions])
     names = tested.data.readable_classes
     per_class: dict[str, Any] = {
         name: dict(zip(names, values, strict=True)) for name, values in tested.task.per_class.items()
@@ -72,7 +112,11 @@ def evaluate(config: EvalConfig) -> float:
         **metrics,
         **{f"per_class_{name}": values for name, values in per_class.items()},
     }
-    run_dirs.write_json(run_dir / out, result)
+    if predictions.by_path:
+        result[f"acc1_interval{end}"] = accuracy_interval(predictions.hits, len(predictions.by_path))
+        write_predictions((run_dir / out).with_suffix(".csv"), predictions, names)
+    versus, sentence = compare_with(config, predictions, run_dir) if config.against is not None else ({}, "")
+    run_dirs.write_json(run_dir / out, result | versus)
 
     # print it
     print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
@@ -80,11 +124,57 @@ def evaluate(config: EvalConfig) -> float:
     print(f"{counted(tested.images, 'image')} of {result['split']}, {tested.checkpoint.name}{crops}")
     for name, value in metrics.items():
         if not is_always_one(name, [value], len(names)):
-            print(f"  {name:20} {value:.4f}")
+            interval = result.get(f"acc1_interval{end}") if name == f"acc1{end}" else None
+            print(
+                f"  {name:20} {value:.4f}" + (f"   (95 %: {interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
+            )
+    if sentence:
+        print(sentence)
     if skipped := result["skipped_images"]:
         print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"))
     print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
+
+
+def write_predictions(path: Path, predictions: Predictions, names: Sequence[str]) -> None:
+    """Write a line for each image: path, class, predicted class, and the probability of the latter."""
+    with atomic_write(path, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "class", "predicted", "probability"])
+        for name, each in predictions.by_path.items():
+            writer.writerow([name, names[each.target], names[each.predicted], f"{each.confidence:.6g}"])
+
+
+def compare_with(config: EvalConfig, predictions: Predictions, run_dir: Path) -> tuple[dict[str, Any], str]:
+    """Test `config.against` on the same images; return what eval.json says of it, and a sentence.
+
+    Raises:
+        UserError: the runs have no predictions of one class per image, or other images.
+    """
+    ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"
+    other_dir = run_dirs.find_run(str(config.against), Path(config.paths.logs), ckpt)
+    others = Predictions()
+    score(config.model_copy(update={"ckpt": ckpt}), other_dir, config.crops, [others])
+    names = run_dirs.shown(run_dir), run_dirs.shown(other_dir)
+    a, b = predictions.by_path, others.by_path
+    if not a or not b:
+        raise UserError(
+            f"`against={config.against}` needs images of one class each, whose paths are known, and this task or data "
+            "has none: remove against."
+        )
+    if {path: each.target for path, each in a.items()} != {path: each.target for path, each in b.items()}:
+        raise UserError(
+            f"`against={config.against}`: {names[0]} was tested on {counted(len(a), 'image')} and {names[1]} on "
+            f"{len(b):,}, of which {len(a.keys() & b.keys()):,} are the same: give the images with data.root=PATH."
+        )
+    only = [sum(x[path][1] == x[path][0] != y[path][1] for path in x) for x, y in ((a, b), (b, a))]
+    p = mcnemar(*only)
+    sentence = (
+        f"against {names[1]}: acc1 {others.hits / len(b):.4f}; only this run is right on {counted(only[0], 'image')}, "
+        f"only the other one on {only[1]:,}: p={p:.2g} (McNemar), {'within' if p > NOISE else 'more than'} noise."
+    )
+    about = {"run": str(other_dir), "acc1": others.hits / len(b), "only_this": only[0], "only_other": only[1], "p": p}
+    return {"against": about}, sentence
 
 
 def score(

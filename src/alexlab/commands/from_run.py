@@ -47,6 +47,9 @@ FOLLOWS = {
     "model.net.pretrained": "model.pretrained",
     "model.net.in_channels": "model.in_channels",
     "optimizer.bias_lr_factor": "model.bias_lr_factor",
+    "optimizer.lr": "model.training.lr",
+    "optimizer.weight_decay": "model.training.weight_decay",
+    "scheduler.warmup": "model.training.warmup",
     "scheduler.monitor": "monitor",
 }
 

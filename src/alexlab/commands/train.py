@@ -14,6 +14,7 @@ from alexlab.commands import summary as summaries
 from alexlab.commands import sweep
 from alexlab.commands.build import Experiment, build, build_data, build_task, load_checkpoint
 from alexlab.commands.build_transforms import build_transforms
+from alexlab.commands.find import find
 from alexlab.commands.session import RunSession
 from alexlab.commands.start import Start, find_start
 from alexlab.data import first_look
@@ -92,6 +93,7 @@ def show_plan(start: Start, devices: Devices) -> None:
     plan = plans.make_plan(config, devices.world_size, data.images, data.train_batches)
     task = build_task(config, data, devices.kind, plan, start.trusted)
     load_checkpoint(config, task, data, plan, start.trusted)
+    report(find(config, devices, data, plan, task))
     if launcher.rank() == 0:
         plans.show(plan, config, devices, data.images, task.net, data.readable_classes)
         report([f"note: {line}" for line in (*data.notes(), *first_look.warnings_of(data.splits))])
@@ -139,6 +141,7 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
     experiment = build(config, devices, recorder, start.trusted)
     trainer, task, data = experiment.trainer, experiment.task, experiment.data
     notes = [*start.notes, *report_changes(start, data)]
+    report(find(config, devices, data, experiment.plan, task))
     with RunSession(config, experiment, recorder, notes) as session:
         # train
         trainer.fit(task, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)

@@ -113,6 +113,7 @@ def quiet_libraries() -> None:
         ".*overridden `.*transfer_batch_to_device.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*your dataloader is not resumable.*",  # the sampler is
+        ".*a `validation_step` but have no `val_dataloader`.*",  # of what trains a few steps only
         "Glyph .* missing from font",  # the start of a run names the letters
     ):
         warnings.filterwarnings("ignore", message=message)

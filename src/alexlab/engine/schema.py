@@ -332,10 +332,13 @@ class TrainerConfig(Group):
     cudnn_benchmark: bool = key("Let cuDNN measure its algorithms once on GPUs.", True)
     timeout: Positive = key("Minutes that ranks wait for each other.", 10)
     master_port: Annotated[int, Ge(1), Le(65535)] | None = key("Port at which ranks meet; null takes a free one.", None)
+    lr_find: bool = key("Print the loss at rising learning rates, and a good one, before the run.", False)
+    batch_size_find: bool = key("Print the largest batch that fits on a GPU, before the run.", False)
 
 
 # Keys of `trainer` that Lightning's Trainer does not get; it gets all remaining keys as they are.
-OWN_TRAINER_KEYS = ("strategy", "precision", "channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port")
+OWN_TRAINER_KEYS: tuple[str, ...] = ("strategy", "precision", "channels_last", "tf32", "cudnn_benchmark", "timeout")
+OWN_TRAINER_KEYS += ("master_port", "lr_find", "batch_size_find")
 
 
 class WandbConfig(Group):
@@ -515,6 +518,7 @@ class EvalConfig(EvaluatingConfig):
     crops: Annotated[int, Rule("1 or 10", lambda v: v in (1, 10))] = key(
         "Crops per image: 1 (center), or the paper's 10 (averaged).", 1
     )
+    against: Text | None = key("Another run, tested on the same images and compared by McNemar's test.", None)
 
 
 class PredictConfig(RunConfig):

@@ -16,7 +16,8 @@ IGNORED_IN = {
     "choices.": "logger callbacks metrics",
     "data.": "num_workers timeout num_classes",
     "model.net.": "name",
-    "trainer.": "log_every_n_steps profiler timeout master_port",
+    "model.training.": "lr warmup weight_decay",
+    "trainer.": "log_every_n_steps profiler timeout master_port lr_find batch_size_find",
 }
 REPETITIONS = ("seed", "data.fold")  # runs that differ in nothing else repeat one setting
 IGNORED = {group + name for group, names in IGNORED_IN.items() for name in names.split()}

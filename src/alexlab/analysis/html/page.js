@@ -77,6 +77,7 @@ function drawTable(colour) {
         const number = g.metrics[key];
         cell.className = number !== undefined && number === best.get(key) ? "number best" : "number";
         cell.textContent = isNumber(number) ? WRITERS.get(key)(number, g.std[key]) + (has(g.fewer, key) ? ` (${g.fewer[key]})` : "") : "";
+        if (has(g.intervals, key)) cell.title = `95 % interval of the mean: ${g.intervals[key].map((v) => Number(v.toPrecision(4))).join(" to ")}`;
       } else {
         const setting = g.settings[key];
         cell.title = text(setting);
