@@ -122,6 +122,17 @@ def test_normalized_hidden_layers_keep_the_names_of_the_linear_layers_and_start_
     torch.testing.assert_close(second, torch.full((256,), 6 / 16))
 
 
+@pytest.mark.parametrize(("init", "rate"), [("paper", "0.01"), ("released", "0.001"), ("caffe", "0.02")])
+def test_fragile_initializations_say_how_they_learn(init: str, rate: str) -> None:
+    net = AlexNet(2, maps=(8, 16, 16, 16, 8), hidden=(8, 8), init=init)
+    advice = net.advice([1 / 255] * 3)
+    assert advice is not None
+    assert advice.startswith(f"init={init} learns from pixels of 0 to 255 minus the mean (model.std of 1/255), with")
+    assert f"a learning rate of about {rate}, after a plateau" in advice
+    assert str(net.advice([0.229, 0.224, 0.225])).endswith("With this model.std the inputs are 58 times smaller.")
+    assert AlexNet(2, maps=(8, 16, 16, 16, 8), hidden=(8, 8)).advice([0.2]) is None
+
+
 PAPER = [(96, 55), (96, 27), (256, 27), (256, 13), (384, 13), (384, 13), (256, 13), (256, 6)]
 HALF = [(48, 54), (48, 26), (128, 26), (128, 12), (192, 12), (192, 12), (128, 12), (128, 5)]
 

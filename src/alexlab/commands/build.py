@@ -59,6 +59,7 @@ from alexlab.engine.schema import OWN_TRAINER_KEYS, TrainConfig, mode_of
 from alexlab.engine.text import printable, shorten
 from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.loggers.tracker import Tracker
+from alexlab.models.alexnet import AlexNet
 from alexlab.models.introspection import head_of, normalization
 from alexlab.tasks import optimizers
 from alexlab.tasks.augment import BatchAugment
@@ -206,11 +207,14 @@ def build_task(
             f"`monitor={config.monitor}` is 1 with {num_classes} classes, whatever is learned: use val/acc1."
         )
     mean, std = statistics_of(config, net)
+    advice = net.advice(std) if trains and isinstance(net, AlexNet) else None
 
     # loss and metrics get these facts if their constructors name them, and the task gets all of `known`
     facts = {"num_classes": num_classes, "num_labels": num_classes, "class_names": data.readable_classes}
     facts["task"] = "multilabel" if config.data.multilabel else "multiclass"  # of torchmetrics
     note = print if launcher.prints() else lambda line: None
+    if advice is not None:
+        note(f"note: {advice}")
     criterion = build_loss(config, data, facts, trusted, trains)
     metrics = build_metrics(config.metrics.model_dump(), trusted, facts, max(data.images.values()), note)
     known = {**facts, "net": net, "criterion": criterion, "metrics": metrics}

@@ -12,6 +12,10 @@ from alexlab.models.lrn import LocalResponseNorm
 
 # 1 / sqrt(1/2 - 1/(2 pi)): one over the standard deviation of a rectified unit Gaussian
 RELU_GAIN = (0.5 - 0.5 / math.pi) ** -0.5
+PIXELS = 1 / 255  # model.std for which these were made: the network gets 0 to 255 minus the mean
+# learning rates with which these were published, or learned on photos5; see `AlexNet.advice`
+RATES = {"paper": 0.01, "released": 0.001, "caffe": 0.02}
+
 # With norm_hidden, the root of the sum of squares of what the classifier gets. A step changes a logit by about the
 # learning rate times this number squared. Normalized units would give sqrt(4096) = 64, with which a learning rate of
 # 0.1 overshoots: losses rose to 120. Of 4, 6, 8 and 64, 6 had the most even accuracies on photos5 from 0.003 to 0.1.
@@ -82,7 +86,7 @@ class AlexNet(nn.Module):
             raise ValueError(f"norm={norm} must be lrn, bn or none.")
         if init not in (*INITS, "centered", "torch"):
             raise ValueError(f"init={init} must be one of {', '.join((*INITS, 'centered', 'torch'))}.")
-        self.map_size = map_size
+        self.map_size, self.init = map_size, init
         layers: list[nn.Module] = [nn.ZeroPad2d((0, 3, 0, 3))] if padding == "right_bottom" else []
         pads = (0 if padding == "right_bottom" else int(padding), 2, 1, 1, 1)
         channels = in_channels
@@ -125,6 +129,21 @@ class AlexNet(nn.Module):
     def layers(self) -> list[nn.Conv2d | nn.Linear]:
         """The five convolutions and three linear layers."""
         return [layer for layer in self.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+
+    def advice(self, std: Sequence[float]) -> str | None:
+        """Return what the published initializations need in order to learn; None for the others.
+
+        Args:
+            std: of the pixels from 0 to 1, by which the images are divided.
+        """
+        if self.init not in INITS:
+            return None
+        text = (
+            f"init={self.init} learns from pixels of 0 to 255 minus the mean (model.std of 1/255), with a learning "
+            f"rate of about {RATES[self.init]:g}, after a plateau of up to several hundred steps."
+        )
+        times = sum(std) / len(std) / PIXELS
+        return text if 0.5 < times < 2 else f"{text} With this model.std the inputs are {times:.2g} times smaller."
 
     def _init(self, how: str) -> None:
         for number, layer in enumerate(self.layers if how != "torch" else ()):
