@@ -16,7 +16,7 @@ OTHER := $(filter-out $(INSTALLED),$(TORCH))
 REINSTALL := $(if $(OTHER),--reinstall-package torch --reinstall-package torchvision)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test faults lint lock FORCE
+.PHONY: help setup train test faults results lint lock FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
@@ -54,6 +54,9 @@ test: setup  ## run the whole test suite; ARGS="-k name" narrows it
 
 faults: setup  ## kill runs, ranks and writers at random, far more often than `make test`, and all of W&B's faults: 45 minutes
 	@ALEXLAB_FAULTS=25 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 tests/callbacks/test_exact_resume.py tests/commands/test_faults.py tests/commands/test_dying_ranks.py tests/loggers/test_wandb_logger.py $(ARGS)
+
+results: setup  ## train what the tables of docs/results.md need, and write them; ARGS="rates photos=FOLDER" chooses
+	@$(BIN)/python docs/results.py $(ARGS)
 
 lint: setup  ## run what pre-commit runs: ruff, mypy, YAML, large files, secrets
 	@$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -112,6 +113,10 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
+
+
 def steps(left: Callable[[], float]) -> list[str]:
     forms = ["fp32", "bf16", "bf16, channels-last", *(["bf16, channels-last, compiled"] if GPU else [])]
     rows = ["| network | form | " + " | ".join(f"batch {batch}" for batch in BATCHES) + " |"]
@@ -128,6 +133,8 @@ def steps(left: Callable[[], float]) -> list[str]:
                     cells.append(f"{rate:,.0f} images/s, {memory:.1f} GiB")
                 except torch.OutOfMemoryError:
                     cells.append("does not fit")
+                except Exception as error:  # such as a compiler that is missing
+                    cells.append(f"FAILED: {first_line(error)}")
             rows.append(f"| {name} | {form} | {' | '.join(cells)} |")
     return [
         *rows,
@@ -164,14 +171,18 @@ def resume(left: Callable[[], float]) -> list[str]:
     for deterministic in ("true", "false"):
         with tempfile.TemporaryDirectory() as temporary:
             folder, more = Path(temporary), f"trainer.deterministic={deterministic}"
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+            if deterministic == "true":
+                os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+            else:
+                os.environ.pop("CUBLAS_WORKSPACE_CONFIG")
             run(small_run(folder, "whole", more), left())
             run(small_run(folder, "parts", more, "trainer.max_epochs=1"), left())
             run(["train.py", f"resume={folder}/parts", "trainer.max_epochs=2"], left())
             words = ["-m", "alexlab", "compare", f"runs=[{folder}/whole,{folder}/parts]", "equal=true"]
             done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
             equal = (done.stdout or done.stderr).strip().replace(str(folder), "")
-            lines.append(f"- deterministic={deterministic}: {equal}")
+            wrong = "FAILED: " if done.returncode and deterministic == "true" else ""
+            lines.append(f"- deterministic={deterministic}: {wrong}{equal}")
     return lines
 
 
@@ -237,12 +248,11 @@ def main() -> None:
         return 60 * args.minutes - (time.monotonic() - start)
 
     name = torch.cuda.get_device_name() if GPU else "a CPU"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    about = (
-        f"{name}, torch {torch.__version__}, commit {commit.stdout.strip() or 'unknown'}, {time.strftime('%Y-%m-%d')}"
-    )
+    commit = "unknown"
+    if shutil.which("git"):
+        words = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    about = f"{name}, torch {torch.__version__}, commit {commit}, {time.strftime('%Y-%m-%d')}"
     print(about, flush=True)
     text: list[str] = [f"Measured on {about}.", ""]
     failed = False
@@ -251,12 +261,16 @@ def main() -> None:
         try:
             lines = part(left) if left() > 10 else ["Skipped: no time was left."]
         except SkippedError as error:
-            lines, failed = [f"Skipped: {error}."], failed or "FAILED" in str(error)
+            lines = [f"Skipped: {error}."]
+        except Exception as error:  # the other parts go on
+            lines = [f"FAILED: {first_line(error)}"]
+        failed = failed or any("FAILED" in line for line in lines)
         print(f"\n{title} ({time.monotonic() - began:.0f} s)", *lines, sep="\n", flush=True)
         text += [f"### {title}", "", *lines, ""]
+        if GPU:
+            write("\n".join(text))
     if not GPU:
-        text = ["Not yet measured: there was no GPU. The script ran on a CPU, which only shows that it works.", ""]
-    write("\n".join(text))
+        write("Not yet measured: there was no GPU. The script ran on a CPU, which only shows that it works.\n")
     sys.exit(failed)
 
 

@@ -274,6 +274,15 @@ def test_differences_to_the_best_row_are_tested_and_those_within_noise_marked(tm
     assert '"intervals":{"' in (tmp_path / "page.html").read_text().replace(" ", "")
 
 
+def test_seeds_that_all_have_the_same_number_are_not_tested(tmp_path: Path, compare: Compare) -> None:
+    """Two seeds with the same accuracy on 21 images say nothing of the third."""
+    for lr, score in ((0.1, 0.5), (0.2, 0.25)):
+        for seed in range(2):
+            make_run(tmp_path / f"lr{lr}s{seed}", lr, score, seed=seed)
+    assert "p=" not in compare()[0]
+    assert [group["p"] for group in json.loads(compare(format="json")[0])["groups"]] == [{"val/acc1": None}] * 2
+
+
 def fold(
     folder: Path, number: int, acc1: float, seed: int = 0, images: str = "x", lr: float = 0.1, **data: Any
 ) -> Path:

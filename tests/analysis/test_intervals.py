@@ -27,11 +27,6 @@ def test_the_difference_of_means_is_welchs(n: int, m: int) -> None:
     assert intervals.difference_of_means(*reversed(samples)) == pytest.approx(expected)
 
 
-def test_runs_without_a_deviation_are_equal_or_differ() -> None:
-    assert intervals.difference_of_means((0.5, 0.0, 3), (0.5, 0.0, 3)) == 1
-    assert intervals.difference_of_means((0.5, 0.0, 3), (0.6, 0.0, 3)) == 0
-
-
 def test_holms_correction() -> None:
     """By hand: 3 * 0.01; 2 * 0.03; then 0.04, which may not be less than the one before. At most 1."""
     assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])

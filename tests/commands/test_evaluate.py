@@ -18,7 +18,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 import alexlab
-from alexlab.commands.evaluate import TenCrops
+from alexlab.commands.evaluate import Prediction, Predictions, TenCrops
 from alexlab.data.decode import Picture
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
@@ -173,9 +173,36 @@ def test_two_runs_are_compared_on_the_same_images(run_dir: Path, data: Path, tmp
     OmegaConf.save(plain, other / "config.yaml")
     done = command("eval.py", f"run={run_dir}", f"against={other}", f"paths.logs={tmp_path}")
     assert done.returncode == 2
-    assert (
-        f"`against={other}`: {run_dir} was tested on 10 images and {other} on 9, of which 9 are the same" in done.stderr
-    )
+    assert f"`against={other}`: {run_dir} was tested on 10 images and {other} on 9, which are not the sa" in done.stderr
+    assert "acc1 " in done.stdout, "the run's own numbers are not lost"
+    assert "against" not in result_of(run_dir)
+    done = command("eval.py", f"run={run_dir}", "against=nope", f"paths.logs={tmp_path}")
+    assert "`against=nope` is not a run's directory" in done.stderr
+
+    # the same names, and another picture
+    shutil.copytree(data, tmp_path / "changed")
+    with next(tmp_path.glob("changed/test/*/*.*")).open("ab") as file:
+        file.write(b"more")
+    plain.data.root = str(tmp_path / "changed")
+    OmegaConf.save(plain, other / "config.yaml")
+    done = command("eval.py", f"run={run_dir}", f"against={other}", f"paths.logs={tmp_path}")
+    assert f"`against={other}`: {run_dir} was tested on 10 images and {other} on 10, which are not the s" in done.stderr
+
+
+def test_an_image_that_a_table_lists_twice_counts_twice() -> None:
+    """As in the accuracy of the test."""
+    predictions = Predictions()
+    predictions.rows = [
+        ("a.jpg", Prediction(0, 0, 0.9)),
+        ("a.jpg", Prediction(0, 0, 0.9)),
+        ("b.jpg", Prediction(1, 0, 0.6)),
+    ]
+    assert predictions.hits == 2
+    assert predictions.right(["cat", "dog"]) == {
+        ("a.jpg", "cat", 1): True,
+        ("a.jpg", "cat", 2): True,
+        ("b.jpg", "dog", 1): False,
+    }
 
 
 def test_a_run_of_two_ranks_is_evaluated_by_one_process(data: Path, tmp_path: Path) -> None:

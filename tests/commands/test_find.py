@@ -1,12 +1,15 @@
 """The search for a learning rate and for the largest batch, before a run."""
 
-import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import command
+from conftest import config_of as compose
 from resuming import Harness, TinyNet, difference
 
 from alexlab.commands import find, plan
@@ -22,27 +25,67 @@ def test_the_run_is_the_same_with_and_without_a_search(harness: Harness, capsys:
     assert "learning rate   loss" not in capsys.readouterr().out
     harness.train("found", *words, "trainer.lr_find=true")
     printed = capsys.readouterr().out
-    assert printed.index("learning rate   loss (running mean)") < printed.index("The loss falls fastest at ")
-    assert "This run uses 0.005." in printed
+    assert printed.index("learning rate   loss (running mean)") < printed.index("This run uses 0.005.")
     assert difference(harness.folder / "plain", harness.folder / "found") is None
 
 
 def test_a_resumed_run_does_not_search_again(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
     harness.train("run", "trainer.lr_find=true", "trainer.max_epochs=1")
-    assert "The loss falls fastest" in capsys.readouterr().out
-    harness.train("run", "resume.run=auto", "trainer.max_epochs=2")
-    assert "The loss falls fastest" not in capsys.readouterr().out
+    assert "learning rate   loss" in capsys.readouterr().out
+    assert "learning rate   loss" in (harness.folder / "run/train.log").read_text()
+    harness.train("run", "resume.run=auto", "trainer.lr_find=true", "trainer.max_epochs=2")
+    printed = capsys.readouterr().out
+    assert "learning rate   loss" not in printed
+    assert "note: trainer.lr_find=true is ignored, because a resumed run keeps its values." in printed
 
 
-def test_the_rate_is_found_where_the_loss_falls_fastest() -> None:
-    """A loss that falls as a logistic curve around step 60, where its slope is largest."""
-    rates = [10 ** (i / 20 - 6) for i in range(100)]
-    losses = [2 - 1 / (1 + math.exp(-(i - 60) / 5)) for i in range(100)]
-    assert find.steepest(rates, losses) == pytest.approx(1e-3)
-    assert find.steepest(rates, [1.0 + i / 100 for i in range(100)]) is None, "a loss that only rises"
-    early = [3.0, 1.0, *[1.0] * 98]
-    assert find.steepest(rates, early) is None, "the first steps are noise"
-    assert find.steepest([], []) is None
+def curve(loss: Callable[[float], float], noise: float = 0.0) -> tuple[list[float], list[float]]:
+    """Return 100 rates from 1e-6 to 1, and the losses of a function of log10(rate), with normal noise."""
+    steps = np.linspace(-6, 0, 100)
+    losses = [loss(x) + noise * e for x, e in zip(steps, np.random.default_rng(0).normal(size=100), strict=True)]
+    return (10**steps).tolist(), losses
+
+
+def falls(x: float) -> float:
+    """2.3 until 1e-4, then on a straight line to 1.3 at 1e-2, where it rises steeply."""
+    return 2.3 - max(0, x + 4) / 2 if x < -2 else 1.3 + 2 * (x + 2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_rate_is_where_the_loss_has_fallen_by_four_fifths(noise: float) -> None:
+    """Which is at 10 ** -2.4; the running mean is ten steps behind, which are a factor of four."""
+    rate = find.fallen(*curve(falls, noise))
+    assert rate is not None
+    assert 3e-3 < rate < 2e-2
+
+
+def test_a_fall_after_a_divergence_does_not_count() -> None:
+    rate = find.fallen(*curve(lambda x: falls(x) if x < -1.5 else 2.3 - 2 * (x + 1.5)))
+    assert rate is not None
+    assert rate < 3e-2, "and not the end of the curve, at 1, where the loss is -0.7"
+
+
+def test_no_rate_is_found_if_the_loss_falls_by_less_than_its_noise() -> None:
+    for loss in (lambda x: 2.3, lambda x: 2.3 + max(0, x + 3), lambda x: 2.3 - 0.01 * (x + 6)):
+        assert find.fallen(*curve(loss, 0.1)) is None
+    assert find.fallen([], []) is None
+    lines = find.report_rates(*curve(lambda x: 2.3, 0.1), 0.1, compose())
+    assert lines[-1] == "No rate is clearly good: the loss falls by less than its noise. This run uses 0.1."
+
+
+@pytest.mark.parametrize("scheduler", ["plateau", "onecycle", "cosine"])
+def test_the_search_finds_a_rate_with_which_the_network_learns(
+    scheduler: str, harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same one for each schedule and each call."""
+    words = ["trainer.lr_find=true", f"scheduler={scheduler}", "augment=none", "data.batch_size=40"]
+    for dry_run in ("true", "false"):
+        harness.train(f"{scheduler}{dry_run}", *words, f"dry_run={dry_run}")
+    first, second = re.findall(
+        r"At (\S+), 80% of the fall is reached: try optimizer.lr=(\S+)\.", capsys.readouterr().out
+    )
+    assert first == second
+    assert 1e-3 < float(first[0]) < 1
 
 
 def test_the_running_mean_of_a_constant_is_that_constant() -> None:
@@ -130,7 +173,10 @@ def test_what_cannot_be_searched_is_said_before_the_run(
 
 
 def test_messages_of_a_search_without_result() -> None:
-    with pytest.raises(UserError, match=r"^`trainer.lr_find=true`: the loss falls at no learning rate from 1e-06 to 1"):
-        find.report_rates([1e-6, 1e-5], [1.0, 2.0], 0.1, None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^`trainer.batch_size_find=true`: not even one image fits: lower data.image"):
         find.report_batch(0, None)  # type: ignore[arg-type]
+    one = Devices("cpu", local=1, nodes=1)
+    with pytest.raises(
+        UserError, match=r"^`trainer.lr_find=true` needs a task that takes `optimizer`, and Module sets"
+    ):
+        find.find(compose("trainer.lr_find=true"), one, None, None, torch.nn.Module())  # type: ignore[arg-type]

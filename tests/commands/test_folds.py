@@ -53,9 +53,9 @@ def test_a_sweep_trains_each_fold_and_prints_mean_and_deviation(sweep: tuple[Pat
     row = f"{statistics.fmean(losses):.4f}±{statistics.stdev(losses):.4f}"
     compared = command("compare", f"runs={folder}", "sort=val/loss").stdout
     for text in (printed, compared):
-        (line,) = [line for line in text.splitlines() if "  sweep/0 +2" in line]
-        assert row in line
-        assert "data.fold=0,1,2" in line
+        (found,) = re.findall(r"(.*)\n +sweep/0 \+2  (.*)", text)
+        assert row in found[0]
+        assert "data.fold=0,1,2" in found[1]
     assert "  sweep/1" not in printed
     assert "compare its jobs: alexlab compare runs=" in printed
     each = command("compare", f"runs={folder}", "seeds=each").stdout

@@ -276,7 +276,7 @@ def test_unknown_keys_of_other_commands_are_errors() -> None:
     assert mistakes(of_command("eval") | {"foo": 1, "crop": 10}, schema.EvalConfig) == [
         (
             "`foo=1`: there is no such key. The config has command, paths, allow, run, ckpt, data, compile, trainer, "
-            "crops."
+            "crops, against."
         ),
         "`crop=10`: there is no such key. Did you mean `crops`?",
     ]
@@ -595,7 +595,7 @@ def test_keys_of_trainer_are_arguments_of_lightning_or_our_own() -> None:
 
     parameters = inspect.signature(pl.Trainer.__init__).parameters
     fields = fields_of(schema.TrainerConfig)
-    own = {"channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port"}
+    own = {"channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port", "lr_find", "batch_size_find"}
     assert set(fields) - own <= set(parameters)
     assert set(schema.OWN_TRAINER_KEYS) == own | {"strategy", "precision"}
     shipped: Any = OmegaConf.to_container(OmegaConf.load(CONF / "trainer/auto.yaml"))

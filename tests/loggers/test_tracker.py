@@ -137,7 +137,7 @@ def test_mlflow_gets_config_metrics_figures_and_status(whole: tuple[Path, str]) 
     assert (run.info.status, client.get_experiment(run.info.experiment_id).name) == ("FINISHED", "alexlab")
     assert run.info.run_name.startswith("shufflenet_v2_x0_5-px64")
     params = run.data.params
-    assert (params["optimizer.lr"], params["data.root"]) == ("0.005", "shapes"), "no folder of this machine"
+    assert (params["optimizer.lr"], params["data.root"]) == ("0.02", "shapes"), "no folder of this machine"
     assert params["logger.mine.token"] == "${oc.env:MY_TOKEN}"
     for key in ("val/acc1", "train/loss", "test/loss"):
         assert run.data.metrics[key] == pytest.approx(last_row(run_dir, key)), key
@@ -157,7 +157,7 @@ def test_tensorboard_gets_config_metrics_figures_and_status(whole: tuple[Path, s
     run_dir, printed = whole
     read = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     content = read.summary_metadata[SESSION_START_INFO_TAG].plugin_data.content
-    assert parse_session_start_info_plugin_data(content).hparams["optimizer.lr"].number_value == 0.005
+    assert parse_session_start_info_plugin_data(content).hparams["optimizer.lr"].number_value == 0.02
     assert SESSION_END_INFO_TAG in read.summary_metadata
     assert read.Scalars("val/acc1")[-1].value == pytest.approx(last_row(run_dir, "val/acc1"))
     assert {*read.Tags()["images"]} == {"images/train", *(f"figures/{name}" for name in FIGURES)}
@@ -173,7 +173,7 @@ def test_a_logger_of_ones_own_gets_config_metrics_figures_and_status(whole: tupl
     [first] = lines_of(run_dir, "log_hyperparams")
     assert (first["version"], first["purge_step"]) == ("whole", None)
     assert first["token"] == hashlib.sha256(TOKEN.encode()).hexdigest(), "the logger itself gets the secret"
-    assert (first["config"]["optimizer.lr"], first["config"]["logger.mine.token"]) == (0.005, "${oc.env:MY_TOKEN}")
+    assert (first["config"]["optimizer.lr"], first["config"]["logger.mine.token"]) == (0.02, "${oc.env:MY_TOKEN}")
     rows = read_csv(run_dir / "metrics.csv")[1]
     logged = lines_of(run_dir, "log_metrics")
     assert [str(line["step"]) for line in logged] == [row["step"] for row in rows]

@@ -86,7 +86,7 @@ def test_a_run_logs_its_config_metrics_and_summary(whole: tuple[Path, str], serv
     assert re.fullmatch(group, run.fields["groupName"]), "the overrides, sorted, without the seed"
     assert (run.fields["jobType"], run.fields["tags"]) == ("train", ["shufflenet_v2_x0_5", "shapes"])
     assert (run.complete, run.exit_code, run.preempting) == (True, 0, False)
-    assert run.config["optimizer"]["lr"] == 0.005
+    assert run.config["optimizer"]["lr"] == 0.02
     assert run.config["data"]["num_classes"] is None, "the config as given; the summary has the number"
     assert run.summary["dataset"]["num_classes"] == 10
     assert str(run_dir.parent) not in json.dumps([run.config, run.summary]), "no folder of this machine"

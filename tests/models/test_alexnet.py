@@ -130,6 +130,7 @@ def test_fragile_initializations_say_how_they_learn(init: str, rate: str) -> Non
     assert advice.startswith(f"init={init} learns from pixels of 0 to 255 minus the mean (model.std of 1/255), with")
     assert f"a learning rate of about {rate}, after a plateau" in advice
     assert str(net.advice([0.229, 0.224, 0.225])).endswith("With this model.std the inputs are 58 times smaller.")
+    assert str(net.advice([1 / 2550] * 3)).endswith("With this model.std the inputs are 10 times larger.")
     assert AlexNet(2, maps=(8, 16, 16, 16, 8), hidden=(8, 8)).advice([0.2]) is None
 
 
@@ -149,6 +150,19 @@ def test_each_layer_has_the_published_shape(name: str) -> None:
     net(torch.zeros(1, 3, size, size))
     assert found == [(maps, side, side) for maps, side in expected]
     assert net.classifier[0].in_features == features
+
+
+def test_pooling_without_overlap_has_maps_of_the_same_size() -> None:
+    """By hand: 55 -> 27 -> 13 -> 6 with windows of 3 and of 2, each 2 apart."""
+    net = AlexNet(2, maps=(8, 16, 16, 16, 8), hidden=(8, 8), pool=2).eval()
+    found = []
+    for layer in net.features:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.register_forward_hook(lambda _, inputs, out: found.append((inputs[0], out)))
+    net(torch.randn(1, 3, 224, 224))
+    assert [out.shape[-1] for _, out in found] == [27, 13, 6]
+    before, after = found[0]
+    torch.testing.assert_close(after[0, 0, 0, 1], before[0, 0, :2, 2:4].max())
 
 
 def test_the_first_convolution_is_padded_on_the_right_and_at_the_bottom() -> None:

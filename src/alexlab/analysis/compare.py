@@ -226,12 +226,12 @@ def p_values(groups: Sequence[Group], sort: str) -> list[float | None]:
     """Return for each group how probable a difference to the first one as large as that of `sort` is by chance.
 
     Welch's t test between the seeds, with Holm's correction for the number of groups. None for the first group, and
-    for all others if it has one run; also for groups with one run.
+    for all others if it has one run; also for groups with one run, and if all seeds of both have the same number.
     """
     samples: list[Any] = [group.stats.get(sort) for group in groups]
-    tested = [n for n, stat in enumerate(samples) if n and stat and stat.std is not None]
-    if not tested or samples[0] is None or samples[0].std is None:
+    if not samples or samples[0] is None or samples[0].std is None:
         return [None] * len(groups)
+    tested = [n for n, stat in enumerate(samples) if n and stat and stat.std is not None and stat.std + samples[0].std]
     corrected = holm([difference_of_means(samples[0], samples[n]) for n in tested])
     by_number = dict(zip(tested, corrected, strict=True))
     return [by_number.get(number) for number in range(len(groups))]
@@ -400,6 +400,8 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
 
     while len((printed := lines())[0]) > width and droppable:
         columns.remove(droppable.pop(0))
+    for key in [key for key in more if key not in columns]:  # below the row, then
+        labels = [f"{text}  {key}: {value}" if value else text for text, value in zip(labels, more[key], strict=True)]
     if len(printed[0]) + 2 + max(map(len, labels)) <= width:
         return [f"{line}  {label}".rstrip() for line, label in zip(printed, ["", *labels], strict=True)]
     for place, label in reversed(list(enumerate(labels, 2))):

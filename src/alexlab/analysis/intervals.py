@@ -24,21 +24,19 @@ def mean_interval(mean: float, std: float, n: int) -> tuple[float, float]:
 
 
 def difference_of_means(one: tuple[float, float, int], other: tuple[float, float, int]) -> float:
-    """Return p of Welch's t test, two-sided: whether two means differ, for two samples of (mean, std, n >= 2) with any
-    deviations. Welch 1947, Biometrika 34."""
+    """Return p of Welch's t test, two-sided: whether two means differ, for two samples of (mean, std, n >= 2), not both
+    of deviation 0. Welch 1947, Biometrika 34."""
     from scipy.special import stdtr
 
     (mean_a, std_a, n_a), (mean_b, std_b, n_b) = one, other
     a, b = std_a**2 / n_a, std_b**2 / n_b
-    if a + b == 0:
-        return 1.0 if mean_a == mean_b else 0.0
     freedom = (a + b) ** 2 / (a**2 / (n_a - 1) + b**2 / (n_b - 1))
     return 2 * float(stdtr(freedom, -abs(mean_a - mean_b) / math.sqrt(a + b)))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p corrected for their number, so that with 5 % as the limit, the chance that any of them is wrong is at
-    most 5 %. Holm 1979, Scandinavian Journal of Statistics 6."""
+    """Return p corrected for their number, so that with 5 % as the limit, the chance that any difference is called
+    real by mistake is at most 5 %. Holm 1979, Scandinavian Journal of Statistics 6."""
     corrected, largest = [0.0] * len(p), 0.0
     for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[place]))

@@ -1,6 +1,6 @@
 """Handle NaN and infinite losses, which make the weights NaN: `on_nan` is `stop` (the run) or `skip` (the step).
 
-A loss that rises over ten times its start gives a warning: the run may go on, but it rarely learns.
+A loss that rises over ten times its start (over 10 if it starts below 1) gives a warning, and the run goes on.
 
 `stop` takes no time per step: losses stay on the device, and are checked when metrics are logged anyway. `skip` waits
 for each gradient. Both check the weights before a validation and before a checkpoint, so that no file has NaN or
@@ -43,7 +43,8 @@ class NanGuard(Callback):
     def __init__(self, mode: str, last_ckpt: Path, resume_command: str) -> None:
         self.skips = mode == "skip"
         self.last_ckpt, self.resume_command = last_ckpt, resume_command
-        self.losses: Losses = []  # since the last check; for skip, of this step
+        self.losses: Losses = []  # since the last check
+        self.of_step: Losses = []  # of this step, for skip
         self.last_batch = 0
         self.step_before, self.stepped = 0, True  # optimizer steps before this batch; whether it ended in one
         self.skipped_in_a_row = 0
@@ -65,7 +66,7 @@ class NanGuard(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.step_before = trainer.global_step
         if self.skips and batch_idx % trainer.accumulate_grad_batches == 0:
-            self.losses.clear()
+            self.of_step.clear()
             self.buffers = [buffer.clone() for buffer in pl_module.net.buffers()]
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -80,15 +81,14 @@ class NanGuard(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append((batch_idx, outputs["loss"].detach()))
+        if self.skips:
+            self.of_step.append(self.losses[-1])
         self.last_batch = batch_idx
         self.stepped = trainer.global_step > self.step_before
-        is_logged = self.stepped and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if self.stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.check(trainer)
         if not self.skips:
-            if is_logged:
-                self.check(trainer)
             return
-        if is_logged or self.start is None:
-            self._warn_of_rise(trainer, self.losses, self._of_ranks(trainer, self.losses))
         if self.stepped and _scaler(trainer) is not None:  # the scaler skipped the step, but BatchNorm saw the batch
             self.skipping = self._restore_buffers_if_nonfinite(trainer, pl_module)
         if self.skipping:
@@ -108,17 +108,17 @@ class NanGuard(Callback):
         self.check(trainer)  # before the epoch's metrics are logged; Checkpointing checks the weights
 
     def check(self, trainer: pl.Trainer, weights: bool = False) -> None:
-        """Check the losses since the last check, and raise UserError if one is NaN or infinite.
+        """Warn if the losses since the last check have risen, and raise UserError if one is NaN or infinite.
 
-        With `skip`, no losses are checked: such steps are skipped already.
+        With `skip`, none of them raises: such steps are skipped already.
 
         Args:
             weights: check the weights too: a NaN gradient makes them NaN although the loss was finite.
         """
-        losses, self.losses = ([], self.losses) if self.skips else (self.losses, [])
+        losses, self.losses = self.losses, []
         of_ranks = self._of_ranks(trainer, losses)
         self._warn_of_rise(trainer, losses, of_ranks)
-        what = self._first_nonfinite(trainer, losses, of_ranks)
+        what = None if self.skips else self._first_nonfinite(trainer, losses, of_ranks)
         net: Any = trainer.lightning_module.net
         # the last step did it: after an earlier step, a loss would have been NaN
         if what is None and weights and _on_any_rank(trainer, ~all_finite([*net.parameters(), *net.buffers()])):
@@ -136,7 +136,7 @@ class NanGuard(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):  # the average must not count this step either
                 callback.load_state_dict({"latest_update_step": trainer.global_step})
-        what = self._first_nonfinite(trainer, self.losses, self._of_ranks(trainer, self.losses))
+        what = self._first_nonfinite(trainer, self.of_step, self._of_ranks(trainer, self.of_step))
         what = what or self._describe(trainer, "a gradient became nan or inf")
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_IN_A_ROW:
@@ -148,7 +148,7 @@ class NanGuard(Callback):
 
     def _restore_buffers_if_nonfinite(self, trainer: pl.Trainer, pl_module: Any) -> bool:
         """Restore BatchNorm's statistics if a loss of this step is not finite on any rank; return whether one is."""
-        is_bad = _on_any_rank(trainer, ~torch.stack([loss for _, loss in self.losses]).isfinite().all())
+        is_bad = _on_any_rank(trainer, ~torch.stack([loss for _, loss in self.of_step]).isfinite().all())
         if is_bad:
             self._restore_buffers(pl_module)
         return is_bad
@@ -176,11 +176,13 @@ class NanGuard(Callback):
         return None
 
     def _warn_of_rise(self, trainer: pl.Trainer, losses: Losses, of_ranks: list[list[float]]) -> None:
-        """Warn once of a loss that is over `RISE` times the first one."""
+        """Warn once of a loss that is over `RISE` times the first finite one."""
         for (batch, _), values in zip(losses, of_ranks, strict=True):
             loss = sum(values) / len(values)
+            if not math.isfinite(loss):
+                continue
             self.start = loss if self.start is None else self.start
-            if not self.has_risen and RISE * max(self.start, 1.0) < loss < math.inf:
+            if not self.has_risen and loss > RISE * max(self.start, 1.0):
                 self.has_risen = True
                 log.warning(
                     "train/loss rose from %.3g to %.3g in batch %d of epoch %d, over %g times its start: lower "

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,10 +61,17 @@ class Prediction(NamedTuple):
 
 
 class Predictions(Callback):
-    """Keep the prediction of each tested image by its path, relative to the folder of the images."""
+    """Keep the prediction of each tested image.
+
+    Attributes:
+        rows: path, relative to the folder of the images, and prediction, in the order of the test. A table may list an
+            image several times.
+        fingerprint: of the images.
+    """
 
     def __init__(self) -> None:
-        self.by_path: dict[str, Prediction] = {}
+        self.rows: list[tuple[str, Prediction]] = []
+        self.fingerprint: str | None = None
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.keys = iter(getattr(trainer.test_dataloaders, "batch_sampler", ()))
@@ -79,16 +87,29 @@ class Predictions(Callback):
         columns = (batch.targets.tolist(), predicted.tolist(), confidence.tolist())
         for path, *row in zip(paths, *columns, strict=True):
             name = str(Path(path).relative_to(data.root)) if Path(path).is_relative_to(data.root) else path
-            self.by_path[name] = Prediction(*row)
+            self.rows.append((name, Prediction(*row)))
+        self.fingerprint = index.fingerprint
 
     @property
     def hits(self) -> int:
-        return sum(each.predicted == each.target for each in self.by_path.values())
+        return sum(each.predicted == each.target for _, each in self.rows)
+
+    def right(self, names: Sequence[str]) -> dict[tuple[str, str, int], bool]:
+        """Return for each path, class and occurrence whether the prediction is right; `names` are those of classes."""
+        seen: Counter[str] = Counter()
+        found = {}
+        for path, each in self.rows:
+            seen[path] += 1
+            found[path, names[each.target], seen[path]] = each.predicted == each.target
+        return found
 
 
 def evaluate(config: EvalConfig) -> float:
     """Test a run; print and write the metrics. Returns the top-1 accuracy, or what the run's `monitor` measures."""
     run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
+    logs = Path(config.paths.logs)
+    ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"  # a file is the run's own
+    other = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None
     predictions = Predictions()
     tested = score(config, run_dir, config.crops, [predictions])
     names = tested.data.readable_classes
@@ -112,11 +133,10 @@ def evaluate(config: EvalConfig) -> float:
         **metrics,
         **{f"per_class_{name}": values for name, values in per_class.items()},
     }
-    if predictions.by_path:
-        result[f"acc1_interval{end}"] = accuracy_interval(predictions.hits, len(predictions.by_path))
+    if predictions.rows:
+        result[f"acc1_interval{end}"] = accuracy_interval(predictions.hits, len(predictions.rows))
         write_predictions((run_dir / out).with_suffix(".csv"), predictions, names)
-    versus, sentence = compare_with(config, predictions, run_dir) if config.against is not None else ({}, "")
-    run_dirs.write_json(run_dir / out, result | versus)
+    run_dirs.write_json(run_dir / out, result)
 
     # print it
     print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
@@ -128,11 +148,13 @@ def evaluate(config: EvalConfig) -> float:
             print(
                 f"  {name:20} {value:.4f}" + (f"   (95 %: {interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
             )
-    if sentence:
-        print(sentence)
     if skipped := result["skipped_images"]:
         print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"))
     print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
+    if other is not None:
+        about, sentence = compare_with(config, tested, predictions, run_dir, other, ckpt)
+        run_dirs.write_json(run_dir / out, {**result, "against": about})
+        print(sentence, flush=True)
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
 
 
@@ -141,40 +163,40 @@ def write_predictions(path: Path, predictions: Predictions, names: Sequence[str]
     with atomic_write(path, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "class", "predicted", "probability"])
-        for name, each in predictions.by_path.items():
+        for name, each in predictions.rows:
             writer.writerow([name, names[each.target], names[each.predicted], f"{each.confidence:.6g}"])
 
 
-def compare_with(config: EvalConfig, predictions: Predictions, run_dir: Path) -> tuple[dict[str, Any], str]:
-    """Test `config.against` on the same images; return what eval.json says of it, and a sentence.
+def compare_with(
+    config: EvalConfig, tested: Tested, predictions: Predictions, run_dir: Path, other_dir: Path, ckpt: str
+) -> tuple[dict[str, Any], str]:
+    """Test another run on the same images; return what eval.json says of it, and a sentence.
 
     Raises:
         UserError: the runs have no predictions of one class per image, or other images.
     """
-    ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"
-    other_dir = run_dirs.find_run(str(config.against), Path(config.paths.logs), ckpt)
     others = Predictions()
-    score(config.model_copy(update={"ckpt": ckpt}), other_dir, config.crops, [others])
+    other = score(config.model_copy(update={"ckpt": ckpt}), other_dir, config.crops, [others])
     names = run_dirs.shown(run_dir), run_dirs.shown(other_dir)
-    a, b = predictions.by_path, others.by_path
-    if not a or not b:
-        raise UserError(
-            f"`against={config.against}` needs images of one class each, whose paths are known, and this task or data "
-            "has none: remove against."
-        )
-    if {path: each.target for path, each in a.items()} != {path: each.target for path, each in b.items()}:
+    for name, each in zip(names, (predictions, others), strict=True):
+        if not each.rows:
+            raise UserError(
+                f"`against={config.against}` needs images of one class each, whose paths are known, and {name} has "
+                "none: remove against."
+            )
+    a, b = predictions.right(tested.data.readable_classes), others.right(other.data.readable_classes)
+    if a.keys() != b.keys() or predictions.fingerprint != others.fingerprint:
         raise UserError(
             f"`against={config.against}`: {names[0]} was tested on {counted(len(a), 'image')} and {names[1]} on "
-            f"{len(b):,}, of which {len(a.keys() & b.keys()):,} are the same: give the images with data.root=PATH."
+            f"{len(b):,}, which are not the same: test both on one folder with data.root=PATH."
         )
-    only = [sum(x[path][1] == x[path][0] != y[path][1] for path in x) for x, y in ((a, b), (b, a))]
-    p = mcnemar(*only)
+    only = [sum(x[key] and not y[key] for key in x) for x, y in ((a, b), (b, a))]
+    p, acc1 = mcnemar(*only), others.hits / len(b)
     sentence = (
-        f"against {names[1]}: acc1 {others.hits / len(b):.4f}; only this run is right on {counted(only[0], 'image')}, "
-        f"only the other one on {only[1]:,}: p={p:.2g} (McNemar), {'within' if p > NOISE else 'more than'} noise."
+        f"against {names[1]}: acc1 {acc1:.4f}; only this run is right on {counted(only[0], 'image')}, only the other "
+        f"one on {only[1]:,}: p={p:.2g} (McNemar){', within noise' if p > NOISE else ''}."
     )
-    about = {"run": str(other_dir), "acc1": others.hits / len(b), "only_this": only[0], "only_other": only[1], "p": p}
-    return {"against": about}, sentence
+    return {"run": str(other_dir), "acc1": acc1, "only_this": only[0], "only_other": only[1], "p": p}, sentence
 
 
 def score(

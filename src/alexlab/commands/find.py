@@ -8,6 +8,7 @@ import contextlib
 import copy
 import itertools
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_e
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
+from alexlab.callbacks.freezing import Freezing
 from alexlab.commands.build import plain_trainer
 from alexlab.commands.plan import Plan
 from alexlab.data.dataset import Batch
@@ -27,11 +29,15 @@ from alexlab.engine.errors import UserError, counted
 from alexlab.engine.run_dir import quiet_libraries
 from alexlab.engine.schema import TrainConfig
 from alexlab.tasks.base import RunModule
+from alexlab.tasks.optimizers import OptimizerSettings, build_optimizer
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100  # learning rates of the range test, and its optimizer steps
 SMOOTHING = 0.9  # weight of the earlier losses in the running mean
 DIVERGED = 4.0  # times the lowest loss: the test stops there
-SKIPPED = 10  # first steps, whose running mean is of few losses
+FIRST = 20  # steps before the rate can have an effect: their losses give the start and the noise
+LEAST = 0.02  # part of the start by which the loss must fall at least
+FALLEN = 0.8  # part of the fall that is reached at the rate that is printed
+LASTING = 0.25  # part of the fall by which the loss rises again: what comes later is no part of the fall
 ROWS, BAR = 15, 40  # of the printed curve
 STEPS_OF_BATCH = 2  # the second one has the optimizer's state too
 
@@ -40,12 +46,19 @@ def find(config: TrainConfig, devices: Devices, data: Data, plan: Plan, task: Ru
     """Do what `trainer.lr_find` and `trainer.batch_size_find` ask for; return the lines to print.
 
     Raises:
-        UserError: there are several devices, a CPU, or no learning rate at which the loss falls.
+        UserError: there are several devices, a CPU for the batch, or a task with its own optimizer for the rate.
     """
     t = config.trainer
     wanted = [key for key in ("lr_find", "batch_size_find") if getattr(t, key)]
-    if not wanted or config.ckpt_path is not None:  # a resumed run keeps its values
+    if not wanted:
         return []
+    if config.ckpt_path is not None:
+        return [f"note: trainer.{wanted[0]}=true is ignored, because a resumed run keeps its values."]
+    if t.lr_find and not isinstance(getattr(task, "optimizer_settings", None), OptimizerSettings):
+        raise UserError(
+            f"`trainer.lr_find=true` needs a task that takes `optimizer`, and {type(task).__name__} sets its own: "
+            "remove trainer.lr_find."
+        )
     if devices.world_size > 1:
         raise UserError(
             f"`trainer.{wanted[0]}=true` searches on one device, and there are {devices.world_size}: search with "
@@ -77,7 +90,7 @@ class RangeTest(Callback):
     """Raise the learning rate from step to step, and record the loss of each (Smith 2015, arXiv 1506.01186).
 
     Args:
-        lr: the config's learning rate. Groups with another one keep their ratio to it.
+        lr: the config's learning rate. Groups with another one, such as biases, keep their ratio to it.
         accumulate: batches per optimizer step.
     """
 
@@ -88,7 +101,7 @@ class RangeTest(Callback):
         self.of_step: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.ratios = [group.get("initial_lr", group["lr"]) / self.lr for group in trainer.optimizers[0].param_groups]
+        self.ratios = [group["lr"] / self.lr for group in trainer.optimizers[0].param_groups]
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         rate = LOWEST * (HIGHEST / LOWEST) ** (trainer.global_step / (STEPS - 1))
@@ -110,11 +123,17 @@ class RangeTest(Callback):
 def range_test(
     config: TrainConfig, kind: str, data: Data, task: RunModule, plan: Plan
 ) -> tuple[list[float], list[float]]:
-    """Train a copy of the task at rising learning rates; return the rates, and the smoothed losses."""
+    """Train a copy of the task at rising learning rates, without a schedule; return the rates and the losses."""
+    copied: Any = copy.deepcopy(task)
+    settings: OptimizerSettings = copied.optimizer_settings
+    copied.configure_optimizers = lambda: build_optimizer(
+        copied.net, settings.optimizer, settings.images_per_step, may_fuse=False, trusted=settings.trusted
+    )
     test = RangeTest(plan.lr, config.trainer.accumulate_grad_batches)
+    freezing = [Freezing(config.finetune.freeze_epochs)] if config.finetune.freeze_epochs else []
     with contextlib.suppress(DivergedError):
-        trainer_of(config, kind, [test], STEPS, plan.batches).fit(copy.deepcopy(task), datamodule=data)
-    return test.rates, smooth(test.losses)
+        trainer_of(config, kind, [test, *freezing], STEPS, plan.batches).fit(copied, datamodule=data)
+    return test.rates, test.losses
 
 
 def smooth(losses: list[float]) -> list[float]:
@@ -126,32 +145,43 @@ def smooth(losses: list[float]) -> list[float]:
     return means
 
 
-def steepest(rates: list[float], losses: list[float]) -> float | None:
-    """Return the rate at which the loss falls fastest per factor of the rate; None if it never falls."""
-    slopes = [(after - before) / 2 for before, after in zip(losses, losses[2:], strict=False)]
-    found = min(range(len(slopes)), key=lambda i: slopes[i] if i + 1 >= SKIPPED else math.inf, default=None)
-    return rates[found + 1] if found is not None and found + 1 >= SKIPPED and slopes[found] < 0 else None
+def fallen(rates: list[float], losses: list[float]) -> float | None:
+    """Return the rate at which the running mean of the losses has done `FALLEN` of its fall to the minimum.
+
+    The minimum is the first one after which the loss rises by `LASTING` of the fall. None if the fall is within the
+    noise of single steps.
+    """
+    if len(losses) <= FIRST:
+        return None
+    means, start = smooth(losses), statistics.fmean(losses[:FIRST])
+    noise, lowest = max(statistics.stdev(losses[:FIRST]), LEAST * start), start
+    for mean in means[FIRST:]:
+        if mean - lowest > LASTING * (start - lowest) and start - lowest > noise:
+            break
+        lowest = min(lowest, mean)
+    if start - lowest <= noise:
+        return None
+    return next(
+        rate
+        for rate, mean in zip(rates[FIRST:], means[FIRST:], strict=True)
+        if mean <= start - FALLEN * (start - lowest)
+    )
 
 
 def report_rates(rates: list[float], losses: list[float], lr: float, config: TrainConfig) -> list[str]:
     """Return the curve and the rate as lines."""
-    rate = steepest(rates, losses)
-    if rate is None:
-        raise UserError(
-            f"`trainer.lr_find=true`: the loss falls at no learning rate from {LOWEST:g} to {HIGHEST:g}. Check the "
-            "images and their classes, and model.mean and model.std."
-        )
+    rate, means = fallen(rates, losses), smooth(losses)
     rows = range(0, len(rates), max(1, len(rates) // ROWS))
-    most = max(losses[i] for i in rows)
+    most = max((means[i] for i in rows), default=1.0)
     lines = ["learning rate   loss (running mean)"]
-    lines += [f"{rates[i]:13.1e}   {losses[i]:<7.4g} {'#' * round(BAR * losses[i] / most)}" for i in rows]
+    lines += [f"{rates[i]:13.1e}   {means[i]:<7.4g} {'#' * round(BAR * means[i] / most)}" for i in rows]
+    if rate is None:
+        return [*lines, f"No rate is clearly good: the loss falls by less than its noise. This run uses {lr:.3g}."]
     reference = config.optimizer.lr_reference_batch
     shown = rate * config.optimizer.lr / lr  # of optimizer.lr, which may be for another batch
     scaled = f" (for lr_reference_batch={reference})" if reference else ""
-    return [
-        *lines,
-        f"The loss falls fastest at {rate:.2g}: try optimizer.lr={shown:.2g}{scaled}. This run uses {lr:.3g}.",
-    ]
+    at = f"At {rate:.2g}, {FALLEN:.0%} of the fall is reached"
+    return [*lines, f"{at}: try optimizer.lr={shown:.2g}{scaled}. This run uses {lr:.3g}."]
 
 
 # -- the batch
@@ -169,9 +199,12 @@ def largest_batch(config: TrainConfig, kind: str, data: Data, task: RunModule, p
         rows = torch.arange(size) % len(first.targets)
         batch = first._replace(images=first.images[rows], targets=first.targets[rows], **_crops(first, rows))
         try:
-            trainer_of(config, kind, [], STEPS_OF_BATCH).fit(
-                copy.deepcopy(task), train_dataloaders=itertools.repeat(batch)
-            )
+            copied = copy.deepcopy(task)
+            if config.compile:
+                copied.net.compile()
+            decay = config.ema.decay
+            ema: list[Callback] = [] if decay is None else [pl.callbacks.EMAWeightAveraging(decay=decay)]
+            trainer_of(config, kind, ema, STEPS_OF_BATCH).fit(copied, train_dataloaders=itertools.repeat(batch))
         except RuntimeError as error:
             if not is_oom_error(error):
                 raise

@@ -91,6 +91,7 @@ def show_plan(start: Start, devices: Devices) -> None:
     data = build_data(config, devices, build_transforms(config, start.trusted), start.trusted).read()
     report_changes(start, data)
     plan = plans.make_plan(config, devices.world_size, data.images, data.train_batches)
+    pl.seed_everything(config.seed, verbose=False)
     task = build_task(config, data, devices.kind, plan, start.trusted)
     load_checkpoint(config, task, data, plan, start.trusted)
     report(find(config, devices, data, plan, task))
@@ -140,8 +141,9 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
     run_dir.quiet_libraries()  # before the trainer is built, which logs the devices
     experiment = build(config, devices, recorder, start.trusted)
     trainer, task, data = experiment.trainer, experiment.task, experiment.data
-    notes = [*start.notes, *report_changes(start, data)]
-    report(find(config, devices, data, experiment.plan, task))
+    found = find(config, devices, data, experiment.plan, task)
+    report(found)
+    notes = [*start.notes, *report_changes(start, data), *found]
     with RunSession(config, experiment, recorder, notes) as session:
         # train
         trainer.fit(task, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)

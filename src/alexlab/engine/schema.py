@@ -332,7 +332,7 @@ class TrainerConfig(Group):
     cudnn_benchmark: bool = key("Let cuDNN measure its algorithms once on GPUs.", True)
     timeout: Positive = key("Minutes that ranks wait for each other.", 10)
     master_port: Annotated[int, Ge(1), Le(65535)] | None = key("Port at which ranks meet; null takes a free one.", None)
-    lr_find: bool = key("Print the loss at rising learning rates, and a good one, before the run.", False)
+    lr_find: bool = key("Print the loss at rising learning rates, and one to begin with, before the run.", False)
     batch_size_find: bool = key("Print the largest batch that fits on a GPU, before the run.", False)
 
 

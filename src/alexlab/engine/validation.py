@@ -353,6 +353,7 @@ def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
     keys += [f"model.net.{key}" for key in net] if isinstance(net, dict) and "model" in model.model_fields else []
     if SYNONYMS.get(name) in keys:
         return SYNONYMS[name]
+    keys.sort(key=lambda key: key.startswith("model.training."))  # last: optimizer.lr is what people mean by lr
     by_leaf = {key.rpartition(".")[2]: key for key in reversed(keys) if not key.endswith("_target_")}
     siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == above}
     group = plain.get(path[0])

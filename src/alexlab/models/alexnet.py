@@ -44,6 +44,7 @@ class AlexNet(nn.Module):
         padding: of the first convolution: pixels on each side, or "right_bottom" for 3 pixels on these two sides, as in
             the released code.
         conv_bias: whether the convolutions have biases.
+        pool: side of the pooling windows, which are 2 pixels apart: 3 overlap, as in the paper; 2 do not.
         ceil_mode: pool incomplete windows at the border too, as Caffe does.
         norm: "lrn", "bn" (BatchNorm) or "none", after the ReLU.
         normed: the convolutions that `norm` follows, counted from 1.
@@ -70,6 +71,7 @@ class AlexNet(nn.Module):
         groups: int = 2,
         padding: int | str = "right_bottom",
         conv_bias: bool = True,
+        pool: int = 3,
         ceil_mode: bool = False,
         norm: str = "lrn",
         normed: Sequence[int] = (1, 2),
@@ -98,7 +100,7 @@ class AlexNet(nn.Module):
             if norm != "none" and number in normed:
                 layers.append(nn.BatchNorm2d(out) if norm == "bn" else LocalResponseNorm(**(lrn or {})))
             if number in (1, 2, 5):
-                layers.append(Pool(3, stride=2, ceil_mode=ceil_mode))
+                layers.append(Pool(pool, stride=2, ceil_mode=ceil_mode))
             channels = out
         self.features = nn.Sequential(*layers)
         drop = nn.Dropout(dropout)
@@ -143,7 +145,8 @@ class AlexNet(nn.Module):
             f"rate of about {RATES[self.init]:g}, after a plateau of up to several hundred steps."
         )
         times = sum(std) / len(std) / PIXELS
-        return text if 0.5 < times < 2 else f"{text} With this model.std the inputs are {times:.2g} times smaller."
+        size = f"{times:.2g} times smaller" if times > 1 else f"{1 / times:.2g} times larger"
+        return text if 0.5 < times < 2 else f"{text} With this model.std the inputs are {size}."
 
     def _init(self, how: str) -> None:
         for number, layer in enumerate(self.layers if how != "torch" else ()):

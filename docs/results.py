@@ -1,0 +1,129 @@
+"""Train what the tables of docs/results.md need, and write them anew: make results ARGS="NAME ... [photos=FOLDER]".
+
+Without names all studies are run. A study's runs are in logs/train/multiruns/results-NAME. After an interruption the
+same command goes on: jobs that are finished are not trained again, and the one that was stopped is resumed. A table is
+between `<!-- results NAME -->` and `<!-- end -->`, and no number in it is typed by hand.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from alexlab.analysis.compare import Group, as_text, cell, grouped, p_values, ranked, sureness
+from alexlab.analysis.runs import find, read
+from alexlab.engine.settings import REPETITIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / "logs/train"
+PAGE = Path(__file__).with_name("results.md")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that a table compares.
+
+    Attributes:
+        base: overrides of all runs.
+        variants: further overrides of each sweep, the reference first.
+        shown: metrics that are columns; the first one has the interval and the test.
+    """
+
+    base: str
+    variants: tuple[str, ...] = ("",)
+    shown: tuple[str, ...] = ("val/acc1", "last/val/acc1", "val/loss")
+
+    @property
+    def needs_photos(self) -> bool:
+        return "PHOTOS" in self.base
+
+
+SMALL = "data.image_size=64 logger=csv callbacks.figures=false"
+PHOTOS = f"data=folder data.root=PHOTOS {SMALL} data.batch_size=32 trainer.max_epochs=12 seed=0,1,2"
+OFF = ("model.net.norm=none", "model.net.pool=2", "model.net.dropout=0.0")  # LRN, overlapping pooling, dropout
+STUDIES = {
+    "rates": Study(f"model=alexnet_bn {PHOTOS} optimizer.lr=0.01,0.003,0.03,0.1"),
+    "paper-photos": Study(f"model=alexnet {PHOTOS} optimizer.lr=0.003 augment.pca=0.1", ("", *OFF, "augment.pca=0.0")),
+    "paper-fashion": Study(
+        f"model=alexnet data=fashion_mnist {SMALL} trainer.max_epochs=6 optimizer.lr=0.01 seed=0,1,2",
+        ("", *OFF),
+        ("val/acc1", "test/acc1", "val/loss"),
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    named = [word for word in sys.argv[1:] if "=" not in word]
+    settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    if unknown := [*({*named} - {*STUDIES}), *({*settings} - {"photos"})]:
+        sys.exit(f"{', '.join(unknown)}: there are the studies {', '.join(STUDIES)}, and photos=FOLDER.")
+    for name in named or STUDIES:
+        study = STUDIES[name]
+        if study.needs_photos and "photos" not in settings:
+            print(f"{name}: skipped, because it needs photos=FOLDER, with train/ and val/.")
+            continue
+        train(name, study, settings.get("photos", ""))
+        write(name, table(name, study))
+
+
+def train(name: str, study: Study, photos: str) -> None:
+    """Run the sweeps of a study, without the jobs that are finished."""
+    for number, variant in enumerate(study.variants):
+        words = f"{study.base} {variant}".replace("PHOTOS", os.path.abspath(photos)).split()  # noqa: PTH100
+        folder = LOGS / f"multiruns/results-{name}/{number}"
+        command = ["train.py", "-m", *words, "resume=auto", f"hydra.sweep.dir={folder}"]
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+
+def table(name: str, study: Study) -> list[str]:
+    """Return the lines of a study's table: the reference, or the best one of a single sweep, first."""
+    groups: list[Group] = []
+    runs, _ = read(find([str(LOGS / f"multiruns/results-{name}")], LOGS)[0])
+    groups = grouped(runs)
+    metric = study.shown[0]
+    if len(study.variants) == 1:
+        groups = ranked(groups, metric)
+    else:
+        groups.sort(key=lambda group: int(group.runs[0].path.parent.name))
+    more = sureness(groups, metric)
+    heads = ["", "runs", metric, *more, *study.shown[1:]]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    for number, group in enumerate(groups):
+        settings = {key: value for key, value in group.settings.items() if key not in REPETITIONS}
+        values = [cell(group, metric), *(column[number] for column in more.values())]
+        values += [cell(group, key) for key in study.shown[1:]]
+        lines.append(f"| `{as_text(settings)}` | {len(group.runs)} | {' | '.join(values)} |")
+    commits = sorted({str(run.facts["commit"])[:7] for run in runs})
+    seconds = sum(run.metrics.get("seconds", 0) for run in runs)
+    tested = [p for p in p_values(groups, metric) if p is not None]
+    first = "the first row" if tested else "one row"
+    words = f"{study.base} {study.variants[0]}".strip()
+    return [
+        f"`python train.py -m {words}`" + (f", and each with {', '.join(f'`{v}`' for v in study.variants[1:])}" if
+                                           study.variants[1:] else "") + ":",
+        "",
+        *lines,
+        "",
+        f"{len(runs)} runs, commit {', '.join(commits)}, {seconds / 60:.0f} minutes. Differences are those to {first}.",
+    ]  # fmt: skip
+
+
+def write(name: str, lines: list[str]) -> None:
+    """Replace the table of a study."""
+    mark = f"<!-- results {name} -->"
+    text, count = re.subn(
+        f"{re.escape(mark)}\n.*?<!-- end -->",
+        lambda _: "\n".join([mark, *lines, "<!-- end -->"]),
+        PAGE.read_text(),
+        flags=re.DOTALL,
+    )
+    if count != 1:
+        sys.exit(f"{PAGE} must have `{mark}` and `<!-- end -->` once.")
+    PAGE.write_text(text)
+    print(f"{PAGE}: the table {name} is written anew.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""`make results`: the tables of docs/results.md come from runs."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return docs/results.py as a module that trains into, and writes to, a temporary folder."""
+    spec = importlib.util.spec_from_file_location("results_page", ROOT / "docs/results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "results_page", module)  # for its dataclass
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "LOGS", tmp_path / "train")
+    monkeypatch.setattr(module, "PAGE", tmp_path / "results.md")
+    return module
+
+
+def test_a_table_is_written_from_runs_that_are_trained_once(
+    shapes: Path, results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = "data=folder data.root=PHOTOS data.image_size=64 data.batch_size=8 model.net.hidden=[8,8] logger=csv"
+    more = f"callbacks.figures=false trainer.max_epochs=1 seed=0,1 trainer.accelerator=cpu paths.logs={tmp_path}"
+    study = results.Study(f"model=alexnet_half {small} {more}", ("", "model.net.dropout=0.0"))
+    results.train("tiny", study, str(shapes))
+    written = sorted((tmp_path / "train").rglob("summary.json"))
+    assert len(written) == 4
+    before = [path.stat().st_mtime_ns for path in written]
+    results.train("tiny", study, str(shapes))
+    assert [path.stat().st_mtime_ns for path in written] == before, "finished jobs are not trained again"
+
+    page = "text\n<!-- results tiny -->\nold\n<!-- end -->\nmore\n<!-- results other -->\nkept\n<!-- end -->\n"
+    (tmp_path / "results.md").write_text(page)
+    results.write("tiny", results.table("tiny", study))
+    text = (tmp_path / "results.md").read_text()
+    assert text.startswith("text\n<!-- results tiny -->\n`python train.py -m model=alexnet_half ")
+    assert text.endswith("<!-- end -->\nmore\n<!-- results other -->\nkept\n<!-- end -->\n")
+    assert "\nold\n" not in text
+    head, _, first, second = [line for line in text.splitlines() if line.startswith("|")]
+    assert head.startswith("|  | runs | val/acc1 | 95 % interval |")
+    assert head.endswith("| last/val/acc1 | val/loss |")
+    assert first.startswith("| `model.net.dropout=0.5` | 2 | "), "the reference"
+    assert second.startswith("| `model.net.dropout=0` | 2 | ")
+    runs = results.read(results.find([str(tmp_path / "train")], tmp_path)[0])[0]
+    scores = [[r.metrics["val/acc1"] for r in runs if r.settings["model.net.dropout"] == d] for d in (0.5, 0.0)]
+    assert f"{sum(scores[0]) / 2:.4f}±" in first
+    if all(stats.tvar(each) for each in scores):
+        p = stats.ttest_ind(*scores, equal_var=False).pvalue
+        assert f"p={p:.2g} |" in second
+
+
+def test_each_study_has_its_place_on_the_page(results: ModuleType) -> None:
+    text = (ROOT / "docs/results.md").read_text()
+    assert [text.count(f"<!-- results {name} -->\n") for name in results.STUDIES] == [1] * len(results.STUDIES)
+    assert text.count("<!-- end -->") == len(results.STUDIES)
+
+
+def test_a_study_that_does_not_exist_is_answered(results: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["results.py", "rate"])
+    with pytest.raises(
+        SystemExit, match=r"^rate: there are the studies rates, paper-photos, paper-fashion, and photos=FO"
+    ):
+        results.main()
