@@ -36,7 +36,7 @@ def test_a_resumed_run_does_not_search_again(harness: Harness, capsys: pytest.Ca
     harness.train("run", "resume.run=auto", "trainer.lr_find=true", "trainer.max_epochs=2")
     printed = capsys.readouterr().out
     assert "learning rate   loss" not in printed
-    assert "note: trainer.lr_find=true is ignored, because a resumed run keeps its values." in printed
+    assert "note: trainer.lr_find=true is ignored, because a resumed run keeps the values that it has." in printed
 
 
 def curve(loss: Callable[[float], float], noise: float = 0.0) -> tuple[list[float], list[float]]:
@@ -70,7 +70,7 @@ def test_no_rate_is_found_if_the_loss_falls_by_less_than_its_noise() -> None:
         assert find.fallen(*curve(loss, 0.1)) is None
     assert find.fallen([], []) is None
     lines = find.report_rates(*curve(lambda x: 2.3, 0.1), 0.1, compose())
-    assert lines[-1] == "No rate is clearly good: the loss falls by less than its noise. This run uses 0.1."
+    assert lines[-1] == "No rate is clearly good: the loss falls by less than the noise. This run uses 0.1."
 
 
 @pytest.mark.parametrize("scheduler", ["plateau", "onecycle", "cosine"])

@@ -23,15 +23,15 @@ def mean_interval(mean: float, std: float, n: int) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def difference_of_means(one: tuple[float, float, int], other: tuple[float, float, int]) -> float:
+def difference_of_means(a: tuple[float, float, int], b: tuple[float, float, int]) -> float:
     """Return p of Welch's t test, two-sided: whether two means differ, for two samples of (mean, std, n >= 2), not both
     of deviation 0. Welch 1947, Biometrika 34."""
     from scipy.special import stdtr
 
-    (mean_a, std_a, n_a), (mean_b, std_b, n_b) = one, other
-    a, b = std_a**2 / n_a, std_b**2 / n_b
-    freedom = (a + b) ** 2 / (a**2 / (n_a - 1) + b**2 / (n_b - 1))
-    return 2 * float(stdtr(freedom, -abs(mean_a - mean_b) / math.sqrt(a + b)))
+    (mean_a, std_a, n_a), (mean_b, std_b, n_b) = a, b
+    part_a, part_b = std_a**2 / n_a, std_b**2 / n_b
+    freedom = (part_a + part_b) ** 2 / (part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1))
+    return 2 * float(stdtr(freedom, -abs(mean_a - mean_b) / math.sqrt(part_a + part_b)))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -55,13 +55,13 @@ def accuracy_interval(hits: int, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def mcnemar(only_one: int, only_other: int) -> float:
+def mcnemar(only_a: int, only_b: int) -> float:
     """Return p of McNemar's exact test, two-sided: whether one of two networks is right more often on the same images.
 
     Args:
-        only_one, only_other: numbers of images on which only one, or only the other, is right.
+        only_a, only_b: numbers of images on which only the first, or only the second network is right.
     """
     from scipy.special import bdtr
 
-    fewer, both = min(only_one, only_other), only_one + only_other
+    fewer, both = min(only_a, only_b), only_a + only_b
     return min(1.0, 2 * float(bdtr(fewer, both, 0.5))) if both else 1.0

@@ -1,6 +1,6 @@
 """Handle NaN and infinite losses, which make the weights NaN: `on_nan` is `stop` (the run) or `skip` (the step).
 
-A loss that rises over ten times its start (over 10 if it starts below 1) gives a warning, and the run goes on.
+A loss that rises over ten times the first one (over 10 if that is below 1) gives a warning, and the run goes on.
 
 `stop` takes no time per step: losses stay on the device, and are checked when metrics are logged anyway. `skip` waits
 for each gradient. Both check the weights before a validation and before a checkpoint, so that no file has NaN or
@@ -185,7 +185,7 @@ class NanGuard(Callback):
             if not self.has_risen and loss > RISE * max(self.start, 1.0):
                 self.has_risen = True
                 log.warning(
-                    "train/loss rose from %.3g to %.3g in batch %d of epoch %d, over %g times its start: lower "
+                    "train/loss rose from %.3g to %.3g in batch %d of epoch %d, over %g times the first: lower "
                     "optimizer.lr, lengthen scheduler.warmup, or clip with trainer.gradient_clip_val=1.",
                     *(self.start, loss, batch + 1, trainer.current_epoch + 1, RISE),
                 )

@@ -109,7 +109,7 @@ def evaluate(config: EvalConfig) -> float:
     run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
     logs = Path(config.paths.logs)
     ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"  # a file is the run's own
-    other = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None
+    second = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None
     predictions = Predictions()
     tested = score(config, run_dir, config.crops, [predictions])
     names = tested.data.readable_classes
@@ -151,8 +151,8 @@ def evaluate(config: EvalConfig) -> float:
     if skipped := result["skipped_images"]:
         print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"))
     print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
-    if other is not None:
-        about, sentence = compare_with(config, tested, predictions, run_dir, other, ckpt)
+    if second is not None:
+        about, sentence = compare_with(config, tested, predictions, run_dir, second, ckpt)
         run_dirs.write_json(run_dir / out, {**result, "against": about})
         print(sentence, flush=True)
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
@@ -168,35 +168,35 @@ def write_predictions(path: Path, predictions: Predictions, names: Sequence[str]
 
 
 def compare_with(
-    config: EvalConfig, tested: Tested, predictions: Predictions, run_dir: Path, other_dir: Path, ckpt: str
+    config: EvalConfig, tested: Tested, predictions: Predictions, run_dir: Path, folder: Path, ckpt: str
 ) -> tuple[dict[str, Any], str]:
-    """Test another run on the same images; return what eval.json says of it, and a sentence.
+    """Test a second run on the same images; return what eval.json says of it, and a sentence.
 
     Raises:
         UserError: the runs have no predictions of one class per image, or other images.
     """
-    others = Predictions()
-    other = score(config.model_copy(update={"ckpt": ckpt}), other_dir, config.crops, [others])
-    names = run_dirs.shown(run_dir), run_dirs.shown(other_dir)
-    for name, each in zip(names, (predictions, others), strict=True):
+    rival = Predictions()
+    second = score(config.model_copy(update={"ckpt": ckpt}), folder, config.crops, [rival])
+    names = run_dirs.shown(run_dir), run_dirs.shown(folder)
+    for name, each in zip(names, (predictions, rival), strict=True):
         if not each.rows:
             raise UserError(
                 f"`against={config.against}` needs images of one class each, whose paths are known, and {name} has "
                 "none: remove against."
             )
-    a, b = predictions.right(tested.data.readable_classes), others.right(other.data.readable_classes)
-    if a.keys() != b.keys() or predictions.fingerprint != others.fingerprint:
+    a, b = predictions.right(tested.data.readable_classes), rival.right(second.data.readable_classes)
+    if a.keys() != b.keys() or predictions.fingerprint != rival.fingerprint:
         raise UserError(
             f"`against={config.against}`: {names[0]} was tested on {counted(len(a), 'image')} and {names[1]} on "
             f"{len(b):,}, which are not the same: test both on one folder with data.root=PATH."
         )
     only = [sum(x[key] and not y[key] for key in x) for x, y in ((a, b), (b, a))]
-    p, acc1 = mcnemar(*only), others.hits / len(b)
+    p, acc1 = mcnemar(*only), rival.hits / len(b)
     sentence = (
         f"against {names[1]}: acc1 {acc1:.4f}; only this run is right on {counted(only[0], 'image')}, only the other "
         f"one on {only[1]:,}: p={p:.2g} (McNemar){', within noise' if p > NOISE else ''}."
     )
-    return {"run": str(other_dir), "acc1": acc1, "only_this": only[0], "only_other": only[1], "p": p}, sentence
+    return {"run": str(folder), "acc1": acc1, "only_this": only[0], "only_other": only[1], "p": p}, sentence
 
 
 def score(

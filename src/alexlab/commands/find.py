@@ -31,7 +31,7 @@ from alexlab.engine.schema import TrainConfig
 from alexlab.tasks.base import RunModule
 from alexlab.tasks.optimizers import OptimizerSettings, build_optimizer
 
-LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100  # learning rates of the range test, and its optimizer steps
+LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100  # learning rates and optimizer steps of the range test
 SMOOTHING = 0.9  # weight of the earlier losses in the running mean
 DIVERGED = 4.0  # times the lowest loss: the test stops there
 FIRST = 20  # steps before the rate can have an effect: their losses give the start and the noise
@@ -46,17 +46,17 @@ def find(config: TrainConfig, devices: Devices, data: Data, plan: Plan, task: Ru
     """Do what `trainer.lr_find` and `trainer.batch_size_find` ask for; return the lines to print.
 
     Raises:
-        UserError: there are several devices, a CPU for the batch, or a task with its own optimizer for the rate.
+        UserError: there are several devices, a CPU for the batch, or a task that makes an optimizer itself.
     """
     t = config.trainer
     wanted = [key for key in ("lr_find", "batch_size_find") if getattr(t, key)]
     if not wanted:
         return []
     if config.ckpt_path is not None:
-        return [f"note: trainer.{wanted[0]}=true is ignored, because a resumed run keeps its values."]
+        return [f"note: trainer.{wanted[0]}=true is ignored, because a resumed run keeps the values that it has."]
     if t.lr_find and not isinstance(getattr(task, "optimizer_settings", None), OptimizerSettings):
         raise UserError(
-            f"`trainer.lr_find=true` needs a task that takes `optimizer`, and {type(task).__name__} sets its own: "
+            f"`trainer.lr_find=true` needs a task that takes `optimizer`, and {type(task).__name__} sets another one: "
             "remove trainer.lr_find."
         )
     if devices.world_size > 1:
@@ -137,7 +137,7 @@ def range_test(
 
 
 def smooth(losses: list[float]) -> list[float]:
-    """Return the running mean of the losses, without the bias of its start."""
+    """Return the running mean of the losses, without the bias of the start."""
     means, mean = [], 0.0
     for number, loss in enumerate(losses, 1):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
@@ -146,7 +146,7 @@ def smooth(losses: list[float]) -> list[float]:
 
 
 def fallen(rates: list[float], losses: list[float]) -> float | None:
-    """Return the rate at which the running mean of the losses has done `FALLEN` of its fall to the minimum.
+    """Return the rate at which the running mean of the losses has done `FALLEN` of the fall to the minimum.
 
     The minimum is the first one after which the loss rises by `LASTING` of the fall. None if the fall is within the
     noise of single steps.
@@ -176,7 +176,7 @@ def report_rates(rates: list[float], losses: list[float], lr: float, config: Tra
     lines = ["learning rate   loss (running mean)"]
     lines += [f"{rates[i]:13.1e}   {means[i]:<7.4g} {'#' * round(BAR * means[i] / most)}" for i in rows]
     if rate is None:
-        return [*lines, f"No rate is clearly good: the loss falls by less than its noise. This run uses {lr:.3g}."]
+        return [*lines, f"No rate is clearly good: the loss falls by less than the noise. This run uses {lr:.3g}."]
     reference = config.optimizer.lr_reference_batch
     shown = rate * config.optimizer.lr / lr  # of optimizer.lr, which may be for another batch
     scaled = f" (for lr_reference_batch={reference})" if reference else ""

@@ -197,7 +197,7 @@ class ModelConfig(Group):
     )
     std: Literal["auto"] | Annotated[Numbers, EACH_POSITIVE] = key("Standard deviation; auto: as published.")
     bias_lr_factor: Positive = key("Factor on the learning rate of biases; read by conf/optimizer.", 1.0)
-    training: ModelTraining = key("Values with which it learns, unless optimizer.* set others.", ModelTraining)
+    training: ModelTraining = key("Values with which the net learns, unless optimizer.* sets them.", ModelTraining)
     net: Target = key("The network: the class as _target_, and the arguments of the constructor.")
 
 
