@@ -93,7 +93,7 @@ def test_a_loss_of_over_ten_times_the_first_warns_once_also_over_a_resume(mode: 
     found = re.findall("train/loss rose .*", (harness.folder / "run/train.log").read_text())
     assert len(found) == 1
     first, later = re.search(
-        r"rose from (\S+) to (\S+) in batch 2 of epoch 2, over 10 times the first: lo", found[0]
+        r"rose from (\S+) to (\S+) in batch 2 of epoch 2, over 10 times the first one: lo", found[0]
     ).groups()
     assert 1 < float(first) < 4, "the loss of chance is ln 10"
     assert 50 < float(later) / float(first) < 200

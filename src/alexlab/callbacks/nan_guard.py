@@ -185,7 +185,7 @@ class NanGuard(Callback):
             if not self.has_risen and loss > RISE * max(self.start, 1.0):
                 self.has_risen = True
                 log.warning(
-                    "train/loss rose from %.3g to %.3g in batch %d of epoch %d, over %g times the first: lower "
+                    "train/loss rose from %.3g to %.3g in batch %d of epoch %d, over %g times the first one: lower "
                     "optimizer.lr, lengthen scheduler.warmup, or clip with trainer.gradient_clip_val=1.",
                     *(self.start, loss, batch + 1, trainer.current_epoch + 1, RISE),
                 )

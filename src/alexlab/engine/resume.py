@@ -22,8 +22,8 @@ from alexlab.engine.run_dir import shown as shown_path
 # Keys that may change: they decide how far the run goes and what is shown, but not what a step computes. The images
 # at another data.root must have the run's fingerprint, which commands/checks.py compares.
 FREE = re.compile(
-    r"trainer\.(max_epochs|max_steps|max_time|timeout|master_port|lr_find|batch_size_find)|data\.(root|num_workers|cache|on_error|max_bad)"
-    r"|callbacks\.progress|on_nan|dry_run|allow|(checkpoint|resume|paths)\..*"
+    r"trainer\.(max_epochs|max_steps|max_time|timeout|master_port|lr_find|batch_size_find)"
+    r"|data\.(root|num_workers|cache|on_error|max_bad)|callbacks\.progress|on_nan|dry_run|allow|(checkpoint|resume|paths)\..*"
 )
 # Keys that may never change: the state of optimizer, schedule and image order in the checkpoint depends on them.
 FIXED = re.compile(

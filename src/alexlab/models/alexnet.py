@@ -12,11 +12,7 @@ from alexlab.models.lrn import LocalResponseNorm
 
 # 1 / sqrt(1/2 - 1/(2 pi)): one over the standard deviation of a rectified unit Gaussian
 RELU_GAIN = (0.5 - 0.5 / math.pi) ** -0.5
-PIXELS = 1 / 255  # model.std for which these were made: the network gets 0 to 255 minus the mean
-# learning rates with which these were published, or learned on photos5; see `AlexNet.advice`
-RATES = {"paper": 0.01, "released": 0.001, "caffe": 0.02}
-
-# With norm_hidden, the root of the sum of squares of what the classifier gets. A step changes a logit by about the
+# With norm_hidden: the root of the sum of squares of the inputs of the last layer. A step changes a logit by about the
 # learning rate times this number squared. Normalized units would give sqrt(4096) = 64, with which a learning rate of
 # 0.1 overshoots: losses rose to 120. Of 4, 6, 8 and 64, 6 had the most even accuracies on photos5 from 0.003 to 0.1.
 LAST_SCALE = 6.0
@@ -29,6 +25,8 @@ INITS: dict[str, list[tuple[float, float]]] = {
     # Caffe's readme on biases: "1 gave flat loss"
     "caffe": list(zip([0.01] * 5 + [0.005] * 2 + [0.01], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0], strict=True)),
 }
+# learning rates with which networks of these initializations learn: the paper's; the other two on photos5
+RATES = {"paper": 0.01, "released": 0.001, "caffe": 0.02}
 
 
 class AlexNet(nn.Module):
@@ -144,7 +142,7 @@ class AlexNet(nn.Module):
             f"init={self.init} learns from pixels of 0 to 255 minus the mean (model.std of 1/255), with a learning "
             f"rate of about {RATES[self.init]:g}, after a plateau of up to several hundred steps."
         )
-        times = sum(std) / len(std) / PIXELS
+        times = 255 * sum(std) / len(std)
         size = f"{times:.2g} times smaller" if times > 1 else f"{1 / times:.2g} times larger"
         return text if 0.5 < times < 2 else f"{text} With this model.std the inputs are {size}."
 
