@@ -153,8 +153,7 @@ def normalization(left: Callable[[], float]) -> list[str]:
 
 def tests(left: Callable[[], float]) -> list[str]:
     need("pytest", *LOADER)
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/tasks", "tests/data", "tests/models"]
-    words += ["-k", "cuda or gpu or cpu" if GPU else "cuda"]
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/tasks", "tests/data", "-k", "cuda"]
     return [run(words, min(left(), 240)).strip().splitlines()[-1]]
 
 
