@@ -5,14 +5,16 @@ same command goes on: jobs that are finished are not trained again, and the one 
 between `<!-- results NAME -->` and `<!-- end -->`, and no number in it is typed by hand.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
-from alexlab.analysis.compare import as_text, cell, grouped, ranked, sureness
+from alexlab.analysis.compare import Group, as_text, cell, grouped, ranked, sureness
 from alexlab.analysis.runs import find, read
 from alexlab.engine.settings import REPETITIONS
 
@@ -29,11 +31,13 @@ class Study:
         base: overrides of all runs.
         variants: further overrides of each sweep, the reference first.
         shown: metrics that are columns; the first one has the interval and the test.
+        tested: words of eval.py, which tests each run, and the metrics of its eval*.json that are columns too.
     """
 
     base: str
     variants: tuple[str, ...] = ("",)
     shown: tuple[str, ...] = ("val/acc1", "last/val/acc1", "val/loss")
+    tested: tuple[str, str, tuple[str, ...]] | None = None
 
     @property
     def needs_photos(self) -> bool:
@@ -43,12 +47,32 @@ class Study:
 SMALL = "data.image_size=64 logger=csv callbacks.figures=false"
 PHOTOS = f"data=folder data.root=PHOTOS {SMALL} data.batch_size=32 trainer.max_epochs=12 seed=0,1,2"
 OFF = ("model.net.norm=none", "model.net.pool=2", "model.net.dropout=0.0")  # LRN, overlapping pooling, dropout
-FASHION = f"data=fashion_mnist {SMALL} trainer.max_epochs=6 seed=0,1,2"
+FASHION = f"data=fashion_mnist {SMALL} trainer.max_epochs=6"
+# the network of experiment=fashion_mnist at 64 pixels, where the last maps have one pixel
+CLOTHES = (
+    "model=alexnet_bn model.in_channels=1 model.net.map_size=1 model.net.hidden=[1024,1024] data.batch_size=256 "
+    "augment.scale=[0.8,1.0] augment.ratio=[0.9,1.1111] augment.crop_ratio=1.0 optimizer.lr=0.03 test=false"
+)
+MIRRORED = ("split=val crops=2", "eval-val-2crops.json", ("acc1_2crops",))
 STUDIES = {
     "rates": Study(f"model=alexnet_bn {PHOTOS} optimizer.lr=0.01,0.003,0.03,0.1"),
     "paper-photos": Study(f"model=alexnet {PHOTOS} optimizer.lr=0.003 augment.pca=0.1", ("", *OFF, "augment.pca=0.0")),
     "paper-fashion": Study(
-        f"model=alexnet {FASHION} optimizer.lr=0.01", ("", *OFF), ("val/acc1", "test/acc1", "val/loss")
+        f"model=alexnet {FASHION} seed=0,1,2 optimizer.lr=0.01", ("", *OFF), ("val/acc1", "test/acc1", "val/loss")
+    ),
+    "fashion-steps": Study(
+        f"{CLOTHES} {FASHION} seed=0,1",
+        (
+            "",
+            "model.net.norm_hidden=false",
+            "label_smoothing=0.1",
+            "augment.mixup=0.2",
+            "augment.erase=0.25",
+            "ema.decay=0.99",
+            "trainer.max_epochs=12",
+        ),
+        ("val/acc1", "val/loss"),
+        MIRRORED,
     ),
 }
 
@@ -64,6 +88,7 @@ def main() -> None:
             print(f"{name}: skipped, because it needs photos=FOLDER, with train/ and val/.")
             continue
         train(name, study, settings.get("photos", ""))
+        test(name, study)
         write(name, table(name, study))
 
 
@@ -76,6 +101,23 @@ def train(name: str, study: Study, photos: str) -> None:
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
 
 
+def test(name: str, study: Study) -> None:
+    """Test the runs of a study that are not yet tested."""
+    if study.tested is not None:
+        for run in read(find([str(LOGS / f"multiruns/results-{name}")], LOGS)[0])[0]:
+            if not (run.path / study.tested[1]).exists():
+                command = [sys.executable, "eval.py", f"run={run.path}", *study.tested[0].split()]
+                subprocess.run(command, cwd=ROOT, check=True)
+
+
+def tested(study: Study, group: Group) -> list[str]:
+    """Return mean±deviation of the metrics of `study.tested`."""
+    _, file, metrics = study.tested or ("", "", ())
+    found = [json.loads((run.path / file).read_text()) for run in group.runs if metrics]
+    columns = [[each[key] for each in found] for key in metrics]
+    return [f"{fmean(column):.4f}" + (f"±{stdev(column):.4f}" if len(column) > 1 else "") for column in columns]
+
+
 def table(name: str, study: Study) -> list[str]:
     """Return the lines of a study's table: the reference, or the best one of a single sweep, first."""
     runs, _ = read(find([str(LOGS / f"multiruns/results-{name}")], LOGS)[0])
@@ -84,12 +126,12 @@ def table(name: str, study: Study) -> list[str]:
     if len(variants) > 1:
         groups.sort(key=lambda group: int(group.runs[0].path.parent.name))  # the reference first
     more = sureness(groups, metric)
-    heads = ["", "runs", metric, *more, *study.shown[1:]]
+    heads = ["", "runs", metric, *more, *study.shown[1:], *(study.tested[2] if study.tested else ())]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for number, group in enumerate(groups):
         settings = {key: value for key, value in group.settings.items() if key not in REPETITIONS}
         values = [cell(group, metric), *(column[number] for column in more.values())]
-        values += [cell(group, key) for key in study.shown[1:]]
+        values += [cell(group, key) for key in study.shown[1:]] + tested(study, group)
         lines.append(f"| `{as_text(settings)}` | {len(group.runs)} | {' | '.join(values)} |")
     commits = sorted({str(run.facts["commit"])[:7] for run in runs})
     seconds = sum(run.metrics.get("seconds", 0) for run in runs)

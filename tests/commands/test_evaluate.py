@@ -12,13 +12,14 @@ import pytest
 import torch
 from conftest import ROOT, command, summary_of, tiny_train
 from omegaconf import OmegaConf
-from PIL import Image
+from PIL import Image, ImageOps
 from resuming import Harness
 from scipy import stats
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import ten_crop
 
 import alexlab
-from alexlab.commands.evaluate import Prediction, Predictions, TenCrops
+from alexlab.commands.evaluate import Crops, Prediction, Predictions
 from alexlab.data.decode import Picture
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine.errors import UserError
@@ -281,7 +282,7 @@ class Confident(torch.nn.Module):
 
 
 def test_ten_crops_of_a_confident_and_wrong_network_give_a_finite_loss() -> None:
-    logits = TenCrops(Confident(), (4, 4))(torch.zeros(3, 3, 6, 6))
+    logits = Crops(Confident(), lambda images: ten_crop(images, [4, 4]))(torch.zeros(3, 3, 6, 6))
     torch.testing.assert_close(logits, torch.tensor([[-300.0, 0.0]]).expand(3, 2))
 
 
@@ -290,7 +291,32 @@ def test_ten_crops_need_pixels_around_the_center(run_dir: Path, tmp_path: Path) 
     done = evaluated(folder, "run=whole", "crops=10")
     assert done.returncode == 2
     assert "`crops=10` needs pixels around the 64 that the network sees" in done.stderr
-    assert "the run's augment.crop_ratio=1 leaves none: use crops=1" in done.stderr
+    assert "the run's augment.crop_ratio=1 leaves none: use crops=1 or 2" in done.stderr
+
+
+def test_two_crops_are_the_image_and_its_mirror_image(run_dir: Path, data: Path) -> None:
+    done = evaluated(run_dir, "run=one", "crops=2", "split=val", "trainer.precision=32-true")
+    assert done.returncode == 0, done.stderr
+    assert "21 images of val, best.ckpt, each and its mirror image" in done.stdout
+    result = json.loads((run_dir / "eval-val-2crops.json").read_text())
+    net, transform, classes = alexlab.load(run_dir)
+    losses = []
+    for path in sorted((data / "val").glob("*/*.jpg")):
+        with Image.open(path) as opened:
+            mirrored = ImageOps.mirror(opened)
+            views = torch.stack([transform(opened), transform(mirrored)])
+        with torch.no_grad():
+            losses.append(-float(net(views).softmax(1).mean(0)[classes.index(path.parent.name)].log()))
+    assert (result["split"], result["crops"]) == ("val", 2)
+    assert result["loss_2crops"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+
+
+def test_a_split_that_the_images_do_not_have_is_refused(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "images"))
+    shutil.rmtree(other / "test")
+    done = evaluated(run_dir, "run=one", f"data.root={other}", "split=test")
+    assert done.returncode == 2
+    assert f"`split=test`: {other} has no test images. Use split=val." in done.stderr
 
 
 def test_a_run_from_elsewhere_writes_nowhere_else(run_dir: Path, data: Path, tmp_path: Path) -> None:

@@ -68,6 +68,10 @@ def test_several_labels_per_image(fork: Fork) -> None:
     rows = (fork.folder / "killed/predictions.csv").read_text().splitlines()[1:5]
     probabilities = [float(row.rsplit(",", 1)[1]) for row in rows]
     assert abs(sum(probabilities) - 1) > 1e-3, "each of its own, and not one distribution over the classes"
+    refused = fork.run("eval", f"run={fork.folder / 'killed'}", "crops=2")
+    assert refused.returncode == 2
+    assert "`crops=2` averages the probabilities of classes of which each image has one, and" in refused.stderr
+    assert "MultiLabelClassifier is not such a task: use crops=1." in refused.stderr
 
 
 def test_folds_are_one_row_of_a_comparison(fork: Fork) -> None:

@@ -401,7 +401,7 @@ def test_a_group_that_is_a_text_names_the_override_of_a_recipe(default: dict[str
 @pytest.mark.parametrize(
     ("command", "name", "value", "rule"),
     [
-        ("eval", "crops", True, "1 or 10"),
+        ("eval", "crops", True, "1, 2 or 10"),
         ("export", "format", "tflite", "onnx or torch_export"),
         ("compare", "runs", 3, "a text that is not empty or a list that is not empty"),
         ("dashboard", "project", "a/b", "a name without spaces around it and without / \\ # ? % :"),

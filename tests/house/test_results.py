@@ -1,6 +1,7 @@
 """`make results`: the tables of docs/results.md come from runs."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,8 @@ def test_a_table_is_written_from_runs_that_are_trained_once(
 ) -> None:
     small = "data=folder data.root=PHOTOS data.image_size=64 data.batch_size=8 model.net.hidden=[8,8] logger=csv"
     more = f"callbacks.figures=false trainer.max_epochs=1 seed=0,1 trainer.accelerator=cpu paths.logs={tmp_path}"
-    study = results.Study(f"model=alexnet_half {small} {more}", ("", "model.net.dropout=0.0"))
+    mirrored = ("split=val crops=2", "eval-val-2crops.json", ("loss_2crops",))
+    study = results.Study(f"model=alexnet_half {small} {more}", ("", "model.net.dropout=0.0"), tested=mirrored)
     results.train("tiny", study, str(shapes))
     written = sorted((tmp_path / "train").rglob("summary.json"))
     assert len(written) == 4
@@ -37,6 +39,7 @@ def test_a_table_is_written_from_runs_that_are_trained_once(
     results.train("tiny", study, str(shapes))
     assert [path.stat().st_mtime_ns for path in written] == before, "finished jobs are not trained again"
 
+    results.test("tiny", study)
     page = "text\n<!-- results tiny -->\nold\n<!-- end -->\nmore\n<!-- results other -->\nkept\n<!-- end -->\n"
     (tmp_path / "results.md").write_text(page)
     results.write("tiny", results.table("tiny", study))
@@ -46,12 +49,18 @@ def test_a_table_is_written_from_runs_that_are_trained_once(
     assert "\nold\n" not in text
     head, _, first, second = [line for line in text.splitlines() if line.startswith("|")]
     assert head.startswith("|  | runs | val/acc1 | 95 % interval |")
-    assert head.endswith("| last/val/acc1 | val/loss |")
+    assert head.endswith("| last/val/acc1 | val/loss | loss_2crops |")
     assert first.startswith("| `model.net.dropout=0.5` | 2 | "), "the reference"
     assert second.startswith("| `model.net.dropout=0` | 2 | ")
     runs = results.read(results.find([str(tmp_path / "train")], tmp_path)[0])[0]
     scores = [[r.metrics["val/acc1"] for r in runs if r.settings["model.net.dropout"] == d] for d in (0.5, 0.0)]
     assert f"{sum(scores[0]) / 2:.4f}±" in first
+    mirrored_losses = [
+        json.loads((run.path / "eval-val-2crops.json").read_text())["loss_2crops"]
+        for run in runs
+        if run.settings["model.net.dropout"] == 0.5
+    ]
+    assert first.endswith(f"| {sum(mirrored_losses) / 2:.4f}±{stats.tstd(mirrored_losses):.4f} |")
     if all(stats.tvar(each) for each in scores):
         p = stats.ttest_ind(*scores, equal_var=False).pvalue
         assert f"p={p:.2g} |" in second
@@ -65,7 +74,5 @@ def test_each_study_has_its_place_on_the_page(results: ModuleType) -> None:
 
 def test_a_study_that_does_not_exist_is_answered(results: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["results.py", "rate"])
-    with pytest.raises(
-        SystemExit, match=r"^rate: there are the studies rates, paper-photos, paper-fashion, and photos=FO"
-    ):
+    with pytest.raises(SystemExit, match=r"^rate: there are the studies rates, paper-photos, .*, and photos=FO"):
         results.main()

@@ -5,7 +5,7 @@ import csv
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +111,7 @@ def evaluate(config: EvalConfig) -> float:
     ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"  # a file is the run's own
     second = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None
     predictions = Predictions()
-    tested = score(config, run_dir, config.crops, [predictions])
+    tested = score(config, run_dir, config.crops, config.split, [predictions])
     names = tested.data.readable_classes
     per_class: dict[str, Any] = {
         name: dict(zip(names, values, strict=True)) for name, values in tested.task.per_class.items()
@@ -120,7 +120,8 @@ def evaluate(config: EvalConfig) -> float:
         matrix = tested.task.confusion_matrix.double()
         accuracies = [float(hits / n) if n else None for hits, n in zip(matrix.diag(), matrix.sum(1), strict=True)]
         per_class["acc1"] = dict(zip(names, accuracies, strict=True))
-    end, out = ("", "eval.json") if config.crops == 1 else (f"_{config.crops}crops", f"eval-{config.crops}crops.json")
+    end = f"_{config.crops}crops" if config.crops > 1 else ""
+    out = f"eval{'-val' if config.split == 'val' else ''}{end.replace('_', '-')}.json"
     metrics = {f"{key}{end}": value for key, value in tested.metrics.items()}
     result: dict[str, Any] = {
         "checkpoint": str(tested.checkpoint),
@@ -140,7 +141,7 @@ def evaluate(config: EvalConfig) -> float:
 
     # print it
     print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
-    crops = ", ten crops each" if config.crops == 10 else ""
+    crops = {1: "", 2: ", each and its mirror image", 10: ", ten crops each"}[config.crops]
     print(f"{counted(tested.images, 'image')} of {result['split']}, {tested.checkpoint.name}{crops}")
     for name, value in metrics.items():
         if not is_always_one(name, [value], len(names)):
@@ -176,7 +177,7 @@ def compare_with(
         UserError: the runs have no predictions of one class per image, or other images.
     """
     rival = Predictions()
-    second = score(config.model_copy(update={"ckpt": ckpt}), folder, config.crops, [rival])
+    second = score(config.model_copy(update={"ckpt": ckpt}), folder, config.crops, config.split, [rival])
     names = run_dirs.shown(run_dir), run_dirs.shown(folder)
     for name, each in zip(names, (predictions, rival), strict=True):
         if not each.rows:
@@ -200,7 +201,11 @@ def compare_with(
 
 
 def score(
-    config: EvalConfig | FiguresConfig, run_dir: Path, crops: int = 1, callbacks: Sequence[pl.Callback] = ()
+    config: EvalConfig | FiguresConfig,
+    run_dir: Path,
+    crops: int = 1,
+    split: str | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> Tested:
     """Rebuild a run from the saved config, and test it as `config` asks."""
     # the run's config, images and network
@@ -222,8 +227,11 @@ def score(
     # the test
     if run_config.compile:
         task.net.compile()
-    if crops == 10:
-        use_ten_crops(task, data)
+    if split == "test" and data.test_split == "val":
+        raise UserError(f"`split=test`: {data.root} has no test images. Use split=val.")
+    data.chosen_split = split
+    if crops > 1:
+        use_crops(task, data, crops)
     trainer = plain_trainer(
         devices.kind, precision, callbacks, limit_test_batches=run_config.trainer.limit_test_batches
     )
@@ -334,33 +342,41 @@ def check_images(dataset: dict[str, Any], data: Data) -> None:
         print(f"note: the files of {', '.join(changed)} in {data.root} are not those of the training any more.")
 
 
-class TenCrops(torch.nn.Module):
-    """A network that averages over ten crops of a larger image: four corners, the center, and these five mirrored.
+class Crops(torch.nn.Module):
+    """A network that averages over crops of each image.
 
     Args:
-        size: (height, width) of the crops.
+        cut: images (B, C, H, W) -> several (B, C, H', W').
     """
 
-    def __init__(self, net: torch.nn.Module, size: tuple[int, int]) -> None:
+    def __init__(self, net: torch.nn.Module, cut: Callable[[Tensor], Sequence[Tensor]]) -> None:
         super().__init__()
-        self.net, self.size = net, size
+        self.net, self.cut = net, cut
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the log of the ten crops' mean probability: float (B, C, H, W) -> (B, num_classes)."""
-        crops = ten_crop(images, list(self.size))
-        logs = torch.stack([self.net(crop.contiguous()).float().log_softmax(1) for crop in crops])
-        return logs.logsumexp(0) - math.log(len(crops))  # log(mean(exp)) would be -inf if all are small
+        """Compute the log of the crops' mean probability: float (B, C, H, W) -> (B, num_classes)."""
+        logs = torch.stack([self.net(crop.contiguous()).float().log_softmax(1) for crop in self.cut(images)])
+        return logs.logsumexp(0) - math.log(len(logs))  # log(mean(exp)) would be -inf if all are small
 
 
-def use_ten_crops(task: RunModule, data: Data) -> None:
-    """Test as Krizhevsky et al. 2012: crops of image_size out of image_size / crop_ratio pixels (224 of 256)."""
+def use_crops(task: RunModule, data: Data, number: int) -> None:
+    """Test the images and their mirror images, or ten crops as Krizhevsky et al. 2012: of the image_size / crop_ratio
+    pixels (224 of 256) four corners, the center, and these five mirrored."""
+    if not task.one_class_per_image:
+        raise UserError(
+            f"`crops={number}` averages the probabilities of classes of which each image has one, and "
+            f"{type(task).__name__} is not such a task: use crops=1."
+        )
+    if number == 2:
+        task.net = Crops(task.net, lambda images: (images, images.flip(-1)))
+        return
     data = need_index(data, "eval crops=10")
     one = data.transforms["test"]
     if one.covered == one.size:
         raise UserError(
             f"`crops=10` needs pixels around the {one.image_size} that the network sees, and the run's "
-            f"augment.crop_ratio={one.crop_ratio} leaves none: use crops=1."
+            f"augment.crop_ratio={one.crop_ratio} leaves none: use crops=1 or 2."
         )
     whole = dataclasses.replace(one, image_size=one.covered, crop_ratio=1.0)
     data.transforms["val"] = data.transforms["test"] = whole
-    task.net = TenCrops(task.net, one.size)
+    task.net = Crops(task.net, lambda images: ten_crop(images, list(one.size)))

@@ -87,6 +87,7 @@ class ImageFolders(pl.LightningDataModule):
         self.sampler, self.folds, self.fold = sampler, folds, fold
         self.splits: Mapping[str, Index] = {}
         self.weights: np.ndarray | None = None  # of `sampler`
+        self.chosen_split: str | None = None  # of a test
         self.train_batches: int | None = None  # of an epoch; None: as many as the images fill
         self._on_device: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -195,8 +196,8 @@ class ImageFolders(pl.LightningDataModule):
 
     @property
     def test_split(self) -> str:
-        """The split that a test uses: "test", or "val" if the data has no test images."""
-        return "test" if "test" in self.splits else "val"
+        """The split that a test uses: `chosen_split`, or "test", or "val" if the data has no test images."""
+        return self.chosen_split or ("test" if "test" in self.splits else "val")
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the images, as plain values: see fingerprint.py for the two fingerprints."""

@@ -44,6 +44,7 @@ class OwnDataModule(pl.LightningDataModule):
         self.world_size = world_size
         self.splits: dict[str, Any] = {}  # empty, because the images have no index
         self.images: dict[str, int] = {}
+        self.chosen_split: str | None = None  # of a test
         for hook in HOOKS:
             setattr(self, hook, getattr(module, hook))
 
@@ -94,7 +95,7 @@ class OwnDataModule(pl.LightningDataModule):
 
     @property
     def test_split(self) -> str:
-        return "test" if "test" in self.images else "val"
+        return self.chosen_split or ("test" if "test" in self.images else "val")
 
     def describe(self) -> dict[str, Any]:
         """Return what is known of the images. The fingerprints can only see the classes and the number of images."""

@@ -515,8 +515,9 @@ class EvaluatingConfig(RunConfig):
 class EvalConfig(EvaluatingConfig):
     """alexlab eval"""
 
-    crops: Annotated[int, Rule("1 or 10", lambda v: v in (1, 10))] = key(
-        "Crops per image: 1 (center), or the paper's 10 (averaged).", 1
+    split: Literal["val", "test"] | None = key("val, or null: test, or val if there is no test.", None)
+    crops: Annotated[int, Rule("1, 2 or 10", lambda v: v in (1, 2, 10))] = key(
+        "Crops per image: 1 (center), 2 (mirrored too), or the paper's 10 (averaged).", 1
     )
     against: Text | None = key("Another run, tested on the same images and compared by McNemar's test.", None)
 
