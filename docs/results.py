@@ -1,8 +1,9 @@
 """Train what the tables of docs/results.md need, and write them anew: make results ARGS="NAME ... [photos=FOLDER]".
 
-Without names all studies are run. A study's runs are in logs/train/multiruns/results-NAME. After an interruption the
-same command goes on: jobs that are finished are not trained again, and the one that was stopped is resumed. A table is
-between `<!-- results NAME -->` and `<!-- end -->`, and no number in it is typed by hand.
+Without names all studies are run, and `imagenet` is worked out. A study's runs are in
+logs/train/multiruns/results-NAME. After an interruption the same command goes on: jobs that are finished are not
+trained again, and the one that was stopped is resumed. A table is between `<!-- results NAME -->` and `<!-- end -->`,
+and no number in it is typed by hand.
 """
 
 import json
@@ -11,12 +12,20 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from alexlab.analysis.compare import Group, as_text, cell, grouped, ranked, sureness
 from alexlab.analysis.runs import find, read
 from alexlab.engine.settings import REPETITIONS
+from alexlab.models.introspection import macs
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "logs/train"
@@ -77,12 +86,21 @@ STUDIES = {
 }
 
 
+IMAGES = 1_281_167  # training images of ImageNet-1k
+CORES = 8  # per GPU
+# images per second and core, without a policy and with augment=strong's: `input.py` in benchmarks/results.md, first run
+FROM_FOLDERS = {False: 2162 / 2, True: 1634 / 2}
+
+
 def main() -> None:
     named = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    if unknown := [*({*named} - {*STUDIES}), *({*settings} - {"photos"})]:
-        sys.exit(f"{', '.join(unknown)}: there are the studies {', '.join(STUDIES)}, and photos=FOLDER.")
-    for name in named or STUDIES:
+    if unknown := [*({*named} - {*STUDIES, "imagenet"}), *({*settings} - {"photos"})]:
+        sys.exit(f"{', '.join(unknown)}: there are the studies {', '.join(STUDIES)}, imagenet, and photos=FOLDER.")
+    for name in named or (*STUDIES, "imagenet"):
+        if name == "imagenet":
+            write(name, costs())
+            continue
         study = STUDIES[name]
         if study.needs_photos and "photos" not in settings:
             print(f"{name}: skipped, because it needs photos=FOLDER, with train/ and val/.")
@@ -139,6 +157,46 @@ def table(name: str, study: Study) -> list[str]:
     further = "".join(f", and with `{variant}`" for variant in variants[1:])
     about = f"{len(runs)} runs, commit {', '.join(commits)}, {seconds / 60:.0f} minutes."
     return [f"{command}{further}:", "", *lines, "", about]
+
+
+def costs() -> list[str]:
+    """Return a table of what the recipes for ImageNet take, worked out from counts and the loader's measured rate."""
+    heads = ["recipe", "GPUs", "images per step and GPU", "steps", "operations", "memory per GPU", "loader's hours"]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    for recipe in ("imagenet_alexnet", "imagenet_alexnet_modern"):
+        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+            config = compose("train", [f"experiment={recipe}"])
+        net = instantiate(config.model.net, num_classes=1000)
+        parameters = sum(each.numel() for each in net.parameters())
+        epochs, batch = config.trainer.max_epochs, config.data.batch_size
+        stages = [*(config.augment.sizes or [[1, config.data.image_size]]), [epochs + 1, 0]]
+        lengths = {size: later[0] - first for (first, size), later in pairwise(stages)}  # epochs of each size
+        largest = max(lengths)
+        # forward, and twice as much backward; a multiply-accumulate is two operations
+        operations = IMAGES * sum(6 * macs(net, (3, size, size)) * epochs for size, epochs in lengths.items())
+        per_image = (kept(net, 8, largest) - kept(net, 4, largest)) / 4
+        # weights, gradients, momentum and the average in 4 bytes, a copy of the weights in 2
+        fixed = parameters * (4 * (3 + (config.ema.decay is not None)) + 2)
+        for gpus in (1, 8):
+            memory = fixed + per_image * batch / gpus
+            seconds = IMAGES * epochs / (FROM_FOLDERS[config.augment.policy != "none"] * CORES * gpus)
+            steps = IMAGES // batch * epochs
+            values = [gpus, batch // gpus, f"{steps:,}", f"{operations:.1e}", f"{memory / 1e9:.1f} GB"]
+            lines.append(f"| `{recipe}` | {' | '.join(map(str, values))} | {seconds / 3600:.1f} |")
+    return lines
+
+
+def kept(net: nn.Module, batch: int, size: int) -> int:
+    """Count the bytes that the forward pass in bf16 keeps for the backward pass."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        net.train()(torch.zeros(batch, 3, size, size)).float().log_softmax(1).sum()
+    return sum(each.nbytes() for each in storages.values())
 
 
 def write(name: str, lines: list[str]) -> None:

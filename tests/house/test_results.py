@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from conftest import ROOT
 from scipy import stats
 
@@ -68,11 +69,30 @@ def test_a_table_is_written_from_runs_that_are_trained_once(
 
 def test_each_study_has_its_place_on_the_page(results: ModuleType) -> None:
     text = (ROOT / "docs/results.md").read_text()
-    assert [text.count(f"<!-- results {name} -->\n") for name in results.STUDIES] == [1] * len(results.STUDIES)
-    assert text.count("<!-- end -->") == len(results.STUDIES)
+    names = [*results.STUDIES, "imagenet"]
+    assert [text.count(f"<!-- results {name} -->\n") for name in names] == [1] * len(names)
+    assert text.count("<!-- end -->") == len(names)
+
+
+def test_the_costs_of_the_imagenet_recipes(results: ModuleType) -> None:
+    """Multiply-accumulates of the paper's layers, from its shapes. The backward pass takes twice as many."""
+    convolutions = [(55, 96, 363), (27, 256, 1200), (13, 384, 2304), (13, 384, 1728), (13, 256, 1728)]
+    macs = sum(side**2 * maps * inputs for side, maps, inputs in convolutions) + 9216 * 4096 + 4096**2 + 4096 * 1000
+    paper = results.costs()[2].split(" | ")
+    images = 90 * 1_281_167
+    assert paper[:4] == ["| `imagenet_alexnet`", "1", "128", f"{images // 90 // 128 * 90:,}"]
+    assert float(paper[4]) == pytest.approx(6 * macs * images, rel=0.02)
+
+
+def test_what_the_backward_pass_keeps(results: ModuleType) -> None:
+    """A linear layer keeps its input in bf16, and the weights."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 5))
+    assert results.kept(net, 6, 4) - results.kept(net, 2, 4) == pytest.approx(4 * (48 * 2 + 5 * 4), abs=4 * 5 * 4)
 
 
 def test_a_study_that_does_not_exist_is_answered(results: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["results.py", "rate"])
-    with pytest.raises(SystemExit, match=r"^rate: there are the studies rates, paper-photos, .*, and photos=FO"):
+    with pytest.raises(
+        SystemExit, match=r"^rate: there are the studies rates, paper-photos, .*, imagenet, and photos=FO"
+    ):
         results.main()
