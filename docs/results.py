@@ -55,10 +55,16 @@ class Study:
 
 SMALL = "data.image_size=64 logger=csv callbacks.figures=false"
 PHOTOS = f"data=folder data.root=PHOTOS {SMALL} data.batch_size=32 trainer.max_epochs=12 seed=0,1,2"
+# runs that others start from, with init_from=NAME
+SOURCES = {
+    "SHAPES": f"model=alexnet_bn {SMALL}",
+    "CLOTHES": f"model=alexnet_bn data=fashion_mnist {SMALL} data.batch_size=256 trainer.max_epochs=3",
+}
+FINETUNE = "experiment=finetune model.pretrained=false"
 OFF = ("model.net.norm=none", "model.net.pool=2", "model.net.dropout=0.0")  # LRN, overlapping pooling, dropout
 FASHION = f"data=fashion_mnist {SMALL} trainer.max_epochs=6"
 # the network of experiment=fashion_mnist at 64 pixels, where the last maps have one pixel
-CLOTHES = (
+SMALL_NET = (
     "model=alexnet_bn model.in_channels=1 model.net.map_size=1 model.net.hidden=[1024,1024] data.batch_size=256 "
     "augment.scale=[0.8,1.0] augment.ratio=[0.9,1.1111] augment.crop_ratio=1.0 optimizer.lr=0.03 test=false"
 )
@@ -69,8 +75,12 @@ STUDIES = {
     "paper-fashion": Study(
         f"model=alexnet {FASHION} seed=0,1,2 optimizer.lr=0.01", ("", *OFF), ("val/acc1", "test/acc1", "val/loss")
     ),
+    "finetune": Study(
+        f"model=alexnet_bn {PHOTOS}",
+        ("", f"{FINETUNE} init_from=SHAPES", f"{FINETUNE} init_from=CLOTHES", "init_from=CLOTHES"),
+    ),
     "fashion-steps": Study(
-        f"{CLOTHES} {FASHION} seed=0,1",
+        f"{SMALL_NET} {FASHION} seed=0,1",
         (
             "",
             "model.net.norm_hidden=false",
@@ -111,12 +121,24 @@ def main() -> None:
 
 
 def train(name: str, study: Study, photos: str) -> None:
-    """Run the sweeps of a study, without the jobs that are finished."""
+    """Run the sweeps of a study, and the runs that they start from, without the jobs that are finished."""
+    values = {"PHOTOS": os.path.abspath(photos), **{source: place(source) for source in SOURCES}}  # noqa: PTH100
+
+    def run(words: str, *more: str) -> None:
+        pairs = [word.partition("=") for word in words.split()]
+        given = [key + equals + values.get(value, value) for key, equals, value in pairs]
+        subprocess.run([sys.executable, "train.py", *given, *more, "resume=auto"], cwd=ROOT, check=True)
+
+    for source, words in SOURCES.items():
+        if any(variant.endswith(f"init_from={source}") for variant in study.variants):
+            run(words, f"hydra.run.dir={place(source)}")
     for number, variant in enumerate(study.variants):
-        words = f"{study.base} {variant}".replace("PHOTOS", os.path.abspath(photos)).split()  # noqa: PTH100
-        folder = LOGS / f"multiruns/results-{name}/{number}"
-        command = ["train.py", "-m", *words, "resume=auto", f"hydra.sweep.dir={folder}"]
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        run(f"-m {study.base} {variant}", f"hydra.sweep.dir={LOGS}/multiruns/results-{name}/{number}")
+
+
+def place(source: str) -> str:
+    """Return the run directory of a source."""
+    return str(LOGS / f"runs/results-{source.lower()}")
 
 
 def test(name: str, study: Study) -> None:
@@ -150,7 +172,10 @@ def table(name: str, study: Study) -> list[str]:
         settings = {key: value for key, value in group.settings.items() if key not in REPETITIONS}
         values = [cell(group, metric), *(column[number] for column in more.values())]
         values += [cell(group, key) for key in study.shown[1:]] + tested(study, group)
-        lines.append(f"| `{as_text(settings)}` | {len(group.runs)} | {' | '.join(values)} |")
+        label = as_text(settings)
+        for source in SOURCES:
+            label = label.replace(f"{place(source)}/checkpoints/best.ckpt", source)
+        lines.append(f"| `{label}` | {len(group.runs)} | {' | '.join(values)} |")
     commits = sorted({str(run.facts["commit"])[:7] for run in runs})
     seconds = sum(run.metrics.get("seconds", 0) for run in runs)
     command = f"`python train.py -m {study.base} {variants[0]}".strip() + "`"

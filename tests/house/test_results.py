@@ -32,10 +32,14 @@ def test_a_table_is_written_from_runs_that_are_trained_once(
     small = "data=folder data.root=PHOTOS data.image_size=64 data.batch_size=8 model.net.hidden=[8,8] logger=csv"
     more = f"callbacks.figures=false trainer.max_epochs=1 seed=0,1 trainer.accelerator=cpu paths.logs={tmp_path}"
     mirrored = ("split=val crops=2", "eval-val-2crops.json", ("loss_2crops",))
-    study = results.Study(f"model=alexnet_half {small} {more}", ("", "model.net.dropout=0.0"), tested=mirrored)
+    first = f"model=alexnet_half {small} {more}"
+    monkeypatch.setattr(
+        results, "SOURCES", {"TINY": first.replace("PHOTOS", str(shapes)).replace("seed=0,1", "seed=2")}
+    )
+    study = results.Study(first, ("", "model.net.dropout=0.0 init_from=TINY"), tested=mirrored)
     results.train("tiny", study, str(shapes))
     written = sorted((tmp_path / "train").rglob("summary.json"))
-    assert len(written) == 4
+    assert len(written) == 5, "two of each variant, and the source"
     before = [path.stat().st_mtime_ns for path in written]
     results.train("tiny", study, str(shapes))
     assert [path.stat().st_mtime_ns for path in written] == before, "finished jobs are not trained again"
@@ -51,9 +55,9 @@ def test_a_table_is_written_from_runs_that_are_trained_once(
     head, _, first, second = [line for line in text.splitlines() if line.startswith("|")]
     assert head.startswith("|  | runs | val/acc1 | 95 % interval |")
     assert head.endswith("| last/val/acc1 | val/loss | loss_2crops |")
-    assert first.startswith("| `model.net.dropout=0.5` | 2 | "), "the reference"
-    assert second.startswith("| `model.net.dropout=0` | 2 | ")
-    runs = results.read(results.find([str(tmp_path / "train")], tmp_path)[0])[0]
+    assert first.startswith("| `model.net.dropout=0.5 init_from=null` | 2 | "), "the reference"
+    assert second.startswith("| `model.net.dropout=0 init_from=TINY` | 2 | ")
+    runs = results.read(results.find([str(tmp_path / "train/multiruns")], tmp_path)[0])[0]
     scores = [[r.metrics["val/acc1"] for r in runs if r.settings["model.net.dropout"] == d] for d in (0.5, 0.0)]
     assert f"{sum(scores[0]) / 2:.4f}±" in first
     mirrored_losses = [
