@@ -163,8 +163,8 @@ def table(name: str, study: Study) -> list[str]:
     runs, _ = read(find([str(LOGS / f"multiruns/results-{name}")], LOGS)[0])
     metric, variants = study.shown[0], study.variants
     groups = ranked(grouped(runs), metric)
-    if len(variants) > 1:
-        groups.sort(key=lambda group: int(group.runs[0].path.parent.name))  # the reference first
+    if len(variants) > 1:  # the reference first
+        groups.sort(key=variant_of)
     more = sureness(groups, metric)
     heads = ["", "runs", metric, *more, *study.shown[1:], *(study.tested[2] if study.tested else ())]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
@@ -172,16 +172,18 @@ def table(name: str, study: Study) -> list[str]:
         settings = {key: value for key, value in group.settings.items() if key not in REPETITIONS}
         values = [cell(group, metric), *(column[number] for column in more.values())]
         values += [cell(group, key) for key in study.shown[1:]] + tested(study, group)
-        label = as_text(settings)
-        for source in SOURCES:
-            label = label.replace(f"{place(source)}/checkpoints/best.ckpt", source)
-        lines.append(f"| `{label}` | {len(group.runs)} | {' | '.join(values)} |")
+        label = as_text(settings) if len(variants) == 1 else variants[variant_of(group)]
+        lines.append(f"| {f'`{label}`' if label else 'the command'} | {len(group.runs)} | {' | '.join(values)} |")
     commits = sorted({str(run.facts["commit"])[:7] for run in runs})
     seconds = sum(run.metrics.get("seconds", 0) for run in runs)
     command = f"`python train.py -m {study.base} {variants[0]}".strip() + "`"
-    further = "".join(f", and with `{variant}`" for variant in variants[1:])
+    more_words = ", and with each of these words added" if len(variants) > 1 else ""
     about = f"{len(runs)} runs, commit {', '.join(commits)}, {seconds / 60:.0f} minutes."
-    return [f"{command}{further}:", "", *lines, "", about]
+    return [f"{command}{more_words}:", "", *lines, "", about]
+
+
+def variant_of(group: Group) -> int:
+    return int(group.runs[0].path.parent.name)
 
 
 def costs() -> list[str]:

@@ -75,7 +75,7 @@ class Run:
         """Return the name that W&B shows, such as "alexnet_bn-lr0.05-s1"; None if config.yaml is too old for it.
 
         Args:
-            without: keys whose overrides are left out.
+            without: keys whose overrides are omitted.
         """
         try:
             overrides = [text for text in self.config["overrides"] if key_of(text) not in without]

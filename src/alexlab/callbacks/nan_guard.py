@@ -1,6 +1,6 @@
 """Handle NaN and infinite losses, which make the weights NaN: `on_nan` is `stop` (the run) or `skip` (the step).
 
-A loss that rises over ten times the first one (over 10 if that is below 1) gives a warning, and the run goes on.
+A loss that rises over ten times the first one (over 10 if that is below 1) gives a warning, and the run continues.
 
 `stop` takes no time per step: losses stay on the device, and are checked when metrics are logged anyway. `skip` waits
 for each gradient. Both check the weights before a validation and before a checkpoint, so that no file has NaN or

@@ -172,7 +172,7 @@ def _report(error: Any, command: Command, words: list[str], mask: Callable[[str]
 
 
 class JobError(BaseException):
-    """The error of a job. If it were an Exception, Hydra would print all overrides first, and go on with a sweep."""
+    """The error of a job. If it were an Exception, Hydra would print all overrides first, and continue a sweep."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))

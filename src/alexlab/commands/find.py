@@ -33,7 +33,7 @@ from alexlab.tasks.optimizers import OptimizerSettings, build_optimizer
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100  # learning rates and optimizer steps of the range test
 SMOOTHING = 0.9  # weight of the earlier losses in the running mean
-DIVERGED = 4.0  # times the lowest loss: the test stops there
+DIVERGED = 4.0  # times the lowest loss: where the test stops
 FIRST = 20  # steps before the rate can have an effect: their losses give the start and the noise
 LEAST = 0.02  # part of the start by which the loss must fall at least
 FALLEN = 0.8  # part of the fall that is reached at the rate that is printed

@@ -515,7 +515,7 @@ class EvaluatingConfig(RunConfig):
 class EvalConfig(EvaluatingConfig):
     """alexlab eval"""
 
-    split: Literal["val", "test"] | None = key("val, or null: test, or val if there is no test.", None)
+    split: Literal["val", "test"] | None = key("val, or null: test, or val without one.", None)
     crops: Annotated[int, Rule("1, 2 or 10", lambda v: v in (1, 2, 10))] = key(
         "Crops per image: 1 (center), 2 (mirrored too), or the paper's 10 (averaged).", 1
     )

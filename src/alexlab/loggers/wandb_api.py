@@ -37,7 +37,7 @@ def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def fetch_checkpoint(named: str, key: str, folder: Path) -> Path:
-    """Download the checkpoint in the artifact `named`, as logger.wandb.log_model=true uploads one, unless it is there.
+    """Download the checkpoint in the artifact `named`, as logger.wandb.log_model=true uploads one, unless it exists.
 
     Args:
         named: the value of `key`: "wandb:ENTITY/PROJECT/ARTIFACT", with ":ALIAS" for another version than the latest.
@@ -67,7 +67,7 @@ def fetch_checkpoint(named: str, key: str, folder: Path) -> Path:
 
 
 def _answer(setting: str, what: str, instead: str, ask: Callable[[wandb.Api], T]) -> T:
-    """Return what `ask` gets from W&B's API; UserError if there is no API key, or no answer."""
+    """Return what `ask` gets from W&B's API; UserError without an API key or an answer."""
     if not has_api_key():
         raise UserError(f"`{setting}` needs an API key: run `wandb login` or set WANDB_API_KEY.")
     try:
