@@ -61,6 +61,7 @@ SOURCES = {
     "CLOTHES": f"model=alexnet_bn data=fashion_mnist {SMALL} data.batch_size=256 trainer.max_epochs=3",
 }
 FINETUNE = "experiment=finetune model.pretrained=false"
+RATES = "optimizer.lr=0.01,0.003,0.03,0.1"
 OFF = ("model.net.norm=none", "model.net.pool=2", "model.net.dropout=0.0")  # LRN, overlapping pooling, dropout
 FASHION = f"data=fashion_mnist {SMALL} trainer.max_epochs=6"
 # the network of experiment=fashion_mnist at 64 pixels, where the last maps have one pixel
@@ -70,7 +71,16 @@ SMALL_NET = (
 )
 MIRRORED = ("split=val crops=2", "eval-val-2crops.json", ("acc1_2crops",))
 STUDIES = {
-    "rates": Study(f"model=alexnet_bn {PHOTOS} optimizer.lr=0.01,0.003,0.03,0.1"),
+    "rates": Study(f"model=alexnet_bn {PHOTOS} {RATES}"),
+    "rates-shapes": Study(f"model=alexnet_bn {SMALL} data.batch_size=32 trainer.max_epochs=10 seed=0,1,2 {RATES}"),
+    "rates-fashion": Study(
+        f"model=alexnet_bn data=fashion_mnist {SMALL} data.batch_size=32 trainer.max_epochs=3 test=false {RATES}",
+        shown=("val/acc1", "val/loss"),
+    ),
+    "rates-modern": Study(
+        f"experiment=imagenet_alexnet_modern {PHOTOS} augment.sizes=null compile=false ema.decay=0.9 "
+        f"optimizer.lr_reference_batch=null scheduler.warmup=1 {RATES}"
+    ),
     "paper-photos": Study(f"model=alexnet {PHOTOS} optimizer.lr=0.003 augment.pca=0.1", ("", *OFF, "augment.pca=0.0")),
     "paper-fashion": Study(
         f"model=alexnet {FASHION} seed=0,1,2 optimizer.lr=0.01", ("", *OFF), ("val/acc1", "test/acc1", "val/loss")
