@@ -16,7 +16,7 @@ OTHER := $(filter-out $(INSTALLED),$(TORCH))
 REINSTALL := $(if $(OTHER),--reinstall-package torch --reinstall-package torchvision)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test faults results lint lock FORCE
+.PHONY: help setup train test clusters faults results lint lock FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
@@ -50,7 +50,10 @@ train: setup  ## train, with overrides: make train ARGS="model=alexnet trainer=d
 	@test "$$VIRTUAL_ENV" -ef $(VENV) || echo "first:       source $(VENV)/bin/activate"
 
 test: setup  ## run the whole test suite; ARGS="-k name" narrows it
-	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --ignore=tests/clusters $(ARGS)
+
+clusters: setup  ## tests on two machines (network namespaces) and a real SLURM: needs root; apt-get install slurm-wlm munge
+	@$(BIN)/python -m pytest tests/clusters $(ARGS)
 
 faults: setup  ## kill runs, ranks and writers at random, far more often than `make test`, and all of W&B's faults: 45 minutes
 	@ALEXLAB_FAULTS=25 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 tests/callbacks/test_exact_resume.py tests/commands/test_faults.py tests/commands/test_dying_ranks.py tests/loggers/test_wandb_logger.py $(ARGS)

@@ -13,9 +13,10 @@ from torchmetrics.classification import MulticlassF1Score
 
 from alexlab.callbacks.checkpointing import Checkpointing
 from alexlab.callbacks.nan_guard import NanGuard
-from alexlab.callbacks.preemption import Preemption, SignalRecorder
+from alexlab.callbacks.preemption import Preemption
 from alexlab.engine.checkpoint_io import position_of
 from alexlab.engine.errors import UserError
+from alexlab.engine.signals import SignalRecorder
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier

@@ -1,6 +1,9 @@
 """The pictures of a run: which images are chosen, and that they are what the network sees."""
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import clean_env
 from PIL import Image
 from torch import nn
 
 from alexlab.analysis.drawing import GAP, TITLE
-from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confident, most_confused
+from alexlab.callbacks.media import MISTAKES, Media, captions_of, most_confused
+from alexlab.engine.launcher import free_port
 from alexlab.tasks.augment import BatchAugment
 from alexlab.tasks.base import RunInfo
 from alexlab.tasks.classification import ImageClassifier
@@ -39,8 +44,36 @@ def test_the_most_confident_mistakes_of_a_test_are_chosen() -> None:
     assert first.confidence == first.top5[0][1]
     assert [k for k, _ in first.top5[1:]] in ([0, 2], [2, 0])
     assert first.loss == pytest.approx(10 + math.log(1 + 2 * math.exp(-10)))
-    ranks = [media.mistakes[::2], media.mistakes[1::2]]
-    assert most_confident([mistake for rank in ranks for mistake in rank]) == media.mistakes
+
+
+OF_RANKS = """
+import json, torch, torch.distributed as dist
+from pathlib import Path
+from alexlab.callbacks.media import Media, Prediction
+from alexlab.engine.ranks import meet
+ranks = meet(1)
+dist.init_process_group("gloo")
+media = Media(Path(), ranks=ranks)
+# rank 0 has 0.97, 0.94 ..., rank 1 has 0.98, 0.95 ... and rank 2 has one that is the surest and 15 that are not sure
+confidences = [0.97 - 0.03 * i + 0.01 * ranks.rank for i in range(16)] if ranks.rank < 2 else [0.99, *[0.01] * 15]
+media.mistakes = [Prediction(c, torch.full((3, 2, 2), ranks.rank), 0, [(1, c)], 1.0) for c in confidences]
+media.on_test_epoch_end(None, None)
+print(json.dumps([[round(m.confidence, 2), int(m.image[0, 0, 0])] for m in media.mistakes]))
+"""
+
+
+def test_rank_0_gets_the_most_confident_mistakes_of_all_ranks(tmp_path: Path) -> None:
+    """And nothing else: the others keep the images of their own that it draws."""
+    shared = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(None))}
+    running = [
+        subprocess.Popen([sys.executable, "-c", OF_RANKS], env=clean_env({**shared, "RANK": str(rank)}), stdout=-1)
+        for rank in range(3)
+    ]
+    first, second, third = (json.loads(process.communicate(timeout=120)[0]) for process in running)
+    pairs = [(0.97 - 0.03 * i + 0.01 * rank, rank) for i in range(16) for rank in range(2)]
+    expected = sorted([*pairs, (0.99, 2)], reverse=True)[:MISTAKES]
+    assert first == [[pytest.approx(confidence), rank] for confidence, rank in expected]
+    assert [len(second), len(third)] == [sum(rank == 1 for _, rank in expected), 1]
 
 
 @pytest.mark.parametrize("images", [5, 31, 32, 1000])

@@ -1,8 +1,11 @@
 """Signals: recorded, and acted on by all ranks at the same batch; the loader's threads do not delay it."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +13,12 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from conftest import summary_of, tiny_train
+from conftest import clean_env, summary_of, tiny_train
 from resuming import Harness
 
-from alexlab.callbacks.preemption import Preempted, Preemption, SignalRecorder
+from alexlab.callbacks.preemption import MOST, Preemption
 from alexlab.engine import launcher
+from alexlab.engine.signals import Preempted, SignalRecorder
 from alexlab.loggers.wandb_logger import WandbLogger
 
 
@@ -95,11 +99,7 @@ def test_a_signal_before_the_first_step_is_reported(
 
 def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path) -> None:
     """The ranks die of it silently; their parent reports it, and asks SLURM to run the job again."""
-    scontrol, asked = tmp_path / "bin/scontrol", tmp_path / "asked"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
-    scontrol.chmod(0o755)
-    env = {"SLURM_JOB_ID": "91", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    asked, env = asking(tmp_path)
     run_dir = tmp_path / "run"
     words = ["trainer.devices=2", "resume=auto", "resume.requeue=true"]
     watch = stop_when(run_dir / "config.yaml", "data:", signal.SIGUSR1)
@@ -107,8 +107,95 @@ def test_a_signal_while_the_ranks_start_is_reported(shapes: Path, tmp_path: Path
     assert done.returncode == 128 + signal.SIGUSR1
     assert "Stopped by SIGUSR1. No checkpoint was written yet: start the run again" in done.stdout
     assert done.stdout.endswith("SLURM queued job 91 again.\n")
-    assert asked.read_text() == "requeue 91\n"
+    assert asked.read_text().startswith("requeue 91\n")
     assert summary_of(run_dir)["status"] == "preempted"
+
+
+OF_RANKS = """
+import json, signal, torch.distributed as dist
+from types import SimpleNamespace
+from alexlab.callbacks.preemption import Preemption
+from alexlab.engine.ranks import meet
+from alexlab.engine.signals import SignalRecorder
+ranks, trainer = meet(1), SimpleNamespace(world_size=2)
+dist.init_process_group("gloo")
+real, calls = dist.all_reduce, []
+dist.all_reduce = lambda *words, **more: calls.append(batch) or real(*words, **more)
+preemption = Preemption(SignalRecorder(), ranks)
+preemption.setup(trainer, None, "fit")
+batch = 0
+while not preemption.stop:
+    batch += 1
+    if batch == 500 and ranks.rank == 1:
+        preemption.recorder.number = signal.SIGUSR1
+    preemption.on_train_batch_end(trainer)
+print(json.dumps([batch, preemption.stop, calls]))
+"""
+
+
+def test_ranks_with_fast_batches_compare_rarely_and_stop_at_the_same_one() -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launcher.free_port(None))}
+    running = [
+        subprocess.Popen([sys.executable, "-c", OF_RANKS], env=clean_env({**shared, "RANK": str(rank)}), stdout=-1)
+        for rank in range(2)
+    ]
+    first, second = (json.loads(process.communicate(timeout=120)[0]) for process in running)
+    assert first == second
+    batch, stop, calls = first
+    assert stop == signal.SIGUSR1
+    assert 500 < batch <= 500 + 2 * MOST
+    assert len(calls) <= 500 / MOST + 10, "about every 32nd batch, after a start in which the interval doubles"
+
+
+IMPORTING = """
+import contextlib, os, signal
+import alexlab.commands.cli as cli
+real = cli.importing
+
+@contextlib.contextmanager
+def importing():
+    with real():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        try:
+            1 / 0  # code that is imported may swallow what a handler raises
+        except BaseException:
+            yield
+
+cli.importing = importing
+"""
+
+
+def asking(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return the file in which an `scontrol` writes what it is asked, and summary.json then; and the environment."""
+    scontrol, asked = folder / "bin/scontrol", folder / "asked"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\ncat {folder}/run/summary.json >> {asked} 2>&1\nexit 0\n')
+    scontrol.chmod(0o755)
+    return asked, {"SLURM_JOB_ID": "91", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("requeue", ["true", "false"])
+def test_a_signal_while_torch_is_imported_is_reported(requeue: str, shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "before.py").write_text(IMPORTING)
+    asked, env = asking(tmp_path)
+    words = ["resume=auto", f"resume.requeue={requeue}"]
+    done = tiny_train(shapes, tmp_path / "run", *words, env=env, before=tmp_path / "before.py")
+    assert done.returncode == 128 + signal.SIGUSR1
+    assert "Stopped by SIGUSR1 while no run was training." in done.stdout
+    assert ("SLURM queued job 91 again." in done.stdout) == asked.exists() == (requeue == "true")
+    assert not (tmp_path / "run").exists()
+
+
+def test_slurm_is_asked_when_everything_is_written(shapes: Path, tmp_path: Path) -> None:
+    """It sends SIGTERM at once."""
+    asked, env = asking(tmp_path)
+    words = ["trainer.max_epochs=5000", "data.num_workers=1", "resume=auto", "resume.requeue=true"]
+    watch = stop_when(tmp_path / "run/train.log", "epoch 1/", signal.SIGUSR1)
+    done = tiny_train(shapes, tmp_path / "run", *words, env=env, watch=watch)
+    assert done.returncode == 128 + signal.SIGUSR1, done.stderr
+    assert asked.read_text().startswith("requeue 91\n{")
+    assert '"status": "preempted"' in asked.read_text()
+    assert done.stdout.endswith("SLURM queued job 91 again.\n")
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -17,7 +17,6 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 import alexlab
-from alexlab.callbacks.preemption import SignalRecorder
 from alexlab.commands import build
 from alexlab.data.decode import Picture
 from alexlab.data.transforms import SampleTransform
@@ -25,6 +24,7 @@ from alexlab.engine import validation
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import TrainConfig
+from alexlab.engine.signals import SignalRecorder
 
 NET = ("model=alexnet_half", "model.net.dropout=0")
 SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "callbacks.figures=false", "test=false")

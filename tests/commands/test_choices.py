@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import ROOT, config_of
 
-from alexlab.callbacks.preemption import SignalRecorder
 from alexlab.commands import build
 from alexlab.commands.plan import make_plan
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import UserError
+from alexlab.engine.signals import SignalRecorder
 from alexlab.tasks import optimizers
 
 CPU = Devices("cpu", 1, 1)
@@ -108,7 +108,7 @@ def test_devices_are_those_that_another_launcher_has_started(monkeypatch: pytest
     def found(*overrides: str) -> Devices:
         return find_devices(config_of("trainer.accelerator=cpu", *overrides).trainer)
 
-    assert found() == Devices("cpu", 3, 2)
+    assert found() == Devices("cpu", 3, 2, 6)
     assert found("trainer.devices=3", "trainer.num_nodes=2").world_size == 6
     with pytest.raises(UserError, match=r"6 ranks were started, 3 on this machine, but `trainer.devices=2` .* makes 4"):
         found("trainer.devices=2")

@@ -223,6 +223,12 @@ def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) 
         (["trainer.accelerator=gpu"], ["`trainer.accelerator=gpu` needs a GPU"]),
         (["trainer.accelerator=mps"], ["`trainer.accelerator=mps` needs a GPU"]),
         (["trainer=ddp_cpu", "data.batch_size=9"], ["data.batch_size=9", "by 2", "8 or 10"]),
+        (
+            ["trainer.grad_compression=bf16"],
+            ["`trainer.grad_compression=bf16` needs trainer=ddp on several GPUs, and this run has 1 device (cpu)"],
+        ),
+        (["paths.logs=s3://b/x"], ["`paths.logs=s3://b/x` must be a folder of this machine, no address."]),
+        (["hydra.run.dir=s3://b/x"], ["`hydra.run.dir=s3://b/x` must be a folder of this machine, no address."]),
         (["trainer.num_nodes=2"], ["`trainer.num_nodes=2` needs torchrun or srun"]),
         (["trainer.precision=16-mixed"], ["`trainer.precision=16-mixed` needs a GPU"]),
         (["model=torchvision", "model.name=resnet19"], ["resnet19", "Did you mean"]),

@@ -130,7 +130,7 @@ def test_the_mistakes_of_all_jobs_are_reported_before_the_first_one_starts(tmp_p
     [
         ("train.py", ["sweep=seeds", "ema.decay=0.9,2"], "jobs 1, 3, 5, 7, 9: `ema.decay=2` must be below 1."),
         ("train.py", ["model.name=alexnet,vgg16"], "the network of that name use model=torchvision model.name=vgg16"),
-        ("eval.py", ["run=x", "crops=1,3"], "job 1: `crops=3` must be 1 or 10."),
+        ("eval.py", ["run=x", "crops=1,3"], "job 1: `crops=3` must be 1, 2 or 10."),
         ("train.py", [f"seed={','.join('x' + str(n) for n in range(20))}"], "... and 8 more mistakes"),
         ("train.py", ["sweep=seeds", "sweep.n=2"], "`sweep.n=2`: there is no such key."),
     ],

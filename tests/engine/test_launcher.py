@@ -129,9 +129,28 @@ def test_ranks_of_torchrun_and_srun_are_recognized(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SLURM_JOB_ID", "78")
     assert not launcher.run_stamp(resumes=False).startswith("slurm"), "a job may have several runs"
     assert launcher.run_stamp(resumes=True) == "slurm-78.0"
+    assert launcher.job() == "slurm 78"
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
+    with pytest.raises(UserError, match=r"This SLURM job has 2 tasks \(SLURM_NTASKS\), and srun has not started this"):
+        launcher.started()
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert (launcher.external(), launcher.rank()) == (True, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "n1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert launcher.started() == launcher.Started("srun", 1, 2), "scripts of SLURM export the rest for all tasks"
+    monkeypatch.setenv("RANK", "0")
+    assert launcher.started() == launcher.Started("RANK and WORLD_SIZE", 0, 2)
+
+
+def test_ranks_that_torchrun_restarts_resume_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert launcher.run_stamp(resumes=True) == "torchrun-x-29500"
+    assert not launcher.run_stamp(resumes=False).startswith("torchrun"), "another run with the same words is new"
+    assert launcher.job() == "torchrun x at None"
 
 
 def test_importing_the_launcher_is_light(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """resume= without training: the config to continue with, the checkpoint, and the directory at that checkpoint."""
 
+import json
 import os
 import re
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,3 +183,42 @@ def test_a_lock_is_held_by_one_process(tmp_path: Path) -> None:
         files.lock(tmp_path).__enter__()
     with files.lock(tmp_path):
         pass
+
+
+def owned(folder: Path, **owner: Any) -> None:
+    values = {"host": "n1", "process": 7, "since": "2026-11-29 12:00", "job": None, **owner}
+    (folder / ".lock.owner").write_text(json.dumps(values))
+
+
+def test_another_machine_is_refused_with_owner_and_age(tmp_path: Path) -> None:
+    owned(tmp_path)
+    (tmp_path / "metrics.csv").touch()
+    os.utime(tmp_path / ".lock.owner", (0, 0))
+    os.utime(tmp_path / "metrics.csv", (time.time() - 3 * 60, time.time() - 3 * 60))
+    expected = (
+        rf"{tmp_path} is still training on n1 \(process 7 since 2026-11-29 12:00; it wrote something 3 minutes ago\): "
+        "wait for it, or stop it on that machine. If that process is gone, add resume.break_lock=true."
+    )
+    with pytest.raises(UserError, match=expected):
+        files.lock_against_machines(tmp_path, "slurm 5").__enter__()
+    assert json.loads((tmp_path / ".lock.owner").read_text())["host"] == "n1"
+    with files.lock_against_machines(tmp_path, None, breaks=True):
+        assert json.loads((tmp_path / ".lock.owner").read_text())["process"] == os.getpid()
+    assert not (tmp_path / ".lock.owner").exists()
+
+
+@pytest.mark.parametrize("owner", [{"host": socket.gethostname()}, {"job": "slurm 5"}])
+def test_a_killed_owner_on_this_machine_or_of_this_job_is_replaced(owner: dict[str, str], tmp_path: Path) -> None:
+    owned(tmp_path, **owner)
+    with files.lock_against_machines(tmp_path, "slurm 5"):
+        pass
+    assert not (tmp_path / ".lock.owner").exists()
+
+
+def test_a_run_that_another_machine_has_taken_over_leaves_its_lock(tmp_path: Path) -> None:
+    with files.lock_against_machines(tmp_path, None):
+        owned(tmp_path, host="n2")
+    assert json.loads((tmp_path / ".lock.owner").read_text())["host"] == "n2"
+    (tmp_path / ".lock.owner").write_text("half")
+    with pytest.raises(UserError, match=r"is still training on \?"):
+        files.lock_against_machines(tmp_path, None).__enter__()

@@ -276,7 +276,7 @@ def test_unknown_keys_of_other_commands_are_errors() -> None:
     assert mistakes(of_command("eval") | {"foo": 1, "crop": 10}, schema.EvalConfig) == [
         (
             "`foo=1`: there is no such key. The config has command, paths, allow, run, ckpt, data, compile, trainer, "
-            "crops, against."
+            "split, crops, against."
         ),
         "`crop=10`: there is no such key. Did you mean `crops`?",
     ]
@@ -370,6 +370,7 @@ DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
         ("trainer.overfit_batches", None, "a fraction from 0.0 to 1.0, or a whole number of batches"),
         ("logger.wandb.tags", ["a", 1], "a text of 1 to 64 letters in entry 1"),
         ("logger.wandb.tags", ["a" * 65], "a text of 1 to 64 letters in entry 0"),
+        ("paths.logs", "s3://b/x", "a folder of this machine, no address"),
         ("ckpt_path", "https://x/y.ckpt", "a run or a local file, no web address"),
         ("from_wandb", "a/b", "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page"),
         ("ema", 0.99, "a group of keys: decay"),
@@ -595,7 +596,8 @@ def test_keys_of_trainer_are_arguments_of_lightning_or_our_own() -> None:
 
     parameters = inspect.signature(pl.Trainer.__init__).parameters
     fields = fields_of(schema.TrainerConfig)
-    own = {"channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port", "lr_find", "batch_size_find"}
+    own = {"channels_last", "tf32", "cudnn_benchmark", "timeout", "master_port", "grad_compression"}
+    own |= {"lr_find", "batch_size_find"}
     assert set(fields) - own <= set(parameters)
     assert set(schema.OWN_TRAINER_KEYS) == own | {"strategy", "precision"}
     shipped: Any = OmegaConf.to_container(OmegaConf.load(CONF / "trainer/auto.yaml"))

@@ -23,9 +23,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from alexlab.callbacks.nan_guard import NanGuard
-from alexlab.callbacks.preemption import Preempted, Preemption
+from alexlab.callbacks.preemption import Preemption
 from alexlab.engine.checkpoint_io import LAST, position_of
 from alexlab.engine.errors import UserError
+from alexlab.engine.signals import Preempted
 from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.tasks.base import BaseTask
 from alexlab.tasks.metrics import LossAndAccuracy

@@ -1,6 +1,7 @@
 """Figures of a run: training images as the network sees them, and the test's confusion matrix, accuracy per class and
 most confident mistakes. All figures are written to `figures/` of the run, and logged."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 
 from alexlab.analysis import drawing as figures
 from alexlab.engine.files import make_folder
+from alexlab.engine.ranks import Ranks
 from alexlab.tasks.base import BaseTask
 
 if TYPE_CHECKING:
@@ -45,12 +47,18 @@ class Media(Callback):
         logger: the W&B logger of rank 0, for tables; None without W&B.
         weights: the name of the checkpoint that is tested; None is the best one of training.
         kind: of the files: png, svg or pdf.
+        ranks: all ranks of the run.
     """
 
     def __init__(
-        self, folder: Path, logger: "WandbLogger | None" = None, weights: str | None = None, kind: str = "png"
+        self,
+        folder: Path,
+        logger: "WandbLogger | None" = None,
+        weights: str | None = None,
+        kind: str = "png",
+        ranks: Ranks | None = None,
     ) -> None:
-        self.folder, self.kind = folder, kind
+        self.folder, self.kind, self.ranks = folder, kind, ranks or Ranks()
         self.logger = logger
         self.weights = weights
         self.mistakes: list[Prediction] = []
@@ -98,10 +106,22 @@ class Media(Callback):
         self.tested += len(targets)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.world_size > 1:
-            gathered: list[list[Prediction]] = [[]] * trainer.world_size
-            dist.all_gather_object(gathered, self.mistakes)
-            self.mistakes = most_confident([mistake for of_rank in gathered for mistake in of_rank])
+        """Send the most confident mistakes of all ranks to rank 0, and no image that it does not draw."""
+        ranks = self.ranks
+        if ranks.size == 1:
+            return
+        confidences: list[list[float]] = [[]] * ranks.size
+        dist.all_gather_object(confidences, [mistake.confidence for mistake in self.mistakes], group=ranks.gloo)
+        best = sorted(((value, -rank) for rank, values in enumerate(confidences) for value in values), reverse=True)
+        counts = Counter(-rank for _, rank in best[:MISTAKES])
+        self.mistakes = self.mistakes[: counts[ranks.rank]]
+        if ranks.rank > 0 and self.mistakes:
+            dist.send_object_list([self.mistakes], dst=0, group=ranks.gloo)
+        for rank in sorted(counts.keys() - {0}) if ranks.rank == 0 else ():
+            box: list[Any] = [None]
+            dist.recv_object_list(box, src=rank, group=ranks.gloo)
+            self.mistakes += box[0]
+        self.mistakes = most_confident(self.mistakes)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero and pl_module.one_class_per_image:

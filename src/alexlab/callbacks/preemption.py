@@ -6,10 +6,8 @@ ranks compare their records over gloo while they train, and each reads the resul
 """
 
 import contextlib
-import signal
+import time
 from collections.abc import Iterator
-from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,56 +15,24 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from alexlab.engine.ranks import Ranks
+from alexlab.engine.signals import Preempted, SignalRecorder
 
-
-class Preempted(BaseException):
-    """A signal stopped the run; `number` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
-
-
-class SignalRecorder:
-    """Record the first signal.
-
-    Attributes:
-        number: of the signal, or 0.
-        is_polled: whether the training loop will read `number`. If not, the handler raises Preempted at once.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.is_polled = False
-
-    def record(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal. A second Ctrl-C raises Preempted at once."""
-        second = self.number and number == signal.SIGINT
-        self.number = self.number or number
-        if second or not self.is_polled:
-            raise Preempted(number)
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator["SignalRecorder"]:
-        """Handle signals while the block runs."""
-        previous = {number: signal.signal(number, self.record) for number in SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+SECONDS, MOST = 1.0, 32  # between two comparisons: about as long, and at most so many batches
 
 
 class Preemption(Callback):
     """Find out, on all ranks at the end of the same batch, whether any of them received a signal.
+
+    The ranks compare their records about once a second, and at most `MOST` batches apart: with 32 ranks on gloo a
+    comparison takes 15 ms. How many batches apart is compared too, because their clocks differ.
 
     After a signal, validation and test raise Preempted. Training sets `stop`, because the checkpoint callback writes
     last.ckpt first. The ranks agree in the same way that it is time for a checkpoint, as their clocks differ.
 
     Args:
         recorder: records this rank's signals.
-        timeout: how long a rank waits for the other ranks; None is torch's default.
+        ranks: all ranks of the run.
 
     Attributes:
         stop: the signal that any rank received, or 0.
@@ -74,13 +40,15 @@ class Preemption(Callback):
         checkpoint_due: whether any rank wanted one, as of the batch before.
     """
 
-    def __init__(self, recorder: SignalRecorder, timeout: timedelta | None = None) -> None:
-        self.recorder, self.timeout = recorder, timeout
+    def __init__(self, recorder: SignalRecorder, ranks: Ranks | None = None) -> None:
+        self.recorder, self.ranks = recorder, ranks or Ranks()
         self.stop = 0
         self.wants_checkpoint = self.checkpoint_due = False
         self._group: Any = None
         self._pending: Any = None  # the comparison in progress
-        self._values = torch.zeros(2, dtype=torch.int64)  # what is compared: signal, wants_checkpoint
+        # what is compared: signal, wants_checkpoint, and minus the batches to the next comparison
+        self._values = torch.zeros(3, dtype=torch.int64)
+        self._interval, self._batches, self._since = 1, 0, time.monotonic()
         self._postponed = False
 
     def install(self, trainer: pl.Trainer) -> None:
@@ -93,7 +61,7 @@ class Preemption(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1 and self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=self.timeout)
+            self._group = self.ranks.gloo
         self.recorder.is_polled = True
 
     def agree(self, trainer: pl.Trainer) -> None:
@@ -101,7 +69,7 @@ class Preemption(Callback):
 
         This is for points after which no batch follows.
         """
-        self._compare(trainer)
+        self._compare(trainer, now=True)
         self._read_result()
         self._raise_if_stopped()
 
@@ -114,21 +82,28 @@ class Preemption(Callback):
 
     on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
-    def _compare(self, trainer: pl.Trainer) -> None:
-        """Start to compare the records of all ranks, and read the result of the batch before."""
+    def _compare(self, trainer: pl.Trainer, now: bool = False) -> None:
+        """Start to compare the records of all ranks if it is time, and read the result of the batch before."""
         if trainer.world_size == 1:
             self.stop, self.checkpoint_due = self.recorder.number, self.wants_checkpoint
             return
         self._read_result()
-        self._values[0], self._values[1] = self.recorder.number, self.wants_checkpoint
+        self._batches += 1
+        if self._batches < self._interval and not now:
+            return
+        seconds, self._since = time.monotonic() - self._since, time.monotonic()
+        fitting = int(self._batches * SECONDS / max(seconds, 1e-9))
+        following, self._batches = max(1, min(fitting, 2 * self._interval, MOST)), 0
+        self._values = torch.tensor([self.recorder.number, self.wants_checkpoint, -following])
         self._pending = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def _read_result(self) -> None:
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
-            self.stop, due = self._values.tolist()
+            self.stop, due, following = self._values.tolist()
             self.checkpoint_due |= bool(due)
+            self._interval = -following
 
     def _raise_if_stopped(self) -> None:
         if self.stop and not self._postponed:

@@ -22,10 +22,10 @@ import torch
 from lightning_fabric import loggers as fabric
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.fsdp import MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torchmetrics import MetricCollection
@@ -35,9 +35,9 @@ from alexlab.callbacks.freezing import Freezing
 from alexlab.callbacks.grad_norm import GradNorm
 from alexlab.callbacks.media import Media
 from alexlab.callbacks.nan_guard import NanGuard
-from alexlab.callbacks.preemption import Preemption, SignalRecorder
+from alexlab.callbacks.preemption import Preemption
 from alexlab.callbacks.progress import ProgressBar, ProgressReporter
-from alexlab.callbacks.same_config import SameConfig
+from alexlab.callbacks.same_weights import SameWeights
 from alexlab.callbacks.throughput import Throughput
 from alexlab.commands import sweep
 from alexlab.commands.build_transforms import build_callable, build_transforms, try_batch, try_transforms
@@ -53,9 +53,11 @@ from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, 
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.config import look_up
 from alexlab.engine.devices import Devices, choose_precision
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 from alexlab.engine.overrides import command_line
+from alexlab.engine.ranks import Environment, Ranks
 from alexlab.engine.schema import OWN_TRAINER_KEYS, TrainConfig, mode_of
+from alexlab.engine.signals import SignalRecorder
 from alexlab.engine.text import printable, shorten
 from alexlab.loggers.csv_logger import CsvLogger
 from alexlab.loggers.tracker import Tracker
@@ -121,7 +123,13 @@ class Experiment:
         return {**self.checkpointing.restored_metrics, **self.trainer.callback_metrics}
 
 
-def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trusted: targets.Trusted = ()) -> Experiment:
+def build(
+    config: TrainConfig,
+    devices: Devices,
+    recorder: SignalRecorder,
+    trusted: targets.Trusted = (),
+    ranks: Ranks | None = None,
+) -> Experiment:
     """Build all parts of a run, once per rank.
 
     Args:
@@ -130,22 +138,31 @@ def build(config: TrainConfig, devices: Devices, recorder: SignalRecorder, trust
     Raises:
         UserError: a mistake in the config, the images, the network, or a checkpoint that does not fit it.
     """
+    ranks = ranks or Ranks()
     data = build_data(config, devices, build_transforms(config, trusted), trusted).read()
+    if isinstance(data, OwnDataModule) and devices.local * devices.nodes != devices.world_size:
+        raise UserError(
+            f"{data.source}: Lightning divides the images, which needs as many ranks on each machine. This machine has "
+            f"{devices.local} of {devices.world_size}."
+        )
     plan = make_plan(config, devices.world_size, data.images, data.train_batches)
     pl.seed_everything(config.seed, verbose=False)
     if config.compile:
         check_compiler(devices.kind)
     task = build_task(config, data, devices.kind, plan, trusted)
-    done = load_checkpoint(config, task, data, plan, trusted)
+    # rank 0 reads weights; `SameWeights` and the checkpoint plugin send them to all
+    done = None
+    if ranks.rank == 0 or config.trainer.strategy == "fsdp":
+        done = load_checkpoint(config, task, data, plan, trusted)
     if config.compile:
         task.net.compile()  # in place: the names in the state dict stay
     loggers, wandb = build_loggers(config)
     trackers = build_trackers(config, done, trusted)
     loggers += [tracker.logger for tracker in trackers]
-    preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb, trusted, task.run.mode)
+    preemption, checkpointing, callbacks = build_callbacks(config, recorder, plan, wandb, trusted, task.run.mode, ranks)
     is_own = isinstance(data, OwnDataModule)
     checkpointing.only_epochs = is_own
-    trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net), is_own)
+    trainer = build_trainer(config, devices, loggers, callbacks, plan.batches, type(task.net), is_own, ranks)
     preemption.install(trainer)
     checkpointing.install(trainer)
     return Experiment(devices, data, plan, task, trainer, preemption, checkpointing, wandb, trackers, trusted)
@@ -557,6 +574,7 @@ def build_callbacks(
     wandb: "WandbLogger | None",
     trusted: targets.Trusted = (),
     mode: str | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Preemption, Checkpointing, list[Callback]]:
     """Build the callbacks in the order in which Lightning must call them: the user's own first."""
     path, wanted = Path(config.run_dir), config.callbacks
@@ -567,14 +585,17 @@ def build_callbacks(
         callbacks.append(pruning)
 
     # stopping, checkpoints, NaN
-    preemption = Preemption(recorder, timedelta(minutes=config.trainer.timeout))
+    ranks = ranks or Ranks()
+    preemption = Preemption(recorder, ranks)
     nan_guard = NanGuard(
         config.on_nan, folder / checkpoint_io.LAST, command_line("train", f"resume={run_dirs.shown(path)}")
     )
     every = config.checkpoint.every_n_steps, config.checkpoint.every_minutes
     is_own = resume.is_own(config.ckpt_path, path)
     checkpointing = Checkpointing(folder, preemption, nan_guard, *every, plan.steps_per_epoch, is_own)
-    callbacks += [nan_guard, preemption, checkpointing, SameConfig(config.model_dump(exclude_unset=True))]
+    callbacks += [nan_guard, preemption, checkpointing]
+    if config.init_from is not None and config.trainer.strategy != "fsdp":  # of which each rank reads the weights
+        callbacks.append(SameWeights(ranks))
 
     # what is logged and shown, early stopping, averaged weights
     if wanted.lr_monitor:
@@ -598,7 +619,7 @@ def build_callbacks(
         callbacks.append(ProgressBar(leave=True))
     callbacks.append(ProgressReporter(console=kind == "plain"))
     if wanted.figures:
-        callbacks.append(Media(path / "figures", wandb))
+        callbacks.append(Media(path / "figures", wandb, ranks=ranks))
     callbacks.append(Throughput(config.data.batch_size))  # last, so that callbacks do not count as waiting for data
     return preemption, checkpointing, callbacks
 
@@ -630,6 +651,7 @@ def build_trainer(
     batches: int | None = None,
     net_type: type[nn.Module] = nn.Module,
     divides_images: bool = False,
+    ranks: Ranks | None = None,
 ) -> pl.Trainer:
     """Build Lightning's Trainer.
 
@@ -649,9 +671,9 @@ def build_trainer(
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = t.tf32
     if t.profiler is not None:
         settings["profiler"] = PROFILERS[t.profiler](dirpath=path, filename="profile")
-    plugins: list[Any] = [checkpoint_io.AtomicCheckpointIO()]
-    if launcher.RANKS in os.environ:
-        plugins.append(LightningEnvironment())  # reads what launcher.run_workers has set
+    plugins: list[Any] = [checkpoint_io.AtomicCheckpointIO(ranks)]
+    if ranks is not None and ranks.size > 1:
+        plugins.append(Environment())
     return pl.Trainer(
         **settings,
         accelerator={"cuda": "gpu"}.get(devices.kind, devices.kind),
@@ -688,6 +710,12 @@ def plain_trainer(kind: str, precision: Any, callbacks: Sequence[Callback], **se
 
 def _strategy(config: TrainConfig, devices: Devices, net_type: type[nn.Module]) -> "Strategy | str":
     timeout = timedelta(minutes=config.trainer.timeout)
+    several = devices.kind == "cuda" and devices.world_size > 1 and config.trainer.strategy != "fsdp"
+    if config.trainer.grad_compression is not None and not several:
+        raise UserError(
+            f"`trainer.grad_compression={config.trainer.grad_compression}` needs trainer=ddp on several GPUs, and this "
+            f"run has {counted(devices.world_size, 'device')} ({devices.kind}): set it to null."
+        )
     if config.trainer.strategy == "fsdp":
         is_mixed = "mixed" in str(choose_precision(config.trainer.precision, devices.kind))
         float32 = MixedPrecision(torch.float32, torch.float32, torch.float32)
@@ -701,7 +729,9 @@ def _strategy(config: TrainConfig, devices: Devices, net_type: type[nn.Module]) 
         )
     if devices.world_size == 1:
         return "auto"
+    compress = default_hooks.bf16_compress_hook if config.trainer.grad_compression == "bf16" else None
     return DDPStrategy(
+        ddp_comm_hook=compress,
         process_group_backend="nccl" if devices.kind == "cuda" else "gloo",
         timeout=timeout,
         gradient_as_bucket_view=True,

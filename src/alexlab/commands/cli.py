@@ -4,6 +4,7 @@ Hydra composes conf/<command>.yaml with the overrides, and the schema checks the
 Lightning imported, so that `--help` and answers to most mistakes take half a second.
 """
 
+import contextlib
 import difflib
 import importlib
 import itertools
@@ -11,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ from alexlab.engine.overrides import command_line, get, has, in_quotes, key_of, 
 from alexlab.engine.process import complete_environment, importing, leave
 from alexlab.engine.run_dir import shown as shown_path
 from alexlab.engine.schema import fields_of
+from alexlab.engine.signals import Preempted, SignalRecorder
 from alexlab.engine.sweeps import agent
 from alexlab.engine.text import printable
 from alexlab.engine.validation import (
@@ -108,12 +111,17 @@ def run(name: str) -> None:
     jobs = Jobs(command)
     register_resolvers("")
     try:
+        if name == "train":  # Ctrl-C has a handler of Python's own
+            jobs.stack.enter_context(jobs.recorder.recording((signal.SIGTERM, signal.SIGUSR1)))
         check_working_directory()
         words = to_overrides(words, command)
         if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
             print(help_of(command, words))
         else:
-            register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words))
+            trains = name == "train"
+            register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words) if trains else "")
+            if trains and launcher.external():  # torch reports each address without a name, and each rank that stops
+                os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)
             try:
                 sys.argv[1:] = words
@@ -128,9 +136,12 @@ def run(name: str) -> None:
             jobs.finish_sweep()
         sys.stdout.flush()
     except BaseException as error:
-        code = _report(error, command, words, jobs.mask)
+        jobs.stack.close()  # from here on a signal ends the process
+        is_alone = name != "train" or jobs.has_started
+        code = _report(error, command, words, jobs.mask, is_alone, jobs.requeues)
     if jobs.run_dir is not None:
-        sweep.remove_empty(jobs.run_dir, jobs.run_dir.parent)
+        is_address = any(part.endswith(":") for part in jobs.run_dir.parts)  # Hydra has created folders for s3://...
+        sweep.remove_empty(jobs.run_dir, Path.cwd() if is_address else jobs.run_dir.parent)
     is_watched = sys.getprofile() is not None or sys.gettrace() is not None or sys.flags.interactive  # by a debugger
     if "torch" in sys.modules and not is_watched:
         leave(code)
@@ -145,12 +156,30 @@ def check_working_directory() -> None:
         raise UserError("the working directory was removed: cd to another one.") from None
 
 
-def _report(error: Any, command: Command, words: list[str], mask: Callable[[str], str]) -> int:
-    """Print a mistake on one screen, or the traceback of a bug; return the exit code."""
+def _report(
+    error: Any,
+    command: Command,
+    words: list[str],
+    mask: Callable[[str], str],
+    is_alone: bool = True,
+    requeues: bool = False,
+) -> int:
+    """Print a mistake on one screen, or the traceback of a bug; return the exit code.
+
+    Args:
+        is_alone: false if the remaining ranks of the run do not know of the error.
+        requeues: whether SLURM is asked to run the job again after SIGUSR1.
+    """
     of_yaml = () if isinstance(error, JobError) else (yaml.YAMLError, UnicodeDecodeError)
     error = error.error if isinstance(error, JobError) else error
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, Preempted):
+        print(f"Stopped by {signal.Signals(error.number).name} while no run was training.", flush=True)
+        requeues |= any(word.lstrip("+").lower() == "resume.requeue=true" for word in words)
+        if requeues and error.number == signal.SIGUSR1 and launcher.rank() == 0:
+            print(f"{launcher.requeue()}.", flush=True)
+        return 128 + error.number
     if isinstance(error, BrokenPipeError):  # nobody reads the output any more, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
@@ -164,8 +193,34 @@ def _report(error: Any, command: Command, words: list[str], mask: Callable[[str]
     elif text is None:
         print(printable(mask(short_traceback(error)), "\n\t"), file=sys.stderr, flush=True)
         return 1
+    if code == 2 and not is_alone and (of_all := _of_all_ranks(mask(text))) != text:
+        if of_all is None:
+            return code
+        text = of_all
     print(printable(f"error: {mask(text)}", "\n\t"), file=sys.stderr, flush=True)
     return code
+
+
+def _of_all_ranks(text: str) -> str | None:
+    """Let rank 0 print a mistake of any rank. Returns the mistakes of all on rank 0, and None on the rest."""
+    try:
+        this = launcher.started()
+        if this is None or this.world == 1:
+            return text
+        with importing():
+            from alexlab.engine.ranks import meet
+
+        meet(MISTAKE_MINUTES, text)
+    except UserError as error:
+        return str(error)
+    except SystemExit:
+        return None
+    except (RuntimeError, KeyError):  # a rank is gone, or does not come; or there is no address
+        pass
+    return text
+
+
+MISTAKE_MINUTES = 2  # for which a rank with a mistake waits for all ranks
 
 
 # -- the jobs that Hydra composes
@@ -186,6 +241,10 @@ class Jobs:
     command: Command
     mask: Callable[[str], str] = str  # hides the values of secrets in a text
     run_dir: Path | None = None  # of a single job
+    has_started: bool = False  # whether the command itself was called
+    requeues: bool = False  # resume.requeue of the job
+    recorder: SignalRecorder = field(default_factory=SignalRecorder)  # of signals before that
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     # of a sweep
     failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
     folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
@@ -200,7 +259,11 @@ class Jobs:
         self.run_dir = run_dir
         try:
             config = self._check(composed, hydra_config)
-            return self.command.load()(config)
+            self.requeues = isinstance(config, schema.TrainConfig) and config.resume.requeue
+            with self.recorder.waiting():
+                run = self.command.load()
+            self.has_started = True
+            return run(config)
         except Exception as error:
             raise JobError(error) from None
 
@@ -365,6 +428,9 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         raise UserError("sweep=wandb is for W&B's agents: `wandb sweep conf/sweep/wandb.yaml` prints how to start one.")
     if deleted := [word for word in words if re.match(r"~hydra\b", word)]:
         raise UserError(f"`{deleted[0]}`: settings of Hydra cannot be deleted: set them, as in hydra.run.dir=PATH.")
+    folders = ("paths.logs", "paths.data", "hydra.run.dir", "hydra.sweep.dir")  # which Hydra would create
+    if addresses := [word for word in words if word.lstrip("+").split("=")[0] in folders and "://" in word]:
+        raise UserError(f"`{addresses[0]}` must be a folder of this machine, no address.")
     modes = [flag for flag in flags if re.match(r"-[mrci]$|--(multi)?run$|--(cfg|info)\b", flag)]
     if len(modes) > 1:
         raise UserError(f"{' and '.join(modes)}: only one of them is possible at once: remove the others.")

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alexlab.callbacks.preemption import Preempted, SignalRecorder
 from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment
 from alexlab.engine import launcher, naming, provenance, resume, run_dir
 from alexlab.engine.config import masker, save
-from alexlab.engine.errors import UserError, counted, lost_peer
-from alexlab.engine.files import lock
+from alexlab.engine.errors import RankLostError, UserError, counted, lost_peer
+from alexlab.engine.files import lock, lock_against_machines
+from alexlab.engine.ranks import Ranks
 from alexlab.engine.schema import TrainConfig
+from alexlab.engine.signals import Preempted, SignalRecorder
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import Status
@@ -38,12 +39,15 @@ class RunSession:
         summary: the content of summary.json, once the run has ended.
     """
 
-    def __init__(self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, notes: list[str]) -> None:
+    def __init__(
+        self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, ranks: Ranks, notes: list[str]
+    ) -> None:
         self.config, self.experiment, self.recorder, self.notes = config, experiment, recorder, notes
+        self.ranks = ranks
         self.path, self.plain = Path(config.run_dir), config.model_dump(exclude_unset=True)
         self.mask = masker(self.plain)
         self.is_first = launcher.rank() == 0
-        self.is_open = not self.is_first  # whether the directory belongs to this run; only rank 0 writes into it
+        self.is_open = False  # whether the directory belongs to this run; only rank 0 writes into it
         self.is_created = False  # whether the directory is new, or was empty
         self.status: Status = "failed"
         self.measured: dict[str, Any] = {}
@@ -65,9 +69,9 @@ class RunSession:
 
     def _open(self) -> None:
         config, experiment, wandb = self.config, self.experiment, self.experiment.wandb
-        if self.is_first:
-            self._open_directory()
-        else:
+        self.ranks.first(self._open_directory)
+        if not self.is_first:
+            self.is_open = True
             run_dir.set_up_logging(self.path, self.mask)
         faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
         faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)  # kill -USR2 prints where each thread is
@@ -94,6 +98,7 @@ class RunSession:
         path.mkdir(parents=True, exist_ok=True)
         is_empty = not any(path.iterdir())
         self._lock.enter_context(lock(path, LOCK))
+        self._lock.enter_context(lock_against_machines(path, launcher.job(), config.resume.break_lock))
         if not resumed:
             run_dir.create(path, self.plain)
             self.is_created = is_empty
@@ -148,11 +153,13 @@ class RunSession:
             if self.status != "finished":
                 self.status = "preempted"
                 self.results["error"] = str(error)
-                for line in summaries.of_signal(config, stopped_by) if self.is_first else ():
-                    log.warning(line)
+                if self.is_first:
+                    log.warning(summaries.of_signal(config, stopped_by))
         elif error is not None and self.is_open:
             self.status = "failed"
             replacement = lost_peer(error, config.trainer.timeout)
+            if replacement is None:
+                self.ranks.report_failure()
             self.results["error"] = self.mask(str(replacement or f"{type(error).__name__}: {error}"))
             has_trace = not isinstance(error, UserError)
             log.error(f"failed: {self.results['error']}", exc_info=has_trace, extra={"file_only": True})
@@ -166,6 +173,10 @@ class RunSession:
             wandb.finish(self.status, stopped_by)
         for tracker in self.experiment.trackers:
             tracker.finish(self.status)
+        # last, because SLURM sends SIGTERM at once; not after an error, which would come again at the same step
+        is_lost = isinstance(replacement, RankLostError) and not self.ranks.has_failed()
+        if self.is_first and summaries.is_requeued(config, stopped_by, is_lost):
+            log.warning(f"{launcher.requeue()}.")
         return replacement
 
     def _write_summary(self) -> None:

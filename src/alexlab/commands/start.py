@@ -1,12 +1,15 @@
 """Find which run starts: a new one, the one that `resume=` names, or one like that of `from_run=`. Writes nothing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from alexlab.commands import from_run
-from alexlab.engine import launcher, resume, run_dir
+from alexlab.commands import from_run, sweep
+from alexlab.engine import resume, run_dir
+from alexlab.engine.config import flat
+from alexlab.engine.overrides import by_key, get, put
+from alexlab.engine.ranks import MACHINE, Ranks
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.targets import Trusted, check_targets, packages_of
 from alexlab.engine.validation import validate
@@ -24,6 +27,15 @@ class Start:
     # images, as `ImageFolders.describe` returns them -> how images and code differ from those of the run that from_run
     # names
     compare: Callable[[dict[str, Any]], list[str]] = lambda dataset: []
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain values, for all ranks but 0, which compares alone."""
+        config = self.config.model_dump(exclude_unset=True)
+        return {"config": config, "notes": self.notes, "trusted": self.trusted, "is_finished": self.is_finished}
+
+    @staticmethod
+    def of(plain: dict[str, Any]) -> "Start":
+        return Start(**{**plain, "config": TrainConfig.model_validate(plain["config"])})
 
 
 def find_start(config: TrainConfig) -> Start:
@@ -68,10 +80,38 @@ def find_start(config: TrainConfig) -> Start:
     for key, ckpt in (("init_from", "best"), ("ckpt_path", "last")):
         if plain.get(key) is not None and not resume.is_own(plain[key], path):
             plain[key] = str(find_ckpt(plain[key], key, ckpt, logs, path))
-    # rank 0 only: to a slower rank under torchrun, the run that rank 0 has just started would look like another one
-    if launcher.rank() == 0 and not (plain["resume"]["run"] and resume.holds_run(path)):
+    if not (plain["resume"]["run"] and resume.holds_run(path)):
         run_dir.check_new(path)
     return Start(validate(TrainConfig, plain), notes, trusted, compare=compare)
+
+
+def agree(ranks: Ranks, config: TrainConfig) -> Start:
+    """Let rank 0 find how the run starts, for all ranks.
+
+    Raises:
+        UserError: see `find_start`; or the ranks were started with different settings.
+    """
+    if ranks.size == 1:
+        return find_start(config)
+    today = config.model_dump(exclude_unset=True)
+    ranks.check_same(today, "Start all ranks with the same command line and the same yaml files.")
+    found: list[Start] = []
+
+    def find() -> list[dict[str, Any]]:
+        found.append(find_start(config))
+        return [found[0].plain(), flat(today)]
+
+    plain, first = ranks.first(find)
+    if found:
+        return replace(Start.of(plain), compare=found[0].compare)
+    given = by_key(config.overrides)
+    for key, value in flat(today).items():  # paths of this machine, unless the run's config has another one
+        is_todays = key.startswith("paths.") or key in given or get(plain["config"], key) == first.get(key)
+        if MACHINE.fullmatch(key) and key not in ("run_dir", "overrides") and value != first.get(key) and is_todays:
+            put(plain["config"], key, value)
+    if plain["config"]["run_dir"] != config.run_dir:
+        sweep.remove_empty(Path(config.run_dir), Path(config.run_dir).parent)
+    return Start.of(plain)
 
 
 def find_ckpt(named: str, key: str, ckpt: str, logs: Path, path: Path) -> Path:

@@ -23,7 +23,7 @@ from alexlab.data.folder import ImageIndex
 from alexlab.data.sources import Data
 from alexlab.data.transforms import height_width
 from alexlab.engine import config as configs
-from alexlab.engine import launcher, naming, provenance, run_dir
+from alexlab.engine import naming, provenance, run_dir
 from alexlab.engine.config import ROOT, Plain
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.metrics import is_always_one
@@ -279,9 +279,11 @@ def how_to_continue(path: Path) -> str:
     return f"Resume the run with: {command_line('train', *words)}"
 
 
-def of_signal(config: Any, number: int) -> list[str]:
-    """Return what to print after a signal has stopped a run; ask SLURM to queue the job again if that is wanted."""
-    lines = [f"Stopped by {signal.Signals(number).name}. {how_to_continue(Path(config.run_dir))}"]
-    if config.resume.requeue and number == signal.SIGUSR1:
-        lines.append(f"{launcher.requeue()}.")
-    return lines
+def of_signal(config: Any, number: int) -> str:
+    """Return what to print after a signal has stopped a run."""
+    return f"Stopped by {signal.Signals(number).name}. {how_to_continue(Path(config.run_dir))}"
+
+
+def is_requeued(config: Any, number: int | None, is_lost: bool = False) -> bool:
+    """Check whether SLURM must be asked to queue the job again: after SIGUSR1, or because a rank was lost."""
+    return config.resume.requeue and (number == signal.SIGUSR1 or is_lost)

@@ -4,11 +4,12 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
-from alexlab.callbacks.preemption import Preempted, SignalRecorder
 from alexlab.commands import plan as plans
 from alexlab.commands import summary as summaries
 from alexlab.commands import sweep
@@ -16,7 +17,7 @@ from alexlab.commands.build import Experiment, build, build_data, build_task, lo
 from alexlab.commands.build_transforms import build_transforms
 from alexlab.commands.find import find
 from alexlab.commands.session import RunSession
-from alexlab.commands.start import Start, find_start
+from alexlab.commands.start import Start, agree
 from alexlab.data import first_look
 from alexlab.data.sources import Data
 from alexlab.engine import checkpoint_io, launcher, run_dir
@@ -24,7 +25,9 @@ from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.memory import keep_memory
 from alexlab.engine.process import cores
+from alexlab.engine.ranks import Ranks, meet
 from alexlab.engine.schema import TrainConfig
+from alexlab.engine.signals import Preempted, SignalRecorder
 from alexlab.engine.sweeps import agent
 from alexlab.engine.text import printable
 from alexlab.tasks.load import load_task
@@ -38,24 +41,32 @@ def train(config: TrainConfig) -> float | None:
     All checks of config, images, network and checkpoint come before the run's directory exists.
     """
     with stopping_on_signals(config) as recorder:
-        start = find_start(config)  # a new run, a resumed one, or one like another
+        ranks = meet(config.trainer.timeout)  # of torchrun, srun and the like; else this process alone
+        start = agree(ranks, config)  # a new run, a resumed one, or one like another
         report(start.notes)
         config = start.config
         if start.is_finished:
             return run_dir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
-        devices = find_devices(config.trainer)
-        choose_precision(config.trainer.precision, devices.kind)  # fails here, and not after the images were read
+        devices, precision = ranks.each(lambda: checked_devices(config.trainer))
+        advice = "Set trainer.accelerator and trainer.precision, or leave out the machine that differs."
+        ranks.check_same({"accelerator": devices.kind, "precision": str(precision)}, advice)
         if devices.nodes > 1 and not launcher.external():
             raise UserError(
                 f"`trainer.num_nodes={devices.nodes}` needs torchrun or srun to start the ranks on each machine: "
                 "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
             )
         if config.dry_run:
-            show_plan(start, devices)
+            ranks.first(lambda: show_plan(start, devices))
             return None
         if devices.world_size > 1 and not launcher.external():
             return train_on_workers(start, devices)
-        return train_rank(start, recorder)
+        return train_rank(start, recorder, ranks)
+
+
+def checked_devices(settings: Any) -> tuple[Devices, Any]:
+    """Return devices and precision, whose mistakes are found here and not after the images were read."""
+    devices = find_devices(settings)
+    return devices, choose_precision(settings.precision, devices.kind)
 
 
 @contextlib.contextmanager
@@ -67,8 +78,15 @@ def stopping_on_signals(config: TrainConfig) -> Iterator[SignalRecorder]:
             yield recorder
     except Preempted as error:
         if launcher.rank() == 0:
-            print("\n".join(summaries.of_signal(config, error.number)), flush=True)
+            print_end(config, error.number)
         raise SystemExit(128 + error.number) from None
+
+
+def print_end(config: TrainConfig, number: int) -> None:
+    """Print how a signal stopped a run that had no log yet, and ask SLURM for the job again if that is wanted."""
+    print(summaries.of_signal(config, number), flush=True)
+    if summaries.is_requeued(config, number):
+        print(f"{launcher.requeue()}.", flush=True)
 
 
 def report(lines: Iterable[str]) -> None:
@@ -105,11 +123,7 @@ def train_on_workers(start: Start, devices: Devices) -> float | None:
     config, path = start.config, Path(start.config.run_dir)
     data = build_data(config, devices, trusted=start.trusted).read()
     plans.make_plan(config, devices.world_size, data.images, data.train_batches)
-    payload = {
-        "config": config.model_dump(exclude_unset=True),
-        "notes": [*start.notes, *report_changes(start, data)],
-        "trusted": start.trusted,
-    }
+    payload = replace(start, notes=[*start.notes, *report_changes(start, data)]).plain()
     before = written_at(path)
     threads = max(1, cores() // devices.local)
     outcome = launcher.run_workers(payload, devices.world_size, threads, config.trainer.master_port)
@@ -117,7 +131,7 @@ def train_on_workers(start: Start, devices: Devices) -> float | None:
         run_dir.mark(path, "preempted" if outcome.by_signal else "failed", outcome.why)
     if outcome.by_signal:
         if not outcome.reported:
-            print("\n".join(summaries.of_signal(config, outcome.code - 128)), flush=True)
+            print_end(config, outcome.code - 128)
         sys.exit(outcome.code)
     if outcome.code == 2:
         raise UserError(outcome.why)
@@ -132,19 +146,20 @@ def written_at(path: Path) -> int | None:
     return file.stat().st_mtime_ns if file.is_file() else None
 
 
-def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
+def train_rank(start: Start, recorder: SignalRecorder, ranks: Ranks) -> float | None:
     """Train as one rank, or alone."""
     config, path, is_first = start.config, Path(start.config.run_dir), launcher.rank() == 0
     devices = find_devices(config.trainer)
     if devices.kind == "cpu":
         keep_memory()
     run_dir.quiet_libraries()  # before the trainer is built, which logs the devices
-    experiment = build(config, devices, recorder, start.trusted)
+    experiment = ranks.each(lambda: build(config, devices, recorder, start.trusted, ranks))
     trainer, task, data = experiment.trainer, experiment.task, experiment.data
-    found = find(config, devices, data, experiment.plan, task)
+    check_images(ranks, data)
+    found = ranks.each(lambda: find(config, devices, data, experiment.plan, task))
     report(found)
     notes = [*start.notes, *report_changes(start, data), *found]
-    with RunSession(config, experiment, recorder, notes) as session:
+    with RunSession(config, experiment, recorder, ranks, notes) as session:
         # train
         trainer.fit(task, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         experiment.preemption.agree(trainer)
@@ -153,7 +168,7 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
         session.measured = summaries.metrics_of(experiment, path)
         # test the best weights
         if config.test and config.trainer.limit_test_batches not in (0, 0.0) and not experiment.is_pruned:
-            session.results["test"] = test_best(experiment, path)
+            session.results["test"] = test_best(experiment, path, ranks)
         session.complete()
         # draw
         if config.callbacks.figures and not experiment.is_pruned and is_first:
@@ -167,6 +182,20 @@ def train_rank(start: Start, recorder: SignalRecorder) -> float | None:
     return session.summary["best"].get(config.monitor)
 
 
+def check_images(ranks: Ranks, data: Data) -> None:
+    """Raise UserError on rank 0 if the machine of another rank has other images."""
+    fingerprints = ranks.gather(data.describe()["fingerprint"])
+
+    def compare() -> None:
+        if different := [rank for rank, each in enumerate(fingerprints) if each != fingerprints[0]]:
+            raise UserError(
+                f"{ranks.named(different)} has other images than {ranks.named([0])} in {data.root}: names or sizes of "
+                "files differ. Copy the same images to all machines."
+            )
+
+    ranks.first(compare)
+
+
 def validate_last(experiment: Experiment) -> None:
     """Validate the last weights if the run stopped after a step without validation, as with trainer.max_steps."""
     trainer, step = experiment.trainer, experiment.trainer.global_step
@@ -177,14 +206,14 @@ def validate_last(experiment: Experiment) -> None:
     trainer.callback_metrics.update(before)
 
 
-def test_best(experiment: Experiment, path: Path) -> dict[str, float]:
+def test_best(experiment: Experiment, path: Path, ranks: Ranks) -> dict[str, float]:
     """Return the test metrics of best.ckpt, or of the last weights if nothing was validated."""
     best, trainer, task = path / "checkpoints/best.ckpt", experiment.trainer, experiment.task
     # FSDP: Lightning must load and shard the weights
-    is_sharded = isinstance(trainer.strategy, pl.strategies.FSDPStrategy)
-    if best.is_file() and not is_sharded:
-        load_task(task, checkpoint_io.load(best), best)
-    ckpt = str(best) if best.is_file() and is_sharded else None
+    is_sharded, exists = isinstance(trainer.strategy, pl.strategies.FSDPStrategy), ranks.first(best.is_file)
+    if exists and not is_sharded:
+        load_task(task, checkpoint_io.share(lambda: checkpoint_io.load(best), ranks), best)
+    ckpt = str(best) if exists and is_sharded else None
     tested = trainer.test(task, datamodule=experiment.data, ckpt_path=ckpt, weights_only=True, verbose=False)
     return {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}
 

@@ -29,9 +29,10 @@ def main() -> int:
         with importing():
             from alexlab.commands import train
             from alexlab.commands.start import Start
+            from alexlab.engine.ranks import meet
 
         with train.stopping_on_signals(config) as recorder:
-            train.train_rank(Start(config, payload["notes"], payload["trusted"]), recorder)
+            train.train_rank(Start.of(payload), recorder, meet(config.trainer.timeout))
     except SystemExit as error:
         if not isinstance(error.code, int):
             raise

@@ -8,15 +8,18 @@ import hashlib
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from alexlab.engine.config import with_current_targets
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import atomic_write, name_in_errors, sync_folder
+from alexlab.engine.ranks import Ranks
 from alexlab.engine.text import is_text
 
 LAST, PREVIOUS, SUMS = "last.ckpt", "previous.ckpt", "SHA256SUMS"
@@ -24,7 +27,13 @@ LAST, PREVIOUS, SUMS = "last.ckpt", "previous.ckpt", "SHA256SUMS"
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint writer, with a temporary file, fsync and rename. A last.ckpt that is replaced becomes
-    previous.ckpt."""
+    previous.ckpt. Rank 0 reads for all ranks."""
+
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
+
+    def load_checkpoint(self, path: Any, *args: Any, **settings: Any) -> dict[str, Any]:
+        return share(lambda: super(AtomicCheckpointIO, self).load_checkpoint(path, *args, **settings), self.ranks)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
@@ -49,6 +58,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             sync_folder(path.parent)
         finally:
             tmp_path.unlink(missing_ok=True)
+
+
+def share(read: Callable[[], dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
+    """Return the checkpoint that `read` returns on rank 0, on all ranks. Their process group must exist."""
+    if ranks.size == 1:
+        return read()
+    box = [read() if ranks.rank == 0 else {}]
+    dist.broadcast_object_list(box, 0, group=ranks.gloo, device=torch.device("cpu"))
+    return box[0]
 
 
 def write_checkpoint(checkpoint: dict[str, Any], file: BinaryIO) -> None:

@@ -35,7 +35,6 @@ MOVED_MODULES = {
     "alexlab.callbacks.on_nan": "alexlab.callbacks.nan_guard",
     "alexlab.callbacks.snapshots": "alexlab.callbacks.checkpointing",
     "alexlab.callbacks.checkpoints": "alexlab.callbacks.checkpointing",
-    "alexlab.callbacks.agreement": "alexlab.callbacks.same_config",
 }
 
 

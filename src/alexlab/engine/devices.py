@@ -14,10 +14,11 @@ class Devices:
     kind: str  # cuda, mps or cpu
     local: int  # devices on this machine
     nodes: int  # machines
+    world: int | None = None  # ranks, if they were started already; machines may have different numbers of them
 
     @property
     def world_size(self) -> int:
-        return self.local * self.nodes
+        return self.world or self.local * self.nodes
 
 
 def find_devices(settings: Any) -> Devices:
@@ -41,28 +42,29 @@ def find_devices(settings: Any) -> Devices:
 
     # how many
     available = {"cuda": gpus, "mps": 1}.get(kind)
-    started = launcher.world_of_launcher()
+    started = launcher.started()
+    here = (started.local or started.world) if started else None
     if not isinstance(wanted, int | str) and kind != "cuda":
         raise UserError(
             f"`trainer.devices={list(wanted)}` names GPUs, and this run uses {kind}: give a number of devices."
         )
     if wanted == "auto":
-        local = started[1] if started else available or 1
+        local = here or available or 1
     else:
         local = wanted if isinstance(wanted, int) else len(wanted)
     if available is not None and local > available:
         raise UserError(
             f"`trainer.devices={wanted}`: this machine has {available}. Choose {available} or less, or auto."
         )
-    nodes = settings.num_nodes
-    if started:
-        nodes = started[0] // started[1] if nodes == 1 else nodes
-        if local * nodes != started[0]:
-            raise UserError(
-                f"{started[0]} ranks were started, {started[1]} on this machine, but `trainer.devices={wanted}` with "
-                f"trainer.num_nodes={settings.num_nodes} makes {local * nodes}: remove both, or start as many."
-            )
-    return Devices(kind, local, nodes)
+    if not started or here is None:
+        return Devices(kind, local, settings.num_nodes)
+    nodes = settings.num_nodes if settings.num_nodes > 1 else -(-started.world // here)
+    if (wanted != "auto" or settings.num_nodes > 1) and local * nodes != started.world:
+        raise UserError(
+            f"{started.world} ranks were started, {here} on this machine, but `trainer.devices={wanted}` with "
+            f"trainer.num_nodes={settings.num_nodes} makes {local * nodes}: remove both, or start as many."
+        )
+    return Devices(kind, local, nodes, started.world)
 
 
 def choose_precision(wanted: Any, kind: str) -> Any:

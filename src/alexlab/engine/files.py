@@ -4,7 +4,10 @@ import contextlib
 import csv
 import fcntl
 import io
+import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -131,3 +134,57 @@ def lock(run_dir: Path, name: str = ".lock") -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+OWNER = ".lock.owner"
+
+
+@contextlib.contextmanager
+def lock_against_machines(run_dir: Path, job: str | None, breaks: bool = False) -> Iterator[None]:
+    """Hold a run directory on a network file system, which may keep `lock` to one machine. Hold `lock` first.
+
+    The file of a killed owner stays. A process of the same machine, which has the lock, replaces it, and so
+    does a later start of the same job.
+
+    Args:
+        job: number of the scheduler's job, which starts again after a machine has failed.
+        breaks: replace the file of any machine.
+
+    Raises:
+        UserError: another machine holds the directory.
+    """
+    path, host = run_dir / OWNER, socket.gethostname()
+    since = time.strftime("%Y-%m-%d %H:%M")
+    mine = json.dumps({"host": host, "process": os.getpid(), "since": since, "job": job})
+    if path.exists() or path.is_symlink():
+        owner = _owner(path)
+        is_past = owner.get("host") == host or (job is not None and owner.get("job") == job)
+        if not is_past and not breaks:
+            files = [path, run_dir / "metrics.csv", run_dir / "checkpoints/last.ckpt"]
+            written = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+            minutes = max(0, time.time() - written) / 60
+            who, process, since = (owner.get(key, "?") for key in ("host", "process", "since"))
+            raise UserError(
+                f"{run_dir} is still training on {who} (process {process} since {since}; it wrote something "
+                f"{minutes:.0f} minutes ago): wait for it, or stop it on that machine. If that process is gone, add "
+                "resume.break_lock=true."
+            )
+        path.unlink(missing_ok=True)
+    try:
+        with open(path, "x", opener=open_no_link) as file:
+            file.write(mine)
+    except FileExistsError:
+        raise UserError(f"{run_dir} was just started by another machine too: wait for that run.") from None
+    try:
+        yield
+    finally:
+        if _owner(path) == json.loads(mine):
+            path.unlink(missing_ok=True)
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    try:
+        owner = json.loads(path.read_text())
+    except (OSError, ValueError):  # it is gone, or only half written
+        return {}
+    return owner if isinstance(owner, dict) else {}

@@ -27,6 +27,7 @@ KILLED = {9: " (kill -9, or the system ran out of memory: `dmesg` says which)"}
 # environment variables of a worker process
 REPORT_PIPE = "ALEXLAB_REPORT_PIPE"  # the file descriptor of the pipe to the parent
 RANKS = "ALEXLAB_RANKS"  # the world size
+AGENT = "ALEXLAB_AGENT"  # where torchrun's agents meet
 
 
 @dataclass(frozen=True)
@@ -81,35 +82,95 @@ class Worker:
 # -- ranks
 
 
+@dataclass(frozen=True)
+class Started:
+    """This process as one of several ranks.
+
+    Attributes:
+        by: what has started it: alexlab (`run_workers`), torchrun, srun, or "RANK and WORLD_SIZE".
+        rank, world: the number of this rank, and that of all ranks.
+        local_rank, local: the same on this machine; None if unknown.
+    """
+
+    by: str
+    rank: int
+    world: int
+    local_rank: int | None = None
+    local: int | None = None
+
+
+MPI = ("OMPI_COMM_WORLD", "PMI", "MV2_COMM_WORLD")  # prefixes of the variables that an mpirun sets
+
+
+def started() -> Started | None:
+    """Return this rank as the environment describes it; None if this process is the only one.
+
+    Raises:
+        UserError: the environment names several processes, and not which of them this is.
+    """
+    world, rank, tasks = _number("WORLD_SIZE"), _number("RANK"), _number("SLURM_NTASKS") or 1
+    local = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
+    if RANKS in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return Started("alexlab" if RANKS in os.environ else "torchrun", rank or 0, world or 1, *local)
+    if rank is None and tasks > 1 and "SLURM_PROCID" in os.environ:
+        if "SLURM_STEP_ID" not in os.environ:
+            raise UserError(
+                f"This SLURM job has {tasks} tasks (SLURM_NTASKS), and srun has not started this process: start "
+                f"{tasks} ranks with `srun python train.py ...`, or ask for one task with more cores: --ntasks=1 "
+                f"--cpus-per-task={tasks}."
+            )
+        return Started("srun", _number("SLURM_PROCID") or 0, tasks, _number("SLURM_LOCALID"))
+    if world is not None and world > 1:
+        lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if lacking:
+            raise UserError(
+                f"WORLD_SIZE={world} in the environment says that this is one of {world} processes, and "
+                f"{', '.join(lacking)} are not set: set them for each process, or unset WORLD_SIZE to train with one."
+            )
+        if rank is None or not 0 <= rank < world:
+            raise UserError(f"RANK={rank} in the environment must be from 0 to WORLD_SIZE-1={world - 1}.")
+        _number("MASTER_PORT")
+        return Started("RANK and WORLD_SIZE", rank, world, *local)
+    for mpi in MPI:
+        if (_number(f"{mpi}_SIZE") or 1) > 1:
+            raise UserError(
+                f"mpirun has started {os.environ[f'{mpi}_SIZE']} processes ({mpi}_SIZE), which do not know of each "
+                f"other. Start each with RANK=${mpi}_RANK WORLD_SIZE=${mpi}_SIZE and the same MASTER_ADDR=HOST and "
+                f"MASTER_PORT=PORT of rank 0: mpirun ... bash -c 'RANK=${mpi}_RANK ... exec python train.py ...'"
+            )
+    return None
+
+
+def _number(name: str) -> int | None:
+    """Return a variable of the environment that must be a whole number, or None without it."""
+    text = os.environ.get(name, "")
+    if text and not text.isdecimal():
+        raise UserError(f"{name}={text} in the environment must be a whole number.")
+    return int(text) if text else None
+
+
 def external() -> bool:
-    """Check whether this process is a rank already, started by torchrun, srun or `run_workers`."""
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    return "TORCHELASTIC_RUN_ID" in os.environ or slurm or RANKS in os.environ
-
-
-def world_of_launcher() -> tuple[int, int] | None:
-    """Return (ranks in total, ranks on this machine) that torchrun or srun has started, or None without them."""
-    if not external() or RANKS in os.environ:
-        return None
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    ranks = int(os.environ["SLURM_NTASKS"])
-    return ranks, ranks // int(os.environ.get("SLURM_NNODES", os.environ.get("SLURM_JOB_NUM_NODES", "1")))
+    """Check whether this process is a rank already."""
+    return started() is not None
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if external() else 0
+    try:
+        this = started()
+    except UserError:  # which training alone reports
+        return 0
+    return 0 if this is None else this.rank
 
 
 def prints() -> bool:
-    """Check whether this process prints what all ranks know: the command itself, or rank 0 of torchrun or srun."""
+    """Check whether this process prints what all ranks know: the command itself, or rank 0 of another launcher."""
     return rank() == 0 and RANKS not in os.environ
 
 
 def run_stamp(resumes: bool) -> str:
-    """Return the name of a new run's directory, the same on all ranks.
+    """Return the name of a new run's directory. That of rank 0 counts.
 
-    If the run `resumes` (resume=auto), a SLURM job that is repeated gets the same name.
+    If the run `resumes` (resume=auto), a SLURM job that is repeated and ranks that torchrun restarts get the same name.
     """
     if os.environ.get("ALEXLAB_STAMP"):
         return os.environ["ALEXLAB_STAMP"]
@@ -117,23 +178,18 @@ def run_stamp(resumes: bool) -> str:
         return "sweep-" + "/".join(ids)
     if "SLURM_JOB_ID" in os.environ and (external() or resumes):
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
-    now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            # no store exists before the ranks create one; without --rdzv-id all ids are `none`, but the ports differ
-            return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}"
-        from datetime import timedelta
+    if "TORCHELASTIC_RUN_ID" in os.environ and resumes:
+        # without --rdzv-id all ids are `none`, but the ports differ
+        return f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT')}"
+    return time.strftime("%Y-%m-%d_%H-%M-%S") + f"_{time.time_ns() // 1_000_000 % 1000:03d}"
 
-        from torch.distributed import TCPStore
 
-        # torchrun's agent serves this store; rank 0 shares the time through it
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
-        key = f"alexlab/stamp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        if int(os.environ["RANK"]) == 0:
-            store.set(key, now)
-        return store.get(key).decode()
-    return now
+def job() -> str | None:
+    """Return the scheduler's number of this job, which stays if the job is started again."""
+    elastic = os.environ.get("TORCHELASTIC_RUN_ID")
+    if "SLURM_JOB_ID" in os.environ:
+        return f"slurm {os.environ['SLURM_JOB_ID']}"
+    return f"torchrun {elastic} at {os.environ.get(AGENT)}" if elastic not in (None, "none") else None
 
 
 def requeue() -> str:
@@ -184,7 +240,7 @@ def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int
     """
     # TORCH_CPP_LOG_LEVEL hides the stacks that torch prints when another rank stops
     shared = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": str(threads), **os.environ}
-    shared |= {RANKS: str(world_size), "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
+    shared |= {RANKS: str(world_size), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(port))}
     command = [sys.executable, "-m", "alexlab.commands.worker"]
     encoded = json.dumps(config).encode()

@@ -112,6 +112,7 @@ Batches = Annotated[Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)], ANY_
 SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], SOME_BATCHES]
 # Lightning would download a web address, and run code in that file.
 LocalPath = Annotated[str, Rule("a run or a local file, no web address", lambda text: text != "" and "://" not in text)]
+LocalFolder = Annotated[str, Rule("a folder of this machine, no address", lambda text: text and "://" not in text)]
 WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
 Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
@@ -331,6 +332,7 @@ class TrainerConfig(Group):
     tf32: bool = key("Allow TF32 on GPUs.", True)
     cudnn_benchmark: bool = key("Let cuDNN measure its algorithms once on GPUs.", True)
     timeout: Positive = key("Minutes that ranks wait for each other.", 10)
+    grad_compression: Literal["bf16"] | None = key("Exchange gradients in bf16; null: as they are.", None)
     master_port: Annotated[int, Ge(1), Le(65535)] | None = key("Port at which ranks meet; null takes a free one.", None)
     lr_find: bool = key("Print the loss at rising learning rates, and one to begin with, before the run.", False)
     batch_size_find: bool = key("Print the largest batch that fits on a GPU, before the run.", False)
@@ -338,7 +340,7 @@ class TrainerConfig(Group):
 
 # Keys of `trainer` that Lightning's Trainer does not get; it gets all remaining keys as they are.
 OWN_TRAINER_KEYS: tuple[str, ...] = ("strategy", "precision", "channels_last", "tf32", "cudnn_benchmark", "timeout")
-OWN_TRAINER_KEYS += ("master_port", "lr_find", "batch_size_find")
+OWN_TRAINER_KEYS += ("master_port", "grad_compression", "lr_find", "batch_size_find")
 
 
 class WandbConfig(Group):
@@ -414,6 +416,7 @@ class FinetuneConfig(Group):
 class ResumeConfig(Group):
     run: LocalPath | None = key("Directory, name, latest, or auto: the run in hydra.run.dir, if any.", None)
     allow_changes: bool = key("Accept settings that differ from the run's.", False)
+    break_lock: bool = key("Take over the directory from another machine, which no longer trains.", False)
     requeue: bool = key("On SLURM with resume=auto: requeue the job if SIGUSR1 stops it.", False)
 
 
@@ -430,8 +433,8 @@ class SweepConfig(Group):
 
 
 class PathsConfig(Group):
-    data: Text = key("Folder of the data sets.")
-    logs: Text = key("Folder of the runs.")
+    data: LocalFolder = key("Folder of the data sets.")
+    logs: LocalFolder = key("Folder of the runs.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

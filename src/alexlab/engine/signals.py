@@ -1,0 +1,57 @@
+"""Record signals that stop a run, so that it can end in order and say how it stopped."""
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Preempted(BaseException):
+    """A signal stopped the run; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class SignalRecorder:
+    """Record the first signal.
+
+    Attributes:
+        number: of the signal, or 0.
+        is_polled: whether the training loop will read `number`. If not, the handler raises Preempted at once.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.is_polled = False
+
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal. A second Ctrl-C raises Preempted at once."""
+        second = self.number and number == signal.SIGINT
+        self.number = self.number or number
+        if second or not self.is_polled:
+            raise Preempted(number)
+
+    @contextlib.contextmanager
+    def recording(self, signals: Sequence[signal.Signals] = SIGNALS) -> Iterator["SignalRecorder"]:
+        """Handle signals while the block runs."""
+        previous = {number: signal.signal(number, self.record) for number in signals}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let signals wait until the block has ended, because the code in it may swallow exceptions."""
+        self.is_polled = True
+        try:
+            yield
+        finally:
+            self.is_polled = False
+        if self.number:
+            raise Preempted(self.number)

@@ -1,0 +1,69 @@
+"""The same command under a real SLURM of two nodes."""
+
+import shlex
+from pathlib import Path
+
+import psutil
+from conftest import summary_of
+from machines import Cluster, train_words, wait_for
+
+
+def line(*words: str) -> str:
+    return shlex.join(words)
+
+
+def test_srun_starts_one_run_of_two_nodes(cluster: Cluster, shapes: Path, tmp_path: Path) -> None:
+    done = cluster.run("srun", "-N2", "-n2", *train_words(shapes, f"paths.logs={tmp_path}"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run directory: ") == 1
+    (folder,) = (tmp_path / "train/runs").iterdir()
+    assert (summary_of(folder)["status"], summary_of(folder)["world_size"]) == ("finished", 2)
+
+
+def test_a_forgotten_srun_is_one_sentence(cluster: Cluster, shapes: Path, tmp_path: Path) -> None:
+    words = train_words(shapes, f"paths.logs={tmp_path}")
+    job = cluster.submit(tmp_path, line(*words))
+    wait_for(lambda: not cluster.state(job))
+    (text,) = (tmp_path / "out").read_text().splitlines()
+    assert text.startswith("error: This SLURM job has 2 tasks (SLURM_NTASKS), and srun has not started this process:")
+
+
+def test_a_job_near_its_end_is_queued_again_and_resumes(cluster: Cluster, shapes: Path, tmp_path: Path) -> None:
+    """Twice: USR1 comes, the run stops with a checkpoint, and SLURM runs the job again."""
+    words = train_words(shapes, f"paths.logs={tmp_path}", "trainer.max_epochs=5000", "resume=auto")
+    job = cluster.submit(tmp_path, f"srun {line(*words, 'resume.requeue=true')}")
+    folder = tmp_path / f"train/runs/slurm-{job}.0"
+    out = tmp_path / "out"
+
+    def rows() -> int:
+        return len((folder / "metrics.csv").read_text().splitlines()) if (folder / "metrics.csv").is_file() else 0
+
+    for times in (1, 2):
+        before = rows()
+        wait_for(lambda before=before: rows() > before + 1)  # type: ignore[misc]
+        assert cluster.run("scancel", "--signal=USR1", job).returncode == 0
+        wait_for(lambda times=times: out.read_text().count(f"SLURM queued job {job} again.") == times)  # type: ignore[misc]
+        wait_for(lambda times=times: out.read_text().count(", resumed") == times, 240)  # type: ignore[misc]
+    assert cluster.run("scancel", job).returncode == 0
+    wait_for(lambda: not cluster.state(job))
+    assert summary_of(folder)["status"] == "preempted"
+
+
+def test_a_lost_rank_is_queued_again(cluster: Cluster, shapes: Path, tmp_path: Path) -> None:
+    words = train_words(shapes, f"paths.logs={tmp_path}", "trainer.max_epochs=5000", "resume=auto")
+    job = cluster.submit(tmp_path, f"srun --kill-on-bad-exit=0 {line(*words, 'resume.requeue=true')}")
+    folder, out = tmp_path / f"train/runs/slurm-{job}.0", tmp_path / "out"
+    wait_for(lambda: (folder / "checkpoints/last.ckpt").is_file())
+    ranks = [process for process in psutil.process_iter(["environ", "name"]) if is_rank_1(process, job)]
+    assert len(ranks) == 1
+    ranks[0].kill()
+    wait_for(lambda: f"SLURM queued job {job} again." in out.read_text())
+    assert summary_of(folder)["status"] == "failed"
+    wait_for(lambda: ", resumed" in out.read_text(), 240)
+    cluster.run("scancel", job)
+    wait_for(lambda: not cluster.state(job))
+
+
+def is_rank_1(process: psutil.Process, job: str) -> bool:
+    env = process.info["environ"] or {}
+    return env.get("SLURM_JOB_ID") == job and env.get("SLURM_PROCID") == "1" and "python" in process.info["name"]
