@@ -29,7 +29,7 @@ from alexlab.engine.signals import Preempted
 MACHINE = re.compile(r"paths\..*|run_dir|overrides|data\.(root|file|path|idx|class_names)")
 # open files of a rank, and more for each rank: gloo connects all pairs, once per process group
 FILES, FILES_PER_RANK = 512, 8
-STEP = timedelta(seconds=0.5)  # after which a rank that waits looks whether a signal has come
+STEP = 0.5  # seconds after which a rank that waits asks again
 Value = TypeVar("Value")
 
 
@@ -179,18 +179,20 @@ class Ranks:
             self._receive(f"{key}/all", seconds=30)
 
     def _receive(self, key: str, seconds: float | None = None) -> Any:
-        """Wait for a value in short steps, between which signals are handled."""
-        end = time.monotonic() + (60 * self.minutes if seconds is None else seconds)
-        while True:
-            try:
-                self.store.wait([key], STEP)
-                return json.loads(self.store.get(key) or "null")
-            except dist.DistStoreError as error:
+        """Wait for a value. Unlike torch's own waiting, this lets signals be handled."""
+        end, pause = time.monotonic() + (60 * self.minutes if seconds is None else seconds), 0.005
+        try:
+            while not self.store.check([key]):
                 if time.monotonic() > end:
                     text = f"another rank did not answer within trainer.timeout={self.minutes:g} minutes."
-                    raise RankLostError(text, 1) from error
-            except RuntimeError as error:
-                raise lost_peer(error, self.minutes) or error from error
+                    raise RankLostError(text, 1)
+                time.sleep(pause)
+                pause = min(2 * pause, STEP)
+            return json.loads(self.store.get(key) or "null")
+        except RankLostError:
+            raise
+        except RuntimeError as error:
+            raise lost_peer(error, self.minutes) or error from error
 
 
 def meet(minutes: float, mistake: str | None = None) -> Ranks:
@@ -269,15 +271,17 @@ def connect(this: launcher.Started, end: float) -> Any:
         return dist.PrefixStore("alexlab", store)
     while True:
         try:
+            if agent is not None and not agent.check([key]):
+                raise RuntimeError("rank 0 has not come yet")
             if agent is not None:  # the address may be that of an earlier start
-                agent.wait([key], STEP)
                 host, text = agent.get(key).decode().split()
                 port = int(text)
-            store = dist.TCPStore(host, port, is_master=False, timeout=2 * STEP, **more)
+            store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=2 * STEP), **more)
             break
         except RuntimeError:
             if time.monotonic() > end:
                 raise
+        time.sleep(0.1)
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
     return dist.PrefixStore("alexlab", store)
 
