@@ -174,9 +174,10 @@ class RunSession:
         for tracker in self.experiment.trackers:
             tracker.finish(self.status)
         # last, because SLURM sends SIGTERM at once; not after an error, which would come again at the same step
-        is_lost = isinstance(replacement, RankLostError) and not self.ranks.has_failed()
-        if self.is_first and summaries.is_requeued(config, stopped_by, is_lost):
-            log.warning(f"{launcher.requeue()}.")
+        if self.is_first:
+            is_lost = isinstance(replacement, RankLostError) and not self.ranks.has_failed()
+            if summaries.is_requeued(config, stopped_by, is_lost):
+                log.warning(f"{launcher.requeue()}.")
         return replacement
 
     def _write_summary(self) -> None:
