@@ -220,7 +220,7 @@ def meet(minutes: float, mistake: str | None = None) -> Ranks:
     late = RankLostError(f"{who} within trainer.timeout={minutes:g} minutes.", 1)
     try:
         store = connect(this, time.monotonic() + 60 * minutes)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         if "EADDRINUSE" in str(error):
             raise UserError(f"MASTER_PORT: {address} is in use already: choose another port for all ranks.") from None
         raise late from error
@@ -252,7 +252,7 @@ def connect(this: launcher.Started, end: float) -> Any:
         end: when to give up, by `time.monotonic`.
 
     Raises:
-        RuntimeError: rank 0 does not answer, or its port is in use.
+        OSError, RuntimeError: rank 0 does not answer, or its port is in use.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent = None
@@ -276,9 +276,10 @@ def connect(this: launcher.Started, end: float) -> Any:
             if agent is not None:  # the address may be that of an earlier start
                 host, text = agent.get(key).decode().split()
                 port = int(text)
-            store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=2 * STEP), **more)
+            socket.create_connection((host, port), STEP).close()  # torch would print that nobody listens yet
+            store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10), **more)
             break
-        except RuntimeError:
+        except (OSError, RuntimeError):
             if time.monotonic() > end:
                 raise
         time.sleep(0.1)
