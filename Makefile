@@ -49,7 +49,7 @@ train: setup  ## train, with overrides: make train ARGS="model=alexnet trainer=d
 	@$(BIN)/python train.py $(ARGS)
 	@test "$$VIRTUAL_ENV" -ef $(VENV) || echo "first:       source $(VENV)/bin/activate"
 
-test: setup  ## run the whole test suite; ARGS="-k name" narrows it
+test: setup  ## run all tests except tests/clusters; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --ignore=tests/clusters $(ARGS)
 
 clusters: setup  ## tests on two machines (network namespaces) and a real SLURM: needs root; apt-get install slurm-wlm munge

@@ -261,7 +261,7 @@ def main() -> None:
             lines = part(left) if left() > 10 else ["Skipped: no time was left."]
         except SkippedError as error:
             lines = [f"Skipped: {error}."]
-        except Exception as error:  # the other parts go on
+        except Exception as error:  # the remaining parts continue
             lines = [f"FAILED: {first_line(error)}"]
         failed = failed or any("FAILED" in line for line in lines)
         print(f"\n{title} ({time.monotonic() - began:.0f} s)", *lines, sep="\n", flush=True)

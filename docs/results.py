@@ -1,7 +1,7 @@
-"""Train what the tables of docs/results.md need, and write them anew: make results ARGS="NAME ... [photos=FOLDER]".
+"""Train what the tables of docs/results.md need, and write them: make results ARGS="NAME ... [photos=FOLDER]".
 
 Without names all studies are run, and `imagenet` is worked out. A study's runs are in
-logs/train/multiruns/results-NAME. After an interruption the same command goes on: jobs that are finished are not
+logs/train/multiruns/results-NAME. After an interruption the same command continues: jobs that are finished are not
 trained again, and the one that was stopped is resumed. A table is between `<!-- results NAME -->` and `<!-- end -->`,
 and no number in it is typed by hand.
 """
@@ -116,7 +116,7 @@ def main() -> None:
     named = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     if unknown := [*({*named} - {*STUDIES, "imagenet"}), *({*settings} - {"photos"})]:
-        sys.exit(f"{', '.join(unknown)}: there are the studies {', '.join(STUDIES)}, imagenet, and photos=FOLDER.")
+        sys.exit(f"{', '.join(unknown)}: unknown. Choose from {', '.join(STUDIES)}, imagenet, and photos=FOLDER.")
     for name in named or (*STUDIES, "imagenet"):
         if name == "imagenet":
             write(name, costs())
@@ -187,7 +187,7 @@ def table(name: str, study: Study) -> list[str]:
     commits = sorted({str(run.facts["commit"])[:7] for run in runs})
     seconds = sum(run.metrics.get("seconds", 0) for run in runs)
     command = f"`python train.py -m {study.base} {variants[0]}".strip() + "`"
-    more_words = ", and with each of these words added" if len(variants) > 1 else ""
+    more_words = ", and with each of these overrides added" if len(variants) > 1 else ""
     about = f"{len(runs)} runs, commit {', '.join(commits)}, {seconds / 60:.0f} minutes."
     return [f"{command}{more_words}:", "", *lines, "", about]
 
@@ -198,7 +198,7 @@ def variant_of(group: Group) -> int:
 
 def costs() -> list[str]:
     """Return a table of what the recipes for ImageNet take, worked out from counts and the loader's measured rate."""
-    heads = ["recipe", "GPUs", "images per step and GPU", "steps", "operations", "memory per GPU", "loader's hours"]
+    heads = ["recipe", "GPUs", "images per step and GPU", "steps", "FLOPs", "memory per GPU", "hours of loading"]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for recipe in ("imagenet_alexnet", "imagenet_alexnet_modern"):
         with initialize_config_dir(str(ROOT / "conf"), version_base=None):
@@ -248,7 +248,7 @@ def write(name: str, lines: list[str]) -> None:
     if count != 1:
         sys.exit(f"{PAGE} must have `{mark}` and `<!-- end -->` once.")
     PAGE.write_text(text)
-    print(f"{PAGE}: the table {name} is written anew.")
+    print(f"{PAGE}: the table {name} is written.")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 from conftest import clean_env, summary_of, tiny_train
 from resuming import Harness
 
-from alexlab.callbacks.preemption import MOST, Preemption
+from alexlab.callbacks.preemption import MAX_BATCHES_APART, Preemption
 from alexlab.engine import launcher
 from alexlab.engine.signals import Preempted, SignalRecorder
 from alexlab.loggers.wandb_logger import WandbLogger
@@ -143,8 +143,8 @@ def test_ranks_with_fast_batches_compare_rarely_and_stop_at_the_same_one() -> No
     assert first == second
     batch, stop, calls = first
     assert stop == signal.SIGUSR1
-    assert 500 < batch <= 500 + 2 * MOST
-    assert len(calls) <= 500 / MOST + 10, "about every 32nd batch, after a start in which the interval doubles"
+    assert 500 < batch <= 500 + 2 * MAX_BATCHES_APART
+    assert len(calls) <= 500 / MAX_BATCHES_APART + 10, "after a start in which the interval doubles"
 
 
 IMPORTING = """

@@ -71,7 +71,7 @@ def test_several_labels_per_image(fork: Fork) -> None:
     refused = fork.run("eval", f"run={fork.folder / 'killed'}", "crops=2")
     assert refused.returncode == 2
     assert "`crops=2` averages the probabilities of classes of which each image has one, and" in refused.stderr
-    assert "MultiLabelClassifier is not such a task: use crops=1." in refused.stderr
+    assert "MultiLabelClassifier has other targets: use crops=1." in refused.stderr
 
 
 def test_folds_are_one_row_of_a_comparison(fork: Fork) -> None:

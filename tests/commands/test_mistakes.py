@@ -229,7 +229,7 @@ def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) 
         ),
         (["paths.logs=s3://b/x"], ["`paths.logs=s3://b/x` must be a folder of this machine, no address."]),
         (["hydra.run.dir=s3://b/x"], ["`hydra.run.dir=s3://b/x` must be a folder of this machine, no address."]),
-        (["trainer.num_nodes=2"], ["`trainer.num_nodes=2` needs torchrun or srun"]),
+        (["trainer.num_nodes=2"], ["`trainer.num_nodes=2` needs torchrun, srun or another launcher"]),
         (["trainer.precision=16-mixed"], ["`trainer.precision=16-mixed` needs a GPU"]),
         (["model=torchvision", "model.name=resnet19"], ["resnet19", "Did you mean"]),
         (["data.num_classes=7"], ["data.num_classes=7", "10 classes"]),

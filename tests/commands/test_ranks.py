@@ -82,7 +82,7 @@ def test_a_killed_run_is_resumed_without_a_common_folder(shapes: Path, straight:
 
 
 def test_initial_weights_and_statistics_are_rank_0s(shapes: Path, tmp_path: Path) -> None:
-    """With BatchNorm, whose statistics DDP does not send; the file is on the machine of rank 0 alone."""
+    """With BatchNorm, whose statistics DDP does not send here; the file is on the machine of rank 0 alone."""
     source = command(*words_of(shapes, *BN, f"hydra.run.dir={tmp_path / 'source'}"))
     assert source.returncode == 0, source.stderr
     weights = tmp_path / "source/checkpoints/best.ckpt"
@@ -120,7 +120,7 @@ def test_a_machine_without_the_images_or_with_others_is_named(shapes: Path, tmp_
     next((other / "train").glob("*/*.jpg")).unlink()
     first, second = ranks(words_of(shapes, run), words_of(other, run))
     assert (first.returncode, second.returncode) == (2, 2)
-    assert "has other images than rank 0 on " in first.stderr
+    assert f": the images in {other} are not those that rank 0 on " in first.stderr
     assert "Copy the same images to all machines." in first.stderr
     assert not (tmp_path / "run").exists()
 
@@ -187,7 +187,6 @@ def test_a_rank_that_does_not_come(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_while_ranks_meet_ends_the_wait(shapes: Path, tmp_path: Path) -> None:
-    """And SLURM is asked for the job again, if resume.requeue is set in a yaml too."""
     env = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(None))}
     words = words_of(shapes, f"hydra.run.dir={tmp_path / 'run'}")
     process = subprocess.Popen([sys.executable, *words], env=clean_env(env), cwd=ROOT, stdout=-1, stderr=-1, text=True)

@@ -225,8 +225,8 @@ def ranked(groups: Iterable[Group], sort: str) -> list[Group]:
 def p_values(groups: Sequence[Group], sort: str) -> list[float | None]:
     """Return for each group how probable a difference to the first one as large as that of `sort` is by chance.
 
-    Welch's t test between the seeds, with Holm's correction for the number of groups. None for the first group, and
-    for all others if it has one run; also for groups with one run, and if all seeds of both have the same number.
+    Welch's t test between the seeds, with Holm's correction for the number of tests. None for the first group, and
+    for all others if it has one run; also for groups with one run, and if the standard deviations of both are 0.
     """
     samples: list[Any] = [group.stats.get(sort) for group in groups]
     if not samples or samples[0] is None or samples[0].std is None:
@@ -400,7 +400,7 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
 
     while len((printed := lines())[0]) > width and droppable:
         columns.remove(droppable.pop(0))
-    for key in [key for key in more if key not in columns]:  # below the row, then
+    for key in [key for key in more if key not in columns]:  # printed below the row
         labels = [f"{text}  {key}: {value}" if value else text for text, value in zip(labels, more[key], strict=True)]
     if len(printed[0]) + 2 + max(map(len, labels)) <= width:
         return [f"{line}  {label}".rstrip() for line, label in zip(printed, ["", *labels], strict=True)]

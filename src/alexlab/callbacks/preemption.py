@@ -18,14 +18,14 @@ from pytorch_lightning.callbacks import Callback
 from alexlab.engine.ranks import Ranks
 from alexlab.engine.signals import Preempted, SignalRecorder
 
-SECONDS, MOST = 1.0, 32  # between two comparisons: about as long, and at most so many batches
+COMPARE_SECONDS, MAX_BATCHES_APART = 1.0, 32  # between two comparisons
 
 
 class Preemption(Callback):
     """Find out, on all ranks at the end of the same batch, whether any of them received a signal.
 
-    The ranks compare their records about once a second, and at most `MOST` batches apart: with 32 ranks on gloo a
-    comparison takes 15 ms. How many batches apart is compared too, because their clocks differ.
+    The ranks compare their records about once a second, and at most `MAX_BATCHES_APART` batches apart: with 32 ranks on
+    gloo a comparison takes 15 ms. How many batches apart is compared too, because their clocks differ.
 
     After a signal, validation and test raise Preempted. Training sets `stop`, because the checkpoint callback writes
     last.ckpt first. The ranks agree in the same way that it is time for a checkpoint, as their clocks differ.
@@ -37,7 +37,7 @@ class Preemption(Callback):
     Attributes:
         stop: the signal that any rank received, or 0.
         wants_checkpoint: whether this rank wants a checkpoint.
-        checkpoint_due: whether any rank wanted one, as of the batch before.
+        checkpoint_due: whether any rank wanted one, as of the last comparison.
     """
 
     def __init__(self, recorder: SignalRecorder, ranks: Ranks | None = None) -> None:
@@ -46,7 +46,8 @@ class Preemption(Callback):
         self.wants_checkpoint = self.checkpoint_due = False
         self._group: Any = None
         self._pending: Any = None  # the comparison in progress
-        # what is compared: signal, wants_checkpoint, and minus the batches to the next comparison
+        # what is compared: signal, wants_checkpoint, and the negated interval to the next comparison, so that MAX gives
+        # the smallest
         self._values = torch.zeros(3, dtype=torch.int64)
         self._interval, self._batches, self._since = 1, 0, time.monotonic()
         self._postponed = False
@@ -92,8 +93,8 @@ class Preemption(Callback):
         if self._batches < self._interval and not now:
             return
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
-        fitting = int(self._batches * SECONDS / max(seconds, 1e-9))
-        following, self._batches = max(1, min(fitting, 2 * self._interval, MOST)), 0
+        fitting = int(self._batches * COMPARE_SECONDS / max(seconds, 1e-9))
+        following, self._batches = max(1, min(fitting, 2 * self._interval, MAX_BATCHES_APART)), 0
         self._values = torch.tensor([self.recorder.number, self.wants_checkpoint, -following])
         self._pending = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
 

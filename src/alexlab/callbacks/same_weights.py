@@ -1,4 +1,4 @@
-"""Give all ranks the initial weights of rank 0, which alone has read them."""
+"""Send the initial weights, which only rank 0 has read, to all ranks."""
 
 import pytorch_lightning as pl
 import torch
@@ -9,7 +9,7 @@ from alexlab.engine.ranks import Ranks
 
 
 class SameWeights(Callback):
-    """Send the state dict of rank 0 at the start. DDP would not send BatchNorm's statistics."""
+    """Send the state dict of rank 0 at the start. DDP sends no buffers here (broadcast_buffers=False)."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks

@@ -120,7 +120,7 @@ def run(name: str) -> None:
         else:
             trains = name == "train"
             register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words) if trains else "")
-            if trains and launcher.external():  # torch reports each address without a name, and each rank that stops
+            if trains and launcher.external():  # hides warnings of addresses without a name, and of ranks that stop
                 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)
             try:
@@ -137,8 +137,7 @@ def run(name: str) -> None:
         sys.stdout.flush()
     except BaseException as error:
         jobs.stack.close()  # from here on a signal ends the process
-        is_alone = name != "train" or jobs.has_started
-        code = _report(error, command, words, jobs.mask, is_alone, jobs.requeues)
+        code = _report(error, words, jobs)
     if jobs.run_dir is not None:
         is_address = any(part.endswith(":") for part in jobs.run_dir.parts)  # Hydra has created folders for s3://...
         sweep.remove_empty(jobs.run_dir, Path.cwd() if is_address else jobs.run_dir.parent)
@@ -156,28 +155,17 @@ def check_working_directory() -> None:
         raise UserError("the working directory was removed: cd to another one.") from None
 
 
-def _report(
-    error: Any,
-    command: Command,
-    words: list[str],
-    mask: Callable[[str], str],
-    is_alone: bool = True,
-    requeues: bool = False,
-) -> int:
-    """Print a mistake on one screen, or the traceback of a bug; return the exit code.
-
-    Args:
-        is_alone: false if the remaining ranks of the run do not know of the error.
-        requeues: whether SLURM is asked to run the job again after SIGUSR1.
-    """
+def _report(error: Any, words: list[str], jobs: "Jobs") -> int:
+    """Print a mistake on one screen, or the traceback of a bug; return the exit code."""
+    command, mask = jobs.command, jobs.mask
     of_yaml = () if isinstance(error, JobError) else (yaml.YAMLError, UnicodeDecodeError)
     error = error.error if isinstance(error, JobError) else error
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, Preempted):
         print(f"Stopped by {signal.Signals(error.number).name} while no run was training.", flush=True)
-        requeues |= any(word.lstrip("+").lower() == "resume.requeue=true" for word in words)
-        if requeues and error.number == signal.SIGUSR1 and launcher.rank() == 0:
+        wants = jobs.requeues or any(word.lstrip("+").lower() == "resume.requeue=true" for word in words)
+        if wants and error.number == signal.SIGUSR1 and launcher.rank() == 0:
             print(f"{launcher.requeue()}.", flush=True)
         return 128 + error.number
     if isinstance(error, BrokenPipeError):  # nobody reads the output any more, as after `| head`
@@ -193,10 +181,10 @@ def _report(
     elif text is None:
         print(printable(mask(short_traceback(error)), "\n\t"), file=sys.stderr, flush=True)
         return 1
-    if code == 2 and not is_alone and (of_all := _of_all_ranks(mask(text))) != text:
-        if of_all is None:
+    if code == 2 and command.name == "train" and not jobs.has_started:
+        text = _of_all_ranks(mask(text))
+        if text is None:
             return code
-        text = of_all
     print(printable(f"error: {mask(text)}", "\n\t"), file=sys.stderr, flush=True)
     return code
 

@@ -95,7 +95,7 @@ class Predictions(Callback):
         return sum(each.predicted == each.target for _, each in self.rows)
 
     def right(self, names: Sequence[str]) -> dict[tuple[str, str, int], bool]:
-        """Return for each path, class and occurrence whether the prediction is right; `names` are those of classes."""
+        """Return whether each prediction is right, by (path, class, occurrence); `names` are those of the classes."""
         seen: Counter[str] = Counter()
         found = {}
         for path, each in self.rows:
@@ -171,7 +171,7 @@ def write_predictions(path: Path, predictions: Predictions, names: Sequence[str]
 def compare_with(
     config: EvalConfig, tested: Tested, predictions: Predictions, run_dir: Path, folder: Path, ckpt: str
 ) -> tuple[dict[str, Any], str]:
-    """Test a second run on the same images; return what eval.json says of it, and a sentence.
+    """Test a second run on the same images; return the entry `against` of eval.json, and the sentence to print.
 
     Raises:
         UserError: the runs have no predictions of one class per image, or other images.
@@ -365,7 +365,7 @@ def use_crops(task: RunModule, data: Data, number: int) -> None:
     if not task.one_class_per_image:
         raise UserError(
             f"`crops={number}` averages the probabilities of classes of which each image has one, and "
-            f"{type(task).__name__} is not such a task: use crops=1."
+            f"{type(task).__name__} has other targets: use crops=1."
         )
     if number == 2:
         task.net = Crops(task.net, lambda images: (images, images.flip(-1)))

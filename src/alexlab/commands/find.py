@@ -34,10 +34,10 @@ from alexlab.tasks.optimizers import OptimizerSettings, build_optimizer
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100  # learning rates and optimizer steps of the range test
 SMOOTHING = 0.9  # weight of the earlier losses in the running mean
 DIVERGED = 4.0  # times the lowest loss: where the test stops
-FIRST = 20  # steps before the rate can have an effect: their losses give the start and the noise
-LEAST = 0.02  # part of the start by which the loss must fall at least
-FALLEN = 0.8  # part of the fall that is reached at the rate that is printed
-LASTING = 0.25  # part of the fall by which the loss rises again: what comes later is no part of the fall
+START_STEPS = 20  # steps before the rate can have an effect: their losses give the start and the noise
+MIN_FALL = 0.02  # part of the start by which the loss must fall at least
+FALL_FRACTION = 0.8  # part of the fall that is reached at the rate that is printed
+RISE_FRACTION = 0.25  # part of the fall by which the loss rises again: what comes later is no part of the fall
 ROWS, BAR = 15, 40  # of the printed curve
 STEPS_OF_BATCH = 2  # the second one has the optimizer's state too
 
@@ -46,7 +46,8 @@ def find(config: TrainConfig, devices: Devices, data: Data, plan: Plan, task: Ru
     """Do what `trainer.lr_find` and `trainer.batch_size_find` ask for; return the lines to print.
 
     Raises:
-        UserError: there are several devices, a CPU for the batch, or a task that makes an optimizer itself.
+        UserError: there are several devices, a CPU for the batch, a task that builds its own optimizer, or not even
+            one image fits on the GPU.
     """
     t = config.trainer
     wanted = [key for key in ("lr_find", "batch_size_find") if getattr(t, key)]
@@ -56,8 +57,8 @@ def find(config: TrainConfig, devices: Devices, data: Data, plan: Plan, task: Ru
         return [f"note: trainer.{wanted[0]}=true is ignored, because a resumed run keeps the values that it has."]
     if t.lr_find and not isinstance(getattr(task, "optimizer_settings", None), OptimizerSettings):
         raise UserError(
-            f"`trainer.lr_find=true` needs a task that takes `optimizer`, and {type(task).__name__} sets another one: "
-            "remove trainer.lr_find."
+            f"`trainer.lr_find=true` needs a task that takes `optimizer`, and {type(task).__name__} builds its own "
+            "optimizer: remove trainer.lr_find."
         )
     if devices.world_size > 1:
         raise UserError(
@@ -146,25 +147,25 @@ def smooth(losses: list[float]) -> list[float]:
 
 
 def fallen(rates: list[float], losses: list[float]) -> float | None:
-    """Return the rate at which the running mean of the losses has done `FALLEN` of the fall to the minimum.
+    """Return the rate at which the running mean of the losses has done `FALL_FRACTION` of the fall to the minimum.
 
-    The minimum is the first one after which the loss rises by `LASTING` of the fall. None if the fall is within the
-    noise of single steps.
+    The minimum is the first one after which the loss rises by `RISE_FRACTION` of the fall. None if the fall is within
+    the noise of single steps.
     """
-    if len(losses) <= FIRST:
+    if len(losses) <= START_STEPS:
         return None
-    means, start = smooth(losses), statistics.fmean(losses[:FIRST])
-    noise, lowest = max(statistics.stdev(losses[:FIRST]), LEAST * start), start
-    for mean in means[FIRST:]:
-        if mean - lowest > LASTING * (start - lowest) and start - lowest > noise:
+    means, start = smooth(losses), statistics.fmean(losses[:START_STEPS])
+    noise, lowest = max(statistics.stdev(losses[:START_STEPS]), MIN_FALL * start), start
+    for mean in means[START_STEPS:]:
+        if mean - lowest > RISE_FRACTION * (start - lowest) and start - lowest > noise:
             break
         lowest = min(lowest, mean)
     if start - lowest <= noise:
         return None
     return next(
         rate
-        for rate, mean in zip(rates[FIRST:], means[FIRST:], strict=True)
-        if mean <= start - FALLEN * (start - lowest)
+        for rate, mean in zip(rates[START_STEPS:], means[START_STEPS:], strict=True)
+        if mean <= start - FALL_FRACTION * (start - lowest)
     )
 
 
@@ -180,7 +181,7 @@ def report_rates(rates: list[float], losses: list[float], lr: float, config: Tra
     reference = config.optimizer.lr_reference_batch
     shown = rate * config.optimizer.lr / lr  # of optimizer.lr, which may be for another batch
     scaled = f" (for lr_reference_batch={reference})" if reference else ""
-    at = f"At {rate:.2g}, {FALLEN:.0%} of the fall is reached"
+    at = f"At {rate:.2g}, {FALL_FRACTION:.0%} of the fall is reached"
     return [*lines, f"{at}: try optimizer.lr={shown:.2g}{scaled}. This run uses {lr:.3g}."]
 
 

@@ -29,7 +29,7 @@ class Start:
     compare: Callable[[dict[str, Any]], list[str]] = lambda dataset: []
 
     def plain(self) -> dict[str, Any]:
-        """Return plain values, for all ranks but 0, which compares alone."""
+        """Return plain values for the remaining ranks, without `compare`, which only rank 0 calls."""
         config = self.config.model_dump(exclude_unset=True)
         return {"config": config, "notes": self.notes, "trusted": self.trusted, "is_finished": self.is_finished}
 

@@ -48,12 +48,13 @@ def train(config: TrainConfig) -> float | None:
         if start.is_finished:
             return run_dir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
         devices, precision = ranks.each(lambda: checked_devices(config.trainer))
-        advice = "Set trainer.accelerator and trainer.precision, or leave out the machine that differs."
+        advice = "Set trainer.accelerator and trainer.precision, or start without that machine."
         ranks.check_same({"accelerator": devices.kind, "precision": str(precision)}, advice)
         if devices.nodes > 1 and not launcher.external():
             raise UserError(
-                f"`trainer.num_nodes={devices.nodes}` needs torchrun or srun to start the ranks on each machine: "
-                "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py ..."
+                f"`trainer.num_nodes={devices.nodes}` needs torchrun, srun or another launcher, which starts the ranks "
+                "on each machine: torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint "
+                "HOST:PORT train.py ..."
             )
         if config.dry_run:
             ranks.first(lambda: show_plan(start, devices))
@@ -184,16 +185,18 @@ def train_rank(start: Start, recorder: SignalRecorder, ranks: Ranks) -> float | 
 
 def check_images(ranks: Ranks, data: Data) -> None:
     """Raise UserError on rank 0 if the machine of another rank has other images."""
-    fingerprints = ranks.gather(data.describe()["fingerprint"])
+    if ranks.size == 1:
+        return
 
-    def compare() -> None:
-        if different := [rank for rank, each in enumerate(fingerprints) if each != fingerprints[0]]:
-            raise UserError(
-                f"{ranks.named(different)} has other images than {ranks.named([0])} in {data.root}: names or sizes of "
-                "files differ. Copy the same images to all machines."
-            )
+    def compare(each: list[Any]) -> None:
+        for rank, (root, fingerprint) in enumerate(each):
+            if fingerprint != each[0][1]:
+                raise UserError(
+                    f"{ranks.named([rank])}: the images in {root} are not those that {ranks.named([0])} has in "
+                    f"{each[0][0]}: the fingerprints differ. Copy the same images to all machines."
+                )
 
-    ranks.first(compare)
+    ranks.collect([str(data.root), data.describe()["fingerprint"]], compare)
 
 
 def validate_last(experiment: Experiment) -> None:

@@ -141,13 +141,13 @@ OWNER = ".lock.owner"
 
 @contextlib.contextmanager
 def lock_against_machines(run_dir: Path, job: str | None, breaks: bool = False) -> Iterator[None]:
-    """Hold a run directory on a network file system, which may keep `lock` to one machine. Hold `lock` first.
+    """Hold a run directory on a network file system, where `lock` may hold on one machine only. Hold `lock` first.
 
     The file of a killed owner stays. A process of the same machine, which has the lock, replaces it, and so
     does a later start of the same job.
 
     Args:
-        job: number of the scheduler's job, which starts again after a machine has failed.
+        job: name of the scheduler's job, see `launcher.job`.
         breaks: replace the file of any machine.
 
     Raises:

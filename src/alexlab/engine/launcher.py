@@ -27,7 +27,8 @@ KILLED = {9: " (kill -9, or the system ran out of memory: `dmesg` says which)"}
 # environment variables of a worker process
 REPORT_PIPE = "ALEXLAB_REPORT_PIPE"  # the file descriptor of the pipe to the parent
 RANKS = "ALEXLAB_RANKS"  # the world size
-AGENT = "ALEXLAB_AGENT"  # where torchrun's agents meet
+# set in the ranks of torchrun
+AGENT = "ALEXLAB_AGENT"  # HOST:PORT of the store of torchrun's agents
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def started() -> Started | None:
     """Return this rank as the environment describes it; None if this process is the only one.
 
     Raises:
-        UserError: the environment names several processes, and not which of them this is.
+        UserError: the environment names several processes, and not which of them this is; or a variable is no number.
     """
     world, rank, tasks = _number("WORLD_SIZE"), _number("RANK"), _number("SLURM_NTASKS") or 1
     local = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
@@ -185,7 +186,7 @@ def run_stamp(resumes: bool) -> str:
 
 
 def job() -> str | None:
-    """Return the scheduler's number of this job, which stays if the job is started again."""
+    """Return "slurm ID" or "torchrun ID at HOST:PORT", which stays if the job is started again; None without an ID."""
     elastic = os.environ.get("TORCHELASTIC_RUN_ID")
     if "SLURM_JOB_ID" in os.environ:
         return f"slurm {os.environ['SLURM_JOB_ID']}"

@@ -1,6 +1,6 @@
 """What the ranks of a run agree on before they train. Rank 0 decides, and all do the same.
 
-They talk through the store of torch's rendezvous at MASTER_ADDR:MASTER_PORT, which `init_process_group` will use too.
+They talk through a TCPStore that rank 0 serves at MASTER_ADDR:MASTER_PORT. `init_process_group` will use it too.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ from alexlab.engine.signals import Preempted
 
 # Keys whose values a machine may have for itself
 MACHINE = re.compile(r"paths\..*|run_dir|overrides|data\.(root|file|path|idx|class_names)")
-# open files of a rank, and more for each rank: gloo connects all pairs, once per process group
+# open files of a rank, and more for each rank: 22 + 3 per rank were counted with up to 32 ranks on gloo, which connects
+# all pairs in each process group; the rest is for images, loggers and a second group
 FILES, FILES_PER_RANK = 512, 8
 STEP = 0.5  # seconds after which a rank that waits asks again
 Value = TypeVar("Value")
@@ -120,22 +121,26 @@ class Ranks:
         except Exception as error:
             mistake = mistake_of(error)
             failure = error if mistake is None else None
-        ends = self.gather({"mistake": mistake, "failed": failure is not None})
+
+        def judge(ends: list[Any]) -> str | None:
+            failed = [rank for rank, end in enumerate(ends) if end["failed"]]
+            if not failed:
+                self.raise_mistakes([end["mistake"] for end in ends])
+            return self.named(failed) if failed else None
+
+        failed = self.collect({"mistake": mistake, "failed": failure is not None}, judge)
         if failure is not None:
             raise failure
-        if failed := [number for number, end in enumerate(ends) if end["failed"]]:
-            raise RankLostError(f"rank {failed[0]} on {self.hosts[failed[0]]} failed.", 1)
-        self.raise_mistakes([end["mistake"] for end in ends])
+        if failed is not None:
+            raise RankLostError(f"{failed} failed.", 1)
         return value
 
     def raise_mistakes(self, texts: list[str | None]) -> None:
-        """Raise UserError on rank 0, and SystemExit on the rest, if any rank has a mistake."""
+        """Raise UserError if any rank has a mistake; `texts` has an entry for each rank."""
         mistakes: dict[str, list[int]] = {}
         for rank, text in enumerate(texts):
             if text is not None:
                 mistakes.setdefault(text, []).append(rank)
-        if mistakes and self.rank > 0:
-            raise SystemExit(2)
         if mistakes:
             everywhere = len(next(iter(mistakes.values()))) == self.size
             lines = (text if everywhere else f"{self.named(ranks)}: {text}" for text, ranks in mistakes.items())
@@ -145,9 +150,9 @@ class Ranks:
         return ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in ranks)
 
     def check_same(self, config: dict[str, Any], advice: str) -> None:
-        """Raise UserError on rank 0 if a rank has other settings. Paths may differ between machines."""
+        """Raise UserError on rank 0 if a rank has other settings, except for the keys of `MACHINE`."""
 
-        def compare() -> None:
+        def compare(configs: list[dict[str, Any]]) -> None:
             first, *rest = configs
             for rank, own in enumerate(rest, 1):
                 differ = [
@@ -156,24 +161,20 @@ class Ranks:
                     if first.get(key) != own.get(key)
                 ]
                 if differ:
-                    raise UserError(
-                        f"rank {rank} on {self.hosts[rank]} has other settings: {', '.join(differ)}. {advice}"
-                    )
+                    raise UserError(f"{self.named([rank])} has other settings: {', '.join(differ)}. {advice}")
 
-        settings = {key: value for key, value in flat(config).items() if not MACHINE.fullmatch(key)}
-        configs = self.gather(settings)
-        self.first(compare)
+        self.collect({key: value for key, value in flat(config).items() if not MACHINE.fullmatch(key)}, compare)
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return the value of each rank."""
+    def collect(self, value: Any, judge: Callable[[list[Any]], Value]) -> Value:
+        """Send a plain value of each rank to rank 0, and return `judge(values)`, which rank 0 computes, on all."""
         if self.size == 1:
-            return [value]
-        key = f"gather/{next(self._numbers)}"
+            return judge([value])
+        key = f"collect/{next(self._numbers)}"
         self.store.set(f"{key}/{self.rank}", json.dumps(value, default=str))
-        return self.first(lambda: [self._receive(f"{key}/{rank}") for rank in range(self.size)])
+        return self.first(lambda: judge([self._receive(f"{key}/{rank}") for rank in range(self.size)]))
 
     def _send(self, key: str, answer: Any) -> None:
-        """Send an answer, and wait until it was read: rank 0 may serve the store, and would end it."""
+        """Send an answer, and wait until it was read, because the store ends with the process of rank 0."""
         self.store.set(key, json.dumps(answer))
         with contextlib.suppress(RuntimeError):  # a rank is gone
             self._receive(f"{key}/all", seconds=30)
@@ -196,14 +197,14 @@ class Ranks:
 
 
 def meet(minutes: float, mistake: str | None = None) -> Ranks:
-    """Connect all ranks. Sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun does.
+    """Connect all ranks. Sets the variables that torchrun sets: RANK, LOCAL_RANK, MASTER_ADDR and the like.
 
     Args:
         minutes: for which a rank waits.
         mistake: what is wrong with the command on this rank.
 
     Raises:
-        UserError: on rank 0, the mistakes of all ranks; or the port of rank 0 is in use.
+        UserError: on rank 0, the mistakes of all ranks; the port of rank 0 is in use; or see `launcher.started`.
         SystemExit: on all ranks but 0, after a mistake.
         RankLostError: a rank does not come.
     """
@@ -213,6 +214,7 @@ def meet(minutes: float, mistake: str | None = None) -> Ranks:
     os.environ |= {"RANK": str(this.rank), "WORLD_SIZE": str(this.world)}
     if this.by == "srun":
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
+        # as Lightning's SLURMEnvironment, which refuses -n without --ntasks-per-node
         os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
         os.environ.setdefault("MASTER_PORT", str(15000 + int(os.environ["SLURM_JOB_ID"]) % 10000))
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -222,18 +224,18 @@ def meet(minutes: float, mistake: str | None = None) -> Ranks:
         store = connect(this, time.monotonic() + 60 * minutes)
     except (OSError, RuntimeError) as error:
         if "EADDRINUSE" in str(error):
-            raise UserError(f"MASTER_PORT: {address} is in use already: choose another port for all ranks.") from None
+            raise UserError(
+                f"{address} (MASTER_ADDR:MASTER_PORT) is in use already: choose another port for all ranks."
+            ) from None
         raise late from error
 
-    # where each rank is
     ranks = Ranks(store, this.rank, this.world, minutes)
     try:
-        places = ranks.gather([socket.gethostname(), this.local_rank])
+        ranks.hosts = ranks.collect(socket.gethostname(), list)
     except RankLostError as error:
         raise late from error
-    ranks.hosts = [host for host, _ in places]
     same = [number for number, host in enumerate(ranks.hosts) if host == ranks.hosts[this.rank]]
-    ranks.raise_mistakes(ranks.gather(mistake))
+    ranks.collect(mistake, ranks.raise_mistakes)
     raise_file_limit(FILES + FILES_PER_RANK * this.world)
     local_rank = same.index(this.rank) if this.local_rank is None else this.local_rank
     os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(this.local or len(same))}
@@ -288,7 +290,7 @@ def connect(this: launcher.Started, end: float) -> Any:
 
 
 def own_address(host: str, port: int) -> str:
-    """Return the address of this machine on the way to `host`; `host` if it is this machine itself."""
+    """Return the address with which this machine reaches `host`; `host` itself if that is this machine."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
             way.connect((host, port))  # sends nothing

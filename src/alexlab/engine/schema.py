@@ -304,7 +304,7 @@ class TrainerConfig(Group):
 
     accelerator: Accelerator = key("Kind of device.", "auto")
     devices: Devices = key("How many, or which GPUs, as [0, 2]; auto: all GPUs, or one CPU process.", "auto")
-    num_nodes: Count = key("Machines; more than one needs torchrun or srun.", 1)
+    num_nodes: Count = key("Machines; more than one needs a launcher such as torchrun or srun.", 1)
     strategy: Literal["auto", "ddp", "fsdp"] = key("Strategy; auto: ddp for several devices.", "auto")
     precision: Precision = key("auto: bf16-mixed if the device is fast at it, 16-mixed on older GPUs, else 32.", "auto")
     max_epochs: Count | None = key("Epochs; null is no limit.", 10)
@@ -334,7 +334,7 @@ class TrainerConfig(Group):
     timeout: Positive = key("Minutes that ranks wait for each other.", 10)
     grad_compression: Literal["bf16"] | None = key("Exchange gradients in bf16; null: as they are.", None)
     master_port: Annotated[int, Ge(1), Le(65535)] | None = key("Port at which ranks meet; null takes a free one.", None)
-    lr_find: bool = key("Print the loss at rising learning rates, and one to begin with, before the run.", False)
+    lr_find: bool = key("Print the loss at rising learning rates, and a rate to try first, before the run.", False)
     batch_size_find: bool = key("Print the largest batch that fits on a GPU, before the run.", False)
 
 
@@ -417,7 +417,7 @@ class ResumeConfig(Group):
     run: LocalPath | None = key("Directory, name, latest, or auto: the run in hydra.run.dir, if any.", None)
     allow_changes: bool = key("Accept settings that differ from the run's.", False)
     break_lock: bool = key("Take over the directory from another machine, which no longer trains.", False)
-    requeue: bool = key("On SLURM with resume=auto: requeue the job if SIGUSR1 stops it.", False)
+    requeue: bool = key("On SLURM with resume=auto: requeue the job after SIGUSR1, or if a rank but 0 is lost.", False)
 
 
 class CheckpointConfig(Group):
@@ -518,7 +518,7 @@ class EvaluatingConfig(RunConfig):
 class EvalConfig(EvaluatingConfig):
     """alexlab eval"""
 
-    split: Literal["val", "test"] | None = key("val, or null: test, or val without one.", None)
+    split: Literal["val", "test"] | None = key("val or test; null: test, or val if the images have no test.", None)
     crops: Annotated[int, Rule("1, 2 or 10", lambda v: v in (1, 2, 10))] = key(
         "Crops per image: 1 (center), 2 (mirrored too), or the paper's 10 (averaged).", 1
     )
