@@ -177,6 +177,7 @@ def test_messages_of_a_search_without_result() -> None:
         find.report_batch(0, None)  # type: ignore[arg-type]
     one = Devices("cpu", local=1, nodes=1)
     with pytest.raises(
-        UserError, match=r"^`trainer.lr_find=true` needs a task that takes `optimizer`, and Module sets"
+        UserError,
+        match=r"^`trainer.lr_find=true` needs a task that takes `optimizer`, and Module builds its own optimizer: ",
     ):
         find.find(compose("trainer.lr_find=true"), one, None, None, torch.nn.Module())  # type: ignore[arg-type]
