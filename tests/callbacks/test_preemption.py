@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -214,6 +215,30 @@ def test_a_signal_while_the_run_is_being_closed_waits(times: int, harness: Harne
     with stops if times == 2 else contextlib.nullcontext():
         harness.train("run", "logger=wandb", "trainer.max_epochs=1")
     assert summary_of(harness.folder / "run")["status"] == "finished"
+
+
+def test_an_epoch_whose_end_a_signal_stops_has_its_line_once(harness: Harness) -> None:
+    """Ranks may read that one of them received a signal when the last.ckpt of a whole epoch was written."""
+
+    def received(self: Preemption) -> None:
+        written(self)
+        if not stopped:
+            stopped.append(True)
+            self.stop = signal.SIGTERM
+
+    stopped: list[bool] = []
+    written = Preemption.checkpoint_written
+    words = ["trainer.max_epochs=3", "checkpoint.every_n_steps=null", "resume.run=auto"]
+    harness.monkeypatch.setattr(Preemption, "checkpoint_written", received)
+    with pytest.raises(SystemExit, match=f"^{128 + signal.SIGTERM}$"):
+        harness.train("run", *words)
+    assert epochs_in(harness.folder / "run") == ["1/3"]
+    assert epochs_in(harness.train("run", *words)) == ["1/3", "2/3", "3/3"]
+
+
+def epochs_in(run: Path) -> list[str]:
+    """Return the epochs that train.log has a line of."""
+    return re.findall(r"epoch (\d+/\d+) \|", (run / "train.log").read_text())
 
 
 def test_ranks_can_agree_after_the_last_batch() -> None:

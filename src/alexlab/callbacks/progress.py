@@ -80,11 +80,15 @@ class ProgressReporter(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report_epoch(trainer)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.fit_loop.epoch_progress.current.completed > self._epoch:  # a signal came at the end of the epoch
+            self._report_epoch(trainer)
+
     def _report_epoch(self, trainer: pl.Trainer) -> None:
         """Report the previous epoch. In on_train_epoch_end, not all metrics of an epoch are logged yet."""
         if self._epoch_start is None or not trainer.is_global_zero:
             return
-        seconds = time.monotonic() - self._epoch_start
+        seconds, self._epoch_start = time.monotonic() - self._epoch_start, None
         self._log(trainer, "", f"{seconds:.1f} s", *epoch_metrics(trainer.callback_metrics))
 
     def _log(self, trainer: pl.Trainer, batch: str, *parts: str) -> None:
