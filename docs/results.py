@@ -89,6 +89,11 @@ STUDIES = {
         f"model=alexnet_bn {PHOTOS}",
         ("", f"{FINETUNE} init_from=SHAPES", f"{FINETUNE} init_from=CLOTHES", "init_from=CLOTHES"),
     ),
+    "fashion": Study(  # the test images are read once, by the finished runs
+        "experiment=fashion_mnist logger=csv callbacks.figures=false test=false seed=0,1,2",
+        shown=("val/acc1", "last/val/acc1", "val/loss"),
+        tested=("split=test crops=2", "eval-test-2crops.json", ("acc1_2crops",)),
+    ),
     "fashion-steps": Study(
         f"{SMALL_NET} {FASHION} seed=0,1",
         (
