@@ -92,7 +92,7 @@ STUDIES = {
     "fashion": Study(  # the test images are read once, by the finished runs
         "experiment=fashion_mnist logger=csv callbacks.figures=false test=false seed=0,1,2",
         shown=("val/acc1", "last/val/acc1", "val/loss"),
-        tested=("split=test crops=2", "eval-test-2crops.json", ("acc1_2crops",)),
+        tested=("split=test crops=2", "eval-2crops.json", ("acc1_2crops",)),
     ),
     "fashion-steps": Study(
         f"{SMALL_NET} {FASHION} seed=0,1",
