@@ -4,6 +4,7 @@ Hydra imports this module at each start, so it imports nothing heavy: alexlab/co
 """
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,23 @@ class CheckedSweeper(Sweeper):
 
     Args:
         params: overrides that are used unless the command line has the same key.
+        n_jobs: jobs that run at once, see `places` in commands/sweep.py.
     """
 
     hydra_context: HydraContext
     config: DictConfig
     launcher: Launcher
 
-    def __init__(self, params: DictConfig | None = None) -> None:
+    def __init__(self, params: DictConfig | None = None, n_jobs: int | None = None) -> None:
         self.params: Any = params or {}
+        self.n_jobs = n_jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from alexlab.commands import sweep
+
         self.hydra_context, self.config = hydra_context, config
         self.folder = Path(config.hydra.sweep.dir)
+        sweep.check_launcher(config.hydra.launcher, self.n_jobs)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -48,7 +54,8 @@ class CheckedSweeper(Sweeper):
         if not OmegaConf.select(self.config, "dry_run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, self.folder / "multirun.yaml")  # with references, as Hydra writes it
-        self.launch(0, *jobs)
+        ends = [end for _, end in self.run(enumerate(jobs), len(jobs))]
+        sweep.finish(ends, OmegaConf.select(self.config, "sweep.keep_going"))
 
     def parse(self, arguments: list[str]) -> list[Override]:
         """Parse `params` and the command line's overrides; if several have the same key, the last one is used."""
@@ -69,20 +76,56 @@ class CheckedSweeper(Sweeper):
         own: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         return plain_config(COMMANDS[self.config.hydra.job.config_name], own, HydraConfig.get())
 
-    def launch(self, number: int, *jobs: list[str]) -> Any:
-        """Run jobs, numbered from `number` on. Returns the result of the last job; raises the error of a job."""
-        return [job.return_value for job in self.launcher.launch(jobs, initial_job_idx=number)][-1]
+    def run(self, jobs: Iterator[tuple[int, list[str]]], count: int) -> Iterator[tuple[int, Any]]:
+        """Run jobs as `run_jobs` does. Without sweep.keep_going, no more jobs start after one that has failed."""
+        from alexlab.commands import sweep
+
+        launcher, has_failed = self.config.hydra.launcher, list[bool]()
+        at_once = sweep.places(launcher, self.n_jobs, count)
+        is_here, shares = sweep.runs_here(launcher), sweep.shares(at_once) if sweep.is_local(launcher) else None
+        if not is_here:
+            where = f"; what they print is in {self.folder}/.submitit" if "submitit_folder" in launcher else ""
+            print(f"jobs at once: {at_once}{where}", flush=True)
+
+        def launch(number: int, overrides: list[str], place: int) -> Any:
+            if is_here:
+                return self.launcher.launch([overrides], initial_job_idx=number)[0].return_value
+            return self.launch(number, [*overrides, *(shares[place] if shares else [])])
+
+        def following() -> Iterator[tuple[int, list[str]]]:
+            while not has_failed and (job := next(jobs, None)) is not None:
+                yield job
+
+        for number, end in sweep.run_jobs(launch, following(), at_once):
+            if end.failure and not OmegaConf.select(self.config, "sweep.keep_going"):
+                has_failed.append(True)
+            yield number, end
+
+    def launch(self, number: int, overrides: list[str]) -> Any:
+        """Run one job outside of this process, and wait for it. If the launcher has lost it, it has failed."""
+        from alexlab.commands import sweep
+
+        about = f"job {number}: {', '.join(each for each in overrides if 'hydra.job.env_set.' not in each)}"
+        print(about, flush=True)
+        try:
+            end = self.launcher.launch([overrides], initial_job_idx=number)[0].return_value
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split("\n---")[0].split())  # not the job's whole log
+            end = sweep.End(folder=str(self.folder), failure=f"{about}: no result: {why}", code=1)
+        if end.failure:
+            print(f"FAILED {end.failure}", flush=True)
+        return end
 
 
 class OptunaSweeper(CheckedSweeper):
     """Run the trials of an Optuna study. conf/hydra/sweeper/optuna.yaml describes the settings."""
 
-    def __init__(self, params: DictConfig, **settings: Any) -> None:
-        super().__init__(params)
+    def __init__(self, params: DictConfig, n_jobs: int | None = None, **settings: Any) -> None:
+        super().__init__(params, n_jobs)
         self.settings = settings
 
     def sweep(self, arguments: list[str]) -> None:
         from alexlab.commands import sweep
 
         given: Any = OmegaConf.to_container(OmegaConf.create(self.settings))
-        sweep.run_study(given, self.parse(arguments), self.folder, self.compose, self.launch)
+        sweep.run_study(given, self.parse(arguments), self.folder, self.compose, lambda jobs: self.run(jobs, 1))

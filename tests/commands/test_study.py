@@ -8,7 +8,7 @@ import shlex
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,9 +138,10 @@ class Runner:
             put(config, key, yaml.safe_load(value))
         return config
 
-    def launch(self, number: int, overrides: list[str]) -> float | None:
-        self.seen[number] = float(overrides[0].removeprefix("optimizer.lr="))
-        return self.job(number, self.seen[number])
+    def launch(self, jobs: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, sweep.End]]:
+        for number, overrides in jobs:
+            self.seen[number] = float(overrides[0].removeprefix("optimizer.lr="))
+            yield number, sweep.End(self.job(number, self.seen[number]))
 
     def run(self, *overrides: str, space: str = "tag(log,interval(0.001,0.1))", **settings: Any) -> list[FrozenTrial]:
         given = {"study_name": "mine", "storage": self.url, "direction": "maximize", "n_trials": 3, "sampler": RANDOM}
@@ -232,7 +233,6 @@ def test_a_dry_run_starts_one_trial_outside_of_the_study(runner: Runner, capsys:
         ([], {"study_name": None}, "`hydra.sweeper.study_name=null` must be a text that is not empty."),
         ([], {"direction": ["minimize"]}, r"`hydra.sweeper.direction=\[minimize\]` must be minimize or maximize."),
         ([], {"n_trials": 0}, "`hydra.sweeper.n_trials=0` must be at least 1."),
-        ([], {"n_jobs": 2}, "`hydra.sweeper.n_jobs=2` must be 1; for parallel trials start the command again with"),
         ([], {"max_failure_rate": 0.5}, "`hydra.sweeper.max_failure_rate=0.5` must be 1.0; sweep.keep_going=true"),
         ([], {"direction": "minimize"}, "that study is to maximize val/acc1, and this command is to minimize monitor"),
         (["monitor=val/acc5"], {}, "maximize val/acc1, and this command is to maximize monitor=val/acc5. Choose"),
@@ -340,7 +340,7 @@ def test_a_locked_database_costs_no_trial(
     url = f"sqlite:///{tmp_path}/optuna.db?timeout=0.05"
     study = optuna.create_study(study_name="mine", storage=url, direction="maximize")
     locked = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
-    monkeypatch.setenv(sweep.TRIAL, json.dumps([url, "mine", study.ask()._trial_id]))
+    monkeypatch.setenv(sweep.TRIAL, json.dumps([url, "mine", study.ask().number]))
     if at_the_start:
         locked.execute("BEGIN EXCLUSIVE")
     callback = sweep.make_pruning_callback(config, rank=0)

@@ -25,14 +25,15 @@ def sweeper(tmp_path: Path) -> CheckedSweeper:
     made = CheckedSweeper(OmegaConf.create({"seed": "0,1", "optimizer.lr": 0.1}))
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         made.hydra_context = SimpleNamespace(config_loader=GlobalHydra.instance().config_loader())  # type: ignore[assignment]
-    made.config = OmegaConf.create({"sweep": {"keep_going": True}, "dry_run": False})
+    basic = {"launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}}
+    made.config = OmegaConf.create({"sweep": {"keep_going": True}, "dry_run": False, "hydra": basic})
     made.folder = tmp_path
     jobs: list[list[str]] = []
 
     def launch(batch: list[list[str]], initial_job_idx: int) -> list[SimpleNamespace]:
-        assert initial_job_idx == 0
+        assert initial_job_idx == len(jobs)
         jobs.extend(batch)
-        return [SimpleNamespace(return_value=None) for _ in batch]
+        return [SimpleNamespace(return_value=sweep.End()) for _ in batch]
 
     made.launcher = SimpleNamespace(launch=launch, jobs=jobs)  # type: ignore[assignment]
     return made

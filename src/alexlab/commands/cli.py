@@ -11,11 +11,10 @@ import itertools
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,9 @@ from alexlab.commands import sweep
 from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
-from alexlab.engine.errors import RunFailedError, UserError, counted, mistake, short_traceback
-from alexlab.engine.overrides import command_line, get, has, in_quotes, key_of, put, split_list
+from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
+from alexlab.engine.overrides import get, has, in_quotes, key_of, put, split_list
 from alexlab.engine.process import complete_environment, importing, leave
-from alexlab.engine.run_dir import shown as shown_path
 from alexlab.engine.schema import fields_of
 from alexlab.engine.signals import Preempted, SignalRecorder
 from alexlab.engine.sweeps import agent
@@ -119,7 +117,8 @@ def run(name: str) -> None:
             print(help_of(command, words))
         else:
             trains = name == "train"
-            register_resolvers(launcher.run_stamp(resumes="resume.run=auto" in words) if trains else "")
+            jobs.stamp = launcher.run_stamp(resumes="resume.run=auto" in words) if trains else ""
+            register_resolvers(jobs.stamp)
             if trains and launcher.external():  # hides warnings of addresses without a name, and of ranks that stop
                 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)
@@ -133,7 +132,6 @@ def run(name: str) -> None:
                 GlobalHydra.instance().clear()
                 sys.argv[1:] = words
                 start()
-            jobs.finish_sweep()
         sys.stdout.flush()
     except BaseException as error:
         jobs.stack.close()  # from here on a signal ends the process
@@ -233,10 +231,11 @@ class Jobs:
     requeues: bool = False  # resume.requeue of the job
     recorder: SignalRecorder = field(default_factory=SignalRecorder)  # of signals before that
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    # of a sweep
-    failed: list[str] = field(default_factory=list)  # a line for each failed job, if the sweep continues
-    folders: list[str] = field(default_factory=list)  # of jobs that were more than a dry run
-    monitor: str = "val/acc1"
+    stamp: str = ""  # of the run, or of the sweep
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A launcher of Hydra brings the jobs of a sweep to processes of its own."""
+        return elsewhere, (self.command.name, self.stamp)
 
     def run(self, composed: DictConfig) -> Any:
         """Run the job whose config Hydra has composed, and return the result."""
@@ -260,23 +259,32 @@ class Jobs:
         self.mask = configs.masker(plain)
         config = checked_config(self.command, plain, hydra_config)
         _check_start(config, hydra_config)
-        self.monitor = getattr(config, "monitor", self.monitor)
         return config
 
-    def _run_in_sweep(self, composed: DictConfig, hydra_config: Any, run_dir: Path) -> Any:
+    def _run_in_sweep(self, composed: DictConfig, hydra_config: Any, run_dir: Path) -> sweep.End:
         number, overrides = hydra_config.job.num, ", ".join(overrides_of(hydra_config))
+        is_here = sweep.runs_here(hydra_config.launcher)
         if agent() is None and (shared := os.environ.pop("WANDB_RUN_ID", None)):
             print(f"note: WANDB_RUN_ID={shared} is ignored, because each job of a sweep is a run of its own.")
         folder, is_dry = Path(hydra_config.sweep.dir).resolve(), bool(composed.get("dry_run"))
-        if not is_dry:
-            self.folders.append(hydra_config.sweep.dir)
+        end = sweep.End(
+            folder=None if is_dry else hydra_config.sweep.dir, monitor=composed.get("monitor", sweep.End.monitor)
+        )
         print(printable(f"job {number}: {overrides}"), flush=True)
+        requeues = False
         try:
             config = self._check(composed, hydra_config)
-            result = self.command.load()(config)
+            requeues = isinstance(config, schema.TrainConfig) and config.resume.requeue
+            with sweep.as_trial(hydra_config, is_dry):
+                result = self.command.load()(config)
             if result is None and "study_name" in hydra_config.sweeper and not is_dry:
                 raise UserError(f"Nothing to optimize: the job has not measured `monitor={config.monitor}`.")
-            return result
+            return replace(end, score=result)
+        except SystemExit as error:  # a signal stopped the run
+            if is_here or (requeues and "SLURM_JOB_ID" in os.environ):  # SLURM starts the job again
+                raise
+            code = error.code if isinstance(error.code, int) else 1
+            return replace(end, failure=f"job {number} ({overrides}): exited with code {code}", code=code)
         except Exception as error:
             if not is_dry:
                 unresolved: Any = OmegaConf.to_container(composed, resolve=False)
@@ -284,35 +292,22 @@ class Jobs:
             text = mistake(error)
             if text is None and not isinstance(error, RunFailedError):
                 print(self.mask(short_traceback(error)), file=sys.stderr, flush=True)
-            why = self.mask(text or f"{type(error).__name__}: {error}")
-            if not OmegaConf.select(composed, "sweep.keep_going"):
-                stops = "The sweep stops; sweep.keep_going=true continues."
-                failure = RunFailedError(f"Job {number} failed: {why}\n{stops}", 1 if text is None else 2)
-                raise JobError(failure) from None
-            self.failed.append(f"job {number} ({overrides}): {why}")
-            print(printable(f"FAILED {self.failed[-1]}", "\n"), file=sys.stderr, flush=True)
-            return None
+            why, code = self.mask(text or f"{type(error).__name__}: {error}"), 1 if text is None else 2
+            if is_here and not OmegaConf.select(composed, "sweep.keep_going"):
+                raise JobError(RunFailedError(f"Job {number} failed: {why}\n{sweep.STOPS}", code)) from None
+            end = replace(end, failure=f"job {number} ({overrides}): {why}", code=code)
+            print(printable(f"FAILED {end.failure}", "\n"), file=sys.stderr, flush=True)
+            return end
         finally:
             sweep.remove_empty(run_dir, folder.parent if is_dry else folder)
 
-    def finish_sweep(self) -> None:
-        """Print the table of a sweep's jobs.
 
-        Raises:
-            RunFailedError: jobs failed.
-        """
-        for folder in dict.fromkeys(self.folders):
-            from alexlab.analysis.compare import sweep_table
-
-            width = shutil.get_terminal_size((160, 24)).columns
-            print("\n".join(sweep_table(Path(folder), self.monitor, width)))
-            print(
-                "compare its jobs:", command_line("compare", f"runs={shown_path(Path(folder).absolute())}"), flush=True
-            )
-        if self.failed:
-            raise RunFailedError(
-                f"{counted(len(self.failed), 'job')} of the sweep failed:\n  " + "\n  ".join(self.failed), 1
-            )
+def elsewhere(name: str, stamp: str) -> Jobs:
+    """Prepare a process that a launcher has started for jobs of the command `name`."""
+    complete_environment()
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_resolvers(stamp)
+    return Jobs(COMMANDS[name], stamp=stamp)
 
 
 def _check_start(config: Any, hydra_config: Any) -> None:

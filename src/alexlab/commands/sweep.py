@@ -11,11 +11,15 @@ import logging
 import math
 import os
 import re
+import shutil
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override, Transformer
@@ -25,8 +29,10 @@ from omegaconf import OmegaConf
 from alexlab.engine import config as configs
 from alexlab.engine import schema, validation
 from alexlab.engine.config import CONF, Plain
-from alexlab.engine.errors import UserError, counted
+from alexlab.engine.errors import RunFailedError, UserError, counted
 from alexlab.engine.overrides import command_line, in_quotes
+from alexlab.engine.overrides import shown as shown_value
+from alexlab.engine.process import CORES, cores, importing
 from alexlab.engine.run_dir import shown, write_json
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.sweeps import agent
@@ -98,6 +104,157 @@ def values_of_grid(override: Override) -> list[str]:
     return values
 
 
+# -- Jobs, one after the other or side by side
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended. Launchers bring it from other processes and machines.
+
+    Attributes:
+        score: the best value of `monitor`; None if the job failed.
+        folder: of the sweep; None for a dry run.
+        failure: "job 3 (optimizer.lr=0.1): why"; None if the job did not fail.
+        code: exit code of the job.
+    """
+
+    score: float | None = None
+    folder: str | None = None
+    monitor: str = "val/acc1"
+    failure: str | None = None
+    code: int = 0
+
+
+Launch = Callable[[int, list[str], int], End]  # number, overrides and place of a job
+
+
+def run_jobs(launch: Launch, jobs: Iterator[tuple[int, list[str]]], at_once: int) -> Iterator[tuple[int, End]]:
+    """Run jobs, and yield the number of each and how it ended, as soon as it ends.
+
+    Args:
+        launch: runs a job and waits for it. Jobs that run at the same time have different places, from 0 on.
+        jobs: number and overrides of each; the next one is taken when a place is free.
+        at_once: the number of places.
+    """
+    if at_once == 1:  # here, because a job in another thread would get no signals
+        for number, overrides in jobs:
+            yield number, launch(number, overrides, 0)
+        return
+    ends: SimpleQueue[tuple[int, int, End | BaseException]] = SimpleQueue()
+    free = list(range(at_once))
+
+    def work(number: int, overrides: list[str], place: int) -> None:
+        try:
+            ends.put((number, place, launch(number, overrides, place)))
+        except BaseException as error:
+            ends.put((number, place, error))
+
+    while True:
+        while free and (job := next(jobs, None)) is not None:
+            # a daemon, so that Ctrl-C does not wait for the jobs
+            threading.Thread(target=work, args=(*job, free.pop(0)), daemon=True).start()
+        if len(free) == at_once:
+            return
+        number, place, end = ends.get()
+        free.append(place)
+        if isinstance(end, BaseException):
+            raise end
+        yield number, end
+
+
+def finish(ends: list[End], keep_going: bool) -> None:
+    """Print the table of a sweep's jobs.
+
+    Raises:
+        RunFailedError: jobs failed.
+    """
+    for folder in dict.fromkeys(end.folder for end in ends if end.folder is not None):
+        from alexlab.analysis.compare import sweep_table
+
+        width = shutil.get_terminal_size((160, 24)).columns
+        print("\n".join(sweep_table(Path(folder), ends[-1].monitor, width)))
+        print("compare its jobs:", command_line("compare", f"runs={shown(Path(folder).absolute())}"), flush=True)
+    if failed := [end for end in ends if end.failure]:
+        lines = [f"{counted(len(failed), 'job')} of the sweep failed:", *(f"  {end.failure}" for end in failed)]
+        if not keep_going:
+            lines.append(STOPS)
+        raise RunFailedError("\n".join(lines), 1 if keep_going else failed[0].code)
+
+
+STOPS = "The sweep stops; sweep.keep_going=true continues."
+
+
+def runs_here(launcher: Any) -> bool:
+    """Check whether hydra.launcher is Hydra's basic one, which runs jobs in this process, one after the other."""
+    return str(launcher["_target_"]).endswith("BasicLauncher")
+
+
+# a part of a launcher's class -> the module that it needs, and the extra that brings it
+LAUNCHERS = {
+    "hydra_submitit_launcher": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "alexlab_ray_launcher": ("ray", "ray"),
+}
+
+
+def check_launcher(launcher: Any, n_jobs: int | None) -> None:
+    """Raise UserError if hydra.launcher is not installed, or cannot run hydra.sweeper.n_jobs at once."""
+    for part, (module, extra) in LAUNCHERS.items():
+        if part in launcher["_target_"] and find_spec(module) is None:
+            raise UserError(f"This hydra/launcher needs an extra: pip install 'alexlab[{extra}]'.")
+    if n_jobs is not None and not (type(n_jobs) is int and n_jobs > 0):
+        raise UserError(f"`hydra.sweeper.n_jobs={shown_value(n_jobs)}` must be a whole number of at least 1, or null.")
+    if runs_here(launcher) and n_jobs not in (None, 1):
+        raise UserError(
+            f"`hydra.sweeper.n_jobs={n_jobs}`: Hydra's basic launcher runs one job after the other: add "
+            "hydra/launcher=local, slurm or ray."
+        )
+
+
+def places(launcher: Any, n_jobs: int | None, jobs: int) -> int:
+    """Return how many jobs run at once.
+
+    Args:
+        launcher: hydra.launcher.
+        n_jobs: hydra.sweeper.n_jobs. None is as many as there are GPUs if the jobs run on this machine, else `jobs`.
+        jobs: their number.
+    """
+    if runs_here(launcher):
+        return 1
+    if n_jobs is None and is_local(launcher):
+        return max(1, len(gpus()))
+    return n_jobs or max(1, jobs)
+
+
+def is_local(launcher: Any) -> bool:
+    """Check whether hydra.launcher starts all jobs at once on this machine, so that nothing else shares it out."""
+    return str(launcher["_target_"]).endswith("LocalLauncher")
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [each for each in named.split(",") if each]
+    with importing():
+        import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def shares(at_once: int) -> list[list[str]]:
+    """Return, for each place, overrides that give its jobs their part of this machine: cores, and GPUs of their own
+    if there are enough."""
+    found, count = gpus(), max(1, cores() // at_once)
+    each = len(found) // at_once
+    parts: list[list[str]] = []
+    for place in range(at_once):
+        variables = {CORES: str(count), "OMP_NUM_THREADS": str(count)}
+        if found:
+            own = found[place * each :][:each] or [found[place % len(found)]]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        parts.append([f"++hydra.job.env_set.{key}='{value}'" for key, value in variables.items()])
+    return parts
+
+
 # -- Studies of Optuna
 
 HEARTBEAT = 20  # seconds
@@ -110,15 +267,15 @@ def run_study(
     overrides: list[Override],
     folder: Path,
     compose: Compose,
-    launch: Callable[[int, list[str]], float | None],
+    run: Callable[[Iterator[tuple[int, list[str]]]], Iterator[tuple[int, End]]],
 ) -> None:
-    """Run trials in sequence until the study has `n_trials` that are complete or pruned.
+    """Run trials until the study has `n_trials` that are complete or pruned.
 
     Args:
         given: the keys of `hydra.sweeper`.
         overrides: the ranges to search, and what all trials share.
         folder: of the trials' runs.
-        launch: runs the job with this number and these overrides; returns the best `monitor`, or None if it failed.
+        run: runs jobs, see `run_jobs`.
     """
     optuna = import_optuna()
     from alexlab.callbacks.pruning import STORAGE_ERRORS
@@ -166,27 +323,37 @@ def run_study(
                 print(f"to continue it after an interruption: {command}", flush=True)
 
         # the trials
-        for _ in range(count - finished):
-            optuna.storages.fail_stale_trials(study)  # of processes that were killed; Optuna retries each once
-            trial = study.ask(space)
-            values = [f"{name}={value}" for name, value in trial.params.items()]
-            if url is not None:
-                os.environ[TRIAL] = json.dumps([url, study.study_name, trial._trial_id])
-            with heartbeat(storage, trial):
-                try:
-                    score = launch(trial.number, [*values, *fixed])
-                except BaseException:
-                    with contextlib.suppress(*STORAGE_ERRORS):  # without heartbeats the trial will count as killed
-                        study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
-                    raise
-            if config.dry_run:
-                print("dry_run=true shows the first trial alone: its result would choose the next values.", flush=True)
-                return
-            pruned = "pruned" in study.trials[trial.number].user_attrs  # the job has written this to the storage
-            study.tell(trial, **_result(score, pruned), skip_if_finished=True)
-            if _count_finished(study) >= count:  # another process may have added some
-                break
+        trials: dict[int, tuple[Any, contextlib.ExitStack]] = {}  # that run, with their heartbeats
+
+        def ask() -> Iterator[tuple[int, list[str]]]:
+            for _ in range(1 if config.dry_run else count - finished):
+                if _count_finished(study) >= count:  # another process may have added some
+                    return
+                optuna.storages.fail_stale_trials(study)  # of processes that were killed; Optuna retries each once
+                trial, beats = study.ask(space), contextlib.ExitStack()
+                beats.enter_context(heartbeat(storage, trial))
+                trials[trial.number] = trial, beats
+                yield trial.number, [*(f"{name}={value}" for name, value in trial.params.items()), *fixed]
+
+        ends: list[End] = []
+        try:
+            for number, end in run(ask()):
+                ends.append(end)
+                trial, beats = trials.pop(number)
+                beats.close()
+                pruned = "pruned" in study.trials[number].user_attrs  # the job has written this to the storage
+                study.tell(trial, **_result(end.score, pruned), skip_if_finished=True)
+        except BaseException:
+            for trial, beats in trials.values():
+                beats.close()
+                with contextlib.suppress(*STORAGE_ERRORS):  # without heartbeats the trial will count as killed
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            raise
+        if config.dry_run:
+            print("dry_run=true shows the first trial alone: its result would choose the next values.", flush=True)
+            return
         _save_results(study, config.monitor, folder)
+    finish(ends, config.sweep.keep_going)
 
 
 def import_optuna() -> Any:
@@ -363,6 +530,20 @@ def heartbeat(storage: "optuna.storages.RDBStorage | None", trial: "optuna.Trial
         thread.join()
 
 
+@contextlib.contextmanager
+def as_trial(hydra_config: Any, is_dry: bool) -> Iterator[None]:
+    """Tell the processes of a job which trial of which study it is. The number of the job is that of the trial."""
+    url, name = (hydra_config.sweeper.get(key) for key in ("storage", "study_name"))
+    if url is None or is_dry:
+        yield
+        return
+    os.environ[TRIAL] = json.dumps([url, name, hydra_config.job.num])
+    try:
+        yield
+    finally:
+        del os.environ[TRIAL]
+
+
 def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
     """Build the callback that reports this job's metrics to the study; None if the job is not a trial."""
     if TRIAL not in os.environ:
@@ -370,13 +551,13 @@ def make_pruning_callback(config: TrainConfig, rank: int) -> "Pruning | None":
     optuna, trial = import_optuna(), None
     from alexlab.callbacks.pruning import STORAGE_ERRORS, Pruning
 
-    url, study_name, trial_id = json.loads(os.environ[TRIAL])
+    url, study_name, number = json.loads(os.environ[TRIAL])
     if rank == 0:
         sampler = optuna.samplers.RandomSampler()  # draws nothing: the trial has all values
         pruner = make_pruner(config)
         try:
             study = optuna.load_study(study_name=study_name, storage=open_storage(url), sampler=sampler, pruner=pruner)
-            trial = optuna.Trial(study, trial_id)
+            trial = optuna.Trial(study, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
         except STORAGE_ERRORS as error:
             why = str(error.__cause__ or error).splitlines()[0]
             log.warning(

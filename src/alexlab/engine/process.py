@@ -12,12 +12,14 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+CORES = "ALEXLAB_CORES"  # the environment variable with the number of cores for a job of a sweep
+
 
 def cores() -> int:
     """Return how many cores this process may use: a job of a scheduler often has fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS has no affinities
+    # macOS has no affinities
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(own, int(os.environ.get(CORES, own)))
 
 
 def complete_environment() -> None:
