@@ -4,7 +4,6 @@ import contextlib
 import faulthandler
 import logging
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from alexlab.engine.errors import RankLostError, UserError, counted, lost_peer
 from alexlab.engine.files import lock, lock_against_machines
 from alexlab.engine.ranks import Ranks
 from alexlab.engine.schema import TrainConfig
-from alexlab.engine.signals import Preempted, SignalRecorder
+from alexlab.engine.signals import Preempted, SignalRecorder, of_stacks
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import Status
@@ -74,7 +73,7 @@ class RunSession:
             self.is_open = True
             run_dir.set_up_logging(self.path, self.mask)
         faulthandler.enable(sys.__stderr__ or 2)  # a crash in a decoder or a driver shows where it happened
-        faulthandler.register(signal.SIGUSR2, sys.__stderr__ or 2)  # kill -USR2 prints where each thread is
+        faulthandler.register(of_stacks(), sys.__stderr__ or 2)  # kill -USR2 prints where each thread is
         for note in self.notes:
             log.info("%s", note, extra={"file_only": True})
         experiment.facts = facts = summaries.facts_of(config, experiment)

@@ -29,6 +29,7 @@ from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.metrics import is_always_one
 from alexlab.engine.overrides import command_line
 from alexlab.engine.process import cores
+from alexlab.engine.signals import of_submitit
 from alexlab.engine.targets import packages_to_allow
 from alexlab.models.introspection import macs
 from alexlab.tasks.base import BaseTask, RunModule
@@ -285,5 +286,6 @@ def of_signal(config: Any, number: int) -> str:
 
 
 def is_requeued(config: Any, number: int | None, is_lost: bool = False) -> bool:
-    """Check whether SLURM must be asked to queue the job again: after SIGUSR1, or because a rank was lost."""
-    return config.resume.requeue and (number == signal.SIGUSR1 or is_lost)
+    """Check whether SLURM must be asked to queue the job again: after SIGUSR1 or submitit's signal, or because a rank
+    was lost."""
+    return config.resume.requeue and (is_lost or (number is not None and number in (signal.SIGUSR1, of_submitit())))

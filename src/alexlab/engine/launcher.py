@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexlab.engine.errors import UserError
+from alexlab.engine.signals import of_stacks, stopping
 from alexlab.engine.sweeps import agent
 
 # Seconds that ranks get to stop by themselves:
 GRACE = 8.0  # the remaining ranks, after one has failed
 GRACE_AFTER_SIGNAL = 60.0  # all ranks, after a signal (rank 0 closes the loggers); or the rest, after rank 0
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TIME_TO_PRINT = 0.5  # seconds in which hanging ranks print their stacks
 KILLED = {9: " (kill -9, or the system ran out of memory: `dmesg` says which)"}
 # environment variables of a worker process
@@ -259,7 +259,7 @@ def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int
         signals.append(number)
         pass_on()
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in stopping()}
     try:
         for r in range(world_size):
             workers.append(Worker(command, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, encoded))
@@ -301,7 +301,7 @@ def _watch(workers: list[Worker], signals: list[int]) -> Outcome:
     hanging = [r for r, worker in enumerate(workers) if worker.poll() is None]
     for r in hanging:  # prints the stack of each thread, as `RunSession` has enabled
         with contextlib.suppress(ProcessLookupError):
-            workers[r].process.send_signal(signal.SIGUSR2)
+            workers[r].process.send_signal(of_stacks())
     time.sleep(TIME_TO_PRINT if hanging else 0)
     for worker in workers:
         worker.kill()

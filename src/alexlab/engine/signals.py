@@ -1,11 +1,31 @@
 """Record signals that stop a run, so that it can end in order and say how it stopped."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def of_submitit() -> signal.Signals | None:
+    """Return the signal with which submitit stops this process before it is preempted or its time is over: SIGUSR2, or
+    what SUBMITIT_PREEMPT_SIGNAL names. None if submitit has not started this process."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return None
+    return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
+
+
+def stopping() -> tuple[signal.Signals, ...]:
+    """Return the signals that stop a run."""
+    more = of_submitit()
+    return SIGNALS if more is None or more in SIGNALS else (*SIGNALS, more)
+
+
+def of_stacks() -> signal.Signals:
+    """Return the signal after which a process prints where its threads are: SIGUSR2, or SIGQUIT under submitit."""
+    return signal.SIGQUIT if of_submitit() == signal.SIGUSR2 else signal.SIGUSR2
 
 
 class Preempted(BaseException):
@@ -36,9 +56,9 @@ class SignalRecorder:
             raise Preempted(number)
 
     @contextlib.contextmanager
-    def recording(self, signals: Sequence[signal.Signals] = SIGNALS) -> Iterator["SignalRecorder"]:
-        """Handle signals while the block runs."""
-        previous = {number: signal.signal(number, self.record) for number in signals}
+    def recording(self, signals: Sequence[signal.Signals] | None = None) -> Iterator["SignalRecorder"]:
+        """Handle signals, by default all that stop a run, while the block runs."""
+        previous = {number: signal.signal(number, self.record) for number in signals or stopping()}
         try:
             yield self
         finally:
