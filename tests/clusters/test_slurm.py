@@ -1,10 +1,13 @@
 """The same command under a real SLURM of two nodes."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
-from conftest import summary_of
+import pytest
+from conftest import ROOT, clean_env, summary_of
 from machines import Cluster, train_words, wait_for
 
 
@@ -67,3 +70,32 @@ def test_a_lost_rank_is_queued_again(cluster: Cluster, shapes: Path, tmp_path: P
 def is_rank_1(process: psutil.Process, job: str) -> bool:
     env = process.info["environ"] or {}
     return env.get("SLURM_JOB_ID") == job and env.get("SLURM_PROCID") == "1" and "python" in process.info["name"]
+
+
+def test_a_sweep_of_slurm_jobs_ends_with_its_table_also_after_a_preemption(
+    cluster: Cluster, shapes: Path, tmp_path: Path
+) -> None:
+    """submitit sends SIGUSR2 to a job that SLURM preempts, or whose time is over."""
+    pytest.importorskip("submitit")
+    _, *words = train_words(shapes, f"hydra.sweep.dir={tmp_path}/sweep", f"paths.logs={tmp_path}/logs")
+    words = [word for word in words if not word.startswith("trainer.max_epochs")]
+    words += ["-m", "hydra/launcher=slurm", "hydra.launcher.timeout_min=30", "seed=0,1", "trainer.max_epochs=30"]
+    words += ["resume=auto", "resume.requeue=true"]
+    with subprocess.Popen(
+        cluster.words(sys.executable, *words), cwd=ROOT, env=clean_env(cluster.env), stdout=subprocess.PIPE, text=True
+    ) as sweeping:
+        run_dir = tmp_path / "sweep/0"
+        wait_for(lambda: (run_dir / "checkpoints/last.ckpt").is_file())
+        log = run_dir / "train.log"
+        jobs = {
+            path.name.split("_")[0]: path.read_text() for path in (tmp_path / "sweep/.submitit").glob("*/*_0_log.out")
+        }
+        (job,) = [number for number, text in jobs.items() if f"run directory: {run_dir}" in text]
+        assert cluster.run("scancel", "--signal=USR2", job).returncode == 0
+        wait_for(lambda: f"SLURM queued job {job} again." in log.read_text())
+        printed, _ = sweeping.communicate(timeout=400)
+    assert sweeping.returncode == 0, printed
+    assert [summary_of(tmp_path / f"sweep/{number}")["status"] for number in (0, 1)] == ["finished"] * 2
+    assert "Stopped by SIGUSR2. Resume the run with" in log.read_text()
+    assert [log.read_text().count(f"epoch {number}/30 |") for number in range(1, 31)] == [1] * 30, "each epoch once"
+    assert "compare its jobs: alexlab compare runs=" in printed
