@@ -99,3 +99,14 @@ def test_a_sweep_of_slurm_jobs_ends_with_its_table_also_after_a_preemption(
     assert "Stopped by SIGUSR2. Resume the run with" in log.read_text()
     assert [log.read_text().count(f"epoch {number}/30 |") for number in range(1, 31)] == [1] * 30, "each epoch once"
     assert "compare its jobs: alexlab compare runs=" in printed
+
+
+def test_the_example_of_a_job_trains_on_both_nodes(cluster: Cluster, shapes: Path, tmp_path: Path) -> None:
+    _, _, *words = train_words(shapes, f"paths.logs={tmp_path}", "trainer=ddp_cpu", "trainer.devices=auto")
+    less = ["--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "-o", str(tmp_path / "out")]
+    done = cluster.run("sbatch", "--parsable", *less, "examples/job.sbatch", *words)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.strip()
+    wait_for(lambda: not cluster.state(job))
+    found = summary_of(tmp_path / f"train/runs/slurm-{job}.0")
+    assert (found["status"], found["world_size"]) == ("finished", 2), (tmp_path / "out").read_text()
