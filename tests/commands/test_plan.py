@@ -63,8 +63,8 @@ def test_debug_settings_fit_the_demo(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "devices", "train", "message"),
     [
-        ("data.batch_size=9", 2, 640, r"data.batch_size=9` .*does not divide by 2 devices: choose .*=8 or 10"),
-        ("seed=0", 2, 51, r"data.batch_size=64` is larger than the 51 training images: choose .*=50 or"),
+        ("data.batch_size=3", 4, 640, r"data.batch_size=3` is the global batch, and there are 4 devices: choose .*=4 or"),
+        ("seed=0", 2, 51, r"data.batch_size=64` is larger than the 51 training images: choose .*=51 or"),
         ("seed=0", 2, 1, r"is larger than the 1 training image: choose"),
         ("+trainer.val_check_interval=9", 1, 512, r"val_check_interval=9` is more than the 8 batches of an epoch"),
         ("+trainer.val_check_interval=2", 1, 64, r"=2` is more than the 1 batch of an epoch: choose 1"),
@@ -76,6 +76,13 @@ def test_debug_settings_fit_the_demo(path: Path) -> None:
 def test_batches_that_do_not_fit_are_refused(override: str, devices: int, train: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan.make_plan(compose(override), devices, {"train": train, "val": 64})
+
+
+def test_a_batch_of_another_loader_must_divide() -> None:
+    message = r"`data.batch_size=9` .* does not divide by 2 devices, which loaders of your own need: choose .*=8 or 10"
+    with pytest.raises(UserError, match=message):
+        plan.make_plan(compose("data.batch_size=9"), 2, {"train": 90}, train_batches=10)
+    assert plan.make_plan(compose("data.batch_size=9"), 2, {"train": 90}).steps_per_epoch == 10
 
 
 def test_dry_run_says_what_would_run_and_stops(shapes: Path, tmp_path: Path) -> None:

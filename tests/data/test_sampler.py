@@ -18,7 +18,7 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("sampler", list(WEIGHTS))
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_ranks_together_see_the_global_batches(world_size: int, sampler: str) -> None:
     alone = TrainBatchSampler(103, 8, seed=1, weights=WEIGHTS[sampler])
     ranks = [TrainBatchSampler(103, 8, 1, rank, world_size, WEIGHTS[sampler]) for rank in range(world_size)]

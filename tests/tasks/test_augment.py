@@ -1,5 +1,7 @@
 """Augmentation of batches, against torchvision and the documented formulas."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -21,8 +23,12 @@ def test_an_image_is_augmented_alike_on_any_number_of_ranks(settings: dict[str, 
     augment = BatchAugment(MEAN, STD, 5, **settings)  # type: ignore[arg-type]
     images, targets = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
     whole, _ = augment(images, targets, seed=7)
-    halves = [augment(images[r * 4 : r * 4 + 4], targets[:4], seed=7, rank=r, world_size=2)[0] for r in range(2)]
-    assert torch.equal(whole, torch.cat(halves))
+    for ends in ([0, 4, 8], [0, 2, 5, 8]):
+        parts = [
+            augment(images[first:end], targets[first:end], 7, rank, first, 8)[0]
+            for rank, (first, end) in enumerate(pairwise(ends))
+        ]
+        assert torch.equal(whole, torch.cat(parts))
     assert not torch.equal(whole, augment(images, targets, seed=8)[0])
 
 

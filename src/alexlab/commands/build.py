@@ -245,6 +245,7 @@ def build_task(
         mode=mode_of_monitor(config, metrics),
         max_bad=config.data.max_bad,
         channels_last=kind == "cuda" if layout == "auto" else layout,
+        global_batch=config.data.batch_size,
         provenance={
             "config": config.model_dump(exclude_unset=True),
             "sources": provenance.source_hashes(net),

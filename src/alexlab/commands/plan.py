@@ -19,7 +19,7 @@ class Plan:
     """Batches, steps and learning rate of a run."""
 
     global_batch: int  # images per batch over all devices
-    device_batch: int  # images per batch on one device
+    device_batch: int  # images per batch on one device; some have one more if the global batch does not divide
     step_images: int  # images per optimizer step: the global batch times the accumulated batches
     batches: int  # training batches per epoch
     steps_per_epoch: int  # optimizer steps
@@ -35,17 +35,21 @@ def make_plan(config: Any, world_size: int, images: Images, train_batches: int |
         train_batches: per epoch, of loaders that are not ours; None: whole batches of the training images.
     """
     t, batch = config.trainer, config.data.batch_size
-    if batch % world_size:
-        below, above = max(world_size, batch // world_size * world_size), -(-batch // world_size) * world_size
+    if batch < world_size:
         raise UserError(
-            f"`data.batch_size={batch}` is the global batch and does not divide by {world_size} devices: choose "
-            f"data.batch_size={below} or {above}."
+            f"`data.batch_size={batch}` is the global batch, and there are {world_size} devices: choose "
+            f"data.batch_size={world_size} or more."
+        )
+    if batch % world_size and train_batches is not None:
+        below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
+        raise UserError(
+            f"`data.batch_size={batch}` is the global batch and does not divide by {world_size} devices, which loaders "
+            f"of your own need: choose data.batch_size={below} or {above}."
         )
     if images["train"] < batch:
-        most = max(world_size, images["train"] // world_size * world_size)
         raise UserError(
             f"`data.batch_size={batch}` is larger than the {counted(images['train'], 'training image')}: choose "
-            f"data.batch_size={most} or less."
+            f"data.batch_size={max(world_size, images['train'])} or less."
         )
     overfit = t.overfit_batches or None  # replaces the three limits, as in Lightning
     available = train_batches or images["train"] // batch
@@ -106,6 +110,7 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
     scaled = f" (optimizer.lr={settings['lr']:g} for {reference} images per step)" if reference else ""
     sizes = "".join(f", {side} from epoch {first} on" for first, side in config.augment.sizes or ())
     pixels = f"image_size {d.image_size}{sizes}, {config.model.in_channels} channels"
+    per_device = f"{plan.device_batch}" + f" or {plan.device_batch + 1}" * (plan.global_batch % devices.world_size > 0)
     optimizer = settings["_target_"].rpartition(".")[2]
     schedule = config.scheduler.name or config.scheduler.target.rpartition(".")[2]
     warmup = f", {plan.warmup} of warm-up" if config.scheduler.name else ""
@@ -115,7 +120,7 @@ def show(plan: Plan, config: Any, devices: Devices, images: Images, net: nn.Modu
         "classes": f"{len(classes)}: {names}",
         "images": ", ".join(f"{name} {count:,}" for name, count in images.items()),
         "devices": f"{devices.world_size} x {devices.kind}, {choose_precision(config.trainer.precision, devices.kind)}",
-        "global batch": f"{plan.global_batch} ({plan.device_batch} per device)",
+        "global batch": f"{plan.global_batch} ({per_device} per device)",
         "images per optimizer step": plan.step_images,
         "data": f"{d.root or d.target}, {pixels}, augment={config.choices.get('augment')}",
         "learning rate": f"{plan.lr:g}{scaled}",

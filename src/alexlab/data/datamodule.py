@@ -41,7 +41,7 @@ class ImageFolders(pl.LightningDataModule):
     Args:
         root: contains train/, val/ and optionally test/, each with one folder per class; or, with val_fraction, class
             folders; or prepared images; or ImageNet's archives.
-        batch_size: images per batch over all devices; a multiple of the number of devices.
+        batch_size: images per batch over all devices, at least their number.
         world_size: number of ranks of the run. A process that evaluates alone yields the batches of all ranks.
         local_world_size: number of ranks on this machine.
         index_cache: the folder for saved indexes of large folders; None reads the file names each time.

@@ -47,6 +47,12 @@ def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
     return weights
 
 
+def part(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Return the first image of a rank's part of a global batch, and the one after its last. Parts differ by one image
+    if the batch does not divide by the number of ranks."""
+    return rank * global_batch // world_size, (rank + 1) * global_batch // world_size
+
+
 class TrainBatchSampler(Sampler[list[Key]]):
     """The training batches of one rank: a part of each global batch. The order is new in each epoch.
 
@@ -54,7 +60,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
 
     Args:
         size: number of training images, and of draws per epoch.
-        global_batch: images per step over all ranks; a multiple of world_size, at most `size`.
+        global_batch: images per step over all ranks: at least world_size, at most `size`.
         weights: relative frequency of each image, (N,); None draws each once.
 
     Attributes:
@@ -72,8 +78,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
         world_size: int = 1,
         weights: np.ndarray | None = None,
     ) -> None:
-        assert global_batch % world_size == 0
-        assert global_batch <= size
+        assert world_size <= global_batch <= size
         self.size, self.global_batch, self.seed = size, global_batch, seed
         self.rank, self.world_size, self.weights = rank, world_size, weights
         self.epoch = 0
@@ -98,10 +103,10 @@ class TrainBatchSampler(Sampler[list[Key]]):
         """Yield the batches of `epoch` from number `first` on, even if `set_epoch` is called in between."""
         epoch = 0 if self.repeat else epoch
         order = self._order(epoch)
-        per_rank = self.global_batch // self.world_size
+        own, end = part(self.global_batch, self.rank, self.world_size)
         for batch in range(first, len(self)):
-            start = batch * self.global_batch + self.rank * per_rank
-            yield [(int(i), epoch) for i in order[start : start + per_rank]]
+            start = batch * self.global_batch
+            yield [(int(i), epoch) for i in order[start + own : start + end]]
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return the draws of an epoch, int64 (size,)."""

@@ -75,12 +75,14 @@ class BatchAugment:
         return images.mul_(self.scale).add_(self.shift)
 
     def __call__(
-        self, images: Tensor, targets: Tensor, seed: int, rank: int = 0, world_size: int = 1
+        self, images: Tensor, targets: Tensor, seed: int, rank: int = 0, first: int = 0, total: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Augment and normalize this rank's part of a batch: uint8 images (B, C, H, W), int64 targets (B,).
 
         Args:
             seed: of the batch, the same on all ranks.
+            first: position of the first of these images in the global batch.
+            total: images of the global batch; None: no others.
 
         Returns:
             Images float32 (B, C, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.
@@ -90,14 +92,14 @@ class BatchAugment:
             images = self._normalized(self.by_batch(images, mix(seed, rank)))
         else:
             images = self.normalize(images)
-        own = slice(rank * count, (rank + 1) * count)
+        own, total = slice(first, first + count), max(total or 0, first + count)
         self.generator.manual_seed(seed)
         if self.pca > 0:
-            alphas = torch.randn(world_size * count, 3, generator=self.generator)[own] * self.pca
+            alphas = torch.randn(total, 3, generator=self.generator)[own] * self.pca
             noise = (alphas @ self.axes.T).view(count, 3, 1, 1).to(images.device, non_blocking=True)
             images.add_(noise / self.std)
         if self.erase > 0:
-            uniform = torch.rand(world_size * count, 5, generator=self.generator)[own]
+            uniform = torch.rand(total, 5, generator=self.generator)[own]
             images.masked_fill_(self._rectangles(uniform, images), 0.0)
         if self.mix is not None and count > 1:
             images, targets = self.mix(images, targets)

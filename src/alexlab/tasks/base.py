@@ -23,6 +23,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from alexlab.data.dataset import Batch
 from alexlab.data.sample_rng import mix
+from alexlab.data.sampler import part
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import mode_of
 from alexlab.tasks.augment import BatchAugment
@@ -45,6 +46,7 @@ class RunInfo:
     mode: Literal["min", "max"] | None = None  # whether less or more of `monitor` is better; None: by the name
     max_bad: int | None = None  # broken images that may be skipped, of all splits together; None is no limit
     channels_last: bool = False  # memory format of the network
+    global_batch: int | None = None  # training images per batch over all devices; None: as many on each
     provenance: dict[str, Any] = field(default_factory=dict)  # plain values for each checkpoint
 
 
@@ -93,8 +95,28 @@ class RunModule(pl.LightningModule):
         """
         batch_seed = mix(self.run.seed, self.current_epoch, batch_idx)
         reseed(mix(batch_seed, self.global_rank), self.device)
-        images, targets = self.augment(images, targets, batch_seed, self.global_rank, self.trainer.world_size)
+        first, total = self._part(len(images))
+        images, targets = self.augment(images, targets, batch_seed, self.global_rank, first, total)
         return self._as_input(images), targets
+
+    def _part(self, count: int) -> tuple[int, int]:
+        """Return the position of this rank's first image in the global batch, and the number of all.
+
+        Args:
+            count: this rank's images, if all ranks have as many.
+        """
+        rank, ranks, total = self.global_rank, self.trainer.world_size, self.run.global_batch
+        if total is None or total % ranks == 0:
+            return rank * count, ranks * count
+        return part(total, rank, ranks)[0], total
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients. DDP takes the mean over the ranks, so a rank with fewer images must count less."""
+        total, ranks = self.run.global_batch, self.trainer.world_size
+        if total is not None and total % ranks:
+            first, end = part(total, self.global_rank, ranks)
+            loss = loss * ((end - first) * ranks / total)
+        super().backward(loss, *args, **kwargs)
 
     def normalized(self, images: Tensor) -> Tensor:
         """Convert uint8 images (B, C, H, W) of an evaluation to what the network takes."""
