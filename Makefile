@@ -16,10 +16,10 @@ OTHER := $(filter-out $(INSTALLED),$(TORCH))
 REINSTALL := $(if $(OTHER),--reinstall-package torch --reinstall-package torchvision)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test clusters faults results lint lock FORCE
+.PHONY: help setup train test clusters faults faults-clusters results lint lock FORCE
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 18
 
 setup: $(STAMP)  ## create .venv and install the locked dependencies and this package into it; TORCH=cpu, cu126, rocm7.2 ... chooses the build of torch
 
@@ -57,6 +57,9 @@ clusters: setup  ## tests on two machines (network namespaces) and a real SLURM:
 
 faults: setup  ## kill runs, ranks and writers at random, far more often than `make test`, and all of W&B's faults: 45 minutes
 	@ALEXLAB_FAULTS=25 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 tests/callbacks/test_exact_resume.py tests/commands/test_faults.py tests/commands/test_dying_ranks.py tests/loggers/test_wandb_logger.py $(ARGS)
+
+faults-clusters: setup  ## kill ranks of two machines at random, 102 times: 40 minutes; needs what `make clusters` needs
+	@ALEXLAB_FAULTS=17 $(BIN)/python -m pytest tests/clusters/test_kills.py $(ARGS)
 
 results: setup  ## train what the tables of docs/results.md need, and write them; ARGS="rates photos=FOLDER" chooses
 	@$(BIN)/python docs/results.py $(ARGS)

@@ -177,6 +177,11 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def start_again(self, job: str) -> None:
+        """Let a job that was queued again start in half a minute, when its processes are gone; SLURM waits for two."""
+        wait_for(lambda: self.state(job) == "PENDING")
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+30")
+
     def state(self, job: str) -> str:
         return self.run("squeue", "-h", "-j", job, "-o", "%T").stdout.strip()
 

@@ -1,5 +1,6 @@
 """The same command under a real SLURM of two nodes."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from conftest import ROOT, clean_env, summary_of
 from machines import Cluster, train_words, wait_for
 
@@ -46,30 +48,34 @@ def test_a_job_near_its_end_is_queued_again_and_resumes(cluster: Cluster, shapes
         wait_for(lambda before=before: rows() > before + 1)  # type: ignore[misc]
         assert cluster.run("scancel", "--signal=USR1", job).returncode == 0
         wait_for(lambda times=times: out.read_text().count(f"SLURM queued job {job} again.") == times)  # type: ignore[misc]
+        cluster.start_again(job)
         wait_for(lambda times=times: out.read_text().count(", resumed") == times, 240)  # type: ignore[misc]
     assert cluster.run("scancel", job).returncode == 0
     wait_for(lambda: not cluster.state(job))
     assert summary_of(folder)["status"] == "preempted"
 
 
-def test_a_lost_rank_is_queued_again(cluster: Cluster, shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_lost_rank_is_queued_again(rank: int, cluster: Cluster, shapes: Path, tmp_path: Path) -> None:
+    """If rank 0 is lost, rank 1 asks SLURM."""
     words = train_words(shapes, f"paths.logs={tmp_path}", "trainer.max_epochs=5000", "resume=auto")
     job = cluster.submit(tmp_path, f"srun --kill-on-bad-exit=0 {line(*words, 'resume.requeue=true')}")
     folder, out = tmp_path / f"train/runs/slurm-{job}.0", tmp_path / "out"
     wait_for(lambda: (folder / "checkpoints/last.ckpt").is_file())
-    ranks = [process for process in psutil.process_iter(["environ", "name"]) if is_rank_1(process, job)]
+    ranks = [process for process in psutil.process_iter(["environ", "name"]) if is_rank(rank, process, job)]
     assert len(ranks) == 1
     ranks[0].kill()
     wait_for(lambda: f"SLURM queued job {job} again." in out.read_text())
-    assert summary_of(folder)["status"] == "failed"
+    assert (folder / "summary.json").exists() == (rank == 1)
+    cluster.start_again(job)
     wait_for(lambda: ", resumed" in out.read_text(), 240)
     cluster.run("scancel", job)
     wait_for(lambda: not cluster.state(job))
 
 
-def is_rank_1(process: psutil.Process, job: str) -> bool:
+def is_rank(rank: int, process: psutil.Process, job: str) -> bool:
     env = process.info["environ"] or {}
-    return env.get("SLURM_JOB_ID") == job and env.get("SLURM_PROCID") == "1" and "python" in process.info["name"]
+    return env.get("SLURM_JOB_ID") == job and env.get("SLURM_PROCID") == str(rank) and "python" in process.info["name"]
 
 
 def test_a_sweep_of_slurm_jobs_ends_with_its_table_also_after_a_preemption(
@@ -93,6 +99,7 @@ def test_a_sweep_of_slurm_jobs_ends_with_its_table_also_after_a_preemption(
         (job,) = [number for number, text in jobs.items() if f"run directory: {run_dir}" in text]
         assert cluster.run("scancel", "--signal=USR2", job).returncode == 0
         wait_for(lambda: f"SLURM queued job {job} again." in log.read_text())
+        cluster.start_again(job)
         printed, _ = sweeping.communicate(timeout=400)
     assert sweeping.returncode == 0, printed
     assert [summary_of(tmp_path / f"sweep/{number}")["status"] for number in (0, 1)] == ["finished"] * 2
@@ -110,3 +117,40 @@ def test_the_example_of_a_job_trains_on_both_nodes(cluster: Cluster, shapes: Pat
     wait_for(lambda: not cluster.state(job))
     found = summary_of(tmp_path / f"train/runs/slurm-{job}.0")
     assert (found["status"], found["world_size"]) == ("finished", 2), (tmp_path / "out").read_text()
+
+
+def test_tasks_of_an_array_are_runs_that_resume_before_their_time_is_over(
+    cluster: Cluster, shapes: Path, tmp_path: Path
+) -> None:
+    """SLURM sends SIGUSR1 to the steps 40 seconds before the minute is over."""
+    words = train_words(shapes, f"paths.logs={tmp_path}", "trainer.max_epochs=5000", "resume=auto")
+    less = ("-N1", "-n1", "--array=0-1", "--time=1", "--signal=USR1@40", "-o", str(tmp_path / "out-%a"))
+    cluster.submit(tmp_path, f"srun {line(*words, 'resume.requeue=true')} seed=$SLURM_ARRAY_TASK_ID", options=less)
+    outs = [tmp_path / f"out-{task}" for task in (0, 1)]
+    wait_for(lambda: all("queued job" in out.read_text() for out in outs if out.exists()) and outs[1].exists(), 150)
+    jobs = [re.findall(r"SLURM queued job (\d+) again", out.read_text())[0] for out in outs]
+    for job in jobs:
+        cluster.start_again(job)
+    wait_for(lambda: all(", resumed" in out.read_text() for out in outs), 150)
+    assert cluster.run("scancel", *jobs).returncode == 0
+    wait_for(lambda: not any(cluster.state(job) for job in jobs))
+    seeds = [yaml.safe_load((tmp_path / f"train/runs/slurm-{job}.0/config.yaml").read_text())["seed"] for job in jobs]
+    assert seeds == [0, 1]
+
+
+def test_a_job_whose_node_fails_is_queued_again_by_slurm_and_resumes(
+    cluster: Cluster, shapes: Path, tmp_path: Path
+) -> None:
+    words = train_words(shapes, f"paths.logs={tmp_path}", "trainer.max_epochs=5000", "resume=auto")
+    job = cluster.submit(tmp_path, f"srun {line(*words)}")
+    folder, out = tmp_path / f"train/runs/slurm-{job}.0", tmp_path / "out"
+    wait_for(lambda: (folder / "checkpoints/last.ckpt").is_file())
+    try:
+        assert cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test").returncode == 0
+        wait_for(lambda: cluster.state(job) == "PENDING")
+    finally:
+        cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    cluster.start_again(job)
+    wait_for(lambda: ", resumed" in out.read_text(), 240)
+    cluster.run("scancel", job)
+    wait_for(lambda: not cluster.state(job))

@@ -59,13 +59,14 @@ def test_the_printed_sentence_names_the_limit_and_a_fix(shapes: Path) -> None:
         (["threads.py", "--seconds=0.1", "--threads", "1", "2"], r"^  2 threads: +\d+ images/s"),
         (["index.py", "--classes=3", "--files=60", "--rounds=1"], r'"walk": [\d.]+'),
         (["metrics.py", "--updates=2", "--rounds=1"], r"(^\d+ classes: torchmetrics \d+ us, ours \d+ us, .*\n){2}"),
+        (["ranks.py", "--ranks", "2", "--steps=3", "--megabytes=1"], r"^ +2( +[\d.]+){6}$"),
         (["resume.py", "--every=5"], r"(^ours, .* 2 of 2 are equal\n){3}"),
         (
             ["loop.py", "--rounds=1", "--steps=20", "--only=tiny"],
             r"^tiny +bare [\d.]+ ms, Lightning [\d.]+ ms: [-\d.]+ ms",
         ),
     ],
-    ids=["threads.py", "index.py", "metrics.py", "resume.py", "loop.py"],
+    ids=["threads.py", "index.py", "metrics.py", "ranks.py", "resume.py", "loop.py"],
 )
 def test_a_benchmark_runs(words: list[str], line: str) -> None:
     done = command(f"benchmarks/{words[0]}", *words[1:], env={"OMP_NUM_THREADS": "1"})

@@ -151,6 +151,8 @@ def test_a_rank_of_torchrun_that_is_killed(shapes: Path, tmp_path: Path) -> None
         ("[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer.", "another rank was lo"),
         ("[gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:1", "another rank was lost."),
         ("[gloo/x.cc:129] Timed out waiting 9000ms for send operation to complete", "within trainer.timeout=2.5 minut"),
+        ("[gloo/x.cc:1] Connection closed by peer [10.77.0.2]:1", "another rank on 10.77.0.2 was lost."),
+        ("[gloo/x.cc:1] Connection closed by peer [::ffff:10.77.0.2]:1", "another rank on 10.77.0.2 was lost."),
         ("NCCL error: remote process exited or there was a network error", "another rank was lost."),
         ("wait timeout after 600000ms, keys: /x (TCPStore)", "another rank did not answer"),
     ],

@@ -103,6 +103,8 @@ def test_two_ranks_resume_and_one_rank_resumes_their_run(how: str, shapes: Path,
     assert done.returncode == 0, done.stderr
     one, two = (summary_of(run_dir) for run_dir in (alone, straight))
     assert (one["world_size"], two["world_size"]) == (1, 2)
+    assert [part["world_size"] for part in one["world_sizes"]] == [2, 1]
+    assert "world_sizes" not in two
     if how == "signal":
         assert one["last"] == pytest.approx(two["last"], rel=1e-3)
 

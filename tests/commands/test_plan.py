@@ -63,7 +63,7 @@ def test_debug_settings_fit_the_demo(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "devices", "train", "message"),
     [
-        ("data.batch_size=3", 4, 640, r"data.batch_size=3` is the global batch, and there are 4 devices: choose .*=4 or"),
+        ("data.batch_size=3", 4, 640, r"data.batch_size=3` is the global batch, and there are 4 devices: choose .*=4"),
         ("seed=0", 2, 51, r"data.batch_size=64` is larger than the 51 training images: choose .*=51 or"),
         ("seed=0", 2, 1, r"is larger than the 1 training image: choose"),
         ("+trainer.val_check_interval=9", 1, 512, r"val_check_interval=9` is more than the 8 batches of an epoch"),

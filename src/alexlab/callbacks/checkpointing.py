@@ -55,6 +55,7 @@ class Checkpointing(Callback):
         only_epochs: whether a resume must start at the end of an epoch, because the loaders are not ours.
         validated_at: optimizer steps of the run at the last validation.
         restored_metrics: the last values of all metrics, of the resumed checkpoint.
+        world_sizes: (step, number of ranks) of each part of the run with another number of ranks.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Checkpointing(Callback):
         self.only_epochs = False
         self.validated_at = -1
         self.restored_metrics: dict[str, float] = {}
+        self.world_sizes: list[tuple[int, int]] = []
         self._written_at = time.monotonic()
         self._position: dict[str, Any] = {}  # of the last.ckpt that is being written
         self._ranks: list[dict[str, Any]] = []  # the state of each rank in the checkpoint that this run resumes
@@ -193,6 +195,7 @@ class Checkpointing(Callback):
             "validated_at": self.validated_at,
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "skipped": model.skipped,
+            "world_sizes": self.world_sizes,
             "ranks": self._gather_ranks(model),
         }
         try:
@@ -232,11 +235,14 @@ class Checkpointing(Callback):
         self._ranks, self._resumed_point = _ranks_of(position), position.get("of")
         self.validated_at = position.get("validated_at", -1)
         self.restored_metrics = position.get("metrics", {})
+        self.world_sizes = position.get("world_sizes", [(0, len(self._ranks))] if self._ranks else [])
         pl_module.skipped = dict(position.get("skipped", {}))
         for name, value in self._statistics("average").items():  # WeightAveraging, a later callback, reads them
             checkpoint["state_dict"][f"net.{name}"] = value
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not self.world_sizes or self.world_sizes[-1][1] != trainer.world_size:
+            self.world_sizes = [*self.world_sizes, (trainer.global_step, trainer.world_size)]
         # metrics of a validation before the checkpoint: plateau schedules, early stopping and the log may read them
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.restored_metrics.items()})
         if self._resumed_point == "epoch":  # nothing of the epoch is left to do

@@ -173,10 +173,20 @@ class RunSession:
         for tracker in self.experiment.trackers:
             tracker.finish(self.status)
         # last, because SLURM sends SIGTERM at once; not after an error, which would come again at the same step
+        is_lost = isinstance(replacement, RankLostError)
         if self.is_first:
-            is_lost = isinstance(replacement, RankLostError) and not self.ranks.has_failed()
-            if summaries.is_requeued(config, stopped_by, is_lost):
-                log.warning(f"{launcher.requeue()}.")
+            requeues = summaries.is_requeued(config, stopped_by, is_lost and not self.ranks.has_failed())
+        else:  # rank 0 may be the lost one; if it had an error of its own, it has written so
+            asks = is_lost and self.ranks.rank == 1 and summaries.is_requeued(config, None, is_lost)
+            shares = asks and (self.path / "config.yaml").is_file()  # whether the machines have a common file system
+            failed = shares and run_dir.read_summary(self.path).get("status") == "failed"
+            requeues = shares and not failed and self.ranks.first_is_gone()
+        if requeues:
+            text = f"{launcher.requeue()}."
+            if self.is_first:
+                log.warning(text)
+            else:
+                print(text, flush=True)
         return replacement
 
     def _write_summary(self) -> None:

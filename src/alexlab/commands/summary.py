@@ -97,6 +97,7 @@ def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
         if key.startswith(("train/", "val/")) and not key.endswith(("_best", "_step"))
     }
     ckpts = {name: f"checkpoints/{name}.ckpt" for name in ("best", "last")}
+    sizes = [{"step": step, "world_size": size} for step, size in experiment.checkpointing.world_sizes]
     return {
         "best": dict(task.best),
         "best_epoch": task.best_epoch,
@@ -107,6 +108,7 @@ def metrics_of(experiment: "Experiment", path: Path) -> dict[str, Any]:
         "epochs": trainer.fit_loop.epoch_progress.current.completed,
         "steps": trainer.fit_loop.epoch_loop.global_step,
         "gpu_hours": round(gpus * rate.total_seconds / 3600, 4),  # of training, resumed parts included
+        **({"world_sizes": sizes} if len(sizes) > 1 else {}),
     }
 
 

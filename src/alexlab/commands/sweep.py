@@ -6,6 +6,7 @@ only in the functions that a study needs.
 
 import ast
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -474,15 +476,24 @@ def _save_results(study: "optuna.Study", monitor: str, folder: Path) -> None:
 
 
 def open_storage(url: str) -> "optuna.storages.RDBStorage":
-    """Open a database. Optuna creates the tables in a new one."""
+    """Open a database. Optuna creates the tables in a new one, which fails if another process does so just now."""
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+
+    from alexlab.callbacks.pruning import STORAGE_ERRORS
 
     # SQLite waits 5 seconds by default, too few if several processes write to a file on a network disk
     patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") and "timeout=" not in url else {}
     retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
-    return RDBStorage(
-        url, patient, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
-    )
+    for tries in itertools.count():
+        try:
+            return RDBStorage(
+                url, patient, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
+            )
+        except STORAGE_ERRORS as error:
+            if tries == 5 or not re.search("already exists|duplicate key", str(error)):
+                raise
+            time.sleep(1)
+    raise AssertionError
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ class RankLostError(RunFailedError):
 
 # Messages of gloo, NCCL and torch's store about a rank that is gone, or that does not answer.
 GONE = re.compile(r"connection (closed|reset|refused)|broken pipe|(read|write) error|remote process exited", re.I)
+PEER = re.compile(r"\[(?:::ffff:)?(\d+\.\d+\.\d+\.\d+)\]")  # gloo's address of that rank's machine
 SILENT = re.compile(r"timed? ?out", re.I)
 SAID_BY = re.compile(r"gloo|nccl|TCPStore|process group|socket|clients joined", re.I)
 
@@ -41,7 +42,11 @@ def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:
         return None
     if SILENT.search(text):
         return RankLostError(f"another rank did not answer within trainer.timeout={minutes:g} minutes.", 1)
-    return RankLostError("another rank was lost.", 1) if GONE.search(text) else None
+    if not GONE.search(text):
+        return None
+    peer = PEER.search(text)
+    where = f" on {peer[1]}" if peer and not peer[1].startswith("127.") else ""
+    return RankLostError(f"another rank{where} was lost.", 1)
 
 
 # Errors of the system that the user can fix: what is wrong, and what to do.

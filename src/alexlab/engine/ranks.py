@@ -105,6 +105,14 @@ class Ranks:
         except RuntimeError:  # the store is gone
             return False
 
+    def first_is_gone(self) -> bool:
+        """Check whether rank 0, which serves the store, has ended."""
+        try:
+            self.store.check(["failed"])
+        except RuntimeError:
+            return True
+        return False
+
     def each(self, work: Callable[[], Value]) -> Value:
         """Do `work` on each rank. A mistake on any of them is raised by rank 0, which names rank and machine.
 

@@ -416,7 +416,7 @@ class ResumeConfig(Group):
     run: LocalPath | None = key("Directory, name, latest, or auto: the run in hydra.run.dir, if any.", None)
     allow_changes: bool = key("Accept settings that differ from the run's.", False)
     break_lock: bool = key("Take over the directory from another machine, which no longer trains.", False)
-    requeue: bool = key("On SLURM with resume=auto: requeue the job after SIGUSR1, or if a rank but 0 is lost.", False)
+    requeue: bool = key("On SLURM with resume=auto: requeue the job after SIGUSR1, or if a rank is lost.", False)
 
 
 class CheckpointConfig(Group):
