@@ -98,7 +98,7 @@ def test_a_sweep_of_slurm_jobs_ends_with_its_table_also_after_a_preemption(
         }
         (job,) = [number for number, text in jobs.items() if f"run directory: {run_dir}" in text]
         assert cluster.run("scancel", "--signal=USR2", job).returncode == 0
-        wait_for(lambda: f"SLURM queued job {job} again." in log.read_text())
+        wait_for(lambda: f"SLURM queued job {job}" in log.read_text())
         cluster.start_again(job)
         printed, _ = sweeping.communicate(timeout=400)
     assert sweeping.returncode == 0, printed
@@ -128,14 +128,17 @@ def test_tasks_of_an_array_are_runs_that_resume_before_their_time_is_over(
     cluster.submit(tmp_path, f"srun {line(*words, 'resume.requeue=true')} seed=$SLURM_ARRAY_TASK_ID", options=less)
     outs = [tmp_path / f"out-{task}" for task in (0, 1)]
     wait_for(lambda: all("queued job" in out.read_text() for out in outs if out.exists()) and outs[1].exists(), 150)
-    jobs = [re.findall(r"SLURM queued job (\d+) again", out.read_text())[0] for out in outs]
-    for job in jobs:
-        cluster.start_again(job)
+    tasks = [re.findall(r"SLURM queued job (\w+) again", out.read_text())[0] for out in outs]
+    jobs = [path.name.removeprefix("slurm-").removesuffix(".0") for path in (tmp_path / "train/runs").iterdir()]
+    for task in tasks:
+        cluster.start_again(task)
     wait_for(lambda: all(", resumed" in out.read_text() for out in outs), 150)
     assert cluster.run("scancel", *jobs).returncode == 0
     wait_for(lambda: not any(cluster.state(job) for job in jobs))
-    seeds = [yaml.safe_load((tmp_path / f"train/runs/slurm-{job}.0/config.yaml").read_text())["seed"] for job in jobs]
-    assert seeds == [0, 1]
+    runs = [tmp_path / f"train/runs/slurm-{job}.0" for job in jobs]
+    seeds = [yaml.safe_load((run / "config.yaml").read_text())["seed"] for run in runs]
+    assert sorted(seeds) == [0, 1]
+    assert all((run / "train.log").read_text().count("queued job") == 1 for run in runs), "each task only itself"
 
 
 def test_a_job_whose_node_fails_is_queued_again_by_slurm_and_resumes(

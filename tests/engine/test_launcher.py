@@ -178,3 +178,19 @@ def test_a_rank_0_that_does_not_stop_after_a_signal_is_killed(monkeypatch: pytes
     monkeypatch.setattr(launcher, "GRACE_AFTER_SIGNAL", 0.3)
     ended = watch(f"import signal; signal.signal(15, signal.SIG_IGN); {PEER}", "pass", signals=(15,))
     assert ended == launcher.Outcome(128 + 15, "stopped by SIGTERM", by_signal=True)
+
+
+@pytest.mark.parametrize(
+    ("array", "job"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")], ids=["job", "array"]
+)
+def test_a_task_of_an_array_queues_itself_alone(
+    array: dict[str, str], job: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The last task of an array has the number of the whole array in SLURM_JOB_ID."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    for key, value in {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}", **array}.items():
+        monkeypatch.setenv(key, value)
+    assert launcher.requeue() == f"SLURM queued job {job} again"
+    assert (tmp_path / "asked").read_text() == f"requeue {job}\n"
