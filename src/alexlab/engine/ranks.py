@@ -11,7 +11,7 @@ import re
 import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ MACHINE = re.compile(r"paths\..*|run_dir|overrides|data\.(root|file|path|idx|cla
 # all pairs in each process group; the rest is for images, loggers and a second group
 FILES, FILES_PER_RANK = 512, 8
 STEP = 0.5  # seconds after which a rank that waits asks again
+TRY = 2  # seconds of a try to connect, after which signals are handled
 Value = TypeVar("Value")
 
 
@@ -286,8 +287,11 @@ def connect(this: launcher.Started, end: float) -> Any:
             if agent is not None:  # the address may be that of an earlier start
                 host, text = agent.get(key).decode().split()
                 port = int(text)
-            socket.create_connection((host, port), STEP).close()  # torch would print that nobody listens yet
-            store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10), **more)
+            # A plain socket could ask first whether somebody listens. But with 32 connections at once the store was seen
+            # to stall for five seconds, and that would be twice as many
+            with without_messages():
+                store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=TRY), **more)
+            store.set_timeout(timedelta(seconds=10))
             break
         except (OSError, RuntimeError):
             if time.monotonic() > end:
@@ -295,6 +299,19 @@ def connect(this: launcher.Started, end: float) -> Any:
         time.sleep(0.1)
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
     return dist.PrefixStore("alexlab", store)
+
+
+@contextlib.contextmanager
+def without_messages() -> Iterator[None]:
+    """Hide what libraries print on standard error: torch prints an error for each try to connect."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def own_address(host: str, port: int) -> str:
