@@ -52,7 +52,7 @@ train: setup  ## train, with overrides: make train ARGS="model=alexnet trainer=d
 test: setup  ## run all tests except tests/clusters; ARGS="-k name" narrows it
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --ignore=tests/clusters $(ARGS)
 
-clusters: setup  ## tests on two machines (network namespaces) and a real SLURM: needs root; apt-get install slurm-wlm munge
+clusters: setup  ## tests on two machines (network namespaces) and a real SLURM: needs root; apt-get install slurm-wlm munge postgresql
 	@$(BIN)/python -m pytest tests/clusters $(ARGS)
 
 faults: setup  ## kill runs, ranks and writers at random, far more often than `make test`, and all of W&B's faults: 45 minutes

@@ -181,7 +181,7 @@ def test_a_rank_0_that_does_not_stop_after_a_signal_is_killed(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("array", "job"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")], ids=["job", "array"]
+    ("array", "job"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")], ids=["job", "task"]
 )
 def test_a_task_of_an_array_queues_itself_alone(
     array: dict[str, str], job: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
