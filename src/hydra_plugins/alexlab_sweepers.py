@@ -3,6 +3,7 @@
 Hydra imports this module at each start, so it imports nothing heavy: alexlab/commands/sweep.py does the work.
 """
 
+import copy
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +38,13 @@ class CheckedSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from alexlab.commands import sweep
 
+        sweep.check_launcher(config.hydra.launcher, self.n_jobs)
+        if OmegaConf.select(config, "dry_run"):  # what the jobs print is meant for this terminal
+            basic = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+            config = copy.deepcopy(config)
+            OmegaConf.update(config, "hydra.launcher", basic, merge=False, force_add=True)
         self.hydra_context, self.config = hydra_context, config
         self.folder = Path(config.hydra.sweep.dir)
-        sweep.check_launcher(config.hydra.launcher, self.n_jobs)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )

@@ -50,6 +50,15 @@ def test_jobs_side_by_side_end_as_with_the_basic_launcher(launcher: str, shapes:
     assert kept.returncode == 1
 
 
+def test_a_dry_run_shows_the_jobs_here(shapes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    more = ["hydra/launcher=local", "hydra.sweeper.n_jobs=2", "seed=0,1", "dry_run=true"]
+    done = command(*words(shapes, tmp_path, *more))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("global batch") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_each_job_has_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPUs of its own if there are enough; otherwise jobs share one. A part of the cores, at least one."""
 

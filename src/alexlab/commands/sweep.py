@@ -280,7 +280,6 @@ def run_study(
         run: runs jobs, see `run_jobs`.
     """
     optuna = import_optuna()
-    from alexlab.callbacks.pruning import STORAGE_ERRORS
 
     # what to search
     settings, wrong = validation.check(schema.StudyConfig, given)
@@ -324,38 +323,54 @@ def run_study(
                 command = command_line("train", *words, f"hydra.sweeper.study_name={study.study_name}")
                 print(f"to continue it after an interruption: {command}", flush=True)
 
-        # the trials
-        trials: dict[int, tuple[Any, contextlib.ExitStack]] = {}  # that run, with their heartbeats
-
-        def ask() -> Iterator[tuple[int, list[str]]]:
-            for _ in range(1 if config.dry_run else count - finished):
-                if _count_finished(study) >= count:  # another process may have added some
-                    return
-                optuna.storages.fail_stale_trials(study)  # of processes that were killed; Optuna retries each once
-                trial, beats = study.ask(space), contextlib.ExitStack()
-                beats.enter_context(heartbeat(storage, trial))
-                trials[trial.number] = trial, beats
-                yield trial.number, [*(f"{name}={value}" for name, value in trial.params.items()), *fixed]
-
-        ends: list[End] = []
-        try:
-            for number, end in run(ask()):
-                ends.append(end)
-                trial, beats = trials.pop(number)
-                beats.close()
-                pruned = "pruned" in study.trials[number].user_attrs  # the job has written this to the storage
-                study.tell(trial, **_result(end.score, pruned), skip_if_finished=True)
-        except BaseException:
-            for trial, beats in trials.values():
-                beats.close()
-                with contextlib.suppress(*STORAGE_ERRORS):  # without heartbeats the trial will count as killed
-                    study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
-            raise
+        ends = _run_trials(study, storage, space, fixed, 1 if config.dry_run else count - finished, count, run)
         if config.dry_run:
             print("dry_run=true shows the first trial alone: its result would choose the next values.", flush=True)
             return
         _save_results(study, config.monitor, folder)
     finish(ends, config.sweep.keep_going)
+
+
+def _run_trials(
+    study: "optuna.Study",
+    storage: "optuna.storages.RDBStorage | None",
+    space: "dict[str, BaseDistribution]",
+    fixed: list[str],
+    most: int,
+    count: int,
+    run: Callable[[Iterator[tuple[int, list[str]]]], Iterator[tuple[int, End]]],
+) -> list[End]:
+    """Run at most `most` trials, until `count` of the study are complete or pruned; return how they ended."""
+    optuna = import_optuna()
+    from alexlab.callbacks.pruning import STORAGE_ERRORS
+
+    trials: dict[int, tuple[Any, contextlib.ExitStack]] = {}  # that run, with their heartbeats
+
+    def ask() -> Iterator[tuple[int, list[str]]]:
+        for _ in range(most):
+            if _count_finished(study) >= count:  # another process may have added some
+                return
+            optuna.storages.fail_stale_trials(study)  # of processes that were killed; Optuna retries each once
+            trial, beats = study.ask(space), contextlib.ExitStack()
+            beats.enter_context(heartbeat(storage, trial))
+            trials[trial.number] = trial, beats
+            yield trial.number, [*(f"{name}={value}" for name, value in trial.params.items()), *fixed]
+
+    ends: list[End] = []
+    try:
+        for number, end in run(ask()):
+            ends.append(end)
+            trial, beats = trials.pop(number)
+            beats.close()
+            pruned = "pruned" in study.trials[number].user_attrs  # the job has written this to the storage
+            study.tell(trial, **_result(end.score, pruned), skip_if_finished=True)
+    except BaseException:
+        for trial, beats in trials.values():
+            beats.close()
+            with contextlib.suppress(*STORAGE_ERRORS):  # without heartbeats the trial will count as killed
+                study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+        raise
+    return ends
 
 
 def import_optuna() -> Any:

@@ -287,8 +287,8 @@ def connect(this: launcher.Started, end: float) -> Any:
             if agent is not None:  # the address may be that of an earlier start
                 host, text = agent.get(key).decode().split()
                 port = int(text)
-            # A plain socket could ask first whether somebody listens. But with 32 connections at once the store was seen
-            # to stall for five seconds, and that would be twice as many
+            # A plain socket could ask first whether somebody listens. But that would be twice as many connections, and
+            # with 32 at once the store was seen to stall for five seconds
             with without_messages():
                 store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=TRY), **more)
             store.set_timeout(timedelta(seconds=10))
