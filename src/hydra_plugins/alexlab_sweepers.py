@@ -87,9 +87,12 @@ class CheckedSweeper(Sweeper):
 
         launcher, has_failed = self.config.hydra.launcher, list[bool]()
         at_once = sweep.places(launcher, self.n_jobs, count)
-        is_here, shares = sweep.runs_here(launcher), sweep.shares(at_once) if sweep.is_local(launcher) else None
+        is_here, shares = sweep.runs_here(launcher), None
+        if sweep.is_local(launcher):
+            shares = sweep.shares(at_once, self.config.hydra.job.env_set)
         if not is_here:
-            where = f"; what they print is in {self.folder}/.submitit" if "submitit_folder" in launcher else ""
+            logs = ".submitit" if "submitit_folder" in launcher else ".jobs" if shares else None
+            where = f"; what they print is in {self.folder}/{logs}" if logs else ""
             print(f"jobs at once: {at_once}{where}", flush=True)
 
         def launch(number: int, overrides: list[str], place: int) -> Any:
@@ -101,24 +104,35 @@ class CheckedSweeper(Sweeper):
             while not has_failed and (job := next(jobs, None)) is not None:
                 yield job
 
-        for number, end in sweep.run_jobs(launch, following(), at_once):
-            if end.failure and not OmegaConf.select(self.config, "sweep.keep_going"):
-                has_failed.append(True)
-            yield number, end
+        try:
+            for number, end in sweep.run_jobs(launch, following(), at_once):
+                if end.failure and not OmegaConf.select(self.config, "sweep.keep_going"):
+                    has_failed.append(True)
+                yield number, end
+        except BaseException:  # a signal
+            if (stop := getattr(self.launcher, "stop", None)) is not None:
+                stop()
+            raise
 
     def launch(self, number: int, overrides: list[str]) -> Any:
         """Run one job outside of this process, and wait for it. If the launcher has lost it, it has failed."""
         from alexlab.commands import sweep
+        from alexlab.engine.config import masker
+        from alexlab.engine.text import printable
 
-        about = f"job {number}: {', '.join(each for each in overrides if 'hydra.job.env_set.' not in each)}"
-        print(about, flush=True)
+        shown = [each for each in overrides if not each.startswith("++hydra.job.env_set.")]
+        mask = masker({key.lstrip("+"): value for key, _, value in (each.partition("=") for each in shown)})
+        about = mask(f"job {number}: {', '.join(shown)}")
+        print(printable(about), flush=True)
         try:
             end = self.launcher.launch([overrides], initial_job_idx=number)[0].return_value
         except Exception as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split("\n---")[0].split())  # not the job's whole log
+            # of a traceback or the job's whole log, the first lines and the last one
+            first, *rest = f"{type(error).__name__}: {error}".strip().split("\n---")
+            why = mask(" ".join([*first.split(), *"".join(rest).rstrip("- \n").split("\n")[-1].split()]))
             end = sweep.End(folder=str(self.folder), failure=f"{about}: no result: {why}", code=1)
         if end.failure:
-            print(f"FAILED {end.failure}", flush=True)
+            print(printable(f"FAILED {end.failure}", "\n"), flush=True)
         return end
 
 
@@ -133,4 +147,5 @@ class OptunaSweeper(CheckedSweeper):
         from alexlab.commands import sweep
 
         given: Any = OmegaConf.to_container(OmegaConf.create(self.settings))
-        sweep.run_study(given, self.parse(arguments), self.folder, self.compose, lambda jobs: self.run(jobs, 1))
+        overrides, count = self.parse(arguments), given["n_trials"]
+        sweep.run_study(given, overrides, self.folder, self.compose, lambda jobs: self.run(jobs, count))

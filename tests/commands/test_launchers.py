@@ -19,10 +19,11 @@ from conftest import ROOT, TINY, clean_env, command, summary_of
 
 from alexlab.commands import sweep
 from alexlab.engine.errors import RunFailedError, UserError
-from hydra_plugins.alexlab_ray_launcher import options
+from hydra_plugins.alexlab_launchers import options
 
 SHORT = [*TINY, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
-LOCAL = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"}
+LOCAL = {"_target_": "hydra_plugins.alexlab_launchers.LocalLauncher"}
+SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
 BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
 
@@ -34,7 +35,7 @@ def words(shapes: Path, folder: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize("launcher", ["local", "ray"])
 def test_jobs_side_by_side_end_as_with_the_basic_launcher(launcher: str, shapes: Path, tmp_path: Path) -> None:
     """A mistake of one job, found by no check of the config, is exit code 2 and stops no other job that runs."""
-    pytest.importorskip("ray" if launcher == "ray" else "submitit")
+    pytest.importorskip("ray" if launcher == "ray" else "hydra")
     both = ["init_from=null,/nowhere/x.ckpt", "hydra.sweeper.n_jobs=2"]
     line = words(shapes, tmp_path, f"hydra/launcher={launcher}", *both)
     done = command(*line)
@@ -51,7 +52,6 @@ def test_jobs_side_by_side_end_as_with_the_basic_launcher(launcher: str, shapes:
 
 
 def test_a_dry_run_shows_the_jobs_here(shapes: Path, tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     more = ["hydra/launcher=local", "hydra.sweeper.n_jobs=2", "seed=0,1", "dry_run=true"]
     done = command(*words(shapes, tmp_path, *more))
     assert done.returncode == 0, done.stderr
@@ -63,7 +63,7 @@ def test_each_job_has_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -
     """GPUs of its own if there are enough; otherwise jobs share one. A part of the cores, at least one."""
 
     def named(at_once: int, key: str) -> list[str]:
-        found = [word for part in sweep.shares(at_once) for word in part if f".{key}=" in word]
+        found = [word for part in sweep.shares(at_once, {}) for word in part if f".{key}=" in word]
         return [word.partition("=")[2].strip("'") for word in found]
 
     monkeypatch.setattr(sweep, "cores", lambda: 16)
@@ -74,11 +74,10 @@ def test_each_job_has_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -
     assert named(4, "OMP_NUM_THREADS") == named(4, "ALEXLAB_CORES") == ["4"] * 4
     assert named(40, "ALEXLAB_CORES") == ["1"] * 40
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert all("CUDA" not in word for part in sweep.shares(2) for word in part)
+    assert all("CUDA" not in word for part in sweep.shares(2, {}) for word in part)
 
 
 def test_the_processes_of_jobs_see_their_gpus(shapes: Path, tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     (tmp_path / "seen.py").write_text(
         "import os\nfrom pathlib import Path\nfrom pytorch_lightning import Callback\n"
         "from alexlab.engine.process import cores\n\n\n"
@@ -97,7 +96,6 @@ def test_the_processes_of_jobs_see_their_gpus(shapes: Path, tmp_path: Path) -> N
 
 
 def test_a_job_that_is_killed_has_failed_and_the_others_go_on(shapes: Path, tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     line = words(
         shapes, tmp_path, "hydra/launcher=local", "hydra.sweeper.n_jobs=2", "seed=0,1", "sweep.keep_going=true"
     )
@@ -118,7 +116,7 @@ def test_a_job_that_is_killed_has_failed_and_the_others_go_on(shapes: Path, tmp_
         sweeping.kill()
     assert sweeping.returncode == 1, errors
     assert "FAILED job 1: " in printed
-    assert "no result: UncompletedJobError" in errors
+    assert "no result: RuntimeError: its process was stopped by SIGKILL: see " in errors
     assert summary_of(tmp_path / "sweep/0")["status"] == "finished"
     assert "unfinished" in printed, "the table has the killed job"
 
@@ -138,7 +136,7 @@ def job_processes(parent: int, run_dir: Path) -> Iterator[psutil.Process]:
         time.sleep(0.05)
     for process in psutil.Process(parent).children(recursive=True):
         opened = {Path(each.path).parent for each in process.open_files()}
-        if "submitit.core._submit" in process.cmdline() and run_dir in opened:
+        if {"hydra_plugins.alexlab_launchers", "submitit.core._submit"} & {*process.cmdline()} and run_dir in opened:
             yield process
     raise AssertionError(f"no process of {run_dir}")
 
@@ -146,7 +144,7 @@ def job_processes(parent: int, run_dir: Path) -> Iterator[psutil.Process]:
 def test_a_preemption_of_submitit_stops_a_run_with_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
     """SIGUSR2, which prints stacks otherwise. The job's result says why it has none."""
     pytest.importorskip("submitit")
-    line = words(shapes, tmp_path, "hydra/launcher=local", "seed=0", "trainer.max_epochs=3000")
+    line = words(shapes, tmp_path, "hydra/launcher=submitit_local", "seed=0", "trainer.max_epochs=3000")
     sweeping = subprocess.Popen(
         [sys.executable, *line], cwd=ROOT, env=clean_env({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -160,9 +158,33 @@ def test_a_preemption_of_submitit_stops_a_run_with_a_checkpoint(shapes: Path, tm
     assert "Stopped by SIGUSR2. Resume the run with" in (tmp_path / "sweep/0/train.log").read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_command_stops_its_jobs_with_checkpoints(
+    number: signal.Signals, shapes: Path, tmp_path: Path
+) -> None:
+    line = words(shapes, tmp_path, "hydra/launcher=local", "hydra.sweeper.n_jobs=2", "seed=0,1")
+    sweeping = subprocess.Popen(
+        [sys.executable, *line, "trainer.max_epochs=3000"],
+        cwd=ROOT,
+        env=clean_env({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        jobs = [next(job_processes(sweeping.pid, tmp_path / f"sweep/{job}")) for job in (0, 1)]
+        sweeping.send_signal(number)
+        _, errors = sweeping.communicate(timeout=120)
+    finally:
+        sweeping.kill()
+    assert sweeping.returncode == 128 + number, errors
+    assert not any(job.is_running() for job in jobs)
+    assert [summary_of(tmp_path / f"sweep/{job}")["status"] for job in (0, 1)] == ["preempted"] * 2
+    assert "Traceback" not in errors
+
+
 def test_trials_side_by_side_are_pruned(shapes: Path, tmp_path: Path) -> None:
     """Each trial asks the pruner about itself: the second one at once is stopped by the values of better trials."""
-    pytest.importorskip("submitit")
     url = f"sqlite:///{tmp_path}/optuna.db"
     study = optuna.create_study(study_name="mine", storage=url, direction="maximize")
     space = {"optimizer.lr": optuna.distributions.FloatDistribution(0.001, 0.1)}
@@ -224,10 +246,24 @@ def test_a_wrong_number_of_jobs_is_refused(launcher: dict[str, str], n_jobs: int
         sweep.check_launcher(launcher, n_jobs)
 
 
+def test_no_more_places_than_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1,2,3,-1,5")
+    assert sweep.gpus() == ["0", "1", "2", "3"]
+    assert [sweep.places(LOCAL, n_jobs, jobs) for n_jobs, jobs in [(None, 9), (None, 2), (8, 2), (3, 9)]] == [
+        4,
+        2,
+        2,
+        3,
+    ]
+    assert [sweep.places(SLURM, n_jobs, jobs) for n_jobs, jobs in [(None, 9), (3, 9)]] == [9, 3]
+    assert sweep.places(BASIC, None, 9) == 1
+    assert all("OMP" not in word for part in sweep.shares(2, {"OMP_NUM_THREADS": "7"}) for word in part)
+
+
 def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"This hydra/launcher needs an extra: pip install 'alexlab\[slurm\]'."):
-        sweep.check_launcher(LOCAL, None)
+        sweep.check_launcher(SLURM, None)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ class Pruning(Callback):
             if epoch + 1 == trainer.max_epochs or not trial.should_prune():
                 return False
             trial.set_user_attr("pruned", True)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            log.warning("the study has ended this trial, whose run continues without it")
+            self.trial = None
+            return False
         except STORAGE_ERRORS as error:
             why = str(error.__cause__ or error).splitlines()[0]
             log.warning(

@@ -13,6 +13,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,7 +162,8 @@ def _report(error: Any, words: list[str], jobs: "Jobs") -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, Preempted):
-        print(f"Stopped by {signal.Signals(error.number).name} while no run was training.", flush=True)
+        when = "" if {"-m", "--multirun"} & {*words} else " while no run was training"
+        print(f"Stopped by {signal.Signals(error.number).name}{when}.", flush=True)
         wants = jobs.requeues or any(word.lstrip("+").lower() == "resume.requeue=true" for word in words)
         if wants and error.number == signal.SIGUSR1 and launcher.rank() == 0:
             print(f"{launcher.requeue()}.", flush=True)
@@ -272,18 +274,27 @@ class Jobs:
         )
         print(printable(f"job {number}: {overrides}"), flush=True)
         requeues = False
+        if not is_here and threading.current_thread() is threading.main_thread():
+            self.stack.enter_context(self.recorder.recording())  # also while torch is imported
         try:
             config = self._check(composed, hydra_config)
             requeues = isinstance(config, schema.TrainConfig) and config.resume.requeue
+            with self.recorder.waiting():
+                function = self.command.load()
             with sweep.as_trial(hydra_config, is_dry):
-                result = self.command.load()(config)
+                result = function(config)
             if result is None and "study_name" in hydra_config.sweeper and not is_dry:
                 raise UserError(f"Nothing to optimize: the job has not measured `monitor={config.monitor}`.")
             return replace(end, score=result)
-        except SystemExit as error:  # a signal stopped the run
-            if is_here or (requeues and "SLURM_JOB_ID" in os.environ):  # SLURM starts the job again
+        except (SystemExit, Preempted) as error:  # a signal stopped the run
+            if is_here:
                 raise
-            code = error.code if isinstance(error.code, int) else 1
+            code = 128 + error.number if isinstance(error, Preempted) else error.code
+            if requeues and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # SLURM starts the job again
+                if isinstance(error, Preempted) and error.number != signal.SIGTERM:
+                    print(f"{launcher.requeue()}.", flush=True)
+                raise SystemExit(code) from None
+            code = code if isinstance(code, int) else 1
             return replace(end, failure=f"job {number} ({overrides}): exited with code {code}", code=code)
         except Exception as error:
             if not is_dry:
@@ -299,6 +310,8 @@ class Jobs:
             print(printable(f"FAILED {end.failure}", "\n"), file=sys.stderr, flush=True)
             return end
         finally:
+            if not is_here:
+                self.stack.close()
             sweep.remove_empty(run_dir, folder.parent if is_dry else folder)
 
 

@@ -194,7 +194,7 @@ def runs_here(launcher: Any) -> bool:
 # a part of a launcher's class -> the module that it needs, and the extra that brings it
 LAUNCHERS = {
     "hydra_submitit_launcher": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "alexlab_ray_launcher": ("ray", "ray"),
+    "RayLauncher": ("ray", "ray"),
 }
 
 
@@ -223,8 +223,8 @@ def places(launcher: Any, n_jobs: int | None, jobs: int) -> int:
     if runs_here(launcher):
         return 1
     if n_jobs is None and is_local(launcher):
-        return max(1, len(gpus()))
-    return n_jobs or max(1, jobs)
+        n_jobs = len(gpus())
+    return max(1, jobs if n_jobs is None else min(n_jobs, jobs))
 
 
 def is_local(launcher: Any) -> bool:
@@ -235,25 +235,30 @@ def is_local(launcher: Any) -> bool:
 def gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [each for each in named.split(",") if each]
+        found = [each.strip() for each in named.split(",") if each.strip()]
+        return found[: found.index("-1")] if "-1" in found else found  # as CUDA reads it
     with importing():
         import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def shares(at_once: int) -> list[list[str]]:
+def shares(at_once: int, own: Any) -> list[list[str]]:
     """Return, for each place, overrides that give its jobs their part of this machine: cores, and GPUs of their own
-    if there are enough."""
+    if there are enough.
+
+    Args:
+        own: hydra.job.env_set, the variables that the user sets.
+    """
     found, count = gpus(), max(1, cores() // at_once)
     each = len(found) // at_once
     parts: list[list[str]] = []
     for place in range(at_once):
         variables = {CORES: str(count), "OMP_NUM_THREADS": str(count)}
         if found:
-            own = found[place * each :][:each] or [found[place % len(found)]]
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        parts.append([f"++hydra.job.env_set.{key}='{value}'" for key, value in variables.items()])
+            part = found[place * each :][:each] or [found[place % len(found)]]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(part)
+        parts.append([f"++hydra.job.env_set.{key}='{value}'" for key, value in variables.items() if key not in own])
     return parts
 
 
