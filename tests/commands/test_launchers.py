@@ -165,6 +165,7 @@ def test_a_signal_to_the_command_stops_its_jobs_with_checkpoints(
     line = words(shapes, tmp_path, "hydra/launcher=local", "hydra.sweeper.n_jobs=2", "seed=0,1")
     sweeping = subprocess.Popen(
         [sys.executable, *line, "trainer.max_epochs=3000"],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # `&` and nohup let it be ignored
         cwd=ROOT,
         env=clean_env({}),
         stdout=subprocess.PIPE,

@@ -782,7 +782,9 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
             return f"`model={name}`: there is no such option. Write model={library} model.name={net}."
         if package := PLUGINS.get(name.partition("_")[0]) if group.startswith("hydra/") else None:
             return f"`{group}={name}` is of a plugin of Hydra that is not installed: pip install {package}."
-        known = options(group, folders) or re.findall("^\t([\\w-]+)$", text, re.MULTILINE)
+        known = options(group, folders)
+        if group.startswith("hydra/") or not known:  # Hydra and plugins have more
+            known = sorted({*known, *re.findall("^\t([\\w-]+)$", text, re.MULTILINE)})
         if named := [file for each in folders if (file := each / group / f"{name}.yml").is_file()]:
             return f"`{group}={name}`: {named[0]} must be named {name}.yaml."
         if group == "data" and (os.sep in name or name in (".", "..")):
