@@ -136,3 +136,13 @@ def test_the_log_has_any_name(
 def test_a_folder_that_was_removed_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"/gone does not exist \(any more\), so metrics.csv cannot be written."):
         files.write_csv(tmp_path / "gone/metrics.csv", ["a"], [{"a": "1"}])
+
+
+def test_a_closed_log_gets_nothing_of_the_next_run(tmp_path: Path) -> None:
+    """Such as the next job of a sweep in this process, before it has a log of its own."""
+    rundir.set_up_logging(tmp_path, str)
+    log = logging.getLogger("alexlab")
+    log.info("of this run", extra={"file_only": True})
+    rundir.close_log()
+    log.info("of the next run", extra={"file_only": True})
+    assert (tmp_path / "train.log").read_text().endswith("of this run\n")

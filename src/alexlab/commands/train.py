@@ -40,6 +40,7 @@ def train(config: TrainConfig) -> float | None:
 
     All checks of config, images, network and checkpoint come before the run's directory exists.
     """
+    run_dir.close_log()
     with stopping_on_signals(config) as recorder:
         ranks = meet(config.trainer.timeout)  # of torchrun, srun and the like; else this process alone
         start = agree(ranks, config)  # a new run, a resumed one, or one like another

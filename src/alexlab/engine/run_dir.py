@@ -154,14 +154,20 @@ class MaskedFormatter(logging.Formatter):
         return printable(self.mask(super().format(record)), "\n\t")
 
 
+def close_log() -> None:
+    """Log no longer to the previous run of this process, such as the job before in a sweep."""
+    logger = logging.getLogger("alexlab")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
 def set_up_logging(run_dir: Path, mask: Callable[[str], str]) -> None:
     """Log to train.log on rank 0, and to the console except for records marked `file_only`."""
+    close_log()
     logger = logging.getLogger("alexlab")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    for handler in list(logger.handlers):  # of the previous job of a sweep
-        logger.removeHandler(handler)
-        handler.close()
     if launcher.rank() > 0:
         logger.addHandler(logging.NullHandler())  # otherwise Python prints warnings itself
         return
