@@ -58,7 +58,7 @@ clusters: setup  ## tests on two machines (network namespaces) and a real SLURM:
 faults: setup  ## kill runs, ranks and writers at random, far more often than `make test`, and all of W&B's faults: 45 minutes
 	@ALEXLAB_FAULTS=25 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 tests/callbacks/test_exact_resume.py tests/commands/test_faults.py tests/commands/test_dying_ranks.py tests/loggers/test_wandb_logger.py $(ARGS)
 
-faults-clusters: setup  ## kill ranks of two machines at random, 102 times: 40 minutes; needs what `make clusters` needs
+faults-clusters: setup  ## kill ranks of two machines at random, 102 times: 15 minutes; needs what `make clusters` needs
 	@ALEXLAB_FAULTS=17 $(BIN)/python -m pytest tests/clusters/test_kills.py $(ARGS)
 
 results: setup  ## train what the tables of docs/results.md need, and write them; ARGS="rates photos=FOLDER" chooses
