@@ -131,11 +131,14 @@ def options(given: dict[str, Any], resources: dict[str, float]) -> dict[str, Any
 def run_on_ray(
     context: HydraContext, function: TaskFunction, config: DictConfig, overrides: list[str], number: int, state: Any
 ) -> JobReturn:
+    """Run a job in a process of Ray, with the cores that Ray has given it."""
     import ray
 
-    there = ray.get_runtime_context()
-    os.environ["ALEXLAB_CORES"] = str(max(1, int(there.get_assigned_resources().get("CPU", 1))))
-    return run(context, function, config, overrides, number, str(there.get_task_id()), state)
+    from alexlab.engine.process import CORES
+
+    task = ray.get_runtime_context()
+    os.environ[CORES] = str(max(1, int(task.get_assigned_resources().get("CPU", 1))))
+    return run(context, function, config, overrides, number, str(task.get_task_id()), state)
 
 
 def run(

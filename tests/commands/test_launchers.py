@@ -100,14 +100,7 @@ def test_a_job_that_is_killed_has_failed_and_the_others_go_on(shapes: Path, tmp_
         shapes, tmp_path, "hydra/launcher=local", "hydra.sweeper.n_jobs=2", "seed=0,1", "sweep.keep_going=true"
     )
     more = ["trainer.max_epochs=20", "checkpoint.every_n_steps=1"]
-    sweeping = subprocess.Popen(
-        [sys.executable, *line, *more],
-        cwd=ROOT,
-        env=clean_env({}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    sweeping = start(*line, *more)
     try:
         victim = next(job_processes(sweeping.pid, tmp_path / "sweep/1"))
         victim.kill()
@@ -128,6 +121,18 @@ def test_a_job_that_is_killed_has_failed_and_the_others_go_on(shapes: Path, tmp_
     assert [log.count(f"epoch {number}/20 |") for number in range(2, 21)] == [1] * 19, "each epoch once"
 
 
+def start(*line: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *line],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # `&` and nohup let it be ignored
+        cwd=ROOT,
+        env=clean_env({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def job_processes(parent: int, run_dir: Path) -> Iterator[psutil.Process]:
     """Wait until a job has a checkpoint, and yield its process."""
     end = time.monotonic() + 120
@@ -142,12 +147,10 @@ def job_processes(parent: int, run_dir: Path) -> Iterator[psutil.Process]:
 
 
 def test_a_preemption_of_submitit_stops_a_run_with_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
-    """SIGUSR2, which prints stacks otherwise. The job's result says why it has none."""
+    """Without submitit, SIGUSR2 prints stacks."""
     pytest.importorskip("submitit")
     line = words(shapes, tmp_path, "hydra/launcher=submitit_local", "seed=0", "trainer.max_epochs=3000")
-    sweeping = subprocess.Popen(
-        [sys.executable, *line], cwd=ROOT, env=clean_env({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    sweeping = start(*line)
     try:
         next(job_processes(sweeping.pid, tmp_path / "sweep/0")).send_signal(signal.SIGUSR2)
         printed, errors = sweeping.communicate(timeout=120)
@@ -163,15 +166,7 @@ def test_a_signal_to_the_command_stops_its_jobs_with_checkpoints(
     number: signal.Signals, shapes: Path, tmp_path: Path
 ) -> None:
     line = words(shapes, tmp_path, "hydra/launcher=local", "hydra.sweeper.n_jobs=2", "seed=0,1")
-    sweeping = subprocess.Popen(
-        [sys.executable, *line, "trainer.max_epochs=3000"],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # `&` and nohup let it be ignored
-        cwd=ROOT,
-        env=clean_env({}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    sweeping = start(*line, "trainer.max_epochs=3000")
     try:
         jobs = [next(job_processes(sweeping.pid, tmp_path / f"sweep/{job}")) for job in (0, 1)]
         sweeping.send_signal(number)

@@ -235,8 +235,8 @@ def is_local(launcher: Any) -> bool:
 def gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        found = [each.strip() for each in named.split(",") if each.strip()]
-        return found[: found.index("-1")] if "-1" in found else found  # as CUDA reads it
+        visible = [each.strip() for each in named.split(",") if each.strip()]
+        return visible[: visible.index("-1")] if "-1" in visible else visible  # as CUDA reads it
     with importing():
         import torch
 
@@ -250,13 +250,13 @@ def shares(at_once: int, own: Any) -> list[list[str]]:
     Args:
         own: hydra.job.env_set, the variables that the user sets.
     """
-    found, count = gpus(), max(1, cores() // at_once)
-    each = len(found) // at_once
+    visible, count = gpus(), max(1, cores() // at_once)
+    each = len(visible) // at_once
     parts: list[list[str]] = []
     for place in range(at_once):
         variables = {CORES: str(count), "OMP_NUM_THREADS": str(count)}
-        if found:
-            part = found[place * each :][:each] or [found[place % len(found)]]
+        if visible:
+            part = visible[place * each :][:each] or [visible[place % len(visible)]]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(part)
         parts.append([f"++hydra.job.env_set.{key}='{value}'" for key, value in variables.items() if key not in own])
     return parts
