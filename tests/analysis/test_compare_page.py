@@ -175,13 +175,16 @@ VISITS = """
   found.heads = [...$("runs").tHead.rows[0].cells].map((cell) => cell.textContent);
   found.cells = row().slice(0, 7).map((cell) => cell.textContent);
   found.right = row().slice(0, 2).map((cell) => box(cell).right);
-  const labels = () => [...document.querySelectorAll("#scatter .textpoint")]
-    .filter((label) => label.style.visibility !== "hidden").map((label) => label.textContent);
+  const shown = () => [...document.querySelectorAll("#scatter .textpoint")]
+    .filter((label) => label.style.visibility !== "hidden");
+  const labels = () => shown().map((label) => label.textContent);
   found.labels = labels();
   choose({ filter: "seed=0 or note='a&b'" });
   found.short = labels();
   choose({ sx: "constructor", sy: "images_per_second" });  // two runs on each point
   found.crowded = labels().length;
+  found.overlapping = shown().map(box).filter((a, i, all) => all.slice(i + 1)
+    .some((b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)).length;
   choose({});
   const chart = document.querySelector('[data-panel="val/acc1"]');
   Plotly.Fx.hover(chart, [{ curveNumber: 0, pointNumber: 4 }]);
@@ -258,7 +261,8 @@ def test_controls_of_the_page_in_a_browser(tmp_path: Path) -> None:
     assert found["short"] == [
         "<b>bold</b> lr=0.01429", "a&b lr=0.01667", "<b>bold</b> lr=0.025", "a&b lr=0.03333", "<b>bold</b> lr=0.1",
     ]  # fmt: skip
-    assert found["crowded"] == 4, "no label lies over another"
+    assert 2 <= found["crowded"] <= 4, "of eight runs on four points; how many fit depends on the fonts"
+    assert found["overlapping"] == 0
     assert "r007%{y}" in found["hover"]
     assert found["empty"] == []
     assert found["points"] == found["spaced"] == 8, "the curves of a metric of yours are shown"

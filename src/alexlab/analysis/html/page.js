@@ -149,7 +149,7 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 function layout(more) {
   const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
   return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--text"), size: 12 },
-    margin: { l: 52, r: 14, t: 34, b: 48 }, showlegend: false, autosize: true,
+    margin: { l: 52, r: 24, t: 34, b: 48 }, showlegend: false, autosize: true,
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--quiet"), activecolor: css("--accent") }, hovermode: "closest", ...more,
     hoverlabel: { namelength: -1, align: "left" }, xaxis: { ...axis, ...more.xaxis, title: { standoff: 6, ...more.xaxis?.title } }, yaxis: { ...axis, ...more.yaxis } };
 }
@@ -288,7 +288,9 @@ function drawScatter(groups, colour) {
     customdata: points.map((g) => plain(g.label)), hovertemplate: "%{y:.5~g} at %{x:.5~g}<br>%{customdata}<extra></extra>",
     error_y: { type: "data", array: errors, visible: errors.some(Boolean), thickness: 1, color: css("--quiet") },
     marker: { size: 10, color: points.map(colour), line: { color: css("--page"), width: 1 } } }],
-    layout({ xaxis: { title: { text: plain(state.sx) }, type: wide ? "log" : "linear" }, yaxis: { title: { text: plain(state.sy) } } }), CONFIG);
+    // the range makes room for the labels of points, so margins that follow the range would change it, again and again
+    layout({ margin: { l: 74, r: 24, t: 34, b: 48 }, xaxis: { title: { text: plain(state.sx) }, type: wide ? "log" : "linear", automargin: false },
+      yaxis: { title: { text: plain(state.sy) }, automargin: false } }), CONFIG);
   $("scatter").removeAllListeners("plotly_afterplot");
   $("scatter").on("plotly_afterplot", declutter);
   declutter();
