@@ -98,23 +98,46 @@ class RayLauncher(Launcher):
     def __init__(self, init: DictConfig, remote: DictConfig) -> None:
         self.settings: Any = OmegaConf.to_container(OmegaConf.create({"init": init, "remote": remote}), resolve=True)
         self.starting = threading.Lock()
+        self.running: set[Any] = set()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def start(self) -> None:
+        """Start Ray, or connect to it. In the main thread, SIGTERM stays what it was: Ray would abort on it."""
+        import ray
+
+        if not ray.is_initialized():
+            handler = signal.getsignal(signal.SIGTERM)
+            ray.init(**self.settings["init"])
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         import ray
 
         with self.starting:  # jobs are launched from several threads
-            if not ray.is_initialized():
-                ray.init(**self.settings["init"])
+            self.start()
             task = ray.remote(**options(self.settings["remote"], ray.cluster_resources()))(run_on_ray)
             state = Singleton.get_state()
             tasks = [
                 task.remote(self.hydra_context, self.task_function, self.config, list(overrides), number, state)
                 for number, overrides in enumerate(job_overrides, initial_job_idx)
             ]
-        return ray.get(tasks)
+            self.running.update(tasks)
+        try:
+            return ray.get(tasks)
+        finally:
+            self.running.difference_update(tasks)
+
+    def stop(self) -> None:
+        """Interrupt all jobs: each writes a checkpoint. After `GRACE` seconds, or a second Ctrl-C, they are killed."""
+        import ray
+
+        running = list(self.running)
+        for task in running:
+            ray.cancel(task)
+        ray.wait(running, num_returns=len(running), timeout=GRACE)
 
 
 def options(given: dict[str, Any], resources: dict[str, float]) -> dict[str, Any]:

@@ -94,6 +94,8 @@ class CheckedSweeper(Sweeper):
             logs = ".submitit" if "submitit_folder" in launcher else ".jobs" if shares else None
             where = f"; what they print is in {self.folder}/{logs}" if logs else ""
             print(f"jobs at once: {at_once}{where}", flush=True)
+            if (start := getattr(self.launcher, "start", None)) is not None:
+                start()
 
         def launch(number: int, overrides: list[str], place: int) -> Any:
             if is_here:

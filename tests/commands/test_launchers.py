@@ -141,7 +141,8 @@ def job_processes(parent: int, run_dir: Path) -> Iterator[psutil.Process]:
         time.sleep(0.05)
     for process in psutil.Process(parent).children(recursive=True):
         opened = {Path(each.path).parent for each in process.open_files()}
-        if {"hydra_plugins.alexlab_launchers", "submitit.core._submit"} & {*process.cmdline()} and run_dir in opened:
+        of_jobs = {"hydra_plugins.alexlab_launchers", "submitit.core._submit", "ray::run_on_ray"}
+        if of_jobs & {*process.cmdline()} and run_dir in opened:
             yield process
     raise AssertionError(f"no process of {run_dir}")
 
@@ -161,11 +162,13 @@ def test_a_preemption_of_submitit_stops_a_run_with_a_checkpoint(shapes: Path, tm
     assert "Stopped by SIGUSR2. Resume the run with" in (tmp_path / "sweep/0/train.log").read_text()
 
 
+@pytest.mark.parametrize("launcher", ["local", "ray"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_command_stops_its_jobs_with_checkpoints(
-    number: signal.Signals, shapes: Path, tmp_path: Path
+    number: signal.Signals, launcher: str, shapes: Path, tmp_path: Path
 ) -> None:
-    line = words(shapes, tmp_path, "hydra/launcher=local", "hydra.sweeper.n_jobs=2", "seed=0,1")
+    pytest.importorskip("ray" if launcher == "ray" else "hydra")
+    line = words(shapes, tmp_path, f"hydra/launcher={launcher}", "hydra.sweeper.n_jobs=2", "seed=0,1")
     sweeping = start(*line, "trainer.max_epochs=3000")
     try:
         jobs = [next(job_processes(sweeping.pid, tmp_path / f"sweep/{job}")) for job in (0, 1)]
@@ -174,7 +177,7 @@ def test_a_signal_to_the_command_stops_its_jobs_with_checkpoints(
     finally:
         sweeping.kill()
     assert sweeping.returncode == 128 + number, errors
-    assert not any(job.is_running() for job in jobs)
+    assert not psutil.wait_procs(jobs, timeout=60)[1]
     assert [summary_of(tmp_path / f"sweep/{job}")["status"] for job in (0, 1)] == ["preempted"] * 2
     assert "Traceback" not in errors
 

@@ -181,12 +181,15 @@ def test_a_rank_0_that_does_not_stop_after_a_signal_is_killed(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("array", "job"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")], ids=["job", "task"]
+    ("array", "job"),
+    [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7"}, "7_3"), ({"SLURM_ARRAY_JOB_ID": "5"}, "7")],
+    ids=["job", "last task", "another task, or a job that a task has submitted"],
 )
 def test_a_task_of_an_array_queues_itself_alone(
     array: dict[str, str], job: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The last task of an array has the number of the whole array in SLURM_JOB_ID."""
+    array |= {"SLURM_ARRAY_TASK_ID": "3"} if array else {}
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     scontrol.chmod(0o755)

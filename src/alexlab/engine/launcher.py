@@ -196,8 +196,10 @@ def job() -> str | None:
 def requeue() -> str:
     """Ask SLURM to queue this job again, with the same number and so the same run directory; return what to print."""
     job = os.environ.get("SLURM_JOB_ID")
-    if "SLURM_ARRAY_TASK_ID" in os.environ:  # the last task has the number of the whole array
-        job = f"{os.environ.get('SLURM_ARRAY_JOB_ID', job)}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    # The last task of an array has the number of the whole array. A job that an array's task has submitted inherits
+    # SLURM_ARRAY_*, but has a number of its own.
+    if job is not None and os.environ.get("SLURM_ARRAY_JOB_ID") == job:
+        job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job is None:
         return "resume.requeue=true: this is no SLURM job, so nothing was queued"
     try:
