@@ -16,7 +16,7 @@ OTHER := $(filter-out $(INSTALLED),$(TORCH))
 REINSTALL := $(if $(OTHER),--reinstall-package torch --reinstall-package torchvision)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test clusters faults faults-clusters results lint lock FORCE
+.PHONY: help setup train test clusters faults faults-clusters faults-storage results lint lock FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 18
@@ -60,6 +60,9 @@ faults: setup  ## kill runs, ranks and writers at random, far more often than `m
 
 faults-clusters: setup  ## kill ranks of two machines at random, 102 times: 15 minutes; needs what `make clusters` needs
 	@ALEXLAB_FAULTS=17 $(BIN)/python -m pytest tests/clusters/test_kills.py $(ARGS)
+
+faults-storage: setup  ## kill runs that read from an S3 server that fails, 104 times: 20 minutes
+	@ALEXLAB_FAULTS=13 $(BIN)/python -m pytest tests/commands/test_buckets.py -k kills $(ARGS)
 
 results: setup  ## train what the tables of docs/results.md need, and write them; ARGS="rates photos=FOLDER" chooses
 	@$(BIN)/python docs/results.py $(ARGS)

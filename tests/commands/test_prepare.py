@@ -286,7 +286,7 @@ def test_wrong_folders_are_refused(photos: Path, jpegs: Path, tmp_path: Path) ->
         ),
         (config_of(photos / "train", jpegs, {"val_fraction": 0.5}), "different images or in a different way (source)"),
         (config_of(photos, photos / "out"), f"is within data.root={photos}, where nothing is written: choose another"),
-        (config_of(jpegs, tmp_path / "two"), "is a prepared folder: give the folder of the images that it was made"),
+        (config_of(jpegs, tmp_path / "two"), "is a prepared set: give the folder of the images that it was made"),
         (config_of(photos, full), f"out={full} exists and is not a preparation: choose a new folder."),
         (config_of(tmp_path / "none", tmp_path / "x"), "none does not exist: give the folder of the images with data"),
     )

@@ -92,7 +92,7 @@ def test_archives_are_trained_on_and_prepared_without_being_unpacked(root: Path,
     part, broken = write_split(tmp_path / "out", "train", data.splits["train"], Recipe("jpeg", 64, 90, False), 10**6, 2)
     assert (part["images"], broken) == (6, {})
     with np.load(tmp_path / "out/train.npz") as arrays:
-        assert set(arrays.files) == {*prepared.ARRAYS, "names"}
+        assert set(arrays.files) == {*prepared.ARRAYS, prepared.CRCS, "names"}
         assert arrays["source_widths"].tolist() == [100, 92] * 3
     with pytest.raises(UserError, match=r"val_fraction=0.1`: the images have a val split already: remove the key"):
         ImageFolders(str(root), 2, 0, plain, plain, val_fraction=0.1).read()

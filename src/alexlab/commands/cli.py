@@ -647,7 +647,7 @@ def make_paths_absolute(plain: Plain, folder: str = "") -> None:
     if not isinstance(data, dict):
         return
     root = data.get("root")
-    if isinstance(root, str) and root not in ("", "???"):
+    if isinstance(root, str) and root not in ("", "???") and not configs.is_address(root):
         data["root"] = configs.absolute(root, folder)
     for key in ("class_names", "file", "path"):  # of which some values are no paths
         value = data.get(key)

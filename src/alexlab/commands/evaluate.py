@@ -258,7 +258,11 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
     if config.data.root is not None:
         data = plain["data"] = {key: value for key, value in data.items() if key in fields_of(DataConfig)}
         data |= {"_target_": None, "demo_seed": None, "idx": None}
-        data["root"] = str(Path(config.data.root).expanduser().resolve())
+        if configs.is_address(config.data.root):
+            cache = {"disk_cache": f"{config.paths.data}/cache", "disk_cache_gb": None}
+            data |= {"_target_": "alexlab.data.fast.remote.PreparedImages", "root": config.data.root, **cache}
+        else:
+            data["root"] = str(Path(config.data.root).expanduser().resolve())
     only_read(data, config.paths.data)
     data |= {key: value for key, value in config.data.model_dump().items() if value is not None and key != "root"}
     data |= {"cache": None, "num_classes": None}  # each image is read once

@@ -5,9 +5,12 @@ and renamed once it is complete, so that a preparation that was killed continues
 """
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -22,6 +25,7 @@ import torch
 from alexlab.data import decode
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fast import prepared
+from alexlab.data.fast.prepared import CRCS
 from alexlab.data.fingerprint import changed_splits
 from alexlab.data.folder import reported
 from alexlab.data.index import Index
@@ -30,14 +34,17 @@ from alexlab.data.reader_threads import ReaderThreads
 from alexlab.data.sources import build_data, need_index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import run_dir as rundir
+from alexlab.engine.config import is_address
 from alexlab.engine.errors import RunFailedError, UserError, counted
 from alexlab.engine.files import atomic_write, remove_temporary
 from alexlab.engine.overrides import command_line
 from alexlab.engine.process import cores
 from alexlab.engine.schema import PrepareConfig
+from alexlab.engine.storage import PART, Bucket
 
 T = TypeVar("T")
 
+IS_PREPARED = "is a prepared set: give the folder of the images that it was made from."
 PARTS = ".parts"  # the folder with the state of an unfinished preparation
 SHOWN = 10  # broken files that are printed; prepared.json lists all
 COLUMNS = ("shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "lengths")
@@ -72,6 +79,8 @@ def prepare(config: PrepareConfig) -> None:
     """
     if config.out is None and not config.stats:
         raise UserError("`out` is missing: give a new folder with out=PATH.")
+    if is_address(config.data.root):
+        raise UserError(f"data.root={config.data.root} {IS_PREPARED}")
     transform, threads = SampleTransform(config.short_side), config.num_workers or cores()
     facts: Any = {"seed": config.seed, "train_transform": transform, "eval_transform": transform, "world_size": 1}
     data = need_index(build_data(config.data, facts, trusted=None), "prepare")
@@ -80,9 +89,12 @@ def prepare(config: PrepareConfig) -> None:
         print_stats(data.divide()["train"], config.short_side, threads)
     if config.out is None:
         return
-    out = Path(config.out).expanduser().resolve()
+    bucket, out = None, Path(config.out).expanduser().resolve()
+    if is_address(config.out):  # shards are written to a folder of this machine, and removed when they are there
+        name = hashlib.sha256(config.out.encode()).hexdigest()[:16]
+        bucket, out = Bucket(config.out), Path(config.paths.data, ".prepare", name)
     if prepared.is_prepared(root):
-        raise UserError(f"data.root={root} is a prepared folder: give the folder of the images that it was made from.")
+        raise UserError(f"data.root={root} {IS_PREPARED}")
     if out == root or out.is_relative_to(root):
         raise UserError(f"out={out} is within data.root={root}, where nothing is written: choose another folder.")
     recipe = Recipe(config.format, config.short_side, config.quality, config.square)
@@ -99,21 +111,26 @@ def prepare(config: PrepareConfig) -> None:
     if prepared.is_prepared(out):
         check_shards(out)
         return
+    if bucket is not None and is_there(bucket, job, is_new=not out.exists()):
+        return
     (out / PARTS).mkdir(parents=True, exist_ok=True)
     remove_temporary(out)
     rundir.write_json(out / PARTS / "job.json", job)
     start, splits, broken = time.monotonic(), {}, dict[str, str]()
     for split, index in data.splits.items():
-        splits[split], errors = write_split(out, split, index, recipe, round(config.shard_mb * 1e6), threads)
+        shard_bytes = round(config.shard_mb * 1e6)
+        splits[split], errors = write_split(out, split, index, recipe, shard_bytes, threads, bucket)
         broken |= errors
         if not splits[split]["images"]:
             raise UserError(f"no image of {split} could be read, such as {next(iter(errors.values()))}.")
     about = {"version": prepared.VERSION, **job, "splits": splits, "broken": broken}
-    rundir.write_json(out / prepared.ABOUT, about)
-    for path in (out / PARTS).iterdir():
-        path.unlink()
-    (out / PARTS).rmdir()
-    report(out, about, data, time.monotonic() - start)
+    if bucket is None:
+        rundir.write_json(out / prepared.ABOUT, about)
+        shutil.rmtree(out / PARTS)
+    else:
+        bucket.write(prepared.ABOUT, json.dumps(about, indent=2).encode())
+        shutil.rmtree(out)
+    report(rundir.shown(out) if bucket is None else config.out, about, data, time.monotonic() - start)
     if broken:
         lines = "\n  ".join(list(broken.values())[:SHOWN])
         raise RunFailedError(
@@ -125,17 +142,52 @@ def check_out(out: Path, job: dict[str, Any]) -> None:
     """Raise UserError if `out` contains anything but the result or a part of the same job."""
     path = out / prepared.ABOUT if prepared.is_prepared(out) else out / PARTS / "job.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differ = [key for key in job if key != "source" and before.get(key) != job[key]]
-        if changed_splits(before["source"], job["source"]):
-            differ.append("source")
-        if differ:
-            raise UserError(
-                f"out={out} was prepared from different images or in a different way ({', '.join(differ)}): remove it, "
-                "or choose another folder with out=PATH."
-            )
+        compare_jobs(out, json.loads(path.read_text(encoding="utf-8")), job)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} exists and is not a preparation: choose a new folder.")
+
+
+def compare_jobs(out: Path | str, before: dict[str, Any], job: dict[str, Any]) -> None:
+    """Raise UserError if what is in `out` was prepared from different images, or in another way."""
+    differ = [key for key in job if key != "source" and before.get(key) != job[key]]
+    if changed_splits(before["source"], job["source"]):
+        differ.append("source")
+    if differ:
+        raise UserError(
+            f"out={out} was prepared from different images or in a different way ({', '.join(differ)}): remove it, or "
+            "choose another folder with out=PATH."
+        )
+
+
+def is_there(bucket: Bucket, job: dict[str, Any], is_new: bool) -> bool:
+    """Check whether a bucket has the result of this job; then its shards are compared with their checksums.
+
+    Args:
+        is_new: whether no preparation of this machine is to be continued.
+
+    Raises:
+        UserError: the bucket has something else there.
+        RunFailedError: a shard has changed since it was written.
+    """
+    there = bucket.list()
+    if prepared.ABOUT not in there:
+        if there and is_new:
+            raise UserError(
+                f"out={bucket.address} has objects, such as {next(iter(there))}, and no {prepared.ABOUT}: choose "
+                "another address, or remove them. A preparation continues on the machine where it began."
+            )
+        return False
+    about = json.loads(bucket.read(prepared.ABOUT))
+    compare_jobs(bucket.address, about, job)
+    for shard in [shard for part in about["splits"].values() for shard in part["shards"]]:
+        digest = hashlib.sha256()
+        for start in range(0, shard["bytes"], PART):
+            digest.update(bucket.read_range(shard["file"], start, PART))
+        if digest.hexdigest() != shard["sha256"]:
+            changed = f"{bucket.path(shard['file'])} has changed since it was written"
+            raise RunFailedError(f"{changed}: remove {bucket.address} and prepare it again.", 1)
+    print_complete(bucket.address, about)
+    return True
 
 
 def check_shards(out: Path) -> None:
@@ -149,17 +201,30 @@ def check_shards(out: Path) -> None:
             if not same:
                 changed = f"{out / shard['file']} has changed since it was written"
                 raise RunFailedError(f"{changed}: remove {out} and prepare it again.", 1)
+    print_complete(rundir.shown(out), about)
+
+
+def print_complete(out: str, about: dict[str, Any]) -> None:
     images = ", ".join(f"{split} {part['images']:,}" for split, part in about["splits"].items())
-    print(f"{rundir.shown(out)} is complete, and the checksums are right: {images} images.", flush=True)
+    print(f"{out} is complete, and the checksums are right: {images} images.", flush=True)
 
 
 # -- shards
 
 
 def write_split(
-    out: Path, split: str, index: Index, recipe: Recipe, shard_bytes: int, threads: int
+    out: Path, split: str, index: Index, recipe: Recipe, shard_bytes: int, threads: int, bucket: Bucket | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write the shards that do not exist yet; return the split's entry of prepared.json, and the broken files."""
+    """Write the shards that do not exist yet, and send each to `bucket`, if there is one.
+
+    Returns the split's entry of prepared.json, and the broken files.
+    """
+
+    def send(name: str) -> None:
+        if bucket is not None and (out / name).exists():
+            bucket.write(name, out / name)
+            (out / name).unlink()
+
     parts: list[dict[str, np.ndarray]] = []
     shards: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
@@ -169,6 +234,7 @@ def write_split(
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
             parts.append({key: arrays[key] for key in arrays.files})
         shards.append(state["shard"])
+        send(state["shard"]["file"])
         broken |= state["broken"]
         done = state["next"]
     if done:
@@ -182,12 +248,20 @@ def write_split(
             rundir.write_json(out / PARTS / f"{split}-{len(parts):05d}.json", state)
             parts.append(part)
             shards.append(shard)
+            send(shard["file"])
             broken |= errors
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    common = set.intersection(*(set(part) for part in parts))  # an earlier version wrote fewer
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key in common}
     joined["ends"] = np.cumsum(joined.pop("lengths"))
+    buffer = io.BytesIO()
+    np.savez(buffer, **joined)  # type: ignore[arg-type]
     with atomic_write(out / f"{split}.npz") as file:
-        np.savez(file, **joined)  # type: ignore[arg-type]
-    return {"images": len(joined["targets"]), "shards": [s for s in shards if s["bytes"]]}, broken
+        file.write(buffer.getvalue())
+    send(f"{split}.npz")
+    entry: dict[str, Any] = {"images": len(joined["targets"]), "shards": [s for s in shards if s["bytes"]]}
+    if CRCS in common:
+        entry["arrays"] = {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+    return entry, broken
 
 
 def in_order(pool: ReaderThreads, function: Callable[[int], T], numbers: range, ahead: int) -> Iterator[T]:
@@ -214,6 +288,7 @@ def write_shard(
     name = f"{split}-{number:05d}.shard"
     digest, written, i = hashlib.sha256(), 0, first
     rows: list[tuple[int, ...]] = []
+    crcs: list[int] = []
     written_images: list[int] = []
     names, broken = bytearray(), dict[str, str]()
     tmp_path = out / PARTS / name
@@ -227,6 +302,7 @@ def write_shard(
                 source, size = index.name(i), len(image.content)
                 names += source
                 rows.append((number, written, size, *image.size, *image.source_size, len(source)))
+                crcs.append(zlib.crc32(image.content))
                 written_images.append(i)
                 written += size
             i += 1
@@ -236,6 +312,7 @@ def write_shard(
         os.fsync(file.fileno())
     columns = np.array(rows, np.int64).reshape(-1, len(COLUMNS)).T
     part = dict(zip(COLUMNS, columns, strict=True)) | {"names": np.frombuffer(bytes(names), np.uint8)}
+    part[CRCS] = np.array(crcs, np.uint32)
     numbers = np.array(written_images, np.int64)
     part |= {"targets": index.targets[numbers], **columns_of(index, numbers)}
     with atomic_write(out / PARTS / f"{split}-{number:05d}.npz", sync=True) as file:
@@ -321,7 +398,7 @@ def print_stats(index: Index, short_side: int, threads: int) -> None:
     print(f"mean and std of {count:,} training images: '{words[0]}' '{words[1]}'", flush=True)
 
 
-def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float) -> None:
+def report(out: str, about: dict[str, Any], data: ImageFolders, seconds: float) -> None:
     """Print the numbers of images, unused files and classes without images, the size and the speed."""
     for line in data.notes():
         print(f"note: {line}")
@@ -332,4 +409,4 @@ def report(out: Path, about: dict[str, Any], data: ImageFolders, seconds: float)
     size = sum(shard["bytes"] for part in parts.values() for shard in part["shards"])
     images = sum(part["images"] for part in parts.values())
     print(f"{size / 1e6:,.1f} MB, {images / seconds:,.0f} images/s")
-    print("train with it:", command_line("train", "data=prepared", f"data.root={rundir.shown(out)}"), flush=True)
+    print("train with it:", command_line("train", "data=prepared", f"data.root={out}"), flush=True)

@@ -96,6 +96,8 @@ class ImageDataset:
         broken: BrokenRows = []
         thread = threading.get_ident()
         try:
+            self.reading[thread] = keys[0][0] % len(self)
+            self.index.ahead(self.indices(keys))
             for row, ((draw, epoch), image) in enumerate(zip(keys, images.split(1), strict=True)):
                 if stop is not None and stop.is_set():
                     break

@@ -3,7 +3,7 @@
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ class Index(ABC):
     @abstractmethod
     def picture(self, i: int) -> decode.AnyPicture:
         """Open image i. Raises OSError if it cannot be read, or is not an image."""
+
+    def ahead(self, indices: np.ndarray) -> None:  # noqa: B027, most indexes need nothing
+        """Get what is needed to read these images, all at once, if it is far away. This thread reads them next."""
 
     def subset(self, indices: np.ndarray) -> "Index":
         """Return the images `indices` (int64), in that order."""
@@ -117,6 +120,10 @@ class Selection(Index):
         part, row = self._at(i)
         return part.picture(row)
 
+    def ahead(self, indices: np.ndarray) -> None:
+        for part, rows, _ in self._by_part(indices):
+            part.ahead(rows)
+
     def subset(self, indices: np.ndarray) -> "Selection":
         return Selection(self.parts, self.rows[indices])
 
@@ -127,15 +134,21 @@ class Selection(Index):
 
     def copy(self, indices: np.ndarray, out: Tensor) -> None:
         """Copy the pixels of images of one size into `out`, as `PreparedIndex.copy` does."""
+        for part, rows, places in self._by_part(indices):
+            if len(places) == len(indices):
+                part.copy(rows, out)
+            else:
+                pixels = out.new_empty((len(places), *out.shape[1:]))
+                part.copy(rows, pixels)
+                out[places] = pixels
+
+    def _by_part(self, indices: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+        """Yield each index with the images that it has: their numbers in it, and their places in `indices`."""
         rows, first = self.rows[indices], 0
         for part in self.parts:
             places = np.flatnonzero((first <= rows) & (rows < first + len(part)))
-            if len(places) == len(rows):
-                part.copy(rows - first, out)
-            elif len(places):
-                pixels = out.new_empty((len(places), *out.shape[1:]))
-                part.copy(rows[places] - first, pixels)
-                out[places] = pixels
+            if len(places):
+                yield part, rows[places] - first, places
             first += len(part)
 
     @functools.cached_property

@@ -97,6 +97,11 @@ def each_text(node: Any, change: Callable[[str], str]) -> Any:
     return change(node) if isinstance(node, str) else node
 
 
+def is_address(text: object) -> bool:
+    """Return whether a text is an address, as s3://BUCKET/PATH, and not a path."""
+    return isinstance(text, str) and "://" in text
+
+
 def absolute(path: str, folder: str = "") -> str:
     """Make a path absolute, from `folder`, and expand ~; symbolic links are not resolved."""
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))  # noqa: PTH100, PTH111

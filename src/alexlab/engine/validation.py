@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from alexlab.engine import config as configs
 from alexlab.engine import schema
-from alexlab.engine.config import CONF, value_at
+from alexlab.engine.config import CONF, is_address, value_at
 from alexlab.engine.errors import UserError
 from alexlab.engine.schema import (
     DataConfig,
@@ -253,6 +253,10 @@ def _wrong_folds(data: schema.DataConfig) -> Iterator[str]:
 def _wrong_folder(data: DataConfig) -> Iterator[str]:
     if data.root is None:
         yield "`data.root` is missing: give the folder of the images with data.root=PATH."
+        return
+    if is_address(data.root):
+        if data.target is None:
+            yield f"`data.root={data.root}` is an address: of a bucket, only data=prepared reads images."
         return
     root = os.path.expanduser(data.root)  # noqa: PTH111
     created = data.demo_seed is not None or data.idx is not None  # on first use

@@ -8,7 +8,7 @@ import functools
 import json
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from alexlab.engine.errors import UserError
 VERSION = 1
 ABOUT = "prepared.json"
 COLUMNS = ("groups", "folds", "weights")
+CRCS = "crcs"  # CRC-32 of each image's bytes, which sets of earlier versions do not have
 ARRAYS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_heights", "source_widths", "ends")
 
 
@@ -37,8 +38,8 @@ class PreparedIndex(Index):
         files: the shards.
         classes: names of the class folders, sorted.
         names: names of the source files, joined, as bytes; `arrays["ends"]` says where each ends.
-        arrays: (N,) each, see ARRAYS; `offsets` and `sizes` in bytes, heights and widths in pixels. `targets` are
-            (N, num_classes) if an image has any number of classes.
+        arrays: (N,) each, see ARRAYS and CRCS; `offsets` and `sizes` in bytes, heights and widths in pixels. `targets`
+            are (N, num_classes) if an image has any number of classes.
         recipe: how the images were made, for the fingerprint.
         source: the fingerprint of the images that they were made from.
         groups, folds, weights: of a table that the images were listed in, if it had them.
@@ -55,6 +56,10 @@ class PreparedIndex(Index):
     groups: np.ndarray | None = None
     folds: np.ndarray | None = None
     weights: np.ndarray | None = None
+    # by shard, filled by the threads that read
+    _files: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _maps: dict[int, mmap.mmap] = field(default_factory=dict, init=False, repr=False)
+    _blocks: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def targets(self) -> np.ndarray:  # type: ignore[override]
@@ -71,13 +76,15 @@ class PreparedIndex(Index):
     def picture(self, i: int) -> decode.AnyPicture:
         shard, offset, size = (int(self.arrays[key][i]) for key in ("shards", "offsets", "sizes"))
         if self.format == "jpeg":
-            content = os.pread(self._files[shard], size, offset)
+            content = os.pread(self.file_of(shard), size, offset)
             if len(content) < size:
                 raise OSError("its shard is shorter than it was")
             return decode.Picture(content)
-        self._check_length(shard)
-        shape = (int(self.arrays["heights"][i]), int(self.arrays["widths"][i]), 3)
-        return decode.Pixels(np.frombuffer(self._maps[shard], np.uint8, size, offset).reshape(shape))
+        return decode.Pixels(np.frombuffer(self.map_of(shard), np.uint8, size, offset).reshape(self.shape(i)))
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        """Return (height, width, 3) of image i, if the images are stored as pixels."""
+        return int(self.arrays["heights"][i]), int(self.arrays["widths"][i]), 3
 
     @property
     def channels(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -100,29 +107,26 @@ class PreparedIndex(Index):
         shards = self.arrays["shards"][indices].tolist()
         places = (self.arrays["offsets"][indices] // (3 * width * height)).tolist()
         for shard in set(shards):
-            self._check_length(shard)
+            content = self.map_of(shard)
+            if shard not in self._blocks:  # as (images, height, width, 3)
+                self._blocks[shard] = torch.frombuffer(content, dtype=torch.uint8).view(-1, height, width, 3)
         torch.stack([self._blocks[shard][place] for shard, place in zip(shards, places, strict=True)], out=out)
 
-    def _check_length(self, shard: int) -> None:
-        """Raise OSError if a shard was truncated: reading the map past the end of the file would kill the process."""
-        if os.fstat(self._files[shard]).st_size < len(self._maps[shard]):
+    def file_of(self, shard: int) -> int:
+        """Return the descriptor of a shard's file, which stays open."""
+        if shard not in self._files:
+            self._files[shard] = os.open(self.files[shard], os.O_RDONLY)
+        return self._files[shard]
+
+    def map_of(self, shard: int) -> mmap.mmap:
+        """Return a shard in memory. Raises OSError if it was truncated: to read past its end would kill the process."""
+        file = self.file_of(shard)
+        if shard not in self._maps:
+            # pages are read on first use, in C and without the GIL; a page that is written is copied first
+            self._maps[shard] = mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
+        if os.fstat(file).st_size < len(self._maps[shard]):
             raise OSError("its shard is shorter than it was")
-
-    @functools.cached_property
-    def _blocks(self) -> list[Tensor]:
-        """The shards as uint8 (images, height, width, 3)."""
-        assert self.raw_size is not None
-        width, height = self.raw_size
-        return [torch.frombuffer(part, dtype=torch.uint8).view(-1, height, width, 3) for part in self._maps]
-
-    @functools.cached_property
-    def _files(self) -> list[int]:
-        return [os.open(path, os.O_RDONLY) for path in self.files]
-
-    @functools.cached_property
-    def _maps(self) -> list[mmap.mmap]:
-        # pages are read on first use, in C and without the GIL; a page that is written is copied first
-        return [mmap.mmap(file, 0, access=mmap.ACCESS_COPY) for file in self._files]
+        return self._maps[shard]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -164,8 +168,8 @@ def read(root: Path) -> dict[str, PreparedIndex]:
 
 
 def _read_split(root: Path, content: dict[str, Any], split: str) -> PreparedIndex:
-    part, files = content["splits"][split], []
-    for shard in part["shards"]:
+    files = []
+    for shard in content["splits"][split]["shards"]:
         path = root / shard["file"]
         size = path.stat().st_size if path.is_file() else 0
         if size != shard["bytes"]:
@@ -174,11 +178,22 @@ def _read_split(root: Path, content: dict[str, Any], split: str) -> PreparedInde
                 "run alexlab prepare again."
             )
         files.append(path)
+    return PreparedIndex(**fields(root, content, split), files=tuple(files))
+
+
+def fields(root: Path, content: dict[str, Any], split: str) -> dict[str, Any]:
+    """Return the arguments of `PreparedIndex` for a split, without `files`.
+
+    Args:
+        root: the folder with SPLIT.npz.
+        content: of prepared.json.
+    """
+    part = content["splits"][split]
     with np.load(root / f"{split}.npz", allow_pickle=False) as held:
-        arrays, names = {key: held[key] for key in ARRAYS}, held["names"].tobytes()
-        columns: dict[str, Any] = {key: held[key] for key in COLUMNS if key in held}
+        arrays = {key: held[key] for key in (*ARRAYS, CRCS) if key in held or key in ARRAYS}
+        names, columns = held["names"].tobytes(), {key: held[key] for key in COLUMNS if key in held}
     if len(arrays["targets"]) != part["images"]:
         raise ValueError(f"{split}.npz lists {len(arrays['targets'])} images instead of {part['images']}")
     source = content.get("source", {}).get("fingerprint", {}).get(split, "")
-    recipe, classes = json.dumps(content["recipe"]), tuple(content["classes"])
-    return PreparedIndex(root, content["format"], tuple(files), classes, names, arrays, recipe, source, **columns)
+    found = {"root": root, "format": content["format"], "classes": tuple(content["classes"]), "names": names}
+    return {**found, "arrays": arrays, "recipe": json.dumps(content["recipe"]), "source": source, **columns}

@@ -1,0 +1,344 @@
+"""Prepared images in a bucket: data=prepared data.root=s3://BUCKET/SET.
+
+An image whose shard is not on this machine is read by a ranged request. Meanwhile one thread per machine brings whole
+shards to a cache on disk, those first from which most images were needed. So the first batch comes at once, and after
+the first epoch images are read as from a local folder. Images are the same in each case, and so is their order.
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alexlab.data import decode
+from alexlab.data.datamodule import ImageFolders
+from alexlab.data.fast import prepared
+from alexlab.data.fast.prepared import PreparedIndex
+from alexlab.data.index import Index
+from alexlab.engine.config import is_address
+from alexlab.engine.errors import UserError
+from alexlab.engine.files import atomic_write
+from alexlab.engine.storage import PART, Bucket
+
+START = 30.0  # seconds to wait for a server when a run starts
+SPARE = 1 << 30  # bytes of the disk that stay free without `disk_cache_gb`
+TRIES = 3  # of reading bytes with the right checksum
+
+
+class PreparedImages(ImageFolders):
+    """The class of data=prepared: what `alexlab prepare` has written, in a folder or in a bucket.
+
+    Args:
+        disk_cache: the folder for shards of a bucket; each set has a folder in it.
+        disk_cache_gb: the most GB in `disk_cache`, over all sets; None is what the disk has room for.
+    """
+
+    def __init__(
+        self, root: str, *args: Any, disk_cache: str = "data/cache", disk_cache_gb: float | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(root, *args, **kwargs)
+        self.address = root if is_address(root) else None
+        if self.address is not None:
+            self.root = self.address  # type: ignore[assignment]  # a Path would have one slash
+        self.disk_cache, self.disk_cache_gb = Path(disk_cache), disk_cache_gb
+
+    def find_splits(self) -> Mapping[str, Index]:
+        if self.address is None:
+            return super().find_splits()
+        limit = None if self.disk_cache_gb is None else int(self.disk_cache_gb * 1e9)
+        return read(self.address, self.disk_cache, limit, self.timeout)
+
+    def read_for_evaluation(self, classes: tuple[str, ...]) -> None:
+        if self.address is None:
+            super().read_for_evaluation(classes)
+        else:
+            self.splits = self.find_splits()
+            self._check_channels()
+
+    @functools.cached_property
+    def readable_classes(self) -> list[str]:
+        if self.address is None or self.class_names is not None:
+            return super().readable_classes
+        return prepared.about(next(iter(self.splits.values())).root)["readable_classes"]
+
+
+def read(address: str, cache: Path, limit: int | None, patience: float | None) -> dict[str, "RemoteIndex"]:
+    """Read the splits of a prepared set in a bucket.
+
+    Args:
+        cache: the folder for what is brought to this machine, see `PreparedImages.disk_cache`.
+        limit: bytes in it, see `ShardCache`.
+        patience: seconds to wait for a server that does not answer; None has a default.
+
+    Raises:
+        UserError: nothing is prepared there, a file is damaged, or the server does not answer.
+    """
+    # a mistake in the address is answered soon, and a server that breaks down during the training is waited for
+    first = Bucket(address, None if patience is None else min(patience, START))
+    try:
+        text = first.read(prepared.ABOUT)
+    except FileNotFoundError:
+        raise UserError(
+            f"`data.root={address}` contains no {prepared.ABOUT}: write it with alexlab prepare out={address}."
+        ) from None
+    folder = cache / hashlib.sha256(address.encode() + text).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / prepared.ABOUT).is_file():
+            with atomic_write(folder / prepared.ABOUT) as file:
+                file.write(text)
+        content = prepared.about(folder)
+        with one_process(folder, ".lock"):  # on this machine
+            for split, part in content["splits"].items():
+                bring_arrays(first, folder / f"{split}.npz", part.get("arrays"))
+    except OSError as error:
+        raise UserError(
+            f"`data.disk_cache={cache}` cannot be written ({error.strerror}): choose another folder."
+        ) from None
+    shards = {each["file"]: each for part in content["splits"].values() for each in part["shards"]}
+    held = ShardCache(Bucket(address, patience), folder, shards, limit)
+    splits = {}
+    for split, part in content["splits"].items():
+        files = tuple(folder / each["file"] for each in part["shards"])
+        splits[split] = RemoteIndex(**prepared.fields(folder, content, split), files=files, cache=held)
+    return splits
+
+
+@contextmanager
+def one_process(folder: Path, name: str) -> Iterator[None]:
+    """Let one process of this machine at a time run this block."""
+    file = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def bring_arrays(bucket: Bucket, path: Path, entry: dict[str, Any] | None) -> None:
+    """Copy SPLIT.npz to this machine, if it is not there yet."""
+    if entry is None:
+        raise UserError(
+            f"{bucket.address} was prepared by an earlier version, without the checksums that reading from a bucket "
+            "needs: prepare the images again."
+        )
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]:
+        return
+    for _ in range(TRIES):
+        try:
+            content = bucket.read(path.name)
+        except FileNotFoundError:
+            break
+        if hashlib.sha256(content).hexdigest() == entry["sha256"]:
+            with atomic_write(path) as file:
+                file.write(content)
+            return
+    raise UserError(f"{bucket.path(path.name)} is missing or damaged: run alexlab prepare out={bucket.address} again.")
+
+
+@dataclass(frozen=True)
+class RemoteIndex(PreparedIndex):
+    """The images of one split in a bucket.
+
+    Attributes:
+        files: where the shards are on this machine, as soon as they are.
+        cache: brings them.
+    """
+
+    cache: "ShardCache" = field(kw_only=True, repr=False)
+
+    def path(self, i: int) -> str:
+        shard = self.files[self.arrays["shards"][i]].name
+        return f"{self.cache.bucket.path(shard)}:{os.fsdecode(self.name(i))}"
+
+    def ahead(self, indices: np.ndarray) -> None:
+        """Ask for the images that are not on this machine, all at once. `picture` of this thread then returns them."""
+        far = [i for i in indices.tolist() if not self._is_here(int(self.arrays["shards"][i]))]
+        self.cache.read_ahead([self._part(i) for i in far])
+
+    def picture(self, i: int) -> decode.AnyPicture:
+        if self._is_here(int(self.arrays["shards"][i])):
+            return super().picture(i)
+        content = self.cache.read(self._part(i))
+        if self.format == "jpeg":
+            return decode.Picture(content)
+        return decode.Pixels(np.frombuffer(bytearray(content), np.uint8).reshape(self.shape(i)))
+
+    def copy(self, indices: np.ndarray, out: Tensor) -> None:
+        if all(self._is_here(shard) for shard in set(self.arrays["shards"][indices].tolist())):
+            super().copy(indices, out)
+            return
+        self.ahead(indices)
+        for i, row in zip(indices.tolist(), out, strict=True):
+            picture = self.picture(i)
+            assert isinstance(picture, decode.Pixels)
+            row.copy_(torch.from_numpy(picture.array))
+
+    def _part(self, i: int) -> "Part":
+        shard, offset, size = (int(self.arrays[key][i]) for key in ("shards", "offsets", "sizes"))
+        return self.files[shard].name, offset, size, int(self.arrays[prepared.CRCS][i])
+
+    def _is_here(self, shard: int) -> bool:
+        if shard not in self._files:
+            file = self.cache.open(self.files[shard].name)
+            if file is None:
+                return False
+            self._files[shard] = file
+        return True
+
+
+Part = tuple[str, int, int, int]  # shard, offset and size in bytes, CRC-32
+
+
+class ShardCache:
+    """Brings shards of a set to this machine, and reads single images of those that are not there yet.
+
+    Only one process of a machine brings shards: the one that holds a lock. It stays within `limit`: shards of other
+    sets that were opened the longest time ago are removed for new ones. Those of this set are not, because in each
+    epoch all are needed: what does not fit continues to be read by ranges.
+
+    Args:
+        folder: of the set.
+        shards: name -> {"bytes", "sha256"}, as in prepared.json.
+        limit: bytes in the parent of `folder`; None is what the disk has room for.
+    """
+
+    def __init__(self, bucket: Bucket, folder: Path, shards: dict[str, Any], limit: int | None) -> None:
+        self.bucket, self.folder, self.shards, self.limit = bucket, folder, shards, limit
+        self.missed: Counter[str] = Counter()  # images that were needed, by shard
+        self.given_up: set[str] = set()
+        self._changing = threading.Lock()
+        self._is_fetching = False
+        self._of_thread = threading.local()
+
+    def open(self, name: str) -> int | None:
+        """Open a shard; None if it is not on this machine."""
+        path = self.folder / name
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        if os.fstat(file).st_size != self.shards[name]["bytes"]:  # damaged: fetched again
+            os.close(file)
+            path.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):
+            os.utime(path)  # the time of use, for `_make_room`
+        return file
+
+    def read_ahead(self, parts: list[Part]) -> None:
+        """Read images for this thread, all at once."""
+        self._of_thread.contents = {}
+        if parts:
+            contents = self.bucket.read_ranges([part[:3] for part in parts])
+            self._of_thread.contents = dict(zip(parts, contents, strict=True))
+            self._miss(parts)
+
+    def read(self, part: Part) -> bytes:
+        """Return the bytes of an image. Raises OSError if they are not those that were written."""
+        name, offset, size, crc = part
+        content = getattr(self._of_thread, "contents", {}).pop(part, None)
+        if content is None:
+            self._miss([part])
+        for _ in range(TRIES):
+            if content is None:
+                content = self.bucket.read_range(name, offset, size)
+            if zlib.crc32(content) == crc:
+                return content
+            content = None
+        raise OSError("its bytes in the bucket are not those that were written")
+
+    # -- whole shards
+
+    def _miss(self, parts: list[Part]) -> None:
+        with self._changing:
+            self.missed.update(part[0] for part in parts)
+            if not self._is_fetching:
+                self._is_fetching = True
+                threading.Thread(target=self._fetch_all, name="alexlab fetcher", daemon=True).start()
+
+    def _next(self) -> str | None:
+        """Return the missing shard that was needed most. Without one, the thread that fetches ends."""
+        with self._changing:
+            for name, _ in self.missed.most_common():
+                if name not in self.given_up and not (self.folder / name).exists():
+                    return name
+            self._is_fetching = False
+            return None
+
+    def _fetch_all(self) -> None:
+        try:
+            with one_process(self.folder, ".fetching"):
+                for left in self.folder.glob(".*.shard.*.tmp"):  # by a process that was killed
+                    left.unlink()
+                while (name := self._next()) is not None:
+                    if not self._make_room(self.shards[name]["bytes"]):
+                        limit = "" if self.limit is None else f" within disk_cache_gb={self.limit / 1e9:g}"
+                        raise NoRoomError(f"no room for further shards{limit}")
+                    if not self._fetch(name):
+                        self.given_up.add(name)
+        except UserError as error:
+            warn(f"shards are no longer brought to this machine: {error}")
+        except (OSError, NoRoomError) as error:
+            what = getattr(error, "strerror", None) or error
+            warn(f"`data.disk_cache={self.folder.parent}`: {what}: other images are read from the bucket in each epoch")
+
+    def _fetch(self, name: str) -> bool:
+        """Bring a shard; False if its bytes are not those that were written."""
+        entry = self.shards[name]
+        for _ in range(TRIES):
+            digest = hashlib.sha256()
+            try:
+                with atomic_write(self.folder / name) as file:
+                    for start in range(0, entry["bytes"], PART):
+                        content = self.bucket.read_range(name, start, min(PART, entry["bytes"] - start))
+                        digest.update(content)
+                        file.write(content)
+                    if digest.hexdigest() != entry["sha256"]:
+                        raise DamagedError
+                return True
+            except DamagedError:
+                continue
+            except FileNotFoundError:
+                break
+        warn(f"{self.bucket.path(name)} is missing or damaged: its images are read one by one.")
+        return False
+
+    def _make_room(self, size: int) -> bool:
+        """Remove shards of other sets, as far as `size` bytes more need it; False if that is not enough."""
+        if self.limit is None:
+            return shutil.disk_usage(self.folder).free > size + SPARE
+        held = {path: path.stat() for path in self.folder.parent.glob("*/*.shard")}
+        total = sum(each.st_size for each in held.values())
+        others = [path for path in held if path.parent != self.folder]
+        for path in sorted(others, key=lambda each: held[each].st_mtime):
+            if total + size > self.limit:
+                path.unlink(missing_ok=True)
+                total -= held[path].st_size
+        return total + size <= self.limit
+
+
+class DamagedError(Exception):
+    """Bytes that are not those that were written."""
+
+
+class NoRoomError(Exception):
+    """The cache is full."""
+
+
+def warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
