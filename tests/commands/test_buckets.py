@@ -88,7 +88,7 @@ def test_a_preparation_into_a_bucket_is_that_of_a_folder_also_after_a_kill(
     assert f"{address} is complete, and the checksums are right: train 24, val 24 images." in again.stdout
     other = command(*prepare_words(photos, address, data, "quality=80"))
     assert f"error: out={address} was prepared from different images or in a different way (recipe)" in other.stderr
-    Bucket(address).write("val-00000.shard", b"x" * Bucket(address).list()["val-00000.shard"])
+    Bucket(address).write("val-00000.shard", b"x" * Bucket(address).list()["val-00000.shard"].bytes)
     changed = command(*prepare_words(photos, address, data))
     assert changed.returncode == 1
     assert "val-00000.shard has changed since it was written: remove s3://tests/" in changed.stderr
@@ -144,6 +144,87 @@ def test_only_prepared_sets_are_read_from_a_bucket(sets: tuple[Path, str], proxy
     done = command("train.py", *TINY, "data=prepared", f"data.root={sets[1]}", "data.disk_cach=x", "dry_run=true")
     assert done.returncode == 2
     assert "disk_cach" in done.stderr
+
+
+def test_a_run_in_a_bucket_is_read_and_resumed_on_another_machine(photos: Path, tmp_path: Path, proxy: Faults) -> None:
+    logs = f"{new_address()}/logs"
+
+    def on(machine: str) -> list[str]:
+        return [f"paths.logs={logs}", f"paths.scratch={tmp_path / machine}"]
+
+    words = ["train.py", *EXACT, "data=folder", f"data.root={photos}", "trainer.max_epochs=2"]
+    straight = command(*words, f"hydra.run.dir={tmp_path / 'straight'}")
+    assert straight.returncode == 0, straight.stderr
+    straight = command("train.py", f"resume={tmp_path / 'straight'}", "trainer.max_epochs=4")
+    assert straight.returncode == 0, straight.stderr
+    done = command(*words, *on("one"), "hydra.run.dir=${logs:}/train/runs/mine")
+    assert done.returncode == 0, done.stderr
+    assert f"alexlab compare paths.logs={logs}" in done.stdout
+    there = Bucket(f"{logs}/train/runs/mine").list()
+    assert {"config.yaml", "summary.json", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= {*there}
+    assert "owner.json" not in there
+
+    shown = command("compare", *on("two"))
+    assert "finished" in shown.stdout
+    assert shown.stdout.rstrip().endswith("mine")
+    tested = command("eval.py", "run=mine", *on("three"))
+    assert tested.returncode == 0, tested.stderr
+    predicted = command("predict", "run=latest", f"images={photos / 'val/a'}", *on("four"))
+    assert predicted.returncode == 0, predicted.stderr
+    longer = command("train.py", "resume=mine", "trainer.max_epochs=4", *on("five"))
+    assert longer.returncode == 0, longer.stderr
+    assert f"bringing {logs}/train/runs/mine to {tmp_path / 'five'}/s3/" in longer.stderr
+    assert difference(tmp_path / "straight", tmp_path / f"five/s3/{logs[5:]}/train/runs/mine") is None
+    again = command(*words, *on("six"), "hydra.run.dir=${logs:}/train/runs/mine")
+    assert f"error: {logs}/train/runs/mine holds a run already" in again.stderr
+    outside = command(*words, *on("six"), f"hydra.run.dir={tmp_path / 'outside'}")
+    assert f"error: `hydra.run.dir={tmp_path / 'outside'}` must be below " in outside.stderr
+    small = ["data=folder", f"data.root={photos}", "trainer.max_epochs=1", "test=false", "data.batch_size=8"]
+    other = command("train.py", *TINY, *small, "init_from=mine", *on("seven"))
+    assert other.returncode == 0, other.stderr
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("part", range(TIMES))
+def test_kills_and_faults_change_no_run_in_a_bucket(part: int, photos: Path, tmp_path: Path, proxy: Faults) -> None:
+    """Each start is on a machine that has nothing, or on the one before, and one kind of fault may come."""
+    draw = random.Random(part)
+    logs = f"{new_address()}/logs"
+    words = ["train.py", *EXACT, "data=folder", f"data.root={photos}", f"trainer.max_epochs={KILLS}"]
+    words += ["checkpoint.every_n_steps=1", "test=false"]
+    done = command(*words, f"hydra.run.dir={tmp_path / 'straight'}")
+    assert done.returncode == 0, done.stderr
+    place = tmp_path / "0"
+    for number in range(KILLS + 1):
+        if number and draw.random() < 0.6:
+            place = tmp_path / f"{number}"
+        run_dir = place / f"s3/{logs[5:]}/train/runs/mine"
+        more = [f"paths.logs={logs}", f"paths.scratch={place}", "hydra.run.dir=${logs:}/train/runs/mine", "resume=auto"]
+        if number == KILLS:
+            proxy.set("")
+            done = command(*words, *more)
+            break
+        proxy.set(FAULTS[(number + part) % 4], "", draw.randrange(1, 6))  # no body is damaged: it would be read again
+        before, moment, began = checkpoints_in(run_dir), draw.uniform(0, 0.4), list[float]()
+
+        def due(
+            run_dir: Path = run_dir, before: int = before, moment: float = moment, began: list[float] = began
+        ) -> bool:
+            if not began and checkpoints_in(run_dir) >= before + 2:
+                began.append(time.monotonic())
+            return bool(began) and time.monotonic() - began[0] > moment
+
+        done = command(*words, *more, watch=kill_when(due))
+        assert done.returncode in (-signal.SIGKILL, 0), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert difference(tmp_path / "straight", run_dir) is None
+
+
+def checkpoints_in(run_dir: Path) -> int:
+    """Count the last.ckpt that were copied, or brought."""
+    path = run_dir / "checkpoints/.sent"
+    return len(path.read_text().split()) if path.is_file() else 0
 
 
 @pytest.mark.parametrize("part", range(TIMES))

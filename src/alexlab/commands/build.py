@@ -193,7 +193,7 @@ def build_data(
         "eval_transform": SampleTransform(d.image_size, "center", crop_ratio=a.crop_ratio, channels=channels),
         "world_size": devices.world_size,
         "local_world_size": devices.local,
-        "index_cache": str(Path(config.paths.logs, ".index")),
+        "index_cache": str(config.paths.local / ".index"),
         "device": devices.kind,
         "timeout": 60 * config.trainer.timeout,
     }
@@ -556,7 +556,12 @@ def build_trackers(config: TrainConfig, done: int | None = None, trusted: target
             f"logger.mlflow.tracking_uri={mlflow.tracking_uri} is from the config of a run, and would get your metrics "
             "and your MLFLOW_TRACKING_TOKEN. If you trust this run, add allow=[mlflow], here or in conf/allow.yaml."
         )
-    known: dict[str, Any] = {"save_dir": config.run_dir, "logs": config.paths.logs, "name": name, "run_name": name}
+    known: dict[str, Any] = {
+        "save_dir": config.run_dir,
+        "logs": str(config.paths.local),
+        "name": name,
+        "run_name": name,
+    }
     known |= {"version": Path(config.run_dir).name, "purge_step": done}
     trackers = []
     words = "logger: give a class derived from pytorch_lightning.loggers.Logger (not one of the package `lightning`)"

@@ -342,8 +342,8 @@ def _check_start(config: Any, hydra_config: Any) -> None:
 
 
 def register_resolvers(stamp: str) -> None:
-    """Register what conf/ refers to: ${stamp:} and ${root:}; ${folds:}, the numbers of the folds; and
-    ${direction:METRIC}, "minimize" or "maximize" for Optuna."""
+    """Register what conf/ refers to: ${stamp:} and ${root:}; ${logs:}, the folder of this machine that has the runs;
+    ${folds:}, the numbers of the folds; and ${direction:METRIC}, "minimize" or "maximize" for Optuna."""
 
     def direction(metric: str, _root_: Any) -> str:
         mode, entry = _root_.get("monitor_mode"), OmegaConf.select(_root_, f"metrics.{metric.removeprefix('val/')}")
@@ -359,7 +359,11 @@ def register_resolvers(stamp: str) -> None:
             raise UserError("sweep=folds needs the number of folds, one for all jobs: add data.folds=5, for example.")
         return ",".join(map(str, range(count))) if isinstance(count, int) and count > 1 else "0"  # which is refused
 
+    def logs(_root_: Any) -> str:
+        return configs.local_logs(_root_.paths.logs, _root_.paths.scratch)
+
     OmegaConf.register_new_resolver("folds", folds, replace=True)
+    OmegaConf.register_new_resolver("logs", logs, replace=True)
     OmegaConf.register_new_resolver("stamp", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("direction", direction, replace=True)
@@ -424,7 +428,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         raise UserError("sweep=wandb is for W&B's agents: `wandb sweep conf/sweep/wandb.yaml` prints how to start one.")
     if deleted := [word for word in words if re.match(r"~hydra\b", word)]:
         raise UserError(f"`{deleted[0]}`: settings of Hydra cannot be deleted: set them, as in hydra.run.dir=PATH.")
-    folders = ("paths.logs", "paths.data", "hydra.run.dir", "hydra.sweep.dir")  # which Hydra would create
+    folders = ("paths.data", "paths.scratch", "hydra.run.dir", "hydra.sweep.dir")  # which Hydra would create
     if addresses := [word for word in words if word.lstrip("+").split("=")[0] in folders and "://" in word]:
         raise UserError(f"`{addresses[0]}` must be a folder of this machine, no address.")
     modes = [flag for flag in flags if re.match(r"-[mrci]$|--(multi)?run$|--(cfg|info)\b", flag)]
@@ -598,7 +602,7 @@ def find_from(folder: Path, plain: Plain) -> None:
     for key in READ:
         if isinstance(value := get(plain, key), str) and (path := folder / os.path.expanduser(value)).exists():  # noqa: PTH111
             put(plain, key, str(path))
-    if isinstance(logs := get(plain, "paths.logs"), str):
+    if isinstance(logs := get(plain, "paths.logs"), str) and not configs.is_address(logs):
         put(plain, "paths.logs", str(folder / logs))
 
 

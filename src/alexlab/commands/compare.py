@@ -9,6 +9,7 @@ from rich.console import Console
 
 from alexlab.analysis import compare
 from alexlab.analysis import runs as reading
+from alexlab.engine import mirror
 from alexlab.engine.errors import UserError, counted
 from alexlab.engine.overrides import command_line
 from alexlab.engine.run_dir import shown
@@ -21,7 +22,8 @@ def show(config: Any) -> None:
     """Print the table or write the page; with equal=true exit with 1 if the two runs are not equal."""
     asked = [config.runs] if isinstance(config.runs, str | int | float) else config.runs
     names = [str(name).strip() for name in asked]
-    logs = Path(config.paths.logs, "train")
+    logs = config.paths.local / "train"
+    mirror.bring_tables(config.paths, config.format == "html")
     folders, missing = reading.find(names, logs)
     runs, skipped = reading.read(folders)
     if not runs:
@@ -48,7 +50,7 @@ def show(config: Any) -> None:
     groups = compare.ranked(compare.grouped(runs, config.seeds == "group"), sort)
     rows = groups[: config.most or MAX_ROWS.get(config.format)]
     notes = [f"{len(groups) - len(rows)} more: most={len(groups)} shows all."] if len(rows) < len(groups) else []
-    default = Path(config.paths.logs, "compare.html") if config.format == "html" else None
+    default = config.paths.local / "compare.html" if config.format == "html" else None
     out = Path(config.out).expanduser() if config.out is not None else default
     if out is not None:
         try:

@@ -20,7 +20,7 @@ from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fingerprint import changed_splits
 from alexlab.data.sources import Data, need_index
-from alexlab.engine import checkpoint_io
+from alexlab.engine import checkpoint_io, mirror
 from alexlab.engine import config as configs
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.devices import Devices, choose_precision, find_devices
@@ -106,9 +106,11 @@ class Predictions(Callback):
 
 def evaluate(config: EvalConfig) -> float:
     """Test a run; print and write the metrics. Returns the top-1 accuracy, or what the run's `monitor` measures."""
-    run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
-    logs = Path(config.paths.logs)
+    mirror.bring_named(config.paths, config.run, config.ckpt)
+    run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
+    logs = config.paths.local
     ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"  # a file is the run's own
+    mirror.bring_named(config.paths, config.against, config.ckpt)
     second = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None
     predictions = Predictions()
     tested = score(config, run_dir, config.crops, config.split, [predictions])
@@ -249,7 +251,7 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
     plain = configs.load(path)
     validate_saved(plain, path)
     data, trainer = plain["data"], plain["trainer"]
-    plain["paths"]["logs"] = config.paths.logs  # where the index of a folder is cached
+    plain["paths"]["logs"] = str(config.paths.local)  # where the index of a folder is cached
     plain |= {"init_from": None, "ckpt_path": None}
     if config.compile is not None:
         plain["compile"] = config.compile

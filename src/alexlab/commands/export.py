@@ -23,6 +23,7 @@ from alexlab.data.index import Index
 from alexlab.data.sources import need_index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
+from alexlab.engine import mirror
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import RunFailedError, UserError, counted
@@ -64,8 +65,9 @@ def export(config: ExportConfig) -> None:
             or the network cannot be exported.
         RunFailedError: the file's logits are not the run's. The file is removed.
     """
-    logs, format, ckpt = Path(config.paths.logs), config.format, config.ckpt
+    logs, format, ckpt = config.paths.local, config.format, config.ckpt
     need_extra(format)
+    mirror.bring_named(config.paths, config.run, ckpt)
     run_dir = rundir.find_run(config.run, logs, ckpt)
     out = Path(config.out).expanduser() if config.out else run_dir / NAMES[format]
     if out.suffix != Path(NAMES[format]).suffix:

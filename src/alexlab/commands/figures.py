@@ -1,10 +1,9 @@
 """`alexlab figures`: test a run again and draw all figures."""
 
-from pathlib import Path
-
 from alexlab.analysis import gallery
 from alexlab.callbacks.media import Media
 from alexlab.commands import evaluate
+from alexlab.engine import mirror
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.files import refuse_link
 from alexlab.engine.schema import FiguresConfig
@@ -16,7 +15,8 @@ def redraw(config: FiguresConfig) -> None:
     Raises:
         UserError: the run, the checkpoint or the images do not exist.
     """
-    run_dir = run_dirs.find_run(config.run, Path(config.paths.logs), config.ckpt)
+    mirror.bring_named(config.paths, config.run, config.ckpt)
+    run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
     refuse_link(run_dir / "figures")
     media = Media(run_dir / "figures", weights=run_dirs.ckpt_of(run_dir, config.ckpt).name, kind=config.format)
     tested = evaluate.score(config, run_dir, callbacks=[media])

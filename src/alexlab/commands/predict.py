@@ -17,6 +17,7 @@ from alexlab.data.folder import images_below, is_skipped, refuse_twice, unused_f
 from alexlab.data.index import Index
 from alexlab.data.loader import Loader
 from alexlab.data.sampler import EvalBatchSampler
+from alexlab.engine import mirror
 from alexlab.engine import run_dir as run_dirs
 from alexlab.engine.errors import RunFailedError, UserError, counted
 from alexlab.engine.files import atomic_write
@@ -76,7 +77,8 @@ def predict(config: PredictConfig) -> None:
         UserError: the run does not exist, or no image was found.
         RunFailedError: some images could not be read; those that could are written.
     """
-    logs = Path(config.paths.logs)
+    logs = config.paths.local
+    mirror.bring_named(config.paths, config.run, config.ckpt)
     run_dir = run_dirs.find_run(config.run, logs, config.ckpt)
     paths = find_images(config.images)
     net, transform, classes = load(run_dir, config.ckpt, logs, allow=config.allow)

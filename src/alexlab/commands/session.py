@@ -14,9 +14,10 @@ import torch
 from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment
 from alexlab.engine import launcher, naming, provenance, resume, run_dir
-from alexlab.engine.config import masker, save
+from alexlab.engine.config import is_address, masker, save
 from alexlab.engine.errors import RankLostError, UserError, counted, lost_peer
 from alexlab.engine.files import lock, lock_against_machines
+from alexlab.engine.mirror import Mirror
 from alexlab.engine.ranks import Ranks
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.signals import Preempted, SignalRecorder, of_stacks
@@ -52,6 +53,7 @@ class RunSession:
         self.measured: dict[str, Any] = {}
         self.results: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}
+        self.mirror: Mirror | None = None
         self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> "RunSession":
@@ -94,6 +96,8 @@ class RunSession:
         config, path = self.config, self.path
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None
         resumed = config.resume.run is not None and resume.holds_run(path)
+        if is_address(config.paths.logs):
+            self.mirror = Mirror(config.paths, path, 60 * config.trainer.timeout)
         path.mkdir(parents=True, exist_ok=True)
         is_empty = not any(path.iterdir())
         self._lock.enter_context(lock(path, LOCK))
@@ -110,6 +114,10 @@ class RunSession:
         for tracker in self.experiment.trackers:
             tracker.start(naming.for_others(self.plain))
         lines: list[str] = []
+        if self.mirror is not None:
+            self.mirror.start(launcher.job(), config.resume.break_lock, is_new=not resumed)
+            checkpoints: Any = self.experiment.trainer.strategy.checkpoint_io
+            checkpoints.after = self.mirror.checkpoint_written
         if resumed:
             self.is_open = True
             save(self.plain, path / "config.yaml")
@@ -172,6 +180,11 @@ class RunSession:
             wandb.finish(self.status, stopped_by)
         for tracker in self.experiment.trackers:
             tracker.finish(self.status)
+        if self.mirror is not None:
+            try:
+                self.mirror.finish()
+            except UserError as lost:
+                replacement = replacement or lost
         # last, because SLURM sends SIGTERM at once; not after an error, which would come again at the same step
         is_lost = isinstance(replacement, RankLostError)
         if self.is_first:

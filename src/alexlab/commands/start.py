@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.commands import from_run, sweep
-from alexlab.engine import resume, run_dir
+from alexlab.engine import mirror, resume, run_dir
 from alexlab.engine.config import flat
 from alexlab.engine.overrides import by_key, get, put
 from alexlab.engine.ranks import MACHINE, Ranks
@@ -47,7 +47,15 @@ def find_start(config: TrainConfig) -> Start:
     plain, notes, compare = config.model_dump(exclude_unset=True), [], Start.compare
     # of a run's config, only what this command allows or names itself
     allowed, trusted = sorted({*config.allow, *packages_of(plain)}), None
-    path, logs = Path(config.run_dir), Path(config.paths.logs)
+    path, logs = Path(config.run_dir), config.paths.local
+
+    # runs in a bucket
+    if config.resume.run == "auto":
+        mirror.bring_run(config.paths, path)
+    else:
+        mirror.bring_named(config.paths, config.resume.run)
+    for named, ckpt in ((config.from_run, "best"), (config.init_from, "best"), (config.ckpt_path, "last")):
+        mirror.bring_named(config.paths, named, ckpt)
 
     # from_run=, from_wandb=: the config of that run
     repeated = from_run.repeat(plain)

@@ -24,7 +24,7 @@ from alexlab.data.sources import Data
 from alexlab.data.transforms import height_width
 from alexlab.engine import config as configs
 from alexlab.engine import naming, provenance, run_dir
-from alexlab.engine.config import ROOT, Plain
+from alexlab.engine.config import ROOT, Plain, is_address
 from alexlab.engine.devices import Devices, choose_precision
 from alexlab.engine.metrics import is_always_one
 from alexlab.engine.overrides import command_line
@@ -226,7 +226,7 @@ def show_end(config: Any, summary: dict[str, Any], views: Sequence[str | None], 
         views: where each logger shows the run: an address or a command.
         in_sweep: print one line, because the sweep ends with a table of its jobs.
     """
-    path, monitor, logs = Path(config.run_dir), config.monitor, Path(config.paths.logs)
+    path, monitor, logs = Path(config.run_dir), config.monitor, config.paths.local
     status = "pruned" if summary.get("pruned") else summary["status"]
     title = f"{status} in {summary['seconds']:.0f} s, {summary['images_per_second']} images/s"
     tested = "test" if "test" in summary["dataset"]["images"] else "val, best.ckpt"
@@ -250,14 +250,15 @@ def show_end(config: Any, summary: dict[str, Any], views: Sequence[str | None], 
     words += allowing(config.model_dump(exclude_unset=True))
     print("look at it: ", next(filter(None, views), command_line("compare", f"runs={shown}")))
     print("evaluate it:", command_line("eval", f"run={shown}", *words))
-    of_logs = [] if logs == ROOT / "logs" else [f"paths.logs={run_dir.shown(logs)}"]
+    place = config.paths.logs if is_address(config.paths.logs) else run_dir.shown(logs)
+    of_logs = [] if logs == ROOT / "logs" else [f"paths.logs={place}"]
     print("compare:    ", command_line("compare", *of_logs), flush=True)
 
 
 def show_standing(config: Any) -> None:
     """Print the rank of the run among earlier ones. If that fails, warn only, because the run is complete."""
     try:
-        standing = compare.standing(Path(config.run_dir), Path(config.paths.logs), config.monitor)
+        standing = compare.standing(Path(config.run_dir), config.paths.local, config.monitor)
     except Exception as error:  # run directories may hold anything
         log.warning(f"The run could not be compared with other runs ({type(error).__name__}: {error}).")
         return

@@ -31,6 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         self.ranks = ranks or Ranks()
+        self.after: Callable[[Path], None] | None = None  # called with each file that was written
 
     def load_checkpoint(self, path: Any, *args: Any, **settings: Any) -> dict[str, Any]:
         return share(lambda: super(AtomicCheckpointIO, self).load_checkpoint(path, *args, **settings), self.ranks)
@@ -52,12 +53,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             both = {name: [*sums.get(name, []), *hashes] if hashes else [] for name, hashes in after.items()}
             write_sums(path.parent, {**sums, **both})
             if PREVIOUS in after:
-                _link(path, path.with_name(PREVIOUS))
+                link(path, path.with_name(PREVIOUS))
             tmp_path.replace(path)
             write_sums(path.parent, {**sums, **after})
             sync_folder(path.parent)
         finally:
             tmp_path.unlink(missing_ok=True)
+        if self.after is not None:
+            self.after(path)
 
 
 def share(read: Callable[[], dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def write_checkpoint(checkpoint: dict[str, Any], file: BinaryIO) -> None:
         raise
 
 
-def _link(path: Path, name: Path) -> None:
+def link(path: Path, name: Path) -> None:
     """Give a file a second name, which replaces a file of that name."""
     tmp_path = name.with_name(f".{name.name}.{os.getpid()}.tmp")
     tmp_path.unlink(missing_ok=True)
@@ -99,17 +102,27 @@ def _link(path: Path, name: Path) -> None:
 def read_sums(folder: Path) -> dict[str, list[str]]:
     """Read the hashes that each file of a folder may have, the newest last."""
     path = folder / SUMS
+    return sums_of(path.read_text()) if path.is_file() else {}
+
+
+def sums_of(text: str) -> dict[str, list[str]]:
+    """Return the hashes in the content of SHA256SUMS."""
     hashes: dict[str, list[str]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in text.splitlines():
         digest, _, name = line.partition("  ")
         hashes.setdefault(name, []).append(digest)
     return hashes
 
 
+def text_of(sums: dict[str, list[str]]) -> str:
+    """Return the content of SHA256SUMS."""
+    return "".join(f"{digest}  {name}\n" for name, hashes in sorted(sums.items()) for digest in hashes)
+
+
 def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
     """Replace the hashes of a folder."""
     with atomic_write(folder / SUMS, "x", sync=True) as file:
-        file.writelines(f"{digest}  {name}\n" for name, hashes in sorted(sums.items()) for digest in hashes)
+        file.write(text_of(sums))
 
 
 def damage_of(path: Path) -> str | None:

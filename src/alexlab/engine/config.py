@@ -102,6 +102,16 @@ def is_address(text: object) -> bool:
     return isinstance(text, str) and "://" in text
 
 
+def local_logs(logs: str, scratch: str) -> str:
+    """Return the folder of this machine for `paths.logs`; for a bucket, the one in `scratch` that is copied there."""
+    return f"{scratch}/{logs.rstrip('/').replace('://', '/')}" if is_address(logs) else logs
+
+
+def logs_of(config: Plain) -> Path:
+    """Return the folder of this machine that has the runs."""
+    return Path(local_logs(config["paths"]["logs"], config["paths"].get("scratch", f"{ROOT}/logs")))
+
+
 def absolute(path: str, folder: str = "") -> str:
     """Make a path absolute, from `folder`, and expand ~; symbolic links are not resolved."""
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))  # noqa: PTH100, PTH111

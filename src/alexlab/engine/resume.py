@@ -69,7 +69,7 @@ def resume_config(today: Plain) -> Resumed:
         note = f"resume=auto: {shown_path(own)} holds no run yet: a new one starts."
         return Resumed(today, own, resumes=False, notes=[note])
     # the latest run of all: an older one never resumes because the newest has no checkpoint
-    run_dir = own if named == "auto" else find_run(named, Path(today["paths"]["logs"]), "", "resume")
+    run_dir = own if named == "auto" else find_run(named, configs.logs_of(today), "", "resume")
     asked, name = f"resume={named}", shown_path(run_dir)
     before = configs.load(run_dir / "config.yaml")
     refuse_link(run_dir / "figures")

@@ -14,6 +14,7 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
+from alexlab.engine.config import ROOT, is_address, local_logs
 from alexlab.engine.metrics import lower_is_better
 
 Plain = dict[str, Any]
@@ -113,6 +115,9 @@ SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], 
 # Lightning would download a web address, and run code in that file.
 LocalPath = Annotated[str, Rule("a run or a local file, no web address", lambda text: text != "" and "://" not in text)]
 LocalFolder = Annotated[str, Rule("a folder of this machine, no address", lambda text: text and "://" not in text)]
+Logs = Annotated[
+    str, Rule("a folder, or s3://BUCKET/PATH", lambda text: text and (not is_address(text) or text.startswith("s3://")))
+]
 WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
 Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
@@ -433,7 +438,15 @@ class SweepConfig(Group):
 
 class PathsConfig(Group):
     data: LocalFolder = key("Folder of the data sets.")
-    logs: LocalFolder = key("Folder of the runs.")
+    logs: Logs = key("Folder of the runs, or s3://BUCKET/PATH.")
+    scratch: LocalFolder = key(
+        "Folder of this machine, where the runs of a bucket are written first.", str(ROOT / "logs")
+    )
+
+    @property
+    def local(self) -> Path:
+        """The folder of this machine that has the runs."""
+        return Path(local_logs(self.logs, self.scratch))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

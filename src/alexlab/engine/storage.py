@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from alexlab.engine.errors import UserError
 
@@ -26,6 +26,14 @@ PATIENCE = 60.0  # seconds to wait for a server that does not answer, unless a c
 QUIET = 3.0  # seconds without an answer, after which a message says so
 REPEAT = 30.0  # seconds between such messages
 AT_ONCE = 64  # requests of a process
+
+
+class Entry(NamedTuple):
+    """An object of a list: its size, a tag of its content, and when it was written, in seconds since 1970."""
+
+    bytes: int
+    tag: str
+    time: float
 
 
 class Bucket:
@@ -123,14 +131,32 @@ class Bucket:
         """Write an object, as a whole or not at all."""
         self._patiently(name, lambda: self.store.put(name, content))
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write an object that does not exist; False if it does."""
+        from obstore.exceptions import AlreadyExistsError
+
+        def put() -> bool:
+            try:
+                self.store.put(name, content, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
+
+        return self._patiently(name, put)
+
+    def copy(self, name: str, to: str) -> None:
+        """Copy an object within the bucket."""
+        self._patiently(name, lambda: self.store.copy(name, to))
+
     def delete(self, name: str) -> None:
         self._patiently(name, lambda: self.store.delete(name))
 
-    def list(self, folder: str = "") -> dict[str, int]:
-        """Return the names and bytes of the objects below a folder."""
+    def list(self, folder: str = "") -> dict[str, "Entry"]:
+        """Return the objects below a folder by their names."""
 
-        def found() -> dict[str, int]:
-            return {each["path"]: each["size"] for part in self.store.list(folder or None) for each in part}
+        def found() -> dict[str, Entry]:
+            entries = [each for part in self.store.list(folder or None) for each in part]
+            return {e["path"]: Entry(e["size"], e["e_tag"] or "", e["last_modified"].timestamp()) for e in entries}
 
         return self._patiently(folder or ".", found)
 

@@ -1,0 +1,295 @@
+"""Copies of runs in a bucket of a real S3 server: each moment of them can be resumed, and one machine trains a run."""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from s3_server import Faults, faulty_proxy, variables
+
+from alexlab.engine import mirror
+from alexlab.engine.checkpoint_io import AtomicCheckpointIO, read_sums
+from alexlab.engine.errors import UserError
+from alexlab.engine.mirror import Mirror, bring_named, bring_run, bring_tables
+from alexlab.engine.resume import newest_checkpoint
+from alexlab.engine.schema import PathsConfig
+from alexlab.engine.storage import Bucket
+
+
+@pytest.fixture
+def proxy(s3: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    with faulty_proxy(s3) as (port, faults):
+        for key, value in variables(port).items():
+            monkeypatch.setenv(key, value)
+        yield faults
+
+
+@pytest.fixture
+def paths(proxy: Faults, tmp_path: Path) -> PathsConfig:
+    return machine(f"s3://tests/{uuid.uuid4().hex}/logs", tmp_path / "one")
+
+
+def machine(logs: str, scratch: Path) -> PathsConfig:
+    return PathsConfig(data="data", logs=logs, scratch=str(scratch))
+
+
+def started(paths: PathsConfig, is_new: bool = True, **settings: object) -> tuple[Mirror, AtomicCheckpointIO, Path]:
+    """A run that can write checkpoints, which are copied."""
+    run_dir = paths.local / "train/runs/a"
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text("seed: 0\n")
+    copying = Mirror(paths, run_dir, patience=20)
+    copying.start(None, False, is_new, **settings)  # type: ignore[arg-type]
+    writer = AtomicCheckpointIO()
+    writer.after = copying.checkpoint_written
+    return copying, writer, run_dir
+
+
+def write(writer: AtomicCheckpointIO, run_dir: Path, number: int, name: str = "last.ckpt") -> None:
+    with (run_dir / "metrics.csv").open("a") as file:
+        file.write(f"{number}\n")
+    writer.save_checkpoint({"number": torch.full((1000,), float(number))}, run_dir / "checkpoints" / name)
+
+
+def number_in(path: Path) -> int:
+    return int(torch.load(path, weights_only=True)["number"][0])
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_run_is_whole_on_another_machine(paths: PathsConfig, tmp_path: Path) -> None:
+    copying, writer, run_dir = started(paths)
+    for number in range(3):
+        write(writer, run_dir, number)
+    write(writer, run_dir, 7, "best.ckpt")
+    (run_dir / "summary.json").write_text("{}")
+    (run_dir / "figures").mkdir()
+    (run_dir / "figures/a.png").write_bytes(b"png")
+    (run_dir / ".lock").touch()
+    (run_dir / "wandb").mkdir()
+    (run_dir / "wandb/x").touch()
+    copying.finish()
+    there = Bucket(f"{paths.logs}/train/runs/a").list()
+    assert {*there} == {
+        "config.yaml", "metrics.csv", "summary.json", "figures/a.png", "checkpoints/SHA256SUMS",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+    } | ({"checkpoints/previous.ckpt"} & {*there})  # fmt: skip
+    assert sorted(path.name for path in (run_dir / "checkpoints").glob(".*")) == [".sent"]
+
+    other = machine(paths.logs, tmp_path / "two")
+    bring_run(other, other.local / "train/runs/a")
+    found, notes = newest_checkpoint(other.local / "train/runs/a/checkpoints")
+    assert found is not None
+    assert (found.name, number_in(found), notes) == ("last.ckpt", 2, [])
+    assert number_in(found.with_name("best.ckpt")) == 7
+    assert (other.local / "train/runs/a/metrics.csv").read_text() == "0\n1\n2\n7\n"
+    assert not list(found.parent.glob("*.tmp"))
+
+
+def test_a_file_that_is_removed_is_removed_in_the_bucket(paths: PathsConfig) -> None:
+    """A resumed run has no summary.json, which would say that it is finished."""
+    copying, writer, run_dir = started(paths)
+    (run_dir / "summary.json").write_text("{}")
+    write(writer, run_dir, 1)
+    copying.finish()
+    assert "summary.json" in copying.bucket.list()
+    copying, writer, run_dir = started(paths, is_new=False)
+    (run_dir / "summary.json").rename(run_dir / "summary.before.json")
+    write(writer, run_dir, 2)
+    wait_for(lambda: "summary.json" not in copying.bucket.list())
+    copying.finish()
+    assert "summary.before.json" in copying.bucket.list()
+
+
+def test_what_is_newer_is_kept(paths: PathsConfig, tmp_path: Path) -> None:
+    """Of this machine after a copy that lags behind, and of the bucket after another machine has trained."""
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    copying.finish()
+    AtomicCheckpointIO().save_checkpoint({"number": torch.ones(3) * 2}, run_dir / "checkpoints/last.ckpt")
+    bring_run(paths, run_dir)
+    assert number_in(run_dir / "checkpoints/last.ckpt") == 2
+
+    other = machine(paths.logs, tmp_path / "two")
+    bring_run(other, other.local / "train/runs/a")
+    copying, writer, there = started(other, is_new=False)
+    for number in range(3, 9):
+        write(writer, there, number)
+        wait_for(lambda: not copying._pending)
+    copying.finish()
+    bring_run(paths, run_dir)
+    assert number_in(run_dir / "checkpoints/last.ckpt") == 8
+    assert (run_dir / "metrics.csv").read_text() == "1\n3\n4\n5\n6\n7\n8\n"
+
+
+def test_each_moment_of_a_copy_can_be_resumed(
+    paths: PathsConfig, tmp_path: Path, proxy: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine dies after each of the requests that replace checkpoints: another one finds the new or the old one."""
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 0)
+    wait_for(lambda: "checkpoints/last.ckpt" in copying.bucket.list() and not copying._pending)
+    copying.finish()
+
+    class Died(BaseException):
+        pass
+
+    found = []
+    for after in range(1, 8):
+        again = Mirror(paths, run_dir, 20)
+        again._there = {name: hashes[-1] for name, hashes in again._sums().items()}
+        requests: list[str] = []
+
+        def dies(kind: str, call: Callable[..., None], requests: list[str], after: int) -> Callable[..., None]:
+            def ask(*given: object) -> None:
+                call(*given)
+                requests.append(f"{kind} {given[0]}")
+                if len(requests) == after:
+                    raise Died
+
+            return ask
+
+        for kind in ("write", "copy"):
+            monkeypatch.setattr(again.bucket, kind, dies(kind, getattr(again.bucket, kind), requests, after))
+        writer.after = None
+        write(writer, run_dir, after)
+        again.checkpoint_written(run_dir / "checkpoints/last.ckpt")
+        with contextlib.suppress(Died):
+            again._copy()
+        other = machine(paths.logs, tmp_path / f"after{after}")
+        bring_run(other, other.local / "train/runs/a")
+        path, _ = newest_checkpoint(other.local / "train/runs/a/checkpoints")
+        assert path is not None
+        number = number_in(path)
+        rows = (other.local / "train/runs/a/metrics.csv").read_text().split()
+        assert str(number) in rows, "metrics are never older than the checkpoint"
+        found.append((len(requests), number))
+    assert [number for _, number in found][-1] == 7, "the whole copy has fewer requests"
+    assert any(number < after for after, (_, number) in enumerate(found, 1)), "some died before the new one was there"
+
+
+def test_copying_goes_on_after_faults_and_training_does_not_wait(paths: PathsConfig, proxy: Faults) -> None:
+    copying, writer, run_dir = started(paths)
+    proxy.set("503", "", 4)
+    started_at = time.monotonic()
+    for number in range(5):
+        write(writer, run_dir, number)
+    assert time.monotonic() - started_at < 5
+    copying.finish()
+    held = Bucket(f"{paths.logs}/train/runs/a").read("checkpoints/last.ckpt")
+    assert hashlib.sha256(held).hexdigest() == read_sums(run_dir / "checkpoints")["last.ckpt"][-1]
+
+
+def test_a_server_that_is_gone_ends_the_run_and_names_what_is_whole(
+    paths: PathsConfig, proxy: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying, writer, run_dir = started(paths)
+    copying.bucket.patience = 1
+    proxy.set("500")
+    write(writer, run_dir, 1)
+    with pytest.raises(
+        UserError, match=r"no answer for 1 seconds: 500 .* The run on this machine is whole: .*/train/ru"
+    ):
+        copying.finish()
+    with pytest.raises(UserError, match="The run on this machine is whole"):
+        write(writer, run_dir, 2)
+
+
+def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(paths: PathsConfig, tmp_path: Path) -> None:
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    wait_for(lambda: copying._there.get("last.ckpt"))
+    write(writer, run_dir, 2)
+    copying.finish()
+    bucket = Bucket(f"{paths.logs}/train/runs/a")
+    bucket.write("checkpoints/last.ckpt", b"something else")
+    other = machine(paths.logs, tmp_path / "two")
+    bring_run(other, other.local / "train/runs/a")
+    path, notes = newest_checkpoint(other.local / "train/runs/a/checkpoints")
+    assert path is not None
+    assert (path.name, number_in(path)) == ("previous.ckpt", 1)
+    assert "last.ckpt, which is damaged" in notes[0]
+
+
+def test_one_machine_trains_a_run(
+    paths: PathsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mirror, "SILENT", 3.0)
+    monkeypatch.setattr(mirror, "EVERY", 0.5)
+    copying, _, run_dir = started(paths)
+    bucket = Bucket(f"{paths.logs}/train/runs/a")
+    wait_for(lambda: "config.yaml" in bucket.list())
+    with pytest.raises(
+        UserError, match=r"s3://tests/.*/train/runs/a holds a run already: choose another hydra.run.dir"
+    ):
+        Mirror(machine(paths.logs, tmp_path / "x"), tmp_path / "x" / run_dir.relative_to(tmp_path / "one"), 20).start(
+            None, False, True
+        )
+    mine = json.loads(bucket.read(mirror.OWNER))
+    assert mine == {"host": os.uname().nodename, "process": os.getpid(), "job": None}
+    copying._mine = json.dumps({"host": "elsewhere", "process": 7, "job": "j1"}).encode()
+    wait_for(lambda: json.loads(bucket.read(mirror.OWNER))["host"] == "elsewhere")
+    with pytest.raises(
+        UserError, match=r"is still training on elsewhere \(process 7\): wait for it.*resume.break_lock=tr"
+    ):
+        Mirror(paths, run_dir, 20).start(None, False, False)
+    assert "was trained on elsewhere: waiting up to 3 seconds" in capfd.readouterr().err
+    copying.finish()
+    assert mirror.OWNER not in bucket.list()
+
+    for settings in (("j1", False), (None, True)):  # the same job, or on demand: at once
+        bucket.write(mirror.OWNER, json.dumps({"host": "elsewhere", "process": 7, "job": "j1"}).encode())
+        monkeypatch.setattr(mirror, "SILENT", 600.0)
+        taken = Mirror(paths, run_dir, 20)
+        taken.start(*settings, False)
+        taken.finish()
+    monkeypatch.setattr(mirror, "SILENT", 3.0)  # an owner that was killed
+    bucket.write(mirror.OWNER, json.dumps({"host": "elsewhere", "process": 7, "job": None}).encode())
+    taken = Mirror(paths, run_dir, 20)
+    taken.start(None, False, False)
+    taken.finish()
+
+
+def test_names_and_tables_are_brought(paths: PathsConfig, tmp_path: Path, proxy: Faults) -> None:
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1, "best.ckpt")
+    copying.finish()
+    for named in ("a", "latest"):
+        other = machine(paths.logs, tmp_path / f"of-{named}")
+        bring_named(other, named, "best")
+        assert number_in(other.local / "train/runs/a/checkpoints/best.ckpt") == 1
+    other = machine(paths.logs, tmp_path / "tables")
+    bring_named(other, "unknown")
+    bring_tables(other, False)
+    assert {path.name for path in other.local.rglob("*") if path.is_file()} == {
+        "config.yaml", "metrics.csv", ".brought.json",
+    }  # fmt: skip
+    proxy.seen.clear()
+    bring_tables(other, False)
+    assert [path for method, path in proxy.seen if "list-type" not in path] == [], "nothing has changed"
+
+
+def test_a_run_elsewhere_cannot_be_copied(paths: PathsConfig, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"`hydra.run.dir=.*/b` must be below .*/one/s3/tests/\w+/logs, from where runs"
+    ):
+        Mirror(paths, tmp_path / "b", 20)
+
+
+def test_folders_are_no_buckets(tmp_path: Path) -> None:
+    here = PathsConfig(data="data", logs=str(tmp_path))
+    bring_run(here, tmp_path / "train/runs/a")
+    bring_named(here, "a")
+    bring_tables(here, True)
+    assert list(tmp_path.iterdir()) == []
