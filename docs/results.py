@@ -41,16 +41,18 @@ class Study:
         variants: further overrides of each sweep, the reference first.
         shown: metrics that are columns; the first one has the interval and the test.
         tested: words of eval.py, which tests each run, and the metrics of its eval*.json that are columns too.
+        compared: whether the runs are of one task, so that they have intervals and tests.
     """
 
     base: str
     variants: tuple[str, ...] = ("",)
     shown: tuple[str, ...] = ("val/acc1", "last/val/acc1", "val/loss")
     tested: tuple[str, str, tuple[str, ...]] | None = None
+    compared: bool = True
 
     @property
     def needs_photos(self) -> bool:
-        return "PHOTOS" in self.base
+        return "PHOTOS" in " ".join([self.base, *self.variants])
 
 
 SMALL = "data.image_size=64 logger=csv callbacks.figures=false"
@@ -69,8 +71,19 @@ SMALL_NET = (
     "model=alexnet_bn model.in_channels=1 model.net.map_size=1 model.net.hidden=[1024,1024] data.batch_size=256 "
     "augment.scale=[0.8,1.0] augment.ratio=[0.9,1.1111] augment.crop_ratio=1.0 optimizer.lr=0.03 test=false"
 )
+ALL_PHOTOS = "data=folder data.root=PHOTOS"
+CLOTHES_64 = "data=fashion_mnist data.image_size=64 trainer.max_epochs=2"
+TEN = "data.batch_size=32 trainer.max_epochs=10"
+PAPER = "experiment=imagenet_alexnet"
+MODERN = "experiment=imagenet_alexnet_modern compile=false ema.decay=0.99"
 MIRRORED = ("split=val crops=2", "eval-val-2crops.json", ("acc1_2crops",))
 STUDIES = {
+    "defaults": Study(
+        "seed=0",
+        ("", ALL_PHOTOS, f"{ALL_PHOTOS} trainer=ddp trainer.devices=2"),
+        ("val/acc1", "last/val/acc1", "val/loss", "test/acc1", "seconds", "images_per_second"),
+        compared=False,
+    ),
     "rates": Study(f"model=alexnet_bn {PHOTOS} {RATES}"),
     "rates-shapes": Study(f"model=alexnet_bn {SMALL} data.batch_size=32 trainer.max_epochs=10 seed=0,1,2 {RATES}"),
     "rates-fashion": Study(
@@ -88,6 +101,19 @@ STUDIES = {
     "finetune": Study(
         f"model=alexnet_bn {PHOTOS}",
         ("", f"{FINETUNE} init_from=SHAPES", f"{FINETUNE} init_from=CLOTHES", "init_from=CLOTHES"),
+    ),
+    "recipes": Study(
+        "logger=csv seed=0",
+        (
+            f"{PAPER} {CLOTHES_64} scheduler.milestones=[1]",
+            f"{PAPER} data=demo {TEN} scheduler.milestones=[6,8,9]",
+            f"{PAPER} {ALL_PHOTOS} {TEN} scheduler.milestones=[6,8,9]",
+            f"{MODERN} {CLOTHES_64} data.batch_size=256 augment.sizes=[[1,64]] scheduler.warmup=0.2",
+            f"{MODERN} data=demo {TEN} augment.sizes=[[1,64],[6,80]] scheduler.warmup=1",
+            f"{MODERN} {ALL_PHOTOS} {TEN} augment.sizes=[[1,128],[5,176],[8,224]] scheduler.warmup=1",
+        ),
+        ("val/acc1", "last/val/acc1", "val/loss", "test/acc1"),
+        compared=False,
     ),
     "fashion": Study(  # the test images are read once, by the finished runs
         "experiment=fashion_mnist logger=csv callbacks.figures=false test=false seed=0,1,2",
@@ -180,7 +206,7 @@ def table(name: str, study: Study) -> list[str]:
     groups = ranked(grouped(runs), metric)
     if len(variants) > 1:  # the reference first
         groups.sort(key=variant_of)
-    more = sureness(groups, metric)
+    more = sureness(groups, metric) if study.compared else {}
     heads = ["", "runs", metric, *more, *study.shown[1:], *(study.tested[2] if study.tested else ())]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for number, group in enumerate(groups):
@@ -191,7 +217,8 @@ def table(name: str, study: Study) -> list[str]:
         lines.append(f"| {f'`{label}`' if label else 'the command'} | {len(group.runs)} | {' | '.join(values)} |")
     commits = sorted({str(run.facts["commit"])[:7] for run in runs})
     seconds = sum(run.metrics.get("seconds", 0) for run in runs)
-    command = f"`python train.py -m {study.base} {variants[0]}".strip() + "`"
+    reference = variants[0] if study.compared else ""
+    command = f"`python train.py -m {study.base} {reference}".strip() + "`"
     more_words = ", and with each of these overrides added" if len(variants) > 1 else ""
     about = f"{len(runs)} runs, commit {', '.join(commits)}, {seconds / 60:.0f} minutes."
     return [f"{command}{more_words}:", "", *lines, "", about]
