@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,11 +27,11 @@ def weed() -> str | None:
     return str(beside) if beside.exists() else shutil.which("weed")
 
 
-def variables(port: int) -> dict[str, str]:
+def variables(port: int, host: str = "127.0.0.1") -> dict[str, str]:
     """Return the environment of a client of the server, or of a proxy."""
     return {
         "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     }  # fmt: skip
 
 
@@ -50,8 +50,13 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[int]:
-    """Run the server, and yield its port."""
+def s3_server(folder: Path, host: str = "127.0.0.1", before: Sequence[str] = ()) -> Iterator[int]:
+    """Run the server, and yield its port.
+
+    Args:
+        host: the address that it listens on.
+        before: a command that starts the server, such as one that enters a network namespace.
+    """
     program = weed()
     assert program is not None
     actions = ["Admin", "Read", "Write", "List"]
@@ -61,7 +66,7 @@ def s3_server(folder: Path) -> Iterator[int]:
     master, volume, filer, port = free_ports(4)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
+            [*before, program, "server", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}", f"-master.port={master}",
              f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=100", "-master.volumeSizeLimitMB=64", "-s3",
              f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
              f"-s3.config={folder / 's3.json'}"],
@@ -69,12 +74,12 @@ def s3_server(folder: Path) -> Iterator[int]:
         )  # fmt: skip
     try:
         end = time.monotonic() + 60
-        while not answers(port):
+        while not answers(host, port):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < end, (folder / "log").read_text()
             time.sleep(0.1)
         config = {"access_key_id": KEY, "secret_access_key": SECRET, "region": "us-east-1"}
-        config["endpoint"] = f"http://127.0.0.1:{port}"
+        config["endpoint"] = f"http://{host}:{port}"
         S3Store("tests", config=config, client_options={"allow_http": True}).put(".keep", b"")  # creates the bucket
         yield port
     finally:
@@ -83,10 +88,10 @@ def s3_server(folder: Path) -> Iterator[int]:
         process.wait()
 
 
-def answers(port: int) -> bool:
+def answers(host: str, port: int) -> bool:
     """Check whether the server takes objects."""
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection(host, port, timeout=5)
         connection.request("GET", "/healthz")
         return connection.getresponse().status < 500
     except OSError:

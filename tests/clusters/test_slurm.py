@@ -122,17 +122,17 @@ def test_the_example_of_a_job_trains_on_both_nodes(cluster: Cluster, shapes: Pat
 def test_tasks_of_an_array_are_runs_that_resume_before_their_time_is_over(
     cluster: Cluster, shapes: Path, tmp_path: Path
 ) -> None:
-    """SLURM sends SIGUSR1 to the steps 40 seconds before the minute is over."""
+    """SLURM sends SIGUSR1 to the steps 60 seconds before the two minutes are over."""
     words = train_words(shapes, f"paths.logs={tmp_path}", "trainer.max_epochs=5000", "resume=auto")
-    less = ("-N1", "-n1", "--array=0-1", "--time=1", "--signal=USR1@40", "-o", str(tmp_path / "out-%a"))
+    less = ("-N1", "-n1", "--array=0-1", "--time=2", "--signal=USR1@60", "-o", str(tmp_path / "out-%a"))
     cluster.submit(tmp_path, f"srun {line(*words, 'resume.requeue=true')} seed=$SLURM_ARRAY_TASK_ID", options=less)
     outs = [tmp_path / f"out-{task}" for task in (0, 1)]
-    wait_for(lambda: all("queued job" in out.read_text() for out in outs if out.exists()) and outs[1].exists(), 150)
+    wait_for(lambda: all("queued job" in out.read_text() for out in outs if out.exists()) and outs[1].exists(), 240)
     tasks = [re.findall(r"SLURM queued job (\w+) again", out.read_text())[0] for out in outs]
     jobs = [path.name.removeprefix("slurm-").removesuffix(".0") for path in (tmp_path / "train/runs").iterdir()]
     for task in tasks:
         cluster.start_again(task)
-    wait_for(lambda: all(", resumed" in out.read_text() for out in outs), 150)
+    wait_for(lambda: all(", resumed" in out.read_text() for out in outs), 240)
     assert cluster.run("scancel", *jobs).returncode == 0
     wait_for(lambda: not any(cluster.state(job) for job in jobs))
     runs = [tmp_path / f"train/runs/slurm-{job}.0" for job in jobs]

@@ -1,5 +1,6 @@
 """Prepared images in a bucket of a real S3 server: the same batches as from local files, whatever happens."""
 
+import os
 import subprocess
 import threading
 import time
@@ -7,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import command, photo
@@ -17,6 +19,7 @@ from alexlab.data.datamodule import ImageFolders
 from alexlab.data.decode import BrokenImageError
 from alexlab.data.fast import remote
 from alexlab.data.fast.remote import PreparedImages
+from alexlab.data.index import Selection
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import storage
 from alexlab.engine.errors import UserError
@@ -112,9 +115,11 @@ def test_batches_are_those_of_local_files_in_each_state_of_the_cache(
     wait_for(lambda: shards(tmp_path / "cache") == shards(local))
     assert_same(batches(cold), expected)
 
-    (first, second) = sorted((tmp_path / "cache").glob("*/train-*.shard"))[:2]
+    first, second, third = sorted((tmp_path / "cache").glob("*/train-*.shard"))[:3]
     first.unlink()
     second.write_bytes(b"less")  # damaged: read again
+    if local.name == "jpeg":  # pixels are not looked at
+        third.write_bytes(bytes(third.stat().st_size))
     assert_same(batches(data_of(address, tmp_path / "cache", workers, crop_on=crop_on)), expected)
     wait_for(lambda: shards(tmp_path / "cache") == shards(local))
     proxy.seen.clear()
@@ -198,8 +203,12 @@ class TestOfJpegs:
     def test_shards_of_other_sets_make_room(self, local: Path, address: str, tmp_path: Path) -> None:
         size = sum(path.stat().st_size for path in local.glob("*.shard"))
         cache, other = tmp_path / "cache", sent(local)
-        batches(data_of(other, cache))
+        before = data_of(other, cache)
+        batches(before)
         wait_for(lambda: shards(cache) == shards(local))
+        for index in before.splits.values():
+            for file in index._files.values():  # type: ignore[attr-defined]
+                os.close(file)  # as at the end of that process
         assert_same(batches(data_of(address, cache, gb=1.2 * size / 1e9)), batches(data_of(local, tmp_path)))
         folders = {len(list(folder.glob("*.shard"))): folder for folder in cache.iterdir()}
         wait_for(lambda: max(len(list(folder.glob("*.shard"))) for folder in cache.iterdir()) == len(shards(local)))
@@ -234,6 +243,29 @@ class TestOfJpegs:
         finally:
             subprocess.run(["umount", "-l", tmp_path / "small"], check=True)
 
+    def test_an_image_that_occurs_often_is_asked_for_once(self, address: str, tmp_path: Path, proxy: Faults) -> None:
+        data = data_of(address, tmp_path / "cache").read()
+        index = data.splits["train"]
+        both = Selection([index, index], np.arange(2 * len(index)))  # as the parts of folds
+        proxy.seen.clear()
+        rows = np.array([0, 0, 1, len(index), len(index) + 2, 2])
+        both.ahead(rows)
+        pictures = [both.picture(int(i)).pixels()[0] for i in rows]
+        assert np.array_equal(pictures[0], pictures[3])
+        ranges = [path for method, path in proxy.seen if method == "GET" and path.endswith(".shard")]
+        wait_for(lambda: shards(tmp_path / "cache"))
+        assert len(ranges) == 3
+
+    def test_a_shard_that_a_process_reads_is_not_removed(self, local: Path, address: str, tmp_path: Path) -> None:
+        cache, other = tmp_path / "cache", sent(local)
+        used = data_of(other, cache).read()
+        batches(used)
+        wait_for(lambda: shards(cache) == shards(local))
+        batches(used)
+        data = data_of(address, cache, gb=1e-6)
+        batches(data)
+        assert shards(cache) == shards(local)
+
     def test_one_process_of_a_machine_brings_shards(self, address: str, tmp_path: Path, proxy: Faults) -> None:
         datas = [data_of(address, tmp_path / "cache").read() for _ in range(2)]
         threads = [threading.Thread(target=batches, args=(data,)) for data in datas]
@@ -257,6 +289,17 @@ class TestOfJpegs:
         ):
             data_of(address, tmp_path / "cache").read()
         text = Bucket(address).read("prepared.json").decode()
+        for name in ("train-00000", "val"):
+            Bucket(address).write("prepared.json", text.replace(f'"{name}', f'"../../{name}').encode())
+            with pytest.raises(UserError, match=r"prepared.json has the name '../../\w+.*', which|writes none such"):
+                data_of(address, tmp_path / "cache").read()
+        for wrong in ("abc", 0, True):
+            with pytest.raises(UserError, match=f"`data.disk_cache_gb={wrong}` must be a number above 0, or null."):
+                data_of(address, tmp_path / "cache", gb=wrong)
+        with pytest.raises(
+            UserError, match=r"`data.disk_cache=s3://a/b` must be a folder of this machine, no address."
+        ):
+            PreparedImages(address, 8, 0, SampleTransform(8), SampleTransform(8), disk_cache="s3://a/b")
         Bucket(address).write("prepared.json", text.replace('"arrays"', '"before"').encode())
         with pytest.raises(
             UserError, match="was prepared by an earlier version, without the checksums that reading fr"

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -39,13 +40,14 @@ def machine(logs: str, scratch: Path) -> PathsConfig:
     return PathsConfig(data="data", logs=logs, scratch=str(scratch))
 
 
-def started(paths: PathsConfig, is_new: bool = True, **settings: object) -> tuple[Mirror, AtomicCheckpointIO, Path]:
+def started(paths: PathsConfig, is_new: bool = True) -> tuple[Mirror, AtomicCheckpointIO, Path]:
     """A run that can write checkpoints, which are copied."""
     run_dir = paths.local / "train/runs/a"
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text("seed: 0\n")
     copying = Mirror(paths, run_dir, patience=20)
-    copying.start(None, False, is_new, **settings)  # type: ignore[arg-type]
+    copying.hold(None, False, is_new)
+    copying.start()
     writer = AtomicCheckpointIO()
     writer.after = copying.checkpoint_written
     return copying, writer, run_dir
@@ -148,7 +150,7 @@ def test_each_moment_of_a_copy_can_be_resumed(
     found = []
     for after in range(1, 8):
         again = Mirror(paths, run_dir, 20)
-        again._there = {name: hashes[-1] for name, hashes in again._sums().items()}
+        again._there = again._sums()
         requests: list[str] = []
 
         def dies(kind: str, call: Callable[..., None], requests: list[str], after: int) -> Callable[..., None]:
@@ -199,14 +201,16 @@ def test_a_server_that_is_gone_ends_the_run_and_names_what_is_whole(
     proxy.set("500")
     write(writer, run_dir, 1)
     with pytest.raises(
-        UserError, match=r"no answer for 1 seconds: 500 .* The run on this machine is whole: .*/train/ru"
+        UserError, match=r"was not copied .* no answer for 1 seconds: 500 .* On this machine it is whole: .*/trai"
     ):
         copying.finish()
-    with pytest.raises(UserError, match="The run on this machine is whole"):
+    with pytest.raises(UserError, match="On this machine it is whole"):
         write(writer, run_dir, 2)
 
 
-def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(paths: PathsConfig, tmp_path: Path) -> None:
+def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(
+    paths: PathsConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     copying, writer, run_dir = started(paths)
     write(writer, run_dir, 1)
     wait_for(lambda: copying._there.get("last.ckpt"))
@@ -218,8 +222,12 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(paths: PathsC
     bring_run(other, other.local / "train/runs/a")
     path, notes = newest_checkpoint(other.local / "train/runs/a/checkpoints")
     assert path is not None
-    assert (path.name, number_in(path)) == ("previous.ckpt", 1)
-    assert "last.ckpt, which is damaged" in notes[0]
+    assert (path.name, number_in(path), notes) == ("previous.ckpt", 1, [])
+    assert "checkpoints/last.ckpt is damaged, and was not brought" in capfd.readouterr().err
+    bucket.write("checkpoints/previous.ckpt", b"something else")
+    last = machine(paths.logs, tmp_path / "three")
+    with pytest.raises(UserError, match=r"last.ckpt, .*previous.ckpt: the SHA-256 is not the one in SHA256SUMS, so"):
+        bring_run(last, last.local / "train/runs/a")
 
 
 def test_one_machine_trains_a_run(
@@ -233,32 +241,155 @@ def test_one_machine_trains_a_run(
     with pytest.raises(
         UserError, match=r"s3://tests/.*/train/runs/a holds a run already: choose another hydra.run.dir"
     ):
-        Mirror(machine(paths.logs, tmp_path / "x"), tmp_path / "x" / run_dir.relative_to(tmp_path / "one"), 20).start(
+        Mirror(machine(paths.logs, tmp_path / "x"), tmp_path / "x" / run_dir.relative_to(tmp_path / "one"), 20).hold(
             None, False, True
         )
     mine = json.loads(bucket.read(mirror.OWNER))
     assert mine == {"host": os.uname().nodename, "process": os.getpid(), "job": None}
-    copying._mine = json.dumps({"host": "elsewhere", "process": 7, "job": "j1"}).encode()
+    copying.owner |= {"host": "elsewhere", "process": 7, "job": "j1"}
     wait_for(lambda: json.loads(bucket.read(mirror.OWNER))["host"] == "elsewhere")
     with pytest.raises(
         UserError, match=r"is still training on elsewhere \(process 7\): wait for it.*resume.break_lock=tr"
     ):
-        Mirror(paths, run_dir, 20).start(None, False, False)
+        Mirror(paths, run_dir, 20).hold(None, False, False)
     assert "was trained on elsewhere: waiting up to 3 seconds" in capfd.readouterr().err
     copying.finish()
     assert mirror.OWNER not in bucket.list()
 
-    for settings in (("j1", False), (None, True)):  # the same job, or on demand: at once
-        bucket.write(mirror.OWNER, json.dumps({"host": "elsewhere", "process": 7, "job": "j1"}).encode())
-        monkeypatch.setattr(mirror, "SILENT", 600.0)
+    gone = json.dumps({"host": "elsewhere", "process": 7, "job": "j1"}).encode()
+    monkeypatch.setattr(mirror, "SILENT", 600.0)
+    for job, breaks in (("j1", False), (None, True)):  # the same job, or on demand: at once
+        bucket.write(mirror.OWNER, gone)
         taken = Mirror(paths, run_dir, 20)
-        taken.start(*settings, False)
+        taken.hold(job, breaks, False)
         taken.finish()
     monkeypatch.setattr(mirror, "SILENT", 3.0)  # an owner that was killed
-    bucket.write(mirror.OWNER, json.dumps({"host": "elsewhere", "process": 7, "job": None}).encode())
+    bucket.write(mirror.OWNER, gone)
     taken = Mirror(paths, run_dir, 20)
-    taken.start(None, False, False)
-    taken.finish()
+    taken.hold(None, False, False)
+    taken.start()
+    bucket.write(mirror.OWNER, gone)  # another one that takes it over all the same
+    wait_for(lambda: taken.error)
+    with pytest.raises(UserError, match=r"was taken over by another machine: this one stops. On this machine it is wh"):
+        taken.finish()
+
+
+def test_one_of_several_machines_takes_a_run_over(paths: PathsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "SILENT", 2.0)
+    monkeypatch.setattr(mirror, "EVERY", 0.3)
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    copying.finish()
+    bucket = Bucket(f"{paths.logs}/train/runs/a")
+    bucket.write(mirror.OWNER, json.dumps({"host": "elsewhere", "process": 7, "job": None}).encode())
+    held, refused = list[Mirror](), list[UserError]()
+
+    def take(number: int) -> None:
+        one = Mirror(paths, run_dir, 20)
+        one.owner["host"] = f"machine{number}"
+        try:
+            one.hold(None, False, False)
+            held.append(one)
+            one._threads[1].start()
+        except UserError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 2)
+    assert all("is still training on machine" in str(error) for error in refused)
+    held[0]._release()
+
+
+def test_a_run_that_another_machine_continued_meanwhile_is_brought_again_first(
+    paths: PathsConfig, tmp_path: Path
+) -> None:
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    copying.finish()
+    other = machine(paths.logs, tmp_path / "two")
+    there = other.local / "train/runs/a"
+    bring_run(other, there)
+    copying, writer, run_dir = started(paths, is_new=False)
+    write(writer, run_dir, 2)
+    copying.finish()
+    with pytest.raises(UserError, match="was continued on another machine while this one waited: give the same comm"):
+        Mirror(other, there, 20).hold(None, False, False)
+    assert mirror.OWNER not in copying.bucket.list()
+    bring_run(other, there)
+    Mirror(other, there, 20).hold(None, False, False)
+
+
+def test_kills_in_copies_one_after_the_other_leave_a_whole_checkpoint(
+    paths: PathsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process sends the new hashes, and dies before the file has arrived."""
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 0)
+    copying.finish()
+    for number in range(1, 5):
+        dying = Mirror(paths, run_dir, 20)
+        dying.hold(None, False, False)
+        writer.after = None
+        write(writer, run_dir, number)
+        dying._keep(run_dir / "checkpoints/last.ckpt")
+        put = dying.bucket.write
+
+        def dies(name: str, content: object, put: Callable[..., None] = put) -> None:
+            if name == "checkpoints/last.ckpt":
+                raise ConnectionError
+            put(name, content)
+
+        monkeypatch.setattr(dying.bucket, "write", dies)
+        with pytest.raises(ConnectionError):
+            dying._copy()
+        other = machine(paths.logs, tmp_path / f"after{number}")
+        bring_run(other, other.local / "train/runs/a")
+        path, _ = newest_checkpoint(other.local / "train/runs/a/checkpoints")
+        assert path is not None
+        assert number_in(path) == 0
+
+
+def test_what_a_killed_process_did_not_copy_is_copied_by_the_next_one(paths: PathsConfig) -> None:
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    write(writer, run_dir, 1, "best.ckpt")
+    copying.finish()
+    for name in ("best.ckpt", "last.ckpt"):
+        AtomicCheckpointIO().save_checkpoint({"number": torch.ones(3) * 2}, run_dir / "checkpoints" / name)
+    again, _, _ = started(paths, is_new=False)
+    again.finish()
+    for name in ("best.ckpt", "last.ckpt"):
+        held = Bucket(f"{paths.logs}/train/runs/a").read(f"checkpoints/{name}")
+        assert hashlib.sha256(held).hexdigest() == read_sums(run_dir / "checkpoints")[name][-1]
+
+
+def test_other_objects_below_the_address_stay(paths: PathsConfig) -> None:
+    bucket = Bucket(f"{paths.logs}/train/runs/a")
+    for name in ("seed1/config.yaml", "notes.txt", "checkpoints/mine.ckpt"):
+        bucket.write(name, b"mine")
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    copying.finish()
+    assert {"seed1/config.yaml", "notes.txt", "checkpoints/mine.ckpt", "config.yaml"} <= {*bucket.list()}
+
+
+def test_a_file_that_cannot_be_copied_ends_the_run_with_the_reason(
+    paths: PathsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying, writer, run_dir = started(paths)
+
+    def fails(*_: object) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(copying.bucket, "write", fails)
+    with contextlib.suppress(UserError):
+        write(writer, run_dir, 1)
+    with pytest.raises(UserError, match=r"The run was not copied to .* to its end: MemoryError: no memory. On this ma"):
+        copying.finish()
 
 
 def test_names_and_tables_are_brought(paths: PathsConfig, tmp_path: Path, proxy: Faults) -> None:
@@ -273,7 +404,7 @@ def test_names_and_tables_are_brought(paths: PathsConfig, tmp_path: Path, proxy:
     bring_named(other, "unknown")
     bring_tables(other, False)
     assert {path.name for path in other.local.rglob("*") if path.is_file()} == {
-        "config.yaml", "metrics.csv", ".brought.json",
+        "config.yaml", "metrics.csv",
     }  # fmt: skip
     proxy.seen.clear()
     bring_tables(other, False)

@@ -360,7 +360,7 @@ def register_resolvers(stamp: str) -> None:
         return ",".join(map(str, range(count))) if isinstance(count, int) and count > 1 else "0"  # which is refused
 
     def logs(_root_: Any) -> str:
-        return configs.local_logs(_root_.paths.logs, _root_.paths.scratch)
+        return configs.local_logs(_root_.paths.logs, _root_.paths.get("scratch") or f"{ROOT}/logs")
 
     OmegaConf.register_new_resolver("folds", folds, replace=True)
     OmegaConf.register_new_resolver("logs", logs, replace=True)

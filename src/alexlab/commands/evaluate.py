@@ -265,6 +265,8 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
             data |= {"_target_": "alexlab.data.fast.remote.PreparedImages", "root": config.data.root, **cache}
         else:
             data["root"] = str(Path(config.data.root).expanduser().resolve())
+    if "disk_cache" in data:
+        data["disk_cache"] = f"{config.paths.data}/cache"
     only_read(data, config.paths.data)
     data |= {key: value for key, value in config.data.model_dump().items() if value is not None and key != "root"}
     data |= {"cache": None, "num_classes": None}  # each image is read once

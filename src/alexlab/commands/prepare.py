@@ -4,6 +4,7 @@ Images are read, resized and written into shards, in the order of the index. Eac
 and renamed once it is complete, so that a preparation that was killed continues after the last complete shard.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -181,8 +182,9 @@ def is_there(bucket: Bucket, job: dict[str, Any], is_new: bool) -> bool:
     compare_jobs(bucket.address, about, job)
     for shard in [shard for part in about["splits"].values() for shard in part["shards"]]:
         digest = hashlib.sha256()
-        for start in range(0, shard["bytes"], PART):
-            digest.update(bucket.read_range(shard["file"], start, PART))
+        with contextlib.suppress(FileNotFoundError):
+            for start in range(0, shard["bytes"], PART):
+                digest.update(bucket.read_range(shard["file"], start, PART))
         if digest.hexdigest() != shard["sha256"]:
             changed = f"{bucket.path(shard['file'])} has changed since it was written"
             raise RunFailedError(f"{changed}: remove {bucket.address} and prepare it again.", 1)

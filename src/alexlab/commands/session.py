@@ -115,15 +115,17 @@ class RunSession:
             tracker.start(naming.for_others(self.plain))
         lines: list[str] = []
         if self.mirror is not None:
-            self.mirror.start(launcher.job(), config.resume.break_lock, is_new=not resumed)
-            checkpoints: Any = self.experiment.trainer.strategy.checkpoint_io
-            checkpoints.after = self.mirror.checkpoint_written
+            self.mirror.hold(launcher.job(), config.resume.break_lock, is_new=not resumed)
         if resumed:
             self.is_open = True
             save(self.plain, path / "config.yaml")
             lines += resume.reset_directory(path, source)
         if source is not None and not resume.is_own(source, path):
             lines.append("note: `best` counts from here, because the run continues the checkpoint of another run.")
+        if self.mirror is not None:
+            self.mirror.start()
+            checkpoints: Any = self.experiment.trainer.strategy.checkpoint_io
+            checkpoints.after = self.mirror.checkpoint_written
         if (changed := provenance.save(path)) is not None:
             lines.append(f"warning: {changed}")
         for line in lines:
@@ -172,6 +174,11 @@ class RunSession:
             log.error(f"failed: {self.results['error']}", exc_info=has_trace, extra={"file_only": True})
         if self.is_open and self.status != "finished":
             self._write_summary()
+        if self.mirror is not None:
+            try:
+                self.mirror.finish()
+            except UserError as lost:
+                replacement = replacement or lost
         if wandb is not None:
             if self.status == "finished":
                 wandb.log_checkpoint(self.path / "checkpoints/best.ckpt", summaries.metadata_of(config, self.summary))
@@ -180,11 +187,6 @@ class RunSession:
             wandb.finish(self.status, stopped_by)
         for tracker in self.experiment.trackers:
             tracker.finish(self.status)
-        if self.mirror is not None:
-            try:
-                self.mirror.finish()
-            except UserError as lost:
-                replacement = replacement or lost
         # last, because SLURM sends SIGTERM at once; not after an error, which would come again at the same step
         is_lost = isinstance(replacement, RankLostError)
         if self.is_first:

@@ -303,7 +303,7 @@ def run_study(
     # the study, new or continued
     with storage_errors(settings.storage):
         if url is not None:
-            Path(config.paths.logs).mkdir(parents=True, exist_ok=True)  # in which SQLite creates the file
+            config.paths.local.mkdir(parents=True, exist_ok=True)  # in which SQLite creates the file
         storage = open_storage(url) if url else None
         study = optuna.create_study(
             storage=storage,

@@ -21,9 +21,11 @@ from alexlab.commands.start import Start, agree
 from alexlab.data import first_look
 from alexlab.data.sources import Data
 from alexlab.engine import checkpoint_io, launcher, run_dir
+from alexlab.engine.config import is_address
 from alexlab.engine.devices import Devices, choose_precision, find_devices
 from alexlab.engine.errors import RunFailedError, UserError
 from alexlab.engine.memory import keep_memory
+from alexlab.engine.mirror import Mirror
 from alexlab.engine.process import cores
 from alexlab.engine.ranks import Ranks, meet
 from alexlab.engine.schema import TrainConfig
@@ -47,6 +49,7 @@ def train(config: TrainConfig) -> float | None:
         report(start.notes)
         config = start.config
         if start.is_finished:
+            ranks.first(lambda: copy_rest(config))
             return run_dir.read_summary(Path(config.run_dir)).get("best", {}).get(config.monitor)
         devices, precision = ranks.each(lambda: checked_devices(config.trainer))
         advice = "Set trainer.accelerator and trainer.precision, or start without that machine."
@@ -63,6 +66,15 @@ def train(config: TrainConfig) -> float | None:
         if devices.world_size > 1 and not launcher.external():
             return train_on_workers(start, devices)
         return train_rank(start, recorder, ranks)
+
+
+def copy_rest(config: TrainConfig) -> None:
+    """Copy what the bucket lacks of a finished run that was killed, or stopped by an error, in its last copy."""
+    if is_address(config.paths.logs):
+        mirror = Mirror(config.paths, Path(config.run_dir), 60 * config.trainer.timeout)
+        mirror.hold(launcher.job(), config.resume.break_lock, is_new=False)
+        mirror.start()
+        mirror.finish()
 
 
 def checked_devices(settings: Any) -> tuple[Devices, Any]:

@@ -8,6 +8,7 @@ the hash of each file, old or new, and previous.ckpt is whole while last.ckpt is
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -15,17 +16,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
 from alexlab.engine.checkpoint_io import LAST, PREVIOUS, SUMS, link, read_sums, sums_of, text_of
 from alexlab.engine.config import is_address
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import atomic_write
 from alexlab.engine.schema import PathsConfig
-from alexlab.engine.storage import PART, Bucket
+from alexlab.engine.storage import PART, Bucket, Entry
 
-OWNER = "owner.json"  # which process trains a run
+OWNER, SUMMARY = "owner.json", "summary.json"  # which process trains a run; how it ended
+CLOCK = ".time-"  # objects that are written to learn the time of the server
 EVERY = 60.0  # seconds between two signs of life of that process
 SILENT = 180.0  # seconds without one, after which it counts as killed
 SENT = ".sent"  # the hashes of each last.ckpt of this run that this machine has sent or received
@@ -35,7 +38,7 @@ SKIPPED = {"wandb", "mlruns"}  # folders of loggers, which have servers of their
 
 
 class Mirror:
-    """Copies a run to a bucket while it trains.
+    """Copies a run to a bucket while it trains: `hold`, then `start`, then `finish`.
 
     Args:
         paths: `paths.logs` is the address of a bucket.
@@ -48,17 +51,24 @@ class Mirror:
 
     def __init__(self, paths: PathsConfig, run_dir: Path, patience: float | None) -> None:
         self.bucket, self.run_dir = Bucket(address_of(paths, run_dir), patience), run_dir
-        self.error: UserError | None = None  # of the thread
-        self._sent: dict[str, tuple[int, int]] = {}  # size and time of each file in the bucket
-        self._there: dict[str, str] = {}  # the hash of each checkpoint in the bucket
-        self._pending: dict[str, str] = {}  # of each checkpoint that is to be copied
-        self._due, self._changing, self._ends = threading.Event(), threading.Lock(), False
-        self._thread = threading.Thread(target=self._copy_all, name="alexlab mirror", daemon=True)
+        self.error: UserError | None = None  # of a thread
+        self.owner: dict[str, Any] = {"host": socket.gethostname(), "process": os.getpid()}
+        self._tag: str | None = None  # of the object `OWNER`, as this process wrote it
+        # size and time of each file that this process has copied; a resumed run has no summary until it ends
+        self._sent: dict[str, tuple[int, int]] = {SUMMARY: (0, 0)}
+        self._ends = False
+        self._there: dict[str, list[str]] = {}  # SHA256SUMS in the bucket
+        self._pending: dict[str, str] = {}  # the hash of each checkpoint that is to be copied
+        self._due, self._changing, self._over = threading.Event(), threading.Lock(), threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(task,), name="alexlab mirror", daemon=True)
+            for task in (self._copy_all, self._live)
+        ]
 
     # -- the lock
 
-    def start(self, job: str | None, breaks: bool, is_new: bool) -> None:
-        """Hold the run against other machines, and copy what is there from now on.
+    def hold(self, job: str | None, breaks: bool, is_new: bool) -> None:
+        """Hold the run against other machines.
 
         A process of the same machine or the same job, which starts again, takes the run over at once. Any other one
         waits until the owner has been silent for `SILENT` seconds.
@@ -69,48 +79,73 @@ class Mirror:
             is_new: whether the bucket must not have the run yet.
 
         Raises:
-            UserError: another machine trains the run, or a new one exists already.
+            UserError: another machine trains the run; or a new one exists already; or a resumed one was continued on
+                another machine after it was brought here.
         """
-        if is_new and self.bucket.size("config.yaml") is not None:
+        if is_new and self.bucket.entry("config.yaml") is not None:
             raise UserError(
                 f"{self.bucket.address} holds a run already: choose another hydra.run.dir, or continue that run with "
                 "resume=auto."
             )
-        for left in (self.run_dir / "checkpoints").glob(".*.ckpt.*"):  # by a process that was killed
-            left.unlink()
-        mine = {"host": socket.gethostname(), "process": os.getpid(), "job": job}
-        told, seen = False, None
-        while not self.bucket.create(OWNER, json.dumps(mine).encode()):
-            with contextlib.suppress(FileNotFoundError):  # it has just ended
-                owner, written = json.loads(self.bucket.read(OWNER)), self.bucket.list().get(OWNER)
-                again = owner["host"] == mine["host"] or (job is not None and owner["job"] == job)
-                silent = written is not None and self._now() - written.time > SILENT
-                self.bucket.delete(f"{OWNER}.time")
-                if again or silent or breaks:
-                    self.bucket.write(OWNER, json.dumps(mine).encode())
-                    break
-                if seen is not None and written is not None and written.time != seen:
-                    raise UserError(
-                        f"{self.bucket.address} is still training on {owner['host']} (process {owner['process']}): "
-                        "wait for it, or stop it on that machine. If that process is gone, add resume.break_lock=true."
-                    )
-                seen = written.time if written is not None else None
-                if not told:
-                    told = True
-                    say(
-                        f"{self.bucket.address} was trained on {owner['host']}: waiting up to {SILENT:.0f} seconds to "
-                        "see whether it still is ..."
-                    )
-            time.sleep(SILENT / 60)
-        self._mine = json.dumps(mine).encode()
-        self._sent = dict.fromkeys((name for name in self.bucket.list() if is_copied(PurePosixPath(name))), (0, 0))
-        self._there = {name: hashes[-1] for name, hashes in self._sums().items() if hashes}
-        self._thread.start()
+        mine, told, seen = json.dumps(self.owner | {"job": job}).encode(), False, None
+        while True:
+            entry = self.bucket.entry(OWNER)
+            owner = {}
+            if entry is not None:
+                with contextlib.suppress(FileNotFoundError, ValueError):  # it has just ended
+                    owner = json.loads(self.bucket.read(OWNER))
+                again = owner.get("host") == self.owner["host"] or (job is not None and owner.get("job") == job)
+                if not (again or breaks or self._now() - entry.time > SILENT):
+                    if seen is not None and entry.tag != seen:
+                        raise UserError(
+                            f"{self.bucket.address} is still training on {owner.get('host')} (process "
+                            f"{owner.get('process')}): wait for it, or stop it on that machine. If that process is "
+                            "gone, add resume.break_lock=true."
+                        )
+                    seen = entry.tag
+                    if not told:
+                        told = True
+                        say(
+                            f"{self.bucket.address} was trained on {owner.get('host')}: waiting up to {SILENT:.0f} "
+                            "seconds to see whether it still is ..."
+                        )
+                    time.sleep(SILENT / 60)
+                    continue
+            self._tag = self.bucket.replace(OWNER, mine, entry.tag if entry is not None else None)
+            if self._tag is not None:  # otherwise another process was faster
+                break
+        self.owner |= {"job": job}
+        self._there = self._sums()
+        listed = self._there.get(LAST, [])
+        if not is_new and listed and not {*listed} & {*sent_by(self.run_dir)}:
+            self._release()
+            raise UserError(
+                f"{self.bucket.address} was continued on another machine while this one waited: give the same command "
+                "again."
+            )
 
     def _now(self) -> float:
         """Return the time of the server, in seconds since 1970."""
-        self.bucket.write(f"{OWNER}.time", b"")
-        return self.bucket.list()[f"{OWNER}.time"].time
+        name = f"{CLOCK}{self.owner['host']}-{os.getpid()}"
+        self.bucket.write(name, b"")
+        entry = self.bucket.entry(name)
+        self.bucket.delete(name)
+        return entry.time if entry is not None else 0.0
+
+    def _live(self) -> None:
+        """Write a sign of life again and again. Raises UserError if another process has taken the run over."""
+        while not self._over.wait(EVERY):
+            content = json.dumps(self.owner | {"alive": time.time()}).encode()
+            tag = self.bucket.replace(OWNER, content, self._tag)
+            if tag is None and not self._over.is_set():
+                raise UserError(f"{self.bucket.address} was taken over by another machine: this one stops.")
+            self._tag = tag
+
+    def _release(self) -> None:
+        self._over.set()
+        if self._threads[1].is_alive():
+            self._threads[1].join()
+        self.bucket.delete(OWNER)
 
     def _sums(self) -> dict[str, list[str]]:
         try:
@@ -120,45 +155,72 @@ class Mirror:
 
     # -- copying
 
+    def start(self) -> None:
+        """Copy what is there, and from now on what is written."""
+        folder = self.run_dir / "checkpoints"
+        for left in folder.glob(".*.ckpt.*"):  # by a process that was killed
+            left.unlink()
+        for name in ("best.ckpt", LAST):
+            hashes = read_sums(folder).get(name)
+            if hashes and (folder / name).is_file() and hashes[-1:] != self._there.get(name, [])[-1:]:
+                self._keep(folder / name)
+        for thread in self._threads:
+            thread.start()
+
+    def _keep(self, path: Path) -> None:
+        with self._changing:
+            link(path, path.with_name(f".{path.name}.mirror"))  # the file itself may be replaced meanwhile
+            self._pending[path.name] = read_sums(path.parent)[path.name][-1]
+
     def checkpoint_written(self, path: Path) -> None:
         """Copy a checkpoint that was just written, in the background. Raises UserError if copying has failed."""
         if self.error is not None:
             raise self.error
-        if path.name not in CHECKPOINTS or path.parent != self.run_dir / "checkpoints":
-            return
-        with self._changing:
-            kept = path.with_name(f".{path.name}.mirror")  # the file itself may be replaced meanwhile
-            link(path, kept)
-            self._pending[path.name] = read_sums(path.parent)[path.name][-1]
-        self._due.set()
+        if path.name in ("best.ckpt", LAST) and path.parent == self.run_dir / "checkpoints":
+            self._keep(path)
+            self._due.set()
 
     def finish(self) -> None:
         """Copy the rest, and release the run. Raises UserError if that fails."""
-        if self._thread.is_alive():
+        if self._threads[0].ident is None and self._tag is not None:  # the run ended before anything was copied
+            self._release()
+        elif self._threads[0].is_alive():
             self._ends = True
             self._due.set()
-            self._thread.join()
+            self._threads[0].join()
         if self.error is not None:
+            self._over.set()
             raise self.error
 
-    def _copy_all(self) -> None:
+    def _guarded(self, task: Callable[[], None]) -> None:
         try:
-            while True:
-                ends = self._ends
-                self._due.clear()
-                self._copy()
-                if ends and not self._pending:
-                    self.bucket.delete(OWNER)
-                    return
-                if not ends:
-                    self._due.wait(EVERY)
-                    self.bucket.write(OWNER, self._mine)
-        except UserError as error:
-            self.error = UserError(f"{error} The run on this machine is whole: {self.run_dir}")
-        except OSError as error:
-            self.error = UserError(f"{self.run_dir} could not be copied to {self.bucket.address}: {error}")
+            task()
+        except BaseException as error:
+            what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
+            self.error = UserError(
+                f"The run was not copied to {self.bucket.address} to its end: {what} On this machine it is whole: "
+                f"{self.run_dir}"
+            )
+
+    def _copy_all(self) -> None:
+        while self.error is None:
+            ends = self._ends
+            self._due.clear()
+            self._copy()
+            if ends and not self._pending:
+                self._release()
+                return
+            if not ends:
+                self._due.wait(EVERY)
 
     def _copy(self) -> None:
+        taken: dict[str, str] = {}
+        with self._changing:  # what is written from now on comes with the next copy, after its metrics
+            for name in ("best.ckpt", LAST):
+                if name in self._pending:
+                    taken[name] = self._pending.pop(name)
+                    kept = self.run_dir / f"checkpoints/.{name}.mirror"
+                    kept.replace(kept.with_name(f".{name}.sending"))
         # metrics before the checkpoint: a resumed run removes later rows, and cannot do without earlier ones
         here = {path.relative_to(self.run_dir).as_posix(): path for path in files_of(self.run_dir)}
         for name, path in here.items():
@@ -170,31 +232,26 @@ class Mirror:
         for name in [name for name in self._sent if name not in here]:
             self.bucket.delete(name)
             del self._sent[name]
-        for name in ("best.ckpt", LAST):
-            with self._changing:
-                digest = self._pending.pop(name, None)
-                kept = self.run_dir / f"checkpoints/.{name}.mirror"
-                sending = kept.with_name(f".{name}.sending")
-                if digest is not None:
-                    kept.replace(sending)
-            if digest is not None:
-                self._send(name, sending, digest)
-                sending.unlink()
+        for name, digest in taken.items():
+            path = self.run_dir / f"checkpoints/.{name}.sending"
+            self._send(name, path, digest)
+            path.unlink(missing_ok=True)
 
     def _send(self, name: str, path: Path, digest: str) -> None:
-        """Replace a checkpoint in the bucket."""
-        after = self._there | {name: digest}
+        """Replace a checkpoint in the bucket. Until it is there, all hashes that were listed before stay listed."""
+        before = self._there
+        moved = {PREVIOUS: before[LAST]} if name == LAST and before.get(LAST) else {}
         if name == LAST:
             note_sent(self.run_dir, digest)
-            if LAST in self._there:
-                after[PREVIOUS] = self._there[LAST]
-        both = {key: [*({self._there[key]} if key in self._there else ()), after[key]] for key in after}
-        self.bucket.write(f"checkpoints/{SUMS}", text_of(both).encode())
-        if name == LAST and LAST in self._there:
-            self.bucket.copy(f"checkpoints/{LAST}", f"checkpoints/{PREVIOUS}")
+        both = {key: [*before.get(key, ()), *new] for key, new in {**moved, name: [digest]}.items()}
+        self._there = {**before, **both}
+        self.bucket.write(f"checkpoints/{SUMS}", text_of(self._there).encode())
+        if moved:
+            with contextlib.suppress(FileNotFoundError):  # it never arrived
+                self.bucket.copy(f"checkpoints/{LAST}", f"checkpoints/{PREVIOUS}")
         self.bucket.write(f"checkpoints/{name}", path)
-        self.bucket.write(f"checkpoints/{SUMS}", text_of({key: [value] for key, value in after.items()}).encode())
-        self._there = after
+        self._there = {**before, **moved, name: [digest]}
+        self.bucket.write(f"checkpoints/{SUMS}", text_of(self._there).encode())
 
 
 def files_of(run_dir: Path) -> Iterable[Path]:
@@ -207,13 +264,13 @@ def files_of(run_dir: Path) -> Iterable[Path]:
 
 def is_copied(name: PurePath) -> bool:
     """Return whether a file of a run is copied, besides the checkpoints."""
-    hidden = any(part.startswith(".") for part in name.parts)
-    return not hidden and name.parts[0] not in {"checkpoints", OWNER, f"{OWNER}.time", *SKIPPED}
+    hidden = not name.parts or any(part.startswith(".") for part in name.parts)
+    return not hidden and name.parts[0] not in {"checkpoints", OWNER, *SKIPPED} and str(name).isprintable()
 
 
 def address_of(paths: PathsConfig, run_dir: Path) -> str:
     """Return where a run is in the bucket."""
-    logs, local = paths.logs, paths.local
+    logs, local, run_dir = paths.logs, paths.local.resolve(), run_dir.resolve()
     if not run_dir.is_relative_to(local):
         raise UserError(
             f"`hydra.run.dir={run_dir}` must be below {local}, from where runs are copied to paths.logs={logs}: remove "
@@ -227,6 +284,12 @@ def note_sent(run_dir: Path, digest: str) -> None:
         file.write(f"{digest}\n")
 
 
+def sent_by(run_dir: Path) -> list[str]:
+    """Return the hashes of the last.ckpt of a run that this machine has sent or received."""
+    path = run_dir / "checkpoints" / SENT
+    return path.read_text().split() if path.is_file() else []
+
+
 # -- what commands read
 
 
@@ -237,53 +300,98 @@ def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CH
         checkpoints: the files in checkpoints/ that are needed.
 
     Raises:
-        UserError: a checkpoint in the bucket is damaged, or the server does not answer.
+        UserError: the checkpoints in the bucket are damaged, or the server does not answer.
     """
-    if not is_address(paths.logs):
+    if not is_address(paths.logs) or is_training(run_dir):
         return
     bucket, folder = Bucket(address_of(paths, run_dir)), run_dir / "checkpoints"
     there = bucket.list()
     if "config.yaml" not in there:
         return
-    sums = sums_of(bucket.read(f"checkpoints/{SUMS}").decode()) if f"checkpoints/{SUMS}" in there else {}
-    newest = (sums.get(LAST) or [""])[-1]
-    known = (folder / SENT).read_text().split() if (folder / SENT).is_file() else []
-    own = newest in known or (not newest and (run_dir / "config.yaml").is_file())
+    newest = (_sums_in(bucket).get(LAST) or [""])[-1]
+    own = newest in sent_by(run_dir) or (not newest and (run_dir / "config.yaml").is_file())
     folder.mkdir(parents=True, exist_ok=True)
-    if not own:
-        say(f"bringing {bucket.address} to {run_dir} ...")
-        for name in there:
-            if is_copied(PurePosixPath(name)):
-                (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(run_dir / name) as file:
-                    file.write(bucket.read(name))
+    told = False
     wanted = [name for name in checkpoints if f"checkpoints/{name}" in there]
-    held = read_sums(folder)
+    if own:
+        wanted = [name for name in wanted if not (folder / name).is_file()]
+    else:
+        for name, entry in there.items():
+            if is_copied(PurePosixPath(name)) and not is_same(run_dir / name, entry):
+                if not told:
+                    say(f"bringing {bucket.address} to {run_dir} ...")
+                    told = True
+                bring_file(bucket, name, run_dir / name, entry)
+    damaged = []
     for name in wanted:
-        if own and (folder / name).is_file():
+        sums = read_sums(folder)
+        if (folder / name).is_file() and sums.get(name) == _sums_in(bucket).get(name):
             continue
-        digest = bring_checkpoint(bucket, folder / name, sums.get(name, []), there[f"checkpoints/{name}"].bytes)
-        held[name] = [digest] if digest else sums.get(name, [])
-    with atomic_write(folder / SUMS) as file:
-        file.write(text_of(held).encode())
-    if newest and not own and LAST in wanted:
-        note_sent(run_dir, newest)
+        digest = bring_checkpoint(bucket, folder / name)
+        if digest is None:
+            damaged.append(bucket.path(f"checkpoints/{name}"))
+            continue
+        with atomic_write(folder / SUMS) as file:
+            file.write(text_of({**sums, name: [digest]}).encode())
+        if name == LAST:
+            note_sent(run_dir, digest)
+    if damaged and len(damaged) == len(wanted):
+        raise UserError(f"{', '.join(damaged)}: the SHA-256 is not the one in {SUMS}, so the file is damaged.")
+    for name in damaged:
+        say(f"warning: {name} is damaged, and was not brought.")
 
 
-def bring_checkpoint(bucket: Bucket, path: Path, hashes: list[str], size: int) -> str | None:
-    """Copy a checkpoint to this machine, and return its hash; None if it has none of `hashes`."""
-    digest = None
-    for _ in range(TRIES):
-        found = hashlib.sha256()
-        with atomic_write(path) as file:
-            for start in range(0, size, PART):
-                content = bucket.read_range(f"checkpoints/{path.name}", start, min(PART, size - start))
-                found.update(content)
-                file.write(content)
-        digest = found.hexdigest()
-        if digest in hashes:
-            return digest
+def _sums_in(bucket: Bucket) -> dict[str, list[str]]:
+    try:
+        return sums_of(bucket.read(f"checkpoints/{SUMS}").decode())
+    except FileNotFoundError:
+        return {}
+
+
+def bring_checkpoint(bucket: Bucket, path: Path) -> str | None:
+    """Copy a checkpoint to this machine, and return its hash; None, without a file, if its hash is not listed."""
+    name = f"checkpoints/{path.name}"
+    kept = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        for _ in range(TRIES):  # it may be replaced meanwhile
+            found, entry = hashlib.sha256(), bucket.entry(name)
+            with kept.open("wb") as file:
+                for start in range(0, entry.bytes if entry is not None else 0, PART):
+                    content = bucket.read_range(name, start, PART)
+                    found.update(content)
+                    file.write(content)
+            if found.hexdigest() in _sums_in(bucket).get(path.name, []):
+                kept.replace(path)
+                return found.hexdigest()
+    finally:
+        kept.unlink(missing_ok=True)
     return None
+
+
+def bring_file(bucket: Bucket, name: str, path: Path, entry: Entry) -> None:
+    """Copy a file, with its time: "latest" goes by the time of config.yaml."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(bucket.read(name))
+    os.utime(path, (entry.time, entry.time))
+
+
+def is_same(path: Path, entry: Entry) -> bool:
+    """Check whether a file was brought before, and has not changed in the bucket."""
+    return path.is_file() and path.stat().st_size == entry.bytes and abs(path.stat().st_mtime - entry.time) < 1e-3
+
+
+def is_training(run_dir: Path) -> bool:
+    """Check whether a process of this machine trains a run, whose files are newer than those in the bucket."""
+    path = run_dir / ".lock.rank"
+    if not path.is_file():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def bring_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
@@ -296,7 +404,7 @@ def bring_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
         return
     local, checkpoints = paths.local, [f"{ckpt}.ckpt"] if ckpt in ("best", "last") else CHECKPOINTS
     if named == "latest":
-        there = Bucket(f"{paths.logs}/train").list()
+        there = Bucket(f"{paths.logs.rstrip('/')}/train").list()
         configs = {name: each for name, each in there.items() if name.endswith("/config.yaml")}
         if configs:
             newest = max(configs, key=lambda name: configs[name].time)
@@ -314,22 +422,15 @@ def bring_tables(paths: PathsConfig, has_figures: bool) -> None:
     if not is_address(paths.logs):
         return
     bucket, local = Bucket(paths.logs), paths.local
-    index = local / ".brought.json"
-    before = json.loads(index.read_text()) if index.is_file() else {}
-    for name, each in bucket.list("train").items():
+    training: dict[Path, bool] = {}
+    for name, entry in bucket.list("train").items():
         is_table = PurePosixPath(name).name in ("config.yaml", "summary.json", "metrics.csv")
-        if (is_table or (has_figures and name.endswith(".png"))) and before.get(name) != each.tag:
-            path = local / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = bucket.read(name)
-            if not (path.is_file() and path.stat().st_mtime > each.time):  # of a run that this machine trains
-                with atomic_write(path) as file:
-                    file.write(content)
-                os.utime(path, (each.time, each.time))
-            before[name] = each.tag
-    local.mkdir(parents=True, exist_ok=True)
-    with atomic_write(index) as file:
-        file.write(json.dumps(before).encode())
+        if not (is_table or (has_figures and name.endswith(".png"))) or is_same(local / name, entry):
+            continue
+        run_dir = (local / name).parent
+        is_own = (local / name).is_file() and (local / name).stat().st_mtime > entry.time and bool(sent_by(run_dir))
+        if not is_own and not training.setdefault(run_dir, is_training(run_dir)):
+            bring_file(bucket, name, local / name, entry)
 
 
 def say(text: str) -> None:

@@ -26,7 +26,7 @@ from alexlab.engine.overrides import shown
 from alexlab.engine.signals import Preempted
 
 # Keys whose values a machine may have for itself
-MACHINE = re.compile(r"paths\..*|run_dir|overrides|data\.(root|file|path|idx|class_names)")
+MACHINE = re.compile(r"paths\..*|run_dir|overrides|data\.(root|file|path|idx|class_names|disk_cache|disk_cache_gb)")
 # open files of a rank, and more for each rank: 22 + 3 per rank were counted with up to 32 ranks on gloo, which connects
 # all pairs in each process group; the rest is for images, loggers and a second group
 FILES, FILES_PER_RANK = 512, 8

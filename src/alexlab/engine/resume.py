@@ -23,7 +23,7 @@ from alexlab.engine.run_dir import shown as shown_path
 # at another data.root must have the run's fingerprint, which commands/checks.py compares.
 FREE = re.compile(
     r"trainer\.(max_epochs|max_steps|max_time|timeout|master_port|lr_find|batch_size_find)"
-    r"|data\.(root|num_workers|cache|on_error|max_bad)|callbacks\.progress|on_nan|dry_run|allow|(checkpoint|resume|paths)\..*"
+    r"|data\.(root|num_workers|cache|disk_cache|disk_cache_gb|on_error|max_bad)|callbacks\.progress|on_nan|dry_run|allow|(checkpoint|resume|paths)\..*"
 )
 # Keys that may never change: the state of optimizer, schedule and image order in the checkpoint depends on them.
 FIXED = re.compile(
@@ -83,6 +83,7 @@ def resume_config(today: Plain) -> Resumed:
             f"{shlex.quote(f'init_from={named}')}, or the config with {shlex.quote(f'from_run={named}')}."
         )
     _refuse_secrets(config, today, name)
+    config["paths"] = config["paths"] | {key: today["paths"][key] for key in ("scratch",) if key in today["paths"]}
     config |= {"resume": today["resume"], "run_dir": str(run_dir), "dry_run": today["dry_run"]}
     new = by_key(text for text in overrides if not text.startswith("resume."))
     # in one order, so that a rank that reads the config.yaml that rank 0 has just written gets the same config

@@ -446,7 +446,7 @@ class PathsConfig(Group):
     @property
     def local(self) -> Path:
         """The folder of this machine that has the runs."""
-        return Path(local_logs(self.logs, self.scratch))
+        return Path(local_logs(self.logs, self.scratch)).absolute()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, and AWS_ENDPOINT_URL if th
 """
 
 import asyncio
-import functools
 import os
 import sys
 import threading
@@ -15,17 +14,19 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from alexlab.engine.errors import UserError
 
 T = TypeVar("T")
 
-REQUEST = 20  # seconds that one request may take
+REQUEST = 30  # seconds that one request may take
 PART = 8 << 20  # bytes: larger objects are read in parts, so that a request takes less than REQUEST on slow links too
+SENDS = 2  # parts of 5 MB that are sent at once
 PATIENCE = 60.0  # seconds to wait for a server that does not answer, unless a caller has other limits
 QUIET = 3.0  # seconds without an answer, after which a message says so
 REPEAT = 30.0  # seconds between such messages
-AT_ONCE = 64  # requests of a process
+AT_ONCE = 64  # requests of a bucket
 
 
 class Entry(NamedTuple):
@@ -60,15 +61,19 @@ class Bucket:
         connect: Any = obstore.store.from_url
         limits = {"timeout": timedelta(seconds=min(REQUEST, self.patience)), "connect_timeout": timedelta(seconds=5)}
         is_plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        kind, _, place = self.address.partition("://")
         try:
             self.store: Any = connect(
-                self.address,
+                f"{kind}://{quote(place)}",
                 client_options=limits | ({"allow_http": True} if is_plain else {}),
-                retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=REQUEST)},
+                retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=REQUEST)},
             )
         except (BaseError, ValueError) as error:
             raise UserError(f"`{address}` is no address of objects, as s3://BUCKET/PATH: {reason(error)}.") from None
         self._told = 0.0
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._starting = threading.Lock()
+        self._running: asyncio.AbstractEventLoop | None = None
 
     def path(self, name: str) -> str:
         """Return the address of an object, for people."""
@@ -76,7 +81,15 @@ class Bucket:
 
     def read(self, name: str) -> bytes:
         """Return an object. Raises FileNotFoundError if there is none."""
-        return bytes(self._patiently(name, lambda: self.store.get(name).bytes()))
+
+        def first() -> tuple[int, bytes]:
+            found = self.store.get(name)
+            return found.meta["size"], bytes(found.bytes()) if found.meta["size"] <= PART else b""
+
+        size, content = self._patiently(name, first)
+        if size <= PART:
+            return content
+        return b"".join(self.read_range(name, start, min(PART, size - start)) for start in range(0, size, PART))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Return `length` bytes of an object from `start` on, or fewer at its end."""
@@ -110,39 +123,38 @@ class Bucket:
         async with self._places:
             return bytes(await self.store.get_range_async(name, start=start, length=length))
 
-    @functools.cached_property
-    def _places(self) -> asyncio.Semaphore:
-        return asyncio.Semaphore(AT_ONCE)
-
-    @functools.cached_property
+    @property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, name="alexlab storage", daemon=True).start()
-        return loop
-
-    def size(self, name: str) -> int | None:
-        """Return the bytes of an object, or None if there is none."""
-        try:
-            return int(self._patiently(name, lambda: self.store.head(name))["size"])
-        except FileNotFoundError:
-            return None
+        with self._starting:
+            if self._running is None:
+                self._running = asyncio.new_event_loop()
+                threading.Thread(target=self._running.run_forever, name="alexlab storage", daemon=True).start()
+            return self._running
 
     def write(self, name: str, content: bytes | Path) -> None:
         """Write an object, as a whole or not at all."""
-        self._patiently(name, lambda: self.store.put(name, content))
+        self._patiently(name, lambda: self.store.put(name, content, max_concurrency=SENDS))
 
-    def create(self, name: str, content: bytes) -> bool:
-        """Write an object that does not exist; False if it does."""
-        from obstore.exceptions import AlreadyExistsError
+    def replace(self, name: str, content: bytes, tag: str | None) -> str | None:
+        """Write an object if it still has this tag, or, for None, does not exist. Returns the new tag, or None."""
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        def put() -> bool:
+        def put() -> str | None:
             try:
-                self.store.put(name, content, mode="create")
-            except AlreadyExistsError:
-                return False
-            return True
+                written = self.store.put(name, content, mode="create" if tag is None else {"e_tag": tag})
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+                return None
+            return str(written["e_tag"])
 
         return self._patiently(name, put)
+
+    def entry(self, name: str) -> "Entry | None":
+        """Return what a list has about an object, or None if there is none."""
+        try:
+            found = self._patiently(name, lambda: self.store.head(name))
+        except FileNotFoundError:
+            return None
+        return Entry(found["size"], found["e_tag"] or "", found["last_modified"].timestamp())
 
     def copy(self, name: str, to: str) -> None:
         """Copy an object within the bucket."""
@@ -169,9 +181,12 @@ class Bucket:
         """
         first, pause = time.monotonic(), 0.1
         while True:
+            began = time.monotonic()
             try:
                 return ask()
             except Exception as error:
+                if time.monotonic() - began > 3 * REQUEST:  # several of its requests were answered
+                    first, pause = time.monotonic(), 0.1
                 self.wait(name, error, first, pause)
                 pause = min(2 * pause, 5.0)
 

@@ -9,9 +9,11 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import sys
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -32,10 +34,14 @@ from alexlab.data.index import Index
 from alexlab.engine.config import is_address
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import atomic_write
-from alexlab.engine.storage import PART, Bucket
+from alexlab.engine.storage import Bucket
 
 START = 30.0  # seconds to wait for a server when a run starts
 SPARE = 1 << 30  # bytes of the disk that stay free without `disk_cache_gb`
+# A shard is read by several requests at once: with one, those for single images would take the whole link.
+PIECE, PIECES = 512 << 10, 24
+HEAD_START = 0.5  # seconds that the first batch has the link for itself
+HELD = 256  # images that were read ahead and that a thread may keep: an image may occur twice in a batch
 TRIES = 3  # of reading bytes with the right checksum
 
 
@@ -51,6 +57,10 @@ class PreparedImages(ImageFolders):
         self, root: str, *args: Any, disk_cache: str = "data/cache", disk_cache_gb: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(root, *args, **kwargs)
+        if disk_cache_gb is not None and not (type(disk_cache_gb) in (int, float) and disk_cache_gb > 0):
+            raise UserError(f"`data.disk_cache_gb={disk_cache_gb}` must be a number above 0, or null.")
+        if is_address(disk_cache):
+            raise UserError(f"`data.disk_cache={disk_cache}` must be a folder of this machine, no address.")
         self.address = root if is_address(root) else None
         if self.address is not None:
             self.root = self.address  # type: ignore[assignment]  # a Path would have one slash
@@ -99,9 +109,14 @@ def read(address: str, cache: Path, limit: int | None, patience: float | None) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / prepared.ABOUT).is_file():
-            with atomic_write(folder / prepared.ABOUT) as file:
+            with atomic_write(folder / prepared.ABOUT, sync=True) as file:
                 file.write(text)
         content = prepared.about(folder)
+        names = [*content["splits"], *(each["file"] for part in content["splits"].values() for each in part["shards"])]
+        if strange := [name for name in names if not re.fullmatch(r"[\w-]+(\.shard)?", name)]:  # it would be a path
+            raise UserError(
+                f"{first.path(prepared.ABOUT)} has the name {strange[0]!r}: `alexlab prepare` writes none such."
+            )
         with one_process(folder, ".lock"):  # on this machine
             for split, part in content["splits"].items():
                 bring_arrays(first, folder / f"{split}.npz", part.get("arrays"))
@@ -144,7 +159,7 @@ def bring_arrays(bucket: Bucket, path: Path, entry: dict[str, Any] | None) -> No
         except FileNotFoundError:
             break
         if hashlib.sha256(content).hexdigest() == entry["sha256"]:
-            with atomic_write(path) as file:
+            with atomic_write(path, sync=True) as file:
                 file.write(content)
             return
     raise UserError(f"{bucket.path(path.name)} is missing or damaged: run alexlab prepare out={bucket.address} again.")
@@ -171,9 +186,18 @@ class RemoteIndex(PreparedIndex):
         self.cache.read_ahead([self._part(i) for i in far])
 
     def picture(self, i: int) -> decode.AnyPicture:
-        if self._is_here(int(self.arrays["shards"][i])):
-            return super().picture(i)
-        content = self.cache.read(self._part(i))
+        shard, part = int(self.arrays["shards"][i]), self._part(i)
+        content = None
+        if self._is_here(shard):
+            if self.format != "jpeg":
+                return super().picture(i)
+            content = os.pread(self._files[shard], part[2], part[1])
+            if zlib.crc32(content) != part[3]:  # the disk has changed it
+                self._files.pop(shard, None)  # not closed, because other threads may read it just now
+                self.cache.drop(part[0])
+                content = None
+        if content is None:
+            content = self.cache.read(part)
         if self.format == "jpeg":
             return decode.Picture(content)
         return decode.Pixels(np.frombuffer(bytearray(content), np.uint8).reshape(self.shape(i)))
@@ -219,6 +243,7 @@ class ShardCache:
 
     def __init__(self, bucket: Bucket, folder: Path, shards: dict[str, Any], limit: int | None) -> None:
         self.bucket, self.folder, self.shards, self.limit = bucket, folder, shards, limit
+        self.shards_of = Bucket(bucket.address, bucket.patience)  # which has connections of its own
         self.missed: Counter[str] = Counter()  # images that were needed, by shard
         self.given_up: set[str] = set()
         self._changing = threading.Lock()
@@ -236,22 +261,30 @@ class ShardCache:
             os.close(file)
             path.unlink(missing_ok=True)
             return None
+        fcntl.flock(file, fcntl.LOCK_SH)  # as long as it is open, `_make_room` of no process removes it
         with suppress(OSError):
-            os.utime(path)  # the time of use, for `_make_room`
+            os.utime(path)  # the time of use
         return file
+
+    def drop(self, name: str) -> None:
+        """Remove a damaged shard, which is then fetched again."""
+        (self.folder / name).unlink(missing_ok=True)
 
     def read_ahead(self, parts: list[Part]) -> None:
         """Read images for this thread, all at once."""
-        self._of_thread.contents = {}
-        if parts:
-            contents = self.bucket.read_ranges([part[:3] for part in parts])
-            self._of_thread.contents = dict(zip(parts, contents, strict=True))
-            self._miss(parts)
+        held: dict[Part, bytes | None] = getattr(self._of_thread, "contents", {})
+        if len(held) > HELD:
+            held = {}
+        wanted = [part for part in dict.fromkeys(parts) if part not in held]
+        if wanted:
+            held |= dict(zip(wanted, self.bucket.read_ranges([part[:3] for part in wanted]), strict=True))
+            self._miss(wanted)
+        self._of_thread.contents = held
 
     def read(self, part: Part) -> bytes:
         """Return the bytes of an image. Raises OSError if they are not those that were written."""
         name, offset, size, crc = part
-        content = getattr(self._of_thread, "contents", {}).pop(part, None)
+        content = getattr(self._of_thread, "contents", {}).get(part)
         if content is None:
             self._miss([part])
         for _ in range(TRIES):
@@ -281,6 +314,7 @@ class ShardCache:
             return None
 
     def _fetch_all(self) -> None:
+        time.sleep(HEAD_START)
         try:
             with one_process(self.folder, ".fetching"):
                 for left in self.folder.glob(".*.shard.*.tmp"):  # by a process that was killed
@@ -303,11 +337,15 @@ class ShardCache:
         for _ in range(TRIES):
             digest = hashlib.sha256()
             try:
-                with atomic_write(self.folder / name) as file:
-                    for start in range(0, entry["bytes"], PART):
-                        content = self.bucket.read_range(name, start, min(PART, entry["bytes"] - start))
-                        digest.update(content)
-                        file.write(content)
+                with atomic_write(self.folder / name, sync=True) as file:
+                    for start in range(0, entry["bytes"], PIECES * PIECE):
+                        ends = range(start, min(start + PIECES * PIECE, entry["bytes"]), PIECE)
+                        pieces = [(name, first, min(PIECE, entry["bytes"] - first)) for first in ends]
+                        for content in self.shards_of.read_ranges(pieces):
+                            if content is None:
+                                raise FileNotFoundError
+                            digest.update(content)
+                            file.write(content)
                     if digest.hexdigest() != entry["sha256"]:
                         raise DamagedError
                 return True
@@ -326,10 +364,20 @@ class ShardCache:
         total = sum(each.st_size for each in held.values())
         others = [path for path in held if path.parent != self.folder]
         for path in sorted(others, key=lambda each: held[each].st_mtime):
-            if total + size > self.limit:
+            if total + size > self.limit and is_unused(path):
                 path.unlink(missing_ok=True)
                 total -= held[path].st_size
         return total + size <= self.limit
+
+
+def is_unused(path: Path) -> bool:
+    """Check whether no process reads a shard."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 class DamagedError(Exception):
