@@ -91,7 +91,7 @@ def prepare(config: PrepareConfig) -> None:
     if config.out is None:
         return
     bucket, out = None, Path(config.out).expanduser().resolve()
-    if is_address(config.out):  # shards are written to a folder of this machine, and removed when they are there
+    if is_address(config.out):  # shards are written to a folder of this machine, and removed when they have arrived
         name = hashlib.sha256(config.out.encode()).hexdigest()[:16]
         bucket, out = Bucket(config.out), Path(config.paths.data, ".prepare", name)
     if prepared.is_prepared(root):
@@ -167,14 +167,14 @@ def is_there(bucket: Bucket, job: dict[str, Any], is_new: bool) -> bool:
         is_new: whether no preparation of this machine is to be continued.
 
     Raises:
-        UserError: the bucket has something else there.
+        UserError: the address has something else.
         RunFailedError: a shard has changed since it was written.
     """
-    there = bucket.list()
-    if prepared.ABOUT not in there:
-        if there and is_new:
+    objects = bucket.list()
+    if prepared.ABOUT not in objects:
+        if objects and is_new:
             raise UserError(
-                f"out={bucket.address} has objects, such as {next(iter(there))}, and no {prepared.ABOUT}: choose "
+                f"out={bucket.address} has objects, such as {next(iter(objects))}, and no {prepared.ABOUT}: choose "
                 "another address, or remove them. A preparation continues on the machine where it began."
             )
         return False
@@ -217,7 +217,7 @@ def print_complete(out: str, about: dict[str, Any]) -> None:
 def write_split(
     out: Path, split: str, index: Index, recipe: Recipe, shard_bytes: int, threads: int, bucket: Bucket | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write the shards that do not exist yet, and send each to `bucket`, if there is one.
+    """Write the shards that do not exist yet, and send each to `bucket`, if one is given.
 
     Returns the split's entry of prepared.json, and the broken files.
     """

@@ -87,7 +87,7 @@ class Mirror:
                 f"{self.bucket.address} holds a run already: choose another hydra.run.dir, or continue that run with "
                 "resume=auto."
             )
-        mine, told, seen = json.dumps(self.owner | {"job": job}).encode(), False, None
+        mine, has_said, seen = json.dumps(self.owner | {"job": job}).encode(), False, None
         while True:
             entry = self.bucket.entry(OWNER)
             owner = {}
@@ -103,8 +103,8 @@ class Mirror:
                             "gone, add resume.break_lock=true."
                         )
                     seen = entry.tag
-                    if not told:
-                        told = True
+                    if not has_said:
+                        has_said = True
                         say(
                             f"{self.bucket.address} was trained on {owner.get('host')}: waiting up to {SILENT:.0f} "
                             "seconds to see whether it still is ..."
@@ -156,7 +156,7 @@ class Mirror:
     # -- copying
 
     def start(self) -> None:
-        """Copy what is there, and from now on what is written."""
+        """Copy the files, and from now on each checkpoint that is written."""
         folder = self.run_dir / "checkpoints"
         for left in folder.glob(".*.ckpt.*"):  # by a process that was killed
             left.unlink()
@@ -215,7 +215,7 @@ class Mirror:
 
     def _copy(self) -> None:
         taken: dict[str, str] = {}
-        with self._changing:  # what is written from now on comes with the next copy, after its metrics
+        with self._changing:  # what is written from now on comes with the next copy, after the metrics
             for name in ("best.ckpt", LAST):
                 if name in self._pending:
                     taken[name] = self._pending.pop(name)
@@ -238,7 +238,7 @@ class Mirror:
             path.unlink(missing_ok=True)
 
     def _send(self, name: str, path: Path, digest: str) -> None:
-        """Replace a checkpoint in the bucket. Until it is there, all hashes that were listed before stay listed."""
+        """Replace a checkpoint in the bucket. Until it has arrived, all hashes that were listed before stay listed."""
         before = self._there
         moved = {PREVIOUS: before[LAST]} if name == LAST and before.get(LAST) else {}
         if name == LAST:
@@ -256,8 +256,8 @@ class Mirror:
 
 def files_of(run_dir: Path) -> Iterable[Path]:
     """Yield the files of a run but its checkpoints, config.yaml first."""
-    found = [path for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink()]
-    for path in sorted(found, key=lambda path: (path.name != "config.yaml", path)):
+    files = [path for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink()]
+    for path in sorted(files, key=lambda path: (path.name != "config.yaml", path)):
         if is_copied(path.relative_to(run_dir)):
             yield path
 
@@ -294,7 +294,7 @@ def sent_by(run_dir: Path) -> list[str]:
 
 
 def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CHECKPOINTS) -> None:
-    """Bring a run from the bucket to its directory on this machine, unless what is there is newer.
+    """Bring a run from the bucket to its directory on this machine, unless this machine has something newer.
 
     Args:
         checkpoints: the files in checkpoints/ that are needed.
@@ -305,22 +305,22 @@ def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CH
     if not is_address(paths.logs) or is_training(run_dir):
         return
     bucket, folder = Bucket(address_of(paths, run_dir)), run_dir / "checkpoints"
-    there = bucket.list()
-    if "config.yaml" not in there:
+    objects = bucket.list()
+    if "config.yaml" not in objects:
         return
     newest = (_sums_in(bucket).get(LAST) or [""])[-1]
     own = newest in sent_by(run_dir) or (not newest and (run_dir / "config.yaml").is_file())
     folder.mkdir(parents=True, exist_ok=True)
-    told = False
-    wanted = [name for name in checkpoints if f"checkpoints/{name}" in there]
+    has_said = False
+    wanted = [name for name in checkpoints if f"checkpoints/{name}" in objects]
     if own:
         wanted = [name for name in wanted if not (folder / name).is_file()]
     else:
-        for name, entry in there.items():
+        for name, entry in objects.items():
             if is_copied(PurePosixPath(name)) and not is_same(run_dir / name, entry):
-                if not told:
+                if not has_said:
                     say(f"bringing {bucket.address} to {run_dir} ...")
-                    told = True
+                    has_said = True
                 bring_file(bucket, name, run_dir / name, entry)
     damaged = []
     for name in wanted:
@@ -349,27 +349,27 @@ def _sums_in(bucket: Bucket) -> dict[str, list[str]]:
 
 
 def bring_checkpoint(bucket: Bucket, path: Path) -> str | None:
-    """Copy a checkpoint to this machine, and return its hash; None, without a file, if its hash is not listed."""
+    """Copy a checkpoint to this machine, and return the hash; None, without a file, if that is not listed."""
     name = f"checkpoints/{path.name}"
     kept = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         for _ in range(TRIES):  # it may be replaced meanwhile
-            found, entry = hashlib.sha256(), bucket.entry(name)
+            digest, entry = hashlib.sha256(), bucket.entry(name)
             with kept.open("wb") as file:
                 for start in range(0, entry.bytes if entry is not None else 0, PART):
                     content = bucket.read_range(name, start, PART)
-                    found.update(content)
+                    digest.update(content)
                     file.write(content)
-            if found.hexdigest() in _sums_in(bucket).get(path.name, []):
+            if digest.hexdigest() in _sums_in(bucket).get(path.name, []):
                 kept.replace(path)
-                return found.hexdigest()
+                return digest.hexdigest()
     finally:
         kept.unlink(missing_ok=True)
     return None
 
 
 def bring_file(bucket: Bucket, name: str, path: Path, entry: Entry) -> None:
-    """Copy a file, with its time: "latest" goes by the time of config.yaml."""
+    """Copy a file with the time of the bucket: "latest" goes by the time of config.yaml."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(bucket.read(name))
@@ -404,8 +404,8 @@ def bring_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
         return
     local, checkpoints = paths.local, [f"{ckpt}.ckpt"] if ckpt in ("best", "last") else CHECKPOINTS
     if named == "latest":
-        there = Bucket(f"{paths.logs.rstrip('/')}/train").list()
-        configs = {name: each for name, each in there.items() if name.endswith("/config.yaml")}
+        objects = Bucket(f"{paths.logs.rstrip('/')}/train").list()
+        configs = {name: each for name, each in objects.items() if name.endswith("/config.yaml")}
         if configs:
             newest = max(configs, key=lambda name: configs[name].time)
             bring_run(paths, local / "train" / newest.removesuffix("/config.yaml"), checkpoints)

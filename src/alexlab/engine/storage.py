@@ -30,7 +30,7 @@ AT_ONCE = 64  # requests of a bucket
 
 
 class Entry(NamedTuple):
-    """An object of a list: its size, a tag of its content, and when it was written, in seconds since 1970."""
+    """An object of a list: the size, a tag of its content, and when it was written, in seconds since 1970."""
 
     bytes: int
     tag: str
@@ -80,11 +80,11 @@ class Bucket:
         return f"{self.address}/{name}"
 
     def read(self, name: str) -> bytes:
-        """Return an object. Raises FileNotFoundError if there is none."""
+        """Return an object. Raises FileNotFoundError if it does not exist."""
 
         def first() -> tuple[int, bytes]:
-            found = self.store.get(name)
-            return found.meta["size"], bytes(found.bytes()) if found.meta["size"] <= PART else b""
+            answer = self.store.get(name)
+            return answer.meta["size"], bytes(answer.bytes()) if answer.meta["size"] <= PART else b""
 
         size, content = self._patiently(name, first)
         if size <= PART:
@@ -92,7 +92,7 @@ class Bucket:
         return b"".join(self.read_range(name, start, min(PART, size - start)) for start in range(0, size, PART))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """Return `length` bytes of an object from `start` on, or fewer at its end."""
+        """Return `length` bytes of an object from `start` on, or fewer at the end."""
         return bytes(self._patiently(name, lambda: self.store.get_range(name, start=start, length=length)))
 
     def read_ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
@@ -100,24 +100,24 @@ class Bucket:
 
         None is a part of an object that does not exist.
         """
-        found: dict[int, bytes | None] = {}
+        parts: dict[int, bytes | None] = {}
 
         async def answers(numbers: list[int]) -> list[Any]:
             return await asyncio.gather(*(self._range(*wanted[n]) for n in numbers), return_exceptions=True)
 
         def ask() -> None:
-            missing = [n for n in range(len(wanted)) if n not in found]
+            missing = [n for n in range(len(wanted)) if n not in parts]
             results = asyncio.run_coroutine_threadsafe(answers(missing), self._loop).result()
             for n, result in zip(missing, results, strict=True):
                 if isinstance(result, bytes | FileNotFoundError):
-                    found[n] = result if isinstance(result, bytes) else None
+                    parts[n] = result if isinstance(result, bytes) else None
             for result in results:
                 if isinstance(result, BaseException) and not isinstance(result, FileNotFoundError):
                     raise result
 
         if wanted:
             self._patiently(wanted[0][0], ask)
-        return [found[n] for n in range(len(wanted))]
+        return [parts[n] for n in range(len(wanted))]
 
     async def _range(self, name: str, start: int, length: int) -> bytes:
         async with self._places:
@@ -149,12 +149,12 @@ class Bucket:
         return self._patiently(name, put)
 
     def entry(self, name: str) -> "Entry | None":
-        """Return what a list has about an object, or None if there is none."""
+        """Return what a list has about an object, or None if it does not exist."""
         try:
-            found = self._patiently(name, lambda: self.store.head(name))
+            head = self._patiently(name, lambda: self.store.head(name))
         except FileNotFoundError:
             return None
-        return Entry(found["size"], found["e_tag"] or "", found["last_modified"].timestamp())
+        return Entry(head["size"], head["e_tag"] or "", head["last_modified"].timestamp())
 
     def copy(self, name: str, to: str) -> None:
         """Copy an object within the bucket."""
@@ -166,11 +166,11 @@ class Bucket:
     def list(self, folder: str = "") -> dict[str, "Entry"]:
         """Return the objects below a folder by their names."""
 
-        def found() -> dict[str, Entry]:
-            entries = [each for part in self.store.list(folder or None) for each in part]
-            return {e["path"]: Entry(e["size"], e["e_tag"] or "", e["last_modified"].timestamp()) for e in entries}
+        def entries() -> dict[str, Entry]:
+            listed = [each for part in self.store.list(folder or None) for each in part]
+            return {e["path"]: Entry(e["size"], e["e_tag"] or "", e["last_modified"].timestamp()) for e in listed}
 
-        return self._patiently(folder or ".", found)
+        return self._patiently(folder or ".", entries)
 
     def _patiently(self, name: str, ask: Callable[[], T]) -> T:
         """Call `ask` until it succeeds.
@@ -185,7 +185,7 @@ class Bucket:
             try:
                 return ask()
             except Exception as error:
-                if time.monotonic() - began > 3 * REQUEST:  # several of its requests were answered
+                if time.monotonic() - began > 3 * REQUEST:  # several requests were answered
                     first, pause = time.monotonic(), 0.1
                 self.wait(name, error, first, pause)
                 pause = min(2 * pause, 5.0)

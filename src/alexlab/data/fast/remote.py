@@ -95,7 +95,7 @@ def read(address: str, cache: Path, limit: int | None, patience: float | None) -
         patience: seconds to wait for a server that does not answer; None has a default.
 
     Raises:
-        UserError: nothing is prepared there, a file is damaged, or the server does not answer.
+        UserError: the address has no prepared set, a file is damaged, or the server does not answer.
     """
     # a mistake in the address is answered soon, and a server that breaks down during the training is waited for
     first = Bucket(address, None if patience is None else min(patience, START))
@@ -145,7 +145,7 @@ def one_process(folder: Path, name: str) -> Iterator[None]:
 
 
 def bring_arrays(bucket: Bucket, path: Path, entry: dict[str, Any] | None) -> None:
-    """Copy SPLIT.npz to this machine, if it is not there yet."""
+    """Copy SPLIT.npz to this machine, if it is not here yet."""
     if entry is None:
         raise UserError(
             f"{bucket.address} was prepared by an earlier version, without the checksums that reading from a bucket "
@@ -229,7 +229,7 @@ Part = tuple[str, int, int, int]  # shard, offset and size in bytes, CRC-32
 
 
 class ShardCache:
-    """Brings shards of a set to this machine, and reads single images of those that are not there yet.
+    """Brings shards of a set to this machine, and reads single images of those that are not here yet.
 
     Only one process of a machine brings shards: the one that holds a lock. It stays within `limit`: shards of other
     sets that were opened the longest time ago are removed for new ones. Those of this set are not, because in each
