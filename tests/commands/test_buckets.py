@@ -142,8 +142,15 @@ def test_only_prepared_sets_are_read_from_a_bucket(sets: tuple[Path, str], proxy
     done = command("train.py", *TINY, "data=folder", "data.root=s3://tests/photos")
     assert "`data.root=s3://tests/photos` is an address: of a bucket, only data=prepared reads images." in done.stderr
     done = command("train.py", *TINY, "data=prepared", f"data.root={sets[1]}", "data.disk_cach=x", "dry_run=true")
-    assert done.returncode == 2
-    assert "disk_cach" in done.stderr
+    assert "error: `data.disk_cach`: there is no such key. Did you mean `data.disk_cache`?" in done.stderr
+    unknown = "s3://no-such-bucket/x"
+    for words in (
+        ["data=prepared", f"data.root={unknown}"],
+        ["data=demo", f"paths.logs={unknown}", "data.batch_size=8"],
+    ):
+        done = command("train.py", *TINY, *words)
+        assert done.returncode == 2
+        assert "the server refuses: 404 Not Found: The specified bucket does not exist" in done.stderr
 
 
 def test_a_run_in_a_bucket_is_read_and_resumed_on_another_machine(photos: Path, tmp_path: Path, proxy: Faults) -> None:
@@ -159,7 +166,9 @@ def test_a_run_in_a_bucket_is_read_and_resumed_on_another_machine(photos: Path, 
     assert straight.returncode == 0, straight.stderr
     done = command(*words, *on("one"), "hydra.run.dir=${logs:}/train/runs/mine")
     assert done.returncode == 0, done.stderr
-    assert f"alexlab compare paths.logs={logs}" in done.stdout
+    assert f"alexlab compare paths.logs={logs} paths.scratch={tmp_path / 'one'}" in done.stdout
+    assert f"python eval.py run=mine paths.logs={logs} paths.scratch={tmp_path / 'one'}" in done.stdout
+    assert f"copied to {logs}/train/runs/mine" in done.stdout
     there = Bucket(f"{logs}/train/runs/mine").list()
     assert {"config.yaml", "summary.json", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= {*there}
     assert "owner.json" not in there

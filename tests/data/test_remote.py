@@ -320,3 +320,8 @@ class TestOfJpegs:
         ) as told:
             data_of(address, tmp_path / "cache").read()
         assert "wrong" not in str(told.value)
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")  # without it, the client asks Amazon's machines for a role
+        with pytest.raises(UserError, match=r"Not set: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY."):
+            data_of(address, tmp_path / "cache").read()

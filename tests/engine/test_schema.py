@@ -371,6 +371,7 @@ DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
         ("logger.wandb.tags", ["a", 1], "a text of 1 to 64 letters in entry 1"),
         ("logger.wandb.tags", ["a" * 65], "a text of 1 to 64 letters in entry 0"),
         ("paths.logs", "gs://b/x", "a folder, or s3://BUCKET/PATH"),
+        ("paths.logs", "s3:/b/x", "a folder, or s3://BUCKET/PATH"),
         ("paths.scratch", "s3://b/x", "a folder of this machine, no address"),
         ("ckpt_path", "https://x/y.ckpt", "a run or a local file, no web address"),
         ("from_wandb", "a/b", "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page"),

@@ -96,5 +96,5 @@ def test_what_the_backward_pass_keeps(results: ModuleType) -> None:
 
 def test_a_study_that_does_not_exist_is_answered(results: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["results.py", "rate"])
-    with pytest.raises(SystemExit, match=r"^rate: unknown. Choose from rates, .*, imagenet, and photos=FO"):
+    with pytest.raises(SystemExit, match=r"^rate: unknown. Choose from defaults, rates, .*, imagenet, and photos=FO"):
         results.main()

@@ -126,6 +126,7 @@ class RunSession:
             self.mirror.start()
             checkpoints: Any = self.experiment.trainer.strategy.checkpoint_io
             checkpoints.after = self.mirror.checkpoint_written
+            print(f"copied to {self.mirror.bucket.address}", flush=True)
         if (changed := provenance.save(path)) is not None:
             lines.append(f"warning: {changed}")
         for line in lines:

@@ -246,12 +246,11 @@ def show_end(config: Any, summary: dict[str, Any], views: Sequence[str | None], 
             continue
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells[: len(numbers)]))
     Console().print(table)
-    shown, words = run_dir.shown(path), [] if "best" in summary["checkpoints"] else ["ckpt=last"]
+    (shown, of_bucket), words = named(path, config.paths), [] if "best" in summary["checkpoints"] else ["ckpt=last"]
     words += allowing(config.model_dump(exclude_unset=True))
-    print("look at it: ", next(filter(None, views), command_line("compare", f"runs={shown}")))
-    print("evaluate it:", command_line("eval", f"run={shown}", *words))
-    place = config.paths.logs if is_address(config.paths.logs) else run_dir.shown(logs)
-    of_logs = [] if logs == ROOT / "logs" else [f"paths.logs={place}"]
+    print("look at it: ", next(filter(None, views), command_line("compare", f"runs={shown}", *of_bucket)))
+    print("evaluate it:", command_line("eval", f"run={shown}", *of_bucket, *words))
+    of_logs = of_bucket or ([] if logs == ROOT / "logs" else [f"paths.logs={run_dir.shown(logs)}"])
     print("compare:    ", command_line("compare", *of_logs), flush=True)
 
 
@@ -276,16 +275,25 @@ def allowing(config: Plain) -> list[str]:
     return [f"allow=[{','.join(packages)}]"] if packages else []
 
 
-def how_to_continue(path: Path) -> str:
+def named(path: Path, paths: Any) -> tuple[str, list[str]]:
+    """Return how a command names a run, and the overrides that it needs: those of a bucket work on each machine."""
+    if not is_address(paths.logs):
+        return run_dir.shown(path), []
+    own_scratch = [] if paths.scratch == f"{ROOT}/logs" else [f"paths.scratch={paths.scratch}"]
+    return run_dir.name_of(path), [f"paths.logs={paths.logs}", *own_scratch]
+
+
+def how_to_continue(path: Path, paths: Any) -> str:
     if not (path / "checkpoints/last.ckpt").is_file():
         return "No checkpoint was written yet: start the run again (checkpoint.every_n_steps writes one sooner)."
-    words = [f"resume={run_dir.shown(path)}", *allowing(configs.read(path / "config.yaml"))]
+    name, words = named(path, paths)
+    words = [f"resume={name}", *words, *allowing(configs.read(path / "config.yaml"))]
     return f"Resume the run with: {command_line('train', *words)}"
 
 
 def of_signal(config: Any, number: int) -> str:
     """Return what to print after a signal has stopped a run."""
-    return f"Stopped by {signal.Signals(number).name}. {how_to_continue(Path(config.run_dir))}"
+    return f"Stopped by {signal.Signals(number).name}. {how_to_continue(Path(config.run_dir), config.paths)}"
 
 
 def is_requeued(config: Any, number: int | None, is_lost: bool = False) -> bool:

@@ -150,7 +150,7 @@ def train_on_workers(start: Start, devices: Devices) -> float | None:
     if outcome.code == 2:
         raise UserError(outcome.why)
     if outcome.code:
-        raise RunFailedError(f"{outcome.why}\n{summaries.how_to_continue(path)}", outcome.code)
+        raise RunFailedError(f"{outcome.why}\n{summaries.how_to_continue(path, config.paths)}", outcome.code)
     return run_dir.read_summary(path)["best"].get(config.monitor)
 
 

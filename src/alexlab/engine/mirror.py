@@ -82,7 +82,7 @@ class Mirror:
             UserError: another machine trains the run; or a new one exists already; or a resumed one was continued on
                 another machine after it was brought here.
         """
-        if is_new and self.bucket.entry("config.yaml") is not None:
+        if "config.yaml" in self.bucket.list() and is_new:  # a list finds a bucket that does not exist
             raise UserError(
                 f"{self.bucket.address} holds a run already: choose another hydra.run.dir, or continue that run with "
                 "resume=auto."

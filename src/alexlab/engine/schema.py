@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from alexlab.engine.config import ROOT, is_address, local_logs
+from alexlab.engine.config import ROOT, local_logs
 from alexlab.engine.metrics import lower_is_better
 
 Plain = dict[str, Any]
@@ -116,7 +116,11 @@ SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], 
 LocalPath = Annotated[str, Rule("a run or a local file, no web address", lambda text: text != "" and "://" not in text)]
 LocalFolder = Annotated[str, Rule("a folder of this machine, no address", lambda text: text and "://" not in text)]
 Logs = Annotated[
-    str, Rule("a folder, or s3://BUCKET/PATH", lambda text: text and (not is_address(text) or text.startswith("s3://")))
+    str,
+    Rule(
+        "a folder, or s3://BUCKET/PATH",
+        lambda text: text and (text.startswith("s3://") or not re.match(r"\w+:/", text)),
+    ),
 ]
 WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
 Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]

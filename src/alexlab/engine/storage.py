@@ -6,6 +6,7 @@ AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, and AWS_ENDPOINT_URL if th
 
 import asyncio
 import os
+import re
 import sys
 import threading
 import time
@@ -77,7 +78,7 @@ class Bucket:
 
     def path(self, name: str) -> str:
         """Return the address of an object, for people."""
-        return f"{self.address}/{name}"
+        return f"{self.address}/{name}" if name else self.address
 
     def read(self, name: str) -> bytes:
         """Return an object. Raises FileNotFoundError if it does not exist."""
@@ -170,7 +171,7 @@ class Bucket:
             listed = [each for part in self.store.list(folder or None) for each in part]
             return {e["path"]: Entry(e["size"], e["e_tag"] or "", e["last_modified"].timestamp()) for e in listed}
 
-        return self._patiently(folder or ".", entries)
+        return self._patiently(folder, entries)
 
     def _patiently(self, name: str, ask: Callable[[], T]) -> T:
         """Call `ask` until it succeeds.
@@ -199,7 +200,10 @@ class Bucket:
         if not isinstance(error, (BaseError, OSError, TimeoutError)):
             raise error
         if not may_pass(error):
-            raise UserError(f"{self.path(name)}: the server refuses: {reason(error)}. {ENVIRONMENT}") from None
+            is_known = re.match("40[13]", reason(error)) is None
+            raise UserError(
+                f"{self.path(name)}: the server refuses: {reason(error)}.{'' if is_known else f' {environment()}'}"
+            ) from None
         now = time.monotonic()
         if now - first >= self.patience:
             raise UserError(
@@ -217,7 +221,12 @@ class Bucket:
         time.sleep(min(pause, first + self.patience - now))
 
 
-ENVIRONMENT = "AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name server and credentials."
+def environment() -> str:
+    """Return where server and credentials come from, and what is not set."""
+    names = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    unset = [name for name in names if not os.environ.get(name)]
+    text = "AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name server and credentials."
+    return f"{text} Not set: {', '.join(unset)}." if unset else text
 
 
 def may_pass(error: Exception) -> bool:

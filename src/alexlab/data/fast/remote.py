@@ -5,9 +5,11 @@ shards to a cache on disk, those first from which most images were needed. So th
 the first epoch images are read as from a local folder. Images are the same in each case, and so is their order.
 """
 
+import difflib
 import fcntl
 import functools
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -56,6 +58,11 @@ class PreparedImages(ImageFolders):
     def __init__(
         self, root: str, *args: Any, disk_cache: str = "data/cache", disk_cache_gb: float | None = None, **kwargs: Any
     ) -> None:
+        known = [*inspect.signature(ImageFolders).parameters, "disk_cache", "disk_cache_gb"]
+        for key in [key for key in kwargs if key not in known]:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f" Did you mean `data.{near[0]}`?" if near else ""
+            raise UserError(f"`data.{key}`: there is no such key.{hint}")
         super().__init__(root, *args, **kwargs)
         if disk_cache_gb is not None and not (type(disk_cache_gb) in (int, float) and disk_cache_gb > 0):
             raise UserError(f"`data.disk_cache_gb={disk_cache_gb}` must be a number above 0, or null.")
@@ -102,6 +109,7 @@ def read(address: str, cache: Path, limit: int | None, patience: float | None) -
     try:
         text = first.read(prepared.ABOUT)
     except FileNotFoundError:
+        first.list()  # finds a bucket that does not exist
         raise UserError(
             f"`data.root={address}` contains no {prepared.ABOUT}: write it with alexlab prepare out={address}."
         ) from None
