@@ -34,6 +34,9 @@ class Repeated:
         self.index, self.count = index, len(index.targets)
         self.targets = np.tile(index.targets, TIMES)
 
+    def ahead(self, numbers: Any) -> None:
+        self.index.ahead(numbers % self.count)
+
     def path(self, i: int) -> str:
         return self.index.path(i % self.count)
 

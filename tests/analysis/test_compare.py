@@ -9,7 +9,6 @@ import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ from alexlab.analysis.runs import Run
 from alexlab.commands.cli import COMMANDS, to_overrides
 from alexlab.commands.compare import show
 from alexlab.engine.errors import UserError
-from alexlab.engine.schema import CompareConfig
+from alexlab.engine.schema import CompareConfig, PathsConfig
 
 Compare = Callable[..., tuple[str, str]]
 
@@ -58,7 +57,7 @@ def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it, and it makes the table narrow
 
     def printed(**settings: Any) -> tuple[str, str]:
-        paths = SimpleNamespace(logs=str(tmp_path))
+        paths = PathsConfig(data="data", logs=str(tmp_path))
         show(CompareConfig.model_construct(**{"runs": str(tmp_path), "paths": paths, **settings}))
         return capsys.readouterr()
 

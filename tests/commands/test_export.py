@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import alexlab
 from alexlab.commands import export as exporting
 from alexlab.commands.export import FromPixels, capture, export, write_onnx
 from alexlab.engine.errors import RunFailedError, UserError
-from alexlab.engine.schema import TrainConfig
+from alexlab.engine.schema import PathsConfig, TrainConfig
 from alexlab.engine.targets import build
 
 FORMATS = {"onnx": "model.onnx", "torch_export": "model.pt2"}
@@ -57,7 +58,8 @@ def config_of(run_dir: Path, **more: object) -> Any:
     """As `export.py` composes it."""
     config: Any = OmegaConf.load(ROOT / "conf/export.yaml")
     paths = {"logs": str(run_dir.parent), "data": str(ROOT / "data")}
-    return OmegaConf.merge(config, {"run": str(run_dir), "allow": [], "paths": paths, **more})
+    given = OmegaConf.to_container(OmegaConf.merge(config, {"run": str(run_dir), "allow": [], **more}))
+    return SimpleNamespace(**given | {"paths": PathsConfig(**paths)})
 
 
 def untrained(model: str, composed: Any, folder: Path) -> Path:

@@ -215,7 +215,7 @@ def print_complete(out: str, about: dict[str, Any]) -> None:
 
 
 def write_split(
-    out: Path, split: str, index: Index, recipe: Recipe, shard_bytes: int, threads: int, bucket: Bucket | None
+    out: Path, split: str, index: Index, recipe: Recipe, shard_bytes: int, threads: int, bucket: Bucket | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the shards that do not exist yet, and send each to `bucket`, if one is given.
 
