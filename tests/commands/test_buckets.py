@@ -15,6 +15,7 @@ from resuming import difference
 from s3_server import SECRET, Faults, faulty_proxy, variables
 from test_faults import kill_when, rows
 
+from alexlab.data.fast import remote
 from alexlab.engine.storage import Bucket
 
 TIMES = int(os.environ.get("ALEXLAB_FAULTS", "1"))
@@ -250,7 +251,9 @@ def test_kills_and_faults_of_the_server_change_no_result(
         if draw.random() < 0.3:
             shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         proxy.rate = 20_000
-        proxy.set(FAULTS[(number + part) % len(FAULTS)], "shard", draw.randrange(1, 6))
+        kind = FAULTS[(number + part) % len(FAULTS)]
+        most = remote.TRIES if kind == "wrong" else 6  # bytes that stay wrong are a broken image
+        proxy.set(kind, "shard", draw.randrange(1, most))
         enough, moment, began = rows(killed) + 1, draw.uniform(0, 0.3), list[float]()
 
         def due(enough: int = enough, moment: float = moment, began: list[float] = began) -> bool:
