@@ -87,7 +87,7 @@ def test_a_run_is_whole_on_another_machine(paths: PathsConfig, tmp_path: Path) -
         "config.yaml", "metrics.csv", "summary.json", "figures/a.png", "checkpoints/SHA256SUMS",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
     } | ({"checkpoints/previous.ckpt"} & {*there})  # fmt: skip
-    assert sorted(path.name for path in (run_dir / "checkpoints").glob(".*")) == [".sent"]
+    assert [path.name for path in (run_dir / "checkpoints").glob(".*")] == [".sent"]
 
     other = machine(paths.logs, tmp_path / "two")
     bring_run(other, other.local / "train/runs/a")
@@ -150,7 +150,7 @@ def test_each_moment_of_a_copy_can_be_resumed(
     found = []
     for after in range(1, 8):
         again = Mirror(paths, run_dir, 20)
-        again._there = again._sums()
+        again._there = mirror.sums_in(again.bucket)
         requests: list[str] = []
 
         def dies(kind: str, call: Callable[..., None], requests: list[str], after: int) -> Callable[..., None]:
@@ -351,6 +351,38 @@ def test_kills_in_copies_one_after_the_other_leave_a_whole_checkpoint(
         path, _ = newest_checkpoint(other.local / "train/runs/a/checkpoints")
         assert path is not None
         assert number_in(path) == 0
+
+
+def test_a_run_whose_first_checkpoint_never_arrived_starts_on_another_machine(
+    paths: PathsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket lists the hash of a file that it does not have. The first machine, once it is back, sends the file."""
+    dying, writer, run_dir = started(paths)
+    put = dying.bucket.write
+
+    def dies(name: str, content: object) -> None:
+        if name == "checkpoints/last.ckpt":
+            raise ConnectionError
+        put(name, content)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dying.bucket, "write", dies)
+    write(writer, run_dir, 1)
+    with pytest.raises(UserError, match="ConnectionError"):
+        dying.finish()
+    objects = Bucket(f"{paths.logs}/train/runs/a").list()
+    assert "checkpoints/SHA256SUMS" in objects
+    assert "checkpoints/last.ckpt" not in objects
+    other = machine(paths.logs, tmp_path / "two")
+    there = other.local / "train/runs/a"
+    bring_run(other, there)
+    one = Mirror(other, there, 20)
+    one.hold(None, False, False)
+    one.finish()
+
+    again, _, _ = started(paths, is_new=False)
+    again.finish()
+    held = Bucket(f"{paths.logs}/train/runs/a").read("checkpoints/last.ckpt")
+    assert hashlib.sha256(held).hexdigest() == read_sums(run_dir / "checkpoints")["last.ckpt"][-1]
 
 
 def test_what_a_killed_process_did_not_copy_is_copied_by_the_next_one(paths: PathsConfig) -> None:

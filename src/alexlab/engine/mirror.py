@@ -32,6 +32,7 @@ CLOCK = ".time-"  # objects that are written to learn the time of the server
 EVERY = 60.0  # seconds between two signs of life of that process
 SILENT = 180.0  # seconds without one, after which it counts as killed
 SENT = ".sent"  # the hashes of each last.ckpt of this run that this machine has sent or received
+SEEN = ".seen"  # the hashes that the bucket listed for last.ckpt when the run was brought to this machine
 TRIES = 3
 CHECKPOINTS = (LAST, PREVIOUS, "best.ckpt")
 SKIPPED = {"wandb", "mlruns"}  # folders of loggers, which have servers of their own
@@ -115,9 +116,10 @@ class Mirror:
             if self._tag is not None:  # otherwise another process was faster
                 break
         self.owner |= {"job": job}
-        self._there = self._sums()
+        self._there = sums_in(self.bucket)
         listed = self._there.get(LAST, [])
-        if not is_new and listed and not {*listed} & {*sent_by(self.run_dir)}:
+        is_known = listed == hashes_in(self.run_dir, SEEN) or {*listed} & {*hashes_in(self.run_dir, SENT)}
+        if not is_new and listed and not is_known:
             self._release()
             raise UserError(
                 f"{self.bucket.address} was continued on another machine while this one waited: give the same command "
@@ -147,12 +149,6 @@ class Mirror:
             self._threads[1].join()
         self.bucket.delete(OWNER)
 
-    def _sums(self) -> dict[str, list[str]]:
-        try:
-            return sums_of(self.bucket.read(f"checkpoints/{SUMS}").decode())
-        except FileNotFoundError:
-            return {}
-
     # -- copying
 
     def start(self) -> None:
@@ -162,7 +158,11 @@ class Mirror:
             left.unlink()
         for name in ("best.ckpt", LAST):
             hashes = read_sums(folder).get(name)
-            if hashes and (folder / name).is_file() and hashes[-1:] != self._there.get(name, [])[-1:]:
+            if not hashes or not (folder / name).is_file():
+                continue
+            # a process that was killed while it sent a file has listed the hash, perhaps beside the one before
+            has_arrived = self._there.get(name) == hashes[-1:] and self.bucket.entry(f"checkpoints/{name}") is not None
+            if not has_arrived:
                 self._keep(folder / name)
         for thread in self._threads:
             thread.start()
@@ -284,9 +284,9 @@ def note_sent(run_dir: Path, digest: str) -> None:
         file.write(f"{digest}\n")
 
 
-def sent_by(run_dir: Path) -> list[str]:
-    """Return the hashes of the last.ckpt of a run that this machine has sent or received."""
-    path = run_dir / "checkpoints" / SENT
+def hashes_in(run_dir: Path, name: str) -> list[str]:
+    """Return the hashes in `SENT` or `SEEN`."""
+    path = run_dir / "checkpoints" / name
     return path.read_text().split() if path.is_file() else []
 
 
@@ -308,9 +308,11 @@ def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CH
     objects = bucket.list()
     if "config.yaml" not in objects:
         return
-    newest = (_sums_in(bucket).get(LAST) or [""])[-1]
-    own = newest in sent_by(run_dir) or (not newest and (run_dir / "config.yaml").is_file())
+    listed = sums_in(bucket).get(LAST, [])
+    newest = listed[-1] if listed else ""
+    own = newest in hashes_in(run_dir, SENT) or (not newest and (run_dir / "config.yaml").is_file())
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / SEEN).write_text("\n".join(listed))
     has_said = False
     wanted = [name for name in checkpoints if f"checkpoints/{name}" in objects]
     if own:
@@ -325,7 +327,7 @@ def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CH
     damaged = []
     for name in wanted:
         sums = read_sums(folder)
-        if (folder / name).is_file() and sums.get(name) == _sums_in(bucket).get(name):
+        if (folder / name).is_file() and sums.get(name) == sums_in(bucket).get(name):
             continue
         digest = bring_checkpoint(bucket, folder / name)
         if digest is None:
@@ -341,7 +343,8 @@ def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CH
         say(f"warning: {name} is damaged, and was not brought.")
 
 
-def _sums_in(bucket: Bucket) -> dict[str, list[str]]:
+def sums_in(bucket: Bucket) -> dict[str, list[str]]:
+    """Return the hashes in the SHA256SUMS of a run in a bucket."""
     try:
         return sums_of(bucket.read(f"checkpoints/{SUMS}").decode())
     except FileNotFoundError:
@@ -360,7 +363,7 @@ def bring_checkpoint(bucket: Bucket, path: Path) -> str | None:
                     content = bucket.read_range(name, start, PART)
                     digest.update(content)
                     file.write(content)
-            if digest.hexdigest() in _sums_in(bucket).get(path.name, []):
+            if digest.hexdigest() in sums_in(bucket).get(path.name, []):
                 kept.replace(path)
                 return digest.hexdigest()
     finally:
@@ -428,7 +431,9 @@ def bring_tables(paths: PathsConfig, has_figures: bool) -> None:
         if not (is_table or (has_figures and name.endswith(".png"))) or is_same(local / name, entry):
             continue
         run_dir = (local / name).parent
-        is_own = (local / name).is_file() and (local / name).stat().st_mtime > entry.time and bool(sent_by(run_dir))
+        is_own = (
+            (local / name).is_file() and (local / name).stat().st_mtime > entry.time and bool(hashes_in(run_dir, SENT))
+        )
         if not is_own and not training.setdefault(run_dir, is_training(run_dir)):
             bring_file(bucket, name, local / name, entry)
 
