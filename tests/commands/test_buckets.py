@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, command, photo
 from resuming import difference
-from s3_server import SECRET, Faults, faulty_proxy, variables
+from s3_server import SECRET, Faults, variables
 from test_faults import kill_when, rows
 
 from alexlab.data.fast import remote
@@ -30,14 +30,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         photo(root / "train" / "abc"[i % 3] / f"{i}.jpg", (70, 80), seed=i)
         photo(root / "val" / "abc"[i % 3] / f"{i}.jpg", (70, 80), seed=100 + i)
     return root
-
-
-@pytest.fixture
-def proxy(s3: int, monkeypatch: pytest.MonkeyPatch) -> "Faults":
-    with faulty_proxy(s3) as (port, faults):
-        for key, value in variables(port).items():
-            monkeypatch.setenv(key, value)
-        yield faults  # type: ignore[misc]
 
 
 def new_address() -> str:

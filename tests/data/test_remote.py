@@ -3,16 +3,14 @@
 import os
 import subprocess
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import command, photo
-from s3_server import Faults, faulty_proxy, variables
+from conftest import command, photo, wait_for
+from s3_server import Faults
 from torch import Tensor
 
 from alexlab.data.datamodule import ImageFolders
@@ -50,15 +48,6 @@ def local(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest
 
 
 @pytest.fixture
-def proxy(s3: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """A way to the server that can fail."""
-    with faulty_proxy(s3) as (port, faults):
-        for key, value in variables(port).items():
-            monkeypatch.setenv(key, value)
-        yield faults
-
-
-@pytest.fixture
 def address(local: Path, proxy: Faults) -> str:
     return sent(local)
 
@@ -89,13 +78,6 @@ def assert_same(some: list[tuple[Tensor, Tensor]], others: list[tuple[Tensor, Te
     assert len(some) == len(others)
     for one, other in zip(some, others, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def shards(folder: Path) -> set[str]:

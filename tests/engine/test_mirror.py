@@ -7,12 +7,13 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from s3_server import Faults, faulty_proxy, variables
+from conftest import wait_for
+from s3_server import Faults
 
 from alexlab.engine import mirror
 from alexlab.engine.checkpoint_io import AtomicCheckpointIO, read_sums
@@ -21,14 +22,6 @@ from alexlab.engine.mirror import Mirror, bring_named, bring_run, bring_tables
 from alexlab.engine.resume import newest_checkpoint
 from alexlab.engine.schema import PathsConfig
 from alexlab.engine.storage import Bucket
-
-
-@pytest.fixture
-def proxy(s3: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    with faulty_proxy(s3) as (port, faults):
-        for key, value in variables(port).items():
-            monkeypatch.setenv(key, value)
-        yield faults
 
 
 @pytest.fixture
@@ -61,13 +54,6 @@ def write(writer: AtomicCheckpointIO, run_dir: Path, number: int, name: str = "l
 
 def number_in(path: Path) -> int:
     return int(torch.load(path, weights_only=True)["number"][0])
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_run_is_whole_on_another_machine(paths: PathsConfig, tmp_path: Path) -> None:

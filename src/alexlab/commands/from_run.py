@@ -208,6 +208,7 @@ def _with_overrides(run: Repeated, today: Plain, asked: str) -> Repeated:
     kept = [text for text in previous if key_of(text) not in again and key_of(text).split(".")[0] not in NEW]
     name = run.name if today["from_run"] is None else str(Path(run.name).resolve())
     config |= {key: today[key] for key in NEW if key in today}
+    configs.use_own_disk_cache(config, by_key([*previous, *today["overrides"]]))
     config |= {"overrides": [*kept, *today["overrides"]], "from_run": None, "from_wandb": None, "repeats": name}
     return replace(run, config={key: config[key] for key in {**today, **config} if key in config}, notes=notes)
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,12 @@ def local_logs(logs: str, scratch: str) -> str:
 def logs_of(config: Plain) -> Path:
     """Return the folder of this machine that has the runs."""
     return Path(local_logs(config["paths"]["logs"], config["paths"].get("scratch", f"{ROOT}/logs")))
+
+
+def use_own_disk_cache(config: Plain, overridden: Container[str]) -> None:
+    """Let a config that may be of another machine use the disk cache of this one, unless that key is overridden."""
+    if "disk_cache" in config["data"] and "data.disk_cache" not in overridden:
+        config["data"]["disk_cache"] = f"{config['paths']['data']}/cache"
 
 
 def absolute(path: str, folder: str = "") -> str:

@@ -87,8 +87,7 @@ def resume_config(today: Plain) -> Resumed:
     for key in ("data", "scratch"):
         if f"paths.{key}" not in by_key(before["overrides"]) and key in today["paths"]:
             config["paths"] = config["paths"] | {key: today["paths"][key]}
-    if "disk_cache" in config["data"] and "data.disk_cache" not in by_key([*before["overrides"], *overrides]):
-        config["data"] = config["data"] | {"disk_cache": f"{config['paths']['data']}/cache"}
+    configs.use_own_disk_cache(config, by_key([*before["overrides"], *overrides]))
     config |= {"resume": today["resume"], "run_dir": str(run_dir), "dry_run": today["dry_run"]}
     new = by_key(text for text in overrides if not text.startswith("resume."))
     # in one order, so that a rank that reads the config.yaml that rank 0 has just written gets the same config
