@@ -161,7 +161,7 @@ def test_a_lock_of_the_same_inode_on_another_file_system_is_ignored(
     run = make_run(tmp_path / "a", 0.1, 0.5)
     lock = run / ".lock.rank"
     lock.touch()
-    monkeypatch.setattr(reading, "_locked_inodes", lambda: {lock.stat().st_ino})
+    monkeypatch.setattr(reading, "locked_inodes", lambda: {lock.stat().st_ino})
     assert read([run])[0][0].status == "finished"
     with lock.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -112,7 +112,7 @@ def train_words(root: Path | str, folder: Path, *more: str) -> list[str]:
 
 
 def test_two_ranks_train_from_a_bucket_as_from_files(sets: tuple[Path, str], tmp_path: Path, proxy: Faults) -> None:
-    """One rank brings each file to this machine, and no file has the credentials."""
+    """One rank downloads each file, and no file has the credentials."""
     more = ["trainer=ddp_cpu", "trainer.max_epochs=2"]
     done = command(*train_words(sets[0], tmp_path / "local", *more))
     assert done.returncode == 0, done.stderr
@@ -175,7 +175,7 @@ def test_a_run_in_a_bucket_is_read_and_resumed_on_another_machine(photos: Path, 
     assert predicted.returncode == 0, predicted.stderr
     longer = command("train.py", "resume=mine", "trainer.max_epochs=4", *on("five"))
     assert longer.returncode == 0, longer.stderr
-    assert f"bringing {logs}/train/runs/mine to {tmp_path / 'five'}/s3/" in longer.stderr
+    assert f"downloading {logs}/train/runs/mine to {tmp_path / 'five'}/s3/" in longer.stderr
     assert difference(tmp_path / "straight", tmp_path / f"five/s3/{logs[5:]}/train/runs/mine") is None
     again = command(*words, *on("six"), "hydra.run.dir=${logs:}/train/runs/mine")
     assert f"error: {logs}/train/runs/mine holds a run already" in again.stderr
@@ -224,7 +224,7 @@ def test_kills_and_faults_change_no_run_in_a_bucket(part: int, photos: Path, tmp
 
 
 def checkpoints_in(run_dir: Path) -> int:
-    """Count the last.ckpt that were copied, or brought."""
+    """Count the last.ckpt that were copied, or downloaded."""
     path = run_dir / "checkpoints/.sent"
     return len(path.read_text().split()) if path.is_file() else 0
 

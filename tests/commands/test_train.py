@@ -10,7 +10,7 @@ import pytest
 from conftest import config_of, summary_of
 from resuming import OVERRIDES, Harness, Killed, at_batch
 
-from alexlab.commands import session, train
+from alexlab.commands import train
 from alexlab.engine import files, launcher, run_dir
 from alexlab.engine.errors import UserError
 from alexlab.loggers.wandb_logger import WandbLogger
@@ -18,7 +18,7 @@ from alexlab.loggers.wandb_logger import WandbLogger
 
 def content_of(folder: Path) -> dict[str, str]:
     """Hash the files of a run, except the log and the lock."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("train.log", session.LOCK)]
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("train.log", files.RANK_LOCK)]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -39,7 +39,7 @@ def test_a_mistake_leaves_no_directory_and_a_resumed_run_as_it_was(
     assert not (harness.folder / "new").exists()
     assert content_of(stopped) == before
     with (
-        files.lock(stopped, session.LOCK),
+        files.lock(stopped, files.RANK_LOCK),
         pytest.raises(UserError, match="is still training in another process: wait for it, or stop it first"),
     ):
         harness.train("stopped", "resume.run=auto", "logger=wandb", "logger.wandb.mode=disabled")

@@ -142,11 +142,12 @@ class TestOfJpegs:
         data = data_of(address, tmp_path / "cache", timeout=5.0).read()
         proxy.set("503")
         with pytest.raises(
-            UserError, match=r"s3://tests/\w+/train-0.*\.shard: no answer for 5 seconds: 503 Service Un"
+            UserError, match=r"s3://tests/\w+/train-0.*\.shard: no success for 5 seconds: 503 Service Un"
         ):
             batches(data)
-        assert "no answer for 3 seconds (503 Service Unavailable: We encountered an error): waiting up to 5 sec" in (
-            capfd.readouterr().err
+        assert (
+            "no success for 3 seconds (503 Service Unavailable: We encountered an error): trying again for up to 5"
+            in (capfd.readouterr().err)
         )
 
     def test_training_waits_for_a_server_that_comes_back(
@@ -248,7 +249,7 @@ class TestOfJpegs:
         batches(data)
         assert shards(cache) == shards(local)
 
-    def test_one_process_of_a_machine_brings_shards(self, address: str, tmp_path: Path, proxy: Faults) -> None:
+    def test_one_process_of_a_machine_downloads_shards(self, address: str, tmp_path: Path, proxy: Faults) -> None:
         datas = [data_of(address, tmp_path / "cache").read() for _ in range(2)]
         threads = [threading.Thread(target=batches, args=(data,)) for data in datas]
         for thread in threads:

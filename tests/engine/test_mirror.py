@@ -18,7 +18,8 @@ from s3_server import Faults
 from alexlab.engine import mirror
 from alexlab.engine.checkpoint_io import AtomicCheckpointIO, read_sums
 from alexlab.engine.errors import UserError
-from alexlab.engine.mirror import Mirror, bring_named, bring_run, bring_tables
+from alexlab.engine.files import RANK_LOCK, lock
+from alexlab.engine.mirror import Mirror, download_named, download_run, download_tables
 from alexlab.engine.resume import newest_checkpoint
 from alexlab.engine.schema import PathsConfig
 from alexlab.engine.storage import Bucket
@@ -76,7 +77,7 @@ def test_a_run_is_whole_on_another_machine(paths: PathsConfig, tmp_path: Path) -
     assert [path.name for path in (run_dir / "checkpoints").glob(".*")] == [".sent"]
 
     other = machine(paths.logs, tmp_path / "two")
-    bring_run(other, other.local / "train/runs/a")
+    download_run(other, other.local / "train/runs/a")
     found, notes = newest_checkpoint(other.local / "train/runs/a/checkpoints")
     assert found is not None
     assert (found.name, number_in(found), notes) == ("last.ckpt", 2, [])
@@ -106,17 +107,17 @@ def test_what_is_newer_is_kept(paths: PathsConfig, tmp_path: Path) -> None:
     write(writer, run_dir, 1)
     copying.finish()
     AtomicCheckpointIO().save_checkpoint({"number": torch.ones(3) * 2}, run_dir / "checkpoints/last.ckpt")
-    bring_run(paths, run_dir)
+    download_run(paths, run_dir)
     assert number_in(run_dir / "checkpoints/last.ckpt") == 2
 
     other = machine(paths.logs, tmp_path / "two")
-    bring_run(other, other.local / "train/runs/a")
+    download_run(other, other.local / "train/runs/a")
     copying, writer, there = started(other, is_new=False)
     for number in range(3, 9):
         write(writer, there, number)
         wait_for(lambda: not copying._pending)
     copying.finish()
-    bring_run(paths, run_dir)
+    download_run(paths, run_dir)
     assert number_in(run_dir / "checkpoints/last.ckpt") == 8
     assert (run_dir / "metrics.csv").read_text() == "1\n3\n4\n5\n6\n7\n8\n"
 
@@ -136,7 +137,7 @@ def test_each_moment_of_a_copy_can_be_resumed(
     found = []
     for after in range(1, 8):
         again = Mirror(paths, run_dir, 20)
-        again._there = mirror.sums_in(again.bucket)
+        again._listed = mirror.sums_in(again.bucket)
         requests: list[str] = []
 
         def dies(kind: str, call: Callable[..., None], requests: list[str], after: int) -> Callable[..., None]:
@@ -156,7 +157,7 @@ def test_each_moment_of_a_copy_can_be_resumed(
         with contextlib.suppress(Died):
             again._copy()
         other = machine(paths.logs, tmp_path / f"after{after}")
-        bring_run(other, other.local / "train/runs/a")
+        download_run(other, other.local / "train/runs/a")
         path, _ = newest_checkpoint(other.local / "train/runs/a/checkpoints")
         assert path is not None
         number = number_in(path)
@@ -187,7 +188,7 @@ def test_a_server_that_is_gone_ends_the_run_and_names_what_is_whole(
     proxy.set("500")
     write(writer, run_dir, 1)
     with pytest.raises(
-        UserError, match=r"was not copied .* no answer for 1 seconds: 500 .* On this machine it is whole: .*/trai"
+        UserError, match=r"was not copied .* no success for 1 seconds: 500 .* On this machine it is whole: .*/trai"
     ):
         copying.finish()
     with pytest.raises(UserError, match="On this machine it is whole"):
@@ -199,21 +200,21 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(
 ) -> None:
     copying, writer, run_dir = started(paths)
     write(writer, run_dir, 1)
-    wait_for(lambda: copying._there.get("last.ckpt"))
+    wait_for(lambda: copying._listed.get("last.ckpt"))
     write(writer, run_dir, 2)
     copying.finish()
     bucket = Bucket(f"{paths.logs}/train/runs/a")
     bucket.write("checkpoints/last.ckpt", b"something else")
     other = machine(paths.logs, tmp_path / "two")
-    bring_run(other, other.local / "train/runs/a")
+    download_run(other, other.local / "train/runs/a")
     path, notes = newest_checkpoint(other.local / "train/runs/a/checkpoints")
     assert path is not None
     assert (path.name, number_in(path), notes) == ("previous.ckpt", 1, [])
-    assert "checkpoints/last.ckpt is damaged, and was not brought" in capfd.readouterr().err
+    assert "checkpoints/last.ckpt is damaged, and was not downloaded" in capfd.readouterr().err
     bucket.write("checkpoints/previous.ckpt", b"something else")
     last = machine(paths.logs, tmp_path / "three")
     with pytest.raises(UserError, match=r"last.ckpt, .*previous.ckpt: the SHA-256 is not the one in SHA256SUMS, so"):
-        bring_run(last, last.local / "train/runs/a")
+        download_run(last, last.local / "train/runs/a")
 
 
 def test_one_machine_trains_a_run(
@@ -290,7 +291,7 @@ def test_one_of_several_machines_takes_a_run_over(paths: PathsConfig, monkeypatc
     held[0]._release()
 
 
-def test_a_run_that_another_machine_continued_meanwhile_is_brought_again_first(
+def test_a_run_that_another_machine_continued_meanwhile_is_downloaded_again_first(
     paths: PathsConfig, tmp_path: Path
 ) -> None:
     copying, writer, run_dir = started(paths)
@@ -298,14 +299,14 @@ def test_a_run_that_another_machine_continued_meanwhile_is_brought_again_first(
     copying.finish()
     other = machine(paths.logs, tmp_path / "two")
     there = other.local / "train/runs/a"
-    bring_run(other, there)
+    download_run(other, there)
     copying, writer, run_dir = started(paths, is_new=False)
     write(writer, run_dir, 2)
     copying.finish()
     with pytest.raises(UserError, match="was continued on another machine while this one waited: give the same comm"):
         Mirror(other, there, 20).hold(None, False, False)
     assert mirror.OWNER not in copying.bucket.list()
-    bring_run(other, there)
+    download_run(other, there)
     Mirror(other, there, 20).hold(None, False, False)
 
 
@@ -333,7 +334,7 @@ def test_kills_in_copies_one_after_the_other_leave_a_whole_checkpoint(
         with pytest.raises(ConnectionError):
             dying._copy()
         other = machine(paths.logs, tmp_path / f"after{number}")
-        bring_run(other, other.local / "train/runs/a")
+        download_run(other, other.local / "train/runs/a")
         path, _ = newest_checkpoint(other.local / "train/runs/a/checkpoints")
         assert path is not None
         assert number_in(path) == 0
@@ -360,7 +361,7 @@ def test_a_run_whose_first_checkpoint_never_arrived_starts_on_another_machine(
     assert "checkpoints/last.ckpt" not in objects
     other = machine(paths.logs, tmp_path / "two")
     there = other.local / "train/runs/a"
-    bring_run(other, there)
+    download_run(other, there)
     one = Mirror(other, there, 20)
     one.hold(None, False, False)
     one.finish()
@@ -410,22 +411,22 @@ def test_a_file_that_cannot_be_copied_ends_the_run_with_the_reason(
         copying.finish()
 
 
-def test_names_and_tables_are_brought(paths: PathsConfig, tmp_path: Path, proxy: Faults) -> None:
+def test_names_and_tables_are_downloaded(paths: PathsConfig, tmp_path: Path, proxy: Faults) -> None:
     copying, writer, run_dir = started(paths)
     write(writer, run_dir, 1, "best.ckpt")
     copying.finish()
     for named in ("a", "latest"):
         other = machine(paths.logs, tmp_path / f"of-{named}")
-        bring_named(other, named, "best")
+        download_named(other, named, "best")
         assert number_in(other.local / "train/runs/a/checkpoints/best.ckpt") == 1
     other = machine(paths.logs, tmp_path / "tables")
-    bring_named(other, "unknown")
-    bring_tables(other, False)
+    download_named(other, "unknown")
+    download_tables(other, False)
     assert {path.name for path in other.local.rglob("*") if path.is_file()} == {
         "config.yaml", "metrics.csv",
     }  # fmt: skip
     proxy.seen.clear()
-    bring_tables(other, False)
+    download_tables(other, False)
     assert [path for method, path in proxy.seen if "list-type" not in path] == [], "nothing has changed"
 
 
@@ -438,7 +439,25 @@ def test_a_run_elsewhere_cannot_be_copied(paths: PathsConfig, tmp_path: Path) ->
 
 def test_folders_are_no_buckets(tmp_path: Path) -> None:
     here = PathsConfig(data="data", logs=str(tmp_path))
-    bring_run(here, tmp_path / "train/runs/a")
-    bring_named(here, "a")
-    bring_tables(here, True)
+    download_run(here, tmp_path / "train/runs/a")
+    download_named(here, "a")
+    download_tables(here, True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_this_machine_trains_is_not_touched(paths: PathsConfig, tmp_path: Path) -> None:
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    copying.finish()
+    other = machine(paths.logs, tmp_path / "two")
+    there = other.local / "train/runs/a"
+    there.mkdir(parents=True)
+    (there / "metrics.csv").write_text("mine\n")
+    with lock(there, RANK_LOCK):
+        download_run(other, there)
+        download_named(other, "latest")
+        download_tables(other, True)
+        assert sorted(path.name for path in there.iterdir()) == [RANK_LOCK, "metrics.csv"]
+        assert (there / "metrics.csv").read_text() == "mine\n"
+    download_run(other, there)
+    assert (there / "metrics.csv").read_text() == "1\n"

@@ -22,7 +22,7 @@ from alexlab.data.fingerprint import identities
 from alexlab.engine import config as configs
 from alexlab.engine import provenance
 from alexlab.engine.errors import UserError
-from alexlab.engine.files import read_csv
+from alexlab.engine.files import is_training, locked_inodes, read_csv
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.naming import run_name
 from alexlab.engine.overrides import key_of
@@ -244,7 +244,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs: list[Run] = []
     problems: list[str] = []
     blocks: dict[bytes, Any] = {}
-    locked = _locked_inodes()
+    locked = locked_inodes()
     for folder in folders:
         try:
             runs.append(_read_run(folder, locked, blocks))
@@ -272,7 +272,7 @@ def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
         parts = [summary.get(key) or {} for key in ("best", "last", "test")] if isinstance(summary, dict) else [None]
         if not all(isinstance(part, dict) and all(v is None or is_number(v) for v in part.values()) for part in parts):
             raise ValueError("summary.json is not the summary of a run.")
-    if _is_running(folder, locked):  # a summary.json is from before the resume
+    if is_training(folder, locked):  # a summary.json is from before the resume
         old = ("status", "best", "last", "test", "seconds", "images_per_second")
         status, summary = "running", {key: value for key, value in summary.items() if key not in old}
     else:
@@ -338,29 +338,3 @@ def _so_far(rows: list[Row], monitor: str, is_lower_better: Callable[[str], bool
     measured = [row for row in rows if abs(row.get(monitor, math.inf)) < 1e300]  # False for NaN
     best = max(measured, key=lambda row: sign * row[monitor], default={})
     return {key: best[key] for key in best if key in last and key.startswith("val/")}, last, speed
-
-
-def _locked_inodes() -> set[int]:
-    """Return the inodes that processes of this machine have locked; a run locks `.lock.rank` in the run directory.
-
-    Locks are listed first because trying each lock could make a run that starts just then fail.
-    """
-    try:
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:  # not Linux: no run is known to be running
-        return set()
-    return {int(match[1]) for line in lines if (match := re.search(r"FLOCK .*:(\d+) \d+ \S+$", line))}
-
-
-def _is_running(folder: Path, locked: set[int]) -> bool:
-    lock = folder / ".lock.rank"
-    if not lock.is_file() or lock.stat().st_ino not in locked:
-        return False
-    import fcntl  # Linux has it
-
-    with lock.open("rb") as file:  # another file system may have locked a file of the same inode
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

@@ -23,7 +23,7 @@ def show(config: Any) -> None:
     asked = [config.runs] if isinstance(config.runs, str | int | float) else config.runs
     names = [str(name).strip() for name in asked]
     logs = config.paths.local / "train"
-    mirror.bring_tables(config.paths, config.format == "html")
+    mirror.download_tables(config.paths, config.format == "html")
     folders, missing = reading.find(names, logs)
     runs, skipped = reading.read(folders)
     if not runs:

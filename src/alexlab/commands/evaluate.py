@@ -106,11 +106,11 @@ class Predictions(Callback):
 
 def evaluate(config: EvalConfig) -> float:
     """Test a run; print and write the metrics. Returns the top-1 accuracy, or what the run's `monitor` measures."""
-    mirror.bring_named(config.paths, config.run, config.ckpt)
+    mirror.download_named(config.paths, config.run, config.ckpt)
     run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
     logs = config.paths.local
     ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"  # a file is the run's own
-    mirror.bring_named(config.paths, config.against, config.ckpt)
+    mirror.download_named(config.paths, config.against, config.ckpt)
     second = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None
     predictions = Predictions()
     tested = score(config, run_dir, config.crops, config.split, [predictions])
@@ -261,8 +261,8 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
         data = plain["data"] = {key: value for key, value in data.items() if key in fields_of(DataConfig)}
         data |= {"_target_": None, "demo_seed": None, "idx": None}
         if configs.is_address(config.data.root):
-            cache = {"disk_cache": f"{config.paths.data}/cache", "disk_cache_gb": None}
-            data |= {"_target_": "alexlab.data.fast.remote.PreparedImages", "root": config.data.root, **cache}
+            images = "alexlab.data.fast.remote.PreparedImages"
+            data |= {"_target_": images, "root": config.data.root, "disk_cache": "set below"}
         else:
             data["root"] = str(Path(config.data.root).expanduser().resolve())
     if "disk_cache" in data:

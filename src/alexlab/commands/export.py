@@ -67,7 +67,7 @@ def export(config: ExportConfig) -> None:
     """
     logs, format, ckpt = config.paths.local, config.format, config.ckpt
     need_extra(format)
-    mirror.bring_named(config.paths, config.run, ckpt)
+    mirror.download_named(config.paths, config.run, ckpt)
     run_dir = rundir.find_run(config.run, logs, ckpt)
     out = Path(config.out).expanduser() if config.out else run_dir / NAMES[format]
     if out.suffix != Path(NAMES[format]).suffix:

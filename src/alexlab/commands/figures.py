@@ -15,7 +15,7 @@ def redraw(config: FiguresConfig) -> None:
     Raises:
         UserError: the run, the checkpoint or the images do not exist.
     """
-    mirror.bring_named(config.paths, config.run, config.ckpt)
+    mirror.download_named(config.paths, config.run, config.ckpt)
     run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
     refuse_link(run_dir / "figures")
     media = Media(run_dir / "figures", weights=run_dirs.ckpt_of(run_dir, config.ckpt).name, kind=config.format)

@@ -78,7 +78,7 @@ def predict(config: PredictConfig) -> None:
         RunFailedError: some images could not be read; those that could are written.
     """
     logs = config.paths.local
-    mirror.bring_named(config.paths, config.run, config.ckpt)
+    mirror.download_named(config.paths, config.run, config.ckpt)
     run_dir = run_dirs.find_run(config.run, logs, config.ckpt)
     paths = find_images(config.images)
     net, transform, classes = load(run_dir, config.ckpt, logs, allow=config.allow)

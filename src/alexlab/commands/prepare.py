@@ -180,33 +180,36 @@ def is_there(bucket: Bucket, job: dict[str, Any], is_new: bool) -> bool:
         return False
     about = json.loads(bucket.read(prepared.ABOUT))
     compare_jobs(bucket.address, about, job)
-    for shard in [shard for part in about["splits"].values() for shard in part["shards"]]:
+
+    def hash_of(shard: dict[str, Any]) -> str:
         digest = hashlib.sha256()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # it is lost
             for start in range(0, shard["bytes"], PART):
                 digest.update(bucket.read_range(shard["file"], start, PART))
-        if digest.hexdigest() != shard["sha256"]:
-            changed = f"{bucket.path(shard['file'])} has changed since it was written"
-            raise RunFailedError(f"{changed}: remove {bucket.address} and prepare it again.", 1)
-    print_complete(bucket.address, about)
+        return digest.hexdigest()
+
+    compare_shards(bucket.address, about, hash_of)
     return True
 
 
 def check_shards(out: Path) -> None:
     """Compare the shards of a prepared folder with their checksums; RunFailedError if one has changed."""
-    about = prepared.about(out)
     prepared.read(out)
+
+    def hash_of(shard: dict[str, Any]) -> str:
+        with (out / shard["file"]).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    compare_shards(rundir.shown(out), prepared.about(out), hash_of)
+
+
+def compare_shards(out: str, about: dict[str, Any], hash_of: Callable[[dict[str, Any]], str]) -> None:
+    """Print that a prepared set is complete; RunFailedError if a shard has another hash than in prepared.json."""
     for part in about["splits"].values():
         for shard in part["shards"]:
-            with (out / shard["file"]).open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
-            if not same:
-                changed = f"{out / shard['file']} has changed since it was written"
+            if hash_of(shard) != shard["sha256"]:
+                changed = f"{out}/{shard['file']} has changed since it was written"
                 raise RunFailedError(f"{changed}: remove {out} and prepare it again.", 1)
-    print_complete(rundir.shown(out), about)
-
-
-def print_complete(out: str, about: dict[str, Any]) -> None:
     images = ", ".join(f"{split} {part['images']:,}" for split, part in about["splits"].items())
     print(f"{out} is complete, and the checksums are right: {images} images.", flush=True)
 

@@ -16,7 +16,7 @@ from alexlab.commands.build import Experiment
 from alexlab.engine import launcher, naming, provenance, resume, run_dir
 from alexlab.engine.config import is_address, masker, save
 from alexlab.engine.errors import RankLostError, UserError, counted, lost_peer
-from alexlab.engine.files import lock, lock_against_machines
+from alexlab.engine.files import RANK_LOCK, lock, lock_against_machines
 from alexlab.engine.mirror import Mirror
 from alexlab.engine.ranks import Ranks
 from alexlab.engine.schema import TrainConfig
@@ -24,8 +24,6 @@ from alexlab.engine.signals import Preempted, SignalRecorder, of_stacks
 
 if TYPE_CHECKING:
     from alexlab.loggers.wandb_logger import Status
-
-LOCK = ".lock.rank"  # held by rank 0, also after the command that started it has died
 
 log = logging.getLogger("alexlab")
 
@@ -100,7 +98,7 @@ class RunSession:
             self.mirror = Mirror(config.paths, path, 60 * config.trainer.timeout)
         path.mkdir(parents=True, exist_ok=True)
         is_empty = not any(path.iterdir())
-        self._lock.enter_context(lock(path, LOCK))
+        self._lock.enter_context(lock(path, RANK_LOCK))
         self._lock.enter_context(lock_against_machines(path, launcher.job(), config.resume.break_lock))
         if not resumed:
             run_dir.create(path, self.plain)

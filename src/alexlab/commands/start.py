@@ -51,11 +51,11 @@ def find_start(config: TrainConfig) -> Start:
 
     # runs in a bucket
     if config.resume.run == "auto":
-        mirror.bring_run(config.paths, path)
+        mirror.download_run(config.paths, path)
     else:
-        mirror.bring_named(config.paths, config.resume.run)
+        mirror.download_named(config.paths, config.resume.run)
     for named, ckpt in ((config.from_run, "best"), (config.init_from, "best"), (config.ckpt_path, "last")):
-        mirror.bring_named(config.paths, named, ckpt)
+        mirror.download_named(config.paths, named, ckpt)
 
     # from_run=, from_wandb=: the config of that run
     repeated = from_run.repeat(plain)

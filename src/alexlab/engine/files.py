@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -121,6 +122,8 @@ def cut_csv(path: Path, rows: int) -> int:
 
 # -- locks
 
+RANK_LOCK = ".lock.rank"  # held by rank 0, also after the command that started it has died
+
 
 @contextlib.contextmanager
 def lock(run_dir: Path, name: str = ".lock") -> Iterator[None]:
@@ -134,6 +137,35 @@ def lock(run_dir: Path, name: str = ".lock") -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def locked_inodes() -> set[int]:
+    """Return the inodes that processes of this machine have locked.
+
+    Locks are listed first because trying each lock could make a run that starts just then fail.
+    """
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:  # not Linux: no run is known to be running
+        return set()
+    return {int(match[1]) for line in lines if (match := re.search(r"FLOCK .*:(\d+) \d+ \S+$", line))}
+
+
+def is_training(run_dir: Path, locked: set[int]) -> bool:
+    """Check whether a process of this machine trains a run.
+
+    Args:
+        locked: as `locked_inodes` returns.
+    """
+    path = run_dir / RANK_LOCK
+    if not path.is_file() or path.stat().st_ino not in locked:
+        return False
+    with path.open("rb") as file:  # another file system may have locked a file of the same inode
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 OWNER = ".lock.owner"

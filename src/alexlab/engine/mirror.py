@@ -1,14 +1,13 @@
 """Runs in a bucket: paths.logs=s3://BUCKET/PATH.
 
 A run is written to a folder of this machine, as any other, and copied from there by a thread of rank 0. So training
-waits for no upload. Commands that read runs bring what they need from the bucket to the same folder first.
+waits for no upload. Commands that read runs download what they need to the same folder first.
 
 The checkpoints in the bucket are replaced as those on a disk are, see `checkpoint_io`: at each moment SHA256SUMS lists
 the hash of each file, old or new, and previous.ckpt is whole while last.ckpt is replaced.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any
 from alexlab.engine.checkpoint_io import LAST, PREVIOUS, SUMS, link, read_sums, sums_of, text_of
 from alexlab.engine.config import is_address
 from alexlab.engine.errors import UserError
-from alexlab.engine.files import atomic_write
+from alexlab.engine.files import atomic_write, is_training, locked_inodes
 from alexlab.engine.schema import PathsConfig
 from alexlab.engine.storage import PART, Bucket, Entry
 
@@ -31,8 +30,8 @@ OWNER, SUMMARY = "owner.json", "summary.json"  # which process trains a run; how
 CLOCK = ".time-"  # objects that are written to learn the time of the server
 EVERY = 60.0  # seconds between two signs of life of that process
 SILENT = 180.0  # seconds without one, after which it counts as killed
-SENT = ".sent"  # the hashes of each last.ckpt of this run that this machine has sent or received
-SEEN = ".seen"  # the hashes that the bucket listed for last.ckpt when the run was brought to this machine
+SENT = ".sent"  # the hashes of each last.ckpt of this run that this machine has uploaded or downloaded
+SEEN = ".seen"  # the hashes that the bucket listed for last.ckpt when the run was downloaded
 TRIES = 3
 CHECKPOINTS = (LAST, PREVIOUS, "best.ckpt")
 SKIPPED = {"wandb", "mlruns"}  # folders of loggers, which have servers of their own
@@ -58,7 +57,7 @@ class Mirror:
         # size and time of each file that this process has copied; a resumed run has no summary until it ends
         self._sent: dict[str, tuple[int, int]] = {SUMMARY: (0, 0)}
         self._ends = False
-        self._there: dict[str, list[str]] = {}  # SHA256SUMS in the bucket
+        self._listed: dict[str, list[str]] = {}  # SHA256SUMS in the bucket
         self._pending: dict[str, str] = {}  # the hash of each checkpoint that is to be copied
         self._due, self._changing, self._over = threading.Event(), threading.Lock(), threading.Event()
         self._threads = [
@@ -81,7 +80,7 @@ class Mirror:
 
         Raises:
             UserError: another machine trains the run; or a new one exists already; or a resumed one was continued on
-                another machine after it was brought here.
+                another machine after it was downloaded.
         """
         if "config.yaml" in self.bucket.list() and is_new:  # a list finds a bucket that does not exist
             raise UserError(
@@ -116,8 +115,8 @@ class Mirror:
             if self._tag is not None:  # otherwise another process was faster
                 break
         self.owner |= {"job": job}
-        self._there = sums_in(self.bucket)
-        listed = self._there.get(LAST, [])
+        self._listed = sums_in(self.bucket)
+        listed = self._listed.get(LAST, [])
         is_known = listed == hashes_in(self.run_dir, SEEN) or {*listed} & {*hashes_in(self.run_dir, SENT)}
         if not is_new and listed and not is_known:
             self._release()
@@ -161,7 +160,7 @@ class Mirror:
             if not hashes or not (folder / name).is_file():
                 continue
             # a process that was killed while it sent a file has listed the hash, perhaps beside the one before
-            has_arrived = self._there.get(name) == hashes[-1:] and self.bucket.entry(f"checkpoints/{name}") is not None
+            has_arrived = self._listed.get(name) == hashes[-1:] and self.bucket.entry(f"checkpoints/{name}") is not None
             if not has_arrived:
                 self._keep(folder / name)
         for thread in self._threads:
@@ -239,19 +238,19 @@ class Mirror:
 
     def _send(self, name: str, path: Path, digest: str) -> None:
         """Replace a checkpoint in the bucket. Until it has arrived, all hashes that were listed before stay listed."""
-        before = self._there
+        before = self._listed
         moved = {PREVIOUS: before[LAST]} if name == LAST and before.get(LAST) else {}
         if name == LAST:
             note_sent(self.run_dir, digest)
         both = {key: [*before.get(key, ()), *new] for key, new in {**moved, name: [digest]}.items()}
-        self._there = {**before, **both}
-        self.bucket.write(f"checkpoints/{SUMS}", text_of(self._there).encode())
+        self._listed = {**before, **both}
+        self.bucket.write(f"checkpoints/{SUMS}", text_of(self._listed).encode())
         if moved:
             with contextlib.suppress(FileNotFoundError):  # it never arrived
                 self.bucket.copy(f"checkpoints/{LAST}", f"checkpoints/{PREVIOUS}")
         self.bucket.write(f"checkpoints/{name}", path)
-        self._there = {**before, **moved, name: [digest]}
-        self.bucket.write(f"checkpoints/{SUMS}", text_of(self._there).encode())
+        self._listed = {**before, **moved, name: [digest]}
+        self.bucket.write(f"checkpoints/{SUMS}", text_of(self._listed).encode())
 
 
 def files_of(run_dir: Path) -> Iterable[Path]:
@@ -290,11 +289,11 @@ def hashes_in(run_dir: Path, name: str) -> list[str]:
     return path.read_text().split() if path.is_file() else []
 
 
-# -- what commands read
+# -- what commands download
 
 
-def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CHECKPOINTS) -> None:
-    """Bring a run from the bucket to its directory on this machine, unless this machine has something newer.
+def download_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CHECKPOINTS) -> None:
+    """Download a run to the run's directory, unless this machine has something newer.
 
     Args:
         checkpoints: the files in checkpoints/ that are needed.
@@ -302,7 +301,7 @@ def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CH
     Raises:
         UserError: the checkpoints in the bucket are damaged, or the server does not answer.
     """
-    if not is_address(paths.logs) or is_training(run_dir):
+    if not is_address(paths.logs) or is_training(run_dir, locked_inodes()):
         return
     bucket, folder = Bucket(address_of(paths, run_dir)), run_dir / "checkpoints"
     objects = bucket.list()
@@ -321,15 +320,15 @@ def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CH
         for name, entry in objects.items():
             if is_copied(PurePosixPath(name)) and not is_same(run_dir / name, entry):
                 if not has_said:
-                    say(f"bringing {bucket.address} to {run_dir} ...")
+                    say(f"downloading {bucket.address} to {run_dir} ...")
                     has_said = True
-                bring_file(bucket, name, run_dir / name, entry)
+                download_file(bucket, name, run_dir / name, entry)
     damaged = []
     for name in wanted:
         sums = read_sums(folder)
         if (folder / name).is_file() and sums.get(name) == sums_in(bucket).get(name):
             continue
-        digest = bring_checkpoint(bucket, folder / name)
+        digest = download_checkpoint(bucket, folder / name)
         if digest is None:
             damaged.append(bucket.path(f"checkpoints/{name}"))
             continue
@@ -340,7 +339,7 @@ def bring_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CH
     if damaged and len(damaged) == len(wanted):
         raise UserError(f"{', '.join(damaged)}: the SHA-256 is not the one in {SUMS}, so the file is damaged.")
     for name in damaged:
-        say(f"warning: {name} is damaged, and was not brought.")
+        say(f"warning: {name} is damaged, and was not downloaded.")
 
 
 def sums_in(bucket: Bucket) -> dict[str, list[str]]:
@@ -351,8 +350,8 @@ def sums_in(bucket: Bucket) -> dict[str, list[str]]:
         return {}
 
 
-def bring_checkpoint(bucket: Bucket, path: Path) -> str | None:
-    """Copy a checkpoint to this machine, and return the hash; None, without a file, if that is not listed."""
+def download_checkpoint(bucket: Bucket, path: Path) -> str | None:
+    """Download a checkpoint, and return the hash; None, without a file, if that is not listed."""
     name = f"checkpoints/{path.name}"
     kept = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -371,8 +370,8 @@ def bring_checkpoint(bucket: Bucket, path: Path) -> str | None:
     return None
 
 
-def bring_file(bucket: Bucket, name: str, path: Path, entry: Entry) -> None:
-    """Copy a file with the time of the bucket: "latest" goes by the time of config.yaml."""
+def download_file(bucket: Bucket, name: str, path: Path, entry: Entry) -> None:
+    """Download a file, with the time of the bucket: "latest" goes by the time of config.yaml."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(bucket.read(name))
@@ -380,25 +379,12 @@ def bring_file(bucket: Bucket, name: str, path: Path, entry: Entry) -> None:
 
 
 def is_same(path: Path, entry: Entry) -> bool:
-    """Check whether a file was brought before, and has not changed in the bucket."""
+    """Check whether a file was downloaded before, and has not changed in the bucket."""
     return path.is_file() and path.stat().st_size == entry.bytes and abs(path.stat().st_mtime - entry.time) < 1e-3
 
 
-def is_training(run_dir: Path) -> bool:
-    """Check whether a process of this machine trains a run, whose files are newer than those in the bucket."""
-    path = run_dir / ".lock.rank"
-    if not path.is_file():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
-
-
-def bring_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
-    """Bring the run of this name, or the newest one for "latest", if the bucket has it.
+def download_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
+    """Download the run of this name, or the newest one for "latest", if the bucket has it.
 
     Args:
         ckpt: "best" or "last" if no other checkpoint is needed.
@@ -411,31 +397,32 @@ def bring_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
         configs = {name: each for name, each in objects.items() if name.endswith("/config.yaml")}
         if configs:
             newest = max(configs, key=lambda name: configs[name].time)
-            bring_run(paths, local / "train" / newest.removesuffix("/config.yaml"), checkpoints)
+            download_run(paths, local / "train" / newest.removesuffix("/config.yaml"), checkpoints)
         return
     path = Path(named).expanduser()
     places = [local / "train/runs" / named, local / "train/multiruns" / named, Path(os.path.abspath(path))]  # noqa: PTH100
     for place in places:
         if place.is_relative_to(local):
-            bring_run(paths, place, checkpoints)
+            download_run(paths, place, checkpoints)
 
 
-def bring_tables(paths: PathsConfig, has_figures: bool) -> None:
-    """Bring config.yaml, summary.json and metrics.csv of all runs, as far as they have changed."""
+def download_tables(paths: PathsConfig, has_figures: bool) -> None:
+    """Download config.yaml, summary.json and metrics.csv of all runs, as far as they have changed."""
     if not is_address(paths.logs):
         return
     bucket, local = Bucket(paths.logs), paths.local
-    training: dict[Path, bool] = {}
+    locked = locked_inodes()
     for name, entry in bucket.list("train").items():
         is_table = PurePosixPath(name).name in ("config.yaml", "summary.json", "metrics.csv")
         if not (is_table or (has_figures and name.endswith(".png"))) or is_same(local / name, entry):
             continue
-        run_dir = (local / name).parent
+        folder = (local / name).parent
+        run_dir = folder.parent if folder.name == "figures" else folder
         is_own = (
             (local / name).is_file() and (local / name).stat().st_mtime > entry.time and bool(hashes_in(run_dir, SENT))
         )
-        if not is_own and not training.setdefault(run_dir, is_training(run_dir)):
-            bring_file(bucket, name, local / name, entry)
+        if not is_own and not is_training(run_dir, locked):
+            download_file(bucket, name, local / name, entry)
 
 
 def say(text: str) -> None:

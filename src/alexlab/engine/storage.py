@@ -207,14 +207,14 @@ class Bucket:
         now = time.monotonic()
         if now - first >= self.patience:
             raise UserError(
-                f"{self.path(name)}: no answer for {now - first:.0f} seconds: {reason(error)}. Is the server up, and "
-                "is AWS_ENDPOINT_URL right? In a training, trainer.timeout sets how many minutes to wait."
+                f"{self.path(name)}: no success for {now - first:.0f} seconds: {reason(error)}. Is the server up, and "
+                "is AWS_ENDPOINT_URL right? In a training, trainer.timeout sets for how many minutes it is tried."
             ) from None
         if now - first > QUIET and now - self._told > REPEAT:
             self._told = now
             print(
-                f"{self.path(name)}: no answer for {now - first:.0f} seconds ({reason(error)}): waiting up to "
-                f"{self.patience:.0f} seconds ...",
+                f"{self.path(name)}: no success for {now - first:.0f} seconds ({reason(error)}): trying again for up "
+                f"to {self.patience:.0f} seconds ...",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,8 +1,8 @@
 """Prepared images in a bucket: data=prepared data.root=s3://BUCKET/SET.
 
-An image whose shard is not on this machine is read by a ranged request. Meanwhile one thread per machine brings whole
-shards to a cache on disk, those first from which most images were needed. So the first batch comes at once, and after
-the first epoch images are read as from a local folder. Images are the same in each case, and so is their order.
+An image whose shard is not on this machine is read by a ranged request. Meanwhile one thread per machine downloads
+whole shards to a cache on disk, those first from which most images were needed. So the first batch comes at once, and
+after the first epoch images are read as from a local folder. Images and their order are the same in each case.
 """
 
 import difflib
@@ -97,7 +97,7 @@ def read(address: str, cache: Path, limit: int | None, patience: float | None) -
     """Read the splits of a prepared set in a bucket.
 
     Args:
-        cache: the folder for what is brought to this machine, see `PreparedImages.disk_cache`.
+        cache: the folder for what is downloaded, see `PreparedImages.disk_cache`.
         limit: bytes in it, see `ShardCache`.
         patience: seconds to wait for a server that does not answer; None has a default.
 
@@ -127,7 +127,7 @@ def read(address: str, cache: Path, limit: int | None, patience: float | None) -
             )
         with one_process(folder, ".lock"):  # on this machine
             for split, part in content["splits"].items():
-                bring_arrays(first, folder / f"{split}.npz", part.get("arrays"))
+                download_arrays(first, folder / f"{split}.npz", part.get("arrays"))
     except OSError as error:
         raise UserError(
             f"`data.disk_cache={cache}` cannot be written ({error.strerror}): choose another folder."
@@ -152,8 +152,8 @@ def one_process(folder: Path, name: str) -> Iterator[None]:
         os.close(file)
 
 
-def bring_arrays(bucket: Bucket, path: Path, entry: dict[str, Any] | None) -> None:
-    """Copy SPLIT.npz to this machine, if it is not here yet."""
+def download_arrays(bucket: Bucket, path: Path, entry: dict[str, Any] | None) -> None:
+    """Download SPLIT.npz, if this machine does not have it yet."""
     if entry is None:
         raise UserError(
             f"{bucket.address} was prepared by an earlier version, without the checksums that reading from a bucket "
@@ -179,7 +179,7 @@ class RemoteIndex(PreparedIndex):
 
     Attributes:
         files: where the shards are on this machine, as soon as they are.
-        cache: brings them.
+        cache: downloads them.
     """
 
     cache: "ShardCache" = field(kw_only=True, repr=False)
@@ -237,9 +237,9 @@ Part = tuple[str, int, int, int]  # shard, offset and size in bytes, CRC-32
 
 
 class ShardCache:
-    """Brings shards of a set to this machine, and reads single images of those that are not here yet.
+    """Downloads shards of a set, and reads single images of those that are not here yet.
 
-    Only one process of a machine brings shards: the one that holds a lock. It stays within `limit`: shards of other
+    Only one process of a machine downloads shards: the one that holds a lock. It stays within `limit`: shards of other
     sets that were opened the longest time ago are removed for new ones. Those of this set are not, because in each
     epoch all are needed: what does not fit continues to be read by ranges.
 
@@ -334,13 +334,13 @@ class ShardCache:
                     if not self._fetch(name):
                         self.given_up.add(name)
         except UserError as error:
-            warn(f"shards are no longer brought to this machine: {error}")
+            warn(f"no more shards are downloaded: {error}")
         except (OSError, NoRoomError) as error:
             what = getattr(error, "strerror", None) or error
             warn(f"`data.disk_cache={self.folder.parent}`: {what}: other images are read from the bucket in each epoch")
 
     def _fetch(self, name: str) -> bool:
-        """Bring a shard; False if its bytes are not those that were written."""
+        """Download a shard; False if its bytes are not those that were written."""
         entry = self.shards[name]
         for _ in range(TRIES):
             digest = hashlib.sha256()
