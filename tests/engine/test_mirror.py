@@ -47,6 +47,15 @@ def started(paths: PathsConfig, is_new: bool = True) -> tuple[Mirror, AtomicChec
     return copying, writer, run_dir
 
 
+def elsewhere(paths: PathsConfig, scratch: Path) -> tuple[Path, list[str]]:
+    """Download the run to another machine. Return the checkpoint that would be resumed, and what is said about it."""
+    other = machine(paths.logs, scratch)
+    download_run(other, other.local / "train/runs/a")
+    path, notes = newest_checkpoint(other.local / "train/runs/a/checkpoints")
+    assert path is not None
+    return path, notes
+
+
 def write(writer: AtomicCheckpointIO, run_dir: Path, number: int, name: str = "last.ckpt") -> None:
     with (run_dir / "metrics.csv").open("a") as file:
         file.write(f"{number}\n")
@@ -76,13 +85,10 @@ def test_a_run_is_whole_on_another_machine(paths: PathsConfig, tmp_path: Path) -
     } | ({"checkpoints/previous.ckpt"} & {*there})  # fmt: skip
     assert [path.name for path in (run_dir / "checkpoints").glob(".*")] == [".sent"]
 
-    other = machine(paths.logs, tmp_path / "two")
-    download_run(other, other.local / "train/runs/a")
-    found, notes = newest_checkpoint(other.local / "train/runs/a/checkpoints")
-    assert found is not None
+    found, notes = elsewhere(paths, tmp_path / "two")
     assert (found.name, number_in(found), notes) == ("last.ckpt", 2, [])
     assert number_in(found.with_name("best.ckpt")) == 7
-    assert (other.local / "train/runs/a/metrics.csv").read_text() == "0\n1\n2\n7\n"
+    assert found.parents[1].joinpath("metrics.csv").read_text() == "0\n1\n2\n7\n"
     assert not list(found.parent.glob("*.tmp"))
 
 
@@ -156,12 +162,9 @@ def test_each_moment_of_a_copy_can_be_resumed(
         again.checkpoint_written(run_dir / "checkpoints/last.ckpt")
         with contextlib.suppress(Died):
             again._copy()
-        other = machine(paths.logs, tmp_path / f"after{after}")
-        download_run(other, other.local / "train/runs/a")
-        path, _ = newest_checkpoint(other.local / "train/runs/a/checkpoints")
-        assert path is not None
+        path, _ = elsewhere(paths, tmp_path / f"after{after}")
         number = number_in(path)
-        rows = (other.local / "train/runs/a/metrics.csv").read_text().split()
+        rows = path.parents[1].joinpath("metrics.csv").read_text().split()
         assert str(number) in rows, "metrics are never older than the checkpoint"
         found.append((len(requests), number))
     assert [number for _, number in found][-1] == 7, "the whole copy has fewer requests"
@@ -205,10 +208,7 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(
     copying.finish()
     bucket = Bucket(f"{paths.logs}/train/runs/a")
     bucket.write("checkpoints/last.ckpt", b"something else")
-    other = machine(paths.logs, tmp_path / "two")
-    download_run(other, other.local / "train/runs/a")
-    path, notes = newest_checkpoint(other.local / "train/runs/a/checkpoints")
-    assert path is not None
+    path, notes = elsewhere(paths, tmp_path / "two")
     assert (path.name, number_in(path), notes) == ("previous.ckpt", 1, [])
     assert "checkpoints/last.ckpt is damaged, and was not downloaded" in capfd.readouterr().err
     bucket.write("checkpoints/previous.ckpt", b"something else")
@@ -333,10 +333,7 @@ def test_kills_in_copies_one_after_the_other_leave_a_whole_checkpoint(
         monkeypatch.setattr(dying.bucket, "write", dies)
         with pytest.raises(ConnectionError):
             dying._copy()
-        other = machine(paths.logs, tmp_path / f"after{number}")
-        download_run(other, other.local / "train/runs/a")
-        path, _ = newest_checkpoint(other.local / "train/runs/a/checkpoints")
-        assert path is not None
+        path, _ = elsewhere(paths, tmp_path / f"after{number}")
         assert number_in(path) == 0
 
 

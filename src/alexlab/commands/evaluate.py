@@ -262,10 +262,10 @@ def config_for_test(config: EvalConfig | FiguresConfig, run_dir: Path) -> TrainC
         data |= {"_target_": None, "demo_seed": None, "idx": None}
         if configs.is_address(config.data.root):
             images = "alexlab.data.fast.remote.PreparedImages"
-            data |= {"_target_": images, "root": config.data.root, "disk_cache": "set below"}
+            data |= {"_target_": images, "root": config.data.root, "disk_cache": f"{config.paths.data}/cache"}
         else:
             data["root"] = str(Path(config.data.root).expanduser().resolve())
-    if "disk_cache" in data:
+    elif "disk_cache" in data:
         data["disk_cache"] = f"{config.paths.data}/cache"
     only_read(data, config.paths.data)
     data |= {key: value for key, value in config.data.model_dump().items() if value is not None and key != "root"}
