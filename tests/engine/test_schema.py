@@ -332,6 +332,7 @@ def test_keys_that_a_yaml_of_an_option_must_have(default: dict[str, Any]) -> Non
 
 
 SIZES = "pairs of a first epoch, from 1 on, and at least 8 pixels, as [[1, 128], [31, 176]]"
+A_RUN = "a run or a local file, no web address; for a run in a bucket, give the name, and paths.logs=s3://BUCKET/PATH"
 BATCHES = "a fraction above 0.0 and at most 1.0, or a whole number of batches of at least 1"
 DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
 
@@ -373,7 +374,7 @@ DEVICES = "auto, a whole number above 0, or a list of different GPU numbers"
         ("paths.logs", "gs://b/x", "a folder, or s3://BUCKET/PATH"),
         ("paths.logs", "s3:/b/x", "a folder, or s3://BUCKET/PATH"),
         ("paths.scratch", "s3://b/x", "a folder of this machine, no address"),
-        ("ckpt_path", "https://x/y.ckpt", "a run or a local file, no web address"),
+        ("ckpt_path", "https://x/y.ckpt", A_RUN),
         ("from_wandb", "a/b", "ENTITY/PROJECT/RUN, where RUN is the last part of the address of the run's page"),
         ("ema", 0.99, "a group of keys: decay"),
     ],

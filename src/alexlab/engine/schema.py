@@ -113,7 +113,8 @@ SOME_BATCHES = Rule("a fraction above 0.0 and at most 1.0, or a whole number of 
 Batches = Annotated[Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)], ANY_BATCHES]
 SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], SOME_BATCHES]
 # Lightning would download a web address, and run code in that file.
-LocalPath = Annotated[str, Rule("a run or a local file, no web address", lambda text: text != "" and "://" not in text)]
+A_RUN = "a run or a local file, no web address; for a run in a bucket, give the name, and paths.logs=s3://BUCKET/PATH"
+LocalPath = Annotated[str, Rule(A_RUN, lambda text: text != "" and "://" not in text)]
 LocalFolder = Annotated[str, Rule("a folder of this machine, no address", lambda text: text and "://" not in text)]
 Logs = Annotated[
     str,
