@@ -114,6 +114,18 @@ def test_devices_are_those_that_another_launcher_has_started(monkeypatch: pytest
         found("trainer.devices=2")
 
 
+def test_more_devices_or_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"`trainer.devices=2`: this machine has 1. Choose 1 or less, or auto"):
+        find_devices(config_of("trainer=gpu", "trainer.devices=2").trainer)
+    for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("ALEXLAB_RANKS", raising=False)
+    sentence = r"^2 ranks were started on this machine, and this one finds 1 GPU: let each .* --gpus-per-node=2 without"
+    with pytest.raises(UserError, match=sentence):
+        find_devices(config_of("trainer=ddp", "trainer.accelerator=gpu").trainer)
+
+
 def test_gpu_numbers_and_half_precision_on_a_cpu_are_refused() -> None:
     with pytest.raises(UserError, match=r"`trainer.devices=\[0, 1\]` names GPUs, and this run uses cpu"):
         find_devices(config_of("trainer.accelerator=cpu", "trainer.devices=[0,1]").trainer)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from alexlab.engine import launcher
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ def find_devices(settings: Any) -> Devices:
     else:
         local = wanted if isinstance(wanted, int) else len(wanted)
     if available is not None and local > available:
+        if started and local == here:
+            raise UserError(
+                f"{here} ranks were started on this machine, and this one finds {counted(available, 'GPU')}: let each "
+                f"rank see all {here}, and it takes one of them. On SLURM use --gpus-per-node={here} without "
+                "--gpus-per-task and --gpu-bind; elsewhere, set CUDA_VISIBLE_DEVICES to the same list for all ranks."
+            )
         raise UserError(
             f"`trainer.devices={wanted}`: this machine has {available}. Choose {available} or less, or auto."
         )
