@@ -30,6 +30,7 @@ from alexlab.tasks.load import EvalTransform, Trained
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 DRAWN = ["confusion_matrix", "per_class", "mistakes", "filters", "curves", "top5", "neighbours"]
+DRAWN += ["precision_recall", "roc", "reliability"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,10 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
     for name in DRAWN:
         root = ElementTree.parse(folder / f"figures/{name}.svg").getroot()
         assert float(root.get("width", "").removesuffix("pt")) / 72 <= drawing.PAGE, "a page of a paper"
+    cam = command("figures", f"run={folder}", f"cam={shapes}/test/ring")
+    assert cam.stdout == f"{folder}/figures/cam.png\n", cam.stderr
+    height, width = np.asarray(Image.open(folder / "figures/cam.png")).shape[:2]
+    assert width > 2 * height > 100, "one image beside the map over it"
     wrong = command("figures", f"run={folder}", "crops=10")
     assert wrong.returncode == 2
     assert "`crops=10`: there is no such key" in wrong.stderr

@@ -68,6 +68,46 @@ def test_a_run_is_found_by_name_and_as_the_latest(run_dir: Path) -> None:
         assert (result["images"], len(result["per_class_acc1"])) == (10, 10)
 
 
+def test_the_report_has_a_table_of_classes_and_the_temperature_is_fitted_on_val(
+    run_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    done = evaluated(run_dir, "run=one")
+    assert done.returncode == 0, done.stderr
+    result = result_of(run_dir)
+    assert re.search(r"with a temperature: 0\.\d+ \(temperature [\d.]+, fitted on val\)\nwritten to ", done.stdout)
+    classes = result["classes"]
+    assert [each["support"] for each in classes.values()] == [1] * 10
+    assert {name: each["recall"] for name, each in classes.items()} == result["per_class_acc1"]
+    assert result["calibration"]["fitted_on"] == "val"
+    assert not result["calibration"]["optimistic"]
+    page = (run_dir / "report.html").read_text()
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page)
+    wanted = "curves|confusion matrix|per class|mistakes|precision recall|roc|reliability|grad cam"
+    assert captions == wanted.split("|")
+
+    # another folder: the temperature of the run
+    kept = json.loads((run_dir / "temperature.json").read_text())
+    assert kept["images"] == len(list((data / "val").rglob("*.*")))
+    assert kept["temperature"] == result["calibration"]["temperature"]
+    done = evaluated(run_dir, "run=one", f"data.root={data}")
+    assert f"(temperature {kept['temperature']:.3f}, fitted on the run's val)" in done.stdout
+
+    # val: optimistic, as the page says
+    done = evaluated(run_dir, "run=one", "split=val", "crops=2")
+    assert "fitted on val, so optimistic)" in done.stdout
+    assert "so optimistic" in (run_dir / "report-val-2crops.html").read_text()
+    assert json.loads((run_dir / "temperature.json").read_text()) == kept, "that of single crops is kept"
+
+    # other weights have another temperature, which nobody has fitted
+    copy = Path(shutil.copytree(run_dir, tmp_path / "logs/train/runs/copy"))
+    (copy / "temperature.json").write_text(json.dumps({**kept, "sha256": "0" * 64}))
+    done = evaluated(copy, "run=copy", f"data.root={data}")
+    assert done.returncode == 0, done.stderr
+    assert "temperature" not in done.stdout
+    assert json.loads((copy / "eval.json").read_text())["calibration"] is None
+    assert "report.html" not in evaluated(copy, "run=copy", "report=false").stdout
+
+
 def test_the_latest_is_the_newest_with_that_checkpoint(run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir.parents[1], tmp_path / "train")
     failed = tmp_path / "train/runs/two"
@@ -223,7 +263,7 @@ def test_a_split_by_fraction_is_found_in_a_moved_folder(shapes: Path, tmp_path: 
     """If the run's own images have changed, the test is refused; in another folder, all images are tested then."""
     root, run_dir = Path(shutil.copytree(shapes / "train", tmp_path / "all")), tmp_path / "run"
     assert tiny_train(root, run_dir, "data.val_fraction=0.25").returncode == 0
-    wanted = ["eval.py", f"run={run_dir}", f"paths.logs={tmp_path}"]
+    wanted = ["eval.py", f"run={run_dir}", f"paths.logs={tmp_path}", "report=false"]
     assert command(*wanted).returncode == 0
     before = result_of(run_dir)
     assert before["images"] == 10

@@ -55,6 +55,22 @@ def test_a_folder_as_in_the_runs_own_test(run_dir: Path, shapes: Path) -> None:
     assert not (run_dir / ".predictions.csv.tmp").exists()
 
 
+def test_calibrated_probabilities_are_those_of_logits_divided_by_the_temperature(run_dir: Path, shapes: Path) -> None:
+    done = command("predict", "run=one", f"images={shapes}/test", f"paths.logs={run_dir.parents[2]}", "calibrated=true")
+    assert done.returncode == 2
+    assert "`calibrated=true`: " in done.stderr
+    assert "has no temperature for this checkpoint: run python eval.py run=" in done.stderr
+    assert command("eval.py", "run=one", f"paths.logs={run_dir.parents[2]}").returncode == 0
+    temperature = json.loads((run_dir / "temperature.json").read_text())["temperature"]
+    _, plain = predicted(run_dir, shapes / "test", "topk=10")
+    _, rows = predicted(run_dir, shapes / "test", "topk=10", "calibrated=true")
+    for i in range(0, 100, 10):
+        logits = torch.tensor([float(row["probability"]) for row in plain[i : i + 10]]).double().log()
+        expected = (logits / temperature).softmax(0)
+        found = [float(row["probability"]) for row in rows[i : i + 10]]
+        assert found == pytest.approx(expected.tolist(), abs=1e-3)
+
+
 def test_a_file_a_glob_and_another_place(run_dir: Path, shapes: Path, tmp_path: Path) -> None:
     image = shapes / "test/ring/0000.jpg"
     done, rows = predicted(run_dir, image, f"out={tmp_path / 'deep/one.csv'}")

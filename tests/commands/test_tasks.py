@@ -192,7 +192,7 @@ def test_a_metric_that_does_not_say_what_is_better_needs_monitor_mode(shapes: Pa
     words = ["+metrics.count={_target_: torchmetrics.classification.MulticlassStatScores, average: micro}"]
     config = config_of(*NET, f"data.root={shapes}", *words, "monitor=val/count")
     with pytest.raises(UserError, match=r"MulticlassStatScores does not say whether more is better: add monitor_mode"):
-        build.mode_of_monitor(config, build_metrics(config.metrics.model_dump(), (), {"num_classes": 10}, 1, print))
+        build.mode_of_monitor(config, build_metrics(config.metrics.model_extra, (), {"num_classes": 10}, 1, print))
 
 
 def test_detailed_metrics_are_torchmetrics_of_all_images(shapes: Path, tmp_path: Path) -> None:
@@ -217,8 +217,12 @@ def test_detailed_metrics_are_torchmetrics_of_all_images(shapes: Path, tmp_path:
     assert summary["per_class"]["recall"].keys() == set(names)
     recall = np.nanmean(list(summary["per_class"]["recall"].values()))
     assert summary["test"]["test/recall"] == pytest.approx(recall, abs=1e-6)
+    assert (tmp_path / "run/report.html").is_file()
+    result = json.loads((tmp_path / "run/eval.json").read_text())
+    assert {name: each["recall"] for name, each in result["classes"].items()} == result["per_class_recall"]
     done = tiny_train(shapes, tmp_path / "untested", "metrics=detailed", "test=false")
     assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "untested").glob("*.html")] == ["report-val.html"]
     assert "per_class" not in summary_of(tmp_path / "untested"), "those of the last epoch may not be the best one's"
 
 

@@ -276,7 +276,7 @@ def test_unknown_keys_of_other_commands_are_errors() -> None:
     assert mistakes(of_command("eval") | {"foo": 1, "crop": 10}, schema.EvalConfig) == [
         (
             "`foo=1`: there is no such key. The config has command, paths, allow, run, ckpt, data, compile, trainer, "
-            "split, crops, against."
+            "split, crops, against, report."
         ),
         "`crop=10`: there is no such key. Did you mean `crops`?",
     ]

@@ -1,6 +1,6 @@
 """Figures of Matplotlib, as wide as a page: top-5 bars, accuracy per class, confusion matrix, curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from alexlab.engine.metrics import is_always_one, lower_is_better
 
 RIGHT, OTHER, SECOND = "#c8553d", "#5b8db8", "#e0a030"
 TRUE = "#4c9a5f"
+MAX_LINES = 10  # curves with a name
 MAX_BARS = 40  # classes in the figure of accuracies
 MAX_NUMBERS = 20  # classes of a confusion matrix with numbers in the cells
 
@@ -139,6 +140,56 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.legend(fontsize=7, frameon=False)
+    return _with_fonts(figure)
+
+
+def lines_of_classes(
+    lines: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[str], axes_names: tuple[str, str], of: str
+) -> Figure:
+    """Draw a curve for each class, and the mean of all; of more than MAX_LINES classes the mean alone has a name.
+
+    Args:
+        lines: x and y of each class, from 0 to 1; x does not fall.
+        axes_names: of x and y.
+        of: the images and weights, for the title, such as "test, best.ckpt".
+    """
+    figure = Figure((PAGE * 0.7, PAGE * 0.6), layout="tight")
+    axes = figure.add_subplot(xlabel=axes_names[0], ylabel=axes_names[1], xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    are_few = len(lines) <= MAX_LINES
+    for (x, y), name in zip(lines, names, strict=True):
+        style: Any = {"label": _short(name, 24), "linewidth": 1.1} if are_few else {"color": OTHER, "alpha": 0.15}
+        axes.plot(x, y, **style)
+    grid = np.linspace(0, 1, 501)
+    mean = np.mean([np.interp(grid, x, y) for x, y in lines], 0)
+    axes.plot(grid, mean, color="black", linewidth=1.6, label=f"mean of {len(lines):,} classes")
+    axes.legend(fontsize=7, frameon=False)
+    axes.grid(alpha=0.25)
+    axes.tick_params(labelsize=7)
+    axes.set_title(of, fontsize=9)
+    return _with_fonts(figure)
+
+
+def reliability(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], of: str) -> Figure:
+    """Draw accuracy over confidence for ranges of confidence; a darker bar has more images.
+
+    Args:
+        panels: by title: mean confidence, accuracy and number of images of each of the equal ranges.
+        of: the images and weights, for the title, such as "test, best.ckpt".
+    """
+    figure = Figure((PAGE / 2 * len(panels), PAGE / 2), layout="tight")
+    for axes, (title, (_, accuracy, counts)) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        edges = np.arange(len(counts)) / len(counts)
+        shade = 0.25 + 0.75 * np.sqrt(counts / counts.max())
+        bars = axes.bar(edges, np.nan_to_num(accuracy), 1 / len(counts), align="edge", color=OTHER, edgecolor="white")
+        for bar, alpha in zip(bars, shade, strict=True):
+            bar.set_alpha(float(alpha))
+        axes.plot([0, 1], [0, 1], color=RIGHT, linewidth=1)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+        axes.tick_params(labelsize=7)
+        axes.set_title(title, fontsize=8)
+    figure.suptitle(of, fontsize=9)
     return _with_fonts(figure)
 
 

@@ -233,7 +233,7 @@ def build_task(
     if advice is not None:
         note(f"note: {advice}")
     criterion = build_loss(config, data, facts, trusted, trains)
-    metrics = build_metrics(config.metrics.model_dump(), trusted, facts, max(data.images.values()), note)
+    metrics = build_metrics(config.metrics.model_extra or {}, trusted, facts, max(data.images.values()), note)
     known = {**facts, "net": net, "criterion": criterion, "metrics": metrics}
     known["optimizer"] = build_optimizer_settings(config, net, metrics, plan, trusted) if plan else None
     known["augment"] = build_augment(config, mean, std, num_classes, trains, trusted)

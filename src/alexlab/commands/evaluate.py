@@ -3,7 +3,10 @@
 import contextlib
 import csv
 import dataclasses
+import io
+import json
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +18,17 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchvision.transforms.v2.functional import ten_crop
 
+from alexlab.analysis.calibration import (
+    Calibration,
+    Outputs,
+    calibration_error,
+    fit_temperature,
+    measure_calibration,
+)
 from alexlab.analysis.intervals import NOISE, accuracy_interval, mcnemar
+from alexlab.analysis.runs import read_metrics, recorded_mode, steps_per_epoch
+from alexlab.callbacks.media import Media
+from alexlab.callbacks.media import Prediction as Mistake
 from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fingerprint import changed_splits
@@ -35,6 +48,8 @@ from alexlab.engine.validation import validate_saved
 from alexlab.tasks.base import BaseTask, RunModule
 from alexlab.tasks.load import check_classes, check_own, load_task, readable_classes, warn_of_changed_sources
 
+TEMPERATURE = "temperature.json"
+SHOWN_CAMS = 8
 MOST_RANKS = 65_536  # the largest world_size that is accepted from a summary.json
 DOWNLOADING = ("alexlab.data.huggingface.", "alexlab.data.torchvision_sets.")
 
@@ -67,11 +82,14 @@ class Predictions(Callback):
         rows: path, relative to the folder of the images, and prediction, in the order of the test. A table may list an
             image several times.
         fingerprint: of the images.
+        logits: float32 (B, C) of each batch, on the CPU; only if `keep_logits`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_logits: bool = False) -> None:
         self.rows: list[tuple[str, Prediction]] = []
         self.fingerprint: str | None = None
+        self.keep_logits = keep_logits
+        self.logits: list[Tensor] = []
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.keys = iter(getattr(trainer.test_dataloaders, "batch_sampler", ()))
@@ -83,12 +101,18 @@ class Predictions(Callback):
             return
         index = data.splits[data.test_split]
         paths = [path for i, _ in next(self.keys) if (path := index.path(i)) not in batch.skipped]
+        if self.keep_logits:
+            self.logits.append(logits.float().cpu())
         confidence, predicted = logits.float().softmax(1).max(1)
         columns = (batch.targets.tolist(), predicted.tolist(), confidence.tolist())
         for path, *row in zip(paths, *columns, strict=True):
             name = str(Path(path).relative_to(data.root)) if Path(path).is_relative_to(data.root) else path
             self.rows.append((name, Prediction(*row)))
         self.fingerprint = index.fingerprint
+
+    @property
+    def outputs(self) -> Outputs:
+        return Outputs(torch.cat(self.logits), torch.tensor([each.target for _, each in self.rows]))
 
     @property
     def hits(self) -> int:
@@ -112,8 +136,12 @@ def evaluate(config: EvalConfig) -> float:
     ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"  # a file is the run's own
     mirror.download_named(config.paths, config.against, config.ckpt)
     second = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None
-    predictions = Predictions()
-    tested = score(config, run_dir, config.crops, config.split, [predictions])
+    predictions = Predictions(keep_logits=config.report)
+    with tempfile.TemporaryDirectory() as folder:
+        media = Media(Path(folder), weights=run_dirs.ckpt_of(run_dir, config.ckpt).name)
+        callbacks = [predictions, media] if config.report else [predictions]
+        tested = score(config, run_dir, config.crops, config.split, callbacks)
+        drawn = {path.stem: path.read_bytes() for path in media.written}
     names = tested.data.readable_classes
     per_class: dict[str, Any] = {
         name: dict(zip(names, values, strict=True)) for name, values in tested.task.per_class.items()
@@ -139,6 +167,11 @@ def evaluate(config: EvalConfig) -> float:
     if predictions.rows:
         result[f"acc1_interval{end}"] = accuracy_interval(predictions.hits, len(predictions.rows))
         write_predictions((run_dir / out).with_suffix(".csv"), predictions, names)
+    report = None
+    if predictions.rows and config.report:
+        report = (run_dir / out.replace("eval", "report")).with_suffix(".html")
+        calibration = calibrate(config, run_dir, tested, predictions.outputs)
+        result |= write_report(report, tested, predictions.outputs, calibration, media.mistakes, drawn, config.crops)
     run_dirs.write_json(run_dir / out, result)
 
     # print it
@@ -153,12 +186,118 @@ def evaluate(config: EvalConfig) -> float:
             )
     if skipped := result["skipped_images"]:
         print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"))
-    print(f"written to {run_dirs.shown(run_dir / out)}", flush=True)
+    if report is not None and calibration is not None:
+        print(f"calibration error {calibration.error:.4f}; with a temperature: {described(calibration)}")
+    written = [run_dir / out, *([report] if report is not None else [])]
+    print(f"written to {' and '.join(map(run_dirs.shown, written))}", flush=True)
     if second is not None:
         about, sentence = compare_with(config, tested, predictions, run_dir, second, ckpt)
         run_dirs.write_json(run_dir / out, {**result, "against": about})
         print(sentence, flush=True)
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
+
+
+def calibrate(config: EvalConfig, run_dir: Path, tested: Tested, outputs: Outputs) -> Calibration | None:
+    """Fit a temperature on the run's val images, keep it in the run, and measure it on the tested images.
+
+    For another folder of images the kept temperature is measured; None if there is none of this checkpoint.
+    """
+    file, split, sha256 = run_dir / TEMPERATURE, tested.data.test_split, listed_hash(tested.checkpoint)
+    if config.data.root is not None:
+        temperature = kept_temperature(run_dir, tested.checkpoint)
+        return None if temperature is None else measure_calibration(outputs, temperature, "the run's val", False)
+    fitted = outputs
+    if split != "val":
+        of_val = Predictions(keep_logits=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # the notes about the images are printed already
+            score(config, run_dir, config.crops, "val", [of_val])
+        fitted = of_val.outputs
+    temperature = fit_temperature(fitted)
+    if config.crops == 1 and sha256 is not None:
+        run_dirs.write_json(file, {"temperature": temperature, "images": len(fitted.targets), "sha256": sha256})
+    return measure_calibration(outputs, temperature, "val", split == "val")
+
+
+def described(calibration: Calibration) -> str:
+    """Return the calibration error with the temperature, as a text."""
+    fitted = f"fitted on {calibration.fitted_on}{', so optimistic' if calibration.optimistic else ''}"
+    return f"{calibration.error_calibrated:.4f} (temperature {calibration.temperature:.3f}, {fitted})"
+
+
+def listed_hash(checkpoint: Path) -> str | None:
+    """Return the hash of a checkpoint in SHA256SUMS; None if that does not list the file."""
+    return next(reversed(checkpoint_io.read_sums(checkpoint.parent).get(checkpoint.name, [])), None)
+
+
+def kept_temperature(run_dir: Path, checkpoint: Path) -> float | None:
+    """Return the temperature that `calibrate` has kept for this checkpoint; None without one."""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        kept = json.loads((run_dir / TEMPERATURE).read_text())
+        if kept["sha256"] == listed_hash(checkpoint):
+            return float(kept["temperature"])
+    return None
+
+
+def write_report(
+    path: Path,
+    tested: Tested,
+    outputs: Outputs,
+    calibration: Calibration | None,
+    mistakes: Sequence[Mistake],
+    drawn: dict[str, bytes],
+    crops: int,
+) -> dict[str, Any]:
+    """Write the page about a tested run; return the table of classes and the like for eval.json."""
+    from alexlab.analysis import cam, plots, report  # imports Matplotlib, which takes half a second
+
+    run_dir, names, notes = path.parent, tested.data.readable_classes, []
+    of = f"{tested.data.test_split}, {tested.checkpoint.name}"
+    table, confused = report.class_table(outputs, names), report.confusions(outputs, names)
+    hits = (outputs.logits.argmax(1) == outputs.targets).tolist()
+    figures = {name: report.as_png(figure) for name, figure in report.figures(outputs, names, calibration, of)}
+    rows, summary, monitor = (
+        read_metrics(run_dir / "metrics.csv"),
+        run_dirs.read_summary(run_dir),
+        tested.config.monitor,
+    )
+    curves = plots.curves(rows, monitor, steps_per_epoch(summary, rows), recorded_mode(summary, monitor))
+    net: Any = tested.task.net.net if isinstance(tested.task.net, Crops) else tested.task.net
+    if mistakes and crops != 10:  # whose images are larger than what the network sees
+        shown = mistakes[:SHOWN_CAMS]
+        captions = [(f"{m.confidence:.0%} {names[m.top5[0][0]]}", f"is {names[m.truth]}") for m in shown]
+        classes, title = [m.top5[0][0] for m in shown], f"{of}: Grad-CAM of the predicted class"
+        try:
+            picture = cam.picture(
+                net.eval(), tested.task.augment.normalize, [m.image for m in shown], classes, captions, title
+            )
+            figures["grad_cam"] = report.as_png(picture)
+        except UserError as error:
+            notes.append(str(error))
+    pictures = {"curves": report.as_png(curves)} if curves is not None else {}
+    pictures |= drawn | figures
+    facts: dict[str, Any] = {
+        "run": run_dir,
+        "status": summary.get("status", "running or killed"),
+        "weights": tested.checkpoint.name,
+        "images": f"{tested.images:,} of {tested.data.test_split}, {tested.data.root}",
+        "crops per image": crops,
+        **{key: f"{v:.4f}" for key, v in tested.metrics.items() if not is_always_one(key, [v], len(names))},
+        "acc1, 95 % interval": "{:.4f} to {:.4f}".format(*accuracy_interval(sum(hits), len(outputs.targets))),
+        "calibration error (ECE)": f"{calibration_error(outputs):.4f}",
+    }
+    if calibration is not None:
+        facts["with a temperature"] = described(calibration)
+    title = f"{run_dirs.name_of(run_dir)}: {tested.config.model.name} on {tested.config.data.name}"
+    config = tested.config.model_dump(exclude_unset=True)
+    page = report.page(title, facts, table, confused, pictures, config, notes)
+    with atomic_write(path, "x", encoding="utf-8") as file:
+        file.write(page)
+    per_class = json.loads(table.to_json(orient="index"))
+    return {
+        "classes": per_class,
+        "confusions": confused,
+        "calibration": None if calibration is None else calibration._asdict(),
+    }
 
 
 def write_predictions(path: Path, predictions: Predictions, names: Sequence[str]) -> None:

@@ -1,12 +1,22 @@
 """`alexlab figures`: test a run again and draw all figures."""
 
-from alexlab.analysis import gallery
+from pathlib import Path
+
+import torch
+
+from alexlab.analysis import cam, drawing, gallery, report
+from alexlab.analysis.calibration import measure_calibration
 from alexlab.callbacks.media import Media
 from alexlab.commands import evaluate
+from alexlab.commands.predict import find_images
+from alexlab.data import decode
 from alexlab.engine import mirror
 from alexlab.engine import run_dir as run_dirs
-from alexlab.engine.files import refuse_link
+from alexlab.engine.files import make_folder, refuse_link
 from alexlab.engine.schema import FiguresConfig
+from alexlab.tasks.load import load
+
+MOST_CAMS = 32  # images
 
 
 def redraw(config: FiguresConfig) -> None:
@@ -18,9 +28,40 @@ def redraw(config: FiguresConfig) -> None:
     mirror.download_named(config.paths, config.run, config.ckpt)
     run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
     refuse_link(run_dir / "figures")
+    if config.cam is not None:
+        print(run_dirs.shown(draw_cam(config, run_dir)), flush=True)
+        return
     media = Media(run_dir / "figures", weights=run_dirs.ckpt_of(run_dir, config.ckpt).name, kind=config.format)
-    tested = evaluate.score(config, run_dir, callbacks=[media])
+    predictions = evaluate.Predictions(keep_logits=True)
+    tested = evaluate.score(config, run_dir, callbacks=[media, predictions])
     monitor, device = tested.config.monitor, tested.device
     drawn = gallery.draw(run_dir, tested.data, monitor, config.ckpt, config.among, device, config.allow, config.format)
+    if predictions.rows:
+        of = f"{tested.data.test_split}, {tested.checkpoint.name}"
+        outputs, names = predictions.outputs, tested.data.readable_classes
+        temperature = evaluate.kept_temperature(run_dir, tested.checkpoint)
+        calibration = None
+        if temperature is not None:
+            calibration = measure_calibration(outputs, temperature, "val", tested.data.test_split == "val")
+        for name, figure in report.figures(outputs, names, calibration, of):
+            drawn.append(drawing.save(figure, run_dir / f"figures/{name}.{config.format}"))
     for path in [*media.written, *drawn]:
         print(run_dirs.shown(path), flush=True)
+
+
+def draw_cam(config: FiguresConfig, run_dir: Path) -> Path:
+    """Draw the Grad-CAM of the images that `cam` names, of the most probable class of each; return the path."""
+    assert config.cam is not None
+    paths = find_images(config.cam)[:MOST_CAMS]
+    net, transform, classes = load(run_dir, config.ckpt, config.paths.local, allow=config.allow)
+    images = [decode.read(path, transform.crop) for path in paths]
+    with torch.inference_mode():
+        probabilities = torch.cat([net(transform.normalize(image[None])).softmax(1) for image in images])
+    best, predicted = probabilities.max(1)
+    captions = [
+        (f"{value:.0%} {classes[k]}", Path(path).name)
+        for value, k, path in zip(best.tolist(), predicted.tolist(), paths, strict=True)
+    ]
+    title = f"{run_dirs.ckpt_of(run_dir, config.ckpt).name}: Grad-CAM of the most probable class"
+    picture = cam.picture(net, transform.normalize, images, predicted.tolist(), captions, title)
+    return drawing.save(picture, make_folder(run_dir, "figures") / f"cam.{config.format}")

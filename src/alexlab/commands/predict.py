@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from alexlab.commands.evaluate import kept_temperature
 from alexlab.data import decode
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.folder import images_below, is_skipped, refuse_twice, unused_files
@@ -85,6 +86,12 @@ def predict(config: PredictConfig) -> None:
     multilabel = config_of(run_dir).data.multilabel
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
+    temperature = kept_temperature(run_dir, run_dirs.ckpt_of(run_dir, config.ckpt)) if config.calibrated else 1.0
+    if temperature is None or (config.calibrated and multilabel):
+        raise UserError(
+            f"`calibrated=true`: {run_dirs.shown(run_dir)} has no temperature for this checkpoint: run python eval.py "
+            f"run={run_dirs.shown(run_dir)} ckpt={config.ckpt} first. It needs images of one class each."
+        )
     workers = cores() if config.num_workers is None else config.num_workers
     images = ImageDataset(Listed(paths), transform.crop, seed=0, on_error="skip")
     loader = Loader(images, EvalBatchSampler(len(paths), config.batch_size), min(workers, len(paths)))
@@ -108,7 +115,8 @@ def predict(config: PredictConfig) -> None:
             start = number * config.batch_size
             readable = [path for path in paths[start : start + config.batch_size] if path not in skipped]
             logits = net(transform.normalize(pixels.to(device)))
-            probabilities = logits.float().sigmoid() if multilabel else logits.float().softmax(1)
+            logits = logits.float() / temperature
+            probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
             best = probabilities.topk(topk)
             for path, values, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
                 for rank, (value, index) in enumerate(zip(values, indices, strict=True), 1):

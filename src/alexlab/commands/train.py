@@ -2,6 +2,9 @@
 
 import contextlib
 import logging
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -31,8 +34,12 @@ from alexlab.engine.ranks import Ranks, meet
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.signals import Preempted, SignalRecorder
 from alexlab.engine.sweeps import agent
+from alexlab.engine.targets import packages_of
 from alexlab.engine.text import printable
 from alexlab.tasks.load import load_task
+
+# set for ranks by torchrun, srun and our own launcher
+RANK_VARIABLES = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|(MASTER|TORCHELASTIC|SLURM|OMPI|PMI|ALEXLAB)_")
 
 log = logging.getLogger("alexlab")
 
@@ -193,6 +200,8 @@ def train_rank(start: Start, recorder: SignalRecorder, ranks: Ranks) -> float | 
         summaries.show_end(config, session.summary, views, in_sweep)
         if not in_sweep:
             summaries.show_standing(config)
+        if config.metrics.report and not experiment.is_pruned:
+            write_report(config)
     return session.summary["best"].get(config.monitor)
 
 
@@ -232,6 +241,18 @@ def test_best(experiment: Experiment, path: Path, ranks: Ranks) -> dict[str, flo
     ckpt = str(best) if exists and is_sharded else None
     tested = trainer.test(task, datamodule=experiment.data, ckpt_path=ckpt, weights_only=True, verbose=False)
     return {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}
+
+
+def write_report(config: TrainConfig) -> None:
+    """Run `python eval.py` of this run, in a process that is not one of the ranks."""
+    env = {name: value for name, value in os.environ.items() if not RANK_VARIABLES.match(name)}
+    packages = ",".join(sorted({*config.allow, *packages_of(config.model_dump(exclude_unset=True))}))
+    words = [f"run={Path(config.run_dir).absolute()}", f"paths.logs={config.paths.logs}", f"allow=[{packages}]"]
+    words += [] if config.test else ["split=val"]  # the test images are not looked at
+    print("python eval.py ...", flush=True)
+    code = subprocess.run([sys.executable, "-m", "alexlab", "eval", *words], env=env, check=False).returncode
+    if code:
+        print(f"warning: report.html was not written: python eval.py ended with exit code {code}.", flush=True)
 
 
 def save_figures(config: TrainConfig, experiment: Experiment) -> None:

@@ -412,6 +412,8 @@ class LossConfig(OpenGroup):
 class MetricsConfig(GroupOfTargets):
     """Metrics of torchmetrics by name (conf/metrics), each with a `_target_`, besides the loss and the accuracies."""
 
+    report: bool = key("Run python eval.py at the end of the training, which writes report.html.", False)
+
 
 class EmaConfig(Group):
     decay: Inside01 | None = key("Decay of the moving average of the weights, such as 0.9999; null is off.", None)
@@ -540,6 +542,7 @@ class EvalConfig(EvaluatingConfig):
         "Crops per image: 1 (center), 2 (mirrored too), or the paper's 10 (averaged).", 1
     )
     against: Text | None = key("Another run, tested on the same images and compared by McNemar's test.", None)
+    report: bool = key("Calibrate the probabilities on val, and write report.html: curves, classes, mistakes.", True)
 
 
 class PredictConfig(RunConfig):
@@ -547,6 +550,7 @@ class PredictConfig(RunConfig):
 
     images: Text = key("An image, a folder, or a quoted glob.", give="an image, a folder or a glob with images=PATH")
     topk: Count = key("Classes per image.", 5)
+    calibrated: bool = key("Use the temperature that python eval.py has fitted on val.", False)
     out: Text | None = key("CSV file; null is predictions.csv in the run directory.", None)
     batch_size: Count = key("Images per batch.", 64)
     num_workers: Whole | None = key("Decoding threads; null takes the available cores.", None)
@@ -557,6 +561,7 @@ class FiguresConfig(EvaluatingConfig):
 
     among: Whole = key("Training images among which nearest neighbours are searched; 0 draws none.", 2000)
     format: Literal["png", "svg", "pdf"] = key("svg and pdf are for a paper: at most 7 inches wide.", "png")
+    cam: Text | None = key("An image, a folder or a quoted glob: draw only cam, the Grad-CAM of these images.", None)
 
 
 class ExportConfig(RunConfig):

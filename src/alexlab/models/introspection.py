@@ -74,6 +74,36 @@ def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
     return layers[0], groups if groups < layers[0].out_channels else 1  # a depthwise layer has no such groups
 
 
+def last_maps(net: nn.Module, image: torch.Tensor) -> nn.Module:
+    """Return the last layer that gives maps as large as those of the last convolution, after its activation.
+
+    Args:
+        net: in eval mode.
+        image: float (1, C, H, W), as the network gets it.
+
+    Raises:
+        UserError: the network has no convolution that gives maps of more than one pixel.
+    """
+    outputs: list[tuple[nn.Module, torch.Size]] = []  # in the order in which the layers end
+
+    def store(layer: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 4:
+            outputs.append((layer, output.shape[2:]))
+
+    hooks = [module.register_forward_hook(store) for module in net.modules() if module is not net]
+    try:
+        with torch.no_grad():
+            net(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sizes = [size for layer, size in outputs if isinstance(layer, nn.Conv2d) and size.numel() > 1]
+    # the patches of a vision transformer are of one convolution, whose maps are far from the logits
+    if not sizes or sum(isinstance(layer, nn.Conv2d) for layer, _ in outputs) == 1:
+        raise UserError(f"{type(net).__name__} has no convolutions that give maps, so Grad-CAM cannot be drawn.")
+    return [layer for layer, size in outputs if size == sizes[-1]][-1]
+
+
 def normalization(
     net: nn.Module,
     mean: "Sequence[float] | str" = "auto",
