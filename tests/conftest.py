@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
-VERBS = ("train", "eval", "predict", "export", "figures", "prepare", "benchmark", "compare", "dashboard")
+VERBS = ("train", "eval", "predict", "export", "figures", "prepare", "benchmark", "compare", "clean", "dashboard")
 SMALL_NET = ["model=torchvision", "model.name=shufflenet_v2_x0_5"]  # with BatchNorm, and 2 MB to write
 TINY = [
     *SMALL_NET, "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu",
@@ -139,9 +139,13 @@ def clean_env(more: dict[str, str] | None = None) -> dict[str, str]:
     """The environment without W&B's settings; an empty value in `more` takes a variable away."""
     ours = ("WANDB_", "HYDRA_", "COLUMNS")  # the last is set by pytest-xdist
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    clean |= {"NETRC": "/nonexistent", "PWD": str(ROOT), "WANDB_MODE": "offline", "PYTHONFAULTHANDLER": "1"} | (
-        more or {}
-    )
+    clean |= {
+        "PYTHON_DOTENV_DISABLED": "1",
+        "NETRC": "/nonexistent",
+        "PWD": str(ROOT),
+        "WANDB_MODE": "offline",
+        "PYTHONFAULTHANDLER": "1",
+    } | (more or {})
     return {k: v for k, v in clean.items() if v}
 
 

@@ -33,6 +33,16 @@ def test_a_process_without_streams_and_home_gets_them(tmp_path: Path) -> None:
     assert done.stdout.replace("nowhere", "") == "caf\\udce9 True /\nFalse\n"
 
 
+def test_a_dot_env_file_sets_what_is_not_set(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("# a comment\nFIRST='of the file'\nexport SECOND=of the file\n")
+    code = "import os, pathlib; from alexlab.engine.process import read_env; read_env(pathlib.Path('{}'));"
+    code = code.format(tmp_path / ".env") + "print(os.environ['FIRST'], os.environ['SECOND'], sep=', ')"
+    env = {**clean_env(), "SECOND": "of the shell"}
+    env.pop("PYTHON_DOTENV_DISABLED")  # the tests ignore the .env of this checkout
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "of the file, of the shell\n"
+
+
 def test_a_missing_home_or_temporary_folder_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/x"])

@@ -35,7 +35,7 @@ from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
 from alexlab.engine.overrides import get, has, in_quotes, key_of, put, split_list
-from alexlab.engine.process import complete_environment, importing, leave
+from alexlab.engine.process import complete_environment, importing, leave, read_env
 from alexlab.engine.schema import fields_of
 from alexlab.engine.signals import Preempted, SignalRecorder
 from alexlab.engine.sweeps import agent
@@ -85,6 +85,7 @@ FUNCTIONS = {
     "benchmark": "benchmark:benchmark",
     "compare": "compare:show",
     "dashboard": "dashboard:save_dashboard",
+    "clean": "clean:clean",
 }
 COMMANDS = {name: Command(name, function) for name, function in FUNCTIONS.items()}
 
@@ -105,6 +106,7 @@ def main() -> None:
 def run(name: str) -> None:
     """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
     complete_environment()
+    read_env(ROOT / ".env")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
     command, words, code = COMMANDS[name], sys.argv[1:], 0
     jobs = Jobs(command)
@@ -318,6 +320,7 @@ class Jobs:
 def elsewhere(name: str, stamp: str) -> Jobs:
     """Prepare a process that a launcher has started for jobs of the command `name`."""
     complete_environment()
+    read_env(ROOT / ".env")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers(stamp)
     return Jobs(COMMANDS[name], stamp=stamp)

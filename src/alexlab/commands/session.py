@@ -13,7 +13,7 @@ import torch
 
 from alexlab.commands import summary as summaries
 from alexlab.commands.build import Experiment
-from alexlab.engine import launcher, naming, provenance, resume, run_dir
+from alexlab.engine import checkpoint_io, launcher, naming, provenance, resume, run_dir
 from alexlab.engine.config import is_address, masker, save
 from alexlab.engine.errors import RankLostError, UserError, counted, lost_peer
 from alexlab.engine.files import RANK_LOCK, lock, lock_against_machines
@@ -186,6 +186,9 @@ class RunSession:
             wandb.finish(self.status, stopped_by)
         for tracker in self.experiment.trackers:
             tracker.finish(self.status)
+        if self.status == "finished" and self.is_first:
+            folder = self.path / "checkpoints"
+            checkpoint_io.remove(folder, checkpoint_io.not_kept(folder, config.checkpoint.keep))
         # last, because SLURM sends SIGTERM at once; not after an error, which would come again at the same step
         is_lost = isinstance(replacement, RankLostError)
         if self.is_first:

@@ -22,7 +22,7 @@ from alexlab.engine.files import atomic_write, name_in_errors, sync_folder
 from alexlab.engine.ranks import Ranks
 from alexlab.engine.text import is_text
 
-LAST, PREVIOUS, SUMS = "last.ckpt", "previous.ckpt", "SHA256SUMS"
+BEST, LAST, PREVIOUS, SUMS = "best.ckpt", "last.ckpt", "previous.ckpt", "SHA256SUMS"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -123,6 +123,26 @@ def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
     """Replace the hashes of a folder."""
     with atomic_write(folder / SUMS, "x", sync=True) as file:
         file.write(text_of(sums))
+
+
+def not_kept(folder: Path, keep: str) -> list[str]:
+    """Return the checkpoints of a finished run that are not needed any more.
+
+    Args:
+        keep: "best": best.ckpt alone; "last": also last.ckpt, with which the run can be resumed; "all": all.
+    """
+    names = {"best": [LAST, PREVIOUS], "last": [PREVIOUS], "all": []}[keep]
+    if not (folder / BEST).is_file():  # nothing was validated
+        names = [name for name in names if name != LAST]
+    return [name for name in names if (folder / name).is_file()]
+
+
+def remove(folder: Path, names: list[str]) -> None:
+    """Delete checkpoints, and their lines in SHA256SUMS."""
+    for name in names:
+        (folder / name).unlink()
+    if names:
+        write_sums(folder, {name: hashes for name, hashes in read_sums(folder).items() if name not in names})
 
 
 def damage_of(path: Path) -> str | None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 CORES = "ALEXLAB_CORES"  # the environment variable with the number of cores for a job of a sweep
@@ -20,6 +21,14 @@ def cores() -> int:
     # macOS has no affinities
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(own, int(os.environ.get(CORES, own)))
+
+
+def read_env(path: Path) -> None:
+    """Set the variables of a .env file, except those that are set already."""
+    if path.is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(path)
 
 
 def complete_environment() -> None:

@@ -94,7 +94,16 @@ def resume_config(today: Plain) -> Resumed:
     config["overrides"] = list((by_key(before["overrides"]) | new).values())
 
     ckpt_path, notes = newest_checkpoint(run_dir / "checkpoints")
+    finished = read_summary(run_dir).get("status") == "finished"
+    is_longer = any(get(config, key) != get(before, key) for key in ENDS)
     if ckpt_path is None:
+        if finished and named == "auto" and not is_longer:
+            return Resumed(config, run_dir, finished=True, notes=[f"resume=auto: {name} is finished."])
+        if finished:
+            raise UserError(
+                f"{asked}: {name} is finished, and last.ckpt was deleted (checkpoint.keep=best, or alexlab clean): it "
+                f"cannot be resumed. Start a new run with the weights: {shlex.quote(f'init_from={name}')}."
+            )
         if named != "auto":
             raise UserError(
                 f"{asked}: {name} has no checkpoint to resume from: start it again from scratch, or use resume=auto "
@@ -103,8 +112,7 @@ def resume_config(today: Plain) -> Resumed:
         notes.append(f"resume=auto: {name} has no checkpoint yet: it starts again from scratch.")
         return Resumed(config, run_dir, notes=notes)
     config |= {"init_from": None, "ckpt_path": str(ckpt_path)}
-    finished = read_summary(run_dir).get("status") == "finished"
-    finished = finished and all(get(config, key) == get(before, key) for key in ENDS)
+    finished = finished and not is_longer
     if finished and named != "auto":
         raise UserError(
             f"{asked}: {name} is finished. Give a trainer.max_epochs above {before['trainer'].get('max_epochs')} to "

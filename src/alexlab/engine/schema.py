@@ -149,6 +149,7 @@ Metric = Annotated[str, VALIDATED]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 PrecisionText = Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Precision = PrecisionText | Literal[16, 32, 64]
+Keep = Literal["best", "last", "all"]
 ALL_MAY_FAIL = Rule("1.0; sweep.keep_going=true ignores failed trials", lambda v: v == 1)
 
 
@@ -434,6 +435,7 @@ class ResumeConfig(Group):
 class CheckpointConfig(Group):
     every_n_steps: Count | None = key("Optimizer steps between checkpoints; null is off.", None)
     every_minutes: Positive | None = key("Minutes between checkpoints; null is off.", 15)
+    keep: Keep = key("What a finished run keeps: best.ckpt alone; or last.ckpt too; or all.", "last")
 
 
 class SweepConfig(Group):
@@ -601,6 +603,15 @@ class CompareConfig(CommandConfig):
     out: Text | None = key("File; null is the terminal, and logs/compare.html for html.", None)
     most: Count | None = key("Rows; null is 30 in a table, 200 on a page, else all.", None)
     equal: bool = key("Report whether two runs are equal step by step; exit with 1 if they are not.", False)
+
+
+class CleanConfig(CommandConfig):
+    """alexlab clean"""
+
+    runs: Text | Annotated[list[Text], Rule("a list that is not empty", bool)] = key("Folder, glob, or a list of them.")
+    where: Text | None = key('Condition on runs, as where="val/acc1<0.5".', None)
+    keep: Literal["best", "last"] = key("best.ckpt alone, so that no run can be resumed; or last.ckpt too.", "last")
+    dry_run: bool = key("Only print what would be deleted.", True)
 
 
 class LayoutConfig(Group):

@@ -12,7 +12,7 @@ IGNORED_IN = {
     "": "run run_dir overrides paths sweep command dry_run allow test logger metrics resume from_run from_wandb "
     "repeats floats",
     "callbacks.": "progress figures lr_monitor model_summary device_stats grad_norm",
-    "checkpoint.": "every_n_steps every_minutes",
+    "checkpoint.": "every_n_steps every_minutes keep",
     "choices.": "logger callbacks metrics",
     "data.": "num_workers timeout num_classes",
     "model.net.": "name",
