@@ -8,7 +8,6 @@ import contextlib
 import functools
 import io
 import os
-import re
 import stat
 import struct
 import warnings
@@ -31,12 +30,10 @@ ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
 FIRST_READ = 2**18  # bytes: most files are smaller
 MAX_BYTES = 2**29  # larger files are not read
-MAX_SCANS = 100  # of a JPEG, each of which decodes all pixels again; a progressive one has about ten
 BLOCK = 16  # rows of the largest block of a JPEG, over the three colours
 # Channels that a file can be decoded to, by Pillow's names and simplejpeg's. Grey is the luma, 0.299 R + 0.587 G +
 # 0.114 B: a JPEG's own, else as Pillow computes it. Alpha is 255 if the file has none.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what ends the pixels of a scan in a JPEG
 DARK = 2**12  # 16-bit pixels that are all below it use 12 bits, as of microscopes and X-rays
 JPEG_MODES = MODES | {1: "GRAY"}
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
@@ -87,12 +84,6 @@ class Picture:
         self.has_16_bits = False
         self.jpeg = b""
         if isinstance(source, bytes):
-            if (
-                source[:2] == b"\xff\xd8"
-                and source.count(b"\xff\xda") > MAX_SCANS
-                and (scans := scans_of(source)) > MAX_SCANS
-            ):
-                raise OSError(f"it has {scans} scans, and at most {MAX_SCANS} are decoded")
             header = parse_jpeg(source)
             if header is not None:
                 self.jpeg, (self.stored, self.orientation, self.frame) = source, header
@@ -240,19 +231,6 @@ def parse_jpeg(encoded: bytes) -> tuple[tuple[int, int], int, int] | None:
     if encoded[frame + 4] != 8 or encoded[frame + 9] not in (1, 3) or not width or not height or too_large:
         return None
     return (width, height), orientation, frame
-
-
-def scans_of(encoded: bytes) -> int:
-    """Count the scans of the first picture of a JPEG, without thumbnails within it and what phones add behind it."""
-    at, scans = 2, 0
-    while at < len(encoded) - 3 and encoded[at] == 0xFF and encoded[at + 1] != 0xD9:
-        is_scan = encoded[at + 1] == 0xDA
-        at += 2 + (encoded[at + 2] << 8 | encoded[at + 3])
-        if is_scan:
-            scans += 1
-            marker = MARKER.search(encoded, at)
-            at = marker.start() if marker else len(encoded)
-    return scans
 
 
 @contextlib.contextmanager
