@@ -28,9 +28,6 @@ class ReaderThreads(Executor):
 
     Attributes:
         stop: set when the process exits; a long task should check it, and return early.
-
-    Raises:
-        UserError: the system does not allow that many threads.
     """
 
     def __init__(self, count: int) -> None:

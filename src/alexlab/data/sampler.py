@@ -18,11 +18,7 @@ Key = tuple[int, int]
 
 
 def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
-    """Return the relative frequency of each image for `data.sampler`: float64 (N,), None if all are equal.
-
-    Raises:
-        UserError: the images lack what the sampler needs.
-    """
+    """Return the relative frequency of each image for `data.sampler`: float64 (N,), None if all are equal."""
     if sampler == "shuffle":
         return None
     if sampler == "balanced":

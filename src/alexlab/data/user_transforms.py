@@ -117,11 +117,7 @@ class UserTransforms:
         self.transforms, self.alone = tuple(transforms), False
 
     def __call__(self, image: Tensor, size: tuple[int, ...], seed: int) -> Tensor:
-        """Transform a uint8 image (C, H, W), which is not changed, to (C, *size).
-
-        Raises:
-            UserError: a transform returns something else.
-        """
+        """Transform a uint8 image (C, H, W), which is not changed, to (C, *size)."""
         if not self.alone:
             with GENERATORS.unused() as was_used:
                 transformed = self._apply(image, size, seed)

@@ -95,9 +95,6 @@ def build_metrics(
         known: arguments that metrics get if they name them, such as num_classes.
         images: of the largest split.
         note: prints a line.
-
-    Raises:
-        UserError: an entry is not a metric, or a constructor refuses the settings.
     """
     metrics: dict[str, Metric] = {}
     size = 4 * images * int(known["num_classes"])
@@ -115,11 +112,7 @@ def build_metrics(
 
 
 def try_metrics(metrics: MetricCollection, probabilities: Tensor, labels: Tensor) -> None:
-    """Update and compute copies of the metrics with random predictions, to find a wrong metric before training.
-
-    Raises:
-        UserError: a metric refuses them.
-    """
+    """Update and compute copies of the metrics with random predictions, to find a wrong metric before training."""
     for name, metric in metrics.items():
         try:
             copy = metric.clone()

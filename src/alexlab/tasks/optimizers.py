@@ -50,9 +50,6 @@ class OptimizerSettings:
         """Build what Lightning's `configure_optimizers` returns; without a trainer, to try the settings.
 
         If 16-mixed clips gradients, the optimizer is not fused: a fused one unscales them after clipping.
-
-        Raises:
-            UserError: a mistake in the settings.
         """
         if trainer is None:
             try_step(self.optimizer, self.trusted)
@@ -81,9 +78,6 @@ def build_optimizer(
 
     Args:
         may_fuse: whether `fused: auto` chooses the fused optimizer, if the class has one.
-
-    Raises:
-        UserError: `_target_` is not allowed, the class refuses a setting, or the network has no known layers.
     """
     name = settings["_target_"]
     cls = locate(name, trusted)
@@ -170,9 +164,6 @@ def build_schedulers(
         steps_per_epoch: optimizer steps in a whole epoch, even if the run stops before the first epoch ends.
         check_val_every_n_epoch: epochs from one validation to the next, whose metric a plateau schedule reads.
         trusted, mode: see `OptimizerSettings`.
-
-    Raises:
-        UserError: `_target_` is not allowed, refuses a setting, or is no schedule that a run can step and resume.
     """
     monitor = settings.get("monitor")
     mode = mode or (mode_of(monitor) if monitor else "min")
@@ -200,7 +191,7 @@ def build_schedulers(
 def build_own_scheduler(
     optimizer: torch.optim.Optimizer, settings: dict[str, Any], known: dict[str, Any], trusted: Trusted
 ) -> Any:
-    """Build the schedule `_target_` of torch, timm or the user; UserError as in `build_schedulers`.
+    """Build the schedule `_target_` of torch, timm or the user.
 
     Schedules within it, as SequentialLR's, get the optimizer too.
 

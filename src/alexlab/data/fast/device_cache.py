@@ -47,9 +47,6 @@ def check_device_input(
 
     Args:
         device: type of the devices: "cuda", "mps" or "cpu".
-
-    Raises:
-        UserError: the device cannot crop the images, or the cache does not fit into the device's memory.
     """
     if cache is None and crop_on != "device":
         return

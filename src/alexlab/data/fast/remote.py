@@ -100,9 +100,6 @@ def read(address: str, cache: Path, limit: int | None, patience: float | None) -
         cache: the folder for what is downloaded, see `PreparedImages.disk_cache`.
         limit: bytes in it, see `ShardCache`.
         patience: seconds to wait for a server that does not answer; None has a default.
-
-    Raises:
-        UserError: the address has no prepared set, a file is damaged, or the server does not answer.
     """
     # a mistake in the address is answered soon, and a server that breaks down during the training is waited for
     first = Bucket(address, None if patience is None else min(patience, START))
