@@ -219,43 +219,36 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         name = PurePath(str(data["root"])).name if data["name"] in ("folder", "prepared") else str(data["name"])
         facts = {key: described[key] for key in ("fingerprint", "images", "num_classes")}
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:100] or "images"  # the characters that W&B accepts
-
-        def fill(artifact: wandb.Artifact) -> None:
-            _add_json(artifact, "dataset.json", {**facts, "classes": classes[:MAX_CLASSES]})
-
-        self._upload(f"dataset-{name}", "dataset", facts, fill)
+        self._upload(f"dataset-{name}", "dataset", facts, {"dataset.json": {**facts, "classes": classes[:MAX_CLASSES]}})
 
     def log_code(self, run_dir: Path) -> None:
         """Log code.json and code.patch of the run as an artifact, if `log_code` is set and the commit is known."""
         code = provenance.read(run_dir)
-        if not self.config.log_code or not code.get("commit"):
-            return
-
-        def fill(artifact: wandb.Artifact) -> None:
-            _add_json(artifact, "code.json", code)
-            if (run_dir / "code.patch").is_file():
-                artifact.add_file(str(run_dir / "code.patch"))
-
-        self._upload(CODE_ARTIFACT, "code", code, fill, ["latest", code_alias(code)])
+        if self.config.log_code and code.get("commit"):
+            files = {"code.json": code, "code.patch": run_dir / "code.patch"}
+            self._upload(CODE_ARTIFACT, "code", code, files, ["latest", code_alias(code)])
 
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
         """Upload a checkpoint as the artifact `model-ID:best`, if `log_model` is set."""
         if self.config.log_model and self.run is not None and path.is_file():
             timeout = self.finish_timeout + path.stat().st_size / SLOWEST_UPLOAD
-            fill = lambda artifact: artifact.add_file(str(path))  # noqa: E731
-            self._upload(f"model-{self.run.id}", "model", metadata, fill, ["best", "latest"], timeout)
+            self._upload(f"model-{self.run.id}", "model", metadata, {path.name: path}, ["best", "latest"], timeout)
 
     def _upload(
         self,
         name: str,
         kind: str,
         metadata: dict[str, Any],
-        fill: Callable[[wandb.Artifact], Any],
+        files: dict[str, Any],
         aliases: list[str] | None = None,
         timeout: float = ARTIFACT_TIMEOUT,
     ) -> None:
-        """Fill and upload an artifact in a thread: W&B asks the server about it first, and waits long for one that
-        hangs. A dataset is an input of the run."""
+        """Upload an artifact in a thread: W&B asks the server about it first, and waits long for one that hangs. A
+        dataset is an input of the run.
+
+        Args:
+            files: by name, the path of each, which is skipped if it does not exist, or values for JSON.
+        """
         if self.run is None or self.is_broken or self.mode == "disabled":
             return
         run = self.run
@@ -263,7 +256,12 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         def upload() -> None:
             try:
                 artifact = wandb.Artifact(name, type=kind, metadata=metadata)
-                fill(artifact)
+                for file, content in files.items():
+                    if not isinstance(content, Path):
+                        with artifact.new_file(file, mode="w") as opened:
+                            opened.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+                    elif content.is_file():
+                        artifact.add_file(str(content))
                 if kind == "dataset" and self.mode == "online":
                     run.use_artifact(artifact)
                     return
@@ -353,8 +351,3 @@ def code_alias(code: dict[str, Any]) -> str:
     unknown = code.get("patch_sha256") is None and (code.get("left_out") or code.get("dirty"))
     known = [str(code[key])[:12] for key in ("commit", "patch_sha256") if code.get(key)]
     return "-".join([*known, "unknown"] if unknown else known)
-
-
-def _add_json(artifact: wandb.Artifact, name: str, values: dict[str, Any]) -> None:
-    with artifact.new_file(name, mode="w") as file:
-        file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
