@@ -245,10 +245,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
     "a class or split that is a link to a folder that is gone": (
         lambda root: (root / "train/fox").symlink_to(root / "gone"), 0),
     "a broken link": (lambda root: (root / "train/cat/x.jpg").symlink_to(root / "nowhere.jpg"), 9),
-    "a pipe (FIFO) called .jpg": (lambda root: os.mkfifo(root / "train/cat/x.jpg"), 9),
     "a folder called .jpg": (lambda root: images(root, "train/cat/x.jpg/1.jpg"), 9),
     "a link called .jpg to a folder": (link_called_jpg, 10),
-    "a link to a device called .jpg": (lambda root: (root / "train/cat/x.jpg").symlink_to("/dev/zero"), 9),
     "classes one level deeper": (deeper, 0),
 }  # fmt: skip
 

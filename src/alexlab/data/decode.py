@@ -8,7 +8,6 @@ import contextlib
 import functools
 import io
 import os
-import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
 # values of the tag; for 5 to 8, rows and columns are exchanged first
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
 FIRST_READ = 2**18  # bytes: most files are smaller
-MAX_BYTES = 2**29  # larger files are not read
 BLOCK = 16  # rows of the largest block of a JPEG, over the three colours
 # Channels that a file can be decoded to, by Pillow's names and simplejpeg's. Grey is the luma, 0.299 R + 0.587 G +
 # 0.114 B: a JPEG's own, else as Pillow computes it. Alpha is 255 if the file has none.
@@ -178,13 +176,8 @@ def open_picture(path: str) -> Picture:
 
     This function makes three system calls. Python's open and read make ten, between which other threads may take over.
     """
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe called .jpg would block
+    file = os.open(path, os.O_RDONLY)
     try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
-            raise OSError("it is a device or a folder, not a file")
-        if status.st_size > MAX_BYTES:
-            raise OSError(f"it has {status.st_size:,} bytes, and an image may have at most {MAX_BYTES:,}")
         content = os.read(file, FIRST_READ)
         if len(content) == FIRST_READ:
             parts = [content]
