@@ -70,9 +70,7 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
     line set it. A name or a folder that a command line set is listed for that run only.
 
     The model comes first, then options, what command lines set, the rest, and last what only one of many runs changed.
-
-    Args:
-        texts: `canonical_settings(runs)`, if known already.
+    `texts` are `canonical_settings(runs)`, if known already.
     """
     texts = canonical_settings(runs) if texts is None else texts
     differences: list[dict[str, Any]] = [{} for _ in runs]
@@ -363,11 +361,7 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
 
     A row starts with the title, as W&B names the run, and ends with the directory and the settings that differ, which
     are printed below the row if they do not fit. Columns that do not fit are dropped: speed, size, last epoch, further
-    validation metrics, test, `sureness`.
-
-    Args:
-        runs: number of runs in all groups.
-        sort: the metric by which the groups are sorted; this column is never dropped.
+    validation metrics, test, `sureness`, but never `sort`. `runs` is the number of runs in all groups.
     """
     titles = [shorten(group.title, MAX_TITLE) for group in groups]
     names = max(map(len, titles))
@@ -478,10 +472,8 @@ def finite(values: Any) -> Any:
 def equality(a: Run, b: Run) -> tuple[bool, str]:
     """Compare exactly all losses, accuracies and learning rates that two runs logged at the same steps.
 
-    Speed and time are not compared, nor the test, which depends on the rest.
-
-    Returns:
-        Whether the runs are equal, and a sentence that names the first difference.
+    Speed and time are not compared, nor the test, which depends on the rest. The result is whether the runs are equal,
+    and a sentence that names the first difference.
     """
     values_a, values_b = _logged(a), _logged(b)
     paired = sorted(values_a.keys() & values_b.keys())

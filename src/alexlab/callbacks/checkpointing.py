@@ -44,9 +44,6 @@ class Checkpointing(Callback):
     the number of ranks changes, the first rank gets the sums of all, and each rank gets the mean statistics.
 
     Args:
-        folder: for the checkpoints.
-        preemption: says whether a signal stops the run.
-        nan_guard: checks the weights before last.ckpt is written.
         every_n_steps, every_minutes: from one last.ckpt within an epoch to the next; None is never.
         steps_per_epoch: stored in last.ckpt, because a resumed run must have the same.
         restores_best: whether to restore the best metrics of a resumed run, whose best.ckpt is in `folder`.

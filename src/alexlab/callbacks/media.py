@@ -47,7 +47,6 @@ class Media(Callback):
         logger: the W&B logger of rank 0, for tables; None without W&B.
         weights: the name of the checkpoint that is tested; None is the best one of training.
         kind: of the files: png, svg or pdf.
-        ranks: all ranks of the run.
     """
 
     def __init__(

@@ -30,10 +30,6 @@ class Preemption(Callback):
     After a signal, validation and test raise Preempted. Training sets `stop`, because the checkpoint callback writes
     last.ckpt first. The ranks agree in the same way that it is time for a checkpoint, as their clocks differ.
 
-    Args:
-        recorder: records this rank's signals.
-        ranks: all ranks of the run.
-
     Attributes:
         stop: the signal that any rank received, or 0.
         wants_checkpoint: whether this rank wants a checkpoint.

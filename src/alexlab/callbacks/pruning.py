@@ -21,14 +21,11 @@ class Pruning(Callback):
     Args:
         trial: Optuna's trial; None if it cannot be pruned, and on all ranks but 0.
         monitor: the metric that the study optimizes.
-
-    Attributes:
-        pruned: whether the run was stopped.
     """
 
     def __init__(self, trial: optuna.trial.Trial | None, monitor: str) -> None:
         self.trial, self.monitor = trial, monitor
-        self.pruned = False
+        self.pruned = False  # whether the run was stopped
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or self.pruned:

@@ -47,7 +47,6 @@ class ImageDataset:
     """The images of an index, written into the memory of a batch.
 
     Args:
-        index: the images and their targets.
         on_error: what to do about a broken image: "raise" or "skip".
         raw_size: (width, height) of all images if the device crops them; then whole images of a `PreparedIndex` are
             copied. If it is None, each image is cropped by the thread that decodes it.

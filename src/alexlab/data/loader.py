@@ -34,8 +34,6 @@ class Loader:
     """An iterable of `Batch`; each iteration is one pass over the batches of the sampler.
 
     Args:
-        dataset: the images.
-        batch_sampler: yields the keys of each batch, and has a length.
         num_workers: number of threads; with 0, the caller's thread decodes each batch when it is needed.
         pinned: write images to pinned memory, which a GPU reads directly (torch reuses it for the next batch).
         timeout: seconds to wait for a part of a batch, before a UserError; None waits forever.

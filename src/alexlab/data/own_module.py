@@ -23,7 +23,6 @@ class OwnDataModule(pl.LightningDataModule):
     the network takes them. The classes are `module.classes`, or 0 to data.num_classes - 1.
 
     Args:
-        module: the user's LightningDataModule.
         source: the name of the module's class.
         batch_size: images per batch over all devices, which the loaders must have.
     """

@@ -27,7 +27,6 @@ def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
     """Split an index at random by (seed, class), each class in the same proportions.
 
     Args:
-        index: any index that has `subset`.
         fractions: of the images that each split except train gets, such as {"val": 0.1, "test": 0.1}; above 0.
     """
     names = ["train", *fractions]

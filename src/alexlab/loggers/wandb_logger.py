@@ -210,10 +210,6 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Log the run's dataset as an input artifact: fingerprint, counts and class names, but no images.
 
         The artifact contains no path of this machine, so that all runs on the same images use the same version.
-
-        Args:
-            data: the config's group `data`.
-            described: `ImageFolders.describe()`.
         """
         self.has_test_images = "test" in described["images"]
         name = PurePath(str(data["root"])).name if data["name"] in ("folder", "prepared") else str(data["name"])
@@ -343,11 +339,7 @@ def _replace_folders(replacement: Path) -> None:
 
 
 def code_alias(code: dict[str, Any]) -> str:
-    """Return the alias of the version of `CODE_ARTIFACT` that holds this state of the code.
-
-    Args:
-        code: content of code.json. Changes that could not be hashed are not the clean commit.
-    """
+    """Return the alias of the version of `CODE_ARTIFACT` that holds the state of the code in code.json."""
     unknown = code.get("patch_sha256") is None and (code.get("left_out") or code.get("dirty"))
     known = [str(code[key])[:12] for key in ("commit", "patch_sha256") if code.get(key)]
     return "-".join([*known, "unknown"] if unknown else known)

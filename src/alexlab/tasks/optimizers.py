@@ -159,11 +159,8 @@ def build_schedulers(
 ) -> list[dict[str, Any]]:
     """Build Lightning's list of schedulers for conf/scheduler/*.yaml. The learning rate is logged as "lr".
 
-    Args:
-        steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps in a whole epoch, even if the run stops before the first epoch ends.
-        check_val_every_n_epoch: epochs from one validation to the next, whose metric a plateau schedule reads.
-        trusted, mode: see `OptimizerSettings`.
+    For `steps`, `steps_per_epoch`, `trusted` and `mode` see `OptimizerSettings`. A plateau schedule reads the metric of
+    a validation every `check_val_every_n_epoch` epochs.
     """
     monitor = settings.get("monitor")
     mode = mode or (mode_of(monitor) if monitor else "min")

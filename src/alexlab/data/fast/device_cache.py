@@ -43,11 +43,7 @@ def check_device_input(
     splits: Mapping[str, Index],
     transforms: Mapping[str, SampleTransform],
 ) -> None:
-    """Check that the device can crop and cache the images if the config demands it.
-
-    Args:
-        device: type of the devices: "cuda", "mps" or "cpu".
-    """
+    """Check that the device ("cuda", "mps" or "cpu") can crop and cache the images if the config demands it."""
     if cache is None and crop_on != "device":
         return
     if crop_on == "cpu" or (crop_on == "auto" and device != "cuda"):
@@ -81,9 +77,7 @@ def cache_on_device(
 ) -> tuple[Tensor, Tensor]:
     """Return all images, uncropped uint8 (N, H, W, C), and their targets, int64 (N,), in the memory of a device.
 
-    Args:
-        dataset: must have a `raw_size`; a broken image is an error.
-        split: name of the split, for the log.
+    A broken image is an error.
     """
     assert dataset.raw_size is not None
     width, height = dataset.raw_size

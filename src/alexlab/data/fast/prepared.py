@@ -33,10 +33,8 @@ class PreparedIndex(Index):
     """The images of one split.
 
     Attributes:
-        root: the prepared folder.
         format: "jpeg" or "raw" (uint8 rows of RGB).
         files: the shards.
-        classes: names of the class folders, sorted.
         names: names of the source files, joined, as bytes; `arrays["ends"]` says where each ends.
         arrays: (N,) each, see ARRAYS and CRCS; `offsets` and `sizes` in bytes, heights and widths in pixels. `targets`
             are (N, num_classes) if an image has any number of classes.
@@ -182,12 +180,7 @@ def _read_split(root: Path, content: dict[str, Any], split: str) -> PreparedInde
 
 
 def fields(root: Path, content: dict[str, Any], split: str) -> dict[str, Any]:
-    """Return the arguments of `PreparedIndex` for a split, without `files`.
-
-    Args:
-        root: the folder with SPLIT.npz.
-        content: of prepared.json.
-    """
+    """Return the arguments of `PreparedIndex` for a split, without `files`. `content` is that of prepared.json."""
     part = content["splits"][split]
     with np.load(root / f"{split}.npz", allow_pickle=False) as held:
         arrays = {key: held[key] for key in (*ARRAYS, CRCS) if key in held or key in ARRAYS}
