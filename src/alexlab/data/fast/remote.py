@@ -7,7 +7,6 @@ after the first epoch images are read as from a local folder. Images and their o
 
 import difflib
 import fcntl
-import functools
 import hashlib
 import inspect
 import os
@@ -73,24 +72,11 @@ class PreparedImages(ImageFolders):
             self.root = self.address  # type: ignore[assignment]  # a Path would have one slash
         self.disk_cache, self.disk_cache_gb = Path(disk_cache), disk_cache_gb
 
-    def find_splits(self) -> Mapping[str, Index]:
+    def read_prepared(self) -> Mapping[str, Index] | None:
         if self.address is None:
-            return super().find_splits()
+            return super().read_prepared()
         limit = None if self.disk_cache_gb is None else int(self.disk_cache_gb * 1e9)
         return read(self.address, self.disk_cache, limit, self.timeout)
-
-    def read_for_evaluation(self, classes: tuple[str, ...]) -> None:
-        if self.address is None:
-            super().read_for_evaluation(classes)
-        else:
-            self.splits = self.find_splits()
-            self._check_channels()
-
-    @functools.cached_property
-    def readable_classes(self) -> list[str]:
-        if self.address is None or self.class_names is not None:
-            return super().readable_classes
-        return prepared.about(next(iter(self.splits.values())).root)["readable_classes"]
 
 
 def read(address: str, cache: Path, limit: int | None, patience: float | None) -> dict[str, "RemoteIndex"]:
@@ -327,13 +313,13 @@ class ShardCache:
                 while (name := self._next()) is not None:
                     if not self._make_room(self.shards[name]["bytes"]):
                         limit = "" if self.limit is None else f" within disk_cache_gb={self.limit / 1e9:g}"
-                        raise NoRoomError(f"no room for further shards{limit}")
+                        raise OSError(f"no room for further shards{limit}")
                     if not self._fetch(name):
                         self.given_up.add(name)
         except UserError as error:
             warn(f"no more shards are downloaded: {error}")
-        except (OSError, NoRoomError) as error:
-            what = getattr(error, "strerror", None) or error
+        except OSError as error:
+            what = error.strerror or error
             warn(f"`data.disk_cache={self.folder.parent}`: {what}: other images are read from the bucket in each epoch")
 
     def _fetch(self, name: str) -> bool:
@@ -387,10 +373,6 @@ def is_unused(path: Path) -> bool:
 
 class DamagedError(Exception):
     """Bytes that are not those that were written."""
-
-
-class NoRoomError(Exception):
-    """The cache is full."""
 
 
 def warn(text: str) -> None:
