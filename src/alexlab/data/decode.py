@@ -51,11 +51,7 @@ _resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
 
 
 class BrokenImageError(UserError):
-    """A file is not a complete image.
-
-    Attributes:
-        reason: the path and what is wrong with the file, without advice.
-    """
+    """A file is not a complete image. `reason` is the path and what is wrong with the file, without advice."""
 
     def __init__(self, path: str, error: OSError) -> None:
         self.reason = f"{path} cannot be read as an image ({error.strerror or error})"
@@ -68,19 +64,14 @@ class BrokenImageError(UserError):
 class Picture:
     """An encoded image, which is decoded when `pixels` is called.
 
-    Attributes:
-        size: (width, height) in pixels as a viewer shows it, that is, after the EXIF rotation.
-        orientation: of the stored pixels, 1 to 8 as in EXIF.
-        jpeg: the file's bytes if simplejpeg decodes it, else empty.
-        image: Pillow's image, once Pillow has opened it.
-        has_16_bits: whether Pillow takes the upper eight of 16 bits per channel.
+    `orientation` is that of the stored pixels, 1 to 8 as in EXIF. `size` is (width, height) after the rotation.
     """
 
     def __init__(self, source: "bytes | Image.Image") -> None:
         """Read the header of a file's bytes, or of an image that Pillow has opened. Raises OSError if it cannot."""
-        self.image: Image.Image | None = None
-        self.has_16_bits = False
-        self.jpeg = b""
+        self.image: Image.Image | None = None  # once Pillow has opened it
+        self.has_16_bits = False  # whether Pillow takes the upper eight of 16 bits per channel
+        self.jpeg = b""  # the file's bytes if simplejpeg decodes it
         if isinstance(source, bytes):
             header = parse_jpeg(source)
             if header is not None:

@@ -51,23 +51,15 @@ REPORT_EVERY = 10.0  # seconds
 
 @dataclass(frozen=True)
 class ImageIndex(Index):
-    """The images of one split, in arrays: a million (path, class) tuples would take far more memory.
+    """The images of one split, in arrays: a million (path, class) tuples would take far more memory."""
 
-    Attributes:
-        root: the folder that the names are relative to.
-        names: all names joined, as bytes of the file system's encoding.
-        ends: int64 (N,): where in `names` the name of image i ends.
-        targets: int64 (N,): the class of image i, 0 to len(classes) - 1.
-        classes: names of the class folders, sorted.
-        ignored: number of files that are not images, by suffix; under "" of images outside of the class folders, and
-            under "NAME/" of folders that are skipped.
-    """
-
-    root: Path
-    names: bytes
-    ends: np.ndarray
-    targets: np.ndarray
-    classes: tuple[str, ...]
+    root: Path  # the folder that the names are relative to
+    names: bytes  # all names joined, as bytes of the file system's encoding
+    ends: np.ndarray  # int64 (N,): where in `names` the name of image i ends
+    targets: np.ndarray  # int64 (N,): the class of image i, 0 to len(classes) - 1
+    classes: tuple[str, ...]  # names of the class folders, sorted
+    # number of files that are not images, by suffix; under "" of images outside of the class folders, and under "NAME/"
+    # of folders that are skipped
     ignored: dict[str, int] = field(default_factory=dict)
 
     def name(self, i: int) -> bytes:

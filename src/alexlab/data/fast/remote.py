@@ -158,12 +158,7 @@ def download_arrays(bucket: Bucket, path: Path, entry: dict[str, Any] | None) ->
 
 @dataclass(frozen=True)
 class RemoteIndex(PreparedIndex):
-    """The images of one split in a bucket.
-
-    Attributes:
-        files: where the shards are on this machine, as soon as they are.
-        cache: downloads them.
-    """
+    """The images of one split in a bucket. `cache` downloads the shards, `files` is where they then are."""
 
     cache: "ShardCache" = field(kw_only=True, repr=False)
 
