@@ -146,15 +146,10 @@ class Stat(NamedTuple):
 
 @dataclass
 class Group:
-    """A row of a table: runs that differ only in their seed or fold, or one run.
+    """A row of a table: runs that differ only in their seed or fold, or one run."""
 
-    Attributes:
-        runs: at least one.
-        settings: what sets the group apart from the rest, and the seeds and folds.
-    """
-
-    runs: list[Run]
-    settings: dict[str, Any]
+    runs: list[Run]  # at least one
+    settings: dict[str, Any]  # what sets the group apart from the rest, and the seeds and folds
 
     @property
     def title(self) -> str:

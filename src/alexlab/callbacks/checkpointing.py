@@ -47,12 +47,6 @@ class Checkpointing(Callback):
         every_n_steps, every_minutes: from one last.ckpt within an epoch to the next; None is never.
         steps_per_epoch: stored in last.ckpt, because a resumed run must have the same.
         restores_best: whether to restore the best metrics of a resumed run, whose best.ckpt is in `folder`.
-
-    Attributes:
-        only_epochs: whether a resume must start at the end of an epoch, because the loaders are not ours.
-        validated_at: optimizer steps of the run at the last validation.
-        restored_metrics: the last values of all metrics, of the resumed checkpoint.
-        world_sizes: (step, number of ranks) of each part of the run with another number of ranks.
     """
 
     def __init__(
@@ -69,10 +63,10 @@ class Checkpointing(Callback):
         self.preemption, self.nan_guard = preemption, nan_guard
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self.steps_per_epoch, self.restores_best = steps_per_epoch, restores_best
-        self.only_epochs = False
-        self.validated_at = -1
-        self.restored_metrics: dict[str, float] = {}
-        self.world_sizes: list[tuple[int, int]] = []
+        self.only_epochs = False  # whether a resume must start at the end of an epoch, because the loaders are not ours
+        self.validated_at = -1  # optimizer steps of the run at the last validation
+        self.restored_metrics: dict[str, float] = {}  # the last values of all metrics, of the resumed checkpoint
+        self.world_sizes: list[tuple[int, int]] = []  # (step, ranks) where their number changed
         self._written_at = time.monotonic()
         self._position: dict[str, Any] = {}  # of the last.ckpt that is being written
         self._ranks: list[dict[str, Any]] = []  # the state of each rank in the checkpoint that this run resumes

@@ -26,25 +26,17 @@ DECAYING = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.Mu
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What is needed to build the optimizer and the learning rate schedule.
+    """What is needed to build the optimizer and the learning rate schedule."""
 
-    Attributes:
-        optimizer, scheduler: plain values of conf/optimizer/*.yaml and conf/scheduler/*.yaml.
-        images_per_step: images per optimizer step, over all devices and accumulated batches.
-        steps: optimizer steps of the whole run. Lightning's own estimate would load the first training batches before
-            the epoch is restored from a checkpoint.
-        steps_per_epoch: optimizer steps in a whole epoch.
-        trusted: packages that `_target_` may name, see engine/targets.py.
-        mode: whether less ("min") or more ("max") of `scheduler.monitor` is better; None: the name decides.
-    """
-
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
-    images_per_step: int
+    optimizer: dict[str, Any]  # plain values of conf/optimizer/*.yaml
+    scheduler: dict[str, Any]  # plain values of conf/scheduler/*.yaml
+    images_per_step: int  # per optimizer step, over all devices and accumulated batches
+    # optimizer steps of the whole run; Lightning's own estimate would load the first training batches before the epoch
+    # is restored from a checkpoint
     steps: int
-    steps_per_epoch: int
-    trusted: Trusted = ()
-    mode: Literal["min", "max"] | None = None
+    steps_per_epoch: int  # optimizer steps in a whole epoch
+    trusted: Trusted = ()  # packages that `_target_` may name, see engine/targets.py
+    mode: Literal["min", "max"] | None = None  # whether less of `scheduler.monitor` is better; None: by the name
 
     def build(self, net: nn.Module, trainer: pl.Trainer | None = None) -> Any:
         """Build what Lightning's `configure_optimizers` returns; without a trainer, to try the settings.

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -93,13 +94,14 @@ def cache_on_device(
     return images, as_tensor(dataset.index.targets).to(device)
 
 
+@dataclass(eq=False)
 class DeviceLoader:
     """Like `Loader`, but for the images and targets that `cache_on_device` returned."""
 
-    def __init__(
-        self, dataset: ImageDataset, batch_sampler: "Sampler[list[Key]]", images: Tensor, targets: Tensor
-    ) -> None:
-        self.dataset, self.batch_sampler, self.images, self.targets = dataset, batch_sampler, images, targets
+    dataset: ImageDataset
+    batch_sampler: "Sampler[list[Key]]"
+    images: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
