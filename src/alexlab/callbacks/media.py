@@ -2,6 +2,7 @@
 most confident mistakes. All figures are written to `figures/` of the run, and logged."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,29 +40,17 @@ class Mistake(NamedTuple):
     loss: float  # cross-entropy, in nats
 
 
+@dataclass(eq=False)
 class Media(Callback):
-    """Draw the figures, each of them once.
+    """Draw the figures, each of them once."""
 
-    Args:
-        folder: where rank 0 writes the figures, of the images of all ranks.
-        logger: the W&B logger of rank 0, for tables; None without W&B.
-        weights: the name of the checkpoint that is tested; None is the best one of training.
-        kind: of the files: png, svg or pdf.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        logger: "WandbLogger | None" = None,
-        weights: str | None = None,
-        kind: str = "png",
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.folder, self.kind, self.ranks = folder, kind, ranks or Ranks()
-        self.logger = logger
-        self.weights = weights
-        self.mistakes: list[Mistake] = []
-        self.written: list[Path] = []
+    folder: Path  # where rank 0 writes the figures, of the images of all ranks
+    logger: "WandbLogger | None" = None  # the W&B logger of rank 0, for tables
+    weights: str | None = None  # the name of the checkpoint that is tested; None is the best one of training
+    kind: str = "png"  # of the files: png, svg or pdf
+    ranks: Ranks = field(default_factory=Ranks)
+    mistakes: list[Mistake] = field(default_factory=list, init=False)
+    written: list[Path] = field(default_factory=list, init=False)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):

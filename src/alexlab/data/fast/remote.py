@@ -80,13 +80,7 @@ class PreparedImages(ImageFolders):
 
 
 def read(address: str, cache: Path, limit: int | None, patience: float | None) -> dict[str, "RemoteIndex"]:
-    """Read the splits of a prepared set in a bucket.
-
-    Args:
-        cache: the folder for what is downloaded, see `PreparedImages.disk_cache`.
-        limit: bytes in it, see `ShardCache`.
-        patience: seconds to wait for a server that does not answer; None has a default.
-    """
+    """Read the splits of a prepared set in a bucket. `limit` is that of `ShardCache`, `patience` that of `Bucket`."""
     # a mistake in the address is answered soon, and a server that breaks down during the training is waited for
     first = Bucket(address, None if patience is None else min(patience, START))
     try:
@@ -214,22 +208,22 @@ class RemoteIndex(PreparedIndex):
 Part = tuple[str, int, int, int]  # shard, offset and size in bytes, CRC-32
 
 
+@dataclass(eq=False)
 class ShardCache:
     """Downloads shards of a set, and reads single images of those that are not here yet.
 
     Only one process of a machine downloads shards: the one that holds a lock. It stays within `limit`: shards of other
     sets that were opened the longest time ago are removed for new ones. Those of this set are not, because in each
     epoch all are needed: what does not fit continues to be read by ranges.
-
-    Args:
-        folder: of the set.
-        shards: name -> {"bytes", "sha256"}, as in prepared.json.
-        limit: bytes in the parent of `folder`; None is what the disk has room for.
     """
 
-    def __init__(self, bucket: Bucket, folder: Path, shards: dict[str, Any], limit: int | None) -> None:
-        self.bucket, self.folder, self.shards, self.limit = bucket, folder, shards, limit
-        self.shards_of = Bucket(bucket.address, bucket.patience)  # which has connections of its own
+    bucket: Bucket
+    folder: Path  # of the set
+    shards: dict[str, Any]  # name -> {"bytes", "sha256"}, as in prepared.json
+    limit: int | None  # bytes in the parent of `folder`; None is what the disk has room for
+
+    def __post_init__(self) -> None:
+        self.shards_of = Bucket(self.bucket.address, self.bucket.patience)  # which has connections of its own
         self.missed: Counter[str] = Counter()  # images that were needed, by shard
         self.given_up: set[str] = set()
         self._changing = threading.Lock()
