@@ -167,10 +167,8 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         return tuple(sorted(entry.name for entry in present if entry.is_dir()))
     except FileNotFoundError:
         raise UserError(f"{folder} does not exist: give the folder of the images with data.root=PATH.") from None
-    except NotADirectoryError:
-        raise UserError(f"{folder} is a file: give a folder of images with data.root=PATH.") from None
-    except PermissionError:
-        raise UserError(f"{folder} may not be read: ask for read permission, or copy the images.") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read as a folder ({error.strerror}): give another data.root.") from None
 
 
 def is_skipped(name: str) -> bool:
