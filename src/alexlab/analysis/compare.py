@@ -219,7 +219,7 @@ def p_values(groups: Sequence[Group], sort: str) -> list[float | None]:
     """Return for each group how probable a difference to the first one as large as that of `sort` is by chance.
 
     Welch's t test between the seeds, with Holm's correction for the number of tests. None for the first group, and
-    for all others if it has one run; also for groups with one run, and if the standard deviations of both are 0.
+    for the rest if it has one run; also for groups with one run, and if the standard deviations of both are 0.
     """
     samples: list[Any] = [group.stats.get(sort) for group in groups]
     if not samples or samples[0] is None or samples[0].std is None:

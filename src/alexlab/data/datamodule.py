@@ -235,8 +235,8 @@ class ImageFolders(pl.LightningDataModule):
             empty = [index.classes[target] for target in np.flatnonzero(class_counts(index) == 0)]
             if empty:
                 lines.append(f"{split} contains no image of {folder.listed(empty)}")
-        beside = folder.class_folders(self.root) if {path.parent for path in used} == {self.root} else ()
-        if "train" in self.splits and (unused := [name for name in beside if self.root / name not in used]):
+        siblings = folder.class_folders(self.root) if {path.parent for path in used} == {self.root} else ()
+        if "train" in self.splits and (unused := [name for name in siblings if self.root / name not in used]):
             lines.append(f"{self.root}: these folders are not splits, and are not used: {folder.listed(unused)}")
         return list(dict.fromkeys(lines))  # splits of one folder ignore the same files
 

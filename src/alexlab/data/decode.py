@@ -132,7 +132,7 @@ class Picture:
 class Pixels:
     """An image that is decoded already, uint8 (height, width, C), with the interface of a `Picture`.
 
-    C may be any number. Those of MODES are converted to each other, as in files; for others `pixels` raises OSError.
+    C may be any number. Those of MODES are converted to each other, as in files. `pixels` raises OSError for the rest.
     """
 
     def __init__(self, pixels: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """A first look at the images before a training, for what is rarely meant: pictures of one colour, and equal files.
 
-Each part stops when the time is over, so that a slow disk does not delay a run. Broken images are reported by others.
+Each part stops when the time is over, so that a slow disk does not delay a run. Broken images are reported elsewhere.
 """
 
 import contextlib

@@ -139,14 +139,14 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
                 ignored["hidden" if entry.name.startswith(".") else ""] += 1
     with_folder = set(present)
     for target, label in enumerate(reported(labels, f"reading {folder}", f"of {len(labels):,} classes")):
-        others: Counter[str] = Counter()
-        images = sorted(images_below(folder, label, visited, others, real)) if label in with_folder else []
+        unused: Counter[str] = Counter()
+        images = sorted(images_below(folder, label, visited, unused, real)) if label in with_folder else []
         if not images and classes is None:
             raise UserError(
                 f"{folder / label} is a class without images: add images ({', '.join(EXTENSIONS[:4])}, ...) or remove "
-                f"the folder.{' '.join(['', *unused_files(folder / label, others)])}"
+                f"the folder.{' '.join(['', *unused_files(folder / label, unused)])}"
             )
-        ignored.update(others)
+        ignored.update(unused)
         counts[target] = len(images)
         names += b"".join(images)  # class by class: a million names as objects would take 100 MB
         lengths.append(np.fromiter(map(len, images), np.int64, len(images)))
@@ -195,7 +195,7 @@ def images_below(
     waiting = [os.fsencode(label)]
     while waiting:
         current = waiting.pop()
-        others = len(waiting)
+        before = len(waiting)
         prefix, path = current + b"/", os.path.normpath(os.fsdecode(top + current))
         refuse_twice(path, real)
         try:
@@ -217,7 +217,7 @@ def images_below(
                         ignored[os.fsdecode(suffix) if b"." in name else "no suffix"] += 1
         except PermissionError:
             raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
-        below = {SPELLINGS.get(os.fsdecode(name.rpartition(b"/")[2]).lower()) for name in waiting[others:]} - {None}
+        below = {SPELLINGS.get(os.fsdecode(name.rpartition(b"/")[2]).lower()) for name in waiting[before:]} - {None}
         mixed += [path] if len(below) > 1 and label != "." else []
     if mixed:
         raise UserError(
@@ -248,8 +248,8 @@ def find_splits(
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
     """
     folders, present = split_folders(root), class_folders(root)
-    others = [root / name for name in present if root / name not in folders.values()]
-    if alike := [path.name for path in others if looks_like_split(path)]:
+    rest = [root / name for name in present if root / name not in folders.values()]
+    if alike := [path.name for path in rest if looks_like_split(path)]:
         raise UserError(
             f"{root} contains folders that are named like splits and not like classes ({listed(alike)}): rename them "
             "to train, val and test, or move what is not used elsewhere."
@@ -280,7 +280,7 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise UserError(f"{root} contains {found[split].name} and {name}, which are both {split}: remove one.")
         if split is not None:
             found[split] = root / name
-    if [*found] == ["train"] and not class_folders(found["train"]):  # may be a class of trains, beside cars and buses
+    if [*found] == ["train"] and not class_folders(found["train"]):  # may be a class of trains, next to cars and buses
         classes = [root / name for name in names if not SPLIT_WORD.search(name.lower())]
         with_images = [any(path.suffix.lower() in EXTENSIONS for path in label.iterdir()) for label in classes]
         return {} if sum(with_images) > 1 else found
@@ -298,10 +298,10 @@ def looks_like_split(folder: Path) -> bool:
 
 def unused_files(folder: Path, ignored: dict[str, int]) -> list[str]:
     """Return a line for each kind of files and folders that are not used; see `ImageIndex.ignored`."""
-    others = dict(ignored)
-    outside, hidden = others.pop("", 0), others.pop("hidden", 0)
-    skipped = [f"{name} ({others.pop(name):,})" for name in sorted(others) if name.endswith("/")]
-    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: -item[1]))
+    rest = dict(ignored)
+    outside, hidden = rest.pop("", 0), rest.pop("hidden", 0)
+    skipped = [f"{name} ({rest.pop(name):,})" for name in sorted(rest) if name.endswith("/")]
+    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(rest.items(), key=lambda item: -item[1]))
     lines = {
         f"folders of these names are skipped: {', '.join(skipped)}": skipped,
         f"hidden images are skipped: {hidden:,}": hidden,

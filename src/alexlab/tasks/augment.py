@@ -82,7 +82,7 @@ class BatchAugment:
         Args:
             seed: of the batch, the same on all ranks.
             first: position of the first of these images in the global batch.
-            total: images of the global batch; None: no others.
+            total: images of the global batch; None: these alone.
 
         Returns:
             Images float32 (B, C, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.

@@ -342,8 +342,8 @@ class ShardCache:
             return shutil.disk_usage(self.folder).free > size + SPARE
         held = {path: path.stat() for path in self.folder.parent.glob("*/*.shard")}
         total = sum(each.st_size for each in held.values())
-        others = [path for path in held if path.parent != self.folder]
-        for path in sorted(others, key=lambda each: held[each].st_mtime):
+        old = [path for path in held if path.parent != self.folder]
+        for path in sorted(old, key=lambda each: held[each].st_mtime):
             if total + size > self.limit and is_unused(path):
                 path.unlink(missing_ok=True)
                 total -= held[path].st_size
