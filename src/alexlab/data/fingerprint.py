@@ -51,10 +51,7 @@ def identities(datasets: Sequence[Any]) -> list[Any]:
     the images that the folds share.
 
     If only the names of an older dataset are known, it gets the fingerprint of the newer datasets with the same names,
-    provided that these all have the same images.
-
-    Args:
-        datasets: `dataset` in summary.json of runs of any age, which anybody may have written.
+    provided that these all have the same images. `datasets` are from summary.json, which anybody may have written.
     """
     known = [dataset if isinstance(dataset, dict) else {} for dataset in datasets]
     fingerprints = [dataset.get("fingerprint_of_folds", dataset.get("fingerprint")) for dataset in known]

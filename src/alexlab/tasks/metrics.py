@@ -39,15 +39,13 @@ class MeanLoss(Metric):
         """Return the sum over the images of a batch for each of NAMES."""
         return [loss * len(labels)]
 
-    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """See `add`."""
-        self.add(logits, labels, loss)
-
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Add a batch: logits (B, num_classes), labels (B, ...), and the mean loss of the batch."""
         logits, loss = logits.detach(), loss.detach()
         sums = self.sums(logits, labels, loss)
         self.window.add_(torch.stack([*sums, loss.new_full((), len(labels))]))
+
+    update = add
 
     def window_means(self) -> dict[str, float]:
         """Return the means of WINDOW on this rank since the previous call; NaN without an image."""
