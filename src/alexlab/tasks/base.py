@@ -219,13 +219,9 @@ class RunModule(pl.LightningModule):
 
 
 class BaseTask(RunModule):
-    """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation.
+    """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation."""
 
-    Attributes:
-        Sums: the metric of each stage that needs the loss: MeanLoss, or LossAndAccuracy.
-    """
-
-    Sums: type[MeanLoss] = MeanLoss
+    Sums: type[MeanLoss] = MeanLoss  # the metric of each stage that needs the loss: MeanLoss, or LossAndAccuracy
 
     def __init__(
         self, net: nn.Module, augment: BatchAugment, metrics: MetricCollection | None = None, run: RunInfo | None = None
