@@ -49,14 +49,14 @@ def test_the_most_confident_mistakes_of_a_test_are_chosen() -> None:
 OF_RANKS = """
 import json, torch, torch.distributed as dist
 from pathlib import Path
-from alexlab.callbacks.media import Media, Prediction
+from alexlab.callbacks.media import Media, Mistake
 from alexlab.engine.ranks import meet
 ranks = meet(1)
 dist.init_process_group("gloo")
 media = Media(Path(), ranks=ranks)
 # rank 0 has 0.97, 0.94 ..., rank 1 has 0.98, 0.95 ... and rank 2 has one that is the surest and 15 that are not sure
 confidences = [0.97 - 0.03 * i + 0.01 * ranks.rank for i in range(16)] if ranks.rank < 2 else [0.99, *[0.01] * 15]
-media.mistakes = [Prediction(c, torch.full((3, 2, 2), ranks.rank), 0, [(1, c)], 1.0) for c in confidences]
+media.mistakes = [Mistake(c, torch.full((3, 2, 2), ranks.rank), 0, [(1, c)], 1.0) for c in confidences]
 media.on_test_epoch_end(None, None)
 print(json.dumps([[round(m.confidence, 2), int(m.image[0, 0, 0])] for m in media.mistakes]))
 """
@@ -74,22 +74,6 @@ def test_rank_0_gets_the_most_confident_mistakes_of_all_ranks(tmp_path: Path) ->
     expected = sorted([*pairs, (0.99, 2)], reverse=True)[:MISTAKES]
     assert first == [[pytest.approx(confidence), rank] for confidence, rank in expected]
     assert [len(second), len(third)] == [sum(rank == 1 for _, rank in expected), 1]
-
-
-@pytest.mark.parametrize("images", [5, 31, 32, 1000])
-@pytest.mark.parametrize("batch", [7, 1000])
-def test_sample_predictions_are_spread_over_the_split(images: int, batch: int) -> None:
-    """For any size of the batches."""
-    media, trainer = Media(Path(), object()), SimpleNamespace(world_size=1)  # type: ignore[arg-type]
-    pixels = torch.arange(images).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
-    for part in map(slice, range(0, images, batch), range(batch, images + batch, batch)):
-        targets = torch.zeros(len(pixels[part]), dtype=torch.int64)
-        media.on_test_batch_end(trainer, TASK, torch.zeros(len(targets), 3), (pixels[part], targets, []), 0)  # type: ignore[arg-type]
-    numbers = np.array([int(m.image[0, 0, 0]) for m in media.samples])
-    assert min(images, MISTAKES) <= len(numbers) < 2 * MISTAKES
-    assert numbers[0] == 0
-    assert set(np.diff(numbers)) == {images // len(numbers) if images < 2 * MISTAKES else media.spacing}
-    assert images - numbers[-1] <= media.spacing
 
 
 def test_the_confusion_matrix_shows_the_classes_confused_most() -> None:

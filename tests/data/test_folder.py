@@ -49,7 +49,7 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist: give the folder"):
         scan(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file is a file: give a folder of images"):
+    with pytest.raises(UserError, match=r"file cannot be read as a folder .Not a directory.: give another data.root"):
         scan(tmp_path / "file")
 
 

@@ -38,7 +38,7 @@ def test_operations_and_strengths_equal_torchvisions(
             answers = iter([policies.NAMES.index(name), *([strength] if policy == "trivial" else []), negative])
             rng = SampleRng()
             monkeypatch.setattr(SampleRng, "below", lambda self, count, answers=answers: next(answers))
-            ours = policies.trivial(rng) if policy == "trivial" else policies.rand(strength, source.size, rng)
+            ours = policies.draw(policy, strength, source.size, rng)
             amount = 0.0 if amounts is None else float(amounts[strength]) * (-1 if negative else 1)
             scale = 255 if name == "solarize" else 1
             assert ours == (name, pytest.approx(scale * amount, abs=1e-4)), "torchvision computes in float32"
@@ -52,7 +52,7 @@ def test_operations_are_equally_likely_and_torchs_generator_is_not_used(tmp_path
     for theirs in (v2.TrivialAugmentWide, v2.RandAugment):
         assert set(theirs._AUGMENTATION_SPACE) == set(THEIRS.values())
     state = torch.get_rng_state()
-    names = [policies.trivial(SampleRng(0, i))[0] for i in range(14 * 300)]
+    names = [policies.draw("trivial", 0, (1, 1), SampleRng(0, i))[0] for i in range(14 * 300)]
     assert {name: abs(names.count(name) - 300) < 4.5 * 300**0.5 for name in policies.NAMES} == dict.fromkeys(
         THEIRS, True
     )

@@ -70,9 +70,7 @@ def differing(runs: Sequence[Run], texts: list[dict[str, str]] | None = None) ->
     line set it. A name or a folder that a command line set is listed for that run only.
 
     The model comes first, then options, what command lines set, the rest, and last what only one of many runs changed.
-
-    Args:
-        texts: `canonical_settings(runs)`, if known already.
+    `texts` are `canonical_settings(runs)`, if known already.
     """
     texts = canonical_settings(runs) if texts is None else texts
     differences: list[dict[str, Any]] = [{} for _ in runs]
@@ -148,15 +146,10 @@ class Stat(NamedTuple):
 
 @dataclass
 class Group:
-    """A row of a table: runs that differ only in their seed or fold, or one run.
+    """A row of a table: runs that differ only in their seed or fold, or one run."""
 
-    Attributes:
-        runs: at least one.
-        settings: what sets the group apart from the rest, and the seeds and folds.
-    """
-
-    runs: list[Run]
-    settings: dict[str, Any]
+    runs: list[Run]  # at least one
+    settings: dict[str, Any]  # what sets the group apart from the rest, and the seeds and folds
 
     @property
     def title(self) -> str:
@@ -226,7 +219,7 @@ def p_values(groups: Sequence[Group], sort: str) -> list[float | None]:
     """Return for each group how probable a difference to the first one as large as that of `sort` is by chance.
 
     Welch's t test between the seeds, with Holm's correction for the number of tests. None for the first group, and
-    for all others if it has one run; also for groups with one run, and if the standard deviations of both are 0.
+    for the rest if it has one run; also for groups with one run, and if the standard deviations of both are 0.
     """
     samples: list[Any] = [group.stats.get(sort) for group in groups]
     if not samples or samples[0] is None or samples[0].std is None:
@@ -238,11 +231,7 @@ def p_values(groups: Sequence[Group], sort: str) -> list[float | None]:
 
 
 def sort_metric(runs: Sequence[Run], sort: str | None) -> str:
-    """Return the metric to sort by: `sort`, or a usual one that some run has.
-
-    Raises:
-        UserError: no run has `sort`.
-    """
+    """Return the metric to sort by: `sort`, or a usual one that some run has."""
     known = sorted({key for run in runs for key in run.metrics})
     if sort is None:
         monitors = [str(run.settings.get("monitor")) for run in runs]
@@ -264,9 +253,6 @@ def select(runs: Sequence[Run], text: str) -> list[int]:
 
     `and` binds closer than `or`; `=` and `~` (contains) ignore upper and lower case. The keys are those of
     `runs.table_of`.
-
-    Raises:
-        UserError: the text is not a condition, no run has a key, a text is compared by size, or no run matches.
     """
     ways = [
         [_condition(part, text) for part in re.split(r"\s+and\s+", way, flags=re.IGNORECASE)]
@@ -370,11 +356,7 @@ def table(groups: Sequence[Group], runs: int, sort: str, width: int) -> list[str
 
     A row starts with the title, as W&B names the run, and ends with the directory and the settings that differ, which
     are printed below the row if they do not fit. Columns that do not fit are dropped: speed, size, last epoch, further
-    validation metrics, test, `sureness`.
-
-    Args:
-        runs: number of runs in all groups.
-        sort: the metric by which the groups are sorted; this column is never dropped.
+    validation metrics, test, `sureness`, but never `sort`. `runs` is the number of runs in all groups.
     """
     titles = [shorten(group.title, MAX_TITLE) for group in groups]
     names = max(map(len, titles))
@@ -485,13 +467,8 @@ def finite(values: Any) -> Any:
 def equality(a: Run, b: Run) -> tuple[bool, str]:
     """Compare exactly all losses, accuracies and learning rates that two runs logged at the same steps.
 
-    Speed and time are not compared, nor the test, which depends on the rest.
-
-    Returns:
-        Whether the runs are equal, and a sentence that names the first difference.
-
-    Raises:
-        UserError: no loss and no accuracy can be compared.
+    Speed and time are not compared, nor the test, which depends on the rest. The result is whether the runs are equal,
+    and a sentence that names the first difference.
     """
     values_a, values_b = _logged(a), _logged(b)
     paired = sorted(values_a.keys() & values_b.keys())

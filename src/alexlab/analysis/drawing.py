@@ -105,11 +105,7 @@ def filters(weights: Tensor, groups: int = 1) -> Image.Image:
 
 
 def save(picture: "Image.Image | Figure", path: Path) -> Path:
-    """Write a figure as PNG, or, for a paper, as SVG or PDF of at most PAGE inches in width, and return the path.
-
-    Args:
-        path: ends with .png, .svg or .pdf.
-    """
+    """Write a figure to X.png, or, for a paper, to X.svg or X.pdf, at most PAGE inches wide, and return the path."""
     kind = path.suffix[1:]
     with atomic_write(path) as file:
         if isinstance(picture, Image.Image) and kind == "png":

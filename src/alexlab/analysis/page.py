@@ -30,14 +30,7 @@ MAX_WIDTH = 900  # pixels of a figure
 
 
 def render(groups: Sequence[Group], sort: str, notes: Sequence[str], command: str) -> str:
-    """Return the page.
-
-    Args:
-        groups: the best first.
-        sort: the metric by which they are sorted.
-        notes: lines for the end of the page, such as what was skipped.
-        command: the command that writes this page, shown at the top.
-    """
+    """Return the page of groups that are sorted by a metric, with the command at the top, and the notes at the end."""
     from plotly.offline import get_plotlyjs
 
     values = finite({**data_of(groups, sort, notes), "asked": command})

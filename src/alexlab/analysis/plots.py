@@ -51,9 +51,7 @@ def top5(
 def per_class(accuracies: Sequence[float | None], names: Sequence[str], of: str) -> Figure:
     """Draw a bar per class, the best at the top; of more than MAX_BARS classes the worst.
 
-    Args:
-        accuracies: of each class, from 0 to 1; None for a class without images.
-        of: the images and weights, for the title, such as "test, best.ckpt".
+    Accuracies are from 0 to 1, or None for a class without images. `of` is that of `top5`.
     """
     known = sorted(((acc, name) for acc, name in zip(accuracies, names, strict=True) if acc is not None), reverse=True)
     mean, worst = float(np.mean([acc for acc, _ in known])), known[-MAX_BARS:]
@@ -75,10 +73,8 @@ def confusion(counts: np.ndarray, names: Sequence[str], totals: np.ndarray, clas
 
     Args:
         counts: int (C, C), how many images of the row's class were predicted as the column's class.
-        names: of the C classes.
         totals: int (C,), images per class; more than in the row if the matrix is a part of a larger one.
         classes: the number of classes of that larger matrix.
-        of: the images and weights, for the title, such as "test, best.ckpt".
     """
     fraction = counts / np.maximum(totals, 1)[:, None]
     side, size = min(PAGE, 2.5 + 0.38 * len(names)), 8 if len(names) <= 16 else 6 if len(names) <= 36 else 4.5

@@ -46,37 +46,23 @@ def is_number(value: Any) -> bool:
 
 @dataclass
 class Run:
-    """A run.
-
-    Attributes:
-        name: the directory, as every command takes it.
-        status: finished, failed, preempted, pruned, running, or unfinished (killed, or running elsewhere).
-        settings: the flat config without keys that make no difference. "choices.model" is the option of conf/model.
-        overridden: keys that the command line set.
-        summary: the content of summary.json, {} before the run has ended.
-        config: the content of config.yaml.
-        code: the commit, and a hash of how the code differed from it.
-        fingerprint: equal for equal images among the runs that were read together; None if unknown.
-        problems: a sentence for each thing that could not be read.
-    """
+    """A run."""
 
     path: Path
-    name: str
-    status: str
+    name: str  # the directory, as every command takes it
+    status: str  # finished, failed, preempted, pruned, running, or unfinished (killed, or running elsewhere)
+    # the flat config without keys that make no difference; "choices.model" is the option of conf/model
     settings: dict[str, Any]
-    overridden: set[str] = field(default_factory=set)
-    summary: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    code: dict[str, Any] = field(default_factory=dict)
-    fingerprint: Any = None
-    problems: list[str] = field(default_factory=list)
+    overridden: set[str] = field(default_factory=set)  # keys that the command line set
+    summary: dict[str, Any] = field(default_factory=dict)  # the content of summary.json, {} before the run has ended
+    config: dict[str, Any] = field(default_factory=dict)  # the content of config.yaml
+    code: dict[str, Any] = field(default_factory=dict)  # the commit, and a hash of how the code differed from it
+    fingerprint: Any = None  # equal for equal images among the runs that were read together; None if unknown
+    problems: list[str] = field(default_factory=list)  # a sentence for each thing that could not be read
 
     def title(self, without: Collection[str] = ()) -> str | None:
-        """Return the name that W&B shows, such as "alexnet_bn-lr0.05-s1"; None if config.yaml is too old for it.
-
-        Args:
-            without: keys whose overrides are omitted.
-        """
+        """Return the name that W&B shows, such as "alexnet_bn-lr0.05-s1", without the overrides of some keys; None if
+        config.yaml is too old for it."""
         try:
             overrides = [text for text in self.config["overrides"] if key_of(text) not in without]
             return printable(run_name({**self.config, "overrides": overrides}))
@@ -304,9 +290,6 @@ def read_metrics(path: Path) -> list[Row]:
     """Return the rows of a metrics.csv by step, without cells that are not numbers; [] if it does not exist.
 
     Rows without a step, torn rows and a last line without an end (it is being written) are skipped.
-
-    Raises:
-        UserError: the file is not a CSV file.
     """
     try:
         lines = read_csv(path)[1]

@@ -16,9 +16,7 @@ FEWEST = 5  # complete trials from which importances can be estimated
 def draw(study: Study, metric: str, folder: Path) -> list[Path]:
     """Save history.png, slices.png and, with enough trials, importances.png to `folder`; return their paths.
 
-    Args:
-        study: a study with at least one complete trial.
-        metric: the name of the trials' values.
+    At least one trial must be complete.
     """
     matplotlib.use("Agg")  # draws without a display
     folder.mkdir(parents=True, exist_ok=True)

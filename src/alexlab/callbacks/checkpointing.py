@@ -11,6 +11,7 @@ hooks, and stores which one: after an optimizer step, before the validation ("st
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,45 +38,28 @@ EPOCH_LOOP_PARTS = ("on_advance_end", "on_run_start", "_should_accumulate", "_nu
 CALL_PARTS = ("_call_callback_hooks", "_call_lightning_module_hook")
 
 
+@dataclass(eq=False)
 class Checkpointing(Callback):
     """Write best.ckpt and last.ckpt, and resume from last.ckpt.
 
     The state that differs between ranks (sums of the metrics, BatchNorm's statistics) is gathered from all of them. If
     the number of ranks changes, the first rank gets the sums of all, and each rank gets the mean statistics.
-
-    Args:
-        folder: for the checkpoints.
-        preemption: says whether a signal stops the run.
-        nan_guard: checks the weights before last.ckpt is written.
-        every_n_steps, every_minutes: from one last.ckpt within an epoch to the next; None is never.
-        steps_per_epoch: stored in last.ckpt, because a resumed run must have the same.
-        restores_best: whether to restore the best metrics of a resumed run, whose best.ckpt is in `folder`.
-
-    Attributes:
-        only_epochs: whether a resume must start at the end of an epoch, because the loaders are not ours.
-        validated_at: optimizer steps of the run at the last validation.
-        restored_metrics: the last values of all metrics, of the resumed checkpoint.
-        world_sizes: (step, number of ranks) of each part of the run with another number of ranks.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        preemption: Preemption,
-        nan_guard: NanGuard,
-        every_n_steps: int | None = None,
-        every_minutes: float | None = None,
-        steps_per_epoch: int = 0,
-        restores_best: bool = False,
-    ) -> None:
-        self.best_path, self.last_path = folder / "best.ckpt", folder / LAST
-        self.preemption, self.nan_guard = preemption, nan_guard
-        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
-        self.steps_per_epoch, self.restores_best = steps_per_epoch, restores_best
-        self.only_epochs = False
-        self.validated_at = -1
-        self.restored_metrics: dict[str, float] = {}
-        self.world_sizes: list[tuple[int, int]] = []
+    folder: Path  # for best.ckpt and last.ckpt
+    preemption: Preemption
+    nan_guard: NanGuard
+    every_n_steps: int | None = None  # from one last.ckpt within an epoch to the next; None is never
+    every_minutes: float | None = None  # the same, by the clock
+    steps_per_epoch: int = 0  # stored in last.ckpt, because a resumed run must have the same
+    restores_best: bool = False  # whether to restore the best metrics of a resumed run, whose best.ckpt is in `folder`
+
+    def __post_init__(self) -> None:
+        self.best_path, self.last_path = self.folder / "best.ckpt", self.folder / LAST
+        self.only_epochs = False  # whether a resume must start at the end of an epoch, because the loaders are not ours
+        self.validated_at = -1  # optimizer steps of the run at the last validation
+        self.restored_metrics: dict[str, float] = {}  # the last values of all metrics, of the resumed checkpoint
+        self.world_sizes: list[tuple[int, int]] = []  # (step, ranks) where their number changed
         self._written_at = time.monotonic()
         self._position: dict[str, Any] = {}  # of the last.ckpt that is being written
         self._ranks: list[dict[str, Any]] = []  # the state of each rank in the checkpoint that this run resumes
@@ -269,11 +253,7 @@ class Checkpointing(Callback):
             self._finish_step(fetcher)
 
     def _restore_ranks(self) -> None:
-        """Restore what `_gather_ranks` gathered.
-
-        Raises:
-            UserError: the number of ranks changed, and a user's metric cannot add the states of several ranks.
-        """
+        """Restore what `_gather_ranks` gathered."""
         model: Any = self.trainer.lightning_module
         ranks, rank = self._ranks, self.trainer.global_rank
         for name, metric in _metrics(model).items():

@@ -18,11 +18,7 @@ from alexlab.models.introspection import head_of
 
 
 class Freezing(Callback):
-    """Freeze parameters and BatchNorm statistics outside of the head.
-
-    Args:
-        epochs: number of epochs, from the first one on, in which only the head is trained.
-    """
+    """Freeze parameters and BatchNorm statistics outside of the head in the first `epochs` epochs."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs

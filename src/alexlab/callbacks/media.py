@@ -2,6 +2,7 @@
 most confident mistakes. All figures are written to `figures/` of the run, and logged."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,8 +30,8 @@ MOST_CLASSES = 50  # in the confusion matrix: the classes that are confused most
 MOST_ROWS = 2000  # classes in W&B's table, the worst first
 
 
-class Prediction(NamedTuple):
-    """The network's prediction for a test image."""
+class Mistake(NamedTuple):
+    """The network's wrong prediction for a test image."""
 
     confidence: float  # probability of the predicted class, 0 to 1
     image: torch.Tensor  # uint8 (C, H, W)
@@ -39,32 +40,17 @@ class Prediction(NamedTuple):
     loss: float  # cross-entropy, in nats
 
 
+@dataclass(eq=False)
 class Media(Callback):
-    """Draw the figures, each of them once.
+    """Draw the figures, each of them once."""
 
-    Args:
-        folder: where rank 0 writes the figures, of the images of all ranks.
-        logger: the W&B logger of rank 0, for tables; None without W&B.
-        weights: the name of the checkpoint that is tested; None is the best one of training.
-        kind: of the files: png, svg or pdf.
-        ranks: all ranks of the run.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        logger: "WandbLogger | None" = None,
-        weights: str | None = None,
-        kind: str = "png",
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.folder, self.kind, self.ranks = folder, kind, ranks or Ranks()
-        self.logger = logger
-        self.weights = weights
-        self.mistakes: list[Prediction] = []
-        self.samples: list[Prediction] = []  # every `spacing`-th image, right or wrong
-        self.spacing, self.tested = 1, 0
-        self.written: list[Path] = []
+    folder: Path  # where rank 0 writes the figures, of the images of all ranks
+    logger: "WandbLogger | None" = None  # the W&B logger of rank 0, for tables
+    weights: str | None = None  # the name of the checkpoint that is tested; None is the best one of training
+    kind: str = "png"  # of the files: png, svg or pdf
+    ranks: Ranks = field(default_factory=Ranks)
+    mistakes: list[Mistake] = field(default_factory=list, init=False)
+    written: list[Path] = field(default_factory=list, init=False)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not trainer.is_global_zero or not len(batch[1]):
@@ -89,21 +75,13 @@ class Media(Callback):
         targets = batch[1]
         confidence, predicted = logits.softmax(1).max(1)
         wrong = (predicted != targets).nonzero().flatten()
-
-        def prediction(i: int) -> Prediction:
+        for i in wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist():
             probabilities, classes = logits[i].softmax(0).topk(min(5, logits.shape[1]))
             top5 = list(zip(classes.tolist(), probabilities.tolist(), strict=True))
             loss = float(F.cross_entropy(logits[i], targets[i]))
-            return Prediction(top5[0][1], as_pixels(batch[0][i][None], pl_module)[0], int(targets[i]), top5, loss)
-
-        self.mistakes += map(prediction, wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist())
+            image = as_pixels(batch[0][i][None], pl_module)[0]
+            self.mistakes.append(Mistake(top5[0][1], image, int(targets[i]), top5, loss))
         self.mistakes = most_confident(self.mistakes)
-        for i in range(len(targets) if self.logger is not None else 0):
-            if (self.tested + i) % self.spacing == 0:
-                self.samples.append(prediction(i))
-                if len(self.samples) == 2 * MISTAKES:  # the number of test images is unknown: keep every second
-                    self.samples, self.spacing = self.samples[::2], 2 * self.spacing
-        self.tested += len(targets)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Send the most confident mistakes of all ranks to rank 0, and no image that it does not draw."""
@@ -161,17 +139,12 @@ class Media(Callback):
         """Log the test under the name of the split: results on val must not be compared with those on test."""
         import wandb
 
-        samples = self.samples[:: 1 + (len(self.samples) > MISTAKES)]
-        tables = {}
-        for key, shown in {"mistakes": self.mistakes, "predictions": samples}.items():
-            table = tables[f"{split}/{key}"] = wandb.Table(
-                columns=["image", "truth", "prediction", "confidence", "top5", "loss"]
-            )
-            for m in shown:
-                top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
-                picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
-                confidence, loss = round(m.confidence, 4), round(m.loss, 4)
-                table.add_data(picture, names[m.truth], names[m.top5[0][0]], confidence, top5, loss)
+        mistakes = wandb.Table(columns=["image", "truth", "prediction", "confidence", "top5", "loss"])
+        for m in self.mistakes:
+            top5 = ", ".join(f"{names[k]} {probability:.1%}" for k, probability in m.top5)
+            picture = wandb.Image(figures.as_rgb(m.image.permute(1, 2, 0).numpy()))
+            confidence, loss = round(m.confidence, 4), round(m.loss, 4)
+            mistakes.add_data(picture, names[m.truth], names[m.top5[0][0]], confidence, top5, loss)
         per_class = wandb.Table(columns=["class", "images", "acc1"])
         classes = zip(names, acc1, matrix.sum(1), strict=True)
         for name, accuracy, count in sorted(classes, key=lambda row: (row[1] is None, row[1]))[:MOST_ROWS]:
@@ -181,7 +154,8 @@ class Media(Callback):
         columns: Any = ["Actual", "Predicted", "nPredictions"]
         table, fields = wandb.Table(columns=columns, data=counts), dict(zip(columns, columns, strict=True))
         drawn = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "confusion matrix"})
-        run.log({**tables, f"{split}/per_class": per_class, f"{split}/confusion_matrix": drawn})
+        tables = {"mistakes": mistakes, "per_class": per_class, "confusion_matrix": drawn}
+        run.log({f"{split}/{name}": value for name, value in tables.items()})
 
 
 def as_pixels(images: torch.Tensor, task: Any) -> torch.Tensor:
@@ -202,7 +176,7 @@ def captions_of(targets: torch.Tensor, names: list[str]) -> list[tuple[str, ...]
     ]
 
 
-def most_confident(mistakes: list[Prediction]) -> list[Prediction]:
+def most_confident(mistakes: list[Mistake]) -> list[Mistake]:
     return sorted(mistakes, key=lambda mistake: -mistake.confidence)[:MISTAKES]
 
 

@@ -32,13 +32,7 @@ log = logging.getLogger("alexlab")
 
 
 class NanGuard(Callback):
-    """Check losses, gradients and weights, on all ranks together.
-
-    Args:
-        mode: "stop", or "skip".
-        last_ckpt: path of the run's last.ckpt.
-        resume_command: resumes the run, for messages.
-    """
+    """Check losses, gradients and weights, on all ranks together. `resume_command` resumes the run, for messages."""
 
     def __init__(self, mode: str, last_ckpt: Path, resume_command: str) -> None:
         self.skips = mode == "skip"

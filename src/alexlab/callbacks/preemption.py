@@ -29,21 +29,13 @@ class Preemption(Callback):
 
     After a signal, validation and test raise Preempted. Training sets `stop`, because the checkpoint callback writes
     last.ckpt first. The ranks agree in the same way that it is time for a checkpoint, as their clocks differ.
-
-    Args:
-        recorder: records this rank's signals.
-        ranks: all ranks of the run.
-
-    Attributes:
-        stop: the signal that any rank received, or 0.
-        wants_checkpoint: whether this rank wants a checkpoint.
-        checkpoint_due: whether any rank wanted one, as of the last comparison.
     """
 
     def __init__(self, recorder: SignalRecorder, ranks: Ranks | None = None) -> None:
         self.recorder, self.ranks = recorder, ranks or Ranks()
-        self.stop = 0
-        self.wants_checkpoint = self.checkpoint_due = False
+        self.stop = 0  # the signal that any rank received
+        self.wants_checkpoint = False  # whether this rank wants a checkpoint
+        self.checkpoint_due = False  # whether any rank wanted one, as of the last comparison
         self._group: Any = None
         self._pending: Any = None  # the comparison in progress
         # what is compared: signal, wants_checkpoint, and the negated interval to the next comparison, so that MAX gives

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import dataclass, field
 
 import optuna
 import pytorch_lightning as pl
@@ -12,23 +13,17 @@ log = logging.getLogger("alexlab")
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)  # of a database that does not answer
 
 
+@dataclass(eq=False)
 class Pruning(Callback):
     """Report `monitor` to the trial after each validation, and stop the run on all ranks if the pruner says so.
 
     The last epoch is not pruned, because nothing would be saved. If the study's storage does not answer, a warning is
     logged and the trial continues.
-
-    Args:
-        trial: Optuna's trial; None if it cannot be pruned, and on all ranks but 0.
-        monitor: the metric that the study optimizes.
-
-    Attributes:
-        pruned: whether the run was stopped.
     """
 
-    def __init__(self, trial: optuna.trial.Trial | None, monitor: str) -> None:
-        self.trial, self.monitor = trial, monitor
-        self.pruned = False
+    trial: optuna.trial.Trial | None  # None if it cannot be pruned, and on all ranks but 0
+    monitor: str  # the metric that the study optimizes
+    pruned: bool = field(default=False, init=False)  # whether the run was stopped
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or self.pruned:

@@ -131,11 +131,15 @@ class ImageFolders(pl.LightningDataModule):
             demo.write_demo(self.root, seed=self.demo_seed)
         if self.idx is not None:
             fashion_mnist.write_fashion_mnist(self.root, self.idx)
-        if prepared.is_prepared(self.root):
-            return prepared.read(self.root)
+        if (splits := self.read_prepared()) is not None:
+            return splits
         if archives.is_archives(self.root):
             return archives.read(self.root)
         return folder.find_splits(self.root, self.val_fraction is not None or self.folds is not None, self._scan)
+
+    def read_prepared(self) -> Mapping[str, Index] | None:
+        """Return the splits of a set that `alexlab prepare` has written; None if `root` is none."""
+        return prepared.read(self.root) if prepared.is_prepared(self.root) else None
 
     def read_for_evaluation(self, classes: tuple[str, ...]) -> None:
         """Find the images of a folder that needs no training images: test/, else val/, else its class folders.
@@ -143,8 +147,8 @@ class ImageFolders(pl.LightningDataModule):
         Args:
             classes: of the training, of which the folder may have only some.
         """
-        if prepared.is_prepared(self.root):
-            self.splits = prepared.read(self.root)
+        if (splits := self.read_prepared()) is not None:
+            self.splits = splits
         elif archives.is_archives(self.root):
             self.splits = {"val": archives.read(self.root)["val"]}
         else:
@@ -180,8 +184,9 @@ class ImageFolders(pl.LightningDataModule):
     @functools.cached_property
     def readable_classes(self) -> list[str]:
         """Names of the classes for people ("n01440764" is "tench"), in the order of the targets."""
-        if self.class_names is None and prepared.is_prepared(self.root):
-            return prepared.about(self.root)["readable_classes"]
+        root = next(iter(self.splits.values())).root
+        if self.class_names is None and prepared.is_prepared(root):
+            return prepared.about(root)["readable_classes"]
         return names.readable(self.classes, self.class_names)
 
     @property
@@ -230,8 +235,8 @@ class ImageFolders(pl.LightningDataModule):
             empty = [index.classes[target] for target in np.flatnonzero(class_counts(index) == 0)]
             if empty:
                 lines.append(f"{split} contains no image of {folder.listed(empty)}")
-        beside = folder.class_folders(self.root) if {path.parent for path in used} == {self.root} else ()
-        if "train" in self.splits and (unused := [name for name in beside if self.root / name not in used]):
+        siblings = folder.class_folders(self.root) if {path.parent for path in used} == {self.root} else ()
+        if "train" in self.splits and (unused := [name for name in siblings if self.root / name not in used]):
             lines.append(f"{self.root}: these folders are not splits, and are not used: {folder.listed(unused)}")
         return list(dict.fromkeys(lines))  # splits of one folder ignore the same files
 

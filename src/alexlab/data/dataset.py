@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -20,18 +21,12 @@ BrokenRows = list[tuple[int, str]]  # (row of a batch, what is wrong with the im
 
 
 class Batch(NamedTuple):
-    """A batch of images.
+    """A batch of images."""
 
-    Attributes:
-        images: uint8 (B, C, H, W) in channels-last memory.
-        targets: int64 (B,), or float32 (B, num_classes) of 0 and 1 if an image has any number of classes.
-        skipped: path -> what is wrong, of each broken image; these images are not in the batch.
-        crops: the boxes and (height, width) for `gpu_crop.crop`; None for images that are cropped already.
-    """
-
-    images: Tensor
-    targets: Tensor
-    skipped: dict[str, str]
+    images: Tensor  # uint8 (B, C, H, W) in channels-last memory
+    targets: Tensor  # int64 (B,), or float32 (B, num_classes) of 0 and 1 if an image has any number of classes
+    skipped: dict[str, str]  # path -> what is wrong, of each broken image; these images are not in the batch
+    # the boxes and (height, width) for `gpu_crop.crop`; None for images that are cropped already
     crops: tuple[Tensor, tuple[int, int]] | None = None
 
     def to(self, device: torch.device) -> "Batch":
@@ -43,27 +38,18 @@ class Batch(NamedTuple):
         return Batch(images, targets, self.skipped)
 
 
+@dataclass(eq=False)
 class ImageDataset:
-    """The images of an index, written into the memory of a batch.
+    """The images of an index, written into the memory of a batch."""
 
-    Args:
-        index: the images and their targets.
-        on_error: what to do about a broken image: "raise" or "skip".
-        raw_size: (width, height) of all images if the device crops them; then whole images of a `PreparedIndex` are
-            copied. If it is None, each image is cropped by the thread that decodes it.
-    """
-
-    def __init__(
-        self,
-        index: Index,
-        transform: SampleTransform,
-        seed: int,
-        on_error: str = "raise",
-        raw_size: tuple[int, int] | None = None,
-    ) -> None:
-        self.index, self.transform, self.seed, self.on_error = index, transform, seed, on_error
-        self.raw_size = raw_size
-        self.reading: dict[int, int] = {}  # by thread, the index of the image that it is reading
+    index: Index
+    transform: SampleTransform
+    seed: int
+    on_error: str = "raise"  # or "skip": what to do about a broken image
+    # (width, height) of all images if the device crops them: then whole images of a `PreparedIndex` are copied. If it
+    # is None, each image is cropped by the thread that decodes it.
+    raw_size: tuple[int, int] | None = None
+    reading: dict[int, int] = field(default_factory=dict, init=False)  # by thread, the index of the image it is reading
 
     def __len__(self) -> int:
         return len(self.index.targets)

@@ -16,13 +16,7 @@ SAMPLE = 10_000  # files of a large folder whose sizes are read: reading all siz
 
 
 def names_digest(names: bytes, arrays: "Sequence[np.ndarray]", texts: Sequence[str]) -> Any:
-    """Hash the names of the images of a split.
-
-    Args:
-        names: all names joined.
-        arrays: one number per image each: the end of the name, the class, and what else identifies the image.
-        texts: the names of the classes, and what else the images have in common.
-    """
+    """Hash the joined names of the images of a split, arrays with a number per image, and texts about all of them."""
     digest = hashlib.sha256(names)
     for array in arrays:
         digest.update(array.tobytes())
@@ -31,27 +25,16 @@ def names_digest(names: bytes, arrays: "Sequence[np.ndarray]", texts: Sequence[s
 
 
 def of_sizes(digest: Any, sizes: "np.ndarray", source: str = "") -> str:
-    """Return the fingerprint of what `names_digest` hashed and of the file sizes; add them to `digest`.
-
-    Args:
-        sizes: in bytes.
-        source: the fingerprint of the images that these were made from.
-    """
+    """Return the fingerprint of what `names_digest` hashed, of the sizes in bytes, and of `source`, the fingerprint of
+    the images that these were made from. All are added to `digest`."""
     digest.update(sizes.astype("int64").tobytes())
     digest.update(source.encode())
     return f"sizes:{digest.hexdigest()[:16]}"
 
 
 def sample(digest: bytes, count: int, most: int | None = None) -> "np.ndarray":
-    """Choose the images whose sizes are read: all of up to `most` (None: SAMPLE) images, else about as many of them.
-
-    Args:
-        digest: at least 16 bytes of a hash of the names; the choice depends on these bytes and `count` only.
-        count: number of images.
-
-    Returns:
-        Indices of the images: int64, ascending.
-    """
+    """Choose the images whose sizes are read, int64, ascending: all of up to `most` (None: SAMPLE) images, else about
+    as many of them. The choice depends on the number of images and the first 16 bytes of a hash of the names."""
     import numpy as np  # 0.1 s, which tables of runs do not need
 
     most = SAMPLE if most is None else most
@@ -68,10 +51,7 @@ def identities(datasets: Sequence[Any]) -> list[Any]:
     the images that the folds share.
 
     If only the names of an older dataset are known, it gets the fingerprint of the newer datasets with the same names,
-    provided that these all have the same images.
-
-    Args:
-        datasets: `dataset` in summary.json of runs of any age, which anybody may have written.
+    provided that these all have the same images. `datasets` are from summary.json, which anybody may have written.
     """
     known = [dataset if isinstance(dataset, dict) else {} for dataset in datasets]
     fingerprints = [dataset.get("fingerprint_of_folds", dataset.get("fingerprint")) for dataset in known]
@@ -88,11 +68,8 @@ def identities(datasets: Sequence[Any]) -> list[Any]:
 
 
 def changed_splits(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the splits in which two datasets have different images, or which only one of them has.
-
-    Args:
-        then, now: as `ImageFolders.describe` returns, of runs of any age; if one lacks the sizes, names are compared.
-    """
+    """Return the splits in which two datasets (of `ImageFolders.describe`) have different images, or which one lacks.
+    If the older one has no sizes, names are compared."""
     before, after = then["fingerprint"], now["fingerprint"]
     if not all(fingerprint.startswith("sizes:") for fingerprint in (*before.values(), *after.values())):
         before, after = (dataset.get("names_fingerprint", dataset["fingerprint"]) for dataset in (then, now))

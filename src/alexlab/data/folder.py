@@ -51,32 +51,16 @@ REPORT_EVERY = 10.0  # seconds
 
 @dataclass(frozen=True)
 class ImageIndex(Index):
-    """The images of one split, in arrays: a million (path, class) tuples would take far more memory.
+    """The images of one split, in arrays: a million (path, class) tuples would take far more memory."""
 
-    Attributes:
-        root: the folder that the names are relative to.
-        names: all names joined, as bytes of the file system's encoding.
-        ends: int64 (N,): where in `names` the name of image i ends.
-        targets: int64 (N,): the class of image i, 0 to len(classes) - 1.
-        classes: names of the class folders, sorted.
-        ignored: number of files that are not images, by suffix; under "" of images outside of the class folders, and
-            under "NAME/" of folders that are skipped.
-    """
-
-    root: Path
-    names: bytes
-    ends: np.ndarray
-    targets: np.ndarray
-    classes: tuple[str, ...]
+    root: Path  # the folder that the names are relative to
+    names: bytes  # all names joined, as bytes of the file system's encoding
+    ends: np.ndarray  # int64 (N,): where in `names` the name of image i ends
+    targets: np.ndarray  # int64 (N,): the class of image i, 0 to len(classes) - 1
+    classes: tuple[str, ...]  # names of the class folders, sorted
+    # number of files that are not images, by suffix; under "" of images outside of the class folders, and under "NAME/"
+    # of folders that are skipped
     ignored: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def from_names(
-        cls, root: Path, names: Sequence[bytes], targets: Sequence[int] | np.ndarray, classes: tuple[str, ...]
-    ) -> "ImageIndex":
-        """Make an index from one name (relative to `root`) and one target per image."""
-        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-        return cls(root, b"".join(names), ends, np.asarray(targets, dtype=np.int64), classes)
 
     def name(self, i: int) -> bytes:
         return name_at(self.names, self.ends, i)
@@ -92,8 +76,8 @@ class ImageIndex(Index):
 
     def subset(self, indices: np.ndarray) -> "ImageIndex":
         names = [self.name(i) for i in indices.tolist()]
-        part = ImageIndex.from_names(self.root, names, self.targets[indices], self.classes)
-        return replace(part, ignored=self.ignored)
+        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        return replace(self, names=b"".join(names), ends=ends, targets=self.targets[indices])
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -120,9 +104,6 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
         classes: the classes of the training split, which the folder may not exceed. None is for the training split
             itself, where every class needs an image.
         visited: filled with each folder that was read, and the time of its last change in nanoseconds.
-
-    Raises:
-        UserError: no class folders, an empty class, a class that `classes` lacks, or a link in a circle.
     """
     visited = {} if visited is None else visited
     with contextlib.suppress(OSError):  # `class_folders` reports it
@@ -158,14 +139,14 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
                 ignored["hidden" if entry.name.startswith(".") else ""] += 1
     with_folder = set(present)
     for target, label in enumerate(reported(labels, f"reading {folder}", f"of {len(labels):,} classes")):
-        others: Counter[str] = Counter()
-        images = sorted(images_below(folder, label, visited, others, real)) if label in with_folder else []
+        unused: Counter[str] = Counter()
+        images = sorted(images_below(folder, label, visited, unused, real)) if label in with_folder else []
         if not images and classes is None:
             raise UserError(
                 f"{folder / label} is a class without images: add images ({', '.join(EXTENSIONS[:4])}, ...) or remove "
-                f"the folder.{' '.join(['', *unused_files(folder / label, others)])}"
+                f"the folder.{' '.join(['', *unused_files(folder / label, unused)])}"
             )
-        ignored.update(others)
+        ignored.update(unused)
         counts[target] = len(images)
         names += b"".join(images)  # class by class: a million names as objects would take 100 MB
         lengths.append(np.fromiter(map(len, images), np.int64, len(images)))
@@ -186,10 +167,8 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         return tuple(sorted(entry.name for entry in present if entry.is_dir()))
     except FileNotFoundError:
         raise UserError(f"{folder} does not exist: give the folder of the images with data.root=PATH.") from None
-    except NotADirectoryError:
-        raise UserError(f"{folder} is a file: give a folder of images with data.root=PATH.") from None
-    except PermissionError:
-        raise UserError(f"{folder} may not be read: ask for read permission, or copy the images.") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read as a folder ({error.strerror}): give another data.root.") from None
 
 
 def is_skipped(name: str) -> bool:
@@ -210,16 +189,13 @@ def images_below(
     Args:
         visited, ignored: filled; see `scan` and `ImageIndex`.
         real: filled with the real path of each folder, and the path that led to it.
-
-    Raises:
-        UserError: a link leads to a folder that was read already, or that contains the link; or splits are in a class.
     """
     images, mixed = list[bytes](), list[str]()
     top = os.fsencode(folder) + b"/"
     waiting = [os.fsencode(label)]
     while waiting:
         current = waiting.pop()
-        others = len(waiting)
+        before = len(waiting)
         prefix, path = current + b"/", os.path.normpath(os.fsdecode(top + current))
         refuse_twice(path, real)
         try:
@@ -241,7 +217,7 @@ def images_below(
                         ignored[os.fsdecode(suffix) if b"." in name else "no suffix"] += 1
         except PermissionError:
             raise UserError(f"{path} may not be read: ask for read permission, or remove the folder.") from None
-        below = {SPELLINGS.get(os.fsdecode(name.rpartition(b"/")[2]).lower()) for name in waiting[others:]} - {None}
+        below = {SPELLINGS.get(os.fsdecode(name.rpartition(b"/")[2]).lower()) for name in waiting[before:]} - {None}
         mixed += [path] if len(below) > 1 and label != "." else []
     if mixed:
         raise UserError(
@@ -272,8 +248,8 @@ def find_splits(
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
     """
     folders, present = split_folders(root), class_folders(root)
-    others = [root / name for name in present if root / name not in folders.values()]
-    if alike := [path.name for path in others if looks_like_split(path)]:
+    rest = [root / name for name in present if root / name not in folders.values()]
+    if alike := [path.name for path in rest if looks_like_split(path)]:
         raise UserError(
             f"{root} contains folders that are named like splits and not like classes ({listed(alike)}): rename them "
             "to train, val and test, or move what is not used elsewhere."
@@ -295,11 +271,7 @@ def find_splits(
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders train, val and test in `root`, as far as they exist, by any of `SPELLINGS`.
-
-    Raises:
-        UserError: two folders are the same split.
-    """
+    """Return the folders train, val and test in `root`, as far as they exist, by any of `SPELLINGS`."""
     found: dict[str, Path] = {}
     names = class_folders(root)
     for name in names:
@@ -308,7 +280,7 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise UserError(f"{root} contains {found[split].name} and {name}, which are both {split}: remove one.")
         if split is not None:
             found[split] = root / name
-    if [*found] == ["train"] and not class_folders(found["train"]):  # may be a class of trains, beside cars and buses
+    if [*found] == ["train"] and not class_folders(found["train"]):  # may be a class of trains, next to cars and buses
         classes = [root / name for name in names if not SPLIT_WORD.search(name.lower())]
         with_images = [any(path.suffix.lower() in EXTENSIONS for path in label.iterdir()) for label in classes]
         return {} if sum(with_images) > 1 else found
@@ -326,10 +298,10 @@ def looks_like_split(folder: Path) -> bool:
 
 def unused_files(folder: Path, ignored: dict[str, int]) -> list[str]:
     """Return a line for each kind of files and folders that are not used; see `ImageIndex.ignored`."""
-    others = dict(ignored)
-    outside, hidden = others.pop("", 0), others.pop("hidden", 0)
-    skipped = [f"{name} ({others.pop(name):,})" for name in sorted(others) if name.endswith("/")]
-    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: -item[1]))
+    rest = dict(ignored)
+    outside, hidden = rest.pop("", 0), rest.pop("hidden", 0)
+    skipped = [f"{name} ({rest.pop(name):,})" for name in sorted(rest) if name.endswith("/")]
+    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(rest.items(), key=lambda item: -item[1]))
     lines = {
         f"folders of these names are skipped: {', '.join(skipped)}": skipped,
         f"hidden images are skipped: {hidden:,}": hidden,

@@ -15,25 +15,17 @@ from alexlab.data.fingerprint import names_digest, of_sizes
 
 
 class Index(ABC):
-    """The images of one split: `ImageIndex` of a folder, `PreparedIndex`, `ItemIndex` of any class, or a `Selection`.
+    """The images of one split: an `ImageIndex`, a `PreparedIndex`, an `ItemIndex` of any class, or a `Selection`."""
 
-    Attributes:
-        root: the folder of the images.
-        targets: int64 (N,), or uint8 (N, len(classes)) of 0 and 1 if an image has any number of classes.
-        classes: names of the classes, in the order of the targets.
-        groups, folds, weights: int64, int64 and float64 (N,), for splits and sampling; None if they are unknown.
-        raw_size: (width, height) if the images are stored as pixels of one size, else None.
-        channels: the values of model.in_channels that the images can be read with.
-    """
-
-    root: Path
-    targets: np.ndarray
-    classes: tuple[str, ...]
+    root: Path  # the folder of the images
+    targets: np.ndarray  # int64 (N,), or uint8 (N, len(classes)) of 0 and 1 if an image has any number of classes
+    classes: tuple[str, ...]  # names of the classes, in the order of the targets
+    # int64, int64 and float64 (N,), for splits and sampling; None if they are unknown
     groups: np.ndarray | None = None
     folds: np.ndarray | None = None
     weights: np.ndarray | None = None
-    raw_size: tuple[int, int] | None = None
-    channels: tuple[int, ...] = tuple(decode.MODES)
+    raw_size: tuple[int, int] | None = None  # (width, height) if the images are stored as pixels of one size
+    channels: tuple[int, ...] = tuple(decode.MODES)  # values of model.in_channels that the images can be read with
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -78,12 +70,8 @@ class Index(ABC):
 
 
 class Selection(Index):
-    """Images of one or several indexes of the same classes, as an index.
-
-    Attributes:
-        parts: the indexes, of any kind.
-        rows: int64 (N,): the number of image i among the images of all parts, one part after another.
-    """
+    """Images of one or several indexes of the same classes, as an index. `rows`, int64 (N,), are their numbers among
+    the images of all `parts`, one part after another."""
 
     def __init__(self, parts: Sequence[Any], rows: np.ndarray) -> None:
         self.parts, self.rows = tuple(parts), rows

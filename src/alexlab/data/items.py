@@ -26,18 +26,12 @@ HASHED = 256  # images in memory whose pixels or bytes are part of the fingerpri
 
 @dataclass(frozen=True)
 class ItemIndex(Index):
-    """The images of one split of a dataset by index.
+    """The images of one split of a dataset by index."""
 
-    Attributes:
-        root: the folder of the images, or the name of the class.
-        source: the name of the dataset, for messages.
-        numbers: int64 (N,): the index in the dataset of image i of the split.
-    """
-
-    root: Path
-    source: str
+    root: Path  # the folder of the images, or the name of the class
+    source: str  # the name of the dataset, for messages
     dataset: Any
-    numbers: np.ndarray
+    numbers: np.ndarray  # int64 (N,): the index in the dataset of image i of the split
     targets: np.ndarray
     classes: tuple[str, ...]
     groups: np.ndarray | None = None
@@ -123,9 +117,6 @@ def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.n
         labels: a number or a name per image; or, if an image has any number of classes, a row of 0 and 1, or a set.
         classes: the names, in the order of the targets; None: those of the labels.
         where: names image i.
-
-    Raises:
-        UserError: a label is outside the classes, or of another type.
     """
     if len(labels) and isinstance(labels[0], set):
         rows = [row for row, several in enumerate(labels) for _ in several]

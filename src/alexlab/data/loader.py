@@ -8,6 +8,7 @@ no images are copied between them.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -30,28 +31,16 @@ class _PendingBatch(NamedTuple):
     chunks: list[tuple[int, "Future[BrokenRows]"]]
 
 
+@dataclass(eq=False)
 class Loader:
-    """An iterable of `Batch`; each iteration is one pass over the batches of the sampler.
+    """An iterable of `Batch`; each iteration is one pass over the batches of the sampler."""
 
-    Args:
-        dataset: the images.
-        batch_sampler: yields the keys of each batch, and has a length.
-        num_workers: number of threads; with 0, the caller's thread decodes each batch when it is needed.
-        pinned: write images to pinned memory, which a GPU reads directly (torch reuses it for the next batch).
-        timeout: seconds to wait for a part of a batch, before a UserError; None waits forever.
-    """
-
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        batch_sampler: "Sampler[list[Key]]",
-        num_workers: int = 0,
-        pinned: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        self.dataset, self.batch_sampler, self.num_workers = dataset, batch_sampler, num_workers
-        self.pinned, self.timeout = pinned, timeout
-        self._threads: ReaderThreads | None = None
+    dataset: ImageDataset
+    batch_sampler: "Sampler[list[Key]]"
+    num_workers: int = 0  # threads; with 0, the caller's thread decodes each batch when it is needed
+    pinned: bool = False  # write images to pinned memory, which a GPU reads directly and torch reuses
+    timeout: float | None = None  # seconds to wait for a part of a batch, before a UserError; None waits forever
+    _threads: ReaderThreads | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]

@@ -20,12 +20,8 @@ class OwnDataModule(pl.LightningDataModule):
     """Pass Lightning's hooks on to `module`, and turn each batch into a `Batch`.
 
     A batch must be (images, targets): images uint8 (B, 3, H, W), which the task augments and normalizes, or float as
-    the network takes them. The classes are `module.classes`, or 0 to data.num_classes - 1.
-
-    Args:
-        module: the user's LightningDataModule.
-        source: the name of the module's class.
-        batch_size: images per batch over all devices, which the loaders must have.
+    the network takes them. The classes are `module.classes`, or 0 to data.num_classes - 1. `source` is the name of the
+    module's class.
     """
 
     def __init__(

@@ -22,37 +22,26 @@ def apply(pixels: np.ndarray, policy: str, ops: int, magnitude: int, rng: Sample
     """
     image = Image.fromarray(pixels)
     for _ in range(1 if policy == "trivial" else ops):
-        name, amount = trivial(rng) if policy == "trivial" else rand(magnitude, image.size, rng)
+        name, amount = draw(policy, magnitude, image.size, rng)
         image = OPERATIONS[name](image, amount)
     return np.asarray(image)
 
 
-def trivial(rng: SampleRng) -> tuple[str, float]:
-    """Draw an operation of TrivialAugment, and the amount."""
+def draw(policy: str, magnitude: int, size: tuple[int, int], rng: SampleRng) -> tuple[str, float]:
+    """Draw an operation, and the amount, for an image of `size` (width, height)."""
+    is_trivial = policy == "trivial"
     name = NAMES[rng.below(len(NAMES))]
-    strength = rng.below(BINS) / (BINS - 1)
-    if name in SIGNED:
-        largest = {"translate": 32.0, "rotate": 135.0}.get(name.split("_")[0], 0.99)
-        return name, largest * strength * (-1 if rng.below(2) else 1)
-    return name, _unsigned(name, strength, posterize=6)
-
-
-def rand(magnitude: int, size: tuple[int, int], rng: SampleRng) -> tuple[str, float]:
-    """Draw an operation of RandAugment, and the amount, for an image of `size` (width, height)."""
-    name = NAMES[rng.below(len(NAMES))]
-    strength = magnitude / (BINS - 1)
+    strength = (rng.below(BINS) if is_trivial else magnitude) / (BINS - 1)
     if name in SIGNED:
         moved = 150 / 331  # of 331 pixels, the image size of Cubuk et al.
-        limits = {"translate_x": moved * size[0], "translate_y": moved * size[1], "rotate": 30.0}
-        limits |= {"shear_x": 0.3, "shear_y": 0.3}
-        return name, limits.get(name, 0.9) * strength * (-1 if rng.below(2) else 1)
-    return name, _unsigned(name, strength, posterize=4)
-
-
-def _unsigned(name: str, strength: float, posterize: int) -> float:
+        largest = {"translate_x": moved * size[0], "translate_y": moved * size[1], "rotate": 30.0}
+        largest |= {"shear_x": 0.3, "shear_y": 0.3}
+        if is_trivial:
+            largest = {"translate_x": 32.0, "translate_y": 32.0, "rotate": 135.0}
+        return name, largest.get(name, 0.99 if is_trivial else 0.9) * strength * (-1 if rng.below(2) else 1)
     if name == "posterize":
-        return 8 - round(strength * posterize)
-    return 255 * (1 - strength) if name == "solarize" else 0.0
+        return name, 8 - round(strength * (6 if is_trivial else 4))
+    return name, 255 * (1 - strength) if name == "solarize" else 0.0
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:

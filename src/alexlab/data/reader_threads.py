@@ -25,16 +25,10 @@ class ReaderThreads(Executor):
     Two things differ from a ThreadPoolExecutor. Nothing waits for these threads without a limit, so that a process can
     exit while a thread hangs on a disk. And torch's operations start no further threads in them: these would be more
     than the cores.
-
-    Attributes:
-        stop: set when the process exits; a long task should check it, and return early.
-
-    Raises:
-        UserError: the system does not allow that many threads.
     """
 
     def __init__(self, count: int) -> None:
-        self.stop = threading.Event()
+        self.stop = threading.Event()  # set when the process exits; a long task should check it, and return early
         self._tasks: _Tasks = SimpleQueue()
         before = torch.get_num_threads()
         ready = threading.Barrier(count + 1)

@@ -33,13 +33,9 @@ class SampleRng:
 
 
 class BatchRng:
-    """The streams `SampleRng(*seeds, i)` of many images at once, in NumPy arrays."""
+    """The streams `SampleRng(*seeds, i)` of many images at once, in NumPy arrays. `indices`, int64 (N,), are the i."""
 
     def __init__(self, seeds: tuple[int, ...], indices: np.ndarray) -> None:
-        """
-        Args:
-            indices: int64 (N,), the last seed of each stream.
-        """
         state = 0
         for seed in seeds:
             state = _scramble((state ^ seed) + _STEP & _BITS)

@@ -5,6 +5,7 @@ depend on the number of threads, and a resumed run needs to know only the step.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,7 @@ Key = tuple[int, int]
 
 
 def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
-    """Return the relative frequency of each image for `data.sampler`: float64 (N,), None if all are equal.
-
-    Raises:
-        UserError: the images lack what the sampler needs.
-    """
+    """Return the relative frequency of each image for `data.sampler`: float64 (N,), None if all are equal."""
     if sampler == "shuffle":
         return None
     if sampler == "balanced":
@@ -53,37 +50,26 @@ def part(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
     return rank * global_batch // world_size, (rank + 1) * global_batch // world_size
 
 
+@dataclass(eq=False)
 class TrainBatchSampler(Sampler[list[Key]]):
     """The training batches of one rank: a part of each global batch. The order is new in each epoch.
 
     Images at the end of the order that do not fill a global batch are skipped in that epoch.
-
-    Args:
-        size: number of training images, and of draws per epoch.
-        global_batch: images per step over all ranks: at least world_size, at most `size`.
-        weights: relative frequency of each image, (N,); None draws each once.
-
-    Attributes:
-        epoch: the epoch of the next pass; `set_epoch` changes it.
-        repeat: use the order of epoch 0 in every epoch, to overfit a few batches.
-        resume_at: (epoch, batch) of a run that resumes within an epoch: that epoch's pass starts at that batch.
     """
 
-    def __init__(
-        self,
-        size: int,
-        global_batch: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        assert world_size <= global_batch <= size
-        self.size, self.global_batch, self.seed = size, global_batch, seed
-        self.rank, self.world_size, self.weights = rank, world_size, weights
-        self.epoch = 0
-        self.repeat = False
-        self.resume_at = (0, 0)
+    size: int  # number of training images, and of draws per epoch
+    global_batch: int  # images per step over all ranks: at least world_size, at most `size`
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    weights: np.ndarray | None = None  # relative frequency of each image, (N,); None draws each once
+    epoch: int = field(default=0, init=False)  # of the next pass; `set_epoch` changes it
+    repeat: bool = field(default=False, init=False)  # use the order of epoch 0 in every epoch, to overfit a few batches
+    # (epoch, batch) of a run that resumes within an epoch: that epoch's pass starts at that batch
+    resume_at: tuple[int, int] = field(default=(0, 0), init=False)
+
+    def __post_init__(self) -> None:
+        assert self.world_size <= self.global_batch <= self.size
 
     @property
     def sampler(self) -> "TrainBatchSampler":
@@ -123,25 +109,24 @@ class TrainBatchSampler(Sampler[list[Key]]):
         return rng.permutation(images[drawn] + self.size * repeats)
 
 
+@dataclass(eq=False)
 class EvalBatchSampler(Sampler[list[Key]]):
     """Batches in which every image comes exactly once over all ranks, without padding.
 
     All ranks yield the same number of batches, and the last may be short or empty. A rank with fewer batches would
     skip hooks in which the other ranks wait for it.
-
-    Args:
-        size: number of images.
-        batch_size: images per batch and rank.
-        ranks: whose batches to yield, one rank after another: several if one process evaluates alone.
-        seed: of a fixed order that mixes the classes, for evaluations of the first batches only. None is the order of
-            the folder.
     """
 
-    def __init__(
-        self, size: int, batch_size: int, ranks: Sequence[int] = (0,), world_size: int = 1, seed: int | None = None
-    ) -> None:
-        self.size, self.batch_size, self.ranks, self.world_size, self.seed = size, batch_size, ranks, world_size, seed
-        self.batches_per_rank = -(-size // (batch_size * world_size))
+    size: int  # number of images
+    batch_size: int  # images per batch and rank
+    ranks: Sequence[int] = (0,)  # whose batches to yield, one after another: several if one process evaluates alone
+    world_size: int = 1
+    # of a fixed order that mixes the classes, for evaluations of the first batches only; None is the folder's order
+    seed: int | None = None
+
+    @property
+    def batches_per_rank(self) -> int:
+        return -(-self.size // (self.batch_size * self.world_size))
 
     def __len__(self) -> int:
         return len(self.ranks) * self.batches_per_rank

@@ -27,11 +27,7 @@ def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
     """Split an index at random by (seed, class), each class in the same proportions.
 
     Args:
-        index: any index that has `subset`.
         fractions: of the images that each split except train gets, such as {"val": 0.1, "test": 0.1}; above 0.
-
-    Raises:
-        UserError: a class has too few images for each split to get one.
     """
     names = ["train", *fractions]
     if index.targets.ndim == 2 or index.groups is not None:
@@ -110,9 +106,6 @@ def cross_validation(
         folds: number of folds, at least 2.
         fold: number of the fold to validate on, from 0.
         test_fraction: of the images to hold out first, if `splits` has no test; 0 for none.
-
-    Raises:
-        UserError: too few images or groups; or the index has folds, and these are not 0 to folds - 1.
     """
     parts = [splits[name] for name in ("train", "val") if name in splits]
     pooled = {**splits, "train": Selection(parts, np.arange(sum(map(len, parts))))}
@@ -123,11 +116,7 @@ def cross_validation(
 
 
 def fold_of_images(index: Any, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each image, int64 (N,) from 0: of the index itself, or by (seed, group), or by (seed, class).
-
-    Raises:
-        UserError: see `cross_validation`.
-    """
+    """Return the fold of each image, int64 (N,): the column of the index, or by (seed, group) or (seed, class)."""
     fold_column, groups = index.folds, index.groups
     if fold_column is not None:
         present = np.unique(fold_column).tolist()

@@ -14,11 +14,7 @@ from alexlab.engine.errors import UserError
 
 
 class Table:
-    """All images of a table. The arguments are keys of conf/data/table.yaml, and those of conf/data/_base.yaml.
-
-    Raises:
-        UserError: a column is missing, a row is wrong, or images do not exist.
-    """
+    """All images of a table. The arguments are keys of conf/data/table.yaml, and those of conf/data/_base.yaml."""
 
     def __init__(
         self,

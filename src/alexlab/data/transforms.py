@@ -24,17 +24,11 @@ TRIES = 10  # attempts of torchvision's random resized crop, before it takes the
 
 
 class CropBox(NamedTuple):
-    """What is cropped from an image, in three steps.
+    """What is cropped from an image, in three steps."""
 
-    Attributes:
-        box: the part of the image that is resized: left, top, right, bottom in pixels.
-        size: (height, width) that this part is resized to.
-        at: (top, left) of the rectangle in the resized part that is the result.
-    """
-
-    box: decode.Box
-    size: tuple[int, int]
-    at: tuple[int, int] = (0, 0)
+    box: decode.Box  # the part of the image that is resized: left, top, right, bottom in pixels
+    size: tuple[int, int]  # (height, width) that this part is resized to
+    at: tuple[int, int] = (0, 0)  # (top, left) of the rectangle in the resized part that is the result
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -44,36 +38,25 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class SampleTransform:
-    """Crop, resize, flip and augment one image: Picture -> uint8 (channels, height, width).
+    """Crop, resize, flip and augment one image: Picture -> uint8 (channels, height, width)."""
 
-    Attributes:
-        image_size: side of the result in pixels, or (height, width).
-        crop: "random_resized" (random area and aspect, as in Inception), "random" (as in the AlexNet paper: a random
-            square of the middle square, which is resized to a side of image_size / crop_ratio; of a rectangle, both
-            sides are divided), "center" (the middle) or "none" (the whole image, which `user` must crop).
-        scale: smallest and largest fraction of the area that "random_resized" crops.
-        ratio: smallest and largest aspect (width / height) that "random_resized" draws, relative to that of the result:
-            how much the image may be stretched.
-        crop_ratio: image_size / short side for "random" and "center"; 0.875 = 224 / 256.
-        flip: probability of mirroring left to right.
-        policy: "none", "trivial" (TrivialAugmentWide) or "rand" (RandAugment).
-        policy_ops, policy_magnitude: operations per image of RandAugment, and their strength (0 to 30).
-        sizes: pairs (first epoch, counted from 1; side in pixels) that replace image_size, for progressive resizing.
-        user: transforms of your own, between the crop and the flip.
-    """
-
-    image_size: int | Sequence[int]
+    image_size: int | Sequence[int]  # side of the result in pixels, or (height, width)
+    # "random_resized" (random area and aspect, as in Inception), "random" (as in the AlexNet paper: a random square of
+    # the middle square, which is resized to a side of image_size / crop_ratio; of a rectangle, both sides are divided),
+    # "center" (the middle) or "none" (the whole image, which `user` must crop)
     crop: str = "center"
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: tuple[float, float] = (0.08, 1.0)  # smallest and largest fraction of the area that "random_resized" crops
+    # smallest and largest aspect (width / height) that "random_resized" draws, relative to that of the result: how much
+    # the image may be stretched
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    crop_ratio: float = 0.875
-    flip: float = 0.0
-    policy: str = "none"
-    policy_ops: int = 2
-    policy_magnitude: int = 9
-    sizes: tuple[tuple[int, int], ...] = ()
+    crop_ratio: float = 0.875  # image_size / short side for "random" and "center"; 0.875 = 224 / 256
+    flip: float = 0.0  # probability of mirroring left to right
+    policy: str = "none"  # or "trivial" (TrivialAugmentWide) or "rand" (RandAugment)
+    policy_ops: int = 2  # operations per image of RandAugment
+    policy_magnitude: int = 9  # strength of these operations, 0 to 30
+    sizes: tuple[tuple[int, int], ...] = ()  # (first epoch, from 1; side in pixels), which replace image_size
     channels: int = 3  # of the result, see `decode.MODES`
-    user: UserTransforms | None = None
+    user: UserTransforms | None = None  # transforms of your own, between the crop and the flip
 
     @property
     def size(self) -> tuple[int, int]:

@@ -107,21 +107,14 @@ GENERATORS = GlobalGenerators()  # a process has one of each
 
 
 class UserTransforms:
-    """Callables that each get and return a uint8 tensor (C, H, W), for one image after another.
-
-    Attributes:
-        alone: whether the transforms have drawn from NumPy's or Python's global generator.
-    """
+    """Callables that each get and return a uint8 tensor (C, H, W), for one image after another."""
 
     def __init__(self, transforms: Sequence[Callable[[Tensor], Tensor]]) -> None:
-        self.transforms, self.alone = tuple(transforms), False
+        self.transforms = tuple(transforms)
+        self.alone = False  # whether the transforms have drawn from NumPy's or Python's global generator
 
     def __call__(self, image: Tensor, size: tuple[int, ...], seed: int) -> Tensor:
-        """Transform a uint8 image (C, H, W), which is not changed, to (C, *size).
-
-        Raises:
-            UserError: a transform returns something else.
-        """
+        """Transform a uint8 image (C, H, W), which is not changed, to (C, *size)."""
         if not self.alone:
             with GENERATORS.unused() as was_used:
                 transformed = self._apply(image, size, seed)

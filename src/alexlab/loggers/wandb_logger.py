@@ -23,7 +23,7 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
 from alexlab.engine.schema import WandbConfig
 from alexlab.engine.sweeps import agent
-from alexlab.engine.text import is_text, printable
+from alexlab.engine.text import printable
 from alexlab.loggers.wandb_api import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
@@ -41,11 +41,7 @@ CODE_ARTIFACT = "alexlab-code"
 
 
 def choose_mode(mode: str) -> tuple[str, str]:
-    """Return W&B's mode for `logger.wandb.mode`, and the reason in words. WANDB_MODE decides if it is "auto".
-
-    Raises:
-        UserError: WANDB_MODE is not a mode for a run, or the mode needs an API key and none was found.
-    """
+    """Return W&B's mode for `logger.wandb.mode`, and the reason in words. WANDB_MODE decides if it is "auto"."""
     variable, reason = os.environ.get("WANDB_MODE"), f"logger.wandb.mode={mode}"
     if not variable:
         os.environ.pop("WANDB_MODE", None)  # W&B fails on an empty one
@@ -74,9 +70,6 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     Args:
         save_dir: run directory, where W&B's own files go too.
         settings: keys of `WandbConfig`.
-
-    Raises:
-        UserError: as `choose_mode`.
     """
 
     def __init__(self, save_dir: str, **settings: Any) -> None:
@@ -128,11 +121,10 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         # a server that hangs would delay the end of the process by 22 s while W&B reports internal errors
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         Path(self.init_args["dir"]).mkdir(parents=True, exist_ok=True)
-        is_usable = is_text(self.init_args["dir"]) or self.mode == "disabled"
-        if is_usable and self.mode != "disabled":
+        if self.mode != "disabled":
             _replace_folders(Path(self.init_args["dir"], "wandb"))
         try:
-            self.run = _init(**self.init_args) if is_usable else self._start_without_server()
+            self.run = _init(**self.init_args)
         except (wandb.errors.UsageError, ValidationError) as error:  # also of a variable, such as WANDB_TAGS
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
             raise UserError(f"W&B does not accept the settings of logger.wandb: {why}") from error
@@ -161,8 +153,6 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Open the run offline, or, if W&B does not start at all, one that records nothing."""
         self.mode, self.reason, self.init_args["mode"] = "offline", "no answer", "offline"
         try:
-            if not is_text(self.init_args["dir"]):  # W&B would print a traceback for each line of its log
-                raise OSError("the path of the run is in no encoding")
             return _init(**self.init_args)
         except Exception as error:  # W&B raises many types
             log.warning("W&B does not start (%s): the run continues without W&B.", first_line(error))
@@ -217,52 +207,41 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Log the run's dataset as an input artifact: fingerprint, counts and class names, but no images.
 
         The artifact contains no path of this machine, so that all runs on the same images use the same version.
-
-        Args:
-            data: the config's group `data`.
-            described: `ImageFolders.describe()`.
         """
         self.has_test_images = "test" in described["images"]
         name = PurePath(str(data["root"])).name if data["name"] in ("folder", "prepared") else str(data["name"])
         facts = {key: described[key] for key in ("fingerprint", "images", "num_classes")}
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:100] or "images"  # the characters that W&B accepts
-
-        def fill(artifact: wandb.Artifact) -> None:
-            _add_json(artifact, "dataset.json", {**facts, "classes": classes[:MAX_CLASSES]})
-
-        self._upload(f"dataset-{name}", "dataset", facts, fill)
+        self._upload(f"dataset-{name}", "dataset", facts, {"dataset.json": {**facts, "classes": classes[:MAX_CLASSES]}})
 
     def log_code(self, run_dir: Path) -> None:
         """Log code.json and code.patch of the run as an artifact, if `log_code` is set and the commit is known."""
         code = provenance.read(run_dir)
-        if not self.config.log_code or not code.get("commit"):
-            return
-
-        def fill(artifact: wandb.Artifact) -> None:
-            _add_json(artifact, "code.json", code)
-            if (run_dir / "code.patch").is_file():
-                artifact.add_file(str(run_dir / "code.patch"))
-
-        self._upload(CODE_ARTIFACT, "code", code, fill, ["latest", code_alias(code)])
+        if self.config.log_code and code.get("commit"):
+            files = {"code.json": code, "code.patch": run_dir / "code.patch"}
+            self._upload(CODE_ARTIFACT, "code", code, files, ["latest", code_alias(code)])
 
     def log_checkpoint(self, path: Path, metadata: dict[str, Any]) -> None:
         """Upload a checkpoint as the artifact `model-ID:best`, if `log_model` is set."""
         if self.config.log_model and self.run is not None and path.is_file():
             timeout = self.finish_timeout + path.stat().st_size / SLOWEST_UPLOAD
-            fill = lambda artifact: artifact.add_file(str(path))  # noqa: E731
-            self._upload(f"model-{self.run.id}", "model", metadata, fill, ["best", "latest"], timeout)
+            self._upload(f"model-{self.run.id}", "model", metadata, {path.name: path}, ["best", "latest"], timeout)
 
     def _upload(
         self,
         name: str,
         kind: str,
         metadata: dict[str, Any],
-        fill: Callable[[wandb.Artifact], Any],
+        files: dict[str, Any],
         aliases: list[str] | None = None,
         timeout: float = ARTIFACT_TIMEOUT,
     ) -> None:
-        """Fill and upload an artifact in a thread: W&B asks the server about it first, and waits long for one that
-        hangs. A dataset is an input of the run."""
+        """Upload an artifact in a thread: W&B asks the server about it first, and waits long for one that hangs. A
+        dataset is an input of the run.
+
+        Args:
+            files: by name, the path of each, which is skipped if it does not exist, or values for JSON.
+        """
         if self.run is None or self.is_broken or self.mode == "disabled":
             return
         run = self.run
@@ -270,7 +249,12 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         def upload() -> None:
             try:
                 artifact = wandb.Artifact(name, type=kind, metadata=metadata)
-                fill(artifact)
+                for file, content in files.items():
+                    if not isinstance(content, Path):
+                        with artifact.new_file(file, mode="w") as opened:
+                            opened.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+                    elif content.is_file():
+                        artifact.add_file(str(content))
                 if kind == "dataset" and self.mode == "online":
                     run.use_artifact(artifact)
                     return
@@ -352,16 +336,7 @@ def _replace_folders(replacement: Path) -> None:
 
 
 def code_alias(code: dict[str, Any]) -> str:
-    """Return the alias of the version of `CODE_ARTIFACT` that holds this state of the code.
-
-    Args:
-        code: content of code.json. Changes that could not be hashed are not the clean commit.
-    """
+    """Return the alias of the version of `CODE_ARTIFACT` that holds the state of the code in code.json."""
     unknown = code.get("patch_sha256") is None and (code.get("left_out") or code.get("dirty"))
     known = [str(code[key])[:12] for key in ("commit", "patch_sha256") if code.get(key)]
     return "-".join([*known, "unknown"] if unknown else known)
-
-
-def _add_json(artifact: wandb.Artifact, name: str, values: dict[str, Any]) -> None:
-    with artifact.new_file(name, mode="w") as file:
-        file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")

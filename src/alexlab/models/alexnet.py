@@ -131,7 +131,7 @@ class AlexNet(nn.Module):
         return [layer for layer in self.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
 
     def advice(self, std: Sequence[float]) -> str | None:
-        """Return what the published initializations need in order to learn; None for the others.
+        """Return what the published initializations need in order to learn; None for the rest.
 
         Args:
             std: of the pixels from 0 to 1, by which the images are divided.

@@ -97,11 +97,7 @@ def check_hash(file: Path, published: str) -> None:
 def load_but_head(
     net: nn.Module, state: dict[str, torch.Tensor], keep_head: bool = True, num_classes: int | None = None
 ) -> bool:
-    """Load `state` into `net`, without the last layer if the classes differ. Return whether that layer was loaded.
-
-    Args:
-        keep_head: load the last layer too, if it fits.
-        num_classes: number of outputs that the last layer must have; None skips this check.
+    """Load `state` into `net`, and the last layer if `keep_head` is set and it fits. Return whether it was loaded.
 
     Raises:
         ValueError: the weights are another network's.

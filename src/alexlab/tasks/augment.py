@@ -1,6 +1,7 @@
 """Augmentation of whole batches on the device: your own, colour noise, normalization, erasing, mixup and cutmix."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,47 +20,37 @@ ERASED_AREA = (0.02, 0.33)  # fraction of the image (Zhong et al. 2017)
 ERASED_ASPECT = 3.3  # height / width is between 1 / 3.3 and 3.3
 
 
+@dataclass(eq=False)
 class BatchAugment:
     """Turn uint8 images into the network's input.
 
     The random numbers of an image depend on (seed, epoch, batch, position in the global batch), not on the rank: runs
     on one or more devices see the same images. Mixup and cutmix are an exception, because they pair images of one
     device; so is `batch`.
-
-    Args:
-        mean, std: of each of the C channels on a 0-1 scale.
-        num_classes: length of the class probabilities of mixed images.
-        pca: standard deviation of the colour noise along each principal axis, relative to its eigenvalue (AlexNet
-            paper: 0.1); 0 is off.
-        erase: probability that a rectangle of 2 to 33 % of an image is replaced by the mean colour.
-        mixup, cutmix: parameter of the Beta distribution; 0 is off. If both are on, each batch uses one of them.
-        pca_by: "eigenvalues", or "deviations": the noise is relative to the square roots of the eigenvalues, which
-            makes it 2 to 15 times as strong.
-        batch: gets and returns images, float32 (B, C, H, W) from 0 to 1, before all else. May draw from torch's
-            generators, which the task has seeded, and from NumPy's and Python's, which are seeded here.
     """
 
-    def __init__(
-        self,
-        mean: list[float],
-        std: list[float],
-        num_classes: int,
-        pca: float = 0.0,
-        erase: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        pca_by: str = "eigenvalues",
-        batch: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.scale = torch.tensor([1 / (255 * s) for s in std]).view(1, -1, 1, 1)
-        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1)
-        self.std = torch.tensor(std).view(1, -1, 1, 1)
-        self.pca, self.erase, self.batch = pca, erase, batch
-        chosen = [(mix, float(alpha)) for mix, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
-        mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in chosen]
+    mean: list[float]  # of each of the C channels on a 0-1 scale
+    std: list[float]  # the same
+    num_classes: int  # length of the class probabilities of mixed images
+    # standard deviation of the colour noise along each principal axis, relative to `pca_by` (AlexNet paper: 0.1)
+    pca: float = 0.0
+    erase: float = 0.0  # probability that a rectangle of 2 to 33 % of an image is replaced by the mean colour
+    mixup: float = 0.0  # parameter of the Beta distribution; 0 is off
+    cutmix: float = 0.0  # the same; if both are on, each batch uses one of them
+    pca_by: str = "eigenvalues"  # or "deviations", the square roots, which make the noise 2 to 15 times as strong
+    # gets and returns images, float32 (B, C, H, W) from 0 to 1, before all else. May draw from torch's generators,
+    # which the task has seeded, and from NumPy's and Python's, which are seeded here.
+    batch: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.scale = torch.tensor([1 / (255 * s) for s in self.std]).view(1, -1, 1, 1)
+        self.shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(1, -1, 1, 1)
+        self.deviations = torch.tensor(self.std).view(1, -1, 1, 1)
+        chosen = [(mix, float(alpha)) for mix, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha > 0]
+        mixes = [mix(alpha=alpha, num_classes=self.num_classes) for mix, alpha in chosen]
         self.mix = v2.RandomChoice(mixes) if mixes else None
         lengths = torch.tensor(PCA_EIGENVALUES)
-        self.axes = torch.tensor(PCA_EIGENVECTORS) * (lengths if pca_by == "eigenvalues" else lengths.sqrt())
+        self.axes = torch.tensor(PCA_EIGENVECTORS) * (lengths if self.pca_by == "eigenvalues" else lengths.sqrt())
         self.generator = torch.Generator()
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -71,7 +62,8 @@ class BatchAugment:
 
     def _normalized(self, images: Tensor) -> Tensor:
         if self.scale.device != images.device:
-            self.scale, self.shift, self.std = (t.to(images.device) for t in (self.scale, self.shift, self.std))
+            self.scale, self.shift = self.scale.to(images.device), self.shift.to(images.device)
+            self.deviations = self.deviations.to(images.device)
         return images.mul_(self.scale).add_(self.shift)
 
     def __call__(
@@ -82,7 +74,7 @@ class BatchAugment:
         Args:
             seed: of the batch, the same on all ranks.
             first: position of the first of these images in the global batch.
-            total: images of the global batch; None: no others.
+            total: images of the global batch; None: these alone.
 
         Returns:
             Images float32 (B, C, H, W), and targets int64 (B,), or float32 (B, num_classes) if images were mixed.
@@ -97,7 +89,7 @@ class BatchAugment:
         if self.pca > 0:
             alphas = torch.randn(total, 3, generator=self.generator)[own] * self.pca
             noise = (alphas @ self.axes.T).view(count, 3, 1, 1).to(images.device, non_blocking=True)
-            images.add_(noise / self.std)
+            images.add_(noise / self.deviations)
         if self.erase > 0:
             uniform = torch.rand(total, 5, generator=self.generator)[own]
             images.masked_fill_(self._rectangles(uniform, images), 0.0)

@@ -51,21 +51,10 @@ class RunInfo:
 
 
 class RunModule(pl.LightningModule):
-    """What a run needs of a LightningModule. Checkpoints store the weights of `net` with the prefix "net.".
-
-    Attributes:
-        best, best_epoch: all validation metrics of the epoch with the best `monitor`; the epoch, counted from 1.
-        improved: whether the last validation was the best so far, so that best.ckpt must be written.
-        skipped: path -> reason of each broken image that was skipped.
-        confusion_matrix: of the last test, int64 (classes, classes), summed over the ranks; rows are the true classes.
-            None if images do not have one class each.
-        per_class: of the last validation or test, the list of the numbers per class, for each metric that has them.
-        one_class_per_image: whether the test computes a confusion matrix.
-        ignores_nonfinite_loss: whether training metrics ignore batches with a NaN or infinite loss (on_nan=skip).
-    """
+    """What a run needs of a LightningModule. Checkpoints store the weights of `net` with the prefix "net."."""
 
     net: nn.Module
-    one_class_per_image = False
+    one_class_per_image = False  # whether the test computes a confusion matrix
 
     def set_up(self, augment: BatchAugment, run: RunInfo) -> None:
         """Prepare for a run; call it when `net` is set."""
@@ -73,13 +62,15 @@ class RunModule(pl.LightningModule):
         self.class_names = list(run.class_names)
         if run.channels_last:
             self.net.to(memory_format=torch.channels_last)
-        self.ignores_nonfinite_loss, self.nonfinite_losses = False, 0
-        self.skipped: dict[str, str] = {}
-        self.best: dict[str, float] = {}
-        self.best_epoch: int | None = None
-        self.improved = False
+        self.ignores_nonfinite_loss = False  # whether training metrics ignore batches with such a loss (on_nan=skip)
+        self.nonfinite_losses = 0
+        self.skipped: dict[str, str] = {}  # path -> reason of each broken image that was skipped
+        self.best: dict[str, float] = {}  # all validation metrics of the epoch with the best `monitor`
+        self.best_epoch: int | None = None  # counted from 1
+        self.improved = False  # whether the last validation was the best so far, so that best.ckpt must be written
+        # of the last test, int64 (classes, classes), over all ranks; rows are the true classes
         self.confusion_matrix: Tensor | None = None
-        self.per_class: dict[str, list[float]] = {}
+        self.per_class: dict[str, list[float]] = {}  # numbers per class of the last validation or test, by metric
 
     # -- from a batch to what the network sees
 
@@ -228,13 +219,9 @@ class RunModule(pl.LightningModule):
 
 
 class BaseTask(RunModule):
-    """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation.
+    """A task calls `update_metrics` in each step. This class logs the metrics and remembers the best validation."""
 
-    Attributes:
-        Sums: the metric of each stage that needs the loss: MeanLoss, or LossAndAccuracy.
-    """
-
-    Sums: type[MeanLoss] = MeanLoss
+    Sums: type[MeanLoss] = MeanLoss  # the metric of each stage that needs the loss: MeanLoss, or LossAndAccuracy
 
     def __init__(
         self, net: nn.Module, augment: BatchAugment, metrics: MetricCollection | None = None, run: RunInfo | None = None
@@ -281,12 +268,7 @@ class BaseTask(RunModule):
         self.metrics[stage].to(self.device).reset()
 
     def log_metrics(self, stage: Stage) -> dict[str, float]:
-        """Log the metrics of an epoch over all ranks, and return them under their logged names.
-
-        Raises:
-            UserError: no image could be read, the loss is NaN or infinite, or a metric gives neither one number nor
-                one per class, whose mean is logged.
-        """
+        """Log the metrics of an epoch over all ranks, and return them under their logged names."""
         with warnings.catch_warnings():  # a rank may have no images
             warnings.filterwarnings("ignore", message=".*method of metric .* was called before the ``update`` method")
             means = self.sums[stage].compute()

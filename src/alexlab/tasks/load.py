@@ -130,11 +130,7 @@ def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load_task(task: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Load `task.net`, and what else of the task a checkpoint has, such as the parameters of a loss.
-
-    Raises:
-        UserError: the checkpoint is of another network, or lacks some of the rest.
-    """
+    """Load `task.net`, and what else of the task a checkpoint has, such as the parameters of a loss."""
     net: Any = task.net
     load_net(net, checkpoint, path)
     rest = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("net.")}
@@ -148,18 +144,8 @@ def load_initial_weights(
 ) -> bool:
     """Load the weights of the checkpoint `init_from` into `net`, without the last layer if the classes differ.
 
-    Of a file of weights alone, without classes and config, only names and shapes can be checked.
-
-    Args:
-        classes: class folders of the new run, in the order of the logits.
-        config: of the new run.
-        trusted: packages that the checkpoint's config may name.
-
-    Returns:
-        True if the last layer keeps the random weights.
-
-    Raises:
-        UserError: the checkpoint does not exist, has the weights of another network, or expects different inputs.
+    Of a file of weights alone, without classes and config, only names and shapes can be checked. `classes` and `config`
+    are those of the new run. Return whether the last layer keeps the random weights.
     """
     weights, same, whose = checkpoint_io.load_plain(path), True, ""
     checkpoint = checkpoint_io.load(path) if weights is None else None
@@ -226,7 +212,6 @@ def check_fits(
 
     Args:
         key: the override that names the checkpoint, for messages: "init_from=PATH".
-        config: of the run that uses `net`.
         same_classes: compare the logits; otherwise the inputs of the last layer.
     """
     model, size = checkpoint["alexlab"]["config"]["model"], config.data.image_size

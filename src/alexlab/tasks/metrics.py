@@ -39,15 +39,13 @@ class MeanLoss(Metric):
         """Return the sum over the images of a batch for each of NAMES."""
         return [loss * len(labels)]
 
-    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """See `add`."""
-        self.add(logits, labels, loss)
-
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Add a batch: logits (B, num_classes), labels (B, ...), and the mean loss of the batch."""
         logits, loss = logits.detach(), loss.detach()
         sums = self.sums(logits, labels, loss)
         self.window.add_(torch.stack([*sums, loss.new_full((), len(labels))]))
+
+    update = add
 
     def window_means(self) -> dict[str, float]:
         """Return the means of WINDOW on this rank since the previous call; NaN without an image."""
@@ -95,9 +93,6 @@ def build_metrics(
         known: arguments that metrics get if they name them, such as num_classes.
         images: of the largest split.
         note: prints a line.
-
-    Raises:
-        UserError: an entry is not a metric, or a constructor refuses the settings.
     """
     metrics: dict[str, Metric] = {}
     size = 4 * images * int(known["num_classes"])
@@ -115,11 +110,7 @@ def build_metrics(
 
 
 def try_metrics(metrics: MetricCollection, probabilities: Tensor, labels: Tensor) -> None:
-    """Update and compute copies of the metrics with random predictions, to find a wrong metric before training.
-
-    Raises:
-        UserError: a metric refuses them.
-    """
+    """Update and compute copies of the metrics with random predictions, to find a wrong metric before training."""
     for name, metric in metrics.items():
         try:
             copy = metric.clone()

@@ -26,33 +26,22 @@ DECAYING = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.Mu
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What is needed to build the optimizer and the learning rate schedule.
+    """What is needed to build the optimizer and the learning rate schedule."""
 
-    Attributes:
-        optimizer, scheduler: plain values of conf/optimizer/*.yaml and conf/scheduler/*.yaml.
-        images_per_step: images per optimizer step, over all devices and accumulated batches.
-        steps: optimizer steps of the whole run. Lightning's own estimate would load the first training batches before
-            the epoch is restored from a checkpoint.
-        steps_per_epoch: optimizer steps in a whole epoch.
-        trusted: packages that `_target_` may name, see engine/targets.py.
-        mode: whether less ("min") or more ("max") of `scheduler.monitor` is better; None: the name decides.
-    """
-
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
-    images_per_step: int
+    optimizer: dict[str, Any]  # plain values of conf/optimizer/*.yaml
+    scheduler: dict[str, Any]  # plain values of conf/scheduler/*.yaml
+    images_per_step: int  # per optimizer step, over all devices and accumulated batches
+    # optimizer steps of the whole run; Lightning's own estimate would load the first training batches before the epoch
+    # is restored from a checkpoint
     steps: int
-    steps_per_epoch: int
-    trusted: Trusted = ()
-    mode: Literal["min", "max"] | None = None
+    steps_per_epoch: int  # optimizer steps in a whole epoch
+    trusted: Trusted = ()  # packages that `_target_` may name, see engine/targets.py
+    mode: Literal["min", "max"] | None = None  # whether less of `scheduler.monitor` is better; None: by the name
 
     def build(self, net: nn.Module, trainer: pl.Trainer | None = None) -> Any:
         """Build what Lightning's `configure_optimizers` returns; without a trainer, to try the settings.
 
         If 16-mixed clips gradients, the optimizer is not fused: a fused one unscales them after clipping.
-
-        Raises:
-            UserError: a mistake in the settings.
         """
         if trainer is None:
             try_step(self.optimizer, self.trusted)
@@ -81,9 +70,6 @@ def build_optimizer(
 
     Args:
         may_fuse: whether `fused: auto` chooses the fused optimizer, if the class has one.
-
-    Raises:
-        UserError: `_target_` is not allowed, the class refuses a setting, or the network has no known layers.
     """
     name = settings["_target_"]
     cls = locate(name, trusted)
@@ -165,14 +151,8 @@ def build_schedulers(
 ) -> list[dict[str, Any]]:
     """Build Lightning's list of schedulers for conf/scheduler/*.yaml. The learning rate is logged as "lr".
 
-    Args:
-        steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps in a whole epoch, even if the run stops before the first epoch ends.
-        check_val_every_n_epoch: epochs from one validation to the next, whose metric a plateau schedule reads.
-        trusted, mode: see `OptimizerSettings`.
-
-    Raises:
-        UserError: `_target_` is not allowed, refuses a setting, or is no schedule that a run can step and resume.
+    For `steps`, `steps_per_epoch`, `trusted` and `mode` see `OptimizerSettings`. A plateau schedule reads the metric of
+    a validation every `check_val_every_n_epoch` epochs.
     """
     monitor = settings.get("monitor")
     mode = mode or (mode_of(monitor) if monitor else "min")
@@ -200,7 +180,7 @@ def build_schedulers(
 def build_own_scheduler(
     optimizer: torch.optim.Optimizer, settings: dict[str, Any], known: dict[str, Any], trusted: Trusted
 ) -> Any:
-    """Build the schedule `_target_` of torch, timm or the user; UserError as in `build_schedulers`.
+    """Build the schedule `_target_` of torch, timm or the user.
 
     Schedules within it, as SequentialLR's, get the optimizer too.
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,14 +44,7 @@ def check_device_input(
     splits: Mapping[str, Index],
     transforms: Mapping[str, SampleTransform],
 ) -> None:
-    """Check that the device can crop and cache the images if the config demands it.
-
-    Args:
-        device: type of the devices: "cuda", "mps" or "cpu".
-
-    Raises:
-        UserError: the device cannot crop the images, or the cache does not fit into the device's memory.
-    """
+    """Check that the device ("cuda", "mps" or "cpu") can crop and cache the images if the config demands it."""
     if cache is None and crop_on != "device":
         return
     if crop_on == "cpu" or (crop_on == "auto" and device != "cuda"):
@@ -84,9 +78,7 @@ def cache_on_device(
 ) -> tuple[Tensor, Tensor]:
     """Return all images, uncropped uint8 (N, H, W, C), and their targets, int64 (N,), in the memory of a device.
 
-    Args:
-        dataset: must have a `raw_size`; a broken image is an error.
-        split: name of the split, for the log.
+    A broken image is an error.
     """
     assert dataset.raw_size is not None
     width, height = dataset.raw_size
@@ -102,13 +94,14 @@ def cache_on_device(
     return images, as_tensor(dataset.index.targets).to(device)
 
 
+@dataclass(eq=False)
 class DeviceLoader:
     """Like `Loader`, but for the images and targets that `cache_on_device` returned."""
 
-    def __init__(
-        self, dataset: ImageDataset, batch_sampler: "Sampler[list[Key]]", images: Tensor, targets: Tensor
-    ) -> None:
-        self.dataset, self.batch_sampler, self.images, self.targets = dataset, batch_sampler, images, targets
+    dataset: ImageDataset
+    batch_sampler: "Sampler[list[Key]]"
+    images: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]

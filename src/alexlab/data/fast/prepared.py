@@ -30,29 +30,19 @@ ARRAYS = ("targets", "shards", "offsets", "sizes", "heights", "widths", "source_
 
 @dataclass(frozen=True)
 class PreparedIndex(Index):
-    """The images of one split.
-
-    Attributes:
-        root: the prepared folder.
-        format: "jpeg" or "raw" (uint8 rows of RGB).
-        files: the shards.
-        classes: names of the class folders, sorted.
-        names: names of the source files, joined, as bytes; `arrays["ends"]` says where each ends.
-        arrays: (N,) each, see ARRAYS and CRCS; `offsets` and `sizes` in bytes, heights and widths in pixels. `targets`
-            are (N, num_classes) if an image has any number of classes.
-        recipe: how the images were made, for the fingerprint.
-        source: the fingerprint of the images that they were made from.
-        groups, folds, weights: of a table that the images were listed in, if it had them.
-    """
+    """The images of one split."""
 
     root: Path
-    format: str
-    files: tuple[Path, ...]
+    format: str  # "jpeg" or "raw" (uint8 rows of RGB)
+    files: tuple[Path, ...]  # the shards
     classes: tuple[str, ...]
-    names: bytes
+    names: bytes  # of the source files, joined; `arrays["ends"]` says where each ends
+    # (N,) each, see ARRAYS and CRCS; `offsets` and `sizes` in bytes, heights and widths in pixels; `targets` are
+    # (N, num_classes) if an image has any number of classes
     arrays: dict[str, np.ndarray]
-    recipe: str
-    source: str = ""
+    recipe: str  # how the images were made, for the fingerprint
+    source: str = ""  # the fingerprint of the images that they were made from
+    # of a table that the images were listed in, if it had them
     groups: np.ndarray | None = None
     folds: np.ndarray | None = None
     weights: np.ndarray | None = None
@@ -182,12 +172,7 @@ def _read_split(root: Path, content: dict[str, Any], split: str) -> PreparedInde
 
 
 def fields(root: Path, content: dict[str, Any], split: str) -> dict[str, Any]:
-    """Return the arguments of `PreparedIndex` for a split, without `files`.
-
-    Args:
-        root: the folder with SPLIT.npz.
-        content: of prepared.json.
-    """
+    """Return the arguments of `PreparedIndex` for a split, without `files`. `content` is that of prepared.json."""
     part = content["splits"][split]
     with np.load(root / f"{split}.npz", allow_pickle=False) as held:
         arrays = {key: held[key] for key in (*ARRAYS, CRCS) if key in held or key in ARRAYS}

@@ -7,7 +7,6 @@ after the first epoch images are read as from a local folder. Images and their o
 
 import difflib
 import fcntl
-import functools
 import hashlib
 import inspect
 import os
@@ -73,37 +72,15 @@ class PreparedImages(ImageFolders):
             self.root = self.address  # type: ignore[assignment]  # a Path would have one slash
         self.disk_cache, self.disk_cache_gb = Path(disk_cache), disk_cache_gb
 
-    def find_splits(self) -> Mapping[str, Index]:
+    def read_prepared(self) -> Mapping[str, Index] | None:
         if self.address is None:
-            return super().find_splits()
+            return super().read_prepared()
         limit = None if self.disk_cache_gb is None else int(self.disk_cache_gb * 1e9)
         return read(self.address, self.disk_cache, limit, self.timeout)
 
-    def read_for_evaluation(self, classes: tuple[str, ...]) -> None:
-        if self.address is None:
-            super().read_for_evaluation(classes)
-        else:
-            self.splits = self.find_splits()
-            self._check_channels()
-
-    @functools.cached_property
-    def readable_classes(self) -> list[str]:
-        if self.address is None or self.class_names is not None:
-            return super().readable_classes
-        return prepared.about(next(iter(self.splits.values())).root)["readable_classes"]
-
 
 def read(address: str, cache: Path, limit: int | None, patience: float | None) -> dict[str, "RemoteIndex"]:
-    """Read the splits of a prepared set in a bucket.
-
-    Args:
-        cache: the folder for what is downloaded, see `PreparedImages.disk_cache`.
-        limit: bytes in it, see `ShardCache`.
-        patience: seconds to wait for a server that does not answer; None has a default.
-
-    Raises:
-        UserError: the address has no prepared set, a file is damaged, or the server does not answer.
-    """
+    """Read the splits of a prepared set in a bucket. `limit` is that of `ShardCache`, `patience` that of `Bucket`."""
     # a mistake in the address is answered soon, and a server that breaks down during the training is waited for
     first = Bucket(address, None if patience is None else min(patience, START))
     try:
@@ -175,12 +152,7 @@ def download_arrays(bucket: Bucket, path: Path, entry: dict[str, Any] | None) ->
 
 @dataclass(frozen=True)
 class RemoteIndex(PreparedIndex):
-    """The images of one split in a bucket.
-
-    Attributes:
-        files: where the shards are on this machine, as soon as they are.
-        cache: downloads them.
-    """
+    """The images of one split in a bucket. `cache` downloads the shards, `files` is where they then are."""
 
     cache: "ShardCache" = field(kw_only=True, repr=False)
 
@@ -236,22 +208,22 @@ class RemoteIndex(PreparedIndex):
 Part = tuple[str, int, int, int]  # shard, offset and size in bytes, CRC-32
 
 
+@dataclass(eq=False)
 class ShardCache:
     """Downloads shards of a set, and reads single images of those that are not here yet.
 
     Only one process of a machine downloads shards: the one that holds a lock. It stays within `limit`: shards of other
     sets that were opened the longest time ago are removed for new ones. Those of this set are not, because in each
     epoch all are needed: what does not fit continues to be read by ranges.
-
-    Args:
-        folder: of the set.
-        shards: name -> {"bytes", "sha256"}, as in prepared.json.
-        limit: bytes in the parent of `folder`; None is what the disk has room for.
     """
 
-    def __init__(self, bucket: Bucket, folder: Path, shards: dict[str, Any], limit: int | None) -> None:
-        self.bucket, self.folder, self.shards, self.limit = bucket, folder, shards, limit
-        self.shards_of = Bucket(bucket.address, bucket.patience)  # which has connections of its own
+    bucket: Bucket
+    folder: Path  # of the set
+    shards: dict[str, Any]  # name -> {"bytes", "sha256"}, as in prepared.json
+    limit: int | None  # bytes in the parent of `folder`; None is what the disk has room for
+
+    def __post_init__(self) -> None:
+        self.shards_of = Bucket(self.bucket.address, self.bucket.patience)  # which has connections of its own
         self.missed: Counter[str] = Counter()  # images that were needed, by shard
         self.given_up: set[str] = set()
         self._changing = threading.Lock()
@@ -330,13 +302,13 @@ class ShardCache:
                 while (name := self._next()) is not None:
                     if not self._make_room(self.shards[name]["bytes"]):
                         limit = "" if self.limit is None else f" within disk_cache_gb={self.limit / 1e9:g}"
-                        raise NoRoomError(f"no room for further shards{limit}")
+                        raise OSError(f"no room for further shards{limit}")
                     if not self._fetch(name):
                         self.given_up.add(name)
         except UserError as error:
             warn(f"no more shards are downloaded: {error}")
-        except (OSError, NoRoomError) as error:
-            what = getattr(error, "strerror", None) or error
+        except OSError as error:
+            what = error.strerror or error
             warn(f"`data.disk_cache={self.folder.parent}`: {what}: other images are read from the bucket in each epoch")
 
     def _fetch(self, name: str) -> bool:
@@ -370,8 +342,8 @@ class ShardCache:
             return shutil.disk_usage(self.folder).free > size + SPARE
         held = {path: path.stat() for path in self.folder.parent.glob("*/*.shard")}
         total = sum(each.st_size for each in held.values())
-        others = [path for path in held if path.parent != self.folder]
-        for path in sorted(others, key=lambda each: held[each].st_mtime):
+        old = [path for path in held if path.parent != self.folder]
+        for path in sorted(old, key=lambda each: held[each].st_mtime):
             if total + size > self.limit and is_unused(path):
                 path.unlink(missing_ok=True)
                 total -= held[path].st_size
@@ -390,10 +362,6 @@ def is_unused(path: Path) -> bool:
 
 class DamagedError(Exception):
     """Bytes that are not those that were written."""
-
-
-class NoRoomError(Exception):
-    """The cache is full."""
 
 
 def warn(text: str) -> None:
