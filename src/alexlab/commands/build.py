@@ -394,11 +394,7 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
 
 
 def build_teacher(
-    wanted: Any,
-    data: Data,
-    mean_std: tuple[list[float], list[float]],
-    trusted: targets.Trusted,
-    allow: Sequence[str],
+    wanted: Any, data: Data, mean_std: tuple[list[float], list[float]], trusted: targets.Trusted, allow: Sequence[str]
 ) -> nn.Module:
     """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`.
 

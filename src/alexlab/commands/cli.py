@@ -34,7 +34,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
-from alexlab.engine.overrides import get, has, in_quotes, key_of, put, split_list
+from alexlab.engine.overrides import get, has, in_quotes, key_of, put, shown, split_list
 from alexlab.engine.process import complete_environment, importing, leave
 from alexlab.engine.schema import fields_of
 from alexlab.engine.signals import Preempted, SignalRecorder
@@ -47,7 +47,6 @@ from alexlab.engine.validation import (
     keys_of_schedule,
     nearest,
     reset,
-    shown,
     takes_text,
     validate,
     value_at,

@@ -281,13 +281,7 @@ def in_order(pool: ReaderThreads, function: Callable[[int], T], numbers: range, 
 
 
 def write_shard(
-    out: Path,
-    split: str,
-    number: int,
-    index: Index,
-    images: Iterator[Converted],
-    first: int,
-    max_bytes: int,
+    out: Path, split: str, number: int, index: Index, images: Iterator[Converted], first: int, max_bytes: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str], int]:
     """Write one shard from image `first` on; return the shard's entry and arrays, broken files and the next image."""
     name = f"{split}-{number:05d}.shard"

@@ -32,10 +32,10 @@ from alexlab.engine import config as configs
 from alexlab.engine import schema, validation
 from alexlab.engine.config import CONF, Plain
 from alexlab.engine.errors import RunFailedError, UserError, counted
-from alexlab.engine.overrides import command_line, in_quotes
-from alexlab.engine.overrides import shown as shown_value
+from alexlab.engine.overrides import command_line, in_quotes, shown
 from alexlab.engine.process import CORES, cores, importing
-from alexlab.engine.run_dir import shown, write_json
+from alexlab.engine.run_dir import shown as shown_path
+from alexlab.engine.run_dir import write_json
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.sweeps import agent
 
@@ -175,7 +175,7 @@ def finish(ends: list[End], keep_going: bool) -> None:
 
         width = shutil.get_terminal_size((160, 24)).columns
         print("\n".join(sweep_table(Path(folder), ends[-1].monitor, width)))
-        print("compare its jobs:", command_line("compare", f"runs={shown(Path(folder).absolute())}"), flush=True)
+        print("compare its jobs:", command_line("compare", f"runs={shown_path(Path(folder).absolute())}"), flush=True)
     if failed := [end for end in ends if end.failure]:
         lines = [f"{counted(len(failed), 'job')} of the sweep failed:", *(f"  {end.failure}" for end in failed)]
         if not keep_going:
@@ -204,7 +204,7 @@ def check_launcher(launcher: Any, n_jobs: int | None) -> None:
         if part in launcher["_target_"] and find_spec(module) is None:
             raise UserError(f"This hydra/launcher needs an extra: pip install 'alexlab[{extra}]'.")
     if n_jobs is not None and not (type(n_jobs) is int and n_jobs > 0):
-        raise UserError(f"`hydra.sweeper.n_jobs={shown_value(n_jobs)}` must be a whole number of at least 1, or null.")
+        raise UserError(f"`hydra.sweeper.n_jobs={shown(n_jobs)}` must be a whole number of at least 1, or null.")
     if runs_here(launcher) and n_jobs not in (None, 1):
         raise UserError(
             f"`hydra.sweeper.n_jobs={n_jobs}`: Hydra's basic launcher runs one job after the other: add "
@@ -490,7 +490,7 @@ def _save_results(study: "optuna.Study", monitor: str, folder: Path) -> None:
 
     try:
         plots = study_plots.draw(study, monitor, folder / "figures")
-        print(f"plots: {', '.join(shown(path) for path in plots)}", flush=True)
+        print(f"plots: {', '.join(shown_path(path) for path in plots)}", flush=True)
     except Exception as error:  # a plot must not turn a complete study into a failed command
         print(f"warning: the study's plots could not be drawn ({type(error).__name__}: {error})", flush=True)
 
@@ -650,7 +650,7 @@ def _written(value: Any) -> str:
     """Write a value in Hydra's grammar."""
     if isinstance(value, str) and not PLAIN.fullmatch(value):
         return in_quotes(value)
-    return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else validation.shown(value)
+    return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else shown(value)
 
 
 def check_agent(config: TrainConfig) -> None:

@@ -93,11 +93,18 @@ def command_line(verb: str, *overrides: str) -> str:
     return shlex.join([*(["python", script] if is_here else ["alexlab", verb]), *overrides])
 
 
+LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|null|yes|no|on|off", re.IGNORECASE)
+
+
 def shown(value: Any) -> str:
-    """Return a value as it is written in yaml and on a command line."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    """Return a value as yaml and the command line write it: true, null, [0.5, 1.0], {a: 1}, '32' for a text."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{shown(key)}: {shown(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(shown(item) or "''" for item in value) + "]"
+    if isinstance(value, str):
+        return f"'{value}'" if LIKE_ANOTHER_TYPE.fullmatch(value) else value
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 # -- nested dicts

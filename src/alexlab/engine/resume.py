@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alexlab.engine import checkpoint_io, validation
+from alexlab.engine import checkpoint_io
 from alexlab.engine import config as configs
 from alexlab.engine.config import Plain
 from alexlab.engine.errors import UserError, counted
@@ -171,7 +171,7 @@ def _refuse_secrets(config: Plain, today: Plain, name: str) -> None:
             raise UserError(
                 f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
                 "secret for callbacks and loggers. If the run is your own, repeat the setting: "
-                f"'+{group}.{entry}={validation.shown(settings)}'."
+                f"'+{group}.{entry}={shown(settings)}'."
             )
 
 

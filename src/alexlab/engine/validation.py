@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +13,8 @@ from alexlab.engine import config as configs
 from alexlab.engine import schema
 from alexlab.engine.config import CONF, is_address, value_at
 from alexlab.engine.errors import UserError
-from alexlab.engine.schema import (
-    DataConfig,
-    Group,
-    OpenGroup,
-    Plain,
-    TrainConfig,
-    describe,
-    fields_of,
-    group_in,
-)
+from alexlab.engine.overrides import shown
+from alexlab.engine.schema import DataConfig, Group, OpenGroup, Plain, TrainConfig, describe, fields_of, group_in
 from alexlab.engine.settings import overridden_keys
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -373,20 +364,6 @@ def _setting(path: KeyPath, value: Any) -> str:
     """Return `key=value` for a message, or `key` alone if the value is a mapping or long."""
     text = shown(value)
     return f"`{_name(path)}`" if isinstance(value, dict) or len(text) > 80 else f"`{_name(path)}={text}`"
-
-
-LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|null|yes|no|on|off", re.IGNORECASE)
-
-
-def shown(value: Any) -> str:
-    """Return a value as yaml and the command line write it: true, null, [0.5, 1.0], {a: 1}, '32' for a text."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{shown(key)}: {shown(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(shown(item) or "''" for item in value) + "]"
-    if isinstance(value, str):
-        return f"'{value}'" if LIKE_ANOTHER_TYPE.fullmatch(value) else value
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 # -- Paths into models and into plain configs
