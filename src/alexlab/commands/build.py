@@ -1,6 +1,7 @@
 """Build the parts of a run from the config: data, plan, task, callbacks, loggers, trainer.
 
 Network, optimizer and checkpoint are tried here once, so that a mistake is reported before the run's directory exists.
+`trusted` is, in each function, the packages that the config may name, see `targets`.
 """
 
 import copy
@@ -93,7 +94,6 @@ class Experiment:
     Attributes:
         wandb: the W&B logger of rank 0, if the run has one.
         trackers: the other loggers of rank 0.
-        trusted: packages that the config may name, see `targets`.
         facts: what is known before the run starts, for summary.json.
     """
 
@@ -130,14 +130,7 @@ def build(
     trusted: targets.Trusted = (),
     ranks: Ranks | None = None,
 ) -> Experiment:
-    """Build all parts of a run, once per rank.
-
-    Args:
-        trusted: packages that the config may name, see `targets`.
-
-    Raises:
-        UserError: a mistake in the config, the images, the network, or a checkpoint that does not fit it.
-    """
+    """Build all parts of a run, once per rank."""
     ranks = ranks or Ranks()
     data = build_data(config, devices, build_transforms(config, trusted), trusted).read()
     if isinstance(data, OwnDataModule) and devices.local * devices.nodes != devices.world_size:
@@ -178,7 +171,6 @@ def build_data(
 
     Args:
         user: the user's transforms of training images.
-        trusted: packages that the config may name, see `targets`.
     """
     d, a, channels = config.data, config.augment, config.model.in_channels
     sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
@@ -208,7 +200,6 @@ def build_task(
     Args:
         kind: of the devices.
         plan: None for evaluation only.
-        trusted: packages that the config may name, see `targets`.
     """
     if isinstance(data, ImageFolders) and data.multilabel != config.data.multilabel:
         one = "one class per image, and task=multilabel needs a list of them: use data=table."
@@ -367,9 +358,6 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
 
     `auto` is images / (classes * images of the class), as scikit-learn's "balanced", which has the mean 1 over the
     images; for multi-label data, the images without the class / the images with the class.
-
-    Raises:
-        UserError: the weights do not fit the classes.
     """
     classes, shown = list(data.classes), f"`loss.class_weights={wanted}`"
     if wanted == "auto":
@@ -396,11 +384,7 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
 def build_teacher(
     wanted: Any, data: Data, mean_std: tuple[list[float], list[float]], trusted: targets.Trusted, allow: Sequence[str]
 ) -> nn.Module:
-    """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`.
-
-    Raises:
-        UserError: the teacher has other classes, or expects inputs that are not normalized with `mean_std`.
-    """
+    """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`."""
     if isinstance(wanted, dict):
         teacher = targets.build_network(wanted, len(data.classes), fetch=True, trusted=trusted)
         published = (getattr(teacher, "pretrained_cfg", None) or {}).get("num_classes", len(data.classes))
@@ -425,9 +409,6 @@ def mode_of_monitor(
 
     Args:
         monitor: another metric than `config.monitor`.
-
-    Raises:
-        UserError: the metric does not say.
     """
     wanted = monitor or config.monitor
     name, given = wanted.removeprefix("val/"), config.monitor_mode if wanted == config.monitor else None
@@ -542,7 +523,6 @@ def build_trackers(config: TrainConfig, done: int | None = None, trusted: target
 
     Args:
         done: steps of the checkpoint that the run continues. The steps after it are logged again.
-        trusted: packages that the config may name, see `targets`.
     """
     ours = config.logger.model_dump(include={*SHIPPED_LOGGERS}, exclude_none=True)
     others = config.logger.model_extra or {}

@@ -30,9 +30,6 @@ def check_ckpt(path: Path, config: TrainConfig, net: nn.Module, data: Data, plan
 
     Args:
         trusted: packages that the checkpoint's config may name.
-
-    Raises:
-        UserError: the checkpoint does not fit network, classes, images or settings; or it cannot be continued.
     """
     resumes, run_dir = config.resume.run is not None, Path(config.run_dir)
     named = f"the run's {shown_path(path)}" if resumes else f"ckpt_path={path}"

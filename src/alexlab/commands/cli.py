@@ -387,10 +387,6 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     as `26_20` as a number. With -m, a comma still separates the values of several jobs. Other values are quoted if
     Hydra cannot parse them. A ~ before a path becomes the home folder. Python literals from W&B's agent become Hydra's
     values. Flags are put first, because argparse reads none between overrides.
-
-    Raises:
-        UserError: an option in another program's form (--lr 0.1), a value that the shell has divided, or a sweep under
-            torchrun or srun.
     """
     flags, words = list[str](), list[str]()
     rest = iter(argv)

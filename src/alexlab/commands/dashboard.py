@@ -26,11 +26,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
 
 
 def save_dashboard(config: DictConfig) -> None:
-    """Save the view, or update the one with the same name, and print the address.
-
-    Raises:
-        UserError: the config has a mistake; the extra or the API key is missing; or the server does not save the view.
-    """
+    """Save the view, or update the one with the same name, and print the address."""
     plain = config.model_dump(exclude_unset=True)
     # both packages read these when they are imported
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(plain["timeout"]))

@@ -173,11 +173,7 @@ def write_predictions(path: Path, predictions: Predictions, names: Sequence[str]
 def compare_with(
     config: EvalConfig, tested: Tested, predictions: Predictions, run_dir: Path, folder: Path, ckpt: str
 ) -> tuple[dict[str, Any], str]:
-    """Test a second run on the same images; return the entry `against` of eval.json, and the sentence to print.
-
-    Raises:
-        UserError: the runs have no predictions of one class per image, or other images.
-    """
+    """Test a second run on the same images; return the entry `against` of eval.json, and the sentence to print."""
     rival = Predictions()
     second = score(config.model_copy(update={"ckpt": ckpt}), folder, config.crops, config.split, [rival])
     names = run_dirs.shown(run_dir), run_dirs.shown(folder)

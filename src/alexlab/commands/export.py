@@ -58,13 +58,7 @@ class FromPixels(nn.Module):
 
 
 def export(config: ExportConfig) -> None:
-    """Write the file to a temporary path, load it, compare the logits with the run's on real images, and move it.
-
-    Raises:
-        UserError: the run or an image does not exist, the extra `export` is not installed, the file cannot be written,
-            or the network cannot be exported.
-        RunFailedError: the file's logits are not the run's. The file is removed.
-    """
+    """Write the file to a temporary path, load it, compare the logits with the run's on real images, and move it."""
     logs, format, ckpt = config.paths.local, config.format, config.ckpt
     need_extra(format)
     mirror.download_named(config.paths, config.run, ckpt)

@@ -10,11 +10,7 @@ from alexlab.engine.schema import FiguresConfig
 
 
 def redraw(config: FiguresConfig) -> None:
-    """Draw the figures of a run from a checkpoint, and print the paths.
-
-    Raises:
-        UserError: the run, the checkpoint or the images do not exist.
-    """
+    """Draw the figures of a run from a checkpoint, and print the paths."""
     mirror.download_named(config.paths, config.run, config.ckpt)
     run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
     refuse_link(run_dir / "figures")

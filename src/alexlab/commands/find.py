@@ -43,12 +43,7 @@ STEPS_OF_BATCH = 2  # the second one has the optimizer's state too
 
 
 def find(config: TrainConfig, devices: Devices, data: Data, plan: Plan, task: RunModule) -> list[str]:
-    """Do what `trainer.lr_find` and `trainer.batch_size_find` ask for; return the lines to print.
-
-    Raises:
-        UserError: there are several devices, a CPU for the batch, a task that builds its own optimizer, or not even
-            one image fits on the GPU.
-    """
+    """Do what `trainer.lr_find` and `trainer.batch_size_find` ask for; return the lines to print."""
     t = config.trainer
     wanted = [key for key in ("lr_find", "batch_size_find") if getattr(t, key)]
     if not wanted:

@@ -83,9 +83,6 @@ def repeat(today: Plain) -> Repeated | None:
 
     Args:
         today: the config that the command line composes.
-
-    Raises:
-        UserError: the run does not exist; overrides do not fit it; or the saved config lacks values, such as secrets.
     """
     asked = [f"{key}={today[key]}" for key in ("from_run", "from_wandb") if today.get(key) is not None]
     resume = today["resume"]["run"]

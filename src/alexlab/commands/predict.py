@@ -46,9 +46,6 @@ def find_images(named: str) -> list[str]:
     """Return the sorted paths of a file, of all images below a folder, or of the files of a glob.
 
     Of a folder, a line is printed for each kind of files that are not images.
-
-    Raises:
-        UserError: no image was found.
     """
     path = Path(named).expanduser()
     if path.is_file():
@@ -71,12 +68,7 @@ def find_images(named: str) -> list[str]:
 
 
 def predict(config: PredictConfig) -> None:
-    """Write one line per image and class, for the `config.topk` most probable classes, and print the first images.
-
-    Raises:
-        UserError: the run does not exist, or no image was found.
-        RunFailedError: some images could not be read; those that could are written.
-    """
+    """Write one line per image and class, for the `config.topk` most probable classes, and print the first images."""
     logs = config.paths.local
     mirror.download_named(config.paths, config.run, config.ckpt)
     run_dir = run_dirs.find_run(config.run, logs, config.ckpt)

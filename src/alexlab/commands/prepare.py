@@ -73,10 +73,6 @@ def prepare(config: PrepareConfig) -> None:
     """Write the images of `config.data` into `config.out`. Continues an unfinished copy, checks a complete one.
 
     With `config.stats`, print mean and std of the training images, and write nothing if `out` is null.
-
-    Raises:
-        UserError: no image of a split can be read, or `out` contains something else.
-        RunFailedError: some images were broken and skipped, or a shard has changed since it was written.
     """
     if config.out is None and not config.stats:
         raise UserError("`out` is missing: give a new folder with out=PATH.")
@@ -165,10 +161,6 @@ def is_there(bucket: Bucket, job: dict[str, Any], is_new: bool) -> bool:
 
     Args:
         is_new: whether no preparation of this machine is to be continued.
-
-    Raises:
-        UserError: the address has something else.
-        RunFailedError: a shard has changed since it was written.
     """
     objects = bucket.list()
     if prepared.ABOUT not in objects:
@@ -367,9 +359,6 @@ def print_stats(index: Index, short_side: int, threads: int) -> None:
 
     Images are resized as in a preparation, because resizing makes the std smaller. The channels are RGB if the images
     can be read so.
-
-    Raises:
-        UserError: all images are broken, or a channel has the same value everywhere.
     """
     channels, recipe = 3 if 3 in index.channels else index.channels[0], Recipe("raw", short_side, 0, square=False)
 

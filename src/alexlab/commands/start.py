@@ -39,11 +39,7 @@ class Start:
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Return how the run starts, with the final config.
-
-    Raises:
-        UserError: the run does not exist, or the overrides do not fit it.
-    """
+    """Return how the run starts, with the final config."""
     plain, notes, compare = config.model_dump(exclude_unset=True), [], Start.compare
     # of a run's config, only what this command allows or names itself
     allowed, trusted = sorted({*config.allow, *packages_of(plain)}), None
@@ -94,11 +90,7 @@ def find_start(config: TrainConfig) -> Start:
 
 
 def agree(ranks: Ranks, config: TrainConfig) -> Start:
-    """Let rank 0 find how the run starts, for all ranks.
-
-    Raises:
-        UserError: see `find_start`; or the ranks were started with different settings.
-    """
+    """Let rank 0 find how the run starts, for all ranks."""
     if ranks.size == 1:
         return find_start(config)
     today = config.model_dump(exclude_unset=True)

@@ -165,11 +165,7 @@ def run_jobs(launch: Launch, jobs: Iterator[tuple[int, list[str]]], at_once: int
 
 
 def finish(ends: list[End], keep_going: bool) -> None:
-    """Print the table of a sweep's jobs.
-
-    Raises:
-        RunFailedError: jobs failed.
-    """
+    """Print the table of a sweep's jobs. Raises RunFailedError if jobs failed."""
     for folder in dict.fromkeys(end.folder for end in ends if end.folder is not None):
         from alexlab.analysis.compare import sweep_table
 
@@ -417,9 +413,6 @@ def check_space(compose: Compose, space: "dict[str, BaseDistribution]", fixed: l
     """Check configs at the ends of the search space: all parameters at their first value, then each at the rest.
 
     Returns the first config. With `sweep.keep_going`, this is the only one that is checked.
-
-    Raises:
-        UserError: the space is empty, or configs are wrong.
     """
     if not space:
         raise UserError("the study has nothing to search. Give a range: 'optimizer.lr=tag(log, interval(0.001, 0.1))'.")
@@ -619,9 +612,6 @@ def agent_overrides(words: list[str]) -> list[str]:
     A parameter with parameters below it, `optimizer={'lr': 0.1}`, becomes `optimizer.lr=0.1`, and `choices={'model':
     'vgg'}` becomes `model=vgg`. All else stays as it is. The option None of a group is `~group`, or no override
     if train.yaml gives the group no option.
-
-    Raises:
-        UserError: an argument is -m.
     """
     if {"-m", "--multirun"} & set(words):
         raise UserError("-m: a run of a W&B agent is one run; the sweep's file says what varies. Remove -m.")

@@ -72,11 +72,8 @@ def choose_precision(wanted: Any, kind: str) -> Any:
 
     auto is bf16-mixed on GPUs of compute capability 8 or more and on CPUs with bf16 dot products, 16-mixed with loss
     scaling on older GPUs, else 32-true.
-
-    Raises:
-        UserError: 16-mixed on a CPU, where Lightning would silently use bf16-mixed.
     """
-    if kind == "cpu" and wanted in ("16-mixed", 16):
+    if kind == "cpu" and wanted in ("16-mixed", 16):  # Lightning would silently use bf16-mixed
         raise UserError(f"`trainer.precision={wanted}` needs a GPU: on a CPU use bf16-mixed, 32-true or auto.")
     if wanted != "auto":
         return wanted

@@ -213,11 +213,7 @@ def requeue() -> str:
 
 
 def free_port(wanted: int | None) -> int:
-    """Return `wanted` if it is free, or any free port for None.
-
-    Raises:
-        UserError: it is in use.
-    """
+    """Return `wanted` if it is free, or any free port for None."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", wanted or 0))

@@ -297,9 +297,6 @@ def download_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] =
 
     Args:
         checkpoints: the files in checkpoints/ that are needed.
-
-    Raises:
-        UserError: the checkpoints in the bucket are damaged, or the server does not answer.
     """
     if not is_address(paths.logs) or is_training(run_dir, locked_inodes()):
         return

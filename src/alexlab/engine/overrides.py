@@ -35,11 +35,7 @@ class Override:
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
-    """Read overrides with Hydra's own grammar.
-
-    Raises:
-        UserError: one cannot be read, as in the config.yaml of a damaged run.
-    """
+    """Read overrides with Hydra's own grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -60,9 +60,6 @@ def resume_config(today: Plain) -> Resumed:
     Args:
         today: the config that Hydra has composed now. Used are `resume`, `run_dir`, `dry_run`, `overrides`,
             `paths.logs`, the values of the overridden keys, and keys that are newer than the run.
-
-    Raises:
-        UserError: the run or a usable checkpoint does not exist, or overrides would change what the run computes.
     """
     named, own, overrides = today["resume"]["run"], Path(today["run_dir"]), today["overrides"]
     if named == "auto" and not holds_run(own):
@@ -179,11 +176,7 @@ def _refuse_secrets(config: Plain, today: Plain, name: str) -> None:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt. Also return a line if last.ckpt is damaged.
-
-    Raises:
-        UserError: all checkpoints are damaged.
-    """
+    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt, and a line to print if last.ckpt is damaged."""
     damaged: list[str] = []
     for name in (checkpoint_io.LAST, checkpoint_io.PREVIOUS):
         path = folder / name
@@ -206,9 +199,6 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
         logs: the folder of named runs.
         run_dir: the directory of the run that starts. Jobs of the same sweep never count as "latest", so that all of
             them start from the same checkpoint.
-
-    Raises:
-        UserError: the run does not exist.
     """
     path = Path(named).expanduser()
     path = path.parent.resolve() / path.name  # a checkpoint that is a link belongs to the run that holds the link

@@ -241,9 +241,6 @@ def build(settings: Any, trusted: Trusted = (), known: Mapping[str, Any] | None 
 
     Args:
         known: values such as num_classes, which are passed if the constructor names them and the settings do not.
-
-    Raises:
-        UserError: a target is not allowed, or the constructor refuses the values.
     """
     check_targets(settings, trusted)
     if known:
