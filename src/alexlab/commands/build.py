@@ -89,13 +89,7 @@ SHIPPED_LOGGERS = {  # all but W&B, by their keys
 
 @dataclass
 class Experiment:
-    """The parts of a run.
-
-    Attributes:
-        wandb: the W&B logger of rank 0, if the run has one.
-        trackers: the other loggers of rank 0.
-        facts: what is known before the run starts, for summary.json.
-    """
+    """The parts of a run."""
 
     devices: Devices
     data: Data
@@ -104,10 +98,10 @@ class Experiment:
     trainer: pl.Trainer
     preemption: Preemption
     checkpointing: Checkpointing
-    wandb: "WandbLogger | None"
-    trackers: list[Tracker]
+    wandb: "WandbLogger | None"  # of rank 0, if the run logs to W&B
+    trackers: list[Tracker]  # the remaining loggers of rank 0
     trusted: targets.Trusted = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # what is known before the run starts, for summary.json
 
     @property
     def is_pruned(self) -> bool:

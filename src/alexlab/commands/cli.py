@@ -745,11 +745,7 @@ PLUGINS |= {name: f"hydra-{name}-sweeper" for name in ("ax", "nevergrad")} | {"c
 
 
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
-    """Return Hydra's message about an override, or a sentence that names the nearest key or option.
-
-    Args:
-        words: the command line, as `to_overrides` returns it.
-    """
+    """Return Hydra's message about an override, or a sentence that names the nearest key or option."""
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error))
     folders = folders_of(words)
     if isinstance(error, yaml.YAMLError):

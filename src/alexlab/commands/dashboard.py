@@ -94,12 +94,7 @@ def build(plain: Plain) -> Any:
 
 
 def build_panel(place: str, panel: Any, x: str) -> Any:
-    """Build one panel, whose keys may be any options of the class in wandb-workspaces.
-
-    Args:
-        place: key of the panel in the config, for messages; the last part is the title if the panel has none.
-        x: the axis of line plots.
-    """
+    """Build the panel at the key `place`, with any options of the class in wandb-workspaces; `x` is for line plots."""
     import wandb_workspaces.reports.v2 as wr
 
     kind = panel.get("kind") if isinstance(panel, dict) else None
@@ -140,12 +135,7 @@ def setting_or_summary(name: Any) -> Any:
 
 
 def make(cls: Any, place: str, values: Plain, fields: dict[str, str]) -> Any:
-    """Build an object of wandb-workspaces; UserError names a wrong key or value.
-
-    Args:
-        values: the fields by our keys.
-        fields: the names of the fields by our keys, if they differ.
-    """
+    """Build an object of wandb-workspaces; UserError names a wrong key or value. `fields`: our key -> another name."""
     from pydantic import ValidationError
 
     try:

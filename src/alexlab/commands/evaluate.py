@@ -61,17 +61,12 @@ class Prediction(NamedTuple):
 
 
 class Predictions(Callback):
-    """Keep the prediction of each tested image.
-
-    Attributes:
-        rows: path, relative to the folder of the images, and prediction, in the order of the test. A table may list an
-            image several times.
-        fingerprint: of the images.
-    """
+    """Keep the prediction of each tested image."""
 
     def __init__(self) -> None:
+        # path, relative to the folder of the images, and prediction; a table may list an image several times
         self.rows: list[tuple[str, Prediction]] = []
-        self.fingerprint: str | None = None
+        self.fingerprint: str | None = None  # of the images
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.keys = iter(getattr(trainer.test_dataloaders, "batch_sampler", ()))
@@ -347,11 +342,7 @@ def check_images(dataset: dict[str, Any], data: Data) -> None:
 
 
 class Crops(torch.nn.Module):
-    """A network that averages over crops of each image.
-
-    Args:
-        cut: images (B, C, H, W) -> several (B, C, H', W').
-    """
+    """A network that averages over crops of each image. `cut`: images (B, C, H, W) -> several (B, C, H', W')."""
 
     def __init__(self, net: torch.nn.Module, cut: Callable[[Tensor], Sequence[Tensor]]) -> None:
         super().__init__()

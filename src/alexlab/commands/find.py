@@ -218,11 +218,7 @@ def _crops(batch: Batch, rows: Tensor) -> dict[str, Any]:
 
 
 def search(fits: Callable[[int], bool], start: int, most: int) -> int:
-    """Return the largest size from 1 to `most` that fits, to an eighth; 0 if not even 1 does.
-
-    Args:
-        start: the first size to try.
-    """
+    """Return the largest size from 1 to `most` that fits, to an eighth, or 0; `start` is tried first."""
     good, bad = 0, most + 1
     size = min(start, most)
     while size > good and bad - good > max(1, good // 8):
@@ -248,11 +244,7 @@ def report_batch(size: int, plan: Plan) -> list[str]:
 def trainer_of(
     config: TrainConfig, kind: str, callbacks: list[Callback], steps: int, batches: int | None = None
 ) -> pl.Trainer:
-    """Build a Trainer with the run's precision and clipping, for `steps` optimizer steps.
-
-    Args:
-        batches: of an epoch.
-    """
+    """Build a Trainer with the run's precision and clipping, for `steps` optimizer steps; `batches` are an epoch's."""
     t = config.trainer
     return plain_trainer(
         kind,

@@ -111,20 +111,13 @@ def values_of_grid(override: Override) -> list[str]:
 
 @dataclass(frozen=True)
 class End:
-    """How a job ended. Launchers bring it from other processes and machines.
+    """How a job ended. Launchers bring it from other processes and machines."""
 
-    Attributes:
-        score: the best value of `monitor`; None if the job failed.
-        folder: of the sweep; None for a dry run.
-        failure: "job 3 (optimizer.lr=0.1): why"; None if the job did not fail.
-        code: exit code of the job.
-    """
-
-    score: float | None = None
-    folder: str | None = None
+    score: float | None = None  # the best value of `monitor`; None if the job failed
+    folder: str | None = None  # of the sweep; None for a dry run
     monitor: str = "val/acc1"
-    failure: str | None = None
-    code: int = 0
+    failure: str | None = None  # "job 3 (optimizer.lr=0.1): why"; None if the job did not fail
+    code: int = 0  # exit code of the job
 
 
 Launch = Callable[[int, list[str], int], End]  # number, overrides and place of a job

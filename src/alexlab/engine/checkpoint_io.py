@@ -156,9 +156,6 @@ def load_plain(path: Path) -> dict[str, torch.Tensor] | None:
     """Read a file of weights alone, as torchvision and timm publish them; None if it is a checkpoint of this project.
 
     The weights may be below "state_dict" or "model", and their names may begin with "module.", as those of DDP do.
-
-    Raises:
-        UserError: the file is neither.
     """
     weights = _read(path)
     if isinstance(weights, dict) and "alexlab" in weights:

@@ -13,11 +13,7 @@ class UserError(ValueError):
 
 
 class RunFailedError(RuntimeError):
-    """A run on several devices, or a sweep, failed; the tracebacks are printed already.
-
-    Attributes:
-        code: exit code of the command.
-    """
+    """A run on several devices, or a sweep, failed; the tracebacks are printed already. `code` is the exit code."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)

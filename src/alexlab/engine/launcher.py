@@ -85,19 +85,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Started:
-    """This process as one of several ranks.
+    """This process as one of several ranks."""
 
-    Attributes:
-        by: what has started it: alexlab (`run_workers`), torchrun, srun, or "RANK and WORLD_SIZE".
-        rank, world: the number of this rank, and that of all ranks.
-        local_rank, local: the same on this machine; None if unknown.
-    """
-
-    by: str
+    by: str  # what has started it: alexlab (`run_workers`), torchrun, srun, or "RANK and WORLD_SIZE"
     rank: int
-    world: int
-    local_rank: int | None = None
-    local: int | None = None
+    world: int  # the number of all ranks
+    local_rank: int | None = None  # on this machine; None if unknown
+    local: int | None = None  # the number of ranks on this machine; None if unknown
 
 
 MPI = ("OMPI_COMM_WORLD", "PMI", "MV2_COMM_WORLD")  # prefixes of the variables that an mpirun sets

@@ -13,25 +13,15 @@ from alexlab.engine.errors import UserError
 
 @dataclass(frozen=True)
 class Override:
-    """One override of a command line.
+    """One override of a command line."""
 
-    Attributes:
-        text: the whole override: "optimizer.lr=0.1".
-        key: "optimizer.lr", or a group: "optimizer".
-        value: the parsed value: 0.1. A reference to another key stays text: "${seed}".
-        leaves: value by key, without mappings: {"trainer.max_epochs": 2} for `trainer={max_epochs:2}`.
-        deletes: it begins with ~.
-        adds: it begins with + or ++.
-        chooses: it chooses an option of a group in conf/, or a list of several.
-    """
-
-    text: str
-    key: str
-    value: Any
-    leaves: Mapping[str, Any]
-    deletes: bool
-    adds: bool
-    chooses: bool
+    text: str  # the whole override: "optimizer.lr=0.1"
+    key: str  # "optimizer.lr", or a group: "optimizer"
+    value: Any  # the parsed value: 0.1. A reference to another key stays text: "${seed}"
+    leaves: Mapping[str, Any]  # value by key, without mappings: {"trainer.max_epochs": 2} for trainer={max_epochs:2}
+    deletes: bool  # the text begins with ~
+    adds: bool  # the text begins with + or ++
+    chooses: bool  # an option of a group in conf/ is chosen, or a list of several
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:

@@ -35,23 +35,14 @@ ENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
 
 @dataclass(frozen=True)
 class Resumed:
-    """The run that `resume=` names.
+    """The run that `resume=` names."""
 
-    Attributes:
-        config: the run's config with the overrides, not yet validated; today's config if a new run starts.
-        run_dir: the run's directory.
-        ckpt_path: the newest undamaged checkpoint; None if the run has none yet.
-        resumes: false if `resume=auto` starts a new run.
-        finished: true if `resume=auto` names a complete run, so that nothing is left to do.
-        notes: lines to print once.
-    """
-
-    config: Plain
+    config: Plain  # of the run with the overrides, not yet validated; today's config if a new run starts
     run_dir: Path
-    ckpt_path: Path | None = None
-    resumes: bool = True
-    finished: bool = False
-    notes: list[str] = field(default_factory=list)
+    ckpt_path: Path | None = None  # the newest undamaged checkpoint; None if the run has none yet
+    resumes: bool = True  # false if `resume=auto` starts a new run
+    finished: bool = False  # whether `resume=auto` names a complete run, so that nothing is left to do
+    notes: list[str] = field(default_factory=list)  # lines to print once
 
 
 def resume_config(today: Plain) -> Resumed:
@@ -194,9 +185,7 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
     """Find the checkpoint that `init_from=` or `ckpt_path=` names: a file, a run's directory or name, or "latest".
 
     Args:
-        named: the value of `key`.
         ckpt: "best" or "last", if a run is named.
-        logs: the folder of named runs.
         run_dir: the directory of the run that starts. Jobs of the same sweep never count as "latest", so that all of
             them start from the same checkpoint.
     """

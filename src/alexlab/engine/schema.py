@@ -34,15 +34,10 @@ Plain = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that a type alone cannot express.
+    """A rule that a type alone cannot express."""
 
-    Attributes:
-        words: what a value must be, as the end of "must be ...".
-        test: checks a value that has the right type.
-    """
-
-    words: str
-    test: Callable[[Any], Any] = lambda value: True
+    words: str  # what a value must be, as the end of "must be ..."
+    test: Callable[[Any], Any] = lambda value: True  # checks a value that has the right type
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_wrap_validator_function(self._check, handler(source))

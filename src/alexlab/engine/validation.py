@@ -95,13 +95,11 @@ KeyPath = tuple[Any, ...]  # ("optimizer", "lr")
 def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] = lambda key: None) -> M:
     """Check a composed config and return it as a frozen model.
 
+    A UserError has all mistakes, one per line, each with key, value, rule and fix.
+
     Args:
-        model: the command's, such as TrainConfig.
         plain: the config as plain values, with `???` for what is missing.
         file_of: returns the yaml file that sets a key, or None if that is not known.
-
-    Raises:
-        UserError: the message has all mistakes, one per line, each with key, value, rule and fix.
     """
     config, mistakes = check(model, plain, file_of)
     if config is None:
