@@ -161,11 +161,7 @@ def build(
 def build_data(
     config: Any, devices: Devices, user: UserTransforms | None = None, trusted: targets.Trusted = ()
 ) -> Data:
-    """Describe the images that the config names, and how to transform them; nothing is read yet.
-
-    Args:
-        user: the user's transforms of training images.
-    """
+    """Describe the images that the config names, and how to transform them; nothing is read yet."""
     d, a, channels = config.data, config.augment, config.model.in_channels
     sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
     policy = (a.policy, a.policy_ops, a.policy_magnitude)
@@ -191,9 +187,7 @@ def build_task(
 ) -> RunModule:
     """Build the task around `config.model.net`, and try network, optimizer, loss and metrics once.
 
-    Args:
-        kind: of the devices.
-        plan: None for evaluation only.
+    `kind` is of the devices; `plan` is None for evaluation only.
     """
     if isinstance(data, ImageFolders) and data.multilabel != config.data.multilabel:
         one = "one class per image, and task=multilabel needs a list of them: use data=table."
@@ -399,10 +393,9 @@ def build_teacher(
 def mode_of_monitor(
     config: TrainConfig, metrics: MetricCollection, monitor: str | None = None
 ) -> Literal["min", "max"]:
-    """Return whether less or more of `monitor` is better: `monitor_mode`, the metric's `higher_is_better`, or the name.
+    """Return whether less or more of `monitor`, by default `config.monitor`, is better.
 
-    Args:
-        monitor: another metric than `config.monitor`.
+    `monitor_mode` says so, or the metric's `higher_is_better`, or the name.
     """
     wanted = monitor or config.monitor
     name, given = wanted.removeprefix("val/"), config.monitor_mode if wanted == config.monitor else None
@@ -418,9 +411,7 @@ def mode_of_monitor(
 def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, num_classes: int) -> None:
     """Pass random logits through loss and metrics, so that a mistake is found before training.
 
-    Raises:
-        UserError: the loss refuses the targets, as some refuse the soft ones of mixup and cutmix, or returns something
-            else than one finite number; or a metric refuses the labels.
+    Some losses refuse the soft targets of mixup and cutmix.
     """
     logits = torch.randn(8, num_classes, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(8) % num_classes
@@ -461,14 +452,9 @@ def load_checkpoint(
 
 
 def try_net(net: nn.Module, size: tuple[int, int], num_classes: int, in_channels: int = 3) -> None:
-    """Pass one black image through the network, so that a size that it cannot take is found before training.
+    """Pass one black image of `size` (height, width) through the network.
 
-    Args:
-        size: (height, width).
-
-    Raises:
-        UserError: the network cannot take the size, or does not return logits (1, num_classes).
-        Exception: a bug in the code of the network, such as a NameError.
+    So a size that the network cannot take, or an output that is not logits (1, num_classes), is found before training.
     """
     training = net.training
     try:

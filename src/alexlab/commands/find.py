@@ -85,9 +85,7 @@ class DivergedError(Exception):
 class RangeTest(Callback):
     """Raise the learning rate from step to step, and record the loss of each (Smith 2015, arXiv 1506.01186).
 
-    Args:
-        lr: the config's learning rate. Groups with another one, such as biases, keep their ratio to it.
-        accumulate: batches per optimizer step.
+    Groups with another rate than `lr`, the config's, such as biases, keep their ratio to it.
     """
 
     def __init__(self, lr: float, accumulate: int) -> None:

@@ -80,9 +80,6 @@ def repeat(today: Plain) -> Repeated | None:
     """Return the run that `from_run` or `from_wandb` names, with the config to train it again.
 
     Returns None if neither is set, or if `resume=auto` resumes a repetition that has already started.
-
-    Args:
-        today: the config that the command line composes.
     """
     asked = [f"{key}={today[key]}" for key in ("from_run", "from_wandb") if today.get(key) is not None]
     resume = today["resume"]["run"]

@@ -29,13 +29,7 @@ log = logging.getLogger("alexlab")
 
 
 class RunSession:
-    """Hold the directory, lock, log and W&B run of a run that trains, and record the status at the end.
-
-    Attributes:
-        measured: what `summaries.metrics_of` returns after the training.
-        results: further entries of summary.json.
-        summary: the content of summary.json, once the run has ended.
-    """
+    """Hold the directory, lock, log and W&B run of a run that trains, and record the status at the end."""
 
     def __init__(
         self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, ranks: Ranks, notes: list[str]
@@ -48,9 +42,9 @@ class RunSession:
         self.is_open = False  # whether the directory belongs to this run; only rank 0 writes into it
         self.is_created = False  # whether the directory is new, or was empty
         self.status: Status = "failed"
-        self.measured: dict[str, Any] = {}
-        self.results: dict[str, Any] = {}
-        self.summary: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}  # by `summaries.metrics_of`, after the training
+        self.results: dict[str, Any] = {}  # further entries of summary.json
+        self.summary: dict[str, Any] = {}  # the content of summary.json, once the run has ended
         self.mirror: Mirror | None = None
         self._lock = contextlib.ExitStack()
 
@@ -87,9 +81,7 @@ class RunSession:
     def _open_directory(self) -> None:
         """Create the run directory, or reset that of a resumed run to the checkpoint, and start the loggers.
 
-        Raises:
-            UserError: another process trains this run, or a logger does not start. In both cases, a resumed run is not
-                changed.
+        If another process trains this run, or a logger does not start, a resumed run is not changed.
         """
         config, path = self.config, self.path
         source = Path(config.ckpt_path) if config.ckpt_path is not None else None

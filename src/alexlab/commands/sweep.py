@@ -53,11 +53,7 @@ Compose = Callable[[int, list[str]], Plain]  # number and overrides of a job -> 
 
 
 def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]]) -> None:
-    """Check the configs of jobs. `jobs` has the overrides of each.
-
-    Raises:
-        UserError: some are wrong. The message has each mistake once, with the jobs that have it.
-    """
+    """Check the configs of jobs with these overrides. A UserError has each mistake once, with the numbers of jobs."""
     wrong: dict[str, list[int]] = {}
     places: dict[Any, list[int]] = {}
     for number, overrides in enumerate(jobs):
@@ -202,12 +198,9 @@ def check_launcher(launcher: Any, n_jobs: int | None) -> None:
 
 
 def places(launcher: Any, n_jobs: int | None, jobs: int) -> int:
-    """Return how many jobs run at once.
+    """Return how many of `jobs` jobs run at once.
 
-    Args:
-        launcher: hydra.launcher.
-        n_jobs: hydra.sweeper.n_jobs. None is as many as there are GPUs if the jobs run on this machine, else `jobs`.
-        jobs: their number.
+    n_jobs=null means as many as this machine has GPUs if the jobs run on this machine, else all.
     """
     if runs_here(launcher):
         return 1
@@ -233,11 +226,9 @@ def gpus() -> list[str]:
 
 
 def shares(at_once: int, own: Any) -> list[list[str]]:
-    """Return, for each place, overrides that give its jobs their part of this machine: cores, and GPUs of their own
-    if there are enough.
+    """Return, for each place, overrides that give a job a part of this machine: cores, and GPUs as far as they go.
 
-    Args:
-        own: hydra.job.env_set, the variables that the user sets.
+    `own` is hydra.job.env_set, the variables that the user sets.
     """
     visible, count = gpus(), max(1, cores() // at_once)
     each = len(visible) // at_once

@@ -45,9 +45,6 @@ def resolve(composed: "DictConfig") -> Plain:
     """Return a composed config as plain values, with every interpolation resolved.
 
     A bare `${oc.env:X}` within `logger` and `callbacks` stays as it is; `look_up` resolves it when it is used.
-
-    Raises:
-        OmegaConfBaseException: an interpolation cannot be resolved.
     """
     from omegaconf import OmegaConf
 

@@ -293,11 +293,7 @@ def hashes_in(run_dir: Path, name: str) -> list[str]:
 
 
 def download_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CHECKPOINTS) -> None:
-    """Download a run to the run's directory, unless this machine has something newer.
-
-    Args:
-        checkpoints: the files in checkpoints/ that are needed.
-    """
+    """Download a run to the run's directory, with these checkpoints, unless this machine has something newer."""
     if not is_address(paths.logs) or is_training(run_dir, locked_inodes()):
         return
     bucket, folder = Bucket(address_of(paths, run_dir)), run_dir / "checkpoints"
@@ -383,8 +379,7 @@ def is_same(path: Path, entry: Entry) -> bool:
 def download_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
     """Download the run of this name, or the newest one for "latest", if the bucket has it.
 
-    Args:
-        ckpt: "best" or "last" if no other checkpoint is needed.
+    `ckpt` is "best" or "last" if no other checkpoint is needed.
     """
     if named is None or not is_address(paths.logs):
         return

@@ -125,14 +125,7 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
 
 
 def check_targets(config: Any, trusted: Trusted = (), inside: bool = False) -> None:
-    """Check each `_target_` of plain values, and the keys below it, before anything is built.
-
-    Args:
-        inside: `config` is below a `_target_`.
-
-    Raises:
-        UserError: a target is not allowed, does not exist, or has keys that the builder does not support.
-    """
+    """Check each `_target_` of plain values, and the keys below it, before anything is built."""
     if isinstance(config, list):
         for value in config:
             check_targets(value, trusted, inside)
@@ -237,10 +230,8 @@ def packages_of(config: Any) -> list[str]:
 def build(settings: Any, trusted: Trusted = (), known: Mapping[str, Any] | None = None, **more: Any) -> Any:
     """Build the object that `settings._target_` names, with the remaining keys and `more` as arguments.
 
-    `_args_` are arguments by position; `_partial_: true` gives a `functools.partial` instead.
-
-    Args:
-        known: values such as num_classes, which are passed if the constructor names them and the settings do not.
+    `_args_` are arguments by position; `_partial_: true` gives a `functools.partial` instead. Of `known`,
+    such as num_classes, the constructor gets what it names and the settings do not have.
     """
     check_targets(settings, trusted)
     if known:
@@ -254,8 +245,7 @@ def build_part(
 ) -> Any:
     """Build what the setting `key` names; UserError as in `build`, or if it is not an instance of `kind`.
 
-    Args:
-        words: the end of the message "builds a dict, which is no ...": what it must be, and what to give instead.
+    `words` is the end of the message "builds a dict, which is no ...": what it must be, and what to give instead.
     """
     part = build(settings, trusted, known)
     if not isinstance(part, kind):
