@@ -739,11 +739,6 @@ def _did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
     return f" Did you mean {form.format(near[0])}?" if near else ""
 
 
-# The packages that bring options of hydra/launcher, hydra/sweeper, hydra/hydra_logging and hydra/job_logging
-PLUGINS = {name: f"hydra-{name}-launcher" for name in ("joblib", "ray", "rq", "submitit")}
-PLUGINS |= {name: f"hydra-{name}-sweeper" for name in ("ax", "nevergrad")} | {"colorlog": "hydra-colorlog"}
-
-
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     """Return Hydra's message about an override, or a sentence that names the nearest key or option."""
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error))
@@ -762,8 +757,6 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         return f"`{group}` is chosen twice: choose it once, without +, and in a yaml with `override /{group}: OPTION`."
     if match := re.search("Could not override '(?:experiment|debug)/([^@']+)", text):
         return f"An option of /{match[1]} is chosen in a yaml with `override /{match[1]}: OPTION`, with the slash."
-    if match := re.search("In '(.+)': ConfigTypeError raised while composing", text):
-        return f"{match[1]}.yaml has a list where keys are needed, or keys where a list is: compare it with conf/."
     if match := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
         chosen = next((word for word in words if word.lstrip("+").startswith(f"{match[1]}=")), match[1]).lstrip("+")
         return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
@@ -772,16 +765,9 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         for word in words:  # an option may have a / itself
             if word.replace("=", "/", 1).lstrip("+") == match[1]:
                 group, _, name = word.lstrip("+").partition("=")
-        if group == "model" and "/" in name:
-            library, _, net = name.partition("/")
-            return f"`model={name}`: there is no such option. Write model={library} model.name={net}."
-        if package := PLUGINS.get(name.partition("_")[0]) if group.startswith("hydra/") else None:
-            return f"`{group}={name}` is of a plugin of Hydra that is not installed: pip install {package}."
         known = options(group, folders)
         if group.startswith("hydra/") or not known:  # Hydra and plugins have more
             known = sorted({*known, *re.findall("^\t([\\w-]+)$", text, re.MULTILINE)})
-        if named := [file for each in folders if (file := each / group / f"{name}.yml").is_file()]:
-            return f"`{group}={name}`: {named[0]} must be named {name}.yaml."
         if group == "data" and (os.sep in name or name in (".", "..")):
             folder = f"data=folder {shlex.quote(f'data.root={name}')}"
             return f"`data={name}`: there is no such option. For a folder of images write `{folder}`."
@@ -802,10 +788,6 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         reason = text.splitlines()[0]
         return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them ({reason})."
-    if match := re.search(r"Interpolation key '([^']+)' not found", text):
-        deleted = [word for word in words if word[:1] == "~" and f"{match[1]}.".startswith(f"{key_of(word)}.")]
-        if deleted:
-            return f"`{deleted[0]}`: another setting refers to {match[1]}: set it instead of deleting it."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"`{error.full_key}`: {text.splitlines()[0]}."
     return "\n".join(text.splitlines()[:12])
@@ -829,9 +811,6 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
             return f"`{word}` is a key of Optuna's sweeps: add -m sweep=optuna."
         return f"`{word}`: there is no such key. `{command.shown} --cfg hydra` lists the keys of Hydra."
     deletes = "~" * word.startswith("~")
-    deleted = next((each for each in words if each[:1] == "~" and f"{key}.".startswith(f"{key_of(each)}.")), None)
-    if not deletes and deleted and path[-1] in group:
-        return f"`{word}`: `{deleted}` deletes it: remove one of them."
     if deletes and path[-1] in group:
         return f"`{word}`: the key is null, which is as if it were deleted: remove the override."
     if not deletes and (path[0] == "my" or (path[0] == "callbacks" and "_target_" in word)):

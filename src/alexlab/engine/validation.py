@@ -47,21 +47,13 @@ REPLACED = {
     "run_dir": "is filled in: choose a run directory with hydra.run.dir=PATH.",
     "mode": "was removed: it follows from monitor, min for a loss and max for an accuracy.",
     # arguments of Lightning's Trainer
-    "trainer.barebones": "is not available: logger=csv callbacks.lr_monitor=false is the least that a run writes.",
     "trainer.benchmark": "is named trainer.cudnn_benchmark.",
     "trainer.callbacks": "is not available: a callback is an entry of callbacks with a _target_.",
-    "trainer.default_root_dir": "is not available: paths.logs=PATH and hydra.run.dir=PATH choose the folders.",
-    "trainer.enable_autolog_hparams": "is not available: loggers get the whole config.",
     "trainer.enable_checkpointing": "is not available: a run always writes checkpoints, see checkpoint.every_minutes.",
     "trainer.enable_model_summary": "is not available: callbacks.model_summary=1 prints the table of layers.",
     "trainer.enable_progress_bar": "is not available: choose with callbacks.progress=rich, plain or none.",
     "trainer.fast_dev_run": "is not available: debug=fast runs two batches of each split.",
-    "trainer.limit_predict_batches": "is not available: alexlab predict reads the images that images=PATH names.",
     "trainer.logger": "is not available: choose loggers with logger=csv, wandb, tensorboard, mlflow or all.",
-    "trainer.model_registry": "is not available: logger.wandb.log_model=true uploads the best checkpoint.",
-    "trainer.plugins": "is not available: choose with trainer.precision and trainer.strategy.",
-    "trainer.reload_dataloaders_every_n_epochs": "is not available: the images of a run do not change.",
-    "trainer.use_distributed_sampler": "is not available: data.sampler chooses the order, on all devices.",
 }
 
 # What pydantic says, and what a message says instead.
