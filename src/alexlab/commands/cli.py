@@ -34,7 +34,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
-from alexlab.engine.overrides import get, has, in_quotes, key_of, put, shown, split_list
+from alexlab.engine.overrides import has, in_quotes, key_of, shown, split_list
 from alexlab.engine.process import complete_environment, importing, leave
 from alexlab.engine.schema import fields_of
 from alexlab.engine.signals import Preempted, SignalRecorder
@@ -562,6 +562,10 @@ def compose(command: Command, words: list[str]) -> tuple[Any, Plain]:
 
 def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> Plain:
     """Return a composed config as plain values, with what only Hydra knows: run directory, overrides, options."""
+    if hydra_config.job.chdir:
+        raise UserError(
+            "`hydra.job.chdir=true` is not supported: remove it. A run writes into the run directory anyway."
+        )
     plain = configs.resolve(composed)
     run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
     plain |= {"run_dir": run_dir, "overrides": overrides_of(hydra_config)}
@@ -581,24 +585,8 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
     if issubclass(command.model, schema.TrainConfig | schema.PrepareConfig):
-        make_paths_absolute(plain, hydra_config.runtime.cwd)
-    if Path.cwd() != Path(hydra_config.runtime.cwd):  # by hydra.job.chdir=true
-        find_from(Path(hydra_config.runtime.cwd), plain)
+        make_paths_absolute(plain)
     return plain
-
-
-# Keys of files and folders that are read, besides those of `data`
-READ = ["run", "runs", "ckpt", "images", "init_from", "ckpt_path", "from_run", "resume.run", "task.teacher"]
-READ += ["loss.class_weights", "paths.data"]
-
-
-def find_from(folder: Path, plain: Plain) -> None:
-    """Make the paths that exist in `folder`, where the user is, absolute."""
-    for key in READ:
-        if isinstance(value := get(plain, key), str) and (path := folder / os.path.expanduser(value)).exists():  # noqa: PTH111
-            put(plain, key, str(path))
-    if isinstance(logs := get(plain, "paths.logs"), str) and not configs.is_address(logs):
-        put(plain, "paths.logs", str(folder / logs))
 
 
 def overrides_of(hydra_config: Any) -> list[str]:
@@ -640,17 +628,17 @@ def _choices(hydra_config: Any) -> Plain:
     return {key: name[0] if isinstance(name, list) and len(name) == 1 else name for key, name in choices.items()}
 
 
-def make_paths_absolute(plain: Plain, folder: str = "") -> None:
-    """Make the paths of `data` absolute, from `folder`: a resumed run may have another working directory."""
+def make_paths_absolute(plain: Plain) -> None:
+    """Make the paths of `data` absolute, because a resumed run may have another working directory."""
     data = plain.get("data")
     if not isinstance(data, dict):
         return
     root = data.get("root")
     if isinstance(root, str) and root not in ("", "???") and not configs.is_address(root):
-        data["root"] = configs.absolute(root, folder)
+        data["root"] = configs.absolute(root)
     for key in ("class_names", "file", "path"):  # of which some values are no paths
         value = data.get(key)
-        path = Path(configs.absolute(value, folder)) if isinstance(value, str) else None
+        path = Path(configs.absolute(value)) if isinstance(value, str) else None
         if path is not None and (path.is_file() or (key == "path" and path.is_dir())):
             data[key] = str(path)
 

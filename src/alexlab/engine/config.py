@@ -115,9 +115,9 @@ def use_own_disk_cache(config: Plain, overridden: Container[str]) -> None:
         config["data"]["disk_cache"] = f"{config['paths']['data']}/cache"
 
 
-def absolute(path: str, folder: str = "") -> str:
-    """Make a path absolute, from `folder`, and expand ~; symbolic links are not resolved."""
-    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))  # noqa: PTH100, PTH111
+def absolute(path: str) -> str:
+    """Make a path absolute, and expand ~; symbolic links are not resolved."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 # -- as files

@@ -74,7 +74,7 @@ def ckpt_of(run_dir: Path, ckpt: str) -> Path:
 
 def shown(path: Path) -> str:
     """Return `path` for a message: relative to the shell's working directory if it is below that folder."""
-    # hydra.job.chdir=true makes another folder the working directory, which is not the shell's
+    # a program may have started this one in another folder than the shell's
     is_shells = os.path.realpath(os.environ.get("PWD", "")) == str(cwd := Path.cwd())
     return printable(str(path.relative_to(cwd) if is_shells and cwd in path.parents else path))
 
