@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import string
 from typing import Any
@@ -38,33 +37,15 @@ def save_dashboard(config: DictConfig) -> None:
     from alexlab.loggers.wandb_api import has_api_key
 
     workspace = build(plain)
-    if plain["dry_run"] and plain["format"] == "json":
+    if plain["dry_run"]:
         view = {key: plain[key] for key in ("entity", "project", "name", "x")}
-        print(json.dumps({**view, **plain["dashboard"]}, indent=2), flush=True)
-    elif plain["dry_run"]:
-        print("\n".join(outline(plain, workspace)), flush=True)
+        print(OmegaConf.to_yaml({**view, **plain["dashboard"]}), flush=True)
     elif has_api_key():
         save(workspace, plain)
     else:
         raise UserError(
             "The dashboard needs an API key of W&B: run `wandb login` or set WANDB_API_KEY. dry_run=true needs none."
         )
-
-
-def outline(plain: Plain, workspace: Any) -> list[str]:
-    """Return a line for the view, for each section, and for each panel with what it shows."""
-    project = "/".join(filter(None, (plain["entity"], plain["project"])))
-    lines = [f"view {plain['name']} of the project {project}, x axis {plain['x']}"]
-    for section, given in zip(workspace.sections, plain["dashboard"]["sections"].values(), strict=True):
-        lines.append(f"{section.name}{'' if section.is_open else ' (closed)'}")
-        for name, panel in given["panels"].items():
-            texts = {
-                key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in panel.items()
-            }
-            title = panel.get("title", name.replace("_", " "))
-            what = [f"{key}={text}" for key, text in texts.items() if key not in ("kind", "title")]
-            lines.append(f"  {panel['kind']:10} {title}: {' '.join(what)}")
-    return lines
 
 
 # -- from yaml to wandb-workspaces, which checks the values

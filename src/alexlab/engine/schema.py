@@ -604,7 +604,6 @@ class DashboardConfig(CommandConfig):
     project: Name = key("Project.", "alexlab")
     name: Text = key("Name of the view.", "alexlab")
     dry_run: bool = key("Print what would be saved, without asking a server.", False)
-    format: Literal["outline", "json"] = key("What dry_run=true prints.", "outline")
     metric: Text = key("Value of a run's summary for bars, sweeps and scatter plots.", "val/acc1_best")
     x: Text = key("x axis of line plots.", "trainer/global_step")
     swept: Annotated[list[Text], Rule("a list of settings, such as [optimizer.lr]", bool)] = key("Settings of sweeps.")
