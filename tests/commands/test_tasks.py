@@ -109,19 +109,6 @@ def test_eval_needs_no_training_images_for_class_weights(shapes: Path) -> None:
 # -- what cannot train
 
 
-def test_batchnorm_of_one_image_per_device_is_refused(shapes: Path) -> None:
-    words = ["model.name=resnet18", "data.image_size=32"]  # its last maps are of one pixel
-    with pytest.raises(
-        UserError, match=r"^`data.batch_size=1` gives one image per device and step, from which BatchNorm"
-    ):
-        task_of(shapes, *words, "data.batch_size=1")
-    config = config_of(*NET, f"data.root={shapes}", *words)
-    data = build.build_data(config, Devices("cpu", local=2, nodes=1)).read()
-    with pytest.raises(UserError, match=r"`data.batch_size=2` gives one image per device"):
-        build.build_task(config, data, "cpu", make_plan(config, 2, data.images), trusted=None)
-    task_of(shapes, *words)
-
-
 def test_a_metric_that_cannot_vary_is_no_monitor(tmp_path: Path) -> None:
     root = folder_of({"a": 2, "b": 1, "c": 1}, tmp_path)
     with pytest.raises(

@@ -4,7 +4,6 @@ Network, optimizer and checkpoint are tried here once, so that a mistake is repo
 `trusted` is, in each function, the packages that the config may name, see `targets`.
 """
 
-import copy
 import math
 import os
 import re
@@ -196,8 +195,6 @@ def build_task(
     net = build_net(config, num_classes, trains, trusted)
     if trains and (config.finetune.freeze_epochs or config.finetune.backbone_lr_factor != 1):
         head_of(net, num_classes)  # raises if the head is unknown
-    if plan is not None and plan.device_batch == 1:
-        try_one_image(net, height_width(config.data.image_size), config)
     if config.monitor == f"val/acc{TOP_K}" and num_classes <= TOP_K and "acc5" not in config.metrics.model_dump():
         raise UserError(
             f"`monitor={config.monitor}` is 1 with {num_classes} classes, whatever is learned: use val/acc1."
@@ -266,20 +263,6 @@ def build_net(config: TrainConfig, num_classes: int, trains: bool, trusted: targ
     for size in {height_width(config.data.image_size), *((side, side) for _, side in config.augment.sizes or ())}:
         try_net(net, size, num_classes, m.in_channels)
     return net
-
-
-def try_one_image(net: nn.Module, size: tuple[int, int], config: TrainConfig) -> None:
-    """Raise UserError if the network cannot train on one image per device, as BatchNorm of a single value cannot."""
-    try:
-        with torch.no_grad():
-            copy.deepcopy(net).train()(torch.zeros(1, config.model.in_channels, *size))
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"`data.batch_size={config.data.batch_size}` gives one image per device and step, from which BatchNorm of "
-            f"{type(net).__name__} cannot compute a variance: use at least two images per device."
-        ) from None
 
 
 def check_compiler(kind: str) -> None:

@@ -25,19 +25,8 @@ from alexlab.engine.settings import is_own_checkpoint
 from alexlab.engine.validation import reset
 
 # top-level keys that are never copied from the earlier run
-NEW = (
-    "run_dir",
-    "overrides",
-    "paths",
-    "sweep",
-    "resume",
-    "dry_run",
-    "from_run",
-    "from_wandb",
-    "repeats",
-    "command",
-    "allow",
-)
+NEW = ["run_dir", "overrides", "paths", "sweep", "resume", "dry_run", "from_run", "from_wandb"]
+NEW += ["repeats", "command", "allow"]
 # keys whose value may be a path, of which W&B has only the last part
 PATHS = ["data.root", "data.file", "data.path", "data.class_names", "init_from", "ckpt_path", "task.teacher"]
 PATHS += ["loss.class_weights"]

@@ -143,7 +143,6 @@ Metric = Annotated[str, VALIDATED]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 PrecisionText = Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Precision = PrecisionText | Literal[16, 32, 64]
-ALL_MAY_FAIL = Rule("1.0; sweep.keep_going=true ignores failed trials", lambda v: v == 1)
 
 
 class Group(BaseModel):
@@ -619,7 +618,6 @@ class StudyConfig(Group):
     direction: Literal["minimize", "maximize"] = key("Whether less or more of monitor is better.")
     n_trials: Count = key("Trials in the whole study that are complete or pruned.")
     sampler: dict[str, Any] = key("Optuna's sampler.")
-    max_failure_rate: Annotated[Number, ALL_MAY_FAIL] = key("Fraction of trials that may fail: 1.0.", 1.0)
 
 
 def mode_of(metric: str) -> Literal["min", "max"]:
