@@ -17,7 +17,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
 
 from alexlab.callbacks.freezing import Freezing
 from alexlab.commands.build import plain_trainer
@@ -191,7 +190,9 @@ def largest_batch(config: TrainConfig, kind: str, data: Data, task: RunModule, p
 
     def fits(size: int) -> bool:
         rows = torch.arange(size) % len(first.targets)
-        batch = first._replace(images=first.images[rows], targets=first.targets[rows], **_crops(first, rows))
+        batch = first._replace(images=first.images[rows], targets=first.targets[rows])
+        if first.crops is not None:
+            batch = batch._replace(crops=(first.crops[0][rows], first.crops[1]))
         try:
             copied = copy.deepcopy(task)
             if config.compile:
@@ -209,10 +210,6 @@ def largest_batch(config: TrainConfig, kind: str, data: Data, task: RunModule, p
         return True
 
     return search(fits, plan.device_batch, data.images["train"])
-
-
-def _crops(batch: Batch, rows: Tensor) -> dict[str, Any]:
-    return {} if batch.crops is None else {"crops": (batch.crops[0][rows], batch.crops[1])}
 
 
 def search(fits: Callable[[int], bool], start: int, most: int) -> int:

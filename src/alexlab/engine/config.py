@@ -69,19 +69,13 @@ def look_up(node: Any) -> Any:
 
 def masker(plain: Plain) -> Callable[[str], str]:
     """Return a function that replaces, in a text, the values of the variables that the config keeps as references."""
-    secrets: dict[str, str] = {}
-
-    def collect(text: str) -> str:
-        if reference := REFERENCE.fullmatch(text):
-            secrets[os.environ.get(reference[1], "")] = text
-        return text
+    kept = repr([plain.get(section) for section in KEEPS_REFERENCES])
+    secrets = {os.environ.get(reference[1], ""): reference[0] for reference in REFERENCE.finditer(kept)}
 
     def mask(text: str) -> str:
         for value in sorted(secrets, key=len, reverse=True):
             text = text.replace(value, secrets[value]) if len(value) >= SHORTEST_SECRET else text
         return text
-
-    each_text([plain.get(section) for section in KEEPS_REFERENCES], collect)
 
     return mask
 
