@@ -22,9 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 class CheckedSweeper(Sweeper):
     """Check the configs of all jobs, then run one job per combination of values, as Hydra's basic sweeper does.
 
-    Args:
-        params: overrides that are used unless the command line has the same key.
-        n_jobs: jobs that run at once, see `places` in commands/sweep.py.
+    `params` are overrides that are used unless the command line has the same key; `n_jobs` run at once.
     """
 
     hydra_context: HydraContext

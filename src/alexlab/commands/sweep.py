@@ -261,7 +261,6 @@ def run_study(
     Args:
         given: the keys of `hydra.sweeper`.
         overrides: the ranges to search, and what all trials share.
-        folder: of the trials' runs.
         run: runs jobs, see `run_jobs`.
     """
     optuna = import_optuna()

@@ -100,8 +100,7 @@ MPI = ("OMPI_COMM_WORLD", "PMI", "MV2_COMM_WORLD")  # prefixes of the variables 
 def started() -> Started | None:
     """Return this rank as the environment describes it; None if this process is the only one.
 
-    Raises:
-        UserError: the environment names several processes, and not which of them this is; or a variable is no number.
+    An environment that names several processes, and not which of them this is, raises UserError.
     """
     world, rank, tasks = _number("WORLD_SIZE"), _number("RANK"), _number("SLURM_NTASKS") or 1
     local = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
@@ -227,11 +226,9 @@ def report_to_parent(**what: str) -> None:
 
 
 def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int | None) -> Outcome:
-    """Train `config` on `world_size` processes of this machine. If one fails, all are stopped.
+    """Train `config` on `world_size` processes of this machine, of `threads` OpenMP threads. If one fails, all stop.
 
-    Args:
-        threads: OpenMP threads of each process.
-        port: where the ranks meet; None takes a free one.
+    The ranks meet at `port`; None takes a free one.
     """
     # TORCH_CPP_LOG_LEVEL hides the stacks that torch prints when another rank stops
     shared = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": str(threads), **os.environ}

@@ -38,15 +38,9 @@ SKIPPED = {"wandb", "mlruns"}  # folders of loggers, which have servers of their
 
 
 class Mirror:
-    """Copies a run to a bucket while it trains: `hold`, then `start`, then `finish`.
+    """Copies a run to the bucket `paths.logs` while it trains: `hold`, then `start`, then `finish`.
 
-    Args:
-        paths: `paths.logs` is the address of a bucket.
-        run_dir: the run's directory on this machine.
-        patience: seconds to wait for a server that does not answer.
-
-    Raises:
-        UserError: the run's directory is not in the folder of this machine that belongs to `logs`.
+    A server that does not answer is waited for `patience` seconds.
     """
 
     def __init__(self, paths: PathsConfig, run_dir: Path, patience: float | None) -> None:
@@ -76,10 +70,7 @@ class Mirror:
         Args:
             job: name of the scheduler's job, see `launcher.job`.
             breaks: take the run over from any machine.
-            is_new: whether the bucket must not have the run yet.
-
-        Raises:
-            UserError: another machine trains the run; or a new one exists already; or a resumed one was continued on
+            is_new: whether the bucket must not have the run yet. A resumed run must not have been continued on
                 another machine after it was downloaded.
         """
         if "config.yaml" in self.bucket.list() and is_new:  # a list finds a bucket that does not exist
