@@ -121,7 +121,7 @@ class CheckedSweeper(Sweeper):
         from alexlab.engine.text import printable
 
         shown = [each for each in overrides if not each.startswith("++hydra.job.env_set.")]
-        mask = masker({key.lstrip("+"): value for key, _, value in (each.partition("=") for each in shown)})
+        mask = masker({"logger": shown})  # which may refer to secrets
         about = mask(f"job {number}: {', '.join(shown)}")
         print(printable(about), flush=True)
         try:

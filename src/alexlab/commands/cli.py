@@ -137,8 +137,7 @@ def run(name: str) -> None:
         jobs.stack.close()  # from here on a signal ends the process
         code = _report(error, words, jobs)
     if jobs.run_dir is not None:
-        is_address = any(part.endswith(":") for part in jobs.run_dir.parts)  # Hydra has created folders for s3://...
-        sweep.remove_empty(jobs.run_dir, Path.cwd() if is_address else jobs.run_dir.parent)
+        sweep.remove_empty(jobs.run_dir, jobs.run_dir.parent)
     is_watched = sys.getprofile() is not None or sys.gettrace() is not None or sys.flags.interactive  # by a debugger
     if "torch" in sys.modules and not is_watched:
         leave(code)

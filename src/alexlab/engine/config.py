@@ -20,8 +20,6 @@ ROOT = Path(__file__).resolve().parents[3]  # the project's folder
 CONF = ROOT / "conf"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-LARGEST_CONFIG = 2**20  # bytes
-
 # A value that is nothing but a reference to an environment variable: ${oc.env:WANDB_NOTES}
 REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
 SHORTEST_SECRET = 4  # characters: replacing a shorter value would damage unrelated words
@@ -127,8 +125,6 @@ def read(path: Path) -> Any:
     """Return the content of a yaml file, with references as they are; UserError if it is missing or is not yaml."""
     if not path.is_file():
         raise UserError(f"{path} is not a file.")
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise UserError(f"{path} has more than {LARGEST_CONFIG:,} bytes, which no run's config has.")
     try:
         return parsed(path.read_bytes())
     except ValueError as error:

@@ -28,8 +28,7 @@ from alexlab.engine.metrics import lower_is_better
 
 Plain = dict[str, Any]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Types of values. `validation.py` derives messages from the type and the bounds, or takes them from a Rule.
+# -- Types of values. `validation.py` derives messages from the type and the bounds, or takes them from a Rule.
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,7 @@ def key(description: str, default: Any = ..., alias: str | None = None, **hints:
     return Field(description=description, alias=alias, json_schema_extra={**hints}, **more)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The groups of `alexlab train`
+# -- The groups of `alexlab train`
 
 
 class ModelTraining(Group):
@@ -447,8 +445,7 @@ class PathsConfig(Group):
         return Path(local_logs(self.logs, self.scratch)).absolute()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The commands
+# -- The commands
 
 
 class CommandConfig(Group):
@@ -634,8 +631,7 @@ OTHER_TEXTS |= {f"data.columns.{k}": OR_NULL for k in ("path", "label", "split",
 OTHER_TEXTS |= {"data.classes": TEXTS, "data.columns.labels": TEXTS}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# For --help
+# -- For --help
 
 
 def describe(model: type[Group], above: str = "") -> dict[str, str]:

@@ -213,15 +213,8 @@ def _refusal(target: str, module: str | None = None) -> str:
 
 
 def packages_of(config: Any) -> list[str]:
-    """Return the packages of all targets in a config."""
-    if isinstance(config, list):
-        return [package for value in config for package in packages_of(value)]
-    if not isinstance(config, dict):
-        return []
-    own = [str(config["_target_"]).partition(".")[0]] if "_target_" in config else []
-    below = [package for value in config.values() for package in packages_of(value)]
-    libraries = {path.partition(".")[0] for path in ALLOWED} | sys.stdlib_module_names
-    return sorted({*own, *below} - libraries)
+    """Return the packages of all targets in a config, but for Python's own and those that are allowed anyway."""
+    return sorted(packages_to_allow(config) - sys.stdlib_module_names)
 
 
 # -- building

@@ -17,8 +17,7 @@ from alexlab.engine.overrides import shown
 from alexlab.engine.schema import DataConfig, Group, OpenGroup, Plain, TrainConfig, describe, fields_of, group_in
 from alexlab.engine.settings import overridden_keys
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Names that users try
+# -- Names that users try
 
 # Our keys, and what other programs call them.
 NAMES_ELSEWHERE = {
@@ -77,8 +76,7 @@ RECIPES = ("experiment", "debug")  # groups whose options change the whole confi
 NEAR, NEARER = 0.7, 0.8  # similarity (difflib) from which a key is suggested: within the group, elsewhere
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Validation
+# -- Validation
 
 M = TypeVar("M", bound=Group)
 KeyPath = tuple[Any, ...]  # ("optimizer", "lr")
