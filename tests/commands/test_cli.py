@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from alexlab.commands import cli
 from alexlab.commands.cli import COMMANDS, to_overrides
 from alexlab.engine.config import flat
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, mistake
 from alexlab.engine.schema import TrainConfig, describe
 from alexlab.engine.validation import FILLED_IN
 
@@ -268,8 +268,9 @@ def test_a_removed_working_directory_is_answered_with_one_sentence(
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(UserError, match="the working directory was removed: cd to another one"):
-        cli.check_working_directory()
+    with pytest.raises(FileNotFoundError) as removed:
+        Path.cwd()
+    assert mistake(removed.value) == "the working directory was removed: cd to another one."
 
 
 def test_resume_is_a_short_form_and_flags_come_first() -> None:

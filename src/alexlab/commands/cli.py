@@ -111,7 +111,6 @@ def run(name: str) -> None:
     try:
         if name == "train":  # Ctrl-C has a handler of Python's own
             jobs.stack.enter_context(jobs.recorder.recording((signal.SIGTERM, signal.SIGUSR1)))
-        check_working_directory()
         words = to_overrides(words, command)
         if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
             print(help_of(command, words))
@@ -143,13 +142,6 @@ def run(name: str) -> None:
         leave(code)
     if code:
         sys.exit(code)
-
-
-def check_working_directory() -> None:
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise UserError("the working directory was removed: cd to another one.") from None
 
 
 def _report(error: Any, words: list[str], jobs: "Jobs") -> int:

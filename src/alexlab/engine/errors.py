@@ -69,6 +69,8 @@ def mistake(error: BaseException) -> str | None:
         return "a path begins with ~, and the home folder of that user is not known: write the whole path."
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # of tempfile
         return "no folder for temporary files can be written: set the environment variable TMPDIR to one."
+    if isinstance(error, FileNotFoundError) and error.errno and not error.filename:  # of os.getcwd
+        return "the working directory was removed: cd to another one."
     return None
 
 
