@@ -90,7 +90,7 @@ def assert_no_run(folder: Path) -> None:
         (["--weight-decay=1e-3"], "as in optimizer.weight_decay=1e-3.\n"),
         (["--data", "/x"], "as in data=folder data.root=/x.\n"),
         (["--sunshine"], "as in optimizer.lr=0.01 (there is no key sunshine).\n"),
-        (["seed=1", "--cfg", "job", "-m"], "--cfg and -m: only one of them is possible at once: remove the others."),
+        (["seed=1", "--cfg", "job", "-m"], "--cfg and -m: only one of them is possible at once: remove the rest."),
         (["--config-dir", "/nowhere"], "--config-dir=/nowhere: there is no such folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -314,8 +314,8 @@ def test_errors_of_the_disk_are_answered_without_a_traceback(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["data", "=", "folder"], "`data =`: settings have no spaces beside the =: write data=folder."),
-        (["seed=", "1"], "`seed= 1`: settings have no spaces beside the =: write seed=1."),
+        (["data", "=", "folder"], "`data =`: settings have no spaces around the =: write data=folder."),
+        (["seed=", "1"], "`seed= 1`: settings have no spaces around the =: write seed=1."),
         (["data.root=", "seed=1"], "`data.root=` must be a text that is not empty."),
         (["hydra.run.dir="], "`hydra.run.dir=` must be a text that is not empty."),
         (["--resolve"], "--resolve is for --cfg job, which prints the config: add it."),

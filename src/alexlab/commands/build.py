@@ -488,7 +488,7 @@ def build_trackers(config: TrainConfig, done: int | None = None, trusted: target
         done: steps of the checkpoint that the run continues. The steps after it are logged again.
     """
     ours = config.logger.model_dump(include={*SHIPPED_LOGGERS}, exclude_none=True)
-    others = config.logger.model_extra or {}
+    own = config.logger.model_extra or {}  # the user's
     mlflow, name = config.logger.mlflow, naming.run_name(config.model_dump(exclude_unset=True))
     if mlflow is not None and mlflow.tracking_uri and trusted is not None and "mlflow" not in trusted:
         raise UserError(
@@ -504,9 +504,9 @@ def build_trackers(config: TrainConfig, done: int | None = None, trusted: target
     known |= {"version": Path(config.run_dir).name, "purge_step": done}
     trackers = []
     words = "logger: give a class derived from pytorch_lightning.loggers.Logger (not one of the package `lightning`)"
-    for key, entry in ({**ours, **others} if launcher.rank() == 0 else {}).items():
-        settings = look_up(entry) if key in others else {"_target_": SHIPPED_LOGGERS[key], **entry}
-        allowed = trusted if key in others else None
+    for key, entry in ({**ours, **own} if launcher.rank() == 0 else {}).items():
+        settings = look_up(entry) if key in own else {"_target_": SHIPPED_LOGGERS[key], **entry}
+        allowed = trusted if key in own else None
         logger = targets.build_part(f"logger.{key}", settings, fabric.Logger, words, allowed, known)
         trackers.append(Tracker(key, logger))
     return trackers

@@ -74,18 +74,17 @@ class Command:
             return getattr(importlib.import_module(f"alexlab.commands.{module}"), function)
 
 
-FUNCTIONS = {
-    "train": "train:train",
-    "eval": "evaluate:evaluate",
-    "predict": "predict:predict",
-    "export": "export:export",
-    "figures": "figures:redraw",
-    "prepare": "prepare:prepare",
-    "benchmark": "benchmark:benchmark",
-    "compare": "compare:show",
-    "dashboard": "dashboard:save_dashboard",
+COMMANDS = {
+    "train": Command("train", "train:train"),
+    "eval": Command("eval", "evaluate:evaluate"),
+    "predict": Command("predict", "predict:predict"),
+    "export": Command("export", "export:export"),
+    "figures": Command("figures", "figures:redraw"),
+    "prepare": Command("prepare", "prepare:prepare"),
+    "benchmark": Command("benchmark", "benchmark:benchmark"),
+    "compare": Command("compare", "compare:show"),
+    "dashboard": Command("dashboard", "dashboard:save_dashboard"),
 }
-COMMANDS = {name: Command(name, function) for name, function in FUNCTIONS.items()}
 
 
 def main() -> None:
@@ -403,10 +402,10 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         before = words[number - 1]
         if word[:1] == "=" or (before[-1:] == "=" and "=" not in word and word[:1] != "~"):
             whole = "".join(words[number - 1 : number + 1 + (word == "=")])
-            raise UserError(f"`{before} {word}`: settings have no spaces beside the =: write {shlex.quote(whole)}.")
+            raise UserError(f"`{before} {word}`: settings have no spaces around the =: write {shlex.quote(whole)}.")
         if "=" in before and "=" not in word and not word.startswith("~"):
-            others = itertools.takewhile(lambda each: "=" not in each, words[number:])
-            whole = ("" if before.endswith(",") else " ").join([before, *others])
+            rest_of_value = itertools.takewhile(lambda each: "=" not in each, words[number:])
+            whole = ("" if before.endswith(",") else " ").join([before, *rest_of_value])
             raise UserError(
                 f"`{word}`: settings are written key=value. If it belongs to `{before}`, write {shlex.quote(whole)}."
             )
@@ -419,7 +418,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         raise UserError(f"`{addresses[0]}` must be a folder of this machine, no address.")
     modes = [flag for flag in flags if re.match(r"-[mrci]$|--(multi)?run$|--(cfg|info)\b", flag)]
     if len(modes) > 1:
-        raise UserError(f"{' and '.join(modes)}: only one of them is possible at once: remove the others.")
+        raise UserError(f"{' and '.join(modes)}: only one of them is possible at once: remove the rest.")
     is_sweep = bool({"-m", "--multirun"} & {*flags}) or "hydra.mode=MULTIRUN" in words
     words = sweep.agent_overrides([*flags, *words])[len(flags) :] if agent() is not None else words
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
@@ -795,14 +794,14 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     if not deletes and (path[0] == "my" or (path[0] == "callbacks" and "_target_" in word)):
         return f"`{word}`: there is no such key. `+{word}` adds it."
     arguments = [] if deletes else _arguments(group, path[-1])
-    others, form = arguments if isinstance(arguments, list) else [], f"`{deletes}{'.'.join((*path[:-1], '{}'))}`"
+    known, form = arguments if isinstance(arguments, list) else [], f"`{deletes}{'.'.join((*path[:-1], '{}'))}`"
     near = nearest(command.model, plain, path)
-    hint = _did_you_mean(path[-1], [*group, *others], form) if others else ""
+    hint = _did_you_mean(path[-1], [*group, *known], form) if known else ""
     hint = hint or (f" Did you mean `{deletes}{near}`?" if near not in (None, key) else "")
     hint = hint or _did_you_mean(path[-1], group, form)
     if not hint and path[0] in choices:
-        known = [name for name in group if name != "_target_"]
-        hint = f" {path[0]}={choices[path[0]]} has {', '.join(known) or 'no keys'}."
-    hint += f" {group['_target_']} takes {', '.join(others)}." if others else ""
+        keys = [name for name in group if name != "_target_"]
+        hint = f" {path[0]}={choices[path[0]]} has {', '.join(keys) or 'no keys'}."
+    hint += f" {group['_target_']} takes {', '.join(known)}." if known else ""
     adds = f" `+{word}` adds it." if not deletes and arguments is True else ""
     return f"`{word}`: there is no such key.{hint}{adds} `{command.shown} --help` lists all."

@@ -102,8 +102,8 @@ class Predictions(Callback):
 def evaluate(config: EvalConfig) -> float:
     """Test a run; print and write the metrics. Returns the top-1 accuracy, or what the run's `monitor` measures."""
     mirror.download_named(config.paths, config.run, config.ckpt)
-    run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
     logs = config.paths.local
+    run_dir = run_dirs.find_run(config.run, logs, config.ckpt)
     ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"  # a file is the run's own
     mirror.download_named(config.paths, config.against, config.ckpt)
     second = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None

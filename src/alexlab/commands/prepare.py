@@ -157,7 +157,7 @@ def compare_jobs(out: Path | str, before: dict[str, Any], job: dict[str, Any]) -
 
 
 def is_there(bucket: Bucket, job: dict[str, Any], is_new: bool) -> bool:
-    """Check whether a bucket has the result of this job; then its shards are compared with their checksums.
+    """Check whether a bucket has the result of this job; then the shards are compared with their checksums.
 
     If `is_new`, no preparation of this machine is to be continued.
     """

@@ -182,7 +182,7 @@ class RunSession:
         is_lost = isinstance(replacement, RankLostError)
         if self.is_first:
             requeues = summaries.is_requeued(config, stopped_by, is_lost and not self.ranks.has_failed())
-        else:  # rank 0 may be the lost one; if it had an error of its own, it has written so
+        else:  # rank 0 may be the lost one; if it had an error itself, it has written so
             asks = is_lost and self.ranks.rank == 1 and summaries.is_requeued(config, None, is_lost)
             shares = asks and (self.path / "config.yaml").is_file()  # whether the machines have a common file system
             failed = shares and run_dir.read_summary(self.path).get("status") == "failed"

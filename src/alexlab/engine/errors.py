@@ -75,7 +75,7 @@ def mistake(error: BaseException) -> str | None:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: "1 image", "1,200 images", "2 batches"."""
+    """Return a number with a noun: "1 image", "1,200 images", "2 batches"."""
     plural = "es" if noun.endswith(("s", "tch")) else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 

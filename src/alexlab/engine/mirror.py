@@ -150,7 +150,7 @@ class Mirror:
             hashes = read_sums(folder).get(name)
             if not hashes or not (folder / name).is_file():
                 continue
-            # a process that was killed while it sent a file has listed the hash, perhaps beside the one before
+            # a process that was killed while it sent a file has listed the hash, perhaps after the one before
             has_arrived = self._listed.get(name) == hashes[-1:] and self.bucket.entry(f"checkpoints/{name}") is not None
             if not has_arrived:
                 self._keep(folder / name)
@@ -188,7 +188,7 @@ class Mirror:
         except BaseException as error:
             what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
             self.error = UserError(
-                f"The run was not copied to {self.bucket.address} to its end: {what} On this machine it is whole: "
+                f"The run was not copied to {self.bucket.address} to the end: {what} On this machine it is whole: "
                 f"{self.run_dir}"
             )
 

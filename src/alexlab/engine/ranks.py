@@ -91,7 +91,7 @@ class Ranks:
                 self.store.set("failed", "")
 
     def has_failed(self) -> bool:
-        """Check whether a rank has ended with an error of its own, so that it was not just lost."""
+        """Check whether a rank has ended with an error itself, so that it was not just lost."""
         try:
             return self.size > 1 and self.store.check(["failed"])
         except RuntimeError:  # the store is gone

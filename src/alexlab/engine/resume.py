@@ -71,7 +71,7 @@ def resume_config(today: Plain) -> Resumed:
             f"{shlex.quote(f'init_from={named}')}, or the config with {shlex.quote(f'from_run={named}')}."
         )
     _refuse_secrets(config, today, name)
-    # folders of this machine, unless the run names others
+    # folders of this machine, unless the run has other ones
     for key in ("data", "scratch"):
         if f"paths.{key}" not in by_key(before["overrides"]) and key in today["paths"]:
             config["paths"] = config["paths"] | {key: today["paths"][key]}

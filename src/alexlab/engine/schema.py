@@ -218,7 +218,7 @@ class DataConfig(OpenGroup):
     val_fraction: Inside01 | None = key("Fraction of each class to hold out for validation if there is no val/.", None)
     test_fraction: Below1 = key("Fraction of each class to hold out for the test if there is no test/.", 0.0)
     folds: Annotated[int, Ge(2)] | None = key("Folds of a cross-validation; null has none.", None)
-    fold: Whole | None = key("Fold to validate on, from 0 to folds - 1; all others are trained on.", None)
+    fold: Whole | None = key("Fold to validate on, from 0 to folds - 1; the rest is trained on.", None)
     sampler: Literal["shuffle", "balanced", "weighted"] = key(
         "shuffle: each image once per epoch; balanced: classes equally often; weighted: by the table's weights.",
         "shuffle",

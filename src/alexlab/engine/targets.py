@@ -114,7 +114,7 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
         if is_of_tasks and not (inspect.isclass(made) and _is_one_of(made, MODULE)):
             raise UserError(f"_target_={target} is not allowed: of alexlab.tasks, only tasks and losses are.")
         if _is_in(home, OWN) and inspect.isfunction(made) and not _may_return_a_part(made):
-            raise UserError(f"_target_={target} is not allowed: its return type is not a network, layer or function.")
+            raise UserError(f"_target_={target} is not allowed: the return type is not a network, layer or function.")
     elif home is not None and not _is_a_librarys_part(made):
         raise UserError(
             f"_target_={target} is not allowed: of {parts[0]}, only networks for classification, layers, losses, "
@@ -255,7 +255,7 @@ def build_network(settings: Any, num_classes: int, fetch: bool = False, trusted:
             somebody else, which must not reach any file or server.
     """
     if not isinstance(settings, dict) or "_target_" not in settings:
-        raise UserError("model.net must have a _target_, the class of the network, and its settings.")
+        raise UserError("model.net must have a _target_, the class of the network, and the settings.")
     check_targets(settings, trusted)
     settings_of_net = settings if fetch else without_weights(settings, trusted)
     net = _build(settings_of_net, {"num_classes": num_classes}, trusted)
