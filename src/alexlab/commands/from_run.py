@@ -92,10 +92,7 @@ def repeat(today: Plain) -> Repeated | None:
 
 
 def _read_directory(today: Plain) -> Repeated:
-    sweep = Path(today["run_dir"]).parent
-    in_sweep = any(folder.name == "multiruns" for folder in sweep.parents)
-    besides = sweep if in_sweep else Path(today["run_dir"])  # all jobs of a sweep repeat the same run
-    run_dir = find_run(today["from_run"], configs.logs_of(today), "", "from_run", besides)
+    run_dir = find_run(today["from_run"], configs.logs_of(today), "", "from_run", Path(today["run_dir"]))
     dataset, last = read_summary(run_dir).get("dataset"), run_dir / "checkpoints" / checkpoint_io.LAST
     if dataset is None and last.is_file():  # a killed run has no summary
         dataset = checkpoint_io.load(last)["alexlab"]["dataset"]

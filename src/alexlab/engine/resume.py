@@ -184,17 +184,13 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Path:
     """Find the checkpoint that `init_from=` or `ckpt_path=` names: a file, a run's directory or name, or "latest".
 
-    Args:
-        ckpt: "best" or "last", if a run is named.
-        run_dir: the directory of the run that starts. Jobs of the same sweep never count as "latest", so that all of
-            them start from the same checkpoint.
+    Of a run, `ckpt` is used, "best" or "last". `run_dir` is the directory of the run that starts.
     """
     path = Path(named).expanduser()
     path = path.parent.resolve() / path.name  # a checkpoint that is a link belongs to the run that holds the link
     if path.is_file() or path.suffix in WEIGHT_FILES:
         return path
-    sweep = run_dir.parent
-    return ckpt_of(find_run(named, logs, ckpt, key, sweep if sweep.parent.name == "multiruns" else None), ckpt)
+    return ckpt_of(find_run(named, logs, ckpt, key, run_dir), ckpt)
 
 
 def is_own(ckpt_path: Path | str | None, run_dir: Path) -> bool:

@@ -109,13 +109,8 @@ SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], 
 # Lightning would download a web address, and run code in that file.
 LocalPath = Annotated[str, Rule("a run or a local file, no web address", lambda text: text != "" and "://" not in text)]
 LocalFolder = Annotated[str, Rule("a folder of this machine, no address", lambda text: text and "://" not in text)]
-Logs = Annotated[
-    str,
-    Rule(
-        "a folder, or s3://BUCKET/PATH",
-        lambda text: text and (text.startswith("s3://") or not re.match(r"\w+:/", text)),
-    ),
-]
+LOGS = Rule("a folder, or s3://BUCKET/PATH", lambda text: text and re.match(r"s3://|(?!\w+:/)", text))
+Logs = Annotated[str, LOGS]
 WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
 Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
