@@ -141,11 +141,7 @@ class RayLauncher(Launcher):
 
 
 def options(given: dict[str, Any], resources: dict[str, float]) -> dict[str, Any]:
-    """Return the arguments of ray.remote.
-
-    Args:
-        resources: of the cluster, as Ray names them.
-    """
+    """Return the arguments of ray.remote; `resources` are the cluster's, as Ray names them."""
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     own = {"num_gpus": min(gpus, 1), "num_cpus": max(1, cpus // gpus) if gpus else 1}
     return own | {key: value for key, value in given.items() if value is not None}
@@ -173,13 +169,7 @@ def run(
     name: str,
     state: Any = None,
 ) -> JobReturn:
-    """Run a job in this process, which was started for it.
-
-    Args:
-        config: of the sweep.
-        name: Hydra's ID of the job.
-        state: of Hydra's singletons, if it can be sent.
-    """
+    """Run a job of the sweep `config` in this process; `name` is Hydra's ID of it, `state` is of Hydra's singletons."""
     setup_globals()
     if state is None:
         Plugins.instance()  # registers the options of plugins

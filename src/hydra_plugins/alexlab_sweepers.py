@@ -22,9 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 class CheckedSweeper(Sweeper):
     """Check the configs of all jobs, then run one job per combination of values, as Hydra's basic sweeper does.
 
-    Args:
-        params: overrides that are used unless the command line has the same key.
-        n_jobs: jobs that run at once, see `places` in commands/sweep.py.
+    `params` are overrides that are used unless the command line has the same key; `n_jobs` run at once.
     """
 
     hydra_context: HydraContext
@@ -123,7 +121,7 @@ class CheckedSweeper(Sweeper):
         from alexlab.engine.text import printable
 
         shown = [each for each in overrides if not each.startswith("++hydra.job.env_set.")]
-        mask = masker({key.lstrip("+"): value for key, _, value in (each.partition("=") for each in shown)})
+        mask = masker({"logger": shown})  # which may refer to secrets
         about = mask(f"job {number}: {', '.join(shown)}")
         print(printable(about), flush=True)
         try:

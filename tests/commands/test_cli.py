@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from alexlab.commands import cli
 from alexlab.commands.cli import COMMANDS, to_overrides
 from alexlab.engine.config import flat
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, mistake
 from alexlab.engine.schema import TrainConfig, describe
 from alexlab.engine.validation import FILLED_IN
 
@@ -26,22 +26,15 @@ def test_commands_work_from_any_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hydras_switch_of_the_working_directory_holds_for_one_run(tmp_path: Path) -> None:
-    runs, words = ROOT / "tests/fixtures/runs", ["format=csv", "out=table.csv"]
-    done = command("compare", f"runs={runs}", *words, "hydra.job.chdir=true", f"hydra.run.dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
-
-
 def test_code_of_a_run_knows_hydras_folders_and_an_empty_one_is_removed(tmp_path: Path) -> None:
     code = (
-        "import os, sys, hydra; from alexlab.commands import cli; from hydra.core.hydra_config import HydraConfig\n"
+        "import sys, hydra; from alexlab.commands import cli; from hydra.core.hydra_config import HydraConfig\n"
         "output_dir = lambda: HydraConfig.get().runtime.output_dir\n"
-        "cli.Command.load = lambda _: lambda _: print(os.getcwd(), hydra.utils.get_original_cwd(), output_dir())\n"
+        "cli.Command.load = lambda _: lambda _: print(hydra.utils.get_original_cwd(), output_dir())\n"
         "cli.run('compare')"
     )
-    done = command("-c", code, "hydra.job.chdir=true", f"hydra.run.dir={tmp_path}/run")
-    assert done.stdout.split() == [f"{tmp_path}/run", str(ROOT), f"{tmp_path}/run"], done.stderr
+    done = command("-c", code, f"hydra.run.dir={tmp_path}/run")
+    assert done.stdout.split() == [str(ROOT), f"{tmp_path}/run"], done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -259,24 +252,25 @@ def test_deleted_keys_of_closed_groups_have_the_default_of_the_schema() -> None:
     assert "momentum" not in composed("~optimizer.momentum")["optimizer"], "the class must not get it"
 
 
-def test_with_another_working_directory_files_are_those_of_the_user(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = os.path.relpath(shapes, ROOT)
-    words = [*TINY, "data=folder", f"data.root={root}", "hydra.job.chdir=true", f"hydra.run.dir={tmp_path}/run"]
+def test_relative_paths_of_images_are_made_absolute(shapes: Path, tmp_path: Path) -> None:
+    words = [*TINY, "data=folder", f"data.root={os.path.relpath(shapes, ROOT)}", f"hydra.run.dir={tmp_path}/run"]
     done = command("train.py", *words, "dry_run=true")
     assert f"data                       {shapes}, " in done.stdout, done.stderr
-    (tmp_path / "best.ckpt").touch()
-    plain = {"init_from": "best.ckpt", "run": "latest", "paths": {"logs": "logs"}, "out": "table.csv"}
-    cli.find_from(tmp_path, plain)
-    named = {"init_from": f"{tmp_path}/best.ckpt", "run": "latest", "paths": {"logs": f"{tmp_path}/logs"}}
-    assert plain == {**named, "out": "table.csv"}
+    done = command("train.py", *words, "hydra.job.chdir=true")
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert "`hydra.job.chdir=true` is not supported: remove it." in done.stderr
+
+
+def test_a_removed_working_directory_is_answered_with_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(UserError, match="the working directory was removed: cd to another one"):
-        cli.check_working_directory()
+    with pytest.raises(FileNotFoundError) as removed:
+        Path.cwd()
+    assert mistake(removed.value) == "the working directory was removed: cd to another one."
 
 
 def test_resume_is_a_short_form_and_flags_come_first() -> None:

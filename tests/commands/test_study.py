@@ -233,7 +233,6 @@ def test_a_dry_run_starts_one_trial_outside_of_the_study(runner: Runner, capsys:
         ([], {"study_name": None}, "`hydra.sweeper.study_name=null` must be a text that is not empty."),
         ([], {"direction": ["minimize"]}, r"`hydra.sweeper.direction=\[minimize\]` must be minimize or maximize."),
         ([], {"n_trials": 0}, "`hydra.sweeper.n_trials=0` must be at least 1."),
-        ([], {"max_failure_rate": 0.5}, "`hydra.sweeper.max_failure_rate=0.5` must be 1.0; sweep.keep_going=true"),
         ([], {"direction": "minimize"}, "that study is to maximize val/acc1, and this command is to minimize monitor"),
         (["monitor=val/acc5"], {}, "maximize val/acc1, and this command is to maximize monitor=val/acc5. Choose"),
         ([], {"space": "interval(0.001,0.1)"}, "optimizer.lr: study mine has drawn from Float.*, and this command d"),

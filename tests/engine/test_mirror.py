@@ -404,7 +404,7 @@ def test_a_file_that_cannot_be_copied_ends_the_run_with_the_reason(
     monkeypatch.setattr(copying.bucket, "write", fails)
     with contextlib.suppress(UserError):
         write(writer, run_dir, 1)
-    with pytest.raises(UserError, match=r"The run was not copied to .* to its end: MemoryError: no memory. On this ma"):
+    with pytest.raises(UserError, match=r"The run was not copied to .* to the end: MemoryError: no memory. On this ma"):
         copying.finish()
 
 

@@ -120,6 +120,8 @@ def test_auto_starts_a_new_run_or_one_from_scratch_or_says_that_it_is_finished(r
     with pytest.raises(UserError, match=r"is finished. Give a trainer.max_epochs above 3 to train it longer"):
         resumed(run_dir)
     (run_dir / "checkpoints/last.ckpt").unlink()
+    assert auto(run_dir).finished, "it is not started again"
+    (run_dir / "summary.json").write_text('{"status": "preempted"}')
     scratch = auto(run_dir)
     assert (scratch.ckpt_path, scratch.resumes) == (None, True)
     assert "has no checkpoint yet: it starts again from scratch." in scratch.notes[0]

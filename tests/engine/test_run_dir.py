@@ -114,7 +114,7 @@ def test_a_path_is_shown_relative_to_a_folder_above_it_only(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PWD", str(tmp_path))
     assert rundir.shown(tmp_path / "a/b") == "a/b"
-    assert rundir.shown(tmp_path) == str(tmp_path), "as with hydra.job.chdir=true"
+    assert rundir.shown(tmp_path) == str(tmp_path)
     assert rundir.shown(tmp_path.parent) == str(tmp_path.parent)
     monkeypatch.setenv("PWD", str(ROOT))
     assert rundir.shown(tmp_path / "a/b") == f"{tmp_path}/a/b", "the user's shell is elsewhere"

@@ -649,12 +649,3 @@ def test_the_schema_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_each_argument_of_lightnings_trainer_is_a_key_or_answered() -> None:
-    import pytorch_lightning as pl
-
-    arguments = {*inspect.signature(pl.Trainer).parameters}
-    answered = {key.partition(".")[2] for key in validation.REPLACED if key.startswith("trainer.")}
-    assert arguments - {*fields_of(schema.TrainerConfig)} - answered == set()
-    assert answered <= arguments

@@ -278,8 +278,8 @@ def traced(parts: dict[str, object], names: str = "_args_") -> dict[str, object]
         ({"_target_": "torch.nn.ModuleDict", "_args_": [{EVIL: LAYER}]}, "a key below a _target_ is 'a"),
         ({"_target_": "torchvision.models.resnet18", "norm_layer": {"_target_": "torch.nn.ModuleDict",
           "_args_": [[[EVIL, LAYER]]]}}, "torch.nn.ModuleDict: a submodule is named 'a"),
-        ({"_target_": f"{PRETRAINED}.torchvision_weights"}, "its return type is not a network"),
-        ({"_target_": f"{PRETRAINED}.load_but_head"}, "its return type is not a network"),
+        ({"_target_": f"{PRETRAINED}.torchvision_weights"}, "the return type is not a network"),
+        ({"_target_": f"{PRETRAINED}.load_but_head"}, "the return type is not a network"),
         ({"_target_": "timm.create_model", "_args_": ["hf-hub:evil/net"]}, "use model=timm model.name=hf-hub:evil/net"),
         ({"_target_": "timm.create_model", "model_name": "local-dir:/x"}, "is an address"),
         ({"_target_": f"{PRETRAINED}.timm_net", "name": "local-dir:/x"}, "an address must begin with hf-hub:"),
@@ -414,9 +414,8 @@ def test_a_resumed_run_fetches_nothing_either(a_run: Path, tmp_path: Path) -> No
         ("a: b: c", "cannot be read as yaml: line 1: mapping values are not allowed"),
         ("a: !!python/object:os.system x", "cannot be read as yaml: line 1: could not determine a constructor"),
         ("- a", "is not a run's config: it has no `model`"),
-        ("a: " + "x" * 2**20, "has more than 1,048,576 bytes, which no run's config has"),
     ],
-    ids=range(4),
+    ids=range(3),
 )
 def test_files_that_are_not_a_config_are_refused(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)

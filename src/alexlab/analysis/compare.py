@@ -231,7 +231,11 @@ def p_values(groups: Sequence[Group], sort: str) -> list[float | None]:
 
 
 def sort_metric(runs: Sequence[Run], sort: str | None) -> str:
-    """Return the metric to sort by: `sort`, or a usual one that some run has."""
+    """Return the metric to sort by: `sort`, or a usual one that some run has.
+
+    Raises:
+        UserError: no run has `sort`.
+    """
     known = sorted({key for run in runs for key in run.metrics})
     if sort is None:
         monitors = [str(run.settings.get("monitor")) for run in runs]
@@ -253,6 +257,9 @@ def select(runs: Sequence[Run], text: str) -> list[int]:
 
     `and` binds closer than `or`; `=` and `~` (contains) ignore upper and lower case. The keys are those of
     `runs.table_of`.
+
+    Raises:
+        UserError: the text is not a condition, no run has a key, a text is compared by size, or no run matches.
     """
     ways = [
         [_condition(part, text) for part in re.split(r"\s+and\s+", way, flags=re.IGNORECASE)]
@@ -469,6 +476,9 @@ def equality(a: Run, b: Run) -> tuple[bool, str]:
 
     Speed and time are not compared, nor the test, which depends on the rest. The result is whether the runs are equal,
     and a sentence that names the first difference.
+
+    Raises:
+        UserError: no loss and no accuracy can be compared.
     """
     values_a, values_b = _logged(a), _logged(b)
     paired = sorted(values_a.keys() & values_b.keys())

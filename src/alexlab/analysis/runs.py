@@ -290,6 +290,9 @@ def read_metrics(path: Path) -> list[Row]:
     """Return the rows of a metrics.csv by step, without cells that are not numbers; [] if it does not exist.
 
     Rows without a step, torn rows and a last line without an end (it is being written) are skipped.
+
+    Raises:
+        UserError: the file is not a CSV file.
     """
     try:
         lines = read_csv(path)[1]

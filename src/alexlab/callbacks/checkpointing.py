@@ -253,7 +253,11 @@ class Checkpointing(Callback):
             self._finish_step(fetcher)
 
     def _restore_ranks(self) -> None:
-        """Restore what `_gather_ranks` gathered."""
+        """Restore what `_gather_ranks` gathered.
+
+        Raises:
+            UserError: the number of ranks changed, and a user's metric cannot add the states of several ranks.
+        """
         model: Any = self.trainer.lightning_module
         ranks, rank = self._ranks, self.trainer.global_rank
         for name, metric in _metrics(model).items():

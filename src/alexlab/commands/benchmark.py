@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 
 from alexlab.commands import plan as plans
 from alexlab.commands.build import build_data, build_task, plain_trainer
@@ -112,30 +111,21 @@ def rate_of(counts: Iterator[int], seconds: float) -> float:
     return done / (time.perf_counter() - start)
 
 
-class Clock(Callback):
-    """Measure images per second after the warm-up, and stop the training when the time is up."""
+def timed(batches: Iterator[Batch], seconds: float, kind: str, rates: list[float]) -> Iterator[Batch]:
+    """Yield batches for some seconds after the warm-up, and append the images per second to `rates`."""
 
-    def __init__(self, seconds: float, kind: str) -> None:
-        self.seconds, self.kind = seconds, kind
-        self.images = 0
-        self.rate = 0.0
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        if batch_idx + 1 == WARM_UP:
-            self._sync()
-            self.start = time.perf_counter()
-        elif batch_idx + 1 > WARM_UP:
-            self.images += len(batch.targets)
-            if time.perf_counter() - self.start > self.seconds:
-                self._sync()
-                self.rate = self.images / (time.perf_counter() - self.start)
-                trainer.should_stop = True
-
-    def _sync(self) -> None:
-        if self.kind == "cuda":
+    def now() -> float:
+        if kind == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter()
+
+    yield from itertools.islice(batches, WARM_UP)
+    start, images = now(), 0
+    while time.perf_counter() - start < seconds:
+        batch = next(batches)
+        images += len(batch.targets)
+        yield batch
+    rates.append(images / (now() - start))
 
 
 def trained(
@@ -146,17 +136,16 @@ def trained(
     model = build_task(config, data, kind, plan, trusted=None)
     if config.compile:
         model.net.compile()
-    clock = Clock(config.seconds, kind)
-    t = config.trainer
+    t, rates = config.trainer, list[float]()
     trainer = plain_trainer(
         kind,
         choose_precision(t.precision, kind),
-        [clock],
+        [],
         max_epochs=1,
         accumulate_grad_batches=t.accumulate_grad_batches,
         limit_val_batches=0,
         gradient_clip_val=t.gradient_clip_val,
         benchmark=t.cudnn_benchmark and kind == "cuda",
     )
-    trainer.fit(model, train_dataloaders=batches)
-    return clock.rate
+    trainer.fit(model, train_dataloaders=timed(batches, config.seconds, kind, rates))
+    return rates[0]

@@ -1,6 +1,7 @@
 """Build the parts of a run from the config: data, plan, task, callbacks, loggers, trainer.
 
 Network, optimizer and checkpoint are tried here once, so that a mistake is reported before the run's directory exists.
+`trusted` is, in each function, the packages that the config may name, see `targets`.
 """
 
 import copy
@@ -88,14 +89,7 @@ SHIPPED_LOGGERS = {  # all but W&B, by their keys
 
 @dataclass
 class Experiment:
-    """The parts of a run.
-
-    Attributes:
-        wandb: the W&B logger of rank 0, if the run has one.
-        trackers: the other loggers of rank 0.
-        trusted: packages that the config may name, see `targets`.
-        facts: what is known before the run starts, for summary.json.
-    """
+    """The parts of a run."""
 
     devices: Devices
     data: Data
@@ -104,10 +98,10 @@ class Experiment:
     trainer: pl.Trainer
     preemption: Preemption
     checkpointing: Checkpointing
-    wandb: "WandbLogger | None"
-    trackers: list[Tracker]
+    wandb: "WandbLogger | None"  # of rank 0, if the run logs to W&B
+    trackers: list[Tracker]  # the remaining loggers of rank 0
     trusted: targets.Trusted = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # what is known before the run starts, for summary.json
 
     @property
     def is_pruned(self) -> bool:
@@ -131,9 +125,6 @@ def build(
     ranks: Ranks | None = None,
 ) -> Experiment:
     """Build all parts of a run, once per rank.
-
-    Args:
-        trusted: packages that the config may name, see `targets`.
 
     Raises:
         UserError: a mistake in the config, the images, the network, or a checkpoint that does not fit it.
@@ -174,12 +165,7 @@ def build(
 def build_data(
     config: Any, devices: Devices, user: UserTransforms | None = None, trusted: targets.Trusted = ()
 ) -> Data:
-    """Describe the images that the config names, and how to transform them; nothing is read yet.
-
-    Args:
-        user: the user's transforms of training images.
-        trusted: packages that the config may name, see `targets`.
-    """
+    """Describe the images that the config names, and how to transform them; nothing is read yet."""
     d, a, channels = config.data, config.augment, config.model.in_channels
     sizes = tuple((first, pixels) for first, pixels in a.sizes or ())
     policy = (a.policy, a.policy_ops, a.policy_magnitude)
@@ -205,10 +191,7 @@ def build_task(
 ) -> RunModule:
     """Build the task around `config.model.net`, and try network, optimizer, loss and metrics once.
 
-    Args:
-        kind: of the devices.
-        plan: None for evaluation only.
-        trusted: packages that the config may name, see `targets`.
+    `kind` is of the devices; `plan` is None for evaluation only.
     """
     if isinstance(data, ImageFolders) and data.multilabel != config.data.multilabel:
         one = "one class per image, and task=multilabel needs a list of them: use data=table."
@@ -394,11 +377,7 @@ def class_weights(wanted: Any, data: Data) -> list[float]:
 
 
 def build_teacher(
-    wanted: Any,
-    data: Data,
-    mean_std: tuple[list[float], list[float]],
-    trusted: targets.Trusted,
-    allow: Sequence[str],
+    wanted: Any, data: Data, mean_std: tuple[list[float], list[float]], trusted: targets.Trusted, allow: Sequence[str]
 ) -> nn.Module:
     """Build the network that a distillation learns from: of a checkpoint, or of a mapping with a `_target_`.
 
@@ -425,10 +404,9 @@ def build_teacher(
 def mode_of_monitor(
     config: TrainConfig, metrics: MetricCollection, monitor: str | None = None
 ) -> Literal["min", "max"]:
-    """Return whether less or more of `monitor` is better: `monitor_mode`, the metric's `higher_is_better`, or the name.
+    """Return whether less or more of `monitor`, by default `config.monitor`, is better.
 
-    Args:
-        monitor: another metric than `config.monitor`.
+    `monitor_mode` says so, or the metric's `higher_is_better`, or the name.
 
     Raises:
         UserError: the metric does not say.
@@ -446,6 +424,8 @@ def mode_of_monitor(
 
 def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, num_classes: int) -> None:
     """Pass random logits through loss and metrics, so that a mistake is found before training.
+
+    Some losses refuse the soft targets of mixup and cutmix.
 
     Raises:
         UserError: the loss refuses the targets, as some refuse the soft ones of mixup and cutmix, or returns something
@@ -490,10 +470,9 @@ def load_checkpoint(
 
 
 def try_net(net: nn.Module, size: tuple[int, int], num_classes: int, in_channels: int = 3) -> None:
-    """Pass one black image through the network, so that a size that it cannot take is found before training.
+    """Pass one black image of `size` (height, width) through the network.
 
-    Args:
-        size: (height, width).
+    So a size that the network cannot take, or an output that is not logits (1, num_classes), is found before training.
 
     Raises:
         UserError: the network cannot take the size, or does not return logits (1, num_classes).
@@ -546,10 +525,9 @@ def build_trackers(config: TrainConfig, done: int | None = None, trusted: target
 
     Args:
         done: steps of the checkpoint that the run continues. The steps after it are logged again.
-        trusted: packages that the config may name, see `targets`.
     """
     ours = config.logger.model_dump(include={*SHIPPED_LOGGERS}, exclude_none=True)
-    others = config.logger.model_extra or {}
+    own = config.logger.model_extra or {}  # the user's
     mlflow, name = config.logger.mlflow, naming.run_name(config.model_dump(exclude_unset=True))
     if mlflow is not None and mlflow.tracking_uri and trusted is not None and "mlflow" not in trusted:
         raise UserError(
@@ -565,9 +543,9 @@ def build_trackers(config: TrainConfig, done: int | None = None, trusted: target
     known |= {"version": Path(config.run_dir).name, "purge_step": done}
     trackers = []
     words = "logger: give a class derived from pytorch_lightning.loggers.Logger (not one of the package `lightning`)"
-    for key, entry in ({**ours, **others} if launcher.rank() == 0 else {}).items():
-        settings = look_up(entry) if key in others else {"_target_": SHIPPED_LOGGERS[key], **entry}
-        allowed = trusted if key in others else None
+    for key, entry in ({**ours, **own} if launcher.rank() == 0 else {}).items():
+        settings = look_up(entry) if key in own else {"_target_": SHIPPED_LOGGERS[key], **entry}
+        allowed = trusted if key in own else None
         logger = targets.build_part(f"logger.{key}", settings, fabric.Logger, words, allowed, known)
         trackers.append(Tracker(key, logger))
     return trackers

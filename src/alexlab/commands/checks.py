@@ -26,10 +26,7 @@ ADDED_LATER |= {"finetune.freeze_epochs": 0, "finetune.backbone_lr_factor": 1.0}
 
 
 def check_ckpt(path: Path, config: TrainConfig, net: nn.Module, data: Data, plan: Plan, trusted: Trusted = ()) -> int:
-    """Check that training can continue from checkpoint `path`, load the weights into `net`, and return the steps done.
-
-    Args:
-        trusted: packages that the checkpoint's config may name.
+    """Check that training can continue from checkpoint `path`, load the weights into `net`; return the steps done.
 
     Raises:
         UserError: the checkpoint does not fit network, classes, images or settings; or it cannot be continued.

@@ -34,7 +34,7 @@ from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
 from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
-from alexlab.engine.overrides import get, has, in_quotes, key_of, put, split_list
+from alexlab.engine.overrides import has, in_quotes, key_of, shown, split_list
 from alexlab.engine.process import complete_environment, importing, leave, read_env
 from alexlab.engine.schema import fields_of
 from alexlab.engine.signals import Preempted, SignalRecorder
@@ -47,7 +47,6 @@ from alexlab.engine.validation import (
     keys_of_schedule,
     nearest,
     reset,
-    shown,
     takes_text,
     validate,
     value_at,
@@ -75,19 +74,18 @@ class Command:
             return getattr(importlib.import_module(f"alexlab.commands.{module}"), function)
 
 
-FUNCTIONS = {
-    "train": "train:train",
-    "eval": "evaluate:evaluate",
-    "predict": "predict:predict",
-    "export": "export:export",
-    "figures": "figures:redraw",
-    "prepare": "prepare:prepare",
-    "benchmark": "benchmark:benchmark",
-    "compare": "compare:show",
-    "dashboard": "dashboard:save_dashboard",
-    "clean": "clean:clean",
+COMMANDS = {
+    "train": Command("train", "train:train"),
+    "eval": Command("eval", "evaluate:evaluate"),
+    "predict": Command("predict", "predict:predict"),
+    "export": Command("export", "export:export"),
+    "figures": Command("figures", "figures:redraw"),
+    "prepare": Command("prepare", "prepare:prepare"),
+    "benchmark": Command("benchmark", "benchmark:benchmark"),
+    "compare": Command("compare", "compare:show"),
+    "dashboard": Command("dashboard", "dashboard:save_dashboard"),
+    "clean": Command("clean", "clean:clean"),
 }
-COMMANDS = {name: Command(name, function) for name, function in FUNCTIONS.items()}
 
 
 def main() -> None:
@@ -114,7 +112,6 @@ def run(name: str) -> None:
     try:
         if name == "train":  # Ctrl-C has a handler of Python's own
             jobs.stack.enter_context(jobs.recorder.recording((signal.SIGTERM, signal.SIGUSR1)))
-        check_working_directory()
         words = to_overrides(words, command)
         if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
             print(help_of(command, words))
@@ -140,20 +137,12 @@ def run(name: str) -> None:
         jobs.stack.close()  # from here on a signal ends the process
         code = _report(error, words, jobs)
     if jobs.run_dir is not None:
-        is_address = any(part.endswith(":") for part in jobs.run_dir.parts)  # Hydra has created folders for s3://...
-        sweep.remove_empty(jobs.run_dir, Path.cwd() if is_address else jobs.run_dir.parent)
+        sweep.remove_empty(jobs.run_dir, jobs.run_dir.parent)
     is_watched = sys.getprofile() is not None or sys.gettrace() is not None or sys.flags.interactive  # by a debugger
     if "torch" in sys.modules and not is_watched:
         leave(code)
     if code:
         sys.exit(code)
-
-
-def check_working_directory() -> None:
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise UserError("the working directory was removed: cd to another one.") from None
 
 
 def _report(error: Any, words: list[str], jobs: "Jobs") -> int:
@@ -420,10 +409,10 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         before = words[number - 1]
         if word[:1] == "=" or (before[-1:] == "=" and "=" not in word and word[:1] != "~"):
             whole = "".join(words[number - 1 : number + 1 + (word == "=")])
-            raise UserError(f"`{before} {word}`: settings have no spaces beside the =: write {shlex.quote(whole)}.")
+            raise UserError(f"`{before} {word}`: settings have no spaces around the =: write {shlex.quote(whole)}.")
         if "=" in before and "=" not in word and not word.startswith("~"):
-            others = itertools.takewhile(lambda each: "=" not in each, words[number:])
-            whole = ("" if before.endswith(",") else " ").join([before, *others])
+            rest_of_value = itertools.takewhile(lambda each: "=" not in each, words[number:])
+            whole = ("" if before.endswith(",") else " ").join([before, *rest_of_value])
             raise UserError(
                 f"`{word}`: settings are written key=value. If it belongs to `{before}`, write {shlex.quote(whole)}."
             )
@@ -436,7 +425,7 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
         raise UserError(f"`{addresses[0]}` must be a folder of this machine, no address.")
     modes = [flag for flag in flags if re.match(r"-[mrci]$|--(multi)?run$|--(cfg|info)\b", flag)]
     if len(modes) > 1:
-        raise UserError(f"{' and '.join(modes)}: only one of them is possible at once: remove the others.")
+        raise UserError(f"{' and '.join(modes)}: only one of them is possible at once: remove the rest.")
     is_sweep = bool({"-m", "--multirun"} & {*flags}) or "hydra.mode=MULTIRUN" in words
     words = sweep.agent_overrides([*flags, *words])[len(flags) :] if agent() is not None else words
     words = [re.sub(r"^(\+{0,2})resume=", r"\1resume.run=", word) for word in words]
@@ -570,6 +559,10 @@ def compose(command: Command, words: list[str]) -> tuple[Any, Plain]:
 
 def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> Plain:
     """Return a composed config as plain values, with what only Hydra knows: run directory, overrides, options."""
+    if hydra_config.job.chdir:
+        raise UserError(
+            "`hydra.job.chdir=true` is not supported: remove it. A run writes into the run directory anyway."
+        )
     plain = configs.resolve(composed)
     run_dir = str(Path(hydra_config.runtime.output_dir).resolve())
     plain |= {"run_dir": run_dir, "overrides": overrides_of(hydra_config)}
@@ -589,24 +582,8 @@ def plain_config(command: Command, composed: DictConfig, hydra_config: Any) -> P
         choices, hidden = _choices(hydra_config), ("hydra", "paths", "sweep")
         plain["choices"] = {key: name for key, name in choices.items() if name and key.split("/")[0] not in hidden}
     if issubclass(command.model, schema.TrainConfig | schema.PrepareConfig):
-        make_paths_absolute(plain, hydra_config.runtime.cwd)
-    if Path.cwd() != Path(hydra_config.runtime.cwd):  # by hydra.job.chdir=true
-        find_from(Path(hydra_config.runtime.cwd), plain)
+        make_paths_absolute(plain)
     return plain
-
-
-# Keys of files and folders that are read, besides those of `data`
-READ = ["run", "runs", "ckpt", "images", "init_from", "ckpt_path", "from_run", "resume.run", "task.teacher"]
-READ += ["loss.class_weights", "paths.data"]
-
-
-def find_from(folder: Path, plain: Plain) -> None:
-    """Make the paths that exist in `folder`, where the user is, absolute."""
-    for key in READ:
-        if isinstance(value := get(plain, key), str) and (path := folder / os.path.expanduser(value)).exists():  # noqa: PTH111
-            put(plain, key, str(path))
-    if isinstance(logs := get(plain, "paths.logs"), str) and not configs.is_address(logs):
-        put(plain, "paths.logs", str(folder / logs))
 
 
 def overrides_of(hydra_config: Any) -> list[str]:
@@ -648,17 +625,17 @@ def _choices(hydra_config: Any) -> Plain:
     return {key: name[0] if isinstance(name, list) and len(name) == 1 else name for key, name in choices.items()}
 
 
-def make_paths_absolute(plain: Plain, folder: str = "") -> None:
-    """Make the paths of `data` absolute, from `folder`: a resumed run may have another working directory."""
+def make_paths_absolute(plain: Plain) -> None:
+    """Make the paths of `data` absolute, because a resumed run may have another working directory."""
     data = plain.get("data")
     if not isinstance(data, dict):
         return
     root = data.get("root")
     if isinstance(root, str) and root not in ("", "???") and not configs.is_address(root):
-        data["root"] = configs.absolute(root, folder)
+        data["root"] = configs.absolute(root)
     for key in ("class_names", "file", "path"):  # of which some values are no paths
         value = data.get(key)
-        path = Path(configs.absolute(value, folder)) if isinstance(value, str) else None
+        path = Path(configs.absolute(value)) if isinstance(value, str) else None
         if path is not None and (path.is_file() or (key == "path" and path.is_dir())):
             data[key] = str(path)
 
@@ -747,17 +724,8 @@ def _did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
     return f" Did you mean {form.format(near[0])}?" if near else ""
 
 
-# The packages that bring options of hydra/launcher, hydra/sweeper, hydra/hydra_logging and hydra/job_logging
-PLUGINS = {name: f"hydra-{name}-launcher" for name in ("joblib", "ray", "rq", "submitit")}
-PLUGINS |= {name: f"hydra-{name}-sweeper" for name in ("ax", "nevergrad")} | {"colorlog": "hydra-colorlog"}
-
-
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
-    """Return Hydra's message about an override, or a sentence that names the nearest key or option.
-
-    Args:
-        words: the command line, as `to_overrides` returns it.
-    """
+    """Return Hydra's message about an override, or a sentence that names the nearest key or option."""
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error))
     folders = folders_of(words)
     if isinstance(error, yaml.YAMLError):
@@ -774,8 +742,6 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         return f"`{group}` is chosen twice: choose it once, without +, and in a yaml with `override /{group}: OPTION`."
     if match := re.search("Could not override '(?:experiment|debug)/([^@']+)", text):
         return f"An option of /{match[1]} is chosen in a yaml with `override /{match[1]}: OPTION`, with the slash."
-    if match := re.search("In '(.+)': ConfigTypeError raised while composing", text):
-        return f"{match[1]}.yaml has a list where keys are needed, or keys where a list is: compare it with conf/."
     if match := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
         chosen = next((word for word in words if word.lstrip("+").startswith(f"{match[1]}=")), match[1]).lstrip("+")
         return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
@@ -784,16 +750,9 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         for word in words:  # an option may have a / itself
             if word.replace("=", "/", 1).lstrip("+") == match[1]:
                 group, _, name = word.lstrip("+").partition("=")
-        if group == "model" and "/" in name:
-            library, _, net = name.partition("/")
-            return f"`model={name}`: there is no such option. Write model={library} model.name={net}."
-        if package := PLUGINS.get(name.partition("_")[0]) if group.startswith("hydra/") else None:
-            return f"`{group}={name}` is of a plugin of Hydra that is not installed: pip install {package}."
         known = options(group, folders)
         if group.startswith("hydra/") or not known:  # Hydra and plugins have more
             known = sorted({*known, *re.findall("^\t([\\w-]+)$", text, re.MULTILINE)})
-        if named := [file for each in folders if (file := each / group / f"{name}.yml").is_file()]:
-            return f"`{group}={name}`: {named[0]} must be named {name}.yaml."
         if group == "data" and (os.sep in name or name in (".", "..")):
             folder = f"data=folder {shlex.quote(f'data.root={name}')}"
             return f"`data={name}`: there is no such option. For a folder of images write `{folder}`."
@@ -814,10 +773,6 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         reason = text.splitlines()[0]
         return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them ({reason})."
-    if match := re.search(r"Interpolation key '([^']+)' not found", text):
-        deleted = [word for word in words if word[:1] == "~" and f"{match[1]}.".startswith(f"{key_of(word)}.")]
-        if deleted:
-            return f"`{deleted[0]}`: another setting refers to {match[1]}: set it instead of deleting it."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"`{error.full_key}`: {text.splitlines()[0]}."
     return "\n".join(text.splitlines()[:12])
@@ -841,22 +796,19 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
             return f"`{word}` is a key of Optuna's sweeps: add -m sweep=optuna."
         return f"`{word}`: there is no such key. `{command.shown} --cfg hydra` lists the keys of Hydra."
     deletes = "~" * word.startswith("~")
-    deleted = next((each for each in words if each[:1] == "~" and f"{key}.".startswith(f"{key_of(each)}.")), None)
-    if not deletes and deleted and path[-1] in group:
-        return f"`{word}`: `{deleted}` deletes it: remove one of them."
     if deletes and path[-1] in group:
         return f"`{word}`: the key is null, which is as if it were deleted: remove the override."
     if not deletes and (path[0] == "my" or (path[0] == "callbacks" and "_target_" in word)):
         return f"`{word}`: there is no such key. `+{word}` adds it."
     arguments = [] if deletes else _arguments(group, path[-1])
-    others, form = arguments if isinstance(arguments, list) else [], f"`{deletes}{'.'.join((*path[:-1], '{}'))}`"
+    known, form = arguments if isinstance(arguments, list) else [], f"`{deletes}{'.'.join((*path[:-1], '{}'))}`"
     near = nearest(command.model, plain, path)
-    hint = _did_you_mean(path[-1], [*group, *others], form) if others else ""
+    hint = _did_you_mean(path[-1], [*group, *known], form) if known else ""
     hint = hint or (f" Did you mean `{deletes}{near}`?" if near not in (None, key) else "")
     hint = hint or _did_you_mean(path[-1], group, form)
     if not hint and path[0] in choices:
-        known = [name for name in group if name != "_target_"]
-        hint = f" {path[0]}={choices[path[0]]} has {', '.join(known) or 'no keys'}."
-    hint += f" {group['_target_']} takes {', '.join(others)}." if others else ""
+        keys = [name for name in group if name != "_target_"]
+        hint = f" {path[0]}={choices[path[0]]} has {', '.join(keys) or 'no keys'}."
+    hint += f" {group['_target_']} takes {', '.join(known)}." if known else ""
     adds = f" `+{word}` adds it." if not deletes and arguments is True else ""
     return f"`{word}`: there is no such key.{hint}{adds} `{command.shown} --help` lists all."

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import string
 from typing import Any
@@ -42,33 +41,15 @@ def save_dashboard(config: DictConfig) -> None:
     from alexlab.loggers.wandb_api import has_api_key
 
     workspace = build(plain)
-    if plain["dry_run"] and plain["format"] == "json":
+    if plain["dry_run"]:
         view = {key: plain[key] for key in ("entity", "project", "name", "x")}
-        print(json.dumps({**view, **plain["dashboard"]}, indent=2), flush=True)
-    elif plain["dry_run"]:
-        print("\n".join(outline(plain, workspace)), flush=True)
+        print(OmegaConf.to_yaml({**view, **plain["dashboard"]}), flush=True)
     elif has_api_key():
         save(workspace, plain)
     else:
         raise UserError(
             "The dashboard needs an API key of W&B: run `wandb login` or set WANDB_API_KEY. dry_run=true needs none."
         )
-
-
-def outline(plain: Plain, workspace: Any) -> list[str]:
-    """Return a line for the view, for each section, and for each panel with what it shows."""
-    project = "/".join(filter(None, (plain["entity"], plain["project"])))
-    lines = [f"view {plain['name']} of the project {project}, x axis {plain['x']}"]
-    for section, given in zip(workspace.sections, plain["dashboard"]["sections"].values(), strict=True):
-        lines.append(f"{section.name}{'' if section.is_open else ' (closed)'}")
-        for name, panel in given["panels"].items():
-            texts = {
-                key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in panel.items()
-            }
-            title = panel.get("title", name.replace("_", " "))
-            what = [f"{key}={text}" for key, text in texts.items() if key not in ("kind", "title")]
-            lines.append(f"  {panel['kind']:10} {title}: {' '.join(what)}")
-    return lines
 
 
 # -- from yaml to wandb-workspaces, which checks the values
@@ -98,12 +79,7 @@ def build(plain: Plain) -> Any:
 
 
 def build_panel(place: str, panel: Any, x: str) -> Any:
-    """Build one panel, whose keys may be any options of the class in wandb-workspaces.
-
-    Args:
-        place: key of the panel in the config, for messages; the last part is the title if the panel has none.
-        x: the axis of line plots.
-    """
+    """Build the panel at the key `place`, with any options of the class in wandb-workspaces; `x` is for line plots."""
     import wandb_workspaces.reports.v2 as wr
 
     kind = panel.get("kind") if isinstance(panel, dict) else None
@@ -144,12 +120,7 @@ def setting_or_summary(name: Any) -> Any:
 
 
 def make(cls: Any, place: str, values: Plain, fields: dict[str, str]) -> Any:
-    """Build an object of wandb-workspaces; UserError names a wrong key or value.
-
-    Args:
-        values: the fields by our keys.
-        fields: the names of the fields by our keys, if they differ.
-    """
+    """Build an object of wandb-workspaces; UserError names a wrong key or value. `fields`: our key -> another name."""
     from pydantic import ValidationError
 
     try:

@@ -27,8 +27,7 @@ from alexlab.analysis.calibration import (
 )
 from alexlab.analysis.intervals import NOISE, accuracy_interval, mcnemar
 from alexlab.analysis.runs import read_metrics, recorded_mode, steps_per_epoch
-from alexlab.callbacks.media import Media
-from alexlab.callbacks.media import Prediction as Mistake
+from alexlab.callbacks.media import Media, Mistake
 from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.fingerprint import changed_splits
@@ -76,20 +75,14 @@ class Prediction(NamedTuple):
 
 
 class Predictions(Callback):
-    """Keep the prediction of each tested image.
-
-    Attributes:
-        rows: path, relative to the folder of the images, and prediction, in the order of the test. A table may list an
-            image several times.
-        fingerprint: of the images.
-        logits: float32 (B, C) of each batch, on the CPU; only if `keep_logits`.
-    """
+    """Keep the prediction of each tested image."""
 
     def __init__(self, keep_logits: bool = False) -> None:
+        # path, relative to the folder of the images, and prediction; a table may list an image several times
         self.rows: list[tuple[str, Prediction]] = []
-        self.fingerprint: str | None = None
+        self.fingerprint: str | None = None  # of the images
         self.keep_logits = keep_logits
-        self.logits: list[Tensor] = []
+        self.logits: list[Tensor] = []  # float32 (B, C) of each batch, on the CPU
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.keys = iter(getattr(trainer.test_dataloaders, "batch_sampler", ()))
@@ -131,8 +124,8 @@ class Predictions(Callback):
 def evaluate(config: EvalConfig) -> float:
     """Test a run; print and write the metrics. Returns the top-1 accuracy, or what the run's `monitor` measures."""
     mirror.download_named(config.paths, config.run, config.ckpt)
-    run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
     logs = config.paths.local
+    run_dir = run_dirs.find_run(config.run, logs, config.ckpt)
     ckpt = config.ckpt if config.ckpt in ("best", "last") else "best"  # a file is the run's own
     mirror.download_named(config.paths, config.against, config.ckpt)
     second = run_dirs.find_run(config.against, logs, ckpt, "against") if config.against is not None else None
@@ -490,11 +483,7 @@ def check_images(dataset: dict[str, Any], data: Data) -> None:
 
 
 class Crops(torch.nn.Module):
-    """A network that averages over crops of each image.
-
-    Args:
-        cut: images (B, C, H, W) -> several (B, C, H', W').
-    """
+    """A network that averages over crops of each image. `cut`: images (B, C, H, W) -> several (B, C, H', W')."""
 
     def __init__(self, net: torch.nn.Module, cut: Callable[[Tensor], Sequence[Tensor]]) -> None:
         super().__init__()

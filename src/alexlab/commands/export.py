@@ -37,11 +37,7 @@ ONNX_BYTES = 1_500_000_000  # of weights; torch puts larger ones into a second f
 
 
 class FromPixels(nn.Module):
-    """Normalization and network in one: pixels in, logits out.
-
-    Args:
-        mean, std: of each of the C channels on a 0-1 scale.
-    """
+    """Normalization (mean and std of each channel on a 0-1 scale) and network in one: pixels in, logits out."""
 
     scale: Tensor
     shift: Tensor

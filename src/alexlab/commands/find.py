@@ -17,7 +17,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
 
 from alexlab.callbacks.freezing import Freezing
 from alexlab.commands.build import plain_trainer
@@ -90,9 +89,7 @@ class DivergedError(Exception):
 class RangeTest(Callback):
     """Raise the learning rate from step to step, and record the loss of each (Smith 2015, arXiv 1506.01186).
 
-    Args:
-        lr: the config's learning rate. Groups with another one, such as biases, keep their ratio to it.
-        accumulate: batches per optimizer step.
+    Groups with another rate than `lr`, the config's, such as biases, keep their ratio to it.
     """
 
     def __init__(self, lr: float, accumulate: int) -> None:
@@ -198,7 +195,9 @@ def largest_batch(config: TrainConfig, kind: str, data: Data, task: RunModule, p
 
     def fits(size: int) -> bool:
         rows = torch.arange(size) % len(first.targets)
-        batch = first._replace(images=first.images[rows], targets=first.targets[rows], **_crops(first, rows))
+        batch = first._replace(images=first.images[rows], targets=first.targets[rows])
+        if first.crops is not None:
+            batch = batch._replace(crops=(first.crops[0][rows], first.crops[1]))
         try:
             copied = copy.deepcopy(task)
             if config.compile:
@@ -218,16 +217,8 @@ def largest_batch(config: TrainConfig, kind: str, data: Data, task: RunModule, p
     return search(fits, plan.device_batch, data.images["train"])
 
 
-def _crops(batch: Batch, rows: Tensor) -> dict[str, Any]:
-    return {} if batch.crops is None else {"crops": (batch.crops[0][rows], batch.crops[1])}
-
-
 def search(fits: Callable[[int], bool], start: int, most: int) -> int:
-    """Return the largest size from 1 to `most` that fits, to an eighth; 0 if not even 1 does.
-
-    Args:
-        start: the first size to try.
-    """
+    """Return the largest size from 1 to `most` that fits, to an eighth, or 0; `start` is tried first."""
     good, bad = 0, most + 1
     size = min(start, most)
     while size > good and bad - good > max(1, good // 8):
@@ -253,11 +244,7 @@ def report_batch(size: int, plan: Plan) -> list[str]:
 def trainer_of(
     config: TrainConfig, kind: str, callbacks: list[Callback], steps: int, batches: int | None = None
 ) -> pl.Trainer:
-    """Build a Trainer with the run's precision and clipping, for `steps` optimizer steps.
-
-    Args:
-        batches: of an epoch.
-    """
+    """Build a Trainer with the run's precision and clipping, for `steps` optimizer steps; `batches` are an epoch's."""
     t = config.trainer
     return plain_trainer(
         kind,

@@ -25,19 +25,8 @@ from alexlab.engine.settings import is_own_checkpoint
 from alexlab.engine.validation import reset
 
 # top-level keys that are never copied from the earlier run
-NEW = (
-    "run_dir",
-    "overrides",
-    "paths",
-    "sweep",
-    "resume",
-    "dry_run",
-    "from_run",
-    "from_wandb",
-    "repeats",
-    "command",
-    "allow",
-)
+NEW = ["run_dir", "overrides", "paths", "sweep", "resume", "dry_run", "from_run", "from_wandb"]
+NEW += ["repeats", "command", "allow"]
 # keys whose value may be a path, of which W&B has only the last part
 PATHS = ["data.root", "data.file", "data.path", "data.class_names", "init_from", "ckpt_path", "task.teacher"]
 PATHS += ["loss.class_weights"]
@@ -81,9 +70,6 @@ def repeat(today: Plain) -> Repeated | None:
 
     Returns None if neither is set, or if `resume=auto` resumes a repetition that has already started.
 
-    Args:
-        today: the config that the command line composes.
-
     Raises:
         UserError: the run does not exist; overrides do not fit it; or the saved config lacks values, such as secrets.
     """
@@ -109,10 +95,7 @@ def repeat(today: Plain) -> Repeated | None:
 
 
 def _read_directory(today: Plain) -> Repeated:
-    sweep = Path(today["run_dir"]).parent
-    in_sweep = any(folder.name == "multiruns" for folder in sweep.parents)
-    besides = sweep if in_sweep else Path(today["run_dir"])  # all jobs of a sweep repeat the same run
-    run_dir = find_run(today["from_run"], configs.logs_of(today), "", "from_run", besides)
+    run_dir = find_run(today["from_run"], configs.logs_of(today), "", "from_run", Path(today["run_dir"]))
     dataset, last = read_summary(run_dir).get("dataset"), run_dir / "checkpoints" / checkpoint_io.LAST
     if dataset is None and last.is_file():  # a killed run has no summary
         dataset = checkpoint_io.load(last)["alexlab"]["dataset"]

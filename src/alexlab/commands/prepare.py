@@ -161,10 +161,9 @@ def compare_jobs(out: Path | str, before: dict[str, Any], job: dict[str, Any]) -
 
 
 def is_there(bucket: Bucket, job: dict[str, Any], is_new: bool) -> bool:
-    """Check whether a bucket has the result of this job; then its shards are compared with their checksums.
+    """Check whether a bucket has the result of this job; then the shards are compared with their checksums.
 
-    Args:
-        is_new: whether no preparation of this machine is to be continued.
+    If `is_new`, no preparation of this machine is to be continued.
 
     Raises:
         UserError: the address has something else.
@@ -255,8 +254,7 @@ def write_split(
             shards.append(shard)
             send(shard["file"])
             broken |= errors
-    common = set.intersection(*(set(part) for part in parts))  # an earlier version wrote fewer
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key in common}
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     joined["ends"] = np.cumsum(joined.pop("lengths"))
     buffer = io.BytesIO()
     np.savez(buffer, **joined)  # type: ignore[arg-type]
@@ -264,8 +262,7 @@ def write_split(
         file.write(buffer.getvalue())
     send(f"{split}.npz")
     entry: dict[str, Any] = {"images": len(joined["targets"]), "shards": [s for s in shards if s["bytes"]]}
-    if CRCS in common:
-        entry["arrays"] = {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+    entry["arrays"] = {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
     return entry, broken
 
 
@@ -281,13 +278,7 @@ def in_order(pool: ReaderThreads, function: Callable[[int], T], numbers: range, 
 
 
 def write_shard(
-    out: Path,
-    split: str,
-    number: int,
-    index: Index,
-    images: Iterator[Converted],
-    first: int,
-    max_bytes: int,
+    out: Path, split: str, number: int, index: Index, images: Iterator[Converted], first: int, max_bytes: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str], int]:
     """Write one shard from image `first` on; return the shard's entry and arrays, broken files and the next image."""
     name = f"{split}-{number:05d}.shard"

@@ -29,13 +29,7 @@ log = logging.getLogger("alexlab")
 
 
 class RunSession:
-    """Hold the directory, lock, log and W&B run of a run that trains, and record the status at the end.
-
-    Attributes:
-        measured: what `summaries.metrics_of` returns after the training.
-        results: further entries of summary.json.
-        summary: the content of summary.json, once the run has ended.
-    """
+    """Hold the directory, lock, log and W&B run of a run that trains, and record the status at the end."""
 
     def __init__(
         self, config: TrainConfig, experiment: Experiment, recorder: SignalRecorder, ranks: Ranks, notes: list[str]
@@ -48,9 +42,9 @@ class RunSession:
         self.is_open = False  # whether the directory belongs to this run; only rank 0 writes into it
         self.is_created = False  # whether the directory is new, or was empty
         self.status: Status = "failed"
-        self.measured: dict[str, Any] = {}
-        self.results: dict[str, Any] = {}
-        self.summary: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}  # by `summaries.metrics_of`, after the training
+        self.results: dict[str, Any] = {}  # further entries of summary.json
+        self.summary: dict[str, Any] = {}  # the content of summary.json, once the run has ended
         self.mirror: Mirror | None = None
         self._lock = contextlib.ExitStack()
 
@@ -86,6 +80,8 @@ class RunSession:
 
     def _open_directory(self) -> None:
         """Create the run directory, or reset that of a resumed run to the checkpoint, and start the loggers.
+
+        If another process trains this run, or a logger does not start, a resumed run is not changed.
 
         Raises:
             UserError: another process trains this run, or a logger does not start. In both cases, a resumed run is not
@@ -193,7 +189,7 @@ class RunSession:
         is_lost = isinstance(replacement, RankLostError)
         if self.is_first:
             requeues = summaries.is_requeued(config, stopped_by, is_lost and not self.ranks.has_failed())
-        else:  # rank 0 may be the lost one; if it had an error of its own, it has written so
+        else:  # rank 0 may be the lost one; if it had an error itself, it has written so
             asks = is_lost and self.ranks.rank == 1 and summaries.is_requeued(config, None, is_lost)
             shares = asks and (self.path / "config.yaml").is_file()  # whether the machines have a common file system
             failed = shares and run_dir.read_summary(self.path).get("status") == "failed"

@@ -191,11 +191,7 @@ def report_stop(experiment: "Experiment") -> None:
 
 
 def bound_by(wait: float, data: Data) -> str:
-    """Return whether the input or the device limits the speed of a training, and what would help.
-
-    Args:
-        wait: fraction of the training time in which the device waited for data, 0 to 1.
-    """
+    """Return what limits the speed if the device waited for data in the fraction `wait` of the time, and what helps."""
     if wait < INPUT_BOUND:
         return f"Device-bound: the device waited for data {wait:.0%} of the time."
     if not isinstance(data, ImageFolders):

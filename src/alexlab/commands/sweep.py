@@ -32,10 +32,10 @@ from alexlab.engine import config as configs
 from alexlab.engine import schema, validation
 from alexlab.engine.config import CONF, Plain
 from alexlab.engine.errors import RunFailedError, UserError, counted
-from alexlab.engine.overrides import command_line, in_quotes
-from alexlab.engine.overrides import shown as shown_value
+from alexlab.engine.overrides import command_line, in_quotes, shown
 from alexlab.engine.process import CORES, cores, importing
-from alexlab.engine.run_dir import shown, write_json
+from alexlab.engine.run_dir import shown as shown_path
+from alexlab.engine.run_dir import write_json
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.sweeps import agent
 
@@ -53,11 +53,7 @@ Compose = Callable[[int, list[str]], Plain]  # number and overrides of a job -> 
 
 
 def check_jobs(model: type[schema.Group], compose: Compose, jobs: list[list[str]]) -> None:
-    """Check the configs of jobs. `jobs` has the overrides of each.
-
-    Raises:
-        UserError: some are wrong. The message has each mistake once, with the jobs that have it.
-    """
+    """Check the configs of jobs with these overrides. A UserError has each mistake once, with the numbers of jobs."""
     wrong: dict[str, list[int]] = {}
     places: dict[Any, list[int]] = {}
     for number, overrides in enumerate(jobs):
@@ -111,20 +107,13 @@ def values_of_grid(override: Override) -> list[str]:
 
 @dataclass(frozen=True)
 class End:
-    """How a job ended. Launchers bring it from other processes and machines.
+    """How a job ended. Launchers bring it from other processes and machines."""
 
-    Attributes:
-        score: the best value of `monitor`; None if the job failed.
-        folder: of the sweep; None for a dry run.
-        failure: "job 3 (optimizer.lr=0.1): why"; None if the job did not fail.
-        code: exit code of the job.
-    """
-
-    score: float | None = None
-    folder: str | None = None
+    score: float | None = None  # the best value of `monitor`; None if the job failed
+    folder: str | None = None  # of the sweep; None for a dry run
     monitor: str = "val/acc1"
-    failure: str | None = None
-    code: int = 0
+    failure: str | None = None  # "job 3 (optimizer.lr=0.1): why"; None if the job did not fail
+    code: int = 0  # exit code of the job
 
 
 Launch = Callable[[int, list[str], int], End]  # number, overrides and place of a job
@@ -165,17 +154,13 @@ def run_jobs(launch: Launch, jobs: Iterator[tuple[int, list[str]]], at_once: int
 
 
 def finish(ends: list[End], keep_going: bool) -> None:
-    """Print the table of a sweep's jobs.
-
-    Raises:
-        RunFailedError: jobs failed.
-    """
+    """Print the table of a sweep's jobs. Raises RunFailedError if jobs failed."""
     for folder in dict.fromkeys(end.folder for end in ends if end.folder is not None):
         from alexlab.analysis.compare import sweep_table
 
         width = shutil.get_terminal_size((160, 24)).columns
         print("\n".join(sweep_table(Path(folder), ends[-1].monitor, width)))
-        print("compare its jobs:", command_line("compare", f"runs={shown(Path(folder).absolute())}"), flush=True)
+        print("compare its jobs:", command_line("compare", f"runs={shown_path(Path(folder).absolute())}"), flush=True)
     if failed := [end for end in ends if end.failure]:
         lines = [f"{counted(len(failed), 'job')} of the sweep failed:", *(f"  {end.failure}" for end in failed)]
         if not keep_going:
@@ -204,7 +189,7 @@ def check_launcher(launcher: Any, n_jobs: int | None) -> None:
         if part in launcher["_target_"] and find_spec(module) is None:
             raise UserError(f"This hydra/launcher needs an extra: pip install 'alexlab[{extra}]'.")
     if n_jobs is not None and not (type(n_jobs) is int and n_jobs > 0):
-        raise UserError(f"`hydra.sweeper.n_jobs={shown_value(n_jobs)}` must be a whole number of at least 1, or null.")
+        raise UserError(f"`hydra.sweeper.n_jobs={shown(n_jobs)}` must be a whole number of at least 1, or null.")
     if runs_here(launcher) and n_jobs not in (None, 1):
         raise UserError(
             f"`hydra.sweeper.n_jobs={n_jobs}`: Hydra's basic launcher runs one job after the other: add "
@@ -213,12 +198,9 @@ def check_launcher(launcher: Any, n_jobs: int | None) -> None:
 
 
 def places(launcher: Any, n_jobs: int | None, jobs: int) -> int:
-    """Return how many jobs run at once.
+    """Return how many of `jobs` jobs run at once.
 
-    Args:
-        launcher: hydra.launcher.
-        n_jobs: hydra.sweeper.n_jobs. None is as many as there are GPUs if the jobs run on this machine, else `jobs`.
-        jobs: their number.
+    n_jobs=null means as many as this machine has GPUs if the jobs run on this machine, else all.
     """
     if runs_here(launcher):
         return 1
@@ -244,11 +226,9 @@ def gpus() -> list[str]:
 
 
 def shares(at_once: int, own: Any) -> list[list[str]]:
-    """Return, for each place, overrides that give its jobs their part of this machine: cores, and GPUs of their own
-    if there are enough.
+    """Return, for each place, overrides that give a job a part of this machine: cores, and GPUs as far as they go.
 
-    Args:
-        own: hydra.job.env_set, the variables that the user sets.
+    `own` is hydra.job.env_set, the variables that the user sets.
     """
     visible, count = gpus(), max(1, cores() // at_once)
     each = len(visible) // at_once
@@ -281,7 +261,6 @@ def run_study(
     Args:
         given: the keys of `hydra.sweeper`.
         overrides: the ranges to search, and what all trials share.
-        folder: of the trials' runs.
         run: runs jobs, see `run_jobs`.
     """
     optuna = import_optuna()
@@ -490,7 +469,7 @@ def _save_results(study: "optuna.Study", monitor: str, folder: Path) -> None:
 
     try:
         plots = study_plots.draw(study, monitor, folder / "figures")
-        print(f"plots: {', '.join(shown(path) for path in plots)}", flush=True)
+        print(f"plots: {', '.join(shown_path(path) for path in plots)}", flush=True)
     except Exception as error:  # a plot must not turn a complete study into a failed command
         print(f"warning: the study's plots could not be drawn ({type(error).__name__}: {error})", flush=True)
 
@@ -650,7 +629,7 @@ def _written(value: Any) -> str:
     """Write a value in Hydra's grammar."""
     if isinstance(value, str) and not PLAIN.fullmatch(value):
         return in_quotes(value)
-    return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else validation.shown(value)
+    return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else shown(value)
 
 
 def check_agent(config: TrainConfig) -> None:

@@ -65,6 +65,9 @@ def write_demo(root: Path, seed: int = 0, per_class: dict[str, int] | None = Non
     Args:
         seed: the same seed gives the same bytes.
         per_class: images per class of each split.
+
+    Raises:
+        UserError: `root` contains files of the user, or demo images of different settings.
     """
     counts = per_class or IMAGES_PER_CLASS
     wanted = {"format": FORMAT, "seed": seed, "image_size": SIDE, "per_class": counts, "quality": QUALITY}

@@ -27,6 +27,9 @@ def write_fashion_mnist(root: Path, idx: str) -> None:
 
     Args:
         idx: the folder of the idx files, plain or gzipped; or "auto": Debian's files, else a download.
+
+    Raises:
+        UserError: the files are missing or damaged.
     """
     if (root / "train").is_dir():
         if idx != "auto":

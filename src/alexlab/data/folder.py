@@ -104,6 +104,9 @@ def scan(folder: Path, classes: tuple[str, ...] | None = None, visited: dict[byt
         classes: the classes of the training split, which the folder may not exceed. None is for the training split
             itself, where every class needs an image.
         visited: filled with each folder that was read, and the time of its last change in nanoseconds.
+
+    Raises:
+        UserError: no class folders, an empty class, a class that `classes` lacks, or a link in a circle.
     """
     visited = {} if visited is None else visited
     with contextlib.suppress(OSError):  # `class_folders` reports it
@@ -189,6 +192,9 @@ def images_below(
     Args:
         visited, ignored: filled; see `scan` and `ImageIndex`.
         real: filled with the real path of each folder, and the path that led to it.
+
+    Raises:
+        UserError: a link leads to a folder that was read already, or that contains the link; or splits are in a class.
     """
     images, mixed = list[bytes](), list[str]()
     top = os.fsencode(folder) + b"/"
@@ -271,7 +277,11 @@ def find_splits(
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders train, val and test in `root`, as far as they exist, by any of `SPELLINGS`."""
+    """Return the folders train, val and test in `root`, as far as they exist, by any of `SPELLINGS`.
+
+    Raises:
+        UserError: two folders are the same split.
+    """
     found: dict[str, Path] = {}
     names = class_folders(root)
     for name in names:

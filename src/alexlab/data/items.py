@@ -117,6 +117,9 @@ def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.n
         labels: a number or a name per image; or, if an image has any number of classes, a row of 0 and 1, or a set.
         classes: the names, in the order of the targets; None: those of the labels.
         where: names image i.
+
+    Raises:
+        UserError: a label is outside the classes, or of another type.
     """
     if len(labels) and isinstance(labels[0], set):
         rows = [row for row, several in enumerate(labels) for _ in several]

@@ -25,6 +25,9 @@ class ReaderThreads(Executor):
     Two things differ from a ThreadPoolExecutor. Nothing waits for these threads without a limit, so that a process can
     exit while a thread hangs on a disk. And torch's operations start no further threads in them: these would be more
     than the cores.
+
+    Raises:
+        UserError: the system does not allow that many threads.
     """
 
     def __init__(self, count: int) -> None:

@@ -19,7 +19,11 @@ Key = tuple[int, int]
 
 
 def sampling_weights(sampler: str, index: Any) -> np.ndarray | None:
-    """Return the relative frequency of each image for `data.sampler`: float64 (N,), None if all are equal."""
+    """Return the relative frequency of each image for `data.sampler`: float64 (N,), None if all are equal.
+
+    Raises:
+        UserError: the images lack what the sampler needs.
+    """
     if sampler == "shuffle":
         return None
     if sampler == "balanced":

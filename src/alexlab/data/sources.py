@@ -27,6 +27,9 @@ def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trust
     Args:
         facts: the arguments of `ImageFolders` that are not keys of conf/data.
         trusted: packages that the config may name, see `targets`.
+
+    Raises:
+        UserError: the class does not exist, is not allowed, or refuses the keys.
     """
     keys, source = config.model_dump(), config.target
     ours = {key: keys[key] for key in fields_of(DataConfig) if key != "_target_"}

@@ -28,6 +28,9 @@ def split(index: Any, fractions: dict[str, float], seed: int) -> dict[str, Any]:
 
     Args:
         fractions: of the images that each split except train gets, such as {"val": 0.1, "test": 0.1}; above 0.
+
+    Raises:
+        UserError: a class has too few images for each split to get one.
     """
     names = ["train", *fractions]
     if index.targets.ndim == 2 or index.groups is not None:
@@ -106,6 +109,9 @@ def cross_validation(
         folds: number of folds, at least 2.
         fold: number of the fold to validate on, from 0.
         test_fraction: of the images to hold out first, if `splits` has no test; 0 for none.
+
+    Raises:
+        UserError: too few images or groups; or the index has folds, and these are not 0 to folds - 1.
     """
     parts = [splits[name] for name in ("train", "val") if name in splits]
     pooled = {**splits, "train": Selection(parts, np.arange(sum(map(len, parts))))}
@@ -116,7 +122,11 @@ def cross_validation(
 
 
 def fold_of_images(index: Any, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each image, int64 (N,): the column of the index, or by (seed, group) or (seed, class)."""
+    """Return the fold of each image, int64 (N,): the column of the index, or by (seed, group) or (seed, class).
+
+    Raises:
+        UserError: see `cross_validation`.
+    """
     fold_column, groups = index.folds, index.groups
     if fold_column is not None:
         present = np.unique(fold_column).tolist()

@@ -14,7 +14,11 @@ from alexlab.engine.errors import UserError
 
 
 class Table:
-    """All images of a table. The arguments are keys of conf/data/table.yaml, and those of conf/data/_base.yaml."""
+    """All images of a table. The arguments are keys of conf/data/table.yaml, and those of conf/data/_base.yaml.
+
+    Raises:
+        UserError: a column is missing, a row is wrong, or images do not exist.
+    """
 
     def __init__(
         self,

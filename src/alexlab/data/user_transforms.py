@@ -114,7 +114,11 @@ class UserTransforms:
         self.alone = False  # whether the transforms have drawn from NumPy's or Python's global generator
 
     def __call__(self, image: Tensor, size: tuple[int, ...], seed: int) -> Tensor:
-        """Transform a uint8 image (C, H, W), which is not changed, to (C, *size)."""
+        """Transform a uint8 image (C, H, W), which is not changed, to (C, *size).
+
+        Raises:
+            UserError: a transform returns something else.
+        """
         if not self.alone:
             with GENERATORS.unused() as was_used:
                 transformed = self._apply(image, size, seed)

@@ -14,6 +14,9 @@ class WebDataset:
 
     The class of the image KEY.jpg is in KEY.cls or KEY.json ({"label": ...}), or is the image's folder. The name of a
     tar begins with the split; otherwise the tar has training images.
+
+    Raises:
+        UserError: no tar exists, one is damaged, or an image has no class.
     """
 
     def __init__(self, root: str) -> None:

@@ -20,8 +20,6 @@ ROOT = Path(__file__).resolve().parents[3]  # the project's folder
 CONF = ROOT / "conf"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-LARGEST_CONFIG = 2**20  # bytes
-
 # A value that is nothing but a reference to an environment variable: ${oc.env:WANDB_NOTES}
 REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
 SHORTEST_SECRET = 4  # characters: replacing a shorter value would damage unrelated words
@@ -72,19 +70,13 @@ def look_up(node: Any) -> Any:
 
 def masker(plain: Plain) -> Callable[[str], str]:
     """Return a function that replaces, in a text, the values of the variables that the config keeps as references."""
-    secrets: dict[str, str] = {}
-
-    def collect(text: str) -> str:
-        if reference := REFERENCE.fullmatch(text):
-            secrets[os.environ.get(reference[1], "")] = text
-        return text
+    kept = repr([plain.get(section) for section in KEEPS_REFERENCES])
+    secrets = {os.environ.get(reference[1], ""): reference[0] for reference in REFERENCE.finditer(kept)}
 
     def mask(text: str) -> str:
         for value in sorted(secrets, key=len, reverse=True):
             text = text.replace(value, secrets[value]) if len(value) >= SHORTEST_SECRET else text
         return text
-
-    each_text([plain.get(section) for section in KEEPS_REFERENCES], collect)
 
     return mask
 
@@ -118,9 +110,9 @@ def use_own_disk_cache(config: Plain, overridden: Container[str]) -> None:
         config["data"]["disk_cache"] = f"{config['paths']['data']}/cache"
 
 
-def absolute(path: str, folder: str = "") -> str:
-    """Make a path absolute, from `folder`, and expand ~; symbolic links are not resolved."""
-    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))  # noqa: PTH100, PTH111
+def absolute(path: str) -> str:
+    """Make a path absolute, and expand ~; symbolic links are not resolved."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 # -- as files
@@ -136,8 +128,6 @@ def read(path: Path) -> Any:
     """Return the content of a yaml file, with references as they are; UserError if it is missing or is not yaml."""
     if not path.is_file():
         raise UserError(f"{path} is not a file.")
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise UserError(f"{path} has more than {LARGEST_CONFIG:,} bytes, which no run's config has.")
     try:
         return parsed(path.read_bytes())
     except ValueError as error:

@@ -82,7 +82,7 @@ def choose_precision(wanted: Any, kind: str) -> Any:
     Raises:
         UserError: 16-mixed on a CPU, where Lightning would silently use bf16-mixed.
     """
-    if kind == "cpu" and wanted in ("16-mixed", 16):
+    if kind == "cpu" and wanted in ("16-mixed", 16):  # Lightning would silently use bf16-mixed
         raise UserError(f"`trainer.precision={wanted}` needs a GPU: on a CPU use bf16-mixed, 32-true or auto.")
     if wanted != "auto":
         return wanted

@@ -13,11 +13,7 @@ class UserError(ValueError):
 
 
 class RunFailedError(RuntimeError):
-    """A run on several devices, or a sweep, failed; the tracebacks are printed already.
-
-    Attributes:
-        code: exit code of the command.
-    """
+    """A run on several devices, or a sweep, failed; the tracebacks are printed already. `code` is the exit code."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -73,11 +69,13 @@ def mistake(error: BaseException) -> str | None:
         return "a path begins with ~, and the home folder of that user is not known: write the whole path."
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # of tempfile
         return "no folder for temporary files can be written: set the environment variable TMPDIR to one."
+    if isinstance(error, FileNotFoundError) and error.errno and not error.filename:  # of os.getcwd
+        return "the working directory was removed: cd to another one."
     return None
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: "1 image", "1,200 images", "2 batches"."""
+    """Return a number with a noun: "1 image", "1,200 images", "2 batches"."""
     plural = "es" if noun.endswith(("s", "tch")) else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 

@@ -152,11 +152,7 @@ def locked_inodes() -> set[int]:
 
 
 def is_training(run_dir: Path, locked: set[int]) -> bool:
-    """Check whether a process of this machine trains a run.
-
-    Args:
-        locked: as `locked_inodes` returns.
-    """
+    """Check whether a process of this machine trains a run. `locked` is what `locked_inodes` returns."""
     path = run_dir / RANK_LOCK
     if not path.is_file() or path.stat().st_ino not in locked:
         return False

@@ -85,19 +85,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Started:
-    """This process as one of several ranks.
+    """This process as one of several ranks."""
 
-    Attributes:
-        by: what has started it: alexlab (`run_workers`), torchrun, srun, or "RANK and WORLD_SIZE".
-        rank, world: the number of this rank, and that of all ranks.
-        local_rank, local: the same on this machine; None if unknown.
-    """
-
-    by: str
+    by: str  # what has started it: alexlab (`run_workers`), torchrun, srun, or "RANK and WORLD_SIZE"
     rank: int
-    world: int
-    local_rank: int | None = None
-    local: int | None = None
+    world: int  # the number of all ranks
+    local_rank: int | None = None  # on this machine; None if unknown
+    local: int | None = None  # the number of ranks on this machine; None if unknown
 
 
 MPI = ("OMPI_COMM_WORLD", "PMI", "MV2_COMM_WORLD")  # prefixes of the variables that an mpirun sets
@@ -106,8 +100,7 @@ MPI = ("OMPI_COMM_WORLD", "PMI", "MV2_COMM_WORLD")  # prefixes of the variables 
 def started() -> Started | None:
     """Return this rank as the environment describes it; None if this process is the only one.
 
-    Raises:
-        UserError: the environment names several processes, and not which of them this is; or a variable is no number.
+    An environment that names several processes, and not which of them this is, raises UserError.
     """
     world, rank, tasks = _number("WORLD_SIZE"), _number("RANK"), _number("SLURM_NTASKS") or 1
     local = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
@@ -237,11 +230,9 @@ def report_to_parent(**what: str) -> None:
 
 
 def run_workers(config: dict[str, Any], world_size: int, threads: int, port: int | None) -> Outcome:
-    """Train `config` on `world_size` processes of this machine. If one fails, all are stopped.
+    """Train `config` on `world_size` processes of this machine, of `threads` OpenMP threads. If one fails, all stop.
 
-    Args:
-        threads: OpenMP threads of each process.
-        port: where the ranks meet; None takes a free one.
+    The ranks meet at `port`; None takes a free one.
     """
     # TORCH_CPP_LOG_LEVEL hides the stacks that torch prints when another rank stops
     shared = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": str(threads), **os.environ}

@@ -17,10 +17,6 @@ def lower_is_better(name: str) -> bool:
 
 
 def is_always_one(name: str, values: Iterable[float | None], num_classes: int | None = None) -> bool:
-    """Return whether this is a top-5 accuracy that is always 1, as with five classes or fewer.
-
-    Args:
-        num_classes: None if it is unknown; the values then decide alone.
-    """
+    """Return whether this is a top-5 accuracy that is always 1, as with five classes or fewer."""
     is_top5 = re.search(r"(^|/)acc5(_step|_10crops)?$", name) is not None and (num_classes or 5) <= 5
     return is_top5 and all(value in (1, None) for value in values)

@@ -38,12 +38,9 @@ SKIPPED = {"wandb", "mlruns"}  # folders of loggers, which have servers of their
 
 
 class Mirror:
-    """Copies a run to a bucket while it trains: `hold`, then `start`, then `finish`.
+    """Copies a run to the bucket `paths.logs` while it trains: `hold`, then `start`, then `finish`.
 
-    Args:
-        paths: `paths.logs` is the address of a bucket.
-        run_dir: the run's directory on this machine.
-        patience: seconds to wait for a server that does not answer.
+    A server that does not answer is waited for `patience` seconds.
 
     Raises:
         UserError: the run's directory is not in the folder of this machine that belongs to `logs`.
@@ -76,7 +73,8 @@ class Mirror:
         Args:
             job: name of the scheduler's job, see `launcher.job`.
             breaks: take the run over from any machine.
-            is_new: whether the bucket must not have the run yet.
+            is_new: whether the bucket must not have the run yet. A resumed run must not have been continued on
+                another machine after it was downloaded.
 
         Raises:
             UserError: another machine trains the run; or a new one exists already; or a resumed one was continued on
@@ -159,7 +157,7 @@ class Mirror:
             hashes = read_sums(folder).get(name)
             if not hashes or not (folder / name).is_file():
                 continue
-            # a process that was killed while it sent a file has listed the hash, perhaps beside the one before
+            # a process that was killed while it sent a file has listed the hash, perhaps after the one before
             has_arrived = self._listed.get(name) == hashes[-1:] and self.bucket.entry(f"checkpoints/{name}") is not None
             if not has_arrived:
                 self._keep(folder / name)
@@ -197,7 +195,7 @@ class Mirror:
         except BaseException as error:
             what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
             self.error = UserError(
-                f"The run was not copied to {self.bucket.address} to its end: {what} On this machine it is whole: "
+                f"The run was not copied to {self.bucket.address} to the end: {what} On this machine it is whole: "
                 f"{self.run_dir}"
             )
 
@@ -293,10 +291,7 @@ def hashes_in(run_dir: Path, name: str) -> list[str]:
 
 
 def download_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] = CHECKPOINTS) -> None:
-    """Download a run to the run's directory, unless this machine has something newer.
-
-    Args:
-        checkpoints: the files in checkpoints/ that are needed.
+    """Download a run to the run's directory, with these checkpoints, unless this machine has something newer.
 
     Raises:
         UserError: the checkpoints in the bucket are damaged, or the server does not answer.
@@ -386,8 +381,7 @@ def is_same(path: Path, entry: Entry) -> bool:
 def download_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
     """Download the run of this name, or the newest one for "latest", if the bucket has it.
 
-    Args:
-        ckpt: "best" or "last" if no other checkpoint is needed.
+    `ckpt` is "best" or "last" if no other checkpoint is needed.
     """
     if named is None or not is_address(paths.logs):
         return

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import PurePath
 from typing import Any
 
-from alexlab.engine.config import Plain
+from alexlab.engine.config import Plain, each_text
 from alexlab.engine.overrides import by_key, key_of
 from alexlab.engine.run_dir import name_of
 from alexlab.engine.settings import IGNORED, REPETITIONS, canonical, settings_of
@@ -132,15 +132,11 @@ PATH = re.compile(r"""([~+]{0,2}[\w.@/-]*=)?(['"]?)((?:~|\.{0,2})/(?=\S).*)\2"""
 
 def without_paths(node: Any) -> Any:
     """Return plain values with only the last part of each path, and text that can be encoded."""
-    if isinstance(node, dict):
-        return {key: without_paths(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [without_paths(value) for value in node]
-    if not isinstance(node, str):
-        return node
-    if match := PATH.fullmatch(node):
-        key, quote, path = match.groups()
-        node = f"{key or ''}{quote}{PurePath(path).name}{quote}"
-    else:
-        node = FOLDERS.sub("", node)
-    return printable(node, "\n\r\t")
+
+    def shortened(text: str) -> str:
+        if match := PATH.fullmatch(text):
+            key, quote, path = match.groups()
+            return printable(f"{key or ''}{quote}{PurePath(path).name}{quote}", "\n\r\t")
+        return printable(FOLDERS.sub("", text), "\n\r\t")
+
+    return each_text(node, shortened)

@@ -13,25 +13,15 @@ from alexlab.engine.errors import UserError
 
 @dataclass(frozen=True)
 class Override:
-    """One override of a command line.
+    """One override of a command line."""
 
-    Attributes:
-        text: the whole override: "optimizer.lr=0.1".
-        key: "optimizer.lr", or a group: "optimizer".
-        value: the parsed value: 0.1. A reference to another key stays text: "${seed}".
-        leaves: value by key, without mappings: {"trainer.max_epochs": 2} for `trainer={max_epochs:2}`.
-        deletes: it begins with ~.
-        adds: it begins with + or ++.
-        chooses: it chooses an option of a group in conf/, or a list of several.
-    """
-
-    text: str
-    key: str
-    value: Any
-    leaves: Mapping[str, Any]
-    deletes: bool
-    adds: bool
-    chooses: bool
+    text: str  # the whole override: "optimizer.lr=0.1"
+    key: str  # "optimizer.lr", or a group: "optimizer"
+    value: Any  # the parsed value: 0.1. A reference to another key stays text: "${seed}"
+    leaves: Mapping[str, Any]  # value by key, without mappings: {"trainer.max_epochs": 2} for trainer={max_epochs:2}
+    deletes: bool  # the text begins with ~
+    adds: bool  # the text begins with + or ++
+    chooses: bool  # an option of a group in conf/ is chosen, or a list of several
 
 
 def parse(overrides: Iterable[str]) -> list[Override]:
@@ -93,11 +83,18 @@ def command_line(verb: str, *overrides: str) -> str:
     return shlex.join([*(["python", script] if is_here else ["alexlab", verb]), *overrides])
 
 
+LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|null|yes|no|on|off", re.IGNORECASE)
+
+
 def shown(value: Any) -> str:
-    """Return a value as it is written in yaml and on a command line."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    """Return a value as yaml and the command line write it: true, null, [0.5, 1.0], {a: 1}, '32' for a text."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{shown(key)}: {shown(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(shown(item) or "''" for item in value) + "]"
+    if isinstance(value, str):
+        return f"'{value}'" if LIKE_ANOTHER_TYPE.fullmatch(value) else value
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 # -- nested dicts

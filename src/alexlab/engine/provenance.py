@@ -45,8 +45,7 @@ class GitError(Exception):
 def save(run_dir: Path, root: Path = ROOT) -> str | None:
     """Write code.json and code.patch of a new run; those of a resumed run stay as they are.
 
-    Returns:
-        A warning if the code of a new run is not known, or if the code of a resumed run has changed; otherwise None.
+    Returns a warning if the code of a new run is not known, or if the code of a resumed run has changed, else None.
     """
     if (run_dir / "code.json").is_file():
         apply = shlex.join(["git", "apply", rundir.shown(run_dir / "code.patch")])
@@ -96,10 +95,7 @@ def difference(then: dict[str, Any], name: str, apply_command: str, root: Path =
     """Describe how the current code differs from that of the run `name`, and how to restore it; None if it is the same.
 
     The code is compared, not the commit: new documents, or changes that were committed since, make no difference.
-
-    Args:
-        then: content of the run's code.json.
-        apply_command: command that applies the run's patch.
+    `then` is the content of the run's code.json, and `apply_command` applies the run's patch.
     """
     commit, digest, reason = then.get("commit"), then.get("patch_sha256"), then.get("left_out")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):

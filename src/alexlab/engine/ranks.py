@@ -43,20 +43,11 @@ class Environment(TorchElasticEnvironment):
 
 
 class Ranks:
-    """The ranks of a run, of which this process is one.
-
-    Args:
-        store: connects the ranks; None for a single one.
-        rank, size: the number of this rank, and that of all ranks.
-        minutes: for which a rank waits.
-
-    Attributes:
-        hosts: the name of each rank's machine.
-    """
+    """The ranks of a run, of which this process is one. `store` connects them, and a rank waits for `minutes`."""
 
     def __init__(self, store: Any = None, rank: int = 0, size: int = 1, minutes: float = 10) -> None:
         self.store, self.rank, self.size, self.minutes = store, rank, size, minutes
-        self.hosts = [socket.gethostname()]
+        self.hosts = [socket.gethostname()]  # of each rank
         self._numbers = itertools.count()
         self._gloo: Any = None
 
@@ -100,7 +91,7 @@ class Ranks:
                 self.store.set("failed", "")
 
     def has_failed(self) -> bool:
-        """Check whether a rank has ended with an error of its own, so that it was not just lost."""
+        """Check whether a rank has ended with an error itself, so that it was not just lost."""
         try:
             return self.size > 1 and self.store.check(["failed"])
         except RuntimeError:  # the store is gone
@@ -208,9 +199,7 @@ class Ranks:
 def meet(minutes: float, mistake: str | None = None) -> Ranks:
     """Connect all ranks. Sets the variables that torchrun sets: RANK, LOCAL_RANK, MASTER_ADDR and the like.
 
-    Args:
-        minutes: for which a rank waits.
-        mistake: what is wrong with the command on this rank.
+    `mistake` is what is wrong with the command on this rank.
 
     Raises:
         UserError: on rank 0, the mistakes of all ranks; the port of rank 0 is in use; or see `launcher.started`.
@@ -254,13 +243,10 @@ def meet(minutes: float, mistake: str | None = None) -> Ranks:
 
 def connect(this: launcher.Started, end: float) -> Any:
     """Connect to the store that rank 0 serves at MASTER_ADDR:MASTER_PORT, in short steps, between which signals are
-    handled. torch's process group will use the same store.
+    handled, until the time `end`. torch's process group will use the same store.
 
     torchrun's agents have a store of their own, which keeps the keys of earlier starts: ranks that are started again,
     or joined by more, would fail or read old answers. It only says where rank 0 is.
-
-    Args:
-        end: when to give up, by `time.monotonic`.
 
     Raises:
         OSError, RuntimeError: rank 0 does not answer, or its port is in use.

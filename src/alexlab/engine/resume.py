@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alexlab.engine import checkpoint_io, validation
+from alexlab.engine import checkpoint_io
 from alexlab.engine import config as configs
 from alexlab.engine.config import Plain
 from alexlab.engine.errors import UserError, counted
@@ -35,23 +35,14 @@ ENDS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
 
 @dataclass(frozen=True)
 class Resumed:
-    """The run that `resume=` names.
+    """The run that `resume=` names."""
 
-    Attributes:
-        config: the run's config with the overrides, not yet validated; today's config if a new run starts.
-        run_dir: the run's directory.
-        ckpt_path: the newest undamaged checkpoint; None if the run has none yet.
-        resumes: false if `resume=auto` starts a new run.
-        finished: true if `resume=auto` names a complete run, so that nothing is left to do.
-        notes: lines to print once.
-    """
-
-    config: Plain
+    config: Plain  # of the run with the overrides, not yet validated; today's config if a new run starts
     run_dir: Path
-    ckpt_path: Path | None = None
-    resumes: bool = True
-    finished: bool = False
-    notes: list[str] = field(default_factory=list)
+    ckpt_path: Path | None = None  # the newest undamaged checkpoint; None if the run has none yet
+    resumes: bool = True  # false if `resume=auto` starts a new run
+    finished: bool = False  # whether `resume=auto` names a complete run, so that nothing is left to do
+    notes: list[str] = field(default_factory=list)  # lines to print once
 
 
 def resume_config(today: Plain) -> Resumed:
@@ -83,7 +74,7 @@ def resume_config(today: Plain) -> Resumed:
             f"{shlex.quote(f'init_from={named}')}, or the config with {shlex.quote(f'from_run={named}')}."
         )
     _refuse_secrets(config, today, name)
-    # folders of this machine, unless the run names others
+    # folders of this machine, unless the run has other ones
     for key in ("data", "scratch"):
         if f"paths.{key}" not in by_key(before["overrides"]) and key in today["paths"]:
             config["paths"] = config["paths"] | {key: today["paths"][key]}
@@ -179,7 +170,7 @@ def _refuse_secrets(config: Plain, today: Plain, name: str) -> None:
             raise UserError(
                 f"{key} of {name} refers to the environment, and a run that may come from somebody else gets no "
                 "secret for callbacks and loggers. If the run is your own, repeat the setting: "
-                f"'+{group}.{entry}={validation.shown(settings)}'."
+                f"'+{group}.{entry}={shown(settings)}'."
             )
 
 
@@ -187,7 +178,7 @@ def _refuse_secrets(config: Plain, today: Plain, name: str) -> None:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt. Also return a line if last.ckpt is damaged.
+    """Find the newest undamaged checkpoint, last.ckpt or previous.ckpt, and a line to print if last.ckpt is damaged.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -208,12 +199,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Path:
     """Find the checkpoint that `init_from=` or `ckpt_path=` names: a file, a run's directory or name, or "latest".
 
-    Args:
-        named: the value of `key`.
-        ckpt: "best" or "last", if a run is named.
-        logs: the folder of named runs.
-        run_dir: the directory of the run that starts. Jobs of the same sweep never count as "latest", so that all of
-            them start from the same checkpoint.
+    Of a run, `ckpt` is used, "best" or "last". `run_dir` is the directory of the run that starts.
 
     Raises:
         UserError: the run does not exist.
@@ -222,8 +208,7 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
     path = path.parent.resolve() / path.name  # a checkpoint that is a link belongs to the run that holds the link
     if path.is_file() or path.suffix in WEIGHT_FILES:
         return path
-    sweep = run_dir.parent
-    return ckpt_of(find_run(named, logs, ckpt, key, sweep if sweep.parent.name == "multiruns" else None), ckpt)
+    return ckpt_of(find_run(named, logs, ckpt, key, run_dir), ckpt)
 
 
 def is_own(ckpt_path: Path | str | None, run_dir: Path) -> bool:

@@ -29,16 +29,17 @@ def name_of(run_dir: PurePath) -> str:
     return f"{run_dir.parent.name}/{run_dir.name}" if of_sweep else run_dir.name
 
 
-def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besides: Path | None = None) -> Path:
+def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", starting: Path | None = None) -> Path:
     """Return the directory of a run, with symbolic links resolved; UserError if it does not exist.
 
     Args:
         named: the path or the name of the run, or "latest": the newest run that has the checkpoint `ckpt`.
         key: the key that has this value, for messages.
-        besides: runs below this folder are not "latest".
+        starting: the directory of the run that starts. That run and jobs of the same sweep are not "latest", so that
+            all jobs start from the same run.
     """
     if named == "latest":
-        return _latest(logs, ckpt, key, besides)
+        return _latest(logs, ckpt, key, starting)
     # a path, or the name that compare shows
     places = [logs / "train/runs" / named, logs / "train/multiruns" / named, Path(named).expanduser()]
     for path in places:
@@ -53,9 +54,11 @@ def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", besid
     raise UserError(f"`{key}={named}` is not a run's directory (it has no config.yaml): give one, or latest.{hint}")
 
 
-def _latest(logs: Path, ckpt: str, key: str, besides: Path | None) -> Path:
+def _latest(logs: Path, ckpt: str, key: str, starting: Path | None) -> Path:
     paths = [path for path in (logs / "train").glob("*runs/**/config.yaml") if "wandb" not in path.parts]
-    paths = [path for path in paths if besides is None or not path.is_relative_to(besides)]
+    if starting is not None:
+        own = next((folder for folder in starting.parents if folder.parent.name == "multiruns"), starting)
+        paths = [path for path in paths if not path.is_relative_to(own)]
     paths.sort(key=lambda path: path.stat().st_mtime)
     if not paths:
         raise UserError(f"`{key}=latest`: no run exists below {logs / 'train'} yet: train one with python train.py.")
@@ -74,7 +77,7 @@ def ckpt_of(run_dir: Path, ckpt: str) -> Path:
 
 def shown(path: Path) -> str:
     """Return `path` for a message: relative to the shell's working directory if it is below that folder."""
-    # hydra.job.chdir=true makes another folder the working directory, which is not the shell's
+    # a program may have started this one in another folder than the shell's
     is_shells = os.path.realpath(os.environ.get("PWD", "")) == str(cwd := Path.cwd())
     return printable(str(path.relative_to(cwd) if is_shells and cwd in path.parents else path))
 

@@ -28,21 +28,15 @@ from alexlab.engine.metrics import lower_is_better
 
 Plain = dict[str, Any]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Types of values. `validation.py` derives messages from the type and the bounds, or takes them from a Rule.
+# -- Types of values. `validation.py` derives messages from the type and the bounds, or takes them from a Rule.
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that a type alone cannot express.
+    """A rule that a type alone cannot express."""
 
-    Attributes:
-        words: what a value must be, as the end of "must be ...".
-        test: checks a value that has the right type.
-    """
-
-    words: str
-    test: Callable[[Any], Any] = lambda value: True
+    words: str  # what a value must be, as the end of "must be ..."
+    test: Callable[[Any], Any] = lambda value: True  # checks a value that has the right type
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_wrap_validator_function(self._check, handler(source))
@@ -116,13 +110,8 @@ SomeBatches = Annotated[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)], 
 A_RUN = "a run or a local file, no web address; for a run in a bucket, give the name, and paths.logs=s3://BUCKET/PATH"
 LocalPath = Annotated[str, Rule(A_RUN, lambda text: text != "" and "://" not in text)]
 LocalFolder = Annotated[str, Rule("a folder of this machine, no address", lambda text: text and "://" not in text)]
-Logs = Annotated[
-    str,
-    Rule(
-        "a folder, or s3://BUCKET/PATH",
-        lambda text: text and (text.startswith("s3://") or not re.match(r"\w+:/", text)),
-    ),
-]
+LOGS = Rule("a folder, or s3://BUCKET/PATH", lambda text: text and re.match(r"s3://|(?!\w+:/)", text))
+Logs = Annotated[str, LOGS]
 WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
 Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
@@ -150,7 +139,6 @@ Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 PrecisionText = Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Precision = PrecisionText | Literal[16, 32, 64]
 Keep = Literal["best", "last", "all"]
-ALL_MAY_FAIL = Rule("1.0; sweep.keep_going=true ignores failed trials", lambda v: v == 1)
 
 
 class Group(BaseModel):
@@ -187,8 +175,7 @@ def key(description: str, default: Any = ..., alias: str | None = None, **hints:
     return Field(description=description, alias=alias, json_schema_extra={**hints}, **more)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The groups of `alexlab train`
+# -- The groups of `alexlab train`
 
 
 class ModelTraining(Group):
@@ -228,7 +215,7 @@ class DataConfig(OpenGroup):
     val_fraction: Inside01 | None = key("Fraction of each class to hold out for validation if there is no val/.", None)
     test_fraction: Below1 = key("Fraction of each class to hold out for the test if there is no test/.", 0.0)
     folds: Annotated[int, Ge(2)] | None = key("Folds of a cross-validation; null has none.", None)
-    fold: Whole | None = key("Fold to validate on, from 0 to folds - 1; all others are trained on.", None)
+    fold: Whole | None = key("Fold to validate on, from 0 to folds - 1; the rest is trained on.", None)
     sampler: Literal["shuffle", "balanced", "weighted"] = key(
         "shuffle: each image once per epoch; balanced: classes equally often; weighted: by the table's weights.",
         "shuffle",
@@ -458,8 +445,7 @@ class PathsConfig(Group):
         return Path(local_logs(self.logs, self.scratch)).absolute()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The commands
+# -- The commands
 
 
 class CommandConfig(Group):
@@ -626,7 +612,6 @@ class DashboardConfig(CommandConfig):
     project: Name = key("Project.", "alexlab")
     name: Text = key("Name of the view.", "alexlab")
     dry_run: bool = key("Print what would be saved, without asking a server.", False)
-    format: Literal["outline", "json"] = key("What dry_run=true prints.", "outline")
     metric: Text = key("Value of a run's summary for bars, sweeps and scatter plots.", "val/acc1_best")
     x: Text = key("x axis of line plots.", "trainer/global_step")
     swept: Annotated[list[Text], Rule("a list of settings, such as [optimizer.lr]", bool)] = key("Settings of sweeps.")
@@ -642,7 +627,6 @@ class StudyConfig(Group):
     direction: Literal["minimize", "maximize"] = key("Whether less or more of monitor is better.")
     n_trials: Count = key("Trials in the whole study that are complete or pruned.")
     sampler: dict[str, Any] = key("Optuna's sampler.")
-    max_failure_rate: Annotated[Number, ALL_MAY_FAIL] = key("Fraction of trials that may fail: 1.0.", 1.0)
 
 
 def mode_of(metric: str) -> Literal["min", "max"]:
@@ -659,8 +643,7 @@ OTHER_TEXTS |= {f"data.columns.{k}": OR_NULL for k in ("path", "label", "split",
 OTHER_TEXTS |= {"data.classes": TEXTS, "data.columns.labels": TEXTS}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# For --help
+# -- For --help
 
 
 def describe(model: type[Group], above: str = "") -> dict[str, str]:

@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def of_submitit() -> signal.Signals | None:
-    """Return the signal with which submitit stops this process before it is preempted or its time is over: SIGUSR2, or
+    """Return the signal with which submitit stops this process before it is preempted or the time is over: SIGUSR2, or
     what SUBMITIT_PREEMPT_SIGNAL names. None if submitit has not started this process."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None

@@ -47,9 +47,6 @@ class Bucket:
     Args:
         address: s3://BUCKET/PATH. Addresses of other kinds that obstore knows (gs://, az://) are not tested.
         patience: seconds after which a UserError says that the server does not answer.
-
-    Raises:
-        UserError: obstore is missing, or the address is none that it knows.
     """
 
     def __init__(self, address: str, patience: float | None = None) -> None:
@@ -174,12 +171,7 @@ class Bucket:
         return self._patiently(folder, entries)
 
     def _patiently(self, name: str, ask: Callable[[], T]) -> T:
-        """Call `ask` until it succeeds.
-
-        Raises:
-            FileNotFoundError: the object does not exist.
-            UserError: the server does not answer for `patience` seconds, or refuses.
-        """
+        """Call `ask` until it succeeds. Raises FileNotFoundError if the object does not exist."""
         first, pause = time.monotonic(), 0.1
         while True:
             began = time.monotonic()

@@ -114,7 +114,7 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
         if is_of_tasks and not (inspect.isclass(made) and _is_one_of(made, MODULE)):
             raise UserError(f"_target_={target} is not allowed: of alexlab.tasks, only tasks and losses are.")
         if _is_in(home, OWN) and inspect.isfunction(made) and not _may_return_a_part(made):
-            raise UserError(f"_target_={target} is not allowed: its return type is not a network, layer or function.")
+            raise UserError(f"_target_={target} is not allowed: the return type is not a network, layer or function.")
     elif home is not None and not _is_a_librarys_part(made):
         raise UserError(
             f"_target_={target} is not allowed: of {parts[0]}, only networks for classification, layers, losses, "
@@ -126,9 +126,6 @@ def locate(target: str, trusted: Trusted = ()) -> Callable[..., Any]:
 
 def check_targets(config: Any, trusted: Trusted = (), inside: bool = False) -> None:
     """Check each `_target_` of plain values, and the keys below it, before anything is built.
-
-    Args:
-        inside: `config` is below a `_target_`.
 
     Raises:
         UserError: a target is not allowed, does not exist, or has keys that the builder does not support.
@@ -220,15 +217,8 @@ def _refusal(target: str, module: str | None = None) -> str:
 
 
 def packages_of(config: Any) -> list[str]:
-    """Return the packages of all targets in a config."""
-    if isinstance(config, list):
-        return [package for value in config for package in packages_of(value)]
-    if not isinstance(config, dict):
-        return []
-    own = [str(config["_target_"]).partition(".")[0]] if "_target_" in config else []
-    below = [package for value in config.values() for package in packages_of(value)]
-    libraries = {path.partition(".")[0] for path in ALLOWED} | sys.stdlib_module_names
-    return sorted({*own, *below} - libraries)
+    """Return the packages of all targets in a config, but for Python's own and those that are allowed anyway."""
+    return sorted(packages_to_allow(config) - sys.stdlib_module_names)
 
 
 # -- building
@@ -237,10 +227,8 @@ def packages_of(config: Any) -> list[str]:
 def build(settings: Any, trusted: Trusted = (), known: Mapping[str, Any] | None = None, **more: Any) -> Any:
     """Build the object that `settings._target_` names, with the remaining keys and `more` as arguments.
 
-    `_args_` are arguments by position; `_partial_: true` gives a `functools.partial` instead.
-
-    Args:
-        known: values such as num_classes, which are passed if the constructor names them and the settings do not.
+    `_args_` are arguments by position; `_partial_: true` gives a `functools.partial` instead. Of `known`,
+    such as num_classes, the constructor gets what it names and the settings do not have.
 
     Raises:
         UserError: a target is not allowed, or the constructor refuses the values.
@@ -257,8 +245,7 @@ def build_part(
 ) -> Any:
     """Build what the setting `key` names; UserError as in `build`, or if it is not an instance of `kind`.
 
-    Args:
-        words: the end of the message "builds a dict, which is no ...": what it must be, and what to give instead.
+    `words` is the end of the message "builds a dict, which is no ...": what it must be, and what to give instead.
     """
     part = build(settings, trusted, known)
     if not isinstance(part, kind):
@@ -275,7 +262,7 @@ def build_network(settings: Any, num_classes: int, fetch: bool = False, trusted:
             somebody else, which must not reach any file or server.
     """
     if not isinstance(settings, dict) or "_target_" not in settings:
-        raise UserError("model.net must have a _target_, the class of the network, and its settings.")
+        raise UserError("model.net must have a _target_, the class of the network, and the settings.")
     check_targets(settings, trusted)
     settings_of_net = settings if fetch else without_weights(settings, trusted)
     net = _build(settings_of_net, {"num_classes": num_classes}, trusted)

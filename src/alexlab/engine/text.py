@@ -6,7 +6,7 @@ JOINERS = "\u00a0\u200c\u200d\u3000"  # not "printable" to Python, but parts of 
 
 
 def is_text(name: str) -> bool:
-    """Check that a file's name can be encoded: libraries that are not written in Python cannot open others."""
+    """Check that a file's name can be encoded: libraries that are not written in Python cannot open any other."""
     return not re.search("[\ud800-\udfff]", name)
 
 

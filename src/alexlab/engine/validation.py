@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,20 +13,11 @@ from alexlab.engine import config as configs
 from alexlab.engine import schema
 from alexlab.engine.config import CONF, is_address, value_at
 from alexlab.engine.errors import UserError
-from alexlab.engine.schema import (
-    DataConfig,
-    Group,
-    OpenGroup,
-    Plain,
-    TrainConfig,
-    describe,
-    fields_of,
-    group_in,
-)
+from alexlab.engine.overrides import shown
+from alexlab.engine.schema import DataConfig, Group, OpenGroup, Plain, TrainConfig, describe, fields_of, group_in
 from alexlab.engine.settings import overridden_keys
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Names that users try
+# -- Names that users try
 
 # Our keys, and what other programs call them.
 NAMES_ELSEWHERE = {
@@ -56,21 +46,13 @@ REPLACED = {
     "run_dir": "is filled in: choose a run directory with hydra.run.dir=PATH.",
     "mode": "was removed: it follows from monitor, min for a loss and max for an accuracy.",
     # arguments of Lightning's Trainer
-    "trainer.barebones": "is not available: logger=csv callbacks.lr_monitor=false is the least that a run writes.",
     "trainer.benchmark": "is named trainer.cudnn_benchmark.",
     "trainer.callbacks": "is not available: a callback is an entry of callbacks with a _target_.",
-    "trainer.default_root_dir": "is not available: paths.logs=PATH and hydra.run.dir=PATH choose the folders.",
-    "trainer.enable_autolog_hparams": "is not available: loggers get the whole config.",
     "trainer.enable_checkpointing": "is not available: a run always writes checkpoints, see checkpoint.every_minutes.",
     "trainer.enable_model_summary": "is not available: callbacks.model_summary=1 prints the table of layers.",
     "trainer.enable_progress_bar": "is not available: choose with callbacks.progress=rich, plain or none.",
     "trainer.fast_dev_run": "is not available: debug=fast runs two batches of each split.",
-    "trainer.limit_predict_batches": "is not available: alexlab predict reads the images that images=PATH names.",
     "trainer.logger": "is not available: choose loggers with logger=csv, wandb, tensorboard, mlflow or all.",
-    "trainer.model_registry": "is not available: logger.wandb.log_model=true uploads the best checkpoint.",
-    "trainer.plugins": "is not available: choose with trainer.precision and trainer.strategy.",
-    "trainer.reload_dataloaders_every_n_epochs": "is not available: the images of a run do not change.",
-    "trainer.use_distributed_sampler": "is not available: data.sampler chooses the order, on all devices.",
 }
 
 # What pydantic says, and what a message says instead.
@@ -94,8 +76,7 @@ RECIPES = ("experiment", "debug")  # groups whose options change the whole confi
 NEAR, NEARER = 0.7, 0.8  # similarity (difflib) from which a key is suggested: within the group, elsewhere
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Validation
+# -- Validation
 
 M = TypeVar("M", bound=Group)
 KeyPath = tuple[Any, ...]  # ("optimizer", "lr")
@@ -104,13 +85,11 @@ KeyPath = tuple[Any, ...]  # ("optimizer", "lr")
 def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] = lambda key: None) -> M:
     """Check a composed config and return it as a frozen model.
 
+    A UserError has all mistakes, one per line, each with key, value, rule and fix.
+
     Args:
-        model: the command's, such as TrainConfig.
         plain: the config as plain values, with `???` for what is missing.
         file_of: returns the yaml file that sets a key, or None if that is not known.
-
-    Raises:
-        UserError: the message has all mistakes, one per line, each with key, value, rule and fix.
     """
     config, mistakes = check(model, plain, file_of)
     if config is None:
@@ -373,20 +352,6 @@ def _setting(path: KeyPath, value: Any) -> str:
     """Return `key=value` for a message, or `key` alone if the value is a mapping or long."""
     text = shown(value)
     return f"`{_name(path)}`" if isinstance(value, dict) or len(text) > 80 else f"`{_name(path)}={text}`"
-
-
-LIKE_ANOTHER_TYPE = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|null|yes|no|on|off", re.IGNORECASE)
-
-
-def shown(value: Any) -> str:
-    """Return a value as yaml and the command line write it: true, null, [0.5, 1.0], {a: 1}, '32' for a text."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{shown(key)}: {shown(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(shown(item) or "''" for item in value) + "]"
-    if isinstance(value, str):
-        return f"'{value}'" if LIKE_ANOTHER_TYPE.fullmatch(value) else value
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 # -- Paths into models and into plain configs

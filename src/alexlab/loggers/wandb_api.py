@@ -23,7 +23,11 @@ def has_api_key() -> bool:
 
 
 def fetch(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fetch the config and the summary of the run `path` (ENTITY/PROJECT/RUN). Anybody may have written them."""
+    """Fetch the config and the summary of the run `path` (ENTITY/PROJECT/RUN). Anybody may have written them.
+
+    Raises:
+        UserError: no API key was found, the server did not answer, or it has no such run.
+    """
 
     def ask(api: wandb.Api) -> tuple[dict[str, Any], dict[str, Any]]:
         run = api.run(path)
@@ -38,6 +42,10 @@ def fetch_checkpoint(named: str, key: str, folder: Path) -> Path:
     Args:
         named: the value of `key`: "wandb:ENTITY/PROJECT/ARTIFACT", with ":ALIAS" for another version than the latest.
         folder: gets the file as ENTITY/PROJECT/ARTIFACT-VERSION/checkpoints/best.ckpt.
+
+    Raises:
+        UserError: no API key was found, the server did not answer, or it has no such artifact, or that has no
+            checkpoint.
     """
     path, _, alias = named.removeprefix("wandb:").partition(":")
 

@@ -41,7 +41,11 @@ CODE_ARTIFACT = "alexlab-code"
 
 
 def choose_mode(mode: str) -> tuple[str, str]:
-    """Return W&B's mode for `logger.wandb.mode`, and the reason in words. WANDB_MODE decides if it is "auto"."""
+    """Return W&B's mode for `logger.wandb.mode`, and the reason in words. WANDB_MODE decides if it is "auto".
+
+    Raises:
+        UserError: WANDB_MODE is not a mode for a run, or the mode needs an API key and none was found.
+    """
     variable, reason = os.environ.get("WANDB_MODE"), f"logger.wandb.mode={mode}"
     if not variable:
         os.environ.pop("WANDB_MODE", None)  # W&B fails on an empty one
@@ -70,6 +74,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     Args:
         save_dir: run directory, where W&B's own files go too.
         settings: keys of `WandbConfig`.
+
+    Raises:
+        UserError: as `choose_mode`.
     """
 
     def __init__(self, save_dir: str, **settings: Any) -> None:

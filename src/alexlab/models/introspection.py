@@ -18,6 +18,9 @@ def head_of(net: nn.Module, num_classes: int | None = None) -> nn.Module:
 
     Args:
         num_classes: number of outputs that the layer must have; None skips this check.
+
+    Raises:
+        UserError: the network has no such layer, or it does not have `num_classes` outputs.
     """
     classifier = getattr(net, "get_classifier", lambda: None)()
     layers = [module for module in net.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -41,7 +44,11 @@ def heads_of(net: nn.Module, num_classes: int | None = None) -> tuple[nn.Module,
 
 
 def depths_of(net: Any) -> dict[str, int]:
-    """Return how many layers each parameter, by name, is below the head."""
+    """Return how many layers each parameter, by name, is below the head.
+
+    Raises:
+        UserError: the network has no `group_matcher`, with which timm's networks number their layers.
+    """
     if not hasattr(net, "group_matcher"):
         raise UserError(
             f"`optimizer.layer_decay`: the layers of {type(net).__name__} are unknown. Use model=timm, or give the "

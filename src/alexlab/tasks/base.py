@@ -268,7 +268,12 @@ class BaseTask(RunModule):
         self.metrics[stage].to(self.device).reset()
 
     def log_metrics(self, stage: Stage) -> dict[str, float]:
-        """Log the metrics of an epoch over all ranks, and return them under their logged names."""
+        """Log the metrics of an epoch over all ranks, and return them under their logged names.
+
+        Raises:
+            UserError: no image could be read, the loss is NaN or infinite, or a metric gives neither one number nor
+                one per class, whose mean is logged.
+        """
         with warnings.catch_warnings():  # a rank may have no images
             warnings.filterwarnings("ignore", message=".*method of metric .* was called before the ``update`` method")
             means = self.sums[stage].compute()

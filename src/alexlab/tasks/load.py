@@ -130,7 +130,11 @@ def load_net(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def load_task(task: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Load `task.net`, and what else of the task a checkpoint has, such as the parameters of a loss."""
+    """Load `task.net`, and what else of the task a checkpoint has, such as the parameters of a loss.
+
+    Raises:
+        UserError: the checkpoint is of another network, or lacks some of the rest.
+    """
     net: Any = task.net
     load_net(net, checkpoint, path)
     rest = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("net.")}
@@ -146,6 +150,9 @@ def load_initial_weights(
 
     Of a file of weights alone, without classes and config, only names and shapes can be checked. `classes` and `config`
     are those of the new run. Return whether the last layer keeps the random weights.
+
+    Raises:
+        UserError: the checkpoint does not exist, has the weights of another network, or expects different inputs.
     """
     weights, same, whose = checkpoint_io.load_plain(path), True, ""
     checkpoint = checkpoint_io.load(path) if weights is None else None

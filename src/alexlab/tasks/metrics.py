@@ -93,6 +93,9 @@ def build_metrics(
         known: arguments that metrics get if they name them, such as num_classes.
         images: of the largest split.
         note: prints a line.
+
+    Raises:
+        UserError: an entry is not a metric, or a constructor refuses the settings.
     """
     metrics: dict[str, Metric] = {}
     size = 4 * images * int(known["num_classes"])
@@ -110,7 +113,11 @@ def build_metrics(
 
 
 def try_metrics(metrics: MetricCollection, probabilities: Tensor, labels: Tensor) -> None:
-    """Update and compute copies of the metrics with random predictions, to find a wrong metric before training."""
+    """Update and compute copies of the metrics with random predictions, to find a wrong metric before training.
+
+    Raises:
+        UserError: a metric refuses them.
+    """
     for name, metric in metrics.items():
         try:
             copy = metric.clone()

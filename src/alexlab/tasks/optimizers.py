@@ -42,6 +42,9 @@ class OptimizerSettings:
         """Build what Lightning's `configure_optimizers` returns; without a trainer, to try the settings.
 
         If 16-mixed clips gradients, the optimizer is not fused: a fused one unscales them after clipping.
+
+        Raises:
+            UserError: a mistake in the settings.
         """
         if trainer is None:
             try_step(self.optimizer, self.trusted)
@@ -70,6 +73,9 @@ def build_optimizer(
 
     Args:
         may_fuse: whether `fused: auto` chooses the fused optimizer, if the class has one.
+
+    Raises:
+        UserError: `_target_` is not allowed, the class refuses a setting, or the network has no known layers.
     """
     name = settings["_target_"]
     cls = locate(name, trusted)
@@ -153,6 +159,9 @@ def build_schedulers(
 
     For `steps`, `steps_per_epoch`, `trusted` and `mode` see `OptimizerSettings`. A plateau schedule reads the metric of
     a validation every `check_val_every_n_epoch` epochs.
+
+    Raises:
+        UserError: `_target_` is not allowed, refuses a setting, or is no schedule that a run can step and resume.
     """
     monitor = settings.get("monitor")
     mode = mode or (mode_of(monitor) if monitor else "min")

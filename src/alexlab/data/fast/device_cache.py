@@ -44,7 +44,11 @@ def check_device_input(
     splits: Mapping[str, Index],
     transforms: Mapping[str, SampleTransform],
 ) -> None:
-    """Check that the device ("cuda", "mps" or "cpu") can crop and cache the images if the config demands it."""
+    """Check that the device ("cuda", "mps" or "cpu") can crop and cache the images if the config demands it.
+
+    Raises:
+        UserError: the device cannot crop the images, or the cache does not fit into the device's memory.
+    """
     if cache is None and crop_on != "device":
         return
     if crop_on == "cpu" or (crop_on == "auto" and device != "cuda"):

@@ -80,7 +80,11 @@ class PreparedImages(ImageFolders):
 
 
 def read(address: str, cache: Path, limit: int | None, patience: float | None) -> dict[str, "RemoteIndex"]:
-    """Read the splits of a prepared set in a bucket. `limit` is that of `ShardCache`, `patience` that of `Bucket`."""
+    """Read the splits of a prepared set in a bucket. `limit` is that of `ShardCache`, `patience` that of `Bucket`.
+
+    Raises:
+        UserError: the address has no prepared set, a file is damaged, or the server does not answer.
+    """
     # a mistake in the address is answered soon, and a server that breaks down during the training is waited for
     first = Bucket(address, None if patience is None else min(patience, START))
     try:
