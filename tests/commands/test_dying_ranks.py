@@ -1,6 +1,7 @@
 """Ranks that are killed or freeze while they train, under both launchers: the others stop, with one message."""
 
 import contextlib
+import datetime
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, SMALL_NET, clean_env, command, summary_of
 from resuming import rows_of
 
@@ -120,7 +122,7 @@ def test_a_rank_that_freezes_is_named_and_stops_the_run(shapes: Path, tmp_path: 
     done = command(*job(shapes, run_dir, "trainer.timeout=0.1"), watch=strike)
     assert running(strike.ranks) == []
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     assert (
         "error: rank 1 of 2 hung: another rank did not answer within trainer.timeout=0.1 minutes; the run has "
         "stopped on all ranks.\nResume the run with: python train.py resume=" in done.stderr
@@ -154,13 +156,22 @@ def test_a_rank_of_torchrun_that_is_killed(shapes: Path, tmp_path: Path) -> None
         ("[gloo/x.cc:1] Connection closed by peer [10.77.0.2]:1", "another rank on 10.77.0.2 was lost."),
         ("[gloo/x.cc:1] Connection closed by peer [::ffff:10.77.0.2]:1", "another rank on 10.77.0.2 was lost."),
         ("NCCL error: remote process exited or there was a network error", "another rank was lost."),
-        ("wait timeout after 600000ms, keys: /x (TCPStore)", "another rank did not answer"),
     ],
 )
 def test_torchs_messages_about_lost_ranks(text: str, message: str) -> None:
     error = lost_peer(RuntimeError(text), 2.5)
     assert isinstance(error, RankLostError)
     assert message in str(error)
+
+
+def test_the_store_that_waits_in_vain_has_lost_a_rank() -> None:
+    """Its message names neither gloo nor a store."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    with pytest.raises(RuntimeError) as raised:
+        store.wait(["x"], datetime.timedelta(milliseconds=20))
+    error = lost_peer(raised.value, 10)
+    assert isinstance(error, RankLostError)
+    assert "another rank did not answer within trainer.timeout=10 minutes" in str(error)
 
 
 def test_other_errors_are_no_lost_ranks() -> None:

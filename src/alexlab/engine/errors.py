@@ -34,7 +34,9 @@ SAID_BY = re.compile(r"gloo|nccl|TCPStore|process group|socket|clients joined", 
 def lost_peer(error: BaseException, minutes: float) -> RankLostError | None:
     """Return the error to raise if torch failed because of another rank, for which ranks wait `minutes`, else None."""
     text = str(error)
-    if not isinstance(error, RuntimeError) or not SAID_BY.search(text):
+    if not isinstance(error, RuntimeError):
+        return None
+    if type(error).__module__ != "torch.distributed" and not SAID_BY.search(text):
         return None
     if SILENT.search(text):
         return RankLostError(f"another rank did not answer within trainer.timeout={minutes:g} minutes.", 1)
