@@ -511,5 +511,5 @@ def test_a_run_continues_without_wandb_if_that_does_not_start(
 ) -> None:
     logger = offline(monkeypatch, tmp_path / "r\udce9n")
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert re.fullmatch(r"W&B does not start \(.* surrogates not allowed\): the run continues without W&B\.", warning)
+    assert warning == "W&B does not start (the path of the run is in no encoding): the run continues without W&B."
     assert logger.mode == "disabled"

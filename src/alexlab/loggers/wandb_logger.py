@@ -23,7 +23,7 @@ from alexlab.engine.errors import UserError
 from alexlab.engine.run_dir import shown
 from alexlab.engine.schema import WandbConfig
 from alexlab.engine.sweeps import agent
-from alexlab.engine.text import printable
+from alexlab.engine.text import is_text, printable
 from alexlab.loggers.wandb_api import first_line, has_api_key
 
 log = logging.getLogger("alexlab")
@@ -128,10 +128,11 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         # a server that hangs would delay the end of the process by 22 s while W&B reports internal errors
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         Path(self.init_args["dir"]).mkdir(parents=True, exist_ok=True)
-        if self.mode != "disabled":
+        is_usable = is_text(self.init_args["dir"]) or self.mode == "disabled"
+        if is_usable and self.mode != "disabled":
             _replace_folders(Path(self.init_args["dir"], "wandb"))
         try:
-            self.run = _init(**self.init_args)
+            self.run = _init(**self.init_args) if is_usable else self._start_without_server()
         except (wandb.errors.UsageError, ValidationError) as error:  # also of a variable, such as WANDB_TAGS
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
             raise UserError(f"W&B does not accept the settings of logger.wandb: {why}") from error
@@ -160,6 +161,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Open the run offline, or, if W&B does not start at all, one that records nothing."""
         self.mode, self.reason, self.init_args["mode"] = "offline", "no answer", "offline"
         try:
+            if not is_text(self.init_args["dir"]):  # W&B would print a traceback for each line of its log
+                raise OSError("the path of the run is in no encoding")
             return _init(**self.init_args)
         except Exception as error:  # W&B raises many types
             log.warning("W&B does not start (%s): the run continues without W&B.", first_line(error))
