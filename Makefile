@@ -16,7 +16,7 @@ OTHER := $(filter-out $(INSTALLED),$(TORCH))
 REINSTALL := $(if $(OTHER),--reinstall-package torch --reinstall-package torchvision)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test clusters faults faults-clusters faults-storage results lint lock FORCE
+.PHONY: help setup train test clusters faults faults-clusters faults-storage results rename lint lock FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 18
@@ -66,6 +66,13 @@ faults-storage: setup  ## kill runs that use an S3 server that fails, 208 times:
 
 results: setup  ## train what the tables of docs/results.md need, and write them; ARGS="rates photos=FOLDER" chooses
 	@$(BIN)/python docs/results.py $(ARGS)
+
+rename:  ## give the project a name of its own: make rename NAME=myproject
+	@$(PYTHON) docs/rename.py $(NAME)
+	@rm -f $(STAMP)
+	@$(MAKE) --no-print-directory setup
+	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
+	@git add --all && echo "Look at the result with git diff --cached, and then: git commit -m 'Our name'"
 
 lint: setup  ## run what pre-commit runs: ruff, mypy, YAML, large files, secrets
 	@$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -278,7 +278,7 @@ def test_wrong_settings_are_refused(run_dir: Path, composed: Any, tmp_path: Path
             export(config_of(run_dir, **{"format": "onnx", **settings}))
     done = exported(run_dir, "format=tflite", "tolerance=0")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    assert "`format=tflite` must be onnx or torch_export" in done.stderr
+    assert "`format=tflite` must be onnx, torch_export or hub" in done.stderr
     assert "`tolerance=0` must be above 0" in done.stderr
     assert not list(run_dir.glob("*model*"))
     assert [path.name for path in run_dir.parents[2].iterdir()] == ["train"], "it leaves no directory of its own"

@@ -310,7 +310,7 @@ def test_a_group_that_is_missing_is_named_with_an_option(group: str, default: di
         ("train", "data.root=null", "`data.root` is missing: give the folder of the images with data.root=PATH."),
         ("eval", "", "`run` is missing: give a run's directory with run=PATH, or run=latest."),
         ("predict", "run=x", "`images` is missing: give an image, a folder or a glob with images=PATH."),
-        ("export", "run=x", "`format` is missing: give format=onnx or format=torch_export."),
+        ("export", "run=x", "`format` is missing: give format=onnx, format=torch_export or format=hub."),
     ],
 )
 def test_what_a_command_needs_is_asked_for(name: str, overrides: str, sentence: str) -> None:
@@ -406,7 +406,7 @@ def test_a_group_that_is_a_text_names_the_override_of_a_recipe(default: dict[str
     ("command", "name", "value", "rule"),
     [
         ("eval", "crops", True, "1, 2 or 10"),
-        ("export", "format", "tflite", "onnx or torch_export"),
+        ("export", "format", "tflite", "onnx, torch_export or hub"),
         ("compare", "runs", 3, "a text that is not empty or a list that is not empty"),
         ("dashboard", "project", "a/b", "a name without spaces around it and without / \\ # ? % :"),
         ("dashboard", "swept", [], "a list of settings, such as [optimizer.lr]"),

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import logging
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -23,15 +24,18 @@ from alexlab.data.index import Index
 from alexlab.data.sources import need_index
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import checkpoint_io as checkpoint
-from alexlab.engine import mirror
+from alexlab.engine import mirror, naming
 from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import RunFailedError, UserError, counted
+from alexlab.engine.metrics import is_always_one
+from alexlab.engine.overrides import command_line
 from alexlab.engine.schema import DataConfig, ExportConfig, TrainConfig
 from alexlab.models.introspection import normalization
+from alexlab.tasks import hub
 from alexlab.tasks import load as loading
 
-NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2", "hub": "hub"}
 CHECKED = 16  # images at most to check the file on
 ONNX_BYTES = 1_500_000_000  # of weights; torch puts larger ones into a second file, because protobuf ends at 2 GiB
 
@@ -66,9 +70,12 @@ def export(config: ExportConfig) -> None:
     mirror.download_named(config.paths, config.run, ckpt)
     run_dir = rundir.find_run(config.run, logs, ckpt)
     out = Path(config.out).expanduser() if config.out else run_dir / NAMES[format]
-    if out.suffix != Path(NAMES[format]).suffix:
+    if format != "hub" and out.suffix != Path(NAMES[format]).suffix:
         raise UserError(f"`out={config.out}` must end in {Path(NAMES[format]).suffix} with format={format}.")
     net, transform, classes = loading.load(run_dir, ckpt, logs, allow=config.allow)
+    if format == "hub":
+        export_folder(config, run_dir, out, net, transform, classes)
+        return
     run_config = loading.config_of(run_dir)
     pixels = read_pixels(*choose_images(config, run_config), transform)
     mean, std = normalization(net, run_config.model.mean, run_config.model.std, run_config.model.in_channels)
@@ -92,8 +99,49 @@ def export(config: ExportConfig) -> None:
     print(f"{agreed}\ndocs/export.md shows how to use the file without this package", flush=True)
 
 
+def export_folder(
+    config: ExportConfig, run_dir: Path, out: Path, net: nn.Module, transform: loading.EvalTransform, classes: list[str]
+) -> None:
+    """Write a folder for the Hugging Face hub, load it again, and compare the logits on random pixels."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and hub.read_config(out) is None)):
+        raise UserError(f"`out={out}` holds other files: give a new folder.")
+    run_config, summary = loading.config_of(run_dir), rundir.read_summary(run_dir)
+    mean, std = loading.statistics_of(run_config, net)
+    crop = transform.crop
+    about = {
+        "name": run_config.model.name,
+        "is_timm": type(net).__module__.startswith("timm."),
+        "net": run_config.model.net,
+        "classes": classes,
+        "class_folders": list(checkpoint.load(rundir.ckpt_of(run_dir, config.ckpt))["alexlab"]["classes"]),
+        "height": crop.size[0], "width": crop.size[1], "covered": list(crop.covered), "crop_ratio": crop.crop_ratio,
+        "mean": mean, "std": std, "multilabel": run_config.data.multilabel,
+        "run": rundir.name_of(run_dir), "version": version("alexlab"),
+    }  # fmt: skip
+    hub.save(net, about, out)
+    pixels = torch.randint(0, 256, (2, crop.channels, *crop.size), dtype=torch.uint8)
+    loaded = loading.load_folder(out, config.allow)
+    with torch.no_grad():
+        expected = net(transform.normalize(pixels))
+    agreed = compare(lambda images: loaded.net(loaded.transform.normalize(images)), pixels, expected, config.tolerance)
+    images = summary.get("dataset", {}).get("images", {})
+    counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
+    data = f"The images are `{run_config.data.name}`: {counts} images." if counts else ""
+    versions = ", ".join(f"{name} {number}" for name, number in summary.get("versions", {}).items())
+    metrics = {**summary.get("best", {}), **(summary.get("test", {}) if "test" in images else {})}
+    metrics = {key: value for key, value in metrics.items() if not is_always_one(key, [value], len(classes))}
+    lines = [command_line("train", *naming.without_paths(run_config.overrides))]
+    (out / "README.md").write_text(hub.card(about, metrics, data, lines, versions), encoding="utf-8")
+    size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    print(f"{rundir.shown(out)}: {size:.1f} MB, {about['name']}, {len(classes)} classes\n{agreed}")
+    print("Read and complete the card in README.md; then upload the folder with:")
+    print(f"  hf upload USER/{run_config.model.name} {shlex.quote(rundir.shown(out))}", flush=True)
+
+
 def need_extra(format: str) -> None:
     """Raise UserError if the packages of ONNX are not installed."""
+    if format == "hub":
+        hub.need_extra("format=hub")
     try:
         for name in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
             importlib.import_module(name)

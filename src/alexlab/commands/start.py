@@ -13,6 +13,7 @@ from alexlab.engine.ranks import MACHINE, Ranks
 from alexlab.engine.schema import TrainConfig
 from alexlab.engine.targets import Trusted, check_targets, packages_of
 from alexlab.engine.validation import validate
+from alexlab.tasks import hub
 
 
 @dataclass(frozen=True)
@@ -128,4 +129,6 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, path: Path) -> Path:
         from alexlab.loggers.wandb_api import fetch_checkpoint
 
         return fetch_checkpoint(named, key, logs / ".artifacts")
+    if key == "init_from" and (folder := hub.folder_of(named)) is not None:
+        return folder / hub.WEIGHTS
     return resume.find_ckpt(named, key, ckpt, logs, path)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from alexlab.engine.config import with_current_targets
+from alexlab.engine.config import FORMER_NAMES, with_current_targets
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import atomic_write, name_in_errors, sync_folder
 from alexlab.engine.ranks import Ranks
@@ -34,7 +34,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.after: Callable[[Path], None] | None = None  # called with each file that was written
 
     def load_checkpoint(self, path: Any, *args: Any, **settings: Any) -> dict[str, Any]:
-        return share(lambda: super(AtomicCheckpointIO, self).load_checkpoint(path, *args, **settings), self.ranks)
+        def read() -> dict[str, Any]:
+            return with_current_name(super(AtomicCheckpointIO, self).load_checkpoint(path, *args, **settings))
+
+        return share(read, self.ranks)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
@@ -61,6 +64,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             tmp_path.unlink(missing_ok=True)
         if self.after is not None:
             self.after(path)
+
+
+def with_current_name(checkpoint: Any) -> Any:
+    """Move what this project adds to a checkpoint from a former name of the package to the current one."""
+    for name in FORMER_NAMES:
+        if isinstance(checkpoint, dict) and name in checkpoint:
+            checkpoint["alexlab"] = checkpoint.pop(name)
+    return checkpoint
 
 
 def share(read: Callable[[], dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
@@ -165,7 +176,7 @@ def damage_of(path: Path) -> str | None:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU, with `weights_only=True`; UserError if it is not one of this project."""
-    checkpoint = _read(path)
+    checkpoint = with_current_name(_read(path))
     if not isinstance(checkpoint, dict) or not {"state_dict", "alexlab"} <= set(checkpoint):
         raise UserError(f"{path} is not a checkpoint of this project: give one from the checkpoints/ of a run.")
     checkpoint["alexlab"] = with_current_targets(checkpoint["alexlab"])
@@ -180,7 +191,7 @@ def load_plain(path: Path) -> dict[str, torch.Tensor] | None:
     Raises:
         UserError: the file is neither.
     """
-    weights = _read(path)
+    weights = with_current_name(_read(path))
     if isinstance(weights, dict) and "alexlab" in weights:
         return None
     for key in ("state_dict", "model"):

@@ -26,6 +26,8 @@ SHORTEST_SECRET = 4  # characters: replacing a shorter value would damage unrela
 # In these sections such a value stays a reference: it may be a secret, which no file of the run should hold.
 KEEPS_REFERENCES = ("logger", "callbacks")
 
+PACKAGE = __name__.partition(".")[0]
+FORMER_NAMES: tuple[str, ...] = ()  # of this package, see docs/rename.py: runs of these names can be read
 # Modules that older runs name in a `_target_`, and the modules that replaced them.
 MOVED_MODULES = {
     "alexlab.models.zoo": "alexlab.models.pretrained",
@@ -192,6 +194,8 @@ def with_current_targets(node: Any) -> Any:
         return node
     renamed = {key: with_current_targets(value) for key, value in node.items()}
     if isinstance(target := renamed.get("_target_"), str):
+        package, _, rest = target.partition(".")
+        target = f"{PACKAGE}.{rest}" if package in FORMER_NAMES else target
         module, dot, name = target.rpartition(".")
         renamed["_target_"] = f"{MOVED_MODULES.get(module, module)}{dot}{name}"
     return renamed

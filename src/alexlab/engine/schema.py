@@ -555,10 +555,11 @@ class FiguresConfig(EvaluatingConfig):
 class ExportConfig(RunConfig):
     """alexlab export"""
 
-    format: Literal["onnx", "torch_export"] = key(
-        "torch_export is for torch.export.load.", give="format=onnx or format=torch_export"
+    format: Literal["onnx", "torch_export", "hub"] = key(
+        "torch_export is for torch.export.load, hub a folder for the Hugging Face hub.",
+        give="format=onnx, format=torch_export or format=hub",
     )
-    out: Text | None = key("File; null is model.onnx or model.pt2 in the run directory.", None)
+    out: Text | None = key("File or folder; null is model.onnx, model.pt2 or hub/ in the run directory.", None)
     images: Text | None = key("Images to check the file on; null is the run's test/ or val/.", None)
     tolerance: Positive = key("Largest difference of a logit from the run's; above it no file is written.", 1e-4)
 

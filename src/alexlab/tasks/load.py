@@ -23,6 +23,7 @@ from alexlab.engine.targets import Trusted, build_network, check_targets
 from alexlab.engine.validation import validate_saved
 from alexlab.models.introspection import heads_of, normalization
 from alexlab.models.pretrained import load_but_head
+from alexlab.tasks import hub
 from alexlab.tasks.augment import BatchAugment
 
 
@@ -67,7 +68,7 @@ def load(
     """Rebuild the network of a run from the run's own config, on the CPU.
 
     Args:
-        run: a run's directory or name, or "latest".
+        run: a run's directory or name, or "latest"; or a folder of `alexlab export format=hub`, or hub:USER/NAME.
         ckpt: "best", "last" or a file.
         logs: the folder in which runs are looked up by name.
         check_sources: print a warning if the network's source files have changed since the run.
@@ -77,6 +78,8 @@ def load(
         UserError: the run or the checkpoint does not exist, or the checkpoint does not fit the run's network.
     """
     allow = None if allow is None else (*allow, *((configs.read(configs.CONF / "allow.yaml") or {}).get("allow") or ()))
+    if (folder := hub.folder_of(str(run))) is not None:
+        return load_folder(folder, allow)
     run_dir = find_run(str(run), Path(logs), ckpt)
     config = config_of(run_dir)
     path = ckpt_of(run_dir, ckpt)
@@ -89,6 +92,20 @@ def load(
     mean, std = statistics_of(config, net)
     transform = EvalTransform(config.data.image_size, config.augment.crop_ratio, mean, std)
     return Trained(net.eval(), transform, readable_classes(checkpoint, config))
+
+
+def load_folder(folder: Path, allow: Trusted = ()) -> Trained:
+    """Load a network that `hub.save` wrote. Raises UserError if config and weights do not fit."""
+    about: Any = hub.read_config(folder)
+    try:
+        net = build_network(about["net"], len(about["classes"]), trusted=allow)
+        net.load_state_dict(hub.read_weights(folder))
+        size = (about["height"], about["width"])
+        transform = EvalTransform(size, about["crop_ratio"], about["mean"], about["std"])
+    except (KeyError, TypeError, RuntimeError, OSError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"{folder} is not a network of this project: {why}.") from None
+    return Trained(net.eval(), transform, about["classes"])
 
 
 def config_of(run_dir: Path) -> TrainConfig:
@@ -155,6 +172,10 @@ def load_initial_weights(
         UserError: the checkpoint does not exist, has the weights of another network, or expects different inputs.
     """
     weights, same, whose = checkpoint_io.load_plain(path), True, ""
+    shared = hub.read_config(path.parent) if path.name == hub.WEIGHTS else None
+    if shared is not None:
+        same = list(shared["class_folders"]) == list(classes)
+        check_statistics(f"init_from={path}", (shared["mean"], shared["std"]), statistics_of(config, net))
     checkpoint = checkpoint_io.load(path) if weights is None else None
     if checkpoint is not None:
         weights, same = trained_weights(checkpoint), list(checkpoint["alexlab"]["classes"]) == list(classes)

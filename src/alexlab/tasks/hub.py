@@ -1,0 +1,147 @@
+"""A trained network as a folder for the Hugging Face hub: write it, and load it.
+
+The folder has model.safetensors, config.json, preprocessor_config.json and README.md, the model card. Of a timm network
+config.json is timm's, so that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it too.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from alexlab.engine.errors import UserError
+
+PREFIX = "hub:"  # of a repository of the hub: hub:USER/NAME
+WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+KEY = "alexlab"  # of ours in config.json
+
+
+def need_extra(what: str) -> None:
+    try:
+        import huggingface_hub  # noqa: F401
+        import safetensors  # noqa: F401
+    except ImportError:
+        raise UserError(f"{what} needs the extra: pip install 'alexlab[hub]'.") from None
+
+
+def save(net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+    """Write weights and configs of a network.
+
+    Args:
+        about: what `read_config` returns: `net` (settings of the network), `is_timm`, `classes`, `class_folders`,
+            `height`, `width`, `covered` (height and width before the crop), `crop_ratio`, `mean`, `std`.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {}
+    if about["is_timm"]:
+        from timm.models import save_for_hf
+
+        labels = {"num_classes": len(about["classes"]), "label_names": about["classes"]}
+        size = [len(about["mean"]), about["height"], about["width"]]
+        inputs = {"mean": about["mean"], "std": about["std"], "input_size": size, "crop_pct": about["crop_ratio"]}
+        save_for_hf(
+            net, str(folder), labels, safe_serialization=True, data_config={**inputs, "interpolation": "bilinear"}
+        )
+        config = json.loads((folder / CONFIG).read_text())
+    else:
+        weights = {name: value.contiguous() for name, value in net.state_dict().items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, {**config, KEY: about})
+    crop = {"height": about["height"], "width": about["width"]}
+    preprocessor = {
+        "do_resize": True, "size": {"shortest_edge": min(about["covered"])}, "resample": 2, "do_center_crop": True,
+        "crop_size": crop, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": about["mean"], "image_std": about["std"],
+    }  # fmt: skip
+    write_json(folder / PREPROCESSOR, preprocessor)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def folder_of(named: str) -> Path | None:
+    """Return the folder that `save` wrote; None if this names something else.
+
+    Args:
+        named: a folder; or hub:USER/NAME, which is downloaded unless it is in the cache of the hub.
+
+    Raises:
+        UserError: the repository cannot be downloaded, or is not of this project.
+    """
+    if named.startswith(PREFIX):
+        need_extra(named)
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(named.removeprefix(PREFIX), allow_patterns=[WEIGHTS, "*.json"]))
+        except Exception as error:  # of the hub, of the network, or a name that it refuses
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise UserError(f"{named} cannot be downloaded ({why}).") from error
+        if read_config(folder) is None:
+            raise UserError(f"{named} is no network of this project: {CONFIG} has no `{KEY}`.")
+        return folder
+    folder = Path(named).expanduser()
+    return folder if read_config(folder) is not None else None
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return what `save` was told about the network; None if the folder is of something else."""
+    try:
+        return json.loads((folder / CONFIG).read_text()).get(KEY)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    need_extra(str(folder))
+    from safetensors.torch import load_file
+
+    return load_file(folder / WEIGHTS)
+
+
+def card(about: dict[str, Any], results: dict[str, float], data: str, command: Sequence[str], versions: str) -> str:
+    """Return the model card.
+
+    Args:
+        results: metrics by name, such as test/acc1.
+        data: a sentence about the images of the training.
+        command: what trained the network.
+        versions: of the libraries.
+    """
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in results.items())
+    listed = ", ".join(about["classes"][:50]) + (", ..." if len(about["classes"]) > 50 else "")
+    height, width = about["height"], about["width"]
+    lines = "\n".join(command)
+    return f"""---
+library_name: {"timm" if about["is_timm"] else "pytorch"}
+pipeline_tag: image-classification
+tags: [image-classification, {KEY}]
+---
+# {about["name"]}
+
+Classifies images into {len(about["classes"])} classes: {listed}.
+
+| metric | value |
+|---|---|
+{rows}
+
+**Training.** {data} {versions}
+
+```
+{lines}
+```
+
+**Use.** Images of {height} x {width} pixels, with mean {about["mean"]} and std {about["std"]} on a 0-1 scale.
+
+```python
+import {KEY}
+
+net, transform, classes = {KEY}.load("FOLDER")  # or hub:USER/NAME
+logits = net(transform("picture.jpg")[None])
+```
+"""

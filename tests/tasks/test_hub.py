@@ -1,0 +1,126 @@
+"""A trained network as a folder for the Hugging Face hub."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import command, tiny_train
+
+import alexlab
+from alexlab.engine.errors import UserError
+from alexlab.tasks import hub
+
+pytest.importorskip("safetensors")
+pytest.importorskip("huggingface_hub")
+
+
+@pytest.fixture(scope="module", params=["torchvision", "timm"])
+def shared(request: pytest.FixtureRequest, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run, and the folder that was made of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run_dir, out = folder / "train/runs/one", folder / "out"
+    words = []
+    if request.param == "timm":
+        pytest.importorskip("timm")
+        words = ["model=timm", "model.name=resnet18"]
+    done = tiny_train(shapes, run_dir, "trainer.precision=32-true", *words)
+    assert done.returncode == 0, done.stderr
+    done = command("export", f"run={run_dir}", "format=hub", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    assert f"  hf upload USER/{'resnet18' if words else 'shufflenet_v2_x0_5'} {out}\n" in done.stdout
+    return run_dir, out
+
+
+def test_the_folder_has_the_network_of_the_run(shared: tuple[Path, Path], shapes: Path) -> None:
+    run_dir, out = shared
+    assert {path.name for path in out.iterdir()} == {hub.WEIGHTS, hub.CONFIG, hub.PREPROCESSOR, "README.md"}
+    image = next((shapes / "val").rglob("*.jpg"))
+    ours, theirs = alexlab.load(run_dir), alexlab.load(out)
+    assert theirs.classes == ours.classes
+    with torch.no_grad():
+        pixels = theirs.transform(image)[None]
+        assert torch.equal(pixels, ours.transform(image)[None])
+        assert torch.equal(theirs.net(pixels), ours.net(pixels))
+    preprocessor = json.loads((out / hub.PREPROCESSOR).read_text())
+    assert preprocessor["crop_size"] == {"height": pixels.shape[2], "width": pixels.shape[3]}
+    summary = json.loads((run_dir / "summary.json").read_text())
+    card = (out / "README.md").read_text()
+    assert f"| test/acc1 | {summary['test']['test/acc1']:.4f} |" in card
+    assert str(shapes) not in card, "a path of this machine"
+
+
+def test_timm_loads_the_folder_of_a_timm_network(shared: tuple[Path, Path], shapes: Path) -> None:
+    run_dir, out = shared
+    if not json.loads((out / hub.CONFIG).read_text())[hub.KEY]["is_timm"]:
+        pytest.skip("not a network of timm")
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    net = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    ours = alexlab.load(run_dir)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(net(pixels), ours.net(pixels))
+    settings = resolve_data_config({}, model=net)
+    assert create_transform(**settings) is not None
+    crop = ours.transform.crop
+    assert settings["input_size"] == (3, *crop.size)
+    assert settings["crop_pct"] == crop.crop_ratio
+
+
+def test_init_from_the_folder(shared: tuple[Path, Path], shapes: Path, tmp_path: Path) -> None:
+    run_dir, out = shared
+    words = [f"from_run={run_dir}", f"init_from={out}", "optimizer.lr=1e-30", "paths.logs=" + str(tmp_path)]
+    done = command("train.py", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    before, after = (alexlab.load(each).net.state_dict() for each in (run_dir, tmp_path / "run"))
+    for name, value in before.items():
+        if name.rpartition(".")[2] in ("weight", "bias"):
+            assert torch.equal(value, after[name]), name
+
+    # other classes, and another normalization
+    fewer = tmp_path / "fewer"
+    for split in ("train", "val"):
+        for folder in sorted((shapes / split).iterdir())[:4]:
+            shutil.copytree(folder, fewer / split / folder.name)
+    done = command("train.py", *words, f"data.root={fewer}", "dry_run=true")
+    assert "the last layer" in done.stdout, done.stdout + done.stderr
+    done = command("train.py", *words, "model.mean=[0.5,0.5,0.5]", "dry_run=true")
+    assert done.returncode == 2
+    assert "was trained with another normalization of the inputs: add model.mean=[0.485,0.456,0.406]" in done.stderr
+
+
+def test_a_repository_in_the_cache_of_the_hub_is_loaded_by_name(
+    shared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = shared
+    cache = tmp_path / "hub/models--me--net"
+    shutil.copytree(out, cache / "snapshots/0123456789abcdef0123456789abcdef01234567")
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("0123456789abcdef0123456789abcdef01234567")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert alexlab.load("hub:me/net").classes == alexlab.load(out).classes
+    with pytest.raises(UserError, match=r"^hub:me/other cannot be downloaded \("):
+        alexlab.load("hub:me/other")
+
+
+def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: Path) -> None:
+    run_dir, out = shared
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    about = json.loads((copy / hub.CONFIG).read_text())
+    about[hub.KEY]["net"]["_target_"] = "os.system"
+    (copy / hub.CONFIG).write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"os\.system"):
+        alexlab.load(copy)
+    del about[hub.KEY]["net"]
+    (copy / hub.CONFIG).write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"is not a network of this project: KeyError: 'net'"):
+        alexlab.load(copy)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    done = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other'}")
+    assert done.returncode == 2
+    assert f"`out={tmp_path / 'other'}` holds other files: give a new folder." in done.stderr
