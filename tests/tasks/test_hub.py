@@ -97,9 +97,9 @@ def test_a_repository_in_the_cache_of_the_hub_is_loaded_by_name(
 ) -> None:
     _, out = shared
     cache = tmp_path / "hub/models--me--net"
-    shutil.copytree(out, cache / "snapshots/0123456789abcdef0123456789abcdef01234567")
+    shutil.copytree(out, cache / "snapshots" / ("0" * 40))
     (cache / "refs").mkdir()
-    (cache / "refs/main").write_text("0123456789abcdef0123456789abcdef01234567")
+    (cache / "refs/main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert alexlab.load("hub:me/net").classes == alexlab.load(out).classes
