@@ -50,7 +50,7 @@ def picture(
     captions: Sequence[tuple[str, str]],
     title: str,
 ) -> Image.Image:
-    """Draw each image, and beside it the map of a class over the image.
+    """Draw each image, and right of it the map of a class over the image.
 
     Args:
         net: in eval mode.

@@ -252,7 +252,7 @@ class Mirror:
 
 
 def files_of(run_dir: Path) -> Iterable[Path]:
-    """Yield the files of a run but its checkpoints, config.yaml first."""
+    """Yield the files of a run except the checkpoints, config.yaml first."""
     files = [path for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink()]
     for path in sorted(files, key=lambda path: (path.name != "config.yaml", path)):
         if is_copied(path.relative_to(run_dir)):

@@ -249,7 +249,7 @@ def connect(this: launcher.Started, end: float) -> Any:
     or joined by more, would fail or read old answers. It only says where rank 0 is.
 
     Raises:
-        OSError, RuntimeError: rank 0 does not answer, or its port is in use.
+        OSError, RuntimeError: rank 0 does not answer, or the port is in use.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent = None

@@ -24,7 +24,7 @@ def stopping() -> tuple[signal.Signals, ...]:
 
 
 def of_stacks() -> signal.Signals:
-    """Return the signal after which a process prints where its threads are: SIGUSR2, or SIGQUIT under submitit."""
+    """Return the signal after which a process prints where the threads are: SIGUSR2, or SIGQUIT under submitit."""
     return signal.SIGQUIT if of_submitit() == signal.SIGUSR2 else signal.SIGUSR2
 
 

@@ -31,7 +31,7 @@ AT_ONCE = 64  # requests of a bucket
 
 
 class Entry(NamedTuple):
-    """An object of a list: the size, a tag of its content, and when it was written, in seconds since 1970."""
+    """An object of a list: the size, a tag of the content, and the time of writing, in seconds since 1970."""
 
     bytes: int
     tag: str

@@ -345,7 +345,7 @@ def _names_of_args(target: Callable[..., Any], node: dict[str, Any]) -> list[str
 
 
 def takes(target: Callable[..., Any], name: str) -> bool:
-    """Check whether a target may be called with this argument, as far as its signature says."""
+    """Check whether a target may be called with this argument, as far as the signature says."""
     try:
         inspect.signature(target).bind_partial(**{name: None})
     except TypeError:

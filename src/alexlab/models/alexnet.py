@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) and its published variants."""
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) and the published variants."""
 
 import math
 from collections.abc import Sequence

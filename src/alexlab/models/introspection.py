@@ -75,7 +75,7 @@ def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
 
 
 def last_maps(net: nn.Module, image: torch.Tensor) -> nn.Module:
-    """Return the last layer that gives maps as large as those of the last convolution, after its activation.
+    """Return the last layer that gives maps as large as those of the last convolution, after the activation.
 
     Args:
         net: in eval mode.

@@ -90,7 +90,7 @@ def folder_of(named: str) -> Path | None:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return what `save` was told about the network; None if the folder is of something else."""
+    """Return what `save` wrote about the network; None if the folder is of something else."""
     try:
         return json.loads((folder / CONFIG).read_text()).get(KEY)
     except (OSError, ValueError, AttributeError):
