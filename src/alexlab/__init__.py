@@ -1,16 +1,23 @@
-"""Image classification experiments. `load(run)` returns a trained network, `runs()` a pandas DataFrame of all runs."""
+"""Image classification experiments, for a notebook: `train(*overrides)` returns a run's directory, `load(run)` the
+trained network, `runs()` a pandas DataFrame of all runs, and `curves(run)` one of a run's metrics."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alexlab.analysis.compare import load_runs
+    from alexlab.analysis.runs import curves as curves
+    from alexlab.commands.cli import train as train
     from alexlab.tasks.load import load as load
 
     runs = load_runs
 
 
 def __getattr__(name: str) -> Any:
-    """Import `alexlab.load` and `alexlab.runs` when they are first used: `--help` must not wait for torch or pandas."""
+    """Import these functions when they are first used: `--help` must not wait for torch or pandas."""
+    if name == "train":
+        from alexlab.commands.cli import train
+
+        return train
     if name == "load":
         from alexlab.tasks.load import load
 
@@ -19,4 +26,8 @@ def __getattr__(name: str) -> Any:
         from alexlab.analysis.compare import load_runs
 
         return load_runs
+    if name == "curves":
+        from alexlab.analysis.runs import curves
+
+        return curves
     raise AttributeError(f"module 'alexlab' has no attribute {name!r}")

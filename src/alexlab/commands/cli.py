@@ -116,22 +116,7 @@ def run(name: str) -> None:
         if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
             print(help_of(command, words))
         else:
-            trains = name == "train"
-            jobs.stamp = launcher.run_stamp(resumes="resume.run=auto" in words) if trains else ""
-            register_resolvers(jobs.stamp)
-            if trains and launcher.external():  # hides warnings of addresses without a name, and of ranks that stop
-                os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-            start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(jobs.run)
-            try:
-                sys.argv[1:] = words
-                start()
-            except HydraException:  # before the first job
-                before, words = words, with_added_keys(words, command)
-                if words == before:
-                    raise
-                GlobalHydra.instance().clear()
-                sys.argv[1:] = words
-                start()
+            start(jobs, words)
         sys.stdout.flush()
     except BaseException as error:
         jobs.stack.close()  # from here on a signal ends the process
@@ -211,6 +196,54 @@ class JobError(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def start(jobs: "Jobs", words: list[str]) -> None:
+    """Let Hydra compose the config, and run the job or the jobs. Sets sys.argv, which Hydra reads."""
+    trains = jobs.command.name == "train"
+    jobs.stamp = launcher.run_stamp(resumes="resume.run=auto" in words) if trains else ""
+    register_resolvers(jobs.stamp)
+    if trains and launcher.external():  # hides warnings of addresses without a name, and of ranks that stop
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    run_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=jobs.command.name)(jobs.run)
+    try:
+        sys.argv[1:] = words
+        run_hydra()
+    except HydraException:  # before the first job
+        with_added = with_added_keys(words, jobs.command)
+        if with_added == words:
+            raise
+        GlobalHydra.instance().clear()
+        sys.argv[1:] = with_added
+        run_hydra()
+
+
+def train(*overrides: str) -> Path:
+    """Train in this process, as `python train.py OVERRIDES`, for a notebook; return the run's directory.
+
+    Raises:
+        UserError: the overrides, the images or the network have a mistake.
+        RunFailedError: the run has failed on several devices.
+    """
+    read_env(ROOT / ".env")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    jobs, before = Jobs(COMMANDS["train"]), sys.argv
+    if any(word.startswith("-") for word in overrides):
+        raise UserError("-m is for the command line: call alexlab.train once for each run, with overrides alone.")
+    try:
+        sys.argv = ["train.py"]
+        start(jobs, to_overrides(list(overrides), jobs.command))
+    except JobError as error:
+        raise error.error from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(hydra_mistake(error, jobs.command, list(overrides))) from None
+    except SystemExit as error:
+        raise RunFailedError(f"The run has stopped with exit code {error.code}.", 1) from None
+    finally:
+        sys.argv = before
+        GlobalHydra.instance().clear()
+    assert jobs.run_dir is not None
+    return jobs.run_dir
 
 
 @dataclass
