@@ -74,6 +74,13 @@ def upright(raw: bytes) -> np.ndarray:
     return np.asarray(source().transpose(Image.Transpose.ROTATE_270))
 
 
+def many_scans() -> bytes:
+    """Repeat the last scan of a progressive JPEG, each of which decodes all pixels again."""
+    raw = encoded(source(), "JPEG", progressive=True)
+    last = raw[raw.rindex(b"\xff\xda") : -2]
+    return raw[:-2] + last * 300 + raw[-2:]
+
+
 def grey16() -> bytes:
     return png(4, 1, 16, 0, zlib.compress(b"\0" + struct.pack(">4H", 0, 0x1234, 0x8000, 0xFFFF)))
 
@@ -131,6 +138,7 @@ FILES: dict[str, Callable[[], bytes]] = {
         Image.fromarray(np.uint16([[0xFFFF, 0xEDFF, 0x7FFF, 0]])), "TIFF", tiffinfo={262: 0}
     ),
     "TIFF of 32-bit integers": lambda: encoded(Image.fromarray(np.array([[-5, 0, 0x1234, 0x7FFF]], np.int32)), "TIFF"),
+    "JPEG of 300 scans": many_scans,
     "bytes after the end of the JPEG": lambda: encoded(source(), "JPEG") + b"more" * 99,
     "one pixel": lambda: encoded(source().crop((0, 0, 1, 1)), "PNG"),
     "3,000 pixels by one": lambda: encoded(source().resize((3000, 1)), "JPEG"),
@@ -245,8 +253,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], int]] = {
     "a class or split that is a link to a folder that is gone": (
         lambda root: (root / "train/fox").symlink_to(root / "gone"), 0),
     "a broken link": (lambda root: (root / "train/cat/x.jpg").symlink_to(root / "nowhere.jpg"), 9),
+    "a pipe (FIFO) called .jpg": (lambda root: os.mkfifo(root / "train/cat/x.jpg"), 9),
     "a folder called .jpg": (lambda root: images(root, "train/cat/x.jpg/1.jpg"), 9),
     "a link called .jpg to a folder": (link_called_jpg, 10),
+    "a link to a device called .jpg": (lambda root: (root / "train/cat/x.jpg").symlink_to("/dev/zero"), 9),
     "classes one level deeper": (deeper, 0),
 }  # fmt: skip
 
@@ -320,9 +330,9 @@ def test_broken_images_are_counted_and_listed(with_broken: Path, tmp_path: Path)
     done = tiny_train(with_broken, tmp_path / "run", *words, "model.name=squeezenet1_1")
     assert done.returncode == 0, done.stderr
     bad = sorted(str(path) for path in with_broken.glob("train/cat/bad*.jpg"))
-    assert len(bad) == 14
+    assert len(bad) == 15
     assert sorted(summary_of(tmp_path / "run")["skipped_images"]) == bad
-    assert "skipped 14 broken images: " in done.stdout + done.stderr
+    assert "skipped 15 broken images: " in done.stdout + done.stderr
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert sorted(saved["callbacks"]["Checkpointing"]["skipped"]) == bad, "a resumed run has them"
 

@@ -1,5 +1,6 @@
 """Decoding, cropping and resizing, compared with Pillow and torchvision."""
 
+import io
 import struct
 import tracemalloc
 import zlib
@@ -291,13 +292,15 @@ def test_other_kinds_of_numbers_are_right_or_refused(tmp_path: Path) -> None:
 
 
 def test_what_stands_behind_a_picture_is_not_read(tmp_path: Path) -> None:
-    """Phones append videos, depth maps and further pictures."""
+    """Phones append videos, depth maps and further pictures; limits count the first picture alone."""
     path = photo(tmp_path / "a.jpg", (64, 48))
     encoded = path.read_bytes()
     plain = whole(path)
     for rest in (encoded * 200, b"\0\0\0\x18ftypmp42" + bytes(5000)):
         path.write_bytes(encoded + rest)
         assert np.array_equal(whole(path), plain)
+    Image.open(io.BytesIO(encoded)).save(path, "JPEG", progressive=True, quality=95)
+    assert decode.scans_of(path.read_bytes()) == path.read_bytes().count(b"\xff\xda") > 5
 
 
 @pytest.mark.parametrize(

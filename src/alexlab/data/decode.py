@@ -8,6 +8,8 @@ import contextlib
 import functools
 import io
 import os
+import re
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,10 +30,13 @@ ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
 # values of the tag; for 5 to 8, rows and columns are exchanged first
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)
 FIRST_READ = 2**18  # bytes: most files are smaller
+MAX_BYTES = 2**29  # larger files are not read
+MAX_SCANS = 100  # of a JPEG, each of which decodes all pixels again; a progressive one has about ten
 BLOCK = 16  # rows of the largest block of a JPEG, over the three colours
 # Channels that a file can be decoded to, by Pillow's names and simplejpeg's. Grey is the luma, 0.299 R + 0.587 G +
 # 0.114 B: a JPEG's own, else as Pillow computes it. Alpha is 255 if the file has none.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what ends the pixels of a scan in a JPEG
 DARK = 2**12  # 16-bit pixels that are all below it use 12 bits, as of microscopes and X-rays
 JPEG_MODES = MODES | {1: "GRAY"}
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what libjpeg-turbo decodes
@@ -73,6 +78,12 @@ class Picture:
         self.has_16_bits = False  # whether Pillow takes the upper eight of 16 bits per channel
         self.jpeg = b""  # the file's bytes if simplejpeg decodes it
         if isinstance(source, bytes):
+            if (
+                source[:2] == b"\xff\xd8"
+                and source.count(b"\xff\xda") > MAX_SCANS
+                and (scans := scans_of(source)) > MAX_SCANS
+            ):
+                raise OSError(f"it has {scans} scans, and at most {MAX_SCANS} are decoded")
             header = parse_jpeg(source)
             if header is not None:
                 self.jpeg, (self.stored, self.orientation, self.frame) = source, header
@@ -167,8 +178,13 @@ def open_picture(path: str) -> Picture:
 
     This function makes three system calls. Python's open and read make ten, between which other threads may take over.
     """
-    file = os.open(path, os.O_RDONLY)
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe called .jpg would block
     try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
+            raise OSError("it is a device or a folder, not a file")
+        if status.st_size > MAX_BYTES:
+            raise OSError(f"it has {status.st_size:,} bytes, and an image may have at most {MAX_BYTES:,}")
         content = os.read(file, FIRST_READ)
         if len(content) == FIRST_READ:
             parts = [content]
@@ -215,6 +231,19 @@ def parse_jpeg(encoded: bytes) -> tuple[tuple[int, int], int, int] | None:
     if encoded[frame + 4] != 8 or encoded[frame + 9] not in (1, 3) or not width or not height or too_large:
         return None
     return (width, height), orientation, frame
+
+
+def scans_of(encoded: bytes) -> int:
+    """Count the scans of the first picture of a JPEG, without thumbnails within it and what phones add behind it."""
+    at, scans = 2, 0
+    while at < len(encoded) - 3 and encoded[at] == 0xFF and encoded[at + 1] != 0xD9:
+        is_scan = encoded[at + 1] == 0xDA
+        at += 2 + (encoded[at + 2] << 8 | encoded[at + 3])
+        if is_scan:
+            scans += 1
+            marker = MARKER.search(encoded, at)
+            at = marker.start() if marker else len(encoded)
+    return scans
 
 
 @contextlib.contextmanager

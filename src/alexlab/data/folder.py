@@ -62,6 +62,14 @@ class ImageIndex(Index):
     # of folders that are skipped
     ignored: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def from_names(
+        cls, root: Path, names: Sequence[bytes], targets: Sequence[int] | np.ndarray, classes: tuple[str, ...]
+    ) -> "ImageIndex":
+        """Make an index from one name (relative to `root`) and one target per image."""
+        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        return cls(root, b"".join(names), ends, np.asarray(targets, dtype=np.int64), classes)
+
     def name(self, i: int) -> bytes:
         return name_at(self.names, self.ends, i)
 
@@ -76,8 +84,8 @@ class ImageIndex(Index):
 
     def subset(self, indices: np.ndarray) -> "ImageIndex":
         names = [self.name(i) for i in indices.tolist()]
-        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-        return replace(self, names=b"".join(names), ends=ends, targets=self.targets[indices])
+        part = ImageIndex.from_names(self.root, names, self.targets[indices], self.classes)
+        return replace(part, ignored=self.ignored)
 
     @functools.cached_property
     def fingerprint(self) -> str:
