@@ -32,13 +32,23 @@ def name_of(root: Path) -> str:
     return config.parent.parent.name
 
 
+def check_name(root: Path, name: str) -> None:
+    """End with an error if this cannot be the name of the package."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        sys.exit(f"error: {name} is no name of a package: use small letters, digits and _.")
+    if importlib.util.find_spec(name) is not None or list(root.glob(f"{name}*")):
+        sys.exit(f"error: {name} is the name of another package or file: choose another one.")
+    if found := subprocess.run(
+        ["git", "grep", "-il", name, "--", "src", "conf", "tests", "*.py"], cwd=root, capture_output=True, text=True
+    ).stdout:
+        sys.exit(f"error: {name} occurs in {found.split()[0]}, so it could not be renamed again: choose another one.")
+
+
 def rename(root: Path, name: str) -> None:
     """Rename package and command in all files that git tracks."""
     old = name_of(root)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        sys.exit(f"error: {name} is no name of a package: use small letters, digits and _.")
-    if name != old and importlib.util.find_spec(name) is not None:
-        sys.exit(f"error: {name} is the name of a package that is installed: choose another one.")
+    if name == old:
+        return
     for line in git("ls-files", "-z", folder=root).split("\0"):
         path = root / line
         if not line or line.startswith(KEPT) or path.is_symlink() or not path.is_file():
@@ -77,6 +87,8 @@ def merge(root: Path, commit: str) -> None:
             git("fetch", "--quiet", str(copy), f"renamed-{len(renamed)}", folder=root)
     words = ["git", "merge-recursive", renamed[0], "--", "HEAD", renamed[1]]
     done = subprocess.run(words, cwd=root, check=False)
+    if done.returncode > 1 or (done.returncode == 1 and not git("ls-files", "--unmerged", folder=root)):
+        sys.exit("error: nothing was merged, for the reason above: mend it, and give the same command again.")
     head = root / git("rev-parse", "--git-path", "MERGE_HEAD", folder=root).strip()
     head.write_text(f"{commit_id}\n")
     print("Resolve the conflicts, and then: git commit" if done.returncode else "Look at it, and then: git commit")
@@ -90,6 +102,7 @@ def main() -> None:
         case ["--merge", commit]:
             merge(root, commit)
         case [name] if not name.startswith("-"):
+            check_name(root, name)
             rename(root, name)
         case _:
             sys.exit(__doc__)

@@ -220,6 +220,14 @@ def test_the_command_draws_all_figures_of_a_run(shapes: Path, tmp_path: Path) ->
     assert cam.stdout == f"{folder}/figures/cam.png\n", cam.stderr
     height, width = np.asarray(Image.open(folder / "figures/cam.png")).shape[:2]
     assert width > 2 * height > 100, "one image beside the map over it"
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    for word, sentence in (
+        (f"cam={tmp_path}/*.jpg", "no image can be read"),
+        ("cam=/none", "`cam=/none` names no image"),
+        (f"cam={shapes}/test/ring data.on_error=skip", "`cam` draws the images that it names, on the CPU: remove"),
+    ):
+        refused = command("figures", f"run={folder}", *word.split())
+        assert (refused.returncode, sentence in refused.stderr) == (2, True), refused.stderr
     wrong = command("figures", f"run={folder}", "crops=10")
     assert wrong.returncode == 2
     assert "`crops=10`: there is no such key" in wrong.stderr

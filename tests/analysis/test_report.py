@@ -69,7 +69,7 @@ def test_the_curves_are_scikit_learns() -> None:
             "precision_recall": metrics.precision_recall_curve(right, probabilities[:, k])[:2],
             "roc": metrics.roc_curve(right, probabilities[:, k])[1::-1],
         }.items():
-            line = next(line for line in figures[key].axes[0].lines if line.get_label() == name)
+            line = next(line for line in figures[key].axes[0].lines if line.get_label() == f" {name}")
             drawn = pd.DataFrame(np.asarray(line.get_xydata())).drop_duplicates().to_numpy()
             for point in np.stack([x, y], 1):
                 assert np.abs(drawn - point).max(1).min() < 1e-6, f"{key} of {name} lacks {point}"

@@ -67,6 +67,24 @@ def test_clean_says_what_it_would_delete_and_then_deletes(whole: Path, tmp_path:
     assert (wrong.returncode, "none: no run found." in wrong.stderr) == (2, True)
 
 
+def test_nothing_is_deleted_while_what_stays_is_damaged_or_a_link(whole: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    damaged, linked, foreign = (
+        Path(shutil.copytree(whole, logs / "train/runs" / name)) / "checkpoints" for name in ("a", "b", "c")
+    )
+    (damaged / "best.ckpt").write_bytes(b"damaged")
+    (linked / "best.ckpt").unlink()
+    (linked / "best.ckpt").symlink_to("last.ckpt")
+    foreign.rename(tmp_path / "elsewhere")
+    foreign.symlink_to(tmp_path / "elsewhere")
+    done = command("clean", f"paths.logs={logs}", "keep=best", "dry_run=false")
+    assert done.returncode == 0, done.stderr
+    assert "a/checkpoints, because best.ckpt is damaged (the SHA-256 is not the one in SHA256SUMS)" in done.stdout
+    assert done.stdout.count("because it has links") == 2
+    for folder in (damaged, linked, foreign):
+        assert {path.name for path in folder.glob("*.ckpt")} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+
+
 def test_a_run_without_last_ckpt_is_not_started_again(whole: Path, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(whole, tmp_path / "train/runs/one"))
     assert command("clean", f"paths.logs={tmp_path}", "keep=best", "dry_run=false").returncode == 0

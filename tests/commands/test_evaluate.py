@@ -1,6 +1,7 @@
 """Evaluation of a run: its own numbers, other folders, and what it refuses."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -87,10 +88,21 @@ def test_the_report_has_a_table_of_classes_and_the_temperature_is_fitted_on_val(
 
     # another folder: the temperature of the run
     kept = json.loads((run_dir / "temperature.json").read_text())
-    assert kept["images"] == len(list((data / "val").rglob("*.*")))
-    assert kept["temperature"] == result["calibration"]["temperature"]
+    best = hashlib.sha256((run_dir / "checkpoints/best.ckpt").read_bytes()).hexdigest()
+    assert kept[best]["images"] == len(list((data / "val").rglob("*.*")))
+    assert kept[best]["temperature"] == result["calibration"]["temperature"]
     done = evaluated(run_dir, "run=one", f"data.root={data}")
-    assert f"(temperature {kept['temperature']:.3f}, fitted on the run's val)" in done.stdout
+    assert f"(temperature {kept[best]['temperature']:.3f}, fitted on val)" in done.stdout
+    only_val = tmp_path / "only"
+    shutil.copytree(data / "val", only_val / "val")
+    done = evaluated(run_dir, "run=one", f"data.root={only_val}")
+    assert "fitted on val, so optimistic)" in done.stdout, "the images of the fit, under whatever name"
+    wrong = evaluated(run_dir, "run=one", f"data.root={only_val}", "split=test")
+    assert (wrong.returncode, "has no test images. Use split=val" in wrong.stderr) == (2, True)
+    wrong = evaluated(run_dir, "run=one", f"data.root={data}", "split=val")
+    assert wrong.returncode == 2
+    assert "`split=val`: of " in wrong.stderr
+    assert "the test images are tested: remove split, or name the folder of val with data.root" in wrong.stderr
 
     # val: optimistic, as the page says
     done = evaluated(run_dir, "run=one", "split=val", "crops=2")
@@ -100,12 +112,17 @@ def test_the_report_has_a_table_of_classes_and_the_temperature_is_fitted_on_val(
 
     # other weights have another temperature, which nobody has fitted
     copy = Path(shutil.copytree(run_dir, tmp_path / "logs/train/runs/copy"))
-    (copy / "temperature.json").write_text(json.dumps({**kept, "sha256": "0" * 64}))
-    done = evaluated(copy, "run=copy", f"data.root={data}")
-    assert done.returncode == 0, done.stderr
-    assert "temperature" not in done.stdout
+    for wrong in ({"0" * 64: kept[best]}, {best: {"temperature": 0.0}}, {best: 5}, [1]):
+        (copy / "temperature.json").write_text(json.dumps(wrong))
+        done = evaluated(copy, "run=copy", f"data.root={data}")
+        assert done.returncode == 0, done.stderr
+        assert "temperature" not in done.stdout
     assert json.loads((copy / "eval.json").read_text())["calibration"] is None
     assert "report.html" not in evaluated(copy, "run=copy", "report=false").stdout
+    (copy / "metrics.csv").write_bytes(b"\xff\xfe\x00")
+    done = evaluated(copy, "run=copy")
+    assert done.returncode == 0, done.stderr
+    assert "no curves: " in (copy / "report.html").read_text()
 
 
 def test_the_latest_is_the_newest_with_that_checkpoint(run_dir: Path, tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_calibrated_probabilities_are_those_of_logits_divided_by_the_temperature
     assert "`calibrated=true`: " in done.stderr
     assert "has no temperature for this checkpoint: run python eval.py run=" in done.stderr
     assert command("eval.py", "run=one", f"paths.logs={run_dir.parents[2]}").returncode == 0
-    temperature = json.loads((run_dir / "temperature.json").read_text())["temperature"]
+    [entry] = json.loads((run_dir / "temperature.json").read_text()).values()
+    temperature = entry["temperature"]
     _, plain = predicted(run_dir, shapes / "test", "topk=10")
     _, rows = predicted(run_dir, shapes / "test", "topk=10", "calibrated=true")
     for i in range(0, 100, 10):

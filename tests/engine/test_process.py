@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, clean_env
 
-from alexlab.engine.errors import mistake
+from alexlab.engine.errors import UserError, mistake
+from alexlab.engine.process import read_env
 
 LACKING = """
 import logging, os, sys
@@ -41,6 +42,9 @@ def test_a_dot_env_file_sets_what_is_not_set(tmp_path: Path) -> None:
     env.pop("PYTHON_DOTENV_DISABLED")  # the tests ignore the .env of this checkout
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "of the file, of the shell\n"
+    (tmp_path / ".env").write_bytes(b"A=\xff")
+    with pytest.raises(UserError, match=r"\.env cannot be read .*: write lines NAME=VALUE in UTF-8"):
+        read_env(tmp_path / ".env")
 
 
 def test_a_missing_home_or_temporary_folder_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, clean_env
 
+NAME = "plank" + "ton"  # which must not occur in any file
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout of git")
 
 
@@ -47,7 +48,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fork(template: Path) -> Path:
     folder = template.with_name("fork")
     run("git", "clone", "--quiet", str(template), str(folder), folder=template)
-    rename(folder, "birds")
+    rename(folder, NAME)
     commit(folder, "our name")
     # what installing it would write
     run(sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "egg_info", folder=folder)
@@ -57,18 +58,18 @@ def fork(template: Path) -> Path:
 def test_a_renamed_project_trains_passes_its_own_tests_and_reads_old_runs(fork: Path) -> None:
     found = run("git", "grep", "-Iil", "alexlab", folder=fork).split()
     assert {name for name in found if not name.startswith("tests/fixtures/")} == {
-        "CHANGELOG.md", "LICENSE", "src/birds/engine/config.py",
+        "CHANGELOG.md", "LICENSE", f"src/{NAME}/engine/config.py",
     }  # fmt: skip
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/house/test_architecture.py"]
     words += ["tests/commands/test_old_runs.py", "tests/commands/test_configs.py"]
     words += ["tests/house/test_readme.py::test_a_network_is_one_file_and_one_yaml"]
     printed = run(*words, folder=fork, PYTHONPATH=str(fork / "src"))
     assert " passed" in printed
-    assert "birds COMMAND" in run(sys.executable, "-m", "birds", "--help", folder=fork, PYTHONPATH=str(fork / "src"))
+    assert f"{NAME} COMMAND" in run(sys.executable, "-m", NAME, "--help", folder=fork, PYTHONPATH=str(fork / "src"))
 
 
 def test_a_later_commit_of_the_template_is_merged_under_the_new_name(template: Path, fork: Path) -> None:
-    ours, theirs = fork / "src/birds/models/alexnet.py", template / "src/alexlab/models/alexnet.py"
+    ours, theirs = fork / f"src/{NAME}/models/alexnet.py", template / "src/alexlab/models/alexnet.py"
     ours.write_text(ours.read_text() + "\n\nOURS = 1\n")
     commit(fork, "a change of ours")
     theirs.write_text('"""Theirs."""\n' + theirs.read_text())
@@ -79,9 +80,22 @@ def test_a_later_commit_of_the_template_is_merged_under_the_new_name(template: P
     run("git", "commit", "--quiet", "--no-edit", "--message", "the template's", folder=fork)
     assert ours.read_text().startswith('"""Theirs."""\n')
     assert ours.read_text().endswith("\n\nOURS = 1\n")
-    assert (fork / "src/birds/models/later.py").read_text() == "from birds.models import alexnet\n"
+    assert (fork / f"src/{NAME}/models/later.py").read_text() == f"from {NAME}.models import alexnet\n"
     assert not (fork / "src/alexlab").exists()
     assert len(run("git", "log", "-1", "--format=%P", folder=fork).split()) == 2
+
+    # a merge that git refuses is none
+    (template / "LATER.md").write_text("theirs")
+    commit(template, "one more file")
+    run("git", "fetch", "--quiet", "origin", folder=fork)
+    (fork / "LATER.md").write_text("ours, and not committed")
+    refused = rename(fork, "--merge", "origin/main", code=1)
+    assert "error: nothing was merged, for the reason above" in refused
+    assert not (fork / ".git/MERGE_HEAD").exists()
+    (fork / "LATER.md").unlink()
+    rename(fork, "--merge", "origin/main")
+    run("git", "commit", "--quiet", "--no-edit", "--message", "the template's", folder=fork)
+    assert (fork / "LATER.md").read_text() == "theirs"
 
     # the next one starts from there, and a conflict is git's
     for path, word in ((ours, "ours"), (theirs, "theirs")):
@@ -96,9 +110,11 @@ def test_a_later_commit_of_the_template_is_merged_under_the_new_name(template: P
 def test_what_is_no_name_is_refused(template: Path) -> None:
     for name, sentence in (
         ("My-Birds", "error: My-Birds is no name of a package: use small letters, digits and _."),
-        ("torch", "error: torch is the name of a package that is installed: choose another one."),
+        ("torch", "error: torch is the name of another package or file: choose another one."),
+        ("train", "error: train is the name of another package or file: choose another one."),
+        ("pool", "so it could not be renamed again: choose another one."),
     ):
         assert sentence in rename(template, name, code=1)
     (template / "README.md").write_text("changed")
-    assert "error: there are uncommitted changes: commit them first." in rename(template, "birds", code=1)
+    assert "error: there are uncommitted changes: commit them first." in rename(template, NAME, code=1)
     run("git", "checkout", "--quiet", "README.md", folder=template)

@@ -117,10 +117,14 @@ def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: 
         alexlab.load(copy)
     del about[hub.KEY]["net"]
     (copy / hub.CONFIG).write_text(json.dumps(about))
-    with pytest.raises(UserError, match=r"is not a network of this project: KeyError: 'net'"):
+    with pytest.raises(UserError, match=r"is not a run's directory"):
+        alexlab.load(copy)
+    shutil.copy(out / hub.CONFIG, copy)
+    (copy / hub.WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read as a checkpoint"):
         alexlab.load(copy)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").touch()
     done = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other'}")
     assert done.returncode == 2
-    assert f"`out={tmp_path / 'other'}` holds other files: give a new folder." in done.stderr
+    assert f"`out={tmp_path / 'other'}` exists: remove it, or give a new folder." in done.stderr

@@ -153,7 +153,8 @@ def lines_of_classes(
     axes = figure.add_subplot(xlabel=axes_names[0], ylabel=axes_names[1], xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     are_few = len(lines) <= MAX_LINES
     for (x, y), name in zip(lines, names, strict=True):
-        style: Any = {"label": _short(name, 24), "linewidth": 1.1} if are_few else {"color": OTHER, "alpha": 0.15}
+        label = f" {_short(name, 24)}"  # without the space Matplotlib would hide a name that begins with _
+        style: Any = {"label": label, "linewidth": 1.1} if are_few else {"color": OTHER, "alpha": 0.15}
         axes.plot(x, y, **style)
     grid = np.linspace(0, 1, 501)
     mean = np.mean([np.interp(grid, x, y) for x, y in lines], 0)

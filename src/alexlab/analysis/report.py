@@ -37,7 +37,7 @@ def class_table(outputs: Outputs, names: Sequence[str]) -> pd.DataFrame:
     hits = outputs.targets[predicted == outputs.targets].bincount(minlength=classes).double()
     support = outputs.targets.bincount(minlength=classes)
     chosen = predicted.bincount(minlength=classes)
-    probabilities = outputs.logits.softmax(1)
+    probabilities = outputs.logits.double().softmax(1)
     areas = multiclass_average_precision(probabilities, outputs.targets, classes, average=None)
     table = {
         "precision": hits / chosen,
@@ -70,7 +70,7 @@ def figures(
     Args:
         of: the images and weights, for the titles, such as "test, best.ckpt".
     """
-    probabilities, targets, classes = outputs.logits.softmax(1), outputs.targets, len(names)
+    probabilities, targets, classes = outputs.logits.double().softmax(1), outputs.targets, len(names)
     precision, recall, _ = pr_curve(probabilities, targets, classes)
     false_positives, true_positives, _ = multiclass_roc(probabilities, targets, classes)
     present = targets.bincount(minlength=classes).nonzero().flatten().tolist()

@@ -4,7 +4,7 @@ from alexlab.analysis import compare
 from alexlab.analysis import runs as reading
 from alexlab.engine import checkpoint_io
 from alexlab.engine.errors import UserError, counted
-from alexlab.engine.files import is_training, locked_inodes
+from alexlab.engine.files import RANK_LOCK, is_training, lock, locked_inodes
 from alexlab.engine.run_dir import shown
 from alexlab.engine.schema import CleanConfig
 
@@ -27,13 +27,16 @@ def clean(config: CleanConfig) -> None:
     total, cleaned = 0, 0
     for run in finished:
         folder = run.path / "checkpoints"
-        names = checkpoint_io.not_kept(folder, config.keep)
+        names, why = checkpoint_io.not_kept(folder, config.keep)
+        if why is not None:
+            print(f"skipped: {shown(folder)}, because {why}", flush=True)
         if names:
             size = sum((folder / name).stat().st_size for name in names)
             print(f"{shown(folder)}: {', '.join(names)} ({size / 1e6:,.0f} MB)", flush=True)
             total, cleaned = total + size, cleaned + 1
-        if not config.dry_run:
-            checkpoint_io.remove(folder, names)
+        if names and not config.dry_run:
+            with lock(run.path, RANK_LOCK):  # a run that is resumed just now has it
+                checkpoint_io.remove(folder, names)
     for line in (*missing, *skipped):
         print(f"skipped: {line}")
     if len(finished) < len(runs):

@@ -104,12 +104,12 @@ def main() -> None:
 def run(name: str) -> None:
     """Run a command with the overrides of sys.argv; exit with 0, with 2 after a user's mistake, or otherwise."""
     complete_environment()
-    read_env(ROOT / ".env")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises; otherwise it prints its own message and exits with 1
     command, words, code = COMMANDS[name], sys.argv[1:], 0
     jobs = Jobs(command)
     register_resolvers("")
     try:
+        read_env(ROOT / ".env")
         if name == "train":  # Ctrl-C has a handler of Python's own
             jobs.stack.enter_context(jobs.recorder.recording((signal.SIGTERM, signal.SIGUSR1)))
         words = to_overrides(words, command)

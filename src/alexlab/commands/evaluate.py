@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -26,7 +27,7 @@ from alexlab.analysis.calibration import (
     measure_calibration,
 )
 from alexlab.analysis.intervals import NOISE, accuracy_interval, mcnemar
-from alexlab.analysis.runs import read_metrics, recorded_mode, steps_per_epoch
+from alexlab.analysis.runs import Row, read_metrics, recorded_mode, steps_per_epoch
 from alexlab.callbacks.media import Media, Mistake
 from alexlab.commands.build import build_data, build_task, plain_trainer
 from alexlab.data.datamodule import ImageFolders
@@ -163,7 +164,8 @@ def evaluate(config: EvalConfig) -> float:
     report = None
     if predictions.rows and config.report:
         report = (run_dir / out.replace("eval", "report")).with_suffix(".html")
-        calibration = calibrate(config, run_dir, tested, predictions.outputs)
+        run_dirs.write_json(run_dir / out, result)  # whatever the report meets
+        calibration = calibrate(config, run_dir, tested, predictions)
         result |= write_report(report, tested, predictions.outputs, calibration, media.mistakes, drawn, config.crops)
     run_dirs.write_json(run_dir / out, result)
 
@@ -190,15 +192,14 @@ def evaluate(config: EvalConfig) -> float:
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
 
 
-def calibrate(config: EvalConfig, run_dir: Path, tested: Tested, outputs: Outputs) -> Calibration | None:
+def calibrate(config: EvalConfig, run_dir: Path, tested: Tested, predictions: Predictions) -> Calibration | None:
     """Fit a temperature on the run's val images, keep it in the run, and measure it on the tested images.
 
-    For another folder of images the kept temperature is measured; None if there is none of this checkpoint.
+    For another folder of images see `kept_calibration`.
     """
-    file, split, sha256 = run_dir / TEMPERATURE, tested.data.test_split, listed_hash(tested.checkpoint)
     if config.data.root is not None:
-        temperature = kept_temperature(run_dir, tested.checkpoint)
-        return None if temperature is None else measure_calibration(outputs, temperature, "the run's val", False)
+        return kept_calibration(run_dir, tested, predictions)
+    outputs, split = predictions.outputs, tested.data.test_split
     fitted = outputs
     if split != "val":
         of_val = Predictions(keep_logits=True)
@@ -206,9 +207,20 @@ def calibrate(config: EvalConfig, run_dir: Path, tested: Tested, outputs: Output
             score(config, run_dir, config.crops, "val", [of_val])
         fitted = of_val.outputs
     temperature = fit_temperature(fitted)
-    if config.crops == 1 and sha256 is not None:
-        run_dirs.write_json(file, {"temperature": temperature, "images": len(fitted.targets), "sha256": sha256})
+    if config.crops == 1:
+        entry = {hash_of(tested.checkpoint): {"temperature": temperature, "images": len(fitted.targets)}}
+        run_dirs.write_json(run_dir / TEMPERATURE, {**kept_temperatures(run_dir), **entry})
     return measure_calibration(outputs, temperature, "val", split == "val")
+
+
+def kept_calibration(run_dir: Path, tested: Tested, predictions: Predictions) -> Calibration | None:
+    """Measure the temperature that the run has kept for this checkpoint; None if there is none."""
+    temperature = kept_temperature(run_dir, tested.checkpoint)
+    if temperature is None:
+        return None
+    fingerprint = checkpoint_io.load(tested.checkpoint)["alexlab"]["dataset"].get("fingerprint")
+    of_val = fingerprint.get("val") if isinstance(fingerprint, dict) else None
+    return measure_calibration(predictions.outputs, temperature, "val", predictions.fingerprint == of_val)
 
 
 def described(calibration: Calibration) -> str:
@@ -217,18 +229,30 @@ def described(calibration: Calibration) -> str:
     return f"{calibration.error_calibrated:.4f} (temperature {calibration.temperature:.3f}, {fitted})"
 
 
-def listed_hash(checkpoint: Path) -> str | None:
-    """Return the hash of a checkpoint in SHA256SUMS; None if that does not list the file."""
-    return next(reversed(checkpoint_io.read_sums(checkpoint.parent).get(checkpoint.name, [])), None)
+def hash_of(checkpoint: Path) -> str:
+    """Return the SHA-256 of a checkpoint: the one in SHA256SUMS, if that lists the file."""
+    listed = checkpoint_io.read_sums(checkpoint.parent).get(checkpoint.name)
+    if listed:
+        return listed[-1]
+    with checkpoint.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kept_temperatures(run_dir: Path) -> dict[str, Any]:
+    """Return the content of temperature.json: {SHA-256: {"temperature": ...}}, {} if it cannot be read."""
+    try:
+        kept = json.loads((run_dir / TEMPERATURE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def kept_temperature(run_dir: Path, checkpoint: Path) -> float | None:
     """Return the temperature that `calibrate` has kept for this checkpoint; None without one."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        kept = json.loads((run_dir / TEMPERATURE).read_text())
-        if kept["sha256"] == listed_hash(checkpoint):
-            return float(kept["temperature"])
-    return None
+    entry = kept_temperatures(run_dir).get(hash_of(checkpoint))
+    value = entry.get("temperature") if isinstance(entry, dict) else None
+    is_valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return float(value) if is_valid and value is not None else None
 
 
 def write_report(
@@ -248,11 +272,12 @@ def write_report(
     table, confused = report.class_table(outputs, names), report.confusions(outputs, names)
     hits = (outputs.logits.argmax(1) == outputs.targets).tolist()
     figures = {name: report.as_png(figure) for name, figure in report.figures(outputs, names, calibration, of)}
-    rows, summary, monitor = (
-        read_metrics(run_dir / "metrics.csv"),
-        run_dirs.read_summary(run_dir),
-        tested.config.monitor,
-    )
+    rows: list[Row] = []
+    try:
+        rows = read_metrics(run_dir / "metrics.csv")
+    except UserError as error:
+        notes.append(f"no curves: {error}")
+    summary, monitor = run_dirs.read_summary(run_dir), tested.config.monitor
     curves = plots.curves(rows, monitor, steps_per_epoch(summary, rows), recorded_mode(summary, monitor))
     net: Any = tested.task.net.net if isinstance(tested.task.net, Crops) else tested.task.net
     if mistakes and crops != 10:  # whose images are larger than what the network sees
@@ -363,6 +388,11 @@ def score(
         task.net.compile()
     if split == "test" and data.test_split == "val":
         raise UserError(f"`split=test`: {data.root} has no test images. Use split=val.")
+    if split is not None and data.splits and split not in data.splits:
+        raise UserError(
+            f"`split={split}`: of {data.root} the {' and '.join(data.splits)} images are tested: remove split, or name "
+            f"the folder of {split} with data.root=PATH."
+        )
     data.chosen_split = split
     if crops > 1:
         use_crops(task, data, crops)

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import logging
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,13 +30,15 @@ from alexlab.engine import run_dir as rundir
 from alexlab.engine.devices import Devices
 from alexlab.engine.errors import RunFailedError, UserError, counted
 from alexlab.engine.metrics import is_always_one
-from alexlab.engine.overrides import command_line
+from alexlab.engine.overrides import by_key, command_line
 from alexlab.engine.schema import DataConfig, ExportConfig, TrainConfig
 from alexlab.models.introspection import normalization
 from alexlab.tasks import hub
 from alexlab.tasks import load as loading
 
 NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2", "hub": "hub"}
+# overrides that a model card does not show: they may hold addresses or secrets
+PRIVATE = re.compile(r"[+~]*(logger|callbacks|paths|hydra|resume|allow)\b")
 CHECKED = 16  # images at most to check the file on
 ONNX_BYTES = 1_500_000_000  # of weights; torch puts larger ones into a second file, because protobuf ends at 2 GiB
 
@@ -103,8 +106,8 @@ def export_folder(
     config: ExportConfig, run_dir: Path, out: Path, net: nn.Module, transform: loading.EvalTransform, classes: list[str]
 ) -> None:
     """Write a folder for the Hugging Face hub, load it again, and compare the logits on random pixels."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and hub.read_config(out) is None)):
-        raise UserError(f"`out={out}` holds other files: give a new folder.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"`out={out}` exists: remove it, or give a new folder.")
     run_config, summary = loading.config_of(run_dir), rundir.read_summary(run_dir)
     mean, std = loading.statistics_of(run_config, net)
     crop = transform.crop
@@ -116,22 +119,34 @@ def export_folder(
         "class_folders": list(checkpoint.load(rundir.ckpt_of(run_dir, config.ckpt))["alexlab"]["classes"]),
         "height": crop.size[0], "width": crop.size[1], "covered": list(crop.covered), "crop_ratio": crop.crop_ratio,
         "mean": mean, "std": std, "multilabel": run_config.data.multilabel,
-        "run": rundir.name_of(run_dir), "version": version("alexlab"),
+        "run": rundir.name_of(run_dir), "checkpoint": Path(config.ckpt).name, "version": version("alexlab"),
     }  # fmt: skip
-    hub.save(net, about, out)
-    pixels = torch.randint(0, 256, (2, crop.channels, *crop.size), dtype=torch.uint8)
-    loaded = loading.load_folder(out, config.allow)
-    with torch.no_grad():
-        expected = net(transform.normalize(pixels))
-    agreed = compare(lambda images: loaded.net(loaded.transform.normalize(images)), pixels, expected, config.tolerance)
     images = summary.get("dataset", {}).get("images", {})
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
     data = f"The images are `{run_config.data.name}`: {counts} images." if counts else ""
     versions = ", ".join(f"{name} {number}" for name, number in summary.get("versions", {}).items())
-    metrics = {**summary.get("best", {}), **(summary.get("test", {}) if "test" in images else {})}
+    metrics = summary.get(config.ckpt, {}) if config.ckpt in ("best", "last") else {}
+    if config.ckpt == "best" and "test" in images:
+        metrics = metrics | summary.get("test", {})
     metrics = {key: value for key, value in metrics.items() if not is_always_one(key, [value], len(classes))}
-    lines = [command_line("train", *naming.without_paths(run_config.overrides))]
-    (out / "README.md").write_text(hub.card(about, metrics, data, lines, versions), encoding="utf-8")
+    given = [text for text in by_key(run_config.overrides).values() if not PRIVATE.match(text)]
+    card = hub.card(about, metrics, data, [command_line("train", *naming.without_paths(given))], versions)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
+            tmp_path = Path(folder, out.name)
+            hub.save(net, about, tmp_path)
+            (tmp_path / "README.md").write_text(card, encoding="utf-8")
+            pixels = torch.randint(0, 256, (2, crop.channels, *crop.size), dtype=torch.uint8)
+            loaded = loading.load_folder(tmp_path, config.allow)
+            with torch.no_grad():
+                expected = net(transform.normalize(pixels))
+            agreed = compare(
+                lambda images: loaded.net(loaded.transform.normalize(images)), pixels, expected, config.tolerance
+            )
+            tmp_path.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): choose another path with out=DIR.") from error
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{rundir.shown(out)}: {size:.1f} MB, {about['name']}, {len(classes)} classes\n{agreed}")
     print("Read and complete the card in README.md; then upload the folder with:")

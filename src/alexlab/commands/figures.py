@@ -5,16 +5,17 @@ from pathlib import Path
 import torch
 
 from alexlab.analysis import cam, drawing, gallery, report
-from alexlab.analysis.calibration import measure_calibration
 from alexlab.callbacks.media import Media
 from alexlab.commands import evaluate
 from alexlab.commands.predict import find_images
 from alexlab.data import decode
 from alexlab.engine import mirror
 from alexlab.engine import run_dir as run_dirs
+from alexlab.engine.errors import UserError
 from alexlab.engine.files import make_folder, refuse_link
 from alexlab.engine.schema import FiguresConfig
-from alexlab.tasks.load import load
+from alexlab.engine.text import printable
+from alexlab.tasks.load import config_of, load
 
 MOST_CAMS = 32  # images
 
@@ -39,10 +40,7 @@ def redraw(config: FiguresConfig) -> None:
     if predictions.rows:
         of = f"{tested.data.test_split}, {tested.checkpoint.name}"
         outputs, names = predictions.outputs, tested.data.readable_classes
-        temperature = evaluate.kept_temperature(run_dir, tested.checkpoint)
-        calibration = None
-        if temperature is not None:
-            calibration = measure_calibration(outputs, temperature, "val", tested.data.test_split == "val")
+        calibration = evaluate.kept_calibration(run_dir, tested, predictions)
         for name, figure in report.figures(outputs, names, calibration, of):
             drawn.append(drawing.save(figure, run_dir / f"figures/{name}.{config.format}"))
     for path in [*media.written, *drawn]:
@@ -52,16 +50,29 @@ def redraw(config: FiguresConfig) -> None:
 def draw_cam(config: FiguresConfig, run_dir: Path) -> Path:
     """Draw the Grad-CAM of the images that `cam` names, of the most probable class of each; return the path."""
     assert config.cam is not None
-    paths = find_images(config.cam)[:MOST_CAMS]
+    ignored = [*config.data.model_dump().values(), *config.trainer.model_dump().values(), config.compile]
+    if any(value is not None for value in ignored):
+        raise UserError("`cam` draws the images that it names, on the CPU: remove data.*, compile and trainer.*.")
+    paths = find_images(config.cam, "cam")
+    if len(paths) > MOST_CAMS:
+        print(f"note: the first {MOST_CAMS} of {len(paths):,} images are drawn.", flush=True)
     net, transform, classes = load(run_dir, config.ckpt, config.paths.local, allow=config.allow)
-    images = [decode.read(path, transform.crop) for path in paths]
+    images: dict[str, torch.Tensor] = {}
+    for path in paths[:MOST_CAMS]:
+        try:
+            images[path] = decode.read(path, transform.crop)
+        except decode.BrokenImageError as error:
+            print(f"skipped: {printable(error.reason)}", flush=True)
+    if not images:
+        raise UserError(f"`cam={config.cam}`: no image can be read.")
     with torch.inference_mode():
-        probabilities = torch.cat([net(transform.normalize(image[None])).softmax(1) for image in images])
+        logits = torch.cat([net(transform.normalize(image[None])) for image in images.values()])
+        probabilities = logits.sigmoid() if config_of(run_dir).data.multilabel else logits.softmax(1)
     best, predicted = probabilities.max(1)
     captions = [
         (f"{value:.0%} {classes[k]}", Path(path).name)
-        for value, k, path in zip(best.tolist(), predicted.tolist(), paths, strict=True)
+        for value, k, path in zip(best.tolist(), predicted.tolist(), images, strict=True)
     ]
     title = f"{run_dirs.ckpt_of(run_dir, config.ckpt).name}: Grad-CAM of the most probable class"
-    picture = cam.picture(net, transform.normalize, images, predicted.tolist(), captions, title)
+    picture = cam.picture(net, transform.normalize, list(images.values()), predicted.tolist(), captions, title)
     return drawing.save(picture, make_folder(run_dir, "figures") / f"cam.{config.format}")

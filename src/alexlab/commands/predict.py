@@ -43,7 +43,7 @@ class Listed(Index):
         return decode.open_picture(self.paths[i])
 
 
-def find_images(named: str) -> list[str]:
+def find_images(named: str, key: str = "images") -> list[str]:
     """Return the sorted paths of a file, of all images below a folder, or of the files of a glob.
 
     Of a folder, a line is printed for each kind of files that are not images.
@@ -67,7 +67,7 @@ def find_images(named: str) -> list[str]:
             refuse_twice(parent, real)
         paths = sorted(map(str, files))
     if not paths:
-        raise UserError(f"`images={named}` names no image: give a file, a folder or a quoted glob ('photos/*.jpg').")
+        raise UserError(f"`{key}={named}` names no image: give a file, a folder or a quoted glob ('photos/*.jpg').")
     return paths
 
 

@@ -184,7 +184,10 @@ class RunSession:
             tracker.finish(self.status)
         if self.status == "finished" and self.is_first:
             folder = self.path / "checkpoints"
-            checkpoint_io.remove(folder, checkpoint_io.not_kept(folder, config.checkpoint.keep))
+            names, why = checkpoint_io.not_kept(folder, config.checkpoint.keep)
+            checkpoint_io.remove(folder, names)
+            if why is not None:
+                log.warning(f"checkpoint.keep={config.checkpoint.keep}: all checkpoints are kept, because {why}")
         # last, because SLURM sends SIGTERM at once; not after an error, which would come again at the same step
         is_lost = isinstance(replacement, RankLostError)
         if self.is_first:

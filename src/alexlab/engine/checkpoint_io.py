@@ -136,24 +136,32 @@ def write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
         file.write(text_of(sums))
 
 
-def not_kept(folder: Path, keep: str) -> list[str]:
-    """Return the checkpoints of a finished run that are not needed any more.
+def not_kept(folder: Path, keep: str) -> tuple[list[str], str | None]:
+    """Return the checkpoints of a finished run that are not needed any more, and why others stay, if they do.
+
+    A checkpoint is needed while the one that is kept is damaged, or is a link, which may lead to it.
 
     Args:
         keep: "best": best.ckpt alone; "last": also last.ckpt, with which the run can be resumed; "all": all.
     """
-    names = {"best": [LAST, PREVIOUS], "last": [PREVIOUS], "all": []}[keep]
-    if not (folder / BEST).is_file():  # nothing was validated
-        names = [name for name in names if name != LAST]
-    return [name for name in names if (folder / name).is_file()]
+    has_best = (folder / BEST).is_file()  # otherwise nothing was validated
+    names = {"best": [LAST, PREVIOUS] if has_best else [PREVIOUS], "last": [PREVIOUS], "all": []}[keep]
+    names = [name for name in names if (folder / name).is_file()]
+    if not names:
+        return [], None
+    kept = folder / (BEST if keep == "best" and has_best else LAST)
+    if folder.is_symlink() or kept.is_symlink() or any((folder / name).is_symlink() for name in names):
+        return [], "it has links"
+    why = damage_of(kept) if kept.is_file() else "it does not exist"
+    return (names, None) if why is None else ([], f"{kept.name} is damaged ({why})")
 
 
 def remove(folder: Path, names: list[str]) -> None:
     """Delete checkpoints, and their lines in SHA256SUMS."""
-    for name in names:
-        (folder / name).unlink()
     if names:
         write_sums(folder, {name: hashes for name, hashes in read_sums(folder).items() if name not in names})
+    for name in names:
+        (folder / name).unlink()
 
 
 def damage_of(path: Path) -> str | None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from alexlab.engine.errors import UserError
+
 CORES = "ALEXLAB_CORES"  # the environment variable with the number of cores for a job of a sweep
 
 
@@ -28,7 +30,10 @@ def read_env(path: Path) -> None:
     if path.is_file():
         from dotenv import load_dotenv
 
-        load_dotenv(path)
+        try:
+            load_dotenv(path)
+        except (UnicodeDecodeError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}): write lines NAME=VALUE in UTF-8.") from None
 
 
 def complete_environment() -> None:

@@ -208,7 +208,13 @@ def find_ckpt(named: str, key: str, ckpt: str, logs: Path, run_dir: Path) -> Pat
     path = path.parent.resolve() / path.name  # a checkpoint that is a link belongs to the run that holds the link
     if path.is_file() or path.suffix in WEIGHT_FILES:
         return path
-    return ckpt_of(find_run(named, logs, ckpt, key, run_dir), ckpt)
+    found = ckpt_of(find_run(named, logs, ckpt, key, run_dir), ckpt)
+    if ckpt == "last" and not found.is_file() and found.with_name(checkpoint_io.BEST).is_file():
+        raise UserError(
+            f"`{key}={named}`: the run has no last.ckpt any more (checkpoint.keep=best, or alexlab clean): start from "
+            f"the weights of best.ckpt with init_from={named}."
+        )
+    return found
 
 
 def is_own(ckpt_path: Path | str | None, run_dir: Path) -> bool:

@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from alexlab.engine.config import FORMER_NAMES, with_current_targets
 from alexlab.engine.errors import UserError
 
 PREFIX = "hub:"  # of a repository of the hub: hub:USER/NAME
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 KEY = "alexlab"  # of ours in config.json
+NEEDED = {"name", "net", "classes", "class_folders", "height", "width", "crop_ratio", "mean", "std"}
 
 
 def need_extra(what: str) -> None:
@@ -51,6 +53,8 @@ def save(net: nn.Module, about: dict[str, Any], folder: Path) -> None:
         weights = {name: value.contiguous() for name, value in net.state_dict().items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, {**config, KEY: about})
+    if about["height"] != about["width"]:  # no `shortest_edge` covers a rectangle for images of each shape
+        return
     crop = {"height": about["height"], "width": about["width"]}
     preprocessor = {
         "do_resize": True, "size": {"shortest_edge": min(about["covered"])}, "resample": 2, "do_center_crop": True,
@@ -92,16 +96,19 @@ def folder_of(named: str) -> Path | None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return what `save` wrote about the network; None if the folder is of something else."""
     try:
-        return json.loads((folder / CONFIG).read_text()).get(KEY)
-    except (OSError, ValueError, AttributeError):
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
         return None
+    about = next((config[key] for key in (KEY, *FORMER_NAMES) if key in config), None) if type(config) is dict else None
+    return with_current_targets(about) if isinstance(about, dict) and about.keys() >= NEEDED else None
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    need_extra(str(folder))
-    from safetensors.torch import load_file
-
-    return load_file(folder / WEIGHTS)
+def as_checkpoint(about: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Return a checkpoint of a run with this network, as far as another run needs it."""
+    model = {"name": about["name"], "net": about["net"], "mean": about["mean"], "std": about["std"]}
+    config = {"model": {**model, "in_channels": len(about["mean"])}}
+    state = {f"net.{name}": value for name, value in weights.items()}
+    return {"state_dict": state, KEY: {"classes": about["class_folders"], "config": config}}
 
 
 def card(about: dict[str, Any], results: dict[str, float], data: str, command: Sequence[str], versions: str) -> str:

@@ -99,7 +99,7 @@ def load_folder(folder: Path, allow: Trusted = ()) -> Trained:
     about: Any = hub.read_config(folder)
     try:
         net = build_network(about["net"], len(about["classes"]), trusted=allow)
-        net.load_state_dict(hub.read_weights(folder))
+        net.load_state_dict(checkpoint_io.load_plain(folder / hub.WEIGHTS) or {})
         size = (about["height"], about["width"])
         transform = EvalTransform(size, about["crop_ratio"], about["mean"], about["std"])
     except (KeyError, TypeError, RuntimeError, OSError) as error:
@@ -172,11 +172,9 @@ def load_initial_weights(
         UserError: the checkpoint does not exist, has the weights of another network, or expects different inputs.
     """
     weights, same, whose = checkpoint_io.load_plain(path), True, ""
-    shared = hub.read_config(path.parent) if path.name == hub.WEIGHTS else None
-    if shared is not None:
-        same = list(shared["class_folders"]) == list(classes)
-        check_statistics(f"init_from={path}", (shared["mean"], shared["std"]), statistics_of(config, net))
     checkpoint = checkpoint_io.load(path) if weights is None else None
+    if weights is not None and path.name == hub.WEIGHTS and (about := hub.read_config(path.parent)) is not None:
+        checkpoint = hub.as_checkpoint(about, weights)
     if checkpoint is not None:
         weights, same = trained_weights(checkpoint), list(checkpoint["alexlab"]["classes"]) == list(classes)
         whose = f" The run of the checkpoint has model.name={checkpoint['alexlab']['config']['model']['name']}."
