@@ -97,6 +97,9 @@ def test_a_run_without_last_ckpt_is_not_started_again(whole: Path, tmp_path: Pat
         assert longer.returncode == 2
         assert "is finished, and last.ckpt was deleted (checkpoint.keep=best, or alexlab clean)" in longer.stderr
         assert "Start a new run with the weights: init_from=" in longer.stderr
+    other = command("train.py", f"ckpt_path={run_dir}", "dry_run=true")
+    assert other.returncode == 2
+    assert "the run has no last.ckpt any more (checkpoint.keep=best, or alexlab clean): start from" in other.stderr
     assert (run_dir / "metrics.csv").read_bytes() == before
     assert summary_of(run_dir)["status"] == "finished"
     assert command("eval.py", f"run={run_dir}", "report=false").returncode == 0

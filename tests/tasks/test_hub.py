@@ -127,4 +127,6 @@ def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: 
     (tmp_path / "other/notes.txt").touch()
     done = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other'}")
     assert done.returncode == 2
+    nowhere = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other/notes.txt/x'}")
+    assert (nowhere.returncode, "choose another path with out=DIR" in nowhere.stderr) == (2, True), nowhere.stderr
     assert f"`out={tmp_path / 'other'}` exists: remove it, or give a new folder." in done.stderr
