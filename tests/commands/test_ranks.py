@@ -227,6 +227,37 @@ ProgressReporter.on_train_batch_end = fail
 """
 
 
+COUNTING = """
+import os, runpy, sys
+from alexlab.data.fast import folder_cache
+scan = folder_cache.scan
+def counted(*args):
+    with open({file!r}, "a") as file:
+        file.write(os.environ["RANK"])
+    return scan(*args)
+folder_cache.scan = counted
+sys.argv = {words!r}
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_one_rank_of_a_machine_lists_a_large_folder(shapes: Path, tmp_path: Path) -> None:
+    image = next((shapes / "train").rglob("*.jpg"))
+    for split, count in (("train", 10_000), ("val", 4)):
+        for number in range(count):
+            link = tmp_path / "data" / split / "ab"[number % 2] / f"{number}.jpg"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(image, link)
+    for folder in (path for path in (tmp_path / "data").rglob("*") if path.is_dir()):
+        os.utime(folder, (1e9, 1e9))  # a folder that has just changed may change again, and is not saved
+    words = words_of(tmp_path / "data", "trainer.max_steps=1", f"paths.logs={tmp_path / 'logs'}", "test=false")
+    code = COUNTING.format(file=str(tmp_path / "count"), words=[*words, f"hydra.run.dir={tmp_path / 'run'}"])
+    for done in ranks(["-c", code], ["-c", code]):
+        assert done.returncode == 0, done.stderr
+    # val is small, so each rank lists it
+    assert sorted((tmp_path / "count").read_text()) == ["0"] * 3 + ["1"]
+
+
 def test_an_error_of_another_rank_is_not_run_again(shapes: Path, tmp_path: Path) -> None:
     """It would come again at the same step, for ever."""
     scontrol, asked = tmp_path / "bin/scontrol", tmp_path / "asked"

@@ -174,6 +174,10 @@ def train_rank(start: Start, recorder: SignalRecorder, ranks: Ranks) -> float | 
     if devices.kind == "cpu":
         keep_memory()
     run_dir.quiet_libraries()  # before the trainer is built, which logs the devices
+    if ranks.size > 1 and launcher.external() and config.data.target is None:
+        # one rank of each machine lists the files of a large folder; the rest take the list that it has saved
+        lists = os.environ["LOCAL_RANK"] == "0"
+        ranks.each(lambda: build_data(config, devices, trusted=start.trusted).read() if lists else None)
     experiment = ranks.each(lambda: build(config, devices, recorder, start.trusted, ranks))
     trainer, task, data = experiment.trainer, experiment.task, experiment.data
     check_images(ranks, data)
