@@ -59,10 +59,13 @@ def test_commands_run_in_order(shapes: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("train/*runs/**/predictions.csv"))
     assert list(tmp_path.glob("train/*runs/**/model.onnx"))
     assert list(tmp_path.glob("train/*runs/**/figures/neighbours.png"))
-    script = block_with("python", "alexlab.load").replace('"latest"', f'"latest", logs={str(tmp_path)!r}')
+    more = ["data.batch_size=8", "data.image_size=64", "logger=csv", f"paths.logs={tmp_path}"]
+    words = [*SMALL, NARROW, "data=folder", f"data.root={shapes}", *more]
+    given = '"model=alexnet", "data=folder", "data.root=PATH", "trainer.max_epochs=3"'
+    script = block_with("python", "alexlab.load").replace(given, f"*{words!r}")
     done = command("-c", script.replace("picture.jpg", str(next(shapes.glob("val/*/*.jpg")))))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in {path.name for path in (shapes / "train").iterdir()}
+    assert done.stdout.splitlines()[-1] in {path.name for path in (shapes / "train").iterdir()}
 
 
 def test_a_network_is_one_file_and_one_yaml(shapes: Path, tmp_path: Path) -> None:
