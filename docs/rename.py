@@ -35,13 +35,14 @@ def name_of(root: Path) -> str:
 def check_name(root: Path, name: str) -> None:
     """End with an error if this cannot be the name of the package."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        sys.exit(f"error: {name} is no name of a package: use small letters, digits and _.")
+        sys.exit(f"error: {name} is not a valid package name: use lowercase letters, digits and _.")
     if importlib.util.find_spec(name) is not None or list(root.glob(f"{name}*")):
         sys.exit(f"error: {name} is the name of another package or file: choose another one.")
     if found := subprocess.run(
         ["git", "grep", "-il", name, "--", "src", "conf", "tests", "*.py"], cwd=root, capture_output=True, text=True
     ).stdout:
-        sys.exit(f"error: {name} occurs in {found.split()[0]}, so it could not be renamed again: choose another one.")
+        where = found.split()[0]
+        sys.exit(f"error: {name} occurs in {where}, where a later rename would replace it too: choose another one.")
 
 
 def rename(root: Path, name: str) -> None:
@@ -78,17 +79,16 @@ def merge(root: Path, commit: str) -> None:
         git("clone", "--quiet", "--shared", "--no-checkout", str(root), str(copy), folder=root)
         for each in (base, commit_id):
             git("checkout", "--quiet", "--force", "--detach", each, folder=copy)
-            if name_of(copy) != name:
-                rename(copy, name)
+            rename(copy, name)
             tree = git("write-tree", folder=copy).strip()
             parents = [word for parent in renamed for word in ("-p", parent)]
             renamed.append(git("commit-tree", tree, *parents, "-m", f"{each} renamed", folder=copy).strip())
-            git("branch", f"renamed-{len(renamed)}", renamed[-1], folder=copy)
-            git("fetch", "--quiet", str(copy), f"renamed-{len(renamed)}", folder=root)
+        git("branch", "renamed", renamed[-1], folder=copy)
+        git("fetch", "--quiet", str(copy), "renamed", folder=root)
     words = ["git", "merge-recursive", renamed[0], "--", "HEAD", renamed[1]]
     done = subprocess.run(words, cwd=root, check=False)
     if done.returncode > 1 or (done.returncode == 1 and not git("ls-files", "--unmerged", folder=root)):
-        sys.exit("error: nothing was merged, for the reason above: mend it, and give the same command again.")
+        sys.exit("error: nothing was merged, for the reason above: fix it, and run the command again.")
     head = root / git("rev-parse", "--git-path", "MERGE_HEAD", folder=root).strip()
     head.write_text(f"{commit_id}\n")
     print("Resolve the conflicts, and then: git commit" if done.returncode else "Look at it, and then: git commit")

@@ -1,7 +1,7 @@
 """Serve an exported network: python examples/serve.py model.onnx [PORT]     (pip install 'alexlab[export,serve]')
 
-POST /predict takes {"images": [JPEG or PNG files in base64]}, up to 256, and gives for each the five most probable
-classes, from one run of the network. The file is of `alexlab export format=onnx`; this program needs no alexlab.
+POST /predict takes {"images": [JPEG or PNG files in base64]}, up to 256, and returns the five most probable classes of
+each image, computed as one batch. `alexlab export format=onnx` writes the file. This program does not import alexlab.
 """
 
 import base64

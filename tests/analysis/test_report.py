@@ -116,7 +116,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     found = outputs()
     table = report.class_table(found, [nasty, *NAMES[1:]])
     picture = report.as_png(Image.new("RGB", (1200, 300)))
-    calibration = Calibration(2.0, "val", 0.1, 0.05, optimistic=False)
+    calibration = Calibration(2.0, 0.1, 0.05, optimistic=False)
     figures = {name: report.as_png(each) for name, each in report.figures(found, NAMES, calibration, "test")}
     config = {"model": {"name": nasty}, "data": {"root": "/" + "long" * 100}}
     text = report.page(

@@ -121,7 +121,10 @@ def test_more_devices_or_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyP
     for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("ALEXLAB_RANKS", raising=False)
-    sentence = r"^2 ranks were started on this machine, and this one finds 1 GPU: let each .* --gpus-per-node=2 without"
+    sentence = (
+        r"^2 ranks were started on this machine, and this one finds 1 GPU: each rank must see all 2 GPUs, .* --gpus"
+    )
+    sentence += "-per-node=2 without --gpus-per-task"
     with pytest.raises(UserError, match=sentence):
         find_devices(config_of("trainer=ddp", "trainer.accelerator=gpu").trainer)
 

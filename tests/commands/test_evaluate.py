@@ -101,8 +101,7 @@ def test_the_report_has_a_table_of_classes_and_the_temperature_is_fitted_on_val(
     assert (wrong.returncode, "has no test images. Use split=val" in wrong.stderr) == (2, True)
     wrong = evaluated(run_dir, "run=one", f"data.root={data}", "split=val")
     assert wrong.returncode == 2
-    assert "`split=val`: of " in wrong.stderr
-    assert "the test images are tested: remove split, or name the folder of val with data.root" in wrong.stderr
+    assert "has no val images to test, only test: remove split, or give another folder with data.root=" in wrong.stderr
 
     # val: optimistic, as the page says
     done = evaluated(run_dir, "run=one", "split=val", "crops=2")

@@ -75,7 +75,11 @@ def test_a_run_starts_from_the_checkpoint_of_an_artifact(
         ("tester/alexlab/alexlab-code", {}, "has no best.ckpt and not one single file of weights (.ckpt, .pth, .pt, "),
         ("tester/alexlab/{name}", {"WANDB_API_KEY": ""}, "needs an API key: run `wandb login` or set WANDB_API_KEY."),
         ("tester/alexlab/{name}", {"WANDB_BASE_URL": "http://127.0.0.1:9"}, "the server did not answer or refused the"),
-        ("a/../x", {}, "must be a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the"),
+        (
+            "a/../x",
+            {},
+            "must be a run, a file, a folder of format=hub, hub:USER/NAME, or wandb:ENTITY/PROJECT/ARTIFACT, with",
+        ),
     ],
 )
 def test_an_artifact_that_cannot_be_used_is_one_error_before_the_run(

@@ -40,7 +40,7 @@ def test_a_mistake_is_an_exception_with_the_message_of_the_command_line(shapes: 
         (["data.bach_size=3"], r"`data.bach_size=3`: there is no such key. Did you mean `data.batch_size`"),
         (["model=nix"], r"`model=nix`|model=nix"),
         ([f"data.root={tmp_path}/none"], r"none` does not exist: give the folder of the images"),
-        (["-m", "seed=1,2"], r"-m is for the command line: call alexlab.train once for each run"),
+        (["-m", "seed=1,2"], r"^-m: flags are for the command line. Call alexlab.train once per run"),
     ):
         with pytest.raises(UserError, match=sentence):
             alexlab.train(*words, *wrong)

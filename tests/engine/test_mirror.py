@@ -191,10 +191,10 @@ def test_a_server_that_is_gone_ends_the_run_and_names_what_is_whole(
     proxy.set("500")
     write(writer, run_dir, 1)
     with pytest.raises(
-        UserError, match=r"was not copied .* no success for 1 seconds: 500 .* On this machine it is whole: .*/trai"
+        UserError, match=r"is incomplete: .* no success for 1 seconds: 500 .* This machine has it all: .*/trai"
     ):
         copying.finish()
-    with pytest.raises(UserError, match="On this machine it is whole"):
+    with pytest.raises(UserError, match="This machine has it all"):
         write(writer, run_dir, 2)
 
 
@@ -257,7 +257,9 @@ def test_one_machine_trains_a_run(
     taken.start()
     bucket.write(mirror.OWNER, gone)  # another one that takes it over all the same
     wait_for(lambda: taken.error)
-    with pytest.raises(UserError, match=r"was taken over by another machine: this one stops. On this machine it is wh"):
+    with pytest.raises(
+        UserError, match=r"was taken over by another machine: this one stops. This machine has it all: /"
+    ):
         taken.finish()
 
 
@@ -404,7 +406,9 @@ def test_a_file_that_cannot_be_copied_ends_the_run_with_the_reason(
     monkeypatch.setattr(copying.bucket, "write", fails)
     with contextlib.suppress(UserError):
         write(writer, run_dir, 1)
-    with pytest.raises(UserError, match=r"The run was not copied to .* to the end: MemoryError: no memory. On this ma"):
+    with pytest.raises(
+        UserError, match=r"The copy of the run in .* is incomplete: MemoryError: no memory. This machine ha"
+    ):
         copying.finish()
 
 

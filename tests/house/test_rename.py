@@ -109,10 +109,10 @@ def test_a_later_commit_of_the_template_is_merged_under_the_new_name(template: P
 
 def test_what_is_no_name_is_refused(template: Path) -> None:
     for name, sentence in (
-        ("My-Birds", "error: My-Birds is no name of a package: use small letters, digits and _."),
+        ("My-Birds", "error: My-Birds is not a valid package name: use lowercase letters, digits and _."),
         ("torch", "error: torch is the name of another package or file: choose another one."),
         ("train", "error: train is the name of another package or file: choose another one."),
-        ("pool", "so it could not be renamed again: choose another one."),
+        ("pool", "where a later rename would replace it too: choose another one."),
     ):
         assert sentence in rename(template, name, code=1)
     (template / "README.md").write_text("changed")

@@ -29,7 +29,7 @@ def shared(request: pytest.FixtureRequest, shapes: Path, tmp_path_factory: pytes
     assert done.returncode == 0, done.stderr
     done = command("export", f"run={run_dir}", "format=hub", f"out={out}")
     assert done.returncode == 0, done.stderr
-    assert f"  hf upload USER/{'resnet18' if words else 'shufflenet_v2_x0_5'} {out}\n" in done.stdout
+    assert f"  hf upload USER/out {out}\n" in done.stdout
     return run_dir, out
 
 
@@ -127,6 +127,8 @@ def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: 
     (tmp_path / "other/notes.txt").touch()
     done = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other'}")
     assert done.returncode == 2
+    images = command("export", f"run={run_dir}", "format=hub", f"images={run_dir}", f"out={tmp_path / 'new'}")
+    assert (images.returncode, "`images` is for onnx and torch_export" in images.stderr) == (2, True), images.stderr
     nowhere = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other/notes.txt/x'}")
     assert (nowhere.returncode, "choose another path with out=DIR" in nowhere.stderr) == (2, True), nowhere.stderr
     assert f"`out={tmp_path / 'other'}` exists: remove it, or give a new folder." in done.stderr

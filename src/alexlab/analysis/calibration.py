@@ -1,10 +1,9 @@
-"""Whether a classifier is right as often as its probabilities say, and the temperature with which it is."""
+"""Whether the confidence of a classifier matches the accuracy, and the temperature with which it does."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 BINS = 15  # of the reliability diagram and the calibration error, as in Guo et al. 2017 (arXiv 1706.04599)
@@ -19,24 +18,23 @@ class Outputs(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """A temperature, by which logits are divided so that probabilities are as often right as they say.
+    """A temperature, by which logits are divided so that confidence matches accuracy."""
 
-    Attributes:
-        temperature: above 1 for a network that is too confident.
-        fitted_on: the split whose images it was fitted on.
-        error, error_calibrated: expected calibration error of the tested images, from 0 to 1, without and with it.
-        optimistic: whether the tested images are those of the fit.
-    """
+    temperature: float  # above 1 for a network that is too confident
+    error: float  # expected calibration error of the tested images, from 0 to 1, without the temperature
+    error_calibrated: float  # with it
+    optimistic: bool  # whether the tested images are those of the fit
+    fitted_on: str = "val"
 
-    temperature: float
-    fitted_on: str
-    error: float
-    error_calibrated: float
-    optimistic: bool
+    @property
+    def source(self) -> str:
+        return f"fitted on {self.fitted_on}{', so optimistic' if self.optimistic else ''}"
 
 
 def fit_temperature(outputs: Outputs) -> float:
     """Return the temperature of the least cross-entropy (Guo et al. 2017), within `COLDEST` and `HOTTEST`."""
+    from scipy.optimize import minimize_scalar  # only this needs it, and it takes a while
+
     logits = outputs.logits.double()
 
     def loss(log_temperature: float) -> float:
@@ -65,7 +63,7 @@ def calibration_error(outputs: Outputs, temperature: float = 1.0) -> float:
     return float(np.nansum(np.abs(confidence - accuracy) * counts) / counts.sum())
 
 
-def measure_calibration(outputs: Outputs, temperature: float, fitted_on: str, optimistic: bool) -> Calibration:
+def measure_calibration(outputs: Outputs, temperature: float, optimistic: bool) -> Calibration:
     """Measure the calibration error without and with a temperature."""
     errors = calibration_error(outputs), calibration_error(outputs, temperature)
-    return Calibration(temperature, fitted_on, *errors, optimistic)
+    return Calibration(temperature, *errors, optimistic)

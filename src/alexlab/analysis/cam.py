@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): where in an image a network finds a class."""
+"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): which regions of an image raise the logit of a class."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from alexlab.models.introspection import last_maps
 
 
 def grad_cam(net: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Return how much each pixel speaks for a class, float (N, H, W) from 0 to 1.
+    """Return how much each pixel contributes to the logit of a class, float (N, H, W) from 0 to 1.
 
     Args:
         net: in eval mode.
@@ -22,7 +22,7 @@ def grad_cam(net: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         classes: int64 (N,).
 
     Raises:
-        UserError: the extra `explain` is not installed, or the network has no maps, as a vision transformer.
+        UserError: the extra `explain` is not installed, or `last_maps` refuses the network.
     """
     try:
         from captum.attr import LayerGradCam

@@ -80,11 +80,11 @@ def figures(
     yield "precision_recall", plots.lines_of_classes(lines, shown, ("recall", "precision"), of)
     lines = [(false_positives[k].numpy(), true_positives[k].numpy()) for k in present]
     yield "roc", plots.lines_of_classes(lines, shown, ("false positive rate", "true positive rate"), of)
-    panels = {f"ECE {calibration_error(outputs):.1%}": reliability(outputs)}
+    error = calibration_error(outputs) if calibration is None else calibration.error
+    panels = {f"ECE {error:.1%}": reliability(outputs)}
     if calibration is not None:
         title = f"ECE {calibration.error_calibrated:.1%} with temperature {calibration.temperature:.2f}"
-        fitted = f"fitted on {calibration.fitted_on}{', so optimistic' if calibration.optimistic else ''}"
-        panels[f"{title}\n{fitted}"] = reliability(outputs, calibration.temperature)
+        panels[f"{title}\n{calibration.source}"] = reliability(outputs, calibration.temperature)
     yield "reliability", plots.reliability(panels, of)
 
 
@@ -94,11 +94,11 @@ def figures(
 def page(
     title: str,
     facts: Mapping[str, Any],
-    table: pd.DataFrame | None,
+    table: pd.DataFrame,
     mistakes: Sequence[tuple[str, str, int]],
     pictures: Mapping[str, bytes],
     config: Plain,
-    notes: Sequence[str] = (),
+    notes: Sequence[str],
 ) -> str:
     """Return a self-contained HTML page, which fetches nothing.
 
@@ -113,7 +113,7 @@ def page(
     parts = {
         "title": _(title),
         "facts": "".join(f"<tr><th>{_(key)}</th><td>{_(value)}</td></tr>" for key, value in facts.items()),
-        "classes": "" if table is None else f"<h2>Classes</h2>{_scroll(_class_rows(table))}",
+        "classes": f"<h2>Classes</h2>{_scroll(_class_rows(table))}",
         "mistakes": f"<h2>Most frequent mistakes</h2>{_scroll(_mistake_rows(mistakes))}" if mistakes else "",
         "figures": "".join(
             f'<figure><figcaption>{_(caption.replace("_", " "))}</figcaption><img alt="{_(caption)}" '

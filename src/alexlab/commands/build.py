@@ -425,8 +425,6 @@ def mode_of_monitor(
 def try_loss_and_metrics(config: TrainConfig, task: BaseTask, criterion: Any, num_classes: int) -> None:
     """Pass random logits through loss and metrics, so that a mistake is found before training.
 
-    Some losses refuse the soft targets of mixup and cutmix.
-
     Raises:
         UserError: the loss refuses the targets, as some refuse the soft ones of mixup and cutmix, or returns something
             else than one finite number; or a metric refuses the labels.

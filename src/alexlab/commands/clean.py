@@ -4,7 +4,7 @@ from alexlab.analysis import compare
 from alexlab.analysis import runs as reading
 from alexlab.engine import checkpoint_io
 from alexlab.engine.errors import UserError, counted
-from alexlab.engine.files import RANK_LOCK, is_training, lock, locked_inodes
+from alexlab.engine.files import RANK_LOCK, lock
 from alexlab.engine.run_dir import shown
 from alexlab.engine.schema import CleanConfig
 
@@ -22,8 +22,7 @@ def clean(config: CleanConfig) -> None:
         raise UserError(f"`runs={config.runs}`: {' '.join([*missing, *skipped[:3]])} Give a folder with runs.")
     if config.where is not None:
         runs = [runs[number] for number in compare.select(runs, config.where)]
-    locked = locked_inodes()
-    finished = [run for run in runs if run.status == "finished" and not is_training(run.path, locked)]
+    finished = [run for run in runs if run.status == "finished"]  # a run that trains is "running"
     total, cleaned = 0, 0
     for run in finished:
         folder = run.path / "checkpoints"

@@ -223,13 +223,13 @@ def train(*overrides: str) -> Path:
 
     Raises:
         UserError: the overrides, the images or the network have a mistake.
-        RunFailedError: the run has failed on several devices.
+        RunFailedError: the run failed on several devices, or was stopped.
     """
     read_env(ROOT / ".env")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     jobs, before = Jobs(COMMANDS["train"]), sys.argv
-    if any(word.startswith("-") for word in overrides):
-        raise UserError("-m is for the command line: call alexlab.train once for each run, with overrides alone.")
+    if flags := [word for word in overrides if word.startswith("-")]:
+        raise UserError(f"{flags[0]}: flags are for the command line. Call alexlab.train once per run, with overrides.")
     try:
         sys.argv = ["train.py"]
         start(jobs, to_overrides(list(overrides), jobs.command))

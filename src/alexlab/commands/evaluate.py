@@ -165,8 +165,9 @@ def evaluate(config: EvalConfig) -> float:
     if predictions.rows and config.report:
         report = (run_dir / out.replace("eval", "report")).with_suffix(".html")
         run_dirs.write_json(run_dir / out, result)  # whatever the report meets
-        calibration = calibrate(config, run_dir, tested, predictions)
-        result |= write_report(report, tested, predictions.outputs, calibration, media.mistakes, drawn, config.crops)
+        outputs = predictions.outputs
+        calibration = calibrate(config, run_dir, tested, predictions, outputs)
+        result |= write_report(report, tested, outputs, calibration, media.mistakes, drawn, config.crops)
     run_dirs.write_json(run_dir / out, result)
 
     # print it
@@ -192,15 +193,16 @@ def evaluate(config: EvalConfig) -> float:
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
 
 
-def calibrate(config: EvalConfig, run_dir: Path, tested: Tested, predictions: Predictions) -> Calibration | None:
+def calibrate(
+    config: EvalConfig, run_dir: Path, tested: Tested, predictions: Predictions, outputs: Outputs
+) -> Calibration | None:
     """Fit a temperature on the run's val images, keep it in the run, and measure it on the tested images.
 
     For another folder of images see `kept_calibration`.
     """
     if config.data.root is not None:
-        return kept_calibration(run_dir, tested, predictions)
-    outputs, split = predictions.outputs, tested.data.test_split
-    fitted = outputs
+        return kept_calibration(run_dir, tested, predictions, outputs)
+    split, fitted = tested.data.test_split, outputs
     if split != "val":
         of_val = Predictions(keep_logits=True)
         with contextlib.redirect_stdout(io.StringIO()):  # the notes about the images are printed already
@@ -210,23 +212,22 @@ def calibrate(config: EvalConfig, run_dir: Path, tested: Tested, predictions: Pr
     if config.crops == 1:
         entry = {hash_of(tested.checkpoint): {"temperature": temperature, "images": len(fitted.targets)}}
         run_dirs.write_json(run_dir / TEMPERATURE, {**kept_temperatures(run_dir), **entry})
-    return measure_calibration(outputs, temperature, "val", split == "val")
+    return measure_calibration(outputs, temperature, split == "val")
 
 
-def kept_calibration(run_dir: Path, tested: Tested, predictions: Predictions) -> Calibration | None:
+def kept_calibration(run_dir: Path, tested: Tested, predictions: Predictions, outputs: Outputs) -> Calibration | None:
     """Measure the temperature that the run has kept for this checkpoint; None if there is none."""
     temperature = kept_temperature(run_dir, tested.checkpoint)
     if temperature is None:
         return None
     fingerprint = checkpoint_io.load(tested.checkpoint)["alexlab"]["dataset"].get("fingerprint")
     of_val = fingerprint.get("val") if isinstance(fingerprint, dict) else None
-    return measure_calibration(predictions.outputs, temperature, "val", predictions.fingerprint == of_val)
+    return measure_calibration(outputs, temperature, predictions.fingerprint == of_val)
 
 
 def described(calibration: Calibration) -> str:
     """Return the calibration error with the temperature, as a text."""
-    fitted = f"fitted on {calibration.fitted_on}{', so optimistic' if calibration.optimistic else ''}"
-    return f"{calibration.error_calibrated:.4f} (temperature {calibration.temperature:.3f}, {fitted})"
+    return f"{calibration.error_calibrated:.4f} (temperature {calibration.temperature:.3f}, {calibration.source})"
 
 
 def hash_of(checkpoint: Path) -> str:
@@ -251,8 +252,7 @@ def kept_temperature(run_dir: Path, checkpoint: Path) -> float | None:
     """Return the temperature that `calibrate` has kept for this checkpoint; None without one."""
     entry = kept_temperatures(run_dir).get(hash_of(checkpoint))
     value = entry.get("temperature") if isinstance(entry, dict) else None
-    is_valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
-    return float(value) if is_valid and value is not None else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
 
 
 def write_report(
@@ -301,7 +301,7 @@ def write_report(
         "crops per image": crops,
         **{key: f"{v:.4f}" for key, v in tested.metrics.items() if not is_always_one(key, [v], len(names))},
         "acc1, 95 % interval": "{:.4f} to {:.4f}".format(*accuracy_interval(sum(hits), len(outputs.targets))),
-        "calibration error (ECE)": f"{calibration_error(outputs):.4f}",
+        "calibration error (ECE)": f"{calibration.error if calibration else calibration_error(outputs):.4f}",
     }
     if calibration is not None:
         facts["with a temperature"] = described(calibration)
@@ -390,8 +390,8 @@ def score(
         raise UserError(f"`split=test`: {data.root} has no test images. Use split=val.")
     if split is not None and data.splits and split not in data.splits:
         raise UserError(
-            f"`split={split}`: of {data.root} the {' and '.join(data.splits)} images are tested: remove split, or name "
-            f"the folder of {split} with data.root=PATH."
+            f"`split={split}`: {data.root} has no {split} images to test, only {' and '.join(data.splits)}: "
+            "remove split, or give another folder with data.root=PATH."
         )
     data.chosen_split = split
     if crops > 1:

@@ -61,7 +61,9 @@ class FromPixels(nn.Module):
 
 
 def export(config: ExportConfig) -> None:
-    """Write the file to a temporary path, load it, compare the logits with the run's on real images, and move it.
+    """Write the file to a temporary path, load it, compare the logits with the run's, and move it.
+
+    They are compared on real images, and for format=hub on random pixels.
 
     Raises:
         UserError: the run or an image does not exist, the extra `export` is not installed, the file cannot be written,
@@ -106,6 +108,8 @@ def export_folder(
     config: ExportConfig, run_dir: Path, out: Path, net: nn.Module, transform: loading.EvalTransform, classes: list[str]
 ) -> None:
     """Write a folder for the Hugging Face hub, load it again, and compare the logits on random pixels."""
+    if config.images is not None:
+        raise UserError("`images` is for onnx and torch_export: format=hub is checked on random pixels. Remove it.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"`out={out}` exists: remove it, or give a new folder.")
     run_config, summary = loading.config_of(run_dir), rundir.read_summary(run_dir)
@@ -123,14 +127,14 @@ def export_folder(
     }  # fmt: skip
     images = summary.get("dataset", {}).get("images", {})
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
-    data = f"The images are `{run_config.data.name}`: {counts} images." if counts else ""
-    versions = ", ".join(f"{name} {number}" for name, number in summary.get("versions", {}).items())
+    data = f"`{run_config.data.name}`: {counts} images."
+    versions = ", ".join(f"{name} {number}" for name, number in summary.get("versions", {}).items()) + "."
     metrics = summary.get(config.ckpt, {}) if config.ckpt in ("best", "last") else {}
     if config.ckpt == "best" and "test" in images:
         metrics = metrics | summary.get("test", {})
     metrics = {key: value for key, value in metrics.items() if not is_always_one(key, [value], len(classes))}
     given = [text for text in by_key(run_config.overrides).values() if not PRIVATE.match(text)]
-    card = hub.card(about, metrics, data, [command_line("train", *naming.without_paths(given))], versions)
+    card = hub.card(about, metrics, data, command_line("train", *naming.without_paths(given)), versions)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
@@ -150,11 +154,11 @@ def export_folder(
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{rundir.shown(out)}: {size:.1f} MB, {about['name']}, {len(classes)} classes\n{agreed}")
     print("Read and complete the card in README.md; then upload the folder with:")
-    print(f"  hf upload USER/{run_config.model.name} {shlex.quote(rundir.shown(out))}", flush=True)
+    print(f"  hf upload USER/{out.name} {shlex.quote(rundir.shown(out))}", flush=True)
 
 
 def need_extra(format: str) -> None:
-    """Raise UserError if the packages of ONNX are not installed."""
+    """Raise UserError if the packages that the format needs are not installed."""
     if format == "hub":
         hub.need_extra("format=hub")
     try:

@@ -40,7 +40,7 @@ def redraw(config: FiguresConfig) -> None:
     if predictions.rows:
         of = f"{tested.data.test_split}, {tested.checkpoint.name}"
         outputs, names = predictions.outputs, tested.data.readable_classes
-        calibration = evaluate.kept_calibration(run_dir, tested, predictions)
+        calibration = evaluate.kept_calibration(run_dir, tested, predictions, outputs)
         for name, figure in report.figures(outputs, names, calibration, of):
             drawn.append(drawing.save(figure, run_dir / f"figures/{name}.{config.format}"))
     for path in [*media.written, *drawn]:

@@ -86,11 +86,13 @@ def predict(config: PredictConfig) -> None:
     multilabel = config_of(run_dir).data.multilabel
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
+    if config.calibrated and multilabel:
+        raise UserError("`calibrated=true` needs one class per image, and this run is multilabel: remove it.")
     temperature = kept_temperature(run_dir, run_dirs.ckpt_of(run_dir, config.ckpt)) if config.calibrated else 1.0
-    if temperature is None or (config.calibrated and multilabel):
+    if temperature is None:
         raise UserError(
             f"`calibrated=true`: {run_dirs.shown(run_dir)} has no temperature for this checkpoint: run python eval.py "
-            f"run={run_dirs.shown(run_dir)} ckpt={config.ckpt} first. It needs images of one class each."
+            f"run={run_dirs.shown(run_dir)} ckpt={config.ckpt} first."
         )
     workers = cores() if config.num_workers is None else config.num_workers
     images = ImageDataset(Listed(paths), transform.crop, seed=0, on_error="skip")

@@ -81,8 +81,6 @@ class RunSession:
     def _open_directory(self) -> None:
         """Create the run directory, or reset that of a resumed run to the checkpoint, and start the loggers.
 
-        If another process trains this run, or a logger does not start, a resumed run is not changed.
-
         Raises:
             UserError: another process trains this run, or a logger does not start. In both cases, a resumed run is not
                 changed.

@@ -39,7 +39,9 @@ from alexlab.engine.text import printable
 from alexlab.tasks.load import load_task
 
 # set for ranks by torchrun, srun and our own launcher
-RANK_VARIABLES = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|(MASTER|TORCHELASTIC|SLURM|OMPI|PMI|ALEXLAB)_")
+RANK_VARIABLES = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|(MASTER|TORCHELASTIC|SLURM|OMPI|PMI)_|ALEXLAB_(?!CORES$)"
+)
 
 log = logging.getLogger("alexlab")
 
@@ -205,7 +207,7 @@ def train_rank(start: Start, recorder: SignalRecorder, ranks: Ranks) -> float | 
         if not in_sweep:
             summaries.show_standing(config)
         if config.metrics.report and not experiment.is_pruned:
-            write_report(config)
+            run_eval(config)
     return session.summary["best"].get(config.monitor)
 
 
@@ -247,11 +249,12 @@ def test_best(experiment: Experiment, path: Path, ranks: Ranks) -> dict[str, flo
     return {key: float(value) for key, value in tested[0].items() if key.startswith("test/")}
 
 
-def write_report(config: TrainConfig) -> None:
+def run_eval(config: TrainConfig) -> None:
     """Run `python eval.py` of this run, in a process that is not one of the ranks."""
     env = {name: value for name, value in os.environ.items() if not RANK_VARIABLES.match(name)}
     packages = ",".join(sorted({*config.allow, *packages_of(config.model_dump(exclude_unset=True))}))
-    words = [f"run={Path(config.run_dir).absolute()}", f"paths.logs={config.paths.logs}", f"allow=[{packages}]"]
+    words = [f"run={Path(config.run_dir).absolute()}", f"allow=[{packages}]"]
+    words += [f"paths.{key}={value}" for key, value in config.paths.model_dump().items()]
     words += [] if config.test else ["split=val"]  # the test images are not looked at
     print("python eval.py ...", flush=True)
     code = subprocess.run([sys.executable, "-m", "alexlab", "eval", *words], env=env, check=False).returncode

@@ -184,7 +184,7 @@ def damage_of(path: Path) -> str | None:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU, with `weights_only=True`; UserError if it is not one of this project."""
-    checkpoint = with_current_name(_read(path))
+    checkpoint = _read(path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "alexlab"} <= set(checkpoint):
         raise UserError(f"{path} is not a checkpoint of this project: give one from the checkpoints/ of a run.")
     checkpoint["alexlab"] = with_current_targets(checkpoint["alexlab"])
@@ -199,7 +199,7 @@ def load_plain(path: Path) -> dict[str, torch.Tensor] | None:
     Raises:
         UserError: the file is neither.
     """
-    weights = with_current_name(_read(path))
+    weights = _read(path)
     if isinstance(weights, dict) and "alexlab" in weights:
         return None
     for key in ("state_dict", "model"):
@@ -220,7 +220,8 @@ def _read(path: Path) -> Any:
         # mmap: half a gigabyte of weights is not read if only the class names are needed
         maps = is_text(str(path)) and zipfile.is_zipfile(path)
         with path.open("rb") as file:
-            return torch.load(path if maps else file, map_location="cpu", weights_only=True, mmap=maps)
+            loaded = torch.load(path if maps else file, map_location="cpu", weights_only=True, mmap=maps)
+            return with_current_name(loaded)
     except ImportError:
         raise UserError(f"{path} needs safetensors, which the extra timm has: pip install 'alexlab[timm]'.") from None
     except Exception as error:

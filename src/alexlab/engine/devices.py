@@ -55,8 +55,8 @@ def find_devices(settings: Any) -> Devices:
     if available is not None and local > available:
         if started and local == here:
             raise UserError(
-                f"{here} ranks were started on this machine, and this one finds {counted(available, 'GPU')}: let each "
-                f"rank see all {here}, and it takes one of them. On SLURM use --gpus-per-node={here} without "
+                f"{here} ranks were started on this machine, and this one finds {counted(available, 'GPU')}: each "
+                f"rank must see all {here} GPUs, and uses one. On SLURM use --gpus-per-node={here} without "
                 "--gpus-per-task and --gpu-bind; elsewhere, set CUDA_VISIBLE_DEVICES to the same list for all ranks."
             )
         raise UserError(
@@ -82,7 +82,7 @@ def choose_precision(wanted: Any, kind: str) -> Any:
     Raises:
         UserError: 16-mixed on a CPU, where Lightning would silently use bf16-mixed.
     """
-    if kind == "cpu" and wanted in ("16-mixed", 16):  # Lightning would silently use bf16-mixed
+    if kind == "cpu" and wanted in ("16-mixed", 16):
         raise UserError(f"`trainer.precision={wanted}` needs a GPU: on a CPU use bf16-mixed, 32-true or auto.")
     if wanted != "auto":
         return wanted

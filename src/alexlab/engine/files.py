@@ -151,10 +151,10 @@ def locked_inodes() -> set[int]:
     return {int(match[1]) for line in lines if (match := re.search(r"FLOCK .*:(\d+) \d+ \S+$", line))}
 
 
-def is_training(run_dir: Path, locked: set[int]) -> bool:
+def is_training(run_dir: Path, locked: set[int] | None = None) -> bool:
     """Check whether a process of this machine trains a run. `locked` is what `locked_inodes` returns."""
     path = run_dir / RANK_LOCK
-    if not path.is_file() or path.stat().st_ino not in locked:
+    if not path.is_file() or (locked is not None and path.stat().st_ino not in locked):
         return False
     with path.open("rb") as file:  # another file system may have locked a file of the same inode
         try:

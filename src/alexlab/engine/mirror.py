@@ -73,8 +73,7 @@ class Mirror:
         Args:
             job: name of the scheduler's job, see `launcher.job`.
             breaks: take the run over from any machine.
-            is_new: whether the bucket must not have the run yet. A resumed run must not have been continued on
-                another machine after it was downloaded.
+            is_new: whether the bucket must not have the run yet.
 
         Raises:
             UserError: another machine trains the run; or a new one exists already; or a resumed one was continued on
@@ -195,7 +194,7 @@ class Mirror:
         except BaseException as error:
             what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
             self.error = UserError(
-                f"The run was not copied to {self.bucket.address} to the end: {what} On this machine it is whole: "
+                f"The copy of the run in {self.bucket.address} is incomplete: {what} This machine has it all: "
                 f"{self.run_dir}"
             )
 
@@ -296,7 +295,7 @@ def download_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] =
     Raises:
         UserError: the checkpoints in the bucket are damaged, or the server does not answer.
     """
-    if not is_address(paths.logs) or is_training(run_dir, locked_inodes()):
+    if not is_address(paths.logs) or is_training(run_dir):
         return
     bucket, folder = Bucket(address_of(paths, run_dir)), run_dir / "checkpoints"
     objects = bucket.list()

@@ -112,7 +112,8 @@ LocalPath = Annotated[str, Rule(A_RUN, lambda text: text != "" and "://" not in 
 LocalFolder = Annotated[str, Rule("a folder of this machine, no address", lambda text: text and "://" not in text)]
 LOGS = Rule("a folder, or s3://BUCKET/PATH", lambda text: text and re.match(r"s3://|(?!\w+:/)", text))
 Logs = Annotated[str, LOGS]
-WEIGHTS = "a run, a local file, or wandb:ENTITY/PROJECT/ARTIFACT, with :ALIAS if it is not the latest version"
+WEIGHTS = "a run, a file, a folder of format=hub, hub:USER/NAME, or wandb:ENTITY/PROJECT/ARTIFACT"
+WEIGHTS += ", with :ALIAS if it is not the latest version"
 Weights = Annotated[str, Rule(WEIGHTS, _names_weights)]
 Name = Annotated[str, Rule("a name without spaces around it and without / \\ # ? % :", _is_name)]
 WANDB_RUN = Rule(
@@ -138,7 +139,6 @@ Metric = Annotated[str, VALIDATED]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 PrecisionText = Literal["auto", "32", "32-true", "bf16", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
 Precision = PrecisionText | Literal[16, 32, 64]
-Keep = Literal["best", "last", "all"]
 
 
 class Group(BaseModel):
@@ -422,7 +422,9 @@ class ResumeConfig(Group):
 class CheckpointConfig(Group):
     every_n_steps: Count | None = key("Optimizer steps between checkpoints; null is off.", None)
     every_minutes: Positive | None = key("Minutes between checkpoints; null is off.", 15)
-    keep: Keep = key("What a finished run keeps: best.ckpt alone; or last.ckpt too; or all.", "last")
+    keep: Literal["best", "last", "all"] = key(
+        "What a finished run keeps: best.ckpt alone; or last.ckpt too; or all.", "last"
+    )
 
 
 class SweepConfig(Group):
@@ -482,7 +484,9 @@ class TrainConfig(CommandConfig):
     resume: ResumeConfig = key("resume=RUN resumes a run in the same directory, with the same config.", ResumeConfig)
     checkpoint: CheckpointConfig = key("When last.ckpt is written.", CheckpointConfig)
     ckpt_path: LocalPath | None = key("Run, latest, or last.ckpt to continue in a new run.", None)
-    init_from: Weights | None = key("Run, file, or wandb:ENTITY/PROJECT/ARTIFACT whose weights to start from.", None)
+    init_from: Weights | None = key(
+        "Run, file, hub:USER/NAME or wandb:ENTITY/PROJECT/ARTIFACT whose weights to start from.", None
+    )
     from_run: LocalPath | None = key("Run, or latest, to train again with the same config and seed.", None)
     from_wandb: Annotated[str, WANDB_RUN] | None = key("Run in W&B to train again: ENTITY/PROJECT/RUN.", None)
     dry_run: bool = key("Print what would run, and stop.", False)
@@ -549,7 +553,7 @@ class FiguresConfig(EvaluatingConfig):
 
     among: Whole = key("Training images among which nearest neighbours are searched; 0 draws none.", 2000)
     format: Literal["png", "svg", "pdf"] = key("svg and pdf are for a paper: at most 7 inches wide.", "png")
-    cam: Text | None = key("An image, a folder or a quoted glob: draw only cam, the Grad-CAM of these images.", None)
+    cam: Text | None = key("An image, a folder or a quoted glob: draw only the Grad-CAM of these images.", None)
 
 
 class ExportConfig(RunConfig):
@@ -560,7 +564,7 @@ class ExportConfig(RunConfig):
         give="format=onnx, format=torch_export or format=hub",
     )
     out: Text | None = key("File or folder; null is model.onnx, model.pt2 or hub/ in the run directory.", None)
-    images: Text | None = key("Images to check the file on; null is the run's test/ or val/.", None)
+    images: Text | None = key("onnx, torch_export: images to check the file on; null is test/ or val/.", None)
     tolerance: Positive = key("Largest difference of a logit from the run's; above it no file is written.", 1e-4)
 
 
@@ -583,7 +587,7 @@ class CompareConfig(CommandConfig):
     """alexlab compare"""
 
     runs: Text | Annotated[list[Text], Rule("a list that is not empty", bool)] = key("Folder, glob, or a list of them.")
-    where: Text | None = key('Condition on runs, as where="optimizer.lr>0.01 and status=finished".', None)
+    where: Text | None = key('Condition on runs, such as where="optimizer.lr>0.01 and status=finished".', None)
     sort: Text | None = key("Metric or setting to sort by; null is val/acc1.", None)
     seeds: Literal["group", "each"] = key("group: a row of mean±std over seeds; each: a row per run.", "group")
     format: Literal["table", "markdown", "csv", "json", "html"] = key("Output; html is a page with curves.", "table")
@@ -596,7 +600,7 @@ class CleanConfig(CommandConfig):
     """alexlab clean"""
 
     runs: Text | Annotated[list[Text], Rule("a list that is not empty", bool)] = key("Folder, glob, or a list of them.")
-    where: Text | None = key('Condition on runs, as where="val/acc1<0.5".', None)
+    where: Text | None = key('Condition on runs, such as where="val/acc1<0.5".', None)
     keep: Literal["best", "last"] = key("best.ckpt alone, so that no run can be resumed; or last.ckpt too.", "last")
     dry_run: bool = key("Only print what would be deleted.", True)
 

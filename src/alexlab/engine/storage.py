@@ -200,7 +200,7 @@ class Bucket:
         if now - first >= self.patience:
             raise UserError(
                 f"{self.path(name)}: no success for {now - first:.0f} seconds: {reason(error)}. Is the server up, and "
-                "is AWS_ENDPOINT_URL right? In a training, trainer.timeout sets for how many minutes it is tried."
+                "is AWS_ENDPOINT_URL right? During training, it is asked again for trainer.timeout minutes."
             ) from None
         if now - first > QUIET and now - self._told > REPEAT:
             self._told = now

@@ -75,14 +75,14 @@ def first_convolution(net: nn.Module) -> tuple[nn.Conv2d, int] | None:
 
 
 def last_maps(net: nn.Module, image: torch.Tensor) -> nn.Module:
-    """Return the last layer that gives maps as large as those of the last convolution, after the activation.
+    """Return the last layer whose feature maps are as large as those of the last convolution, after the activation.
 
     Args:
         net: in eval mode.
         image: float (1, C, H, W), as the network gets it.
 
     Raises:
-        UserError: the network has no convolution that gives maps of more than one pixel.
+        UserError: the network has fewer than two convolutions, or the last one gives maps of one pixel.
     """
     outputs: list[tuple[nn.Module, torch.Size]] = []  # in the order in which the layers end
 
@@ -100,7 +100,10 @@ def last_maps(net: nn.Module, image: torch.Tensor) -> nn.Module:
     sizes = [size for layer, size in outputs if isinstance(layer, nn.Conv2d) and size.numel() > 1]
     # the patches of a vision transformer are of one convolution, whose maps are far from the logits
     if not sizes or sum(isinstance(layer, nn.Conv2d) for layer, _ in outputs) == 1:
-        raise UserError(f"{type(net).__name__} has no convolutions that give maps, so Grad-CAM cannot be drawn.")
+        raise UserError(
+            f"Grad-CAM needs at least two convolutions, the last with feature maps of more than one pixel, and "
+            f"{type(net).__name__} has none such: vision transformers are not supported."
+        )
     return [layer for layer, size in outputs if size == sizes[-1]][-1]
 
 

@@ -5,7 +5,6 @@ config.json is timm's, so that `timm.create_model("local-dir:FOLDER", pretrained
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,19 +110,18 @@ def as_checkpoint(about: dict[str, Any], weights: dict[str, Tensor]) -> dict[str
     return {"state_dict": state, KEY: {"classes": about["class_folders"], "config": config}}
 
 
-def card(about: dict[str, Any], results: dict[str, float], data: str, command: Sequence[str], versions: str) -> str:
+def card(about: dict[str, Any], results: dict[str, float], data: str, command: str, versions: str) -> str:
     """Return the model card.
 
     Args:
         results: metrics by name, such as test/acc1.
-        data: a sentence about the images of the training.
+        data: the images of the training.
         command: what trained the network.
         versions: of the libraries.
     """
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in results.items())
     listed = ", ".join(about["classes"][:50]) + (", ..." if len(about["classes"]) > 50 else "")
     height, width = about["height"], about["width"]
-    lines = "\n".join(command)
     return f"""---
 library_name: {"timm" if about["is_timm"] else "pytorch"}
 pipeline_tag: image-classification
@@ -137,13 +135,15 @@ Classifies images into {len(about["classes"])} classes: {listed}.
 |---|---|
 {rows}
 
-**Training.** {data} {versions}
+**Data.** {data}
+
+**Training.** {versions}
 
 ```
-{lines}
+{command}
 ```
 
-**Use.** Images of {height} x {width} pixels, with mean {about["mean"]} and std {about["std"]} on a 0-1 scale.
+**Input.** {height} x {width} pixels, scaled to 0-1 and normalized with mean {about["mean"]} and std {about["std"]}.
 
 ```python
 import {KEY}
