@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class Faults:
         kind: "refuse" (the connection is closed), "hang", "500", "503", "cut" (half the body), "wrong" (a byte of the
             body is another), or "slow" (`rate` bytes per second).
         seen: (method, path) of all requests.
+        sent: bytes of the answers to GET, by path.
     """
 
     kind: str = ""
@@ -113,6 +115,7 @@ class Faults:
     left: int = 0
     rate: int = 1 << 20
     seen: list[tuple[str, str]] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -155,6 +158,9 @@ def faulty_proxy(server: int) -> Iterator[tuple[int, Faults]]:
             response = connection.getresponse()
             content, headers = response.read(), dict(response.getheaders())
             connection.close()
+            if self.command == "GET":
+                with faults.lock:
+                    faults.sent[self.path.partition("?")[0]] += len(content)
             if kind == "wrong" and content:
                 middle = len(content) // 2
                 content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]

@@ -5,6 +5,7 @@ import subprocess
 import threading
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +239,34 @@ class TestOfJpegs:
         ranges = [path for method, path in proxy.seen if method == "GET" and path.endswith(".shard")]
         wait_for(lambda: shards(tmp_path / "cache"))
         assert len(ranges) == 3
+
+    def test_bytes_are_downloaded_once(
+        self, local: Path, address: str, tmp_path: Path, proxy: Faults, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gate, expected = threading.Event(), batches(data_of(local, tmp_path))
+        monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=lambda _: gate.wait()))  # before shards are completed
+        data = data_of(address, tmp_path / "cache").read()
+        index = data.splits["train"]
+        index.ahead(np.array([0]))
+        wait_for(lambda: index.cache._collects)  # type: ignore[attr-defined]
+        assert_same(batches(data), expected)
+        seen = list(proxy.seen)
+        assert_same(batches(data), expected)
+        assert proxy.seen == seen, "the images come from the shards' files, which are not complete"
+        for path in (tmp_path / "cache").glob("*/.train-00001.shard.*"):
+            path.write_bytes(bytes(path.stat().st_size))  # damaged on the disk
+        assert_same(batches(data), expected)
+        assert shards(tmp_path / "cache") == set()
+        gate.set()
+        wait_for(lambda: shards(tmp_path / "cache") == shards(local))
+        for path in (tmp_path / "cache").glob("*/*.shard"):
+            assert path.read_bytes() == (local / path.name).read_bytes()
+        sent = {path.rpartition("/")[2]: size for path, size in proxy.sent.items() if path.endswith(".shard")}
+        sizes = {path.name: path.stat().st_size for path in local.glob("*.shard")}
+        assert 2 <= sent.pop("train-00001.shard") / sizes.pop("train-00001.shard") <= 3, "each byte again"
+        first = index.path(0).removeprefix(f"{address}/").partition(":")[0]
+        sizes[first] += int(index.arrays["sizes"][0])  # type: ignore[attr-defined]
+        assert sent == sizes, "only image 0 is read twice"
 
     def test_a_shard_that_a_process_reads_is_not_removed(self, local: Path, address: str, tmp_path: Path) -> None:
         cache, other = tmp_path / "cache", sent(local)

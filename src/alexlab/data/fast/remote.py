@@ -1,10 +1,12 @@
 """Prepared images in a bucket: data=prepared data.root=s3://BUCKET/SET.
 
-An image whose shard is not on this machine is read by a ranged request. Meanwhile one thread per machine downloads
-whole shards to a cache on disk, those first from which most images were needed. So the first batch comes at once, and
-after the first epoch images are read as from a local folder. Images and their order are the same in each case.
+An image whose shard is not on this machine is read by a ranged request. Meanwhile one thread per machine completes
+shards in a cache on disk, those first from which most images were needed; what its process has read by ranges is not
+downloaded again. So the first batch comes at once, and after the first epoch images are read as from a local folder.
+Images and their order are the same in each case.
 """
 
+import bisect
 import difflib
 import fcntl
 import hashlib
@@ -20,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +222,8 @@ class ShardCache:
     Only one process of a machine downloads shards: the one that holds a lock. It stays within `limit`: shards of other
     sets that were opened the longest time ago are removed for new ones. Those of this set are not, because in each
     epoch all are needed: what does not fit continues to be read by ranges.
+
+    The images that this process reads by ranges are written into the file of their shard, see `PartialShard`.
     """
 
     bucket: Bucket
@@ -230,6 +235,8 @@ class ShardCache:
         self.shards_of = Bucket(self.bucket.address, self.bucket.patience)  # which has connections of its own
         self.missed: Counter[str] = Counter()  # images that were needed, by shard
         self.given_up: set[str] = set()
+        self.partial: dict[str, PartialShard | None] = {}  # None is one that is complete
+        self._collects = False  # whether this process holds the lock, and the disk had room for the last shard
         self._changing = threading.Lock()
         self._is_fetching = False
         self._of_thread = threading.local()
@@ -259,10 +266,14 @@ class ShardCache:
         held: dict[Part, bytes | None] = getattr(self._of_thread, "contents", {})
         if len(held) > HELD:
             held = {}
+        held |= {part: content for part in parts if part not in held and (content := self._kept(part)) is not None}
         wanted = [part for part in dict.fromkeys(parts) if part not in held]
         if wanted:
-            held |= dict(zip(wanted, self.bucket.read_ranges([part[:3] for part in wanted]), strict=True))
+            contents = self.bucket.read_ranges([part[:3] for part in wanted])
+            held |= dict(zip(wanted, contents, strict=True))
             self._miss(wanted)
+            for part, content in zip(wanted, contents, strict=True):
+                self._keep(part, content)
         self._of_thread.contents = held
 
     def read(self, part: Part) -> bytes:
@@ -274,10 +285,44 @@ class ShardCache:
         for _ in range(TRIES):
             if content is None:
                 content = self.bucket.read_range(name, offset, size)
+                self._keep(part, content)
             if zlib.crc32(content) == crc:
                 return content
             content = None
         raise OSError("its bytes in the bucket are not those that were written")
+
+    # -- parts of shards
+
+    def _keep(self, part: Part, content: bytes | None) -> None:
+        """Write an image into the file of its shard, if this process completes the shard and the disk has room."""
+        name, offset, size, crc = part
+        if content is None or len(content) != size or zlib.crc32(content) != crc:
+            return
+        with self._changing, suppress(OSError):  # a full disk: the thread that completes the shard warns of it
+            partial = self.partial.get(name) or (self._begin(name) if self._collects else None)
+            if partial is not None:
+                partial.write(content, offset)
+
+    def _kept(self, part: Part) -> bytes | None:
+        """Return an image of a shard that is not complete, None if its bytes are missing. `read` checks them."""
+        name, offset, size, _ = part
+        with self._changing, suppress(OSError):
+            partial = self.partial.get(name)
+            if partial is not None and partial.has(offset, size):
+                return os.pread(partial.file, size, offset)
+        return None
+
+    def _begin(self, name: str) -> "PartialShard | None":
+        """Create the file of a shard; None if there is no room. The caller holds `_changing`."""
+        if name in self.partial or name in self.given_up or (self.folder / name).exists():
+            return None
+        if not self._make_room(self.shards[name]["bytes"]):
+            self._collects = False
+            return None
+        path = self.folder / f".{name}.{os.getpid()}.tmp"
+        partial = PartialShard(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
+        self.partial[name] = partial
+        return partial
 
     # -- whole shards
 
@@ -289,59 +334,84 @@ class ShardCache:
                 threading.Thread(target=self._fetch_all, name="alexlab fetcher", daemon=True).start()
 
     def _next(self) -> str | None:
-        """Return the missing shard that was needed most. Without one, the thread that fetches ends."""
+        """Return the missing shard that was needed most, first of those that have a file. Without one, None."""
         with self._changing:
-            for name, _ in self.missed.most_common():
+            for name, _ in sorted(self.missed.most_common(), key=lambda each: each[0] not in self.partial):
                 if name not in self.given_up and not (self.folder / name).exists():
                     return name
-            self._is_fetching = False
+            self._is_fetching = self._collects = False
             return None
 
     def _fetch_all(self) -> None:
-        time.sleep(HEAD_START)
         try:
             with one_process(self.folder, ".fetching"):
-                for left in self.folder.glob(".*.shard.*.tmp"):  # by a process that was killed
-                    left.unlink()
-                while (name := self._next()) is not None:
-                    if not self._make_room(self.shards[name]["bytes"]):
-                        limit = "" if self.limit is None else f" within disk_cache_gb={self.limit / 1e9:g}"
-                        raise OSError(f"no room for further shards{limit}")
-                    if not self._fetch(name):
-                        self.given_up.add(name)
+                try:
+                    self._complete_all()
+                finally:
+                    with self._changing:
+                        self._collects = False
+                        for partial in filter(None, self.partial.values()):
+                            partial.remove()
+                        self.partial.clear()
         except UserError as error:
             warn(f"no more shards are downloaded: {error}")
         except OSError as error:
             what = error.strerror or error
             warn(f"`data.disk_cache={self.folder.parent}`: {what}: other images are read from the bucket in each epoch")
 
-    def _fetch(self, name: str) -> bool:
-        """Download a shard; False if its bytes are not those that were written."""
+    def _complete_all(self) -> None:
+        for left in self.folder.glob(".*.shard.*.tmp"):  # by a process that was killed
+            left.unlink()
+        self._collects = True
+        time.sleep(HEAD_START)
+        while (name := self._next()) is not None:
+            with self._changing:
+                partial = self.partial.get(name) or self._begin(name)
+            if partial is None:
+                limit = "" if self.limit is None else f" within disk_cache_gb={self.limit / 1e9:g}"
+                raise OSError(f"no room for further shards{limit}")
+            if not self._complete(name, partial):
+                self.given_up.add(name)
+            with self._changing:
+                del self.partial[name]
+
+    def _complete(self, name: str, partial: "PartialShard") -> bool:
+        """Download what a shard lacks; False if its bytes are not those that were written."""
         entry = self.shards[name]
-        for _ in range(TRIES):
-            digest = hashlib.sha256()
-            try:
-                with atomic_write(self.folder / name, sync=True) as file:
-                    for start in range(0, entry["bytes"], PIECES * PIECE):
-                        ends = range(start, min(start + PIECES * PIECE, entry["bytes"]), PIECE)
-                        pieces = [(name, first, min(PIECE, entry["bytes"] - first)) for first in ends]
-                        for content in self.shards_of.read_ranges(pieces):
-                            if content is None:
-                                raise FileNotFoundError
-                            digest.update(content)
-                            file.write(content)
-                    if digest.hexdigest() != entry["sha256"]:
-                        raise DamagedError
-                return True
-            except DamagedError:
-                continue
-            except FileNotFoundError:
-                break
+        try:
+            for _ in range(TRIES):
+                while gaps := self._gaps(name, partial):
+                    for gap, content in zip(gaps, self.shards_of.read_ranges(gaps), strict=True):
+                        if content is None or len(content) < gap[2]:
+                            raise FileNotFoundError
+                        with self._changing:
+                            partial.write(content, gap[1])
+                with partial.path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if digest == entry["sha256"]:
+                    os.fsync(partial.file)
+                    partial.path.replace(self.folder / name)
+                    return True
+                partial.parts.clear()  # each byte again
+        except FileNotFoundError:
+            pass
+        finally:
+            with self._changing:
+                self.partial[name] = None
+                partial.remove()
         warn(f"{self.bucket.path(name)} is missing or damaged: its images are read one by one.")
         return False
 
+    def _gaps(self, name: str, partial: "PartialShard") -> list[tuple[str, int, int]]:
+        """Return the next bytes that a shard lacks, as `Bucket.read_ranges` takes them."""
+        with self._changing:
+            gaps = partial.gaps(self.shards[name]["bytes"])[:PIECES]
+            self.partial[name] = partial if gaps else None  # without gaps, this thread alone writes
+            return [(name, *gap) for gap in gaps]
+
     def _make_room(self, size: int) -> bool:
         """Remove shards of other sets, as far as `size` bytes more need it; False if that is not enough."""
+        size += sum(self.shards[name]["bytes"] for name in self.partial)  # which are not complete yet
         if self.limit is None:
             return shutil.disk_usage(self.folder).free > size + SPARE
         held = {path: path.stat() for path in self.folder.parent.glob("*/*.shard")}
@@ -354,6 +424,37 @@ class ShardCache:
         return total + size <= self.limit
 
 
+@dataclass(eq=False)
+class PartialShard:
+    """A file with some bytes of a shard, and holes for the remaining ones."""
+
+    path: Path
+    file: int  # its descriptor
+    parts: list[tuple[int, int]] = field(default_factory=list)  # what it has, (start, end) in bytes, sorted
+
+    def has(self, offset: int, size: int) -> bool:
+        at = bisect.bisect_right(self.parts, offset, key=itemgetter(0)) - 1
+        return at >= 0 and self.parts[at][1] >= offset + size
+
+    def gaps(self, size: int) -> list[tuple[int, int]]:
+        """Return where bytes are missing in a shard of `size` bytes, as (offset, size) of at most PIECE bytes."""
+        found, position = [], 0
+        for start, end in [*self.parts, (size, size)]:
+            found += [(each, min(PIECE, start - each)) for each in range(position, start, PIECE)]
+            position = max(position, end)
+        return found
+
+    def write(self, content: bytes, offset: int) -> None:
+        start, end = offset, offset + len(content)
+        while offset < end:
+            offset += os.pwrite(self.file, content[offset - start :], offset)
+        bisect.insort(self.parts, (start, end))
+
+    def remove(self) -> None:
+        os.close(self.file)
+        self.path.unlink(missing_ok=True)
+
+
 def is_unused(path: Path) -> bool:
     """Check whether no process reads a shard."""
     try:
@@ -362,10 +463,6 @@ def is_unused(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-class DamagedError(Exception):
-    """Bytes that are not those that were written."""
 
 
 def warn(text: str) -> None:
