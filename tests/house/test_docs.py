@@ -111,4 +111,5 @@ def test_the_reference_has_the_entrances_and_every_file_of_the_template(built: B
     assert 'id="alexlab.models.broken.Works"' in pages["models"]
     whole = "".join([entrances, *pages.values()])
     assert "Alias for field number" not in whole
+    assert "&lt;factory&gt;" not in whole
     assert str(copy) not in whole, "a path of this machine"
