@@ -16,7 +16,7 @@ OTHER := $(filter-out $(INSTALLED),$(TORCH))
 REINSTALL := $(if $(OTHER),--reinstall-package torch --reinstall-package torchvision)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test clusters faults faults-clusters faults-storage results rename lint lock FORCE
+.PHONY: help setup train test clusters faults faults-clusters faults-storage results docs rename lint lock FORCE
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 18
@@ -66,6 +66,11 @@ faults-storage: setup  ## kill runs that use an S3 server that fails, 208 times:
 
 results: setup  ## train what the tables of docs/results.md need, and write them; ARGS="rates photos=FOLDER" chooses
 	@$(BIN)/python docs/results.py $(ARGS)
+
+docs: setup  ## build the pages of docs/ and the API reference as a site; a broken link is an error
+	@rm -rf docs/_build docs/api  # warnings are printed only for pages that are read again
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning docs docs/_build/html
+	@echo "site:        docs/_build/html/index.html"
 
 rename:  ## give the project a name of its own: make rename NAME=myproject
 	@$(PYTHON) docs/rename.py $(NAME)

@@ -33,11 +33,11 @@ MOST_ROWS = 2000  # classes in W&B's table, the worst first
 class Mistake(NamedTuple):
     """The network's wrong prediction for a test image."""
 
-    confidence: float  # probability of the predicted class, 0 to 1
-    image: torch.Tensor  # uint8 (C, H, W)
-    truth: int
-    top5: list[tuple[int, float]]  # up to five (class, probability), the most probable first
-    loss: float  # cross-entropy, in nats
+    confidence: float  #: probability of the predicted class, 0 to 1
+    image: torch.Tensor  #: uint8 (C, H, W)
+    truth: int  #: number of the image's class
+    top5: list[tuple[int, float]]  #: up to five (class, probability), the most probable first
+    loss: float  #: cross-entropy, in nats
 
 
 @dataclass(eq=False)

@@ -178,7 +178,7 @@ class ImageFolders(pl.LightningDataModule):
 
     @property
     def multilabel(self) -> bool:
-        """Whether images have a list of labels: the targets of a split are 0 and 1, (N, num_classes)."""
+        """Whether images have a list of labels, so that the targets of a split are 0 and 1, (N, num_classes)."""
         return next(iter(self.splits.values())).targets.ndim == 2
 
     @functools.cached_property
@@ -201,7 +201,7 @@ class ImageFolders(pl.LightningDataModule):
 
     @property
     def test_split(self) -> str:
-        """The split that a test uses: `chosen_split`, or "test", or "val" if the data has no test images."""
+        """The split that a test uses, which is `chosen_split`, or "test", or "val" if the data has no test images."""
         return self.chosen_split or ("test" if "test" in self.splits else "val")
 
     def describe(self) -> dict[str, Any]:

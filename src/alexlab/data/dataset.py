@@ -23,10 +23,10 @@ BrokenRows = list[tuple[int, str]]  # (row of a batch, what is wrong with the im
 class Batch(NamedTuple):
     """A batch of images."""
 
-    images: Tensor  # uint8 (B, C, H, W) in channels-last memory
-    targets: Tensor  # int64 (B,), or float32 (B, num_classes) of 0 and 1 if an image has any number of classes
-    skipped: dict[str, str]  # path -> what is wrong, of each broken image; these images are not in the batch
-    # the boxes and (height, width) for `gpu_crop.crop`; None for images that are cropped already
+    images: Tensor  #: uint8 (B, C, H, W) in channels-last memory
+    targets: Tensor  #: int64 (B,), or float32 (B, num_classes) of 0 and 1 if an image has any number of classes
+    skipped: dict[str, str]  #: path -> what is wrong, of each broken image; these images are not in the batch
+    #: the boxes and (height, width) for `gpu_crop.crop`; None for images that are cropped already
     crops: tuple[Tensor, tuple[int, int]] | None = None
 
     def to(self, device: torch.device) -> "Batch":

@@ -65,7 +65,7 @@ class Index(ABC):
 
     @property
     def names_fingerprint(self) -> str:
-        """The fingerprint that older runs have: of names and classes alone."""
+        """The fingerprint that older runs have, of names and classes alone."""
         return self.names_digest().hexdigest()[:16]
 
 

@@ -26,9 +26,9 @@ TRIES = 10  # attempts of torchvision's random resized crop, before it takes the
 class CropBox(NamedTuple):
     """What is cropped from an image, in three steps."""
 
-    box: decode.Box  # the part of the image that is resized: left, top, right, bottom in pixels
-    size: tuple[int, int]  # (height, width) that this part is resized to
-    at: tuple[int, int] = (0, 0)  # (top, left) of the rectangle in the resized part that is the result
+    box: decode.Box  #: (left, top, right, bottom) of the part of the image that is resized, in pixels
+    size: tuple[int, int]  #: (height, width) that this part is resized to
+    at: tuple[int, int] = (0, 0)  #: (top, left) of the rectangle in the resized part that is the result
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:

@@ -53,9 +53,9 @@ class EvalTransform:
 class Trained(NamedTuple):
     """A trained network, and what is needed to use it."""
 
-    net: nn.Module  # float (B, C, H, W) -> logits (B, len(classes)); in eval mode, on the CPU
-    transform: EvalTransform  # an image or a path -> the network's input
-    classes: list[str]  # readable names, in the order of the logits
+    net: nn.Module  #: float (B, C, H, W) -> logits (B, len(classes)); in eval mode, on the CPU
+    transform: EvalTransform  #: an image or a path -> the network's input
+    classes: list[str]  #: readable names, in the order of the logits
 
 
 def load(

@@ -69,7 +69,7 @@ def build_optimizer(
     may_fuse: bool = True,
     trusted: Trusted = (),
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of conf/optimizer/*.yaml: the class `_target_`, with the user's keys as arguments.
+    """Build the optimizer of `conf/optimizer/*.yaml`: the class `_target_`, with the user's keys as arguments.
 
     Args:
         may_fuse: whether `fused: auto` chooses the fused optimizer, if the class has one.
@@ -140,7 +140,7 @@ def parameter_groups(net: nn.Module, lr: float, settings: dict[str, Any]) -> lis
 
 
 def warmup_steps(settings: dict[str, Any], steps_per_epoch: int) -> int:
-    """Compute the optimizer steps of the warm-up in conf/scheduler/*.yaml: 0 for a `_target_`, as it is unknown."""
+    """Compute the optimizer steps of the warm-up in `conf/scheduler/*.yaml`: 0 for a `_target_`, as it is unknown."""
     if settings.get("_target_"):
         return 0
     return round(settings["warmup"] * (steps_per_epoch if settings["unit"] == "epoch" else 1))
@@ -155,7 +155,7 @@ def build_schedulers(
     trusted: Trusted = (),
     mode: Literal["min", "max"] | None = None,
 ) -> list[dict[str, Any]]:
-    """Build Lightning's list of schedulers for conf/scheduler/*.yaml. The learning rate is logged as "lr".
+    """Build Lightning's list of schedulers for `conf/scheduler/*.yaml`. The learning rate is logged as "lr".
 
     For `steps`, `steps_per_epoch`, `trusted` and `mode` see `OptimizerSettings`. A plateau schedule reads the metric of
     a validation every `check_val_every_n_epoch` epochs.
