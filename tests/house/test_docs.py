@@ -1,4 +1,4 @@
-"""`make docs`: the site has no warnings, and what is broken is one. It leaves out modules that you add."""
+"""`make docs`: the site has no warnings, and what is broken is one. Modules and pages that you add are left out."""
 
 import re
 import shutil
@@ -63,6 +63,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         for path in (package / folder).glob("*.py"):
             if path.name != "__init__.py" and f"{folder}/{path.name}" not in LISTED:
                 path.unlink()
+    listed = (copy / "docs/index.md").read_text().splitlines()
+    for path in (copy / "docs").glob("*.md"):
+        if path.stem not in [*listed, "index"]:
+            path.unlink()
     (copy / "docs/broken.md").write_text(BROKEN + WORKING)
     (package / "models/broken.py").write_text(MODULE)
     words = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "docs", "html"]
