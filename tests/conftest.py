@@ -36,7 +36,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
-VERBS = ("train", "eval", "predict", "export", "figures", "prepare", "benchmark", "compare", "clean", "dashboard")
+VERBS = (
+    "train",
+    "eval",
+    "predict",
+    "export",
+    "figures",
+    "prepare",
+    "benchmark",
+    "compare",
+    "clean",
+    "doctor",
+    "dashboard",
+)
 SMALL_NET = ["model=torchvision", "model.name=shufflenet_v2_x0_5"]  # with BatchNorm, and 2 MB to write
 TINY = [
     *SMALL_NET, "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu",
