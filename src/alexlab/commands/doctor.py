@@ -142,8 +142,10 @@ def described(kind: str, number: int) -> str:
     ones = torch.ones(8, 8, device=kind if kind == "cpu" else f"{kind}:{number}")
     assert (ones @ ones).sum().item() == 512
     if kind != "cuda":
-        return f"{kind} (fast: {'bf16' if choose_precision('auto', kind) == 'bf16-mixed' else 'fp32 only'})"
-    device, least = torch.cuda.get_device_properties(number), {"bf16": 8, "fp16": 7, "tf32": 8}  # compute capability
+        fast = "bf16" if choose_precision("auto", kind) == "bf16-mixed" else "fp32 only"
+        return kind if kind == "mps" else f"{kind} (fast: {fast})"
+    device, least = torch.cuda.get_device_properties(number), {"bf16": 8, "fp16": 7}  # compute capability
+    least |= {} if torch.version.hip else {"tf32": 8}
     fast = ", ".join(name for name, first in least.items() if device.major >= first)
     return f"{device.name}, {device.total_memory / 2**30:.0f} GiB (fast: {fast or 'fp32 only'})"
 
