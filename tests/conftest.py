@@ -36,7 +36,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
-VERBS = ("train", "eval", "predict", "export", "figures", "prepare", "benchmark", "compare", "clean", "dashboard")
+VERBS = (
+    "train",
+    "eval",
+    "predict",
+    "export",
+    "figures",
+    "prepare",
+    "benchmark",
+    "compare",
+    "clean",
+    "doctor",
+    "dashboard",
+)
 SMALL_NET = ["model=torchvision", "model.name=shufflenet_v2_x0_5"]  # with BatchNorm, and 2 MB to write
 TINY = [
     *SMALL_NET, "data.image_size=64", "data.num_workers=0", "logger=csv", "trainer.accelerator=cpu",
@@ -166,7 +178,13 @@ class Zygote:
         self.process: subprocess.Popen | None = None
 
     def run(
-        self, words: list[str], env: dict[str, str], timeout: float, watch: Callable[[int], None] | None, **more: object
+        self,
+        words: list[str],
+        env: dict[str, str],
+        timeout: float,
+        watch: Callable[[int], None] | None,
+        terminal: str | None,
+        **more: object,
     ) -> subprocess.CompletedProcess:
         if self.process is None:
             script = str(Path(__file__).with_name("zygote.py"))
@@ -175,7 +193,10 @@ class Zygote:
             )
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            request = {"words": words, "env": env, "cwd": str(ROOT), "stdout": str(out), "stderr": str(err), **more}
+            out.touch()
+            err.touch()
+            streams = {"stdin": terminal or os.devnull, "stdout": terminal or str(out), "stderr": terminal or str(err)}
+            request = {"words": words, "env": env, "cwd": str(ROOT), "terminal": terminal, **streams, **more}
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
@@ -223,6 +244,7 @@ def command(
     watch: Callable[[int], None] | None = None,
     ranks: int = 2,
     before: Path | None = None,
+    terminal: str | None = None,
 ) -> subprocess.CompletedProcess:
     """Run `python <words>` in the project's root, without a key of W&B.
 
@@ -231,12 +253,15 @@ def command(
         watch: called again and again with the command's process, until that ends.
         ranks: how many ranks can be forked too, if the run has several, instead of starting an interpreter each.
         before: a script that runs first, also for those ranks.
+        terminal: the path of a terminal, which the command then reads and writes instead of files.
     """
+    more: dict[str, Any]
     if words[0] in VERBS:
         words = ("-m", "alexlab", *words)
     if (words[0].endswith(".py") or words[:2] == ("-m", "alexlab")) and not (env or {}).get("PYTHONPATH"):
-        return _zygote.run(list(words), clean_env(env), timeout, watch, ranks=ranks, before=before and str(before))
-    more: Any = {"capture_output": True, "text": True, "timeout": timeout, "check": False}
+        more = {"ranks": ranks, "before": before and str(before)}
+        return _zygote.run(list(words), clean_env(env), timeout, watch, terminal, **more)
+    more = {"capture_output": True, "text": True, "timeout": timeout, "check": False}
     return subprocess.run([sys.executable, *words], cwd=ROOT, env=clean_env(env), **more)
 
 

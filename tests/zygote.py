@@ -28,7 +28,9 @@ import alexlab.commands.train  # noqa: F401
 
 def become(request: dict[str, Any]) -> None:
     """Turn this process into `python <words>`."""
-    for number, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+    if request["terminal"]:
+        os.setsid()  # so that the terminal, which is opened next, sends Ctrl-C to this process
+    for number, path in ((0, request["stdin"]), (1, request["stdout"]), (2, request["stderr"])):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, number)
         os.close(opened)

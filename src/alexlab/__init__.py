@@ -1,7 +1,12 @@
 """Image classification experiments, for a notebook: `train(*overrides)` returns a run's directory, `load(run)` the
 trained network, `runs()` a pandas DataFrame of all runs, and `curves(run)` one of a run's metrics."""
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":  # before any import of fcntl and the like
+    print("error: alexlab needs file locks and signals of Linux or macOS. On Windows, use WSL 2.", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from alexlab.analysis.compare import load_runs

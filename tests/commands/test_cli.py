@@ -280,6 +280,24 @@ def test_resume_is_a_short_form_and_flags_come_first() -> None:
     assert to_overrides(["seed=1,2", "--multirun"], train) == ["--multirun", "seed=1,2"]
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.argv = ['train.py']; runpy.run_path('train.py', run_name='__main__')",
+        "sys.argv = ['eval.py', 'run=latest']; runpy.run_path('eval.py', run_name='__main__')",
+        "sys.argv = ['alexlab', '--help']; from alexlab.commands.cli import main; main()",
+        "runpy.run_module('alexlab', run_name='__main__', alter_sys=True)",
+        "import alexlab",
+    ],
+)
+def test_windows_is_refused_in_one_line(code: str) -> None:
+    """Python that says it is Windows, without the modules that Windows lacks: nobody has tried the real one."""
+    lacks = "import runpy, sys; sys.platform = 'win32'; sys.modules |= dict.fromkeys(['fcntl', 'pwd', 'termios']); "
+    done = command("-c", lacks + code)
+    refused = "error: alexlab needs file locks and signals of Linux or macOS. On Windows, use WSL 2.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", refused)
+
+
 def test_ctrl_c_ends_the_imports_at_once() -> None:
     """torch's C code swallows KeyboardInterrupt where it imports numpy."""
     code = """

@@ -1,7 +1,10 @@
 """Progress: a bar on a terminal; elsewhere, and in train.log, a line per epoch."""
 
 import logging
+import os
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -41,7 +44,24 @@ def epoch_metrics(metrics: dict[str, Any]) -> list[str]:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar in one line of 100 columns."""
+    """Lightning's bar in one line of 100 columns, until `breakpoint()` starts a debugger."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if os.environ.get("PYTHONBREAKPOINT") != "0":  # which switches breakpoint() off
+            sys.breakpointhook = EndsBar(trainer, self)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._remove_hook()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._remove_hook()
+
+    def _remove_hook(self) -> None:
+        if isinstance(sys.breakpointhook, EndsBar):
+            sys.breakpointhook = sys.breakpointhook.debugger
 
     def configure_columns(self, trainer: pl.Trainer) -> list[Any]:
         columns = super().configure_columns(trainer)[:-1]  # without batches per second: images/s is a metric
@@ -50,6 +70,26 @@ class ProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         return bar_metrics(super().get_metrics(trainer, pl_module))
+
+
+class EndsBar:
+    """A sys.breakpointhook that replaces the bar, which would hide the debugger's prompt, by a line per epoch.
+
+    `__call__` is a property that returns the debugger, so that it stops in the user's code, and not in a frame of ours.
+    """
+
+    def __init__(self, trainer: pl.Trainer, bar: ProgressBar) -> None:
+        self.trainer, self.bar, self.debugger = trainer, bar, sys.breakpointhook
+
+    @property
+    def __call__(self) -> Callable[..., Any]:
+        self.bar.disable()
+        if self.bar.progress is not None:
+            self.bar.progress.stop()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ProgressReporter):
+                callback.console = True
+        return self.debugger
 
 
 class ProgressReporter(Callback):

@@ -85,6 +85,7 @@ COMMANDS = {
     "compare": Command("compare", "compare:show"),
     "dashboard": Command("dashboard", "dashboard:save_dashboard"),
     "clean": Command("clean", "clean:clean"),
+    "doctor": Command("doctor", "doctor:doctor"),
 }
 
 

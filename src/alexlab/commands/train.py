@@ -175,6 +175,8 @@ def train_rank(start: Start, recorder: SignalRecorder, ranks: Ranks) -> float | 
     devices = find_devices(config.trainer)
     if devices.kind == "cpu":
         keep_memory()
+    if ranks.size > 1 and not os.environ.get("PYTHONBREAKPOINT"):
+        sys.breakpointhook = refuse_to_debug
     run_dir.quiet_libraries()  # before the trainer is built, which logs the devices
     if ranks.size > 1 and launcher.external() and config.data.target is None:
         # one rank of each machine lists the files of a large folder; the rest take the list that it has saved
@@ -209,6 +211,11 @@ def train_rank(start: Start, recorder: SignalRecorder, ranks: Ranks) -> float | 
         if config.metrics.report and not experiment.is_pruned:
             run_eval(config)
     return session.summary["best"].get(config.monitor)
+
+
+def refuse_to_debug(*_: Any, **__: Any) -> None:
+    """Raise UserError instead of starting pdb in a rank, whose standard input is no terminal."""
+    raise UserError("breakpoint() works in a run with one process only: set trainer.devices=1.")
 
 
 def check_images(ranks: Ranks, data: Data) -> None:

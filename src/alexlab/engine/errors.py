@@ -1,5 +1,6 @@
 """The exceptions that a command prints on one screen, and how it prints them."""
 
+import bdb
 import errno
 import os
 import re
@@ -65,6 +66,8 @@ def mistake(error: BaseException) -> str | None:
     """Return the message for a user's mistake; None for an error that needs a traceback."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, bdb.BdbQuit):
+        return "breakpoint() has ended the run: q was entered, or standard input is no terminal."
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'a file or the output'}: {SYSTEM[error.errno]}"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser

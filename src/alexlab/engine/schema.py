@@ -605,6 +605,12 @@ class CleanConfig(CommandConfig):
     dry_run: bool = key("Only print what would be deleted.", True)
 
 
+class DoctorConfig(CommandConfig):
+    """alexlab doctor"""
+
+    trainer: TrainerConfig = key("Devices and precision, as for a training.", option="auto")
+
+
 class LayoutConfig(Group):
     max_runs: Count = key("Newest runs that a panel shows.", 100)
     sections: Annotated[Plain, Rule("sections by name, each with panels", bool)] = key("Panels by section.")

@@ -1,5 +1,6 @@
 """Record signals that stop a run, so that it can end in order and say how it stopped."""
 
+import bdb
 import contextlib
 import os
 import signal
@@ -36,6 +37,15 @@ class Preempted(BaseException):
         self.number = number
 
 
+def _in_debugger(frame: FrameType | None) -> bool:
+    """Check whether a debugger such as pdb waits for a command, or executes one, at `frame`."""
+    while frame is not None:
+        if frame.f_code.co_name == "interaction" and isinstance(frame.f_locals.get("self"), bdb.Bdb):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class SignalRecorder:
     """Record the first signal.
 
@@ -49,7 +59,9 @@ class SignalRecorder:
         self.is_polled = False
 
     def record(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal. A second Ctrl-C raises Preempted at once."""
+        """Handle a signal. A second Ctrl-C raises Preempted at once, and a debugger's prompt gets KeyboardInterrupt."""
+        if number == signal.SIGINT and _in_debugger(frame):
+            raise KeyboardInterrupt
         second = self.number and number == signal.SIGINT
         self.number = self.number or number
         if second or not self.is_polled:
