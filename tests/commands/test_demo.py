@@ -1,6 +1,7 @@
 """examples/demo.py, started and asked as the page does, by Gradio's client."""
 
 import csv
+import importlib.util
 import os
 import re
 import signal
@@ -20,10 +21,9 @@ from alexlab.engine.launcher import free_port
 from alexlab.engine.targets import build_network
 from alexlab.tasks import hub
 
-pytest.importorskip("gradio")
-pytest.importorskip("captum")
-pytest.importorskip("safetensors")
 gradio_client = pytest.importorskip("gradio_client")
+NEEDED = ("gradio", "captum", "safetensors", "timm")
+pytestmark = pytest.mark.skipif(not all(map(importlib.util.find_spec, NEEDED)), reason=f"needs {', '.join(NEEDED)}")
 
 
 def asked(run: Path, image: Path, folder: Path) -> dict[str, Any]:
@@ -95,7 +95,6 @@ def test_the_page_shows_the_classes_of_predict_and_the_grad_cam(shapes: Path, tm
 
 def test_a_vision_transformer_has_classes_and_the_reason_why_there_is_no_grad_cam(shapes: Path, tmp_path: Path) -> None:
     """Of a folder of format=hub, with any number of classes per image."""
-    pytest.importorskip("timm")
     path, settings = next((shapes / "test").rglob("*.jpg")), {"name": "test_vit", "pretrained": False, "in_channels": 3}
     settings["_target_"] = "alexlab.models.pretrained.timm_net"
     about = {
