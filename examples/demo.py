@@ -26,10 +26,8 @@ try:
 except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-if folder := hub.folder_of(sys.argv[1]):
-    multilabel = hub.read_config(folder).get("multilabel")
-else:
-    multilabel = config_of(find_run(sys.argv[1], ROOT / "logs")).data.multilabel
+folder, logs = hub.folder_of(sys.argv[1]), ROOT / "logs"
+about = hub.read_config(folder) if folder else {"multilabel": config_of(find_run(sys.argv[1], logs)).data.multilabel}
 
 
 def predict(path: str | None) -> tuple:
@@ -43,7 +41,7 @@ def predict(path: str | None) -> tuple:
     images = transform.normalize(pixels[None])
     with torch.no_grad():
         logits = net(images)[0]
-    values, best = (logits.sigmoid() if multilabel else logits.softmax(0)).topk(min(5, len(classes)))
+    values, best = (logits.sigmoid() if about.get("multilabel") else logits.softmax(0)).topk(min(5, len(classes)))
     top = {classes[k]: value for k, value in zip(best.tolist(), values.tolist(), strict=True)}
     try:
         [heat] = cam.grad_cam(net, images, best[:1])
