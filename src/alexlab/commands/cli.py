@@ -7,6 +7,7 @@ Lightning imported, so that `--help` and answers to most mistakes take half a se
 import contextlib
 import difflib
 import importlib
+import io
 import itertools
 import os
 import re
@@ -92,6 +93,13 @@ COMMANDS = {
 def main() -> None:
     """Run `alexlab VERB ...`, the console script."""
     verb, *sys.argv[1:] = sys.argv[1:] or ["--help"]
+    if verb in COMPLETION:  # Hydra's completion, of the command whose name has been typed
+        typed = re.match(r"\S+\s+(\S+)(\s.*)", os.environ.get("COMP_LINE", ""))
+        if typed is None and any(word.startswith("query=") for word in sys.argv[1:]):
+            print("\n".join(COMMANDS))
+            return
+        verb, sys.argv[1:] = typed[1] if typed else "train", ["-sc", *sys.argv[1:]]
+        os.environ["COMP_LINE"] = f"alexlab{typed[2] if typed else ''}"
     if verb in COMMANDS:
         run(verb)
         return
@@ -117,7 +125,7 @@ def run(name: str) -> None:
         if [word for word in words if word.startswith("-") and not word.startswith(CONFIG_DIR)] in (["--help"], ["-h"]):
             print(help_of(command, words))
         else:
-            start(jobs, words)
+            (complete if COMPLETION & {*words} else start)(jobs, words)
         sys.stdout.flush()
     except BaseException as error:
         jobs.stack.close()  # from here on a signal ends the process
@@ -217,6 +225,20 @@ def start(jobs: "Jobs", words: list[str]) -> None:
         GlobalHydra.instance().clear()
         sys.argv[1:] = with_added
         run_hydra()
+
+
+COMPLETION = {"-sc", "--shell-completion"}
+
+
+def complete(jobs: "Jobs", words: list[str]) -> None:
+    """Print what Hydra prints for a shell. Its function would run any script that is completed, and not only ours."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            start(jobs, words)
+    except ValueError:
+        raise UserError(f"{' '.join(words)}: write -sc install=bash, install=zsh or install=fish.") from None
+    script = printed.getvalue().replace('"@hydra.main" $file_path -q', f'"{__name__}" $file_path -q || return')
+    print(script.replace("@hydra.main", __name__), end="")
 
 
 def train(*overrides: str) -> Path:
