@@ -22,7 +22,7 @@ from alexlab.commands import doctor
 from alexlab.engine.process import cores
 from alexlab.engine.schema import DoctorConfig
 
-SECRET = "a-password"
+SECRET = "a-password"  # pragma: allowlist secret
 
 
 @pytest.fixture
