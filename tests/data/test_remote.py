@@ -17,7 +17,7 @@ from torch import Tensor
 from alexlab.data.datamodule import ImageFolders
 from alexlab.data.decode import BrokenImageError
 from alexlab.data.fast import remote
-from alexlab.data.fast.remote import PreparedImages
+from alexlab.data.fast.remote import PartialShard, PreparedImages
 from alexlab.data.index import Selection
 from alexlab.data.transforms import SampleTransform
 from alexlab.engine import storage
@@ -131,6 +131,31 @@ def test_faults_that_pass_change_nothing(
     proxy.set(kind, of, 2)
     assert_same(batches(data_of(address, tmp_path / "cache", 2)), expected)
     assert proxy.left == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_shard_knows_which_bytes_it_lacks(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    content = random.bytes(size := int(random.integers(1, 3 * remote.PIECE)))
+    path, has = tmp_path / "shard", np.zeros(size, bool)
+    shard = PartialShard(path, os.open(path, os.O_RDWR | os.O_CREAT))
+
+    def write(start: int, end: int) -> None:
+        shard.write(content[start:end], start)
+        has[start:end] = True
+
+    for start, length in zip(random.integers(0, size, 30), random.integers(1, 90_000, 30), strict=True):
+        write(int(start), min(size, int(start + length)))
+        first, last = sorted(random.integers(0, size + 1, 2).tolist())
+        assert first == last or shard.has(first, last - first) == has[first:last].all()
+    for start, length in list(shard.gaps(size)):
+        assert 0 < length <= remote.PIECE
+        assert not has[start : start + length].any()
+        write(start, start + length)
+    assert has.all()
+    assert list(shard.gaps(size)) == []
+    shard.remove()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("local", ["jpeg"], indirect=True)

@@ -11,6 +11,7 @@ import difflib
 import fcntl
 import hashlib
 import inspect
+import itertools
 import os
 import re
 import shutil
@@ -405,7 +406,7 @@ class ShardCache:
     def _gaps(self, name: str, partial: "PartialShard") -> list[tuple[str, int, int]]:
         """Return the next bytes that a shard lacks, as `Bucket.read_ranges` takes them."""
         with self._changing:
-            gaps = partial.gaps(self.shards[name]["bytes"])[:PIECES]
+            gaps = list(itertools.islice(partial.gaps(self.shards[name]["bytes"]), PIECES))
             self.partial[name] = partial if gaps else None  # without gaps, this thread alone writes
             return [(name, *gap) for gap in gaps]
 
@@ -430,25 +431,27 @@ class PartialShard:
 
     path: Path
     file: int  # its descriptor
-    parts: list[tuple[int, int]] = field(default_factory=list)  # what it has, (start, end) in bytes, sorted
+    parts: list[tuple[int, int]] = field(default_factory=list)  # what it has, (start, end) in bytes: sorted, apart
 
     def has(self, offset: int, size: int) -> bool:
         at = bisect.bisect_right(self.parts, offset, key=itemgetter(0)) - 1
         return at >= 0 and self.parts[at][1] >= offset + size
 
-    def gaps(self, size: int) -> list[tuple[int, int]]:
-        """Return where bytes are missing in a shard of `size` bytes, as (offset, size) of at most PIECE bytes."""
-        found, position = [], 0
-        for start, end in [*self.parts, (size, size)]:
-            found += [(each, min(PIECE, start - each)) for each in range(position, start, PIECE)]
-            position = max(position, end)
-        return found
+    def gaps(self, size: int) -> Iterator[tuple[int, int]]:
+        """Yield where bytes are missing in a shard of `size` bytes, as (offset, size) of at most PIECE bytes."""
+        position = 0
+        for start, end in itertools.chain(self.parts, [(size, size)]):
+            yield from ((each, min(PIECE, start - each)) for each in range(position, start, PIECE))
+            position = end
 
     def write(self, content: bytes, offset: int) -> None:
         start, end = offset, offset + len(content)
         while offset < end:
             offset += os.pwrite(self.file, content[offset - start :], offset)
-        bisect.insort(self.parts, (start, end))
+        first = bisect.bisect_left(self.parts, start, key=itemgetter(1))  # the parts that it touches become one
+        last = bisect.bisect_right(self.parts, end, key=itemgetter(0))
+        touched = [*self.parts[first:last], (start, end)]
+        self.parts[first:last] = [(min(touched)[0], max(part[1] for part in touched))]
 
     def remove(self) -> None:
         os.close(self.file)
