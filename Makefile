@@ -79,7 +79,7 @@ rename:  ## give the project a name of its own: make rename NAME=myproject
 	@$(BIN)/ruff check --fix --exit-zero --silent . && $(BIN)/ruff format --quiet . && $(BIN)/ruff check --add-noqa --quiet .  # lines that are too long now
 	@git add --all && echo "Look at the result with git diff --cached, and then: git commit -m 'Our name'"
 
-lint: setup  ## run what pre-commit runs: ruff, mypy, YAML, large files, secrets
+lint: setup  ## run what pre-commit runs: ruff, mypy, JSON schemas, YAML, large files, secrets
 	@$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 lock: setup  ## resolve pyproject.toml again into requirements.lock (hashes, no addresses)

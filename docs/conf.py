@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-gc.disable()  # takes a third off the time
+gc.disable()  # the build then takes a third less time
 DOCS = Path(__file__).parent
 # files outside of this folder, and the pages that include them
 PAGES = {"../README.md": "index.md", "../benchmarks/results.md": "benchmarks.md", "../CHANGELOG.md": "changes.md"}
@@ -18,7 +18,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sp
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 nitpicky = True  # finds text of a docstring that is read as a type, because it has spaces
-nitpick_ignore_regex = [("py:.*", r"\S+")]  # types of libraries have no page here
+nitpick_ignore_regex = [("py:.*", r"\S+")]  # ignores names without spaces, as types of libraries have no page
 smartquotes_action = "D"  # quotation marks stay straight
 highlight_language = "none"  # of a block that names none, such as commands
 myst_heading_anchors = 4  # the links to headings are those of GitHub

@@ -18,8 +18,8 @@ from alexlab.engine.validation import FILLED_IN, SYNONYMS
 
 FOLDER, ALL = ROOT / ".vscode/schemas", "all.json"
 REFERENCE = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}
-LEFT_OUT = ("title", "default", "required", "give", "option")  # a default may be a path of this machine
-# Groups whose further keys are mistakes if no class takes them; and their options that name no class.
+OMITTED = ("title", "default", "required", "give", "option")  # a default may be a path of this machine
+# Groups in which an unknown key is a mistake unless a class takes it, with their options that have no `_target_`.
 CLOSED = {
     "data": ("demo", "fashion_mnist", "folder", "imagenet", "imagenette"),
     "scheduler": get_args(schema.SchedulerConfig.model_fields["name"].annotation),
@@ -30,8 +30,8 @@ Node = dict[str, Any]
 
 
 def relaxed(node: Node) -> Node:
-    """Return what pydantic writes about a value, for a part of a config."""
-    kept = {key: each for key, each in node.items() if key not in LEFT_OUT}
+    """Return pydantic's schema of a value without required keys and defaults, because a file is a part of a config."""
+    kept = {key: each for key, each in node.items() if key not in OMITTED}
     if "anyOf" in kept:
         kept["anyOf"] = [relaxed(each) for each in kept["anyOf"]]
     for key in ("items", "additionalProperties"):

@@ -1,7 +1,7 @@
 """Try a trained network in a browser: python examples/demo.py RUN [PORT]     (pip install 'alexlab[demo,explain]')
 
 RUN is a run's directory or name, latest, or a folder of `alexlab export format=hub`. The page takes an image, and shows
-the five most probable classes and the Grad-CAM of the first one. It is for this machine: nothing is sent elsewhere.
+the five most probable classes and the Grad-CAM of the first one. Only this machine can open it. PORT: 7860 by default.
 """
 
 import sys
@@ -31,7 +31,7 @@ about = hub.read_config(folder) if folder else {"multilabel": config_of(find_run
 
 
 def predict(path: str | None) -> tuple:
-    """Return the probabilities of the best classes, the Grad-CAM of the first one, and why there is none."""
+    """Return the probabilities of the best classes, the Grad-CAM of the first one, and the reason if it has none."""
     if path is None:  # the image was removed
         return None, None, ""
     try:

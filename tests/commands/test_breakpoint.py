@@ -84,7 +84,7 @@ def test_a_value_is_printed_ctrl_c_returns_to_the_prompt_and_the_run_continues(
 
 def test_q_ends_the_run_with_one_line(shapes: Path, package: Path) -> None:
     code, screen = train_at_terminal(shapes, package, ["q\n"])
-    why = "error: breakpoint() has ended the run: q was entered, or standard input is no terminal."
+    why = "error: the debugger ended the run: q was entered, or standard input is not a terminal (remove breakpoint())."
     assert (code, screen.partition(PROMPT)[2]) == (2, f"q\n{why}\n")
     assert summary_of(package / "run")["status"] == "failed"
 

@@ -66,10 +66,10 @@ def test_one_screen_shows_what_a_training_finds(server: WandbServer) -> None:
     assert re.fullmatch(rf"{ROOT}/logs: [\d,]+ GB free", found["logs"])
     assert found["W&B"] == f"online (WANDB_MODE is not set, an API key is set); {host} answers"
     assert found["hub"] == f"{host} answers"
-    assert found["SLURM"] == f"{shutil.which('sbatch') or 'no sbatch'}; in no job"
+    assert found["SLURM"] == f"{shutil.which('sbatch') or 'no sbatch'}; not in a job"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {*project["optional-dependencies"]} <= {*re.findall(r"[\w-]+", found["extras"])}
-    assert done.stdout.endswith("problems, which stop a training: 0; warnings: 0\n")
+    assert done.stdout.endswith("problems: 0; warnings: 0\n")
 
 
 @pytest.mark.parametrize("hub", ["http://me:{}@{}", "me:{}@{}", "http://[{}@{}", "http://{}:x@{}/?token={}"])
@@ -83,10 +83,10 @@ def test_servers_that_do_not_answer_are_warnings_without_secrets(hub: str, close
     found = findings(done.stdout)
     assert found["W&B"].startswith(f"warning: online (WANDB_MODE is not set, an API key is set); {closed} is not reach")
     is_address = hub.startswith("http://") and "[" not in hub
-    why = f"{closed} is not reachable ([Errno" if is_address else "HF_ENDPOINT is not reachable (this is no address"
+    why = f"{closed} is not reachable ([Errno" if is_address else "HF_ENDPOINT is not reachable (not a web address"
     assert found["hub"].startswith(f"warning: {why}")
     assert found["SLURM"] == "no sbatch; in job 77"
-    assert done.stdout.endswith("problems, which stop a training: 0; warnings: 2\n")
+    assert done.stdout.endswith("problems: 0; warnings: 2\n")
 
 
 def test_a_server_that_hangs_is_given_up(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_a_server_that_hangs_is_given_up(silent: str, monkeypatch: pytest.Monkey
     ("handler", "mark", "answer"),
     [
         (partial(SimpleHTTPRequestHandler, directory="/nonexistent"), "", "answers"),  # with 404
-        (BaseHTTPRequestHandler, "warning", "is not reachable (it answers with 501)"),
+        (BaseHTTPRequestHandler, "warning", "is not reachable (HTTP error 501)"),
     ],
 )
 def test_a_server_that_lacks_the_page_answers_and_one_with_an_error_does_not(
@@ -133,7 +133,7 @@ def test_what_stops_a_training_gives_exit_code_1(
     done = command("doctor", *(word.format(tmp_path) for word in words), env={**urls, **env})
     assert (done.returncode, done.stderr) == (1, ""), done.stdout
     assert findings(done.stdout)[name].startswith(f"PROBLEM: {text.format(tmp_path)}")
-    assert done.stdout.endswith("problems, which stop a training: 1; warnings: 0\n")
+    assert done.stdout.endswith("problems: 1; warnings: 0\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU")
@@ -171,7 +171,7 @@ def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(doctor, "LEAST_GB", 1e9)
     mark, text = doctor.logs(config)
     assert mark == "PROBLEM"
-    assert re.fullmatch(rf"{tmp_path}/new: [\d.]+ GB free, and a run needs 1e\+09 GB: choose another with .*", text)
+    assert re.fullmatch(rf"{tmp_path}/new: [\d.]+ GB free, less than 1e\+09 GB: choose another with .*", text)
     assert not (tmp_path / "new").exists()
 
 

@@ -102,7 +102,7 @@ def test_links_lead_to_pages_headings_and_copies(built: Built) -> None:
     assert (html / "_images/run.svg").is_file()
 
 
-def test_the_reference_has_the_entrances_and_every_file_of_the_template(built: Built) -> None:
+def test_the_reference_has_the_notebook_functions_and_each_template_file(built: Built) -> None:
     copy, _ = built
     entrances = (copy / "html/api.html").read_text()
     pages = {folder: (copy / f"html/api/alexlab.{folder}.html").read_text() for folder in TEMPLATE}

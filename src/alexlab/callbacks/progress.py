@@ -73,9 +73,9 @@ class ProgressBar(RichProgressBar):
 
 
 class EndsBar:
-    """A sys.breakpointhook that replaces the bar, which would hide the debugger's prompt, by a line per epoch.
+    """A sys.breakpointhook that replaces the bar with a line per epoch: the bar would hide the debugger's prompt.
 
-    `__call__` is a property that returns the debugger, so that it stops in the user's code, and not in a frame of ours.
+    `__call__` is a property that returns the debugger: so the debugger stops in the user's code, not in this class.
     """
 
     def __init__(self, trainer: pl.Trainer, bar: ProgressBar) -> None:

@@ -231,7 +231,7 @@ COMPLETION = {"-sc", "--shell-completion"}
 
 
 def complete(jobs: "Jobs", words: list[str]) -> None:
-    """Print what Hydra prints for a shell. Its function would run any script that is completed, and not only ours."""
+    """Print Hydra's completion for a shell, changed to run scripts of this project only; Hydra's runs any script."""
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             start(jobs, words)

@@ -1,6 +1,6 @@
 """`alexlab doctor`: show on one screen what a training finds on this machine, and what is missing.
 
-A problem stops a training, and gives exit code 1. A warning does not.
+A problem gives exit code 1: a training would fail, might fill the disk, or would not use the GPU. A warning does not.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def doctor(config: DoctorConfig) -> None:
         "data": lambda: (OK, f"{data}: {shutil.disk_usage(existing(data)).free / 1e9:,.0f} GB free"),
         "W&B": lambda: wandb_mode(wandb),
         "hub": hub.finding,
-        "SLURM": lambda: (OK, f"{shutil.which('sbatch') or 'no sbatch'}; {f'in job {job}' if job else 'in no job'}"),
+        "SLURM": lambda: (OK, f"{shutil.which('sbatch') or 'no sbatch'}; {f'in job {job}' if job else 'not in a job'}"),
         "extras": extras,
     }
     marks = []
@@ -70,7 +70,7 @@ def doctor(config: DoctorConfig) -> None:
             lead = f"{mark:9}{'' if number else name:10}"
             wrapped = textwrap.wrap(printable(line), COLUMNS, initial_indent=lead, subsequent_indent=" " * len(lead))
             print("\n".join(wrapped), flush=True)
-    print(f"problems, which stop a training: {marks.count(PROBLEM)}; warnings: {marks.count(WARNING)}")
+    print(f"problems: {marks.count(PROBLEM)}; warnings: {marks.count(WARNING)}")
     if PROBLEM in marks:
         raise SystemExit(1)
 
@@ -128,8 +128,10 @@ def devices(trainer: TrainerConfig) -> Finding:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # no nvidia-smi
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
             if listed.stdout.startswith("GPU "):
-                why = "check that the driver supports its CUDA" if torch.version.cuda else "it is built without CUDA"
-                return PROBLEM, f"{text}; nvidia-smi lists a GPU that torch cannot use: {why}, or make setup TORCH=auto"
+                cuda = torch.version.cuda
+                fix = f"check that the driver supports CUDA {cuda}, or" if cuda else "this build has no CUDA:"
+                text += f"; nvidia-smi lists a GPU that torch cannot use: {fix} run `make setup TORCH=auto`"
+                return PROBLEM, text
     return OK, text
 
 
@@ -176,8 +178,8 @@ def logs(config: DoctorConfig) -> Finding:
     except OSError as error:
         return PROBLEM, f"{folder} cannot be written ({error.strerror}): {instead}"
     if free < LEAST_GB:
-        return PROBLEM, f"{folder}: {free:.1f} GB free, and a run needs {LEAST_GB:g} GB: {instead}"
-    return OK, f"{folder}: {free:,.0f} GB free{'; the bucket is not asked' if is_address(config.paths.logs) else ''}"
+        return PROBLEM, f"{folder}: {free:.1f} GB free, less than {LEAST_GB:g} GB: {instead}"
+    return OK, f"{folder}: {free:,.0f} GB free{'; the bucket is not checked' if is_address(config.paths.logs) else ''}"
 
 
 class Request(threading.Thread):
@@ -200,10 +202,10 @@ class Request(threading.Thread):
             urllib.request.urlopen(f"{parts.scheme}://{self.host}", timeout=SECONDS).close()
             self.problem = None
         except urllib.error.HTTPError as error:  # below 500 it concerns this path alone
-            self.problem = f"it answers with {error.code}" if error.code >= 500 else None
+            self.problem = f"HTTP error {error.code}" if error.code >= 500 else None
         except Exception as error:
             reason = getattr(error, "reason", error)
-            self.problem = reason if isinstance(reason, OSError) else "this is no address of a web server"
+            self.problem = reason if isinstance(reason, OSError) else "not a web address such as https://HOST"
 
     def finding(self) -> Finding:
         self.join(max(0, self.end - time.monotonic()))

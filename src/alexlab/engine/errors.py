@@ -67,7 +67,7 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, bdb.BdbQuit):
-        return "breakpoint() has ended the run: q was entered, or standard input is no terminal."
+        return "the debugger ended the run: q was entered, or standard input is not a terminal (remove breakpoint())."
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'a file or the output'}: {SYSTEM[error.errno]}"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser

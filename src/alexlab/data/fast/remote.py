@@ -1,9 +1,9 @@
 """Prepared images in a bucket: data=prepared data.root=s3://BUCKET/SET.
 
-An image whose shard is not on this machine is read by a ranged request. Meanwhile one thread per machine completes
-shards in a cache on disk, those first from which most images were needed; what its process has read by ranges is not
-downloaded again. So the first batch comes at once, and after the first epoch images are read as from a local folder.
-Images and their order are the same in each case.
+An image whose shard is not on this machine is read by a ranged request. Meanwhile one thread per machine downloads
+whole shards to a cache on disk, those first from which most images were needed. It does not download again the images
+that its own process has read by ranges. So the first batch comes at once, and after the first epoch images are read as
+from a local folder. Images and their order are the same in each case.
 """
 
 import bisect
@@ -224,7 +224,7 @@ class ShardCache:
     sets that were opened the longest time ago are removed for new ones. Those of this set are not, because in each
     epoch all are needed: what does not fit continues to be read by ranges.
 
-    The images that this process reads by ranges are written into the file of their shard, see `PartialShard`.
+    While this process holds the lock, it writes the images that it reads by ranges into their shard's `PartialShard`.
     """
 
     bucket: Bucket
@@ -236,7 +236,7 @@ class ShardCache:
         self.shards_of = Bucket(self.bucket.address, self.bucket.patience)  # which has connections of its own
         self.missed: Counter[str] = Counter()  # images that were needed, by shard
         self.given_up: set[str] = set()
-        self.partial: dict[str, PartialShard | None] = {}  # None is one that is complete
+        self.partial: dict[str, PartialShard | None] = {}  # by name; None while a shard with all bytes is checked
         self._collects = False  # whether this process holds the lock, and the disk had room for the last shard
         self._changing = threading.Lock()
         self._is_fetching = False
@@ -267,14 +267,14 @@ class ShardCache:
         held: dict[Part, bytes | None] = getattr(self._of_thread, "contents", {})
         if len(held) > HELD:
             held = {}
-        held |= {part: content for part in parts if part not in held and (content := self._kept(part)) is not None}
+        held |= {part: content for part in parts if part not in held and (content := self._read_part(part)) is not None}
         wanted = [part for part in dict.fromkeys(parts) if part not in held]
         if wanted:
             contents = self.bucket.read_ranges([part[:3] for part in wanted])
             held |= dict(zip(wanted, contents, strict=True))
             self._miss(wanted)
             for part, content in zip(wanted, contents, strict=True):
-                self._keep(part, content)
+                self._write_part(part, content)
         self._of_thread.contents = held
 
     def read(self, part: Part) -> bytes:
@@ -286,7 +286,7 @@ class ShardCache:
         for _ in range(TRIES):
             if content is None:
                 content = self.bucket.read_range(name, offset, size)
-                self._keep(part, content)
+                self._write_part(part, content)
             if zlib.crc32(content) == crc:
                 return content
             content = None
@@ -294,7 +294,7 @@ class ShardCache:
 
     # -- parts of shards
 
-    def _keep(self, part: Part, content: bytes | None) -> None:
+    def _write_part(self, part: Part, content: bytes | None) -> None:
         """Write an image into the file of its shard, if this process completes the shard and the disk has room."""
         name, offset, size, crc = part
         if content is None or len(content) != size or zlib.crc32(content) != crc:
@@ -304,7 +304,7 @@ class ShardCache:
             if partial is not None:
                 partial.write(content, offset)
 
-    def _kept(self, part: Part) -> bytes | None:
+    def _read_part(self, part: Part) -> bytes | None:
         """Return an image of a shard that is not complete, None if its bytes are missing. `read` checks them."""
         name, offset, size, _ = part
         with self._changing, suppress(OSError):
@@ -335,7 +335,7 @@ class ShardCache:
                 threading.Thread(target=self._fetch_all, name="alexlab fetcher", daemon=True).start()
 
     def _next(self) -> str | None:
-        """Return the missing shard that was needed most, first of those that have a file. Without one, None."""
+        """Return the missing shard from which most images were needed, partial ones first; None if none is missing."""
         with self._changing:
             for name, _ in sorted(self.missed.most_common(), key=lambda each: each[0] not in self.partial):
                 if name not in self.given_up and not (self.folder / name).exists():
@@ -377,7 +377,7 @@ class ShardCache:
                 del self.partial[name]
 
     def _complete(self, name: str, partial: "PartialShard") -> bool:
-        """Download what a shard lacks; False if its bytes are not those that were written."""
+        """Download the missing bytes of a shard; False if the shard in the bucket is missing or damaged."""
         entry = self.shards[name]
         try:
             for _ in range(TRIES):
@@ -431,7 +431,9 @@ class PartialShard:
 
     path: Path
     file: int  # its descriptor
-    parts: list[tuple[int, int]] = field(default_factory=list)  # what it has, (start, end) in bytes: sorted, apart
+    parts: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # sorted (start, end) of the bytes that are written, none of which touch
 
     def has(self, offset: int, size: int) -> bool:
         at = bisect.bisect_right(self.parts, offset, key=itemgetter(0)) - 1
