@@ -74,6 +74,7 @@ docs: setup  ## build the pages of docs/ and the API reference as a site; a brok
 
 rename:  ## give the project a name of its own: make rename NAME=myproject
 	@$(PYTHON) docs/rename.py $(NAME)
+	@test ! -x $(BIN)/uv || $(UV) pip uninstall --quiet alexlab
 	@rm -f $(STAMP)
 	@$(MAKE) --no-print-directory setup
 	@$(BIN)/ruff check --fix --exit-zero --silent . && $(BIN)/ruff format --quiet . && $(BIN)/ruff check --add-noqa --quiet .  # lines that are too long now

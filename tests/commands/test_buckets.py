@@ -135,7 +135,8 @@ def test_only_prepared_sets_are_read_from_a_bucket(sets: tuple[Path, str], proxy
     done = command("train.py", *TINY, "data=folder", "data.root=s3://tests/photos")
     assert "`data.root=s3://tests/photos` is an address: of a bucket, only data=prepared reads images." in done.stderr
     done = command("train.py", *TINY, "data=prepared", f"data.root={sets[1]}", "data.disk_cach=x", "dry_run=true")
-    assert "error: `data.disk_cach`: there is no such key. Did you mean `data.disk_cache`?" in done.stderr
+    assert "error: `data.disk_cach=x`: there is no such key, and alexlab.data.fast.remote.P" in done.stderr
+    assert "does not take it. Did you mean `data.disk_cache`?" in done.stderr
     unknown = "s3://no-such-bucket/x"
     for words in (
         ["data=prepared", f"data.root={unknown}"],

@@ -338,6 +338,7 @@ def test_errors_of_the_disk_are_answered_without_a_traceback(
             ["experiment=slash"],
             "An option of /model is chosen in a yaml with `override /model: OPTION`, with the slash.",
         ),
+        (["experiment=no_override"], "An option of /loss is chosen in a yaml with `override /loss: OPTION`, with the "),
         (["experiment=sets", "model.name=x"], "`model.name=x`: a yaml sets model to `alexnet_bn`. It chooses an opti"),
         (["experiment=dots"], "Nest it in yaml: optimizer: {lr: 0.1}.\n"),
     ],
@@ -355,6 +356,7 @@ def test_a_mistake_is_answered_before_the_first_job(
         "reference.yaml": 'seed: "${seed"\n',
         "adds.yaml": "defaults: [/model: alexnet_bn]\n",
         "slash.yaml": "defaults: [override model: alexnet_bn]\n",
+        "no_override.yaml": "defaults: [override /model: alexnet_bn, loss: focal]\n",
         "sets.yaml": "model: alexnet_bn\n",
         "dots.yaml": "optimizer.lr: 0.1\n",
     }.items():

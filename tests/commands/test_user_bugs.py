@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, TINY, clean_env, summary_of
 
 from alexlab.commands.build import try_net
-from alexlab.engine.errors import short_traceback
+from alexlab.engine.errors import UserError, short_traceback
 
 BROKEN = """
 from torch import nn
@@ -83,6 +83,23 @@ def test_a_bug_that_the_first_image_finds_is_not_a_users_mistake() -> None:
     assert "in forward" in printed
     assert "build.py" not in printed
     assert "module.py" not in printed
+
+
+def test_what_a_network_cannot_do_is_answered_with_its_line_and_what_it_must_return() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self, features: int) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(features, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.mean((2, 3)))
+
+    with pytest.raises(UserError, match=r"mat1 and mat2 shapes cannot be .* \(test_user_bugs.py, line \d+\)"):
+        try_net(Net(4), (32, 32), 10)
+    with pytest.raises(
+        UserError, match=r"^Net must return logits \(B, 5\), one for each class of the images, and returns \(1, 10\)"
+    ):
+        try_net(Net(3), (32, 32), 5)
 
 
 def test_a_long_traceback_is_cut_at_its_start() -> None:

@@ -424,8 +424,18 @@ def test_a_fold_is_a_whole_number(images: Path, tmp_path: Path) -> None:
 
 def test_a_table_that_cannot_be_read_is_an_error(images: Path, tmp_path: Path) -> None:
     root, target = str(images), SOURCES + "table.Table"
-    assert "data.file=gone.csv` does not exist" in refusal(target, file="gone.csv", root=root)
+    assert f"`data.file=gone.csv`: {Path('gone.csv').absolute()} does not exist: give the table with" in refusal(
+        target, file="gone.csv", root=root
+    )
     file = table(tmp_path / "t.csv", ["cat/0.png,cat"], "image,label")
+    for column in ("split", "fold", "group", "weight"):
+        named = {"path": "image", column: "patient"}
+        assert refusal(target, file=file, root=root, columns=named).endswith(
+            f"has no column patient, but image, label: correct `data.columns.{column}=patient`, or set it to null."
+        )
+    assert refusal(target, file=file, root=root, img_size=96) == (
+        f"`data.img_size=96`: there is no such key, and {target} does not take it. Did you mean `data.image_size`?"
+    )
     assert "has no column path, but image, label: name another with data.columns.path=NAME" in refusal(
         target, file=file, root=root
     )

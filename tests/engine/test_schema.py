@@ -530,8 +530,9 @@ overrides=["choices={}"]
   `choices={}` is filled in: remove it.
 scheduler={"unit":step}
   `scheduler.name` is missing: give the name of a schedule, or a class as scheduler._target_.
-overrides=[+model.net.num_classes=7]
-  `+model.net.num_classes=7`: the network gets the number of classes from the images; data.num_classes=N only checks it.
+model.net.num_classes=7
+  `model.net.num_classes=7`: the network gets the number of classes from the images: remove the key. data.num_classes=N
+  checks the number.
 overrides=[model.name=resnet18] choices.model=alexnet
   `model.name=resnet18` would rename model=alexnet without changing the network. For the network of that name use
   model=torchvision model.name=resnet18, or model=timm model.name=resnet18.

@@ -481,7 +481,9 @@ def try_net(net: nn.Module, size: tuple[int, int], num_classes: int, in_channels
         with torch.no_grad():
             logits = net.eval()(torch.zeros(1, in_channels, *size))
     except (RuntimeError, ValueError, AssertionError) as error:  # any other error is a bug
-        line = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames[1:] if f"{os.sep}site-packages{os.sep}" not in frame.filename]
+        line = [*frames, *own][-1]  # of the network's code, if it is not a library's
         raise UserError(
             f"{type(net).__name__} fails on an image of {size[0]} x {size[1]} pixels: "
             f"{str(error).splitlines()[0]} ({Path(line.filename).name}, line {line.lineno}). Can it take "
@@ -489,7 +491,10 @@ def try_net(net: nn.Module, size: tuple[int, int], num_classes: int, in_channels
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"The network must return logits (B, {num_classes}), and returns {shape} for one image.")
+        raise UserError(
+            f"{type(net).__name__} must return logits (B, {num_classes}), one for each class of the images, and "
+            f"returns {shape} for one image: give its last layer num_classes outputs."
+        )
     net.train(training)
 
 

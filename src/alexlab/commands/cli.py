@@ -796,7 +796,7 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     if match := re.search(r"^([\w/]+) appears more than once|Multiple values for ([\w/]+)\.", text):
         group = match[1] or match[2]
         return f"`{group}` is chosen twice: choose it once, without +, and in a yaml with `override /{group}: OPTION`."
-    if match := re.search("Could not override '(?:experiment|debug)/([^@']+)", text):
+    if match := re.search("(?:Could not override|is defined before) '(?:experiment|debug)/([^@']+)", text):
         return f"An option of /{match[1]} is chosen in a yaml with `override /{match[1]}: OPTION`, with the slash."
     if match := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
         chosen = next((word for word in words if word.lstrip("+").startswith(f"{match[1]}=")), match[1]).lstrip("+")

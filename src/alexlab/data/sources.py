@@ -1,5 +1,6 @@
 """Build the datamodule from the keys of conf/data: of a folder, or of the class that `_target_` names."""
 
+import difflib
 import inspect
 from functools import partial
 from typing import Any
@@ -40,8 +41,14 @@ def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trust
     settings = {key: value for key, value in keys.items() if key not in ours and key not in facts}
     if trusted is not None and source.startswith("alexlab.data."):  # a run's config may name these as data only
         trusted = (*trusted, "alexlab.data")
-    target = targets.locate(source, trusted)
-    if inspect.isclass(target) and issubclass(target, ImageFolders):
+    target, names = targets.locate(source, trusted), targets.names_of(source, trusted)
+    is_folder = inspect.isclass(target) and issubclass(target, ImageFolders)
+    for key in settings:
+        if key[0] != "_" and key not in names and (is_folder or not targets.takes(target, key)):
+            near = difflib.get_close_matches(key, [*ours, *names], 1)
+            hint = f" Did you mean `data.{near[0]}`?" if near else ""
+            raise UserError(f"`data.{key}={settings[key]}`: there is no such key, and {source} does not take it.{hint}")
+    if is_folder:
         named = {key: value for key, value in ours.items() if key in inspect.signature(target).parameters}
         return targets.build(settings, trusted, **{**named, **of_folder}, **facts)
     known = {**ours, **facts}

@@ -42,6 +42,12 @@ class Table:
                     f"{self.file} has no column {name}, but {listed(list(map(str, table)))}: name another with "
                     "data.columns.path=NAME, data.columns.label=NAME or data.columns.labels=[NAME,...]."
                 )
+        for key in ("split", "fold", "group", "weight"):
+            if column[key] not in (None, key, *table):  # of the names of conf/data/table.yaml, columns may be missing
+                raise UserError(
+                    f"{self.file} has no column {column[key]}, but {listed(list(map(str, table)))}: correct "
+                    f"`data.columns.{key}={column[key]}`, or set it to null."
+                )
         cells = {key: table[name] for key, name in column.items() if name in table}
         self.paths = cells["path"].tolist()
         self._refuse(cells["path"] == "", "no path")
@@ -110,7 +116,7 @@ def read(file: Path) -> Any:
     import pandas as pd
 
     if not file.is_file():
-        raise UserError(f"`data.file={file}` does not exist: give the table with data.file=PATH.")
+        raise UserError(f"`data.file={file}`: {file.absolute()} does not exist: give the table with data.file=PATH.")
     try:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file)

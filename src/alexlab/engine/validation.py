@@ -177,6 +177,11 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         )
     if augment.sizes and isinstance(size, list):
         yield f"`augment.sizes` are sides of squares, and data.image_size={shown(size)}: leave one of them out."
+    if "num_classes" in model.net:
+        yield (
+            f"`model.net.num_classes={model.net['num_classes']}`: the network gets the number of classes from the "
+            "images: remove the key. data.num_classes=N checks the number."
+        )
     if model.pretrained and "pretrained" not in model.net and config.init_from is None and config.ckpt_path is None:
         yield (
             f"`model.pretrained=true`: {model.name} has no published weights. Use model=alexnet_owt, torchvision or "
@@ -257,8 +262,6 @@ def _wrong_overrides(config: schema.CommandConfig) -> Iterator[str]:
         key for key in last if known and key.startswith("scheduler.") and key[len("scheduler.") :] not in known
     ]:
         yield f"`{last[key]}` has no effect with scheduler.name={name}, which has {', '.join(known)}."
-    if word := last.get("model.net.num_classes"):
-        yield f"`{word}`: the network gets the number of classes from the images; data.num_classes=N only checks it."
     word, option = last.get("model.name", ""), config.choices.get("model")
     if word and "name" not in config.model.net and word.partition("=")[2] != option:
         yield (

@@ -7,10 +7,8 @@ from a local folder. Images and their order are the same in each case.
 """
 
 import bisect
-import difflib
 import fcntl
 import hashlib
-import inspect
 import itertools
 import os
 import re
@@ -61,11 +59,6 @@ class PreparedImages(ImageFolders):
     def __init__(
         self, root: str, *args: Any, disk_cache: str = "data/cache", disk_cache_gb: float | None = None, **kwargs: Any
     ) -> None:
-        known = [*inspect.signature(ImageFolders).parameters, "disk_cache", "disk_cache_gb"]
-        for key in [key for key in kwargs if key not in known]:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f" Did you mean `data.{near[0]}`?" if near else ""
-            raise UserError(f"`data.{key}`: there is no such key.{hint}")
         super().__init__(root, *args, **kwargs)
         if disk_cache_gb is not None and not (type(disk_cache_gb) in (int, float) and disk_cache_gb > 0):
             raise UserError(f"`data.disk_cache_gb={disk_cache_gb}` must be a number above 0, or null.")
