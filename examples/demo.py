@@ -1,7 +1,8 @@
 """Try a trained network in a browser: python examples/demo.py RUN [PORT]     (pip install 'alexlab[demo,explain]')
 
 RUN is a run's directory or name, latest, or a folder of `alexlab export format=hub`. The page takes an image, and shows
-the five most probable classes and the Grad-CAM of the first one. Only this machine can open it. PORT: 7860 by default.
+the five most probable classes and the Grad-CAM of the first one. Only this machine can open it. Without PORT, it is
+7860 or the next free one.
 """
 
 import sys
@@ -55,4 +56,4 @@ image.preprocess = lambda file: file and file.path  # the file itself, which is 
 cam_image = gradio.Image(label="Grad-CAM of the first class", format="png", buttons=["download", "fullscreen"])
 outputs = [gradio.Label(label="Classes"), cam_image, gradio.Markdown()]
 page = gradio.Interface(predict, image, outputs, live=True, flagging_mode="never", analytics_enabled=False)
-page.launch(server_name="127.0.0.1", server_port=int(sys.argv[2]) if len(sys.argv) > 2 else 7860, share=False)
+page.launch(server_name="127.0.0.1", server_port=int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -4,6 +4,7 @@ Hydra composes conf/<command>.yaml with the overrides, and the schema checks the
 Lightning imported, so that `--help` and answers to most mistakes take half a second.
 """
 
+import bdb
 import contextlib
 import difflib
 import importlib
@@ -97,6 +98,8 @@ def main() -> None:
         typed = re.match(r"\S+\s+(\S+)(\s.*)", os.environ.get("COMP_LINE", ""))
         if typed is None and any(word.startswith("query=") for word in sys.argv[1:]):
             print("\n".join(COMMANDS))
+            return
+        if typed and typed[1] not in COMMANDS:
             return
         verb, sys.argv[1:] = typed[1] if typed else "train", ["-sc", *sys.argv[1:]]
         os.environ["COMP_LINE"] = f"alexlab{typed[2] if typed else ''}"
@@ -257,7 +260,7 @@ def train(*overrides: str) -> Path:
         sys.argv = ["train.py"]
         start(jobs, to_overrides(list(overrides), jobs.command))
     except JobError as error:
-        raise error.error from None
+        raise (UserError(mistake(error.error)) if isinstance(error.error, bdb.BdbQuit) else error.error) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_mistake(error, jobs.command, list(overrides))) from None
     except SystemExit as error:

@@ -68,7 +68,9 @@ def doctor(config: DoctorConfig) -> None:
         marks.append(mark)
         for number, line in enumerate(text.split("\n")):
             lead = f"{mark:9}{'' if number else name:10}"
-            wrapped = textwrap.wrap(printable(line), COLUMNS, initial_indent=lead, subsequent_indent=" " * len(lead))
+            wrapper = textwrap.TextWrapper(COLUMNS, lead, " " * len(lead))
+            wrapper.break_long_words = wrapper.break_on_hyphens = False
+            wrapped = wrapper.wrap(printable(line))
             print("\n".join(wrapped), flush=True)
     print(f"problems: {marks.count(PROBLEM)}; warnings: {marks.count(WARNING)}")
     if PROBLEM in marks:

@@ -7,7 +7,7 @@ CHUNK = 256  # images at once: cropping an image of 256 x 256 takes about 1.4 MB
 
 
 def crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop uint8 (B, C, H, W), on any device, to uint8 (B, C, *size), both in channels-last memory.
+    """Crop uint8 (B, C, H, W), on any device, to uint8 (B, C, `size`), both in channels-last memory.
 
     The resizing is bilinear with a triangle as wide as the scale (antialias=True of Pillow and torch), as two products
     with matrices of weights. Floats are rounded once, at the end, while the CPU rounds twice: results

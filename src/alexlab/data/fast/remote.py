@@ -1,11 +1,12 @@
 """Prepared images in a bucket: data=prepared data.root=s3://BUCKET/SET.
 
 An image whose shard is not on this machine is read by a ranged request. Meanwhile one thread per machine downloads
-whole shards to a cache on disk, those first from which most images were needed. It does not download again the images
-that its own process has read by ranges. So the first batch comes at once, and after the first epoch images are read as
-from a local folder. Images and their order are the same in each case.
+whole shards to a cache on disk, those first from which most images were needed. It does not download again most of
+the images that its own process has read by ranges. So the first batch comes at once, and after the first epoch images
+are read as from a local folder. Images and their order are the same in each case.
 """
 
+import atexit
 import bisect
 import fcntl
 import hashlib
@@ -45,6 +46,7 @@ SPARE = 1 << 30  # bytes of the disk that stay free without `disk_cache_gb`
 PIECE, PIECES = 512 << 10, 24
 HEAD_START = 0.5  # seconds that the first batch has the link for itself
 HELD = 256  # images that were read ahead and that a thread may keep: an image may occur twice in a batch
+FILES = 256  # incomplete shards at once, each of which is an open file
 TRIES = 3  # of reading bytes with the right checksum
 
 
@@ -234,6 +236,7 @@ class ShardCache:
         self._changing = threading.Lock()
         self._is_fetching = False
         self._of_thread = threading.local()
+        atexit.register(self._leave)
 
     def open(self, name: str) -> int | None:
         """Open a shard; None if it is not on this machine."""
@@ -294,7 +297,7 @@ class ShardCache:
             return
         with self._changing, suppress(OSError):  # a full disk: the thread that completes the shard warns of it
             partial = self.partial.get(name) or (self._begin(name) if self._collects else None)
-            if partial is not None:
+            if partial is not None and not self._is_full():
                 partial.write(content, offset)
 
     def _read_part(self, part: Part) -> bytes | None:
@@ -307,14 +310,18 @@ class ShardCache:
         return None
 
     def _begin(self, name: str) -> "PartialShard | None":
-        """Create the file of a shard; None if there is no room. The caller holds `_changing`."""
+        """Create the file of a shard; None if there is one, or no room. The caller holds `_changing`."""
         if name in self.partial or name in self.given_up or (self.folder / name).exists():
+            return None
+        if len(self.partial) >= FILES:
             return None
         if not self._make_room(self.shards[name]["bytes"]):
             self._collects = False
             return None
         path = self.folder / f".{name}.{os.getpid()}.tmp"
         partial = PartialShard(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
+        fcntl.flock(partial.file, fcntl.LOCK_SH)  # `_make_room` removes the file if this process is killed
+        os.truncate(partial.file, self.shards[name]["bytes"])  # which `_make_room` of other processes counts
         self.partial[name] = partial
         return partial
 
@@ -375,6 +382,8 @@ class ShardCache:
         try:
             for _ in range(TRIES):
                 while gaps := self._gaps(name, partial):
+                    if self._is_full():
+                        raise OSError(f"less than {SPARE / 1e9:.0f} GB of the disk are free")
                     for gap, content in zip(gaps, self.shards_of.read_ranges(gaps), strict=True):
                         if content is None or len(content) < gap[2]:
                             raise FileNotFoundError
@@ -403,12 +412,25 @@ class ShardCache:
             self.partial[name] = partial if gaps else None  # without gaps, this thread alone writes
             return [(name, *gap) for gap in gaps]
 
+    def _leave(self) -> None:
+        """Remove incomplete shards at the end of the process. The lock stays locked, so that no thread writes more."""
+        self._changing.acquire()
+        for partial in filter(None, self.partial.values()):
+            partial.path.unlink(missing_ok=True)
+
+    def _is_full(self) -> bool:
+        """Check whether the disk has less than SPARE free, because others write to it, too."""
+        return self.limit is None and shutil.disk_usage(self.folder).free < SPARE
+
     def _make_room(self, size: int) -> bool:
         """Remove shards of other sets, as far as `size` bytes more need it; False if that is not enough."""
-        size += sum(self.shards[name]["bytes"] for name in self.partial)  # which are not complete yet
+        held: dict[Path, os.stat_result] = {}
+        for path in itertools.chain(*(self.folder.parent.glob(f"*/{each}") for each in ("*.shard", ".*.shard.*.tmp"))):
+            with suppress(FileNotFoundError):
+                held[path] = path.stat()
         if self.limit is None:
-            return shutil.disk_usage(self.folder).free > size + SPARE
-        held = {path: path.stat() for path in self.folder.parent.glob("*/*.shard")}
+            missing = sum(max(0, each.st_size - 512 * each.st_blocks) for each in held.values())  # not written yet
+            return shutil.disk_usage(self.folder).free > size + missing + SPARE
         total = sum(each.st_size for each in held.values())
         old = [path for path in held if path.parent != self.folder]
         for path in sorted(old, key=lambda each: held[each].st_mtime):
@@ -424,9 +446,8 @@ class PartialShard:
 
     path: Path
     file: int  # its descriptor
-    parts: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # sorted (start, end) of the bytes that are written, none of which touch
+    # sorted (start, end) of the bytes that are written, none of which touch
+    parts: list[tuple[int, int]] = field(default_factory=list)
 
     def has(self, offset: int, size: int) -> bool:
         at = bisect.bisect_right(self.parts, offset, key=itemgetter(0)) - 1
