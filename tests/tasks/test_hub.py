@@ -1,14 +1,17 @@
 """A trained network as a folder for the Hugging Face hub."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import command, tiny_train
+from PIL import Image
 
 import alexlab
+from alexlab.analysis.intervals import accuracy_interval
 from alexlab.engine.errors import UserError
 from alexlab.tasks import hub
 
@@ -27,6 +30,9 @@ def shared(request: pytest.FixtureRequest, shapes: Path, tmp_path_factory: pytes
         words = ["model=timm", "model.name=resnet18"]
     done = tiny_train(shapes, run_dir, "trainer.precision=32-true", *words)
     assert done.returncode == 0, done.stderr
+    if request.param == "timm":  # its numbers of each class are then in the card
+        done = command("eval.py", f"run={run_dir}")
+        assert done.returncode == 0, done.stderr
     done = command("export", f"run={run_dir}", "format=hub", f"out={out}")
     assert done.returncode == 0, done.stderr
     assert f"  hf upload USER/out {out}\n" in done.stdout
@@ -47,7 +53,19 @@ def test_the_folder_has_the_network_of_the_run(shared: tuple[Path, Path], shapes
     assert preprocessor["crop_size"] == {"height": pixels.shape[2], "width": pixels.shape[3]}
     summary = json.loads((run_dir / "summary.json").read_text())
     card = (out / "README.md").read_text()
-    assert f"| test/acc1 | {summary['test']['test/acc1']:.4f} |" in card
+    accuracy, count = summary["test"]["test/acc1"], summary["dataset"]["images"]["test"]
+    low, high = accuracy_interval(round(accuracy * count), count)
+    assert f"| test/acc1 | {accuracy:.4f} | {count} | {low:.4f} to {high:.4f} |" in card
+    assert f"**Weights.** best, epoch {summary['best_epoch']} of {summary['epochs']}, which val/acc1 chose.\n" in card
+    assert f"**Training.** From scratch: {summary['epochs']} epochs, seed 0, learning rate " in card
+    covered = " x ".join(map(str, ours.transform.crop.covered))
+    assert f"**Input.** RGB images, resized (bilinear) to cover {covered} pixels; of these the central 64 x 64 " in card
+    assert ("timm.create_model(" in card) == (run_dir / "eval.json").is_file()
+    if (run_dir / "eval.json").is_file():
+        for name, each in json.loads((run_dir / "eval.json").read_text())["classes"].items():
+            assert f"| {name} | {each['recall']:.4f} | " in card
+            assert re.search(rf"^\| {name} .* \| {each['support']} \|$", card, re.MULTILINE)
+    assert (out / hub.WEIGHTS).stat().st_mode == (out / hub.CONFIG).stat().st_mode
     assert str(shapes) not in card, "a path of this machine"
 
 
@@ -64,10 +82,13 @@ def test_timm_loads_the_folder_of_a_timm_network(shared: tuple[Path, Path], shap
     with torch.no_grad():
         assert torch.equal(net(pixels), ours.net(pixels))
     settings = resolve_data_config({}, model=net)
-    assert create_transform(**settings) is not None
-    crop = ours.transform.crop
-    assert settings["input_size"] == (3, *crop.size)
-    assert settings["crop_pct"] == crop.crop_ratio
+    assert settings["input_size"] == (3, *ours.transform.crop.size)
+    image, transform = next((shapes / "val").rglob("*.jpg")), create_transform(**settings)
+    assert transform.transforms[0].size == ours.transform.crop.covered[0]
+    with Image.open(image) as opened:
+        assert (transform(opened.convert("RGB")) - ours.transform(image)).abs().mean() < 0.05
+    config = json.loads((out / hub.CONFIG).read_text())["pretrained_cfg"]
+    assert not config.keys() & {"tag", "license", "origin_url", "paper_ids"}, "of weights that these are not"
 
 
 def test_init_from_the_folder(shared: tuple[Path, Path], shapes: Path, tmp_path: Path) -> None:
@@ -129,6 +150,8 @@ def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: 
     assert done.returncode == 2
     images = command("export", f"run={run_dir}", "format=hub", f"images={run_dir}", f"out={tmp_path / 'new'}")
     assert (images.returncode, "`images` is for onnx and torch_export" in images.stderr) == (2, True), images.stderr
+    no_run = command("predict", f"run={out}", f"images={run_dir}")
+    assert f"`run={out}` is a folder of format=hub, no run: init_from and alexlab.load(...) read it." in no_run.stderr
     nowhere = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other/notes.txt/x'}")
     assert (nowhere.returncode, "choose another path with out=DIR" in nowhere.stderr) == (2, True), nowhere.stderr
     assert f"`out={tmp_path / 'other'}` exists: remove it, or give a new folder." in done.stderr

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from alexlab.analysis.intervals import accuracy_interval
 from alexlab.commands.build import build_data
 from alexlab.commands.evaluate import only_read
 from alexlab.commands.predict import Listed, find_images
@@ -125,16 +126,13 @@ def export_folder(
         "mean": mean, "std": std, "multilabel": run_config.data.multilabel,
         "run": rundir.name_of(run_dir), "checkpoint": Path(config.ckpt).name, "version": version("alexlab"),
     }  # fmt: skip
-    images = summary.get("dataset", {}).get("images", {})
-    counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
-    data = f"`{run_config.data.name}`: {counts} images."
-    versions = ", ".join(f"{name} {number}" for name, number in summary.get("versions", {}).items()) + "."
-    metrics = summary.get(config.ckpt, {}) if config.ckpt in ("best", "last") else {}
-    if config.ckpt == "best" and "test" in images:
-        metrics = metrics | summary.get("test", {})
-    metrics = {key: value for key, value in metrics.items() if not is_always_one(key, [value], len(classes))}
     given = [text for text in by_key(run_config.overrides).values() if not PRIVATE.match(text)]
-    card = hub.card(about, metrics, data, command_line("train", *naming.without_paths(given)), versions)
+    command = command_line("train", *naming.without_paths(given))
+    tested = classes_of(run_dir, config.ckpt, summary.get("dataset", {}).get("root"))
+    is_tuned = about["is_timm"] and run_config.model.pretrained
+    base = getattr(net, "pretrained_cfg", {}).get("hf_hub_id") if is_tuned else None
+    results = results_of(summary, config.ckpt, len(classes))
+    card = hub.card(about, results, *tested, facts_of(run_config, summary, about, config.ckpt), command, base)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
@@ -155,6 +153,52 @@ def export_folder(
     print(f"{rundir.shown(out)}: {size:.1f} MB, {about['name']}, {len(classes)} classes\n{agreed}")
     print("Read and complete the card in README.md; then upload the folder with:")
     print(f"  hf upload USER/{out.name} {shlex.quote(rundir.shown(out))}", flush=True)
+
+
+def results_of(summary: dict[str, Any], ckpt: str, num_classes: int) -> list[tuple[str, float, int | None, Any]]:
+    """Return the metrics of a run's checkpoint, with the number of images and, of acc1, the 95 % interval."""
+    images = summary.get("dataset", {}).get("images", {})
+    metrics = dict(summary.get(ckpt, {})) if ckpt in ("best", "last") else {}
+    if ckpt == "best" and "test" in images:
+        metrics |= summary.get("test", {})
+    results = []
+    for key, value in metrics.items():
+        count = images.get(key.partition("/")[0])
+        interval = accuracy_interval(round(value * count), count) if key.endswith("/acc1") and count else None
+        if not is_always_one(key, [value], num_classes):
+            results.append((key, value, count, interval))
+    return results
+
+
+def classes_of(run_dir: Path, ckpt: str, root: str | None) -> tuple[str, dict[str, dict[str, float | None]]]:
+    """Return the split and what `alexlab eval` has found for each class of the run's own images; {} without it."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads((run_dir / "eval.json").read_text())
+        if (Path(found["checkpoint"]).name, found["root"], found["crops"]) == (f"{ckpt}.ckpt", root, 1):
+            return found["split"], found["classes"]
+    return "", {}
+
+
+def facts_of(run_config: TrainConfig, summary: dict[str, Any], about: dict[str, Any], ckpt: str) -> dict[str, str]:
+    """Return the paragraphs of a model card about weights, images and training."""
+    of_data, epochs = summary.get("dataset", {}), summary.get("epochs")
+    best = f", epoch {summary['best_epoch']} of {epochs}, which {run_config.monitor} chose" if ckpt == "best" else ""
+    counts = ", ".join(f"{count:,} {split}" for split, count in of_data.get("images", {}).items())
+    name = Path(str(run_config.data.root)).name if run_config.data.name == "folder" else run_config.data.name
+    versions = dict(summary.get("versions", {}))
+    if about["is_timm"]:
+        versions["timm"] = version("timm")
+    start = "the weights of another network" if run_config.init_from else "published weights"
+    is_new = not (run_config.init_from or run_config.model.pretrained or run_config.ckpt_path)
+    numbers = f"{epochs} epochs, seed {run_config.seed}, learning rate {summary.get('effective_lr')}"
+    libraries = ", ".join(f"{key} {number}" for key, number in versions.items())
+    if commit := (summary.get("git") or {}).get("commit"):
+        libraries += f", commit {commit[:10]}"
+    return {
+        "Weights": f"{Path(ckpt).name}{best}.",
+        "Data": f"{name}: {counts} images.",
+        "Training": f"From {'scratch' if is_new else start}: {numbers}. {libraries}.",
+    }
 
 
 def need_extra(format: str) -> None:

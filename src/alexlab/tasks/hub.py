@@ -5,6 +5,9 @@ config.json is timm's, so that `timm.create_model("local-dir:FOLDER", pretrained
 """
 
 import json
+import math
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +46,19 @@ def save(net: nn.Module, about: dict[str, Any], folder: Path) -> None:
 
         labels = {"num_classes": len(about["classes"]), "label_names": about["classes"]}
         size = [len(about["mean"]), about["height"], about["width"]]
-        inputs = {"mean": about["mean"], "std": about["std"], "input_size": size, "crop_pct": about["crop_ratio"]}
+        ratio = math.nextafter(about["height"] / about["covered"][0], 0)  # timm rounds height / ratio down
+        inputs = {"mean": about["mean"], "std": about["std"], "input_size": size, "crop_pct": ratio}
         save_for_hf(
             net, str(folder), labels, safe_serialization=True, data_config={**inputs, "interpolation": "bilinear"}
         )
         config = json.loads((folder / CONFIG).read_text())
+        for key in ("tag", "license", "origin_url", "paper_ids"):  # of timm's weights, which these are not
+            config["pretrained_cfg"].pop(key, None)
     else:
         weights = {name: value.contiguous() for name, value in net.state_dict().items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, {**config, KEY: about})
+    (folder / WEIGHTS).chmod(stat.S_IMODE((folder / CONFIG).stat().st_mode))  # safetensors lets only the owner read it
     if about["height"] != about["width"]:  # no `shortest_edge` covers a rectangle for images of each shape
         return
     crop = {"height": about["height"], "width": about["width"]}
@@ -110,45 +117,78 @@ def as_checkpoint(about: dict[str, Any], weights: dict[str, Tensor]) -> dict[str
     return {"state_dict": state, KEY: {"classes": about["class_folders"], "config": config}}
 
 
-def card(about: dict[str, Any], results: dict[str, float], data: str, command: str, versions: str) -> str:
+def card(
+    about: dict[str, Any],
+    results: Sequence[tuple[str, float, int | None, tuple[float, float] | None]],
+    split: str,
+    classes: Mapping[str, Mapping[str, float | None]],
+    facts: Mapping[str, str],
+    command: str,
+    base: str | None,
+) -> str:
     """Return the model card.
 
     Args:
-        results: metrics by name, such as test/acc1.
-        data: the images of the training.
+        results: metrics as (name, value, number of images, 95 % interval).
+        split: of which images `classes` are.
+        classes: recall, precision and support of each class, of `alexlab eval`; or nothing.
+        facts: paragraphs by their first word, such as Data.
         command: what trained the network.
-        versions: of the libraries.
+        base: the repository of the hub whose weights the training started from.
     """
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in results.items())
+    rows = [
+        f"| {name} | {value:.4f} | {count or ''} | {'{:.4f} to {:.4f}'.format(*interval) if interval else ''} |"
+        for name, value, count, interval in results
+    ]
+    lines = ["| metric | value | images | 95 % interval |", "|---|---|---|---|", *rows]
+    if classes:
+        cells = {name: [each.get(key) for key in ("recall", "precision")] for name, each in classes.items()}
+        shown = {name: ["-" if cell is None else f"{cell:.4f}" for cell in row] for name, row in cells.items()}
+        lines += ["", f"| class ({split}) | recall | precision | images |", "|---|---|---|---|"]
+        for name, each in classes.items():
+            escaped = name.replace("|", "\\|")
+            lines.append(f"| {escaped} | {' | '.join(shown[name])} | {each['support']} |")
     listed = ", ".join(about["classes"][:50]) + (", ..." if len(about["classes"]) > 50 else "")
-    height, width = about["height"], about["width"]
+    height, width, covered = about["height"], about["width"], " x ".join(map(str, about["covered"]))
+    colours = {1: "Grey", 3: "RGB", 4: "RGBA"}.get(len(about["mean"]), f"{len(about['mean'])}-channel")
+    pixels = f"{colours} images, resized (bilinear) to cover {covered} pixels; of these the central {height} x {width} "
+    pixels += f"pixels, scaled to 0-1 and normalized with mean {about['mean']} and std {about['std']}."
+    function = "sigmoid()" if about["multilabel"] else "softmax(1)"
+    timm = """
+```python
+import timm
+
+net = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # needs timm alone
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
+```
+"""
+    paragraphs = "\n\n".join(f"**{name}.** {text}" for name, text in facts.items())
+    newline = "\n"
     return f"""---
 library_name: {"timm" if about["is_timm"] else "pytorch"}
 pipeline_tag: image-classification
 tags: [image-classification, {KEY}]
----
+{f"base_model: {base}{newline}" if base else ""}---
 # {about["name"]}
 
 Classifies images into {len(about["classes"])} classes: {listed}.
 
-| metric | value |
-|---|---|
-{rows}
+{newline.join(lines)}
 
-**Data.** {data}
-
-**Training.** {versions}
+{paragraphs}
 
 ```
 {command}
 ```
 
-**Input.** {height} x {width} pixels, scaled to 0-1 and normalized with mean {about["mean"]} and std {about["std"]}.
+**Input.** {pixels}
+
+**License, intended use and limits.** To be completed by the author.
 
 ```python
-import {KEY}
+import {KEY}  # of the repository that trained the network
 
-net, transform, classes = {KEY}.load("FOLDER")  # or hub:USER/NAME
-logits = net(transform("picture.jpg")[None])
+net, transform, classes = {KEY}.load("hub:USER/NAME")  # or a folder
+probabilities = net(transform("picture.jpg")[None]).{function}
 ```
-"""
+{timm if about["is_timm"] else ""}"""
