@@ -138,7 +138,9 @@ def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: 
         alexlab.load(copy)
     del about[hub.KEY]["net"]
     (copy / hub.CONFIG).write_text(json.dumps(about))
-    with pytest.raises(UserError, match=r"is not a run's directory"):
+    with pytest.raises(
+        UserError, match=r"is no run. init_from and .* a folder of format=hub, if its config.json is complete"
+    ):
         alexlab.load(copy)
     shutil.copy(out / hub.CONFIG, copy)
     (copy / hub.WEIGHTS).write_bytes(b"damaged")
@@ -151,7 +153,7 @@ def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: 
     images = command("export", f"run={run_dir}", "format=hub", f"images={run_dir}", f"out={tmp_path / 'new'}")
     assert (images.returncode, "`images` is for onnx and torch_export" in images.stderr) == (2, True), images.stderr
     no_run = command("predict", f"run={out}", f"images={run_dir}")
-    assert f"`run={out}` is a folder of format=hub, no run: init_from and alexlab.load(...) read it." in no_run.stderr
+    assert f"`run={out}` is no run. init_from and alexlab.load read a folder of format=hub, if its" in no_run.stderr
     nowhere = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other/notes.txt/x'}")
     assert (nowhere.returncode, "choose another path with out=DIR" in nowhere.stderr) == (2, True), nowhere.stderr
     assert f"`out={tmp_path / 'other'}` exists: remove it, or give a new folder." in done.stderr
