@@ -191,7 +191,7 @@ def _of_all_ranks(text: str) -> str | None:
         return str(error)
     except SystemExit:
         return None
-    except (RuntimeError, KeyError):  # a rank is gone, or does not come; or there is no address
+    except (RuntimeError, KeyError):  # a rank is gone, or does not come; or no address is known
         pass
     return text
 

@@ -121,12 +121,12 @@ def devices(trainer: TrainerConfig) -> Finding:
 
     from alexlab.engine.devices import choose_precision, find_devices
 
-    found = find_devices(trainer)
-    numbers = trainer.devices if isinstance(trainer.devices, list) else range(found.local)
-    each = Counter(described(found.kind, number) for number in numbers)
+    used = find_devices(trainer)
+    numbers = trainer.devices if isinstance(trainer.devices, list) else range(used.local)
+    each = Counter(described(used.kind, number) for number in numbers)
     text = "; ".join(f"{count} x {name}" for name, count in each.items())
-    text += f"; trainer.precision={trainer.precision} is {choose_precision(trainer.precision, found.kind)}"
-    if found.kind == "cpu" and trainer.accelerator == "auto" and "CUDA_VISIBLE_DEVICES" not in os.environ:
+    text += f"; trainer.precision={trainer.precision} is {choose_precision(trainer.precision, used.kind)}"
+    if used.kind == "cpu" and trainer.accelerator == "auto" and "CUDA_VISIBLE_DEVICES" not in os.environ:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # no nvidia-smi
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
             if listed.stdout.startswith("GPU "):

@@ -216,7 +216,7 @@ def calibrate(
 
 
 def kept_calibration(run_dir: Path, tested: Tested, predictions: Predictions, outputs: Outputs) -> Calibration | None:
-    """Measure the temperature that the run has kept for this checkpoint; None if there is none."""
+    """Measure the temperature that the run has kept for this checkpoint; None without one."""
     temperature = kept_temperature(run_dir, tested.checkpoint)
     if temperature is None:
         return None

@@ -171,11 +171,11 @@ def results_of(summary: dict[str, Any], ckpt: str, num_classes: int) -> list[tup
 
 
 def classes_of(run_dir: Path, ckpt: str, root: str | None) -> tuple[str, dict[str, dict[str, float | None]]]:
-    """Return the split and what `alexlab eval` has found for each class of the run's own images; {} without it."""
+    """Return the split and the results of `alexlab eval` for each class of the run's own images; {} without it."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((run_dir / "eval.json").read_text())
-        if (Path(found["checkpoint"]).name, found["root"], found["crops"]) == (f"{ckpt}.ckpt", root, 1):
-            return found["split"], found["classes"]
+        result = json.loads((run_dir / "eval.json").read_text())
+        if (Path(result["checkpoint"]).name, result["root"], result["crops"]) == (f"{ckpt}.ckpt", root, 1):
+            return result["split"], result["classes"]
     return "", {}
 
 

@@ -258,7 +258,7 @@ def find_splits(
     """Read train/, val/ and test/ of `root`, as far as they exist; without train/, its class folders are train.
 
     Args:
-        divided: data.val_fraction or data.folds will choose the val images, so that there may be class folders alone.
+        divided: data.val_fraction or data.folds will choose the val images, so class folders alone are allowed.
         scan: reads the images of one folder, given the classes of training; see `cached_scan`.
     """
     folders, present = split_folders(root), class_folders(root)

@@ -310,7 +310,7 @@ class ShardCache:
         return None
 
     def _begin(self, name: str) -> "PartialShard | None":
-        """Create the file of a shard; None if there is one, or no room. The caller holds `_changing`."""
+        """Create the file of a shard; None if one exists, or without room. The caller holds `_changing`."""
         if name in self.partial or name in self.given_up or (self.folder / name).exists():
             return None
         if len(self.partial) >= FILES:
