@@ -231,7 +231,7 @@ def test_a_datamodule_is_divided_among_two_ranks(project: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data=module", "+data.depth=3"], "mypkg.Module cannot be built from its settings"),
+        (["data=module", "+data.depth=3"], "`data.depth=3`: there is no such key, and mypkg.Module does not take it."),
         (["data=mine", "data.root=/nowhere"], "mypkg.Mine has no training images"),
     ],
 )

@@ -95,7 +95,8 @@ def test_a_grid_over_ddp_gives_each_job_its_own_values(shapes: Path, tmp_path: P
     assert config["choices"]["trainer"] == "ddp"
     assert not {"sweep", "hydra/sweeper"} & set(config["choices"])
     assert f"compare its jobs: alexlab compare runs={tmp_path / 'sweep'}" in done.stdout
-    ends = re.findall(r"^finished in \d+ s, [\d.]+ images/s, val/acc1 [01]\.\d{4}$", done.stdout, re.MULTILINE)
+    line = r"^finished in \d+ s, [\d.]+ images/s, val/acc1 [01]\.\d{4}, best epoch 1 of 1$"
+    ends = re.findall(line, done.stdout, re.MULTILINE)
     assert len(ends) == 2, "one line for each job that trained, from a worker process or not"
     assert "evaluate it:" not in done.stdout
     not_images = f"data.root={shapes},{tmp_path / 'sweep'}"

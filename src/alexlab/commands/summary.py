@@ -232,7 +232,8 @@ def show_end(config: Any, summary: dict[str, Any], views: Sequence[str | None], 
     if in_sweep:
         of_test = f"test/{monitor.partition('/')[2]}" if tested == "test" else ""
         measured = {monitor: best.get(monitor), of_test: test.get(of_test)}
-        print(", ".join([title, *(f"{key} {value:.4f}" for key, value in measured.items() if value is not None)]))
+        parts = [title, *(f"{key} {value:.4f}" for key, value in measured.items() if value is not None)]
+        print(", ".join([*parts, f"best epoch {epoch} of {summary['epochs']}"] if epoch else parts))
         return
     numbers = [f"best (epoch {epoch})" if epoch else "best", "last", *([tested] if test else [])]
     table = Table("metric", *(Column(name, justify="right") for name in numbers), title=title)
