@@ -8,6 +8,7 @@ import threading
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -311,8 +312,10 @@ class TestOfJpegs:
 
         def start(address: str, **more: object) -> ImageFolders:
             data = data_of(address, cache, **more).read()  # type: ignore[arg-type]
-            data.splits["train"].ahead(np.array([0]))
-            wait_for(lambda: data.splits["train"].cache._collects)  # type: ignore[attr-defined]
+            index: Any = data.splits["train"]
+            index.ahead(np.array([0]))
+            lock = index.cache.folder / ".fetching"
+            wait_for(lambda: lock.exists() and not remote.is_unused(lock))
             assert_same(batches(data), expected)
             return data
 
