@@ -5,11 +5,13 @@ import pty
 import re
 import select
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import summary_of, tiny_train
+from conftest import TINY, clean_env, summary_of, tiny_train
 
 TASK = """
 from alexlab.tasks.classification import ImageClassifier
@@ -87,6 +89,23 @@ def test_q_ends_the_run_with_one_line(shapes: Path, package: Path) -> None:
     why = "error: the debugger ended the run: q was entered, or standard input is not a terminal (remove breakpoint())."
     assert (code, screen.partition(PROMPT)[2]) == (2, f"q\n{why}\n")
     assert summary_of(package / "run")["status"] == "failed"
+
+
+def test_from_python_the_debuggers_end_is_a_user_error(shapes: Path, package: Path) -> None:
+    words = [*TINY, "task._target_=mypkg.tasks.Stopping", "data=folder", f"data.root={shapes}", "data.batch_size=8"]
+    words += ["trainer.max_epochs=1", f"hydra.run.dir={package / 'run'}", f"paths.logs={package}"]
+    program = f"""
+import alexlab
+from alexlab.engine.errors import UserError
+try:
+    alexlab.train(*{words})
+except UserError as error:
+    print("caught:", error)
+"""
+    env = clean_env({"PYTHONPATH": os.pathsep.join([str(package), *filter(None, sys.path)])})
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert "caught: the debugger ended the run: q was entered, or standard input is not a terminal" in done.stdout, done
 
 
 def test_the_bar_stays_if_breakpoints_are_switched_off(shapes: Path, package: Path) -> None:
