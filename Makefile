@@ -61,7 +61,7 @@ faults: setup  ## kill runs, ranks and writers at random, far more often than `m
 faults-clusters: setup  ## kill ranks of two machines at random, 102 times: 15 minutes; needs what `make clusters` needs
 	@ALEXLAB_FAULTS=17 $(BIN)/python -m pytest tests/clusters/test_kills.py $(ARGS)
 
-faults-storage: setup  ## kill runs that use an S3 server that fails, 208 times: half an hour
+faults-storage: setup  ## kill runs that use an S3 server that fails, 208 times: 7 minutes
 	@ALEXLAB_FAULTS=13 $(BIN)/python -m pytest tests/commands/test_buckets.py -k kills $(ARGS)
 
 results: setup  ## train what the tables of docs/results.md need, and write them; ARGS="rates photos=FOLDER" chooses
