@@ -97,7 +97,7 @@ def test_what_a_network_cannot_do_is_answered_with_its_line_and_what_it_must_ret
     with pytest.raises(UserError, match=r"mat1 and mat2 shapes cannot be .* \(test_user_bugs.py, line \d+\)"):
         try_net(Net(4), (32, 32), 10)
     with pytest.raises(
-        UserError, match=r"^Net must return logits \(B, 5\), one for each class of the images, and returns \(1, 10\)"
+        UserError, match=r"^Net must return logits \(B, 5\), one for each class. For one image it returns \(1, 10\)"
     ):
         try_net(Net(3), (32, 32), 5)
 

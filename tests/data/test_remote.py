@@ -347,7 +347,8 @@ class TestOfJpegs:
             index = remote.read({address!r}, remote.Path({str(tmp_path)!r}), None, 20.0)["train"]
             index.ahead(np.array([0]))
             wait_for(lambda: index.cache._collects)
-            index.ahead(np.arange(1, len(index)))
+            for i in range(1, len(index)):
+                index.picture(i)
             print(len(list(remote.Path({str(tmp_path)!r}).glob("*/.*.shard.*.tmp"))))
         """
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

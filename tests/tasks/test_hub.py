@@ -91,12 +91,29 @@ def test_timm_loads_the_folder_of_a_timm_network(shared: tuple[Path, Path], shap
     assert not config.keys() & {"tag", "license", "origin_url", "paper_ids"}, "of weights that these are not"
 
 
+@pytest.mark.parametrize("lacks", ["everything", "what only a finished run has"])
+def test_the_card_of_a_run_that_failed_says_less(lacks: str, shared: tuple[Path, Path], tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(shared[0], tmp_path / "run"))
+    (run_dir / "summary.json").unlink()
+    if lacks != "everything":
+        (run_dir / "summary.json").write_text('{"status": "failed"}')
+    done = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "out/README.md").read_text()
+    assert "**Input.** RGB images" in card
+    assert "**Weights.**" not in card
+    assert "test/acc1" not in card
+
+
 def test_init_from_the_folder(shared: tuple[Path, Path], shapes: Path, tmp_path: Path) -> None:
     run_dir, out = shared
     words = [f"from_run={run_dir}", f"init_from={out}", "optimizer.lr=1e-30", "paths.logs=" + str(tmp_path)]
     done = command("train.py", *words, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     before, after = (alexlab.load(each).net.state_dict() for each in (run_dir, tmp_path / "run"))
+    done = command("export", f"run={tmp_path / 'run'}", "format=hub", f"out={tmp_path / 'tuned'}")
+    assert done.returncode == 0, done.stderr
+    assert "**Training.** From the weights of another training: " in (tmp_path / "tuned/README.md").read_text()
     for name, value in before.items():
         if name.rpartition(".")[2] in ("weight", "bias"):
             assert torch.equal(value, after[name]), name
@@ -138,7 +155,7 @@ def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: 
         alexlab.load(copy)
     del about[hub.KEY]["net"]
     (copy / hub.CONFIG).write_text(json.dumps(about))
-    with pytest.raises(UserError, match=r"is no run. init_from and .* format=hub, if its config.json is complete"):
+    with pytest.raises(UserError, match=r"is a folder of format=hub, not a run\. .* if its config.json is complete"):
         alexlab.load(copy)
     shutil.copy(out / hub.CONFIG, copy)
     (copy / hub.WEIGHTS).write_bytes(b"damaged")
@@ -151,7 +168,7 @@ def test_what_is_no_such_folder_is_refused(shared: tuple[Path, Path], tmp_path: 
     images = command("export", f"run={run_dir}", "format=hub", f"images={run_dir}", f"out={tmp_path / 'new'}")
     assert (images.returncode, "`images` is for onnx and torch_export" in images.stderr) == (2, True), images.stderr
     no_run = command("predict", f"run={out}", f"images={run_dir}")
-    assert f"`run={out}` is no run. init_from and alexlab.load read a folder of format=hub, if its" in no_run.stderr
+    assert f"`run={out}` is a folder of format=hub, not a run" in no_run.stderr
     nowhere = command("export", f"run={run_dir}", "format=hub", f"out={tmp_path / 'other/notes.txt/x'}")
     assert (nowhere.returncode, "choose another path with out=DIR" in nowhere.stderr) == (2, True), nowhere.stderr
     assert f"`out={tmp_path / 'other'}` exists: remove it, or give a new folder." in done.stderr

@@ -242,7 +242,7 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return runs, problems
 
 
-def _read_run(folder: Path, locked: set[int], blocks: dict[bytes, Any]) -> Run:
+def _read_run(folder: Path, locked: set[int] | None, blocks: dict[bytes, Any]) -> Run:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError("config.yaml is not a file." if path.exists() else "config.yaml is missing.")

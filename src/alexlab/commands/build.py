@@ -492,8 +492,8 @@ def try_net(net: nn.Module, size: tuple[int, int], num_classes: int, in_channels
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
         raise UserError(
-            f"{type(net).__name__} must return logits (B, {num_classes}), one for each class of the images, and "
-            f"returns {shape} for one image: give its last layer num_classes outputs."
+            f"{type(net).__name__} must return logits (B, {num_classes}), one for each class. For one image it returns "
+            f"{shape}: give its last layer num_classes outputs."
         )
     net.train(training)
 

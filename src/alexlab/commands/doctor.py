@@ -68,10 +68,8 @@ def doctor(config: DoctorConfig) -> None:
         marks.append(mark)
         for number, line in enumerate(text.split("\n")):
             lead = f"{mark:9}{'' if number else name:10}"
-            wrapper = textwrap.TextWrapper(COLUMNS, lead, " " * len(lead))
-            wrapper.break_long_words = wrapper.break_on_hyphens = False
-            wrapped = wrapper.wrap(printable(line))
-            print("\n".join(wrapped), flush=True)
+            wrapper = textwrap.TextWrapper(COLUMNS, lead, " " * 19, break_long_words=False, break_on_hyphens=False)
+            print(wrapper.fill(printable(line)), flush=True)
     print(f"problems: {marks.count(PROBLEM)}; warnings: {marks.count(WARNING)}")
     if PROBLEM in marks:
         raise SystemExit(1)

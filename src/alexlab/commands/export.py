@@ -131,7 +131,7 @@ def export_folder(
     tested = classes_of(run_dir, config.ckpt, summary.get("dataset", {}).get("root"))
     is_tuned = about["is_timm"] and run_config.model.pretrained
     base = getattr(net, "pretrained_cfg", {}).get("hf_hub_id") if is_tuned else None
-    results = results_of(summary, config.ckpt, len(classes))
+    results = results_of(run_config, summary, config.ckpt, len(classes))
     card = hub.card(about, results, *tested, facts_of(run_config, summary, about, config.ckpt), command, base)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,9 @@ def export_folder(
     print(f"  hf upload USER/{out.name} {shlex.quote(rundir.shown(out))}", flush=True)
 
 
-def results_of(summary: dict[str, Any], ckpt: str, num_classes: int) -> list[tuple[str, float, int | None, Any]]:
+def results_of(
+    run_config: TrainConfig, summary: dict[str, Any], ckpt: str, num_classes: int
+) -> list[tuple[str, float, int | None, Any]]:
     """Return the metrics of a run's checkpoint, with the number of images and, of acc1, the 95 % interval."""
     images = summary.get("dataset", {}).get("images", {})
     metrics = dict(summary.get(ckpt, {})) if ckpt in ("best", "last") else {}
@@ -163,7 +165,8 @@ def results_of(summary: dict[str, Any], ckpt: str, num_classes: int) -> list[tup
         metrics |= summary.get("test", {})
     results = []
     for key, value in metrics.items():
-        count = images.get(key.partition("/")[0])
+        split = key.partition("/")[0]  # with trainer.limit_val_batches, the number of images is not known
+        count = images.get(split) if getattr(run_config.trainer, f"limit_{split}_batches", None) is None else None
         interval = accuracy_interval(round(value * count), count) if key.endswith("/acc1") and count else None
         if not is_always_one(key, [value], num_classes):
             results.append((key, value, count, interval))
@@ -171,7 +174,7 @@ def results_of(summary: dict[str, Any], ckpt: str, num_classes: int) -> list[tup
 
 
 def classes_of(run_dir: Path, ckpt: str, root: str | None) -> tuple[str, dict[str, dict[str, float | None]]]:
-    """Return the split and the results of `alexlab eval` for each class of the run's own images; {} without it."""
+    """Return the split and the results of `alexlab eval` for each class of the run's own images; "" and {} without."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         result = json.loads((run_dir / "eval.json").read_text())
         if (Path(result["checkpoint"]).name, result["root"], result["crops"]) == (f"{ckpt}.ckpt", root, 1):
@@ -181,15 +184,16 @@ def classes_of(run_dir: Path, ckpt: str, root: str | None) -> tuple[str, dict[st
 
 def facts_of(run_config: TrainConfig, summary: dict[str, Any], about: dict[str, Any], ckpt: str) -> dict[str, str]:
     """Return the paragraphs of a model card about weights, images and training."""
-    of_data, epochs = summary.get("dataset", {}), summary.get("epochs")
+    if "epochs" not in summary:  # the run has not ended, or has failed
+        return {}
+    epochs = summary["epochs"]
     best = f", epoch {summary['best_epoch']} of {epochs}, which {run_config.monitor} chose" if ckpt == "best" else ""
-    counts = ", ".join(f"{count:,} {split}" for split, count in of_data.get("images", {}).items())
+    counts = ", ".join(f"{count:,} {split}" for split, count in summary["dataset"]["images"].items())
     name = Path(str(run_config.data.root)).name if run_config.data.name == "folder" else run_config.data.name
-    versions = dict(summary.get("versions", {}))
-    if about["is_timm"]:
-        versions["timm"] = version("timm")
-    start = "the weights of another network" if run_config.init_from else "published weights"
-    is_new = not (run_config.init_from or run_config.model.pretrained or run_config.ckpt_path)
+    versions = summary["versions"] | ({"timm": version("timm")} if about["is_timm"] else {})
+    start = "published weights" if run_config.model.pretrained else "scratch"
+    if run_config.init_from or run_config.ckpt_path:
+        start = "the weights of another training"
     numbers = f"{epochs} epochs, seed {run_config.seed}, learning rate {summary.get('effective_lr')}"
     libraries = ", ".join(f"{key} {number}" for key, number in versions.items())
     if commit := (summary.get("git") or {}).get("commit"):
@@ -197,7 +201,7 @@ def facts_of(run_config: TrainConfig, summary: dict[str, Any], about: dict[str, 
     return {
         "Weights": f"{Path(ckpt).name}{best}.",
         "Data": f"{name}: {counts} images.",
-        "Training": f"From {'scratch' if is_new else start}: {numbers}. {libraries}.",
+        "Training": f"From {start}: {numbers}. {libraries}.",
     }
 
 

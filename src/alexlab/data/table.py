@@ -43,7 +43,7 @@ class Table:
                     "data.columns.path=NAME, data.columns.label=NAME or data.columns.labels=[NAME,...]."
                 )
         for key in ("split", "fold", "group", "weight"):
-            if column[key] not in (None, key, *table):  # of the names of conf/data/table.yaml, columns may be missing
+            if column[key] not in (None, key, *table):  # the names in conf/data/table.yaml are optional
                 raise UserError(
                     f"{self.file} has no column {column[key]}, but {listed(list(map(str, table)))}: correct "
                     f"`data.columns.{key}={column[key]}`, or set it to null."

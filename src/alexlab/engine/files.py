@@ -139,19 +139,19 @@ def lock(run_dir: Path, name: str = ".lock") -> Iterator[None]:
         os.close(file)
 
 
-def locked_inodes() -> set[int]:
-    """Return the inodes that processes of this machine have locked.
+def locked_inodes() -> set[int] | None:
+    """Return the inodes that processes of this machine have locked; None where the system does not list them.
 
     Locks are listed first because trying each lock could make a run that starts just then fail.
     """
     try:
         lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:  # not Linux: no run is known to be running
-        return set()
+    except OSError:  # not Linux
+        return None
     return {int(match[1]) for line in lines if (match := re.search(r"FLOCK .*:(\d+) \d+ \S+$", line))}
 
 
-def is_training(run_dir: Path, locked: set[int] | None = None) -> bool:
+def is_training(run_dir: Path, locked: set[int] | None) -> bool:
     """Check whether a process of this machine trains a run. `locked` is what `locked_inodes` returns."""
     path = run_dir / RANK_LOCK
     if not path.is_file() or (locked is not None and path.stat().st_ino not in locked):

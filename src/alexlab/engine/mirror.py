@@ -295,7 +295,7 @@ def download_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] =
     Raises:
         UserError: the checkpoints in the bucket are damaged, or the server does not answer.
     """
-    if not is_address(paths.logs) or is_training(run_dir):
+    if not is_address(paths.logs) or is_training(run_dir, locked_inodes()):
         return
     bucket, folder = Bucket(address_of(paths, run_dir)), run_dir / "checkpoints"
     objects = bucket.list()

@@ -49,8 +49,8 @@ def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", start
         if (path / "0/config.yaml").is_file():
             raise UserError(f"`{key}={named}` is a sweep: choose a job, such as {key}={named}/0.")
     if (places[-1] / "model.safetensors").is_file():
-        whole = "if its config.json is complete"
-        raise UserError(f"`{key}={named}` is no run. init_from and alexlab.load read a folder of format=hub, {whole}.")
+        read = "init_from and alexlab.load read it if its config.json is complete."
+        raise UserError(f"`{key}={named}` is a folder of format=hub, not a run. {read}")
     names = ["latest", *(path.name for kind in ("runs", "multiruns") for path in (logs / "train" / kind).glob("*"))]
     near = difflib.get_close_matches(named, [name for name in names if name != named], n=2, cutoff=0.6)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""

@@ -6,7 +6,7 @@ config.json is timm's, so that `timm.create_model("local-dir:FOLDER", pretrained
 
 import json
 import math
-import stat
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def save(net: nn.Module, about: dict[str, Any], folder: Path) -> None:
         weights = {name: value.contiguous() for name, value in net.state_dict().items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, {**config, KEY: about})
-    (folder / WEIGHTS).chmod(stat.S_IMODE((folder / CONFIG).stat().st_mode))  # safetensors lets only the owner read it
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only the owner read it
     if about["height"] != about["width"]:  # no `shortest_edge` covers a rectangle for images of each shape
         return
     crop = {"height": about["height"], "width": about["width"]}
@@ -136,18 +136,18 @@ def card(
         command: what trained the network.
         base: the repository of the hub whose weights the training started from.
     """
+    from huggingface_hub import ModelCardData
+
     rows = [
         f"| {name} | {value:.4f} | {count or ''} | {'{:.4f} to {:.4f}'.format(*interval) if interval else ''} |"
         for name, value, count, interval in results
     ]
     lines = ["| metric | value | images | 95 % interval |", "|---|---|---|---|", *rows]
     if classes:
-        cells = {name: [each.get(key) for key in ("recall", "precision")] for name, each in classes.items()}
-        shown = {name: ["-" if cell is None else f"{cell:.4f}" for cell in row] for name, row in cells.items()}
         lines += ["", f"| class ({split}) | recall | precision | images |", "|---|---|---|---|"]
-        for name, each in classes.items():
-            escaped = name.replace("|", "\\|")
-            lines.append(f"| {escaped} | {' | '.join(shown[name])} | {each['support']} |")
+    for name, each in classes.items():
+        cells = ["-" if each[key] is None else f"{each[key]:.4f}" for key in ("recall", "precision")]
+        lines.append(" | ".join(["| " + name.replace("|", "\\|"), *cells, f"{each['support']} |"]))
     listed = ", ".join(about["classes"][:50]) + (", ..." if len(about["classes"]) > 50 else "")
     height, width, covered = about["height"], about["width"], " x ".join(map(str, about["covered"]))
     colours = {1: "Grey", 3: "RGB", 4: "RGBA"}.get(len(about["mean"]), f"{len(about['mean'])}-channel")
@@ -163,17 +163,16 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net
 ```
 """
     paragraphs = "\n\n".join(f"**{name}.** {text}" for name, text in facts.items())
-    newline = "\n"
+    tables, library, tags = "\n".join(lines), "timm" if about["is_timm"] else "pytorch", ["image-classification", KEY]
+    head = ModelCardData(library_name=library, pipeline_tag=tags[0], tags=tags, base_model=base)
     return f"""---
-library_name: {"timm" if about["is_timm"] else "pytorch"}
-pipeline_tag: image-classification
-tags: [image-classification, {KEY}]
-{f"base_model: {base}{newline}" if base else ""}---
+{head.to_yaml()}
+---
 # {about["name"]}
 
 Classifies images into {len(about["classes"])} classes: {listed}.
 
-{newline.join(lines)}
+{tables}
 
 {paragraphs}
 

@@ -170,17 +170,15 @@ class RemoteIndex(PreparedIndex):
 
     def picture(self, i: int) -> decode.AnyPicture:
         shard, part = int(self.arrays["shards"][i]), self._part(i)
-        content = None
         if self._is_here(shard):
             if self.format != "jpeg":
                 return super().picture(i)
             content = os.pread(self._files[shard], part[2], part[1])
-            if zlib.crc32(content) != part[3]:  # the disk has changed it
-                self._files.pop(shard, None)  # not closed, because other threads may read it just now
-                self.cache.drop(part[0])
-                content = None
-        if content is None:
-            content = self.cache.read(part)
+            if zlib.crc32(content) == part[3]:
+                return decode.Picture(content)
+            self._files.pop(shard, None)  # not closed, because other threads may read it just now
+            self.files[shard].unlink(missing_ok=True)  # the disk has changed it: fetched again
+        content = self.cache.read(part)
         if self.format == "jpeg":
             return decode.Picture(content)
         return decode.Pixels(np.frombuffer(bytearray(content), np.uint8).reshape(self.shape(i)))
@@ -254,10 +252,6 @@ class ShardCache:
             os.utime(path)  # the time of use
         return file
 
-    def drop(self, name: str) -> None:
-        """Remove a damaged shard, which is then fetched again."""
-        (self.folder / name).unlink(missing_ok=True)
-
     def read_ahead(self, parts: list[Part]) -> None:
         """Read images for this thread, all at once."""
         held: dict[Part, bytes | None] = getattr(self._of_thread, "contents", {})
@@ -269,8 +263,6 @@ class ShardCache:
             contents = self.bucket.read_ranges([part[:3] for part in wanted])
             held |= dict(zip(wanted, contents, strict=True))
             self._miss(wanted)
-            for part, content in zip(wanted, contents, strict=True):
-                self._write_part(part, content)
         self._of_thread.contents = held
 
     def read(self, part: Part) -> bytes:
@@ -282,22 +274,19 @@ class ShardCache:
         for _ in range(TRIES):
             if content is None:
                 content = self.bucket.read_range(name, offset, size)
-                self._write_part(part, content)
             if zlib.crc32(content) == crc:
+                self._write_part(name, offset, content)
                 return content
             content = None
         raise OSError("its bytes in the bucket are not those that were written")
 
     # -- parts of shards
 
-    def _write_part(self, part: Part, content: bytes | None) -> None:
+    def _write_part(self, name: str, offset: int, content: bytes) -> None:
         """Write an image into the file of its shard, if this process completes the shard and the disk has room."""
-        name, offset, size, crc = part
-        if content is None or len(content) != size or zlib.crc32(content) != crc:
-            return
         with self._changing, suppress(OSError):  # a full disk: the thread that completes the shard warns of it
             partial = self.partial.get(name) or (self._begin(name) if self._collects else None)
-            if partial is not None and not self._is_full():
+            if partial is not None and not partial.has(offset, len(content)):
                 partial.write(content, offset)
 
     def _read_part(self, part: Part) -> bytes | None:
@@ -371,18 +360,14 @@ class ShardCache:
             if partial is None:
                 limit = "" if self.limit is None else f" within disk_cache_gb={self.limit / 1e9:g}"
                 raise OSError(f"no room for further shards{limit}")
-            if not self._complete(name, partial):
-                self.given_up.add(name)
-            with self._changing:
-                del self.partial[name]
+            self._complete(name, partial)
 
-    def _complete(self, name: str, partial: "PartialShard") -> bool:
-        """Download the missing bytes of a shard; False if the shard in the bucket is missing or damaged."""
-        entry = self.shards[name]
+    def _complete(self, name: str, partial: "PartialShard") -> None:
+        """Download the missing bytes of a shard; warn if the shard in the bucket is missing or damaged."""
         try:
             for _ in range(TRIES):
                 while gaps := self._gaps(name, partial):
-                    if self._is_full():
+                    if self.limit is None and shutil.disk_usage(self.folder).free < SPARE:  # others write to it, too
                         raise OSError(f"less than {SPARE / 1e9:.0f} GB of the disk are free")
                     for gap, content in zip(gaps, self.shards_of.read_ranges(gaps), strict=True):
                         if content is None or len(content) < gap[2]:
@@ -391,19 +376,19 @@ class ShardCache:
                             partial.write(content, gap[1])
                 with partial.path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest == entry["sha256"]:
+                if digest == self.shards[name]["sha256"]:
                     os.fsync(partial.file)
                     partial.path.replace(self.folder / name)
-                    return True
+                    return
                 partial.parts.clear()  # each byte again
+            raise FileNotFoundError
         except FileNotFoundError:
-            pass
+            self.given_up.add(name)
+            warn(f"{self.bucket.path(name)} is missing or damaged: its images are read one by one.")
         finally:
             with self._changing:
-                self.partial[name] = None
+                del self.partial[name]
                 partial.remove()
-        warn(f"{self.bucket.path(name)} is missing or damaged: its images are read one by one.")
-        return False
 
     def _gaps(self, name: str, partial: "PartialShard") -> list[tuple[str, int, int]]:
         """Return the next bytes that a shard lacks, as `Bucket.read_ranges` takes them."""
@@ -418,14 +403,10 @@ class ShardCache:
         for partial in filter(None, self.partial.values()):
             partial.path.unlink(missing_ok=True)
 
-    def _is_full(self) -> bool:
-        """Check whether the disk has less than SPARE free, because others write to it, too."""
-        return self.limit is None and shutil.disk_usage(self.folder).free < SPARE
-
     def _make_room(self, size: int) -> bool:
         """Remove shards of other sets, as far as `size` bytes more need it; False if that is not enough."""
         held: dict[Path, os.stat_result] = {}
-        for path in itertools.chain(*(self.folder.parent.glob(f"*/{each}") for each in ("*.shard", ".*.shard.*.tmp"))):
+        for path in self.folder.parent.glob("*/.*.shard.*.tmp" if self.limit is None else "*/*.shard*"):
             with suppress(FileNotFoundError):
                 held[path] = path.stat()
         if self.limit is None:
