@@ -35,7 +35,9 @@ def name_of(root: Path) -> str:
 def check_name(root: Path, name: str) -> None:
     """End with an error if this cannot be the name of the package."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        sys.exit(f"error: {name} is not a valid package name: use lowercase letters, digits and _.")
+        sys.exit(f"error: {name} is not a valid package name: use lowercase letters, digits and _, no word of Python.")
+    if name == name_of(root):
+        sys.exit(f"error: {name} is the name already.")
     if importlib.util.find_spec(name) is not None or list(root.glob(f"{name}*")):
         sys.exit(f"error: {name} is the name of another package or file: choose another one.")
     if found := subprocess.run(

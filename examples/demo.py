@@ -1,15 +1,13 @@
 """Try a trained network in a browser: python examples/demo.py RUN [PORT]     (pip install 'alexlab[demo,explain]')
 
 RUN is a run's directory or name, latest, or a folder of `alexlab export format=hub`. The page takes an image, and shows
-the five most probable classes and the Grad-CAM of the first one. Only this machine can open it. Without PORT, it is
-7860 or the next free one.
+the five most probable classes and the Grad-CAM of the first one. Only this machine can open it.
 """
 
 import sys
 from pathlib import Path
 
 import gradio
-import torch
 
 import alexlab
 from alexlab.analysis import cam, drawing
@@ -28,7 +26,7 @@ except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 folder, logs = hub.folder_of(sys.argv[1]), ROOT / "logs"
-about = hub.read_config(folder) if folder else {"multilabel": config_of(find_run(sys.argv[1], logs)).data.multilabel}
+about = hub.read_config(folder) if folder else config_of(find_run(sys.argv[1], logs)).data.model_dump()
 
 
 def predict(path: str | None) -> tuple:
@@ -40,8 +38,7 @@ def predict(path: str | None) -> tuple:
     except decode.BrokenImageError as error:
         raise gradio.Error(error.reason.replace(path, Path(path).name), print_exception=False) from None
     images = transform.normalize(pixels[None])
-    with torch.no_grad():
-        logits = net(images)[0]
+    logits = net(images)[0].detach()
     values, best = (logits.sigmoid() if about.get("multilabel") else logits.softmax(0)).topk(min(5, len(classes)))
     top = {classes[k]: value for k, value in zip(best.tolist(), values.tolist(), strict=True)}
     try:
@@ -56,4 +53,7 @@ image.preprocess = lambda file: file and file.path  # the file itself, which is 
 cam_image = gradio.Image(label="Grad-CAM of the first class", format="png", buttons=["download", "fullscreen"])
 outputs = [gradio.Label(label="Classes"), cam_image, gradio.Markdown()]
 page = gradio.Interface(predict, image, outputs, live=True, flagging_mode="never", analytics_enabled=False)
-page.launch(server_name="127.0.0.1", server_port=int(sys.argv[2]) if len(sys.argv) > 2 else None)
+try:
+    page.launch(server_name="127.0.0.1", server_port=int(sys.argv[2]) if len(sys.argv) > 2 else None)
+except (OSError, ValueError):
+    sys.exit(f"error: PORT={sys.argv[2]} is in use, or is no port: give another, or none for the next free one.")

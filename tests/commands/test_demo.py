@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import command, tiny_train
+from conftest import ROOT, command, tiny_train
 from PIL import Image
 
 import alexlab
@@ -109,6 +110,18 @@ def test_a_vision_transformer_has_classes_and_the_reason_why_there_is_no_grad_ca
     assert found["classes"] == pytest.approx(dict(zip(classes, values, strict=True)), abs=1e-5)
     assert found["cam"] is None
     assert found["text"].startswith("Grad-CAM needs at least two convolutions")
+
+
+def test_a_port_that_is_in_use_or_none_is_an_error(tmp_path: Path) -> None:
+    run = ROOT / "tests/fixtures/runs/finished"
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        for port in (str(used.getsockname()[1]), "abc"):
+            done = command("examples/demo.py", str(run), port)
+            assert done.returncode == 1
+            assert done.stderr.splitlines()[-1] == (
+                f"error: PORT={port} is in use, or is no port: give another, or none for the next free one."
+            )
+            assert "Traceback" not in done.stderr
 
 
 def test_a_run_that_does_not_exist_is_an_error() -> None:

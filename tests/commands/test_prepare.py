@@ -125,7 +125,7 @@ def test_broken_files_are_skipped_counted_and_listed(photos: Path, tmp_path: Pat
     done = command("prepare", f"data.root={tmp_path / 'in'}", f"out={tmp_path / 'out'}", "num_workers=3")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "2 images could not be read and were skipped (prepared.json lists all):\n" in done.stderr
+    assert "2 images could not be read (prepared.json lists all). The copy can be used without them" in done.stderr
     for name in ("train/cat/0.jpg", "val/dog/2.jpg"):
         assert f"{tmp_path / 'in' / name} cannot be read as an image (" in done.stderr
     assert "train: 11 of 12 images" in done.stdout
@@ -378,3 +378,14 @@ def test_images_of_one_colour_have_no_std(tmp_path: Path) -> None:
 def test_a_preparation_needs_a_folder(photos: Path) -> None:
     with pytest.raises(UserError, match=r"^`out` is missing: give a new folder with out=PATH.$"):
         prepare(config_of(photos, None))
+
+
+def test_a_folder_that_is_not_prepared_is_no_prepared_data(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            photo(tmp_path / f"in/{split}/{name}/0.jpg")
+    done = command("train.py", *TINY, "data=prepared", f"data.root={tmp_path / 'in'}", "data.batch_size=2")
+    assert (done.returncode, done.stderr) == (
+        2, f"error: `data.root={tmp_path / 'in'}` has no prepared.json: give what alexlab prepare "
+        f"data.root={tmp_path / 'in'} out=PATH has written, or use data=folder.\n",
+    )  # fmt: skip

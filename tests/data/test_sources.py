@@ -424,6 +424,9 @@ def test_a_fold_is_a_whole_number(images: Path, tmp_path: Path) -> None:
 
 def test_a_table_that_cannot_be_read_is_an_error(images: Path, tmp_path: Path) -> None:
     root, target = str(images), SOURCES + "table.Table"
+    assert f"`data.file={tmp_path}` is a folder: give the table, a CSV, TSV or Parquet file." in refusal(
+        target, file=str(tmp_path), root=root
+    )
     assert f"`data.file=gone.csv`: {Path('gone.csv').absolute()} does not exist: give the table with" in refusal(
         target, file="gone.csv", root=root
     )
@@ -433,6 +436,8 @@ def test_a_table_that_cannot_be_read_is_an_error(images: Path, tmp_path: Path) -
         assert refusal(target, file=file, root=root, columns=named).endswith(
             f"has no column patient, but image, label: correct `data.columns.{column}=patient`, or set it to null."
         )
+    both = refusal(target, file=file, root=root, columns={"label": "klass"})
+    assert "has no column path and no column klass, but image, label: name another with" in both
     assert refusal(target, file=file, root=root, img_size=96) == (
         f"`data.img_size=96`: there is no such key, and {target} does not take it. Did you mean `data.image_size`?"
     )

@@ -109,7 +109,12 @@ def test_a_later_commit_of_the_template_is_merged_under_the_new_name(template: P
 
 def test_what_is_no_name_is_refused(template: Path) -> None:
     for name, sentence in (
-        ("My-Birds", "error: My-Birds is not a valid package name: use lowercase letters, digits and _."),
+        (
+            "My-Birds",
+            "error: My-Birds is not a valid package name: use lowercase letters, digits and _, no word of Python.",
+        ),
+        ("class", "error: class is not a valid package name: use lowercase letters, digits and _, no word of Python."),
+        ("alexlab", "error: alexlab is the name already."),
         ("torch", "error: torch is the name of another package or file: choose another one."),
         ("train", "error: train is the name of another package or file: choose another one."),
         ("pool", "where a later rename would replace it too: choose another one."),

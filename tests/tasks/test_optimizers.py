@@ -317,6 +317,12 @@ def test_an_optimizer_of_torch_or_timm_steps_with_our_groups_or_is_refused(targe
     assert moved[-2:] == [True, True]
 
 
+def test_a_misspelt_key_of_an_optimizer_is_answered_with_the_nearest() -> None:
+    settings = {"_target_": "torch.optim.SGD", "lrr": 1, "lr": 0.1, "weight_decay": 0.0}
+    with pytest.raises(UserError, match=r"settings: optimizer.lrr=1. Remove .* Did you mean `optimizer.lr`\?$"):
+        optim.build_optimizer(nn.Linear(2, 2), settings, 64)
+
+
 def test_keys_that_an_optimizer_does_not_have_are_an_error() -> None:
     """All at once, and the weight decay that it would ignore too."""
     message = (

@@ -135,7 +135,9 @@ def prepare(config: PrepareConfig) -> None:
     if broken:
         lines = "\n  ".join(list(broken.values())[:SHOWN])
         raise RunFailedError(
-            f"{len(broken)} images could not be read and were skipped ({prepared.ABOUT} lists all):\n  {lines}", 1
+            f"{counted(len(broken), 'image')} could not be read ({prepared.ABOUT} lists all). The copy can be used "
+            f"without them. To have them, replace the files and prepare again:\n  {lines}",
+            1,
         )
 
 

@@ -36,12 +36,13 @@ class Table:
         if of_classes and not multilabel:
             raise UserError("`data.columns.labels` is for images with any number of classes: add task=multilabel.")
         table = read(self.file)
-        for name in (column["path"], *(of_classes or [column["label"]])):
-            if name not in table:
-                raise UserError(
-                    f"{self.file} has no column {name}, but {listed(list(map(str, table)))}: name another with "
-                    "data.columns.path=NAME, data.columns.label=NAME or data.columns.labels=[NAME,...]."
-                )
+        needed = [column["path"], *(of_classes or [column["label"]])]
+        if absent := [str(name) for name in needed if name not in table]:
+            names = " and no column ".join(absent)
+            raise UserError(
+                f"{self.file} has no column {names}, but {listed(list(map(str, table)))}: name another with "
+                "data.columns.path=NAME, data.columns.label=NAME or data.columns.labels=[NAME,...]."
+            )
         for key in ("split", "fold", "group", "weight"):
             if column[key] not in (None, key, *table):  # the names in conf/data/table.yaml are optional
                 raise UserError(
@@ -115,6 +116,8 @@ def read(file: Path) -> Any:
     """Read a table of texts, without spaces around them or empty rows at the end. Raises UserError if it cannot."""
     import pandas as pd
 
+    if file.is_dir():
+        raise UserError(f"`data.file={file}` is a folder: give the table, a CSV, TSV or Parquet file.")
     if not file.is_file():
         raise UserError(f"`data.file={file}`: {file.absolute()} does not exist: give the table with data.file=PATH.")
     try:

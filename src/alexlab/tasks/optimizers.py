@@ -1,5 +1,6 @@
 """Optimizers with parameter groups for weight decay and learning rate; learning rate schedules by step."""
 
+import difflib
 import inspect
 import io
 import math
@@ -90,7 +91,9 @@ def build_optimizer(
     if unknown and isinstance(cls, type):
         shown = ", ".join(f"optimizer.{key}={wanted[key]}" for key in unknown)
         removed = " ".join(f"~optimizer.{key}" for key in unknown)
-        raise UserError(f"{name} does not take these settings: {shown}. Remove them with {removed}.")
+        near = difflib.get_close_matches(unknown[0], [*OUR_KEYS, *known], 1)
+        hint = f" Did you mean `optimizer.{near[0]}`?" if near else ""
+        raise UserError(f"{name} does not take these settings: {shown}. Remove them with {removed}.{hint}")
     try:
         optimizer = cls(groups, lr=lr, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:

@@ -71,6 +71,15 @@ class PreparedImages(ImageFolders):
             self.root = self.address  # type: ignore[assignment]  # a Path would have one slash
         self.disk_cache, self.disk_cache_gb = Path(disk_cache), disk_cache_gb
 
+    def read(self) -> "PreparedImages":
+        if self.address is None and self.root.is_dir() and not prepared.is_prepared(self.root):
+            raise UserError(
+                f"`data.root={self.root}` has no {prepared.ABOUT}: give what alexlab prepare data.root={self.root} "
+                "out=PATH has written, or use data=folder."
+            )
+        super().read()
+        return self
+
     def read_prepared(self) -> Mapping[str, Index] | None:
         if self.address is None:
             return super().read_prepared()
