@@ -385,7 +385,6 @@ def test_a_folder_that_is_not_prepared_is_no_prepared_data(tmp_path: Path) -> No
         for name in ("cat", "dog"):
             photo(tmp_path / f"in/{split}/{name}/0.jpg")
     done = command("train.py", *TINY, "data=prepared", f"data.root={tmp_path / 'in'}", "data.batch_size=2")
-    assert (done.returncode, done.stderr) == (
-        2, f"error: `data.root={tmp_path / 'in'}` has no prepared.json: give what alexlab prepare "
-        f"data.root={tmp_path / 'in'} out=PATH has written, or use data=folder.\n",
-    )  # fmt: skip
+    where = f"data.root={tmp_path / 'in'}"
+    rule = f"give what alexlab prepare {where} out=PATH has written, or use data=folder."
+    assert (done.returncode, done.stderr) == (2, f"error: `{where}` has no prepared.json: {rule}\n")
