@@ -69,7 +69,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             path.unlink()
     (copy / "docs/broken.md").write_text(BROKEN + WORKING)
     (package / "models/broken.py").write_text(MODULE)
-    words = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "docs", "html"]
+    words = [sys.executable, "-m", "sphinx", "--no-color", "--quiet", "--fail-on-warning", "docs", "html"]
     env = clean_env({"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"})
     return copy, subprocess.run(words, cwd=copy, env=env, capture_output=True, text=True, check=False, timeout=240)
 
