@@ -172,8 +172,15 @@ def test_a_run_in_a_bucket_is_read_and_resumed_on_another_machine(photos: Path, 
     assert shown.stdout.rstrip().endswith("mine")
     tested = command("eval.py", "run=mine", *on("three"))
     assert tested.returncode == 0, tested.stderr
+    assert f"copied to {logs}/train/runs/mine" in tested.stderr
+    results = {"eval.json", "eval.csv", "report.html", "temperature.json"}
+    assert results <= {*Bucket(f"{logs}/train/runs/mine").list()}
     predicted = command("predict", "run=latest", f"images={photos / 'val/a'}", *on("four"))
     assert predicted.returncode == 0, predicted.stderr
+    assert Bucket(f"{logs}/train/runs/mine").read("predictions.csv").startswith(b"path,rank,class,probability")
+    drawn = command("figures", "run=mine", "format=pdf", *on("one"))  # which has trained the run
+    assert drawn.returncode == 0, drawn.stderr
+    assert results <= {path.name for path in (tmp_path / f"one/s3/{logs[5:]}/train/runs/mine").iterdir()}
     longer = command("train.py", "resume=mine", "trainer.max_epochs=4", *on("five"))
     assert longer.returncode == 0, longer.stderr
     assert f"downloading {logs}/train/runs/mine to {tmp_path / 'five'}/s3/" in longer.stderr

@@ -19,7 +19,7 @@ from alexlab.engine import mirror
 from alexlab.engine.checkpoint_io import AtomicCheckpointIO, read_sums
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import RANK_LOCK, lock
-from alexlab.engine.mirror import Mirror, download_named, download_run, download_tables
+from alexlab.engine.mirror import Mirror, download_named, download_run, download_tables, upload
 from alexlab.engine.resume import newest_checkpoint
 from alexlab.engine.schema import PathsConfig
 from alexlab.engine.storage import Bucket
@@ -126,6 +126,52 @@ def test_what_is_newer_is_kept(paths: PathsConfig, tmp_path: Path) -> None:
     download_run(paths, run_dir)
     assert number_in(run_dir / "checkpoints/last.ckpt") == 8
     assert (run_dir / "metrics.csv").read_text() == "1\n3\n4\n5\n6\n7\n8\n"
+
+
+def test_what_a_command_writes_on_another_machine_comes_to_the_one_that_trained(
+    paths: PathsConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    (run_dir / "figures").mkdir()
+    for name in ("summary.json", "figures/filters.png", "eval.json"):
+        (run_dir / name).write_text("first")
+        os.utime(run_dir / name, (1e9, 1e9))  # servers have times in whole seconds
+    copying.finish()
+    other = machine(paths.logs, tmp_path / "two")
+    there = other.local / "train/runs/a"
+    download_run(other, there)
+    names = ["summary.json", "figures/filters.png", "figures/new.png", "eval.json", "report.html", "secret"]
+    for name in names:
+        (there / name).write_text("second")
+    upload(other, there, [there / name for name in names[:-1]] + [tmp_path / "outside"])
+    assert "secret" not in copying.bucket.list()
+    capsys.readouterr()
+
+    download_run(paths, run_dir)
+    assert {name: (run_dir / name).read_text() for name in names[:-1]} == {
+        "summary.json": "first",  # of the training, as this machine has written it
+        "figures/filters.png": "first",
+        "figures/new.png": "second",
+        "eval.json": "second",
+        "report.html": "second",
+    }
+    assert f"downloading {copying.bucket.address} to {run_dir} ..." in capsys.readouterr().err
+    download_run(paths, run_dir)
+    download_run(other, there)
+    assert capsys.readouterr().err == ""
+    (run_dir / "eval.json").write_text("third")
+    download_run(paths, run_dir)
+    assert (run_dir / "eval.json").read_text() == "third"
+
+
+def test_what_a_command_writes_stays_here_if_the_bucket_has_no_such_run(paths: PathsConfig, tmp_path: Path) -> None:
+    for run_dir in (paths.local / "train/runs/b", tmp_path / "b"):
+        run_dir.mkdir(parents=True)
+        (run_dir / "eval.json").touch()
+        upload(paths, run_dir, [run_dir / "eval.json"])
+    upload(PathsConfig(data="data", logs=str(tmp_path), scratch=str(tmp_path)), run_dir, [run_dir / "eval.json"])
+    assert Bucket(paths.logs).list() == {}
 
 
 def test_each_moment_of_a_copy_can_be_resumed(

@@ -185,11 +185,13 @@ def evaluate(config: EvalConfig) -> float:
     if report is not None and calibration is not None:
         print(f"calibration error {calibration.error:.4f}; with a temperature: {described(calibration)}")
     written = [run_dir / out, *([report] if report is not None else [])]
+    further = [(run_dir / out).with_suffix(".csv"), run_dir / TEMPERATURE]
     print(f"written to {' and '.join(map(run_dirs.shown, written))}", flush=True)
     if second is not None:
         about, sentence = compare_with(config, tested, predictions, run_dir, second, ckpt)
         run_dirs.write_json(run_dir / out, {**result, "against": about})
         print(sentence, flush=True)
+    mirror.upload(config.paths, run_dir, [*written, *further])
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
 
 

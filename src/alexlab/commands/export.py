@@ -103,6 +103,7 @@ def export(config: ExportConfig) -> None:
     size = f"{out.stat().st_size / 1e6:.1f} MB"
     print(f"{rundir.shown(out)}: {size}, {about['model']}, {len(classes)} classes, any batch size")
     print(f"{agreed}\ndocs/export.md shows how to use the file without this package", flush=True)
+    mirror.upload(config.paths, run_dir, [out])
 
 
 def export_folder(

@@ -30,7 +30,9 @@ def redraw(config: FiguresConfig) -> None:
     run_dir = run_dirs.find_run(config.run, config.paths.local, config.ckpt)
     refuse_link(run_dir / "figures")
     if config.cam is not None:
-        print(run_dirs.shown(draw_cam(config, run_dir)), flush=True)
+        path = draw_cam(config, run_dir)
+        print(run_dirs.shown(path), flush=True)
+        mirror.upload(config.paths, run_dir, [path])
         return
     media = Media(run_dir / "figures", weights=run_dirs.ckpt_of(run_dir, config.ckpt).name, kind=config.format)
     predictions = evaluate.Predictions(keep_logits=True)
@@ -45,6 +47,7 @@ def redraw(config: FiguresConfig) -> None:
             drawn.append(drawing.save(figure, run_dir / f"figures/{name}.{config.format}"))
     for path in [*media.written, *drawn]:
         print(run_dirs.shown(path), flush=True)
+    mirror.upload(config.paths, run_dir, [*media.written, *drawn])
 
 
 def draw_cam(config: FiguresConfig, run_dir: Path) -> Path:

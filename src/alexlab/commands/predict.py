@@ -128,6 +128,7 @@ def predict(config: PredictConfig) -> None:
     print("\n".join(lines))
     done = len(paths) - len(broken)
     print(f"{counted(done, 'image')}, {counted(topk, 'class')} each: {run_dirs.shown(out)}", flush=True)
+    mirror.upload(config.paths, run_dir, [out])
     if broken:
         listed = "\n  ".join(printable(line) for line in list(broken.values())[:SHOWN])
         listed += f"\n  ... ({len(broken) - SHOWN} more)" if len(broken) > SHOWN else ""

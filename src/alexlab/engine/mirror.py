@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -35,6 +36,7 @@ SEEN = ".seen"  # the hashes that the bucket listed for last.ckpt when the run w
 TRIES = 3
 CHECKPOINTS = (LAST, PREVIOUS, "best.ckpt")
 SKIPPED = {"wandb", "mlruns"}  # folders of loggers, which have servers of their own
+RESULT = re.compile(r"(eval|report|predictions|model|temperature)[\w.-]*")  # what commands write after the training
 
 
 class Mirror:
@@ -310,13 +312,13 @@ def download_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] =
     wanted = [name for name in checkpoints if f"checkpoints/{name}" in objects]
     if own:
         wanted = [name for name in wanted if not (folder / name).is_file()]
-    else:
-        for name, entry in objects.items():
-            if is_copied(PurePosixPath(name)) and not is_same(run_dir / name, entry):
-                if not has_said:
-                    say(f"downloading {bucket.address} to {run_dir} ...")
-                    has_said = True
-                download_file(bucket, name, run_dir / name, entry)
+    for name, entry in objects.items():
+        needed = is_result_of_another(name, run_dir / name, entry) if own else is_copied(PurePosixPath(name))
+        if needed and not is_same(run_dir / name, entry):
+            if not has_said:
+                say(f"downloading {bucket.address} to {run_dir} ...")
+                has_said = True
+            download_file(bucket, name, run_dir / name, entry)
     damaged = []
     for name in wanted:
         sums = read_sums(folder)
@@ -375,6 +377,27 @@ def download_file(bucket: Bucket, name: str, path: Path, entry: Entry) -> None:
 def is_same(path: Path, entry: Entry) -> bool:
     """Check whether a file was downloaded before, and has not changed in the bucket."""
     return path.is_file() and path.stat().st_size == entry.bytes and abs(path.stat().st_mtime - entry.time) < 1e-3
+
+
+def is_result_of_another(name: str, path: Path, entry: Entry) -> bool:
+    """Check for a file that a command of another machine has written into a run that this machine has trained."""
+    if not path.is_file():
+        return RESULT.fullmatch(name) is not None or name.startswith("figures/")
+    return RESULT.fullmatch(name) is not None and path.stat().st_mtime < entry.time
+
+
+def upload(paths: PathsConfig, run_dir: Path, files: Iterable[Path]) -> None:
+    """Copy files that a command has written into a run's directory to the bucket, if that has the run."""
+    if not is_address(paths.logs) or not run_dir.resolve().is_relative_to(paths.local.resolve()):
+        return
+    bucket = Bucket(address_of(paths, run_dir))
+    own = [path for path in files if path.is_relative_to(run_dir) and path.is_file()]
+    if own and bucket.entry("config.yaml") is not None:
+        for path in own:
+            bucket.write(name := path.relative_to(run_dir).as_posix(), path)
+            if (entry := bucket.entry(name)) is not None:
+                os.utime(path, (entry.time, entry.time))  # the file is not downloaded again, see `is_same`
+        say(f"copied to {bucket.address}")
 
 
 def download_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:
