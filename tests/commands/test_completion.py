@@ -41,14 +41,16 @@ def asked(folder: Path, program: str, *lines: str) -> list[list[str]]:
 def test_scripts(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text("from pathlib import Path\n\nPath(__file__).with_name('ran').touch()\n")
     other = os.path.relpath(tmp_path / "other.py", ROOT)
-    network, key, evaluation, _ = asked(
+    network, key, evaluation, _, data = asked(
         tmp_path, "python train.py", "python train.py model=alexnet_ca", "python train.py loss=focal optimizer.l",
-        "python eval.py run=latest cro", f"python {other} ",
+        "python eval.py run=latest cro", f"python {other} ", "python train.py data=",
     )  # fmt: skip
     assert network == ["model=alexnet_caffe"]
     assert {"optimizer.lr=", "optimizer.layer_decay="} <= {*key}
     assert all(each.startswith("optimizer.l") for each in key)
     assert evaluation == ["crops="]
+    assert "data=demo" in data
+    assert "data=_base" not in data
     assert not (tmp_path / "ran").exists(), "a script of somebody else, which Hydra's function would run"
 
 

@@ -56,6 +56,14 @@ def assert_no_run(folder: Path) -> None:
         (["run_dir=/x"], "`run_dir=/x` is filled in: choose a run directory with hydra.run.dir=PATH."),
         (["callbacks.mine={_target_: a.B}"], "there is no such key. `+callbacks.mine={_target_: a.B}` adds it."),
         (["my.note=1"], "`my.note=1`: there is no such key. `+my.note=1` adds it."),
+        (
+            ["trainer.maxepochs=3", "seed=1", "optimizer.lrr=1", "~logger.x"],
+            (
+                "3 values of the config are wrong:\n  `trainer.maxepochs=3`: there is no such key. Did you mean "
+                "`trainer.max_epochs`? `python train.py --help` lists all.\n  `optimizer.lrr=1`: there is no such key."
+            ),
+        ),
+        (["hydra.run.dir=/proc/x"], "/proc/x: nothing can be created in /proc: choose another place."),
         (["+foo=1", "+data.size=3"], "2 values of the config are wrong:\n  `data.size=3`: there is no such key."),
         # options
         (
@@ -140,6 +148,12 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         "experiment/no_package": "optimizer: {lr: 0.3}\n",
         "experiment/no_package_override": "defaults: [override /model: alexnet_bn]\noptimizer: {lr: 0.3}\n",
+        "experiment/arguments": (
+            "# @package _global_\noptimizer: {lrr: 0.1}\nloss: {smoothin: 0.2}\n"
+            "augment: {transforms: [{_target_: torchvision.transforms.v2.RandomInvert, pp: 1}]}\n"
+        ),
+        "experiment/marked": "\ufeff# @package _global_\noptimizer: {lr: 0.3}\n",
+        "experiment/group": "# @package _global_\ndefaults: [override /modl: alexnet_bn]\n",
         "experiment/resumes": "# @package _global_\nresume: {run: latest}\n",
         "augment/mine": "defaults: [_base]\ncustom: {x: 1}\n",
         "logger/mine": "defaults: [csv]\nmlflow: {_target_: mlflow.Logger}\n",
@@ -152,7 +166,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         path = conf / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return conf
 
 
@@ -177,6 +191,35 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
         ),
         (["experiment=no_package"], [f"`experiment=no_package`: {PACKAGE}"]),
         (["experiment=no_package_override"], [f"`experiment=no_package_override`: {PACKAGE}"]),
+        (
+            ["experiment=arguments", "+callbacks.x={_target_: alexlab.callbacks.grad_norm.GradNorm, evry: 3}"],
+            [
+                "4 values of the config are wrong:",
+                (
+                    "`loss.smoothin=0.2`: alexlab.tasks.losses.CrossEntropy has no argument of this name. Did you mean "
+                    "`loss.label_smoothing`? (CONF/experiment/arguments.yaml)"
+                ),
+                (
+                    "`optimizer.lrr=0.1`: torch.optim.SGD has no argument of this name. Did you mean `optimizer.lr`? "
+                    "(CONF/experiment/arguments.yaml)"
+                ),
+                (
+                    "`augment.transforms.0.pp=1`: torchvision.transforms.v2.RandomInvert has no argument of this name. "
+                    "Did you mean `augment.transforms.0.p`?"
+                ),
+                "`callbacks.x.evry=3`: alexlab.callbacks.grad_norm.GradNorm has no argument of this name. It takes no",
+            ],
+        ),
+        (["experiment=marked"], ["CONF/experiment/marked.yaml begins with a byte order mark: save it as UTF-8 with"]),
+        (
+            ["experiment=group"],
+            [
+                (
+                    "`override /modl` (CONF/experiment/group.yaml): there is no such group. Did you mean `override "
+                    "/model`? The groups are augment, callbacks, "
+                )
+            ],
+        ),
         (
             ["experiment=resumes", "-m", "seed=1,2"],
             ["`resume.run=latest` continues one run, and -m starts many: remove one of them."],

@@ -5,6 +5,7 @@ Lightning imported, so that `--help` and answers to most mistakes take half a se
 """
 
 import bdb
+import codecs
 import contextlib
 import difflib
 import importlib
@@ -47,6 +48,7 @@ from alexlab.engine.validation import (
     REPLACED,
     group_at,
     keys_of_schedule,
+    listed,
     nearest,
     reset,
     takes_text,
@@ -165,7 +167,7 @@ def _report(error: Any, words: list[str], jobs: "Jobs") -> int:
     elif isinstance(error, RunFailedError):
         text, code = str(error), error.code
     elif isinstance(error, (HydraException, OmegaConfBaseException, *of_yaml)) or "Config group override" in str(error):
-        text = hydra_mistake(error, command, words)
+        text = mistakes_of(error, command, words)
     elif text is None:
         print(printable(mask(short_traceback(error)), "\n\t"), file=sys.stderr, flush=True)
         return 1
@@ -234,14 +236,17 @@ COMPLETION = {"-sc", "--shell-completion"}
 
 
 def complete(jobs: "Jobs", words: list[str]) -> None:
-    """Print Hydra's completion for a shell, changed to run scripts of this project only; Hydra's runs any script."""
+    """Print Hydra's completion for a shell, changed to run scripts of this project only; Hydra's runs any script.
+
+    The files of conf/ that options extend, such as data/_base.yaml, are not suggested.
+    """
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             start(jobs, words)
     except ValueError:
         raise UserError(f"{' '.join(words)}: write -sc install=bash, install=zsh or install=fish.") from None
     script = printed.getvalue().replace('"@hydra.main" $file_path -q', f'"{__name__}" $file_path -q || return')
-    print(script.replace("@hydra.main", __name__), end="")
+    print(re.sub(r"\S+=_\w+\s", "", script.replace("@hydra.main", __name__)), end="")
 
 
 def train(*overrides: str) -> Path:
@@ -262,7 +267,7 @@ def train(*overrides: str) -> Path:
     except JobError as error:
         raise (UserError(mistake(error.error)) if isinstance(error.error, bdb.BdbQuit) else error.error) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(hydra_mistake(error, jobs.command, list(overrides))) from None
+        raise UserError(mistakes_of(error, jobs.command, list(overrides))) from None
     except SystemExit as error:
         raise RunFailedError(f"The run has stopped with exit code {error.code}.", 1) from None
     finally:
@@ -301,6 +306,7 @@ class Jobs:
             self.requeues = isinstance(config, schema.TrainConfig) and config.resume.requeue
             with self.recorder.waiting():
                 run = self.command.load()
+                check_arguments(self.command, composed, hydra_config)
             self.has_started = True
             return run(config)
         except Exception as error:
@@ -331,6 +337,7 @@ class Jobs:
             requeues = isinstance(config, schema.TrainConfig) and config.resume.requeue
             with self.recorder.waiting():
                 function = self.command.load()
+                check_arguments(self.command, composed, hydra_config)
             with sweep.as_trial(hydra_config, is_dry):
                 result = function(config)
             if result is None and "study_name" in hydra_config.sweeper and not is_dry:
@@ -652,21 +659,66 @@ def overrides_of(hydra_config: Any) -> list[str]:
 
 def checked_config(command: Command, plain: Plain, hydra_config: Any) -> Any:
     """Return the checked, frozen config of a job; raise UserError with all mistakes."""
-    options = {"": command.name, **_choices(hydra_config)}
+    return validate(command.model, plain, finder(command, hydra_config))
+
+
+def finder(command: Command, hydra_config: Any) -> Callable[[str], str | None]:
+    """Return the function that finds the yaml of a key among the chosen options of a job.
+
+    Raises:
+        UserError: a yaml begins with a byte order mark, which hides `# @package _global_` from Hydra.
+    """
+    files = list[tuple[str, Path]]()
+    for group, names in {"": command.name, **_choices(hydra_config)}.items():
+        for name in names if isinstance(names, list) else [names]:
+            paths = (folder / group / f"{name}.yaml" for folder in folders_of(sys.argv))
+            if (path := next((path for path in paths if path.is_file()), None)) is not None:
+                files.append((group, path))
+                if path.read_bytes().startswith(codecs.BOM_UTF8):
+                    raise UserError(f"{path} begins with a byte order mark: save it as UTF-8 without one.")
 
     def file_of(key: str) -> str | None:
         """Return the yaml of a chosen option that sets `key`; None if no file or several files set it."""
-        files = []
-        for group, names in options.items():
-            for name in names if isinstance(names, list) else [names]:
-                paths = (folder / group / f"{name}.yaml" for folder in folders_of(sys.argv))
-                path = next((path for path in paths if path.is_file()), None)
-                content: Any = None if path is None else configs.read(path)
-                if has(content, key) or (group and has(content, key.removeprefix(f"{group}."))):
-                    files.append(str(path))
-        return files[0] if len(files) == 1 else None
+        found = []
+        for group, path in files:
+            content: Any = configs.read(path)
+            if has(content, key) or (group and has(content, key.removeprefix(f"{group}."))):
+                found.append(str(path))
+        return found[0] if len(found) == 1 else None
 
-    return validate(command.model, plain, file_of)
+    return file_of
+
+
+def check_arguments(command: Command, composed: DictConfig, hydra_config: Any) -> None:
+    """Check the keys below each `_target_` of a training against the arguments of the class, before images are read.
+
+    Raises:
+        UserError: with all keys that no class takes. Classes that cannot be imported are reported when they are built.
+    """
+    if not issubclass(command.model, schema.TrainConfig):
+        return
+    from alexlab.engine import targets  # imports torch, which the command has imported
+
+    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    overridden, file_of = {key_of(word) for word in overrides_of(hydra_config)}, finder(command, hydra_config)
+    mistakes = []
+    for path, node in targets.nodes_in({key: plain[key] for key in plain if key not in ("data", "my")}):
+        name, above = str(node["_target_"]), ".".join(path)
+        with contextlib.suppress(Exception):
+            target = targets.locate(name, None)
+            for key in sorted({*node} - {*fields_of(group_at(command.model, path) or schema.Group)}):
+                if key.startswith("_") or targets.takes(target, key):
+                    continue
+                known = sorted(targets.names_of(name, None) - {"self", "params", "num_classes"})
+                hint = (
+                    _did_you_mean(key, known, f"`{above}.{{}}`") or f" It takes {', '.join(known) or 'no arguments'}."
+                )
+                word = f"{above}.{key}"
+                file = None if word in overridden else file_of(word)
+                where = f" ({file})" if file is not None else ""
+                mistakes.append(f"`{word}={shown(node[key])}`: {name} has no argument of this name.{hint}{where}")
+    if mistakes:
+        raise UserError(listed(mistakes))
 
 
 def _choices(hydra_config: Any) -> Plain:
@@ -783,6 +835,28 @@ def _did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
     return f" Did you mean {form.format(near[0])}?" if near else ""
 
 
+def mistakes_of(error: Exception, command: Command, words: list[str]) -> str:
+    """Return the message about Hydra's error, and about further keys among the overrides that do not exist."""
+    texts, left = [hydra_mistake(error, command, words)], words
+    while (key := _unknown_key(error)) is not None and any(key_of(word) == key for word in left):
+        left = [word for word in left if key_of(word) != key]
+        try:
+            compose(command, with_added_keys(left, command))
+            break
+        except Exception as further:
+            if _unknown_key(error := further) is not None:
+                texts.append(hydra_mistake(further, command, left))
+    return listed(texts)
+
+
+def _unknown_key(error: Exception) -> str | None:
+    """Return the key that does not exist, if that is what Hydra says."""
+    match = re.search(
+        r"Could not (?:override|delete from config\.) '([^'@]+)'|Key '([^']+)' is not in struct", str(error)
+    )
+    return match and (match[1] or match[2])
+
+
 def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     """Return Hydra's message about an override, or a sentence that names the nearest key or option."""
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error))
@@ -820,10 +894,8 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
         listed = f" The option{'s are' if len(known) > 1 else ' is'} {', '.join(known)}." if known else ""
         return f"`{group}={name}`: there is no such option.{hint}{listed}"
-    if match := re.search(
-        r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", text
-    ):
-        return _no_such_key(match[1] or match[2], command, words)
+    if (key := _unknown_key(error)) is not None:
+        return _no_such_key(key, command, words)
     if "Config group override" in text:
         for word in words:
             group, sign, value = word.partition("=")
@@ -840,6 +912,12 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
 def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     """Return the message for an override of an unknown key: which key is meant, or which keys the option has."""
     word = next((word for word in words if key_of(word) == key), key)
+    wanted = re.compile(rf"^[^#\n]*\boverride +/?{re.escape(key)}(@\S+)? *:", re.MULTILINE)
+    files = [] if word != key else [file for each in folders_of(words) for file in each.rglob("*.yaml")]
+    for file in (file for file in files if wanted.search(file.read_text(errors="replace"))):
+        known = groups_of(command)
+        hint = _did_you_mean(key, known, "`override /{}`")
+        return f"`override /{key}` ({file}): there is no such group.{hint} The groups are {', '.join(known)}."
     if key in REPLACED:
         return f"`{word}` {REPLACED[key]}"
     plain, choices = _chosen(command, words)

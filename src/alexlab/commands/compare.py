@@ -82,7 +82,8 @@ def show(config: Any) -> None:
     skipped += dict.fromkeys(problem for run in runs for problem in run.problems)  # such as a damaged metrics.csv
     images = list(dict.fromkeys(run.facts["images"] for run in runs if run.facts["images"]))
     if len(images) > 1:
-        notes.append(f"The list contains {len(images)} sets of images: where=images={images[0]} selects one.")
+        named = ", ".join(images[:8]) + (" ..." if len(images) > 8 else "")
+        notes.append(f"The list contains {len(images)} sets of images, {named}: where=images={images[0]} selects one.")
     # standard output gets nothing else if another program reads it
     stream = sys.stdout if config.format in ("table", "html") or out is not None else sys.stderr
     for line in [*notes, *(f"skipped: {line}" for line in skipped)]:

@@ -68,6 +68,8 @@ def mistake(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, bdb.BdbQuit):
         return "the debugger ended the run: q was entered, or standard input is not a terminal (remove breakpoint())."
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("/proc/"):
+        return f"{error.filename}: nothing can be created in /proc: choose another place."
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'a file or the output'}: {SYSTEM[error.errno]}"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser

@@ -19,7 +19,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -143,6 +143,17 @@ def check_targets(config: Any, trusted: Trusted = (), inside: bool = False) -> N
         _check_node(config, trusted)
     for value in config.values():
         check_targets(value, trusted, inside)
+
+
+def nodes_in(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield each mapping of plain values that has a `_target_`, with the path of keys, such as ("model", "net")."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield path, config
+        for key, value in config.items():
+            yield from nodes_in(value, (*path, str(key)))
+    for number, value in enumerate(config if isinstance(config, list) else ()):
+        yield from nodes_in(value, (*path, str(number)))
 
 
 def packages_to_allow(config: Any, allow: Sequence[str] = ()) -> set[str]:
@@ -361,10 +372,15 @@ def names_of(name: str, trusted: Trusted = ()) -> set[str]:
     for cls in inspect.getmro(target) if inspect.isclass(target) else ():
         if "__init__" in vars(cls):
             parameters = _parameters(vars(cls)["__init__"])
-            names |= set(parameters)
+            names |= _named(parameters)
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
                 return names
-    return names | set(_parameters(target))
+    return names | _named(_parameters(target))
+
+
+def _named(parameters: dict[str, inspect.Parameter]) -> set[str]:
+    """Return the names of parameters without those of *args and **kwargs."""
+    return {name for name, each in parameters.items() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

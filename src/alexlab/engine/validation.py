@@ -93,9 +93,14 @@ def validate(model: type[M], plain: Plain, file_of: Callable[[str], str | None] 
     """
     config, mistakes = check(model, plain, file_of)
     if config is None:
-        several = f"{len(mistakes)} values of the config are wrong:\n  " if len(mistakes) > 1 else ""
-        raise UserError(several + "\n  ".join(mistakes))
+        raise UserError(listed(mistakes))
     return config
+
+
+def listed(mistakes: list[str]) -> str:
+    """Return one message with all mistakes."""
+    several = f"{len(mistakes)} values of the config are wrong:\n  " if len(mistakes) > 1 else ""
+    return several + "\n  ".join(mistakes)
 
 
 def check(
