@@ -222,7 +222,10 @@ def test_two_runs_are_compared_on_the_same_images(run_dir: Path, data: Path, tmp
     result = result_of(run_dir)["against"]
     assert result.pop("p") == pytest.approx(p)
     assert result == about
-    assert f"only the other one on {only[1]}: p={p:.2g} (McNemar), " in done.stdout
+    about_noise = f"only the other one on {only[1]}: p={p:.2g} (McNemar), within noise"
+    assert f"against {other}: acc1 {about['acc1']:.4f}; only this run is right on " in done.stdout
+    assert f"{about_noise}.\n" in done.stdout
+    assert about_noise in (run_dir / "report.html").read_text()
     shutil.copytree(data, tmp_path / "fewer")
     next(tmp_path.glob("fewer/test/*/*.*")).unlink()
     plain = OmegaConf.load(other / "config.yaml")
@@ -233,6 +236,7 @@ def test_two_runs_are_compared_on_the_same_images(run_dir: Path, data: Path, tmp
     assert f"`against={other}`: {run_dir} was tested on 10 images and {other} on 9, which are not the sa" in done.stderr
     assert "acc1 " in done.stdout, "the run's own numbers are not lost"
     assert "against" not in result_of(run_dir)
+    assert "McNemar" not in (run_dir / "report.html").read_text()
     done = command("eval.py", f"run={run_dir}", "against=nope", f"paths.logs={tmp_path}")
     assert "`against=nope` is not a run's directory" in done.stderr
 

@@ -5,7 +5,6 @@ Only `curves` and `compare.load_runs` import pandas, which takes 0.4 s: the end 
 
 import copy
 import csv
-import difflib
 import glob
 import hashlib
 import json
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from alexlab.data.fingerprint import identities
 from alexlab.engine import config as configs
 from alexlab.engine import provenance
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, did_you_mean
 from alexlab.engine.files import is_training, locked_inodes, read_csv
 from alexlab.engine.metrics import lower_is_better
 from alexlab.engine.naming import run_name
@@ -190,8 +189,7 @@ def find(names: Iterable[str], logs: Path) -> tuple[list[Path], list[str]]:
         if not runs and name == "latest":
             runs = sorted(_below(str(logs), []), key=modified)[-1:]
         if not runs:
-            near = difflib.get_close_matches(name, {path.name for path in logs.glob("*runs/*")}, 2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            hint = did_you_mean(name, {path.name for path in logs.glob("*runs/*")}, most=2)
             problems.append(f"{name}: no run found.{hint}")
         run_dirs |= dict.fromkeys(run.resolve() for run in runs)
     return list(run_dirs), problems

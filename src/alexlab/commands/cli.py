@@ -7,7 +7,6 @@ Lightning imported, so that `--help` and answers to most mistakes take half a se
 import bdb
 import codecs
 import contextlib
-import difflib
 import importlib
 import io
 import itertools
@@ -17,7 +16,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from alexlab.commands import sweep
 from alexlab.engine import config as configs
 from alexlab.engine import launcher, schema
 from alexlab.engine.config import CONF, ROOT, Plain
-from alexlab.engine.errors import RunFailedError, UserError, mistake, short_traceback
+from alexlab.engine.errors import RunFailedError, UserError, did_you_mean, mistake, short_traceback
 from alexlab.engine.overrides import has, in_quotes, key_of, shown, split_list
 from alexlab.engine.process import complete_environment, importing, leave, read_env
 from alexlab.engine.schema import fields_of
@@ -109,7 +108,7 @@ def main() -> None:
         run(verb)
         return
     if verb not in ("--help", "-h"):
-        print(f"error: alexlab {verb}: there is no such command.{_did_you_mean(verb, COMMANDS)}", file=sys.stderr)
+        print(f"error: alexlab {verb}: there is no such command.{did_you_mean(verb, COMMANDS)}", file=sys.stderr)
     lines = [f"  {name:10} {_summary(name)}" for name in COMMANDS]
     print("alexlab COMMAND key=value ...  (alexlab COMMAND --help shows its keys)\n\n" + "\n".join(lines), flush=True)
     sys.exit(0 if verb in ("--help", "-h") else 2)
@@ -710,9 +709,7 @@ def check_arguments(command: Command, composed: DictConfig, hydra_config: Any) -
                 if key.startswith("_") or targets.takes(target, key):
                     continue
                 known = sorted(targets.names_of(name, None) - {"self", "params", "num_classes"})
-                hint = (
-                    _did_you_mean(key, known, f"`{above}.{{}}`") or f" It takes {', '.join(known) or 'no arguments'}."
-                )
+                hint = did_you_mean(key, known, f"`{above}.{{}}`") or f" It takes {', '.join(known) or 'no arguments'}."
                 word = f"{above}.{key}"
                 file = None if word in overridden else file_of(word)
                 where = f" ({file})" if file is not None else ""
@@ -830,11 +827,6 @@ def options(group: str, folders: list[Path]) -> list[str]:
     return sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
 
 
-def _did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {form.format(near[0])}?" if near else ""
-
-
 def mistakes_of(error: Exception, command: Command, words: list[str]) -> str:
     """Return the message about Hydra's error, and about further keys among the overrides that do not exist."""
     texts, left = [hydra_mistake(error, command, words)], words
@@ -889,7 +881,7 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         if group == "data" and (os.sep in name or name in (".", "..")):
             folder = f"data=folder {shlex.quote(f'data.root={name}')}"
             return f"`data={name}`: there is no such option. For a folder of images write `{folder}`."
-        hint = _did_you_mean(name, known, f"`{group}={{}}`")
+        hint = did_you_mean(name, known, f"`{group}={{}}`")
         if group == "model" and not hint:
             hint = f" Networks of torchvision and timm: model=torchvision model.name={name}."
         listed = f" The option{'s are' if len(known) > 1 else ' is'} {', '.join(known)}." if known else ""
@@ -916,7 +908,7 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     files = [] if word != key else [file for each in folders_of(words) for file in each.rglob("*.yaml")]
     for file in (file for file in files if wanted.search(file.read_text(errors="replace"))):
         known = groups_of(command)
-        hint = _did_you_mean(key, known, "`override /{}`")
+        hint = did_you_mean(key, known, "`override /{}`")
         return f"`override /{key}` ({file}): there is no such group.{hint} The groups are {', '.join(known)}."
     if key in REPLACED:
         return f"`{word}` {REPLACED[key]}"
@@ -940,9 +932,9 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     arguments = [] if deletes else _arguments(group, path[-1])
     known, form = arguments if isinstance(arguments, list) else [], f"`{deletes}{'.'.join((*path[:-1], '{}'))}`"
     near = nearest(command.model, plain, path)
-    hint = _did_you_mean(path[-1], [*group, *known], form) if known else ""
+    hint = did_you_mean(path[-1], [*group, *known], form) if known else ""
     hint = hint or (f" Did you mean `{deletes}{near}`?" if near not in (None, key) else "")
-    hint = hint or _did_you_mean(path[-1], group, form)
+    hint = hint or did_you_mean(path[-1], group, form)
     if not hint and path[0] in choices:
         keys = [name for name in group if name != "_target_"]
         hint = f" {path[0]}={choices[path[0]]} has {', '.join(keys) or 'no keys'}."

@@ -161,14 +161,21 @@ def evaluate(config: EvalConfig) -> float:
     if predictions.rows:
         result[f"acc1_interval{end}"] = accuracy_interval(predictions.hits, len(predictions.rows))
         write_predictions((run_dir / out).with_suffix(".csv"), predictions, names)
+    about, problem = {}, None
+    if second is not None:
+        try:
+            about = compare_with(config, tested, predictions, run_dir, second, ckpt)
+        except UserError as error:  # the results of this run are written and printed all the same
+            problem = error
     report = None
     if predictions.rows and config.report:
         report = (run_dir / out.replace("eval", "report")).with_suffix(".html")
         run_dirs.write_json(run_dir / out, result)  # whatever the report meets
         outputs = predictions.outputs
         calibration = calibrate(config, run_dir, tested, predictions, outputs)
-        result |= write_report(report, tested, outputs, calibration, media.mistakes, drawn, config.crops)
-    run_dirs.write_json(run_dir / out, result)
+        facts = {f"against {run_dirs.name_of(Path(about['run']))}": described_rival(about)} if about else {}
+        result |= write_report(report, tested, outputs, calibration, media.mistakes, drawn, config.crops, facts)
+    run_dirs.write_json(run_dir / out, result | ({"against": about} if about else {}))
 
     # print it
     print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
@@ -187,11 +194,11 @@ def evaluate(config: EvalConfig) -> float:
     written = [run_dir / out, *([report] if report is not None else [])]
     further = [(run_dir / out).with_suffix(".csv"), run_dir / TEMPERATURE]
     print(f"written to {' and '.join(map(run_dirs.shown, written))}", flush=True)
-    if second is not None:
-        about, sentence = compare_with(config, tested, predictions, run_dir, second, ckpt)
-        run_dirs.write_json(run_dir / out, {**result, "against": about})
-        print(sentence, flush=True)
+    if second is not None and about:
+        print(f"against {run_dirs.shown(second)}: {described_rival(about)}.", flush=True)
     mirror.upload(config.paths, run_dir, [*written, *further])
+    if problem is not None:
+        raise problem
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
 
 
@@ -265,8 +272,9 @@ def write_report(
     mistakes: Sequence[Mistake],
     drawn: dict[str, bytes],
     crops: int,
+    more: dict[str, str],
 ) -> dict[str, Any]:
-    """Write the page about a tested run; return the table of classes and the like for eval.json."""
+    """Write the page about a tested run, with `more` facts; return the table of classes and the like for eval.json."""
     from alexlab.analysis import cam, plots, report  # imports Matplotlib, which takes half a second
 
     run_dir, names, notes = path.parent, tested.data.readable_classes, []
@@ -307,6 +315,7 @@ def write_report(
     }
     if calibration is not None:
         facts["with a temperature"] = described(calibration)
+    facts |= more
     title = f"{run_dirs.name_of(run_dir)}: {tested.config.model.name} on {tested.config.data.name}"
     config = tested.config.model_dump(exclude_unset=True)
     page = report.page(title, facts, table, confused, pictures, config, notes)
@@ -331,8 +340,8 @@ def write_predictions(path: Path, predictions: Predictions, names: Sequence[str]
 
 def compare_with(
     config: EvalConfig, tested: Tested, predictions: Predictions, run_dir: Path, folder: Path, ckpt: str
-) -> tuple[dict[str, Any], str]:
-    """Test a second run on the same images; return the entry `against` of eval.json, and the sentence to print.
+) -> dict[str, Any]:
+    """Test a second run on the same images; return the entry `against` of eval.json.
 
     Raises:
         UserError: the runs have no predictions of one class per image, or other images.
@@ -354,11 +363,14 @@ def compare_with(
         )
     only = [sum(x[key] and not y[key] for key in x) for x, y in ((a, b), (b, a))]
     p, acc1 = mcnemar(*only), rival.hits / len(b)
-    sentence = (
-        f"against {names[1]}: acc1 {acc1:.4f}; only this run is right on {counted(only[0], 'image')}, only the other "
-        f"one on {only[1]:,}: p={p:.2g} (McNemar){', within noise' if p > NOISE else ''}."
-    )
-    return {"run": str(folder), "acc1": acc1, "only_this": only[0], "only_other": only[1], "p": p}, sentence
+    return {"run": str(folder), "acc1": acc1, "only_this": only[0], "only_other": only[1], "p": p}
+
+
+def described_rival(about: dict[str, Any]) -> str:
+    """Return the entry `against` of eval.json as a text."""
+    noise = ", within noise" if about["p"] > NOISE else ""
+    only = f"only this run is right on {counted(about['only_this'], 'image')}, only the other one on"
+    return f"acc1 {about['acc1']:.4f}; {only} {about['only_other']:,}: p={about['p']:.2g} (McNemar){noise}"
 
 
 def score(

@@ -1,6 +1,5 @@
 """Build the datamodule from the keys of conf/data: of a folder, or of the class that `_target_` names."""
 
-import difflib
 import inspect
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from alexlab.data.datamodule import ImageFolders
 from alexlab.data.items import ItemData
 from alexlab.data.own_module import OwnDataModule
 from alexlab.engine import targets
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, did_you_mean
 from alexlab.engine.schema import DataConfig, fields_of
 
 Data = ImageFolders | OwnDataModule
@@ -45,8 +44,7 @@ def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trust
     is_folder = inspect.isclass(target) and issubclass(target, ImageFolders)
     for key in settings:
         if key[0] != "_" and key not in names and (is_folder or not targets.takes(target, key)):
-            near = difflib.get_close_matches(key, [*ours, *names], 1)
-            hint = f" Did you mean `data.{near[0]}`?" if near else ""
+            hint = did_you_mean(key, [*ours, *names], "`data.{}`")
             raise UserError(f"`data.{key}={settings[key]}`: there is no such key, and {source} does not take it.{hint}")
     if is_folder:
         named = {key: value for key, value in ours.items() if key in inspect.signature(target).parameters}

@@ -1,11 +1,13 @@
 """The exceptions that a command prints on one screen, and how it prints them."""
 
 import bdb
+import difflib
 import errno
 import os
 import re
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -79,6 +81,12 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError) and error.errno and not error.filename:  # of os.getcwd
         return "the working directory was removed: cd to another one."
     return None
+
+
+def did_you_mean(name: str, known: Iterable[str], form: str = "{}", most: int = 1, least: float = 0.6) -> str:
+    """Return " Did you mean X or Y?" with at most `most` names of similarity `least` (difflib), in `form`, or ""."""
+    near = [form.format(each) for each in difflib.get_close_matches(name, known, most, least)]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def counted(number: int, noun: str) -> str:

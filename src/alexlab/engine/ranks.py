@@ -73,7 +73,8 @@ class Ranks:
             except BaseException as error:
                 is_mistake = isinstance(error, Exception) and mistake_of(error) is not None
                 code = 128 + error.number if isinstance(error, Preempted) else 2 if is_mistake else 1
-                self._send(key, {"code": code})
+                # ranks that wait already read it at once, and those that start just now need some seconds
+                self._send(key, {"code": code}, 3 if isinstance(error, (RankLostError, Preempted)) else 30)
                 raise
             self._send(key, {"value": value})
             return json.loads(json.dumps(value))  # as on all ranks
@@ -173,11 +174,11 @@ class Ranks:
         self.store.set(f"{key}/{self.rank}", json.dumps(value, default=str))
         return self.first(lambda: judge([self._receive(f"{key}/{rank}") for rank in range(self.size)]))
 
-    def _send(self, key: str, answer: Any) -> None:
+    def _send(self, key: str, answer: Any, seconds: float = 30) -> None:
         """Send an answer, and wait until it was read, because the store ends with the process of rank 0."""
         self.store.set(key, json.dumps(answer))
         with contextlib.suppress(RuntimeError):  # a rank is gone
-            self._receive(f"{key}/all", seconds=30)
+            self._receive(f"{key}/all", seconds)
 
     def _receive(self, key: str, seconds: float | None = None) -> Any:
         """Wait for a value. Unlike torch's own waiting, this lets signals be handled."""

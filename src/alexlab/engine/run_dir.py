@@ -1,7 +1,6 @@
 """Find and create the directory of a run, log to it, and read and write summary.json. Only rank 0 writes."""
 
 import contextlib
-import difflib
 import json
 import logging
 import math
@@ -16,7 +15,7 @@ from typing import Any
 from alexlab.engine import config as configs
 from alexlab.engine import launcher
 from alexlab.engine.config import Plain
-from alexlab.engine.errors import SYSTEM, UserError
+from alexlab.engine.errors import SYSTEM, UserError, did_you_mean
 from alexlab.engine.files import atomic_write, open_no_link
 from alexlab.engine.text import printable
 
@@ -52,8 +51,7 @@ def find_run(named: str, logs: Path, ckpt: str = "best", key: str = "run", start
         read = "init_from and alexlab.load read it if its config.json is complete."
         raise UserError(f"`{key}={named}` is a folder of format=hub, not a run. {read}")
     names = ["latest", *(path.name for kind in ("runs", "multiruns") for path in (logs / "train" / kind).glob("*"))]
-    near = difflib.get_close_matches(named, [name for name in names if name != named], n=2, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(named, [name for name in names if name != named], most=2)
     raise UserError(f"`{key}={named}` is not a run's directory (it has no config.yaml): give one, or latest.{hint}")
 
 

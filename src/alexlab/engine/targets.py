@@ -12,7 +12,6 @@ of a `_partial_` object (a call of an activation function takes 250 microseconds
 """
 
 import contextlib
-import difflib
 import functools
 import importlib
 import inspect
@@ -24,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, did_you_mean
 
 Trusted = Sequence[str] | None
 
@@ -305,8 +304,8 @@ def _build(node: Any, more: dict[str, Any], trusted: Trusted) -> Any:
         kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
         hint = " (the constructor of a network must take num_classes)" if "'num_classes'" in str(error) else ""
         unknown = next((key for key in kwargs if not takes(target, key)), "")
-        near = difflib.get_close_matches(unknown, names_of(name, trusted), 1)
-        hint = f". Did you mean {near[0]}?" if near else hint
+        near = did_you_mean(unknown, names_of(name, trusted))
+        hint = f".{near}" if near else hint
         raise UserError(f"{name} cannot be built from its settings: {kind}{error}{hint}") from error
     for module in made.modules() if isinstance(made, nn.Module) and trusted is not None else ():
         for part in (*module._modules, *module._parameters, *module._buffers):

@@ -1,6 +1,5 @@
 """Optimizers with parameter groups for weight decay and learning rate; learning rate schedules by step."""
 
-import difflib
 import inspect
 import io
 import math
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
-from alexlab.engine.errors import UserError
+from alexlab.engine.errors import UserError, did_you_mean
 from alexlab.engine.schema import mode_of
 from alexlab.engine.targets import Trusted, build, locate, names_of
 from alexlab.models.introspection import depths_of, head_of
@@ -91,8 +90,7 @@ def build_optimizer(
     if unknown and isinstance(cls, type):
         shown = ", ".join(f"optimizer.{key}={wanted[key]}" for key in unknown)
         removed = " ".join(f"~optimizer.{key}" for key in unknown)
-        near = difflib.get_close_matches(unknown[0], [*OUR_KEYS, *known], 1)
-        hint = f" Did you mean `optimizer.{near[0]}`?" if near else ""
+        hint = did_you_mean(unknown[0], [*OUR_KEYS, *known], "`optimizer.{}`")
         raise UserError(f"{name} does not take these settings: {shown}. Remove them with {removed}.{hint}")
     try:
         optimizer = cls(groups, lr=lr, **arguments)
