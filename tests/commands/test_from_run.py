@@ -289,6 +289,35 @@ def test_a_repeated_run_has_the_same_numbers(first: Path, tmp_path: Path) -> Non
     assert "differ first at step" in equal(first, third)
 
 
+def test_a_resumed_run_keeps_where_it_started(first: Path, shapes: Path, tmp_path: Path) -> None:
+    """Also if a yaml named it, and not the command line."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/starts.yaml").write_text(f"# @package _global_\ninit_from: {first}\n")
+    run_dir, further = tmp_path / "run", ["--config-dir", str(tmp_path)]
+    done = tiny_train(shapes, run_dir, *further, "experiment=starts", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    start = config_of(run_dir)["init_from"]
+    assert start == str(first / "checkpoints/best.ckpt")
+    done = command("train.py", f"resume={run_dir}", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert "initial weights: " not in done.stdout, "the checkpoint has them"
+    assert config_of(run_dir)["init_from"] == start
+    again = command("train.py", f"from_run={run_dir}", "dry_run=true", logs_of(first))
+    assert again.returncode == 0, again.stderr
+    assert f"initial weights: {start}" in again.stdout
+
+    # ckpt_path of another run
+    (tmp_path / "experiment/starts.yaml").write_text(f"# @package _global_\nckpt_path: {run_dir}\n")
+    second, words = tmp_path / "second", ["experiment=starts", "trainer.max_epochs=3"]
+    done = tiny_train(shapes, second, *further, *words)
+    assert done.returncode == 0, done.stderr
+    done = command("train.py", f"resume={second}", "trainer.max_epochs=4")
+    assert done.returncode == 0, done.stderr
+    assert f"ckpt_path={run_dir}/checkpoints/last.ckpt" in config_of(second)["overrides"]
+    done = command("train.py", f"resume={second}", "trainer.max_epochs=5", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_repeated_wandb_run_has_the_same_numbers(
     server: WandbServer, first: Path, shapes: Path, tmp_path: Path
 ) -> None:

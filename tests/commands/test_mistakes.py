@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import command, photo, tiny_train
+from conftest import ROOT, command, photo, tiny_train
 
 from alexlab.commands import cli
+
+EXTENDING = (ROOT / "docs/extending.md").read_text()
 
 
 def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
@@ -63,6 +65,17 @@ def assert_no_run(folder: Path) -> None:
                 "`trainer.max_epochs`? `python train.py --help` lists all.\n  `optimizer.lrr=1`: there is no such key."
             ),
         ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.patence=2"],
+            "callbacks.early_stopping is the value 10, with no keys below it: write callbacks.early_stopping=VALUE.",
+        ),
+        (
+            ["seed=1", "optimizer.lr", "=", "0.1"],
+            "`optimizer.lr =`: settings have no spaces around the =: write optimizer.lr=0.1.",
+        ),
+        (["model.mean=[123,117,104]"], "the net gets (pixel / 255 - mean) / std, so give numbers from 0 to 1: divide"),
+        (["model.std=[58,57,57]"], "`model.std=[58, 57, 57]`: the net gets (pixel / 255 - mean) / std, so give num"),
+        (["data=table", "data.file=x", "data.root=/tmp", "data.columns=x"], "`data.columns=x` must be a mapping, such"),
         (["hydra.run.dir=/proc/x"], "/proc/x: nothing can be created in /proc: choose another place."),
         (["+foo=1", "+data.size=3"], "2 values of the config are wrong:\n  `data.size=3`: there is no such key."),
         # options
@@ -117,6 +130,7 @@ def test_an_override_of_train_is_refused(words: list[str], part: str, tmp_path: 
             ["eval.py", "run=latst"],
             "`run=latst` is not a run's directory (it has no config.yaml): give one, or latest. ",
         ),
+        (["eval.py", "latest"], "`latest`: settings are written key=value, such as run=latest."),
         (["eval.py", "run=x", "checkpoint=best"], "`checkpoint=best`: there is no such key."),
         (["eval.py", "run=x", "trainer=cpu"], "has no options of trainer. Set one of its keys: accelerator, precision"),
         (["predict", "-m", "run=x", "images=a,b"], "all jobs: each would write over the results of the others: give"),
@@ -152,6 +166,18 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "# @package _global_\noptimizer: {lrr: 0.1}\nloss: {smoothin: 0.2}\n"
             "augment: {transforms: [{_target_: torchvision.transforms.v2.RandomInvert, pp: 1}]}\n"
         ),
+        "loss/empty": "",
+        "loss/nested": "tempered: {_target_: mypkg.Tempered}\n",
+        "task/misspelt": "_target: mypkg.Task\n",
+        "experiment/mapping": "# @package _global_\ndefaults:\n  override /model: alexnet_bn\n",
+        "experiment/package": "# @package global\ndefaults: [override /model: alexnet_bn]\n",
+        "experiment/bare": "# @package _global_\ndefaults: [model: alexnet_bn]\n",
+        "experiment/types": "# @package _global_\nseed: 3x\noptimizer: {lr: '0,01'}\n",
+        "augment/extends": "defaults: [base]\n",
+        "augment/mapping": "defaults: [_base]\ntransforms: {_target_: torchvision.transforms.v2.RandomInvert}\n",
+        "metrics/top": "_target_: torchmetrics.classification.MulticlassF1Score\n",
+        "callbacks/unindented": "defaults: [_base]\ntimer:\n_target_: lightning.Timer\n",
+        "scheduler/named": "_target_: torch.optim.lr_scheduler.StepLR\nstep_size: 2\nwarmup: 3\n",
         "experiment/marked": "\ufeff# @package _global_\noptimizer: {lr: 0.3}\n",
         "experiment/group": "# @package _global_\ndefaults: [override /modl: alexnet_bn]\n",
         "experiment/resumes": "# @package _global_\nresume: {run: latest}\n",
@@ -210,6 +236,36 @@ PACKAGE = "its yaml must begin with `# @package _global_`, or its keys have no e
                 "`callbacks.x.evry=3`: alexlab.callbacks.grad_norm.GradNorm has no argument of this name. It takes no",
             ],
         ),
+        (["loss=empty"], ["`loss=empty`: its yaml has no _target_ at the top: write `_target_: mypkg.MyClass`, and"]),
+        (["loss=nested"], ["`loss=nested`: its yaml has no _target_ at the top: write `_target_: mypkg.MyClass`, and"]),
+        (["task=misspelt"], ["`task=misspelt`: its yaml has no _target_ at the top: write `_target_: mypkg.MyClass`"]),
+        (["experiment=mapping"], ["`experiment=mapping`: each line below `defaults:` of its yaml begins with `- `."]),
+        (["experiment=package"], [f"`experiment=package`: {PACKAGE}"]),
+        (
+            ["experiment=bare"],
+            ["An option of /model is chosen in a yaml with `override /model: OPTION`, with overrid"],
+        ),
+        (
+            ["experiment=types"],
+            ["`seed=3x` must be a whole number. (CONF/experiment/types.yaml)", "number. (CONF/experiment/types.yaml)"],
+        ),
+        (["augment=extends"], ["`augment=base`: there is no such option. Did you mean `augment=basic`?"]),
+        (
+            ["augment=mapping"],
+            ["`augment=mapping`: its yaml has a mapping where conf/ has a list, or the reverse: en"],
+        ),
+        (["metrics=top"], ["Put it below a name of your choice: `mine: {_target_: torchmetrics.classification.Mu"]),
+        (
+            ["callbacks=unindented"],
+            [
+                "`callbacks.timer=null`: there is no such key. A callback of your own must be a mapping with a _targe",
+                "Put it below a name of your choice: `mine: {_target_: lightning.Timer}`. (CONF/callbacks/unindented.y",
+            ],
+        ),
+        (
+            ["scheduler=named"],
+            ["`scheduler.warmup=3`: torch.optim.lr_scheduler.StepLR has no argument of this name. It takes gamma, "],
+        ),
         (["experiment=marked"], ["CONF/experiment/marked.yaml begins with a byte order mark: save it as UTF-8 with"]),
         (
             ["experiment=group"],
@@ -250,6 +306,41 @@ def test_a_mistake_in_a_yaml_is_refused(words: list[str], sentences: list[str], 
     done = command("train.py", "--config-dir", str(conf), f"paths.logs={tmp_path}/logs", *words)
     assert_refused(done, *(sentence.replace("CONF", str(conf)) for sentence in sentences))
     assert_no_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["loss._target_=timm.loss.LabelSmoothingCrossEntropy", "+loss.smoothing=0.1"],  # of docs/extending.md
+        ["loss=focal", "loss._target_=torch.nn.CrossEntropyLoss", "~loss.gamma", "label_smoothing=0.1"],
+        ["task=multilabel", "loss._target_=torch.nn.BCEWithLogitsLoss", "--cfg", "job"],
+        ["scheduler=cosine", "optimizer=adamw", "+optimizer.eps=1e-6", "+metrics.f1={_target_: torchmetrics.F1Score}"],
+        ["augment.transforms=[{_target_: torchvision.transforms.v2.RandomInvert, p: 0.1}]", "logger=all"],
+        ["callbacks=[early_stopping,grad_norm]", "model=timm", "model.name=resnet10t", "+model.net.drop_rate=0.1"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_arguments_that_a_class_takes_are_not_refused(words: list[str], shapes: Path, tmp_path: Path) -> None:
+    assert "loss._target_=timm.loss.LabelSmoothingCrossEntropy '+loss.smoothing=0.1'" in EXTENDING
+    done = tiny_train(shapes, tmp_path / "run", *words, "dry_run=true")
+    assert done.returncode == 0, done.stderr
+
+
+def test_overrides_of_an_earlier_run_are_not_compared_with_todays_options(shapes: Path, tmp_path: Path) -> None:
+    done = tiny_train(shapes, tmp_path / "run", "loss=focal", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    done = command(
+        "train.py", f"from_run={tmp_path / 'run'}", "+loss.gamma=3", "dry_run=true", f"paths.logs={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_module_that_fails_at_import_is_imported_once(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "flaky.py").write_text("print('imported', flush=True)\nimport missing_dep\n")
+    words = [f"hydra.run.dir={tmp_path / 'run'}", "loss._target_=flaky.Loss", "data=folder", f"data.root={shapes}"]
+    done = command("train.py", *words, env={"PYTHONPATH": f"{tmp_path}:{ROOT}/src"})
+    assert_refused(done, "_target_=flaky.Loss: No module named 'missing_dep'; install what it needs.")
+    assert done.stdout.count("imported") == 1
 
 
 def test_keys_of_the_section_my_are_the_users_own(shapes: Path, tmp_path: Path) -> None:
@@ -371,7 +462,10 @@ def test_errors_of_the_disk_are_answered_without_a_traceback(
         (["experiment=tab"], "/tab.yaml, line 2: found character '\\t' that cannot start any token. Yaml is indented"),
         (["experiment=twice"], "/twice.yaml, line 3: found duplicate key seed. Yaml is indented with spaces, and has"),
         (["experiment=latin"], "/experiment/latin.yaml is not UTF-8: save it as UTF-8 in your editor."),
-        (["experiment=items"], "In 'experiment/items': ConfigTypeError raised while composing config:"),
+        (
+            ["experiment=items"],
+            "`experiment=items`: its yaml has a mapping where conf/ has a list, or the reverse: entries",
+        ),
         (["experiment=reference"], "`seed`: its ${...} cannot be read: check the brackets."),
         (
             ["experiment=adds"],

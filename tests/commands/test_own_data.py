@@ -232,7 +232,10 @@ def test_a_datamodule_is_divided_among_two_ranks(project: Path, tmp_path: Path) 
     ("words", "message"),
     [
         (["data=module", "+data.depth=3"], "`data.depth=3`: there is no such key, and mypkg.Module does not take it."),
-        (["data=mine", "data.root=/nowhere"], "mypkg.Mine has no training images"),
+        (
+            ["data=mine", "data.root=/nowhere"],
+            "mypkg.Mine has no training images (data.root=/nowhere): it has none for",
+        ),
     ],
 )
 def test_a_mistake_leaves_nothing_behind(words: list[str], message: str, project: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """mypkg/ and MYCONF/ with the files of both sections; path.py puts the folder on Python's path."""
     folder = tmp_path_factory.mktemp("own")
     sections = files_of("Optimizer"), files_of("Scheduler")
-    assert [len(files) for files in sections] == [2, 2]
+    assert [len(files) for files in sections] == [2, 3]
     parts = [files.pop("mypkg/parts.py") for files in sections]
     assert all(len(text.strip().splitlines()) <= 25 for text in [*parts, *sections[0].values(), *sections[1].values()])
     for name, text in {"mypkg/parts.py": "\n\n".join([*parts, KILLER]), **sections[0], **sections[1]}.items():

@@ -1,7 +1,9 @@
 """The first look at the images: pictures of one colour, and equal files."""
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,11 @@ from PIL import Image
 
 from alexlab.data import first_look
 from alexlab.data.folder import find_splits
+from alexlab.data.index import Index
+from alexlab.data.items import ItemData
 from alexlab.data.splits import cross_validation
+from alexlab.data.transforms import SampleTransform
+from alexlab.engine.errors import UserError
 
 
 @pytest.fixture
@@ -64,3 +70,40 @@ def test_files_with_the_same_bytes_are_found_across_splits_and_classes(root: Pat
         f"1 picture is in two classes, {same} {root}/train/cat/1.png and {root}/val/dog/9.png.",
     ]
     assert len(first_look.warnings_of(cross_validation(splits, 2, 0, seed=0))) >= 1, "of folds too"
+
+
+def test_a_class_that_ignores_the_split_is_noticed() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    pictures = {"train": noise[:30], "val": noise[30:]}
+
+    def made(parts: dict[str, np.ndarray]) -> dict[str, Index]:
+        """Build the splits of a class that returns images; the last one cannot be read."""
+
+        class Pictures:
+            def __init__(self, split: str) -> None:
+                self.pictures, self.targets = parts[split], [i % 2 for i in range(len(parts[split]))]
+
+            def __len__(self) -> int:
+                return len(self.pictures)
+
+            def __getitem__(self, i: int) -> tuple[object, int]:
+                if i == 3:
+                    raise OSError("broken")
+                return self.pictures[i], self.targets[i]
+
+        each: Any = {"train_transform": SampleTransform(8), "eval_transform": SampleTransform(8), "seed": 0}
+
+        def make(split: str) -> Any:
+            if split not in parts:
+                raise UserError("no such split") from KeyError(split)
+            return Pictures(split)
+
+        return ItemData(make, True, "own.Pictures", root="x", batch_size=4, **each).read().splits
+
+    assert first_look.warnings_of(made(pictures)) == []
+    both = {"train": noise, "val": noise}
+    (line,) = first_look.warnings_of(made(both))
+    pattern = (
+        r"Of the images that were compared, 39 are in two splits, such as own.Pictures\((\w+)\)\[(\d+)\] and own\..*"
+    )
+    assert re.fullmatch(pattern, line), line

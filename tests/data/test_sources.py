@@ -91,7 +91,7 @@ class Mine:
 
     def __init__(self, kind: str, count: int = 24, **more: Any) -> None:
         self.kind, self.labels = kind, [list(COLOURS)[i % 3] for i in range(count)]
-        self.targets = self.labels
+        self.targets, self.said = self.labels, None
         self.__dict__.update(more)
 
     def __len__(self) -> int:
@@ -99,13 +99,14 @@ class Mine:
 
     def __getitem__(self, i: int) -> tuple[Any, str]:
         array = np.full((20, 18, 3), COLOURS[self.labels[i]], np.uint8)
+        label = (self.said or self.targets)[i]
         if self.kind == "array":
-            return array, self.labels[i]
+            return array, label
         if self.kind == "pil":
-            return Image.fromarray(array), self.labels[i]
+            return Image.fromarray(array), label
         stream = io.BytesIO()
         Image.fromarray(array).save(stream, "PNG")
-        return stream.getvalue(), self.labels[i]
+        return stream.getvalue(), label
 
 
 @pytest.mark.parametrize("kind", ["array", "pil", "bytes"])
@@ -150,6 +151,34 @@ def test_another_key_error_in_the_constructor_is_an_error() -> None:
 
     with pytest.raises(UserError, match="file_name"):
         own(wrapped(broken), by_split=True).read()
+
+
+def test_an_error_for_one_split_names_the_rule() -> None:
+    def of_folder(split: str) -> Mine:
+        if split == "test":
+            raise FileNotFoundError("/photos/test")
+        return Mine("array", 12)
+
+    with pytest.raises(
+        UserError, match=r"split=test: .*/photos/test If such images do not exist, raise KeyError\(split\)"
+    ):
+        own(wrapped(of_folder), by_split=True).read()
+
+
+def test_targets_must_be_the_labels_of_the_images() -> None:
+    def read(targets: list[Any], said: list[Any]) -> Any:
+        return own(lambda: Mine("array", targets=targets, said=said, classes=list(COLOURS)), val_fraction=0.25).read()
+
+    names = list(COLOURS) * 8
+    for targets in (["cat", "dog", "cat"] * 8, [2, 1, 0] * 8):
+        with pytest.raises(UserError, match=r"has the label \w+, and its `targets` have \w+: give both in one"):
+            read(targets, names)
+    assert colours_fit(read([0, 1, 2] * 8, names)), "numbers instead of names"
+
+
+def test_a_key_split_of_the_yaml_is_refused() -> None:
+    with pytest.raises(UserError, match=r"`data.split=train` has no effect, because alexlab.*Arrays is built once for"):
+        data_of(SOURCES + "arrays.Arrays", root="/x", split="train")
 
 
 def test_splits_may_be_a_name_per_image() -> None:
@@ -390,12 +419,12 @@ def test_columns_for_sampling_are_kept_by_splits_and_preparation(images: Path, t
 
 
 BAD_TABLES = {
-    "cat/1.png,cat,x": "t.csv, line 3 (cat/1.png) has a split that is none of train, training, val, valid, validation,",
+    "cat/1.png,cat,x": "t.csv, line 3 (cat/1.png) has the split `x`, which is none of train, training, val, valid,",
     ",cat,train": "t.csv, line 3 has no path.",
     "cat/1.png,,train": "t.csv, line 3 (cat/1.png) has no label.",
     "cat/1.png,zebra,val": "t.csv, line 3 (cat/1.png): the label zebra must be one of the classes cat.",
     "cat/1.png,cat,val,x": "Expected 3 fields in line 3, saw 4",
-    "cat/1.png,cat": "t.csv, line 3 (cat/1.png) has a split that is none of",
+    "cat/1.png,cat": "t.csv, line 3 (cat/1.png) has the split ``, which is none of",
     "cat/99.png,cat,val": "t.csv, line 3 (cat/99.png) has a path that does not exist in data.root=",
     "cat,cat,val": "t.csv, line 3 (cat) has a path that does not exist in data.root=",
 }

@@ -15,7 +15,7 @@ import torch
 from conftest import wait_for
 from s3_server import Faults
 
-from alexlab.engine import mirror
+from alexlab.engine import mirror, storage
 from alexlab.engine.checkpoint_io import AtomicCheckpointIO, read_sums
 from alexlab.engine.errors import UserError
 from alexlab.engine.files import RANK_LOCK, lock
@@ -134,28 +134,30 @@ def test_what_a_command_writes_on_another_machine_comes_to_the_one_that_trained(
     copying, writer, run_dir = started(paths)
     write(writer, run_dir, 1)
     (run_dir / "figures").mkdir()
-    for name in ("summary.json", "figures/filters.png", "eval.json"):
+    for name in ("summary.json", "figures/filters.png", "figures/same.png", "eval.json"):
         (run_dir / name).write_text("first")
         os.utime(run_dir / name, (1e9, 1e9))  # servers have times in whole seconds
     copying.finish()
     other = machine(paths.logs, tmp_path / "two")
     there = other.local / "train/runs/a"
     download_run(other, there)
+    (there / "figures/same.png").write_text("equal")
     names = ["summary.json", "figures/filters.png", "figures/new.png", "eval.json", "report.html", "secret"]
     for name in names:
         (there / name).write_text("second")
-    upload(other, there, [there / name for name in names[:-1]] + [tmp_path / "outside"])
+    upload(other, there, [there / name for name in [*names[:-1], "figures/same.png"]] + [tmp_path / "outside"])
     assert "secret" not in copying.bucket.list()
     capsys.readouterr()
 
     download_run(paths, run_dir)
     assert {name: (run_dir / name).read_text() for name in names[:-1]} == {
         "summary.json": "first",  # of the training, as this machine has written it
-        "figures/filters.png": "first",
+        "figures/filters.png": "second",
         "figures/new.png": "second",
         "eval.json": "second",
         "report.html": "second",
     }
+    assert (run_dir / "figures/same.png").read_text() == "first", "of the same size: as the training has drawn it"
     assert f"downloading {copying.bucket.address} to {run_dir} ..." in capsys.readouterr().err
     download_run(paths, run_dir)
     download_run(other, there)
@@ -163,6 +165,24 @@ def test_what_a_command_writes_on_another_machine_comes_to_the_one_that_trained(
     (run_dir / "eval.json").write_text("third")
     download_run(paths, run_dir)
     assert (run_dir / "eval.json").read_text() == "third"
+    (there / "eval.json").write_text("fourth")  # on a machine that has not trained the run
+    download_run(other, there)
+    assert (there / "eval.json").read_text() == "fourth"
+
+
+def test_a_result_that_cannot_be_copied_is_a_warning(
+    paths: PathsConfig, proxy: Faults, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copying, writer, run_dir = started(paths)
+    write(writer, run_dir, 1)
+    copying.finish()
+    (run_dir / "eval.json").touch()
+    monkeypatch.setattr(storage, "PATIENCE", 0.2)
+    proxy.set("503")
+    upload(paths, run_dir, [run_dir / "eval.json"])
+    proxy.set("")
+    assert "warning: what was written stays on this machine: s3://tests/" in capsys.readouterr().err
+    assert "eval.json" not in copying.bucket.list()
 
 
 def test_what_a_command_writes_stays_here_if_the_bucket_has_no_such_run(paths: PathsConfig, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What a config may name as `_target_`, and what it may not."""
 
+import functools
 import inspect
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -474,6 +476,29 @@ def test_an_argument_that_a_class_does_not_take_is_answered_with_the_nearest() -
     assert targets.takes(lambda **more: None, "any")
     with pytest.raises(UserError, match=r"'hiden'. Did you mean hidden\?$"):
         targets.build_network({"_target_": name, "hiden": [9, 9]}, num_classes=2)
+
+
+def test_a_decorator_may_take_more_arguments_than_what_it_wraps() -> None:
+    def renames(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **more: Any) -> Any:
+            return function(*args, **{"new" if key == "old" else key: value for key, value in more.items()})
+
+        return wrapper
+
+    class Part:
+        @renames
+        def __init__(self, new: int) -> None:
+            pass
+
+    class Plain:
+        def __init__(self, new: int) -> None:
+            pass
+
+    for part in (Part, renames(lambda new: new)):
+        assert not targets.takes(part, "old")
+        assert targets.may_take(part, "old")
+    assert not targets.may_take(Plain, "old")
 
 
 def test_packages_that_another_command_must_allow_are_found() -> None:

@@ -137,7 +137,9 @@ TORCHS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # the class, its settings, and what the run's 4 epochs of 5 steps add to them
     ("MultiStepLR", {"milestones": [2, 4], "gamma": 0.5}, {}),
     ("LinearLR", {"start_factor": 0.1}, {}),
-    ("PolynomialLR", {"total_iters": 4, "power": 2.0}, {}),
+    ("PolynomialLR", {"total_iters": 3, "power": 2.0}, {}),
+    ("PolynomialLR", {}, {"total_iters": 4}),
+    ("PolynomialLR", {"interval": "step"}, {"total_iters": 20}),
     ("CosineAnnealingLR", {}, {"T_max": 4}),
     ("CosineAnnealingLR", {"T_max": 7}, {}),
     ("CosineAnnealingLR", {"interval": "step"}, {"T_max": 20}),

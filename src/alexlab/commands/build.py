@@ -456,7 +456,7 @@ def load_checkpoint(
 ) -> int | None:
     """Load the weights of `init_from`, or check that training can continue from `ckpt_path`; return the steps done."""
     allowed = (*config.allow, *(trusted or ()))  # the checkpoint may be somebody else's
-    if config.init_from is not None:
+    if config.init_from is not None and config.ckpt_path is None:
         ckpt = Path(config.init_from)
         new_head = load_initial_weights(task.net, ckpt, data.classes, config, allowed)
         if launcher.prints():
@@ -581,7 +581,8 @@ def build_callbacks(
     is_own = resume.is_own(config.ckpt_path, path)
     checkpointing = Checkpointing(folder, preemption, nan_guard, *every, plan.steps_per_epoch, is_own)
     callbacks += [nan_guard, preemption, checkpointing]
-    if config.init_from is not None and config.trainer.strategy != "fsdp":  # of which each rank reads the weights
+    starts_from = config.init_from if config.ckpt_path is None else None
+    if starts_from is not None and config.trainer.strategy != "fsdp":  # of which each rank reads the weights
         callbacks.append(SameWeights(ranks))
 
     # what is logged and shown, early stopping, averaged weights

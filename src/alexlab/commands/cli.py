@@ -5,7 +5,6 @@ Lightning imported, so that `--help` and answers to most mistakes take half a se
 """
 
 import bdb
-import codecs
 import contextlib
 import importlib
 import io
@@ -44,6 +43,7 @@ from alexlab.engine.sweeps import agent
 from alexlab.engine.text import printable
 from alexlab.engine.validation import (
     FILLED_IN,
+    RECIPES,
     REPLACED,
     group_at,
     keys_of_schedule,
@@ -165,7 +165,7 @@ def _report(error: Any, words: list[str], jobs: "Jobs") -> int:
         text, code = "interrupted.", 130
     elif isinstance(error, RunFailedError):
         text, code = str(error), error.code
-    elif isinstance(error, (HydraException, OmegaConfBaseException, *of_yaml)) or "Config group override" in str(error):
+    elif isinstance(error, (HydraException, OmegaConfBaseException, *of_yaml)) or OF_HYDRA.search(str(error)):
         text = mistakes_of(error, command, words)
     elif text is None:
         print(printable(mask(short_traceback(error)), "\n\t"), file=sys.stderr, flush=True)
@@ -197,6 +197,7 @@ def _of_all_ranks(text: str) -> str | None:
     return text
 
 
+OF_HYDRA = re.compile("Config group override|Invalid defaults list")  # errors that are no HydraException
 MISTAKE_MINUTES = 2  # for which a rank with a mistake waits for all ranks
 
 
@@ -470,11 +471,11 @@ def to_overrides(argv: list[str], command: Command) -> list[str]:
     printed = [flag for flag in flags if re.match("-c$|--cfg$|--cfg=|-h$|--help$", flag)]
     if not printed and (of_cfg := [flag for flag in flags if re.match("-p$|--package|--resolve", flag)]):
         raise UserError(f"{of_cfg[0]} is for --cfg job, which prints the config: add it.")
-    for number, word in enumerate(words[1:], 1):
-        before = words[number - 1]
+    for number, (before, word) in enumerate(itertools.pairwise(words), 1):
         if word[:1] == "=" or (before[-1:] == "=" and "=" not in word and word[:1] != "~"):
             whole = "".join(words[number - 1 : number + 1 + (word == "=")])
             raise UserError(f"`{before} {word}`: settings have no spaces around the =: write {shlex.quote(whole)}.")
+    for number, (before, word) in enumerate(itertools.pairwise(words), 1):
         if "=" in before and "=" not in word and not word.startswith("~"):
             rest_of_value = itertools.takewhile(lambda each: "=" not in each, words[number:])
             whole = ("" if before.endswith(",") else " ").join([before, *rest_of_value])
@@ -673,17 +674,19 @@ def finder(command: Command, hydra_config: Any) -> Callable[[str], str | None]:
             paths = (folder / group / f"{name}.yaml" for folder in folders_of(sys.argv))
             if (path := next((path for path in paths if path.is_file()), None)) is not None:
                 files.append((group, path))
-                if path.read_bytes().startswith(codecs.BOM_UTF8):
+                if re.match(rb"\xef\xbb\xbf\s*# *@package", path.read_bytes()):
                     raise UserError(f"{path} begins with a byte order mark: save it as UTF-8 without one.")
 
     def file_of(key: str) -> str | None:
-        """Return the yaml of a chosen option that sets `key`; None if no file or several files set it."""
-        found = []
+        """Return the yaml of a chosen option that sets `key`; None if no file sets it, or several ones do."""
+        setting = list[Path]()
         for group, path in files:
             content: Any = configs.read(path)
             if has(content, key) or (group and has(content, key.removeprefix(f"{group}."))):
-                found.append(str(path))
-        return found[0] if len(found) == 1 else None
+                setting.append(path)
+        recipes = [path for path in setting if path.parent.name in RECIPES]  # which come after the groups
+        setting = recipes or setting
+        return str(setting[0]) if len(setting) == 1 else None
 
     return file_of
 
@@ -692,9 +695,10 @@ def check_arguments(command: Command, composed: DictConfig, hydra_config: Any) -
     """Check the keys below each `_target_` of a training against the arguments of the class, before images are read.
 
     Raises:
-        UserError: with all keys that no class takes. Classes that cannot be imported are reported when they are built.
+        UserError: with all keys that no class takes; or a class cannot be imported.
     """
-    if not issubclass(command.model, schema.TrainConfig):
+    named = [composed.get(key) for key in ("from_run", "from_wandb")] + [OmegaConf.select(composed, "resume.run")]
+    if not issubclass(command.model, schema.TrainConfig) or any(named):  # another run's config is trained with
         return
     from alexlab.engine import targets  # imports torch, which the command has imported
 
@@ -703,12 +707,18 @@ def check_arguments(command: Command, composed: DictConfig, hydra_config: Any) -
     mistakes = []
     for path, node in targets.nodes_in({key: plain[key] for key in plain if key not in ("data", "my")}):
         name, above = str(node["_target_"]), ".".join(path)
-        with contextlib.suppress(Exception):
-            target = targets.locate(name, None)
-            for key in sorted({*node} - {*fields_of(group_at(command.model, path) or schema.Group)}):
-                if key.startswith("_") or targets.takes(target, key):
+        target = targets.locate(name, None)
+        with contextlib.suppress(Exception):  # of the user's signatures
+            ours = (
+                {"interval", "monitor"}
+                if path == ("scheduler",)
+                else fields_of(group_at(command.model, path) or schema.Group)
+            )
+            for key in sorted({*node} - {*ours}):
+                is_unset = node[key] is None and path == ("loss",)  # see build_loss
+                if key.startswith("_") or is_unset or targets.may_take(target, key):
                     continue
-                known = sorted(targets.names_of(name, None) - {"self", "params", "num_classes"})
+                known = sorted(targets.names_of(name, None) - {"self", "params", "num_classes", "optimizer"})
                 hint = did_you_mean(key, known, f"`{above}.{{}}`") or f" It takes {', '.join(known) or 'no arguments'}."
                 word = f"{above}.{key}"
                 file = None if word in overridden else file_of(word)
@@ -844,7 +854,7 @@ def mistakes_of(error: Exception, command: Command, words: list[str]) -> str:
 def _unknown_key(error: Exception) -> str | None:
     """Return the key that does not exist, if that is what Hydra says."""
     match = re.search(
-        r"Could not (?:override|delete from config\.) '([^'@]+)'|Key '([^']+)' is not in struct", str(error)
+        r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in struct", str(error)
     )
     return match and (match[1] or match[2])
 
@@ -858,6 +868,13 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
     if isinstance(error, UnicodeDecodeError):
         of = [file for each in folders for file in each.rglob("*.yaml") if error.object[:512] in file.read_bytes()]
         return f"{of[0] if of else 'a yaml'} is not UTF-8: save it as UTF-8 in your editor."
+    if match := re.search(r"Invalid defaults list in '([\w/]+)', defaults must be a list", text):
+        return f"`{match[1].replace('/', '=', 1)}`: each line below `defaults:` of its yaml begins with `- `."
+    if match := re.search(r"In '([\w/]+)': ConfigTypeError raised while composing config:\nCannot merge", text):
+        rule = "entries of a list begin with `- `, and those of a mapping do not"
+        return (
+            f"`{match[1].replace('/', '=', 1)}`: its yaml has a mapping where conf/ has a list, or the reverse: {rule}."
+        )
     if isinstance(cause := error.__cause__ or error, GrammarParseError):
         return f"`{cause.full_key}`: its ${{...}} cannot be read: check the brackets."
     if match := re.search("Ambiguous value for argument '(.*)'", text):
@@ -867,10 +884,14 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         return f"`{group}` is chosen twice: choose it once, without +, and in a yaml with `override /{group}: OPTION`."
     if match := re.search("(?:Could not override|is defined before) '(?:experiment|debug)/([^@']+)", text):
         return f"An option of /{match[1]} is chosen in a yaml with `override /{match[1]}: OPTION`, with the slash."
-    if match := re.search(r"Could not override '[\w/]+@(experiment|debug|sweep)\.", text):
-        chosen = next((word for word in words if word.lstrip("+").startswith(f"{match[1]}=")), match[1]).lstrip("+")
+    if match := re.search("Could not (?:find|load) '((?:experiment|debug)/([^'/]+))/", text):
+        group = match[2]
+        return f"An option of /{group} is chosen in a yaml with `override /{group}: OPTION`, with override and slash."
+    recipe = next((word for word in words if re.match(r"\+?(experiment|debug|sweep)=", word)), None)
+    if recipe is not None and re.search(r"Could not override '[\w/]+@", text):
+        chosen = recipe.lstrip("+")
         return f"`{chosen}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
-    if match := re.search(r"(?:Could not find|In '\w+': Could not load) '([^']+)'", text):
+    if match := re.search(r"(?:Could not find|In '[\w/]+': Could not load) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
         for word in words:  # an option may have a / itself
             if word.replace("=", "/", 1).lstrip("+") == match[1]:
@@ -887,7 +908,8 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
         listed = f" The option{'s are' if len(known) > 1 else ' is'} {', '.join(known)}." if known else ""
         return f"`{group}={name}`: there is no such option.{hint}{listed}"
     if (key := _unknown_key(error)) is not None:
-        return _no_such_key(key, command, words)
+        config = re.search(r"In '([\w/-]+)': Could not override", text)
+        return _no_such_key(key, command, words, config and config[1])
     if "Config group override" in text:
         for word in words:
             group, sign, value = word.partition("=")
@@ -895,20 +917,24 @@ def hydra_mistake(error: Exception, command: Command, words: list[str]) -> str:
                 return f"`{word}`: choose an option by its name: {', '.join(options(group, folders))}."
     if isinstance(error, OverrideParseException):
         reason = text.splitlines()[0]
+        if "run" in command.model.model_fields and "=" not in str(error.override):
+            return f"`{error.override}`: settings are written key=value, such as run={error.override}."
         return f"`{error.override}`: settings are written key=value; `{command.shown} --help` shows them ({reason})."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"`{error.full_key}`: {text.splitlines()[0]}."
     return "\n".join(text.splitlines()[:12])
 
 
-def _no_such_key(key: str, command: Command, words: list[str]) -> str:
-    """Return the message for an override of an unknown key: which key is meant, or which keys the option has."""
+def _no_such_key(key: str, command: Command, words: list[str], config: str | None = None) -> str:
+    """Return the message for an override of an unknown key: which key is meant, or which keys the option has.
+
+    `config` is the option whose yaml has it, such as experiment/mine; None for the command line.
+    """
     word = next((word for word in words if key_of(word) == key), key)
-    wanted = re.compile(rf"^[^#\n]*\boverride +/?{re.escape(key)}(@\S+)? *:", re.MULTILINE)
-    files = [] if word != key else [file for each in folders_of(words) for file in each.rglob("*.yaml")]
-    for file in (file for file in files if wanted.search(file.read_text(errors="replace"))):
+    if config is not None:  # a yaml chooses an option of a group that does not exist
         known = groups_of(command)
         hint = did_you_mean(key, known, "`override /{}`")
+        file = next((file for each in folders_of(words) if (file := each / f"{config}.yaml").is_file()), config)
         return f"`override /{key}` ({file}): there is no such group.{hint} The groups are {', '.join(known)}."
     if key in REPLACED:
         return f"`{word}` {REPLACED[key]}"
@@ -917,6 +943,8 @@ def _no_such_key(key: str, command: Command, words: list[str]) -> str:
     node, group = value_at(plain, path), value_at(plain, path[:-1]) or {}
     if not isinstance(group, dict):
         above = ".".join(path[:-1])
+        if above not in groups_of(command):
+            return f"`{word}`: {above} is the value {shown(group)}, with no keys below it: write {above}=VALUE."
         return f"`{word}`: a yaml sets {above} to `{group}`. It chooses an option with `override /{above}: OPTION`."
     if isinstance(node, dict):
         return f"`{word}`: {command.shown} has no options of {key}. Set one of its keys: {', '.join(node)}."

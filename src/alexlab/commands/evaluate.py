@@ -149,6 +149,7 @@ def evaluate(config: EvalConfig) -> float:
     metrics = {f"{key}{end}": value for key, value in tested.metrics.items()}
     result: dict[str, Any] = {
         "checkpoint": str(tested.checkpoint),
+        "sha256": hash_of(tested.checkpoint),
         "split": tested.data.test_split,
         "images": tested.images,
         "crops": config.crops,
@@ -161,21 +162,7 @@ def evaluate(config: EvalConfig) -> float:
     if predictions.rows:
         result[f"acc1_interval{end}"] = accuracy_interval(predictions.hits, len(predictions.rows))
         write_predictions((run_dir / out).with_suffix(".csv"), predictions, names)
-    about, problem = {}, None
-    if second is not None:
-        try:
-            about = compare_with(config, tested, predictions, run_dir, second, ckpt)
-        except UserError as error:  # the results of this run are written and printed all the same
-            problem = error
-    report = None
-    if predictions.rows and config.report:
-        report = (run_dir / out.replace("eval", "report")).with_suffix(".html")
-        run_dirs.write_json(run_dir / out, result)  # whatever the report meets
-        outputs = predictions.outputs
-        calibration = calibrate(config, run_dir, tested, predictions, outputs)
-        facts = {f"against {run_dirs.name_of(Path(about['run']))}": described_rival(about)} if about else {}
-        result |= write_report(report, tested, outputs, calibration, media.mistakes, drawn, config.crops, facts)
-    run_dirs.write_json(run_dir / out, result | ({"against": about} if about else {}))
+    run_dirs.write_json(run_dir / out, result)  # whatever the comparison and the report meet
 
     # print it
     print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
@@ -188,7 +175,23 @@ def evaluate(config: EvalConfig) -> float:
                 f"  {name:20} {value:.4f}" + (f"   (95 %: {interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
             )
     if skipped := result["skipped_images"]:
-        print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"))
+        print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"), flush=True)
+
+    # what takes longer
+    about, problem = {}, None
+    if second is not None:
+        try:
+            about = compare_with(config, tested, predictions, run_dir, second, ckpt)
+        except Exception as error:  # after the report, which does not need the other run
+            problem = error
+    report = None
+    if predictions.rows and config.report:
+        report = (run_dir / out.replace("eval", "report")).with_suffix(".html")
+        outputs = predictions.outputs
+        calibration = calibrate(config, run_dir, tested, predictions, outputs)
+        facts = {f"against {run_dirs.name_of(Path(about['run']))}": described_rival(about)} if about else {}
+        result |= write_report(report, tested, outputs, calibration, media.mistakes, drawn, config.crops, facts)
+    run_dirs.write_json(run_dir / out, result | ({"against": about} if about else {}))
     if report is not None and calibration is not None:
         print(f"calibration error {calibration.error:.4f}; with a temperature: {described(calibration)}")
     written = [run_dir / out, *([report] if report is not None else [])]

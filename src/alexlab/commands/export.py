@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from alexlab.analysis.intervals import accuracy_interval
 from alexlab.commands.build import build_data
-from alexlab.commands.evaluate import only_read
+from alexlab.commands.evaluate import hash_of, only_read
 from alexlab.commands.predict import Listed, find_images
 from alexlab.data import decode
 from alexlab.data.index import Index
@@ -33,6 +33,7 @@ from alexlab.engine.errors import RunFailedError, UserError, counted
 from alexlab.engine.metrics import is_always_one
 from alexlab.engine.overrides import by_key, command_line
 from alexlab.engine.schema import DataConfig, ExportConfig, TrainConfig
+from alexlab.engine.settings import is_own_checkpoint
 from alexlab.models.introspection import normalization
 from alexlab.tasks import hub
 from alexlab.tasks import load as loading
@@ -178,7 +179,8 @@ def classes_of(run_dir: Path, ckpt: str, root: str | None) -> tuple[str, dict[st
     """Return the split and the results of `alexlab eval` for each class of the run's own images; "" and {} without."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         result = json.loads((run_dir / "eval.json").read_text())
-        if (Path(result["checkpoint"]).name, result["root"], result["crops"]) == (f"{ckpt}.ckpt", root, 1):
+        is_of_ckpt = result["sha256"] == hash_of(rundir.ckpt_of(run_dir, ckpt))
+        if is_of_ckpt and (result["root"], result["crops"]) == (root, 1):
             return result["split"], result["classes"]
     return "", {}
 
@@ -193,7 +195,7 @@ def facts_of(run_config: TrainConfig, summary: dict[str, Any], about: dict[str, 
     name = Path(str(run_config.data.root)).name if run_config.data.name == "folder" else run_config.data.name
     versions = summary["versions"] | ({"timm": version("timm")} if about["is_timm"] else {})
     start = "published weights" if run_config.model.pretrained else "scratch"
-    if run_config.init_from or run_config.ckpt_path:
+    if run_config.init_from or (run_config.ckpt_path and not is_own_checkpoint(run_config.model_dump())):
         start = "the weights of another training"
     numbers = f"{epochs} epochs, seed {run_config.seed}, learning rate {summary.get('effective_lr')}"
     libraries = ", ".join(f"{key} {number}" for key, number in versions.items())

@@ -85,6 +85,8 @@ def repeat(today: Plain) -> Repeated | None:
     if is_own_checkpoint(run.config):  # resumed: the overrides name the checkpoint that the run first started from
         values = dict(str(text).split("=", 1) for text in run.config.get("overrides") or [] if "=" in str(text))
         for key in ("ckpt_path", "init_from"):
+            if key == "init_from" and run.config[key] not in (None, "latest"):  # older versions did not keep it
+                continue
             if values.get(key) == "latest":
                 raise UserError(f"{asked[0]} started from {key}=latest, which was another run then: use that one.")
             run.config[key] = None if values.get(key, "null") == "null" else values[key]

@@ -80,14 +80,15 @@ def find_start(config: TrainConfig) -> Start:
     plain["allow"] = allowed  # not what the config of a run says
 
     # init_from=, ckpt_path=: a file
-    if plain.get("init_from") and plain.get("ckpt_path"):
+    is_own = resume.is_own(plain.get("ckpt_path"), path)
+    if plain.get("init_from") and plain.get("ckpt_path") and not is_own:
         notes.append(f"note: init_from is ignored: ckpt_path={plain['ckpt_path']} has the weights to continue with.")
         plain["init_from"] = None
     teacher = plain.get("task", {}).get("teacher")
     if isinstance(teacher, str):
         plain["task"]["teacher"] = str(find_ckpt(teacher, "task.teacher", "best", logs, path))
     for key, ckpt in (("init_from", "best"), ("ckpt_path", "last")):
-        if plain.get(key) is not None and not resume.is_own(plain[key], path):
+        if plain.get(key) is not None and not is_own:
             plain[key] = str(find_ckpt(plain[key], key, ckpt, logs, path))
     if not (plain["resume"]["run"] and resume.holds_run(path)):
         run_dir.check_new(path)

@@ -16,10 +16,12 @@ import numpy as np
 
 from alexlab.data.fingerprint import sample
 from alexlab.data.index import Index
+from alexlab.data.items import UNREADABLE, ItemIndex, checksum
 
 PICTURES, FILES = 0.5, 1.5  # seconds
 PER_CLASS = 4  # pictures
 MOST_FILES = 50_000  # of a split, whose sizes are compared
+MOST_ITEMS = 200  # of a split, whose content is compared
 NARROW = 64  # values that all pictures have between them, apart from the 0.5 % of the lowest and of the highest
 FLAT = 2.0  # standard deviation of the pixels of each channel, 0 to 255; photographs have 10 and more
 
@@ -28,7 +30,7 @@ File = tuple[str, str, bytes]  # path, split, labels
 
 def warnings_of(splits: Mapping[str, Index]) -> list[str]:
     """Return a sentence for each thing that is rarely meant."""
-    return [*_flat_pictures(splits), *_equal_files(splits)]
+    return [*_flat_pictures(splits), *_equal_files(splits), *_equal_items(splits)]
 
 
 def _flat_pictures(splits: Mapping[str, Index]) -> Iterator[str]:
@@ -84,6 +86,28 @@ def _equal_files(splits: Mapping[str, Index]) -> Iterator[str]:
             first, second, *_ = found[0]
             count = f"{len(found):,} pictures are" if len(found) > 1 else "1 picture is"
             yield f"{count} {what}, with identical bytes, such as {first} and {second}."
+
+
+def _equal_items(splits: Mapping[str, Index]) -> Iterator[str]:
+    """Find images with the same content in different splits of a class by index, which may ignore `split`."""
+    indexes = dict[str, ItemIndex]()
+    with contextlib.suppress(OSError):
+        for split, index in splits.items():
+            if isinstance(index, ItemIndex) and len(index) and index.file(0) is None:
+                indexes[split] = index
+    rows = {split: sample(bytes(16), len(index), MOST_ITEMS).tolist() for split, index in indexes.items()}
+    seen, equal, end = dict[int, tuple[str, str]](), list[tuple[str, str]](), time.monotonic() + FILES
+    for step in itertools.zip_longest(*rows.values()):
+        for (split, index), i in zip(indexes.items(), step, strict=True):
+            if i is None or time.monotonic() > end:
+                continue
+            content = checksum(index.dataset, int(index.numbers[i]))
+            first, path = seen.setdefault(content, (split, index.path(i)))
+            if first != split and content != UNREADABLE:
+                equal.append((path, index.path(i)))
+    if equal:
+        a, b = equal[0]
+        yield f"Of the images that were compared, {len(equal):,} are in two splits, such as {a} and {b}."
 
 
 def _divided(group: list[File], key: Callable[[str], Hashable], end: float) -> Iterator[list[File]]:

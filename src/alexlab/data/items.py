@@ -21,6 +21,7 @@ from alexlab.data.index import Index
 from alexlab.engine import launcher
 from alexlab.engine.errors import UserError
 
+UNREADABLE = -1  # the checksum of an image that cannot be read
 HASHED = 256  # images in memory whose pixels or bytes are part of the fingerprint
 
 
@@ -99,7 +100,7 @@ def as_picture(image: Any, source: str) -> decode.AnyPicture:
 
 
 def checksum(dataset: Any, number: int) -> int:
-    """Return the size of a file, or a checksum of an image in memory; -1 if it cannot be read."""
+    """Return the size of a file, or a checksum of an image in memory; `UNREADABLE` if it cannot be read."""
     try:
         with decode.pillow_errors():
             image = dataset[number][0]
@@ -107,7 +108,7 @@ def checksum(dataset: Any, number: int) -> int:
                 return os.stat(image).st_size  # noqa: PTH116
             return zlib.crc32(image if isinstance(image, bytes) else np.asarray(image).tobytes())
     except OSError:
-        return -1
+        return UNREADABLE
 
 
 def encode(labels: Any, classes: Any, where: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -169,7 +170,10 @@ class ItemData(ImageFolders):
     def find_splits(self) -> dict[str, Any]:
         parts = self._built_by_split() if self.by_split else self._divided(self.make())
         if "train" not in parts:
-            raise UserError(f"{self.source} has no training images: it must have a split train.")
+            raise UserError(
+                f"{self.source} has no training images (data.root={self.root}): it has none for split=train, or raises "
+                "KeyError(split)."
+            )
         if "val" not in parts and self.val_fraction is None and self.folds is None:
             # an evaluation asks for `val_fraction`, to see if the split was random
             self.val_fraction = getattr(parts["train"].dataset, "val_fraction", None)
@@ -182,7 +186,8 @@ class ItemData(ImageFolders):
                 dataset = self.make(split=name)
             except UserError as error:
                 if not isinstance(error.__cause__, KeyError) or error.__cause__.args != (name,):
-                    raise
+                    hint = " If such images do not exist, raise KeyError(split)."
+                    raise UserError(f"split={name}: {error}{hint if name != 'train' else ''}") from error.__cause__
                 continue
             if name == "test" and {*map(str, getattr(dataset, "targets", None) or ["unknown"])} <= {"-1", "None"}:
                 if launcher.prints():
@@ -224,6 +229,14 @@ class ItemData(ImageFolders):
         if known is None and trained is not None and 0 < len(trained) < len(labels):
             _, known = encode([labels[i] for i in trained.tolist()], None, lambda i: where(int(trained[i])))
         targets, names = encode(labels, known, where)
+        given = getattr(dataset, "targets", None) is not None and len(labels)
+        for i in sorted({0, len(labels) // 3, len(labels) - 1}) if given else ():
+            with contextlib.suppress(OSError):  # a broken image
+                label = dataset[i][1]
+                if label is not None and (encode([label], names, where)[0][0] != targets[i]).any():
+                    raise UserError(
+                        f"{where(i)} has the label {label}, and its `targets` have {labels[i]}: give both in one order."
+                    )
         columns = {key: getattr(dataset, key, None) for key in COLUMNS}
         arrays: dict[str, Any] = {key: np.asarray(column) for key, column in columns.items() if column is not None}
         return ItemIndex(self.root, source, dataset, np.arange(len(dataset)), targets, names, **arrays)

@@ -62,8 +62,13 @@ def build_data(config: DataConfig, facts: dict[str, Any], trusted: targets.Trust
         module = targets.build(settings, trusted, {**known, **shares})
         of_module = {key: of_folder[key] for key in ("root", "batch_size", "num_classes", "class_names")}
         return OwnDataModule(module, source, **of_module, world_size=facts["world_size"])
+    by_split = "split" in inspect.signature(target).parameters
+    if by_split and "split" in settings:
+        raise UserError(
+            f"`data.split={settings['split']}` has no effect, because {source} is built once for each split: remove it."
+        )
     make = partial(targets.build, settings, trusted, known)
-    return ItemData(make, "split" in inspect.signature(target).parameters, source, **of_folder, **facts)
+    return ItemData(make, by_split, source, **of_folder, **facts)
 
 
 def need_index(data: Data, command: str) -> ImageFolders:

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Table:
         on_error: str = "raise",
     ) -> None:
         self.file, self.root = Path(file).expanduser(), str(root)
+        if not isinstance(columns or {}, Mapping):
+            raise UserError(f"`data.columns={columns}` must be a mapping, such as data.columns.path=NAME.")
         column = {key: key for key in ("path", "label", "split", "fold", "group", "weight")} | (columns or {})
         of_classes = list(column.pop("labels", None) or [])
         if of_classes and not multilabel:
@@ -55,7 +57,8 @@ class Table:
         self.splits = cells["split"].tolist() if "split" in cells else None
         if "split" in cells:
             known = cells["split"].str.lower().isin(list(SPELLINGS))
-            self._refuse(~known, f"a split that is none of {', '.join(SPELLINGS)}")
+            wrong = cells["split"].iloc[int(np.argmax(~known))]
+            self._refuse(~known, f"the split `{wrong}`, which is none of {', '.join(SPELLINGS)}")
         if on_error == "raise":  # of at most 10,000 images, because looking at a million takes long
             missing = np.zeros(len(table), bool)
             for i in sample(bytes(16), len(table)).tolist():

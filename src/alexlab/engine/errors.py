@@ -70,7 +70,7 @@ def mistake(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, bdb.BdbQuit):
         return "the debugger ended the run: q was entered, or standard input is not a terminal (remove breakpoint())."
-    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("/proc/"):
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("/proc/") and _is_of_mkdir(error):
         return f"{error.filename}: nothing can be created in /proc: choose another place."
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'a file or the output'}: {SYSTEM[error.errno]}"
@@ -81,6 +81,10 @@ def mistake(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError) and error.errno and not error.filename:  # of os.getcwd
         return "the working directory was removed: cd to another one."
     return None
+
+
+def _is_of_mkdir(error: BaseException) -> bool:
+    return any(frame.name == "mkdir" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def did_you_mean(name: str, known: Iterable[str], form: str = "{}", most: int = 1, least: float = 0.6) -> str:

@@ -313,7 +313,12 @@ def download_run(paths: PathsConfig, run_dir: Path, checkpoints: Iterable[str] =
     if own:
         wanted = [name for name in wanted if not (folder / name).is_file()]
     for name, entry in objects.items():
-        needed = is_result_of_another(name, run_dir / name, entry) if own else is_copied(PurePosixPath(name))
+        path = run_dir / name
+        needed = (
+            is_newer_result(name, path, entry)
+            if own or (path.is_file() and is_result(name))
+            else is_copied(PurePosixPath(name))
+        )
         if needed and not is_same(run_dir / name, entry):
             if not has_said:
                 say(f"downloading {bucket.address} to {run_dir} ...")
@@ -379,25 +384,38 @@ def is_same(path: Path, entry: Entry) -> bool:
     return path.is_file() and path.stat().st_size == entry.bytes and abs(path.stat().st_mtime - entry.time) < 1e-3
 
 
-def is_result_of_another(name: str, path: Path, entry: Entry) -> bool:
-    """Check for a file that a command of another machine has written into a run that this machine has trained."""
-    if not path.is_file():
-        return RESULT.fullmatch(name) is not None or name.startswith("figures/")
-    return RESULT.fullmatch(name) is not None and path.stat().st_mtime < entry.time
+def is_result(name: str) -> bool:
+    """Check for a file that a command writes into a run after the training."""
+    return RESULT.fullmatch(name) is not None or name.startswith("figures/")
+
+
+def is_newer_result(name: str, path: Path, entry: Entry) -> bool:
+    """Check for a result that a command of another machine has written, and that this machine lacks or has an older one
+    of. A figure of the same size is the same one, which the training has drawn and copied."""
+    if not is_result(name) or not path.is_file():
+        return is_result(name)
+    is_same_figure = name.startswith("figures/") and path.stat().st_size == entry.bytes
+    return path.stat().st_mtime < entry.time and not is_same_figure
 
 
 def upload(paths: PathsConfig, run_dir: Path, files: Iterable[Path]) -> None:
-    """Copy files that a command has written into a run's directory to the bucket, if that has the run."""
+    """Copy files that a command has written into a run's directory to the bucket, if that has the run.
+
+    A failure is a warning, because the command has done what it was asked for.
+    """
     if not is_address(paths.logs) or not run_dir.resolve().is_relative_to(paths.local.resolve()):
         return
     bucket = Bucket(address_of(paths, run_dir))
     own = [path for path in files if path.is_relative_to(run_dir) and path.is_file()]
-    if own and bucket.entry("config.yaml") is not None:
-        for path in own:
-            bucket.write(name := path.relative_to(run_dir).as_posix(), path)
-            if (entry := bucket.entry(name)) is not None:
-                os.utime(path, (entry.time, entry.time))  # the file is not downloaded again, see `is_same`
-        say(f"copied to {bucket.address}")
+    try:
+        if own and bucket.entry("config.yaml") is not None:
+            for path in own:
+                bucket.write(name := path.relative_to(run_dir).as_posix(), path)
+                if (entry := bucket.entry(name)) is not None:
+                    os.utime(path, (entry.time, entry.time))  # the file is not downloaded again, see `is_same`
+            say(f"copied to {bucket.address}")
+    except UserError as error:
+        say(f"warning: what was written stays on this machine: {error}")
 
 
 def download_named(paths: PathsConfig, named: str | None, ckpt: str = "") -> None:

@@ -74,7 +74,7 @@ class Ranks:
                 is_mistake = isinstance(error, Exception) and mistake_of(error) is not None
                 code = 128 + error.number if isinstance(error, Preempted) else 2 if is_mistake else 1
                 # ranks that wait already read it at once, and those that start just now need some seconds
-                self._send(key, {"code": code}, 3 if isinstance(error, (RankLostError, Preempted)) else 30)
+                self._send(key, {"code": code}, 5 if isinstance(error, (RankLostError, Preempted)) else 30)
                 raise
             self._send(key, {"value": value})
             return json.loads(json.dumps(value))  # as on all ranks

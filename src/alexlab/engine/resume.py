@@ -102,7 +102,13 @@ def resume_config(today: Plain) -> Resumed:
             )
         notes.append(f"resume=auto: {name} has no checkpoint yet: it starts again from scratch.")
         return Resumed(config, run_dir, notes=notes)
-    config |= {"init_from": None, "ckpt_path": str(ckpt_path)}
+    if (
+        before.get("ckpt_path")
+        and not is_own(before["ckpt_path"], run_dir)
+        and "ckpt_path" not in by_key(config["overrides"])
+    ):
+        config["overrides"].append(f"ckpt_path={shown(before['ckpt_path'])}")  # of a yaml; from_run reads it here
+    config["ckpt_path"] = str(ckpt_path)  # init_from stays, for from_run and compare
     finished = finished and not is_longer
     if finished and named != "auto":
         raise UserError(

@@ -30,6 +30,8 @@ Trusted = Sequence[str] | None
 # The folders of src/alexlab/ for code of your own. Other packages are allowed by `allow=[mypkg]`.
 OWN = ("alexlab.models", "alexlab.tasks", "alexlab.callbacks", "alexlab.optimizers")
 TASKS = ("alexlab.tasks",)  # of which only modules are allowed: some functions build what they are given
+# Parts of libraries that only `allow` allows: they may send files to any server, or read any file.
+PARTS = ("pytorch_lightning.loggers", "torchvision.datasets")
 # Of these libraries only networks, layers, losses, metrics, optimizers, schedulers, transforms and callbacks are
 # allowed: some functions load pickles.
 VISION = ("torchvision.models", "torchvision.transforms.v2")
@@ -161,9 +163,14 @@ def packages_to_allow(config: Any, allow: Sequence[str] = ()) -> set[str]:
         return set()
     values = config.values() if isinstance(config, dict) else config
     packages = set().union(*(packages_to_allow(value, allow) for value in values))
-    package = str(config.get("_target_", "")).partition(".")[0] if isinstance(config, dict) else ""
+    package = package_of(str(config.get("_target_", ""))) if isinstance(config, dict) else ""
     known = {name.partition(".")[0] for name in ALLOWED}
-    return packages | ({package} - {"", *known, *(name.partition(".")[0] for name in allow)})
+    return packages | ({package} - {"", *known, *allow, *(name.partition(".")[0] for name in allow)})
+
+
+def package_of(target: str) -> str:
+    """Return what `allow` must have for a target: the package, or one of `PARTS`."""
+    return next((part for part in PARTS if _is_in(target, (part,))), target.partition(".")[0])
 
 
 def _check_node(node: dict[str, Any], trusted: Trusted) -> None:
@@ -216,8 +223,7 @@ def _is_in(path: str, packages: tuple[str, ...]) -> bool:
 
 def _refusal(target: str, module: str | None = None) -> str:
     defined = f" (it is defined in {module})" if module else ""
-    loggers = "pytorch_lightning.loggers"  # they may send files to any server
-    package = loggers if _is_in(target, (loggers,)) else target.partition(".")[0]
+    package = package_of(target)
     is_library = package in sys.stdlib_module_names or any(_is_in(name, (package,)) for name in ALLOWED)
     hint = f" If you trust this run and {package}, add allow=[{package}], here or in conf/allow.yaml."
     return (
@@ -363,6 +369,17 @@ def takes(target: Callable[..., Any], name: str) -> bool:
     except ValueError:  # written in C, without a signature
         pass
     return True
+
+
+def may_take(target: Callable[..., Any], name: str) -> bool:
+    """Check whether a target may take this argument, also if a decorator handles it."""
+    if takes(target, name) or getattr(target, "__signature__", None) is not None:
+        return True
+    made = target.__init__ if inspect.isclass(target) else target
+    with contextlib.suppress(TypeError, ValueError):
+        parameters = inspect.signature(made, follow_wrapped=False).parameters.values()
+        return any(each.kind is each.VAR_KEYWORD for each in parameters) and hasattr(made, "__wrapped__")
+    return False
 
 
 def names_of(name: str, trusted: Trusted = ()) -> set[str]:

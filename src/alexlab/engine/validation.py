@@ -121,6 +121,13 @@ def check(
     except ValidationError as error:
         errors += error.errors(include_url=False, include_context=False, include_input=False)
     by_path, wrong = dict[KeyPath, list[Any]](), dict[KeyPath, str]()
+    for name in ("loss", "task"):
+        if value_at(plain, ("choices", name)) and isinstance(plain.get(name), dict) and "_target_" not in plain[name]:
+            option = value_at(plain, ("choices", name))
+            wrong[name, "_target_"] = (
+                f"`{name}={option}`: its yaml has no _target_ at the top: write `_target_: mypkg.MyClass`, and the "
+                "arguments of the class below it, none of them indented."
+            )
     for each in errors:
         by_path.setdefault(_path_of_key(model, each["loc"]), []).append(each)
     for path, about in by_path.items():
@@ -167,6 +174,9 @@ def _wrong_together(config: TrainConfig) -> Iterator[str]:
         count = 3 if numbers == "auto" else len(numbers)
         if count != channels and not (count == 3 and channels in (1, 4)):  # RGB's are converted, see `normalization`
             rule = f"give a list with one number for each channel of model.in_channels={channels}"
+            yield f"`model.{name}={shown(numbers)}`: {rule}."
+        if numbers != "auto" and max(numbers) > 1:
+            rule = "the net gets (pixel / 255 - mean) / std, so give numbers from 0 to 1: divide these by 255"
             yield f"`model.{name}={shown(numbers)}`: {rule}."
     if augment.pca and channels != 3:
         yield f"`augment.pca={augment.pca}` is noise of RGB, and model.in_channels={channels}: set augment.pca=0."
@@ -327,7 +337,9 @@ def _unknown(model: type[Group], plain: Plain, path: KeyPath) -> str:
     if "choices" in fields_of(model) and (path[0] in RECIPES or path == ("sweep", "hydra")):
         option = shown(value_at(plain, ("choices", path[0])) or "NAME")
         return f"`{path[0]}={option}`: its yaml must begin with `# @package _global_`, or its keys have no effect."
-    if near := nearest(model, plain, path):
+    if above in (("callbacks",), ("metrics",), ("logger",)) and name == "_target_":
+        return f"{text} Put it below a name of your choice: `mine: {{_target_: {shown(value)}}}`."
+    if (near := nearest(model, plain, path)) not in (None, _name(path)):
         return f"{text} Did you mean `{near}`?"
     if above in (("callbacks",), ("metrics",), ("logger",)):
         return f"{text} A {path[0].removesuffix('s')} of your own must be a mapping with a _target_."

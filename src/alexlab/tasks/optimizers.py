@@ -230,12 +230,13 @@ def build_own_scheduler(
 def lengths(settings: dict[str, Any], steps: int, steps_per_epoch: int, trusted: Trusted) -> dict[str, int]:
     """Return the arguments of the schedule `_target_` that follow from the length of the run, in units of `interval`.
 
-    `total_iters` is not among them: it is the length of a warm-up in LinearLR and ConstantLR.
+    `total_iters` is only that of PolynomialLR: it is the length of a warm-up in LinearLR and ConstantLR.
     """
     named = names_of(settings["_target_"], trusted)
     by_epoch, epochs = settings.get("interval") != "step", -(-steps // steps_per_epoch)
     total = epochs if by_epoch else steps
     known = {"total_steps": total, "T_max": total, "t_initial": total}
+    known |= {"total_iters": total} if settings["_target_"].endswith(".PolynomialLR") else {}
     if settings.get("warmup_prefix", "warmup_prefix" not in named):  # timm adds the warm-up to t_initial
         known["t_initial"] -= settings.get("warmup_t", 0)
     known |= {"epochs": epochs, "steps_per_epoch": 1 if by_epoch else steps_per_epoch}
