@@ -65,9 +65,10 @@ def data_in(path: Path) -> dict[str, Any]:
 
 
 def test_the_data_of_the_page(tmp_path: Path) -> None:
-    out, data = written(tmp_path, 3, "seeds=each")
+    out, data = written(tmp_path, 3, "seeds=each", "where=seed<9 and status=finished")
     group = data["groups"][0]
-    assert data["asked"] == f"alexlab compare runs={tmp_path / 'runs'} format=html out={out} seeds=each"
+    words = f"runs={tmp_path / 'runs'} format=html out={out} seeds=each 'where=seed<9 and status=finished'"
+    assert data["asked"] == f"alexlab compare {words}"
     assert data["x"] == "epoch"
     assert {"val/loss", "seconds", "val/acc1", "images_per_second"} & set(data["low"]) == {"val/loss", "seconds"}
     assert group["name"] == "r002%{y}"

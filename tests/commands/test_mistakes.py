@@ -76,6 +76,8 @@ def assert_no_run(folder: Path) -> None:
         (["model.mean=[123,117,104]"], "the net gets (pixel / 255 - mean) / std, so give numbers from 0 to 1: divide"),
         (["model.std=[58,57,57]"], "`model.std=[58, 57, 57]`: the net gets (pixel / 255 - mean) / std, so give num"),
         (["data=table", "data.file=x", "data.root=/tmp", "data.columns=x"], "`data.columns=x` must be a mapping, such"),
+        (["data.batch=8"], "`data.batch=8`: there is no such key. Did you mean `data.batch_size`?"),
+        (["allow=mypkg"], "`allow=mypkg` must be a list: write allow=[mypkg]."),
         (["hydra.run.dir=/proc/x"], "/proc/x: nothing can be created in /proc: choose another place."),
         (["+foo=1", "+data.size=3"], "2 values of the config are wrong:\n  `data.size=3`: there is no such key."),
         # options

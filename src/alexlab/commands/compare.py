@@ -1,6 +1,7 @@
 """`alexlab compare`: print a table of runs, write a page with curves, or check whether two runs are equal."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def show(config: Any) -> None:
     if config.format == "html":
         from alexlab.analysis import page  # imports Pillow
 
-        command = command_line("compare", *sys.argv[1:])
+        typed = [re.sub(r"^([\w.+]+=)'([^'\\]*)'$", r"\1\2", word) for word in sys.argv[1:]]  # without Hydra's quotes
+        command = command_line("compare", *typed)
         text = page.render(rows, sort, [*notes, *(f"skipped: {line}" for line in skipped)], command)
     elif config.format == "table":
         # a file or another program gets wide lines

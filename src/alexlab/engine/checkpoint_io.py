@@ -211,9 +211,7 @@ def load_plain(path: Path) -> dict[str, torch.Tensor] | None:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(
-            f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/last.ckpt."
-        )
+        raise UserError(f"{path} is not a file: give a checkpoint, such as <run dir>/checkpoints/last.ckpt.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load as read_weights

@@ -318,7 +318,8 @@ def _wrong(model: type[Group], plain: Plain, path: KeyPath, errors: list[Any]) -
     rules = list(dict.fromkeys(map(_rule, texts)))
     rules = [rule for rule in rules if rule != "a whole number" or "a number" not in rules]
     entry = next((f" in entry {part}" for part in errors[0]["loc"][len(path) :] if isinstance(part, int)), "")
-    return f"{setting} must be {' or '.join(rules)}{entry}."
+    fix = f": write {name}=[{shown(value)}]" if rules == ["a list"] and isinstance(value, str | int | float) else ""
+    return f"{setting} must be {' or '.join(rules)}{entry}{fix}."
 
 
 def _rule(message: str) -> str:
@@ -362,6 +363,8 @@ def nearest(model: type[Group], plain: Plain, path: KeyPath) -> str | None:
     group = plain.get(path[0])
     if isinstance(group, dict) and "_target_" in group and len(path) == 2:  # the keys of the option alone
         by_leaf, siblings = {}, siblings | {key: f"{above}.{key}" for key in group}
+    if len(longer := [key for leaf, key in siblings.items() if leaf.startswith(f"{name}_")]) == 1:  # batch: batch_size
+        return longer[0]
     for known, least in ((siblings, NEAR), (by_leaf, NEARER)):
         if near := difflib.get_close_matches(name, known, 1, least):
             return known[near[0]]
