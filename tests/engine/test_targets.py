@@ -508,3 +508,11 @@ def test_packages_that_another_command_must_allow_are_found() -> None:
     }
     assert targets.packages_to_allow(config) == {"mypkg", "b"}
     assert targets.packages_to_allow(config, ["mypkg.nets", "b"]) == set()
+    of_library = {"data": {"_target_": "torchvision.datasets.FakeData"}}
+    assert targets.packages_to_allow(of_library) == {"torchvision.datasets"}
+    assert targets.packages_to_allow(of_library, ["torchvision.datasets"]) == set()
+    with pytest.raises(
+        UserError, match=r"If you trust this run and torchvision.datasets, add allow=\[torchvision.data"
+    ):
+        targets.locate("torchvision.datasets.FakeData", ())
+    assert targets.locate("torchvision.datasets.FakeData", ["torchvision.datasets"]).__name__ == "FakeData"

@@ -254,6 +254,11 @@ class KeepsAFunction(lr_scheduler.LRScheduler):
     [
         ("torch.optim.lr_scheduler.StepLR", {"step_sze": 3}, "StepLR cannot be built from its settings: .*'step_sze'"),
         ("torch.optim.lr_scheduler.Steplr", {}, "lr_scheduler contains no Steplr: check the name"),
+        (
+            "torch.optim.lr_scheduler.StepLR",
+            {"step_size": "3"},
+            "StepLR fails in its first step: .*Check the values in",
+        ),
         ("torch.optim.lr_scheduler.ReduceLROnPlateau", {}, "`scheduler.monitor` is missing: torch.* needs a metric"),
         (
             "torch.optim.lr_scheduler.StepLR",

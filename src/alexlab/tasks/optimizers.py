@@ -199,15 +199,18 @@ def build_own_scheduler(
     """
     name, monitor = settings["_target_"], settings.get("monitor")
 
-    def with_optimizer(node: Any) -> Any:
+    def built(node: Any, of: torch.optim.Optimizer) -> Any:
         if isinstance(node, list):
-            return [with_optimizer(value) for value in node]
+            return [built(value, of) for value in node]
         if not isinstance(node, dict) or "_target_" not in node:
             return node
-        return build({key: with_optimizer(value) for key, value in node.items()}, trusted, {"optimizer": optimizer})
+        return build({key: built(value, of) for key, value in node.items()}, trusted, {"optimizer": of})
 
-    own = {key: with_optimizer(value) for key, value in settings.items() if key not in ("interval", "monitor")}
-    scheduler = build(own, trusted, known, optimizer=optimizer)
+    def built_for(of: torch.optim.Optimizer) -> Any:
+        own = {key: built(value, of) for key, value in settings.items() if key not in ("interval", "monitor")}
+        return build(own, trusted, known, optimizer=of)
+
+    scheduler = built_for(optimizer)
 
     # what a run needs of it
     is_schedule = all(hasattr(scheduler, part) for part in ("step", "state_dict", "load_state_dict"))
@@ -224,6 +227,14 @@ def build_own_scheduler(
     if monitor is not None and not metrics:
         raise UserError(f"`scheduler.monitor={monitor}` has no effect: {name} reads no metric. Remove the key.")
     check_state(name, scheduler.state_dict())
+    if name.startswith("torch.optim.lr_scheduler.") and not metrics:  # the constructors take any type of value
+        groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": group["lr"]} for group in optimizer.param_groups]
+        trial = built_for(toy := torch.optim.SGD(groups, momentum=0.9))
+        try:
+            toy.step()
+            trial.step()
+        except Exception as error:
+            raise UserError(f"{name} fails in its first step: {error}. Check the values in the yaml.") from error
     return scheduler
 
 
