@@ -164,18 +164,7 @@ def evaluate(config: EvalConfig) -> float:
         write_predictions((run_dir / out).with_suffix(".csv"), predictions, names)
     run_dirs.write_json(run_dir / out, result)  # whatever the comparison and the report meet
 
-    # print it
-    print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
-    crops = {1: "", 2: ", each and its mirror image", 10: ", ten crops each"}[config.crops]
-    print(f"{counted(tested.images, 'image')} of {result['split']}, {tested.checkpoint.name}{crops}")
-    for name, value in metrics.items():
-        if not is_always_one(name, [value], len(names)):
-            interval = result.get(f"acc1_interval{end}") if name == f"acc1{end}" else None
-            print(
-                f"  {name:20} {value:.4f}" + (f"   (95 %: {interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
-            )
-    if skipped := result["skipped_images"]:
-        print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"), flush=True)
+    print_metrics(run_dir, tested, result, config.crops)
 
     # what takes longer
     about, problem = {}, None
@@ -203,6 +192,21 @@ def evaluate(config: EvalConfig) -> float:
     if problem is not None:
         raise problem
     return tested.metrics.get("acc1", tested.metrics.get(tested.config.monitor.removeprefix("val/"), math.nan))
+
+
+def print_metrics(run_dir: Path, tested: Tested, result: dict[str, Any], crops: int) -> None:
+    """Print the metrics of a tested run, of which `result` is the content of eval.json."""
+    end = f"_{crops}crops" if crops > 1 else ""
+    print(f"run: {run_dirs.shown(run_dir)} ({run_dirs.read_summary(run_dir).get('status', 'running or killed')})")
+    each = {1: "", 2: ", each and its mirror image", 10: ", ten crops each"}[crops]
+    print(f"{counted(tested.images, 'image')} of {result['split']}, {tested.checkpoint.name}{each}")
+    for name, value in tested.metrics.items():
+        if not is_always_one(name, [value], len(tested.data.readable_classes)):
+            interval = result.get(f"acc1_interval{end}") if name == "acc1" else None
+            text = f"   (95 %: {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+            print(f"  {name + end:20} {value:.4f}{text}")
+    if skipped := result["skipped_images"]:
+        print(printable(f"skipped {counted(len(skipped), 'broken image')}: {', '.join(skipped[:5])}"), flush=True)
 
 
 def calibrate(
