@@ -138,7 +138,9 @@ def test_tasks_of_an_array_are_runs_that_resume_before_their_time_is_over(
     runs = [tmp_path / f"train/runs/slurm-{job}.0" for job in jobs]
     seeds = [yaml.safe_load((run / "config.yaml").read_text())["seed"] for run in runs]
     assert sorted(seeds) == [0, 1]
-    assert all((run / "train.log").read_text().count("queued job") == 1 for run in runs), "each task only itself"
+    for run in runs:  # a slow machine may have been asked to stop again before scancel
+        queued = re.findall(r"SLURM queued job (\w+) again", (run / "train.log").read_text())
+        assert len({*queued}) == 1, "each task only itself"
 
 
 def test_a_job_whose_node_fails_is_queued_again_by_slurm_and_resumes(

@@ -197,3 +197,23 @@ def test_a_task_of_an_array_queues_itself_alone(
         monkeypatch.setenv(key, value)
     assert launcher.requeue() == f"SLURM queued job {job} again"
     assert (tmp_path / "asked").read_text() == f"requeue {job}\n"
+
+
+@pytest.mark.parametrize(
+    ("ends", "printed"),
+    [
+        ("kill -TERM $$", "SLURM queued job 7 again"),  # by the requeue, which ends the processes of the job
+        ("echo no permission >&2; exit 1", "SLURM did not queue job 7 again: no permission"),
+        ("kill -KILL $$", "SLURM did not queue job 7 again: scontrol exited with -9"),
+    ],
+    ids=["ended by the requeue", "refused", "killed"],
+)
+def test_what_scontrol_answers_is_printed(
+    ends: str, printed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{ends}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    for key, value in {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert launcher.requeue() == printed

@@ -199,7 +199,7 @@ def requeue() -> str:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"SLURM could not be asked to queue job {job} again: scontrol requeue {job}: {error}"
-    if done.returncode:
+    if done.returncode and done.returncode != -signal.SIGTERM:  # which the requeue sends to all processes of the job
         why = done.stderr.strip() or f"scontrol exited with {done.returncode}"
         return f"SLURM did not queue job {job} again: {why}"
     return f"SLURM queued job {job} again"
