@@ -316,6 +316,7 @@ def test_a_mistake_in_a_yaml_is_refused(words: list[str], sentences: list[str], 
         ["loss._target_=timm.loss.LabelSmoothingCrossEntropy", "+loss.smoothing=0.1"],  # of docs/extending.md
         ["loss=focal", "loss._target_=torch.nn.CrossEntropyLoss", "~loss.gamma", "label_smoothing=0.1"],
         ["task=multilabel", "loss._target_=torch.nn.BCEWithLogitsLoss", "--cfg", "job"],
+        ["+my.loss=torch.nn.CrossEntropyLoss", "loss._target_=${my.loss}"],
         ["scheduler=cosine", "optimizer=adamw", "+optimizer.eps=1e-6", "+metrics.f1={_target_: torchmetrics.F1Score}"],
         ["augment.transforms=[{_target_: torchvision.transforms.v2.RandomInvert, p: 0.1}]", "logger=all"],
         ["callbacks=[early_stopping,grad_norm]", "model=timm", "model.name=resnet10t", "+model.net.drop_rate=0.1"],

@@ -703,29 +703,30 @@ def check_arguments(command: Command, composed: DictConfig, hydra_config: Any) -
     from alexlab.engine import targets  # imports torch, which the command has imported
 
     plain: Any = OmegaConf.to_container(composed, resolve=False)
-    overridden, file_of = {key_of(word) for word in overrides_of(hydra_config)}, finder(command, hydra_config)
-    mistakes = []
+    wrong = list[tuple[str, str]]()  # key and message
     for path, node in targets.nodes_in({key: plain[key] for key in plain if key not in ("data", "my")}):
         name, above = str(node["_target_"]), ".".join(path)
-        target = targets.locate(name, None)
+        if "${" in name:  # a reference, which is looked up when the class is built
+            continue
+        target, keys = targets.locate(name, None), {key for key in node if isinstance(key, str) and key[:1] != "_"}
+        if path == ("scheduler",):
+            keys -= {"interval", "monitor"}
+        elif (group := group_at(command.model, path)) is not None:
+            keys -= {*fields_of(group)}
+        if path == ("loss",):
+            keys = {key for key in keys if node[key] is not None}  # null is unset there
         with contextlib.suppress(Exception):  # of the user's signatures
-            ours = (
-                {"interval", "monitor"}
-                if path == ("scheduler",)
-                else fields_of(group_at(command.model, path) or schema.Group)
-            )
-            for key in sorted({*node} - {*ours}):
-                is_unset = node[key] is None and path == ("loss",)  # see build_loss
-                if key.startswith("_") or is_unset or targets.may_take(target, key):
-                    continue
-                known = sorted(targets.names_of(name, None) - {"self", "params", "num_classes", "optimizer"})
+            known = sorted(targets.names_of(name, None) - {"self", "params", "num_classes", "optimizer"})
+            for key in sorted(key for key in keys if not targets.may_take(target, key)):
                 hint = did_you_mean(key, known, f"`{above}.{{}}`") or f" It takes {', '.join(known) or 'no arguments'}."
-                word = f"{above}.{key}"
-                file = None if word in overridden else file_of(word)
-                where = f" ({file})" if file is not None else ""
-                mistakes.append(f"`{word}={shown(node[key])}`: {name} has no argument of this name.{hint}{where}")
-    if mistakes:
-        raise UserError(listed(mistakes))
+                text = f"`{above}.{key}={shown(node[key])}`: {name} has no argument of this name.{hint}"
+                wrong.append((f"{above}.{key}", text))
+    if wrong:
+        overridden, file_of = {key_of(word) for word in overrides_of(hydra_config)}, finder(command, hydra_config)
+        files = [None if key in overridden else file_of(key) for key, _ in wrong]
+        raise UserError(
+            listed([f"{text} ({file})" if file else text for (_, text), file in zip(wrong, files, strict=True)])
+        )
 
 
 def _choices(hydra_config: Any) -> Plain:
